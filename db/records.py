@@ -1,0 +1,102 @@
+"""What the queries return and take: plain frozen records, one per table, free of SQL.
+
+All moments are timezone-aware UTC `datetime`s; all ids are canonical UUID text.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from attrs import frozen
+
+
+@frozen
+class Project:
+    """A tenant: owns one provider key and any number of tokens. `api_key` is the sealed form."""
+
+    id: str
+    name: str
+    provider: str
+    api_key: str
+    api_key_last4: str
+    active: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+@frozen
+class Token:
+    """A withering token; its secret is known by the 32-byte SHA-256 `digest` only.
+
+    `max_requests` None means unlimited, `expires_at` None means never.
+    """
+
+    id: str
+    project_id: str
+    digest: bytes
+    last4: str
+    name: str
+    active: bool
+    expires_at: datetime | None
+    max_requests: int | None
+    request_count: int
+    created_at: datetime
+    updated_at: datetime
+    revoked_at: datetime | None
+    last_used_at: datetime | None
+
+
+@frozen
+class Worker:
+    """A server process that writes to the ledger, alive while `seen_at` is fresh."""
+
+    id: str
+    hostname: str
+    pid: int
+    version: str
+    started_at: datetime
+    seen_at: datetime
+
+
+@frozen
+class Reservation:
+    """A request that was admitted and counted, and is not settled yet."""
+
+    id: str
+    worker_id: str
+    token_id: str
+    project_id: str
+    provider: str
+    method: str
+    path: str
+    admitted_at: datetime
+
+
+@frozen
+class SettledRequest:
+    """One row of the ledger: a request that has ended, in whatever way.
+
+    `outcome` is one of ok, client_closed, upstream_error, upstream_timeout, proxy_error, void, unknown.
+    Durations are microseconds since admission. Token counts are None where the provider reported none.
+    """
+
+    id: str
+    worker_id: str
+    token_id: str
+    project_id: str
+    provider: str
+    method: str
+    path: str
+    outcome: str
+    status: int | None
+    model: str
+    streamed: bool
+    admitted_at: datetime
+    settled_at: datetime
+    first_byte_us: int | None
+    duration_us: int | None
+    request_bytes: int
+    response_bytes: int
+    input_tokens: int | None
+    output_tokens: int | None
+    cached_tokens: int | None

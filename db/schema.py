@@ -1,0 +1,131 @@
+"""The declared schema: what the migrations must arrive at.
+
+Ids are UUIDs in their canonical text form: readable in any SQL shell, and the same on every database.
+Moments are UTC with microseconds. Token digests are raw SHA-256 values.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, SmallInteger, Table
+
+from db.types import Code, Digest, Id, LongText, Moment, Name
+
+#: Names of constraints and indexes, fixed so that migrations can speak of them on every database.
+NAMING = {
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+metadata = MetaData(naming_convention=NAMING)
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Name, nullable=False, unique=True),
+    Column("provider", Code, nullable=False),
+    # The sealed form of the key (`enc:v2:…`, or `plain:…` where the operator allowed it), never the key itself.
+    Column("api_key", LongText, nullable=False),
+    Column("api_key_last4", Code, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("project_id", Id, ForeignKey("projects.id"), nullable=False, index=True),
+    Column("digest", Digest, nullable=False, unique=True),
+    # The last four characters of the secret, so that people can tell their tokens apart.
+    Column("last4", Code, nullable=False),
+    Column("name", Name, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("expires_at", Moment, nullable=True),
+    Column("max_requests", BigInteger, nullable=True),
+    # Requests admitted and not void: settled plus in flight (the ledger's invariant).
+    Column("request_count", BigInteger, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("updated_at", Moment, nullable=False),
+    Column("revoked_at", Moment, nullable=True),
+    Column("last_used_at", Moment, nullable=True),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("hostname", Name, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("version", Code, nullable=False),
+    Column("started_at", Moment, nullable=False),
+    Column("seen_at", Moment, nullable=False, index=True),
+)
+
+# Open reservations: one row per request that was admitted and is not settled yet. No foreign keys: the row must
+# outlive its worker's, and its churn is the database's hottest spot.
+in_flight = Table(
+    "in_flight",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("worker_id", Id, nullable=False, index=True),
+    Column("token_id", Id, nullable=False, index=True),
+    Column("project_id", Id, nullable=False),
+    Column("provider", Code, nullable=False),
+    Column("method", Code, nullable=False),
+    Column("path", LongText, nullable=False),
+    Column("admitted_at", Moment, nullable=False),
+)
+
+# Settled requests, append-only.
+requests = Table(
+    "requests",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("worker_id", Id, nullable=False),
+    Column("token_id", Id, nullable=False),
+    Column("project_id", Id, nullable=False),
+    Column("provider", Code, nullable=False),
+    Column("method", Code, nullable=False),
+    Column("path", LongText, nullable=False),
+    Column("outcome", Code, nullable=False),
+    # The status that the client got; null where none was sent.
+    Column("status", SmallInteger, nullable=True),
+    # The upstream's name of the model, empty where the response named none.
+    Column("model", Name, nullable=False),
+    Column("streamed", Boolean, nullable=False),
+    Column("admitted_at", Moment, nullable=False),
+    Column("settled_at", Moment, nullable=False),
+    # Microseconds since admission; null where it did not come to that.
+    Column("first_byte_us", BigInteger, nullable=True),
+    Column("duration_us", BigInteger, nullable=True),
+    Column("request_bytes", BigInteger, nullable=False),
+    Column("response_bytes", BigInteger, nullable=False),
+    # Token usage as the provider reported it; null where it reported none.
+    Column("input_tokens", BigInteger, nullable=True),
+    Column("output_tokens", BigInteger, nullable=True),
+    Column("cached_tokens", BigInteger, nullable=True),
+    # Ids are UUIDv7, so the order of ids is the order of time: it serves listing and pruning without a further index.
+    Index("ix_requests_token_id_id", "token_id", "id"),
+    Index("ix_requests_project_id_id", "project_id", "id"),
+)
+
+# Sums per hour, token and model; survives the pruning of `requests`. Counts every settled request that is not void.
+usage_hourly = Table(
+    "usage_hourly",
+    metadata,
+    Column("hour", Moment, primary_key=True),
+    Column("token_id", Id, primary_key=True),
+    Column("model", Name, primary_key=True),
+    Column("project_id", Id, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("errors", BigInteger, nullable=False),
+    Column("input_tokens", BigInteger, nullable=False),
+    Column("output_tokens", BigInteger, nullable=False),
+    Column("cached_tokens", BigInteger, nullable=False),
+    Index("ix_usage_hourly_token_id", "token_id"),
+    Index("ix_usage_hourly_project_id_hour", "project_id", "hour"),
+)
