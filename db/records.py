@@ -6,8 +6,13 @@ All moments are timezone-aware UTC `datetime`s; all ids are canonical UUID text.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Literal
 
 from attrs import frozen
+
+#: How a request ended. `void`: admitted, but no byte went upstream, so its count is given back.
+#: `unknown`: its worker died before it could say; counted as served.
+Outcome = Literal["ok", "client_closed", "upstream_error", "upstream_timeout", "proxy_error", "void", "unknown"]
 
 
 @frozen
@@ -76,7 +81,6 @@ class Reservation:
 class SettledRequest:
     """One row of the ledger: a request that has ended, in whatever way.
 
-    `outcome` is one of ok, client_closed, upstream_error, upstream_timeout, proxy_error, void, unknown.
     Durations are microseconds since admission. Token counts are None where the provider reported none.
     """
 
@@ -87,7 +91,7 @@ class SettledRequest:
     provider: str
     method: str
     path: str
-    outcome: str
+    outcome: Outcome
     status: int | None
     model: str
     streamed: bool

@@ -151,7 +151,9 @@ class InvalidPath(BadRequest):
     """A path that could mean different things to different readers; refused, never repaired."""
 
     code = "invalid_path"
-    default_message = "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators."
+    default_message = (
+        "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators."
+    )
 
 
 class InvalidJson(BadRequest):

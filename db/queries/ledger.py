@@ -1,0 +1,298 @@
+"""The ledger's statements: reservations, settlement, roll-up, heartbeats, the sweep, and the proof.
+
+Each function takes a connection inside a transaction and issues a fixed number of statements, whatever the number of
+rows. Locks are taken in one order everywhere: own reservations, tokens (by digest), then roll-up rows (by key).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from attrs import asdict, evolve, fields, frozen
+from sqlalchemy import bindparam, case, delete, func, insert, or_, select, update
+
+from db import dialects
+from db.records import Outcome, Project, Reservation, SettledRequest, Token, Worker
+from db.schema import in_flight, projects, requests, tokens, usage_hourly, workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+    from typing import Any
+
+    from sqlalchemy import Connection, Table
+
+
+@frozen
+class Imbalance:
+    """A token whose books do not agree: three figures that should be one."""
+
+    token_id: str
+    counter: int
+    settled: int
+    rolled_up: int
+    in_flight: int
+
+
+class ReservationsMissing(Exception):
+    """Some of the reservations to settle are not there: swept meanwhile, settled already, or never committed."""
+
+
+def _columns(table: Table, record: type) -> list[Any]:
+    return [table.c[field.name] for field in fields(record)]
+
+
+_TOKENS_BY_DIGEST = dialects.for_update(
+    select(*_columns(tokens, Token))
+    .where(tokens.c.digest.in_(bindparam("digests", expanding=True)))
+    .order_by(tokens.c.id)
+)
+_PROJECTS_BY_ID = select(*_columns(projects, Project)).where(projects.c.id.in_(bindparam("ids", expanding=True)))
+_RESERVE = insert(in_flight)
+_RELEASE = delete(in_flight).where(in_flight.c.id.in_(bindparam("ids", expanding=True)))
+_SETTLE = insert(requests)
+_COUNTED = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens")
+_ROLL_UP = dialects.upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=_COUNTED)
+
+
+def lock_tokens(connection: Connection, digests: Iterable[bytes]) -> dict[bytes, Token]:
+    """Read and lock the tokens that have these digests, until the transaction ends."""
+    rows = connection.execute(_TOKENS_BY_DIGEST, {"digests": sorted(set(digests))})
+    found = (Token(*row) for row in rows)
+    return {token.digest: token for token in found}
+
+
+def find_projects(connection: Connection, ids: Iterable[str]) -> dict[str, Project]:
+    """Read these projects as they are committed now."""
+    rows = connection.execute(_PROJECTS_BY_ID, {"ids": sorted(set(ids))})
+    found = (Project(*row) for row in rows)
+    return {project.id: project for project in found}
+
+
+def add_to_counters(connection: Connection, added: Mapping[str, int], used_at: datetime | None) -> None:
+    """Add to the request counters of tokens (by id; negative gives back), in one statement.
+
+    `used_at` becomes their `last_used_at`; None leaves it.
+    """
+    changes = {token_id: count for token_id, count in sorted(added.items()) if count}
+    if not changes:
+        return
+    amount = (
+        next(iter(changes.values()))
+        if len(set(changes.values())) == 1
+        else case(changes, value=tokens.c.id, else_=0)
+    )
+    values: dict[Any, Any] = {tokens.c.request_count: tokens.c.request_count + amount}
+    if used_at is not None:
+        values[tokens.c.last_used_at] = used_at
+    connection.execute(update(tokens).where(tokens.c.id.in_(list(changes))).values(values))
+
+
+def reserve(connection: Connection, reservations: Sequence[Reservation]) -> None:
+    """Write one row per admitted request."""
+    if reservations:
+        connection.execute(_RESERVE, [_as_row(reservation) for reservation in reservations])
+
+
+def settle(connection: Connection, settled: Sequence[SettledRequest]) -> None:
+    """Turn reservations into rows of the ledger.
+
+    The hourly sums are the caller's next step (`roll_up`), after it has locked the tokens.
+
+    Raises:
+        ReservationsMissing: not every reservation is there; roll back and use `settle_doubtful`.
+    """
+    if not settled:
+        return
+    released = connection.execute(_RELEASE, {"ids": [row.id for row in settled]})
+    if released.rowcount != len(settled):
+        raise ReservationsMissing
+    connection.execute(_SETTLE, [_as_row(row) for row in settled])
+
+
+def settle_doubtful(
+    connection: Connection, settled: Sequence[SettledRequest]
+) -> tuple[list[SettledRequest], list[SettledRequest]]:
+    """Settle where each reservation may be open, swept to `unknown`, settled before, or never committed.
+
+    Returns:
+        The rows that were written, and the `unknown` rows that they replaced (to be taken out of the roll-up).
+    """
+    ids = [row.id for row in settled]
+    open_ids = set(
+        connection.scalars(dialects.for_update(select(in_flight.c.id).where(in_flight.c.id.in_(ids))))
+    )
+    doubtful = [row_id for row_id in ids if row_id not in open_ids]
+    swept: dict[str, SettledRequest] = {}
+    if doubtful:
+        rows = connection.execute(
+            dialects.for_update(
+                select(*_columns(requests, SettledRequest)).where(
+                    requests.c.id.in_(doubtful), requests.c.outcome == "unknown"
+                )
+            )
+        )
+        swept = {row.id: SettledRequest(*row) for row in rows}
+    written = [row for row in settled if row.id in open_ids or row.id in swept]
+    if open_ids:
+        connection.execute(_RELEASE, {"ids": sorted(open_ids)})
+    if swept:
+        connection.execute(delete(requests).where(requests.c.id.in_(sorted(swept))))
+    if written:
+        connection.execute(_SETTLE, [_as_row(row) for row in written])
+    return written, list(swept.values())
+
+
+def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: Iterable[SettledRequest] = ()) -> None:
+    """Add settled rows to the hourly sums (void ones do not count), in one statement."""
+    sums: dict[tuple[datetime, str, str], dict[str, Any]] = {}
+    for sign, rows in ((1, added), (-1, removed)):
+        for row in rows:
+            if row.outcome == "void":
+                continue
+            hour = row.admitted_at.replace(minute=0, second=0, microsecond=0)
+            key = (hour, row.token_id, row.model)
+            bucket = sums.get(key)
+            if bucket is None:
+                bucket = sums[key] = {
+                    "hour": hour,
+                    "token_id": row.token_id,
+                    "model": row.model,
+                    "project_id": row.project_id,
+                    **dict.fromkeys(_COUNTED, 0),
+                }
+            bucket["requests"] += sign
+            bucket["errors"] += sign * (row.outcome != "ok")
+            bucket["input_tokens"] += sign * (row.input_tokens or 0)
+            bucket["output_tokens"] += sign * (row.output_tokens or 0)
+            bucket["cached_tokens"] += sign * (row.cached_tokens or 0)
+    if sums:
+        connection.execute(_ROLL_UP, [sums[key] for key in sorted(sums)])
+
+
+def beat(connection: Connection, worker: Worker) -> datetime:
+    """Say that the worker is alive, by the database's clock, and return that clock."""
+    now = dialects.clock(connection)
+    alive = connection.execute(update(workers).where(workers.c.id == worker.id).values(seen_at=now))
+    if not alive.rowcount:
+        connection.execute(insert(workers), _as_row(evolve(worker, seen_at=now)))
+    return now
+
+
+def retire(connection: Connection, worker_id: str) -> None:
+    """Take a worker that has settled everything out of the list."""
+    connection.execute(delete(workers).where(workers.c.id == worker_id))
+
+
+def list_workers(connection: Connection) -> list[Worker]:
+    """All workers that are known, alive or not, in the order of their start."""
+    rows = connection.execute(select(*_columns(workers, Worker)).order_by(workers.c.started_at))
+    return [Worker(*row) for row in rows]
+
+
+def find_orphans(connection: Connection, now: datetime, dead_after: timedelta, limit: int) -> list[str]:
+    """Reservations (ids, oldest first) whose worker has not been seen for `dead_after`; locks nothing."""
+    live = list(connection.scalars(select(workers.c.id).where(workers.c.seen_at >= now - dead_after)))
+    orphaned = select(in_flight.c.id).where(in_flight.c.worker_id.not_in(live)).order_by(in_flight.c.id).limit(limit)
+    return list(connection.scalars(orphaned))
+
+
+def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
+    """Settle these reservations as `unknown`; those that another worker is sweeping are left to it.
+
+    Returns:
+        How many were swept.
+    """
+    locked = dialects.for_update(
+        select(*_columns(in_flight, Reservation)).where(in_flight.c.id.in_(ids)).order_by(in_flight.c.id),
+        skip_locked=True,
+    )
+    swept = [_unheard_of(Reservation(*row), "unknown", now) for row in connection.execute(locked)]
+    if swept:
+        settle(connection, swept)
+        roll_up(connection, swept)
+    return len(swept)
+
+
+def give_back(connection: Connection, ids: Sequence[str], now: datetime) -> int:
+    """Settle as `void` those of these reservations that exist, and give their counts back; return how many did."""
+    locked = dialects.for_update(
+        select(*_columns(in_flight, Reservation)).where(in_flight.c.id.in_(ids)).order_by(in_flight.c.id)
+    )
+    rows = [_unheard_of(Reservation(*row), "void", now) for row in connection.execute(locked)] if ids else []
+    settle(connection, rows)
+    add_to_counters(connection, {token: -n for token, n in Counter(row.token_id for row in rows).items()}, None)
+    return len(rows)
+
+
+def forget_dead_workers(connection: Connection, now: datetime, dead_after: timedelta) -> None:
+    """Remove workers that are long dead and have nothing in flight."""
+    busy = select(in_flight.c.worker_id).where(in_flight.c.worker_id == workers.c.id).exists()
+    connection.execute(delete(workers).where(workers.c.seen_at < now - 10 * dead_after, ~busy))
+
+
+def verify(connection: Connection) -> list[Imbalance]:
+    """Compare, for every token, counter with settled + in flight and roll-up + in flight.
+
+    One statement, hence one snapshot: it is true also while servers are writing.
+    """
+    settled = (
+        select(requests.c.token_id, func.count().label("n"))
+        .where(requests.c.outcome != "void")
+        .group_by(requests.c.token_id)
+        .subquery("settled")
+    )
+    rolled = (
+        select(usage_hourly.c.token_id, func.sum(usage_hourly.c.requests).label("n"))
+        .group_by(usage_hourly.c.token_id)
+        .subquery("rolled")
+    )
+    flying = select(in_flight.c.token_id, func.count().label("n")).group_by(in_flight.c.token_id).subquery("flying")
+    n_settled, n_rolled, n_flying = (func.coalesce(part.c.n, 0) for part in (settled, rolled, flying))
+    rows = connection.execute(
+        select(tokens.c.id, tokens.c.request_count, n_settled, n_rolled, n_flying)
+        .outerjoin_from(tokens, settled, settled.c.token_id == tokens.c.id)
+        .outerjoin(rolled, rolled.c.token_id == tokens.c.id)
+        .outerjoin(flying, flying.c.token_id == tokens.c.id)
+        .where(or_(tokens.c.request_count != n_settled + n_flying, tokens.c.request_count != n_rolled + n_flying))
+        .order_by(tokens.c.id)
+    )
+    return [Imbalance(token_id, *(int(figure) for figure in figures)) for token_id, *figures in rows]
+
+
+def _unheard_of(reservation: Reservation, outcome: Outcome, now: datetime) -> SettledRequest:
+    """The final row of a reservation of which nothing else is known."""
+    return SettledRequest(
+        **asdict(reservation),
+        outcome=outcome,
+        status=None,
+        model="",
+        streamed=False,
+        settled_at=now,
+        first_byte_us=None,
+        duration_us=None,
+        request_bytes=0,
+        response_bytes=0,
+        input_tokens=None,
+        output_tokens=None,
+        cached_tokens=None,
+    )
+
+
+def _row_maker(record: type) -> Any:
+    names = [field.name for field in fields(record)]
+
+    def make(instance: Any) -> dict[str, Any]:
+        return {name: getattr(instance, name) for name in names}
+
+    return make
+
+
+_ROW_MAKERS = {record: _row_maker(record) for record in (Reservation, SettledRequest, Worker)}
+
+
+def _as_row(record: Reservation | SettledRequest | Worker) -> dict[str, Any]:
+    # attrs.asdict recurses and copies; a record is flat.
+    return _ROW_MAKERS[type(record)](record)  # type: ignore[no-any-return]

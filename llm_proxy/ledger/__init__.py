@@ -1,0 +1,18 @@
+"""The writer: admission and settlement of requests, many at a time, in shared database transactions.
+
+One task per worker process owns all writing. Requests that want to be admitted queue up, and so do the settlements of
+requests that ended; whenever the previous transaction is done, everything that has come together since goes into the
+next one (group commit). The busier the proxy, the larger the batches and the cheaper each request.
+
+Admission is answered only after its commit, from what that transaction read: there is no cache of tokens, so a token
+that was revoked anywhere is dead at its next request everywhere. Settlement is a synchronous append to the queue, so
+that leaving a request never waits for the database.
+
+While the database is away, admissions are refused at once, settlements are kept in memory (bounded) and written when it
+is back. Where a commit's fate is unknown, its admissions are refused, and given back if they turn out to exist.
+"""
+
+from llm_proxy.ledger.transaction import Application, Grant, Result
+from llm_proxy.ledger.writer import Ledger
+
+__all__ = ["Application", "Grant", "Ledger", "Result"]

@@ -1,0 +1,185 @@
+"""The shared transaction: what is asked of it, what it decides, and the plain function that runs it in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from db.queries import ledger as books
+from db.records import Outcome, Reservation, SettledRequest
+from llm_proxy.errors import ProxyError, TokenInvalid
+from llm_proxy.tokens import limit_verdict, verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from db import Connection
+    from db.records import Token
+
+
+@frozen
+class Application:
+    """A request that asks to be admitted.
+
+    Attributes:
+        id: the request's id, canonical UUIDv7.
+        digest: SHA-256 of the token secret that it came with.
+        provider: the provider that its path names, None where the project's own is meant.
+        method, path: written into the reservation; the path without its query.
+        refusal: judges the request against the rules of the project's provider (its name is given), purely.
+    """
+
+    id: str
+    digest: bytes
+    provider: str | None
+    method: str
+    path: str
+    refusal: Callable[[str], ProxyError | None]
+
+
+@frozen
+class Grant:
+    """An admitted request: its reservation, and its project's API key in sealed form."""
+
+    reservation: Reservation
+    digest: bytes
+    sealed_key: str
+
+    @property
+    def provider(self) -> str:
+        """The name of the provider that the request goes to."""
+        return self.reservation.provider
+
+
+@frozen(kw_only=True)
+class Result:
+    """What became of an admitted request; units as in `SettledRequest`."""
+
+    outcome: Outcome
+    status: int | None = None
+    model: str = ""
+    streamed: bool = False
+    first_byte_us: int | None = None
+    duration_us: int | None = None
+    request_bytes: int = 0
+    response_bytes: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+@frozen
+class Settlement:
+    """A settled row on its way, with the digest that finds its token's counter when the count is given back."""
+
+    row: SettledRequest
+    digest: bytes
+
+    @classmethod
+    def of(cls, grant: Grant, result: Result) -> Settlement:
+        """The final row of a reservation that ends now with this result."""
+        reservation = grant.reservation
+        row = SettledRequest(
+            reservation.id,
+            reservation.worker_id,
+            reservation.token_id,
+            reservation.project_id,
+            reservation.provider,
+            reservation.method,
+            reservation.path,
+            result.outcome,
+            result.status,
+            result.model,
+            result.streamed,
+            reservation.admitted_at,
+            datetime.now(UTC),
+            result.first_byte_us,
+            result.duration_us,
+            result.request_bytes,
+            result.response_bytes,
+            result.input_tokens,
+            result.output_tokens,
+            result.cached_tokens,
+        )
+        return cls(row, grant.digest)
+
+
+@frozen
+class Batch:
+    """The work of one shared transaction."""
+
+    worker_id: str
+    applications: Sequence[Application] = ()
+    settlements: Sequence[Settlement] = ()
+    # Some of the settlements may have been written, swept or never reserved.
+    doubtful: bool = False
+
+
+def transact(connection: Connection, batch: Batch, now: datetime) -> list[Grant | ProxyError]:
+    """Run the shared transaction: settle, then admit. Decisions come in the order of the applications."""
+    written: Sequence[SettledRequest] = [settlement.row for settlement in batch.settlements]
+    replaced: Sequence[SettledRequest] = ()
+    if batch.doubtful:
+        written, replaced = books.settle_doubtful(connection, written)
+    else:
+        books.settle(connection, written)
+    given_back = [row for row in written if row.outcome == "void"]
+    decisions: list[Grant | ProxyError] = []
+    if batch.applications or given_back:
+        returning = {row.id for row in given_back}
+        digests = {application.digest for application in batch.applications}
+        digests.update(settlement.digest for settlement in batch.settlements if settlement.row.id in returning)
+        tokens = books.lock_tokens(connection, digests)
+        counts = dict.fromkeys((token.id for token in tokens.values()), 0)
+        for row in given_back:
+            counts[row.token_id] -= 1
+        decisions = _decide(connection, batch, tokens, counts, now)
+    books.roll_up(connection, written, replaced)
+    return decisions
+
+
+def _decide(
+    connection: Connection,
+    batch: Batch,
+    tokens: dict[bytes, Token],
+    counts: dict[str, int],
+    now: datetime,
+) -> list[Grant | ProxyError]:
+    """Judge the applications in order of arrival, write their reservations, and move the counters."""
+    wanted = {token.project_id for token in tokens.values()} if batch.applications else set()
+    projects = books.find_projects(connection, wanted) if wanted else {}
+    decisions: list[Grant | ProxyError] = []
+    reservations: list[Reservation] = []
+    for application in batch.applications:
+        token = tokens.get(application.digest)
+        project = None if token is None else projects.get(token.project_id)
+        if token is None or project is None:
+            decisions.append(TokenInvalid())
+            continue
+        refusal = (
+            verdict(token, project, now, provider=application.provider)
+            or application.refusal(project.provider)
+            or limit_verdict(token, counts[token.id])
+        )
+        if refusal is not None:
+            decisions.append(refusal)
+            continue
+        counts[token.id] += 1
+        reservation = Reservation(
+            application.id,
+            batch.worker_id,
+            token.id,
+            project.id,
+            project.provider,
+            application.method,
+            application.path,
+            now,
+        )
+        reservations.append(reservation)
+        decisions.append(Grant(reservation, application.digest, project.api_key))
+    books.add_to_counters(connection, counts, now if reservations else None)
+    books.reserve(connection, reservations)
+    return decisions
