@@ -1,0 +1,30 @@
+"""The configuration: every environment variable declared once, read once, wrong ones reported together.
+
+- `declaration.py`: the settings themselves, and `Settings.load`
+- `kinds.py`: durations, sizes, addresses …: how text becomes a value
+- `fields.py`: how a setting is declared, and found among flags, environment, `.env` file and defaults
+- `checks.py`: rules across settings
+- `dotenv.py`: the `.env` file
+- `reference.py`: the reference page
+"""
+
+from __future__ import annotations
+
+from llm_proxy.settings.declaration import Driver, LogFormat, LogLevel, OutagePolicy, Settings, Synchronous, read_one
+from llm_proxy.settings.kinds import ListenAddress, Network, parse_duration
+from llm_proxy.settings.problems import Problem, SettingsError
+
+__all__ = [
+    "Driver",
+    "ListenAddress",
+    "LogFormat",
+    "LogLevel",
+    "Network",
+    "OutagePolicy",
+    "Problem",
+    "Settings",
+    "SettingsError",
+    "Synchronous",
+    "parse_duration",
+    "read_one",
+]

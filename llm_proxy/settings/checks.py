@@ -1,0 +1,68 @@
+"""Rules that no single setting can break: what goes together, and what does not."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
+
+from llm_proxy.settings.problems import Problem
+
+if TYPE_CHECKING:
+    from llm_proxy.settings.declaration import Settings
+
+#: Paths that the server answers itself, so that no configured path may cover them.
+_RESERVED = ("/v1", "/manage", "/health", "/live", "/ready", "/openapi.json")
+
+
+def across(settings: Settings, given: Collection[str], *, serving: bool) -> Iterator[Problem]:
+    """Find what does not go together. `given` names the settings that are set; `serving` adds what a server needs."""
+    yield from _database(settings, given)
+    yield from _paths(settings)
+    if settings.enable_tls:
+        for name in ("TLS_CERT_FILE", "TLS_KEY_FILE"):
+            if name not in given:
+                yield Problem("ENABLE_TLS=true", f"{name} is not set; name the PEM file, or set ENABLE_TLS=false")
+    if serving and settings.db_driver != "sqlite":
+        yield from _secrets(settings, given)
+
+
+def _database(settings: Settings, given: Collection[str]) -> Iterator[Problem]:
+    if settings.db_driver == "sqlite":
+        if settings.workers > 1:
+            reason = (
+                "SQLite serves one process only, because its file has one writer; "
+                "set WORKERS=1, or use DB_DRIVER=postgres or mysql"
+            )
+            yield Problem(f"WORKERS={settings.workers}", reason)
+        if "DATABASE_URL" in given and "DB_DRIVER" not in given:
+            reason = "it is set, but DB_DRIVER is not, so that SQLite would be used; set DB_DRIVER too"
+            yield Problem("DATABASE_URL (value hidden)", reason)
+    elif "DATABASE_URL" not in given:
+        yield Problem(f"DB_DRIVER={settings.db_driver}", "DATABASE_URL is not set; say where the database server is")
+    if ("DATABASE_TLS_CERT" in given) != ("DATABASE_TLS_KEY" in given):
+        present, absent = "DATABASE_TLS_CERT", "DATABASE_TLS_KEY"
+        if absent in given:
+            present, absent = absent, present
+        yield Problem(present, f"it is of no use without {absent}; set both or neither")
+
+
+def _paths(settings: Settings) -> Iterator[Problem]:
+    for name, path in (("METRICS_PATH", settings.metrics_path), ("ADMIN_UI_PATH", settings.admin_ui_path)):
+        for reserved in _RESERVED:
+            if path == reserved or path.startswith(f"{reserved}/"):
+                yield Problem(f"{name}={path!r}", f"{reserved} is taken by the server itself; choose another path")
+    if settings.metrics_path == settings.admin_ui_path:
+        yield Problem(f"METRICS_PATH={settings.metrics_path!r}", "it is the same as ADMIN_UI_PATH; choose another path")
+
+
+def _secrets(settings: Settings, given: Collection[str]) -> Iterator[Problem]:
+    driver = settings.db_driver
+    if "MANAGEMENT_TOKEN" not in given:
+        reason = f"it is not set, and is required with DB_DRIVER={driver}; make one with: openssl rand -hex 32"
+        yield Problem("MANAGEMENT_TOKEN", reason)
+    if "ENCRYPTION_KEY" not in given and not settings.allow_plaintext_api_keys:
+        reason = (
+            f"it is not set, and is required with DB_DRIVER={driver}; set it to base64 of 32 bytes "
+            "(openssl rand -base64 32), or set ALLOW_PLAINTEXT_API_KEYS=true to store API keys unencrypted"
+        )
+        yield Problem("ENCRYPTION_KEY", reason)
