@@ -1,0 +1,249 @@
+"""The ASGI 3 application: credential, routing, and the sending of replies."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import msgspec
+import trio
+from attrs import define, field
+
+from llm_proxy.scripted import anthropic, assets, chat, responses
+from llm_proxy.scripted.answers import slices
+from llm_proxy.scripted.directions import PREFIX, BadDirection, Directions, ScriptedAbort, read_directions
+from llm_proxy.scripted.message import Dialect, Headers, Refusal, Reply, Request, refuse
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Handler = Callable[[Request], Reply]
+
+#: Longest request body that is taken, in bytes.
+MAX_BODY: Final = 128 * 1024 * 1024
+#: Where clients and gateways put credentials, and the scheme that precedes them there.
+_CREDENTIALS: Final = {
+    b"authorization": b"bearer ",
+    b"x-api-key": b"",
+    b"api-key": b"",
+    b"x-goog-api-key": b"",
+}
+#: What real providers add and a gateway must not hand on, beside what it must.
+_COMMON_HEADERS: Final[Headers] = (
+    (b"server", b"scripted-edge"),
+    (b"set-cookie", b"__scripted=1; path=/; HttpOnly"),
+    (b"alt-svc", b'h3=":443"; ma=86400'),
+)
+_DIALECT_HEADERS: Final[dict[Dialect, Headers]] = {
+    "openai": (
+        (b"openai-organization", b"org-scripted"),
+        (b"openai-project", b"proj_scripted"),
+        (b"openai-version", b"2020-10-01"),
+        (b"openai-processing-ms", b"1"),
+        (b"x-ratelimit-limit-requests", b"10000"),
+        (b"x-ratelimit-remaining-requests", b"9999"),
+    ),
+    "anthropic": (
+        (b"anthropic-organization-id", b"00000000-0000-4000-8000-000000000000"),
+        (b"anthropic-ratelimit-requests-limit", b"4000"),
+        (b"anthropic-ratelimit-requests-remaining", b"3999"),
+    ),
+}
+_REQUEST_ID_HEADER: Final[dict[Dialect, bytes]] = {"openai": b"x-request-id", "anthropic": b"request-id"}
+
+
+class ClientGone(Exception):
+    """The client left while its request was being read."""
+
+
+@define
+class ScriptedProvider:
+    """An offline provider of OpenAI's and Anthropic's APIs, as an ASGI 3 application for trio.
+
+    It answers 401 in the provider's shape unless every credential header that is present holds `api_key`, and at
+    least one is: a caller's own token that slipped through beside the right key is refused like a wrong key.
+
+    Attributes:
+        api_key: the only key that is accepted.
+        scriptable: whether `x-scripted-…` headers are obeyed (see `directions`); ignored otherwise.
+        gap: seconds between the pieces of a streamed answer, unless a direction says otherwise.
+    """
+
+    api_key: str = field(repr=False)
+    scriptable: bool = field(default=False, kw_only=True)
+    gap: float = field(default=0.0, kw_only=True)
+    _routes: tuple[tuple[str, re.Pattern[str], Dialect | None, Handler], ...] = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        """Draw up the routes; the file store belongs to this instance."""
+        files = assets.FileStore()
+        table: tuple[tuple[str, str, Dialect | None, Handler], ...] = (
+            ("POST", "/v1/chat/completions", None, chat.chat_completions),
+            ("POST", "/v1/completions", None, chat.completions),
+            ("POST", "/v1/responses", None, responses.create_response),
+            ("POST", "/v1/embeddings", None, assets.embeddings),
+            ("POST", "/v1/images/generations", None, assets.images),
+            ("POST", "/v1/audio/speech", None, assets.speech),
+            ("POST", "/v1/audio/transcriptions", None, assets.transcription),
+            ("POST", "/v1/messages", "anthropic", anthropic.create_message),
+            ("POST", "/v1/messages/count_tokens", "anthropic", anthropic.count_tokens),
+            ("GET", "/v1/models", "openai", assets.list_models),
+            ("GET", "/v1/models", "anthropic", anthropic.list_models),
+            ("GET", "/v1/models/[^/]+", "openai", assets.get_model),
+            ("GET", "/v1/models/[^/]+", "anthropic", anthropic.get_model),
+            ("POST", "/v1/files", None, files.upload),
+            ("GET", "/v1/files", None, files.listing),
+            ("GET", "/v1/files/[^/]+", None, files.about),
+            ("GET", "/v1/files/[^/]+/content", None, files.content),
+            ("DELETE", "/v1/files/[^/]+", None, files.delete),
+        )
+        self._routes = tuple((method, re.compile(path), dialect, handler) for method, path, dialect, handler in table)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one ASGI scope; lifespan is acknowledged, anything but HTTP is refused."""
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+            return
+        if scope["type"] != "http":
+            raise NotImplementedError(f"the scripted provider does not speak {scope['type']}")
+        dialect = _dialect(scope)
+        directions = Directions()
+        try:
+            if self.scriptable:
+                directions = read_directions(scope["headers"])
+            request = Request(
+                method=scope["method"],
+                raw_path=scope.get("raw_path") or scope["path"].encode("latin-1", "replace"),
+                query=scope["query_string"],
+                headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
+                body=await _read_body(receive),
+                directions=directions,
+            )
+            reply = self.answer(request, dialect)
+        except ClientGone:
+            return
+        except BadDirection as error:
+            reply = refuse(Refusal(400, str(error)), dialect)
+        except Refusal as refusal:
+            reply = refuse(refusal, dialect)
+        await self._send(send, reply, directions, dialect, scope["method"])
+
+    def answer(self, request: Request, dialect: Dialect) -> Reply:
+        """Return the reply to a request; raises Refusal. No I/O."""
+        self._authenticate(request)
+        directions = request.directions
+        if directions.echo:
+            return _echo(request)
+        status = directions.status
+        if status is not None and status >= 400:
+            raise Refusal(status, f"The script answers with status {status}.", code="scripted")
+        reply = self._find(request, dialect)(request)
+        if status is not None:
+            return Reply(reply.chunks, status, reply.content_type, reply.headers, reply.streamed)
+        return reply
+
+    def _authenticate(self, request: Request) -> None:
+        seen = False
+        for name, value in request.headers:
+            scheme = _CREDENTIALS.get(name)
+            if scheme is None:
+                continue
+            seen = True
+            named = value[: len(scheme)].lower() == scheme
+            if not named or not hmac.compare_digest(value[len(scheme) :], self.api_key.encode()):
+                raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
+        if not seen:
+            raise Refusal(401, "You didn't provide an API key.", code="invalid_api_key")
+
+    def _find(self, request: Request, dialect: Dialect) -> Handler:
+        known = False
+        for method, path, spoken, handler in self._routes:
+            if spoken not in {None, dialect} or path.fullmatch(request.path) is None:
+                continue
+            if method == request.method:
+                return handler
+            known = True
+        if known:
+            raise Refusal(405, f"Not allowed to {request.method} on {request.path}.")
+        raise Refusal(404, f"Unknown request URL: {request.method} {request.path}.", code="unknown_url")
+
+    async def _send(self, send: Send, reply: Reply, directions: Directions, dialect: Dialect, method: str) -> None:
+        if directions.delay:
+            await trio.sleep(directions.delay)
+        if directions.abort == 0:
+            raise ScriptedAbort("the script breaks off before the head")
+        headers = [(b"content-type", reply.content_type), *reply.headers, *_COMMON_HEADERS, *_DIALECT_HEADERS[dialect]]
+        digest = hashlib.sha256(b"".join(reply.chunks)).hexdigest()[:32]
+        headers.append((_REQUEST_ID_HEADER[dialect], b"req_" + digest.encode()))
+        if not reply.streamed:
+            headers.append((b"content-length", b"%d" % sum(map(len, reply.chunks))))
+        else:
+            headers.append((b"cache-control", b"no-cache"))
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        gap = self.gap if directions.gap is None else directions.gap
+        for number, chunk in enumerate(reply.chunks if method != "HEAD" else ()):
+            if number == directions.abort:
+                raise ScriptedAbort(f"the script breaks off after {number} pieces")
+            if number and gap and reply.streamed:
+                await trio.sleep(gap)
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        if directions.abort is not None and directions.abort >= len(reply.chunks):
+            raise ScriptedAbort("the script breaks off before the end")
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _dialect(scope: Scope) -> Dialect:
+    """Say whose API a request speaks: Anthropic's clients always send `anthropic-version`."""
+    path = scope["path"]
+    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+        return "anthropic"
+    return "anthropic" if any(name == b"anthropic-version" for name, _ in scope["headers"]) else "openai"
+
+
+def _echo(request: Request) -> Reply:
+    target = request.raw_path + (b"?" + request.query if request.query else b"")
+    received = {
+        "method": request.method,
+        "target": target.decode("latin-1"),
+        "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in request.headers],
+    }
+    encoded = base64.b64encode(msgspec.json.encode(received))
+    chunks: tuple[bytes, ...] = (request.body,) if request.body else ()
+    count = request.directions.chunks
+    if count is not None:
+        text = request.body.decode("latin-1")
+        chunks = tuple(piece.encode("latin-1") for piece in slices(text, count))
+    return Reply(
+        chunks,
+        request.directions.status or 200,
+        (request.header(b"content-type") or "application/octet-stream").encode("latin-1"),
+        ((PREFIX + b"received", encoded),),
+        streamed=count is not None,
+    )
+
+
+async def _read_body(receive: Receive) -> bytes:
+    """Read a request's body to its end; raises Refusal (413) and ClientGone."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY:
+            raise Refusal(413, "The request body is too large.")
+        if not message.get("more_body", False):
+            return bytes(body)
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
