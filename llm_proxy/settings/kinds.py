@@ -113,7 +113,7 @@ def parse_duration(text: str) -> float:
     if re.fullmatch(_NUMBER, text):
         return float(text)
     if not re.fullmatch(rf"(?:{_DURATION_PART.pattern})+", text):
-        raise ValueError
+        raise ValueError("not a duration")
     return float(sum(Decimal(number) * _UNITS[unit] for number, unit in _DURATION_PART.findall(text)))
 
 
@@ -245,6 +245,9 @@ def _header_word(text: str) -> str:
 HEADER_WORD = Kind("text", "visible ASCII characters without spaces, because it travels in a header", _header_word)
 
 
+_KEYS_ALLOWED = "base64 of 32 bytes (openssl rand -base64 32), or several, separated by commas"
+
+
 def _keys(text: str) -> str:
     items = _items(text)
     if not items:
@@ -255,8 +258,8 @@ def _keys(text: str) -> str:
         except (binascii.Error, ValueError):
             raise ValueError from None
         if len(raw) != 32:
-            raise Unfit(f"a key has {len(raw)} bytes; allowed: base64 of exactly 32 bytes (openssl rand -base64 32)")
+            raise Unfit(f"a key has {len(raw)} bytes; allowed: {_KEYS_ALLOWED}")
     return ",".join(items)
 
 
-KEYS = Kind("base64 list", "base64 of 32 bytes (openssl rand -base64 32), or several, separated by commas", _keys)
+KEYS = Kind("base64 list", _KEYS_ALLOWED, _keys)
