@@ -1,0 +1,258 @@
+"""Database servers from programs that are installed here, each in a folder of its own on a free loopback port."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from attrs import define, frozen
+
+from tests.databases.kinds import Kind
+
+#: Where packages put the programs when they are not on the PATH: Debian, Homebrew on Apple silicon and on Intel.
+_FOLDERS = {
+    Kind.POSTGRES: (
+        "/usr/lib/postgresql/*/bin",
+        "/opt/homebrew/opt/postgresql*/bin",
+        "/usr/local/opt/postgresql*/bin",
+    ),
+    Kind.MYSQL: ("/usr/sbin", "/opt/homebrew/opt/mysql*/bin", "/usr/local/opt/mysql*/bin"),
+    Kind.MARIADB: ("/usr/sbin", "/opt/homebrew/opt/mariadb*/bin", "/usr/local/opt/mariadb*/bin"),
+}
+_SERVER = {Kind.POSTGRES: "postgres", Kind.MYSQL: "mysqld", Kind.MARIADB: "mariadbd"}
+
+#: A database server that has been told to stop and has not after this many seconds is killed.
+_STOP_SECONDS = 30
+
+
+def find_program(kind: Kind) -> Path | None:
+    """The newest installed server program of this kind, or None."""
+    name = _SERVER[kind]
+    candidates = [Path(found)] if (found := shutil.which(name)) else []
+    for pattern in _FOLDERS[kind]:
+        folders = Path("/").glob(pattern.removeprefix("/"))
+        candidates += sorted((folder / name for folder in folders), key=_version, reverse=True)
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK) and (kind is not Kind.MYSQL or _is_mysql(candidate)):
+            return candidate
+    return None
+
+
+def _version(program: Path) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", str(program.parent)))
+
+
+def _is_mysql(program: Path) -> bool:
+    """Debian's MariaDB installs itself as `mysqld` too."""
+    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=30)
+    return said.returncode == 0 and "mariadb" not in said.stdout.lower()
+
+
+@frozen
+class _Account:
+    """The account that a server runs under: ours, or another where we are root, which all three refuse to run as."""
+
+    name: str
+    uid: int | None = None
+    gid: int | None = None
+
+    @classmethod
+    def choose(cls, preferred: str) -> _Account:
+        if os.geteuid() != 0:
+            return cls(pwd.getpwuid(os.geteuid()).pw_name)
+        known = {entry.pw_name: entry for entry in pwd.getpwall()}
+        entry = known.get(preferred) or known["nobody"]
+        return cls(entry.pw_name, entry.pw_uid, entry.pw_gid)
+
+
+@define
+class Instance:
+    """A server process of our own, with its data folder. Stop it with `close`.
+
+    `kill`, `pause`, `resume` and `start` are for tests of what happens when the database goes away.
+    """
+
+    kind: Kind
+    url: str
+    _folder: Path
+    _command: tuple[str, ...]
+    _account: _Account
+    _process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """The last lines that the server wrote."""
+        path = self._folder / "log"
+        return "\n".join(path.read_text(errors="replace").splitlines()[-20:]) if path.exists() else ""
+
+    @property
+    def running(self) -> bool:
+        """Whether the process exists."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start the process on its data; it answers a moment later."""
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._folder,
+                # Ctrl-C on the test run is for the tests; they stop the server when they are done with it.
+                start_new_session=True,
+                user=self._account.uid,
+                group=self._account.gid,
+            )
+
+    def stop(self) -> None:
+        """Let it finish: the fast shutdown of PostgreSQL, the ordinary one of the others."""
+        self._end(signal.SIGINT if self.kind is Kind.POSTGRES else signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Take the whole process group away at once."""
+        self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Freeze it: connections stay open and nothing answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen server go on."""
+        self._signal(signal.SIGCONT)
+
+    def close(self) -> None:
+        """Stop the server and remove its data."""
+        if self.running:
+            self.resume()
+            self.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self.running:
+            os.killpg(self._process.pid, number)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        if number is signal.SIGKILL:
+            self._signal(number)
+        else:
+            # To the parent alone: PostgreSQL's children are its own to stop.
+            self._process.send_signal(number)
+        try:
+            self._process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+
+
+def launch(kind: Kind, program: Path) -> Instance:
+    """Make a data folder and start a server on it. It may not answer yet.
+
+    The data is a test's: nothing is flushed to the disk, which a killed process survives and a power cut does not.
+
+    Raises:
+        RuntimeError: the data folder could not be made; the message holds the program's words.
+    """
+    account = _Account.choose("postgres" if kind is Kind.POSTGRES else "mysql")
+    # A short path: a socket's may have no more than about 100 characters.
+    folder = Path(tempfile.mkdtemp(prefix=f"llm-proxy-{kind}-"))
+    if account.uid is not None and account.gid is not None:
+        os.chown(folder, account.uid, account.gid)
+    port = free_port()
+    make = {Kind.POSTGRES: _postgres, Kind.MYSQL: _mysql, Kind.MARIADB: _mariadb}[kind]
+    prepare, serve, url = make(program, folder, port, account)
+    try:
+        _run(prepare, folder, account)
+        instance = Instance(kind, url, folder, tuple(serve), account)
+        instance.start()
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return instance
+
+
+def _run(command: Sequence[str], folder: Path, account: _Account) -> None:
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=180,
+        cwd=folder,
+        user=account.uid,
+        group=account.gid,
+    )
+    if done.returncode != 0:
+        message = f"{command[0]} failed: {(done.stderr or done.stdout).strip()[-2000:]}"
+        raise RuntimeError(message)
+
+
+def free_port() -> int:
+    """A loopback TCP port that nothing listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+_Plan = tuple[Sequence[str], Sequence[str], str]
+
+
+def _postgres(program: Path, folder: Path, port: int, account: _Account) -> _Plan:
+    del account
+    data = str(folder / "data")
+    prepare = [str(program.with_name("initdb")), "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8"]
+    prepare += ["--locale=C", "--no-sync"]
+    settings = {
+        "listen_addresses": "127.0.0.1",
+        "unix_socket_directories": "",
+        "max_connections": "300",
+        "fsync": "off",
+        "full_page_writes": "off",
+        "shared_buffers": "64MB",
+    }
+    serve = [str(program), "-D", data, "-p", str(port)]
+    for name, value in settings.items():
+        serve += ["-c", f"{name}={value}"]
+    return prepare, serve, f"postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable"
+
+
+def _mysql_options(folder: Path, port: int) -> list[str]:
+    return [
+        f"--datadir={folder / 'data'}",
+        f"--port={port}",
+        "--bind-address=127.0.0.1",
+        f"--socket={folder / 'sock'}",
+        f"--pid-file={folder / 'pid'}",
+        "--max-connections=300",
+        "--innodb-flush-log-at-trx-commit=2",
+        "--innodb-doublewrite=0",
+        "--sync-binlog=0",
+        "--skip-log-bin",
+    ]
+
+
+def _mysql(program: Path, folder: Path, port: int, account: _Account) -> _Plan:
+    user = f"--user={account.name}"
+    prepare = [str(program), "--no-defaults", "--initialize-insecure", user, f"--datadir={folder / 'data'}"]
+    serve = [str(program), "--no-defaults", user, "--mysqlx=OFF", "--secure-file-priv=NULL"]
+    return prepare, serve + _mysql_options(folder, port), f"root@tcp(127.0.0.1:{port})/mysql?parseTime=true"
+
+
+def _mariadb(program: Path, folder: Path, port: int, account: _Account) -> _Plan:
+    beside = program.with_name("mariadb-install-db")
+    installer = str(beside) if beside.exists() else shutil.which("mariadb-install-db") or "mariadb-install-db"
+    prepare = [installer, "--no-defaults", f"--datadir={folder / 'data'}", f"--user={account.name}"]
+    prepare += ["--auth-root-authentication-method=normal", "--skip-test-db"]
+    serve = [str(program), "--no-defaults", f"--user={account.name}"]
+    return prepare, serve + _mysql_options(folder, port), f"root@tcp(127.0.0.1:{port})/mysql?parseTime=true"

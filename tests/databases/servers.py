@@ -1,0 +1,96 @@
+"""A database server for the tests: one that the environment names, else one from programs, else a container."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from attrs import field, frozen
+
+from tests.databases import docker, programs
+from tests.databases.admin import Admin, admin_of
+from tests.databases.kinds import Kind
+
+#: How long a server that we started may take until it answers, in seconds.
+_READY_SECONDS = 90.0
+
+_ADVICE = {
+    Kind.POSTGRES: "install the package postgresql",
+    Kind.MYSQL: "install the package mysql-server (not MariaDB under that name)",
+    Kind.MARIADB: "install the package mariadb-server",
+}
+
+
+class Missing(Exception):
+    """There is no server of this kind here; the message says what to do."""
+
+
+class _Started(Protocol):
+    @property
+    def url(self) -> str: ...
+
+    def close(self) -> None: ...
+
+
+@frozen
+class Server:
+    """A server that answers. `close` stops it if the tests started it, and leaves it alone otherwise."""
+
+    kind: Kind
+    url: str
+    version: str
+    origin: str
+    admin: Admin
+    _stop: Callable[[], None] = field(repr=False)
+
+    def close(self) -> None:
+        """Stop what was started for the tests."""
+        self._stop()
+
+
+def open_server(kind: Kind, environ: Mapping[str, str] = os.environ) -> Server:
+    """Find or start a server.
+
+    Raises:
+        Missing: there is none, and no way to start one.
+        RuntimeError: one is named or installed, and does not work. That is never passed over.
+    """
+    if url := environ.get(kind.variable):
+        admin = admin_of(kind, url)
+        try:
+            version = admin.version()
+        except Exception as error:
+            message = f"the server that {kind.variable} names does not answer: {error}"
+            raise RuntimeError(message) from error
+        return Server(kind, url, version, kind.variable, admin, _leave)
+    if program := programs.find_program(kind):
+        instance = programs.launch(kind, program)
+        return _answering(kind, instance, str(program), lambda: instance.log)
+    if docker.docker_works():
+        container = docker.launch(kind)
+        return _answering(kind, container, "docker", lambda: "")
+    message = f"no {kind} server: set {kind.variable}, or {_ADVICE[kind]}, or start Docker"
+    raise Missing(message)
+
+
+def _leave() -> None:
+    """The server is somebody else's."""
+
+
+def _answering(kind: Kind, started: _Started, origin: str, log: Callable[[], str]) -> Server:
+    admin = admin_of(kind, started.url)
+    deadline = time.monotonic() + _READY_SECONDS
+    while True:
+        try:
+            version = admin.version()
+        except Exception as error:
+            if time.monotonic() > deadline:
+                words = log()
+                started.close()
+                message = f"{kind} from {origin} did not answer in {_READY_SECONDS:.0f} s: {error}\n{words}"
+                raise RuntimeError(message) from error
+            time.sleep(0.05)
+        else:
+            return Server(kind, started.url, version, origin, admin, started.close)
