@@ -11,11 +11,11 @@ from typing import Any, Final
 
 import msgspec
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from llm_proxy.scripted import anthropic, assets, chat, responses
 from llm_proxy.scripted.answers import slices
-from llm_proxy.scripted.directions import PREFIX, BadDirection, Directions, ScriptedAbort, read_directions
+from llm_proxy.scripted.directions import PREFIX, BadDirection, ScriptedAbort, read_directions
 from llm_proxy.scripted.message import Dialect, Headers, Refusal, Reply, Request, refuse
 
 Scope = MutableMapping[str, Any]
@@ -57,7 +57,7 @@ _DIALECT_HEADERS: Final[dict[Dialect, Headers]] = {
 _REQUEST_ID_HEADER: Final[dict[Dialect, bytes]] = {"openai": b"x-request-id", "anthropic": b"request-id"}
 
 
-class ClientGone(Exception):
+class _ClientGone(Exception):
     """The client left while its request was being read."""
 
 
@@ -111,30 +111,41 @@ class ScriptedProvider:
             return
         if scope["type"] != "http":
             raise NotImplementedError(f"the scripted provider does not speak {scope['type']}")
-        dialect = _dialect(scope)
-        directions = Directions()
+        try:
+            body = await _read_body(receive)
+        except _ClientGone:
+            return
+        request = Request(
+            method=scope["method"],
+            raw_path=scope.get("raw_path") or scope["path"].encode("latin-1", "replace"),
+            query=scope["query_string"],
+            headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
+            body=body,
+        )
+        reply = self.respond(request)
+        await self._send(send, reply, request.method)
+
+    def respond(self, request: Request) -> Reply:
+        """Return the reply to a request, refusals included, with all its headers but the framing. No I/O."""
+        dialect = _dialect(request)
         try:
             if self.scriptable:
-                directions = read_directions(scope["headers"])
-            request = Request(
-                method=scope["method"],
-                raw_path=scope.get("raw_path") or scope["path"].encode("latin-1", "replace"),
-                query=scope["query_string"],
-                headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
-                body=await _read_body(receive),
-                directions=directions,
-            )
-            reply = self.answer(request, dialect)
-        except ClientGone:
-            return
+                request = evolve(request, directions=read_directions(request.headers))
+            reply = self._answer(request, dialect)
         except BadDirection as error:
             reply = refuse(Refusal(400, str(error)), dialect)
         except Refusal as refusal:
             reply = refuse(refusal, dialect)
-        await self._send(send, reply, directions, dialect, scope["method"])
+        digest = hashlib.sha256(b"".join(reply.chunks)).hexdigest()[:32]
+        headers = [(b"content-type", reply.content_type), *reply.headers, *_COMMON_HEADERS, *_DIALECT_HEADERS[dialect]]
+        headers.append((_REQUEST_ID_HEADER[dialect], b"req_" + digest.encode()))
+        if reply.streamed:
+            headers.append((b"cache-control", b"no-cache"))
+        return evolve(reply, headers=tuple(headers), directions=request.directions)
 
-    def answer(self, request: Request, dialect: Dialect) -> Reply:
-        """Return the reply to a request; raises Refusal. No I/O."""
+    def _answer(self, request: Request, dialect: Dialect) -> Reply:
+        if len(request.body) > MAX_BODY:
+            raise Refusal(413, "The request body is too large.")
         self._authenticate(request)
         directions = request.directions
         if directions.echo:
@@ -143,9 +154,7 @@ class ScriptedProvider:
         if status is not None and status >= 400:
             raise Refusal(status, f"The script answers with status {status}.", code="scripted")
         reply = self._find(request, dialect)(request)
-        if status is not None:
-            return Reply(reply.chunks, status, reply.content_type, reply.headers, reply.streamed)
-        return reply
+        return reply if status is None else evolve(reply, status=status)
 
     def _authenticate(self, request: Request) -> None:
         seen = False
@@ -172,18 +181,15 @@ class ScriptedProvider:
             raise Refusal(405, f"Not allowed to {request.method} on {request.path}.")
         raise Refusal(404, f"Unknown request URL: {request.method} {request.path}.", code="unknown_url")
 
-    async def _send(self, send: Send, reply: Reply, directions: Directions, dialect: Dialect, method: str) -> None:
+    async def _send(self, send: Send, reply: Reply, method: str) -> None:
+        directions = reply.directions
         if directions.delay:
             await trio.sleep(directions.delay)
         if directions.abort == 0:
             raise ScriptedAbort("the script breaks off before the head")
-        headers = [(b"content-type", reply.content_type), *reply.headers, *_COMMON_HEADERS, *_DIALECT_HEADERS[dialect]]
-        digest = hashlib.sha256(b"".join(reply.chunks)).hexdigest()[:32]
-        headers.append((_REQUEST_ID_HEADER[dialect], b"req_" + digest.encode()))
+        headers = list(reply.headers)
         if not reply.streamed:
             headers.append((b"content-length", b"%d" % sum(map(len, reply.chunks))))
-        else:
-            headers.append((b"cache-control", b"no-cache"))
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
         gap = self.gap if directions.gap is None else directions.gap
         for number, chunk in enumerate(reply.chunks if method != "HEAD" else ()):
@@ -197,12 +203,11 @@ class ScriptedProvider:
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def _dialect(scope: Scope) -> Dialect:
+def _dialect(request: Request) -> Dialect:
     """Say whose API a request speaks: Anthropic's clients always send `anthropic-version`."""
-    path = scope["path"]
-    if path == "/v1/messages" or path.startswith("/v1/messages/"):
+    if request.path == "/v1/messages" or request.path.startswith("/v1/messages/"):
         return "anthropic"
-    return "anthropic" if any(name == b"anthropic-version" for name, _ in scope["headers"]) else "openai"
+    return "openai" if request.header(b"anthropic-version") is None else "anthropic"
 
 
 def _echo(request: Request) -> Reply:
@@ -228,15 +233,13 @@ def _echo(request: Request) -> Reply:
 
 
 async def _read_body(receive: Receive) -> bytes:
-    """Read a request's body to its end; raises Refusal (413) and ClientGone."""
+    """Read a request's body to its end, keeping one byte more than `MAX_BODY` at most; raises _ClientGone."""
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
-            raise ClientGone
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY:
-            raise Refusal(413, "The request body is too large.")
+            raise _ClientGone
+        body += message.get("body", b"")[: MAX_BODY + 1 - len(body)]
         if not message.get("more_body", False):
             return bytes(body)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 from attrs import frozen
 
-from llm_proxy.scripted.directions import Directions
+from llm_proxy.scripted.directions import NONE, Directions
 
 JsonObject = dict[str, Any]
 Headers = tuple[tuple[bytes, bytes], ...]
@@ -49,7 +49,7 @@ class Request:
     query: bytes
     headers: Headers
     body: bytes
-    directions: Directions
+    directions: Directions = NONE
 
     @property
     def path(self) -> str:
@@ -81,6 +81,8 @@ class Reply:
     headers: Headers = ()
     #: Sent without a Content-Length, with the directed gap between the pieces.
     streamed: bool = False
+    #: How the reply is to be sent.
+    directions: Directions = NONE
 
 
 def json_reply(value: Mapping[str, Any], status: int = 200) -> Reply:
