@@ -42,7 +42,8 @@ def find_program(kind: Kind) -> Path | None:
         candidates += sorted((folder / name for folder in folders), key=_version, reverse=True)
     for candidate in candidates:
         if os.access(candidate, os.X_OK) and (kind is not Kind.MYSQL or _is_mysql(candidate)):
-            return candidate
+            # Its companions stand beside the real file, not beside a link to it.
+            return candidate.resolve()
     return None
 
 
