@@ -1,0 +1,15 @@
+"""Everything that speaks SQL; knows nothing of the proxy.
+
+`dsn` turns `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` into a `Target`; `options` says how to connect to it.
+`database` runs plain functions `(Connection, …) -> T` in one transaction and one thread hop each.
+`dialects` is the only place that knows how SQLite, PostgreSQL, MySQL and MariaDB differ.
+`types`, `schema` and `records` declare the tables and what rows look like in Python; `queries` holds the functions.
+`migrate` brings a database to the schema, with the revisions of the `migrations` package.
+`errors` is all that callers have to catch: its messages are fit for users and never hold a driver's words.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+__all__ = ["Connection"]
