@@ -96,9 +96,9 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, reas
     [
         ("MANAGEMENT_TOKEN", "two words", HEADER),
         ("MANAGEMENT_TOKEN", "schlüssel", HEADER),
-        ("ENCRYPTION_KEY", "swordfish!", KEYS),
-        ("ENCRYPTION_KEY", ",", KEYS),
-        ("ENCRYPTION_KEY", f"{KEY},{SHORT_KEY}", f"a key has 16 bytes; {KEYS}"),
+        ("ENCRYPTION_KEY", "swordfish!", f"key 1 is not base64 of 32 bytes; {KEYS}"),
+        ("ENCRYPTION_KEY", f"{KEY},", f"key 2 is empty; {KEYS}"),
+        ("ENCRYPTION_KEY", f"{KEY},{SHORT_KEY}", f"key 2 has 16 bytes; a key has 32; {KEYS}"),
     ],
 )
 def test_a_wrong_secret_is_not_shown(name: str, value: str, reason: str) -> None:
@@ -143,16 +143,22 @@ def test_settings_that_contradict_each_other_are_refused(environ: dict[str, str]
     assert problems(environ) == [problem]
 
 
-@pytest.mark.parametrize("driver", ["postgres", "mysql"])
-def test_a_server_on_a_shared_database_needs_its_secrets(driver: str) -> None:
-    environ = {"DB_DRIVER": driver, "DATABASE_URL": "x"}
-    missing = f"it is not set, and is required with DB_DRIVER={driver}"
+@pytest.mark.parametrize(
+    ("environ", "condition"),
+    [
+        (POSTGRES, "DB_DRIVER=postgres"),
+        (POSTGRES | {"DB_DRIVER": "mysql"}, "DB_DRIVER=mysql"),
+        ({"DATABASE_PATH": ":memory:"}, "DATABASE_PATH=:memory:"),
+    ],
+)
+def test_a_server_with_no_folder_of_its_own_needs_its_secrets(environ: dict[str, str], condition: str) -> None:
+    missing = f"it is not set, and is required with {condition}"
 
     assert Settings.load(environ).management_token is None
     assert problems(environ, serving=True) == [
         f"MANAGEMENT_TOKEN: {missing}; make one with: openssl rand -hex 32",
         (
-            f"ENCRYPTION_KEY: {missing}; set it to base64 of 32 bytes (openssl rand -base64 32), "
+            f"ENCRYPTION_KEY: {missing}; make one with: openssl rand -base64 32; "
             "or set ALLOW_PLAINTEXT_API_KEYS=true to store API keys unencrypted"
         ),
     ]

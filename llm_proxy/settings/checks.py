@@ -22,7 +22,7 @@ def across(settings: Settings, given: Collection[str], *, serving: bool) -> Iter
         for name in ("TLS_CERT_FILE", "TLS_KEY_FILE"):
             if name not in given:
                 yield Problem("ENABLE_TLS=true", f"{name} is not set; name the PEM file, or set ENABLE_TLS=false")
-    if serving and settings.db_driver != "sqlite":
+    if serving:
         yield from _secrets(settings, given)
 
 
@@ -56,13 +56,17 @@ def _paths(settings: Settings) -> Iterator[Problem]:
 
 
 def _secrets(settings: Settings, given: Collection[str]) -> Iterator[Problem]:
-    driver = settings.db_driver
+    if settings.db_driver != "sqlite":
+        condition = f"DB_DRIVER={settings.db_driver}"
+    elif str(settings.database_path) == ":memory:":
+        condition = "DATABASE_PATH=:memory:"
+    else:
+        return  # both are kept in files beside the database
+    missing = f"it is not set, and is required with {condition}"
     if "MANAGEMENT_TOKEN" not in given:
-        reason = f"it is not set, and is required with DB_DRIVER={driver}; make one with: openssl rand -hex 32"
-        yield Problem("MANAGEMENT_TOKEN", reason)
+        yield Problem("MANAGEMENT_TOKEN", f"{missing}; make one with: openssl rand -hex 32")
     if "ENCRYPTION_KEY" not in given and not settings.allow_plaintext_api_keys:
-        reason = (
-            f"it is not set, and is required with DB_DRIVER={driver}; set it to base64 of 32 bytes "
-            "(openssl rand -base64 32), or set ALLOW_PLAINTEXT_API_KEYS=true to store API keys unencrypted"
+        remedy = (
+            "make one with: openssl rand -base64 32; or set ALLOW_PLAINTEXT_API_KEYS=true to store API keys unencrypted"
         )
-        yield Problem("ENCRYPTION_KEY", reason)
+        yield Problem("ENCRYPTION_KEY", f"{missing}; {remedy}")

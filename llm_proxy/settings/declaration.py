@@ -51,7 +51,7 @@ class Settings:
         kinds.integer(0, 1000), "5", "Connections that are kept open while there is nothing to do."
     )
     database_conn_max_lifetime: float = DATABASE.setting(
-        kinds.duration(zero=True), "1h", "Age at which a connection is replaced; 0 keeps it for ever."
+        kinds.duration(), "1h", "Age at which a connection is replaced."
     )
     database_connect_timeout: float = DATABASE.setting(
         kinds.duration(), "5s", "Longest wait for a new database connection."

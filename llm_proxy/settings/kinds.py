@@ -7,8 +7,6 @@ more about the fault raises `Unfit` with its own sentence.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
 import re
 from collections.abc import Callable
@@ -18,6 +16,8 @@ from typing import Any, Generic, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from attrs import frozen
+
+from llm_proxy.crypto import KeyRing, KeyRingError
 
 T = TypeVar("T")
 
@@ -245,21 +245,14 @@ def _header_word(text: str) -> str:
 HEADER_WORD = Kind("text", "visible ASCII characters without spaces, because it travels in a header", _header_word)
 
 
-_KEYS_ALLOWED = "base64 of 32 bytes (openssl rand -base64 32), or several, separated by commas"
-
-
 def _keys(text: str) -> str:
-    items = _items(text)
-    if not items:
-        raise ValueError
-    for item in items:
-        try:
-            raw = base64.b64decode(item, validate=True)
-        except (binascii.Error, ValueError):
-            raise ValueError from None
-        if len(raw) != 32:
-            raise Unfit(f"a key has {len(raw)} bytes; allowed: {_KEYS_ALLOWED}")
-    return ",".join(items)
+    try:
+        KeyRing.from_setting(text)
+    except KeyRingError as error:
+        raise Unfit(f"{error}; allowed: {_KEYS_ALLOWED}") from None
+    return text
 
+
+_KEYS_ALLOWED = "base64 of 32 bytes (openssl rand -base64 32), or several, separated by commas"
 
 KEYS = Kind("base64 list", _KEYS_ALLOWED, _keys)

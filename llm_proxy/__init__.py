@@ -1,0 +1,18 @@
+"""LLM Proxy: keeps a provider's API key, hands out withering tokens, and its books balance.
+
+The map, from the outside in; imports go downwards only.
+
+- `cli`: the command line, one file per command
+- `app`: the ASGI application, put together from services
+- `asgi`: sends a provider's paths to `proxy`, all others to the control plane
+- `manage`: the control plane's JSON API
+- `services`: opens everything that a server process holds
+- `proxy`: the data plane, ASGI in and upstream bytes out
+- `ledger`: admits, counts and settles requests in shared transactions
+- `tokens`: the rules of withering tokens, pure
+- `settings`, `errors`, `crypto`, `identifiers`, `log`, `metrics`: what everything stands on
+- `serving`: sockets, HTTP/1.1 and HTTP/2, workers; serves any ASGI application and knows nothing of the above
+- `scripted`: a provider that needs no network, for the demo and tests
+
+Below the package stands `db`, the database layer, which knows nothing of it.
+"""

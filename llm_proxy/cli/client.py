@@ -1,0 +1,106 @@
+"""The management API's client: synchronous, and with every failure in words."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+import httpx
+
+from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised
+from llm_proxy.version import VERSION
+
+#: Seconds until a server that does not answer is given up.
+_TIMEOUT = 30.0
+
+
+class ManagementClient:
+    """Talks to one server's `/manage`. Use it as a context manager.
+
+    Every method raises `Failure`: exit code 2 where the server cannot be reached, 3 where it refuses the token, 1
+    where it refuses what was asked.
+    """
+
+    def __init__(self, base_url: str, token: str) -> None:
+        """Take the server's base URL without a slash at its end, and the management token."""
+        self._base_url = base_url
+        self._http = httpx.Client(
+            headers={"Authorization": f"Bearer {token}", "User-Agent": f"llm-proxy/{VERSION}"},
+            timeout=_TIMEOUT,
+            # A proxy of the environment is for the world outside, not for a server on this machine.
+            trust_env=not _is_loopback(base_url),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def get(self, path: str, **params: object) -> Any:
+        """Fetch one thing, or one page."""
+        return self._call("GET", path, params=params)
+
+    def post(self, path: str, body: Mapping[str, object] | None = None) -> Any:
+        """Make something, or have something done."""
+        return self._call("POST", path, body=body or {})
+
+    def patch(self, path: str, body: Mapping[str, object]) -> Any:
+        """Change some fields of something."""
+        return self._call("PATCH", path, body=body)
+
+    def delete(self, path: str) -> Any:
+        """Take something away."""
+        return self._call("DELETE", path)
+
+    def _call(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, object] | None = None,
+        body: Mapping[str, object] | None = None,
+    ) -> Any:
+        query = {name: str(value) for name, value in (params or {}).items() if value is not None}
+        try:
+            response = self._http.request(method, f"{self._base_url}{path}", params=query, json=body)
+        except httpx.TimeoutException:
+            raise CannotConnect(f"{self._base_url} did not answer within {_TIMEOUT:.0f} s") from None
+        except httpx.TransportError as error:
+            raise CannotConnect(self._unreachable(error)) from None
+        if response.is_success:
+            return self._json(response) if response.content else None
+        raise self._refused(response)
+
+    def _json(self, response: httpx.Response) -> Any:
+        try:
+            return response.json()
+        except json.JSONDecodeError:
+            message = f"{self._base_url} does not answer like an llm-proxy server; check --manage-api-base-url"
+            raise Failure(message) from None
+
+    def _unreachable(self, error: httpx.TransportError) -> str:
+        reason = str(error) or type(error).__name__
+        return f"cannot connect to {self._base_url} ({reason}); is the server running, and --manage-api-base-url right?"
+
+    def _refused(self, response: httpx.Response) -> Failure:
+        if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+            message = f"{self._base_url} refused the management token; give its own with MANAGEMENT_TOKEN"
+            return NotAuthorised(message)
+        try:
+            body = response.json()
+            words = [str(body[key]) for key in ("error", "description") if body.get(key)]
+        except (json.JSONDecodeError, AttributeError, KeyError):
+            words = []
+        return Failure(": ".join(words) or f"{self._base_url} answered with HTTP status {response.status_code}")
+
+
+def _is_loopback(base_url: str) -> bool:
+    host = httpx.URL(base_url).host
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

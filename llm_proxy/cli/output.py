@@ -1,0 +1,69 @@
+"""What commands print: tables and records for people, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from attrs import frozen
+
+
+@frozen
+class Column:
+    """A column of a table: its title, and whether its values are numbers and so stand to the right."""
+
+    title: str
+    number: bool = False
+
+
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
+    """Lay out rows under their titles, two spaces apart. None becomes `-`. The titles are bold on a terminal."""
+    texts = [["-" if value is None else printable(str(value)) for value in row] for row in rows]
+    widths = [
+        max([_width(column.title), *(_width(row[place]) for row in texts)]) for place, column in enumerate(columns)
+    ]
+
+    def line(cells: Iterable[str]) -> str:
+        padded = [
+            _pad(cell, width, right=column.number) for cell, width, column in zip(cells, widths, columns, strict=True)
+        ]
+        return (indent + "  ".join(padded)).rstrip()
+
+    titles = click.style(line(column.title for column in columns), bold=True)
+    return "\n".join([titles, *map(line, texts)])
+
+
+def record(fields: Mapping[str, object]) -> str:
+    """Lay out one thing: a line per field, values aligned. None becomes `-`."""
+    width = max(map(_width, fields))
+    return "\n".join(
+        f"{click.style(_pad(name, width), bold=True)}  {'-' if value is None else printable(str(value))}"
+        for name, value in fields.items()
+    )
+
+
+def print_json(value: Any) -> None:
+    """Print a value as JSON for programs."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def printable(text: str) -> str:
+    """Escape control characters, so that what others have named cannot drive the terminal."""
+    return "".join(
+        char if unicodedata.category(char) not in ("Cc", "Cf", "Zl", "Zp") else repr(char)[1:-1] for char in text
+    )
+
+
+def _width(text: str) -> int:
+    """Columns that a text takes up on a terminal."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    combining = sum(unicodedata.combining(char) != 0 for char in text)
+    return len(text) + wide - combining
+
+
+def _pad(text: str, width: int, *, right: bool = False) -> str:
+    filler = " " * (width - _width(text))
+    return filler + text if right else text + filler

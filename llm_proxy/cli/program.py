@@ -1,0 +1,112 @@
+"""The program itself: finds its commands, and turns whatever happens into an exit code.
+
+A command is a module in `llm_proxy/cli/commands/` with an attribute `command`; being there is all the registration it
+needs. Modules are imported when their command is called, so that a small command does not pay for the large ones.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from llm_proxy.cli import commands
+from llm_proxy.cli.failures import DONE, ERROR, WRONG_USAGE, explain
+from llm_proxy.version import VERSION
+
+
+def _debug_option() -> click.Option:
+    def remember(context: click.Context, _: click.Parameter, value: bool) -> None:  # noqa: FBT001 (click's signature)
+        if value:
+            context.meta[__name__] = True
+
+    text = "Show the traceback of an error."
+    return click.Option(["--debug"], is_flag=True, expose_value=False, callback=remember, help=text)
+
+
+class Command(click.Command):
+    """A command that takes `--debug`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what click takes, and add the option."""
+        super().__init__(*args, **kwargs)
+        self.params.append(_debug_option())
+
+
+class Group(click.Group):
+    """A group whose commands all take `--debug`."""
+
+    command_class = Command
+    group_class = type
+
+
+class Program(Group):
+    """`llm-proxy`: a group whose commands are the modules of `llm_proxy.cli.commands`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Take what click takes, and add `--debug`."""
+        super().__init__(*args, **kwargs)
+        self.params.append(_debug_option())
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        """Name the commands, in alphabetical order."""
+        return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the command of this name."""
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command = importlib.import_module(f"{commands.__name__}.{cmd_name}").command
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{cmd_name}.command is not a click command")
+        return command
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]  # always ends the process, unlike click's
+        """Run the command line and end the process with its exit code."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        debug = False
+        code = DONE
+        try:
+            with self.make_context(prog_name or "llm-proxy", arguments, **extra) as context:
+                try:
+                    self.invoke(context)
+                finally:
+                    debug = context.meta.get(__name__, False)
+            sys.stdout.flush()
+        except click.exceptions.Exit as end:
+            code = end.exit_code
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = WRONG_USAGE
+        except BrokenPipeError:
+            # The reader has seen enough; whatever is left in the buffer must not fail again at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            code = ERROR
+        except BaseException as error:  # noqa: BLE001 (whatever it is becomes a line and an exit code)
+            code = report(error, debug=debug)
+        sys.exit(code)
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Say on stderr what went wrong, with its traceback where asked for, and give the exit code."""
+    message, code = explain(error)
+    if debug:
+        traceback.print_exception(error)
+    if message:
+        click.echo(f"{click.style('error:', fg='red', bold=True)} {message}", err=True)
+    return code
+
+
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(VERSION, prog_name="llm-proxy", message="%(prog)s %(version)s")
+def program() -> None:
+    """Keep your LLM provider's API key, hand out withering tokens, and have books that balance.
+
+    Settings come from flags, the environment, a .env file, and defaults, in this order.
+    """
