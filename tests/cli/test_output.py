@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from llm_proxy.cli.output import Column, printable, record, table
+
+NAME, COUNT = Column("NAME"), Column("COUNT", number=True)
+
+
+def test_a_table_is_aligned() -> None:
+    text = table([NAME, COUNT, Column("NOTE")], [("a", 1, None), ("a longer one", 12345, "x")], indent="  ")
+
+    assert text.splitlines() == [
+        "  \x1b[1mNAME          COUNT  NOTE\x1b[0m".replace("  \x1b[1m", "\x1b[1m  "),
+        "  a                 1  -",
+        "  a longer one  12345  x",
+    ]
+
+
+def test_a_table_without_rows_is_its_titles() -> None:
+    assert table([NAME, COUNT], []) == "\x1b[1mNAME  COUNT\x1b[0m"
+
+
+def test_wide_and_combining_characters_take_the_room_that_they_take() -> None:
+    lines = table([NAME, COUNT], [("日本", 1), ("cafe\u0301", 2), ("plain", 3)]).splitlines()
+
+    assert lines[1:] == ["日本       1", "cafe\u0301       2", "plain      3"]
+
+
+def test_a_record_is_aligned() -> None:
+    assert record({"id": 1, "name": None}) == "\x1b[1mid  \x1b[0m  1\n\x1b[1mname\x1b[0m  -"
+
+
+def test_control_characters_do_not_reach_the_terminal() -> None:
+    assert printable("a\x1b[31m\n\u202eb") == "a\\x1b[31m\\n\\u202eb"

@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+import errno
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import click
+import pytest
+
+from db.errors import BadDsn, Contention, SchemaMismatch, Unavailable
+from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised, WrongUsage, explain
+from llm_proxy.cli.program import Command, program
+from llm_proxy.crypto import KeyRingError
+from llm_proxy.settings import Problem, SettingsError
+from llm_proxy.version import VERSION
+from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """A command `fail` that raises what the test puts into the list."""
+    errors: list[BaseException] = []
+
+    @click.command(cls=Command)
+    @click.option("--number", type=int)
+    def fail(number: int | None) -> None:
+        raise errors[0]
+
+    find = type(program).get_command
+    monkeypatch.setattr(
+        type(program),
+        "get_command",
+        lambda self, context, name: fail if name == "fail" else find(self, context, name),
+    )
+    return errors
+
+
+@pytest.mark.parametrize(
+    ("error", "line", "code"),
+    [
+        (Failure("it went wrong; do this"), "it went wrong; do this", 1),
+        (WrongUsage("not like this"), "not like this", 2),
+        (CannotConnect("nobody there"), "nobody there", 2),
+        (NotAuthorised("go away"), "go away", 3),
+        (SettingsError([Problem("WORKERS='0'", "allowed: more")]), "WORKERS='0': allowed: more", 2),
+        (BadDsn("DATABASE_URL is odd"), "DATABASE_URL is odd", 2),
+        (Unavailable("The database is away."), "The database is away.", 2),
+        (Contention("Too busy."), "Too busy.", 1),
+        (SchemaMismatch("Too old."), "Too old.", 1),
+        (KeyRingError("the key file is damaged"), "the key file is damaged", 1),
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), "/x: No such file or directory", 1),
+        (
+            OSError(errno.EADDRINUSE, "Address already in use"),
+            "the address is taken by another program; choose another one with --addr",
+            1,
+        ),
+        (
+            ValueError("surprise"),
+            "internal error: ValueError: surprise; run again with --debug for the details",
+            1,
+        ),
+        (BaseExceptionGroup("", [BaseExceptionGroup("", [Failure("inside")])]), "inside", 1),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(
+    run: Run, failing: list[BaseException], error: BaseException, line: str, code: int
+) -> None:
+    failing.append(error)
+
+    result = run("fail")
+
+    assert (result.stderr, result.stdout, result.exit_code) == (f"error: {line}\n", "", code)
+
+
+def test_several_errors_at_once_are_internal() -> None:
+    message, code = explain(ExceptionGroup("two", [ValueError("a"), KeyError("b")]))
+
+    assert message.startswith("internal error: ExceptionGroup: two")
+    assert code == 1
+
+
+@pytest.mark.parametrize("arguments", [("--debug", "fail"), ("fail", "--debug")])
+def test_debug_shows_the_traceback_too(run: Run, failing: list[BaseException], arguments: tuple[str, ...]) -> None:
+    failing.append(Failure("it went wrong"))
+
+    result = run(*arguments)
+
+    assert result.stderr.startswith("Traceback (most recent call last)")
+    assert result.stderr.endswith("error: it went wrong\n")
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
+def test_an_interrupt_says_nothing(run: Run, failing: list[BaseException], error: BaseException) -> None:
+    failing.append(error)
+
+    result = run("fail")
+
+    assert (result.stderr, result.exit_code) == ("", 130)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (("nonsense",), "No such command 'nonsense'; see 'llm-proxy --help'"),
+        (("fail", "--nmber"), "No such option '--nmber'. Did you mean '--number'?; see 'llm-proxy fail --help'"),
+        (("fail", "extra"), "Got unexpected extra argument (extra); see 'llm-proxy fail --help'"),
+        (
+            ("fail", "--number", "x"),
+            "Invalid value for '--number': 'x' is not a valid integer; see 'llm-proxy fail --help'",
+        ),
+    ],
+)
+def test_wrong_usage_is_one_line_too(
+    run: Run, failing: list[BaseException], arguments: tuple[str, ...], line: str
+) -> None:
+    result = run(*arguments)
+
+    assert (result.stderr, result.exit_code) == (f"error: {line}\n", 2)
+
+
+def test_without_a_command_the_help_is_shown(run: Run) -> None:
+    result = run()
+
+    assert result.stderr.startswith("Usage: llm-proxy [OPTIONS] COMMAND [ARGS]...")
+    assert result.exit_code == 2
+
+
+def test_the_version(run: Run) -> None:
+    result = run("--version")
+
+    assert (result.stdout, result.exit_code) == (f"llm-proxy {VERSION}\n", 0)
+
+
+def test_a_reader_that_leaves_early_causes_no_traceback() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llm_proxy", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+
+    with process.stderr:
+        assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+def test_every_command_and_option_has_help() -> None:
+    for command in _commands(program, click.Context(program)):
+        assert command.help, command.name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, f"{command.name} {parameter.name}"
+        assert (
+            command.name is None
+            or any(parameter.name == "debug" for parameter in command.params)
+            or isinstance(command, click.Group)
+        )
+
+
+def _commands(command: click.Command, context: click.Context) -> Iterator[click.Command]:
+    yield command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            assert found is not None
+            yield from _commands(found, context)
