@@ -1,0 +1,113 @@
+"""Where log lines go: a file that log rotation may move, or stderr, and never a wait for either's reader."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+
+class LogError(Exception):
+    """The log file cannot be opened. The message names it and says why."""
+
+
+class Sink:
+    """Where lines go: stderr, or a file that may be moved away by log rotation (it is opened anew within a second)."""
+
+    __slots__ = ("_checked", "_close", "_identity", "_path", "_put", "_torn", "lost")
+
+    def __init__(self, path: Path | None) -> None:
+        """Open the file, or stderr where `path` is None.
+
+        Raises:
+            LogError: the file cannot be opened.
+        """
+        self._path = path
+        self._torn = False
+        self._checked = 0
+        self._identity = (0, 0)
+        self.lost = 0
+        self._put: Callable[[bytes], int]
+        self._close: Callable[[], None]
+        if path is None:
+            self._put, self._close = _open_stderr()
+        else:
+            self._put, self._close = _plain_stderr()
+            try:
+                self._open(path)
+            except OSError as error:
+                raise LogError(f"the log file {path} cannot be opened: {error.strerror}") from error
+
+    def write(self, line: bytes, second: int) -> None:
+        """Write one line, newline included, at once or not at all. Never raises.
+
+        Args:
+            line: the bytes.
+            second: the time, by which a moved file is noticed.
+        """
+        try:
+            if second != self._checked and self._path is not None:
+                self._checked = second
+                self._follow(self._path)
+            if self._torn:
+                line = b"\n" + line
+            written = self._put(line)
+        except OSError:
+            self.lost += 1
+            return
+        # A pipe takes a line longer than its room in part: the next one must not continue it.
+        self._torn = written != len(line)
+        self.lost += self._torn
+
+    def close(self) -> None:
+        """Close what is open here; lines that come later go straight to stderr."""
+        close = self._close
+        self._path = None
+        self._put, self._close = _plain_stderr()
+        close()
+
+    def _open(self, path: Path) -> None:
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        found = os.fstat(descriptor)
+        self._identity = (found.st_dev, found.st_ino)
+        close = self._close
+        self._put, self._close = partial(os.write, descriptor), partial(os.close, descriptor)
+        close()
+
+    def _follow(self, path: Path) -> None:
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            self._open(path)
+        else:
+            if (found.st_dev, found.st_ino) != self._identity:
+                self._open(path)
+
+
+def _open_stderr() -> tuple[Callable[[bytes], int], Callable[[], None]]:
+    """Find the way of writing to stderr that never waits for its reader, where there is one, and how to end it."""
+    try:
+        mode = os.fstat(2).st_mode
+    except OSError:  # started without a stderr: there is nowhere to write to
+        return len, _nothing
+    if stat.S_ISSOCK(mode):
+        sock = socket.socket(fileno=os.dup(2))
+        return lambda line: sock.send(line, socket.MSG_DONTWAIT), sock.close
+    if stat.S_ISFIFO(mode) or os.isatty(2):
+        # The flag belongs to the open file, which we share with whoever started us: open it again for ourselves.
+        with suppress(OSError):
+            descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            return partial(os.write, descriptor), partial(os.close, descriptor)
+    return _plain_stderr()
+
+
+def _plain_stderr() -> tuple[Callable[[bytes], int], Callable[[], None]]:
+    return partial(os.write, 2), _nothing
+
+
+def _nothing() -> None:
+    """There is nothing to close."""
