@@ -49,8 +49,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def line(**fields: Any) -> RequestLine:
-    fields = {"request_id": "r1", "method": "POST", "path": "/v1/x", "outcome": "ok", "status": 200} | fields
-    return RequestLine(**fields)
+    usual: dict[str, Any] = {"request_id": "r1", "method": "POST", "path": "/v1/x", "outcome": "ok", "status": 200}
+    return RequestLine(**usual | fields)
 
 
 def fail(words: str) -> None:
