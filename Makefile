@@ -1,0 +1,77 @@
+# Everything that people do with a checkout. Each target sets up what it needs, in .venv, and the second run is quick.
+# It is written for GNU make 3.81, the one of macOS.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+
+# The Python that .venv is made with; found by .ci/venv where it is not given.
+PYTHON ?=
+# Further arguments for the program behind a target: make test ARGS='tests/db -k sqlite'
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+RUNTIME := $(VENV)/.runtime
+DEVELOPMENT := $(VENV)/.development
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help demo run test lint format bench lock clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+
+demo: $(RUNTIME) ## Offline tour: scripted provider, proxy, a token, two requests and their ledger rows
+	@$(BIN)/llm-proxy demo $(ARGS)
+
+run: $(RUNTIME) ## Start the proxy with the settings of .env and the environment, on SQLite if they say nothing else
+	@$(BIN)/llm-proxy server $(ARGS)
+
+test: $(DEVELOPMENT) ## Run the tests on SQLite, PostgreSQL, MySQL and MariaDB
+	@$(BIN)/python -m tests.databases.install
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEVELOPMENT) ## Check style, format, types and the directions of imports
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+format: $(DEVELOPMENT) ## Format the code, and mend what can be mended without thought
+	@$(BIN)/ruff check --fix-only --quiet
+	@$(BIN)/ruff format
+
+bench: $(DEVELOPMENT) ## Measure the proxy on this machine
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: .cache/lock/bin/uv ## Write the locked requirements anew from pyproject.toml (ARGS=--upgrade: newest versions)
+	@$(UV_COMPILE) --output-file containers/requirements.txt pyproject.toml
+	@$(UV_COMPILE) --output-file containers/build.txt --group build
+	@$(UV_COMPILE) --output-file tests/requirements.txt --constraints containers/requirements.txt \
+		--group test --group lint pyproject.toml
+
+clean: ## Remove what these targets made, and nothing of yours: data and .env stay
+	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
+	@find llm_proxy db migrations benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+UV_COMPILE = .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-annotate --custom-compile-command 'make lock' $(ARGS)
+
+.cache/lock/bin/uv:
+	@PYTHON='$(PYTHON)' .ci/venv .cache/lock
+	@.cache/lock/bin/python -m pip --disable-pip-version-check --quiet install uv
+
+$(BIN)/python:
+	@PYTHON='$(PYTHON)' .ci/venv $(VENV)
+
+# pyproject.toml is watched for the console script and the version, which an editable install writes down.
+$(RUNTIME): containers/requirements.txt containers/build.txt pyproject.toml | $(BIN)/python
+	@echo 'Installing the locked dependencies into $(VENV)'
+	@$(PIP) install --require-hashes -r containers/requirements.txt -r containers/build.txt
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEVELOPMENT): tests/requirements.txt $(RUNTIME)
+	@echo 'Installing the tools for tests and checks'
+	@$(PIP) install --require-hashes -r tests/requirements.txt
+	@touch $@

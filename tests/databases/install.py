@@ -1,0 +1,56 @@
+"""Installs the database servers that the tests want and this machine lacks: `python -m tests.databases.install`.
+
+Only on Debian and its relatives, as root or with a sudo that asks nothing, and only where neither a named server nor
+Docker stands in. What is missing afterwards is named at the end of the tests, and fails them where `CI` is set.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.databases.docker import docker_works
+from tests.databases.kinds import SERVERS, Kind
+from tests.databases.programs import find_program
+
+#: The packages that hold just the programs come first: they bring no service and no account.
+_PACKAGES = {
+    Kind.POSTGRES: "postgresql",
+    Kind.MARIADB: "mariadb-server-core|mariadb-server",
+    Kind.MYSQL: "mysql-server-core|mysql-server-core-8.0|mysql-server",
+}
+_APT = Path(__file__).parents[2] / ".ci" / "apt"
+
+
+def missing() -> list[Kind]:
+    """The servers that are neither named nor installed."""
+    return [kind for kind in SERVERS if not os.environ.get(kind.variable) and find_program(kind) is None]
+
+
+def as_root() -> list[str] | None:
+    """What to put before a command so that root runs it; None where that would need a password."""
+    if os.geteuid() == 0:
+        return []
+    if shutil.which("sudo") and subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode == 0:
+        return ["sudo", "-n"]
+    return None
+
+
+def main() -> None:
+    """Install what is missing and can be installed."""
+    wanted = missing()
+    if not wanted or shutil.which("apt-get") is None:
+        return
+    prefix = as_root()
+    if prefix is None or (os.geteuid() != 0 and docker_works()):
+        return
+    sys.stdout.write(f"Installing database servers for the tests: {', '.join(wanted)}\n")
+    sys.stdout.flush()
+    subprocess.run([*prefix, str(_APT), *(_PACKAGES[kind] for kind in wanted)], check=False)
+
+
+if __name__ == "__main__":
+    main()
