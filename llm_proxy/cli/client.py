@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -81,7 +82,7 @@ class ManagementClient:
             raise Failure(message) from None
 
     def _unreachable(self, error: httpx.TransportError) -> str:
-        reason = str(error) or type(error).__name__
+        reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
         return f"cannot connect to {self._base_url} ({reason}); is the server running, and --manage-api-base-url right?"
 
     def _refused(self, response: httpx.Response) -> Failure:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from attrs import Factory, define
+
+from llm_proxy.cli.client import ManagementClient
+from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised
+from llm_proxy.version import VERSION
+
+
+@define
+class Server:
+    """Answers every request with the same response and keeps what it was asked."""
+
+    url: str = ""
+    status: int = 200
+    body: bytes = b"{}"
+    asked: list[tuple[str, str, dict[str, str], bytes]] = Factory(list)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    answers = Server()
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            answers.asked.append((self.command, self.path, dict(self.headers.items()), body))
+            self.send_response(answers.status)
+            self.send_header("Content-Length", str(len(answers.body)))
+            self.end_headers()
+            self.wfile.write(answers.body)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = answer  # noqa: N815 (the names that the class looks for)
+
+        def log_message(self, *arguments: object) -> None:
+            """Keep quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as http:
+        answers.url = f"http://127.0.0.1:{http.server_port}"
+        thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield answers
+        http.shutdown()
+        thread.join()
+
+
+def test_what_is_sent(server: Server) -> None:
+    with ManagementClient(server.url, "secret") as client:
+        client.get("/manage/tokens", project_id="p q", cursor=None, limit=5)
+        client.post("/manage/projects", {"name": "n"})
+
+    (get, get_path, headers, _), (post, post_path, _, body) = server.asked
+    assert (get, get_path) == ("GET", "/manage/tokens?project_id=p+q&limit=5")
+    assert (post, post_path, body) == ("POST", "/manage/projects", b'{"name":"n"}')
+    assert headers["Authorization"] == "Bearer secret"
+    assert headers["User-Agent"] == f"llm-proxy/{VERSION}"
+
+
+def test_what_comes_back(server: Server) -> None:
+    server.body = b'{"id": "x"}'
+    with ManagementClient(server.url, "secret") as client:
+        assert client.patch("/x", {}) == {"id": "x"}
+        server.body = b""
+        server.status = 204
+        assert client.delete("/x") is None
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "message"),
+    [
+        (404, b'{"error":"no such project","code":"not_found"}', "no such project"),
+        (400, b'{"error":"wrong","code":"x","description":"Name is empty."}', "wrong: Name is empty."),
+        (500, b"oops", "{url} answered with HTTP status 500"),
+        (500, b"[]", "{url} answered with HTTP status 500"),
+        (302, b"", "{url} answered with HTTP status 302"),
+        (200, b"<html>", "{url} does not answer like an llm-proxy server; check --manage-api-base-url"),
+    ],
+)
+def test_refusals_in_words(server: Server, status: int, body: bytes, message: str) -> None:
+    server.status, server.body = status, body
+
+    with ManagementClient(server.url, "secret") as client, pytest.raises(Failure) as caught:
+        client.get("/x")
+
+    assert caught.value.message == message.format(url=server.url)
+    assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_token_is_its_own_failure(server: Server, status: int) -> None:
+    server.status = status
+
+    with ManagementClient(server.url, "canary") as client, pytest.raises(NotAuthorised) as caught:
+        client.get("/x")
+
+    assert caught.value.message == f"{server.url} refused the management token; give its own with MANAGEMENT_TOKEN"
+    assert "canary" not in repr(caught.value)
+
+
+def test_nobody_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    with ManagementClient(url, "secret") as client, pytest.raises(CannotConnect) as caught:
+        client.get("/x")
+
+    assert caught.value.message == (
+        f"cannot connect to {url} (Connection refused); "
+        "is the server running, and --manage-api-base-url right?"
+    )
+
+
+def test_a_proxy_of_the_environment_is_not_for_this_machine(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+
+    with ManagementClient(server.url, "secret") as client:
+        assert client.get("/x") == {}
