@@ -136,6 +136,9 @@ class ScriptedProvider:
             reply = refuse(Refusal(400, str(error)), dialect)
         except Refusal as refusal:
             reply = refuse(refusal, dialect)
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+            # The handlers look into the body without checking each type on the way, as a script may.
+            reply = refuse(Refusal(400, "A field of the request has an unexpected type."), dialect)
         digest = hashlib.sha256(b"".join(reply.chunks)).hexdigest()[:32]
         headers = [(b"content-type", reply.content_type), *reply.headers, *_COMMON_HEADERS, *_DIALECT_HEADERS[dialect]]
         headers.append((_REQUEST_ID_HEADER[dialect], b"req_" + digest.encode()))
