@@ -1,0 +1,150 @@
+"""Writing responses: ASGI messages in, bytes out, without I/O."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterable
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final
+
+_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+_CONTROLS: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
+_DIGITS: Final = re.compile(rb"[0-9]{1,19}")
+_STATUS_LINES: Final = {
+    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus
+}
+_KNOWN_NAMES: Final[set[bytes]] = set()
+"""Header names that were found to be tokens; bounded by `_KNOWN_NAMES_LIMIT`."""
+_KNOWN_NAMES_LIMIT: Final = 512
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date"})
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+_date_line: tuple[int, bytes] = (0, b"")
+
+
+def date_line() -> bytes:
+    """Return the `Date` header line (RFC 9110 section 6.6.1), made anew once in a second."""
+    global _date_line
+    now = int(time.time())
+    if _date_line[0] != now:
+        _date_line = now, f"date: {formatdate(now, usegmt=True)}\r\n".encode("ascii")
+    return _date_line[1]
+
+
+class InvalidResponse(Exception):
+    """The application gave something that cannot be sent as a response."""
+
+
+class ResponseWriter:
+    """Frames one response (RFC 9112 sections 6 and 7).
+
+    Attributes:
+        keep_alive: whether another request may follow on the connection.
+        delimited: whether the client can tell an unfinished response from a finished one when the connection just
+            ends; false only where the end of the connection is the end of the body.
+    """
+
+    __slots__ = ("_bodiless", "_chunked", "_modern", "_remaining", "delimited", "keep_alive")
+
+    def __init__(self, *, method: str, version: str, keep_alive: bool) -> None:
+        """Prepare the answer to a request with this method and HTTP version."""
+        self.keep_alive = keep_alive
+        self.delimited = True
+        self._modern = version == "1.1"
+        self._bodiless = method == "HEAD"
+        self._chunked = False
+        self._remaining: int | None = None
+
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+        """Return the status line and header section.
+
+        Raises:
+            InvalidResponse: the status is not a final one, or a header cannot be sent as it is.
+        """
+        if not 200 <= status <= 999:
+            raise InvalidResponse(f"{status} is not the status of a final response")
+        lines = []
+        length: int | None = None
+        dated = False
+        for name, value in headers:
+            lower = name.lower()
+            if lower in _FRAMING:
+                if lower == b"content-length":
+                    if not _DIGITS.fullmatch(value) or length not in {None, int(value)}:
+                        raise InvalidResponse(f"bad Content-Length {bytes(value)!r}")
+                    length = int(value)
+                    continue
+                if lower != b"date":
+                    self._note_framing(lower, value)
+                    continue
+                dated = True
+            elif lower not in _KNOWN_NAMES:
+                _check_name(lower)
+            lines.append(b"%b: %b\r\n" % (name, value))
+        block = b"".join(lines)
+        if len(block.translate(None, _CONTROLS)) != len(block) - 2 * len(lines):
+            raise InvalidResponse("a header value holds a control character")
+        return b"".join(
+            (
+                _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
+                block,
+                b"" if dated else date_line(),
+                self._frame(status, length),
+            )
+        )
+
+    def _note_framing(self, name: bytes, value: bytes) -> None:
+        if name == b"connection":
+            if b"close" in [option.strip().lower() for option in value.split(b",")]:
+                self.keep_alive = False
+        elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+            raise InvalidResponse(f"cannot send the transfer coding {bytes(value)!r}")
+
+    def _frame(self, status: int, length: int | None) -> bytes:
+        """Decide how the end of the body will be known (RFC 9112 section 6.3)."""
+        framing = b""
+        if status == 204:
+            self._bodiless = True
+        elif status == 304 or self._bodiless:
+            self._bodiless = True
+            if length is not None:
+                framing = b"content-length: %d\r\n" % length
+        elif length is not None:
+            self._remaining = length
+            framing = b"content-length: %d\r\n" % length
+        elif self._modern:
+            self._chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        else:
+            self.delimited = False
+            self.keep_alive = False
+        if not self.keep_alive:
+            return framing + b"connection: close\r\n\r\n"
+        return framing + (b"\r\n" if self._modern else b"connection: keep-alive\r\n\r\n")
+
+    def body(self, data: bytes, *, more: bool) -> bytes:
+        """Return a piece of the body as it goes over the wire.
+
+        Raises:
+            InvalidResponse: the body has become longer than its `Content-Length`, or ends before it.
+        """
+        if self._bodiless:
+            return b""
+        if self._chunked:
+            if not data:
+                return b"" if more else b"0\r\n\r\n"
+            return b"%x\r\n%b\r\n" % (len(data), data) if more else b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data)
+        if self._remaining is not None:
+            self._remaining -= len(data)
+            if self._remaining < 0 or (self._remaining and not more):
+                raise InvalidResponse("the body does not have the length that its Content-Length says")
+        return data
+
+
+def _check_name(name: bytes) -> None:
+    if not _TOKEN.fullmatch(name):
+        raise InvalidResponse(f"{bytes(name)!r} is not a header name")
+    if len(_KNOWN_NAMES) < _KNOWN_NAMES_LIMIT:
+        _KNOWN_NAMES.add(bytes(name))
