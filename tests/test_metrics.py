@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from attrs import frozen
+from prometheus_client.parser import text_string_to_metric_families
+
+from llm_proxy.errors import ProxyError, TokenInvalid
+from llm_proxy.metrics import Histogram, Metrics
+
+PROVIDERS = ("openai", "anthropic")
+
+
+@frozen
+class Usage:
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    text, _ = metrics.render()
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+def value(metrics: Metrics, name: str, labels: Mapping[str, str] | None = None) -> float | None:
+    return samples(metrics).get((name, frozenset((labels or {}).items())))
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(PROVIDERS, "1.2.3")
+
+
+def test_requests_are_counted_by_provider_outcome_and_status(metrics: Metrics) -> None:
+    metrics.request("openai", "ok", 200, 0.3, 0.1, None)
+    metrics.request("openai", "ok", 201, 0.3, 0.1, None)
+    metrics.request("openai", "ok", 429, 0.3, 0.1, None)
+    metrics.request("anthropic", "client_closed", None, 0.3, None, None)
+
+    def count(provider: str, outcome: str, status: str) -> float | None:
+        labels = {"provider": provider, "outcome": outcome, "status": status}
+        return value(metrics, "llm_proxy_requests_total", labels)
+
+    assert count("openai", "ok", "2xx") == 2
+    assert count("openai", "ok", "4xx") == 1
+    assert count("anthropic", "client_closed", "none") == 1
+    assert count("anthropic", "ok", "2xx") is None
+
+
+def test_durations_and_times_to_first_byte_are_histograms(metrics: Metrics) -> None:
+    metrics.request("openai", "ok", 200, 0.3, 0.1, None)
+    metrics.request("openai", "ok", 200, 1000.0, None, None)
+
+    def bucket(name: str, bound: str) -> float | None:
+        return value(metrics, f"llm_proxy_{name}_seconds_bucket", {"provider": "openai", "le": bound})
+
+    assert [bucket("request_duration", bound) for bound in ("0.25", "0.5", "300.0", "+Inf")] == [0, 1, 1, 2]
+    assert value(metrics, "llm_proxy_request_duration_seconds_sum", {"provider": "openai"}) == pytest.approx(1000.3)
+    assert [bucket("time_to_first_byte", bound) for bound in ("0.05", "0.1", "+Inf")] == [0, 1, 1]
+    assert value(metrics, "llm_proxy_time_to_first_byte_seconds_count", {"provider": "openai"}) == 1
+
+
+def test_tokens_are_summed_where_they_are_known(metrics: Metrics) -> None:
+    metrics.request("openai", "ok", 200, 0.3, 0.1, Usage(10, 20, 5))
+    metrics.request("openai", "ok", 200, 0.3, 0.1, Usage(1, None, None))
+    metrics.request("openai", "ok", 200, 0.3, 0.1, None)
+    kinds = ("input", "output", "cached")
+    shown = [value(metrics, "llm_proxy_tokens_total", {"provider": "openai", "kind": kind}) for kind in kinds]
+    assert shown == [11, 20, 5]
+
+
+def test_labels_are_bounded(metrics: Metrics) -> None:
+    for n in range(50):
+        metrics.request(f"provider-{n}", f"outcome-{n}", 200, 0.1, None, Usage(1, 1, 1))
+        metrics.refusal(f"sk-canary-{n}")
+        metrics.upstream_started(f"provider-{n}")
+    text = metrics.render()[0].decode()
+    assert "provider-" not in text
+    assert "outcome-" not in text
+    assert "canary" not in text
+    other = {"provider": "other", "outcome": "other", "status": "2xx"}
+    assert value(metrics, "llm_proxy_requests_total", other) == 50
+    assert value(metrics, "llm_proxy_refusals_total", {"code": "other"}) == 50
+
+
+def test_other_providers_are_shown_only_where_there_were_any(metrics: Metrics) -> None:
+    assert 'provider="other"' not in metrics.render()[0].decode()
+
+
+def test_every_error_code_is_a_series_from_the_start(metrics: Metrics) -> None:
+    metrics.refusal(TokenInvalid.code)
+    found = {
+        dict(labels)["code"]: count
+        for (name, labels), count in samples(metrics).items()
+        if name == "llm_proxy_refusals_total"
+    }
+    assert found.pop("token_invalid") == 1
+    assert {"database_unavailable", "request_limit_exceeded", "invalid_path", ProxyError.code, "other"} <= set(found)
+    assert set(found.values()) == {0}
+
+
+def test_upstream_requests_in_flight_go_up_and_down(metrics: Metrics) -> None:
+    metrics.upstream_started("openai")
+    metrics.upstream_started("openai")
+    metrics.upstream_ended("openai")
+    assert value(metrics, "llm_proxy_upstream_in_flight_requests", {"provider": "openai"}) == 1
+    metrics.upstream_ended("openai")
+    assert value(metrics, "llm_proxy_upstream_in_flight_requests", {"provider": "openai"}) == 0
+
+
+def test_transactions_of_the_ledger(metrics: Metrics) -> None:
+    metrics.observe_transaction(0.002, 3, 0)
+    metrics.observe_transaction(0.2, 64, 65)
+    assert value(metrics, "llm_proxy_ledger_transaction_seconds_bucket", {"le": "0.0025"}) == 1
+    assert value(metrics, "llm_proxy_ledger_transaction_seconds_count") == 2
+    assert value(metrics, "llm_proxy_ledger_batch_admitted_requests_sum") == 67
+    assert value(metrics, "llm_proxy_ledger_batch_admitted_requests_bucket", {"le": "64.0"}) == 2
+    assert value(metrics, "llm_proxy_ledger_batch_settled_requests_bucket", {"le": "0.0"}) == 1
+    assert value(metrics, "llm_proxy_ledger_batch_settled_requests_bucket", {"le": "64.0"}) == 1
+
+
+def test_queues_and_the_database_are_asked_when_prometheus_asks(metrics: Metrics) -> None:
+    waiting, up = 3, True
+    metrics.watch_ledger(waiting=lambda: waiting, unsettled=lambda: 7, lag=lambda: 1.5)
+    metrics.watch_database(up=lambda: up, pool=lambda: {"in_use": 2, "limit": 10})
+    assert value(metrics, "llm_proxy_ledger_waiting_requests") == 3
+    assert value(metrics, "llm_proxy_ledger_unsettled_requests") == 7
+    assert value(metrics, "llm_proxy_ledger_settle_lag_seconds") == 1.5
+    assert value(metrics, "llm_proxy_database_up") == 1
+    assert value(metrics, "llm_proxy_database_connections", {"state": "in_use"}) == 2
+    waiting, up = 0, False
+    assert value(metrics, "llm_proxy_ledger_waiting_requests") == 0
+    assert value(metrics, "llm_proxy_database_up") == 0
+
+
+def test_a_figure_that_cannot_be_had_hides_no_other(metrics: Metrics) -> None:
+    metrics.gauge("llm_proxy_broken", "Broken.", lambda: 1 / 0)
+    metrics.gauge("llm_proxy_odd", "Odd.", lambda: {"a": "b"}, label="x")  # type: ignore[dict-item]  # on purpose
+    metrics.counter("llm_proxy_log_lines_lost", "Lines.", lambda: 4)
+    assert value(metrics, "llm_proxy_log_lines_lost_total") == 4
+    assert value(metrics, "llm_proxy_broken") is None
+
+
+def test_names_are_ours_and_unique(metrics: Metrics) -> None:
+    metrics.gauge("llm_proxy_once", "Once.", lambda: 1)
+    for name in ("once", "llm_proxy_once", "llm_proxy_refusals"):
+        with pytest.raises(ValueError, match=name):
+            metrics.gauge(name, "Twice.", lambda: 1)
+
+
+def test_every_name_begins_with_ours(metrics: Metrics) -> None:
+    names = {name for name, _ in samples(metrics)}
+    assert names
+    assert {name for name in names if not name.startswith("llm_proxy_")} == set()
+    assert value(metrics, "llm_proxy_build_info", {"version": "1.2.3"}) == 1
+    assert value(metrics, "llm_proxy_process_open_fds") is not None
+
+
+def test_two_sets_of_metrics_share_nothing() -> None:
+    one, other = Metrics(PROVIDERS), Metrics(PROVIDERS)
+    one.request("openai", "ok", 200, 0.1, None, None)
+    assert 'outcome="ok"' not in other.render()[0].decode()
+
+
+def test_the_content_type_is_that_of_the_text_format(metrics: Metrics) -> None:
+    assert metrics.render()[1] == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_bounds_of_a_histogram_are_inclusive() -> None:
+    histogram = Histogram((1.0, 2.0))
+    for number in (0.5, 1.0, 1.5, 2.0, 2.5):
+        histogram.observe(number)
+    assert histogram.buckets() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
+    assert histogram.sum == 7.5
