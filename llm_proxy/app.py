@@ -1,0 +1,118 @@
+"""The ASGI application: data plane and control plane under one roof, alive for as long as its services are open.
+
+Any ASGI server that runs on trio can serve it: our own, or `hypercorn -k trio 'llm_proxy.app:create_app()'`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any, cast
+
+import trio
+from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGILifespan
+
+from llm_proxy import log, manage
+from llm_proxy.asgi import RequestConnection
+from llm_proxy.services import open_services
+from llm_proxy.settings import Settings
+from llm_proxy.version import VERSION
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from llm_proxy.log import Log
+    from llm_proxy.services import Services
+
+#: Largest body of a request to the control plane, in bytes.
+MANAGE_BODY_LIMIT = 1024 * 1024
+#: Seconds in which the body of a request to the control plane must be complete.
+MANAGE_BODY_TIMEOUT = 30
+
+
+class ServicesLifespan(TrioASGILifespan):
+    """Opens the services at the server's startup and closes them at its shutdown, in one task."""
+
+    async def __call__(self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+        """Follow the ASGI lifespan protocol; a start that fails is told to the server in words."""
+        app = cast("LLMProxy", self.app)
+        await receive()
+        started = False
+        try:
+            async with open_services(app.settings, app.request_log) as services, trio.open_nursery() as nursery:
+                app.nursery = nursery
+                app.assemble(services)
+                await app.startup()
+                await send({"type": "lifespan.startup.complete"})
+                started = True
+                await receive()
+                await app.shutdown()
+                nursery.cancel_scope.cancel()
+        except Exception as error:
+            if started:
+                raise
+            await send({"type": "lifespan.startup.failed", "message": _words(error)})
+            raise
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+class LLMProxy(QuartTrio):
+    """The application of one worker process.
+
+    Attributes:
+        settings: what it is configured with.
+        request_log: where the line of each request goes.
+        services: what its routes work with, from startup on.
+    """
+
+    asgi_http_class = RequestConnection  # type: ignore[assignment]
+    asgi_lifespan_class = ServicesLifespan
+    services: Services
+
+    def __init__(self, settings: Settings, request_log: Log) -> None:
+        """Nothing is opened yet."""
+        super().__init__("llm_proxy", static_folder=None)
+        self.settings = settings
+        self.request_log = request_log
+        # Streams may last for as long as they like; the server has deadlines of its own for a client that stalls.
+        self.config["RESPONSE_TIMEOUT"] = None
+        self.config["BODY_TIMEOUT"] = MANAGE_BODY_TIMEOUT
+        self.config["MAX_CONTENT_LENGTH"] = MANAGE_BODY_LIMIT
+
+    def assemble(self, services: Services) -> None:
+        """Put up the control plane's routes on open services."""
+        self.services = services
+        manage.register(self, _context(services))
+
+    def begin_drain(self) -> None:
+        """Turn new requests away and report not ready; running ones go on."""
+        self.services.begin_drain()
+
+
+def create_app(settings: Settings | None = None, request_log: Log | None = None) -> LLMProxy:
+    """Make the application.
+
+    Args:
+        settings: the process's environment and `.env` file where None.
+        request_log: where the line of each request goes; set up from the settings where None.
+
+    Raises:
+        llm_proxy.settings.SettingsError: what is wrong with the settings, all of it.
+    """
+    if settings is None:
+        settings = Settings.load(os.environ, {}, None, serving=True)
+    if request_log is None:
+        request_log = log.configure(
+            level=settings.log_level,
+            form=settings.log_format,
+            path=settings.log_file,
+            secrets=(settings.management_token, settings.encryption_key, settings.database_url),
+        )
+    return LLMProxy(settings, request_log)
+
+
+def _words(error: BaseException) -> str:
+    """One line about a failed start."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error) or type(error).__name__

@@ -1,0 +1,73 @@
+"""Everything that is decided before a byte goes upstream: who asks, for what, and whether the books allow it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from llm_proxy.errors import EndpointNotAllowed, ProxyError, TokenInvalid, TokenMissing
+from llm_proxy.ledger import Application
+from llm_proxy.proxy import headers, parameters, paths
+
+if TYPE_CHECKING:
+    from llm_proxy.proxy.inbound import Inbound
+    from llm_proxy.proxy.providers import Providers
+
+
+def digest(inbound: Inbound) -> bytes:
+    """Check the path and the form of the token, and return the digest that the database knows the token by.
+
+    Raises:
+        ProxyError: the request is refused before its body is read.
+    """
+    paths.check(inbound.path)
+    paths.check_query(inbound.query)
+    token = headers.token_of(inbound.headers)
+    if token is None:
+        raise TokenMissing
+    if not headers.is_token(token):
+        raise TokenInvalid
+    return hashlib.sha256(token).digest()
+
+
+def needs_body(inbound: Inbound, providers: Providers) -> bool:
+    """Whether some rule has to read the body before the request can be admitted."""
+    provider = inbound.route.provider
+    candidates = providers.by_name.values() if provider is None else (provider,)
+    return inbound.has_body and any(candidate.needs_body for candidate in candidates)
+
+
+def application(inbound: Inbound, token_digest: bytes, providers: Providers, body: bytes | None) -> Application:
+    """Put together what the ledger has to decide on.
+
+    Args:
+        inbound: the request.
+        token_digest: the digest of its token.
+        providers: all that are configured.
+        body: the whole body, where `needs_body` asked for it.
+    """
+    found: parameters.Parameters | None = None
+    unreadable: ProxyError | None = None
+    if body is not None:
+        try:
+            found = parameters.read(body, inbound.headers)
+        except ProxyError as error:
+            # Whether that matters depends on the project's provider.
+            unreadable = error
+
+    def refusal(name: str) -> ProxyError | None:
+        provider = providers.by_name.get(name)
+        if provider is None:
+            return EndpointNotAllowed(f"The project's provider '{name}' is not configured in this proxy.")
+        refused = provider.refusal(inbound.method, inbound.route.path, inbound.headers, found)
+        return refused or (unreadable if provider.needs_body else None)
+
+    named = inbound.route.provider
+    return Application(
+        id=inbound.id,
+        digest=token_digest,
+        provider=None if named is None else named.name,
+        method=inbound.method,
+        path=inbound.path.decode("ascii"),
+        refusal=refusal,
+    )

@@ -1,0 +1,140 @@
+"""One admitted request on its way: to the provider, back to the client, into the books."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+from attrs import define, field
+
+from llm_proxy.errors import ProxyError, UpstreamTimeout, UpstreamUnreachable
+from llm_proxy.ledger import Result
+from llm_proxy.proxy import headers
+from llm_proxy.proxy.headers import is_event_stream
+from llm_proxy.proxy.upstream.failures import ConnectTimeout, HeaderTimeout, IdleTimeout, UpstreamFailure
+from llm_proxy.proxy.upstream.interface import Dispatch
+from llm_proxy.proxy.usage import meter_for
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from db.records import Outcome
+    from llm_proxy.proxy.inbound import Inbound
+    from llm_proxy.proxy.providers import Provider
+    from llm_proxy.proxy.upstream.interface import Upstream, UpstreamResponse
+    from llm_proxy.proxy.usage import UsageMeter
+
+
+@define(eq=False)
+class Exchange:
+    """What is known of an exchange while it runs; `result` reads it when it is over.
+
+    Attributes:
+        admitted, asked: trio's clock when the request was admitted, and when it was handed to the upstream.
+        dispatch: knows whether a byte of the request can have reached the provider.
+        status: what the client was sent, None before that.
+        outcome: how it ended, as far as is known.
+        code: the error code of the answer, where the proxy itself had to answer.
+    """
+
+    inbound: Inbound
+    send: Callable[[Any], Awaitable[None]]
+    admitted: float = field(factory=trio.current_time)
+    asked: float = 0.0
+    dispatch: Dispatch = field(factory=Dispatch)
+    status: int | None = None
+    started: bool = False
+    streamed: bool = False
+    first_byte: float | None = None
+    relayed: int = 0
+    outcome: Outcome = "proxy_error"
+    code: str = ""
+    meter: UsageMeter | None = None
+
+    async def run(self, provider: Provider, upstream: Upstream, api_key: str) -> None:
+        """Forward the request and relay the response.
+
+        Raises:
+            ProxyError: the upstream failed before a response was started; afterwards the response is cut off instead,
+                which the client can tell from its framing.
+        """
+        response: UpstreamResponse | None = None
+        try:
+            response = await self._ask(provider, upstream, api_key)
+            await self._relay(response)
+        except (ConnectTimeout, HeaderTimeout, IdleTimeout):
+            self._fail(UpstreamTimeout(), "upstream_timeout")
+        except UpstreamFailure:
+            self._fail(UpstreamUnreachable(), "upstream_error")
+        except trio.Cancelled:
+            self.outcome = "client_closed" if self.inbound.gone else "proxy_error"
+            raise
+        except OSError:
+            # Only `send` raises it: the client has gone, or reads too slowly to be waited for.
+            self.outcome = "client_closed"
+        finally:
+            if response is not None:
+                response.close()
+
+    async def _ask(self, provider: Provider, upstream: Upstream, api_key: str) -> UpstreamResponse:
+        inbound = self.inbound
+        body: bytes | Inbound | None = inbound if inbound.has_body else None
+        if body is not None and (whole := inbound.complete()) is not None:
+            body = whole
+        self.asked = trio.current_time()
+        return await upstream.send(
+            inbound.method.encode("ascii"),
+            provider.target(inbound.route.path, inbound.query),
+            headers.request_headers(inbound.headers, provider.credential(api_key)),
+            body,
+            dispatch=self.dispatch,
+        )
+
+    async def _relay(self, response: UpstreamResponse) -> None:
+        """Pass the response on as it arrives."""
+        status = response.status
+        overhead_ms = (self.asked - self.inbound.arrived) * 1000
+        head = headers.response_headers(response.headers, self.inbound.id.encode("ascii"), overhead_ms)
+        self.meter = meter_for(status, response.headers)
+        self.streamed = any(name == b"content-type" and is_event_stream(value) for name, value in head)
+        send = self.send
+        await send({"type": "http.response.start", "status": status, "headers": head})
+        self.started = True
+        self.status = status
+        while data := await response.receive():
+            if self.first_byte is None:
+                self.first_byte = trio.current_time()
+            self.meter.feed(data)
+            self.relayed += len(data)
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+        self.outcome = "ok"
+        response.close()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    def _fail(self, error: ProxyError, outcome: Outcome) -> None:
+        self.outcome = outcome
+        self.code = error.code
+        if not self.started:
+            raise error
+
+    def refused_with(self, error: ProxyError) -> None:
+        """Note what the client is about to be answered instead of a response of the provider."""
+        self.status = error.status
+        self.code = error.code
+
+    def result(self) -> Result:
+        """The final row's figures."""
+        usage = None if self.meter is None else self.meter.result()
+        return Result(
+            outcome=self.outcome if self.dispatch.sent else "void",
+            status=self.status,
+            model="" if usage is None else usage.model,
+            streamed=self.streamed,
+            first_byte_us=None if self.first_byte is None else round((self.first_byte - self.admitted) * 1e6),
+            duration_us=round((trio.current_time() - self.admitted) * 1e6),
+            request_bytes=self.inbound.received,
+            response_bytes=self.relayed,
+            input_tokens=None if usage is None else usage.input_tokens,
+            output_tokens=None if usage is None else usage.output_tokens,
+            cached_tokens=None if usage is None else usage.cached_tokens,
+        )

@@ -1,0 +1,164 @@
+"""The client's side of one request: its head, its body as it arrives, and the news that it has gone.
+
+One reader takes events off the ASGI `receive` channel: while the body is coming they go to whoever iterates over it,
+afterwards the only event left is the disconnect. A body is never held whole unless somebody asks for that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from llm_proxy.errors import RequestTooLarge
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from llm_proxy.proxy.providers import Route
+
+#: Bytes of a body that are read ahead of the upstream, so that a client which leaves during an upload is noticed.
+READ_AHEAD = 64 * 1024
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its body was complete."""
+
+
+class Inbound:
+    """One client request.
+
+    Attributes:
+        id: the request's id.
+        route: where its path leads.
+        method, path, query, headers: as they came; names of headers in lower case.
+        arrived: trio's clock at arrival.
+        admitted: whether the ledger has a reservation for it.
+        gone: whether the client has left.
+        received: bytes of the body so far.
+        content_length: what the client declared; None for a chunked body.
+        has_body: whether the message is framed as having one.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        arrived: float,
+        route: Route,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        max_size: int,
+    ) -> None:
+        """Read the framing from the headers; `max_size` bytes is the longest body that is accepted."""
+        self.id = request_id
+        self.route = route
+        self.method: str = scope["method"]
+        self.path: bytes = scope["raw_path"]
+        self.query: bytes = scope["query_string"]
+        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.arrived = arrived
+        self.admitted = False
+        self.gone = False
+        self.received = 0
+        self.content_length: int | None = None
+        self.has_body = False
+        self.expects_continue = False
+        self._receive = receive
+        self._max_size = max_size
+        self._ended = False
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._news = trio.Event()
+        self._room = trio.Event()
+        for name, value in self.headers:
+            if name == b"content-length":
+                self.content_length = int(value)
+                self.has_body = self.content_length > 0
+            elif name == b"transfer-encoding":
+                self.has_body = True
+            elif name == b"expect":
+                self.expects_continue = True
+        if not self.has_body:
+            self.content_length = 0
+
+    def check_size(self) -> None:
+        """Refuse a body that is declared to be too long, before it is read; raises `RequestTooLarge`."""
+        if self.content_length is not None and self.content_length > self._max_size:
+            raise self._too_large()
+
+    async def begin(self) -> None:
+        """Take the first piece of the body, which usually came with the head, and often is all of it.
+
+        A client that expects `100 Continue` is not asked for its body before it is admitted.
+        """
+        if self.has_body and not self.expects_continue:
+            await self._take()
+        elif not self.has_body:
+            self._ended = True
+
+    async def whole(self) -> bytes:
+        """Wait for the whole body and keep it, for rules that need to read it."""
+        while not self._ended:
+            await self._take()
+        return b"".join(self._pieces)
+
+    def complete(self) -> bytes | None:
+        """The whole body, if it is here already."""
+        return b"".join(self._pieces) if self._ended else None
+
+    async def watch(self, scope: trio.CancelScope) -> None:
+        """Read on until the client leaves, then cancel the request's scope."""
+        try:
+            while not self._ended:
+                if self._held > READ_AHEAD:
+                    await self._room.wait()
+                    self._room = trio.Event()
+                else:
+                    await self._take()
+            event = await self._receive()
+            while event["type"] != "http.disconnect":
+                event = await self._receive()
+        except ClientGone:
+            pass
+        except RequestTooLarge:
+            # The upload learns of it from the iterator, and can still be answered.
+            return
+        self.gone = True
+        scope.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Hand on the pieces as they arrive, while `watch` is reading.
+
+        Raises:
+            RequestTooLarge: the body has grown beyond the limit.
+        """
+        while True:
+            while self._pieces:
+                piece = self._pieces.pop(0)
+                self._held -= len(piece)
+                self._room.set()
+                yield piece
+            if self.received > self._max_size:
+                raise self._too_large()
+            if self._ended:
+                return
+            await self._news.wait()
+            self._news = trio.Event()
+
+    async def _take(self) -> None:
+        event = await self._receive()
+        if event["type"] == "http.disconnect":
+            self.gone = True
+            raise ClientGone
+        piece: bytes = event.get("body", b"")
+        self.received += len(piece)
+        if piece:
+            self._pieces.append(piece)
+            self._held += len(piece)
+        self._ended = not event.get("more_body", False)
+        self._news.set()
+        if self.received > self._max_size:
+            raise self._too_large()
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"The request body is larger than the {self._max_size} bytes that this proxy accepts.")

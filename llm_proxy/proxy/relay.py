@@ -1,0 +1,179 @@
+"""The way of a request through the data plane, from the ASGI channel to the provider and back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from llm_proxy import log
+from llm_proxy.errors import Overloaded, ProxyError, ShuttingDown
+from llm_proxy.identifiers import request_id
+from llm_proxy.log import RequestLine
+from llm_proxy.proxy import admission, faults
+from llm_proxy.proxy.exchange import Exchange
+from llm_proxy.proxy.inbound import ClientGone, Inbound
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from llm_proxy.crypto import KeyRing
+    from llm_proxy.ledger import Application, Grant, Ledger
+    from llm_proxy.log import Log
+    from llm_proxy.metrics import Metrics
+    from llm_proxy.proxy.providers import Providers, Route
+    from llm_proxy.proxy.upstream.interface import Upstream
+
+    Receive = Callable[[], Awaitable[Any]]
+    Send = Callable[[Any], Awaitable[None]]
+
+
+class Relay:
+    """Handles every request whose path belongs to a provider.
+
+    Attributes:
+        running: requests that are in the relay now.
+        draining: whether new requests are turned away because the process is about to end.
+    """
+
+    def __init__(
+        self,
+        *,
+        providers: Providers,
+        upstreams: Mapping[str, Upstream],
+        ledger: Ledger,
+        keyring: KeyRing,
+        metrics: Metrics,
+        request_log: Log,
+        max_request_size: int,
+        max_concurrent: int,
+    ) -> None:
+        """Take what every request needs; sizes in bytes."""
+        self.running = 0
+        self.draining = False
+        self._providers = providers
+        self._upstreams = upstreams
+        self._ledger = ledger
+        self._keyring = keyring
+        self._metrics = metrics
+        self._request_log = request_log
+        self._max_request_size = max_request_size
+        self._max_concurrent = max_concurrent
+        self._events = log.logger("relay")
+
+    def route(self, raw_path: bytes) -> Route | None:
+        """Where the path leads; None where it is not a provider's."""
+        return self._providers.route(raw_path)
+
+    async def __call__(self, route: Route, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        inbound = Inbound(request_id(), trio.current_time(), route, scope, receive, self._max_request_size)
+        self.running += 1
+        try:
+            if self.draining:
+                raise ShuttingDown
+            if self.running > self._max_concurrent:
+                raise Overloaded
+            await self._handle(inbound, send)
+        except ProxyError as error:
+            if not inbound.admitted:
+                self._report_refusal(inbound, error)
+            with suppress(OSError):
+                await _answer(inbound, error, send)
+        except ClientGone:
+            # It left before there was anything to write down.
+            return
+        finally:
+            self.running -= 1
+
+    async def _handle(self, inbound: Inbound, send: Send) -> None:
+        """Open the request's nursery: one task notices that the client leaves, the other does the work."""
+        inbound.check_size()
+        digest = admission.digest(inbound)
+        await inbound.begin()
+        body = await inbound.whole() if admission.needs_body(inbound, self._providers) else None
+        application = admission.application(inbound, digest, self._providers, body)
+        refusal: ProxyError | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(inbound.watch, nursery.cancel_scope)
+            try:
+                await self._serve(application, inbound, send)
+            except ProxyError as error:
+                refusal = error
+            nursery.cancel_scope.cancel()
+        if refusal is not None:
+            raise refusal
+
+    async def _serve(self, application: Application, inbound: Inbound, send: Send) -> None:
+        """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
+        grant = await self._ledger.admit(application)
+        inbound.admitted = True
+        exchange = Exchange(inbound, send)
+        try:
+            provider = self._providers.by_name[grant.provider]
+            api_key = self._keyring.open(grant.sealed_key, grant.reservation.project_id)
+            await exchange.run(provider, self._upstreams[grant.provider], api_key)
+        except ProxyError as error:
+            exchange.refused_with(error)
+            raise
+        except Exception as error:
+            # A fault of ours. The client gets a plain 500, the log gets the story, the books get a row.
+            self._events.exception("a request failed inside the proxy", request_id=inbound.id)
+            if not exchange.started:
+                failure = ProxyError()
+                exchange.refused_with(failure)
+                raise failure from error
+        finally:
+            self._settle(inbound, grant, exchange)
+
+    def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange) -> None:
+        result = exchange.result()
+        self._ledger.settle(grant, result)
+        first_byte = None if result.first_byte_us is None else result.first_byte_us / 1e6
+        self._metrics.request(
+            grant.provider, result.outcome, result.status, (result.duration_us or 0) / 1e6, first_byte, result
+        )
+        self._request_log.request(
+            RequestLine(
+                request_id=inbound.id,
+                method=inbound.method,
+                path=grant.reservation.path,
+                outcome=result.outcome,
+                status=result.status,
+                code=exchange.code,
+                duration_us=result.duration_us,
+                first_byte_us=result.first_byte_us,
+                provider=grant.provider,
+                model=result.model,
+                token_id=grant.reservation.token_id,
+                project_id=grant.reservation.project_id,
+                request_bytes=result.request_bytes,
+                response_bytes=result.response_bytes,
+                input_tokens=result.input_tokens,
+                output_tokens=result.output_tokens,
+                cached_tokens=result.cached_tokens,
+            )
+        )
+
+    def _report_refusal(self, inbound: Inbound, error: ProxyError) -> None:
+        self._metrics.refusal(error.code)
+        self._request_log.request(
+            RequestLine(
+                request_id=inbound.id,
+                method=inbound.method,
+                path=inbound.path.decode("latin-1"),
+                outcome="refused",
+                status=error.status,
+                code=error.code,
+                duration_us=round((trio.current_time() - inbound.arrived) * 1e6),
+                request_bytes=inbound.received,
+            )
+        )
+
+
+async def _answer(inbound: Inbound, error: ProxyError, send: Send) -> None:
+    """Answer in the provider's own words."""
+    status, headers, body = faults.fault(error, inbound.route.shape, inbound.id)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
