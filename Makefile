@@ -32,10 +32,12 @@ test: $(DEVELOPMENT) ## Run the tests on SQLite, PostgreSQL, MySQL and MariaDB
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(DEVELOPMENT) ## Check style, format, types and the directions of imports
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
-	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo
+	@status=0; \
+	$(BIN)/ruff check || status=1; \
+	$(BIN)/ruff format --check || status=1; \
+	$(BIN)/mypy || status=1; \
+	$(BIN)/lint-imports --no-logo || status=1; \
+	exit $$status
 
 format: $(DEVELOPMENT) ## Format the code, and mend what can be mended without thought
 	@$(BIN)/ruff check --fix-only --quiet

@@ -28,7 +28,7 @@ def databases(pytestconfig: pytest.Config) -> Iterator[Databases]:
     databases.close()
 
 
-@pytest.fixture(params=list(Kind), ids=str)
+@pytest.fixture(scope="module", params=list(Kind), ids=str)
 def database_kind(request: pytest.FixtureRequest, databases: Databases) -> Kind:
     """The database that this run of the test is on. A missing one skips the test, and fails it where `CI` is set."""
     kind = Kind(request.param)

@@ -7,7 +7,6 @@ import pwd
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -16,6 +15,7 @@ from pathlib import Path
 from attrs import define, frozen
 
 from tests.databases.kinds import Kind
+from tests.harness.ports import free_port
 
 #: Where packages put the programs when they are not on the PATH: Debian, Homebrew on Apple silicon and on Intel.
 _FOLDERS = {
@@ -196,14 +196,6 @@ def _run(command: Sequence[str], folder: Path, account: _Account) -> None:
     if done.returncode != 0:
         message = f"{command[0]} failed: {(done.stderr or done.stdout).strip()[-2000:]}"
         raise RuntimeError(message)
-
-
-def free_port() -> int:
-    """A loopback TCP port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 _Plan = tuple[Sequence[str], Sequence[str], str]
