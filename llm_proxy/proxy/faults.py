@@ -1,0 +1,76 @@
+"""How a refusal looks on the wire: the error body of the provider that the client believes it is talking to.
+
+OpenAI's is `{"error": {"message", "type", "param", "code"}}`, Anthropic's `{"type": "error", "error": {"type",
+"message"}, "request_id"}` with our `code` as a further member of `error`. The SDKs of both choose the exception by the
+status, and take what they show from the body. Both retry 408, 409, 429 and every 5xx unless the response says
+`x-should-retry: false`, and wait for `Retry-After` seconds where it stands.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from llm_proxy.errors import ProxyError
+
+Shape = Literal["openai", "anthropic"]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _OpenAIError(msgspec.Struct):
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class _OpenAIBody(msgspec.Struct):
+    error: _OpenAIError
+
+
+class _AnthropicError(msgspec.Struct):
+    type: str
+    message: str
+    code: str
+
+
+class _AnthropicBody(msgspec.Struct):
+    type: str
+    error: _AnthropicError
+    request_id: str
+
+
+def fault(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Turn `error` into a response: status, headers and JSON body.
+
+    The headers carry what the client can act upon: `Retry-After` where waiting helps, `X-Should-Retry: false` on a 429
+    where it does not, `Allow` on a 405 (RFC 9110 §15.5.6), `WWW-Authenticate` on a 401 (§15.5.2), and the request's id
+    under each name by which an SDK looks for it.
+    """
+    body: _OpenAIBody | _AnthropicBody
+    if shape == "anthropic":
+        body = _AnthropicBody("error", _AnthropicError(error.anthropic_type, error.message, error.code), request_id)
+    else:
+        body = _OpenAIBody(_OpenAIError(error.message, error.openai_type, error.param, error.code))
+    content = _encode(body)
+    identifier = request_id.encode("ascii")
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(content)),
+        (b"cache-control", b"no-store"),
+        (b"x-request-id", identifier),
+        (b"x-llm-proxy-request-id", identifier),
+    ]
+    if shape == "anthropic":
+        headers.append((b"request-id", identifier))
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after))
+    elif error.status == 429:
+        headers.append((b"x-should-retry", b"false"))
+    if error.status == 405:
+        headers.append((b"allow", ", ".join(error.allow).encode("ascii")))
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return error.status, headers, content

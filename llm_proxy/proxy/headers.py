@@ -1,0 +1,175 @@
+"""Which headers cross the proxy, in each direction.
+
+Everything crosses byte for byte and in order, except:
+
+- Hop-by-hop fields (RFC 9110 §7.6.1), and every field that `Connection` names. They go first, before anything of ours
+  is added, so that a peer cannot have our own fields removed by naming them.
+- What belongs to one leg only: `Host`, `Content-Length` and `Expect` of a request (the upstream connection frames its
+  own message, and 100-continue is settled with the client), `Server`, `Alt-Svc` and `Set-Cookie` of a response.
+- Credentials: the client's token in whatever field it came, and cookies, which belong to the proxy's own origin.
+- The provider account behind the key: organisation and project headers, both ways. A client must not pick another
+  organisation with our key, nor learn whose key it is.
+- The client's address and the way that it came (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via` and the like of a
+  request): who calls the proxy is no business of the provider.
+
+Names are lower-case bytes, as in ASGI; a name from upstream is made lower-case, its value stays as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from llm_proxy.errors import BadRequest, TokenInvalid, UpstreamUnreachable
+
+Headers = Sequence[tuple[bytes, bytes]]
+HeaderList = list[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"http2-settings",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authentication-info",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+    }
+)
+
+_ACCOUNT = frozenset({b"openai-organization", b"openai-project", b"anthropic-organization-id"})
+
+_ONE_LEG = frozenset({b"alt-svc", b"server", b"set-cookie", b"set-cookie2"})
+
+#: The fields that a client may put its token in.
+_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
+
+#: Fields of reverse proxies and content networks that tell the client's address; `x-forwarded-*` goes by its prefix.
+_CLIENT_ADDRESS = frozenset(
+    {
+        b"cf-connecting-ip",
+        b"cf-connecting-ipv6",
+        b"client-ip",
+        b"fastly-client-ip",
+        b"fly-client-ip",
+        b"forwarded",
+        b"forwarded-for",
+        b"true-client-ip",
+        b"via",
+        b"x-client-ip",
+        b"x-cluster-client-ip",
+        b"x-envoy-external-address",
+        b"x-original-forwarded-for",
+        b"x-real-ip",
+    }
+)
+
+_NOT_UPSTREAM = (
+    _HOP_BY_HOP
+    | _ACCOUNT
+    | _ONE_LEG
+    | _CREDENTIALS
+    | _CLIENT_ADDRESS
+    | {b"content-length", b"cookie", b"cookie2", b"expect", b"host"}
+)
+
+_NOT_DOWNSTREAM = _HOP_BY_HOP | _ACCOUNT | _ONE_LEG | {b"x-llm-proxy-request-id", b"x-llm-proxy-overhead-ms"}
+
+#: What a field value must not hold (RFC 9110 §5.5): it would end the field or the message.
+_UNSAFE_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+
+_TOKEN = re.compile(rb"sk-[A-Za-z0-9_-]{43}")
+
+
+def token_of(headers: Headers) -> bytes | None:
+    """Find the client's token; None where there is none.
+
+    It may stand in `Authorization: Bearer`, `X-Api-Key`, `Api-Key` or `X-Goog-Api-Key`, and in several of them if it
+    is the same one: SDKs do that. Raises `TokenInvalid` for different ones, so that nobody has to guess which counts.
+    """
+    token: bytes | None = None
+    for name, value in headers:
+        if name not in _CREDENTIALS:
+            continue
+        found = value.strip(b" \t")
+        if name == b"authorization":
+            scheme, _, found = found.partition(b" ")
+            if scheme.lower() != b"bearer":
+                continue
+            found = found.lstrip(b" \t")
+        if not found:
+            continue
+        if token is not None and token != found:
+            raise TokenInvalid("The request carries two different API tokens. Send one of them only.")
+        token = found
+    return token
+
+
+def is_token(candidate: bytes) -> bool:
+    """Whether `candidate` has the form of a withering token: `sk-` and 43 URL-safe characters."""
+    return _TOKEN.fullmatch(candidate) is not None
+
+
+def request_headers(headers: Headers, credential: tuple[bytes, bytes]) -> HeaderList:
+    """Turn a client's headers into those for the provider, with the provider's `credential` as the last one.
+
+    `Host` and the framing are left to the upstream connection. Raises `BadRequest` where a value holds a control
+    character: HTTP/2 can carry one, and it would split the HTTP/1.1 request that is written from it.
+    """
+    kept = [
+        field for field in headers if (name := field[0]) not in _NOT_UPSTREAM and not name.startswith(b"x-forwarded-")
+    ]
+    kept = _without_named(kept, headers)
+    if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
+        raise BadRequest("A header of the request holds a control character.")
+    kept.append(credential)
+    return kept
+
+
+def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) -> HeaderList:
+    """Turn a provider's response headers into those for the client, with the proxy's own added at the end.
+
+    `Content-Length` stays, because the body passes byte for byte. Raises `UpstreamUnreachable` where a value holds a
+    control character.
+
+    Args:
+        headers: as received; names in any case.
+        request_id: the id under which the request stands in the ledger.
+        overhead_ms: milliseconds of the proxy's own doing so far.
+    """
+    lowered = [(name.lower(), value) for name, value in headers]
+    kept = _without_named([field for field in lowered if field[0] not in _NOT_DOWNSTREAM], lowered)
+    if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
+        raise UpstreamUnreachable("The provider answered with a header that holds a control character.")
+    names = dict(kept)
+    if is_event_stream(names.get(b"content-type", b"")):
+        kept = [field for field in kept if field[0] != b"x-accel-buffering"]
+        kept.append((b"x-accel-buffering", b"no"))
+    if b"x-request-id" not in names:
+        kept.append((b"x-request-id", request_id))
+    kept.append((b"x-llm-proxy-request-id", request_id))
+    kept.append((b"x-llm-proxy-overhead-ms", b"%.2f" % overhead_ms))
+    return kept
+
+
+def is_event_stream(content_type: bytes) -> bool:
+    """Whether a `Content-Type` value says that the body is a stream of server-sent events."""
+    return media_type(content_type) == b"text/event-stream"
+
+
+def media_type(content_type: bytes) -> bytes:
+    """The media type of a `Content-Type` value: lower-case, without parameters (RFC 9110 §8.3.1)."""
+    return content_type.partition(b";")[0].strip(b" \t").lower()
+
+
+def _without_named(kept: HeaderList, headers: Headers) -> HeaderList:
+    """Remove from `kept` what the `Connection` fields among `headers` name."""
+    named = [value for name, value in headers if name == b"connection"]
+    if not named:
+        return kept
+    names = {name.strip(b" \t").lower() for name in b",".join(named).split(b",")}
+    return [field for field in kept if field[0] not in names]

@@ -1,0 +1,88 @@
+r"""Which request paths are taken: only those that every reader on the way must understand alike.
+
+One path value serves authorisation, the allow-list and forwarding: the raw one, as it stood in the request line. A
+path that a server behind us could read differently (after decoding it, merging slashes or resolving dots) is refused
+and never repaired, because a repaired path would be a second value.
+
+The grammar is that of RFC 3986 §3.3, narrowed:
+
+- `path = "/" [ segment *( "/" segment ) [ "/" ] ]`, so no segment in between is empty.
+- A segment is made of visible ASCII characters without `\ ; # ? %`, and of percent escapes.
+- It does not consist of dots, nor of dots and then encoded spaces, which some file systems drop.
+- An escape does not stand for a control character, nor for one of `. / \ % ; # ?`.
+- Escapes above 0x7f form valid UTF-8, and no character whose compatibility form is one of those seven.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from functools import lru_cache
+from urllib.parse import unquote_to_bytes
+
+from llm_proxy.errors import InvalidPath
+
+#: The quantifiers are possessive and the alternatives disjoint: matching takes linear time whatever the input.
+_PATH = re.compile(
+    rb"""
+    / (?: SEGMENT (?: / SEGMENT )*+ /?+ )?+
+    """.replace(
+        b"SEGMENT",
+        rb"""
+        (?! \. (?: \. | %20 )*+ (?: / | \Z ) )              # no dot segment
+        (?: [!"$&-.0-:<->@-\[\]-~]                          # visible, without # % / ; ? and the backslash
+          | % (?: [2-7][0-9a-f] | [89a-f][0-9a-f] )         # neither C0 control
+              (?<! %23 | %25 | %2e | %2f | %3b | %3f | %5c | %7f )
+        )++
+        """,
+    ),
+    re.VERBOSE | re.IGNORECASE,
+)
+
+_QUERY = re.compile(rb"[!\"$-~]*+")
+
+_HIGH_ESCAPE = re.compile(rb"%[89a-f]", re.IGNORECASE)
+
+#: What no character of a path may turn into when it is brought into its compatibility form.
+_DELIMITERS = frozenset("./\\%;#?")
+
+#: Paths longer than this are checked each time, so that the cache stays below a megabyte.
+_CACHED_LENGTH = 256
+
+
+def check(raw_path: bytes) -> None:
+    """Raise `InvalidPath` unless `raw_path` (as sent, without the query) is one that is passed on as it is."""
+    if len(raw_path) <= _CACHED_LENGTH:
+        _check_cached(raw_path)
+    else:
+        _check(raw_path)
+
+
+def check_query(query: bytes) -> None:
+    """Raise `InvalidPath` unless `query` (as sent, without `?`) can stand in a request line as it is.
+
+    That is visible ASCII without `#` (RFC 3986 §3.4 allows less, real clients send more). HTTP/2 carries the target in
+    a header field, where spaces and line ends would otherwise reach the HTTP/1.1 request line that we write.
+    """
+    if not _QUERY.fullmatch(query):
+        raise InvalidPath("The query of the request has a character that must be percent-encoded.")
+
+
+def _check(raw_path: bytes) -> None:
+    if not _PATH.fullmatch(raw_path) or (_HIGH_ESCAPE.search(raw_path) and not _plain_text(raw_path)):
+        raise InvalidPath
+
+
+#: Exceptions are not cached, so refused paths cannot push good ones out.
+_check_cached = lru_cache(maxsize=2048)(_check)
+
+
+def _plain_text(raw_path: bytes) -> bool:
+    """Whether the escapes decode to UTF-8 text that hides neither a delimiter nor an invisible character."""
+    try:
+        text = unquote_to_bytes(raw_path).decode("utf-8", "strict")
+    except UnicodeDecodeError:
+        return False
+    return text.isprintable() and not any(
+        char > "\x7f" and not _DELIMITERS.isdisjoint(unicodedata.normalize("NFKC", char)) for char in text
+    )

@@ -1,0 +1,249 @@
+"""The providers that requests can go to, and which of them a path means.
+
+A provider's address, endpoints and limits come from configuration alone (`provider_file.py`); nothing that a client
+sends has a say in where a request goes. All of it is settled at the start, so that a request costs a few look-ups.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from attrs import Factory, field, frozen
+
+from llm_proxy.errors import (
+    EndpointNotAllowed,
+    HeaderRequired,
+    InvalidPath,
+    MethodNotAllowed,
+    OriginNotAllowed,
+    ProxyError,
+)
+from llm_proxy.proxy import paths
+from llm_proxy.proxy.endpoints import Endpoints
+from llm_proxy.proxy.faults import Shape
+from llm_proxy.proxy.headers import Headers
+from llm_proxy.proxy.parameters import ParameterRules, Parameters
+
+Auth = Literal["bearer", "x-api-key", "api-key"]
+Scheme = Literal["http", "https"]
+
+_HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
+_KEY = re.compile(r"[\x21-\x7e]+")
+_ANTHROPIC_PATH = re.compile(rb"/v1/(?:messages|complete)(?:/|\Z)")
+
+
+@frozen
+class Origin:
+    """Where a provider listens: what a connection is opened to, and kept for."""
+
+    scheme: Scheme
+    host: str
+    port: int
+
+    @property
+    def authority(self) -> bytes:
+        """The value of the `Host` header: the port is left out where the scheme implies it (RFC 9110 §7.2)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        implied = self.port == (443 if self.scheme == "https" else 80)
+        return (host if implied else f"{host}:{self.port}").encode("ascii")
+
+
+@frozen
+class Timeouts:
+    """Deadlines of an exchange with a provider, in seconds.
+
+    Attributes:
+        connect: from the decision to connect to the end of the TLS handshake.
+        response_header: from the last byte of the request to the head of the response.
+        idle: how long a connection without a request is kept for the next one.
+        request: longest silence of the provider, from one piece that it sends to the next.
+    """
+
+    connect: float
+    response_header: float
+    idle: float
+    request: float
+
+
+@frozen(eq=False, kw_only=True)
+class Provider:
+    """An API that requests are forwarded to.
+
+    Attributes:
+        name: what the first path segment `/<name>/…` says.
+        origin: scheme, host and port.
+        base_path: what stands before the client's path; empty, or begins with a slash and does not end with one.
+        auth: the header that the project's API key travels in.
+        shape: whose error bodies the provider's clients expect.
+        allowed_endpoints: patterns of paths, see `endpoints.py`.
+        allowed_methods: upper-case.
+        param_whitelist: globs per body parameter; see `parameters.py`.
+        allowed_origins: values of `Origin` that browsers may send; empty or `*` allows all.
+        required_headers: lower-case names of headers that a request must have.
+        timeouts: see `Timeouts`.
+        max_idle_conns_per_host: connections without a request that are kept open.
+    """
+
+    name: str
+    origin: Origin
+    base_path: bytes
+    auth: Auth
+    shape: Shape
+    allowed_endpoints: tuple[str, ...]
+    allowed_methods: frozenset[str]
+    param_whitelist: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    allowed_origins: frozenset[str] = frozenset()
+    required_headers: frozenset[str] = frozenset()
+    timeouts: Timeouts
+    max_idle_conns_per_host: int
+
+    _endpoints: Endpoints = field(
+        init=False, repr=False, default=Factory(lambda self: Endpoints(self.allowed_endpoints), takes_self=True)
+    )
+    _rules: ParameterRules = field(
+        init=False,
+        repr=False,
+        default=Factory(lambda self: ParameterRules.compile(self.param_whitelist), takes_self=True),
+    )
+    _origins: frozenset[bytes] = field(
+        init=False,
+        repr=False,
+        default=Factory(
+            lambda self: frozenset(
+                () if "*" in self.allowed_origins else (origin.encode("ascii") for origin in self.allowed_origins)
+            ),
+            takes_self=True,
+        ),
+    )
+    _required: frozenset[bytes] = field(
+        init=False,
+        repr=False,
+        default=Factory(
+            lambda self: frozenset(name.encode("ascii") for name in self.required_headers), takes_self=True
+        ),
+    )
+
+    @property
+    def needs_body(self) -> bool:
+        """Whether the body has to be read whole, with `parameters.read`, before a request can be admitted."""
+        return bool(self.param_whitelist)
+
+    def credential(self, api_key: str) -> tuple[bytes, bytes]:
+        """The header field that carries `api_key` upstream.
+
+        Raises `ProxyError` where the key has characters that no header can carry.
+        """
+        if not _KEY.fullmatch(api_key):
+            raise ProxyError(
+                "The API key of this project cannot be sent to the provider. Ask the operator to set it anew."
+            )
+        key = api_key.encode("ascii")
+        if self.auth == "bearer":
+            return b"authorization", b"Bearer " + key
+        return (b"x-api-key" if self.auth == "x-api-key" else b"api-key"), key
+
+    def target(self, path: bytes, query: bytes) -> bytes:
+        """The request target that is sent upstream: `base_path`, then path and query byte for byte.
+
+        `path` is that of the route: checked, and without the provider's prefix; `query` comes without `?`, checked.
+        """
+        return self.base_path + path + b"?" + query if query else self.base_path + path
+
+    def refusal(
+        self, method: str, path: bytes, headers: Headers, parameters: Parameters | None = None
+    ) -> ProxyError | None:
+        """Judge a request against the provider's lists: endpoint, method, origin, required headers, parameters.
+
+        None means that it may pass. Without `parameters` (where the body is not read yet) those are not judged.
+        """
+        if path not in self._endpoints:
+            return EndpointNotAllowed()
+        if method not in self.allowed_methods:
+            return MethodNotAllowed(allow=tuple(sorted(self.allowed_methods)))
+        if self._origins and not all(value in self._origins for name, value in headers if name == b"origin"):
+            return OriginNotAllowed()
+        if self._required:
+            missing = self._required.difference(name for name, value in headers if value)
+            if missing:
+                name = min(missing).decode("ascii")
+                return HeaderRequired(f"The header '{name}' is required here.", param=name)
+        if parameters is not None:
+            return self._rules.refusal(parameters)
+        return None
+
+    def shape_for(self, path: bytes) -> Shape:
+        """Whose error bodies a client of `path` expects: some providers speak Anthropic's API beside OpenAI's."""
+        return "anthropic" if _ANTHROPIC_PATH.match(path) else self.shape
+
+
+class Route(NamedTuple):
+    """What a path means.
+
+    Attributes:
+        provider: the provider that the path names; None for `/v1/…`, which means the one of the token's project.
+        path: the path without the provider's prefix, as it is judged and forwarded.
+        shape: whose error bodies the client expects, as far as the path tells.
+    """
+
+    provider: Provider | None
+    path: bytes
+    shape: Shape
+
+
+@frozen
+class Providers:
+    """All providers by name, and the one of projects that name none."""
+
+    by_name: Mapping[str, Provider]
+    default: Provider
+    _prefixes: Mapping[bytes, Provider] = field(
+        init=False,
+        repr=False,
+        default=Factory(
+            lambda self: {name.encode("ascii"): provider for name, provider in self.by_name.items()}, takes_self=True
+        ),
+    )
+
+    def route(self, raw_path: bytes) -> Route | None:
+        """Tell which provider `raw_path` means; None where it is not a provider's path. Does not check the path."""
+        end = raw_path.find(b"/", 1)
+        if end < 0:
+            return None
+        prefix = raw_path[1:end]
+        if prefix == b"v1":
+            return Route(None, raw_path, "anthropic" if _ANTHROPIC_PATH.match(raw_path) else "openai")
+        provider = self._prefixes.get(prefix)
+        if provider is None:
+            return None
+        path = raw_path[end:]
+        return Route(provider, path, provider.shape_for(path))
+
+
+def split_base_url(url: str) -> tuple[Origin, bytes]:
+    """Take a base URL apart into origin and base path. Raises `ValueError`, with a sentence for the operator."""
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        raise ValueError("a base URL holds visible ASCII only; write an international host name in its xn-- form")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError("its host or port cannot be read; write it like https://api.example.com:8443") from None
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("a base URL begins with https:// or http://")
+    if "@" in parts.netloc:
+        raise ValueError("a base URL holds no user or password; the key comes from the project")
+    if "?" in url or "#" in url:
+        raise ValueError("a base URL has no query and no fragment")
+    if not _HOST.fullmatch(host) or port == 0:
+        raise ValueError("its host or port cannot be read; write it like https://api.example.com:8443")
+    base_path = parts.path.rstrip("/").encode("ascii")
+    try:
+        paths.check(base_path or b"/")
+    except InvalidPath:
+        raise ValueError("its path is ambiguous: no //, dot segments, ';' or encoded separators") from None
+    scheme: Scheme = "https" if parts.scheme == "https" else "http"
+    return Origin(scheme, host, port or (443 if scheme == "https" else 80)), base_path

@@ -1,0 +1,166 @@
+"""Usage in a stream of server-sent events (WHATWG HTML §9.2): lines, fields and events, as a browser reads them.
+
+A stream has thousands of events, and two or three that matter. So events are not taken apart unless they hold a name
+that matters: a look for two short strings in each chunk is nearly all the work. What is not a whole event yet is kept
+until the rest has come; an event that grows too long to be kept is scanned as it passes.
+
+Line ends are brought to LF first, across chunks, so that an empty line is always two LFs in a row.
+"""
+
+from __future__ import annotations
+
+import re
+
+from attrs import define, field
+
+from llm_proxy.proxy.usage.scan import Scanner
+from llm_proxy.proxy.usage.tally import BYTE_ORDER_MARK, Tally, Usage
+
+#: Longest event, in bytes, that is kept. Which way is taken depends on the length alone, never on how it was cut.
+KEPT = 65536
+
+_EMPTY_LINE = b"\n\n"
+_DATA = b"data:"
+
+#: `usage` with figures; most chunks of OpenAI's chat streams say `"usage":null`.
+_FIGURES = re.compile(rb'"usage"\s*:\s*\{')
+
+
+@define
+class EventMeter:
+    """Meters a response whose body is a stream of events."""
+
+    _pending: bytearray = field(factory=bytearray)
+    _long: _LongEvent | None = None
+    _started: bool = False
+    _after_cr: bool = False
+    _tally: Tally = field(factory=Tally)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the stream."""
+        data = self._line_feeds(data)
+        while data:
+            if self._long is None:
+                data = self._gather(data)
+            else:
+                data = self._long.feed(data)
+                if self._long.ended:
+                    self._end_long()
+
+    def result(self) -> Usage:
+        """The usage that the stream reported; call it once the stream has ended, in whatever way.
+
+        An event that was cut off by the end counts if it is whole apart from its empty line.
+        """
+        if self._long is not None:
+            self._end_long()
+        self._event(bytes(self._pending).strip(b"\n"))
+        self._pending.clear()
+        return self._tally.result()
+
+    def _line_feeds(self, data: bytes) -> bytes:
+        """Turn CR LF and CR into LF; a CR at the end of a piece counts, and an LF at the start of the next does not."""
+        if not data:
+            return data
+        if self._after_cr and data.startswith(b"\n"):
+            data = data[1:]
+            self._after_cr = False
+        if b"\r" in data:
+            self._after_cr = data.endswith(b"\r")
+            return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if data:
+            self._after_cr = False
+        return data
+
+    def _gather(self, data: bytes) -> bytes:
+        """Handle the events that are whole, keep the rest; returns what is left to do, the start of a long event."""
+        pending = self._pending
+        searched = max(len(pending) - 1, 0)
+        pending += data
+        if not self._started:
+            if len(pending) < len(BYTE_ORDER_MARK) and BYTE_ORDER_MARK.startswith(pending):
+                return b""
+            self._started = True
+            if pending.startswith(BYTE_ORDER_MARK):
+                del pending[: len(BYTE_ORDER_MARK)]
+                searched = 0
+        end = pending.rfind(_EMPTY_LINE, searched)
+        if end >= 0:
+            self._events(bytes(pending[:end]))
+            del pending[: end + len(_EMPTY_LINE)]
+        if pending.startswith(b"\n"):
+            del pending[: len(pending) - len(pending.lstrip(b"\n"))]
+        if len(pending) - pending.endswith(b"\n") <= KEPT:
+            return b""
+        start = bytes(pending)
+        pending.clear()
+        self._long = _LongEvent()
+        return start
+
+    def _events(self, text: bytes) -> None:
+        if self._matters(text):
+            for event in text.split(_EMPTY_LINE):
+                self._event(event.strip(b"\n"))
+
+    def _event(self, event: bytes) -> None:
+        """Handle one whole event, without the empty lines round it."""
+        if len(event) > KEPT:
+            self._long = _LongEvent()
+            self._long.feed(event)
+            self._end_long()
+            return
+        if not self._matters(event):
+            return
+        if event.startswith(_DATA) and b"\n" not in event:
+            document = event[len(_DATA) :]
+        else:
+            document = b"\n".join([line[len(_DATA) :] for line in event.split(b"\n") if line.startswith(_DATA)])
+        if not self._tally.model or _FIGURES.search(document):
+            self._tally.read(document)
+
+    def _matters(self, text: bytes) -> bool:
+        return b'"usage"' in text or (not self._tally.model and b'"model"' in text)
+
+    def _end_long(self) -> None:
+        if self._long is not None:
+            self._long.scanner.report(self._tally)
+            self._long = None
+
+
+@define
+class _LongEvent:
+    """An event that is too long to be kept: its data lines go through a scanner as they pass."""
+
+    scanner: Scanner = field(factory=Scanner)
+    ended: bool = False
+    #: The start of a line, while it is too short to tell which field it is.
+    _start: bytes = b""
+    #: Whether the line is data; None at its start.
+    _is_data: bool | None = None
+
+    def feed(self, data: bytes) -> bytes:
+        """Take the next piece (line ends are LF); returns what comes after the event, once it has ended."""
+        position = 0
+        while position < len(data):
+            newline = data.find(b"\n", position)
+            end = newline if newline >= 0 else len(data)
+            if self._is_data is None:
+                end = min(end, position + len(_DATA) - len(self._start))
+                self._start += data[position:end]
+                if len(self._start) == len(_DATA):
+                    self._is_data = self._start == _DATA
+                elif end == newline:
+                    self.ended = not self._start
+                    end += 1
+                    if self.ended:
+                        return data[end:]
+                    self._start = b""
+            else:
+                if self._is_data:
+                    self.scanner.feed(data[position:end])
+                if end == newline:
+                    self._is_data = None
+                    self._start = b""
+                    end += 1
+            position = end
+        return b""

@@ -1,0 +1,152 @@
+"""What the `usage` objects of the various APIs mean, brought to one definition that bills can be made from.
+
+- `input_tokens`: every token of the prompt, whether it came from the provider's cache or not.
+- `cached_tokens`: those of them that were read from the cache; None where the provider says nothing about it.
+- `output_tokens`: every generated token, reasoning included. Where a provider reports input alone (embeddings), 0.
+
+So `(input - cached) * price + cached * cached price + output * output price` is the bill. OpenAI counts in this way.
+Anthropic counts cached tokens beside `input_tokens`; there the three are added up. Tokens that Anthropic writes to its
+cache are part of `input_tokens` and not of `cached_tokens`, so they are billed like any other input.
+
+Of several reports in one response the later ones hold the running totals (Anthropic's `message_delta`, the chunks of
+some OpenAI-compatible servers), and a figure that is missing later keeps its earlier value.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from attrs import define, field, frozen
+
+#: A figure above this is a fault of the provider's, not a count of tokens.
+MAX_TOKENS = 1_000_000_000
+
+#: Longest model name that is kept, in characters.
+MAX_MODEL = 255
+
+#: Some senders put it before UTF-8 text, where it means nothing.
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+_FIGURES = (
+    "prompt_tokens",
+    "completion_tokens",
+    "total_tokens",
+    "input_tokens",
+    "output_tokens",
+    "cache_read_input_tokens",
+    "cache_creation_input_tokens",
+    "prompt_cache_hit_tokens",
+)
+
+_DETAILS = ("prompt_tokens_details", "input_tokens_details")
+
+
+@frozen
+class Usage:
+    """What a response cost in tokens. None means that the provider did not say; `model` is then often empty too."""
+
+    model: str = ""
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+UNKNOWN = Usage()
+
+
+class _Report(msgspec.Struct):
+    """The members of a response or event that matter, undecoded: a member of another type must not spoil the rest."""
+
+    model: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = msgspec.Raw()
+    message: msgspec.Raw = msgspec.Raw()
+    response: msgspec.Raw = msgspec.Raw()
+
+
+_decode_report = msgspec.json.Decoder(_Report).decode
+_decode_any = msgspec.json.Decoder().decode
+
+#: All that msgspec raises on input: malformed, wrongly typed, not UTF-8, nested too deeply.
+_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
+
+def decode(text: bytes) -> object:
+    """The value that a JSON text stands for; None where it is none."""
+    try:
+        return _decode_any(text) if text else None
+    except _MALFORMED:
+        return None
+
+
+@define
+class Tally:
+    """Collects the reports of one response."""
+
+    model: str = ""
+    _figures: dict[str, int] = field(factory=dict)
+
+    def read(self, document: bytes | bytearray | memoryview) -> None:
+        """Take in a JSON document: a whole response, or the data of one event; anything else is ignored."""
+        try:
+            report = _decode_report(document)
+        except _MALFORMED:
+            return
+        self._take(report.model, report.usage)
+        # OpenAI's Responses events wrap the response, Anthropic's `message_start` the message.
+        for wrapped in (report.message, report.response):
+            if wrapped[:1] == b"{":
+                try:
+                    inner = _decode_report(wrapped)
+                except _MALFORMED:
+                    continue
+                self._take(inner.model, inner.usage)
+
+    def take(self, model: bytes, usage: bytes) -> None:
+        """Take in the JSON texts of a `model` and a `usage` member; empty where there is none."""
+        if model and not self.model:
+            self.model = _model(decode(model))
+        figures = decode(usage)
+        if isinstance(figures, dict):
+            self._add(figures)
+
+    def result(self) -> Usage:
+        """The usage as far as it is known."""
+        known = self._figures.get
+        input_tokens, cached = known("prompt_tokens"), known("cached_tokens")
+        if input_tokens is None:
+            input_tokens = known("input_tokens")
+            read, written = known("cache_read_input_tokens"), known("cache_creation_input_tokens")
+            if input_tokens is not None and (read is not None or written is not None):
+                input_tokens += (read or 0) + (written or 0)
+                cached = read or 0
+        output_tokens = known("output_tokens") if known("completion_tokens") is None else known("completion_tokens")
+        if output_tokens is None and input_tokens is not None and input_tokens == known("total_tokens"):
+            output_tokens = 0
+        return Usage(self.model, input_tokens, output_tokens, cached)
+
+    def _take(self, model: msgspec.Raw, usage: msgspec.Raw) -> None:
+        self.take(bytes(model), bytes(usage))
+
+    def _add(self, figures: dict[str, Any]) -> None:
+        for name in _FIGURES:
+            if (count := _count(figures.get(name))) is not None:
+                self._figures[name] = count
+        for name in _DETAILS:
+            details = figures.get(name)
+            if isinstance(details, dict) and (count := _count(details.get("cached_tokens"))) is not None:
+                self._figures["cached_tokens"] = count
+        if "prompt_cache_hit_tokens" in self._figures:  # DeepSeek's name for it
+            self._figures.setdefault("cached_tokens", self._figures["prompt_cache_hit_tokens"])
+
+
+def _count(value: object) -> int | None:
+    """A plausible number of tokens; None for anything else (a negative one, a fraction, a truth value)."""
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
+
+
+def _model(value: object) -> str:
+    """A model's name as it is kept: one line of printable characters, of bounded length."""
+    if not isinstance(value, str):
+        return ""
+    return "".join(char for char in value[: 4 * MAX_MODEL] if char.isprintable()).strip()[:MAX_MODEL]
