@@ -1,0 +1,79 @@
+"""Projects: made, read, listed and changed, never deleted, because the ledger speaks of them for ever."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, TypedDict
+
+from attrs import asdict, evolve
+from sqlalchemy import Connection, Row, bindparam, insert, select, update
+
+from db.queries.rows import Position, columns, older_than
+from db.records import Project
+from db.schema import projects
+
+
+class Changes(TypedDict, total=False):
+    """What an update sets; what is not in it stays as it is. `api_key` is the sealed form."""
+
+    name: str
+    provider: str
+    api_key: str
+    api_key_last4: str
+    active: bool
+
+
+_ALL = select(*columns(projects, Project))
+_ONE = _ALL.where(projects.c.id == bindparam("id"))
+_ONE_LOCKED = _ONE.with_for_update()
+_NEWEST_FIRST = _ALL.order_by(projects.c.created_at.desc(), projects.c.id.desc())
+_CREATE = insert(projects)
+
+
+def create(connection: Connection, project: Project) -> None:
+    """Write a new project.
+
+    Raises:
+        db.errors.Duplicate: there is a project of this name.
+    """
+    connection.execute(_CREATE, asdict(project))
+
+
+def get(connection: Connection, project_id: str) -> Project | None:
+    """Read one project."""
+    return _record(connection.execute(_ONE, {"id": project_id}).one_or_none())
+
+
+def get_locked(connection: Connection, project_id: str) -> Project | None:
+    """Read one project and keep others from changing it until the transaction ends."""
+    return _record(connection.execute(_ONE_LOCKED, {"id": project_id}).one_or_none())
+
+
+def page(connection: Connection, limit: int, after: Position | None) -> list[Project]:
+    """List projects, the newest first.
+
+    Args:
+        connection: a transaction.
+        limit: most rows.
+        after: where the page before ended.
+    """
+    query = _NEWEST_FIRST.limit(limit)
+    if after is not None:
+        query = query.where(older_than(projects, after))
+    return [Project(*row) for row in connection.execute(query)]
+
+
+def change(connection: Connection, project: Project, changes: Changes, now: datetime) -> Project:
+    """Change a project that was read with `get_locked` in this transaction, and give it as it is now.
+
+    Raises:
+        db.errors.Duplicate: another project has the new name.
+    """
+    if not changes:
+        return project
+    connection.execute(update(projects).where(projects.c.id == project.id).values(**changes, updated_at=now))
+    return evolve(project, **changes, updated_at=now)
+
+
+def _record(row: Row[*tuple[Any, ...]] | None) -> Project | None:
+    return None if row is None else Project(*row)

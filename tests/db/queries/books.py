@@ -1,0 +1,76 @@
+"""Rows for the tests of the queries: complete records, of which a test says only what matters to it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from db.records import Project, SettledRequest, Token
+from llm_proxy.crypto import digest
+from llm_proxy.identifiers import new_id, request_id
+
+NOON = datetime(2027, 1, 15, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+def a_project(**fields: Any) -> Project:
+    """A project as it is after creation at noon."""
+    identity = new_id()
+    usual: dict[str, Any] = {
+        "id": identity,
+        "name": f"project {identity}",
+        "provider": "openai",
+        "api_key": "enc:v2:0:sealed",
+        "api_key_last4": "cdef",
+        "active": True,
+        "created_at": NOON,
+        "updated_at": NOON,
+    }
+    return Project(**usual | fields)
+
+
+def a_token(project_id: str, **fields: Any) -> Token:
+    """A token as it is after creation at noon, without limits."""
+    identity = new_id()
+    usual: dict[str, Any] = {
+        "id": identity,
+        "project_id": project_id,
+        "digest": digest(identity),
+        "last4": identity[-4:],
+        "name": "",
+        "active": True,
+        "expires_at": None,
+        "max_requests": None,
+        "request_count": 0,
+        "created_at": NOON,
+        "updated_at": NOON,
+        "revoked_at": None,
+        "last_used_at": None,
+    }
+    return Token(**usual | fields)
+
+
+def a_settled_request(token: Token, **fields: Any) -> SettledRequest:
+    """A request that went well at noon."""
+    usual: dict[str, Any] = {
+        "id": request_id(),
+        "worker_id": new_id(),
+        "token_id": token.id,
+        "project_id": token.project_id,
+        "provider": "openai",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "outcome": "ok",
+        "status": 200,
+        "model": "gpt-5",
+        "streamed": False,
+        "admitted_at": NOON,
+        "settled_at": NOON,
+        "first_byte_us": 1_000,
+        "duration_us": 2_000,
+        "request_bytes": 10,
+        "response_bytes": 20,
+        "input_tokens": 3,
+        "output_tokens": 4,
+        "cached_tokens": None,
+    }
+    return SettledRequest(**usual | fields)

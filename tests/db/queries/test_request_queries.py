@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from attrs import asdict, evolve
+from sqlalchemy import Connection, insert
+
+from db.database import Database, opened
+from db.dsn import Target
+from db.options import Options
+from db.queries import requests
+from db.queries.requests import Filter
+from db.records import SettledRequest
+from db.schema import requests as table
+from tests.db.queries.books import a_project, a_settled_request, a_token
+
+TOKEN = a_token(a_project().id)
+SIBLING = a_token(TOKEN.project_id)
+FOREIGN = a_token(a_project().id)
+
+#: In the order of admission.
+ROWS = [
+    a_settled_request(TOKEN),
+    evolve(a_settled_request(SIBLING), outcome="client_closed", status=None, first_byte_us=None),
+    evolve(a_settled_request(FOREIGN), path="/v1/" + "é" * 500, model="mödel", streamed=True),
+    evolve(a_settled_request(TOKEN), outcome="unknown", status=None, duration_us=None, input_tokens=None),
+]
+
+
+def write(connection: Connection) -> None:
+    connection.execute(insert(table), [asdict(row) for row in ROWS])
+
+
+@pytest.fixture
+def database(migrated_target: Target) -> Iterator[Database]:
+    with opened(migrated_target, Options()) as database:
+        database.write_now(write)
+        yield database
+        assert database.checked_out == 0
+
+
+def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:
+    found: list[SettledRequest] = []
+    after = None
+    while page := database.read_now(requests.page, 3, after, Filter()):
+        found += page
+        after = page[-1].id
+    assert found == ROWS[::-1]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "places"),
+    [
+        (Filter(project_id=TOKEN.project_id), [3, 1, 0]),
+        (Filter(token_id=TOKEN.id), [3, 0]),
+        (Filter(token_id=TOKEN.id, project_id=FOREIGN.project_id), []),
+        (Filter(outcome="unknown"), [3]),
+        (Filter(outcome="ok", project_id=TOKEN.project_id), [0]),
+        (Filter(outcome="OK"), []),
+    ],
+    ids=str,
+)
+def test_filters_narrow_down(database: Database, wanted: Filter, places: list[int]) -> None:
+    assert database.read_now(requests.page, 10, None, wanted) == [ROWS[place] for place in places]
+
+
+def test_filters_hold_on_every_page(database: Database) -> None:
+    assert database.read_now(requests.page, 1, ROWS[3].id, Filter(token_id=TOKEN.id)) == [ROWS[0]]
