@@ -94,8 +94,8 @@ class Tally:
             return
         self._take(report.model, report.usage)
         # OpenAI's Responses events wrap the response, Anthropic's `message_start` the message.
-        for wrapped in (report.message, report.response):
-            if wrapped[:1] == b"{":
+        for wrapped in (bytes(report.message), bytes(report.response)):
+            if wrapped.startswith(b"{"):
                 try:
                     inner = _decode_report(wrapped)
                 except _MALFORMED:
