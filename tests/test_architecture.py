@@ -1,0 +1,132 @@
+"""What the tree promises about its shape, and no linter can say. The directions of imports are in pyproject.toml."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("llm_proxy", "db", "migrations", "benchmarks", "tests")
+#: What may stand at the top, beside dot-files and what tools leave behind.
+TOP = {*ROOMS, "containers", "helm", "docs", "pyproject.toml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md"} | {
+    "CONTRIBUTING.md"
+}
+LEFT_BEHIND = {"build", "data", "dist", "__pycache__"}
+#: Rooms of the tests that mirror no room of the program: the ground they stand on, and stories about the whole.
+TEST_ROOMS = {"databases", "harness", "scenarios"}
+
+LONGEST = 350
+#: Files that are one long table, each with what the table is.
+TABLES: dict[str, str] = {}
+VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "manager", "managers", "misc", "shared", "core"}
+
+#: Modules, and the only places that may import them.
+FENCED = {
+    "asyncio": (),
+    "anyio": (),
+    "trio_asyncio": ("llm_proxy/cache/",),
+    "sqlalchemy": ("db/", "migrations/", "tests/"),
+    "alembic": ("db/", "migrations/", "tests/"),
+    "pg8000": ("db/", "tests/databases/", "tests/db/"),
+    "pymysql": ("db/", "tests/databases/", "tests/db/"),
+    "httptools": ("llm_proxy/serving/", "llm_proxy/proxy/upstream/", "benchmarks/", "tests/serving/"),
+    "hypercorn": ("llm_proxy/serving/", "tests/"),
+    "benchmarks": ("benchmarks/", "tests/"),
+    "tests": ("tests/",),
+}
+#: Names of databases, which `db/dialects` alone may compare with.
+DATABASES = {"sqlite", "postgresql", "mysql", "mariadb"}
+_WAIVER = re.compile(
+    r"#\s*(?P<waiver>noqa(?::[\s,A-Z0-9]+)?|type:\s*ignore(?:\[[\w, -]+\])?|pragma: no cover)(?P<rest>.*)"
+)
+
+
+@cache
+def sources() -> tuple[Path, ...]:
+    """All our Python files."""
+    found = [path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts]
+    assert len(found) > 50
+    return tuple(sorted(found))
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(), filename=str(path))
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line and module of each import, those inside functions too."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            yield node.lineno, node.module
+
+
+def test_the_top_level_is_fixed() -> None:
+    entries = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    found = {name for name in entries - LEFT_BEHIND if not name.endswith(".egg-info")}
+    assert found <= TOP
+
+
+def test_no_file_is_longer_than_a_noun_needs() -> None:
+    exempt = {name for name in map(name_of, sources()) if name.startswith("migrations/versions/")} | set(TABLES)
+    lengths = {name_of(path): len(path.read_text().splitlines()) for path in sources()}
+    assert {name: length for name, length in lengths.items() if length > LONGEST and name not in exempt} == {}
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    assert [name_of(path) for path in sources() if VAGUE & set(path.relative_to(ROOT).with_suffix("").parts)] == []
+
+
+@pytest.mark.parametrize("module", FENCED)
+def test_a_fenced_module_is_imported_behind_its_fence_only(module: str) -> None:
+    outside = [
+        f"{name_of(path)}:{line}"
+        for path in sources()
+        if not name_of(path).startswith(FENCED[module])
+        for line, imported in imports_of(path)
+        if imported.partition(".")[0] == module
+    ]
+    assert outside == []
+
+
+def test_queries_are_the_same_on_every_database() -> None:
+    found = [
+        f"{name_of(path)}:{node.lineno}"
+        for path in sources()
+        if name_of(path).startswith(("db/queries/", "llm_proxy/ledger/"))
+        for node in ast.walk(tree_of(path))
+        if (isinstance(node, ast.Constant) and node.value in DATABASES)
+        or (isinstance(node, ast.Attribute) and node.attr == "dialect")
+    ]
+    assert found == []
+
+
+def test_tests_mirror_the_tree() -> None:
+    rooms = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    mirrored = {path.name for room in (ROOT, ROOT / "llm_proxy") for path in room.iterdir() if path.is_dir()}
+    assert rooms - mirrored <= TEST_ROOMS
+
+
+def test_every_waiver_names_its_rule_and_its_reason() -> None:
+    bare = []
+    for path in sources():
+        for number, line in enumerate(path.read_text().splitlines(), start=1):
+            match = _WAIVER.search(line)
+            if match is None:
+                continue
+            named = match["waiver"].startswith("pragma") or ":" in match["waiver"].replace("type:", "") or "[" in line
+            reason = match["rest"].strip(" -#:")
+            if not named or len(reason) < len("reason"):
+                bare.append(f"{name_of(path)}:{number}")
+    assert bare == []
