@@ -115,12 +115,27 @@ def test_a_wrong_secret_is_not_shown(name: str, value: str, reason: str) -> None
                 "set WORKERS=1, or use DB_DRIVER=postgres or mysql"
             ),
         ),
-        ({"DB_DRIVER": "mysql"}, "DB_DRIVER=mysql: DATABASE_URL is not set; say where the database server is"),
+        (
+            {"DB_DRIVER": "mysql"},
+            ("DB_DRIVER is mysql, so DATABASE_URL must be set: user:password@tcp(host:3306)/database?tls=true"),
+        ),
+        (
+            POSTGRES | {"DB_DRIVER": "sqlite"},
+            "DB_DRIVER is sqlite but DATABASE_URL is for PostgreSQL: set DB_DRIVER=postgres, or remove the URL",
+        ),
+        (
+            {"DB_DRIVER": "oracle", "DATABASE_URL": "postgres://user:hunter2@db/x"},
+            "DB_DRIVER='oracle': allowed: one of sqlite, postgres, mysql",
+        ),
+        (
+            {"DB_DRIVER": "postgres", "DATABASE_URL": "postgres://user:hunter2@db:port/x"},
+            "DATABASE_URL: the port must be a number from 1 to 65535",
+        ),
         (
             {"DATABASE_URL": "postgres://user:hunter2@db/x"},
             (
                 "DATABASE_URL (value hidden): it is set, but DB_DRIVER is not, so that SQLite would be used; "
-                "set DB_DRIVER too"
+                "set DB_DRIVER=postgres too"
             ),
         ),
         (
@@ -147,7 +162,7 @@ def test_settings_that_contradict_each_other_are_refused(environ: dict[str, str]
     ("environ", "condition"),
     [
         (POSTGRES, "DB_DRIVER=postgres"),
-        (POSTGRES | {"DB_DRIVER": "mysql"}, "DB_DRIVER=mysql"),
+        ({"DB_DRIVER": "mysql", "DATABASE_URL": "u@tcp(h)/d"}, "DB_DRIVER=mysql"),
         ({"DATABASE_PATH": ":memory:"}, "DATABASE_PATH=:memory:"),
     ],
 )

@@ -5,40 +5,48 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING
 
+from db import dsn
+from db.errors import BadDsn
 from llm_proxy.settings.problems import Problem
 
 if TYPE_CHECKING:
     from llm_proxy.settings.declaration import Settings
+    from llm_proxy.settings.fields import Found
 
 #: Paths that the server answers itself, so that no configured path may cover them.
 _RESERVED = ("/v1", "/manage", "/health", "/live", "/ready", "/openapi.json")
 
 
-def across(settings: Settings, given: Collection[str], *, serving: bool) -> Iterator[Problem]:
-    """Find what does not go together. `given` names the settings that are set; `serving` adds what a server needs."""
-    yield from _database(settings, given)
+def across(settings: Settings, found: Found, *, serving: bool) -> Iterator[Problem]:
+    """Say what does not go together among the settings that were `found`; `serving` adds what a server needs."""
+    yield from _database(settings, found)
     yield from _paths(settings)
     if settings.enable_tls:
         for name in ("TLS_CERT_FILE", "TLS_KEY_FILE"):
-            if name not in given:
+            if name not in found.given:
                 yield Problem("ENABLE_TLS=true", f"{name} is not set; name the PEM file, or set ENABLE_TLS=false")
     if serving:
-        yield from _secrets(settings, given)
+        yield from _secrets(settings, found.given)
 
 
-def _database(settings: Settings, given: Collection[str]) -> Iterator[Problem]:
-    if settings.db_driver == "sqlite":
-        if settings.workers > 1:
-            reason = (
-                "SQLite serves one process only, because its file has one writer; "
-                "set WORKERS=1, or use DB_DRIVER=postgres or mysql"
-            )
-            yield Problem(f"WORKERS={settings.workers}", reason)
-        if "DATABASE_URL" in given and "DB_DRIVER" not in given:
-            reason = "it is set, but DB_DRIVER is not, so that SQLite would be used; set DB_DRIVER too"
+def _database(settings: Settings, found: Found) -> Iterator[Problem]:
+    given = found.given
+    try:
+        told = dsn.parse(found.values.get("DB_DRIVER"), settings.database_url, str(settings.database_path)).driver
+    except BadDsn as error:
+        yield Problem("", str(error))
+    else:
+        # The address alone would tell the driver; but a default must not quietly give way to a variable that some
+        # platform sets unasked.
+        if told != settings.db_driver and "DB_DRIVER" not in given:
+            reason = f"it is set, but DB_DRIVER is not, so that SQLite would be used; set DB_DRIVER={told} too"
             yield Problem("DATABASE_URL (value hidden)", reason)
-    elif "DATABASE_URL" not in given:
-        yield Problem(f"DB_DRIVER={settings.db_driver}", "DATABASE_URL is not set; say where the database server is")
+    if settings.db_driver == "sqlite" and settings.workers > 1 and "DATABASE_URL" not in given:
+        reason = (
+            "SQLite serves one process only, because its file has one writer; "
+            "set WORKERS=1, or use DB_DRIVER=postgres or mysql"
+        )
+        yield Problem(f"WORKERS={settings.workers}", reason)
     if ("DATABASE_TLS_CERT" in given) != ("DATABASE_TLS_KEY" in given):
         present, absent = "DATABASE_TLS_CERT", "DATABASE_TLS_KEY"
         if absent in given:

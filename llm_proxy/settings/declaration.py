@@ -175,7 +175,7 @@ class Settings:
         layers, problems = _layers(environ, flags, dotenv_path)
         found = find(declared(cls), layers)
         settings = cls(**{name.lower(): value for name, value in found.values.items()})
-        problems += [*found.problems, *checks.across(settings, found.given, serving=serving)]
+        problems += [*found.problems, *checks.across(settings, found, serving=serving)]
         if problems:
             raise SettingsError(problems)
         return settings

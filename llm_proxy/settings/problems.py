@@ -12,7 +12,8 @@ class Problem:
     """One wrong setting.
 
     Attributes:
-        subject: what it is about: a setting's name with its value (`WORKERS='0'`), or a place in a file.
+        subject: what it is about: a setting's name with its value (`WORKERS='0'`), or a place in a file; empty where
+            the reason says it.
         reason: what is wrong, and what would be right; never holds a secret.
     """
 
@@ -21,7 +22,7 @@ class Problem:
 
     def __str__(self) -> str:
         """`subject: reason`, on one line."""
-        return f"{self.subject}: {self.reason}"
+        return f"{self.subject}: {self.reason}" if self.subject else self.reason
 
 
 class SettingsError(Exception):
