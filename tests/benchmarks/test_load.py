@@ -1,0 +1,72 @@
+"""The load generator, against the scripted upstream."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from array import array
+from typing import Any
+
+import msgspec
+import pytest
+
+from benchmarks.load import CHAT, Target, spread
+from benchmarks.processes import ROOT, Upstream
+
+
+def generate(upstream: Upstream, *options: str) -> tuple[int, Any, str]:
+    url = f"{upstream.url}/v1/chat/completions"
+    command = [sys.executable, "-m", "benchmarks.load", "--url", url, "--connections", "4", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.returncode, msgspec.json.decode(done.stdout), done.stderr
+
+
+@pytest.mark.parametrize("stream", [(), ("--stream",)])
+def test_it_sends_exactly_what_was_asked(upstream: Upstream, stream: tuple[str, ...]) -> None:
+    status, report, _ = generate(upstream, "--requests", "30", "--token", "sk-real", *stream)
+    counts = upstream.wait(connections_open=0)
+    assert status == 0
+    assert (report["requests"], report["statuses"], report["errors"]) == (30, {"200": 30}, {})
+    assert (counts["requests"], counts["connections_accepted"]) == (30, 4)
+    assert report["latency_ms"]["p50"] <= report["latency_ms"]["p99"] <= report["latency_ms"]["max"]
+    assert report["first_byte_ms"]["mean"] <= report["latency_ms"]["mean"]
+    assert report["rate"] > 0
+    assert report["cpu_seconds"] > 0
+
+
+def test_errors_are_counted_by_status(upstream: Upstream) -> None:
+    status, report, stderr = generate(upstream, "--requests", "5", "--token", "wrong")
+    assert status == 1
+    assert report["errors"] == {"401": 5}
+    assert "401" in stderr
+
+
+def test_broken_connections_are_counted_and_replaced(upstream: Upstream) -> None:
+    options = ("--requests", "6", "--header", "x-upstream-fault: close-early")
+    status, report, _ = generate(upstream, *options)
+    assert status == 1
+    assert report["errors"] == {"ConnectionAbortedError": 6}
+
+
+def test_time_limit_ends_the_load(upstream: Upstream) -> None:
+    _, report, _ = generate(upstream, "--seconds", "0.2", "--token", "sk-real")
+    assert 0.15 < report["seconds"] < 2
+    assert report["requests"] > 4
+
+
+def test_request_is_rendered_with_its_length() -> None:
+    target = Target.render("POST", "http://localhost:81/a?b=c", (("X-A", "1"),), b"body")
+    assert target.request == (b"POST /a?b=c HTTP/1.1\r\nHost: localhost:81\r\nX-A: 1\r\nContent-Length: 4\r\n\r\nbody")
+    assert (target.host, target.port) == ("localhost", 81)
+    with pytest.raises(ValueError, match="http://"):
+        Target.render("GET", "https://localhost/", (), b"")
+
+
+def test_spread_is_by_nearest_rank_in_milliseconds() -> None:
+    found = spread(array("d", [number / 1000 for number in range(100, 0, -1)]))
+    assert (found["p50"], found["p99"], found["max"], found["mean"]) == (51.0, 100.0, 100.0, 50.5)
+    assert spread(array("d")) == {}
+
+
+def test_body_is_a_chat_completion() -> None:
+    assert {"model", "messages"} <= set(CHAT)
