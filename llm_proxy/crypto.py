@@ -18,7 +18,6 @@ import binascii
 import hashlib
 import os
 import secrets
-import stat
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -26,6 +25,8 @@ from typing import Final, Self
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from llm_proxy import private_file
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
@@ -181,7 +182,7 @@ def load_or_create_key_file(path: Path) -> KeyRing:
     """
     try:
         if not path.exists():
-            _create_exclusively(path, KeyRing.generate().to_setting() + "\n")
+            private_file.create(path, KeyRing.generate().to_setting() + "\n")
         return _read_key_file(path)
     except OSError as error:
         raise KeyRingError(f"the key file {path} cannot be used: {error.strerror}") from error
@@ -242,37 +243,11 @@ def _decrypt(cipher: AESGCM, box: tuple[bytes, bytes], associated: bytes | None)
         raise SealError("a sealed API key is damaged: it is not text") from None
 
 
-def _create_exclusively(path: Path, text: str) -> None:
-    """Make the file with its whole content in one step; do nothing where it exists by then."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A hard link appears with all its bytes and fails where the name is taken; a plain O_EXCL on the name itself
-    # would let another process read the file while it is still empty.
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            os.write(descriptor, text.encode("ascii"))
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        with suppress(FileExistsError):
-            path.hardlink_to(draft)
-    finally:
-        draft.unlink()
-    # Keys sealed under a key that is lost are lost: the name must be on disk before the first one is.
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
-
-
 def _read_key_file(path: Path) -> KeyRing:
-    with path.open("rb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if mode & 0o077:
-            raise KeyRingError(f"the key file {path} is open to other users (mode {mode:04o}): run chmod 600 on it")
-        content = file.read()
+    try:
+        content = private_file.read(path)
+    except private_file.ExposedFile as error:
+        raise KeyRingError(f"the key file {error}") from None
     try:
         return KeyRing.from_setting(content.decode("ascii").strip())
     except (KeyRingError, UnicodeDecodeError) as error:

@@ -1,0 +1,58 @@
+"""Small secrets in files of their own: readable by their owner only, complete or not there at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+
+class ExposedFile(Exception):
+    """Other users can read or write the file; the message names it and says what to do."""
+
+
+def create(path: Path, text: str) -> None:
+    """Make the file (mode 0600) with its whole content in one step, and its folder; do nothing where it exists.
+
+    Of several processes that do this at once, one makes the file, and none ever sees a part of it. When the call
+    returns, the file is on disk: what is protected by a secret that is lost is lost too.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A hard link appears with all its bytes and fails where the name is taken; a plain O_EXCL on the name itself
+    # would let another process read the file while it is still empty.
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            os.write(descriptor, text.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with suppress(FileExistsError):
+            path.hardlink_to(draft)
+    finally:
+        draft.unlink()
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def read(path: Path) -> bytes:
+    """Read the file.
+
+    Raises:
+        ExposedFile: its permissions let others at it.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        if mode & 0o077:
+            raise ExposedFile(f"{path} is open to other users (mode {mode:04o}): run chmod 600 on it")
+        return file.read()
