@@ -16,7 +16,6 @@ from llm_proxy import log, manage
 from llm_proxy.asgi import RequestConnection
 from llm_proxy.services import open_services
 from llm_proxy.settings import Settings
-from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

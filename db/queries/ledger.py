@@ -11,9 +11,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from attrs import asdict, evolve, fields, frozen
-from sqlalchemy import bindparam, case, delete, func, insert, or_, select, update
+from sqlalchemy import bindparam, delete, func, insert, or_, select, update
 
-from db import dialects
+from db.dialects import statements
+from db.queries.rows import columns
 from db.records import Outcome, Project, Reservation, SettledRequest, Token, Worker
 from db.schema import in_flight, projects, requests, tokens, usage_hourly, workers
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any
 
-    from sqlalchemy import Connection, Table
+    from sqlalchemy import Connection
 
 
 @frozen
@@ -40,21 +41,18 @@ class ReservationsMissing(Exception):
     """Some of the reservations to settle are not there: swept meanwhile, settled already, or never committed."""
 
 
-def _columns(table: Table, record: type) -> list[Any]:
-    return [table.c[field.name] for field in fields(record)]
-
-
-_TOKENS_BY_DIGEST = dialects.for_update(
-    select(*_columns(tokens, Token))
+_TOKENS_BY_DIGEST = (
+    select(*columns(tokens, Token))
     .where(tokens.c.digest.in_(bindparam("digests", expanding=True)))
     .order_by(tokens.c.id)
+    .with_for_update()
 )
-_PROJECTS_BY_ID = select(*_columns(projects, Project)).where(projects.c.id.in_(bindparam("ids", expanding=True)))
+_PROJECTS_BY_ID = select(*columns(projects, Project)).where(projects.c.id.in_(bindparam("ids", expanding=True)))
 _RESERVE = insert(in_flight)
 _RELEASE = delete(in_flight).where(in_flight.c.id.in_(bindparam("ids", expanding=True)))
 _SETTLE = insert(requests)
 _COUNTED = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens")
-_ROLL_UP = dialects.upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=_COUNTED)
+_ROLL_UP = statements.upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=_COUNTED)
 
 
 def lock_tokens(connection: Connection, digests: Iterable[bytes]) -> dict[bytes, Token]:
@@ -77,17 +75,8 @@ def add_to_counters(connection: Connection, added: Mapping[str, int], used_at: d
     `used_at` becomes their `last_used_at`; None leaves it.
     """
     changes = {token_id: count for token_id, count in sorted(added.items()) if count}
-    if not changes:
-        return
-    amount = (
-        next(iter(changes.values()))
-        if len(set(changes.values())) == 1
-        else case(changes, value=tokens.c.id, else_=0)
-    )
-    values: dict[Any, Any] = {tokens.c.request_count: tokens.c.request_count + amount}
-    if used_at is not None:
-        values[tokens.c.last_used_at] = used_at
-    connection.execute(update(tokens).where(tokens.c.id.in_(list(changes))).values(values))
+    also = {} if used_at is None else {tokens.c.last_used_at: used_at}
+    statements.add_to_counter(connection, tokens.c.request_count, changes, also)
 
 
 def reserve(connection: Connection, reservations: Sequence[Reservation]) -> None:
@@ -121,18 +110,14 @@ def settle_doubtful(
         The rows that were written, and the `unknown` rows that they replaced (to be taken out of the roll-up).
     """
     ids = [row.id for row in settled]
-    open_ids = set(
-        connection.scalars(dialects.for_update(select(in_flight.c.id).where(in_flight.c.id.in_(ids))))
-    )
+    open_ids = set(connection.scalars(select(in_flight.c.id).where(in_flight.c.id.in_(ids)).with_for_update()))
     doubtful = [row_id for row_id in ids if row_id not in open_ids]
     swept: dict[str, SettledRequest] = {}
     if doubtful:
         rows = connection.execute(
-            dialects.for_update(
-                select(*_columns(requests, SettledRequest)).where(
-                    requests.c.id.in_(doubtful), requests.c.outcome == "unknown"
-                )
-            )
+            select(*columns(requests, SettledRequest))
+            .where(requests.c.id.in_(doubtful), requests.c.outcome == "unknown")
+            .with_for_update()
         )
         swept = {row.id: SettledRequest(*row) for row in rows}
     written = [row for row in settled if row.id in open_ids or row.id in swept]
@@ -174,7 +159,7 @@ def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: It
 
 def beat(connection: Connection, worker: Worker) -> datetime:
     """Say that the worker is alive, by the database's clock, and return that clock."""
-    now = dialects.clock(connection)
+    now = statements.clock(connection)
     alive = connection.execute(update(workers).where(workers.c.id == worker.id).values(seen_at=now))
     if not alive.rowcount:
         connection.execute(insert(workers), _as_row(evolve(worker, seen_at=now)))
@@ -188,7 +173,7 @@ def retire(connection: Connection, worker_id: str) -> None:
 
 def list_workers(connection: Connection) -> list[Worker]:
     """All workers that are known, alive or not, in the order of their start."""
-    rows = connection.execute(select(*_columns(workers, Worker)).order_by(workers.c.started_at))
+    rows = connection.execute(select(*columns(workers, Worker)).order_by(workers.c.started_at))
     return [Worker(*row) for row in rows]
 
 
@@ -205,10 +190,8 @@ def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     Returns:
         How many were swept.
     """
-    locked = dialects.for_update(
-        select(*_columns(in_flight, Reservation)).where(in_flight.c.id.in_(ids)).order_by(in_flight.c.id),
-        skip_locked=True,
-    )
+    orphans = select(*columns(in_flight, Reservation)).where(in_flight.c.id.in_(ids)).order_by(in_flight.c.id)
+    locked = statements.for_update(orphans, skip_locked=True)
     swept = [_unheard_of(Reservation(*row), "unknown", now) for row in connection.execute(locked)]
     if swept:
         settle(connection, swept)
@@ -218,9 +201,7 @@ def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
 
 def give_back(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     """Settle as `void` those of these reservations that exist, and give their counts back; return how many did."""
-    locked = dialects.for_update(
-        select(*_columns(in_flight, Reservation)).where(in_flight.c.id.in_(ids)).order_by(in_flight.c.id)
-    )
+    locked = select(*columns(in_flight, Reservation)).where(in_flight.c.id.in_(ids)).with_for_update()
     rows = [_unheard_of(Reservation(*row), "void", now) for row in connection.execute(locked)] if ids else []
     settle(connection, rows)
     add_to_counters(connection, {token: -n for token, n in Counter(row.token_id for row in rows).items()}, None)

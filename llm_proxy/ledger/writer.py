@@ -192,7 +192,7 @@ class Ledger:
         finally:
             self._writing = False
         self._away = False
-        self._observer.observetransaction(trio.current_time() - started, len(tickets), len(settlements))
+        self._observer.observe_transaction(trio.current_time() - started, len(tickets), len(settlements))
         for ticket, decision in zip(tickets, decisions, strict=True):
             ticket.decide(decision)
             if ticket.abandoned and isinstance(decision, Grant):

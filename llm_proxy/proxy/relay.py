@@ -6,6 +6,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import trio
+from attrs import define, field
 
 from llm_proxy import log
 from llm_proxy.errors import Overloaded, ProxyError, ShuttingDown
@@ -18,6 +19,8 @@ from llm_proxy.proxy.inbound import ClientGone, Inbound
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
+    from structlog.typing import FilteringBoundLogger
+
     from llm_proxy.crypto import KeyRing
     from llm_proxy.ledger import Application, Grant, Ledger
     from llm_proxy.log import Log
@@ -29,51 +32,41 @@ if TYPE_CHECKING:
     Send = Callable[[Any], Awaitable[None]]
 
 
+@define(eq=False, kw_only=True)
 class Relay:
     """Handles every request whose path belongs to a provider.
 
     Attributes:
+        max_request_size: bytes of the longest request body that is accepted.
+        max_concurrent: most requests at once; further ones are turned away.
         running: requests that are in the relay now.
         draining: whether new requests are turned away because the process is about to end.
     """
 
-    def __init__(
-        self,
-        *,
-        providers: Providers,
-        upstreams: Mapping[str, Upstream],
-        ledger: Ledger,
-        keyring: KeyRing,
-        metrics: Metrics,
-        request_log: Log,
-        max_request_size: int,
-        max_concurrent: int,
-    ) -> None:
-        """Take what every request needs; sizes in bytes."""
-        self.running = 0
-        self.draining = False
-        self._providers = providers
-        self._upstreams = upstreams
-        self._ledger = ledger
-        self._keyring = keyring
-        self._metrics = metrics
-        self._request_log = request_log
-        self._max_request_size = max_request_size
-        self._max_concurrent = max_concurrent
-        self._events = log.logger("relay")
+    providers: Providers
+    upstreams: Mapping[str, Upstream]
+    ledger: Ledger
+    keyring: KeyRing
+    metrics: Metrics
+    request_log: Log
+    max_request_size: int
+    max_concurrent: int
+    running: int = 0
+    draining: bool = False
+    _events: FilteringBoundLogger = field(factory=lambda: log.logger("relay"), init=False)
 
     def route(self, raw_path: bytes) -> Route | None:
         """Where the path leads; None where it is not a provider's."""
-        return self._providers.route(raw_path)
+        return self.providers.route(raw_path)
 
     async def __call__(self, route: Route, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Serve one request."""
-        inbound = Inbound(request_id(), trio.current_time(), route, scope, receive, self._max_request_size)
+        inbound = Inbound(request_id(), trio.current_time(), route, scope, receive, self.max_request_size)
         self.running += 1
         try:
             if self.draining:
                 raise ShuttingDown
-            if self.running > self._max_concurrent:
+            if self.running > self.max_concurrent:
                 raise Overloaded
             await self._handle(inbound, send)
         except ProxyError as error:
@@ -92,8 +85,8 @@ class Relay:
         inbound.check_size()
         digest = admission.digest(inbound)
         await inbound.begin()
-        body = await inbound.whole() if admission.needs_body(inbound, self._providers) else None
-        application = admission.application(inbound, digest, self._providers, body)
+        body = await inbound.whole() if admission.needs_body(inbound, self.providers) else None
+        application = admission.application(inbound, digest, self.providers, body)
         refusal: ProxyError | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(inbound.watch, nursery.cancel_scope)
@@ -107,13 +100,13 @@ class Relay:
 
     async def _serve(self, application: Application, inbound: Inbound, send: Send) -> None:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
-        grant = await self._ledger.admit(application)
+        grant = await self.ledger.admit(application)
         inbound.admitted = True
         exchange = Exchange(inbound, send)
         try:
-            provider = self._providers.by_name[grant.provider]
-            api_key = self._keyring.open(grant.sealed_key, grant.reservation.project_id)
-            await exchange.run(provider, self._upstreams[grant.provider], api_key)
+            provider = self.providers.by_name[grant.provider]
+            api_key = self.keyring.open(grant.sealed_key, grant.reservation.project_id)
+            await exchange.run(provider, self.upstreams[grant.provider], api_key)
         except ProxyError as error:
             exchange.refused_with(error)
             raise
@@ -129,12 +122,12 @@ class Relay:
 
     def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange) -> None:
         result = exchange.result()
-        self._ledger.settle(grant, result)
+        self.ledger.settle(grant, result)
         first_byte = None if result.first_byte_us is None else result.first_byte_us / 1e6
-        self._metrics.request(
+        self.metrics.request(
             grant.provider, result.outcome, result.status, (result.duration_us or 0) / 1e6, first_byte, result
         )
-        self._request_log.request(
+        self.request_log.request(
             RequestLine(
                 request_id=inbound.id,
                 method=inbound.method,
@@ -157,8 +150,8 @@ class Relay:
         )
 
     def _report_refusal(self, inbound: Inbound, error: ProxyError) -> None:
-        self._metrics.refusal(error.code)
-        self._request_log.request(
+        self.metrics.refusal(error.code)
+        self.request_log.request(
             RequestLine(
                 request_id=inbound.id,
                 method=inbound.method,

@@ -1,0 +1,244 @@
+"""The shared transaction: decisions, exact limits, and books that agree afterwards."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from sqlalchemy import event, select
+
+from db import Connection
+from db.database import Database
+from db.queries import ledger as books
+from db.queries import projects, tokens
+from db.records import Project, Token, Worker
+from db.schema import in_flight, requests, usage_hourly
+from llm_proxy.errors import (
+    EndpointNotAllowed,
+    ProjectInactive,
+    ProxyError,
+    RequestLimitExceeded,
+    TokenExpired,
+    TokenInactive,
+    TokenInvalid,
+)
+from llm_proxy.identifiers import new_id, request_id
+from llm_proxy.ledger.transaction import Application, Batch, Grant, Result, Settlement, transact
+from tests.db.queries.books import a_project, a_token
+
+WORKER = new_id()
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def apply(token: Token | bytes, *, provider: str | None = None, refusal: ProxyError | None = None) -> Application:
+    digest = token if isinstance(token, bytes) else token.digest
+    return Application(request_id(), digest, provider, "POST", "/v1/chat/completions", lambda _name: refusal)
+
+
+def admit(database: Database, *applications: Application) -> list[Grant | ProxyError]:
+    return database.write_now(transact, Batch(WORKER, applications), now())
+
+
+def settle(database: Database, *settlements: Settlement, doubtful: bool = False) -> None:
+    database.write_now(transact, Batch(WORKER, (), settlements, doubtful), now())
+
+
+def granted(decisions: list[Grant | ProxyError]) -> list[Grant]:
+    return [decision for decision in decisions if isinstance(decision, Grant)]
+
+
+def counter(database: Database, token: Token) -> int:
+    found = database.read_now(tokens.get, token.id)
+    assert found is not None
+    return found.request_count
+
+
+def rows(database: Database) -> tuple[int, dict[str, int]]:
+    """Open reservations, and settled rows by outcome."""
+
+    def read(connection: Connection) -> tuple[int, dict[str, int]]:
+        outcomes = connection.scalars(select(requests.c.outcome))
+        return len(connection.execute(select(in_flight.c.id)).all()), dict(Counter(outcomes))
+
+    return database.read_now(read)
+
+
+def rolled_up(database: Database) -> list[tuple[str, int, int, int]]:
+    sums = usage_hourly.c
+    query = select(sums.model, sums.requests, sums.errors, sums.input_tokens).order_by(sums.model)
+    return [tuple(row) for row in database.read_now(lambda connection: connection.execute(query).all())]
+
+
+@pytest.fixture
+def project(database: Database) -> Project:
+    made = a_project(api_key="enc:v2:0:sealed")
+    database.write_now(projects.create, made)
+    return made
+
+
+@pytest.fixture
+def token(database: Database, project: Project) -> Token:
+    return new_token(database, project)
+
+
+def new_token(database: Database, project: Project, **fields: object) -> Token:
+    made = a_token(project.id, **fields)
+    database.write_now(tokens.create, made)
+    return made
+
+
+def test_admission_reserves_and_counts(database: Database, project: Project, token: Token) -> None:
+    (decision,) = admit(database, application := apply(token))
+    assert isinstance(decision, Grant)
+    assert decision.reservation.id == application.id
+    assert (decision.provider, decision.sealed_key) == (project.provider, project.api_key)
+    assert counter(database, token) == 1
+    assert rows(database) == (1, {})
+    assert database.read_now(books.verify) == []
+
+
+def test_settlement_moves_the_reservation(database: Database, token: Token) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    settle(database, Settlement.of(grant, Result(outcome="ok", status=200, model="m", input_tokens=7)))
+    assert rows(database) == (0, {"ok": 1})
+    assert rolled_up(database) == [("m", 1, 0, 7)]
+    assert database.read_now(books.verify) == []
+
+
+def test_void_gives_the_count_back(database: Database, token: Token) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    settle(database, Settlement.of(grant, Result(outcome="void")))
+    assert counter(database, token) == 0
+    assert rows(database) == (0, {"void": 1})
+    assert rolled_up(database) == []
+    assert database.read_now(books.verify) == []
+
+
+@pytest.mark.parametrize("batches", [1, 3])
+def test_a_limit_is_exact_within_and_across_batches(database: Database, project: Project, batches: int) -> None:
+    token = new_token(database, project, max_requests=10)
+    decisions = [decision for _ in range(batches) for decision in admit(database, *(apply(token) for _ in range(12)))]
+    assert len(granted(decisions)) == 10
+    assert isinstance(decisions[10], RequestLimitExceeded)
+    assert counter(database, token) == 10
+
+
+def test_a_limit_is_decided_in_order_of_arrival(database: Database, project: Project) -> None:
+    token, other = new_token(database, project, max_requests=1), new_token(database, project)
+    decisions = admit(database, apply(other), apply(token), apply(token), apply(other))
+    assert [isinstance(decision, Grant) for decision in decisions] == [True, True, False, True]
+    assert (counter(database, token), counter(database, other)) == (1, 2)
+
+
+def test_a_void_in_the_same_transaction_makes_room(database: Database, project: Project) -> None:
+    token = new_token(database, project, max_requests=1)
+    (grant,) = granted(admit(database, apply(token)))
+    void = Settlement.of(grant, Result(outcome="void"))
+    (decision,) = database.write_now(transact, Batch(WORKER, [apply(token)], [void]), now())
+    assert isinstance(decision, Grant)
+    assert counter(database, token) == 1
+
+
+def test_what_does_not_open(database: Database, project: Project) -> None:
+    idle = a_project(active=False)
+    database.write_now(projects.create, idle)
+    past = now() - timedelta(seconds=1)
+    cases: list[tuple[Application, type[ProxyError]]] = [
+        (apply(bytes(32)), TokenInvalid),
+        (apply(new_token(database, project, active=False)), TokenInactive),
+        (apply(new_token(database, project, expires_at=past)), TokenExpired),
+        (apply(new_token(database, idle)), ProjectInactive),
+        (apply(new_token(database, project), provider="another"), EndpointNotAllowed),
+        (apply(new_token(database, project), refusal=EndpointNotAllowed()), EndpointNotAllowed),
+        # From the token outwards: a dead token learns nothing about its project.
+        (apply(new_token(database, idle, active=False, expires_at=past)), TokenInactive),
+    ]
+    decisions = admit(database, *(application for application, _ in cases))
+    assert [type(decision) for decision in decisions] == [expected for _, expected in cases]
+    assert rows(database) == (0, {})
+
+
+def test_a_swept_request_that_settles_after_all_replaces_unknown(database: Database, token: Token) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    moment = database.write_now(lambda connection: books.sweep(connection, [grant.reservation.id], now()))
+    assert moment == 1
+    assert rows(database) == (0, {"unknown": 1})
+    assert rolled_up(database) == [("", 1, 1, 0)]
+    late = Settlement.of(grant, Result(outcome="ok", status=200, model="m", input_tokens=3))
+    with pytest.raises(books.ReservationsMissing):
+        settle(database, late)
+    settle(database, late, doubtful=True)
+    assert rows(database) == (0, {"ok": 1})
+    assert rolled_up(database) == [("", 0, 0, 0), ("m", 1, 0, 3)]
+    assert database.read_now(books.verify) == []
+
+
+def test_a_swept_void_gives_its_count_back_late(database: Database, token: Token) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    database.write_now(books.sweep, [grant.reservation.id], now())
+    settle(database, Settlement.of(grant, Result(outcome="void")), doubtful=True)
+    assert counter(database, token) == 0
+    assert database.read_now(books.verify) == []
+
+
+def test_settling_twice_changes_nothing(database: Database, token: Token) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    settlement = Settlement.of(grant, Result(outcome="ok", status=200))
+    settle(database, settlement)
+    settle(database, settlement, doubtful=True)
+    assert rows(database) == (0, {"ok": 1})
+    assert database.read_now(books.verify) == []
+
+
+def test_an_admission_of_unknown_fate_is_given_back_if_it_exists(database: Database, token: Token) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    assert database.write_now(books.give_back, [grant.reservation.id, request_id()], now()) == 1
+    assert counter(database, token) == 0
+    assert rows(database) == (0, {"void": 1})
+    assert database.read_now(books.verify) == []
+
+
+def test_orphans_are_those_of_silent_workers(database: Database, token: Token) -> None:
+    admit(database, apply(token))
+    live = Worker(new_id(), "host", 1, "0", now(), now())
+    moment = database.write_now(books.beat, live)
+    orphans = database.read_now(books.find_orphans, moment, timedelta(seconds=20), 10)
+    assert len(orphans) == 1, "the worker of this reservation has never been seen"
+    assert database.write_now(books.sweep, orphans, moment) == 1
+    assert database.read_now(books.find_orphans, moment, timedelta(seconds=20), 10) == []
+    assert database.read_now(books.verify) == []
+    database.write_now(books.forget_dead_workers, moment, timedelta(seconds=20))
+    assert [worker.id for worker in database.read_now(books.list_workers)] == [live.id]
+    database.write_now(books.retire, live.id)
+    assert database.read_now(books.list_workers) == []
+
+
+def test_verify_names_each_kind_of_difference(database: Database, token: Token) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    settle(database, Settlement.of(grant, Result(outcome="ok", status=200)))
+    database.write_now(books.add_to_counters, {token.id: 1}, None)
+    (difference,) = database.read_now(books.verify)
+    assert difference == books.Imbalance(token.id, counter=2, settled=1, rolled_up=1, in_flight=0)
+
+
+@pytest.mark.parametrize("size", [1, 40])
+def test_statements_do_not_grow_with_the_batch(database: Database, project: Project, size: int) -> None:
+    made = [new_token(database, project) for _ in range(size)]
+    first = granted(admit(database, *(apply(token) for token in made)))
+    statements: list[str] = []
+
+    def run(connection: Connection) -> None:
+        event.listen(connection, "before_cursor_execute", lambda *args: statements.append(args[2]))
+        batch = Batch(
+            WORKER,
+            [apply(token) for token in made],
+            [Settlement.of(grant, Result(outcome="ok", status=200)) for grant in first],
+        )
+        transact(connection, batch, now())
+
+    database.write_now(run)
+    assert len(statements) == 7, statements
