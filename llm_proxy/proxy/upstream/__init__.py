@@ -5,14 +5,16 @@ origin.py       where an upstream is, and how long it may take
 failures.py     everything that can go wrong
 pool.py         the connections to one origin, a stack
 connection.py   one connection and its exchanges
-response.py     a response on such a connection
+response.py     what the pool asks of a connection, and gives to its caller
 parser.py       responses from bytes, without I/O
 request.py      requests to bytes, without I/O
 wire.py         a non-blocking socket, plain or TLS, under trio
 watch.py        deadlines
 tls.py          certificates are verified
-via_httpx.py    the same seam through an outbound proxy, or over HTTP/2
-routes.py       which of the two an origin gets
+routes.py       which way leads to an origin: straight, or through an outbound proxy
+outbound.py     the outbound proxy that the environment names
+via_httpx.py    connections through an outbound proxy, or over HTTP/2
+network.py      the network as those see it
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from llm_proxy.proxy.upstream.failures import (
 from llm_proxy.proxy.upstream.interface import Dispatch, RequestBody, Upstream, UpstreamResponse
 from llm_proxy.proxy.upstream.origin import Origin, Timeouts
 from llm_proxy.proxy.upstream.pool import UpstreamPool
+from llm_proxy.proxy.upstream.routes import open_pool
 
 __all__ = [
     "ConnectFailed",
@@ -47,4 +50,5 @@ __all__ = [
     "UpstreamFailure",
     "UpstreamPool",
     "UpstreamResponse",
+    "open_pool",
 ]

@@ -9,7 +9,7 @@ However an exchange fails or is cancelled, the socket is closed before the excep
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,11 +17,13 @@ from attrs import define
 
 from llm_proxy.proxy.upstream.failures import Disconnected, HeaderTimeout, IdleTimeout, UpstreamFailure
 from llm_proxy.proxy.upstream.parser import ResponseParser
-from llm_proxy.proxy.upstream.request import LAST_CHUNK, chunk
+from llm_proxy.proxy.upstream.request import LAST_CHUNK, BodyReader, chunk
 from llm_proxy.proxy.upstream.wire import words
 
 if TYPE_CHECKING:
     from llm_proxy.proxy.upstream.interface import Dispatch, RequestBody
+    from llm_proxy.proxy.upstream.request import Request
+    from llm_proxy.proxy.upstream.response import Head
     from llm_proxy.proxy.upstream.watch import Watch
     from llm_proxy.proxy.upstream.wire import Wire
 
@@ -42,7 +44,7 @@ class Connection:
         "_failure",
         "_header_watch",
         "_idle_watch",
-        "_pulling",
+        "_reader",
         "_wire",
         "best_before",
         "parser",
@@ -55,10 +57,15 @@ class Connection:
         self._header_watch = header_watch
         self._idle_watch = idle_watch
         self._failure: UpstreamFailure | None = None
-        self._pulling = False
+        self._reader: BodyReader | None = None
         self.parser = ResponseParser()
         self.request_done = False
         self.best_before = 0.0
+
+    @property
+    def lifetime(self) -> int | None:
+        """Seconds for which the server promises to keep the idle connection, None where it does not say."""
+        return self.parser.lifetime
 
     @property
     def is_reusable(self) -> bool:
@@ -81,7 +88,7 @@ class Connection:
         seconds = f"{watch.seconds:g} s"
         if watch is self._header_watch:
             self._failure = HeaderTimeout(f"the upstream did not answer within {seconds}", sent=True)
-        elif self._pulling:
+        elif self._reader is not None and self._reader.pulling:
             self._failure = IdleTimeout(
                 f"the client sent nothing of its request body for {seconds}", sent=True, waiting_for="body"
             )
@@ -89,47 +96,43 @@ class Connection:
             self._failure = IdleTimeout(f"no byte went to or came from the upstream for {seconds}", sent=True)
         self._wire.close()
 
-    async def exchange(
-        self, head: bytes, body: bytes | RequestBody | None, dispatch: Dispatch, *, head_only: bool
-    ) -> None:
-        """Send a request and wait for the head of its final response; `parser` has it then.
-
-        Args:
-            head: request line and header section.
-            body: content; its framing is said in `head`.
-            dispatch: learns whether a byte went out.
-            head_only: the method is HEAD.
+    async def exchange(self, request: Request, dispatch: Dispatch) -> Head:
+        """Send a request and wait for the head of its final response.
 
         Raises:
             UpstreamFailure: with `sent` false only if not a byte went out and nothing of the body was taken.
+            Exception: whatever iterating over the request's body raises.
         """
-        self.parser.begin(bodiless=head_only)
+        parser = self.parser
+        parser.begin(bodiless=request.method == b"HEAD")
         self.request_done = False
-        stream: RequestBody | None = None
-        if body is None:
-            data = head
-        elif not isinstance(body, bytes):
-            data, stream = head, body
-        elif len(body) <= SMALL_BODY:
-            data, body = head + body, None
-        else:
-            data = head
+        self._reader = None
+        body = request.body
+        data = request.head
+        if isinstance(body, bytes) and len(body) <= SMALL_BODY:
+            data += body
+            body = None
         try:
             gone = self._send_first(data, dispatch)
-            if gone == len(data) and body is None:
+            if body is None and gone == len(data):
                 self.request_done = True
                 self._header_watch.start(self)
-                await self._read_head()
+                while not parser.head_complete:
+                    await self._read()
             else:
-                rest = [memoryview(data)[gone:]]
-                if isinstance(body, bytes):
-                    rest.append(memoryview(body))
-                await self._converse(rest, stream)
+                await self._converse(_Upload(memoryview(data)[gone:], body))
+            self._check()
         except BaseException:
             self.close()
             raise
         self._header_watch.stop(self)
         self._idle_watch.stop(self)
+        return parser
+
+    def _check(self) -> None:
+        """A deadline may have passed in the moment in which the last byte came."""
+        if self._failure is not None:
+            raise self._failure
 
     def _send_first(self, data: bytes, dispatch: Dispatch) -> int:
         """Start sending. A plain socket that refuses has sent nothing; of TLS that cannot be said."""
@@ -140,11 +143,6 @@ class Connection:
         except OSError as error:
             dispatch.sent = before or self._wire.is_tls
             raise _lost(error, sent=dispatch.sent) from error
-
-    async def _read_head(self) -> None:
-        parser = self.parser
-        while not parser.head_complete:
-            await self._read()
 
     async def _read(self) -> None:
         """Wait for one read and feed it to the parser."""
@@ -161,27 +159,35 @@ class Connection:
         else:
             self.parser.end()
 
-    async def read_body(self) -> None:
-        """Read until there is content in the parser, or the response is complete.
+    async def receive(self) -> bytes:
+        """Wait for the next piece of the response's body; empty at its clean end. Waits only if it has to.
 
         Raises:
             UpstreamFailure: the body broke off, stalled or is malformed; the connection is closed.
         """
         parser = self.parser
-        try:
-            while not parser.pieces and not parser.complete:
-                self._idle_watch.start(self)
-                await self._read()
-        except BaseException:
-            self.close()
-            raise
-        self._idle_watch.stop(self)
+        pieces = parser.pieces
+        if not pieces:
+            if parser.complete:
+                return b""
+            try:
+                while not pieces and not parser.complete:
+                    self._idle_watch.start(self)
+                    await self._read()
+            except BaseException:
+                self.close()
+                raise
+            self._idle_watch.stop(self)
+            if not pieces:
+                return b""
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return data
 
-    async def _converse(self, rest: list[memoryview], stream: RequestBody | None) -> None:
+    async def _converse(self, upload: _Upload) -> None:
         """Send what is left of the request while waiting for the head of the response."""
         parser = self.parser
         failure: UpstreamFailure | None = None
-        upload = _Upload(rest, stream)
         self._idle_watch.start(self)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._upload, upload, nursery.cancel_scope)
@@ -212,46 +218,20 @@ class Connection:
 
     async def _send_rest(self, upload: _Upload) -> bool:
         """Send everything; False where the upstream takes no more."""
-        for data in upload.rest:
-            if not await self._send(data):
-                return False
-        if upload.stream is None:
+        if not await self._send(upload.started):
+            return False
+        body = upload.body
+        if body is None:
             return True
-        pieces = aiter(upload.stream)
-        try:
-            return await self._send_pieces(pieces, upload.stream.content_length)
-        finally:
-            if isinstance(pieces, AsyncGenerator):
-                await pieces.aclose()
-
-    async def _send_pieces(self, pieces: AsyncIterator[bytes], length: int | None) -> bool:
-        left = length
-        while piece := await self._pull(pieces):
-            if left is None:
-                data = chunk(piece)
-            elif len(piece) <= left:
-                left -= len(piece)
-                data = piece
-            else:
-                raise ValueError(f"the request body is longer than the {length} bytes that it announced")
-            if not await self._send(memoryview(data)):
-                return False
-        if left is None:
-            return await self._send(memoryview(LAST_CHUNK))
-        if left:
-            raise ValueError(f"the request body ended {left} bytes before the {length} that it announced")
-        return True
-
-    async def _pull(self, pieces: AsyncIterator[bytes]) -> bytes:
-        """The caller's next piece that is not empty; empty at the end."""
-        self._pulling = True
-        try:
-            async for piece in pieces:
-                if piece:
-                    return piece
-            return b""
-        finally:
-            self._pulling = False
+        if isinstance(body, bytes):
+            return await self._send(memoryview(body))
+        chunked = body.content_length is None
+        async with aclosing(BodyReader(body)) as reader:
+            self._reader = reader
+            async for piece in reader:
+                if not await self._send(memoryview(chunk(piece) if chunked else piece)):
+                    return False
+        return not chunked or await self._send(memoryview(LAST_CHUNK))
 
     async def _send(self, data: memoryview) -> bool:
         """Send `data`; False where the upstream takes no more.
@@ -269,10 +249,10 @@ class Connection:
 
 @define
 class _Upload:
-    """What is to be sent, and what became of it."""
+    """The rest of what was begun to be sent, what comes after it, and what the caller's body raised."""
 
-    rest: list[memoryview]
-    stream: RequestBody | None
+    started: memoryview
+    body: bytes | RequestBody | None
     error: Exception | None = None
 
 

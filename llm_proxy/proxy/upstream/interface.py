@@ -36,8 +36,9 @@ class Dispatch:
 class UpstreamResponse(Protocol):
     """The head of a response, and its body as it arrives. Must be closed."""
 
-    #: A response always comes after a byte of its request.
-    sent_any: bool
+    @property
+    def sent_any(self) -> bool:
+        """Did a byte of the request go out? Always true of a response."""
 
     @property
     def status(self) -> int:

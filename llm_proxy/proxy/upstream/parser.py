@@ -72,10 +72,9 @@ class ResponseParser:
     )
 
     def __init__(self) -> None:
-        """Make a parser that expects nothing yet."""
+        """Make a parser; call `begin` before it is used."""
         self._midway = True
-        self.pieces: list[bytes] = []
-        self.lifetime: int | None = None
+        self.begin(bodiless=False)
 
     def begin(self, *, bodiless: bool) -> None:
         """Expect the response to a request; `bodiless` if its method was HEAD (RFC 9110 §9.3.2)."""
@@ -88,9 +87,11 @@ class ResponseParser:
         self._head_size = 0
         self._overhead = 0
         self._interims = 0
+        self.pieces: list[bytes] = []
         self.head_complete = False
         self.complete = False
         self.reusable = False
+        self.lifetime: int | None = None
         self._reset_head()
 
     def _reset_head(self) -> None:

@@ -16,20 +16,23 @@ import trio
 from llm_proxy.proxy.upstream.connection import Connection
 from llm_proxy.proxy.upstream.failures import ConnectFailed, ConnectTimeout, Disconnected
 from llm_proxy.proxy.upstream.interface import Dispatch
-from llm_proxy.proxy.upstream.request import CHUNKED, request_head
-from llm_proxy.proxy.upstream.response import DirectResponse
+from llm_proxy.proxy.upstream.request import write_down
+from llm_proxy.proxy.upstream.response import PooledConnection, PooledResponse
 from llm_proxy.proxy.upstream.tls import client_context
 from llm_proxy.proxy.upstream.watch import Watch
 from llm_proxy.proxy.upstream.wire import dial, words
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
     from llm_proxy.proxy.upstream.interface import RequestBody
     from llm_proxy.proxy.upstream.origin import Origin, Timeouts
 
 #: Seconds that an unused connection is kept, below what load balancers commonly allow (60 s).
 IDLE_EXPIRY: Final = 50.0
+
+#: Unused connections that are kept.
+MAX_IDLE: Final = 100
 
 
 class UpstreamPool:
@@ -40,9 +43,10 @@ class UpstreamPool:
         origin: Origin,
         timeouts: Timeouts,
         *,
-        max_idle: int = 100,
+        max_idle: int = MAX_IDLE,
         idle_expiry: float = IDLE_EXPIRY,
         ssl_context: ssl.SSLContext | None = None,
+        connect: Callable[[], Awaitable[PooledConnection]] | None = None,
     ) -> None:
         """Connect to nothing yet.
 
@@ -52,17 +56,15 @@ class UpstreamPool:
             max_idle: connections kept; beyond it the oldest is closed.
             idle_expiry: seconds that an unused connection is kept.
             ssl_context: for `https`, instead of one that verifies against the system's roots.
+            connect: makes a new connection, instead of dialling the origin itself.
         """
         self._origin = origin
-        self._timeouts = timeouts
         self._max_idle = max_idle
         self._idle_expiry = idle_expiry
-        self._context = (ssl_context or client_context()) if origin.scheme == "https" else None
-        self._stack: deque[Connection] = deque()
+        self._connect = connect or DirectConnector(origin, timeouts, ssl_context).connect
+        self._stack: deque[PooledConnection] = deque()
         self._in_use = 0
         self._closed = False
-        self._header_watch = Watch(timeouts.response_header)
-        self._idle_watch = Watch(timeouts.idle)
 
     @property
     def idle(self) -> int:
@@ -86,18 +88,14 @@ class UpstreamPool:
         body: bytes | RequestBody | None,
         *,
         dispatch: Dispatch | None = None,
-    ) -> DirectResponse:
+    ) -> PooledResponse:
         """Send one request and wait for the head of its final response; see `interface.Upstream.send`.
 
         A kept connection may turn out to be dead when the first byte is to be sent: then the next one is taken, and
         at last a fresh one. Once a byte is out nothing is sent a second time.
         """
-        length = None if body is None else len(body) if isinstance(body, bytes) else body.content_length
-        if length is None and body is not None:
-            length = CHUNKED
-        head = request_head(method, target, self._origin.authority, headers, length)
+        request = write_down(method, target, self._origin.authority, headers, body)
         dispatch = dispatch or Dispatch()
-        head_only = method == b"HEAD"
         self._in_use += 1
         try:
             while True:
@@ -106,12 +104,12 @@ class UpstreamPool:
                 if connection is None:
                     connection = await self._connect()
                 try:
-                    await connection.exchange(head, body, dispatch, head_only=head_only)
+                    head = await connection.exchange(request, dispatch)
                 except Disconnected as failure:
                     if failure.sent or not kept:
                         raise
                 else:
-                    return DirectResponse(connection, self._release)
+                    return PooledResponse(head, connection, self._release)
         except BaseException:
             self._in_use -= 1
             raise
@@ -122,7 +120,7 @@ class UpstreamPool:
         while self._stack:
             self._stack.pop().close()
 
-    def _take(self) -> Connection | None:
+    def _take(self) -> PooledConnection | None:
         """Take the connection that was used last and is still good; those that are not are closed."""
         stack = self._stack
         if not stack:
@@ -135,7 +133,7 @@ class UpstreamPool:
             connection.close()
         return None
 
-    def _release(self, connection: Connection) -> None:
+    def _release(self, connection: PooledConnection) -> None:
         """Keep a connection whose exchange ended cleanly, close any other."""
         self._in_use -= 1
         if self._closed or not connection.is_reusable:
@@ -143,7 +141,7 @@ class UpstreamPool:
             return
         now = trio.current_time()
         expiry = self._idle_expiry
-        promised = connection.parser.lifetime
+        promised = connection.lifetime
         if promised is not None and promised - 1 < expiry:
             # The server says when it will close (`Keep-Alive: timeout`): be gone a second before, or requests get lost.
             expiry = promised - 1
@@ -155,13 +153,29 @@ class UpstreamPool:
             if not stack:
                 return
 
-    async def _connect(self) -> Connection:
+
+class DirectConnector:
+    """Makes connections to the origin itself."""
+
+    def __init__(self, origin: Origin, timeouts: Timeouts, ssl_context: ssl.SSLContext | None) -> None:
+        """Prepare what all connections share: the TLS context and the deadlines."""
+        self._origin = origin
+        self._seconds = timeouts.connect
+        self._context = (ssl_context or client_context()) if origin.scheme == "https" else None
+        self._header_watch = Watch(timeouts.response_header)
+        self._idle_watch = Watch(timeouts.idle)
+
+    async def connect(self) -> Connection:
+        """Resolve, connect and shake hands.
+
+        Raises:
+            ConnectFailed: or, in time, ConnectTimeout.
+        """
         origin = self._origin
-        seconds = self._timeouts.connect
-        with trio.move_on_after(seconds):
+        with trio.move_on_after(self._seconds):
             try:
                 wire = await dial(origin.host, origin.port, self._context)
             except OSError as error:
                 raise ConnectFailed(f"cannot connect to {origin}: {words(error)}") from error
             return Connection(wire, self._header_watch, self._idle_watch)
-        raise ConnectTimeout(f"no connection to {origin} within {seconds:g} s")
+        raise ConnectTimeout(f"no connection to {origin} within {self._seconds:g} s")

@@ -1,18 +1,57 @@
-"""A response that came directly over one of our connections."""
+"""A response on a connection of the pool."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from llm_proxy.proxy.upstream.connection import Connection
+    from llm_proxy.proxy.upstream.interface import Dispatch
+    from llm_proxy.proxy.upstream.request import Request
 
 
-class DirectResponse:
+class Head(Protocol):
+    """The head of a final response: names in lower case, values exact."""
+
+    status: int
+    reason: bytes
+    headers: list[tuple[bytes, bytes]]
+
+
+class PooledConnection(Protocol):
+    """A connection that carries one exchange after the other, never two at a time.
+
+    Attributes:
+        best_before: trio time after which the idle connection is not used again.
+    """
+
+    best_before: float
+
+    @property
+    def lifetime(self) -> int | None:
+        """Seconds for which the server promises to keep the idle connection, None where it does not say."""
+
+    @property
+    def is_reusable(self) -> bool:
+        """Has the exchange ended cleanly on both sides, with the connection fit for the next?"""
+
+    def is_quiet(self) -> bool:
+        """Is the idle connection still there, with nothing to read on it?"""
+
+    async def exchange(self, request: Request, dispatch: Dispatch) -> Head:
+        """Send a request and wait for the head of its final response; closed if that fails."""
+
+    async def receive(self) -> bytes:
+        """Wait for the next piece of the body, empty at the clean end; closed if that fails."""
+
+    def close(self) -> None:
+        """Close the socket at once. Idempotent."""
+
+
+class PooledResponse:
     """The final response to one request: its head, and the content as it arrives.
 
     It owns the connection until it is closed or fails, and then never touches it again.
@@ -20,21 +59,23 @@ class DirectResponse:
 
     __slots__ = ("_connection", "_release", "headers", "reason", "status")
 
-    sent_any: ClassVar[bool] = True
-
-    def __init__(self, connection: Connection, release: Callable[[Connection], None]) -> None:
-        """Take over a connection whose parser has read a final head. `release` gets it back, once."""
-        parser = connection.parser
-        self.status = parser.status
-        self.reason = parser.reason
-        self.headers = parser.headers
-        self._connection: Connection | None = connection
+    def __init__(self, head: Head, connection: PooledConnection, release: Callable[[PooledConnection], None]) -> None:
+        """Take over the connection that `head` was read from. `release` gets it back, once."""
+        self.status = head.status
+        self.reason = head.reason
+        self.headers = head.headers
+        self._connection: PooledConnection | None = connection
         self._release = release
 
     def __repr__(self) -> str:
         """Say the status and whether the response is still open."""
         state = "closed" if self._connection is None else "open"
-        return f"<DirectResponse {self.status} {state}>"
+        return f"<PooledResponse {self.status} {state}>"
+
+    @property
+    def sent_any(self) -> bool:
+        """A response always comes after a byte of its request."""
+        return True
 
     async def receive(self) -> bytes:
         """Wait for the next piece of the body; empty at the clean end. A checkpoint only where it has to wait.
@@ -43,23 +84,13 @@ class DirectResponse:
             UpstreamFailure: the body broke off, stalled or is malformed. The connection is closed by then.
             trio.ClosedResourceError: the response was closed, or has failed.
         """
-        connection = self._connection
-        if connection is None:
+        if self._connection is None:
             raise trio.ClosedResourceError("the response is closed")
-        pieces = connection.parser.pieces
-        if not pieces:
-            if connection.parser.complete:
-                return b""
-            try:
-                await connection.read_body()
-            except BaseException:
-                self.close()
-                raise
-            if not pieces:
-                return b""
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        pieces.clear()
-        return data
+        try:
+            return await self._connection.receive()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Give the connection back if the exchange ended cleanly, else end it at once. Idempotent, never waits."""

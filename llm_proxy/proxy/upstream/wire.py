@@ -109,7 +109,7 @@ async def dial(host: str, port: int, context: ssl.SSLContext | None) -> Wire:
     connected = socket.socket(fileno=stream.socket.detach())
     try:
         connected.settimeout(0)
-        _keep_alive(connected)
+        keep_alive(connected)
         if context is not None:
             connected = context.wrap_socket(
                 connected, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
@@ -121,7 +121,7 @@ async def dial(host: str, port: int, context: ssl.SSLContext | None) -> Wire:
         raise
 
 
-def _keep_alive(connected: socket.socket) -> None:
+def keep_alive(connected: socket.socket | trio.socket.SocketType) -> None:
     """Notice a vanished peer within about two minutes, also while a model thinks and no byte moves."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):

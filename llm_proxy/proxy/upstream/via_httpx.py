@@ -1,0 +1,313 @@
+"""Connections through an outbound proxy, or over HTTP/2: httpcore, the transport under httpx, in a pool of ours.
+
+Of httpx nothing is used that adds to a request or a response: no client, so no cookies, no redirects, no default
+headers, no decoding, and nothing is read from the environment. httpcore's own pool is left out too: it walks all its
+connections for every request, and loses slots when requests are cancelled. Each connection carries one exchange at a
+time, over HTTP/2 as well, so that ending an exchange can end its socket.
+
+A request's body is sent before its response is read; an upstream that answers early is heard when it stops reading.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Final, Self, cast
+
+import httpcore
+import trio
+from attrs import define
+
+from llm_proxy.proxy.upstream.failures import (
+    ConnectFailed,
+    ConnectTimeout,
+    Disconnected,
+    HeaderTimeout,
+    IdleTimeout,
+    MalformedResponse,
+    UpstreamFailure,
+)
+from llm_proxy.proxy.upstream.interface import Dispatch
+from llm_proxy.proxy.upstream.network import Network
+from llm_proxy.proxy.upstream.request import BodyReader
+from llm_proxy.proxy.upstream.tls import client_context
+
+if TYPE_CHECKING:
+    from llm_proxy.proxy.upstream.origin import Origin, Timeouts
+    from llm_proxy.proxy.upstream.outbound import OutboundProxy
+    from llm_proxy.proxy.upstream.request import Request
+
+
+class HttpxConnector:
+    """Makes connections to one origin through httpcore."""
+
+    def __init__(
+        self,
+        origin: Origin,
+        timeouts: Timeouts,
+        *,
+        proxy: OutboundProxy | None,
+        http2: bool,
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
+        """Prepare what all connections share.
+
+        Args:
+            origin: where to.
+            timeouts: how long it may take.
+            proxy: the way there, None for straight.
+            http2: offer HTTP/2 to the origin; HTTP/1.1 is always offered.
+            ssl_context: for an `https` origin and an `https` proxy, instead of one for each that verifies against the
+                system's roots. httpcore sets its ALPN protocols.
+        """
+        self.origin = origin
+        self.timeouts = timeouts
+        self._proxy = proxy
+        self._http2 = http2
+        self._context = (ssl_context or client_context()) if origin.scheme == "https" else None
+        secured = proxy is not None and proxy.scheme == "https"
+        self._proxy_context = (ssl_context or client_context()) if secured else None
+
+    async def connect(self) -> HttpxConnection:
+        """Make a connection that connects with its first exchange."""
+        network = Network()
+        proxy = None
+        if self._proxy is not None:
+            proxy = httpcore.Proxy(
+                httpcore.URL(scheme=self._proxy.scheme, host=self._proxy.host, port=self._proxy.port, target=b"/"),
+                auth=self._proxy.credentials,
+                ssl_context=self._proxy_context,
+            )
+        factory = httpcore.AsyncConnectionPool(
+            ssl_context=self._context, proxy=proxy, max_connections=None, http2=self._http2, network_backend=network
+        )
+        origin = httpcore.Origin(self.origin.scheme.encode(), self.origin.host.encode(), self.origin.port)
+        return HttpxConnection(self, factory.create_connection(origin), network)
+
+    def __str__(self) -> str:
+        """The origin, and the way there."""
+        return str(self.origin) if self._proxy is None else f"{self.origin} through {self._proxy}"
+
+
+_FAILURES: Final = (
+    httpcore.NetworkError,
+    httpcore.ProtocolError,
+    httpcore.ConnectionNotAvailable,
+    UpstreamFailure,
+)
+
+
+@define
+class HttpxHead:
+    """The head of a final response."""
+
+    status: int
+    reason: bytes
+    headers: list[tuple[bytes, bytes]]
+
+
+class HttpxConnection:
+    """One httpcore connection, used for one exchange at a time.
+
+    Attributes:
+        best_before: trio time after which the idle connection is not used again.
+    """
+
+    def __init__(
+        self, connector: HttpxConnector, connection: httpcore.AsyncConnectionInterface, network: Network
+    ) -> None:
+        """Take over a connection that may not be connected yet."""
+        self.best_before = 0.0
+        self._connector = connector
+        self._timeouts = connector.timeouts
+        self._connection = connection
+        self._network = network
+        self._connected = False
+        self._scope = trio.CancelScope()
+        self._dispatch = Dispatch()
+        self._reader: BodyReader | None = None
+        self._response: httpcore.Response | None = None
+        self._pieces: AsyncIterator[bytes] | None = None
+        self._complete = False
+        self._answering = False
+
+    @property
+    def lifetime(self) -> int | None:
+        """Seconds for which the server promises to keep the idle connection, None where it does not say."""
+        return self._network.witness.lifetime
+
+    @property
+    def is_reusable(self) -> bool:
+        """Has the exchange ended cleanly on both sides, with the connection fit for the next?"""
+        if not self._complete or not self._connection.is_idle() or self._connection.is_closed():
+            return False
+        return self._network.is_http2 or self._network.witness.reusable
+
+    def is_quiet(self) -> bool:
+        """Is the idle connection still there, with nothing to read on it?"""
+        return self._network.is_quiet()
+
+    def close(self) -> None:
+        """Close the socket at once. Idempotent."""
+        self._network.close()
+        pieces, self._pieces = self._pieces, None
+        if isinstance(pieces, AsyncGenerator):
+            with suppress(RuntimeError):  # outside of trio nothing can be cleaned up, and nothing needs to be
+                trio.lowlevel.spawn_system_task(_dismiss, pieces)
+
+    async def exchange(self, request: Request, dispatch: Dispatch) -> HttpxHead:
+        """Send a request and wait for the head of its final response.
+
+        Raises:
+            UpstreamFailure: with `sent` false only if not a byte went out.
+            Exception: whatever iterating over the request's body raises.
+        """
+        self._network.expect(head_only=request.method == b"HEAD")
+        self._dispatch = dispatch
+        self._reader = None
+        self._complete = False
+        self._answering = False
+        try:
+            with self._within(self._timeouts.idle if self._connected else self._timeouts.connect):
+                response = await self._send(request)
+        except BaseException:
+            self.close()
+            raise
+        self._connected = True
+        self._response = response
+        self._pieces = aiter(cast("AsyncIterable[bytes]", response.stream))
+        reason: bytes = response.extensions.get("reason_phrase", b"")
+        headers = [(name.lower(), value.rstrip()) for name, value in response.headers]
+        return HttpxHead(response.status, reason, headers)
+
+    async def receive(self) -> bytes:
+        """Wait for the next piece of the response's body; empty at its clean end.
+
+        Raises:
+            UpstreamFailure: the body broke off, stalled or is malformed; the connection is closed.
+        """
+        if self._complete:
+            return b""
+        response, pieces = self._response, self._pieces
+        if response is None or pieces is None:
+            raise trio.ClosedResourceError("the response is closed")
+        self._answering = False
+        try:
+            with self._within(self._timeouts.idle):
+                async for piece in pieces:
+                    if piece:
+                        return piece
+                await response.aclose()
+        except BaseException:
+            self.close()
+            raise
+        self._complete = True
+        self._pieces = None
+        return b""
+
+    async def _send(self, request: Request) -> httpcore.Response:
+        origin = self._connector.origin
+        headers = [(b"Host", origin.authority), *request.headers]
+        body = request.body
+        if body is not None or b"\r\nContent-Length: 0\r\n" in request.head:
+            chunked = request.length is None and body is not None
+            headers.append(
+                (b"Transfer-Encoding", b"chunked") if chunked else (b"Content-Length", b"%d" % (request.length or 0))
+            )
+        url = httpcore.URL(
+            scheme=origin.scheme.encode(), host=origin.host.encode(), port=origin.port, target=request.target
+        )
+        extensions = {"trace": self._trace}
+        if body is None or isinstance(body, bytes):
+            whole = httpcore.Request(request.method, url, headers=headers, content=body or b"", extensions=extensions)
+            return await self._connection.handle_async_request(whole)
+        async with aclosing(BodyReader(body)) as self._reader:
+            streamed = httpcore.Request(
+                request.method, url, headers=headers, content=self._touching(self._reader), extensions=extensions
+            )
+            return await self._connection.handle_async_request(streamed)
+
+    def _touching(self, reader: BodyReader) -> AsyncIterator[bytes]:
+        return _Touching(reader, self._touch)
+
+    def _touch(self) -> None:
+        self._allow(self._timeouts.idle)
+
+    def _allow(self, seconds: float) -> None:
+        """Give what is being waited for `seconds` from now."""
+        self._scope.deadline = trio.current_time() + seconds
+
+    async def _trace(self, event: str, info: dict[str, Any]) -> None:
+        """Follow the exchange: httpcore calls this before and after each step."""
+        step = event.partition(".")[2]
+        request = info.get("request")
+        if request is None or request.method == b"CONNECT":
+            return
+        if step == "send_request_headers.started":
+            self._dispatch.sent = True
+            self._allow(self._timeouts.idle)
+        elif step == "receive_response_headers.started":
+            self._answering = True
+            self._allow(self._timeouts.response_header)
+
+    def _too_slow(self) -> UpstreamFailure:
+        timeouts = self._timeouts
+        if not self._dispatch.sent:
+            return ConnectTimeout(f"no connection to {self._connector} within {timeouts.connect:g} s")
+        if self._answering:
+            return HeaderTimeout(f"the upstream did not answer within {timeouts.response_header:g} s", sent=True)
+        if self._reader is not None and self._reader.pulling:
+            return IdleTimeout(
+                f"the client sent nothing of its request body for {timeouts.idle:g} s", sent=True, waiting_for="body"
+            )
+        return IdleTimeout(f"no byte went to or came from the upstream for {timeouts.idle:g} s", sent=True)
+
+    @contextmanager
+    def _within(self, seconds: float) -> Iterator[None]:
+        """Allow `seconds` for a start; `_allow` moves the deadline."""
+        with trio.CancelScope() as self._scope:
+            self._allow(seconds)
+            with self._translated():
+                yield
+        if self._scope.cancelled_caught:
+            raise self._too_slow()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Turn httpcore's errors into ours."""
+        try:
+            yield
+        except (httpcore.ConnectError, httpcore.ProxyError) as error:
+            raise ConnectFailed(f"cannot connect to {self._connector}: {error}") from error
+        except _FAILURES as error:
+            if not self._connected and not self._dispatch.sent:
+                raise ConnectFailed(f"cannot connect to {self._connector}: {error}") from error
+            if isinstance(error, UpstreamFailure):
+                raise
+            if isinstance(error, httpcore.ProtocolError) and "disconnected" not in str(error):
+                raise MalformedResponse(f"the upstream's response is malformed: {error}", sent=True) from error
+            raise Disconnected(f"the connection to the upstream was lost: {error}", sent=self._dispatch.sent) from error
+
+
+class _Touching:
+    """Passes a body on, and tells of every piece."""
+
+    def __init__(self, reader: BodyReader, touch: Callable[[], None]) -> None:
+        self._reader = reader
+        self._touch = touch
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._touch()
+        piece = await anext(self._reader)
+        self._touch()
+        return piece
+
+
+async def _dismiss(pieces: AsyncGenerator[bytes, None]) -> None:
+    """Let httpcore's generator run its clean-up; its socket is closed already."""
+    with suppress(Exception):
+        await pieces.aclose()
