@@ -16,10 +16,10 @@ from tests.databases.docker import docker_works
 from tests.databases.kinds import SERVERS, Kind
 from tests.databases.programs import find_program
 
-#: The packages that hold just the programs come first: they bring no service and no account.
+#: Where a release has a package with just the programs, without a service, it comes first.
 _PACKAGES = {
     Kind.POSTGRES: "postgresql",
-    Kind.MARIADB: "mariadb-server-core|mariadb-server",
+    Kind.MARIADB: "mariadb-server",
     Kind.MYSQL: "mysql-server-core|mysql-server-core-8.0|mysql-server",
 }
 _APT = Path(__file__).parents[2] / ".ci" / "apt"

@@ -97,7 +97,7 @@ class Databases:
     def describe(self) -> dict[Kind, str]:
         """Each server that was asked for: its version and where it came from, or why there is none."""
         return {
-            kind: str(found) if isinstance(found, Exception) else f"{found.version} ({found.origin})"
+            kind: str(found).partition("\n")[0] if isinstance(found, Exception) else f"{found.version} ({found.origin})"
             for kind, found in self._servers.items()
         }
 
