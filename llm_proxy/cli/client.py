@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from typing import Any, Self
 import httpx
 
 from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised
+from llm_proxy.cli.management_token import is_loopback
 from llm_proxy.version import VERSION
 
 #: Seconds until a server that does not answer is given up.
@@ -31,7 +31,7 @@ class ManagementClient:
             headers={"Authorization": f"Bearer {token}", "User-Agent": f"llm-proxy/{VERSION}"},
             timeout=_TIMEOUT,
             # A proxy of the environment is for the world outside, not for a server on this machine.
-            trust_env=not _is_loopback(base_url),
+            trust_env=not is_loopback(base_url),
         )
 
     def __enter__(self) -> Self:
@@ -95,13 +95,3 @@ class ManagementClient:
         except (json.JSONDecodeError, AttributeError, KeyError):
             words = []
         return Failure(": ".join(words) or f"{self._base_url} answered with HTTP status {response.status_code}")
-
-
-def _is_loopback(base_url: str) -> bool:
-    host = httpx.URL(base_url).host
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -34,11 +34,16 @@ def database_options(function: F) -> F:
     return option(config_option(function))
 
 
-def load_settings(config: Path | None, *, serving: bool = False, **flags: str | None) -> Settings:
+def load_settings(
+    config: Path | None, db: str | None = None, *, serving: bool = False, **flags: str | None
+) -> Settings:
     """Load the settings of this process; `flags` are given by the names of their environment variables.
 
-    Misspelt variables are pointed out on stderr. Raises `SettingsError`.
+    `db` is the file that `--db` names; a file means SQLite. Misspelt variables are pointed out on stderr. Raises
+    `SettingsError`.
     """
+    if db is not None:
+        flags |= {"DB_DRIVER": "sqlite", "DATABASE_PATH": db}
     given = _given(flags)
     dotenv = _dotenv(config)
     for warning in Settings.warnings(os.environ, given, dotenv):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 from typing import Final
 
 import click
@@ -82,7 +81,5 @@ def _usage(error: click.UsageError) -> str:
 
 
 def _operating_system(error: OSError) -> str:
-    if error.errno == errno.EADDRINUSE:
-        return "the address is taken by another program; choose another one with --addr"
     reason = error.strerror or type(error).__name__
     return f"{error.filename}: {reason}" if error.filename else reason

@@ -54,7 +54,7 @@ class Program(Group):
         super().__init__(*args, **kwargs)
         self.params.append(_debug_option())
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the commands, in alphabetical order."""
         return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
 

@@ -190,7 +190,7 @@ class Settings:
 
 
 def read_one(name: str, environ: Mapping[str, str], flags: Mapping[str, str] | None, dotenv_path: Path | None) -> Any:
-    """Settle one setting by its name, for commands that need no others; None where it is not set anywhere.
+    """Settle one setting by its name, for commands that need no others; its default where it is not set anywhere.
 
     Raises `SettingsError` where it is wrong.
     """
@@ -198,7 +198,7 @@ def read_one(name: str, environ: Mapping[str, str], flags: Mapping[str, str] | N
     found = find({name: declared(Settings)[name]}, layers)
     if problems or found.problems:
         raise SettingsError([*problems, *found.problems])
-    return found.values.get(name)
+    return found.values.get(name, getattr(Settings(), name.lower()))
 
 
 def _layers(

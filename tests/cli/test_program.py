@@ -51,11 +51,6 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
         (KeyRingError("the key file is damaged"), "the key file is damaged", 1),
         (FileNotFoundError(errno.ENOENT, "No such file or directory", "/x"), "/x: No such file or directory", 1),
         (
-            OSError(errno.EADDRINUSE, "Address already in use"),
-            "the address is taken by another program; choose another one with --addr",
-            1,
-        ),
-        (
             ValueError("surprise"),
             "internal error: ValueError: surprise; run again with --debug for the details",
             1,
