@@ -14,6 +14,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUNTIME := $(VENV)/.runtime
 DEVELOPMENT := $(VENV)/.development
+SERVERS := $(VENV)/.servers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: help demo run test lint format bench lock clean
@@ -27,8 +28,7 @@ demo: $(RUNTIME) ## Offline tour: scripted provider, proxy, a token, two request
 run: $(RUNTIME) ## Start the proxy with the settings of .env and the environment, on SQLite if they say nothing else
 	@$(BIN)/llm-proxy server $(ARGS)
 
-test: $(DEVELOPMENT) ## Run the tests on SQLite, PostgreSQL, MySQL and MariaDB
-	@$(BIN)/python -m tests.databases.install
+test: $(SERVERS) ## Run the tests on SQLite, PostgreSQL, MySQL and MariaDB
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: $(DEVELOPMENT) ## Check style, format, types and the directions of imports
@@ -76,4 +76,9 @@ $(RUNTIME): containers/requirements.txt containers/build.txt pyproject.toml | $(
 $(DEVELOPMENT): tests/requirements.txt $(RUNTIME)
 	@echo 'Installing the tools for tests and checks'
 	@$(PIP) install --require-hashes -r tests/requirements.txt
+	@touch $@
+
+# Once for each .venv: what this machine's release does not have is not looked for again and again.
+$(SERVERS): tests/databases/install.py $(DEVELOPMENT)
+	@$(BIN)/python -m tests.databases.install
 	@touch $@
