@@ -19,8 +19,9 @@ class ServeConfig:
             several addresses (or an empty host: every address) makes one listener for each.
         sockets: sockets that are bound already, as a worker process inherits them; the server listens on them and
             closes its own handles of them at the end.
-        tls_cert, tls_key: PEM files; when both are given every socket speaks TLS.
+        tls_cert, tls_key: PEM files; when both are given every socket speaks TLS, and HTTP/2 to who asks for it.
         shutdown_grace: how long running requests may go on after `stop`.
+        lifespan_timeout: how long the application's own shutdown may take after that.
         header_timeout: from the first byte of a request to the end of its headers; also the TLS handshake.
         body_idle_timeout: the longest silence while the application waits for the body of a request.
         keep_alive_timeout: the longest silence between two requests, and before the first.
@@ -38,6 +39,7 @@ class ServeConfig:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     shutdown_grace: float = 30.0
+    lifespan_timeout: float = 60.0
     header_timeout: float = 10.0
     body_idle_timeout: float = 60.0
     keep_alive_timeout: float = 75.0

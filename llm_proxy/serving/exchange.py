@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -25,6 +26,12 @@ DISCARD_TIMEOUT: Final = 5.0
 
 class ClientGone(OSError):
     """What `send` raises once nothing can reach the client any more."""
+
+
+def report_each(errors: BaseExceptionGroup[Exception], report: Callable[[BaseException], None]) -> None:
+    """Report the exceptions of a group one by one."""
+    for error in errors.exceptions:
+        report(error)
 
 
 class Exchange:
@@ -79,7 +86,7 @@ class Exchange:
                     if self._continue_due and not self._sent:
                         self._continue_due = False
                         await self._write(CONTINUE)
-                    if not await self._read(self._connection.config.body_idle_timeout):
+                    if not await self._read(self._connection.site.config.body_idle_timeout):
                         break
             else:
                 while await self._read(math.inf):
@@ -166,7 +173,7 @@ class Exchange:
 
     def _may_keep_alive(self) -> bool:
         connection = self._connection
-        if not self._head.keep_alive or connection.traffic.draining:
+        if not self._head.keep_alive or connection.site.traffic.draining:
             return False
         # A client that has not been told to continue may send its body or not: what follows cannot be told apart.
         return connection.reader.complete or not (
@@ -196,8 +203,9 @@ class Exchange:
             if not self._refused:
                 self.tear()
             return False
-        assert self._writer is not None
-        return self._writer.keep_alive and (self._connection.reader.complete or await self._discard())
+        if self._writer is None or not self._writer.keep_alive:
+            return False
+        return self._connection.reader.complete or await self._discard()
 
     def tear(self) -> None:
         """End the connection so that the client cannot take what it has got for the whole response."""

@@ -4,81 +4,105 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import Any
+from typing import TypeAlias
 from urllib.parse import unquote
 
 import trio
 
-from llm_proxy.serving.asgi import VERSIONS, Address, Application
-from llm_proxy.serving.config import ServeConfig
-from llm_proxy.serving.exchange import ClientGone, Exchange
+from llm_proxy.serving.asgi import VERSIONS
+from llm_proxy.serving.exchange import ClientGone, Exchange, report_each
+from llm_proxy.serving.listener import address_of
 from llm_proxy.serving.refusal import PriorKnowledge, Refusal
-from llm_proxy.serving.request import RequestReader
+from llm_proxy.serving.request import Head, RequestReader
 from llm_proxy.serving.response import ResponseWriter
-from llm_proxy.serving.traffic import Traffic
+from llm_proxy.serving.traffic import Site
 from llm_proxy.serving.transport import RECEIVE_SIZE, SocketTransport
+
+ByteStream: TypeAlias = SocketTransport | trio.SSLStream[SocketTransport]
 
 
 class Http1Connection:
     """Serves the requests of one connection, one after another, in the task that runs it.
 
-    The application runs in that same task. Nothing is read from the client but by this class between two requests, and
-    by `receive` within one; nothing is written but by `send`, or here for a request that never reached the application.
+    The application runs in that same task. Nothing is read from the client but here between two requests, and by
+    `receive` within one; nothing is written but by `send`, and here for a request that never reached the application.
+    One cancel scope covers the whole connection, and its deadline is moved: it stands while a request is waited for,
+    and is infinite while the application runs.
+
+    Attributes:
+        site, transport, stream: as given.
+        reader: the parser of this connection.
+        idle_since: see `traffic.Connection`.
     """
 
-    def __init__(
-        self,
-        app: Application,
-        config: ServeConfig,
-        traffic: Traffic,
-        transport: SocketTransport,
-        stream: SocketTransport | trio.SSLStream[SocketTransport],
-        *,
-        client: Address | None,
-        server: Address | None,
-        state: dict[str, Any],
-    ) -> None:
-        """Serve `app` on `stream`, which is `transport` itself or TLS on it; `state` is what the lifespan left."""
-        self.app = app
-        self.config = config
-        self.traffic = traffic
+    def __init__(self, site: Site, transport: SocketTransport, stream: ByteStream) -> None:
+        """Serve on `stream`, which is `transport` itself or TLS on it."""
+        self.site = site
         self.transport = transport
         self.stream = stream
-        self.reader = RequestReader(config.max_header_size)
-        self.idle_since: float | None = None
-        self._client = client
-        self._server = server
-        self._scheme = "http" if stream is transport else "https"
-        self._state = state
-        self.deadline = trio.CancelScope()
+        self.reader = RequestReader(site.config.max_header_size)
+        self.idle_since: float | None = trio.current_time()
+        self._deadline = trio.CancelScope()
+        self._exchange: Exchange | None = None
+        self._ending = False
+        self._scope_of_all = {
+            "type": "http",
+            "asgi": VERSIONS,
+            "scheme": "http" if stream is transport else "https",
+            "root_path": "",
+            "client": address_of(transport.socket, peer=True),
+            "server": address_of(transport.socket),
+        }
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is running, or has begun to arrive."""
+        return self.idle_since is None and not self._ending
 
     def close_if_idle(self) -> None:
-        """Close the connection at once unless a request is running or has begun to arrive on it."""
+        """Close the connection at once, unless a request is running or something of one has arrived."""
         if self.idle_since is not None and not self.transport.readable:
             self.transport.close()
 
-    def abort(self) -> None:
-        """Reset the connection at once, whoever is reading or writing."""
-        self.transport.abort()
+    def drain(self) -> None:
+        """Close the connection behind the running request, whose response head will say so if it is not sent yet."""
+        self.close_if_idle()
+
+    def cut(self) -> None:
+        """End the connection at once, so that the client cannot take half a response for a whole."""
+        if self._exchange is not None:
+            self._exchange.tear()
+        self.transport.close()
 
     async def run(self) -> None:
-        """Serve until either side ends the connection. Leaves it closed."""
+        """Serve until either side ends the connection; leaves it closed."""
         try:
-            with self.deadline:
-                while await self._next_head() and await self._respond():
+            with self._deadline:
+                while (head := await self._next_head()) is not None and await self._respond(head):
                     self.reader.next_request()
-            if self.deadline.cancelled_caught and self.reader.pending:
-                raise Refusal(408, "The head of the request did not arrive in time.")
-            await self._close()
+            self._end()
+            if self._deadline.cancelled_caught and self.reader.pending:
+                await self.answer(Refusal(408, "The head of the request did not arrive in time."))
+            if self.reader.pending or (self.reader.head is not None and not self.reader.complete):
+                await self.transport.linger()
+            elif not self.transport.closed:
+                await self.stream.aclose()
         except Refusal as refusal:
+            self._end()
             await self.answer(refusal)
             await self.transport.linger()
         except PriorKnowledge:
+            self._end()
             await self.transport.linger()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
-            self.transport.close()
+            self.cut()
+
+    def _end(self) -> None:
+        self._ending = True
+        self.idle_since = None
+        self.site.traffic.notify()
 
     async def answer(self, refusal: Refusal) -> None:
         """Answer for the application; nothing can follow on the connection. A client that is gone is no error."""
@@ -89,76 +113,57 @@ class Http1Connection:
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self.stream.send_all(writer.start(refusal.status, fields) + writer.body(body, more=False))
 
-    async def _close(self) -> None:
-        if self.reader.pending or (self.reader.head is not None and not self.reader.complete):
-            await self.transport.linger()
-        elif not self.transport.closed:
-            await self.stream.aclose()
-
-    async def _next_head(self) -> bool:
-        """Wait for the head of a request; False when the client has ended the connection instead."""
-        reader, config, deadline = self.reader, self.config, self.deadline
-        if reader.head is not None:
+    async def _next_head(self) -> Head | None:
+        """Wait for the head of a request; None when the client has ended the connection instead."""
+        reader, config, deadline = self.reader, self.site.config, self._deadline
+        head = reader.head
+        if head is not None:
             await trio.lowlevel.checkpoint()
-            return True
+            return head
         now = trio.current_time()
         if reader.pending:
             deadline.deadline = now + config.header_timeout
         else:
             deadline.deadline = now + config.keep_alive_timeout
             self.idle_since = now
-            if self.traffic.draining:
+            if self.site.traffic.draining:
                 self.close_if_idle()
-        while reader.head is None:
+                self.site.traffic.notify()
+        while True:
             data = await self.stream.receive_some(RECEIVE_SIZE)
             if not data:
-                return False
+                return None
             reader.feed(bytes(data))
-            if self.idle_since is not None and reader.pending:
+            if reader.pending and self.idle_since is not None:
                 deadline.deadline = trio.current_time() + config.header_timeout
                 self.idle_since = None
-        self.idle_since = None
-        deadline.deadline = math.inf
-        return True
+            head = reader.head
+            if head is not None:
+                self.idle_since = None
+                deadline.deadline = math.inf
+                return head
 
-    async def _respond(self) -> bool:
+    async def _respond(self, head: Head) -> bool:
         """Let the application answer the request; True when another one may follow."""
-        head = self.reader.head
-        assert head is not None
         target, _, query = head.target.partition(b"?")
         path = target.decode("ascii")
         scope = {
-            "type": "http",
-            "asgi": VERSIONS,
+            **self._scope_of_all,
             "http_version": head.version,
             "method": head.method,
-            "scheme": self._scheme,
             "path": unquote(path) if "%" in path else path,
             "raw_path": target,
             "query_string": query,
-            "root_path": "",
             "headers": head.headers,
-            "client": self._client,
-            "server": self._server,
-            "state": self._state.copy(),
+            "state": self.site.state.copy(),
         }
-        exchange = Exchange(self, head)
-        self.traffic.begin_request()
+        exchange = self._exchange = Exchange(self, head)
         try:
-            await self.app(scope, exchange.receive, exchange.send)
-        except Exception as error:
-            if _is_news(error):
-                self.config.report(error)
-        except BaseException:
-            exchange.tear()
-            raise
-        finally:
-            self.traffic.end_request()
+            await self.site.app(scope, exchange.receive, exchange.send)
+        except* ClientGone:
+            pass
+        except* Exception as errors:  # noqa: BLE001 - what an application raises ends its own request alone
+            report_each(errors, self.site.config.report)
+        # A cancelled application leaves `_exchange` in place, for `run` to tear what it has begun.
+        self._exchange = None
         return await exchange.finish()
-
-
-def _is_news(error: Exception) -> bool:
-    """Tell a fault of the application from its noticing that the client has left."""
-    if isinstance(error, ExceptionGroup):
-        return error.split(ClientGone)[1] is not None
-    return not isinstance(error, ClientGone)

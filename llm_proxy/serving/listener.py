@@ -6,7 +6,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NoReturn
 
 import trio
 
@@ -20,23 +20,22 @@ _BACK_OFF: Final = 0.1
 def bind(host: str, port: int) -> tuple[socket.socket, ...]:
     """Bind a TCP socket for every address of `host`; an empty host means every address of this machine.
 
+    Port 0 takes one that the system chooses, the same for all addresses.
+
     Raises:
         OSError: `host` is not known, or an address cannot be bound.
     """
     sockets: list[socket.socket] = []
-    flags = socket.AI_PASSIVE if not host else 0
+    found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=0 if host else socket.AI_PASSIVE)
     try:
-        for family, kind, protocol, _, address in dict.fromkeys(
-            socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=flags)
-        ):
-            if port == 0 and sockets:  # every address gets the port that the system chose for the first
-                address = (address[0], sockets[0].getsockname()[1], *address[2:])
+        for family, kind, protocol, _, address in dict.fromkeys(found):
             sock = socket.socket(family, kind, protocol)
             sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind(address)
+            sock.bind((address[0], port, *address[2:]))
+            port = sock.getsockname()[1]
     except OSError:
         for sock in sockets:
             sock.close()
@@ -44,8 +43,8 @@ def bind(host: str, port: int) -> tuple[socket.socket, ...]:
     return tuple(sockets)
 
 
-def name_of(sock: socket.socket, *, peer: bool = False) -> Address | None:
-    """Return an end's address as ASGI wants it; None when it has none or is gone."""
+def address_of(sock: socket.socket, *, peer: bool = False) -> Address | None:
+    """Return the address of this end, or of the peer, as ASGI wants it; None when it has none or is gone."""
     try:
         name = sock.getpeername() if peer else sock.getsockname()
     except OSError:
@@ -55,32 +54,34 @@ def name_of(sock: socket.socket, *, peer: bool = False) -> Address | None:
     return name[0], name[1]
 
 
-async def accept(
+async def accept_forever(
     listener: socket.socket,
-    handle: Callable[[socket.socket], None],
-    room: Callable[[], bool],
-    make_room: Callable[[], object],
-) -> None:
-    """Accept for ever, and never fail: what `accept` can raise concerns one connection, or passes.
+    handle: Callable[[socket.socket], object],
+    has_room: Callable[[], bool],
+    make_room: Callable[[], None],
+) -> NoReturn:
+    """Accept connections and never fail: what `accept` can raise concerns one connection, or passes.
 
-    Raises:
-        trio.ClosedResourceError: the listener was closed.
+    One connection is taken at a time, so that processes which share a listener share its connections as well.
+
+    Args:
+        listener: a listening socket in non-blocking mode.
+        handle: is given each connected socket.
+        has_room: whether another connection may be accepted.
+        make_room: is called when it may not, or when the process has run out of files.
     """
     while True:
         await trio.lowlevel.wait_readable(listener)
-        while room():
-            try:
-                sock, _ = listener.accept()
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno == errno.EBADF:
-                    raise trio.ClosedResourceError from error
-                if error.errno in _NO_ROOM:
-                    make_room()
-                    await trio.sleep(_BACK_OFF)
-                break
-            handle(sock)
-        else:
+        if not has_room():
             make_room()
-            await trio.sleep(_BACK_OFF)
+            if not has_room():
+                await trio.sleep(_BACK_OFF)
+            continue
+        try:
+            sock, _ = listener.accept()
+        except OSError as error:
+            if error.errno in _NO_ROOM:
+                make_room()
+                await trio.sleep(_BACK_OFF)
+        else:
+            handle(sock)

@@ -27,8 +27,8 @@ from llm_proxy.serving.refusal import PriorKnowledge, Refusal
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
 _STRAY: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n[ \t]|\x00")
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9\-._~%!$&'()*+,;=]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
-_SINGULAR: Final = frozenset({b"host", b"transfer-encoding", b"expect"})
+HOST: Final = re.compile(rb"(?:[A-Za-z0-9\-._~%!$&'()*+,;=]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_JUDGED: Final = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"})
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n"
 _CHUNK_OVERHEAD: Final = 16 * 1024
 """Bytes of chunk extensions and trailers in one body, beyond what its chunks account for."""
@@ -161,7 +161,8 @@ class RequestReader:
         match = _REQUEST_LINE.match(head)
         if match is None:
             raise Refusal(400, "The request line is malformed.")
-        self._line = method, target, version = match.groups()
+        method, target, version = match.group(1, 2, 3)
+        self._line = method, target, version
         if version not in {b"1.1", b"1.0"}:
             if head.startswith(_PREFACE):
                 raise PriorKnowledge
@@ -229,41 +230,10 @@ class RequestReader:
             method.decode("ascii"), target, version.decode("ascii"), self._headers, self._parser.should_keep_alive()
         )
         try:
-            self._judge(head)
+            _judge(head)
         except Refusal as refusal:
             self._refusal = refusal
         self.head = head
-
-    def _judge(self, head: Head) -> None:
-        modern = head.version == "1.1"
-        seen = set()
-        for name, value in head.headers:
-            if name in _SINGULAR:
-                if name in seen:
-                    raise Refusal(400, f"The header '{name.decode()}' was sent twice.")
-                seen.add(name)
-                if name == b"host":
-                    if not _HOST.fullmatch(value):
-                        raise Refusal(400, "The Host header is malformed.")
-                elif name == b"transfer-encoding":
-                    if not modern:
-                        raise Refusal(400, "HTTP/1.0 has no Transfer-Encoding.")
-                    if value.lower() != b"chunked":
-                        raise Refusal(501, "The only transfer coding that is known here is 'chunked'.")
-                    head.content_length = None
-                elif modern:
-                    if value.lower() != b"100-continue":
-                        raise Refusal(417, "The only expectation that is known here is '100-continue'.")
-                    head.expects_continue = True
-            elif name == b"content-length":
-                head.content_length = int(value)
-            elif name == b"connection":
-                if b"close" in [option.strip().lower() for option in value.split(b",")]:
-                    head.keep_alive = False
-            elif b"_" in name:
-                raise Refusal(400, "Header names with an underscore are refused, for some readers take it for a '-'.")
-        if modern and b"host" not in seen:
-            raise Refusal(400, "The Host header is missing.")
         self._remaining = head.content_length or 0
         self._tail = b""
         self._overhead = 0
@@ -280,3 +250,42 @@ class RequestReader:
     def on_message_complete(self) -> None:
         """Mark the end of the request."""
         self.complete = True
+
+
+def _judge(head: Head) -> None:
+    """Take from the header section what concerns the connection, and refuse what it may not hold.
+
+    llhttp has made sure before that there is at most one `Content-Length`, a number, and no `Transfer-Encoding` beside.
+    """
+    judged: dict[bytes, bytes] = {}
+    for name, value in head.headers:
+        if name in _JUDGED:
+            if name in judged and name != b"connection":
+                raise Refusal(400, f"The header '{name.decode()}' was sent twice.")
+            judged[name] = judged[name] + b"," + value if name in judged else value
+        elif b"_" in name:
+            raise Refusal(400, "Header names with an underscore are refused, for some readers take it for a '-'.")
+    modern = head.version == "1.1"
+    host = judged.get(b"host", None if modern else b"")
+    if host is None:
+        raise Refusal(400, "The Host header is missing.")
+    if not HOST.fullmatch(host):
+        raise Refusal(400, "The Host header is malformed.")
+    if b"content-length" in judged:
+        head.content_length = int(judged[b"content-length"])
+    if b"connection" in judged and b"close" in [word.strip().lower() for word in judged[b"connection"].split(b",")]:
+        head.keep_alive = False
+    if b"transfer-encoding" in judged:
+        _judge_coding(head, judged[b"transfer-encoding"])
+    if b"expect" in judged and modern:
+        if judged[b"expect"].lower() != b"100-continue":
+            raise Refusal(417, "The only expectation that is known here is '100-continue'.")
+        head.expects_continue = True
+
+
+def _judge_coding(head: Head, coding: bytes) -> None:
+    if head.version != "1.1":  # RFC 9112 section 6.1
+        raise Refusal(400, "HTTP/1.0 has no Transfer-Encoding.")
+    if coding.lower() != b"chunked":
+        raise Refusal(501, "The only transfer coding that is known here is 'chunked'.")
+    head.content_length = None

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Iterable
 from email.utils import formatdate
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
@@ -19,18 +20,20 @@ _KNOWN_NAMES: Final[set[bytes]] = set()
 """Header names that were found to be tokens; bounded by `_KNOWN_NAMES_LIMIT`."""
 _KNOWN_NAMES_LIMIT: Final = 512
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date"})
+_CONNECTION_SPECIFIC: Final = frozenset(
+    {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
+)
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-
-_date_line: tuple[int, bytes] = (0, b"")
 
 
 def date_line() -> bytes:
     """Return the `Date` header line (RFC 9110 section 6.6.1), made anew once in a second."""
-    global _date_line
-    now = int(time.time())
-    if _date_line[0] != now:
-        _date_line = now, f"date: {formatdate(now, usegmt=True)}\r\n".encode("ascii")
-    return _date_line[1]
+    return _date_line(int(time.time()))
+
+
+@lru_cache(maxsize=1)
+def _date_line(now: int) -> bytes:
+    return f"date: {formatdate(now, usegmt=True)}\r\n".encode("ascii")
 
 
 class InvalidResponse(Exception):
@@ -63,8 +66,7 @@ class ResponseWriter:
         Raises:
             InvalidResponse: the status is not a final one, or a header cannot be sent as it is.
         """
-        if not 200 <= status <= 999:
-            raise InvalidResponse(f"{status} is not the status of a final response")
+        _check_status(status)
         lines = []
         length: int | None = None
         dated = False
@@ -72,9 +74,7 @@ class ResponseWriter:
             lower = name.lower()
             if lower in _FRAMING:
                 if lower == b"content-length":
-                    if not _DIGITS.fullmatch(value) or length not in {None, int(value)}:
-                        raise InvalidResponse(f"bad Content-Length {bytes(value)!r}")
-                    length = int(value)
+                    length = _length(value, length)
                     continue
                 if lower != b"date":
                     self._note_framing(lower, value)
@@ -143,7 +143,48 @@ class ResponseWriter:
         return data
 
 
+def checked_fields(status: int, headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]], int | None]:
+    """Return response headers as HTTP/2 wants them, and the content length that they announce.
+
+    Names are in lower case, what concerns one connection is left out (RFC 9113 section 8.2.2), and `date` is there.
+
+    Raises:
+        InvalidResponse: as `ResponseWriter.start`.
+    """
+    _check_status(status)
+    fields = []
+    length: int | None = None
+    dated = False
+    for name, value in headers:
+        lower = bytes(name).lower()
+        if lower in _CONNECTION_SPECIFIC:
+            continue
+        _check_name(lower)
+        if len(bytes(value).translate(None, _CONTROLS)) != len(value):
+            raise InvalidResponse("a header value holds a control character")
+        if lower == b"content-length":
+            length = _length(value, length)
+        dated = dated or lower == b"date"
+        fields.append((lower, bytes(value).strip(b" \t")))
+    if not dated:
+        fields.append((b"date", date_line()[6:-2]))
+    return fields, length
+
+
+def _check_status(status: int) -> None:
+    if not 200 <= status <= 999:
+        raise InvalidResponse(f"{status} is not the status of a final response")
+
+
+def _length(value: bytes, before: int | None) -> int:
+    if not _DIGITS.fullmatch(value) or before not in {None, int(value)}:
+        raise InvalidResponse(f"bad Content-Length {bytes(value)!r}")
+    return int(value)
+
+
 def _check_name(name: bytes) -> None:
+    if name in _KNOWN_NAMES:
+        return
     if not _TOKEN.fullmatch(name):
         raise InvalidResponse(f"{bytes(name)!r} is not a header name")
     if len(_KNOWN_NAMES) < _KNOWN_NAMES_LIMIT:

@@ -6,17 +6,18 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable
-from functools import partial
-from typing import Any
 
 import trio
 
 from llm_proxy.serving.asgi import Address, Application
 from llm_proxy.serving.config import ServeConfig
+from llm_proxy.serving.exchange import report_each
 from llm_proxy.serving.http1 import Http1Connection
-from llm_proxy.serving.lifespan import LifespanFailed, lifespan
-from llm_proxy.serving.listener import accept, bind, name_of
-from llm_proxy.serving.traffic import Traffic
+from llm_proxy.serving.http2 import Http2Connection
+from llm_proxy.serving.lifespan import Lifespan, LifespanFailed
+from llm_proxy.serving.listener import accept_forever, address_of, bind
+from llm_proxy.serving.tls import Handshake, server_context
+from llm_proxy.serving.traffic import Site
 from llm_proxy.serving.transport import SocketTransport
 
 __all__ = ["LifespanFailed", "ServeConfig", "serve"]
@@ -32,85 +33,119 @@ async def serve(
 ) -> None:
     """Serve `app` until `stop` is set, then drain and return.
 
-    Start: the sockets are bound, the application's lifespan is started, and only then are connections accepted;
-    `task_status.started` gets the addresses. Draining: see `_Server.drain`.
+    The sockets are bound, the application is started, and only then are connections accepted. The end has these steps:
+
+    1. `on_drain` is called. Idle connections are closed; from now on every response closes its connection.
+    2. New connections are still accepted and answered while any request is running that had begun before `stop`, so
+       that a load balancer can see the application say that it is not ready.
+    3. The listeners are closed, and what is still running is waited for.
+    4. When nothing is running, or `shutdown_grace` seconds after `stop`, what is left is cancelled and cut.
+    5. The application is shut down.
 
     Args:
         app: an ASGI 3 application.
         config: addresses, limits and deadlines.
         stop: asks for the end.
-        on_drain: is called as soon as `stop` is set, before anything else happens.
-        task_status: for `nursery.start`.
+        on_drain: is called as soon as `stop` is set.
+        task_status: for `nursery.start`; gets the addresses that are listened on, when connections are accepted.
 
     Raises:
-        LifespanFailed: the application refused to start.
+        LifespanFailed: the application could not start, or broke down.
         OSError: an address cannot be bound, or a certificate cannot be read.
     """
-    context = _tls_context(config)
-    sockets = config.sockets or bind(config.host, config.port)
+    tls = server_context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
+    lifespan = Lifespan(app, config.report, config.lifespan_timeout)
+    server = _Server(Site(app, config, lifespan.state), tls, on_drain)
     with contextlib.ExitStack() as stack:
+        sockets = config.sockets or bind(config.host, config.port)
         for sock in sockets:
             stack.callback(sock.close)
-            sock.setblocking(False)
+            sock.settimeout(0)
             sock.listen(config.backlog)
-        async with lifespan(app, config.report) as state:
-            server = _Server(app, config, context, state)
-            async with trio.open_nursery() as nursery:
-                for sock in sockets:
-                    nursery.start_soon(server.listen, sock, nursery)
-                task_status.started([address for sock in sockets if (address := name_of(sock)) is not None])
-                await stop.wait()
-                nursery.cancel_scope.cancel()
 
+        async def serving() -> None:
+            await server.run(sockets, stop, lifespan.broken, task_status)
 
-def _tls_context(config: ServeConfig) -> ssl.SSLContext | None:
-    if config.tls_cert is None or config.tls_key is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    context.load_cert_chain(config.tls_cert, config.tls_key)
-    return context
+        await lifespan.around(serving)
 
 
 class _Server:
-    def __init__(
-        self, app: Application, config: ServeConfig, context: ssl.SSLContext | None, state: dict[str, Any]
+    def __init__(self, site: Site, tls: ssl.SSLContext | None, on_drain: Callable[[], None] | None) -> None:
+        self._site = site
+        self._tls = tls
+        self._on_drain = on_drain
+
+    async def run(
+        self,
+        sockets: tuple[socket.socket, ...],
+        stop: trio.Event,
+        broken: trio.Event,
+        task_status: trio.TaskStatus[list[Address]],
     ) -> None:
-        self._app = app
-        self._config = config
-        self._context = context
-        self._state = state
-        self._traffic = Traffic()
+        ending = trio.Event()
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as listening:
+                async with trio.open_nursery() as listeners:
+                    for sock in sockets:
+                        listeners.start_soon(self._listen, sock, nursery)
+                    for event in (stop, broken):
+                        listeners.start_soon(_relay, event, ending)
+                    task_status.started([address for sock in sockets if (address := address_of(sock))])
+                    await ending.wait()
+                    nursery.start_soon(self._drain, nursery, listening)
+            for sock in sockets:
+                sock.close()
 
-    async def listen(self, listener: socket.socket, nursery: trio.Nursery) -> None:
-        await accept(listener, partial(nursery.start_soon, self._serve), self._has_room, self._make_room)
+    async def _listen(self, listener: socket.socket, nursery: trio.Nursery) -> None:
+        traffic, limit = self._site.traffic, self._site.config.max_connections
+        await accept_forever(
+            listener,
+            handle=lambda sock: nursery.start_soon(self._serve, sock),
+            has_room=lambda: len(traffic.connections) < limit,
+            make_room=traffic.close_idlest,
+        )
 
-    def _has_room(self) -> bool:
-        return len(self._traffic.connections) < self._config.max_connections
-
-    def _make_room(self) -> None:
-        idlest = self._traffic.idlest()
-        if idlest is not None:
-            idlest.close_if_idle()
+    async def _drain(self, nursery: trio.Nursery, listening: trio.CancelScope) -> None:
+        traffic = self._site.traffic
+        if self._on_drain is not None:
+            self._on_drain()
+        traffic.draining = True
+        before = tuple(traffic.connections)
+        with trio.move_on_after(self._site.config.shutdown_grace):
+            for connection in before:
+                connection.drain()
+            await traffic.settled(before)
+            listening.cancel()
+            for connection in tuple(traffic.connections):
+                connection.close_if_idle()
+            await traffic.settled(traffic.connections)
+        listening.cancel()
+        nursery.cancel_scope.cancel()
+        for connection in tuple(traffic.connections):
+            connection.cut()
 
     async def _serve(self, sock: socket.socket) -> None:
-        config = self._config
-        transport = SocketTransport(sock, config.write_timeout)
+        """Serve one connection; nothing that happens in it concerns another."""
+        site = self._site
         try:
-            connection = Http1Connection(
-                self._app,
-                config,
-                self._traffic,
-                transport,
-                transport,
-                client=name_of(sock, peer=True),
-                server=name_of(sock),
-                state=self._state,
-            )
-            with self._traffic.connection(connection):
+            transport = SocketTransport(sock, site.config.write_timeout)
+            connection: Http1Connection | Http2Connection
+            if self._tls is None:
+                connection = Http1Connection(site, transport, transport)
+            else:
+                stream = await Handshake(transport, self._tls, site.config.header_timeout).establish(site.traffic)
+                if stream is None:
+                    return
+                kind = Http2Connection if stream.selected_alpn_protocol() == "h2" else Http1Connection
+                connection = kind(site, transport, stream)
+            with site.traffic.connection(connection):
                 await connection.run()
-        except Exception as error:
-            config.report(error)
+        except* Exception as errors:  # noqa: BLE001 - one connection's fault is not the server's end
+            report_each(errors, site.config.report)
         finally:
-            transport.close()
+            sock.close()
+
+
+async def _relay(event: trio.Event, to: trio.Event) -> None:
+    await event.wait()
+    to.set()

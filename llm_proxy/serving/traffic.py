@@ -1,40 +1,53 @@
-"""What a server is busy with: its connections, and the requests that are running on them."""
+"""What a server is busy with: its connections, and whether anything is going on in them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
+import attrs
 import trio
+
+from llm_proxy.serving.asgi import Application
+from llm_proxy.serving.config import ServeConfig
 
 
 class Connection(Protocol):
-    """A connection as the server sees it, of either protocol."""
+    """A connection as the server sees it, of either version of HTTP.
+
+    Attributes:
+        idle_since: Trio's time since when it waits for a request; None while it has one, and once it is ending.
+        busy: a request is running on it, or has begun to arrive.
+    """
+
+    idle_since: float | None
 
     @property
-    def idle_since(self) -> float | None:
-        """Trio's time since when the connection waits for a request; None while it has one."""
+    def busy(self) -> bool:
+        """Whether a client waits for an answer on this connection."""
 
     def close_if_idle(self) -> None:
-        """Close the connection soon unless a request is running or has begun to arrive on it."""
+        """Close the connection at once, unless it is busy."""
 
-    def abort(self) -> None:
-        """Reset the connection at once, whoever is reading or writing."""
+    def drain(self) -> None:
+        """Take no further request than those that are running, and close the connection behind them."""
+
+    def cut(self) -> None:
+        """End the connection at once, whoever reads or writes, so that no client takes half a response for a whole."""
 
 
 class Traffic:
-    """Counts running requests and knows all open connections of one server.
+    """Knows all open connections of one server.
 
     Attributes:
         draining: the server was told to stop; every response from now on ends its connection.
-        running: requests that an application is handling.
+        connections: those that are open.
     """
 
     def __init__(self) -> None:
         """Start with nothing."""
         self.draining = False
-        self.running = 0
         self.connections: set[Connection] = set()
         self._changed = trio.Event()
 
@@ -49,25 +62,39 @@ class Traffic:
             self.notify()
 
     def notify(self) -> None:
-        """Wake whoever waits for a change of these figures."""
-        self._changed.set()
-
-    async def change(self) -> None:
-        """Wait until a connection has ended or, while draining, a request has."""
-        self._changed = trio.Event()
-        await self._changed.wait()
-
-    def begin_request(self) -> None:
-        """Count a request in."""
-        self.running += 1
-
-    def end_request(self) -> None:
-        """Count a request out."""
-        self.running -= 1
+        """Say that a connection may have ceased to be busy."""
         if self.draining:
-            self.notify()
+            self._changed.set()
 
-    def idlest(self) -> Connection | None:
-        """Return the connection that has been idle for the longest time."""
-        idle = [(since, id(c), c) for c in self.connections if (since := c.idle_since) is not None]
-        return min(idle)[2] if idle else None
+    async def settled(self, connections: Iterable[Connection]) -> None:
+        """Wait, while draining, until none of `connections` is busy."""
+        while any(connection.busy for connection in connections):
+            self._changed = trio.Event()
+            await self._changed.wait()
+
+    def close_idlest(self) -> None:
+        """Close the connection that has been idle for the longest time, if there is one."""
+        idle = [connection for connection in self.connections if connection.idle_since is not None]
+        if idle:
+            min(idle, key=_idle_since).close_if_idle()
+
+
+def _idle_since(connection: Connection) -> float:
+    return connection.idle_since or 0.0
+
+
+@attrs.frozen
+class Site:
+    """What all connections of one server share.
+
+    Attributes:
+        app: the ASGI application.
+        config: limits and deadlines.
+        state: what the application's lifespan has left for its requests.
+        traffic: all connections.
+    """
+
+    app: Application
+    config: ServeConfig
+    state: dict[str, Any]
+    traffic: Traffic = attrs.field(factory=Traffic)

@@ -31,7 +31,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
 
     def __init__(self, sock: socket.socket, write_timeout: float) -> None:
         """Take over a connected stream socket."""
-        sock.setblocking(False)
+        sock.settimeout(0)
         self._socket = sock
         self._fd = sock.fileno()
         self._write_timeout = write_timeout
@@ -140,7 +140,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         """Return once the peer has left, without reading what it sent before."""
         poll = select.poll()
         poll.register(self._fd, getattr(select, "POLLRDHUP", 0))
-        while not self._closed and not poll.poll(0):
+        while not self._closed and not poll.poll(0):  # noqa: ASYNC110 - the kernel tells nobody
             await trio.sleep(HANG_UP_POLL)
 
     async def send_eof(self) -> None:

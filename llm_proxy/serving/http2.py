@@ -1,0 +1,340 @@
+"""HTTP/2 connections (RFC 9113), which TLS clients ask for by ALPN.
+
+Framing, header compression, priorities and outgoing flow control are Hypercorn's. This is the only module that touches
+its internals, which is why the version of Hypercorn is pinned exactly. What is changed of them, and why:
+
+- Streams run in `Http2Stream` instead of Hypercorn's ASGI glue, so that `send` raises once the client is gone, broken
+  responses are reset and not silently dropped, and each stream has its deadlines.
+- The reader of a connection never waits for an application: incoming data goes to its stream, within its window.
+- Requests that Hypercorn would trip over, and CONNECT with its WebSockets, are reset before they reach it.
+- Everything that escapes nonetheless is reported, and ends this connection alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hyperframe.frame import GoAwayFrame
+from priority.priority import MissingStreamError
+
+from llm_proxy.serving.asgi import VERSIONS, Scope
+from llm_proxy.serving.exchange import ClientGone, report_each
+from llm_proxy.serving.listener import address_of
+from llm_proxy.serving.refusal import Refusal
+from llm_proxy.serving.request import HOST
+from llm_proxy.serving.stream import Http2Stream
+from llm_proxy.serving.traffic import Site
+from llm_proxy.serving.transport import RECEIVE_SIZE, SocketTransport
+
+MAX_STREAMS: Final = 100
+_RESETS_FORGIVEN: Final = 200
+"""Requests that a client may begin and take back before the connection counts as an attack (CVE-2023-44487)."""
+_WINDOW_STEP: Final = 16 * 1024
+"""Octets of the connection's own window that are given back at once."""
+
+
+class Http2Connection:
+    """Serves the streams of one connection, each in a task of its own; see `traffic.Connection`."""
+
+    def __init__(self, site: Site, transport: SocketTransport, stream: trio.SSLStream[SocketTransport]) -> None:
+        """Serve on `stream`, which is TLS on `transport` and has agreed on `h2`."""
+        self.site = site
+        self.idle_since: float | None = trio.current_time()
+        self.streams: dict[int, Http2Stream] = {}
+        self.opening = 0
+        self._transport = transport
+        self._stream = stream
+        self._running = 0
+        self._idle = trio.CancelScope()
+        self._write_lock = trio.Lock()
+        self._closing = False
+        self._nursery: trio.Nursery | None = None
+        self._protocol = _Protocol(self)
+
+    @property
+    def addresses(self) -> tuple[Any, Any]:
+        """The client's address and ours."""
+        sock = self._transport.socket
+        return address_of(sock, peer=True), address_of(sock)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is running."""
+        return self._running > 0
+
+    def close_if_idle(self) -> None:
+        """Say goodbye and close, unless a request is running."""
+        if not self.busy:
+            self._idle.cancel()
+
+    def drain(self) -> None:
+        """Announce the end of the connection, and let the streams that are open finish."""
+        if self.busy and self._nursery is not None:
+            self._nursery.start_soon(self._go_away)
+        else:
+            self.close_if_idle()
+
+    def cut(self) -> None:
+        """End the connection at once; no stream of it looks finished to the client."""
+        self._transport.close()
+
+    async def run(self) -> None:
+        """Serve until either side ends the connection; leaves it closed."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                try:
+                    with self._idle:
+                        await self._read()
+                    if self._idle.cancelled_caught:
+                        await self._go_away()
+                    if self._closing:
+                        await self._transport.linger()
+                    else:
+                        await self._stream.aclose()
+                finally:
+                    self.idle_since = None
+                    self._transport.close()
+                    await self._protocol.handle(Closed())
+        except* (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        except* Exception as errors:  # noqa: BLE001 - see the module's docstring
+            report_each(errors, self.site.config.report)
+
+    async def _read(self) -> None:
+        self._idle.deadline = trio.current_time() + self.site.config.keep_alive_timeout
+        await self._protocol.initiate()
+        while not self._closing:
+            data = await self._stream.receive_some(RECEIVE_SIZE)
+            if not data:
+                return
+            await self._protocol.handle(RawData(bytes(data)))
+
+    async def _go_away(self) -> None:
+        """Name the last stream that will be answered (RFC 9113 section 6.8); clients may repeat later ones elsewhere.
+
+        The frame is made by hand, because the state machine of h2 takes a connection for closed once it has sent one.
+        """
+        frame = GoAwayFrame(0, last_stream_id=self._protocol.connection.highest_inbound_stream_id)
+        await self.write(RawData(frame.serialize()))
+
+    async def write(self, event: Event) -> None:
+        """Do what the protocol asks for.
+
+        Writing cannot be cancelled, since half a frame would spoil the connection; the transport's deadline ends it.
+        """
+        if isinstance(event, RawData):
+            with trio.CancelScope(shield=True):
+                async with self._write_lock:
+                    try:
+                        await self._stream.send_all(event.data)
+                    except (trio.BrokenResourceError, trio.ClosedResourceError):
+                        self._transport.close()
+        elif isinstance(event, Closed):
+            self._closing = True
+
+    # What Hypercorn takes for a task group.
+
+    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run the protocol's sending task."""
+        assert self._nursery is not None, "spawned while running"  # noqa: S101 - narrows the type
+        self._nursery.start_soon(function, *args)
+
+    async def spawn_app(self, _app: Any, _config: Config, scope: Any, _send: Any) -> Callable[[Any], Awaitable[None]]:
+        """Run the application for the stream that is being opened; return what takes its incoming events."""
+        config = self.site.config
+        stream = Http2Stream(
+            self,
+            self.opening,
+            scope["method"],
+            write_timeout=config.write_timeout,
+            body_timeout=config.body_idle_timeout,
+        )
+        self.streams[self.opening] = stream
+        self._running += 1
+        self.idle_since = None
+        self._idle.deadline = math.inf
+        self.spawn(self._respond, self.opening, stream, scope)
+
+        async def put(message: Any) -> None:
+            if message["type"] == "http.disconnect":
+                stream.closed()
+            elif not message["more_body"]:
+                stream.request_ended()
+
+        return put
+
+    async def _respond(self, stream_id: int, stream: Http2Stream, scope: Scope) -> None:
+        try:
+            try:
+                scope.update(asgi=VERSIONS, extensions={}, headers=_joined_cookies(scope["headers"]))
+                refusal = _refusal(scope)
+                if refusal is None:
+                    await self.site.app(scope, stream.receive, stream.send)
+                else:
+                    await stream.answer(refusal)
+            except* ClientGone:
+                pass
+            except* Exception as errors:  # noqa: BLE001 - what an application raises ends its own request alone
+                report_each(errors, self.site.config.report)
+            with contextlib.suppress(ClientGone):
+                await stream.finish()
+        finally:
+            del self.streams[stream_id]
+            self._running -= 1
+            if not self._running:
+                self.idle_since = trio.current_time()
+                self._idle.deadline = self.idle_since + self.site.config.keep_alive_timeout
+                if self.site.traffic.draining:
+                    self._idle.cancel()
+            self.site.traffic.notify()
+
+    # What a stream needs of its connection.
+
+    async def forward(self, stream_id: int, message: Any) -> None:
+        """Send an ASGI message of a response; waits for flow control."""
+        await self._protocol.forward(stream_id, message)
+
+    async def credit(self, stream_id: int, octets: int) -> None:
+        """Let the client send so much more on this stream."""
+        await self._protocol.credit(stream_id, octets)
+
+    async def reset(self, stream_id: int, reason: str) -> None:
+        """End the stream with an error code of RFC 9113 section 7."""
+        await self._protocol.reset(stream_id, h2.errors.ErrorCodes[reason])
+
+
+def _joined_cookies(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Join what HTTP/2 may have split for compression (RFC 9113 section 8.2.3)."""
+    cookies = [value for name, value in headers if name == b"cookie"]
+    if len(cookies) < 2:
+        return [(bytes(name), bytes(value)) for name, value in headers]
+    others = [(bytes(name), bytes(value)) for name, value in headers if name != b"cookie"]
+    return [*others, (b"cookie", b"; ".join(cookies))]
+
+
+def _refusal(scope: Scope) -> Refusal | None:
+    """Judge a request by the rules that HTTP/1.1 has here and HTTP/2 itself has not."""
+    if not scope["raw_path"].startswith(b"/"):
+        return Refusal(400, "The path has to begin with '/'.")
+    for name, value in scope["headers"]:
+        if b"_" in name:
+            return Refusal(400, "Header names with an underscore are refused, for some readers take it for a '-'.")
+        if name == b"host" and not HOST.fullmatch(value):
+            return Refusal(400, "The authority is malformed.")
+    return None
+
+
+class _Protocol(H2Protocol):
+    """Hypercorn's protocol, with the changes that the module's docstring tells of."""
+
+    def __init__(self, owner: Http2Connection) -> None:
+        config = Config()
+        config.accesslog = config.errorlog = None
+        config.include_date_header = config.include_server_header = False
+        config.keep_alive_max_requests = sys.maxsize
+        config.h2_max_concurrent_streams = MAX_STREAMS
+        config.h2_max_header_list_size = owner.site.config.max_header_size
+        state = ConnectionState(owner.site.state)
+        super().__init__(
+            owner.site.app,  # type: ignore[arg-type]
+            config,
+            WorkerContext(None),
+            owner,  # type: ignore[arg-type]
+            state,
+            True,  # noqa: FBT003 - Hypercorn's signature
+            *owner.addresses,
+            owner.write,
+        )
+        self._owner = owner
+        self._owed = 0
+        self._resets = 0
+        self.connection.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: config.h2_max_header_list_size,
+            },
+        )
+
+    async def forward(self, stream_id: int, message: Any) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            await stream.app_send(message)
+
+    async def credit(self, stream_id: int, octets: int) -> None:
+        with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
+            self.connection.increment_flow_control_window(octets, stream_id)
+        await self._flush()
+
+    async def reset(self, stream_id: int, code: h2.errors.ErrorCodes) -> None:
+        with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
+            self.connection.reset_stream(stream_id, code)
+        await self._flush()
+        if stream_id in self.stream_buffers:
+            # The sending task finds the stream closed, and forgets its buffer.
+            await self.stream_buffers[stream_id].close()
+            with contextlib.suppress(MissingStreamError):
+                self.priority.unblock(stream_id)
+        await self._close_stream(stream_id)
+        await self.has_data.set()
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        for event in events:
+            if isinstance(event, h2.events.DataReceived):
+                await self._data_received(event)
+            elif isinstance(event, h2.events.StreamReset) and self._is_flood(event):
+                self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                await self._flush()
+                await self.send(Closed())
+                return
+            else:
+                await super()._handle_events([event])
+
+    def _is_flood(self, event: h2.events.StreamReset) -> bool:
+        if event.stream_id in self.streams:
+            self._resets += 1
+        return self._resets > max(_RESETS_FORGIVEN, self.keep_alive_requests // 2)
+
+    async def _data_received(self, event: h2.events.DataReceived) -> None:
+        octets = event.flow_controlled_length or 0
+        self._owed += octets
+        if self._owed >= _WINDOW_STEP:
+            self.connection.increment_flow_control_window(self._owed)
+            self._owed = 0
+            await self._flush()
+        stream = self._owner.streams.get(event.stream_id)
+        if stream is not None:
+            stream.data_arrived(bytes(event.data or b""), octets)
+
+    async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        stream_id = request.stream_id
+        pseudo = {bytes(name): bytes(value) for name, value in request.headers if name.startswith(b":")}
+        if self._owner.site.traffic.draining:
+            await self.reset(stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
+        elif pseudo[b":method"] == b"CONNECT" or not all(0x20 < octet < 0x7F for octet in pseudo[b":path"]):
+            await self.reset(stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
+        else:
+            self._owner.opening = stream_id
+            await super()._create_stream(request)
+
+    async def _send_data(self, stream_id: int) -> None:
+        buffer = self.stream_buffers.get(stream_id)
+        before = 0 if buffer is None else len(buffer.buffer)
+        await super()._send_data(stream_id)
+        stream = self._owner.streams.get(stream_id)
+        if buffer is not None and stream is not None and len(buffer.buffer) < before:
+            stream.progressed()
