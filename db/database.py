@@ -1,11 +1,11 @@
 """A database, as the rest of the program sees it: run a plain function in one transaction.
 
 A query function takes a `Connection` and returns records; it neither awaits nor commits. `read` and `write` carry it
-to a thread, begin, run it, commit and come back: one hop per transaction, never one per statement. Because the whole
-function may run again after a conflict, it must not change anything but the database.
+to a thread, begin, run it, commit and come back: one hop per transaction, never one per statement. The whole function
+may run again after a conflict, so it must change nothing but the database.
 
-Waiting for a connection happens in trio, where it is fair and can be cancelled; once a function has started it runs
-to its end, cancelled or not, so that the fate of its commit is known and no connection is left behind. Its deadlines
+Waiting for a connection happens in trio, where it is fair and can be cancelled. Once a function has started it runs
+to its end, cancelled or not, so that the fate of its commit is known and no connection is left behind; its deadlines
 are those of the driver (`options.Options`).
 """
 
@@ -14,16 +14,18 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import NoReturn, TypeVar, TypeVarTuple
 
 import trio
-from sqlalchemy import Connection, Engine
+from attrs import frozen
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from db.dialects import Backend, backend_for
-from db.dialects.failure import Failure, Kind
-from db.dsn import Target
+from db.dialects import Backend, backend_for, clock
+from db.dialects.failure import FULL_HOUSE, Failure, Kind
 from db.errors import (
     BrokenReference,
     CommitUnknown,
@@ -35,27 +37,60 @@ from db.errors import (
     Unavailable,
 )
 from db.options import Options
+from db.target import Target
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-#: How often a function runs at most when it loses against others, and the first pause in seconds; pauses double.
+#: How often a function runs at most when it loses against others.
 _ATTEMPTS = 5
+#: The pause before the second run, in seconds, on average; each further pause is twice as long.
 _FIRST_PAUSE = 0.005
 
+_ERRORS: dict[Kind, type[DatabaseError]] = {
+    Kind.CONTENTION: Contention,
+    Kind.DISCONNECTED: Unavailable,
+    Kind.UNANSWERED: Unavailable,
+    Kind.UNAVAILABLE: Unavailable,
+    Kind.READ_ONLY: Unavailable,
+    Kind.DUPLICATE: Duplicate,
+    Kind.REFERENCE: BrokenReference,
+    Kind.SCHEMA: SchemaMismatch,
+    Kind.REFUSED: Refused,
+}
 
-class _Conflict(Exception):
-    """The transaction was rolled back and may be run again.
+
+class _Retry(Exception):
+    """The transaction was rolled back and may run again. Its cause is the error of a user, should it not be."""
+
+    def __init__(self, *, at_once: bool) -> None:
+        super().__init__()
+        self.at_once = at_once
+
+
+@frozen
+class Connections:
+    """The state of the pool at one moment: connections in use, and open ones that wait for use."""
+
+    in_use: int
+    idle: int
+
+
+@frozen
+class ServerFacts:
+    """What `Database.describe` finds out.
 
     Attributes:
-        failure: what to tell when it may not be run again.
-        stale: the connection had gone, rather than the race been lost.
+        version: product and version.
+        tls: TLS version of the connection, None where it is not encrypted.
+        max_connections: the server's limit for all its clients, None for SQLite.
+        clock_skew: the database's clock minus ours.
     """
 
-    def __init__(self, failure: Failure, *, stale: bool) -> None:
-        super().__init__()
-        self.failure = failure
-        self.stale = stale
+    version: str
+    tls: str | None
+    max_connections: int | None
+    clock_skew: timedelta
 
 
 class Database:
@@ -66,127 +101,188 @@ class Database:
         self.target = target
         self.options = options
         self._backend: Backend = backend_for(target, options)
-        if self._backend.separate_reader:
-            self._write_limiter = trio.CapacityLimiter(1)
-            self._read_limiter = trio.CapacityLimiter(options.pool_size)
-            self._read_gate = self._read_limiter
-        else:
-            self._write_limiter = self._read_limiter = trio.CapacityLimiter(1)
-
-    def open(self) -> None:
-        """Make ready for use. A server is not asked yet; a SQLite file is locked and opened. Blocks."""
-        try:
-            self._backend.open()
-        except SQLAlchemyError as error:
-            self._raise(error, write=True)
-
-    def close(self) -> None:
-        """Close every connection. Blocks."""
-        self._backend.close()
-
-    @property
-    def checked_out(self) -> int:
-        """Connections in use at this moment."""
-        return sum(engine.pool.checkedout() for engine in {self._backend.read, self._backend.write})  # type: ignore[attr-defined]
+        shared = len(self._backend.pools) == 1
+        self._write_limiter = trio.CapacityLimiter(self._backend.writers)
+        self._read_limiter = self._write_limiter if shared else trio.CapacityLimiter(options.pool_size)
+        # Readers leave one connection of a common pool to writers: the ledger must not wait for slow reports.
+        self._readers = trio.Semaphore(max(1, options.pool_size - shared))
 
     async def read(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
-        """Run `fn` in a transaction that can only read, and sees one state of the database throughout.
+        """Run `fn` in a transaction that can only read, and that sees one state of the database throughout.
 
         Raises the family of `db.errors.DatabaseError`, and whatever `fn` raises.
         """
-        return await self._run(self._backend.read, self._read_limiter, fn, args)
+        async with self._readers:
+            return await self._run(False, self._read_limiter, fn, args)
 
     async def write(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """Run `fn` in a transaction and commit it; an exception rolls it back.
 
-        Raises the family of `db.errors.DatabaseError`, and whatever `fn` raises.
+        Raises the family of `db.errors.DatabaseError`, and whatever `fn` raises. After `CommitUnknown` the
+        transaction is there or not; after any other error it is not.
         """
-        return await self._run(self._backend.write, self._write_limiter, fn, args)
+        return await self._run(True, self._write_limiter, fn, args)
 
     def read_now(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """`read` in the calling thread."""
-        return self._run_now(self._backend.read, fn, args)
+        return self._run_now(False, fn, args)
 
     def write_now(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """`write` in the calling thread."""
-        return self._run_now(self._backend.write, fn, args)
+        return self._run_now(True, fn, args)
+
+    def describe(self, connection: Connection) -> ServerFacts:
+        """What the server says about itself; a function for `read` and `read_now`."""
+        facts = self._backend.facts(connection)
+        before = datetime.now(UTC)
+        theirs = clock(connection)
+        ours = before + (datetime.now(UTC) - before) / 2
+        return ServerFacts(facts.version, facts.tls, facts.max_connections, theirs - ours)
+
+    @contextmanager
+    def migrating(self, deadline: float) -> Iterator[Connection]:
+        """A connection without a deadline of its own that holds the lock of migrations until the block ends.
+
+        Everything in it is one transaction where the database can define tables in one; it commits at the end.
+
+        Args:
+            deadline: how long to wait for the lock, in seconds.
+
+        Raises:
+            Contention: another process held the lock all the while.
+        """
+        try:
+            with self._backend.migrating(deadline) as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise self._error(self._failure(error), write=True) from error
+
+    @property
+    def checked_out(self) -> int:
+        """Connections in use at this moment."""
+        return self.connections.in_use
+
+    @property
+    def connections(self) -> Connections:
+        """The state of the pool at this moment."""
+        pools = self._backend.pools
+        return Connections(sum(pool.checkedout() for pool in pools), sum(pool.checkedin() for pool in pools))
+
+    def open(self) -> None:
+        """Make ready for use: a SQLite file is locked and opened, a server is not asked yet. Blocks."""
+        try:
+            self._backend.open()
+        except SQLAlchemyError as error:
+            self._backend.close()
+            raise self._error(self._failure(error), write=True) from error
+
+    def close(self) -> None:
+        """Close every connection that is not in use. Blocks."""
+        self._backend.close()
 
     async def _run(
-        self, engine: Engine, limiter: trio.CapacityLimiter, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]
+        self, write: bool, limiter: trio.CapacityLimiter, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]
     ) -> T:
         pauses = self._pauses()
         while True:
             try:
                 return await trio.to_thread.run_sync(
-                    self._attempt, engine, fn, args, abandon_on_cancel=False, limiter=limiter
+                    self._attempt, write, fn, args, abandon_on_cancel=False, limiter=limiter
                 )
-            except _Conflict as conflict:
-                await trio.sleep(self._pause(pauses, conflict))
+            except _Retry as retry:
+                await trio.sleep(_next(pauses, retry))
 
-    def _run_now(self, engine: Engine, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
+    def _run_now(self, write: bool, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         pauses = self._pauses()
         while True:
             try:
-                return self._attempt(engine, fn, args)
-            except _Conflict as conflict:
-                time.sleep(self._pause(pauses, conflict))
+                return self._attempt(write, fn, args)
+            except _Retry as retry:
+                time.sleep(_next(pauses, retry))
 
     def _pauses(self) -> Iterator[float]:
+        # The time that lost attempts may take together: a lock that was waited for in vain is not waited for again.
+        end = time.monotonic() + self.options.statement_timeout
         pause = _FIRST_PAUSE
         for _ in range(_ATTEMPTS - 1):
-            yield pause * random.uniform(0.5, 1.5)  # noqa: S311 - spreads retries, guards nothing
+            if time.monotonic() > end:
+                return
+            yield pause * random.uniform(0.5, 1.5)  # noqa: S311 - it spreads retries and guards nothing
             pause *= 2
 
-    def _pause(self, pauses: Iterator[float], conflict: _Conflict) -> float:
-        pause = next(pauses, None)
-        if pause is None:
-            raise self._error(conflict.failure, write=True) from conflict.__cause__
-        return pause
-
-    def _attempt(self, engine: Engine, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
-        write = engine is self._backend.write
-        committing = False
+    def _attempt(self, write: bool, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
+        engine = self._backend.write if write else self._backend.read
+        used = committing = False
         try:
             with engine.connect() as connection:
+                used = "used" in connection.info
                 transaction = connection.begin()
                 try:
                     result = fn(connection, *args)
-                    committing = True
+                    committing = write
                     transaction.commit()
                 except BaseException:
-                    transaction.rollback()
+                    _abandon(connection, roll_back=not committing)
                     raise
+                connection.info["used"] = True
                 return result
-        except DBAPIError as error:
-            self._raise(error, write=write, committing=committing)
+        except (DBAPIError, PoolTimeout, StatementError) as error:
+            self._raise(error, write=write, committing=committing, used=used)
 
-    def _raise(self, error: SQLAlchemyError, *, write: bool, committing: bool = False) -> NoReturn:
-        if isinstance(error, StatementError) and error.orig is not None:
-            failure = self._backend.failure(error.orig)
-            if failure.kind is Kind.CONTENTION:
-                raise _Conflict(failure, stale=False) from error
-            raise self._error(failure, write=write) from error
-        raise error
+    def _raise(self, error: SQLAlchemyError, *, write: bool, committing: bool, used: bool) -> NoReturn:
+        if not isinstance(error, DBAPIError | PoolTimeout) and isinstance(error, StatementError) and error.orig:
+            raise error.orig from error  # a value of the wrong kind, found by a type of `db.types`
+        failure = self._failure(error)
+        if committing and failure.kind in (Kind.DISCONNECTED, Kind.UNANSWERED):
+            raise CommitUnknown(f"{self.target}: {failure.words} during a commit; its fate is unknown") from error
+        meant = self._error(failure, write=write)
+        meant.__cause__ = error
+        if failure.kind is Kind.CONTENTION or (failure.kind is Kind.DISCONNECTED and used):
+            raise _Retry(at_once=failure.kind is Kind.DISCONNECTED) from meant
+        raise meant
+
+    def _failure(self, error: SQLAlchemyError) -> Failure:
+        if isinstance(error, PoolTimeout):
+            return FULL_HOUSE
+        orig = error.orig if isinstance(error, StatementError) else None
+        return self._backend.failure(error if orig is None else orig)
 
     def _error(self, failure: Failure, *, write: bool) -> DatabaseError:
+        if failure.kind is Kind.READ_ONLY and not write:
+            return Refused(f"{self.target}: a function that only reads tried to write")
         return _ERRORS[failure.kind](f"{self.target}: {failure.words}")
 
 
-_ERRORS: dict[Kind, type[DatabaseError]] = {
-    Kind.CONTENTION: Contention,
-    Kind.DISCONNECTED: Unavailable,
-    Kind.UNAVAILABLE: Unavailable,
-    Kind.READ_ONLY: Unavailable,
-    Kind.DUPLICATE: Duplicate,
-    Kind.REFERENCE: BrokenReference,
-    Kind.SCHEMA: SchemaMismatch,
-    Kind.REFUSED: Refused,
-}
+def _abandon(connection: Connection, *, roll_back: bool) -> None:
+    """Give up a transaction. What cannot be rolled back for certain goes with its connection."""
+    transaction = connection.get_transaction()
+    try:
+        if roll_back and transaction is not None:
+            transaction.rollback()
+            return
+    except SQLAlchemyError:
+        pass
+    with suppress(SQLAlchemyError):
+        connection.invalidate()
+
+
+def _next(pauses: Iterator[float], retry: _Retry) -> float:
+    pause = next(pauses, None)
+    if pause is None:
+        assert retry.__cause__ is not None
+        raise retry.__cause__
+    return 0 if retry.at_once else pause
 
 
 @contextmanager
 def opened(target: Target, options: Options) -> Iterator[Database]:
-    """A database for the time of a `with` block, without trio."""
+    """A database for the time of a `with` block, for programs without trio.
+
+    Raises:
+        BadDsn: TLS files cannot be used, or the SQLite file is at an impossible place.
+        FileInUse: another process has the SQLite file.
+        Unavailable: the SQLite file cannot be opened.
+    """
     database = Database(target, options)
     database.open()
     try:
@@ -197,7 +293,7 @@ def opened(target: Target, options: Options) -> Iterator[Database]:
 
 @asynccontextmanager
 async def open_database(target: Target, options: Options) -> AsyncIterator[Database]:
-    """A database for the time of an `async with` block."""
+    """A database for the time of an `async with` block. Raises as `opened` does."""
     database = Database(target, options)
     await trio.to_thread.run_sync(database.open)
     try:

@@ -1,55 +1,174 @@
-"""Where the database is: `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` read into a `Target`. Pure; no I/O."""
+"""Where the database is: `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` read into a `Target`. Pure; no I/O.
+
+Accepted are `postgres://` and `postgresql://` URLs as libpq and Go's drivers take them, `mysql://` and `mariadb://`
+URLs, the form of Go's MySQL driver, `user:password@tcp(host:port)/database?tls=true`, and `sqlite:` with a path.
+`dsn_syntax` says how they are taken apart, `dsn_parameters` which parameters there are.
+"""
 
 from __future__ import annotations
 
-from enum import Enum
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
 
-from attrs import field, frozen
-
+from db.dsn_parameters import Parameters, drop_go_only, mysql_tls, postgres_tls
+from db.dsn_syntax import Parts, parse_port, split_endpoint, split_go, split_url
 from db.errors import BadDsn
+from db.target import PRODUCTS, Driver, Target, Tls
 
-Driver = Literal["sqlite", "postgres", "mysql"]
+__all__ = ["Driver", "Target", "Tls", "parse"]
 
+_SCHEMES: Mapping[str, Driver] = {
+    "sqlite": "sqlite",
+    "postgres": "postgres",
+    "postgresql": "postgres",
+    "mysql": "mysql",
+    "mariadb": "mysql",
+}
+_EXAMPLES: Mapping[Driver, str] = {
+    "sqlite": "sqlite:./data/llm-proxy.db",
+    "postgres": "postgres://user:password@host:5432/database?sslmode=require",
+    "mysql": "user:password@tcp(host:3306)/database?tls=true",
+}
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)(?:\+[a-z0-9]+)?:(//)?")
+_GO_BEHIND_SCHEME = re.compile(r"@(?:tcp|unix)(?:\([^()]*\))?/[^/]*$")
 
-class Tls(Enum):
-    """How much of TLS is asked for."""
-
-    OFF = "off"
-    PREFERRED = "preferred"
-    REQUIRED = "required"
-    VERIFY_CA = "verify-ca"
-    VERIFY_FULL = "verify-full"
-
-
-@frozen
-class Target:
-    """One database, wherever it is. The password is left out of `repr`.
-
-    Attributes:
-        path: the SQLite file; None for a database in memory, and on servers.
-    """
-
-    driver: Driver
-    path: Path | None = None
-    host: str = "localhost"
-    port: int = 0
-    unix_socket: str | None = None
-    user: str = ""
-    password: str = field(default="", repr=False)
-    database: str = ""
-    tls: Tls = Tls.OFF
-
-    def __str__(self) -> str:
-        """The target in words, for messages: nothing secret in it."""
-        return f"SQLite {self.path or 'in memory'}"
+_POSTGRES = (
+    "sslmode",
+    "sslrootcert",
+    "sslcert",
+    "sslkey",
+    "host",
+    "port",
+    "connect_timeout",
+    "application_name",
+    "channel_binding",
+)
+_MYSQL = ("tls", "ssl-mode", "ssl-ca", "ssl-cert", "ssl-key", "timeout", "readTimeout", "writeTimeout", "unix_socket")
 
 
 def parse(driver: str | None, url: str | None, path: str | None) -> Target:
-    """Read the three settings. Raises BadDsn with what is wrong and what is allowed."""
-    if driver not in (None, "", "sqlite") or url:
-        raise BadDsn("DB_DRIVER must be sqlite")
-    if not path or path == ":memory:":
-        return Target("sqlite")
-    return Target("sqlite", path=Path(path))
+    """Read the three settings; empty ones count as not set.
+
+    Args:
+        driver: sqlite, postgres or mysql; where it is not set, the URL tells it.
+        url: the database; for sqlite it wins over `path`.
+        path: the SQLite file, or `:memory:`.
+
+    Raises:
+        BadDsn: with what is wrong and what is allowed.
+    """
+    url = (url or "").strip()
+    known = next((product for product in PRODUCTS if product == driver), None)
+    if driver and known is None:
+        raise BadDsn("DB_DRIVER must be one of sqlite, postgres, mysql")
+    told = _driver_of(url) if url else None
+    if known and told and known != told:
+        raise BadDsn(
+            f"DB_DRIVER is {known} but DATABASE_URL is for {PRODUCTS[told]}: set DB_DRIVER={told}, or remove the URL"
+        )
+    kind: Driver = told or known or "sqlite"
+    if kind == "sqlite":
+        return _sqlite(url, path or "")
+    if not url:
+        raise BadDsn(f"DB_DRIVER is {kind}, so DATABASE_URL must be set: {_EXAMPLES[kind]}")
+    if kind == "postgres":
+        return _postgres(split_url(url))
+    scheme = _SCHEME.match(url)
+    if scheme is None or not scheme[2]:
+        return _mysql(split_go(url), "127.0.0.1")
+    rest = url[scheme.end() :]
+    return _mysql(split_go(rest) if _GO_BEHIND_SCHEME.search(rest) else split_url(url), "localhost")
+
+
+def _driver_of(url: str) -> Driver:
+    scheme = _SCHEME.match(url)
+    if scheme and (scheme[2] or scheme[1].lower() == "sqlite"):
+        if scheme[1].lower() not in _SCHEMES:
+            raise BadDsn("DATABASE_URL must begin with postgres://, postgresql://, mysql://, mariadb:// or sqlite:")
+        return _SCHEMES[scheme[1].lower()]
+    # Only the Go form has no scheme; what else has none is a file, as commands take it.
+    return "mysql" if "@" in url or "(" in url else "sqlite"
+
+
+def _sqlite(url: str, path: str) -> Target:
+    if url:
+        path = url.partition(":")[2] if url.lower().startswith("sqlite:") else url
+        if path.startswith("///"):  # as everywhere in Python: three slashes and a relative path, four and an absolute
+            path = path[3:]
+        elif path.startswith("//"):
+            raise BadDsn(f"DATABASE_URL: a SQLite file is on no host; write {_EXAMPLES['sqlite']}")
+    if not path:
+        raise BadDsn("DB_DRIVER is sqlite, so DATABASE_PATH must be set: ./data/llm-proxy.db")
+    if "\0" in path:
+        raise BadDsn("DATABASE_PATH must not hold a NUL character")
+    return Target("sqlite", path=None if path == ":memory:" else Path(path))
+
+
+def _postgres(parts: Parts) -> Target:
+    parameters = Parameters.of(parts.parameters)
+    _check(parts, "postgres")
+    host, port, socket = parts.host, parts.port, parts.socket
+    if given := parameters.text("host"):
+        if given.startswith("/"):
+            socket = given
+        else:
+            host, further = split_endpoint(given)
+            port = further or port
+    if number := parameters.text("port"):
+        port = parse_port(number)
+    tls, authority = postgres_tls(parameters)
+    binding = parameters.choice("channel_binding", ("disable", "prefer", "require"))
+    target = Target(
+        "postgres",
+        host="" if socket else host or "localhost",
+        port=0 if socket else port or 5432,
+        unix_socket=f"{socket.rstrip('/')}/.s.PGSQL.{port or 5432}" if socket else None,
+        user=parts.user,
+        password=parts.password,
+        database=parts.database,
+        tls=Tls.OFF if socket else tls,
+        tls_ca=authority,
+        tls_cert=parameters.path("sslcert"),
+        tls_key=parameters.path("sslkey"),
+        connect_timeout=parameters.seconds("connect_timeout"),
+        application_name=parameters.text("application_name") or "llm-proxy",
+        channel_binding=binding == "require",
+    )
+    parameters.complete(_POSTGRES)
+    return target
+
+
+def _mysql(parts: Parts, default_host: str) -> Target:
+    parameters = Parameters.of(parts.parameters)
+    _check(parts, "mysql")
+    socket = parts.socket or parameters.text("unix_socket") or parameters.text("socket")
+    tls, authority = mysql_tls(parameters)
+    drop_go_only(parameters)
+    target = Target(
+        "mysql",
+        host="" if socket else parts.host or default_host,
+        port=0 if socket else parts.port or 3306,
+        unix_socket=socket,
+        user=parts.user,
+        password=parts.password,
+        database=parts.database,
+        tls=Tls.OFF if socket else tls,
+        tls_ca=authority,
+        tls_cert=parameters.path("ssl-cert", "ssl_cert"),
+        tls_key=parameters.path("ssl-key", "ssl_key"),
+        connect_timeout=parameters.duration("timeout"),
+        read_timeout=parameters.duration("readTimeout"),
+        write_timeout=parameters.duration("writeTimeout"),
+    )
+    parameters.complete(_MYSQL)
+    return target
+
+
+def _check(parts: Parts, driver: Driver) -> None:
+    if not parts.user:
+        raise BadDsn(f"DATABASE_URL names no user: {_EXAMPLES[driver]}")
+    if not parts.database:
+        raise BadDsn(f"DATABASE_URL names no database: {_EXAMPLES[driver]}")
+    if "/" in parts.database:
+        raise BadDsn("DATABASE_URL: the name of the database must not hold a /")

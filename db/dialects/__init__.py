@@ -1,18 +1,29 @@
 """Where the databases differ; nothing outside names one of them.
 
-`sqlite`, `postgresql` and `mysql` (with MariaDB) each connect in their own way and know what their errors mean.
+`sqlite`, `postgresql` and `mysql` (with MariaDB) connect each in their own way and know what their errors mean.
 `statements` holds what the queries need and SQL spells in several ways.
 """
 
 from __future__ import annotations
 
+from db.dialects.mysql import MySqlBackend
+from db.dialects.postgresql import PostgresBackend
 from db.dialects.sqlite import SqliteBackend
-from db.dsn import Target
+from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
 from db.options import Options
+from db.target import Target
 
-Backend = SqliteBackend
+__all__ = ["Backend", "add_to_counter", "backend_for", "clock", "for_update", "upsert_add"]
+
+Backend = SqliteBackend | PostgresBackend | MySqlBackend
 
 
 def backend_for(target: Target, options: Options) -> Backend:
     """The backend for a target; nothing is opened yet. Raises BadDsn for TLS files that cannot be used."""
-    return SqliteBackend(target, options)
+    match target.driver:
+        case "sqlite":
+            return SqliteBackend(target, options)
+        case "postgres":
+            return PostgresBackend(target, options)
+        case "mysql":
+            return MySqlBackend(target, options)

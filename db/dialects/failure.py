@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 from enum import Enum, auto
 
 from attrs import frozen
@@ -12,7 +14,8 @@ class Kind(Enum):
 
     CONTENTION = auto()  #: lost against another transaction: run the whole function again
     DISCONNECTED = auto()  #: the connection has gone; on a fresh one the function may run again
-    UNAVAILABLE = auto()  #: the server cannot serve now, or took too long
+    UNANSWERED = auto()  #: no word of what became of the statement; the connection is of no more use
+    UNAVAILABLE = auto()  #: the server cannot serve now, or took too long, and said so
     READ_ONLY = auto()  #: a write where only reading is possible
     DUPLICATE = auto()  #: unique or primary key
     REFERENCE = auto()  #: foreign key
@@ -30,3 +33,48 @@ class Failure:
 
     kind: Kind
     words: str
+
+
+CONTENTION = Failure(Kind.CONTENTION, "the transaction kept losing against others; try again")
+DISCONNECTED = Failure(Kind.DISCONNECTED, "the connection was lost")
+DUPLICATE = Failure(Kind.DUPLICATE, "a row with the same unique value exists already")
+REFERENCE = Failure(Kind.REFERENCE, "a row that is referred to does not exist, or is still referred to")
+SCHEMA = Failure(Kind.SCHEMA, "a table or column is missing; run 'llm-proxy migrate up'")
+READ_ONLY = Failure(Kind.READ_ONLY, "it only allows reading: it is a replica, a full or a read-only server")
+REFUSED = Failure(Kind.REFUSED, "a statement was refused")
+LOGIN = Failure(Kind.UNAVAILABLE, "the user name or password was refused")
+NO_DATABASE = Failure(Kind.UNAVAILABLE, "there is no such database, or this user may not use it")
+FULL_HOUSE = Failure(
+    Kind.UNAVAILABLE, "it has no connection left: lower DATABASE_POOL_SIZE, or raise the server's limit"
+)
+TOO_SLOW = Failure(Kind.UNAVAILABLE, "a statement took longer than DATABASE_STATEMENT_TIMEOUT")
+NOT_SERVING = Failure(Kind.UNAVAILABLE, "it is starting, stopping, or cannot serve at the moment")
+NO_TLS = Failure(Kind.UNAVAILABLE, "the server does not offer TLS, which the URL asks for")
+SILENT = Failure(Kind.UNANSWERED, "no answer within the deadline")
+
+
+def network_failure(cause: BaseException | None) -> Failure:
+    """What the operating system said when a connection could not be made or broke."""
+    match cause:
+        case ssl.SSLCertVerificationError():
+            return Failure(Kind.UNAVAILABLE, f"the server's certificate was not accepted: {cause.verify_message}")
+        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
+            return DISCONNECTED
+        case ssl.SSLError():
+            return Failure(Kind.UNANSWERED, "TLS failed")
+        case TimeoutError():
+            return SILENT
+        case ConnectionRefusedError():
+            return Failure(Kind.UNAVAILABLE, "connection refused: is the server running, and listening there?")
+        case socket.gaierror():
+            return Failure(Kind.UNAVAILABLE, "its host name cannot be resolved")
+        case FileNotFoundError():
+            return Failure(Kind.UNAVAILABLE, "there is no socket at that path")
+        case PermissionError():
+            return Failure(Kind.UNAVAILABLE, "access to its socket is not permitted")
+        case ConnectionError() | None:
+            return DISCONNECTED
+        case OSError():
+            return Failure(Kind.UNANSWERED, "it cannot be reached")
+        case _:
+            return Failure(Kind.UNAVAILABLE, "what answers there does not speak its protocol")

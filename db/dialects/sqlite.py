@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.pool import QueuePool
 
+from db.dialects import failure as failures
+from db.dialects.facts import Facts
 from db.dialects.failure import Failure, Kind
 from db.dialects.sqlite_file import FileLock, prepare
-from db.dsn import Target
+from db.target import Target
+from db.errors import SchemaMismatch
 from db.options import Options
 
 #: How long a statement waits for another process's lock (a backup, a shell), in seconds.
@@ -51,11 +58,13 @@ class SqliteBackend:
         self._target = target
         self._options = options
         self._lock: FileLock | None = None
-        self.write: Engine = self._engine("BEGIN IMMEDIATE", self._connect_writer, size=1)
-        self.read: Engine = self.write
-        self.separate_reader = target.path is not None
-        if self.separate_reader:
-            self.read = self._engine("BEGIN", self._connect_reader, size=options.pool_size)
+        self.writers = 1
+        self.pools: tuple[QueuePool, ...] = (_pool(self._connect_writer, 1),)
+        self.write = _engine("BEGIN IMMEDIATE", self.pools[0])
+        self.read = self.write  # a database in memory is its one connection
+        if target.path is not None:
+            self.pools += (_pool(partial(_connect, _uri(target.path, "ro")), options.pool_size),)
+            self.read = _engine("BEGIN", self.pools[1])
 
     def open(self) -> None:
         """Take the lock of the file and connect the writer. Raises FileInUse, or the driver's error."""
@@ -66,8 +75,8 @@ class SqliteBackend:
 
     def close(self) -> None:
         """Close every connection, the writer last: it folds the wal into the file. Gives the lock back."""
-        self.read.dispose()
-        self.write.dispose()
+        for pool in reversed(self.pools):
+            pool.dispose()
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -76,31 +85,35 @@ class SqliteBackend:
         """Read an error of `sqlite3`."""
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
-            return Failure(Kind.REFUSED, "a statement was refused")
-        if code in _UNIQUE:
-            return Failure(Kind.DUPLICATE, "a row with the same unique value exists already")
-        if code == sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY:
-            return Failure(Kind.REFERENCE, "a row that another one refers to does not exist, or is still referred to")
-        if code == sqlite3.SQLITE_ERROR and str(error).startswith(("no such table", "no such column")):
-            return Failure(Kind.SCHEMA, "a table or column is missing")
-        return _BY_PRIMARY_CODE.get(code & 0xFF, Failure(Kind.REFUSED, "a statement was refused"))
+            return failures.REFUSED
+        if code == sqlite3.SQLITE_ERROR and _MISSING.match(str(error)):
+            return failures.SCHEMA
+        return _BY_CODE.get(code) or _BY_CODE.get(code & 0xFF) or failures.REFUSED
 
-    def _engine(self, begin: str, connect: Any, *, size: int) -> Engine:
-        return create_engine(
-            "sqlite+llm_proxy://",
-            begin=begin,
-            creator=connect,
-            poolclass=QueuePool,
-            pool_size=size,
-            max_overflow=0,
-            pool_use_lifo=True,
-            pool_reset_on_return=None,
-            hide_parameters=True,
-        )
+    @contextmanager
+    def migrating(self, deadline: float) -> Iterator[Connection]:
+        """One transaction, which commits at the end of the block; the lock of the file is held already.
+
+        Foreign keys are checked at its end instead of all the while, because a table is changed by building it anew
+        (sqlite.org, "Making Other Kinds Of Table Schema Changes"); inside a transaction that cannot be switched.
+        """
+        with self.write.connect() as connection:
+            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+            try:
+                with connection.begin():
+                    yield connection
+                    if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+                        raise SchemaMismatch(f"{self._target}: rows refer to others that do not exist")
+            finally:
+                connection.exec_driver_sql("PRAGMA foreign_keys = ON")
+
+    def facts(self, connection: Connection) -> Facts:
+        """What the library says about itself."""
+        return Facts(f"SQLite {sqlite3.sqlite_version}", None, None)
 
     def _connect_writer(self) -> sqlite3.Connection:
         path = self._target.path
-        connection = self._connect(":memory:" if path is None else _uri(path, "rwc"))
+        connection = _connect(":memory:" if path is None else _uri(path, "rwc"))
         if path is not None:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._options.sqlite_synchronous}")
@@ -109,36 +122,45 @@ class SqliteBackend:
         connection.execute("PRAGMA journal_size_limit = 67108864")
         return connection
 
-    def _connect_reader(self) -> sqlite3.Connection:
-        assert self._target.path is not None
-        return self._connect(_uri(self._target.path, "ro"))
 
-    def _connect(self, database: str) -> sqlite3.Connection:
-        # A connection visits many threads, but one at a time: that is what the pool is for.
-        return sqlite3.connect(
-            database, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=database != ":memory:"
-        )
+def _engine(begin: str, pool: QueuePool) -> Engine:
+    return create_engine("sqlite+llm_proxy://", begin=begin, pool=pool, hide_parameters=True)
+
+
+def _pool(connect: Callable[[], sqlite3.Connection], size: int) -> QueuePool:
+    return QueuePool(connect, pool_size=size, max_overflow=0, use_lifo=True, reset_on_return=None)
+
+
+def _connect(database: str) -> sqlite3.Connection:
+    # A connection visits many threads, but one at a time: that is what the pool is for.
+    return sqlite3.connect(
+        database, timeout=BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, uri=database != ":memory:"
+    )
 
 
 def _uri(path: Path, mode: str) -> str:
     return f"file:{quote(str(path.absolute()))}?mode={mode}"
 
 
-_UNIQUE = frozenset(
-    (sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3.SQLITE_CONSTRAINT_ROWID)
-)
-
-_BY_PRIMARY_CODE = {
-    sqlite3.SQLITE_BUSY: Failure(Kind.CONTENTION, "the file is locked by another program"),
-    sqlite3.SQLITE_LOCKED: Failure(Kind.CONTENTION, "the file is locked by another program"),
+_LOCKED = Failure(Kind.CONTENTION, "the file is locked by another program")
+_MISSING = re.compile(r"no such (?:table|column)|table \S+ has no column")
+_BY_CODE = {
+    sqlite3.SQLITE_CONSTRAINT_UNIQUE: failures.DUPLICATE,
+    sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY: failures.DUPLICATE,
+    sqlite3.SQLITE_CONSTRAINT_ROWID: failures.DUPLICATE,
+    sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: failures.REFERENCE,
+    sqlite3.SQLITE_BUSY: _LOCKED,
+    sqlite3.SQLITE_LOCKED: _LOCKED,
     sqlite3.SQLITE_READONLY: Failure(Kind.READ_ONLY, "it can only be read"),
     sqlite3.SQLITE_FULL: Failure(Kind.UNAVAILABLE, "the disk is full"),
-    sqlite3.SQLITE_IOERR: Failure(Kind.UNAVAILABLE, "the disk failed to read or write"),
-    sqlite3.SQLITE_CANTOPEN: Failure(Kind.UNAVAILABLE, "the file cannot be opened: check that it and its folder exist and are writable"),
+    sqlite3.SQLITE_IOERR: Failure(Kind.UNANSWERED, "the disk failed to read or write"),
+    sqlite3.SQLITE_CANTOPEN: Failure(
+        Kind.UNAVAILABLE, "the file cannot be opened: check that it and its folder exist and are writable"
+    ),
     sqlite3.SQLITE_PERM: Failure(Kind.UNAVAILABLE, "access to the file is not permitted"),
     sqlite3.SQLITE_NOMEM: Failure(Kind.UNAVAILABLE, "the machine is out of memory"),
     sqlite3.SQLITE_INTERRUPT: Failure(Kind.UNAVAILABLE, "a statement was interrupted"),
-    sqlite3.SQLITE_PROTOCOL: Failure(Kind.CONTENTION, "the file is locked by another program"),
+    sqlite3.SQLITE_PROTOCOL: _LOCKED,
     sqlite3.SQLITE_NOTADB: Failure(Kind.UNAVAILABLE, "the file is not a SQLite database"),
     sqlite3.SQLITE_CORRUPT: Failure(Kind.UNAVAILABLE, "the file is damaged: restore it from a backup"),
 }

@@ -1,0 +1,209 @@
+"""MySQL 8.0 and later, and MariaDB 10.5 and later: one driver, one dialect, a few words apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pymysql
+from pymysql.constants import CLIENT, CR
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.dialects import registry
+from sqlalchemy.dialects.mysql.mysqldb import MySQLCompiler_mysqldb
+from sqlalchemy.dialects.mysql.pymysql import MySQLDialect_pymysql
+from sqlalchemy.pool import NullPool, Pool
+from sqlalchemy.sql import Select
+
+from db.dialects import failure as failures
+from db.dialects.facts import Facts, tls_version
+from db.dialects.failure import Failure, Kind, network_failure
+from db.dialects.mysql_connection import MySqlConnection
+from db.dialects.pools import MIGRATION_TIMEOUT, SOCKET_GRACE, pool
+from db.dialects.tls import client_context
+from db.options import Options
+from db.target import Target, Tls
+
+_BEGIN_READING = (
+    "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ",
+    "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
+)
+
+#: Lock wait timeout, deadlock, and a lock that was not to be waited for.
+_CONTENTION = frozenset((1205, 1213, 3572))
+#: The driver's own codes, behind which stands an error of the operating system.
+_NETWORK = frozenset((CR.CR_CONNECTION_ERROR, CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST))
+_BY_CODE = {
+    1040: failures.FULL_HOUSE,
+    1044: failures.NO_DATABASE,
+    1045: failures.LOGIN,
+    1047: failures.NOT_SERVING,  # Galera: not part of the cluster
+    1049: failures.NO_DATABASE,
+    1053: failures.DISCONNECTED,  # shutdown in progress
+    1054: failures.SCHEMA,
+    1062: failures.DUPLICATE,
+    1114: Failure(Kind.UNAVAILABLE, "its disk or a table is full"),
+    1142: Failure(Kind.REFUSED, "this user lacks a privilege on its tables"),
+    1146: failures.SCHEMA,
+    1203: failures.FULL_HOUSE,
+    1216: failures.REFERENCE,
+    1217: failures.REFERENCE,
+    1226: failures.FULL_HOUSE,
+    1290: failures.READ_ONLY,
+    1317: failures.TOO_SLOW,
+    1451: failures.REFERENCE,
+    1452: failures.REFERENCE,
+    1586: failures.DUPLICATE,
+    1698: failures.LOGIN,
+    1792: failures.READ_ONLY,  # a write in a transaction that was begun to read
+    1836: failures.READ_ONLY,
+    1927: failures.DISCONNECTED,  # MariaDB: killed
+    1969: failures.TOO_SLOW,  # MariaDB
+    2014: failures.DISCONNECTED,
+    2026: failures.NO_TLS,
+    2055: failures.DISCONNECTED,
+    3024: failures.TOO_SLOW,
+    3169: failures.DISCONNECTED,  # killed
+    4031: failures.DISCONNECTED,  # silent for longer than the server allows
+}
+
+
+class MySqlCompiler(MySQLCompiler_mysqldb):
+    """SQLAlchemy's compiler, but for MariaDB before 10.6, which has no SKIP LOCKED and waits."""
+
+    def for_update_clause(self, select: Select[Any], **kw: Any) -> str:
+        """The clause that locks the rows of a SELECT."""
+        clause = super().for_update_clause(select, **kw)
+        if self.dialect.is_mariadb and self.dialect.server_version_info < (10, 6):
+            return clause.replace(" SKIP LOCKED", "")
+        return clause
+
+
+class MySqlDialect(MySQLDialect_pymysql):
+    """SQLAlchemy's dialect, with transactions begun by us."""
+
+    supports_statement_cache = True
+    statement_compiler = MySqlCompiler
+
+    def __init__(self, begin: tuple[str, ...] = (), **kwargs: Any) -> None:
+        """Take the statements that begin a transaction; without any, it begins with its first statement."""
+        super().__init__(**kwargs)
+        self._begin = begin
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        """Begin a transaction."""
+        for statement in self._begin:
+            dbapi_connection.dbapi_connection.query(statement)
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        """Whether the connection, and all others of the pool, are to be given up.
+
+        So it is also for a writer on a server that only allows reading: after a failover the name of the server may
+        lead elsewhere by now.
+        """
+        kind = _failure(e).kind
+        if kind is Kind.DISCONNECTED or (kind is Kind.READ_ONLY and not self._begin):
+            return True
+        return super().is_disconnect(e, connection, cursor)
+
+
+registry.register("mysql.llm_proxy", __name__, "MySqlDialect")
+
+
+class MySqlBackend:
+    """The engines of one MySQL or MariaDB database, and what its errors mean."""
+
+    def __init__(self, target: Target, options: Options) -> None:
+        """Nothing is connected yet. Raises BadDsn for TLS files that cannot be used."""
+        self.writers = options.pool_size
+        self._target = target
+        self._connect_timeout = target.connect_timeout or options.connect_timeout
+        self._statement_timeout = options.statement_timeout
+        self._tls = client_context(target, options)
+        self.pools = (pool(self._connect, options),)
+        self.write = _engine(self.pools[0])
+        self.read = _engine(self.pools[0], _BEGIN_READING)
+
+    def open(self) -> None:
+        """Do nothing: connections are made when they are needed."""
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.pools[0].dispose()
+
+    def failure(self, error: BaseException) -> Failure:
+        """Read an error of PyMySQL."""
+        return _failure(error)
+
+    @contextmanager
+    def migrating(self, deadline: float) -> Iterator[Connection]:
+        """Hold the lock of migrations on one connection; every statement that defines something commits at once.
+
+        The lock belongs to the session and ends with it, so the connection is closed afterwards, not pooled.
+        """
+        name = "llm-proxy:" + hashlib.sha256(self._target.database.encode()).hexdigest()[:32]
+        engine = _engine(NullPool(self._connect_patiently))
+        with engine.connect() as connection:
+            got = connection.exec_driver_sql("SELECT GET_LOCK(%s, %s)", (name, int(deadline))).scalar_one()
+            if got != 1:
+                raise pymysql.err.OperationalError(1205, "GET_LOCK")
+            connection.commit()
+            yield connection
+            connection.commit()
+
+    def facts(self, connection: Connection) -> Facts:
+        """What the server says about itself."""
+        version, limit = connection.exec_driver_sql("SELECT VERSION(), @@max_connections").one()
+        product = "MariaDB" if "MariaDB" in version else "MySQL"
+        return Facts(f"{product} {version.partition('-')[0]}", tls_version(connection, "_sock"), int(limit))
+
+    def _connect(self) -> MySqlConnection:
+        target, timeout = self._target, self._statement_timeout + SOCKET_GRACE
+        return self._login(target.read_timeout or timeout, target.write_timeout or timeout)
+
+    def _connect_patiently(self) -> MySqlConnection:
+        return self._login(MIGRATION_TIMEOUT, MIGRATION_TIMEOUT)
+
+    def _login(self, read_timeout: float, write_timeout: float) -> MySqlConnection:
+        target = self._target
+        try:
+            connection = MySqlConnection(
+                user=target.user,
+                password=target.password.encode(),  # text would be taken for Latin-1
+                host=target.host or None,
+                port=target.port,
+                unix_socket=target.unix_socket,
+                database=target.database,
+                charset="utf8mb4",
+                collation="utf8mb4_bin",
+                client_flag=CLIENT.FOUND_ROWS,  # rowcount says how many rows matched, as on every other database
+                connect_timeout=self._connect_timeout,
+                read_timeout=self._connect_timeout,
+                write_timeout=self._connect_timeout,
+                ssl=self._tls if target.tls is not Tls.PREFERRED else None,
+                ssl_disabled=target.tls is Tls.OFF,
+                program_name="llm-proxy",
+            )
+        except pymysql.err.Error:
+            raise
+        except Exception as error:  # PyMySQL lets through whatever goes wrong while it reads the server's greeting
+            raise pymysql.err.OperationalError(CR.CR_CONN_HOST_ERROR, "greeting") from error
+        connection.prepare(self._statement_timeout)
+        connection.set_timeouts(read_timeout, write_timeout)
+        return connection
+
+
+def _engine(pool: Pool, begin: tuple[str, ...] = ()) -> Engine:
+    return create_engine("mysql+llm_proxy://", begin=begin, pool=pool, hide_parameters=True)
+
+
+def _failure(error: BaseException) -> Failure:
+    code = error.args[0] if error.args else None
+    if code in _CONTENTION:
+        return failures.CONTENTION
+    if code in _NETWORK:
+        return network_failure(getattr(error, "original_exception", None) or error.__cause__ or error.__context__)
+    if not isinstance(code, int) or code == 0:  # a closed connection, or packets out of sequence
+        return failures.DISCONNECTED if isinstance(error, pymysql.err.Error) else failures.REFUSED
+    return _BY_CODE.get(code, failures.REFUSED)

@@ -1,0 +1,39 @@
+"""PyMySQL's connection, with the session settings that the queries count on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pymysql.connections import Connection
+
+if TYPE_CHECKING:  # generic for type checkers only
+    from pymysql.cursors import Cursor
+
+    _Connection = Connection[Cursor]
+else:
+    _Connection = Connection
+
+#: The server ends a session that has said nothing for so many seconds, and with it any locks of a stopped process.
+_IDLE_TIMEOUT = 60
+_SQL_MODE = "STRICT_ALL_TABLES,ONLY_FULL_GROUP_BY,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
+
+
+class MySqlConnection(_Connection):
+    """A connection; `prepare` comes first."""
+
+    def prepare(self, statement_timeout: float) -> None:
+        """Set the session up: UTC, strict, READ COMMITTED, deadlines in seconds."""
+        if "MariaDB" in self.get_server_info():
+            deadline = f"max_statement_time = {statement_timeout}, idle_transaction_timeout = {_IDLE_TIMEOUT}"
+        else:
+            deadline = f"max_execution_time = {int(statement_timeout * 1000)}"
+        self.query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        self.query(
+            f"SET SESSION time_zone = '+00:00', sql_mode = '{_SQL_MODE}', wait_timeout = {_IDLE_TIMEOUT}, "
+            f"innodb_lock_wait_timeout = {max(1, int(statement_timeout))}, {deadline}"
+        )
+
+    def set_timeouts(self, read: float, write: float) -> None:
+        """Set the deadlines of each read and write from now on, in seconds."""
+        self._read_timeout = read
+        self._write_timeout = write

@@ -1,0 +1,200 @@
+"""pg8000's connection with one round trip per statement, and none of the operating system's errors.
+
+pg8000 sends Parse, Bind and Execute each with a Sync of its own and waits for each, three round trips per statement;
+`executemany` does so for every row. The protocol asks for no more than one Sync after all of them: after an error the
+server skips to it (PostgreSQL documentation, 55.2.3 "Extended Query" and 55.2.4 "Pipelining"). So does this class:
+one round trip per statement, and one per `_ROWS_PER_TRIP` rows of `executemany`, with a single Parse.
+
+pg8000 also lets an OSError through where a read fails at its first byte, and scans each statement character by
+character for its parameters; here a failure is always one of its own errors and statements come with `$1` in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from struct import Struct
+from struct import error as StructError  # noqa: N812 - the module calls it `error`
+from typing import Any
+
+from pg8000 import legacy
+from pg8000.converters import TIMESTAMPTZ, make_param
+from pg8000.core import EXECUTE_MSG, READY_FOR_QUERY, SYNC_MSG, Context
+from pg8000.exceptions import DatabaseError
+
+_HEADER = Struct("!ci").unpack
+_int32 = Struct("!i").pack
+_int16 = Struct("!H").pack
+
+_NULL = _int32(-1)
+#: Describe the unnamed portal: its columns come back only once it is bound.
+_DESCRIBE = b"D" + _int32(6) + b"P\x00"
+#: Answers wait in the socket's buffers while rows are still being sent; this many are sure to fit.
+_ROWS_PER_TRIP = 500
+#: The largest number of parameters that the protocol can count.
+MAX_PARAMETERS = 65535
+
+
+class PostgresCursor(legacy.Cursor):  # type: ignore[misc]  # published without types
+    """Runs statements with `$1` parameters; begins no transaction by itself."""
+
+    def execute(self, operation: str, args: Sequence[Any] = (), stream: object = None) -> PostgresCursor:
+        """Run one statement. Raises pg8000's errors and no others."""
+        connection = self._live_connection()
+        try:
+            self._context = connection.run_one(operation, args) if args else connection.execute_simple(operation)
+        except DatabaseError as error:
+            raise _dbapi_error(error) from error
+        self._row_iter = iter(self._context.rows or ())
+        return self
+
+    def executemany(self, operation: str, param_sets: Iterable[Sequence[Any]]) -> PostgresCursor:
+        """Run one statement for many rows. Raises pg8000's errors and no others."""
+        connection = self._live_connection()
+        try:
+            self._context = connection.run_many(operation, param_sets)
+        except DatabaseError as error:
+            raise _dbapi_error(error) from error
+        self._row_iter = iter(())
+        return self
+
+    def _live_connection(self) -> PostgresConnection:
+        connection: PostgresConnection | None = self._c
+        if connection is None:
+            raise legacy.InterfaceError("cursor is closed")
+        return connection
+
+
+class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published without types
+    """A connection; transactions begin with `begin`."""
+
+    def __init__(self, **arguments: Any) -> None:
+        """Connect and log in. Raises pg8000's errors, and OSError where the network or TLS fails."""
+        super().__init__(**arguments)
+        self.register_in_adapter(TIMESTAMPTZ, _timestamptz)
+
+    @property
+    def bound_to_channel(self) -> bool:
+        """Whether the login was SCRAM with the server's TLS certificate in it."""
+        scram = getattr(self, "auth", None)
+        return scram is not None and str(scram.mechanism_name).endswith("-PLUS")
+
+    def set_timeout(self, seconds: float) -> None:
+        """Set the deadline of each read and write from now on."""
+        self._usock.settimeout(seconds)
+
+    def cursor(self) -> PostgresCursor:
+        """A cursor."""
+        return PostgresCursor(self)
+
+    def begin(self, statements: str) -> None:
+        """Begin a transaction, with whatever settings belong to it, in one round trip."""
+        self._run(statements)
+
+    def commit(self) -> None:
+        """Commit. In a transaction that has failed, the server would roll back and call it done: that is an error."""
+        self._run("commit")
+
+    def rollback(self) -> None:
+        """Roll back, if there is a transaction."""
+        if self._in_transaction:
+            self._run("rollback")
+
+    def run_one(self, statement: str, values: Sequence[Any]) -> Context:
+        """Run a statement with parameters in one round trip."""
+        message = self._parse(statement)
+        message += self._bind(values)
+        message += _DESCRIBE
+        message += EXECUTE_MSG
+        message += SYNC_MSG
+        return self._exchange(statement, message)
+
+    def run_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> Context:
+        """Run a statement once per row; the context counts the rows of all runs."""
+        message = self._parse(statement)
+        context = Context(statement)
+        waiting = 0
+        for row in rows:
+            message += self._bind(row)
+            message += EXECUTE_MSG
+            waiting += 1
+            if waiting == _ROWS_PER_TRIP:
+                message += SYNC_MSG
+                self._exchange(statement, message, context)
+                message = bytearray()
+                waiting = 0
+        if waiting:
+            message += SYNC_MSG
+            self._exchange(statement, message, context)
+        return context
+
+    def execute_simple(self, statement: str) -> Context:
+        """Run one or several statements without parameters in one round trip."""
+        text = statement.encode() + b"\x00"
+        return self._exchange(statement, bytearray(b"Q" + _int32(len(text) + 4) + text))
+
+    def handle_messages(self, context: Context) -> None:
+        """Read answers up to the server's readiness. Raises InterfaceError when the connection is lost."""
+        code = b""
+        try:
+            read, handlers = self._sock.read, self.message_types
+            while code != READY_FOR_QUERY:
+                code, length = _HEADER(read(5))
+                data = read(length - 4) if length > 4 else b""
+                if len(data) != length - 4:
+                    raise legacy.InterfaceError("network error")
+                handlers[code](data, context)
+        except (AttributeError, KeyError, OSError, StructError, ValueError) as error:
+            # A short header is the end of the stream, an unknown one another protocol, no socket a closed connection.
+            cause = error.__cause__ or error if isinstance(error, OSError) else None
+            raise legacy.InterfaceError("network error") from cause
+        if context.error is not None:
+            raise context.error
+
+    def _run(self, statement: str) -> None:
+        try:
+            self.execute_simple(statement)
+        except DatabaseError as error:
+            raise _dbapi_error(error) from error
+
+    def _exchange(self, statement: str, message: bytearray, context: Context | None = None) -> Context:
+        context = Context(statement) if context is None else context
+        try:
+            self._sock.write(message)
+            self._sock.flush()
+        except (AttributeError, OSError, ValueError) as error:  # no socket or a closed one: the connection is closed
+            raise legacy.InterfaceError("network error") from (error if isinstance(error, OSError) else None)
+        self.handle_messages(context)
+        return context
+
+    def _parse(self, statement: str) -> bytearray:
+        # No types are told: the server derives them from the statement, which casts where that is not enough.
+        text = b"\x00" + statement.encode() + b"\x00\x00\x00"
+        return bytearray(b"P" + _int32(len(text) + 4) + text)
+
+    def _bind(self, values: Sequence[Any]) -> bytearray:
+        if len(values) > MAX_PARAMETERS:
+            raise legacy.InterfaceError("too many parameters")
+        types = self.py_types
+        body = bytearray(b"\x00\x00\x00\x00" + _int16(len(values)))
+        for value in values:
+            if value is None:
+                body += _NULL
+            else:
+                text = (value if type(value) is str else make_param(types, value)).encode()
+                body += _int32(len(text))
+                body += text
+        body += b"\x00\x00"
+        return bytearray(b"B" + _int32(len(body) + 4)) + body
+
+
+def _timestamptz(text: str) -> datetime:
+    # The session's time zone is UTC and its style ISO, so the offset is always +00.
+    return datetime.fromisoformat(text).replace(tzinfo=UTC)
+
+
+def _dbapi_error(error: DatabaseError) -> Exception:
+    fields = error.args[0]
+    code = fields.get("C", "") if isinstance(fields, dict) else ""
+    known = {"23505": legacy.IntegrityError, "28000": legacy.InterfaceError}
+    return known.get(code, legacy.ProgrammingError)(fields)  # type: ignore[no-any-return]
