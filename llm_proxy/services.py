@@ -143,13 +143,18 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
     target, options = database_target(settings), database_options(settings)
     providers = provider_file.load(settings)
     keyring = open_keyring(settings)
-    metrics = Metrics()
+    metrics = Metrics(providers.by_name, VERSION)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(target, options))
         await trio.to_thread.run_sync(migrate.up, database)
         now = datetime.now(UTC)
         worker = Worker(new_id(), socket.gethostname()[:255], os.getpid(), VERSION, now, now)
         ledger = Ledger(database, worker, metrics, exclusive=target.driver == "sqlite")
+        metrics.watch_ledger(waiting=lambda: ledger.waiting, unsettled=lambda: ledger.unsettled)
+        metrics.watch_database(
+            up=lambda: ledger.alive,
+            pool=lambda: {"in_use": database.checked_out, "limit": options.pool_size},
+        )
         relay = Relay(
             providers=providers,
             upstreams=_open_upstreams(providers, stack),

@@ -12,6 +12,8 @@ While the database is away, admissions are refused at once, settlements are kept
 is back. Where a commit's fate is unknown, its admissions are refused, and given back if they turn out to exist.
 """
 
+from __future__ import annotations
+
 from llm_proxy.ledger.transaction import Application, Grant, Result
 from llm_proxy.ledger.writer import Ledger
 

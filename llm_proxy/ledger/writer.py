@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Protocol
 
 import trio
-from attrs import define, evolve, field
+from attrs import evolve
 
 from db.errors import CommitUnknown, DatabaseError
 from db.queries import ledger as books
@@ -43,18 +43,36 @@ class Observer(Protocol):
         """`seconds` from the hop to the commit; how many admissions were decided and settlements written."""
 
 
-@define(eq=False)
 class _Ticket:
-    """One application's place in the queue."""
+    """One application's place in the queue, and the task that waits there."""
 
-    application: Application
-    decided: trio.Event = field(factory=trio.Event)
-    decision: Grant | ProxyError | None = None
-    abandoned: bool = False
+    __slots__ = ("answered", "application", "decision", "queued", "task")
 
-    def decide(self, decision: Grant | ProxyError) -> None:
+    def __init__(self, application: Application) -> None:
+        self.application = application
+        self.queued = trio.current_time()
+        self.task = trio.lowlevel.current_task()
+        self.answered = False
+        self.decision: Grant | ProxyError
+
+    async def wait(self) -> Grant | ProxyError:
+        """Sleep until `answer`. Cancelling takes the ticket out of the game: whatever is decided then is void."""
+
+        def give_up(_: object) -> trio.lowlevel.Abort:
+            self.answered = True
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(give_up)
+        return self.decision
+
+    def answer(self, decision: Grant | ProxyError) -> bool:
+        """Wake the task; False if it does not wait any more."""
+        if self.answered:
+            return False
+        self.answered = True
         self.decision = decision
-        self.decided.set()
+        trio.lowlevel.reschedule(self.task)
+        return True
 
 
 class Ledger:
@@ -93,6 +111,8 @@ class Ledger:
         self._uncertain: list[str] = []
         self._wake = trio.Event()
         self._idle = trio.Event()
+        # Those whose transaction is running.
+        self._deciding: list[_Ticket] = []
         self._writing = False
         self._away = False
         self._running = False
@@ -126,18 +146,10 @@ class Ledger:
         ticket = _Ticket(application)
         self._waiting.append(ticket)
         self._wake.set()
-        try:
-            with trio.move_on_after(ADMISSION_DEADLINE):
-                await ticket.decided.wait()
-        except BaseException:
-            ticket.abandoned = True
-            raise
-        if ticket.decision is None:
-            ticket.abandoned = True
-            raise DatabaseUnavailable
-        if isinstance(ticket.decision, ProxyError):
-            raise ticket.decision
-        return ticket.decision
+        decision = await ticket.wait()
+        if isinstance(decision, ProxyError):
+            raise decision
+        return decision
 
     def settle(self, grant: Grant, result: Result) -> None:
         """Queue the final row of an admitted request; exactly one call per grant."""
@@ -150,18 +162,35 @@ class Ledger:
         self._running = True
         task_status.started()
         try:
-            while True:
-                await self._tend()
-                await self._write_next()
-                if not self._waiting and not self.unsettled:
-                    self._idle.set()
-                    self._idle = trio.Event()
-                    with trio.move_on_at(self._next_beat):
-                        await self._wake.wait()
-                    self._wake = trio.Event()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._refuse_overdue)
+                await self._write()
         finally:
             self._running = False
             self._refuse_waiting()
+
+    async def _write(self) -> None:
+        while True:
+            await self._tend()
+            await self._write_next()
+            if not self._waiting and not self.unsettled:
+                self._idle.set()
+                self._idle = trio.Event()
+                with trio.move_on_at(self._next_beat):
+                    await self._wake.wait()
+                self._wake = trio.Event()
+
+    async def _refuse_overdue(self) -> None:
+        """Refuse those who have waited too long, because a transaction hangs.
+
+        One look at all of them now and then costs less than a deadline for each.
+        """
+        while True:
+            await trio.sleep(ADMISSION_DEADLINE / 6)
+            latest = trio.current_time() - ADMISSION_DEADLINE
+            for ticket in (*self._deciding, *self._waiting):
+                if ticket.queued <= latest:
+                    ticket.answer(DatabaseUnavailable())
 
     async def drain(self) -> None:
         """Wait until every settlement so far is in the database, then take this worker off the list.
@@ -183,6 +212,7 @@ class Ledger:
         batch = Batch(self._worker.id, [ticket.application for ticket in tickets], settlements, doubtful)
         started = trio.current_time()
         self._writing = True
+        self._deciding = tickets
         try:
             decisions = await self._commit(batch)
         except DatabaseError as error:
@@ -191,11 +221,11 @@ class Ledger:
             return
         finally:
             self._writing = False
+            self._deciding = []
         self._away = False
         self._observer.observe_transaction(trio.current_time() - started, len(tickets), len(settlements))
         for ticket, decision in zip(tickets, decisions, strict=True):
-            ticket.decide(decision)
-            if ticket.abandoned and isinstance(decision, Grant):
+            if not ticket.answer(decision) and isinstance(decision, Grant):
                 self.settle(decision, Result(outcome="void"))
 
     async def _commit(self, batch: Batch) -> list[Grant | ProxyError]:
@@ -209,7 +239,7 @@ class Ledger:
         tickets: list[_Ticket] = []
         while self._waiting and len(tickets) < MAX_BATCH:
             ticket = self._waiting.popleft()
-            if not ticket.abandoned:
+            if not ticket.answered:
                 tickets.append(ticket)
         return tickets
 
@@ -220,7 +250,7 @@ class Ledger:
         keep = self._doubtful if batch.doubtful or unknown else self._unsettled
         keep.extendleft(reversed(batch.settlements))
         for ticket in tickets:
-            ticket.decide(DatabaseUnavailable())
+            ticket.answer(DatabaseUnavailable())
             if unknown:
                 self._uncertain.append(ticket.application.id)
 
@@ -239,7 +269,7 @@ class Ledger:
 
     def _refuse_waiting(self) -> None:
         while self._waiting:
-            self._waiting.popleft().decide(DatabaseUnavailable())
+            self._waiting.popleft().answer(DatabaseUnavailable())
 
     async def _tend(self) -> None:
         """Send the heartbeat when it is due, and settle what dead workers have left."""

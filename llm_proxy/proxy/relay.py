@@ -103,6 +103,7 @@ class Relay:
         grant = await self.ledger.admit(application)
         inbound.admitted = True
         exchange = Exchange(inbound, send)
+        self.metrics.upstream_started(grant.provider)
         try:
             provider = self.providers.by_name[grant.provider]
             api_key = self.keyring.open(grant.sealed_key, grant.reservation.project_id)
@@ -121,6 +122,7 @@ class Relay:
             self._settle(inbound, grant, exchange)
 
     def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange) -> None:
+        self.metrics.upstream_ended(grant.provider)
         result = exchange.result()
         self.ledger.settle(grant, result)
         first_byte = None if result.first_byte_us is None else result.first_byte_us / 1e6
