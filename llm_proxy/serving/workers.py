@@ -1,0 +1,267 @@
+"""Processes: the signals that end one, and a supervisor that keeps several running."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+import attrs
+import trio
+
+from llm_proxy.serving.asgi import Address, Application
+from llm_proxy.serving.config import ServeConfig
+from llm_proxy.serving.server import LifespanFailed, serve
+
+STEADY: Final = 5.0
+"""Seconds after which a worker counts as having started well."""
+FIRST_DELAY: Final = 0.1
+LONGEST_DELAY: Final = 30.0
+ATTEMPTS: Final = 3
+"""Starts that each worker gets, as long as none has ever been steady, before the supervisor gives up."""
+_KILL_MARGIN: Final = 5.0
+_OURS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
+_WELL: Final = frozenset({0, -signal.SIGTERM})
+
+
+async def serve_until_signal(
+    app: Application,
+    config: ServeConfig,
+    *,
+    on_drain: Callable[[], None] | None = None,
+    task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` until SIGTERM or SIGINT, then drain; a second SIGINT ends everything at once.
+
+    A SIGINT that the process was started to ignore is ignored, as the workers of a supervisor do: Ctrl-C in a terminal
+    reaches them too, but it is their parent that decides.
+
+    Raises:
+        LifespanFailed, OSError: as `serve`.
+    """
+    stop = trio.Event()
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        numbers.append(signal.SIGINT)
+    with trio.open_signal_receiver(*numbers) as signals, trio.CancelScope() as serving:
+
+        async def listen() -> None:
+            async for number in signals:
+                if stop.is_set() and number == signal.SIGINT:
+                    serving.cancel()
+                stop.set()
+
+        failure: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            try:
+                await serve(app, config, stop=stop, on_drain=on_drain, task_status=task_status)
+            except (LifespanFailed, OSError) as error:
+                failure = error
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+
+
+def supervise(
+    worker_main: Callable[[Sequence[socket.socket]], None],
+    sockets: Sequence[socket.socket],
+    *,
+    workers: int,
+    shutdown_grace: float,
+    report: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),  # noqa: T201
+) -> int:
+    """Run `worker_main(sockets)` in `workers` child processes until SIGTERM or SIGINT; return an exit status.
+
+    Call it from the main thread, before any other thread exists. The children are forks that share the listening
+    sockets. One that ends without having been asked to is replaced, after a pause that doubles from 0.1 to 30 s while
+    it keeps failing. SIGTERM and the first SIGINT are handed to the children as SIGTERM; those that are still there
+    five seconds after `shutdown_grace`, or at a second SIGINT, are killed. Should the supervisor itself be killed, its
+    children drain and end.
+
+    Args:
+        worker_main: serves on the sockets until SIGTERM; what it raises is printed and makes the child's status 1.
+        sockets: bound sockets; they are closed here when the shutdown begins.
+        workers: how many processes.
+        shutdown_grace: what the workers were given as `ServeConfig.shutdown_grace`, in seconds.
+        report: is told in one line of each worker that died.
+
+    Returns:
+        0 when all workers ended well after a signal, 1 when one did not or when none could ever be started.
+    """
+    return _Supervisor(worker_main, sockets, workers, shutdown_grace, report).run()
+
+
+@attrs.define
+class _Slot:
+    """A place for one worker: its process while there is one, else when to start the next."""
+
+    pid: int | None = None
+    started: float = 0.0
+    next_start: float = 0.0
+    delay: float = FIRST_DELAY
+
+
+class _Supervisor:
+    def __init__(
+        self,
+        worker_main: Callable[[Sequence[socket.socket]], None],
+        sockets: Sequence[socket.socket],
+        workers: int,
+        shutdown_grace: float,
+        report: Callable[[str], None],
+    ) -> None:
+        self._worker_main = worker_main
+        self._sockets = sockets
+        self._shutdown_grace = shutdown_grace
+        self._report = report
+        self._slots = [_Slot() for _ in range(workers)]
+        self._failures = 0
+        self._ever_steady = False
+        self._ended_well = True
+        self._kill_at: float | None = None
+        self._lifeline = os.pipe()
+
+    def run(self) -> int:
+        with _signals() as (wakeup, received):
+            while True:
+                now = time.monotonic()
+                self._reap(now)
+                self._obey(received, now)
+                if self._kill_at is None:
+                    if not self._ever_steady and self._failures >= ATTEMPTS * len(self._slots):
+                        self._report("no worker could be started")
+                        self._ended_well = False
+                        self._stop(now)
+                    self._start(now)
+                elif not any(slot.pid for slot in self._slots):
+                    break
+                elif now >= self._kill_at:
+                    self._send(signal.SIGKILL)
+                select.select([wakeup], [], [], self._patience(now))
+                with contextlib.suppress(BlockingIOError):
+                    wakeup.recv(4096)
+        for end in self._lifeline:
+            os.close(end)
+        return 0 if self._ended_well else 1
+
+    def _patience(self, now: float) -> float | None:
+        """Return for how many seconds nothing has to be done."""
+        if self._kill_at is not None:
+            return max(0.0, self._kill_at - now) if self._kill_at > now else None
+        moments = [slot.next_start for slot in self._slots if slot.pid is None]
+        if not self._ever_steady:
+            moments += [slot.started + STEADY for slot in self._slots if slot.pid]
+        return max(0.0, min(moments) - now) if moments else None
+
+    def _obey(self, received: list[int], now: float) -> None:
+        while received:
+            number = received.pop(0)
+            if number in {signal.SIGTERM, signal.SIGINT}:
+                if self._kill_at is None:
+                    self._stop(now)
+                elif number == signal.SIGINT:
+                    self._kill_at = now
+
+    def _stop(self, now: float) -> None:
+        self._kill_at = now + self._shutdown_grace + _KILL_MARGIN
+        self._send(signal.SIGTERM)
+        for sock in self._sockets:  # else the kernel goes on taking connections that no worker will accept
+            sock.close()
+
+    def _send(self, number: int) -> None:
+        for slot in self._slots:
+            if slot.pid is not None:
+                os.kill(slot.pid, number)
+
+    def _reap(self, now: float) -> None:
+        for slot in self._slots:
+            if slot.pid is None:
+                continue
+            pid, status = os.waitpid(slot.pid, os.WNOHANG)
+            steady = now - slot.started >= STEADY
+            self._ever_steady = self._ever_steady or steady
+            if pid:
+                self._bury(slot, os.waitstatus_to_exitcode(status), now, steady=steady)
+
+    def _bury(self, slot: _Slot, code: int, now: float, *, steady: bool) -> None:
+        pid, slot.pid = slot.pid, None
+        if self._kill_at is not None:
+            self._ended_well = self._ended_well and code in _WELL
+            return
+        self._failures += 1
+        delay = FIRST_DELAY if steady else slot.delay
+        slot.next_start = now + delay
+        slot.delay = min(2 * delay, LONGEST_DELAY)
+        cause = f"with status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+        self._report(f"worker {pid} ended {cause}; another one starts in {delay:g} s")
+
+    def _start(self, now: float) -> None:
+        for slot in self._slots:
+            if slot.pid is None and slot.next_start <= now:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                # A signal between the fork and the child's own handlers would be lost in this process's handlers.
+                former = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
+                pid = os.fork()
+                if pid == 0:
+                    self._be_worker(former)
+                signal.pthread_sigmask(signal.SIG_SETMASK, former)
+                slot.pid, slot.started = pid, now
+
+    def _be_worker(self, signal_mask: Iterable[int]) -> None:
+        """Become a worker in the new process; never returns."""
+        code = 1
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            for number in (signal.SIGTERM, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
+            lifeline, parents_end = self._lifeline
+            os.close(parents_end)
+            threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
+            self._worker_main(self._sockets)
+            code = 0
+        except SystemExit as exit_:
+            code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+        except BaseException:  # noqa: BLE001 - the parent's stack must not be unwound in the child
+            traceback.print_exc()
+        finally:
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
+                sys.stderr.flush()
+            os._exit(code)
+
+
+def _end_with_parent(lifeline: int) -> None:
+    """Wait for the end of the parent, which holds the other end of this pipe, and ask this process to end as well."""
+    os.read(lifeline, 1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[tuple[socket.socket, list[int]]]:
+    """Collect the signals that concern a supervisor; the socket becomes readable when there are some."""
+    received: list[int] = []
+    wakeup, sender = socket.socketpair()
+    for end in (wakeup, sender):
+        end.settimeout(0)
+    former = {number: signal.signal(number, lambda number, _: received.append(number)) for number in _OURS}
+    former_fd = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
+    try:
+        yield wakeup, received
+    finally:
+        signal.set_wakeup_fd(former_fd)
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        wakeup.close()
+        sender.close()
