@@ -110,7 +110,7 @@ class _File:
         apis = top["apis"]
         members = self.document.members(apis.value, apis.place)
         self.names = list(members)
-        if not members:
+        if apis.value.value == []:
             self.document.report(apis.key, "apis holds no provider; name at least one")
         self._read_default(top.get("default_api"), apis)
         providers = {name: self._provider(member) for name, member in members.items()}

@@ -24,7 +24,7 @@ _PIECE = 65536
 #: Most bytes that a body may inflate to, and how many times its own length once it is past `_FREE`.
 _MOST = 256 * 1024 * 1024
 _RATIO = 100
-_FREE = 1024 * 1024
+_FREE = 4 * 1024 * 1024
 
 _GZIP_MAGIC = b"\x1f\x8b"
 _GZIP = 16 + zlib.MAX_WBITS
