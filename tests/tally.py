@@ -17,7 +17,7 @@ _OUTCOMES = ("passed", "skipped", "failed")
 _PROPERTY = "database"
 
 
-@define
+@define(eq=False)
 class Tally:
     """Counts tests per database; a test that is about two of them counts for both."""
 
