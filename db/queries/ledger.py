@@ -177,6 +177,12 @@ def list_workers(connection: Connection) -> list[Worker]:
     return [Worker(*row) for row in rows]
 
 
+def find_reservations(connection: Connection) -> list[Reservation]:
+    """All open reservations, the oldest first."""
+    rows = connection.execute(select(*columns(in_flight, Reservation)).order_by(in_flight.c.id))
+    return [Reservation(*row) for row in rows]
+
+
 def find_orphans(connection: Connection, now: datetime, dead_after: timedelta, limit: int) -> list[str]:
     """Reservations (ids, oldest first) whose worker has not been seen for `dead_after`; locks nothing."""
     live = list(connection.scalars(select(workers.c.id).where(workers.c.seen_at >= now - dead_after)))

@@ -1,0 +1,280 @@
+"""The writer under concurrency, cancellation and outage.
+
+SQLite stands for every database here: the statements have their own tests on all four.
+"""
+# ruff: noqa: ASYNC110 (the tests look at the ledger from outside, where there is no event to wait for)
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from attrs import define, field
+from sqlalchemy import select
+
+from db import dsn
+from db.database import Database, open_database
+from db.errors import CommitUnknown, Unavailable
+from db.options import Options
+from db.queries import ledger as books
+from db.queries import projects, tokens
+from db.records import Token, Worker
+from db.schema import in_flight, metadata, requests
+from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded
+from llm_proxy.identifiers import new_id, request_id
+from llm_proxy.ledger import Application, Grant, Ledger, Result
+from llm_proxy.ledger import writer as writer_module
+from tests.db.queries.books import a_project, a_token
+
+
+@define
+class Faulty:
+    """A database whose writes can be made to fail or to hang, before or after the commit."""
+
+    real: Database
+    before: Callable[[], Exception | None] = lambda: None
+    after: Callable[[], Exception | None] = lambda: None
+    gate: trio.Event | None = None
+    writes: int = 0
+
+    async def read(self, fn: Callable[..., Any], *args: Any) -> Any:
+        return await self.real.read(fn, *args)
+
+    async def write(self, fn: Callable[..., Any], *args: Any) -> Any:
+        self.writes += 1
+        if self.gate is not None:
+            await self.gate.wait()
+        if error := self.before():
+            raise error
+        result = await self.real.write(fn, *args)
+        if error := self.after():
+            raise error
+        return result
+
+
+@define
+class Observed:
+    transactions: list[tuple[int, int]] = field(factory=list)
+
+    def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None:
+        assert seconds >= 0
+        self.transactions.append((admitted, settled))
+
+
+@define
+class Scene:
+    database: Faulty
+    ledger: Ledger
+    observed: Observed
+    token: Token
+
+    def apply(self) -> Application:
+        return Application(request_id(), self.token.digest, None, "POST", "/v1/x", lambda _name: None)
+
+    async def admit(self) -> Grant:
+        return await self.ledger.admit(self.apply())
+
+    async def settled(self) -> None:
+        while self.ledger.unsettled or self.ledger.waiting or self.database.writes == 0:
+            await trio.sleep(0.005)
+        await trio.sleep(0.02)
+
+    async def outcomes(self) -> tuple[int, dict[str, int]]:
+        def read(connection: Any) -> tuple[int, dict[str, int]]:
+            found = Counter(connection.scalars(select(requests.c.outcome)))
+            return len(connection.execute(select(in_flight.c.id)).all()), dict(found)
+
+        return await self.database.real.read(read)
+
+    async def count(self) -> int:
+        token = await self.database.real.read(tokens.get, self.token.id)
+        assert token is not None
+        return token.request_count
+
+    async def balances(self) -> bool:
+        return await self.database.real.read(books.verify) == []
+
+
+@asynccontextmanager
+async def scene(path: Path, **limits: Any) -> AsyncIterator[Scene]:
+    async with open_database(dsn.parse("sqlite", None, str(path)), Options()) as real:
+        await real.write(metadata.create_all)
+        project = a_project()
+        token = a_token(project.id, **limits)
+        await real.write(projects.create, project)
+        await real.write(tokens.create, token)
+        now = datetime.now(UTC)
+        database, observed = Faulty(real), Observed()
+        worker = Worker(new_id(), "here", 1, "0", now, now)
+        ledger = Ledger(database, worker, observed, exclusive=True)  # type: ignore[arg-type]
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ledger.run)
+            # The heartbeat of the start, that of the first round, and its look for dead workers.
+            while database.writes < 3:
+                await trio.sleep(0.001)
+            yield Scene(database, ledger, observed, token)
+            with trio.fail_after(5):
+                await ledger.drain()
+            nursery.cancel_scope.cancel()
+        assert await real.read(books.verify) == []
+        assert await real.read(books.list_workers) == []
+        assert real.checked_out == 0
+
+
+@pytest.fixture(autouse=True)
+def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "RETRY_INTERVAL", 0.02)
+    monkeypatch.setattr(writer_module, "ADMISSION_DEADLINE", 0.1)
+
+
+async def test_many_at_once_share_transactions(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+
+        async def one() -> None:
+            stage.ledger.settle(await stage.admit(), Result(outcome="ok", status=200))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(200):
+                nursery.start_soon(one)
+        await stage.settled()
+        assert await stage.outcomes() == (0, {"ok": 200})
+        assert await stage.count() == 200
+        assert sum(admitted for admitted, _ in stage.observed.transactions) == 200
+        assert len(stage.observed.transactions) < 40
+
+
+async def test_the_limit_holds_for_many_at_once(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db", max_requests=50) as stage:
+        refused = 0
+
+        async def one() -> None:
+            nonlocal refused
+            try:
+                stage.ledger.settle(await stage.admit(), Result(outcome="ok", status=200))
+            except RequestLimitExceeded:
+                refused += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(120):
+                nursery.start_soon(one)
+        await stage.settled()
+        assert (refused, await stage.count()) == (70, 50)
+
+
+async def test_cancelled_while_its_transaction_runs_is_void(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        stage.database.gate = trio.Event()
+        with trio.move_on_after(0.02):
+            await stage.admit()
+        stage.database.gate.set()
+        stage.database.gate = None
+        await stage.settled()
+        assert await stage.outcomes() == (0, {"void": 1})
+        assert await stage.count() == 0
+
+
+async def test_cancelled_in_the_queue_never_reaches_the_database(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        stage.database.gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+
+            async def ahead() -> None:
+                stage.ledger.settle(await stage.admit(), Result(outcome="ok"))
+
+            nursery.start_soon(ahead)
+            await trio.sleep(0.01)
+            with trio.move_on_after(0.01):
+                await stage.admit()
+            stage.database.gate.set()
+            stage.database.gate = None
+        await stage.settled()
+        assert await stage.outcomes() == (0, {"ok": 1})
+
+
+async def test_a_hanging_database_is_unavailable_and_what_it_grants_later_is_given_back(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        stage.database.gate = trio.Event()
+        with pytest.raises(DatabaseUnavailable):
+            await stage.admit()
+        stage.database.gate.set()
+        stage.database.gate = None
+        await stage.settled()
+        assert await stage.outcomes() == (0, {"void": 1})
+        assert await stage.count() == 0
+
+
+async def test_while_the_database_is_away_settlements_are_kept(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        grants = [await stage.admit() for _ in range(3)]
+        stage.database.before = lambda: Unavailable("away")
+        for grant in grants:
+            stage.ledger.settle(grant, Result(outcome="ok", status=200))
+        await trio.sleep(0.01)
+        with pytest.raises(DatabaseUnavailable) as refused:
+            await stage.admit()
+        assert refused.value.retry_after is not None
+        assert not stage.ledger.alive
+        assert stage.ledger.unsettled == 3
+        stage.database.before = lambda: None
+        await stage.settled()
+        assert stage.ledger.alive
+        assert await stage.outcomes() == (0, {"ok": 3})
+        stage.ledger.settle(await stage.admit(), Result(outcome="ok", status=200))
+
+
+@pytest.mark.parametrize("committed", [True, False])
+async def test_a_commit_of_unknown_fate_is_charged_to_nobody(tmp_path: Path, *, committed: bool) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        grant = await stage.admit()
+        stage.ledger.settle(grant, Result(outcome="ok", status=200))
+        failures: list[Exception | None] = [CommitUnknown("lost")]
+
+        def fail_once() -> Exception | None:
+            return failures.pop() if failures else None
+
+        if committed:
+            stage.database.after = fail_once
+        else:
+            stage.database.before = fail_once
+        with pytest.raises(DatabaseUnavailable):
+            await stage.admit()
+        await stage.settled()
+        open_rows, outcomes = await stage.outcomes()
+        assert open_rows == 0
+        assert outcomes["ok"] == 1
+        assert await stage.count() == 1
+
+
+async def test_a_settlement_whose_reservation_was_swept_replaces_unknown(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        grant = await stage.admit()
+        await stage.database.real.write(books.sweep, [grant.reservation.id], datetime.now(UTC))
+        assert await stage.outcomes() == (0, {"unknown": 1})
+        stage.ledger.settle(grant, Result(outcome="ok", status=200))
+        await stage.settled()
+        assert await stage.outcomes() == (0, {"ok": 1})
+
+
+async def test_the_next_start_sweeps_what_a_dead_worker_left(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    with trio.CancelScope() as death:
+        async with scene(path) as stage:
+            await stage.admit()
+            death.cancel()
+            await trio.sleep_forever()
+    async with open_database(dsn.parse("sqlite", None, str(path)), Options()) as real:
+        now = datetime.now(UTC)
+        ledger = Ledger(real, Worker(new_id(), "here", 2, "0", now, now), Observed(), exclusive=True)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(ledger.run)
+            with trio.fail_after(5):
+                while await real.read(books.find_reservations):
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        assert await real.read(books.verify) == []
