@@ -154,7 +154,7 @@ class Database:
         try:
             with self._backend.migrating(deadline) as connection:
                 yield connection
-        except SQLAlchemyError as error:
+        except (DBAPIError, PoolTimeout) as error:
             raise self._error(self._failure(error), write=True) from error
 
     @property

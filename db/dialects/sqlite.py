@@ -98,14 +98,15 @@ class SqliteBackend:
         (sqlite.org, "Making Other Kinds Of Table Schema Changes"); inside a transaction that cannot be switched.
         """
         with self.write.connect() as connection:
-            connection.exec_driver_sql("PRAGMA foreign_keys = OFF")
+            raw = connection.connection.driver_connection
+            raw.execute("PRAGMA foreign_keys = OFF")
             try:
                 with connection.begin():
                     yield connection
                     if connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
                         raise SchemaMismatch(f"{self._target}: rows refer to others that do not exist")
             finally:
-                connection.exec_driver_sql("PRAGMA foreign_keys = ON")
+                raw.execute("PRAGMA foreign_keys = ON")
 
     def facts(self, connection: Connection) -> Facts:
         """What the library says about itself."""

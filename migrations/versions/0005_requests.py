@@ -1,0 +1,72 @@
+"""The ledger: settled requests.
+
+Revision ID: 0005
+Revises: 0004
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import mysql, postgresql
+from sqlalchemy.types import TypeEngine
+
+revision = "0005"
+down_revision: str | None = "0004"
+branch_labels = None
+depends_on = None
+
+ID: TypeEngine[str] = (
+    sa.String(36)
+    .with_variant(postgresql.VARCHAR(36, collation="C"), "postgresql")
+    .with_variant(mysql.VARCHAR(36, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
+)
+CODE: TypeEngine[str] = (
+    sa.String(64)
+    .with_variant(postgresql.VARCHAR(64, collation="C"), "postgresql")
+    .with_variant(mysql.VARCHAR(64, charset="ascii", collation="ascii_bin"), "mysql", "mariadb")
+)
+NAME: TypeEngine[str] = (
+    sa.String(255)
+    .with_variant(postgresql.VARCHAR(255, collation="C"), "postgresql")
+    .with_variant(mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
+)
+TEXT: TypeEngine[str] = sa.Text().with_variant(
+    mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
+)
+MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+
+def upgrade() -> None:
+    op.create_table(
+        "requests",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("worker_id", ID, nullable=False),
+        sa.Column("token_id", ID, nullable=False),
+        sa.Column("project_id", ID, nullable=False),
+        sa.Column("provider", CODE, nullable=False),
+        sa.Column("method", CODE, nullable=False),
+        sa.Column("path", TEXT, nullable=False),
+        sa.Column("outcome", CODE, nullable=False),
+        sa.Column("status", sa.SmallInteger(), nullable=True),
+        sa.Column("model", NAME, nullable=False),
+        sa.Column("streamed", sa.Boolean(), nullable=False),
+        sa.Column("admitted_at", MOMENT, nullable=False),
+        sa.Column("settled_at", MOMENT, nullable=False),
+        sa.Column("first_byte_us", sa.BigInteger(), nullable=True),
+        sa.Column("duration_us", sa.BigInteger(), nullable=True),
+        sa.Column("request_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("response_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("input_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("output_tokens", sa.BigInteger(), nullable=True),
+        sa.Column("cached_tokens", sa.BigInteger(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name="pk_requests"),
+        mysql_engine="InnoDB",
+        mysql_default_charset="utf8mb4",
+    )
+    op.create_index("ix_requests_project_id_id", "requests", ["project_id", "id"])
+    op.create_index("ix_requests_token_id_id", "requests", ["token_id", "id"])
+
+
+def downgrade() -> None:
+    op.drop_table("requests")
