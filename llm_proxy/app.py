@@ -16,6 +16,7 @@ from llm_proxy import log, manage
 from llm_proxy.asgi import RequestConnection
 from llm_proxy.services import open_services
 from llm_proxy.settings import Settings
+from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -108,6 +109,22 @@ def create_app(settings: Settings | None = None, request_log: Log | None = None)
             secrets=(settings.management_token, settings.encryption_key, settings.database_url),
         )
     return LLMProxy(settings, request_log)
+
+
+def _context(services: Services) -> manage.Context:
+    settings = services.settings
+    return manage.Context(
+        database=services.database,
+        keyring=services.keyring,
+        # An empty token opens nothing: the settings demand one wherever the control plane is to be used.
+        management_token=settings.management_token or "",
+        providers=tuple(services.providers.by_name),
+        default_provider=services.providers.default.name,
+        version=VERSION,
+        metrics=services.metrics,
+        metrics_path=settings.metrics_path if settings.enable_metrics else None,
+        not_ready=services.not_ready,
+    )
 
 
 def _words(error: BaseException) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from quart_trio.asgi import TrioASGIHTTPConnection
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from hypercorn.typing import HTTPScope
 
     from llm_proxy.app import LLMProxy
 
@@ -25,6 +27,6 @@ class RequestConnection:
         relay = self._app.services.relay
         route = relay.route(self._scope["raw_path"])
         if route is None:
-            await TrioASGIHTTPConnection(self._app, self._scope)(receive, send)
+            await TrioASGIHTTPConnection(self._app, cast("HTTPScope", self._scope))(receive, send)
         else:
             await relay(route, self._scope, receive, send)

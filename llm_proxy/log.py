@@ -32,7 +32,7 @@ Form = Literal["json", "text"]
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 # Libraries whose chatter says nothing to an operator, or says too much: SQLAlchemy prints bound values.
-_QUIET: Final = ("hypercorn.access", "httpx", "httpcore", "sqlalchemy", "hpack")
+_QUIET: Final = ("alembic", "hypercorn.access", "httpx", "httpcore", "sqlalchemy", "hpack")
 
 _FAILURES: Final = frozenset({"upstream_error", "upstream_timeout", "proxy_error", "unknown"})
 # Fields of a request's line that others choose; all else comes from us.
