@@ -172,6 +172,8 @@ class RequestReader:
         try:
             self._parse(head)
         except httptools.HttpParserUpgrade:
+            # llhttp takes an upgrade for granted and stops behind the head, whose body would then be read as a request.
+            self.head, self.complete, self._refusal = None, False, None
             self._parser = httptools.HttpRequestParser(self)
             self._parse(_UPGRADE.sub(b"", head))
         if self._refusal is not None:
@@ -189,20 +191,21 @@ class RequestReader:
                 self._remaining = 0
                 self._parse(data)
             return
-        while data:
-            # Four bytes at most are looked at twice, so that an end that was cut in two is found.
-            end = (self._tail + data).find(b"\r\n\r\n") + 4 - len(self._tail)
-            piece, data = (data[:end], data[end:]) if end > 0 else (data, b"")
-            self._tail = (self._tail + piece)[-3:]
-            self._overhead += len(piece)
-            self._parse(piece)
+        # The last bytes that were fed are looked at again, for an end that was cut in two.
+        window, fed = self._tail + data, len(self._tail)
+        view = memoryview(window)
+        while fed < len(window) and not self.complete:
+            end = _end_of_chunks(window, max(0, fed - 3))
+            self._overhead += end - fed
+            self._parse(view[fed:end])
+            fed = end
             if self._overhead > _CHUNK_OVERHEAD:
                 raise Refusal(400, "The chunked body is mostly chunk extensions or trailers.")
-            if self.complete:
-                self._pending = data
-                return
+        self._tail = window[max(0, fed - 4) : fed]
+        if self.complete:
+            self._pending = window[fed:]
 
-    def _parse(self, data: bytes) -> None:
+    def _parse(self, data: bytes | memoryview) -> None:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserInvalidMethodError as error:
@@ -289,3 +292,17 @@ def _judge_coding(head: Head, coding: bytes) -> None:
     if coding.lower() != b"chunked":
         raise Refusal(501, "The only transfer coding that is known here is 'chunked'.")
     head.content_length = None
+
+
+def _end_of_chunks(data: bytes, start: int) -> int:
+    """Return the first place behind `start` where a chunked body may end: behind an empty line and a line that is not.
+
+    Without one, that is the end of `data`.
+    """
+    while True:
+        found = data.find(b"\r\n\r\n", start)
+        if found < 0:
+            return len(data)
+        if found > 0 and data[found - 1] not in b"\r\n":
+            return found + 4
+        start = found + 2

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from attrs import Factory, define
+
+from llm_proxy.serving.asgi import Application
+from llm_proxy.serving.config import ServeConfig
+from llm_proxy.serving.http1 import Http1Connection
+from llm_proxy.serving.traffic import Site
+from llm_proxy.serving.transport import SocketTransport
+from tests.serving.answers import Answer, read_answers
+
+
+@define
+class Peer:
+    """The client's end of a connection that the server serves in this process.
+
+    Attributes:
+        socket: the client's socket, non-blocking.
+        got: what the server has sent so far.
+        closed: the server has ended the connection; `reset` when it did so with a reset.
+        reports: the exceptions that the server has reported.
+    """
+
+    socket: socket.socket
+    connection: Http1Connection
+    reports: list[BaseException] = Factory(list)
+    got: bytes = b""
+    closed: bool = False
+    reset: bool = False
+
+    async def settle(self) -> bytes:
+        """Let the server do all it can without waiting for time or for us; return everything it has sent."""
+        await trio.testing.wait_all_tasks_blocked()
+        while not self.closed:
+            try:
+                data = self.socket.recv(65536)
+            except BlockingIOError:
+                break
+            except ConnectionResetError:
+                self.closed = self.reset = True
+                break
+            self.closed = not data
+            self.got += data
+            await trio.testing.wait_all_tasks_blocked()
+        return self.got
+
+    async def say(self, data: bytes, *, bytewise: bool = False) -> bytes:
+        """Send in one piece or byte by byte, each after the server has dealt with the one before.
+
+        What is long goes in small pieces instead of bytes.
+        """
+        step = len(data) if not bytewise else 1 if len(data) < LONG else 97
+        for piece in [data[i : i + step] for i in range(0, len(data), step)]:
+            try:
+                self.socket.sendall(piece)
+            except (BrokenPipeError, ConnectionResetError):
+                break
+            await trio.testing.wait_all_tasks_blocked()
+        return await self.settle()
+
+    def answers(self, *methods: str) -> list[Answer]:
+        return read_answers(self.got, methods)
+
+
+LONG = 5000
+Connect = Callable[..., Peer]
+
+
+@pytest.fixture
+async def connect(nursery: trio.Nursery) -> AsyncIterator[Connect]:
+    """Connect to an application by a socket pair; keywords are fields of `ServeConfig`, and `tcp=True`."""
+    peers = []
+
+    def make(app: Application, *, tcp: bool = False, **fields: Any) -> Peer:
+        ours, theirs = tcp_pair() if tcp else socket.socketpair()
+        ours.settimeout(0)
+        reports: list[BaseException] = []
+        site = Site(app, ServeConfig(report=reports.append, **fields), {})
+        transport = SocketTransport(theirs, site.config.write_timeout)
+        peer = Peer(ours, Http1Connection(site, transport, transport), reports)
+        peers.append(peer)
+
+        async def run() -> None:
+            with site.traffic.connection(peer.connection):
+                await peer.connection.run()
+
+        nursery.start_soon(run)
+        return peer
+
+    yield make
+    for peer in peers:
+        peer.connection.transport.close()
+        peer.socket.close()
+
+
+def tcp_pair() -> tuple[socket.socket, socket.socket]:
+    """Two ends of a TCP connection on loopback, with small buffers."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.getsockname())
+        return client, listener.accept()[0]
