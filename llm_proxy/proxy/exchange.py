@@ -101,15 +101,23 @@ class Exchange:
         await send({"type": "http.response.start", "status": status, "headers": head})
         self.started = True
         self.status = status
-        while data := await response.receive():
-            if self.first_byte is None:
-                self.first_byte = trio.current_time()
-            self.meter.feed(data)
-            self.relayed += len(data)
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-        self.outcome = "ok"
-        response.close()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        if not response.ready:
+            # Servers hold the head back until there is a body to go with it; a slow one must not delay it.
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
+        more = True
+        while more:
+            data = await response.receive()
+            if data:
+                if self.first_byte is None:
+                    self.first_byte = trio.current_time()
+                self.meter.feed(data)
+                self.relayed += len(data)
+            if response.ended or not data:
+                # All of it is here: the client may leave as soon as it has the last piece, and that is no failure.
+                more = False
+                self.outcome = "ok"
+                response.close()
+            await send({"type": "http.response.body", "body": data, "more_body": more})
 
     def _fail(self, error: ProxyError, outcome: Outcome) -> None:
         self.outcome = outcome

@@ -73,6 +73,11 @@ class Connection:
         parser = self.parser
         return parser.complete and parser.reusable and self.request_done and self._failure is None
 
+    @property
+    def is_ready(self) -> bool:
+        """Would `receive` return without waiting?"""
+        return bool(self.parser.pieces) or self.parser.complete
+
     def is_quiet(self) -> bool:
         """Is the idle connection still there, with nothing to read on it?"""
         return self._wire.is_quiet()

@@ -52,6 +52,14 @@ class UpstreamResponse(Protocol):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Header fields in order: names in lower case, values exact, hop-by-hop fields included."""
 
+    @property
+    def ready(self) -> bool:
+        """Would `receive` return without waiting?"""
+
+    @property
+    def ended(self) -> bool:
+        """After a piece was received: was it the last one, as far as is known without waiting?"""
+
     async def receive(self) -> bytes:
         """Wait for the next piece of the body; empty at the clean end.
 

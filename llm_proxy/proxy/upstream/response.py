@@ -38,6 +38,10 @@ class PooledConnection(Protocol):
     def is_reusable(self) -> bool:
         """Has the exchange ended cleanly on both sides, with the connection fit for the next?"""
 
+    @property
+    def is_ready(self) -> bool:
+        """Would `receive` return without waiting?"""
+
     def is_quiet(self) -> bool:
         """Is the idle connection still there, with nothing to read on it?"""
 
@@ -76,6 +80,16 @@ class PooledResponse:
     def sent_any(self) -> bool:
         """A response always comes after a byte of its request."""
         return True
+
+    @property
+    def ready(self) -> bool:
+        """Would `receive` return without waiting?"""
+        return self._connection is None or self._connection.is_ready
+
+    @property
+    def ended(self) -> bool:
+        """After a piece was received: was it the last one, as far as is known without waiting?"""
+        return self._connection is not None and self._connection.is_reusable
 
     async def receive(self) -> bytes:
         """Wait for the next piece of the body; empty at the clean end. A checkpoint only where it has to wait.

@@ -144,6 +144,11 @@ class HttpxConnection:
             return False
         return self._network.is_http2 or self._network.witness.reusable
 
+    @property
+    def is_ready(self) -> bool:
+        """Would `receive` return without waiting? It cannot be told."""
+        return False
+
     def is_quiet(self) -> bool:
         """Is the idle connection still there, with nothing to read on it?"""
         return self._network.is_quiet()
