@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -48,6 +49,13 @@ def record(fields: Mapping[str, object]) -> str:
 def print_json(value: Any) -> None:
     """Print a value as JSON for programs."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def moment(text: str | None) -> str | None:
+    """Show a moment of the management API to the second, in UTC."""
+    if text is None:
+        return None
+    return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def printable(text: str) -> str:

@@ -1,0 +1,99 @@
+"""`llm-proxy db`: the database as the proxy sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from db import migrate
+from db.database import ServerFacts
+from db.migrate import Status
+from db.options import Options
+from llm_proxy.cli.configuration import database_options, load_settings
+from llm_proxy.cli.database import open_existing
+from llm_proxy.cli.failures import ERROR
+from llm_proxy.cli.output import print_json, record
+from llm_proxy.cli.program import Group
+from llm_proxy.settings import Settings
+
+#: Seconds by which the clocks may differ before it is worth a word: a token's expiry is judged by the worker's.
+_NOTABLE_SKEW = 1.0
+
+
+@click.group(cls=Group)
+def command() -> None:
+    """Look after the database."""
+
+
+@command.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@database_options
+@click.pass_context
+def check(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
+    """Connect, and show the server's version, TLS, schema, pool against its limit, and clock.
+
+    Exits 1 when the schema is not at head or the pool does not fit.
+    """
+    settings = load_settings(config, db)
+    with open_existing(settings) as database:
+        facts = database.read_now(database.describe)
+        schema = database.read_now(migrate.status)
+        where, options = str(database.target), database.options
+    skew = facts.clock_skew.total_seconds()
+    wanted = options.pool_size * settings.workers
+    complaints = list(_complaints(facts, schema, wanted, skew))
+    if as_json:
+        print_json(
+            {
+                "database": where,
+                "version": facts.version,
+                "tls": facts.tls,
+                "revision": schema.current,
+                "head": schema.head,
+                "pool_size": options.pool_size,
+                "workers": settings.workers,
+                "max_connections": facts.max_connections,
+                "clock_skew_seconds": skew,
+                "complaints": complaints,
+            }
+        )
+    else:
+        click.echo(record(_words(where, facts, schema, options, settings) | {"clock": _clock(skew)}))
+        for complaint in complaints:
+            click.echo(f"{click.style('problem:', fg='yellow', bold=True)} {complaint}", err=True)
+    if complaints:
+        context.exit(ERROR)
+
+
+def _words(where: str, facts: ServerFacts, schema: Status, options: Options, settings: Settings) -> dict[str, object]:
+    pool = f"{options.pool_size} connections per worker, {settings.workers} worker{'s' * (settings.workers > 1)}"
+    limit = "" if facts.max_connections is None else f"; the server takes {facts.max_connections}"
+    state = "at head" if schema.at_head else f"{len(schema.pending)} revisions behind {schema.head}"
+    tls = {} if settings.db_driver == "sqlite" else {"TLS": facts.tls or "none"}
+    return {
+        "database": where,
+        "version": facts.version,
+        **tls,
+        "schema": f"{schema.current or 'empty'} ({state})",
+        "pool": pool + limit,
+    }
+
+
+def _complaints(facts: ServerFacts, schema: Status, wanted: int, skew: float) -> Iterator[str]:
+    if not schema.at_head:
+        yield "the schema is not at head; run 'llm-proxy migrate up', or start a server"
+    if facts.max_connections is not None and wanted > facts.max_connections:
+        yield (
+            f"one server process alone may open {wanted} connections, more than the {facts.max_connections} that the "
+            "database takes; lower DATABASE_POOL_SIZE or WORKERS"
+        )
+    if abs(skew) > _NOTABLE_SKEW:
+        yield f"the clocks differ by {abs(skew):.1f} s; tokens expire by the worker's clock"
+
+
+def _clock(skew: float) -> str:
+    if abs(skew) < 0.001:
+        return "the same as here, to the millisecond"
+    return f"{abs(skew) * 1000:.0f} ms {'ahead of' if skew > 0 else 'behind'} this machine's"

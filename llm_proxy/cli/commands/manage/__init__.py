@@ -1,0 +1,22 @@
+"""`llm-proxy manage`: projects and tokens, over the management API of a running server."""
+
+from __future__ import annotations
+
+import click
+
+from llm_proxy.cli.commands.manage.project import project
+from llm_proxy.cli.commands.manage.token import token
+from llm_proxy.cli.program import Group
+
+
+@click.group(cls=Group)
+def command() -> None:
+    """Manage projects and tokens of a running server.
+
+    The management token is found in --management-token, MANAGEMENT_TOKEN, the .env file, or, for a server on this
+    machine that made its own, in the file beside its database.
+    """
+
+
+command.add_command(project)
+command.add_command(token)

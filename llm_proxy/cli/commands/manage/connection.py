@@ -1,0 +1,74 @@
+"""What all commands over the management API share: how the server is named, and how pages are read."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import click
+
+from llm_proxy.cli.client import ManagementClient
+from llm_proxy.cli.configuration import config_option
+from llm_proxy.cli.management_token import find_management_token
+from llm_proxy.settings.kinds import BASE_URL
+
+F = TypeVar("F", bound=Callable[..., None])
+
+#: Entries that are asked for at once: the most that the API gives.
+_PAGE = 500
+
+
+class _BaseUrl(click.ParamType[str]):
+    name = "URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return BASE_URL.parse(value)
+        except ValueError:
+            self.fail(f"{value!r} is not {BASE_URL.allowed}", param, ctx)
+
+
+def with_client(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name the server and its token, and call the command with a client as first argument."""
+
+    @functools.wraps(function)
+    def command(
+        *, manage_api_base_url: str, management_token: str | None, config: Path | None, **parameters: Any
+    ) -> None:
+        token = find_management_token(manage_api_base_url, management_token, config)
+        with ManagementClient(manage_api_base_url, token) as client:
+            function(client, **parameters)
+
+    url = click.option(
+        "--manage-api-base-url",
+        type=_BaseUrl(),
+        default="http://localhost:8080",
+        show_default=True,
+        help="Where the server is.",
+    )
+    token = click.option("--management-token", metavar="TOKEN", help="The server's.  [MANAGEMENT_TOKEN]")
+    return url(token(config_option(command)))
+
+
+def json_option(function: F) -> F:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def path(*segments: str) -> str:
+    """Give a path of the management API; what a segment holds cannot lead anywhere else."""
+    return "/manage/" + "/".join(quote(segment, safe="") for segment in segments)
+
+
+def entries(client: ManagementClient, collection: str, **query: object) -> Iterator[dict[str, Any]]:
+    """Read a whole list, page by page."""
+    cursor: str | None = None
+    while True:
+        page = client.get(collection, **query, limit=_PAGE, cursor=cursor)
+        yield from page["data"]
+        cursor = page["next_cursor"]
+        if cursor is None:
+            return

@@ -1,0 +1,222 @@
+"""`llm-proxy manage token`."""
+
+from __future__ import annotations
+
+import math
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import click
+
+from llm_proxy.cli.client import ManagementClient
+from llm_proxy.cli.commands.manage.connection import entries, json_option, path, with_client
+from llm_proxy.cli.failures import WrongUsage
+from llm_proxy.cli.output import Column, moment, print_json, record, table
+from llm_proxy.cli.program import Group
+from llm_proxy.settings import parse_duration
+
+_COLUMNS = [
+    Column("ID"),
+    Column("NAME"),
+    Column("TOKEN"),
+    Column("USED", number=True),
+    Column("LIMIT", number=True),
+    Column("EXPIRES"),
+    Column("STATE"),
+]
+
+
+class _Duration(click.ParamType[int]):
+    """A duration in whole minutes, rounded up."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        try:
+            seconds = parse_duration(value)
+        except ValueError:
+            seconds = 0.0
+        if seconds < 60:
+            self.fail(f"{value!r} is not a duration of a minute or more, such as 30d, 12h or 90m", param, ctx)
+        return math.ceil(seconds / 60)
+
+
+class _Limit(click.ParamType[int]):
+    """A number of requests; 0 stands for no limit."""
+
+    name = "limit"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if value == "unlimited":
+            return 0
+        try:
+            number = int(value)
+        except ValueError:
+            number = -1
+        if number < 0:
+            self.fail(f"{value!r} is not a whole number, nor 'unlimited'", param, ctx)
+        return number
+
+
+_DURATION_HELP = "Expires so long from now, such as 30d, 12h or 90m."
+_EXPIRES_HELP = "Expires at this time, such as 2030-01-31T12:00:00Z."
+_LIMIT_HELP = "Most requests that it opens, or 'unlimited'."
+
+
+@click.group(cls=Group)
+def token() -> None:
+    """Tokens: each opens one project's provider, until it expires, is used up or is revoked."""
+
+
+@token.command()
+@click.option("--project-id", required=True, metavar="ID", help="Whose API key its requests use.")
+@click.option("--name", metavar="NAME", help="For people; need not be unique.")
+@click.option("--duration", type=_Duration(), metavar="TIME", help=f"{_DURATION_HELP} [default: 30d]")
+@click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
+@click.option("--max-requests", type=_Limit(), metavar="N", help=f"{_LIMIT_HELP} [default: unlimited]")
+@json_option
+@with_client
+def generate(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
+    """Make a token. Its secret is printed this once."""
+    _show_secret(client.post(path("tokens"), {"project_id": project_id} | _body(**options)), as_json=as_json)
+
+
+@token.command("list")
+@click.option("--project-id", metavar="ID", help="Only those of this project.")
+@click.option("--active-only", is_flag=True, help="Leave out those that are revoked, expired or used up.")
+@json_option
+@with_client
+def list_(client: ManagementClient, project_id: str | None, *, active_only: bool, as_json: bool) -> None:
+    """List tokens, the newest first."""
+    query = {"project_id": project_id, "active_only": "true" if active_only else None}
+    found = list(entries(client, path("tokens"), **query))
+    if as_json:
+        print_json(found)
+    else:
+        rows = [
+            (
+                t["id"],
+                t["name"] or None,
+                f"…{t['last4']}",
+                t["request_count"],
+                t["max_requests"],
+                moment(t["expires_at"]),
+                _state(t),
+            )
+            for t in found
+        ]
+        click.echo(table(_COLUMNS, rows))
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@json_option
+@with_client
+def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
+    """Show a token; of its secret, only the last characters."""
+    _show(client.get(path("tokens", token_id)), as_json=as_json)
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@click.option("--name", metavar="NAME", help="A new name.")
+@click.option("--duration", type=_Duration(), metavar="TIME", help=_DURATION_HELP)
+@click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
+@click.option("--max-requests", type=_Limit(), metavar="N", help=_LIMIT_HELP)
+@json_option
+@with_client
+def update(client: ManagementClient, token_id: str, *, as_json: bool, **options: Any) -> None:
+    """Change a token; it holds from the next request on."""
+    changes = _body(**options)
+    if not changes:
+        raise WrongUsage("nothing to change; give --name, --duration, --expires-at or --max-requests")
+    _show(client.patch(path("tokens", token_id), changes), as_json=as_json)
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@with_client
+def revoke(client: ManagementClient, token_id: str) -> None:
+    """Revoke a token: it opens nothing from its next request on."""
+    client.delete(path("tokens", token_id))
+    click.echo(f"Token {token_id} is revoked.")
+
+
+@token.command("revoke-all")
+@click.argument("project_id", metavar="PROJECT_ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@with_client
+def revoke_all(client: ManagementClient, project_id: str, *, yes: bool, as_json: bool) -> None:
+    """Revoke every active token of a project."""
+    if not yes and sys.stdin.isatty():
+        click.confirm(f"Revoke all tokens of project {project_id}?", abort=True, err=True)
+    answer = client.post(path("projects", project_id, "tokens", "revoke"))
+    if as_json:
+        print_json(answer)
+    else:
+        click.echo(f"Tokens revoked: {answer['revoked']}")
+
+
+@token.command()
+@click.argument("token_id", metavar="ID")
+@json_option
+@with_client
+def rotate(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
+    """Give a token a new secret, printed this once; the old one opens nothing from now on."""
+    _show_secret(client.post(path("tokens", token_id, "rotate")), as_json=as_json)
+
+
+def _body(
+    name: str | None, duration: int | None, expires_at: str | None, max_requests: int | None
+) -> dict[str, object]:
+    """The fields of a token that options give."""
+    if duration is not None and expires_at is not None:
+        raise WrongUsage("--duration and --expires-at exclude each other; give one of them")
+    body = {"name": name, "duration_minutes": duration, "expires_at": expires_at, "max_requests": max_requests}
+    return {key: value for key, value in body.items() if value is not None}
+
+
+def _show(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(record(_fields(found)))
+
+
+def _show_secret(found: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(found)
+        return
+    click.echo(record({"token": found["token"]} | _fields(found)))
+    click.echo("The token is shown this once; only its digest is stored.", err=True)
+
+
+def _fields(found: dict[str, Any]) -> dict[str, object]:
+    limit = "unlimited" if found["max_requests"] is None else found["max_requests"]
+    return {
+        "id": found["id"],
+        "project": found["project_id"],
+        "name": found["name"] or None,
+        "ends in": found["last4"],
+        "state": _state(found),
+        "requests": f"{found['request_count']} of {limit}",
+        "expires": moment(found["expires_at"]),
+        "created": moment(found["created_at"]),
+        "last used": moment(found["last_used_at"]),
+        "revoked": moment(found["revoked_at"]),
+    }
+
+
+def _state(found: dict[str, Any]) -> str:
+    """Whether the token opens anything, and if not, why."""
+    if not found["active"]:
+        return "revoked"
+    if found["expires_at"] is not None and datetime.fromisoformat(found["expires_at"]) <= datetime.now(UTC):
+        return "expired"
+    if found["max_requests"] is not None and found["request_count"] >= found["max_requests"]:
+        return "used up"
+    return "active"

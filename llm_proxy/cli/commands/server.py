@@ -1,0 +1,65 @@
+"""`llm-proxy server`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from socket import socket
+
+import click
+
+from db import migrate
+from db.database import opened
+from llm_proxy import log
+from llm_proxy.cli.configuration import config_option, load_settings
+from llm_proxy.cli.management_token import with_management_token
+from llm_proxy.cli.program import Command, report
+from llm_proxy.cli.worker import bind_listeners, work
+from llm_proxy.services import database_options, database_target
+from llm_proxy.serving.workers import supervise
+from llm_proxy.settings import Settings
+
+
+@click.command(cls=Command)
+@click.option("--addr", metavar="[HOST]:PORT", help="Where to listen.  [LISTEN_ADDR; default: :8080]")
+@click.option("--db", metavar="PATH", help="File of the SQLite database.  [DATABASE_PATH]")
+@click.option("--workers", metavar="N", help="Worker processes; more than one needs PostgreSQL or MySQL.  [WORKERS]")
+@config_option
+def command(addr: str | None, db: str | None, workers: str | None, config: Path | None) -> None:
+    """Migrate the database, then serve until SIGTERM or Ctrl-C, and drain.
+
+    On SQLite with no MANAGEMENT_TOKEN set, the server makes one and keeps it in a file beside the database.
+    """
+    settings = load_settings(config, db, serving=True, LISTEN_ADDR=addr, WORKERS=workers)
+    settings, token_file = with_management_token(settings)
+    if token_file is not None:
+        click.echo(f"The management token is in {token_file}", err=True)
+    sockets = bind_listeners(settings)
+    if settings.workers == 1:
+        work(settings, sockets)
+    else:
+        _supervise(settings, sockets)
+
+
+def _supervise(settings: Settings, sockets: Sequence[socket]) -> None:
+    # What keeps every worker from starting is found here, and said once.
+    with opened(database_target(settings), database_options(settings)) as database:
+        migrate.up(database)
+    status = supervise(
+        partial(_be_worker, settings),
+        sockets,
+        workers=settings.workers,
+        shutdown_grace=settings.shutdown_grace,
+        report=lambda message: click.echo(message, err=True),
+    )
+    raise click.exceptions.Exit(status)
+
+
+def _be_worker(settings: Settings, sockets: Sequence[socket]) -> None:
+    try:
+        work(settings, sockets)
+    except Exception as error:  # noqa: BLE001 (whatever it is becomes a line and an exit code)
+        log.logger("server").debug("the worker failed", exc_info=error)
+        sys.exit(report(error, debug=False))

@@ -1,0 +1,95 @@
+"""One serving process, from its settings to its last answer."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import partial
+from typing import Any
+
+import trio
+from attrs import define, field
+
+from llm_proxy import log
+from llm_proxy.app import LLMProxy, create_app
+from llm_proxy.cli.failures import Failure
+from llm_proxy.serving.asgi import Address
+from llm_proxy.serving.listener import bind
+from llm_proxy.serving.server import LifespanFailed, ServeConfig
+from llm_proxy.serving.workers import serve_until_signal
+from llm_proxy.settings import ListenAddress, Settings
+
+
+@define(eq=False)
+class Startable:
+    """An application whose failure to start is kept as it was: ASGI passes on words only, and exit codes need more."""
+
+    app: LLMProxy
+    failures: list[Exception] = field(factory=list)
+
+    async def __call__(
+        self,
+        scope: MutableMapping[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        send: Callable[[Any], Awaitable[None]],
+    ) -> None:
+        """Call the application."""
+        try:
+            await self.app(scope, receive, send)  # type: ignore[arg-type]  # Quart names its scopes more narrowly
+        except Exception as error:
+            if scope["type"] == "lifespan":
+                self.failures.append(error)
+            raise
+
+
+def bind_listeners(settings: Settings) -> tuple[socket.socket, ...]:
+    """Bind the configured address. Raises `Failure` where it cannot be had."""
+    address = settings.listen_addr
+    try:
+        return bind(address.host, address.port)
+    except OSError as error:
+        raise Failure(f"cannot listen on {address}: {error.strerror}; choose another address with --addr") from None
+
+
+def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServeConfig:
+    """What the settings mean for the server."""
+    events = log.logger("server")
+    tls = settings.enable_tls
+    return ServeConfig(
+        sockets=tuple(sockets),
+        tls_cert=settings.tls_cert_file if tls else None,
+        tls_key=settings.tls_key_file if tls else None,
+        shutdown_grace=settings.shutdown_grace,
+        report=lambda error: events.error("unexpected failure", exc_info=error),
+    )
+
+
+def url_of(settings: Settings, address: Address) -> str:
+    """The base URL at one of the server's own addresses."""
+    scheme = "https" if settings.enable_tls else "http"
+    return f"{scheme}://{ListenAddress(address[0], address[1] or 0)}"
+
+
+def work(settings: Settings, sockets: Sequence[socket.socket]) -> None:
+    """Migrate, serve until SIGTERM or Ctrl-C, and drain.
+
+    Raises:
+        Exception: whatever kept the application from starting, in the words of its maker.
+    """
+    trio.run(_work, settings, sockets)
+
+
+async def _work(settings: Settings, sockets: Sequence[socket.socket]) -> None:
+    app = Startable(create_app(settings))
+    config = serve_config(settings, sockets)
+    events = log.logger("server")
+    try:
+        async with trio.open_nursery() as nursery:
+            serving = partial(serve_until_signal, app, config, on_drain=app.app.begin_drain)
+            addresses = await nursery.start(serving)
+            events.info("serving", urls=[url_of(settings, address) for address in addresses])
+    except* LifespanFailed:
+        if app.failures:
+            raise app.failures[0] from None
+        raise
+    events.info("stopped")
