@@ -1,0 +1,6 @@
+"""The offline tour of `llm-proxy demo`.
+
+- `stage.py`: a scripted provider and a proxy in front of it, in this process
+- `tour.py`: what is done and shown, step by step
+- `screen.py`: how it is shown
+"""
