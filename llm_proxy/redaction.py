@@ -32,17 +32,18 @@ _CREDENTIAL_NAMES: Final = frozenset(
     }
 )
 
-# Keys of our own and of well-known providers, authorization values, and passwords in URLs. No word boundary before
-# the prefixes: in `keysk-…` the key is no less a key.
+# Keys of our own and of well-known providers, authorization values, API keys as the database holds them, and
+# passwords in URLs. No word boundary before the prefixes: in `keysk-…` the key is no less a key.
 _FORMS: Final = re.compile(
     r"(?P<key>(?:sk-|gsk_|xai-|pplx-|hf_|AIza)[A-Za-z0-9_-]{6,})"
     r"|(?P<scheme>\b(?:bearer|basic)[ \t]+)[A-Za-z0-9._~+/=-]{4,}"
+    r"|(?P<sealed>\b(?:plain|enc:v[0-9]+):)[^\s'\"]{4,}"
     r"|(?P<userinfo>://[^\s/:@\"']*:)[^\s/@\"']+(?=@)",
     re.IGNORECASE,
 )
 
 # What a text must contain, in lower case, for one of the forms to be in it: far cheaper to look for.
-_MARKERS: Final = ("sk-", "gsk_", "xai-", "pplx-", "hf_", "aiza", "bearer", "basic", "://")
+_MARKERS: Final = ("sk-", "gsk_", "xai-", "pplx-", "hf_", "aiza", "bearer", "basic", "plain:", "enc:v", "://")
 
 # A shorter secret would be found in innocent words, and the log would be full of holes.
 _SHORTEST_SECRET: Final = 6
@@ -119,7 +120,7 @@ def _is_credential(name: object) -> bool:
 
 
 def _without_secret(match: re.Match[str]) -> str:
-    return (match["scheme"] or match["userinfo"] or "") + REDACTED
+    return (match["scheme"] or match["sealed"] or match["userinfo"] or "") + REDACTED
 
 
 def _shown(value: object) -> str:

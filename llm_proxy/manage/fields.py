@@ -12,9 +12,12 @@ from typing import Any, Final
 import msgspec
 from attrs import frozen
 
+from llm_proxy.redaction import Redactor
+
 #: Largest whole number that every JSON reader keeps exactly (RFC 8259, section 6).
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 
+_redact: Final = Redactor().text
 _UNSEEN: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, lone surrogates, line separators
 
 
@@ -220,5 +223,5 @@ MOMENT: Final = Kind(
 
 def _quoted(name: str) -> str:
     """Show a name that a client chose, in one short line."""
-    shown = "".join(character if character.isprintable() else "?" for character in name)
+    shown = "".join(character if character.isprintable() else "?" for character in _redact(name))
     return f"'{shown[:40]}…'" if len(shown) > 40 else f"'{shown}'"

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+from attrs import asdict, evolve
+from sqlalchemy import Connection, insert
+
+from db.records import SettledRequest
+from db.schema import requests as table
+from llm_proxy.identifiers import request_id
+from tests.manage.conftest import NOON, Api
+
+TOKEN, OTHER_TOKEN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", "0d9c2f6e-1d53-4f55-8f0a-3a52a8f2a0c4"
+PROJECT = "b2f8a7f0-5b1c-4b56-9a67-0f3d0a1c2e4d"
+
+ROW = SettledRequest(
+    id="",
+    worker_id="51c7c8a0-6a55-4a53-a1c5-6f3cf1f6a1a3",
+    token_id=TOKEN,
+    project_id=PROJECT,
+    provider="openai",
+    method="POST",
+    path="/v1/chat/completions",
+    outcome="ok",
+    status=200,
+    model="gpt-5",
+    streamed=True,
+    admitted_at=NOON,
+    settled_at=NOON,
+    first_byte_us=1_000,
+    duration_us=2_000,
+    request_bytes=10,
+    response_bytes=20,
+    input_tokens=3,
+    output_tokens=4,
+    cached_tokens=None,
+)
+
+
+async def settled(api: Api, *rows: SettledRequest) -> list[SettledRequest]:
+    made = [evolve(row, id=request_id()) for row in rows]
+
+    def write(connection: Connection) -> None:
+        connection.execute(insert(table), [asdict(row) for row in made])
+
+    await api.context.database.write(write)
+    return made
+
+
+async def test_a_settled_request_is_shown_as_it_is(api: Api) -> None:
+    (row,) = await settled(api, ROW)
+    noon = "2027-01-15T12:00:00.123456Z"
+    assert (await api("GET", "/manage/requests")).json == {
+        "data": [asdict(row) | {"admitted_at": noon, "settled_at": noon}],
+        "next_cursor": None,
+    }
+
+
+async def test_requests_are_listed_by_page_and_filter(api: Api) -> None:
+    rows = await settled(
+        api,
+        ROW,
+        evolve(ROW, token_id=OTHER_TOKEN),
+        evolve(ROW, outcome="client_closed", status=None),
+        evolve(ROW, token_id=OTHER_TOKEN, outcome="unknown", project_id=TOKEN),
+        ROW,
+    )
+
+    async def listed(query: str) -> list[int]:
+        found: list[int] = []
+        path: str | None = f"/manage/requests?limit=2{query}"
+        while path is not None:
+            reply = (await api("GET", path)).json
+            found += [[row.id for row in rows].index(shown["id"]) for shown in reply["data"]]
+            cursor = reply["next_cursor"]
+            path = None if cursor is None else f"/manage/requests?limit=2{query}&cursor={cursor}"
+        return found
+
+    assert await listed("") == [4, 3, 2, 1, 0]
+    assert await listed(f"&token_id={TOKEN}") == [4, 2, 0]
+    assert await listed(f"&project_id={PROJECT}") == [4, 2, 1, 0]
+    assert await listed("&outcome=ok") == [4, 1, 0]
+    assert await listed(f"&outcome=unknown&token_id={OTHER_TOKEN}") == [3]
+    assert await listed("&outcome=void") == []
