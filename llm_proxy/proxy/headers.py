@@ -79,6 +79,8 @@ _NOT_UPSTREAM = (
 
 _NOT_DOWNSTREAM = _HOP_BY_HOP | _ACCOUNT | _ONE_LEG | {b"x-llm-proxy-request-id", b"x-llm-proxy-overhead-ms"}
 
+_CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
+
 #: What a field value must not hold (RFC 9110 §5.5): it would end the field or the message.
 _UNSAFE_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -120,10 +122,17 @@ def request_headers(headers: Headers, credential: tuple[bytes, bytes]) -> Header
     `Host` and the framing are left to the upstream connection. Raises `BadRequest` where a value holds a control
     character: HTTP/2 can carry one, and it would split the HTTP/1.1 request that is written from it.
     """
-    kept = [
-        field for field in headers if (name := field[0]) not in _NOT_UPSTREAM and not name.startswith(b"x-forwarded-")
-    ]
-    kept = _without_named(kept, headers)
+    kept: HeaderList = []
+    connection: list[bytes] = []
+    for field in headers:
+        name = field[0]
+        if name in _NOT_UPSTREAM:
+            if name == b"connection":
+                connection.append(field[1])
+        elif not name.startswith(b"x-forwarded-"):
+            kept.append(field)
+    if connection:
+        kept = _without_named(kept, connection)
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
         raise BadRequest("A header of the request holds a control character.")
     kept.append(credential)
@@ -141,8 +150,16 @@ def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) ->
         request_id: the id under which the request stands in the ledger.
         overhead_ms: milliseconds of the proxy's own doing so far.
     """
-    lowered = [(name.lower(), value) for name, value in headers]
-    kept = _without_named([field for field in lowered if field[0] not in _NOT_DOWNSTREAM], lowered)
+    kept: HeaderList = []
+    connection: list[bytes] = []
+    for raw_name, value in headers:
+        name = raw_name.lower()
+        if name not in _NOT_DOWNSTREAM:
+            kept.append((name, value))
+        elif name == b"connection":
+            connection.append(value)
+    if connection:
+        kept = _without_named(kept, connection)
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
         raise UpstreamUnreachable("The provider answered with a header that holds a control character.")
     names = dict(kept)
@@ -166,10 +183,8 @@ def media_type(content_type: bytes) -> bytes:
     return content_type.partition(b";")[0].strip(b" \t").lower()
 
 
-def _without_named(kept: HeaderList, headers: Headers) -> HeaderList:
-    """Remove from `kept` what the `Connection` fields among `headers` name."""
-    named = [value for name, value in headers if name == b"connection"]
-    if not named:
-        return kept
-    names = {name.strip(b" \t").lower() for name in b",".join(named).split(b",")}
-    return [field for field in kept if field[0] not in names]
+def _without_named(kept: HeaderList, connection: list[bytes]) -> HeaderList:
+    """Remove what the values of `Connection` name; `close` and `keep-alive` are options, and no field has the name."""
+    names = {name.strip(b" \t").lower() for value in connection for name in value.split(b",")}
+    names -= _CONNECTION_OPTIONS
+    return [field for field in kept if field[0] not in names] if names else kept

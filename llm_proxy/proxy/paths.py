@@ -8,7 +8,7 @@ The grammar is that of RFC 3986 §3.3, narrowed:
 
 - `path = "/" [ segment *( "/" segment ) [ "/" ] ]`, so no segment in between is empty.
 - A segment is made of visible ASCII characters without `\ ; # ? %`, and of percent escapes.
-- It does not consist of dots, nor of dots and then encoded spaces, which some file systems drop.
+- It does not consist of dots and encoded spaces: dots climb, and some file systems drop spaces after them.
 - An escape does not stand for a control character, nor for one of `. / \ % ; # ?`.
 - Escapes above 0x7f form valid UTF-8, and no character whose compatibility form is one of those seven.
 """
@@ -29,7 +29,7 @@ _PATH = re.compile(
     """.replace(
         b"SEGMENT",
         rb"""
-        (?! \. (?: \. | %20 )*+ (?: / | \Z ) )              # no dot segment
+        (?! (?: \. | %20 )++ (?: / | \Z ) )                 # more than dots and spaces
         (?: [!"$&-.0-:<->@-\[\]-~]                          # visible, without # % / ; ? and the backslash
           | % (?: [2-7][0-9a-f] | [89a-f][0-9a-f] )         # neither C0 control
               (?<! %23 | %25 | %2e | %2f | %3b | %3f | %5c | %7f )

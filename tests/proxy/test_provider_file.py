@@ -50,8 +50,8 @@ class TestWithoutFile:
                 "allowed: openai, anthropic"
             ),
             (
-                "OPENAI_API_URL='https://x.example/v1': it ends in /v1, and the endpoints begin with /v1, so that requests "
-                "would go to /v1/v1/…; leave /v1 off"
+                "OPENAI_API_URL='https://x.example/v1': it ends in /v1, and the endpoints begin with /v1, so that "
+                "requests would go to /v1/v1/…; leave /v1 off"
             ),
         ]
 
@@ -276,8 +276,8 @@ FILES = [
         "apis: {openai: {base_url: 'https://x/v1/'}}",
         [
             (
-                "line 1: apis.openai.base_url: it ends in /v1, and the endpoints begin with /v1, so that requests would "
-                "go to /v1/v1/…; leave /v1 off"
+                "line 1: apis.openai.base_url: it ends in /v1, and the endpoints begin with /v1, so that requests "
+                "would go to /v1/v1/…; leave /v1 off"
             )
         ],
     ),

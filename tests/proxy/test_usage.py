@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from llm_proxy.proxy.usage import UNKNOWN, Usage, UsageMeter, meter_for
+from llm_proxy.proxy.usage.events import KEPT
 from llm_proxy.proxy.usage.tally import MAX_TOKENS
 
 JSON = (b"content-type", b"application/json")
@@ -146,11 +147,11 @@ class TestBodies:
             b'{"a":' + b"[" * 60_000,
             b'{"a":' + b"[" * 600_000,
             b"\xff\xfe",
-            b"\x00" * 100_000,
-            b'"' * 100_000,
-            b"}" * 100_000,
-            b"{" * 100_000,
-            b"," * 100_000,
+            b"\x00" * 300_000,
+            b'"' * 300_000,
+            b"}" * 300_000,
+            b"{" * 300_000,
+            b"," * 300_000,
         ],
     )
     def test_what_is_not_a_document_is_unknown(self, body: bytes) -> None:
@@ -176,22 +177,22 @@ class TestBodies:
         for start in range(0, len(body), 1000):
             meter.feed(body[start : start + 1000])
             scanner = getattr(meter, "_scanner", None)
-            assert len(getattr(meter, "_kept", b"")) <= 65536
+            assert len(getattr(meter, "_kept", b"")) <= KEPT
             assert scanner is None or len(scanner._copy) <= 65536
         assert meter.result() == Usage("big", 5, 0, None)
 
     def test_long_ones_with_overlong_members_lose_those_only(self) -> None:
-        filler = "x" * 70_000
+        filler = "x" * 300_000
         assert of_json({"pad": filler, "model": filler, "usage": {"prompt_tokens": 5}}) == Usage("", 5)
         assert of_json({"pad": filler, "model": "m", "usage": {"prompt_tokens": 5, "pad": filler}}) == Usage("m")
         assert of_json({filler: 1, "model": "m", "usage": {"prompt_tokens": 5}}) == Usage("m", 5)
 
     def test_long_ones_with_escaped_names_are_read(self) -> None:
-        body = b'{"pad":"' + b"x" * 70_000 + b'","\\u006dodel":"m","us\\u0061ge":{"prompt_tokens":5}}'
+        body = b'{"pad":"' + b"x" * 300_000 + b'","\\u006dodel":"m","us\\u0061ge":{"prompt_tokens":5}}'
         assert of_json(body) == Usage("m", 5)
 
     def test_long_ones_that_break_off_yield_what_was_seen(self) -> None:
-        body = b'{"model":"m","usage":{"prompt_tokens":5},"pad":"' + b"x" * 70_000
+        body = b'{"model":"m","usage":{"prompt_tokens":5},"pad":"' + b"x" * 300_000
         assert of_json(body) == Usage("m", 5)
 
 
@@ -210,8 +211,8 @@ class TestEvents:
             [b"data: %s", b""],
             [b"data: %s"],
             [b"data", b"data:", b"data: %s", b"", b""],
-            [b": usage " + b"x" * 100_000, b"data: %s", b"", b""],
-            [b"event: " + b"x" * 100_000, b"", b"data: %s", b"", b""],
+            [b": usage " + b"x" * 300_000, b"data: %s", b"", b""],
+            [b"event: " + b"x" * 300_000, b"", b"data: %s", b"", b""],
         ],
     )
     def test_lines_of_every_kind(self, end: bytes, lines: list[bytes]) -> None:
@@ -219,7 +220,7 @@ class TestEvents:
         assert metered(meter_for(200, [EVENTS]), stream) == Usage("m", 5, 6)
 
     @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
-    @pytest.mark.parametrize("pad", [0, 70_000])
+    @pytest.mark.parametrize("pad", [0, 300_000])
     def test_a_document_may_span_lines(self, end: bytes, pad: int) -> None:
         lines = [
             b'data: {"pad":"%s",' % (b"x" * pad),
@@ -235,7 +236,7 @@ class TestEvents:
         "line",
         [b"dato: ", b"database: ", b" data: ", b"data : ", b": data: ", b"DATA: ", b"\xef\xbb\xbf\xef\xbb\xbfdata: "],
     )
-    @pytest.mark.parametrize("pad", [b"", b"," * 70_000])
+    @pytest.mark.parametrize("pad", [b"", b"," * 300_000])
     def test_only_data_counts(self, line: bytes, pad: bytes) -> None:
         assert metered(meter_for(200, [EVENTS]), line + self.MESSAGE + b"\n" + b": " + pad + b"\n\n") == UNKNOWN
 
@@ -243,13 +244,13 @@ class TestEvents:
         image = {"type": "image_generation.completed", "b64_json": "A" * 500_000, "usage": {"input_tokens": 3}}
         whole = {
             "type": "response.completed",
-            "response": {"model": "m", "output": "x" * 300_000, "usage": {"output_tokens": 4}},
+            "response": {"model": "m", "output": "x" * 700_000, "usage": {"output_tokens": 4}},
         }
         stream = b"".join(b"event: e\ndata: %s\n\n" % json.dumps(event).encode() for event in (image, whole))
         meter = meter_for(200, [EVENTS])
         for start in range(0, len(stream), 777):
             meter.feed(stream[start : start + 777])
-            assert len(getattr(meter, "_pending", b"")) <= 65536 + 1
+            assert len(getattr(meter, "_pending", b"")) <= KEPT + 777
         assert meter.result() == Usage("m", 3, 4)
 
     def test_a_broken_event_spoils_itself_only(self) -> None:

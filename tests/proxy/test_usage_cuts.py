@@ -54,7 +54,9 @@ FIGURES = st.dictionaries(
     max_size=3,
 )
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
-TEXTS = st.sampled_from(["model", "usage", "a\\", '"', '\\"', "{", "}}", "[", ",", "é\u2028", 'x"usage":{', "\n\n", ""])
+TEXTS = st.sampled_from(
+    ["model", "usage", "a\\", '"', '\\"', "{", "}}", "[", ",", "é\u2028", 'x"usage":{', "\n\n", "", "]" * 70]
+)
 VALUES = st.recursive(
     LEAVES | TEXTS | FIGURES,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),

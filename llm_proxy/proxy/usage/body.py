@@ -8,7 +8,7 @@ from llm_proxy.proxy.usage.scan import Scanner
 from llm_proxy.proxy.usage.tally import BYTE_ORDER_MARK, Tally, Usage
 
 #: Longest body, in bytes, that is kept. Which way is taken depends on the length alone, never on how it was cut.
-KEPT = 65536
+KEPT = 256 * 1024
 
 
 @define

@@ -17,7 +17,7 @@ from llm_proxy.proxy.usage.scan import Scanner
 from llm_proxy.proxy.usage.tally import BYTE_ORDER_MARK, Tally, Usage
 
 #: Longest event, in bytes, that is kept. Which way is taken depends on the length alone, never on how it was cut.
-KEPT = 65536
+KEPT = 256 * 1024
 
 _EMPTY_LINE = b"\n\n"
 _DATA = b"data:"
@@ -38,6 +38,18 @@ class EventMeter:
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the stream."""
+        if (
+            data.endswith(_EMPTY_LINE)
+            and not self._pending
+            and len(data) <= KEPT
+            and self._long is None
+            and not self._matters(data)
+            and b"\r" not in data
+        ):
+            # Whole events, none of which matters: nearly always.
+            self._started = True
+            self._after_cr = False
+            return
         data = self._line_feeds(data)
         while data:
             if self._long is None:

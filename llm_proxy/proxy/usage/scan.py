@@ -3,7 +3,8 @@
 Theory of operation. The document is one object. Only two levels of it matter: its own members, and those of a member
 `message` or `response`. On these levels a string that stands where a name is expected is a name, and a comma ends a
 member, so the tokens looked for there are `" { } [ ] ,`. Deeper down nothing matters but to find the way out again:
-brackets are counted and strings are skipped. Numbers, colons and words are never looked at.
+brackets are counted, from string to string, and strings are skipped. Numbers, colons and words are never looked at, and
+whether brackets pair is not our business.
 
 What is wanted is copied out as raw text, bounded: the name of a member, the string after `model`, the object after
 `usage`. A document that is not JSON yields whatever was found before, and never an exception.
@@ -12,6 +13,7 @@ What is wanted is copied out as raw text, bounded: the name of a member, the str
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Literal
 
 from attrs import define, field
@@ -22,9 +24,19 @@ from llm_proxy.proxy.usage.tally import Tally, decode
 _LIMITS = {"name": 64, "model": 4096, "usage": 65536}
 
 _TOKEN = re.compile(rb'["{}\[\],]')
-_DEEP_TOKEN = re.compile(rb'["{}\[\]]')
 
-_QUOTE, _COMMA = b'"', b","
+#: The rest of a string, up to its closing quote, or to a backslash whose character has not come yet.
+_STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+
+#: Short strings in a row, without brackets between them. Longer stretches are left to faster means.
+_SHORT_STRINGS = re.compile(rb'(?:[^"{}\[\]]{0,64}+"[^"\\]{0,64}+")*+')
+
+#: Reduces a text to its brackets, opening ones as 1 and closing ones as 0.
+_BRACKET = re.compile(rb"[{}\[\]]")
+_NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
+_OPENING = bytes.maketrans(b"{[}]", b"\x01\x01\x00\x00")
+
+_QUOTE, _BACKSLASH, _COMMA = b'"', b"\\", b","
 
 _NAMES = {b'"model"': "model", b'"usage"': "usage", b'"message"': "message", b'"response"': "response"}
 
@@ -42,8 +54,8 @@ class Scanner:
     #: The member whose value is being read, empty if it does not matter; None where a name is expected.
     _member: str | None = None
     _in_string: bool = False
-    #: Length of the run of backslashes at the end of the last piece, inside a string.
-    _backslashes: int = 0
+    #: Whether the last piece ended on a backslash that escapes the first character of the next one.
+    _escaped: bool = False
     _copying: Literal["", "name", "model", "usage"] = ""
     _copy: bytearray = field(factory=bytearray)
     _found: dict[tuple[str, str], bytes] = field(factory=dict)
@@ -61,26 +73,23 @@ class Scanner:
             tally.take(self._found.get((wrapper, "model"), b""), self._found.get((wrapper, "usage"), b""))
 
     def _string(self, data: bytes, start: int) -> int:
-        """Go to the end of the string that `start` is in; a quote after an odd run of backslashes is part of it."""
-        position = start
-        while (quote := data.find(_QUOTE, position)) >= 0:
-            escaped = self._run(data, position, quote) % 2
-            self._backslashes = 0
-            position = quote + 1
-            if not escaped:
-                self._keep(data, start, position)
-                self._in_string = False
-                self._string_ended()
-                return position
-        self._backslashes = self._run(data, position, len(data))
-        self._keep(data, start, len(data))
-        return len(data)
-
-    def _run(self, data: bytes, start: int, end: int) -> int:
-        """Length of the run of backslashes before `end`, counting on from the last piece where it began there."""
-        text = data[start:end]
-        length = len(text) - len(text.rstrip(b"\\"))
-        return length + self._backslashes if length == len(text) else length
+        """Go past the end of the string that `start` is in."""
+        position = start + 1 if self._escaped else start
+        self._escaped = False
+        end = data.find(_QUOTE, position)
+        if data.find(_BACKSLASH, position, end if end >= 0 else len(data)) >= 0:
+            match = _STRING_REST.match(data, position)
+            end = match.end() if match else position
+            if data[end : end + 1] != _QUOTE:
+                self._escaped = end < len(data)
+                end = -1
+        if end < 0:
+            self._keep(data, start, len(data))
+            return len(data)
+        self._keep(data, start, end + 1)
+        self._in_string = False
+        self._string_ended()
+        return end + 1
 
     def _string_ended(self) -> None:
         if self._copying == "name":
@@ -94,26 +103,55 @@ class Scanner:
             self._found[self._wrapper, "model"] = self._copied()
 
     def _structure(self, data: bytes, start: int) -> int:
-        """Go past the next token outside of strings."""
+        """Go past the next token outside of strings that matters."""
         on_level = self._depth == self._level
-        match = (_TOKEN if on_level else _DEEP_TOKEN).search(data, start)
-        end = match.end() if match else len(data)
-        self._keep(data, start, end)
-        if match:
-            token = match[0]
-            if token == _QUOTE:
-                self._string_begins(on_level=on_level)
-            elif token == _COMMA:
-                self._member = None
-            elif token in b"{[":
-                self._opens(token, on_level=on_level)
+        if on_level:
+            match = _TOKEN.search(data, start)
+            found = match.start() if match else len(data)
+        else:
+            found = self._way_out(data, start)
+        token = data[found : found + 1]
+        self._keep(data, start, found + len(token))
+        if token == _QUOTE:
+            self._string_begins(on_level=on_level)
+        elif token == _COMMA:
+            self._member = None
+        elif token in (b"{", b"["):
+            self._opens(token)
+        elif token:
+            self._closes()
+        return found + len(token)
+
+    def _way_out(self, data: bytes, start: int) -> int:
+        """Count brackets up to a string that is worth a look-out, or the bracket that leads back to the level."""
+        while True:
+            match = _SHORT_STRINGS.match(data, start)
+            start = match.end() if match else start
+            string = data.find(_QUOTE, start)
+            end = string if string >= 0 else len(data)
+            brackets = data[start:end].translate(_OPENING, _NO_BRACKETS)
+            if not brackets:
+                return end
+            closing = brackets.count(0)
+            if self._depth - closing > self._level:
+                self._depth += len(brackets) - 2 * closing
+            elif (index := self._count(brackets)) is not None:
+                return next(islice(_BRACKET.finditer(data, start, end), index, None)).start()
+            start = end
+
+    def _count(self, brackets: bytes) -> int | None:
+        """Count brackets one by one; the index of the one that leads back to the level, None where none does."""
+        for index, opening in enumerate(brackets):
+            if opening:
+                self._depth += 1
+            elif self._depth > self._level + 1:
+                self._depth -= 1
             else:
-                self._closes()
-        return end
+                return index
+        return None
 
     def _string_begins(self, *, on_level: bool) -> None:
         self._in_string = True
-        self._backslashes = 0
         if not on_level:
             return
         if self._level == 0:
@@ -123,10 +161,8 @@ class Scanner:
         elif self._member == "model":
             self._start_copy("model", _QUOTE)
 
-    def _opens(self, bracket: bytes, *, on_level: bool) -> None:
+    def _opens(self, bracket: bytes) -> None:
         self._depth += 1
-        if not on_level:
-            return
         if self._level == 0:
             self._level = 1
             self._done = bracket != b"{"
