@@ -20,7 +20,7 @@ from typing import NoReturn, TypeVar, TypeVarTuple
 
 import trio
 from attrs import frozen
-from sqlalchemy import Connection
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -60,11 +60,21 @@ _ERRORS: dict[Kind, type[DatabaseError]] = {
 }
 
 
-class _Retry(Exception):
-    """The transaction was rolled back and may run again. Its cause is the error of a user, should it not be."""
+@frozen
+class _Side:
+    """Reading or writing: on which connections, and how many at once."""
 
-    def __init__(self, *, at_once: bool) -> None:
+    engine: Engine
+    limiter: trio.CapacityLimiter
+    writes: bool
+
+
+class _Retry(Exception):
+    """The transaction was rolled back and may run again: at once, or after a pause. `error` is for when it may not."""
+
+    def __init__(self, error: DatabaseError, *, at_once: bool) -> None:
         super().__init__()
+        self.error = error
         self.at_once = at_once
 
 
@@ -96,14 +106,17 @@ class ServerFacts:
 class Database:
     """One database, open. Made by `open_database` and `opened`."""
 
-    def __init__(self, target: Target, options: Options) -> None:
+    def __init__(self, target: Target, options: Options, *, exclusive: bool = True) -> None:
         """Nothing is opened yet. Raises BadDsn for TLS files that cannot be used."""
         self.target = target
         self.options = options
-        self._backend: Backend = backend_for(target, options)
+        self._backend: Backend = backend_for(target, options, exclusive=exclusive)
         shared = len(self._backend.pools) == 1
-        self._write_limiter = trio.CapacityLimiter(self._backend.writers)
-        self._read_limiter = self._write_limiter if shared else trio.CapacityLimiter(options.pool_size)
+        limiter = trio.CapacityLimiter(self._backend.writers)
+        self._writing = _Side(self._backend.write, limiter, writes=True)
+        if not shared:
+            limiter = trio.CapacityLimiter(options.pool_size)
+        self._reading = _Side(self._backend.read, limiter, writes=False)
         # Readers leave one connection of a common pool to writers: the ledger must not wait for slow reports.
         self._readers = trio.Semaphore(max(1, options.pool_size - shared))
 
@@ -113,7 +126,7 @@ class Database:
         Raises the family of `db.errors.DatabaseError`, and whatever `fn` raises.
         """
         async with self._readers:
-            return await self._run(False, self._read_limiter, fn, args)
+            return await self._run(self._reading, fn, args)
 
     async def write(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """Run `fn` in a transaction and commit it; an exception rolls it back.
@@ -121,15 +134,15 @@ class Database:
         Raises the family of `db.errors.DatabaseError`, and whatever `fn` raises. After `CommitUnknown` the
         transaction is there or not; after any other error it is not.
         """
-        return await self._run(True, self._write_limiter, fn, args)
+        return await self._run(self._writing, fn, args)
 
     def read_now(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """`read` in the calling thread."""
-        return self._run_now(False, fn, args)
+        return self._run_now(self._reading, fn, args)
 
     def write_now(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """`write` in the calling thread."""
-        return self._run_now(True, fn, args)
+        return self._run_now(self._writing, fn, args)
 
     def describe(self, connection: Connection) -> ServerFacts:
         """What the server says about itself; a function for `read` and `read_now`."""
@@ -155,7 +168,7 @@ class Database:
             with self._backend.migrating(deadline) as connection:
                 yield connection
         except (DBAPIError, PoolTimeout) as error:
-            raise self._error(self._failure(error), write=True) from error
+            raise self._error(self._failure(error), writes=True) from error
 
     @property
     def checked_out(self) -> int:
@@ -174,29 +187,27 @@ class Database:
             self._backend.open()
         except SQLAlchemyError as error:
             self._backend.close()
-            raise self._error(self._failure(error), write=True) from error
+            raise self._error(self._failure(error), writes=True) from error
 
     def close(self) -> None:
         """Close every connection that is not in use. Blocks."""
         self._backend.close()
 
-    async def _run(
-        self, write: bool, limiter: trio.CapacityLimiter, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]
-    ) -> T:
+    async def _run(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         pauses = self._pauses()
         while True:
             try:
                 return await trio.to_thread.run_sync(
-                    self._attempt, write, fn, args, abandon_on_cancel=False, limiter=limiter
+                    self._attempt, side, fn, args, abandon_on_cancel=False, limiter=side.limiter
                 )
             except _Retry as retry:
                 await trio.sleep(_next(pauses, retry))
 
-    def _run_now(self, write: bool, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
+    def _run_now(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         pauses = self._pauses()
         while True:
             try:
-                return self._attempt(write, fn, args)
+                return self._attempt(side, fn, args)
             except _Retry as retry:
                 time.sleep(_next(pauses, retry))
 
@@ -210,16 +221,15 @@ class Database:
             yield pause * random.uniform(0.5, 1.5)  # noqa: S311 - it spreads retries and guards nothing
             pause *= 2
 
-    def _attempt(self, write: bool, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
-        engine = self._backend.write if write else self._backend.read
+    def _attempt(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         used = committing = False
         try:
-            with engine.connect() as connection:
+            with side.engine.connect() as connection:
                 used = "used" in connection.info
                 transaction = connection.begin()
                 try:
                     result = fn(connection, *args)
-                    committing = write
+                    committing = side.writes
                     transaction.commit()
                 except BaseException:
                     _abandon(connection, roll_back=not committing)
@@ -227,19 +237,19 @@ class Database:
                 connection.info["used"] = True
                 return result
         except (DBAPIError, PoolTimeout, StatementError) as error:
-            self._raise(error, write=write, committing=committing, used=used)
+            self._raise(error, side, committing=committing, used=used)
 
-    def _raise(self, error: SQLAlchemyError, *, write: bool, committing: bool, used: bool) -> NoReturn:
+    def _raise(self, error: SQLAlchemyError, side: _Side, *, committing: bool, used: bool) -> NoReturn:
         if not isinstance(error, DBAPIError | PoolTimeout) and isinstance(error, StatementError) and error.orig:
             raise error.orig from error  # a value of the wrong kind, found by a type of `db.types`
         failure = self._failure(error)
         if committing and failure.kind in (Kind.DISCONNECTED, Kind.UNANSWERED):
             raise CommitUnknown(f"{self.target}: {failure.words} during a commit; its fate is unknown") from error
-        meant = self._error(failure, write=write)
-        meant.__cause__ = error
+        meant = self._error(failure, writes=side.writes)
         if failure.kind is Kind.CONTENTION or (failure.kind is Kind.DISCONNECTED and used):
-            raise _Retry(at_once=failure.kind is Kind.DISCONNECTED) from meant
-        raise meant
+            meant.__cause__ = error
+            raise _Retry(meant, at_once=failure.kind is Kind.DISCONNECTED)
+        raise meant from error
 
     def _failure(self, error: SQLAlchemyError) -> Failure:
         if isinstance(error, PoolTimeout):
@@ -247,8 +257,8 @@ class Database:
         orig = error.orig if isinstance(error, StatementError) else None
         return self._backend.failure(error if orig is None else orig)
 
-    def _error(self, failure: Failure, *, write: bool) -> DatabaseError:
-        if failure.kind is Kind.READ_ONLY and not write:
+    def _error(self, failure: Failure, *, writes: bool) -> DatabaseError:
+        if failure.kind is Kind.READ_ONLY and not writes:
             return Refused(f"{self.target}: a function that only reads tried to write")
         return _ERRORS[failure.kind](f"{self.target}: {failure.words}")
 
@@ -269,21 +279,25 @@ def _abandon(connection: Connection, *, roll_back: bool) -> None:
 def _next(pauses: Iterator[float], retry: _Retry) -> float:
     pause = next(pauses, None)
     if pause is None:
-        assert retry.__cause__ is not None
-        raise retry.__cause__
+        raise retry.error
     return 0 if retry.at_once else pause
 
 
 @contextmanager
-def opened(target: Target, options: Options) -> Iterator[Database]:
+def opened(target: Target, options: Options, *, exclusive: bool = True) -> Iterator[Database]:
     """A database for the time of a `with` block, for programs without trio.
+
+    Args:
+        target: where it is.
+        options: how to connect.
+        exclusive: False leaves a SQLite file to a server that has it, and only reads; it means nothing elsewhere.
 
     Raises:
         BadDsn: TLS files cannot be used, or the SQLite file is at an impossible place.
         FileInUse: another process has the SQLite file.
         Unavailable: the SQLite file cannot be opened.
     """
-    database = Database(target, options)
+    database = Database(target, options, exclusive=exclusive)
     database.open()
     try:
         yield database

@@ -36,7 +36,7 @@ class Duplicate(DatabaseError):
 
 
 class BrokenReference(DatabaseError):
-    """A row refers to another that does not exist, or one that is referred to was to be deleted. Nothing was written."""
+    """A row was to refer to one that does not exist, or one that is referred to was to go. Nothing was written."""
 
 
 class SchemaMismatch(DatabaseError):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 from sqlalchemy import Connection, inspect, text
@@ -76,7 +76,8 @@ def version(connection: Connection) -> str | None:
     """The revision that the database is at; None before the first."""
     if not inspect(connection).has_table(_VERSION_TABLE):
         return None
-    return connection.scalar(_VERSION)
+    current: str | None = connection.scalar(_VERSION)
+    return current
 
 
 def is_at_head(connection: Connection) -> bool:
@@ -214,7 +215,7 @@ def _run(
 def _config(connection: Connection, sql: io.StringIO | None) -> Config:
     from alembic.config import Config  # noqa: PLC0415 - see above
 
-    config = Config(**({"output_buffer": sql} if sql else {}))
+    config = Config(output_buffer=sql) if sql is not None else Config()
     config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config

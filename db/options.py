@@ -7,8 +7,6 @@ from typing import Literal
 
 from attrs import field, frozen, validators
 
-_positive = validators.gt(0)
-
 
 @frozen
 class Options:
@@ -26,11 +24,11 @@ class Options:
         sqlite_synchronous: FULL survives a power cut, NORMAL may lose the last commits in one.
     """
 
-    pool_size: int = field(default=10, validator=_positive)
+    pool_size: int = field(default=10, validator=validators.gt(0))
     max_idle: int = field(default=5, validator=validators.ge(0))
-    max_lifetime: float = field(default=3600.0, validator=_positive)
-    connect_timeout: float = field(default=5.0, validator=_positive)
-    statement_timeout: float = field(default=10.0, validator=_positive)
+    max_lifetime: float = field(default=3600.0, validator=validators.gt(0.0))
+    connect_timeout: float = field(default=5.0, validator=validators.gt(0.0))
+    statement_timeout: float = field(default=10.0, validator=validators.gt(0.0))
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None

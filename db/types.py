@@ -115,8 +115,9 @@ def _utc(value: datetime) -> datetime:
     return value.astimezone(UTC)
 
 
-def _bind_aware(value: datetime | None) -> datetime | None:
-    return None if value is None else _utc(value)
+def _bind_aware(value: datetime | None) -> str | None:
+    # Text is what the driver would make of it; as text, it does not look the type up first.
+    return None if value is None else _utc(value).isoformat()
 
 
 def _bind_naive_utc(value: datetime | None) -> datetime | None:

@@ -1,11 +1,12 @@
 """Where the databases differ; nothing outside names one of them.
 
 `sqlite`, `postgresql` and `mysql` (with MariaDB) connect each in their own way and know what their errors mean.
-`statements` holds what the queries need and SQL spells in several ways.
+`statements` holds what the queries need and SQL spells in several ways, `bulk` what they do with many rows at once.
 """
 
 from __future__ import annotations
 
+from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
 from db.dialects.mysql import MySqlBackend
 from db.dialects.postgresql import PostgresBackend
 from db.dialects.sqlite import SqliteBackend
@@ -13,16 +14,26 @@ from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
 from db.options import Options
 from db.target import Target
 
-__all__ = ["Backend", "add_to_counter", "backend_for", "clock", "for_update", "upsert_add"]
+__all__ = [
+    "Backend",
+    "BulkInsert",
+    "DeleteByKeys",
+    "SelectByKeys",
+    "add_to_counter",
+    "backend_for",
+    "clock",
+    "for_update",
+    "upsert_add",
+]
 
 Backend = SqliteBackend | PostgresBackend | MySqlBackend
 
 
-def backend_for(target: Target, options: Options) -> Backend:
+def backend_for(target: Target, options: Options, *, exclusive: bool) -> Backend:
     """The backend for a target; nothing is opened yet. Raises BadDsn for TLS files that cannot be used."""
     match target.driver:
         case "sqlite":
-            return SqliteBackend(target, options)
+            return SqliteBackend(target, options, exclusive=exclusive)
         case "postgres":
             return PostgresBackend(target, options)
         case "mysql":

@@ -53,28 +53,30 @@ NO_TLS = Failure(Kind.UNAVAILABLE, "the server does not offer TLS, which the URL
 SILENT = Failure(Kind.UNANSWERED, "no answer within the deadline")
 
 
+_PROTOCOL = Failure(Kind.UNAVAILABLE, "what answers there does not speak its protocol")
+
+#: What the operating system said, the special before the general.
+_NETWORK: tuple[tuple[type[BaseException], Failure], ...] = (
+    (ssl.SSLEOFError, DISCONNECTED),
+    (ssl.SSLZeroReturnError, DISCONNECTED),
+    (ssl.SSLError, Failure(Kind.UNANSWERED, "TLS failed")),
+    (TimeoutError, SILENT),
+    (
+        ConnectionRefusedError,
+        Failure(Kind.UNAVAILABLE, "connection refused: is the server running, on that port?"),
+    ),
+    (ConnectionError, DISCONNECTED),
+    (socket.gaierror, Failure(Kind.UNAVAILABLE, "its host name cannot be resolved")),
+    (FileNotFoundError, Failure(Kind.UNAVAILABLE, "there is no socket at that path")),
+    (PermissionError, Failure(Kind.UNAVAILABLE, "access to its socket is not permitted")),
+    (OSError, Failure(Kind.UNANSWERED, "it cannot be reached")),
+)
+
+
 def network_failure(cause: BaseException | None) -> Failure:
-    """What the operating system said when a connection could not be made or broke."""
-    match cause:
-        case ssl.SSLCertVerificationError():
-            return Failure(Kind.UNAVAILABLE, f"the server's certificate was not accepted: {cause.verify_message}")
-        case ssl.SSLEOFError() | ssl.SSLZeroReturnError():
-            return DISCONNECTED
-        case ssl.SSLError():
-            return Failure(Kind.UNANSWERED, "TLS failed")
-        case TimeoutError():
-            return SILENT
-        case ConnectionRefusedError():
-            return Failure(Kind.UNAVAILABLE, "connection refused: is the server running, and listening there?")
-        case socket.gaierror():
-            return Failure(Kind.UNAVAILABLE, "its host name cannot be resolved")
-        case FileNotFoundError():
-            return Failure(Kind.UNAVAILABLE, "there is no socket at that path")
-        case PermissionError():
-            return Failure(Kind.UNAVAILABLE, "access to its socket is not permitted")
-        case ConnectionError() | None:
-            return DISCONNECTED
-        case OSError():
-            return Failure(Kind.UNANSWERED, "it cannot be reached")
-        case _:
-            return Failure(Kind.UNAVAILABLE, "what answers there does not speak its protocol")
+    """What it means that a connection could not be made, or broke, because of `cause`; None is its plain end."""
+    if cause is None:
+        return DISCONNECTED
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Failure(Kind.UNAVAILABLE, f"the server's certificate was not accepted: {cause.verify_message}")
+    return next((failure for kind, failure in _NETWORK if isinstance(cause, kind)), _PROTOCOL)

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.mysql.mysqldb import MySQLCompiler_mysqldb
 from sqlalchemy.dialects.mysql.pymysql import MySQLDialect_pymysql
 from sqlalchemy.pool import NullPool, Pool
-from sqlalchemy.sql import Select
+from sqlalchemy.sql.selectable import GenerativeSelect
 
 from db.dialects import failure as failures
 from db.dialects.facts import Facts, tls_version
@@ -72,7 +72,7 @@ _BY_CODE = {
 class MySqlCompiler(MySQLCompiler_mysqldb):
     """SQLAlchemy's compiler, but for MariaDB before 10.6, which has no SKIP LOCKED and waits."""
 
-    def for_update_clause(self, select: Select[Any], **kw: Any) -> str:
+    def for_update_clause(self, select: GenerativeSelect, **kw: Any) -> str:
         """The clause that locks the rows of a SELECT."""
         clause = super().for_update_clause(select, **kw)
         if self.dialect.is_mariadb and self.dialect.server_version_info < (10, 6):
@@ -88,7 +88,7 @@ class MySqlDialect(MySQLDialect_pymysql):
 
     def __init__(self, begin: tuple[str, ...] = (), **kwargs: Any) -> None:
         """Take the statements that begin a transaction; without any, it begins with its first statement."""
-        super().__init__(**kwargs)
+        super().__init__(**{"paramstyle": "format", **kwargs})
         self._begin = begin
 
     def do_begin(self, dbapi_connection: Any) -> None:
@@ -162,7 +162,7 @@ class MySqlBackend:
         target, timeout = self._target, self._statement_timeout + SOCKET_GRACE
         return self._login(target.read_timeout or timeout, target.write_timeout or timeout)
 
-    def _connect_patiently(self) -> MySqlConnection:
+    def _connect_patiently(self) -> Any:
         return self._login(MIGRATION_TIMEOUT, MIGRATION_TIMEOUT)
 
     def _login(self, read_timeout: float, write_timeout: float) -> MySqlConnection:

@@ -23,7 +23,8 @@ class MySqlConnection(_Connection):
 
     def prepare(self, statement_timeout: float) -> None:
         """Set the session up: UTC, strict, READ COMMITTED, deadlines in seconds."""
-        if "MariaDB" in self.get_server_info():
+        version: str = self.get_server_info()  # type: ignore[no-untyped-call]
+        if "MariaDB" in version:
             deadline = f"max_statement_time = {statement_timeout}, idle_transaction_timeout = {_IDLE_TIMEOUT}"
         else:
             deadline = f"max_execution_time = {int(statement_timeout * 1000)}"

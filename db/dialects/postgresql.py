@@ -19,8 +19,8 @@ from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
 from sqlalchemy.pool import NullPool, Pool
 
 from db.dialects import failure as failures
-from db.dialects.failure import Failure, Kind, network_failure
 from db.dialects.facts import Facts, tls_version
+from db.dialects.failure import Failure, Kind, network_failure
 from db.dialects.pools import MIGRATION_TIMEOUT, SOCKET_GRACE, pool
 from db.dialects.postgresql_connection import PostgresConnection
 from db.dialects.tls import client_context
@@ -61,12 +61,13 @@ class PostgresDialect(PGDialect_pg8000):
     """SQLAlchemy's dialect over `PostgresConnection`: numbered parameters, and transactions begun by us."""
 
     supports_statement_cache = True
-    statement_compiler = PGCompiler  # pg8000's own doubles percent signs, which only its `%s` style needs
+    # pg8000's own doubles percent signs, which only its `%s` style needs.
+    statement_compiler = PGCompiler  # type: ignore[assignment]  # declared by its value
     supports_sane_multi_rowcount = True
 
     def __init__(self, begin: str = "BEGIN", **kwargs: Any) -> None:
         """Take the statements that begin a transaction."""
-        super().__init__(**{"paramstyle": "numeric_dollar", **kwargs})
+        super().__init__(**{"paramstyle": "numeric_dollar", **kwargs})  # type: ignore[no-untyped-call]
         self._begin = begin
         self._writes = "READ ONLY" not in begin
 

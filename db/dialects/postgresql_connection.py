@@ -27,6 +27,12 @@ _int32 = Struct("!i").pack
 _int16 = Struct("!H").pack
 
 _NULL = _int32(-1)
+#: Lengths of most values, packed.
+_LENGTHS = tuple(_int32(length) for length in range(512))
+#: The unnamed portal, the unnamed statement, and every parameter as text.
+_NO_FORMATS = b"\x00\x00\x00\x00"
+#: Every column as text.
+_NO_RESULT_FORMATS = b"\x00\x00"
 #: Describe the unnamed portal: its columns come back only once it is bound.
 _DESCRIBE = b"D" + _int32(6) + b"P\x00"
 #: Answers wait in the socket's buffers while rows are still being sent; this many are sure to fit.
@@ -172,20 +178,31 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         text = b"\x00" + statement.encode() + b"\x00\x00\x00"
         return bytearray(b"P" + _int32(len(text) + 4) + text)
 
-    def _bind(self, values: Sequence[Any]) -> bytearray:
+    def _bind(self, values: Sequence[Any]) -> bytes:
         if len(values) > MAX_PARAMETERS:
             raise legacy.InterfaceError("too many parameters")
-        types = self.py_types
-        body = bytearray(b"\x00\x00\x00\x00" + _int16(len(values)))
+        parts = [b"", _NO_FORMATS, _int16(len(values))]
+        add = parts.append
+        size = 12  # of the message without its code and its values: length, names, formats, counts
         for value in values:
             if value is None:
-                body += _NULL
+                add(_NULL)
+                size += 4
+                continue
+            kind = type(value)
+            if kind is str:
+                text = value.encode()
+            elif kind is int:
+                text = b"%d" % value
             else:
-                text = (value if type(value) is str else make_param(types, value)).encode()
-                body += _int32(len(text))
-                body += text
-        body += b"\x00\x00"
-        return bytearray(b"B" + _int32(len(body) + 4)) + body
+                text = make_param(self.py_types, value).encode()
+            length = len(text)
+            add(_LENGTHS[length] if length < len(_LENGTHS) else _int32(length))
+            add(text)
+            size += length + 4
+        add(_NO_RESULT_FORMATS)
+        parts[0] = b"B" + _int32(size)
+        return b"".join(parts)
 
 
 def _timestamptz(text: str) -> datetime:

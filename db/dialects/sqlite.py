@@ -20,9 +20,9 @@ from db.dialects import failure as failures
 from db.dialects.facts import Facts
 from db.dialects.failure import Failure, Kind
 from db.dialects.sqlite_file import FileLock, prepare
-from db.target import Target
 from db.errors import SchemaMismatch
 from db.options import Options
+from db.target import Target
 
 #: How long a statement waits for another process's lock (a backup, a shell), in seconds.
 BUSY_TIMEOUT = 5.0
@@ -53,24 +53,29 @@ registry.register("sqlite.llm_proxy", __name__, "SqliteDialect")
 class SqliteBackend:
     """The engines of one SQLite database, and what its errors mean."""
 
-    def __init__(self, target: Target, options: Options) -> None:
-        """Nothing is opened yet."""
+    def __init__(self, target: Target, options: Options, *, exclusive: bool = True) -> None:
+        """Nothing is opened yet. Without being exclusive it only reads, beside whoever has the file."""
         self._target = target
         self._options = options
+        self._exclusive = exclusive
         self._lock: FileLock | None = None
         self.writers = 1
-        self.pools: tuple[QueuePool, ...] = (_pool(self._connect_writer, 1),)
+        if target.path is not None and not exclusive:
+            self.pools: tuple[QueuePool, ...] = (_reader_pool(target.path, options),)
+            self.write = self.read = _engine("BEGIN", self.pools[0])
+            return
+        self.pools = (_pool(self._connect_writer, 1),)
         self.write = _engine("BEGIN IMMEDIATE", self.pools[0])
         self.read = self.write  # a database in memory is its one connection
         if target.path is not None:
-            self.pools += (_pool(partial(_connect, _uri(target.path, "ro")), options.pool_size),)
+            self.pools += (_reader_pool(target.path, options),)
             self.read = _engine("BEGIN", self.pools[1])
 
     def open(self) -> None:
-        """Take the lock of the file and connect the writer. Raises FileInUse, or the driver's error."""
-        if self._target.path is not None:
+        """Lock the file and connect the writer, if it is to write. Raises FileInUse, or the driver's error."""
+        if self._target.path is not None and self._exclusive:
             self._lock = prepare(self._target.path)
-        # The writer comes first: it makes the file, and its wal, which read-only connections cannot.
+        # The writer comes first: it makes the file and its log, which read-only connections cannot.
         self.write.connect().close()
 
     def close(self) -> None:
@@ -98,7 +103,7 @@ class SqliteBackend:
         (sqlite.org, "Making Other Kinds Of Table Schema Changes"); inside a transaction that cannot be switched.
         """
         with self.write.connect() as connection:
-            raw = connection.connection.driver_connection
+            raw: Any = connection.connection.driver_connection
             raw.execute("PRAGMA foreign_keys = OFF")
             try:
                 with connection.begin():
@@ -128,8 +133,12 @@ def _engine(begin: str, pool: QueuePool) -> Engine:
     return create_engine("sqlite+llm_proxy://", begin=begin, pool=pool, hide_parameters=True)
 
 
-def _pool(connect: Callable[[], sqlite3.Connection], size: int) -> QueuePool:
+def _pool(connect: Callable[[], Any], size: int) -> QueuePool:
     return QueuePool(connect, pool_size=size, max_overflow=0, use_lifo=True, reset_on_return=None)
+
+
+def _reader_pool(path: Path, options: Options) -> QueuePool:
+    return _pool(partial(_connect, _uri(path, "ro")), options.pool_size)
 
 
 def _connect(database: str) -> sqlite3.Connection:

@@ -82,7 +82,8 @@ def _one_by_one(
 ) -> None:
     """SQLite: there is no round trip to save, and the driver's loop is C."""
     further = "".join(f", {column.name} = ?" for column in columns)
-    statement = f"UPDATE {counter.table.name} SET {counter.name} = {counter.name} + ?{further} WHERE {key.name} = ?"
+    table = counter.table.name
+    statement = f"UPDATE {table} SET {counter.name} = {counter.name} + ?{further} WHERE {key.name} = ?"  # noqa: S608 - names
     connection.exec_driver_sql(statement, [(amount, *values, row) for row, amount in amounts.items()])
 
 
@@ -96,8 +97,8 @@ def _by_arrays(
 ) -> None:
     """PostgreSQL: two arrays, so that the statement stays the same whatever the number of rows."""
     further = "".join(f", {column.name} = ${number}" for number, column in enumerate(columns, start=3))
-    statement = (
-        f"UPDATE {counter.table.name} SET {counter.name} = {counter.name} + added.amount{further} "
+    statement = (  # the schema's own names, nothing from outside
+        f"UPDATE {counter.table.name} SET {counter.name} = {counter.name} + added.amount{further} "  # noqa: S608
         f"FROM unnest($1::varchar[], $2::bigint[]) AS added (id, amount) "
         f'WHERE {counter.table.name}.{key.name} = added.id COLLATE "C"'
     )
@@ -117,8 +118,9 @@ def _by_cases(
     further = "".join(f", {column.name} = %s" for column in columns)
     cases = " WHEN %s THEN %s" * len(amounts)
     places = ", ".join(["%s"] * len(amounts))
-    statement = (
-        f"UPDATE {counter.table.name} SET {counter.name} = {counter.name} + CASE {key.name}{cases} ELSE 0 END{further} "
+    statement = (  # the schema's own names, nothing from outside
+        f"UPDATE {counter.table.name} SET {counter.name} = {counter.name} + "  # noqa: S608
+        f"CASE {key.name}{cases} ELSE 0 END{further} "
         f"WHERE {key.name} IN ({places})"
     )
     pairs = [part for pair in amounts.items() for part in pair]
@@ -148,14 +150,14 @@ class _AddOnConflict(SyntaxExtension, ClauseElement):
 
 
 @compiles(_AddOnConflict)
-def _on_conflict(clause: _AddOnConflict, compiler: SQLCompiler, **kw: Any) -> str:
+def _on_conflict(clause: _AddOnConflict, _compiler: SQLCompiler, **_: Any) -> str:
     """SQLite and PostgreSQL."""
     sums = ", ".join(f"{name} = {clause.table_name}.{name} + excluded.{name}" for name in clause.sums)
     return f"ON CONFLICT ({', '.join(clause.keys)}) DO UPDATE SET {sums}"
 
 
 @compiles(_AddOnConflict, "mysql")
-def _on_duplicate_key(clause: _AddOnConflict, compiler: SQLCompiler, **kw: Any) -> str:
+def _on_duplicate_key(clause: _AddOnConflict, compiler: SQLCompiler, **_: Any) -> str:
     if getattr(compiler.dialect, "is_mariadb", False):
         return "ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = {name} + VALUES({name})" for name in clause.sums)
     sums = ", ".join(f"{name} = {clause.table_name}.{name} + added.{name}" for name in clause.sums)

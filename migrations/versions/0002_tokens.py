@@ -56,7 +56,8 @@ def upgrade() -> None:
         sa.UniqueConstraint("digest", name="uq_tokens_digest"),
         mysql_engine="InnoDB",
         mysql_default_charset="utf8mb4",
-        # Counters change all the time: room in each page keeps the new version of a row beside the old, out of the indexes.
+        # Counters change all the time: where a page has room, the new version of a row stays beside the old, and the
+        # indexes as they are.
         postgresql_with={"fillfactor": 70},
     )
     op.create_index("ix_tokens_project_id", "tokens", ["project_id"])

@@ -1,0 +1,147 @@
+"""Statements for many rows, at a price per row of little more than the driver's own.
+
+SQLAlchemy walks through every parameter of every row each time that it executes; on the ledger's path that is most of
+the work of a transaction. Here a statement is compiled once per database. From then on a record becomes a tuple that
+goes to the driver as it is, but for the values that need converting, and a row becomes a record likewise. Errors are
+SQLAlchemy's, as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter, itemgetter
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
+
+from attrs import frozen
+from sqlalchemy import Connection, CursorResult, Delete, Dialect, Insert, Select
+from sqlalchemy.types import TypeEngine
+
+T = TypeVar("T")
+
+#: Values to convert, by position.
+_Conversions = tuple[tuple[int, Callable[[Any], Any]], ...]
+
+_PLACES: Mapping[str, Callable[[int], str]] = {
+    "qmark": lambda count: ", ".join(["?"] * count),
+    "format": lambda count: ", ".join(["%s"] * count),
+    "numeric_dollar": lambda count: "$" + ", $".join(map(str, range(1, count + 1))),
+}
+
+
+@frozen
+class _Text:
+    """SQL for the driver, split where the keys go, and what to do with values that go in and come out."""
+
+    head: str
+    tail: str
+    bound: _Conversions
+    read: _Conversions
+
+
+class BulkInsert:
+    """An INSERT, `upsert_add` included, of objects with attributes, or mappings with keys, named like the columns."""
+
+    def __init__(self, statement: Insert, columns: Sequence[str]) -> None:
+        """Take the statement, and the columns to fill."""
+        self._statement = statement
+        self._columns = list(columns)
+        self._compiled: WeakKeyDictionary[Dialect, tuple[str, Sequence[str], _Conversions]] = WeakKeyDictionary()
+
+    def __call__(self, connection: Connection, rows: Sequence[Any]) -> None:
+        """Insert the rows in their order. Without any, nothing is sent."""
+        if not rows:
+            return
+        dialect = connection.dialect
+        text, names, conversions = self._compiled.get(dialect) or self._compile(dialect)
+        take: Callable[[Any], tuple[Any, ...]]
+        take = itemgetter(*names) if isinstance(rows[0], Mapping) else attrgetter(*names)
+        connection.exec_driver_sql(text, [_converted(take(row), conversions) for row in rows])
+
+    def _compile(self, dialect: Dialect) -> tuple[str, Sequence[str], _Conversions]:
+        compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)
+        names = compiled.positiontup or []
+        types = [self._statement.table.c[name].type for name in names]
+        self._compiled[dialect] = found = (str(compiled), names, _conversions(dialect, types, reading=False))
+        return found
+
+
+class _ByKeys:
+    """A statement with one parameter, a list of keys."""
+
+    def __init__(self, statement: Select[*tuple[Any, ...]] | Delete, key: TypeEngine[Any]) -> None:
+        self._statement = statement
+        self._key = key
+        self._compiled: WeakKeyDictionary[Dialect, _Text] = WeakKeyDictionary()
+
+    def _text(self, connection: Connection) -> _Text:
+        return self._compiled.get(connection.dialect) or self._compile(connection.dialect)
+
+    def _execute(self, connection: Connection, text: _Text, keys: Sequence[Any]) -> CursorResult[Any]:
+        places = _PLACES[connection.dialect.paramstyle](len(keys))
+        values = tuple(keys)
+        if text.bound:
+            ((_, convert),) = text.bound
+            values = tuple(map(convert, keys))
+        return connection.exec_driver_sql(f"{text.head}{places}{text.tail}", values)
+
+    def _compile(self, dialect: Dialect) -> _Text:
+        head, _, rest = str(self._statement.compile(dialect=dialect)).partition("__[POSTCOMPILE_")
+        read = (
+            [column.type for column in self._statement.selected_columns] if isinstance(self._statement, Select) else []
+        )
+        self._compiled[dialect] = text = _Text(
+            head=head,
+            tail=rest.partition("]")[2],
+            bound=_conversions(dialect, [self._key], reading=False),
+            read=_conversions(dialect, read, reading=True),
+        )
+        return text
+
+
+class SelectByKeys(_ByKeys, Generic[T]):
+    """A SELECT whose only parameter is a list of keys: `column.in_(bindparam("keys", expanding=True))`."""
+
+    def __init__(self, statement: Select[*tuple[Any, ...]], key: TypeEngine[Any], make: Callable[..., T]) -> None:
+        """Take the statement, the type of the keys, and what makes a record of a row's values."""
+        super().__init__(statement, key)
+        self._make = make
+
+    def __call__(self, connection: Connection, keys: Sequence[Any]) -> list[T]:
+        """The records, in the order of the statement. Without keys, nothing is sent."""
+        if not keys:
+            return []
+        text, make = self._text(connection), self._make
+        rows = self._execute(connection, text, keys).all()
+        return [make(*_converted(row, text.read)) for row in rows]
+
+
+class DeleteByKeys(_ByKeys):
+    """A DELETE whose only parameter is a list of keys."""
+
+    def __init__(self, statement: Delete, key: TypeEngine[Any]) -> None:
+        """Take the statement and the type of the keys."""
+        super().__init__(statement, key)
+
+    def __call__(self, connection: Connection, keys: Sequence[Any]) -> int:
+        """Delete, and say how many rows there were. Without keys, nothing is sent."""
+        return self._execute(connection, self._text(connection), keys).rowcount if keys else 0
+
+
+def _conversions(dialect: Dialect, types: Sequence[TypeEngine[Any]], *, reading: bool) -> _Conversions:
+    found = []
+    for position, kind in enumerate(types):
+        impl = kind.dialect_impl(dialect)
+        convert = impl.result_processor(dialect, None) if reading else impl.bind_processor(dialect)
+        if convert is not None:
+            found.append((position, convert))
+    return tuple(found)
+
+
+def _converted(row: Sequence[Any], conversions: _Conversions) -> Sequence[Any]:
+    if not conversions:
+        return row
+    values = list(row)
+    for position, convert in conversions:
+        values[position] = convert(values[position])
+    return tuple(values)
