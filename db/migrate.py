@@ -202,8 +202,7 @@ def _run(
     report: Callable[[Revision], None] | None,
     sql: io.StringIO | None = None,
 ) -> None:
-    # Alembic takes longer to import than the rest of a server's start, and most starts are at head.
-    from alembic import command  # noqa: PLC0415
+    from alembic import command  # noqa: PLC0415 - slow to import, and most starts are at head
 
     config = _config(connection, sql)
     if report is not None:
@@ -213,7 +212,7 @@ def _run(
 
 
 def _config(connection: Connection, sql: io.StringIO | None) -> Config:
-    from alembic.config import Config  # noqa: PLC0415 - see above
+    from alembic.config import Config  # noqa: PLC0415 - likewise
 
     config = Config(output_buffer=sql) if sql is not None else Config()
     config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))

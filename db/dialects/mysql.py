@@ -88,7 +88,8 @@ class MySqlDialect(MySQLDialect_pymysql):
 
     def __init__(self, begin: tuple[str, ...] = (), **kwargs: Any) -> None:
         """Take the statements that begin a transaction; without any, it begins with its first statement."""
-        super().__init__(**{"paramstyle": "format", **kwargs})
+        kwargs.setdefault("paramstyle", "format")
+        super().__init__(**kwargs)
         self._begin = begin
 
     def do_begin(self, dbapi_connection: Any) -> None:

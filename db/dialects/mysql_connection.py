@@ -23,7 +23,7 @@ class MySqlConnection(_Connection):
 
     def prepare(self, statement_timeout: float) -> None:
         """Set the session up: UTC, strict, READ COMMITTED, deadlines in seconds."""
-        version: str = self.get_server_info()  # type: ignore[no-untyped-call]
+        version: str = self.get_server_info()  # type: ignore[no-untyped-call]  # its stub has no types
         if "MariaDB" in version:
             deadline = f"max_statement_time = {statement_timeout}, idle_transaction_timeout = {_IDLE_TIMEOUT}"
         else:

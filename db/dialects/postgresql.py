@@ -67,7 +67,8 @@ class PostgresDialect(PGDialect_pg8000):
 
     def __init__(self, begin: str = "BEGIN", **kwargs: Any) -> None:
         """Take the statements that begin a transaction."""
-        super().__init__(**{"paramstyle": "numeric_dollar", **kwargs})  # type: ignore[no-untyped-call]
+        kwargs.setdefault("paramstyle", "numeric_dollar")
+        super().__init__(**kwargs)  # type: ignore[no-untyped-call]  # this dialect has no types
         self._begin = begin
         self._writes = "READ ONLY" not in begin
 

@@ -214,4 +214,4 @@ def _dbapi_error(error: DatabaseError) -> Exception:
     fields = error.args[0]
     code = fields.get("C", "") if isinstance(fields, dict) else ""
     known = {"23505": legacy.IntegrityError, "28000": legacy.InterfaceError}
-    return known.get(code, legacy.ProgrammingError)(fields)  # type: ignore[no-any-return]
+    return known.get(code, legacy.ProgrammingError)(fields)  # type: ignore[no-any-return]  # published without types

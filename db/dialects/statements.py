@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from datetime import UTC, datetime
 from typing import Any
 
+from attrs import frozen
 from sqlalchemy import Column, Connection, Insert, Select, Table, insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import SyntaxExtension
@@ -61,10 +62,28 @@ def add_to_counter(
     if not amounts:
         return
     (key,) = counter.table.primary_key.columns
-    columns = list(also or {})
-    values = [_bound(connection, column, value) for column, value in (also or {}).items()]
-    update = _UPDATES.get(connection.dialect.name, _by_cases)
-    update(connection, counter, key, columns, values, amounts)
+    addition = _Addition(
+        table=counter.table.name,
+        key=key.name,
+        counter=counter.name,
+        columns=tuple(column.name for column in also or {}),
+        values=tuple(_bound(connection, column, value) for column, value in (also or {}).items()),
+        amounts=amounts,
+    )
+    statement, parameters = _ADDITIONS.get(connection.dialect.name, _by_cases)(addition)
+    connection.exec_driver_sql(statement, parameters)
+
+
+@frozen
+class _Addition:
+    """What `add_to_counter` is to do, in the names and values that the driver takes."""
+
+    table: str
+    key: str
+    counter: str
+    columns: tuple[str, ...]
+    values: tuple[object, ...]
+    amounts: Mapping[str, int]
 
 
 def _bound(connection: Connection, column: Column[Any], value: object) -> object:
@@ -72,62 +91,52 @@ def _bound(connection: Connection, column: Column[Any], value: object) -> object
     return value if processor is None else processor(value)
 
 
-def _one_by_one(
-    connection: Connection,
-    counter: Column[int],
-    key: Column[Any],
-    columns: list[Column[Any]],
-    values: list[object],
-    amounts: Mapping[str, int],
-) -> None:
-    """SQLite: there is no round trip to save, and the driver's loop is C."""
-    further = "".join(f", {column.name} = ?" for column in columns)
-    table = counter.table.name
-    statement = f"UPDATE {table} SET {counter.name} = {counter.name} + ?{further} WHERE {key.name} = ?"  # noqa: S608 - names
-    connection.exec_driver_sql(statement, [(amount, *values, row) for row, amount in amounts.items()])
+def _one_by_one(add: _Addition) -> tuple[str, Any]:
+    """SQLite: there is no round trip to save, and the driver's loop over the rows is C."""
+    further = "".join(f", {column} = ?" for column in add.columns)
+    statement = (
+        f"UPDATE {add.table} SET {add.counter} = {add.counter} + ?{further} "  # noqa: S608 - our own names
+        f"WHERE {add.key} = ?"
+    )
+    return statement, [(amount, *add.values, key) for key, amount in add.amounts.items()]
 
 
-def _by_arrays(
-    connection: Connection,
-    counter: Column[int],
-    key: Column[Any],
-    columns: list[Column[Any]],
-    values: list[object],
-    amounts: Mapping[str, int],
-) -> None:
+def _by_arrays(add: _Addition) -> tuple[str, Any]:
     """PostgreSQL: two arrays, so that the statement stays the same whatever the number of rows."""
-    further = "".join(f", {column.name} = ${number}" for number, column in enumerate(columns, start=3))
-    statement = (  # the schema's own names, nothing from outside
-        f"UPDATE {counter.table.name} SET {counter.name} = {counter.name} + added.amount{further} "  # noqa: S608
+    further = "".join(f", {column} = ${number}" for number, column in enumerate(add.columns, start=3))
+    statement = (
+        f"UPDATE {add.table} SET {add.counter} = {add.counter} + added.amount{further} "  # noqa: S608 - our own names
         f"FROM unnest($1::varchar[], $2::bigint[]) AS added (id, amount) "
-        f'WHERE {counter.table.name}.{key.name} = added.id COLLATE "C"'
+        f'WHERE {add.table}.{add.key} = added.id COLLATE "C"'
     )
-    rows, added = "{" + ",".join(amounts) + "}", "{" + ",".join(map(str, amounts.values())) + "}"
-    connection.exec_driver_sql(statement, (rows, added, *values))
+    keys, amounts = ",".join(add.amounts), ",".join(map(str, add.amounts.values()))
+    return statement, (f"{{{keys}}}", f"{{{amounts}}}", *add.values)
 
 
-def _by_cases(
-    connection: Connection,
-    counter: Column[int],
-    key: Column[Any],
-    columns: list[Column[Any]],
-    values: list[object],
-    amounts: Mapping[str, int],
-) -> None:
-    """MySQL and MariaDB."""
-    further = "".join(f", {column.name} = %s" for column in columns)
-    cases = " WHEN %s THEN %s" * len(amounts)
-    places = ", ".join(["%s"] * len(amounts))
-    statement = (  # the schema's own names, nothing from outside
-        f"UPDATE {counter.table.name} SET {counter.name} = {counter.name} + "  # noqa: S608
-        f"CASE {key.name}{cases} ELSE 0 END{further} "
-        f"WHERE {key.name} IN ({places})"
+def _by_cases(add: _Addition) -> tuple[str, Any]:
+    """MySQL and MariaDB: as many cases as there are different amounts, which are mostly few."""
+    further = "".join(f", {column} = %s" for column in add.columns)
+    rows: dict[int, list[str]] = {}
+    for key, amount in add.amounts.items():
+        rows.setdefault(amount, []).append(key)
+    cases = "".join(f" WHEN {add.key} IN ({_places(keys)}) THEN %s" for keys in rows.values())
+    added = f"CASE{cases} END" if len(rows) > 1 else "%s"
+    parameters = [part for amount, keys in rows.items() for part in (*(keys if len(rows) > 1 else ()), amount)]
+    statement = (
+        f"UPDATE {add.table} SET {add.counter} = {add.counter} + {added}{further} "  # noqa: S608 - our own names
+        f"WHERE {add.key} IN ({_places(add.amounts)})"
     )
-    pairs = [part for pair in amounts.items() for part in pair]
-    connection.exec_driver_sql(statement, (*pairs, *values, *amounts))
+    return statement, (*parameters, *add.values, *add.amounts)
 
 
-_UPDATES = {"sqlite": _one_by_one, "postgresql": _by_arrays}
+def _places(values: Sized) -> str:
+    return ", ".join(["%s"] * len(values))
+
+
+_ADDITIONS: Mapping[str, Callable[[_Addition], tuple[str, Any]]] = {
+    "sqlite": _one_by_one,
+    "postgresql": _by_arrays,
+}
 
 
 class _AddOnConflict(SyntaxExtension, ClauseElement):
