@@ -149,7 +149,9 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         await trio.to_thread.run_sync(migrate.up, database)
         now = datetime.now(UTC)
         worker = Worker(new_id(), socket.gethostname()[:255], os.getpid(), VERSION, now, now)
-        ledger = Ledger(database, worker, metrics, exclusive=target.driver == "sqlite")
+        ledger = Ledger(
+            database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
+        )
         metrics.watch_ledger(waiting=lambda: ledger.waiting, unsettled=lambda: ledger.unsettled)
         metrics.watch_database(
             up=lambda: ledger.alive,

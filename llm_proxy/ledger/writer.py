@@ -29,9 +29,9 @@ RETRY_INTERVAL = 0.25
 ADMISSION_DEADLINE = 1.5
 #: Settlements kept in memory while the database is away; beyond this, admission stays closed.
 MAX_UNSETTLED = 50_000
-#: Seconds between heartbeats, and after which a silent worker counts as dead.
+#: Seconds between heartbeats where nothing else is said, and how many may be missing before a worker counts as dead.
 HEARTBEAT_INTERVAL = 5.0
-DEAD_AFTER = 20.0
+MISSED_HEARTBEATS = 4
 #: Reservations of dead workers swept in one transaction.
 SWEEP_CHUNK = 200
 
@@ -84,7 +84,7 @@ class Ledger:
         observer: told of every committed transaction.
         exclusive: no other process can be writing to this database (SQLite), so that reservations of other workers
             are known to be orphans without waiting.
-        heartbeat: seconds between heartbeats; a worker is dead after `dead_after` seconds of silence.
+        heartbeat: seconds between heartbeats; the same for all workers of one database.
     """
 
     def __init__(
@@ -95,7 +95,6 @@ class Ledger:
         *,
         exclusive: bool = False,
         heartbeat: float = HEARTBEAT_INTERVAL,
-        dead_after: float = DEAD_AFTER,
     ) -> None:
         """Set up the queues; `run` does the work."""
         self._database = database
@@ -103,7 +102,7 @@ class Ledger:
         self._observer = observer
         self._exclusive = exclusive
         self._heartbeat = heartbeat
-        self._dead_after = dead_after
+        self._dead_after = MISSED_HEARTBEATS * heartbeat
         self._waiting: deque[_Ticket] = deque()
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[Settlement] = deque()

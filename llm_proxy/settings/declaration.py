@@ -79,6 +79,12 @@ class Settings:
         "What happens to requests while the database is away: `closed` answers 503, `grace` lets known tokens through "
         "for a short while and writes their requests down afterwards.",
     )
+    ledger_heartbeat: float = DATABASE.setting(
+        kinds.duration(),
+        "5s",
+        "How often a worker says that it is alive. One that has been silent for four times as long counts as dead, and "
+        "its open requests are settled as `unknown`.",
+    )
     ledger_retention: float = DATABASE.setting(
         kinds.duration(zero=True),
         "90d",
