@@ -72,23 +72,25 @@ def parse(driver: str | None, url: str | None, path: str | None) -> Target:
         return _sqlite(url, path or "")
     if not url:
         raise BadDsn(f"DB_DRIVER is {kind}, so DATABASE_URL must be set: {_EXAMPLES[kind]}")
-    if kind == "postgres":
-        return _postgres(split_url(url))
     scheme = _SCHEME.match(url)
+    if kind == "postgres":
+        if scheme is None or not scheme[2]:
+            raise BadDsn(f"DATABASE_URL is no URL: {_EXAMPLES[kind]}")
+        return _postgres(split_url(url))
     if scheme is None or not scheme[2]:
         return _mysql(split_go(url), "127.0.0.1")
     rest = url[scheme.end() :]
     return _mysql(split_go(rest) if _GO_BEHIND_SCHEME.search(rest) else split_url(url), "localhost")
 
 
-def _driver_of(url: str) -> Driver:
+def _driver_of(url: str) -> Driver | None:
     scheme = _SCHEME.match(url)
     if scheme and (scheme[2] or scheme[1].lower() == "sqlite"):
         if scheme[1].lower() not in _SCHEMES:
             raise BadDsn("DATABASE_URL must begin with postgres://, postgresql://, mysql://, mariadb:// or sqlite:")
         return _SCHEMES[scheme[1].lower()]
-    # Only the Go form has no scheme; what else has none is a file, as commands take it.
-    return "mysql" if "@" in url or "(" in url else "sqlite"
+    # Only the Go form has no scheme; what else has none is a file, as commands take it, or a mistake.
+    return "mysql" if "@" in url or "(" in url else None
 
 
 def _sqlite(url: str, path: str) -> Target:
@@ -106,8 +108,8 @@ def _sqlite(url: str, path: str) -> Target:
 
 
 def _postgres(parts: Parts) -> Target:
-    parameters = Parameters.of(parts.parameters)
     _check(parts, "postgres")
+    parameters = Parameters.of(parts.parameters)
     host, port, socket = parts.host, parts.port, parts.socket
     if given := parameters.text("host"):
         if given.startswith("/"):
@@ -140,8 +142,8 @@ def _postgres(parts: Parts) -> Target:
 
 
 def _mysql(parts: Parts, default_host: str) -> Target:
-    parameters = Parameters.of(parts.parameters)
     _check(parts, "mysql")
+    parameters = Parameters.of(parts.parameters)
     socket = parts.socket or parameters.text("unix_socket") or parameters.text("socket")
     tls, authority = mysql_tls(parameters)
     drop_go_only(parameters)
@@ -166,6 +168,7 @@ def _mysql(parts: Parts, default_host: str) -> Target:
 
 
 def _check(parts: Parts, driver: Driver) -> None:
+    """Comes before any message that names a parameter: without a user, what looks like one may be the password."""
     if not parts.user:
         raise BadDsn(f"DATABASE_URL names no user: {_EXAMPLES[driver]}")
     if not parts.database:

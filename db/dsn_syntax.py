@@ -19,7 +19,7 @@ from attrs import field, frozen
 from db.errors import BadDsn
 
 _HOST = re.compile(r"[\w.-]{1,255}")
-_ENDPOINT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<host>[^:\[\]]*))(?::(?P<port>.*))?", re.DOTALL)
+_ENDPOINT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[^:]*))?", re.DOTALL)
 _GO_NETWORK = re.compile(r"(?P<name>[a-z0-9]*)(?:\((?P<address>.*)\))?", re.DOTALL)
 # A host, a path and a query before an `@`: then that `@` belongs to the query, and the credentials ended before.
 _QUERY_BEFORE_AT = re.compile(r"@[^@/]*/[^@]*\?[A-Za-z_-]+=", re.DOTALL)
