@@ -293,11 +293,20 @@ urls = st.sampled_from(
 )
 
 
-@given(urls, names, passwords, names, names, encoded=st.booleans())
-@example("postgres://{user}:{password}@{host}", "u", "?s3cret=1&", "h", "d", encoded=False)
-@example("{user}:{password}@{host}", "u", "/x?s3cret=1", "h", "d", encoded=False)
-@example("postgres://{user}:{password}", "u", "?s3cret=x", "h", "d", encoded=False)
-@example("postgres://{user}:?{password}=1&{password}=2", "u", "s3cret", "h", "d", encoded=False)
+@given(form=urls, user=names, password=passwords, host=names, database=names, encoded=st.booleans())
+@example(
+    form="postgres://{user}:{password}@{host}", user="u", password="?s3cret=1&", host="h", database="d", encoded=False
+)
+@example(form="{user}:{password}@{host}", user="u", password="/x?s3cret=1", host="h", database="d", encoded=False)
+@example(form="postgres://{user}:{password}", user="u", password="?s3cret=x", host="h", database="d", encoded=False)
+@example(
+    form="postgres://{user}:?{password}=1&{password}=2",
+    user="u",
+    password="s3cret",
+    host="h",
+    database="d",
+    encoded=False,
+)
 def test_no_password_is_ever_shown(
     form: str, user: str, password: str, host: str, database: str, encoded: bool
 ) -> None:
