@@ -94,4 +94,6 @@ class ManagementClient:
             words = [str(body[key]) for key in ("error", "description") if body.get(key)]
         except (json.JSONDecodeError, AttributeError, KeyError):
             words = []
-        return Failure(": ".join(words) or f"{self._base_url} answered with HTTP status {response.status_code}")
+        return Failure(
+            ": ".join(words).rstrip(".") or f"{self._base_url} answered with HTTP status {response.status_code}"
+        )

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from llm_proxy import log
 from llm_proxy.app import LLMProxy, create_app
@@ -22,10 +22,10 @@ from llm_proxy.settings import ListenAddress, Settings
 
 @define(eq=False)
 class Startable:
-    """An application whose failure to start is kept as it was: ASGI passes on words only, and exit codes need more."""
+    """An application that remembers why it did not start: ASGI passes on words only, and exit codes need more."""
 
     app: LLMProxy
-    failures: list[Exception] = field(factory=list)
+    failure: Exception | None = None
 
     async def __call__(
         self,
@@ -33,13 +33,21 @@ class Startable:
         receive: Callable[[], Awaitable[Any]],
         send: Callable[[Any], Awaitable[None]],
     ) -> None:
-        """Call the application."""
+        """Call the application. What it raises after it has reported a failed start is kept and not passed on."""
+        failed = False
+
+        async def listen(message: Any) -> None:
+            nonlocal failed
+            failed = failed or message["type"] == "lifespan.startup.failed"
+            await send(message)
+
+        is_lifespan = scope["type"] == "lifespan"
         try:
-            await self.app(scope, receive, send)  # type: ignore[arg-type]  # Quart names its scopes more narrowly
+            await self.app(scope, receive, listen if is_lifespan else send)  # type: ignore[arg-type]  # Quart names scopes more narrowly
         except Exception as error:
-            if scope["type"] == "lifespan":
-                self.failures.append(error)
-            raise
+            if not failed:
+                raise
+            self.failure = error
 
 
 def bind_listeners(settings: Settings) -> tuple[socket.socket, ...]:
@@ -89,7 +97,7 @@ async def _work(settings: Settings, sockets: Sequence[socket.socket]) -> None:
             addresses = await nursery.start(serving)
             events.info("serving", urls=[url_of(settings, address) for address in addresses])
     except* LifespanFailed:
-        if app.failures:
-            raise app.failures[0] from None
+        if app.failure is not None:
+            raise app.failure from None
         raise
     events.info("stopped")

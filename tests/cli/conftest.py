@@ -27,9 +27,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def run(folder: Path) -> Run:
-    """Run `llm-proxy` with these arguments in this process; `env` adds environment variables."""
+    """Run `llm-proxy` with these arguments in this process; `env` adds environment variables, `input` is stdin."""
 
-    def invoke(*arguments: str, env: dict[str, str] | None = None) -> Result:
-        return CliRunner().invoke(program, list(arguments), prog_name="llm-proxy", env=env)
+    def invoke(*arguments: str, env: dict[str, str] | None = None, input: str = "") -> Result:  # noqa: A002 (click's name)
+        return CliRunner().invoke(program, list(arguments), prog_name="llm-proxy", env=env, input=input)
 
     return invoke

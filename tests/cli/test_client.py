@@ -75,7 +75,7 @@ def test_what_comes_back(server: Server) -> None:
     ("status", "body", "message"),
     [
         (404, b'{"error":"no such project","code":"not_found"}', "no such project"),
-        (400, b'{"error":"wrong","code":"x","description":"Name is empty."}', "wrong: Name is empty."),
+        (400, b'{"error":"wrong","code":"x","description":"Name is empty."}', "wrong: Name is empty"),
         (500, b"oops", "{url} answered with HTTP status 500"),
         (500, b"[]", "{url} answered with HTTP status 500"),
         (302, b"", "{url} answered with HTTP status 302"),
@@ -111,8 +111,7 @@ def test_nobody_there() -> None:
         client.get("/x")
 
     assert caught.value.message == (
-        f"cannot connect to {url} (Connection refused); "
-        "is the server running, and --manage-api-base-url right?"
+        f"cannot connect to {url} (Connection refused); is the server running, and --manage-api-base-url right?"
     )
 
 

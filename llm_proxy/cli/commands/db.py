@@ -70,7 +70,8 @@ def check(context: click.Context, *, db: str | None, config: Path | None, as_jso
 def _words(where: str, facts: ServerFacts, schema: Status, options: Options, settings: Settings) -> dict[str, object]:
     pool = f"{options.pool_size} connections per worker, {settings.workers} worker{'s' * (settings.workers > 1)}"
     limit = "" if facts.max_connections is None else f"; the server takes {facts.max_connections}"
-    state = "at head" if schema.at_head else f"{len(schema.pending)} revisions behind {schema.head}"
+    behind = len(schema.pending)
+    state = f"{behind} revision{'s' * (behind != 1)} behind {schema.head}" if behind else "at head"
     tls = {} if settings.db_driver == "sqlite" else {"TLS": facts.tls or "none"}
     return {
         "database": where,
@@ -86,7 +87,7 @@ def _complaints(facts: ServerFacts, schema: Status, wanted: int, skew: float) ->
         yield "the schema is not at head; run 'llm-proxy migrate up', or start a server"
     if facts.max_connections is not None and wanted > facts.max_connections:
         yield (
-            f"one server process alone may open {wanted} connections, more than the {facts.max_connections} that the "
+            f"one server alone may open {wanted} connections, more than the {facts.max_connections} that the "
             "database takes; lower DATABASE_POOL_SIZE or WORKERS"
         )
     if abs(skew) > _NOTABLE_SKEW:

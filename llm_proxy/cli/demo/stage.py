@@ -66,8 +66,8 @@ async def open_stage(folder: Path, address: ListenAddress) -> AsyncIterator[Stag
         async def run(task_status: trio.TaskStatus[object]) -> None:
             try:
                 await serving(task_status=task_status)
-            except LifespanFailed:
-                raise (app.failures or [RuntimeError("the proxy broke down")])[0] from None
+            except LifespanFailed as error:
+                raise app.failure or error from None
             finally:
                 stopped.set()
 

@@ -1,0 +1,240 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.conftest import Run
+from tests.harness.server import MANAGEMENT_TOKEN, Server, running_server
+
+API_KEY = "sk-canary-of-the-provider"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on SQLite, shared by this module's tests; each makes projects of its own."""
+    with running_server({"DATABASE_PATH": str(tmp_path_factory.mktemp("manage") / "proxy.db")}) as server:
+        yield server
+
+
+@pytest.fixture
+def manage(run: Run, server: Server) -> Run:
+    """Run `llm-proxy manage` against the server."""
+
+    def invoke(*arguments: str, **options: Any) -> Any:
+        where = ("--manage-api-base-url", server.url, "--management-token", MANAGEMENT_TOKEN)
+        return run("manage", *arguments, *where, **options)
+
+    return invoke
+
+
+@pytest.fixture
+def project_id(manage: Run, request: pytest.FixtureRequest) -> str:
+    """A project of this test."""
+    created = manage("project", "create", "--name", request.node.name, "--api-key", API_KEY, "--json")
+    return str(json.loads(created.stdout)["id"])
+
+
+@pytest.fixture
+def token(manage: Run, project_id: str) -> dict[str, Any]:
+    """A token of this test, with its secret."""
+    made = manage("token", "generate", "--project-id", project_id, "--max-requests", "5", "--json")
+    found: dict[str, Any] = json.loads(made.stdout)
+    return found
+
+
+def shown(text: str) -> dict[str, str]:
+    """Read what a command shows of one thing."""
+    pairs = (line.split("  ", maxsplit=1) for line in text.splitlines())
+    return {name.strip(): value.strip() for name, value in pairs}
+
+
+def test_a_project_is_created_and_shown_without_its_key(manage: Run) -> None:
+    created = manage("project", "create", "--name", "Größe 日本", "--api-key", API_KEY)
+
+    fields = shown(created.stdout)
+    assert created.exit_code == 0
+    assert fields["name"] == "Größe 日本"
+    assert fields["provider"] == "openai"
+    assert fields["API key"] == "…ider"
+    assert fields["state"] == "active"
+    assert manage("project", "get", fields["id"]).stdout == created.stdout
+    listed = manage("project", "list").stdout
+    assert listed.splitlines()[0].split() == ["ID", "NAME", "PROVIDER", "KEY", "STATE"]
+    assert fields["id"] in listed
+    assert API_KEY not in created.stdout + listed
+
+
+def test_an_api_key_can_come_from_stdin(manage: Run) -> None:
+    created = manage("project", "create", "--name", "stdin", "--api-key", "-", input=f"{API_KEY}\n")
+
+    assert shown(created.stdout)["API key"] == "…ider"
+
+
+def test_an_api_key_is_asked_for_and_not_echoed(manage: Run) -> None:
+    created = manage("project", "create", "--name", "asked", input=f"{API_KEY}\n")
+
+    assert shown(created.stdout)["API key"] == "…ider"
+    assert created.stderr == "API key: \n"
+
+
+def test_a_project_is_changed(manage: Run, project_id: str) -> None:
+    changed = manage("project", "update", project_id, "--name", "new name", "--api-key", "sk-another-0000")
+    assert shown(changed.stdout)["name"] == "new name"
+    assert shown(changed.stdout)["API key"] == "…0000"
+
+    assert shown(manage("project", "deactivate", project_id).stdout)["state"] == "inactive"
+    assert shown(manage("project", "activate", project_id).stdout)["state"] == "active"
+
+
+def test_a_token_shows_its_secret_once(manage: Run, project_id: str) -> None:
+    made = manage(
+        "token", "generate", "--project-id", project_id, "--name", "ci", "--duration", "90m", "--max-requests", "7"
+    )
+
+    fields = shown(made.stdout)
+    assert made.exit_code == 0
+    assert made.stderr == "The token is shown this once; only its digest is stored.\n"
+    secret = fields.pop("token")
+    assert secret.startswith("sk-")
+    assert len(secret) == 46
+    assert fields["project"] == project_id
+    assert fields["requests"] == "0 of 7"
+    assert fields["ends in"] == secret[-4:]
+    assert shown(manage("token", "get", fields["id"]).stdout) == fields
+    assert secret not in manage("token", "list", "--json").stdout
+
+
+def test_tokens_are_listed_by_project(manage: Run, token: dict[str, Any]) -> None:
+    lines = manage("token", "list", "--project-id", token["project_id"]).stdout.splitlines()
+
+    assert lines[0].split() == ["ID", "NAME", "TOKEN", "USED", "LIMIT", "EXPIRES", "STATE"]
+    (line,) = lines[1:]
+    assert line.startswith(token["id"])
+    assert line.endswith("active")
+    assert f"…{token['last4']}     0      5  " in line
+
+
+def test_a_token_is_changed_rotated_and_revoked(manage: Run, token: dict[str, Any]) -> None:
+    identity = token["id"]
+
+    changed = manage("token", "update", identity, "--max-requests", "unlimited", "--name", "x", "--duration", "2d")
+    assert shown(changed.stdout)["requests"] == "0 of unlimited"
+    assert shown(changed.stdout)["name"] == "x"
+
+    rotated = shown(manage("token", "rotate", identity).stdout)
+    assert rotated["token"] != token["token"]
+
+    revoked = manage("token", "revoke", identity)
+    assert revoked.stdout == f"Token {identity} is revoked.\n"
+    assert shown(manage("token", "get", identity).stdout)["state"] == "revoked"
+    project = token["project_id"]
+    assert json.loads(manage("token", "list", "--project-id", project, "--active-only", "--json").stdout) == []
+
+
+def test_all_tokens_of_a_project_are_revoked(manage: Run, token: dict[str, Any]) -> None:
+    revoked = manage("token", "revoke-all", token["project_id"])
+
+    assert revoked.stdout == "Tokens revoked: 1\n"
+    assert shown(manage("token", "get", token["id"]).stdout)["state"] == "revoked"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line", "code"),
+    [
+        (("project", "get", "x"), "There is no such project: No project has this id", 1),
+        (("token", "get", "../projects"), "There is nothing here: ", 1),
+        (("project", "update", "x"), "nothing to change; give --name, --api-key or --provider", 2),
+        (
+            ("token", "update", "x"),
+            "nothing to change; give --name, --duration, --expires-at or --max-requests",
+            2,
+        ),
+        (
+            ("token", "generate", "--project-id", "x", "--duration", "24"),
+            (
+                "Invalid value for '--duration': '24' is not a duration of a minute or more, such as 30d, 12h or 90m; "
+                "see 'llm-proxy manage token generate --help'"
+            ),
+            2,
+        ),
+        (
+            ("token", "generate", "--project-id", "x", "--duration", "1h", "--expires-at", "2030-01-01T00:00:00Z"),
+            "--duration and --expires-at exclude each other; give one of them",
+            2,
+        ),
+        (
+            ("token", "generate", "--project-id", "x", "--max-requests", "-1"),
+            (
+                "Invalid value for '--max-requests': '-1' is not a whole number, nor 'unlimited'; "
+                "see 'llm-proxy manage token generate --help'"
+            ),
+            2,
+        ),
+        (("token", "generate"), "Missing option '--project-id'; see 'llm-proxy manage token generate --help'", 2),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(manage: Run, arguments: tuple[str, ...], line: str, code: int) -> None:
+    result = manage(*arguments)
+
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr.startswith(f"error: {line}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_wrong_token_is_exit_code_3(run: Run, server: Server) -> None:
+    result = run(
+        "manage", "project", "list", "--manage-api-base-url", server.url, env={"MANAGEMENT_TOKEN": "wrong-canary"}
+    )
+
+    assert result.exit_code == 3
+    assert result.stderr == f"error: {server.url} refused the management token; give its own with MANAGEMENT_TOKEN\n"
+
+
+def test_without_any_token_nothing_is_sent(run: Run, server: Server) -> None:
+    result = run("manage", "project", "list", "--manage-api-base-url", server.url)
+
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: there is no management token; give the server's with MANAGEMENT_TOKEN or --management-token\n"
+    )
+
+
+def test_the_token_can_be_in_the_environment_a_file_or_dotenv(run: Run, server: Server, folder: Path) -> None:
+    where = ("manage", "project", "list", "--manage-api-base-url", server.url)
+    (folder / "secret").write_text(MANAGEMENT_TOKEN)
+
+    assert run(*where, env={"MANAGEMENT_TOKEN": MANAGEMENT_TOKEN}).exit_code == 0
+    assert run(*where, env={"MANAGEMENT_TOKEN_FILE": "secret"}).exit_code == 0
+    (folder / "other.env").write_text(f"MANAGEMENT_TOKEN={MANAGEMENT_TOKEN}\n")
+    assert run(*where, "--config", "other.env").exit_code == 0
+    (folder / ".env").write_text(f"MANAGEMENT_TOKEN={MANAGEMENT_TOKEN}\n")
+    assert run(*where).exit_code == 0
+
+
+def test_the_token_of_a_server_here_is_sent_to_no_other(run: Run, folder: Path) -> None:
+    (folder / "data").mkdir()
+    file = folder / "data" / "llm-proxy.db.management-token"
+    file.write_text("canary")
+    file.chmod(0o600)
+
+    elsewhere = run("manage", "project", "list", "--manage-api-base-url", "http://192.0.2.1:8080")
+    assert elsewhere.stderr.startswith("error: there is no management token")
+
+    file.chmod(0o644)
+    exposed = run("manage", "project", "list", "--manage-api-base-url", "http://127.0.0.1:9")
+    assert exposed.stderr == (
+        "error: the management token's file data/llm-proxy.db.management-token is open to other users (mode 0644): "
+        "run chmod 600 on it\n"
+    )
+    assert exposed.exit_code == 1
+
+
+def test_a_base_url_that_is_none(run: Run) -> None:
+    result = run("manage", "project", "list", "--manage-api-base-url", "localhost:8080")
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: Invalid value for '--manage-api-base-url': 'localhost:8080' is not an http")
