@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from llm_proxy.cli.demo.screen import Screen
+from tests.harness.server import ROOT
+
+STEPS = [
+    "A provider and a proxy in front of it",
+    "A project holds the provider's key, and hands out a token",
+    "A chat completion",
+    "The same, streamed: every piece passes as it comes",
+    "A third request is refused: the token is used up",
+    "The ledger has a row for each admitted request",
+    "The books balance",
+]
+
+
+@contextmanager
+def demo(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """The demo in a process of its own, in a folder of its own, without the developer's settings."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "llm_proxy", "demo", *arguments],
+        cwd=folder,
+        env={
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(ROOT),
+            "TMPDIR": str(folder),
+            "HTTP_PROXY": "http://127.0.0.1:9",
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_the_tour_shows_everything_and_ends(tmp_path: Path) -> None:
+    with demo(tmp_path, "--once") as process:
+        output, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, errors) == (0, "")
+    assert re.findall(r"^ ?\d  (.*)$", output, re.MULTILINE) == STEPS
+    assert output.count("This answer comes from a script; no model was asked.") == 2
+    assert "429 request_limit_exceeded" in output
+    assert re.search(r"^    …\w{8}  ok          200  gpt-4o-mini  no      15   28 ", output, re.MULTILINE)
+    assert re.search(r"^    …\w{8}  ok          200  gpt-4o-mini  yes     15   28 ", output, re.MULTILINE)
+    assert "✓ counter 2 = settled 2 + in flight 0, and the same by the hourly sums" in output
+    # Nothing for a terminal in a pipe, nothing wider than one, nothing left behind.
+    assert "\x1b" not in output
+    assert max(map(len, output.splitlines())) <= 80
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_serves_on_until_ctrl_c_with_a_token_of_ones_own(tmp_path: Path) -> None:
+    with demo(tmp_path) as process:
+        assert process.stdout is not None
+        shown = ""
+        for line in process.stdout:
+            shown += line
+            if "Ctrl-C ends the demo" in line:
+                break
+        url = re.search(r"curl -N (http://127\.0\.0\.1:\d+/v1/chat/completions)", shown)
+        token = re.search(r"Bearer (sk-[\w-]{43})", shown)
+        body = re.search(r"-d '(\{.*?\}\]\})'", shown, re.DOTALL)
+        assert url
+        assert token
+        assert body
+        request = urllib.request.Request(  # noqa: S310 (a URL of our own)
+            url[1], body[1].encode(), {"Authorization": f"Bearer {token[1]}", "Content-Type": "application/json"}
+        )
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+            events = response.read().decode()
+        assert json.loads(events.split("\n")[0].removeprefix("data: "))["object"] == "chat.completion.chunk"
+        assert events.rstrip().endswith("data: [DONE]")
+
+        process.send_signal(signal.SIGINT)
+        rest, errors = process.communicate(timeout=30)
+
+    assert (process.returncode, rest, errors) == (0, "", "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_address_that_is_taken_is_one_line(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with demo(tmp_path, "--once", "--addr", address) as process:
+            output, errors = process.communicate(timeout=60)
+
+    assert (process.returncode, output) == (1, "")
+    assert errors == (
+        f"error: cannot listen on {address}: Address already in use; choose another address with --addr\n"
+    )
+
+
+def test_streamed_text_is_wrapped_as_it_comes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    screen = Screen()
+
+    for piece in ["One", " two", " three", " four", " five", "\x1b[2J", " six"]:
+        screen.stream(piece)
+    screen.end_stream()
+    screen.stream("Anew.")
+    screen.end_stream()
+
+    assert capsys.readouterr().out.splitlines() == [
+        "    One two three",
+        "    four five\\x1b[2J",
+        "    six",
+        "    Anew.",
+    ]
