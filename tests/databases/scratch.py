@@ -14,6 +14,7 @@ from pathlib import Path
 from attrs import Factory, define, frozen
 
 from db.dsn import Target, parse
+from db.migrate import upgrade
 from tests.databases.addresses import with_database
 from tests.databases.kinds import Kind
 from tests.databases.servers import Missing, Server, open_server
@@ -108,8 +109,6 @@ class Databases:
     def _template(self, kind: Kind) -> Scratch:
         if kind not in self._templates:
             scratch = self._stack.enter_context(self.empty(kind))
-            from db.migrate import upgrade  # noqa: PLC0415
-
             upgrade(scratch.target)
             self._templates[kind] = scratch
         return self._templates[kind]
