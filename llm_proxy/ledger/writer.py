@@ -132,6 +132,11 @@ class Ledger:
         """Settlements that are not written yet."""
         return len(self._unsettled) + len(self._doubtful) + len(self._uncertain)
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything is queued, or on its way to the database."""
+        return bool(self._waiting) or self.unsettled > 0 or self._writing
+
     async def admit(self, application: Application) -> Grant:
         """Wait for the decision of the next shared transaction.
 
@@ -196,7 +201,7 @@ class Ledger:
 
         No request may be admitted or settled any more. Waits for ever while the database is away: give it a deadline.
         """
-        while self._waiting or self.unsettled or self._writing:
+        while self.busy:
             await self._idle.wait()
         await self._database.write(books.retire, self._worker.id)
 

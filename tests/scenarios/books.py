@@ -43,11 +43,11 @@ def outcomes(target: Target) -> Counter[str]:
         found["in_flight"] = len(connection.execute(select(in_flight.c.id)).all())
         return found
 
-    with opened(target, Options()) as database:
+    with opened(target, Options(), exclusive=False) as database:
         return +database.read_now(read)
 
 
 def differences(target: Target) -> list[ledger.Imbalance]:
     """What does not balance, read directly."""
-    with opened(target, Options()) as database:
+    with opened(target, Options(), exclusive=False) as database:
         return database.read_now(ledger.verify)
