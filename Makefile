@@ -44,7 +44,7 @@ format: $(DEVELOPMENT) ## Format the code, and mend what can be mended without t
 	@$(BIN)/ruff format
 
 bench: $(DEVELOPMENT) ## Measure the proxy on this machine
-	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(BIN)/python -m benchmarks $(if $(ARGS),$(ARGS),cpu)
 
 lock: .cache/lock/bin/uv ## Write the locked requirements anew from pyproject.toml (ARGS=--upgrade: newest versions)
 	@$(UV_COMPILE) --output-file containers/requirements.txt pyproject.toml
