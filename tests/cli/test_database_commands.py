@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -10,12 +9,12 @@ from db import Connection
 from db.database import opened
 from db.options import Options
 from db.queries import ledger, projects, tokens
-from db.records import Project, Token
 from tests.cli.conftest import Run
 from tests.databases.scratch import Scratch
+from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
 
-NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-TOKEN = "22222222-2222-4222-8222-222222222222"
+PROJECT = a_project()
+TOKEN = a_token(PROJECT.id)
 
 
 @pytest.fixture
@@ -23,25 +22,9 @@ def unbalanced(migrated_database: Scratch) -> Scratch:
     """A database in which a token's counter says 7, and no request says anything."""
 
     def fill(connection: Connection) -> None:
-        project = Project("1" * 36, "p", "openai", "plain:k", "", active=True, created_at=NOW, updated_at=NOW)
-        projects.create(connection, project)
-        token = Token(
-            id=TOKEN,
-            project_id=project.id,
-            digest=bytes(32),
-            last4="abcd",
-            name="",
-            active=True,
-            expires_at=None,
-            max_requests=None,
-            request_count=0,
-            created_at=NOW,
-            updated_at=NOW,
-            revoked_at=None,
-            last_used_at=None,
-        )
-        tokens.create(connection, token)
-        ledger.add_to_counters(connection, {TOKEN: 7}, NOW)
+        projects.create(connection, PROJECT)
+        tokens.create(connection, TOKEN)
+        ledger.add_to_counters(connection, {TOKEN.id: 7}, NOON)
 
     with opened(migrated_database.target, Options()) as database:
         database.write_now(fill)
@@ -64,14 +47,32 @@ def test_books_that_do_not(run: Run, unbalanced: Scratch) -> None:
     assert result.exit_code == 1
     assert result.stdout.splitlines() == [
         "TOKEN                                 COUNTER  SETTLED  HOURLY SUMS  IN FLIGHT",
-        f"{TOKEN}        7        0            0          0",
+        f"{TOKEN.id}        7        0            0          0",
     ]
 
     result = run("ledger", "verify", "--json", env=unbalanced.env)
     assert result.exit_code == 1
     assert json.loads(result.stdout) == [
-        {"token_id": TOKEN, "counter": 7, "settled": 0, "rolled_up": 0, "in_flight": 0}
+        {"token_id": TOKEN.id, "counter": 7, "settled": 0, "rolled_up": 0, "in_flight": 0}
     ]
+
+
+def test_books_that_are_repaired(run: Run, unbalanced: Scratch) -> None:
+    result = run("ledger", "verify", "--repair", env=unbalanced.env)
+
+    assert (result.exit_code, result.stderr) == (0, "Tokens repaired: 1 of 1\n")
+    assert result.stdout.startswith("The books balance: ")
+    assert run("ledger", "verify", "--repair", env=unbalanced.env).stderr == "Tokens repaired: 0 of 0\n"
+
+
+def test_books_that_cannot_be_repaired(run: Run, unbalanced: Scratch) -> None:
+    with opened(unbalanced.target, Options()) as database:
+        database.write_now(ledger.roll_up, [a_settled_request(TOKEN)])
+
+    result = run("ledger", "verify", "--repair", env=unbalanced.env)
+
+    assert (result.exit_code, result.stderr) == (1, "Tokens repaired: 0 of 1\n")
+    assert result.stdout.splitlines()[1] == f"{TOKEN.id}        1        0            1          0"
 
 
 def test_a_check_says_what_the_database_is(run: Run, migrated_database: Scratch) -> None:

@@ -8,6 +8,7 @@ import click
 from attrs import asdict
 
 from db.queries import ledger as books
+from db.queries.repair import repair
 from llm_proxy.cli.configuration import database_options, load_settings
 from llm_proxy.cli.database import open_existing
 from llm_proxy.cli.failures import ERROR
@@ -29,16 +30,24 @@ def command() -> None:
 
 
 @command.command()
+@click.option("--repair", "mend", is_flag=True, help="Set hourly sums and counters right, as far as rows prove them.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @database_options
 @click.pass_context
-def verify(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
+def verify(context: click.Context, *, db: str | None, config: Path | None, mend: bool, as_json: bool) -> None:
     """Prove that the books balance; exits 1 where they do not.
 
     For every token, its counter must be its settled requests + those in flight, and the same by the hourly sums.
+    --repair raises sums that are too low to what the requests say, and sets the counter to what the sums and the
+    requests in flight say; what differs after that is shown. Requests that are gone cannot be brought back.
     """
     with open_existing(load_settings(config, db)) as database:
         differences = database.read_now(books.verify)
+        found = len(differences)
+        if mend and found:
+            for difference in differences:
+                database.write_now(repair, difference.token_id)
+            differences = database.read_now(books.verify)
     if as_json:
         print_json([asdict(difference) for difference in differences])
     elif differences:
@@ -46,5 +55,7 @@ def verify(context: click.Context, *, db: str | None, config: Path | None, as_js
         click.echo(table(_COLUMNS, rows))
     else:
         click.echo("The books balance: for every token, counter = settled + in flight = hourly sums + in flight.")
+    if mend:
+        click.echo(f"Tokens repaired: {found - len(differences)} of {found}", err=True)
     if differences:
         context.exit(ERROR)

@@ -1,0 +1,75 @@
+"""Mending books that do not balance, from the evidence that is left: rows are never invented, and sums never lowered.
+
+Settled requests may be gone for good reasons (retention) while their hourly sums stay, so a sum that is too low is
+raised to what the rows say, and one that is higher is believed. The counter is then what the sums and the open
+reservations say.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from db import dialects
+from db.queries.ledger import roll_up
+from db.queries.rows import columns
+from db.records import SettledRequest
+from db.schema import in_flight, requests, tokens, usage_hourly
+
+_HOUR = timedelta(hours=1)
+
+#: An hour of a token and a model: what one row of the hourly sums is about.
+_Bucket = tuple[datetime, str]
+
+
+def repair(connection: Connection, token_id: str) -> None:
+    """Make a token's hourly sums and counter agree with its requests. No request is admitted by it meanwhile."""
+    connection.execute(dialects.for_update(select(tokens.c.id).where(tokens.c.id == token_id)))
+    summed = _summed(connection, token_id)
+    for bucket, count in sorted(_settled(connection, token_id).items()):
+        if count > summed.get(bucket, 0):
+            _sum_up(connection, token_id, bucket)
+    # One statement, hence one moment: a settlement takes a request from one of the two to the other.
+    rolled_up = select(func.coalesce(func.sum(usage_hourly.c.requests), 0)).where(usage_hourly.c.token_id == token_id)
+    flying = select(func.count()).select_from(in_flight).where(in_flight.c.token_id == token_id)
+    total = connection.execute(select(rolled_up.scalar_subquery() + flying.scalar_subquery())).scalar_one()
+    connection.execute(update(tokens).where(tokens.c.id == token_id).values(request_count=int(total)))
+
+
+def _summed(connection: Connection, token_id: str) -> dict[_Bucket, int]:
+    """The requests that the hourly sums know of. Locks them: what is settled meanwhile is added afterwards."""
+    sums = select(usage_hourly.c.hour, usage_hourly.c.model, usage_hourly.c.requests)
+    ordered = sums.where(usage_hourly.c.token_id == token_id).order_by(usage_hourly.c.hour, usage_hourly.c.model)
+    return {(hour, model): int(count) for hour, model, count in connection.execute(dialects.for_update(ordered))}
+
+
+def _settled(connection: Connection, token_id: str) -> Counter[_Bucket]:
+    """The requests that count (void ones do not), by hour and model."""
+    rows = connection.execute(
+        select(requests.c.admitted_at, requests.c.model).where(
+            requests.c.token_id == token_id, requests.c.outcome != "void"
+        ),
+        execution_options={"yield_per": 1000},
+    )
+    return Counter((moment.replace(minute=0, second=0, microsecond=0), model) for moment, model in rows)
+
+
+def _sum_up(connection: Connection, token_id: str, bucket: _Bucket) -> None:
+    """Write a row of the hourly sums anew from its requests."""
+    hour, model = bucket
+    connection.execute(
+        delete(usage_hourly).where(
+            usage_hourly.c.hour == hour, usage_hourly.c.token_id == token_id, usage_hourly.c.model == model
+        )
+    )
+    rows = connection.execute(
+        select(*columns(requests, SettledRequest)).where(
+            requests.c.token_id == token_id,
+            requests.c.model == model,
+            requests.c.admitted_at >= hour,
+            requests.c.admitted_at < hour + _HOUR,
+        )
+    )
+    roll_up(connection, [SettledRequest(*row) for row in rows])

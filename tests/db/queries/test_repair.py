@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, delete, select, update
+
+from db.database import Database, opened
+from db.options import Options
+from db.queries import ledger, projects, repair, tokens
+from db.records import Reservation, SettledRequest, Token
+from db.schema import requests, usage_hourly
+from db.schema import tokens as token_table
+from llm_proxy.identifiers import new_id, request_id
+from tests.databases.scratch import Scratch
+from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
+
+
+@pytest.fixture
+def database(migrated_database: Scratch) -> Iterator[Database]:
+    with opened(migrated_database.target, Options()) as database:
+        yield database
+        assert database.checked_out == 0
+
+
+@pytest.fixture
+def token(database: Database) -> Token:
+    """A token with balanced books: five settled requests in three buckets, a void one, and one in flight."""
+    project = a_project()
+    token = a_token(project.id)
+    rows = [
+        settled(token, model="a", input_tokens=10),
+        settled(token, model="a", input_tokens=20, outcome="upstream_error"),
+        settled(token, model="b"),
+        settled(token, model="a", admitted_at=NOON + timedelta(hours=1)),
+        settled(token, model="a", admitted_at=NOON + timedelta(hours=1, minutes=59)),
+        settled(token, model="a", outcome="void"),
+    ]
+
+    def fill(connection: Connection) -> None:
+        projects.create(connection, project)
+        tokens.create(connection, token)
+        moved = [Reservation(row.id, row.worker_id, token.id, project.id, "openai", "POST", "/", NOON) for row in rows]
+        flying = Reservation(request_id(), new_id(), token.id, project.id, "openai", "POST", "/", NOON)
+        ledger.reserve(connection, [*moved, flying])
+        ledger.settle(connection, rows)
+        ledger.roll_up(connection, rows)
+        ledger.add_to_counters(connection, {token.id: 6}, NOON)
+
+    database.write_now(fill)
+    assert database.read_now(ledger.verify) == []
+    return token
+
+
+def settled(token: Token, **fields: Any) -> SettledRequest:
+    return a_settled_request(token, **fields)
+
+
+def books(database: Database) -> tuple[list[Any], int]:
+    """The hourly sums and the counter."""
+
+    def read(connection: Connection) -> tuple[list[Any], int]:
+        sums = connection.execute(select(usage_hourly).order_by(usage_hourly.c.hour, usage_hourly.c.model)).all()
+        return list(sums), connection.scalars(select(token_table.c.request_count)).one()
+
+    return database.read_now(read)
+
+
+@pytest.mark.parametrize("counter", [0, 5, 7, 1000])
+def test_a_wrong_counter_is_set_right(database: Database, token: Token, counter: int) -> None:
+    before = books(database)
+    database.write_now(lambda connection: connection.execute(update(token_table).values(request_count=counter)))
+    assert len(database.read_now(ledger.verify)) == 1
+
+    database.write_now(repair.repair, token.id)
+
+    assert database.read_now(ledger.verify) == []
+    assert books(database) == before
+
+
+def test_lost_and_lowered_sums_are_written_anew(database: Database, token: Token) -> None:
+    before = books(database)
+
+    def lose(connection: Connection) -> None:
+        connection.execute(delete(usage_hourly).where(usage_hourly.c.model == "b"))
+        connection.execute(
+            update(usage_hourly).where(usage_hourly.c.requests == 2).values(requests=1, input_tokens=0, errors=0)
+        )
+
+    database.write_now(lose)
+    assert len(database.read_now(ledger.verify)) == 1
+
+    database.write_now(repair.repair, token.id)
+
+    assert database.read_now(ledger.verify) == []
+    assert books(database) == before
+
+
+def test_sums_of_rows_that_are_gone_are_believed(database: Database, token: Token) -> None:
+    before = books(database)
+    database.write_now(lambda connection: connection.execute(delete(requests).where(requests.c.model == "b")))
+
+    database.write_now(repair.repair, token.id)
+
+    assert books(database) == before
+
+
+def test_nothing_changes_where_books_balance(database: Database, token: Token) -> None:
+    before = books(database)
+
+    database.write_now(repair.repair, token.id)
+    database.write_now(repair.repair, new_id())
+
+    assert books(database) == before
+
+
+def test_other_tokens_are_left_alone(database: Database, token: Token) -> None:
+    other = a_token(token.project_id, request_count=9)
+    database.write_now(tokens.create, other)
+
+    database.write_now(repair.repair, token.id)
+
+    (difference,) = database.read_now(ledger.verify)
+    assert (difference.token_id, difference.counter) == (other.id, 9)
