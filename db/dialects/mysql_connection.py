@@ -15,7 +15,10 @@ else:
 
 #: The server ends a session that has said nothing for so many seconds, and with it any locks of a stopped process.
 _IDLE_TIMEOUT = 60
-_SQL_MODE = "STRICT_ALL_TABLES,ONLY_FULL_GROUP_BY,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION"
+#: What does not fit is refused, as on every other database, and 0 is a number like others.
+_SQL_MODE = (
+    "STRICT_ALL_TABLES,ONLY_FULL_GROUP_BY,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO"
+)
 
 
 class MySqlConnection(_Connection):

@@ -12,6 +12,7 @@ character for its parameters; here a failure is always one of its own errors and
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - the module calls it `error`
@@ -100,6 +101,11 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
     def commit(self) -> None:
         """Commit. In a transaction that has failed, the server would roll back and call it done: that is an error."""
         self._run("commit")
+
+    def close(self) -> None:
+        """Say goodbye and close the socket; one that is broken or closed already is no error."""
+        with suppress(legacy.InterfaceError):
+            super().close()
 
     def rollback(self) -> None:
         """Roll back, if there is a transaction."""
