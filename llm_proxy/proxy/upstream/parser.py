@@ -28,6 +28,8 @@ OVERHEAD_LIMIT: Final = 65536
 #: Interim responses that one request may get.
 INTERIM_LIMIT: Final = 64
 
+_LONG_HEAD: Final = f"the response head is longer than {HEAD_LIMIT} bytes"
+
 _SPECIAL: Final = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"content-length"})
 
 _CONTROL: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -118,6 +120,9 @@ class ResponseParser:
             self._feed_head(data)
 
     def _feed_body(self, data: bytes) -> None:
+        if self.complete and self._bodiless:
+            self._excess()
+            return
         taken = len(self.pieces)
         self._execute(data)
         if len(self.pieces) != taken:
@@ -131,6 +136,9 @@ class ResponseParser:
         if not self._head_size and data[0] != 0x48:
             # llhttp would skip line breaks, and speaks RTSP too. What is not HTTP is a wrong port or a leftover.
             raise _malformed("the response does not begin with 'HTTP/'")
+        if self._bodiless:
+            self._feed_bodiless(data)
+            return
         room = HEAD_LIMIT - self._head_size
         if len(data) <= room:
             self._head_size += len(data)
@@ -140,8 +148,19 @@ class ResponseParser:
         if room:
             self._execute(data[:room])
         if not self.head_complete:
-            raise _malformed(f"the response head is longer than {HEAD_LIMIT} bytes")
+            raise _malformed(_LONG_HEAD)
         self._feed_body(data[room:])
+
+    def _feed_bodiless(self, data: bytes) -> None:
+        """Find the exact end of the head of a response to HEAD: llhttp would take what comes next for its content."""
+        for position in range(len(data)):
+            if self.complete:
+                self._excess()
+                return
+            self._head_size += 1
+            if self._head_size > HEAD_LIMIT:
+                raise _malformed(_LONG_HEAD)
+            self._execute(data[position : position + 1])
 
     def end(self) -> None:
         """The upstream has ended its stream, in an orderly way.

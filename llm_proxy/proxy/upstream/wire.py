@@ -7,6 +7,7 @@ Closing is synchronous, for TLS too: it waits for nobody's close_notify.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
 import ssl
@@ -152,4 +153,6 @@ def words(error: OSError) -> str:
         # One cause per address of the name; the last one tried is as good as any.
         causes = [cause for cause in error.__cause__.exceptions if isinstance(cause, OSError)]
         return words(causes[-1]) if causes else "no address could be reached"
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
     return (error.strerror or type(error).__name__).lower()

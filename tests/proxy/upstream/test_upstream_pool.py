@@ -1,0 +1,378 @@
+from __future__ import annotations
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from llm_proxy.proxy.upstream import Disconnected, Dispatch, UpstreamPool
+from tests.proxy.upstream.stage import (
+    HEADERS,
+    OK,
+    PATIENT,
+    Body,
+    Handler,
+    Peer,
+    answering,
+    ask,
+    client_sockets,
+    counts,
+    settled,
+    stage,
+    whole,
+)
+
+
+async def test_a_request_arrives_as_it_was_given() -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        assert await ask(pool, b'{"a": 1}') == b"ok"
+        [asked] = upstream.asked
+        assert (asked.method, asked.target, asked.body) == (b"POST", b"/v1/x?y=%20", b'{"a": 1}')
+        assert asked.headers == [
+            (b"Host", upstream.origin.authority),
+            *HEADERS,
+            (b"Content-Length", b"8"),
+        ]
+        pool.close()
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [(b"GET", []), (b"DELETE", []), (b"POST", [b"0"]), (b"PUT", [b"0"]), (b"PATCH", [b"0"])],
+)
+async def test_a_request_without_a_body_says_so_where_one_is_expected(method: bytes, expected: list[bytes]) -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        await whole(await pool.send(method, b"/", [], None))
+        assert upstream.asked[0].values(b"content-length") == expected
+        pool.close()
+
+
+async def test_a_response_is_handed_on_as_it_is() -> None:
+    response = b"HTTP/1.1 418 I'm a teapot\r\nX-B: 2\r\nX-a: 1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
+    async with stage(answering(response)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        got = await pool.send(b"GET", b"/", [], None)
+        assert (got.status, got.reason) == (418, b"I'm a teapot")
+        assert got.headers == [(b"x-b", b"2"), (b"x-a", b"1"), (b"transfer-encoding", b"chunked")]
+        assert got.sent_any
+        assert await whole(got) == b"x"
+        pool.close()
+
+
+async def test_chunks_of_one_read_come_joined() -> None:
+    response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n"
+    async with stage(answering(response)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        got = await pool.send(b"GET", b"/", [], None)
+        assert await got.receive() == b"abc"
+        assert await got.receive() == b""
+        got.close()
+        pool.close()
+
+
+async def test_content_is_handed_on_as_it_arrives() -> None:
+    more = trio.Event()
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await peer.send(b"5\r\nfirst\r\n")
+        await more.wait()
+        await peer.send(b"6\r\nsecond\r\n0\r\n\r\n")
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        got = await pool.send(b"GET", b"/", [], None)
+        assert await got.receive() == b"first"
+        more.set()
+        assert await whole(got) == b"second"
+        pool.close()
+
+
+async def test_a_connection_is_used_again() -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        for _ in range(3):
+            assert await ask(pool, b"x") == b"ok"
+            assert counts(pool) == "1 idle, 0 in use"
+        assert len(upstream.peers) == 1
+        assert len(upstream.asked) == 3
+        pool.close()
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+
+
+async def test_the_connection_used_last_is_used_next() -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        first = await pool.send(b"GET", b"/1", [], None)
+        second = await pool.send(b"GET", b"/2", [], None)
+        assert counts(pool) == "0 idle, 2 in use"
+        await whole(second)
+        await whole(first)
+        assert counts(pool) == "2 idle, 0 in use"
+        await whole(await pool.send(b"GET", b"/3", [], None))
+        assert [[asked.target for asked in peer.asked] for peer in upstream.peers] == [[b"/1", b"/3"], [b"/2"]]
+        pool.close()
+
+
+async def test_only_so_many_idle_connections_are_kept() -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT, max_idle=2)
+        responses = [await pool.send(b"GET", b"/", [], None) for _ in range(4)]
+        assert counts(pool) == "0 idle, 4 in use"
+        for response in responses:
+            await whole(response)
+        assert counts(pool) == "2 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 2
+        pool.close()
+
+
+async def test_no_idle_connection_is_kept_where_none_is_wanted() -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT, max_idle=0)
+        assert await ask(pool) == b"ok"
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+
+
+async def test_an_idle_connection_expires(mock_clock: MockClock) -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=10)
+        await ask(pool)
+        mock_clock.jump(9.9)
+        await ask(pool)
+        assert len(upstream.peers) == 1
+        mock_clock.jump(10)
+        await ask(pool)
+        assert len(upstream.peers) == 2
+        assert client_sockets(upstream.origin) == 1
+        pool.close()
+
+
+async def test_the_oldest_connections_go_when_one_comes_back(mock_clock: MockClock) -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=10)
+        old = [await pool.send(b"GET", b"/", [], None) for _ in range(3)]
+        for response in old:
+            await whole(response)
+        mock_clock.jump(6)
+        await ask(pool)
+        mock_clock.jump(6)
+        await ask(pool)
+        assert counts(pool) == "1 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 1
+        pool.close()
+
+
+async def test_the_server_says_how_long_it_keeps_a_connection(mock_clock: MockClock) -> None:
+    async with stage(answering(OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=5\r\n\r\n"))) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=60)
+        await ask(pool)
+        mock_clock.jump(3.9)
+        await ask(pool)
+        assert len(upstream.peers) == 1
+        mock_clock.jump(4.1)
+        await ask(pool)
+        assert len(upstream.peers) == 2
+        pool.close()
+
+
+async def close(peer: Peer) -> None:
+    peer.close()
+
+
+async def reset(peer: Peer) -> None:
+    peer.reset()
+
+
+async def babble(peer: Peer) -> None:
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
+
+
+@pytest.mark.parametrize("misdeed", [close, reset, babble])
+async def test_a_connection_that_went_bad_while_idle_is_not_used(misdeed: Handler) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        if len(upstream.peers) <= 3:
+            await spoil.wait()
+            await misdeed(peer)
+        await trio.sleep_forever()
+
+    spoil = trio.Event()
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        responses = [await pool.send(b"GET", b"/", [], None) for _ in range(3)]
+        for response in responses:
+            await whole(response)
+        assert counts(pool) == "3 idle, 0 in use"
+        spoil.set()
+        await settled()
+        assert await ask(pool, b"precious") == b"ok"
+        assert len(upstream.peers) == 4
+        assert upstream.asked[-1].body == b"precious"
+        assert counts(pool) == "1 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 1
+        pool.close()
+
+
+async def test_a_request_is_sent_again_only_while_nothing_of_it_went_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The connection breaks in the instant between the look at it and the first byte.
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        if len(upstream.peers) == 1:
+            await broken.wait()
+            peer.reset()
+        await trio.sleep_forever()
+
+    broken = trio.Event()
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        await ask(pool)
+        broken.set()
+        await settled()
+        monkeypatch.setattr("llm_proxy.proxy.upstream.wire.Wire.is_quiet", lambda _: True)
+        body = Body([b"a", b"b"])
+        dispatch = Dispatch()
+        assert await whole(await pool.send(b"POST", b"/", [], body, dispatch=dispatch)) == b"ok"
+        assert dispatch.sent
+        assert len(upstream.peers) == 2
+        assert upstream.peers[1].asked[0].body == b"ab"
+        assert body.taken == 2
+        pool.close()
+
+
+async def test_a_request_that_went_out_is_never_sent_again() -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await peer.request()
+        peer.close()
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        await ask(pool)
+        dispatch = Dispatch()
+        with pytest.raises(Disconnected) as caught:
+            await pool.send(b"GET", b"/", [], None, dispatch=dispatch)
+        assert caught.value.sent
+        assert dispatch.sent
+        assert len(upstream.peers) == 1
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+
+
+@pytest.mark.parametrize(
+    "response",
+    [
+        OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"),
+        OK.replace(b"1.1", b"1.0"),
+        b"HTTP/1.1 204 No Content\r\n\r\nHTTP/1.1 200 OK\r\n",
+    ],
+    ids=["close", "HTTP/1.0", "excess"],
+)
+async def test_a_connection_that_cannot_be_trusted_again_is_closed(response: bytes) -> None:
+    async with stage(answering(response)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        await ask(pool)
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+
+
+async def test_a_body_until_the_connection_closes() -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\n\r\nall of ")
+        await peer.send(b"it")
+        peer.close()
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        assert await ask(pool) == b"all of it"
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+
+
+async def test_a_response_closed_early_ends_its_connection_at_once() -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
+        await trio.sleep_forever()
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        response = await pool.send(b"GET", b"/", [], None)
+        assert await response.receive() == b"half"
+        response.close()
+        assert client_sockets(upstream.origin) == 0
+        response.close()
+        assert counts(pool) == "0 idle, 0 in use"
+        with pytest.raises(trio.ClosedResourceError):
+            await response.receive()
+
+
+async def test_a_response_that_came_whole_need_not_be_read() -> None:
+    async with stage(answering(OK, OK.replace(b"ok", b"no"))) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        (await pool.send(b"GET", b"/", [], None)).close()
+        assert counts(pool) == "1 idle, 0 in use"
+        assert await ask(pool) == b"no"
+        assert len(upstream.peers) == 1
+        pool.close()
+
+
+async def test_a_closed_response_does_not_touch_the_next_one() -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        first = await pool.send(b"GET", b"/", [], None)
+        await whole(first)
+        second = await pool.send(b"GET", b"/", [], None)
+        first.close()
+        assert counts(pool) == "0 idle, 1 in use"
+        assert await whole(second) == b"ok"
+        pool.close()
+
+
+async def test_a_closed_pool_keeps_nothing() -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        await ask(pool)
+        response = await pool.send(b"GET", b"/", [], None)
+        pool.close()
+        assert await whole(response) == b"ok"
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+
+
+def test_a_pool_can_be_closed_after_its_run() -> None:
+    pools = []
+
+    async def main() -> None:
+        async with stage(answering(OK)) as upstream:
+            pools.append(UpstreamPool(upstream.origin, PATIENT))
+            await ask(pools[0])
+
+    trio.run(main)
+    assert counts(pools[0]) == "1 idle, 0 in use"
+    pools[0].close()
+    assert counts(pools[0]) == "0 idle, 0 in use"
+
+
+async def test_many_at_once() -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT, max_idle=20)
+
+        async def some() -> None:
+            for _ in range(5):
+                assert await ask(pool, b"x" * 100) == b"ok"
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(some)
+        assert len(upstream.asked) == 100
+        assert len(upstream.peers) <= 20
+        assert counts(pool) == f"{len(upstream.peers)} idle, 0 in use"
+        pool.close()
