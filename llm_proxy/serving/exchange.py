@@ -147,7 +147,8 @@ class Exchange:
             try:
                 data = writer.body(message.get("body", b""), more=more)
             except InvalidResponse:
-                self._gone = True
+                self._gone = self._sent
+                self._writer = None if not self._sent else writer
                 raise
             if not self._sent:
                 self._sent = True

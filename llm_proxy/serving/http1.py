@@ -56,8 +56,8 @@ class Http1Connection:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is running, or has begun to arrive."""
-        return self.idle_since is None and not self._ending
+        """Whether a request is running, or something of one has arrived."""
+        return not self._ending and (self.idle_since is None or self.transport.readable)
 
     def close_if_idle(self) -> None:
         """Close the connection at once, unless a request is running or something of one has arrived."""
@@ -71,7 +71,7 @@ class Http1Connection:
     def cut(self) -> None:
         """End the connection at once, so that the client cannot take half a response for a whole."""
         if self._exchange is not None:
-            self._exchange.tear()
+            self._exchange.tear()  # nothing to be done when it is complete
         self.transport.close()
 
     async def run(self) -> None:
@@ -126,7 +126,7 @@ class Http1Connection:
         else:
             deadline.deadline = now + config.keep_alive_timeout
             self.idle_since = now
-            if self.site.traffic.draining:
+            if self.site.traffic.draining and self._exchange is not None:
                 self.close_if_idle()
                 self.site.traffic.notify()
         while True:
@@ -164,6 +164,4 @@ class Http1Connection:
             pass
         except* Exception as errors:  # noqa: BLE001 - what an application raises ends its own request alone
             report_each(errors, self.site.config.report)
-        # A cancelled application leaves `_exchange` in place, for `run` to tear what it has begun.
-        self._exchange = None
         return await exchange.finish()

@@ -40,6 +40,8 @@ class Lifespan:
         self._answered = {"startup": trio.Event(), "shutdown": trio.Event()}
         self._failure: str | None = None
         self._ended = False
+        # Whoever cancels the server does not cancel the application's own shutdown.
+        self._scope = trio.CancelScope(shield=True)
 
     async def around(self, serving: Callable[[], Awaitable[None]]) -> None:
         """Start the application, run `serving`, and shut the application down, also when `serving` was cancelled.
@@ -49,21 +51,24 @@ class Lifespan:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run)
-            await self._ask("startup")
-            if self._failure is None:
-                try:
-                    await serving()
-                finally:
-                    with trio.move_on_after(self._timeout, shield=True):
-                        await self._ask("shutdown")
-            nursery.cancel_scope.cancel()
+            try:
+                await self._ask("startup")
+                if self._failure is None:
+                    try:
+                        await serving()
+                    finally:
+                        with trio.move_on_after(self._timeout, shield=True):
+                            await self._ask("shutdown")
+            finally:
+                self._scope.cancel()
         if self._failure is not None:
             raise LifespanFailed(self._failure)
 
     async def _run(self) -> None:
         scope = {"type": "lifespan", "asgi": VERSIONS, "state": self.state}
         try:
-            await self._app(scope, self._from_server.receive, self._take)
+            with self._scope:
+                await self._app(scope, self._from_server.receive, self._take)
         except Exception as error:  # noqa: BLE001 - whatever an application raises here has one meaning
             if self._answered["startup"].is_set():
                 self._report(error)

@@ -14,8 +14,8 @@ RECEIVE_SIZE: Final = 64 * 1024
 HANG_UP_POLL: Final = 1.0
 """Seconds between two looks at a connection that cannot be read for lack of room."""
 
-_LINGER_GAP: Final = 2.0
-_LINGER_TOTAL: Final = 10.0
+LINGER_GAP: Final = 2.0
+LINGER_TOTAL: Final = 10.0
 _NOT_SENT_LOW_WATER: Final = 16 * 1024
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -156,11 +156,11 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         still on its way. So: end of data first, then read and forget until the peer has closed as well, is silent for
         two seconds, or ten seconds have passed (RFC 9112 section 9.6).
         """
-        with trio.move_on_after(_LINGER_TOTAL), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+        with trio.move_on_after(LINGER_TOTAL), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self.send_eof()
-            with trio.move_on_after(_LINGER_GAP) as gap:
+            with trio.move_on_after(LINGER_GAP) as gap:
                 while await self.receive_some():
-                    gap.deadline = trio.current_time() + _LINGER_GAP
+                    gap.deadline = trio.current_time() + LINGER_GAP
         self.close()
 
     def abort(self) -> None:

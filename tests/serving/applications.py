@@ -43,6 +43,7 @@ class Echo:
     truncated: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
         self.scopes.append(scope)
         try:
             self.bodies.append(await read_all(receive))
@@ -62,6 +63,7 @@ class Hold:
     scopes: list[Scope] = Factory(list)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
         self.scopes.append(scope)
         self.running += 1
         try:

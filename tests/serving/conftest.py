@@ -1,13 +1,20 @@
 from __future__ import annotations
 
+import datetime as dt
 import socket
+import ssl
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 from attrs import Factory, define
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from llm_proxy.serving.asgi import Application
 from llm_proxy.serving.config import ServeConfig
@@ -57,7 +64,7 @@ class Peer:
         What is long goes in small pieces instead of bytes.
         """
         step = len(data) if not bytewise else 1 if len(data) < LONG else 97
-        for piece in [data[i : i + step] for i in range(0, len(data), step)]:
+        for piece in [data[i : i + step] for i in range(0, len(data), step or 1)]:
             try:
                 self.socket.sendall(piece)
             except (BrokenPipeError, ConnectionResetError):
@@ -110,3 +117,35 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(listener.getsockname())
         return client, listener.accept()[0]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of `localhost` that signed itself, and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(hours=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    folder = tmp_path_factory.mktemp("tls")
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.fixture
+def trust(certificate: tuple[Path, Path]) -> ssl.SSLContext:
+    """A client's context that trusts `certificate`."""
+    return ssl.create_default_context(cafile=certificate[0])

@@ -1,0 +1,351 @@
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import pytest
+import trio
+
+from llm_proxy.serving.asgi import Receive, Scope, Send
+from llm_proxy.serving.exchange import DISCARD_LIMIT, PIPELINE_LIMIT, ClientGone
+from llm_proxy.serving.response import InvalidResponse
+from llm_proxy.serving.transport import HANG_UP_POLL
+from tests.serving.answers import Truncated
+from tests.serving.applications import Echo, Hold, body, read_all, respond, saying, start
+from tests.serving.conftest import Connect
+from tests.serving.framing_table import GET, get, post
+
+OLD_GET = b"GET / HTTP/1.0\r\n\r\n"
+
+
+async def test_an_application_gets_a_standard_scope(connect: Connect) -> None:
+    app = Echo()
+    peer = connect(app, tcp=True)
+    await peer.say(get(b"X-Y: Z", target=b"/a%20b/%C3%A9%2f?c=%20d"))
+    (scope,) = app.scopes
+    assert scope["type"] == "http"
+    assert scope["asgi"] == {"version": "3.0", "spec_version": "2.4"}
+    assert (scope["method"], scope["http_version"], scope["scheme"]) == ("GET", "1.1", "http")
+    assert (scope["path"], scope["raw_path"]) == ("/a b/é/", b"/a%20b/%C3%A9%2f")
+    assert (scope["query_string"], scope["root_path"], scope["state"]) == (b"c=%20d", "", {})
+    assert scope["headers"] == [(b"host", b"a"), (b"x-y", b"Z")]
+    assert scope["client"] == peer.socket.getsockname()
+    assert scope["server"] == peer.socket.getpeername()
+
+
+async def test_a_response_goes_out_with_its_head_in_one_piece(connect: Connect) -> None:
+    gate = trio.Event()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(start())
+        await gate.wait()
+        await send(body(b"", more=True))
+        await send(body(b"late"))
+
+    peer = connect(app)
+    assert await peer.say(GET) == b""
+    gate.set()
+    await peer.settle()
+    assert peer.answers()[0].body == b"late"
+
+
+async def test_an_empty_piece_sends_the_head(connect: Connect) -> None:
+    peer = connect(saying(start(), body(more=True)))
+    peer.connection.site.config.report(ValueError("unused"))
+    assert (await peer.say(GET)).endswith(b"transfer-encoding: chunked\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [start(101), body()],
+        [start(200, (b"x", b"a\r\nb: c")), body()],
+        [start(200, (b"x y", b"a")), body()],
+        [start(200, (b"content-length", b"+1")), body(b"a")],
+        [start(200, (b"content-length", b"2")), body(b"abc")],
+        [start(200, (b"content-length", b"2")), body(b"a")],
+        [body(b"a")],
+        [{"type": "http.response.zzz"}],
+        [start(), start(), body()],
+        [start()],
+        [],
+    ],
+)
+async def test_an_application_that_fails_before_its_response_is_a_500(messages: list[Any], connect: Connect) -> None:
+    peer = connect(saying(*messages))
+    await peer.say(GET)
+    (answer,) = peer.answers()
+    assert answer.status == 500
+    assert answer.body == (
+        b'{"error":{"message":"The server failed to handle this request.","type":"server_error","param":null,'
+        b'"code":"internal_error"}}'
+    )
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.closing
+    assert peer.closed
+    assert all(isinstance(report, InvalidResponse) for report in peer.reports)
+
+
+async def test_the_500_to_a_head_has_no_body(connect: Connect) -> None:
+    peer = connect(saying())
+    assert (await peer.say(GET.replace(b"GET", b"HEAD"))).endswith(b"\r\n\r\n")
+
+
+async def test_an_exception_is_reported_and_no_words_of_it_get_out(connect: Connect) -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise ValueError("secret")
+
+    peer = connect(app)
+    assert b"secret" not in await peer.say(GET)
+    assert [str(report) for report in peer.reports] == ["secret"]
+
+
+@pytest.mark.parametrize("length", [(), ((b"content-length", b"10"),)])
+async def test_an_exception_after_the_start_is_an_unfinished_response(length: Any, connect: Connect) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(start(200, *length))
+        await send(body(b"part", more=True))
+        raise ValueError
+
+    peer = connect(app)
+    await peer.say(GET + GET)
+    assert peer.got.count(b"HTTP/1.1") == 1
+    assert b"part" in peer.got
+    assert peer.closed
+    with pytest.raises(Truncated):
+        peer.answers()
+
+
+async def test_where_the_end_ends_the_response_a_failure_is_a_reset(connect: Connect) -> None:
+    peer = connect(saying(start(), body(b"part", more=True)), tcp=True)
+    await peer.say(OLD_GET)
+    assert peer.reset
+
+
+@pytest.mark.parametrize("pieces", [[b"1234", b"56"], [b"12", b"3"]])
+async def test_a_body_of_another_length_is_an_unfinished_response(pieces: list[bytes], connect: Connect) -> None:
+    messages = [body(piece, more=True) for piece in pieces[:-1]] + [body(pieces[-1])]
+    peer = connect(saying(start(200, (b"content-length", b"5")), *messages))
+    await peer.say(GET)
+    assert peer.closed
+    with pytest.raises(Truncated):
+        peer.answers()
+    assert [type(report) for report in peer.reports] == [InvalidResponse]
+
+
+async def test_what_goes_beyond_the_length_is_not_sent_and_ends_the_connection(connect: Connect) -> None:
+    peer = connect(saying(start(200, (b"content-length", b"5")), body(b"12345", more=True), body(b"6")))
+    await peer.say(GET)
+    assert peer.answers()[0].body == b"12345"
+    assert peer.closed
+
+
+async def test_messages_behind_the_end_are_errors_of_the_application(connect: Connect) -> None:
+    peer = connect(saying(start(), body(b"all"), body(b"more")))
+    await peer.say(GET)
+    assert peer.answers()[0].body == b"all"
+    assert [type(report) for report in peer.reports] == [InvalidResponse]
+    await peer.say(GET)
+    assert len(peer.answers()) == 2
+
+
+async def test_an_unread_body_is_dropped_to_keep_the_connection(connect: Connect) -> None:
+    peer = connect(saying(start(200, (b"content-length", b"0")), body()))
+    data = b"x" * 100_000
+    await peer.say(post(data[:10], b"Content-Length: 100000"))
+    assert [answer.closing for answer in peer.answers()] == [False]
+    await peer.say(data[10:] + GET)
+    assert len(peer.answers()) == 2
+    assert not peer.closed
+
+
+async def test_a_long_unread_body_costs_the_connection_but_not_the_answer(connect: Connect) -> None:
+    """A reset would take the answer away from a client that is still sending."""
+    peer = connect(saying(start(413, (b"content-length", b"0")), body()), tcp=True)
+    await peer.say(post(b"", b"Content-Length: 10000000"))
+    for _ in range(50):
+        await peer.say(b"x" * 2000)
+    (answer,) = peer.answers()
+    assert answer.status == 413
+    assert answer.closing
+    assert peer.closed
+    assert not peer.reset
+
+
+async def test_a_chunked_body_without_end_costs_the_connection(connect: Connect) -> None:
+    peer = connect(saying(start(200, (b"content-length", b"0")), body()))
+    await peer.say(post(b"", b"Transfer-Encoding: chunked"))
+    for _ in range(DISCARD_LIMIT // 30_000 + 1):
+        await peer.say(b"7530\r\n" + b"x" * 30_000 + b"\r\n")
+    assert peer.answers()[0].status == 200
+    assert peer.closed
+
+
+async def test_a_response_may_begin_before_the_request_has_ended(connect: Connect) -> None:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        while True:
+            message = await receive()
+            await send(body(message["body"], more=message["more_body"]))
+            if not message["more_body"]:
+                return
+
+    peer = connect(app)
+    await peer.say(post(b"a", b"Content-Length: 3"))
+    assert peer.got.endswith(b"1\r\na\r\n")
+    await peer.say(b"b")
+    assert peer.got.endswith(b"1\r\nb\r\n")
+    await peer.say(b"c" + GET)
+    assert [answer.body for answer in peer.answers()] == [b"abc", b""]
+
+
+async def test_100_is_sent_once_and_only_when_the_body_is_wanted(connect: Connect) -> None:
+    peer = connect(Echo())
+    await peer.say(post(b"", b"Content-Length: 4", b"Expect: 100-continue"))
+    await peer.say(b"bo")
+    await peer.say(b"dy")
+    assert [(answer.status, answer.body) for answer in peer.answers()] == [(100, b""), (200, b"body")]
+
+
+async def test_there_is_no_100_when_the_body_is_there(connect: Connect) -> None:
+    peer = connect(Echo())
+    await peer.say(post(b"body", b"Content-Length: 4", b"Expect: 100-continue"))
+    assert [answer.status for answer in peer.answers()] == [200]
+
+
+async def test_a_body_that_nobody_asked_for_may_come_or_not(connect: Connect) -> None:
+    """RFC 9110 section 10.1.1: what follows a final answer in place of a 100 cannot be told apart."""
+    peer = connect(saying(start(403, (b"content-length", b"0")), body()))
+    await peer.say(post(b"", b"Content-Length: 4", b"Expect: 100-continue"))
+    (answer,) = peer.answers()
+    assert (answer.status, answer.closing, peer.closed) == (403, True, True)
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+@pytest.mark.parametrize("pipelined", [b"", GET, b"GET / HT"], ids=["alone", "pipelined", "half"])
+async def test_a_client_that_leaves_is_noticed_at_once(how: str, pipelined: bytes, connect: Connect) -> None:
+    app = Hold()
+    peer = connect(app, tcp=True)
+    await peer.say(GET)
+    assert app.running == 1
+    await peer.say(pipelined)
+    if how == "reset":
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.socket.close()
+        peer.closed = True
+    else:
+        peer.socket.shutdown(socket.SHUT_WR)
+    await peer.settle()
+    assert (app.running, app.disconnects, len(app.scopes)) == (0, 1, 1)
+    assert peer.reports == []
+    assert peer.connection.transport.closed
+
+
+async def test_reading_ahead_is_bounded_and_yet_a_leaving_client_is_noticed(
+    connect: Connect, mock_clock: trio.testing.MockClock
+) -> None:
+    app = Hold()
+    peer = connect(app, tcp=True)
+    await peer.say(post(b"", b"Content-Length: 0"))
+    while peer.connection.reader.pending <= PIPELINE_LIMIT:
+        await peer.say(b"GET / HTTP/1.1\r\n" * 300)
+    before = peer.connection.reader.pending
+    await peer.say(b"x" * 100)
+    assert peer.connection.reader.pending == before
+    assert app.running == 1
+    peer.socket.close()
+    peer.closed = True
+    mock_clock.jump(HANG_UP_POLL)
+    await peer.settle()
+    assert (app.running, app.disconnects) == (0, 1)
+
+
+async def test_sending_to_a_client_that_left_raises_oserror(connect: Connect) -> None:
+    raised: list[BaseException] = []
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(EOFError):
+            await read_all(receive)
+        assert (await receive())["type"] == "http.disconnect"
+        with pytest.raises(OSError, match="closed the connection") as caught:
+            await send(start())
+        raised.append(caught.value)
+        raise caught.value
+
+    peer = connect(app)
+    await peer.say(post(b"a", b"Content-Length: 2"))
+    peer.socket.close()
+    peer.closed = True
+    await peer.settle()
+    assert isinstance(raised[0], ClientGone)
+    assert peer.reports == []
+
+
+async def test_a_stream_to_a_client_that_left_ends_with_oserror(connect: Connect) -> None:
+    ended = trio.Event()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(start())
+        try:
+            while True:
+                await send(body(b"tick", more=True))
+        except OSError:
+            ended.set()
+            raise
+
+    peer = connect(app, tcp=True)
+    peer.socket.sendall(GET)
+    peer.socket.shutdown(socket.SHUT_WR)
+    peer.socket.close()
+    peer.closed = True
+    with trio.fail_after(5):
+        await ended.wait()
+    assert peer.reports == []
+
+
+async def test_a_group_is_reported_without_what_only_says_that_the_client_left(connect: Connect) -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise ExceptionGroup("several", [ClientGone("left"), ValueError("bad")])
+
+    peer = connect(app)
+    await peer.say(GET)
+    assert [str(error) for error in peer.reports] == ["bad"]
+
+
+async def test_whoever_waits_for_the_client_is_told_when_the_response_is_over(connect: Connect) -> None:
+    told: list[str] = []
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        async def wait() -> None:
+            told.append((await receive())["type"])
+
+        await receive()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            await respond(send, b"done")
+        told.append((await receive())["type"])
+
+    peer = connect(app)
+    await peer.say(GET + GET)
+    assert told == ["http.disconnect"] * 4
+    assert len(peer.answers()) == 2
+
+
+async def test_a_broken_body_is_answered_over_the_head_of_the_application(connect: Connect) -> None:
+    app = Hold()
+    peer = connect(app)
+    await peer.say(post(b"3\r\nabc\r\n", b"Transfer-Encoding: chunked"))
+    await peer.say(b"zz\r\n")
+    assert peer.answers()[0].status == 400
+    assert (app.running, app.disconnects, peer.closed) == (0, 1, True)
+
+
+async def test_the_last_response_says_that_it_is(connect: Connect) -> None:
+    peer = connect(Echo())
+    await peer.say(GET)
+    peer.connection.site.traffic.draining = True
+    await peer.say(GET)
+    assert [answer.closing for answer in peer.answers()] == [False, True]
+    assert peer.closed
