@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
 from db.dsn import Target
 from tests.databases.kinds import Kind
+from tests.databases.programs import Instance
 from tests.databases.scratch import Databases, Scratch
-from tests.databases.servers import Missing
+from tests.databases.servers import Missing, own_instance
 
 #: Where a test run keeps its databases.
 DATABASES = pytest.StashKey[Databases]()
@@ -84,3 +86,17 @@ def migrated_target(migrated_database: Scratch) -> Target:
 def migrated_env(migrated_database: Scratch) -> dict[str, str]:
     """`migrated_database`, as a server process takes it."""
     return migrated_database.env
+
+
+@pytest.fixture
+def database_instance(database_kind: Kind) -> Iterator[Instance]:
+    """A database server of this test alone, to be stopped, killed or frozen: with `@on("postgres", "mariadb")`.
+
+    Skips where the programs are not installed, as where servers are named in the environment only.
+    """
+    with ExitStack() as stack:
+        try:
+            instance = stack.enter_context(own_instance(database_kind))
+        except Missing as error:
+            pytest.skip(str(error))
+        yield instance

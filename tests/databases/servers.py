@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 from attrs import field, frozen
@@ -67,30 +68,56 @@ def open_server(kind: Kind, environ: Mapping[str, str] = os.environ) -> Server:
         return Server(kind, url, version, kind.variable, admin, _leave)
     if program := programs.find_program(kind):
         instance = programs.launch(kind, program)
-        return _answering(kind, instance, str(program), lambda: instance.log)
+        version = wait_until_answers(kind, instance, lambda: instance.log)
+        return Server(kind, instance.url, version, str(program), admin_of(kind, instance.url), instance.close)
     if docker.docker_works():
         container = docker.launch(kind)
-        return _answering(kind, container, "docker", lambda: "")
+        version = wait_until_answers(kind, container)
+        return Server(kind, container.url, version, "docker", admin_of(kind, container.url), container.close)
     message = f"no {kind} server: set {kind.variable}, or {_ADVICE[kind]}, or start Docker"
     raise Missing(message)
 
 
-def _leave() -> None:
-    """The server is somebody else's."""
+@contextmanager
+def own_instance(kind: Kind) -> Iterator[programs.Instance]:
+    """A server for one test alone, to be stopped, killed or frozen under a proxy's feet.
+
+    After `start` on it, `wait_until_answers` tells when it is back.
+
+    Raises:
+        Missing: its programs are not installed here; a server that the environment names will not do.
+    """
+    program = programs.find_program(kind)
+    if program is None:
+        message = f"no {kind} programs: {_ADVICE[kind]}"
+        raise Missing(message)
+    instance = programs.launch(kind, program)
+    try:
+        wait_until_answers(kind, instance, lambda: instance.log)
+        yield instance
+    finally:
+        instance.close()
 
 
-def _answering(kind: Kind, started: _Started, origin: str, log: Callable[[], str]) -> Server:
+def wait_until_answers(kind: Kind, started: _Started, log: Callable[[], str] = str) -> str:
+    """Wait for a server that was started just now, and return its version.
+
+    Raises:
+        RuntimeError: it did not answer in time, and was closed; the message ends with the last lines of its log.
+    """
     admin = admin_of(kind, started.url)
     deadline = time.monotonic() + _READY_SECONDS
     while True:
         try:
-            version = admin.version()
+            return admin.version()
         except Exception as error:
             if time.monotonic() > deadline:
                 words = log()
                 started.close()
-                message = f"{kind} from {origin} did not answer in {_READY_SECONDS:.0f} s: {error}\n{words}"
+                message = f"{kind} did not answer in {_READY_SECONDS:.0f} s: {error}\n{words}"
                 raise RuntimeError(message) from error
             time.sleep(0.05)
-        else:
-            return Server(kind, started.url, version, origin, admin, started.close)
+
+
+def _leave() -> None:
+    """The server is somebody else's."""

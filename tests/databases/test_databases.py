@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sqlite3
 
+import pg8000.exceptions
 import pymysql
 import pytest
 
+from db.database import opened
+from db.migrate import is_at_head
+from db.options import Options
 from tests.databases.addresses import Address, with_database, with_endpoint
+from tests.databases.admin import admin_of
 from tests.databases.kinds import SERVERS, Kind, on
+from tests.databases.programs import Instance
 from tests.databases.scratch import Databases, Scratch
+from tests.databases.servers import wait_until_answers
 
 
 def names_of(databases: Databases, kind: Kind) -> set[str]:
@@ -48,6 +55,25 @@ def test_a_database_is_dropped_under_an_open_transaction(databases: Databases, d
         with pytest.raises(pymysql.err.OperationalError):
             connection.ping(reconnect=False)
     assert scratch.name not in names_of(databases, database_kind)
+
+
+@on("postgres", "mariadb")
+def test_a_server_of_its_own_comes_back_after_a_crash(database_kind: Kind, database_instance: Instance) -> None:
+    admin = admin_of(database_kind, database_instance.url)
+    admin.create("kept")
+    database_instance.kill()
+    with pytest.raises((OSError, pymysql.err.OperationalError, pg8000.exceptions.InterfaceError)):
+        admin.version()
+    database_instance.start()
+    wait_until_answers(database_kind, database_instance)
+    assert "kept" in admin.names()
+
+
+def test_a_migrated_database_is_a_copy_of_its_own(databases: Databases, database_kind: Kind) -> None:
+    with databases.migrated(database_kind) as scratch, opened(scratch.target, Options()) as database:
+        assert database.read_now(is_at_head)
+        with databases.migrated(database_kind) as other:
+            assert other.name != scratch.name
 
 
 def test_a_sqlite_file_goes_away(databases: Databases) -> None:
