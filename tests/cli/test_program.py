@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import click
 import pytest
@@ -161,3 +163,72 @@ def _commands(command: click.Command, context: click.Context) -> Iterator[click.
             found = command.get_command(context, name)
             assert found is not None
             yield from _commands(found, context)
+
+
+def test_the_short_helps_fit_into_their_lists(run: Run) -> None:
+    listed = run("--help").stdout.partition("Commands:\n")[2].splitlines()
+
+    assert [line.split()[0] for line in listed] == ["db", "demo", "ledger", "manage", "migrate", "server"]
+    groups = [
+        ("--help",),
+        *((name, "--help") for name in ("db", "ledger", "manage", "migrate")),
+        ("manage", "token", "-h"),
+    ]
+    for group in groups:
+        assert "..." not in run(*group).stdout.partition("Commands:\n")[2]
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("server", "--addr --db --workers --config --debug --help"),
+        ("demo", "--once --addr --debug --help"),
+        ("migrate up", "--db --config --debug --help"),
+        ("migrate down", "--to --db --config --debug --help"),
+        ("migrate status", "--json --db --config --debug --help"),
+        ("ledger verify", "--repair --json --db --config --debug --help"),
+        ("db check", "--json --db --config --debug --help"),
+        ("manage project list", "--json --manage-api-base-url --management-token --config --debug --help"),
+        ("manage token get", "--json --manage-api-base-url --management-token --config --debug --help"),
+    ],
+)
+def test_the_help_names_the_options(run: Run, command: str, options: str) -> None:
+    shown = run(*command.split(), "--help").stdout
+
+    assert re.findall(r"^ +(?:-h, )?(--[a-z-]+)", shown, re.MULTILINE) == options.split()
+    assert shown.startswith(f"Usage: llm-proxy {command} [OPTIONS]")
+
+
+def test_a_misspelt_variable_is_pointed_out_and_does_not_stop_anything(run: Run) -> None:
+    result = run("migrate", "version", env={"DATABASE_POOLSIZE": "3"})
+
+    assert result.exit_code == 0
+    assert result.stderr == (
+        "warning: DATABASE_POOLSIZE has no effect: there is no such setting; did you mean DATABASE_POOL_SIZE?\n"
+    )
+
+
+def test_a_file_of_settings_that_is_named_must_be_there(run: Run) -> None:
+    result = run("migrate", "version", "--config", "none.env")
+
+    assert result.stderr == "error: none.env: the file cannot be read: No such file or directory\n"
+    assert result.exit_code == 2
+
+
+def test_a_dotenv_file_is_read_from_the_current_folder(run: Run, folder: Path) -> None:
+    (folder / ".env").write_text("DATABASE_PATH=here.db\n")
+
+    run("migrate", "up")
+
+    assert (folder / "here.db").exists()
+
+
+def test_a_sqlite_file_contradicts_the_address_of_a_server(run: Run) -> None:
+    env = {"DB_DRIVER": "postgres", "DATABASE_URL": "postgres://u:canary@127.0.0.1:9/d"}
+
+    result = run("migrate", "version", "--db", "x.db", env=env)
+
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: DB_DRIVER is sqlite but DATABASE_URL is for PostgreSQL: set DB_DRIVER=postgres, or remove the URL\n"
+    )

@@ -32,9 +32,10 @@ def command() -> None:
 @database_options
 @click.pass_context
 def check(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
-    """Connect, and show the server's version, TLS, schema, pool against its limit, and clock.
+    """Connect, and show what a proxy would meet.
 
-    Exits 1 when the schema is not at head or the pool does not fit.
+    That is the version, TLS, the schema, the pool against the database's limit, and the difference of the clocks.
+    Exits 1 when the schema is not at head, the pool does not fit, or the clocks differ by more than a second.
     """
     settings = load_settings(config, db)
     with open_existing(settings) as database:

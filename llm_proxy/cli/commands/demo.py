@@ -41,7 +41,7 @@ class _Address(click.ParamType[ListenAddress]):
     type=_Address(),
     metavar="[HOST]:PORT",
     default=_ANY_FREE_PORT,
-    help="Where the proxy listens. [default: 127.0.0.1, a free port]",
+    help="Where the proxy listens.  [default: 127.0.0.1, a free port]",
 )
 def command(*, once: bool, addr: ListenAddress) -> None:
     """See the proxy at work, offline, in a few seconds.

@@ -37,7 +37,7 @@ def up(db: str | None, config: Path | None) -> None:
 
 @command.command()
 @click.option(
-    "--to", metavar="REVISION", help="Go back to this revision; 'base' is before the first. [default: one back]"
+    "--to", metavar="REVISION", help="Go back to this revision; 'base' is before the first.  [default: one back]"
 )
 @database_options
 def down(to: str | None, db: str | None, config: Path | None) -> None:
@@ -53,7 +53,10 @@ def down(to: str | None, db: str | None, config: Path | None) -> None:
 @database_options
 @click.pass_context
 def status(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
-    """Show which revisions are applied and which are pending; exits 1 when some are."""
+    """Show which revisions are applied.
+
+    Exits 1 when some are pending.
+    """
     with open_or_imagine(load_settings(config, db)) as database:
         found = database.read_now(migrate.status)
     pending = {revision.id for revision in found.pending}
@@ -80,7 +83,10 @@ def version(db: str | None, config: Path | None) -> None:
 @command.command()
 @database_options
 def plan(db: str | None, config: Path | None) -> None:
-    """Print the SQL that 'up' would run; nothing when the schema is at head."""
+    """Print the SQL that 'up' would run.
+
+    Nothing when the schema is at head.
+    """
     with open_or_imagine(load_settings(config, db)) as database:
         click.echo(migrate.plan(database), nl=False)
 

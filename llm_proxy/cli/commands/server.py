@@ -28,7 +28,9 @@ from llm_proxy.settings import Settings
 @click.option("--workers", metavar="N", help="Worker processes; more than one needs PostgreSQL or MySQL.  [WORKERS]")
 @config_option
 def command(addr: str | None, db: str | None, workers: str | None, config: Path | None) -> None:
-    """Migrate the database, then serve until SIGTERM or Ctrl-C, and drain.
+    """Serve the proxy, after migrating its database.
+
+    SIGTERM or Ctrl-C lets running requests end, for at most SHUTDOWN_GRACE, and then ends the server.
 
     On SQLite with no MANAGEMENT_TOKEN set, the server makes one and keeps it in a file beside the database.
     """

@@ -24,7 +24,7 @@ _COLUMNS = [
 
 @click.group(cls=Group)
 def project() -> None:
-    """Projects: each has one provider's API key and any number of tokens."""
+    """Projects, which hold a provider's API key."""
 
 
 @project.command("list")
@@ -52,9 +52,9 @@ def get(client: ManagementClient, project_id: str, *, as_json: bool) -> None:
 @project.command()
 @click.option("--name", required=True, metavar="NAME", help="Unique among all projects.")
 @click.option(
-    "--api-key", metavar="KEY", help="The provider's API key; '-' reads it from stdin. [default: asks for it]"
+    "--api-key", metavar="KEY", help="The provider's API key; '-' reads it from stdin.  [default: asks for it]"
 )
-@click.option("--provider", metavar="PROVIDER", help="Whose key it is. [default: the server's default provider]")
+@click.option("--provider", metavar="PROVIDER", help="Whose key it is.  [default: the server's default provider]")
 @json_option
 @with_client
 def create(client: ManagementClient, name: str, api_key: str | None, provider: str | None, *, as_json: bool) -> None:

@@ -68,15 +68,18 @@ _LIMIT_HELP = "Most requests that it opens, or 'unlimited'."
 
 @click.group(cls=Group)
 def token() -> None:
-    """Tokens: each opens one project's provider, until it expires, is used up or is revoked."""
+    """Tokens, which open a project's provider.
+
+    A token withers: it expires, is used up, or is revoked.
+    """
 
 
 @token.command()
 @click.option("--project-id", required=True, metavar="ID", help="Whose API key its requests use.")
 @click.option("--name", metavar="NAME", help="For people; need not be unique.")
-@click.option("--duration", type=_Duration(), metavar="TIME", help=f"{_DURATION_HELP} [default: 30d]")
+@click.option("--duration", type=_Duration(), metavar="TIME", help=f"{_DURATION_HELP}  [default: 30d]")
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
-@click.option("--max-requests", type=_Limit(), metavar="N", help=f"{_LIMIT_HELP} [default: unlimited]")
+@click.option("--max-requests", type=_Limit(), metavar="N", help=f"{_LIMIT_HELP}  [default: unlimited]")
 @json_option
 @with_client
 def generate(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
@@ -166,7 +169,10 @@ def revoke_all(client: ManagementClient, project_id: str, *, yes: bool, as_json:
 @json_option
 @with_client
 def rotate(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
-    """Give a token a new secret, printed this once; the old one opens nothing from now on."""
+    """Give a token a new secret.
+
+    It is printed this once; the old one opens nothing from now on.
+    """
     _show_secret(client.post(path("tokens", token_id, "rotate")), as_json=as_json)
 
 
