@@ -74,7 +74,7 @@ def choice(options: Any) -> Kind[Any]:
         except KeyError:
             raise ValueError from None
 
-    return Kind(" or ".join(f"`{word}`" for word in words.values()), "one of " + ", ".join(words.values()), parse)
+    return Kind(", ".join(f"`{word}`" for word in words.values()), "one of " + ", ".join(words.values()), parse)
 
 
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}

@@ -1,14 +1,39 @@
-"""The reference of all settings as Markdown, generated from their declaration."""
+"""The reference page of all settings, generated from their declaration.
+
+Write it anew with `python -m llm_proxy.settings.reference > docs/configuration.md`.
+"""
 
 from __future__ import annotations
 
+import sys
 from itertools import groupby
 
 from llm_proxy.settings.declaration import Settings
 from llm_proxy.settings.fields import declared
 
+_INTRODUCTION = """\
+# Configuration
 
-def markdown() -> str:
+Everything is set by environment variables. A command's flag comes before the environment, the environment before the
+`.env` file (`./.env`, or the one that `--config` names), the file before the default. An empty variable counts as not
+set. All wrong settings are reported together, each with its value (secrets never) and what is allowed.
+
+- **Durations** are written as in Go: `1h30m`, `90s`, `500ms`, with `d` for days too; or as a number of seconds.
+- **Sizes** are `10MB`, `512KiB` or a number of bytes: kB, MB, GB count in thousands, KiB, MiB, GiB in 1024s.
+- **Booleans** are `true` or `false`; `yes`, `no`, `on`, `off`, `1` and `0` are understood as well.
+- **Secrets** may come from files: `MANAGEMENT_TOKEN_FILE=/run/secrets/management-token`.
+
+A line of the `.env` file is `NAME=value`, `NAME='value'` (literally) or `NAME="value"` (with `\\n`, `\\t`, `\\"`).
+Nothing is expanded. A line that is none of these, or a name that is set twice, is an error.
+"""
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    return f"{_INTRODUCTION}\n{tables()}"
+
+
+def tables() -> str:
     """One table per section: name, kind, default, what it does."""
     blocks: list[str] = []
     for section, members in groupby(declared(Settings).items(), key=lambda item: item[1].section):
@@ -21,5 +46,9 @@ def markdown() -> str:
                 notes += f" Secret: may come from a file, `{name}_FILE`."
             default = f"`{field.default}`" if field.default else "none"
             rows.append(f"| `{name}` | {field.kind.name} | {default} | {notes} |")
-        blocks.append("\n".join([f"### {section}", "", *rows]))
+        blocks.append("\n".join([f"## {section}", "", *rows]))
     return "\n\n".join(blocks) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
