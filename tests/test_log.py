@@ -19,6 +19,7 @@ import structlog
 
 from llm_proxy import log
 from llm_proxy.log import LogError, RequestLine
+from llm_proxy.log_sink import Sink
 
 CANARY = "sk-canary-0123456789abcdef"
 MANAGEMENT_TOKEN = "hunter2-hunter2"
@@ -27,14 +28,15 @@ MANAGEMENT_TOKEN = "hunter2-hunter2"
 @pytest.fixture(autouse=True)
 def untouched_logging() -> Iterator[None]:
     """Put the process's logging back as it was."""
-    handlers, level = logging.root.handlers, logging.root.level
+    handlers = logging.root.handlers
+    levels = {name: logging.getLogger(name).level for name in (None, *log._QUIET)}
     try:
         yield
     finally:
         logging.captureWarnings(capture=False)
-        logging.root.handlers, logging.root.level = handlers, level
-        for name in log._QUIET:
-            logging.getLogger(name).setLevel(logging.NOTSET)
+        logging.root.handlers = handlers
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
         structlog.reset_defaults()
         structlog.contextvars.clear_contextvars()
 
@@ -118,6 +120,7 @@ def test_the_level_holds_for_events_and_libraries(path: Path) -> None:
 
 
 def test_libraries_that_print_bound_values_stay_quiet_at_debug(path: Path) -> None:
+    logging.getLogger("sqlalchemy").setLevel(logging.DEBUG)
     with log.configure(path=path, level="debug"):
         logging.getLogger("sqlalchemy.engine.Engine").info("[generated in 0.1s] ('a-digest',)")
         logging.getLogger("quart.app").debug("shown")
@@ -238,6 +241,22 @@ def test_a_full_pipe_costs_lines_and_never_waits() -> None:
     finally:
         os.close(read)
         os.close(write)
+
+
+def test_a_line_after_one_that_was_cut_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bytes] = []
+
+    def put(line: bytes) -> int:
+        taken.append(line[:5])
+        return len(taken[-1])
+
+    sink = Sink(None)
+    with closing(sink):
+        monkeypatch.setattr(sink, "_put", put)
+        for line in (b"one\n", b"too long\n", b"two\n", b"six\n"):
+            sink.write(line, 0)
+    assert b"".join(taken) == b"one\ntoo l\ntwo\nsix\n"
+    assert sink.lost == 1
 
 
 def test_a_socket_as_stderr_is_not_waited_for() -> None:

@@ -128,6 +128,7 @@ def blueprint(context: Context, resources: Sequence[Resource]) -> Blueprint:
     @routes.before_request
     async def begin() -> None:
         g.request_id = request_id()
+        # A request has a task of its own, so this ends with it.
         structlog.contextvars.bind_contextvars(request_id=g.request_id)
         await guard.admit(request.remote_addr or "", request.headers.getlist("Authorization"))
 
@@ -135,11 +136,6 @@ def blueprint(context: Context, resources: Sequence[Resource]) -> Blueprint:
     async def name_request(response: Response) -> Response:
         response.headers["X-LLM-Proxy-Request-ID"] = g.request_id
         return response
-
-    @routes.teardown_request
-    async def end(_error: BaseException | None) -> None:
-        # The task goes on with the connection's next request.
-        structlog.contextvars.unbind_contextvars("request_id")
 
     by_path: dict[str, dict[str, Operation]] = {}
     hints: dict[tuple[str, str], str] = {}

@@ -67,7 +67,9 @@ async def test_requests_are_listed_by_page_and_filter(api: Api) -> None:
     async def listed(query: str) -> list[int]:
         found: list[int] = []
         path: str | None = f"/manage/requests?limit=2{query}"
-        while path is not None:
+        for _ in range(10):
+            if path is None:
+                break
             reply = (await api("GET", path)).json
             found += [[row.id for row in rows].index(shown["id"]) for shown in reply["data"]]
             cursor = reply["next_cursor"]

@@ -178,7 +178,9 @@ async def test_filters_hold_on_every_page(api: Api) -> None:
         await api.token(other)
     found = []
     path: str | None = f"/manage/tokens?limit=2&project_id={one['id']}"
-    while path is not None:
+    for _ in range(10):
+        if path is None:
+            break
         reply = (await api("GET", path)).json
         found += [token["id"] for token in reply["data"]]
         cursor = reply["next_cursor"]
