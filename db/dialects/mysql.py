@@ -51,7 +51,7 @@ _BY_CODE = {
     1217: failures.REFERENCE,
     1226: failures.FULL_HOUSE,
     1290: failures.READ_ONLY,
-    1317: failures.TOO_SLOW,
+    1317: failures.DISCONNECTED,  # interrupted by an administrator, who may have ended the session too
     1451: failures.REFERENCE,
     1452: failures.REFERENCE,
     1586: failures.DUPLICATE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from typing import TYPE_CHECKING
 
 from pymysql.connections import Connection
@@ -23,6 +24,19 @@ _SQL_MODE = (
 
 class MySqlConnection(_Connection):
     """A connection; `prepare` comes first."""
+
+    def connect(self, sock: socket.socket | None = None) -> None:
+        """Connect and log in. PyMySQL would leave a socket open that finds nobody at its path."""
+        if sock is None and self.unix_socket:
+            sock = socket.socket(socket.AF_UNIX)
+            try:
+                sock.settimeout(self.connect_timeout)
+                sock.connect(self.unix_socket)
+            except BaseException:
+                sock.close()
+                raise
+            self._secure = True  # so that the password may go over it as over TLS
+        super().connect(sock)
 
     def prepare(self, statement_timeout: float) -> None:
         """Set the session up: UTC, strict, READ COMMITTED, deadlines in seconds."""

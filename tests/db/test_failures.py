@@ -1,0 +1,162 @@
+"""What the drivers' errors are taken to mean."""
+
+from __future__ import annotations
+
+import socket
+import sqlite3
+import ssl
+from pathlib import Path
+
+import pymysql
+import pytest
+from attrs import evolve
+from pg8000 import legacy
+
+from db.database import Database, opened
+from db.dialects import Backend, backend_for
+from db.dialects.failure import Kind, network_failure
+from db.dsn import Target
+from db.errors import Unavailable
+from db.options import Options
+from tests.databases.kinds import on
+
+POSTGRES = backend_for(Target("postgres", host="h", port=1), Options(), exclusive=True)
+MYSQL = backend_for(Target("mysql", host="h", port=1), Options(), exclusive=True)
+SQLITE = backend_for(Target("sqlite"), Options(), exclusive=True)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("40001", Kind.CONTENTION),
+        ("40P01", Kind.CONTENTION),
+        ("55P03", Kind.CONTENTION),
+        ("23505", Kind.DUPLICATE),
+        ("23503", Kind.REFERENCE),
+        ("42P01", Kind.SCHEMA),
+        ("42703", Kind.SCHEMA),
+        ("42501", Kind.REFUSED),
+        ("22001", Kind.REFUSED),
+        ("25006", Kind.READ_ONLY),
+        ("28P01", Kind.UNAVAILABLE),
+        ("28000", Kind.UNAVAILABLE),
+        ("3D000", Kind.UNAVAILABLE),
+        ("53300", Kind.UNAVAILABLE),
+        ("53100", Kind.UNAVAILABLE),
+        ("57014", Kind.UNAVAILABLE),
+        ("57P03", Kind.UNAVAILABLE),
+        ("58030", Kind.UNAVAILABLE),
+        ("57P01", Kind.DISCONNECTED),
+        ("08006", Kind.DISCONNECTED),
+        ("08P01", Kind.DISCONNECTED),
+        ("25P03", Kind.DISCONNECTED),
+    ],
+)
+def test_what_postgresql_says(code: str, kind: Kind) -> None:
+    found = POSTGRES.failure(legacy.ProgrammingError({"C": code, "M": "s3cret"}))
+    assert found.kind is kind
+    assert "s3cret" not in found.words
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (1205, Kind.CONTENTION),
+        (1213, Kind.CONTENTION),
+        (3572, Kind.CONTENTION),
+        (1062, Kind.DUPLICATE),
+        (1452, Kind.REFERENCE),
+        (1451, Kind.REFERENCE),
+        (1146, Kind.SCHEMA),
+        (1054, Kind.SCHEMA),
+        (1406, Kind.REFUSED),
+        (1792, Kind.READ_ONLY),
+        (1290, Kind.READ_ONLY),
+        (1045, Kind.UNAVAILABLE),
+        (1049, Kind.UNAVAILABLE),
+        (1040, Kind.UNAVAILABLE),
+        (3024, Kind.UNAVAILABLE),
+        (1969, Kind.UNAVAILABLE),
+        (1053, Kind.DISCONNECTED),
+        (1927, Kind.DISCONNECTED),
+        (4031, Kind.DISCONNECTED),
+        (2006, Kind.DISCONNECTED),
+        (2013, Kind.DISCONNECTED),
+        (0, Kind.DISCONNECTED),
+    ],
+)
+def test_what_mysql_says(code: int, kind: Kind) -> None:
+    found = MYSQL.failure(pymysql.err.OperationalError(code, "s3cret"))
+    assert found.kind is kind
+    assert "s3cret" not in found.words
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (sqlite3.SQLITE_BUSY, Kind.CONTENTION),
+        (sqlite3.SQLITE_BUSY_SNAPSHOT, Kind.CONTENTION),
+        (sqlite3.SQLITE_CONSTRAINT_UNIQUE, Kind.DUPLICATE),
+        (sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY, Kind.DUPLICATE),
+        (sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY, Kind.REFERENCE),
+        (sqlite3.SQLITE_CONSTRAINT_NOTNULL, Kind.REFUSED),
+        (sqlite3.SQLITE_READONLY, Kind.READ_ONLY),
+        (sqlite3.SQLITE_FULL, Kind.UNAVAILABLE),
+        (sqlite3.SQLITE_IOERR_FSYNC, Kind.UNANSWERED),
+        (sqlite3.SQLITE_NOTADB, Kind.UNAVAILABLE),
+        (sqlite3.SQLITE_CORRUPT, Kind.UNAVAILABLE),
+        (sqlite3.SQLITE_MISUSE, Kind.REFUSED),
+    ],
+)
+def test_what_sqlite_says(code: int, kind: Kind) -> None:
+    error = sqlite3.OperationalError("s3cret")
+    error.sqlite_errorcode = code
+    found = SQLITE.failure(error)
+    assert found.kind is kind
+    assert "s3cret" not in found.words
+
+
+@pytest.mark.parametrize("backend", [POSTGRES, MYSQL, SQLITE])
+def test_what_is_not_understood_is_refused(backend: Backend) -> None:
+    assert backend.failure(ValueError("s3cret")).kind is Kind.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind"),
+    [
+        (None, Kind.DISCONNECTED),
+        (ConnectionResetError(), Kind.DISCONNECTED),
+        (BrokenPipeError(), Kind.DISCONNECTED),
+        (ssl.SSLEOFError(), Kind.DISCONNECTED),
+        (ssl.SSLError(), Kind.UNANSWERED),
+        (TimeoutError(), Kind.UNANSWERED),
+        (OSError(113, "No route to host"), Kind.UNANSWERED),
+        (ConnectionRefusedError(), Kind.UNAVAILABLE),
+        (socket.gaierror(), Kind.UNAVAILABLE),
+        (KeyError(), Kind.UNAVAILABLE),
+    ],
+)
+def test_what_the_network_says(cause: BaseException | None, kind: Kind) -> None:
+    assert network_failure(cause).kind is kind
+
+
+@on("mysql", "mariadb")
+def test_a_wrong_password_is_told(database: Database, shared_target: Target) -> None:
+    user = f"u_{shared_target.database[-12:]}"
+    database.write_now(lambda c: c.exec_driver_sql(f"CREATE USER '{user}' IDENTIFIED BY 'right'").close())
+    try:
+        wrong = evolve(shared_target, user=user, password="wrong€")
+        with opened(wrong, Options()) as stranger, pytest.raises(Unavailable) as caught:
+            stranger.read_now(lambda _: None)
+        assert "user name or password was refused" in str(caught.value)
+        assert "wrong" not in str(caught.value)
+    finally:
+        database.write_now(lambda c: c.exec_driver_sql(f"DROP USER '{user}'").close())
+
+
+@on("sqlite")
+def test_a_file_that_is_no_database(database: Database, tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    path.write_bytes(b"not a database, whatever its name says" * 100)
+    with pytest.raises(Unavailable, match="not a SQLite database"), opened(Target("sqlite", path=path), Options()):
+        pass
