@@ -59,8 +59,8 @@ def test_the_tour_shows_everything_and_ends(tmp_path: Path) -> None:
     assert re.findall(r"^ ?\d  (.*)$", output, re.MULTILINE) == STEPS
     assert output.count("This answer comes from a script; no model was asked.") == 2
     assert "429 request_limit_exceeded" in output
-    assert re.search(r"^    …\w{8}  ok          200  gpt-4o-mini  no      15   28 ", output, re.MULTILINE)
-    assert re.search(r"^    …\w{8}  ok          200  gpt-4o-mini  yes     15   28 ", output, re.MULTILINE)
+    assert re.search(r"^    …\w{8}  ok          200  gpt-5.4-mini  no      15   28 ", output, re.MULTILINE)
+    assert re.search(r"^    …\w{8}  ok          200  gpt-5.4-mini  yes     15   28 ", output, re.MULTILINE)
     assert "✓ counter 2 = settled 2 + in flight 0, and the same by the hourly sums" in output
     # Nothing for a terminal in a pipe, nothing wider than one, nothing left behind.
     assert "\x1b" not in output

@@ -11,7 +11,7 @@ import trio
 
 from llm_proxy.cli.demo.screen import Screen
 from llm_proxy.cli.demo.stage import MANAGEMENT_TOKEN, Stage, open_stage
-from llm_proxy.cli.demo.tour import Keys, TourFailed, tour
+from llm_proxy.cli.demo.tour import MODEL, Keys, TourFailed, tour
 from llm_proxy.cli.failures import Failure
 from llm_proxy.cli.program import Command
 from llm_proxy.settings import ListenAddress
@@ -81,7 +81,7 @@ def _invite(stage: Stage, keys: Keys, screen: Screen) -> None:
         f"curl -N {stage.proxy_url}/v1/chat/completions \\\n"
         f"  -H 'Authorization: Bearer {keys.visitor}' \\\n"
         "  -H 'Content-Type: application/json' \\\n"
-        '  -d \'{"model": "gpt-4o-mini", "stream": true,\n'
+        f'  -d \'{{"model": "{MODEL}", "stream": true,\n'
         '       "messages": [{"role": "user", "content": "Hello"}]}\''
     )
     screen.say("And this is how its projects and tokens are managed:")

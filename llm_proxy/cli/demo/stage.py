@@ -20,7 +20,7 @@ from llm_proxy.serving.server import LifespanFailed, ServeConfig, serve
 from llm_proxy.settings import ListenAddress, Settings
 
 #: The provider's key, which the proxy keeps to itself. It opens nothing but the script.
-API_KEY = "sk-scripted-provider-key"
+API_KEY = "sk-scripted-provider-7f3a"
 #: Opens the management API of the demo, which is reachable from this machine only and holds no secrets.
 MANAGEMENT_TOKEN = "demo"  # noqa: S105 (no secret)
 #: Seconds between the pieces of a streamed answer, so that one can see it come.

@@ -22,7 +22,7 @@ from llm_proxy.cli.output import Column, table
 from llm_proxy.version import VERSION
 
 _CHAT = "/v1/chat/completions"
-_MODEL = "gpt-4o-mini"
+MODEL = "gpt-5.4-mini"
 _QUESTION = "Who keeps the key, and who keeps the books?"
 _LIMIT = 2
 #: Seconds within which the books must show what was done.
@@ -118,7 +118,6 @@ async def _ask_streaming(client: httpx.AsyncClient, keys: Keys, screen: Screen) 
     if not pieces:
         raise TourFailed("the streamed answer was empty")
     screen.note(f"{response.status_code}, {pieces} pieces in {ended - started:.1f} s · {_tokens(usage)}")
-    screen.note(f"the proxy's own part until it asked the provider: {response.headers['x-llm-proxy-overhead-ms']} ms")
 
 
 async def _ask_too_often(client: httpx.AsyncClient, keys: Keys, screen: Screen) -> None:
@@ -189,7 +188,7 @@ async def _events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
 
 
 def _question() -> dict[str, Any]:
-    return {"model": _MODEL, "messages": [{"role": "user", "content": _QUESTION}]}
+    return {"model": MODEL, "messages": [{"role": "user", "content": _QUESTION}]}
 
 
 def _authorization(keys: Keys) -> dict[str, str]:
