@@ -1,0 +1,103 @@
+"""SIGTERM under streaming load: unready first, streams end by themselves, the books are complete, exit 0."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import h11
+import pytest
+import trio
+
+from db.target import Target
+from tests.harness import client
+from tests.harness.deployment import Deployment, chat_body, chat_headers
+from tests.scenarios import books
+
+if TYPE_CHECKING:
+    from tests.harness.server import StartServer
+
+STREAMS = 12
+
+
+async def start(start_server: StartServer, env: dict[str, str], **settings: str) -> Any:
+    server = await trio.to_thread.run_sync(partial(start_server, env, settings, ready=False))
+    await server.ready()
+    return server
+
+
+async def test_streams_end_by_themselves(
+    start_server: StartServer, upstream: Any, migrated_env: dict[str, str], migrated_target: Target
+) -> None:
+    server = await start(start_server, migrated_env, SHUTDOWN_GRACE="20s")
+    deployment = Deployment(server, upstream)
+    secret: str = await trio.to_thread.run_sync(deployment.new_secret)
+    streams: list[client.Response] = []
+
+    async def stream() -> None:
+        paced = (("x-scripted-chunks", "25"), ("x-scripted-gap", "0.1"))
+        streams.append(await deployment.chat(secret, *paced, stream=True))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(STREAMS):
+            nursery.start_soon(stream)
+        await trio.sleep(1)
+        server.terminate()
+        with trio.fail_after(2):
+            while True:
+                answer = await trio.to_thread.run_sync(server.call, "GET", "/ready")
+                if answer.status == 503:
+                    break
+        assert answer.content["failing"] == ["draining"]
+        assert not streams, "the streams had ended before there was anything to see"
+        # New requests are turned away in words while the old ones go on.
+        late = await deployment.chat(secret)
+        assert (late.status, late.json()["error"]["code"]) == (503, "shutting_down")
+        assert late.header("Retry-After") is not None
+    assert [(stream.status, stream.complete) for stream in streams] == [(200, True)] * STREAMS
+    assert await server.ended() == 0, server.output
+    assert books.outcomes(migrated_target) == {"ok": STREAMS}
+    books.verify(migrated_env)
+
+
+async def test_what_outlasts_the_grace_is_cut_off_and_still_settled(
+    start_server: StartServer, upstream: Any, migrated_env: dict[str, str], migrated_target: Target
+) -> None:
+    server = await start(start_server, migrated_env, SHUTDOWN_GRACE="1s")
+    deployment = Deployment(server, upstream)
+    secret: str = await trio.to_thread.run_sync(deployment.new_secret)
+    cut: list[bool] = []
+
+    async def stream() -> None:
+        async with client.connect(server.url) as connection:
+            paced = (("x-scripted-chunks", "1000"), ("x-scripted-gap", "0.1"))
+            await connection.request(
+                "POST", "/v1/chat/completions", chat_headers(secret, *paced), chat_body(stream=True)
+            )
+            try:
+                response = await connection.response()
+            except (h11.RemoteProtocolError, trio.BrokenResourceError, OSError):
+                cut.append(True)
+            else:
+                cut.append(not response.complete)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(STREAMS):
+            nursery.start_soon(stream)
+        await trio.sleep(1)
+        with trio.fail_after(8):
+            assert await server.stopped() == 0, server.output
+    assert cut == [True] * STREAMS, "a stream that was cut off must not look complete"
+    found = books.outcomes(migrated_target)
+    assert sum(found.values()) == STREAMS
+    assert "in_flight" not in found
+    assert "unknown" not in found
+    books.verify(migrated_env)
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+def test_an_idle_server_stops_at_once(start_server: StartServer, migrated_env: dict[str, str], signals: int) -> None:
+    server = start_server(migrated_env)
+    for _ in range(signals):
+        server.terminate()
+    assert server.wait(timeout=5) == 0, server.output
