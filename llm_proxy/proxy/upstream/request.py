@@ -75,7 +75,7 @@ def _head(method: bytes, target: bytes, authority: bytes, headers: Sequence[tupl
     lowered = b"\r\n" + fields.lower()
     for name in _OURS:
         if name in lowered:
-            raise ValueError("Host, Content-Length and Transfer-Encoding are set by the upstream client alone")
+            raise ValueError("Host and framing of a request are set by the upstream client alone")
     line = b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method, target, authority)
     if line.count(b" ") != 3 or line.count(b"\n") != 2 or line.count(b"\r") != 2 or b"\0" in line or not target:
         raise ValueError("the method or the target of the request does not fit into a request line")
@@ -86,7 +86,7 @@ class BodyReader:
     """Reads a caller's body piece by piece, and holds it to the length that it announced.
 
     Attributes:
-        pulling: the caller is being waited for.
+        pulling: the caller is being waited for, or was when it failed or was cancelled.
     """
 
     __slots__ = ("_left", "_length", "_pieces", "pulling")
@@ -121,13 +121,13 @@ class BodyReader:
 
     async def _pull(self) -> bytes:
         self.pulling = True
-        try:
-            async for piece in self._pieces:
-                if piece:
-                    return piece
-            return b""
-        finally:
-            self.pulling = False
+        found = b""
+        async for piece in self._pieces:
+            if piece:
+                found = piece
+                break
+        self.pulling = False
+        return found
 
     async def aclose(self) -> None:
         """Let an async generator clean up now, rather than when it is garbage."""

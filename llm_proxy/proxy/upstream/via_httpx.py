@@ -11,7 +11,7 @@ A request's body is sent before its response is read; an upstream that answers e
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, Self, cast
 
@@ -157,7 +157,7 @@ class HttpxConnection:
         """Close the socket at once. Idempotent."""
         self._network.close()
         pieces, self._pieces = self._pieces, None
-        if isinstance(pieces, AsyncGenerator):
+        if pieces is not None:
             with suppress(RuntimeError):  # outside of trio nothing can be cleaned up, and nothing needs to be
                 trio.lowlevel.spawn_system_task(_dismiss, pieces)
 
@@ -223,18 +223,16 @@ class HttpxConnection:
         url = httpcore.URL(
             scheme=origin.scheme.encode(), host=origin.host.encode(), port=origin.port, target=request.target
         )
-        extensions = {"trace": self._trace}
-        if body is None or isinstance(body, bytes):
-            whole = httpcore.Request(request.method, url, headers=headers, content=body or b"", extensions=extensions)
-            return await self._connection.handle_async_request(whole)
-        async with aclosing(BodyReader(body)) as self._reader:
-            streamed = httpcore.Request(
-                request.method, url, headers=headers, content=self._touching(self._reader), extensions=extensions
+        async with aclosing(BodyReader(_Once(body) if body is None or isinstance(body, bytes) else body)) as reader:
+            self._reader = reader
+            wanted = httpcore.Request(
+                request.method,
+                url,
+                headers=headers,
+                content=_Touching(reader, self._touch),
+                extensions={"trace": self._trace},
             )
-            return await self._connection.handle_async_request(streamed)
-
-    def _touching(self, reader: BodyReader) -> AsyncIterator[bytes]:
-        return _Touching(reader, self._touch)
+            return await self._connection.handle_async_request(wanted)
 
     def _touch(self) -> None:
         self._allow(self._timeouts.idle)
@@ -295,6 +293,23 @@ class HttpxConnection:
             raise Disconnected(f"the connection to the upstream was lost: {error}", sent=self._dispatch.sent) from error
 
 
+class _Once:
+    """A whole body, or none, in the form of a stream of at most one piece."""
+
+    def __init__(self, body: bytes | None) -> None:
+        self._left = body or b""
+        self.content_length = len(self._left)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if not self._left:
+            raise StopAsyncIteration
+        body, self._left = self._left, b""
+        return body
+
+
 class _Touching:
     """Passes a body on, and tells of every piece."""
 
@@ -312,7 +327,11 @@ class _Touching:
         return piece
 
 
-async def _dismiss(pieces: AsyncGenerator[bytes, None]) -> None:
-    """Let httpcore's generator run its clean-up; its socket is closed already."""
+async def _dismiss(pieces: AsyncIterator[bytes]) -> None:
+    """Let httpcore's generators, one in the other, come to their end: the socket is closed, so they meet an error.
+
+    Closing the outer one would leave the inner one to the garbage collector.
+    """
     with suppress(Exception):
-        await pieces.aclose()
+        async for _ in pieces:
+            pass

@@ -16,7 +16,7 @@ import h11
 import trio
 from attrs import Factory, define
 
-from llm_proxy.proxy.upstream.interface import Upstream, UpstreamResponse
+from llm_proxy.proxy.upstream.interface import RequestBody, Upstream, UpstreamResponse
 from llm_proxy.proxy.upstream.origin import Origin, Timeouts
 
 #: Long enough for nothing to time out by accident.
@@ -167,7 +167,7 @@ def client_sockets(origin: Origin) -> int:
 
 async def settled() -> None:
     """Let everything happen that can happen without time passing."""
-    await trio.testing.wait_all_tasks_blocked(0.005)
+    await trio.testing.wait_all_tasks_blocked(0.002)
 
 
 @define
@@ -198,7 +198,7 @@ async def whole(response: UpstreamResponse) -> bytes:
     return b"".join(pieces)
 
 
-async def ask(pool: Upstream, body: bytes | Body | None = None) -> bytes:
+async def ask(pool: Upstream, body: bytes | RequestBody | None = None) -> bytes:
     return await whole(await pool.send(b"POST", b"/v1/x?y=%20", HEADERS, body))
 
 
