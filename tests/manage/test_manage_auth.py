@@ -58,6 +58,12 @@ async def test_anything_else_does_not(guard: Guard, authorization: list[str], de
     assert refusal.value.description == description
 
 
+@pytest.mark.parametrize("authorization", [[], [""], ["Bearer"], ["Bearer "], ["Bearer \xa0"], ["Bearer x"]])
+async def test_where_no_token_is_set_nothing_opens(authorization: list[str]) -> None:
+    with pytest.raises(Unauthorized):
+        await Guard("").admit(HERE, authorization)
+
+
 async def test_tokens_are_compared_in_constant_time(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
     compared: list[tuple[bytes, bytes]] = []
 
