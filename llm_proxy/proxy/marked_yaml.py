@@ -51,7 +51,7 @@ class Document:
     def read(self) -> Node | None:
         """The root of the file; None where there is none to go on with."""
         try:
-            text = Path(self.source).read_text(encoding="utf-8-sig")
+            text = Path(self.source).read_text(encoding="utf-8")
             root: Node | None = yaml.compose(text, Loader=yaml.SafeLoader)
         except OSError as error:
             self._found.append((1, f"the file cannot be read: {error.strerror}"))

@@ -81,6 +81,20 @@ FULL = """
 
 
 class TestFile:
+    @pytest.mark.parametrize(
+        ("endpoints", "shape"),
+        [
+            ("[/v1/messages]", "anthropic"),
+            ("[/v1/chat/completions]", "openai"),
+            ("[/v1/messages, /v1/chat/completions]", "openai"),
+            ("[/v1/messages, /v1/responses]", "openai"),
+            ("[/generate]", "openai"),
+        ],
+    )
+    def test_the_endpoints_tell_whose_api_it_is(self, tmp_path: Path, endpoints: str, shape: str) -> None:
+        text = f"apis: {{x: {{base_url: 'https://x.example', allowed_endpoints: {endpoints}}}}}"
+        assert load(tmp_path, text).default.shape == shape
+
     def test_every_key_arrives(self, tmp_path: Path) -> None:
         providers = load(tmp_path, FULL)
         groq = providers.default
@@ -299,6 +313,15 @@ FILES = [
         [
             (
                 "line 1: apis.OpenAI: this cannot be a provider's name; "
+                "allowed: 1 to 32 lower-case letters, digits, - and _, beginning with a letter"
+            )
+        ],
+    ),
+    (
+        "apis: {groq_AI: {base_url: 'https://x', allowed_endpoints: [/a]}}",
+        [
+            (
+                "line 1: apis.groq_AI: this cannot be a provider's name; "
                 "allowed: 1 to 32 lower-case letters, digits, - and _, beginning with a letter"
             )
         ],

@@ -71,6 +71,8 @@ class TestRoute:
             b"/",
             b"/v1",
             b"/openai",
+            b"/openaiX",
+            b"/v1X",
             b"/health",
             b"/manage/projects",
             b"/openaiX/v1/models",

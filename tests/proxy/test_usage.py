@@ -129,7 +129,11 @@ class TestModel:
         assert of_json({"model": "\U0001f600"}).model == "\U0001f600"
 
     def test_the_first_name_counts(self) -> None:
-        assert of_events({"model": ""}, {"model": "a"}, {"model": "b"}).model == "a"
+        assert of_events({"model": ""}, {"model": "a"}, {"model": "b", "usage": {"prompt_tokens": 1}}).model == "a"
+
+    def test_one_that_is_not_text_is_unknown(self) -> None:
+        assert of_json(b'{"model":"\xff","usage":{"prompt_tokens":3}}') == Usage("", 3)
+        assert of_json(b'{"model":"\\ud800x","usage":{"prompt_tokens":3}}').input_tokens == 3
 
 
 class TestBodies:
@@ -141,9 +145,8 @@ class TestBodies:
             b"null",
             b"[]",
             b'"usage"',
-            b'{"usage": {"prompt_tokens": 1}',
+            b'{"usage": {"prompt_tokens": 1',
             b'[{"usage":{"prompt_tokens":1}}]',
-            b'{"usage":{"prompt_tokens":1}} x',
             b'{"a":' + b"[" * 60_000,
             b'{"a":' + b"[" * 600_000,
             b"\xff\xfe",
@@ -185,15 +188,24 @@ class TestBodies:
         filler = "x" * 300_000
         assert of_json({"pad": filler, "model": filler, "usage": {"prompt_tokens": 5}}) == Usage("", 5)
         assert of_json({"pad": filler, "model": "m", "usage": {"prompt_tokens": 5, "pad": filler}}) == Usage("m")
-        assert of_json({filler: 1, "model": "m", "usage": {"prompt_tokens": 5}}) == Usage("m", 5)
+        assert of_json({filler: {"a": "usage"}, "model": "m", "usage": {"prompt_tokens": 5}}) == Usage("m", 5)
+
+    def test_long_ones_are_read_on_two_levels_only(self) -> None:
+        inner = {"usage": {"prompt_tokens": 9}, "model": "inner"}
+        document = {"pad": "x" * 300_000, "response": {"message": inner, "model": "m", "usage": {"prompt_tokens": 5}}}
+        assert of_json(document) == of_json({**document, "pad": ""}) == Usage("m", 5)
+        assert of_json({"pad": "x" * 300_000, "response": [inner], "a": {"response": inner}}) == UNKNOWN
 
     def test_long_ones_with_escaped_names_are_read(self) -> None:
         body = b'{"pad":"' + b"x" * 300_000 + b'","\\u006dodel":"m","us\\u0061ge":{"prompt_tokens":5}}'
         assert of_json(body) == Usage("m", 5)
 
-    def test_long_ones_that_break_off_yield_what_was_seen(self) -> None:
-        body = b'{"model":"m","usage":{"prompt_tokens":5},"pad":"' + b"x" * 300_000
-        assert of_json(body) == Usage("m", 5)
+    @pytest.mark.parametrize("length", [0, 300_000])
+    @pytest.mark.parametrize("end", ["", '"', '"}', '"} x', '\\ud83d"}', '\\x"}', '", "n": NaN}', '", "n": -Infinity}'])
+    def test_what_breaks_off_or_is_not_strictly_json_yields_what_was_seen(self, length: int, end: str) -> None:
+        body = '{"model":"m","usage":{"prompt_tokens":5},"pad":"' + "x" * length + end
+        assert of_json(body.encode()) == Usage("m", 5)
+        assert metered(meter_for(200, [EVENTS]), f"data: {body}\n\n".encode()) == Usage("m", 5)
 
 
 class TestEvents:
@@ -297,7 +309,7 @@ class TestEncodings:
         assert metered(meter_for(200, [JSON, *headers]), self.BODY) == UNKNOWN
 
     @pytest.mark.parametrize(
-        "body", [b"", b"\x1f", b"\x1f\x8b", b"nonsense", gzip.compress(BODY)[:-12], gzip.compress(BODY)[:-1] + b"\xff"]
+        "body", [b"", b"\x1f", b"\x1f\x8b", b"nonsense", gzip.compress(BODY)[:20], gzip.compress(BODY)[:-1] + b"\xff"]
     )
     @pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
     def test_broken_ones_are_unknown(self, body: bytes, encoding: bytes) -> None:

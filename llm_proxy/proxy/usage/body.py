@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from llm_proxy.proxy.usage.scan import Scanner
+from llm_proxy.proxy.usage.scan import Scanner, read
 from llm_proxy.proxy.usage.tally import BYTE_ORDER_MARK, Tally, Usage
 
 #: Longest body, in bytes, that is kept. Which way is taken depends on the length alone, never on how it was cut.
@@ -36,5 +36,5 @@ class BodyMeter:
         if self._scanner is not None:
             self._scanner.report(self._tally)
         else:
-            self._tally.read(self._kept.removeprefix(BYTE_ORDER_MARK))
+            read(bytes(self._kept.removeprefix(BYTE_ORDER_MARK)), self._tally)
         return self._tally.result()

@@ -13,7 +13,7 @@ import re
 
 from attrs import define, field
 
-from llm_proxy.proxy.usage.scan import Scanner
+from llm_proxy.proxy.usage.scan import Scanner, read
 from llm_proxy.proxy.usage.tally import BYTE_ORDER_MARK, Tally, Usage
 
 #: Longest event, in bytes, that is kept. Which way is taken depends on the length alone, never on how it was cut.
@@ -128,7 +128,7 @@ class EventMeter:
         else:
             document = b"\n".join([line[len(_DATA) :] for line in event.split(b"\n") if line.startswith(_DATA)])
         if not self._tally.model or _FIGURES.search(document):
-            self._tally.read(document)
+            read(document, self._tally)
 
     def _matters(self, text: bytes) -> bool:
         return b'"usage"' in text or (not self._tally.model and b'"model"' in text)

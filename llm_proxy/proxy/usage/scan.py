@@ -7,7 +7,7 @@ brackets are counted, from string to string, and strings are skipped. Numbers, c
 whether brackets pair is not our business.
 
 What is wanted is copied out as raw text, bounded: the name of a member, the string after `model`, the object after
-`usage`. A document that is not JSON yields whatever was found before, and never an exception.
+`usage`. A document that is not JSON, or breaks off, yields whatever was found, and never an exception.
 """
 
 from __future__ import annotations
@@ -39,6 +39,17 @@ _OPENING = bytes.maketrans(b"{[}]", b"\x01\x01\x00\x00")
 _QUOTE, _BACKSLASH, _COMMA = b'"', b"\\", b","
 
 _NAMES = {b'"model"': "model", b'"usage"': "usage", b'"message"': "message", b'"response"': "response"}
+
+
+def read(document: bytes, tally: Tally) -> None:
+    """Read a document that is there as a whole: decode it, or scan it where it is not strictly JSON.
+
+    Some servers send `NaN`, halves of surrogate pairs or invalid UTF-8, which should not cost the bill.
+    """
+    if not tally.read(document):
+        scanner = Scanner()
+        scanner.feed(document)
+        scanner.report(tally)
 
 
 @define

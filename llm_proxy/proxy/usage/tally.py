@@ -86,12 +86,12 @@ class Tally:
     model: str = ""
     _figures: dict[str, int] = field(factory=dict)
 
-    def read(self, document: bytes | bytearray | memoryview) -> None:
-        """Take in a JSON document: a whole response, or the data of one event; anything else is ignored."""
+    def read(self, document: bytes) -> bool:
+        """Take in a JSON document: a whole response, or the data of one event. False if it is not one, strictly."""
         try:
             report = _decode_report(document)
         except _MALFORMED:
-            return
+            return False
         self._take(report.model, report.usage)
         # OpenAI's Responses events wrap the response, Anthropic's `message_start` the message.
         for wrapped in (bytes(report.message), bytes(report.response)):
@@ -101,6 +101,7 @@ class Tally:
                 except _MALFORMED:
                     continue
                 self._take(inner.model, inner.usage)
+        return True
 
     def take(self, model: bytes, usage: bytes) -> None:
         """Take in the JSON texts of a `model` and a `usage` member; empty where there is none."""
