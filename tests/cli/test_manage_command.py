@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llm_proxy.cli.commands.manage import project
 from tests.cli.conftest import Run
 from tests.harness.server import MANAGEMENT_TOKEN, Server, running_server
 
@@ -68,17 +70,28 @@ def test_a_project_is_created_and_shown_without_its_key(manage: Run) -> None:
     assert API_KEY not in created.stdout + listed
 
 
-def test_an_api_key_can_come_from_stdin(manage: Run) -> None:
-    created = manage("project", "create", "--name", "stdin", "--api-key", "-", input=f"{API_KEY}\n")
+@pytest.mark.parametrize("option", [("--api-key", "-"), ()])
+def test_an_api_key_can_come_from_a_pipe(manage: Run, option: tuple[str, ...]) -> None:
+    created = manage("project", "create", "--name", f"pipe {len(option)}", *option, input=f"{API_KEY}\n")
 
     assert shown(created.stdout)["API key"] == "…ider"
+    assert created.stderr == ""
 
 
-def test_an_api_key_is_asked_for_and_not_echoed(manage: Run) -> None:
+def test_an_api_key_is_asked_for_at_a_terminal_and_not_echoed(manage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(project, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+
     created = manage("project", "create", "--name", "asked", input=f"{API_KEY}\n")
 
     assert shown(created.stdout)["API key"] == "…ider"
     assert created.stderr == "API key: \n"
+
+
+def test_without_an_api_key_nothing_is_created(manage: Run) -> None:
+    result = manage("project", "create", "--name", "none")
+
+    assert result.exit_code == 2
+    assert result.stderr == "error: no API key was given; pass it on stdin, or with --api-key\n"
 
 
 def test_a_project_is_changed(manage: Run, project_id: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import click
 
-from llm_proxy.cli.commands.manage.project import project
-from llm_proxy.cli.commands.manage.token import token
+from llm_proxy.cli.commands.manage import project, token
 from llm_proxy.cli.program import Group
 
 
@@ -18,5 +17,5 @@ def command() -> None:
     """
 
 
-command.add_command(project)
-command.add_command(token)
+command.add_command(project.command)
+command.add_command(token.command)

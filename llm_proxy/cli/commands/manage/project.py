@@ -22,12 +22,12 @@ _COLUMNS = [
 ]
 
 
-@click.group(cls=Group)
-def project() -> None:
+@click.group("project", cls=Group)
+def command() -> None:
     """Projects, which hold a provider's API key."""
 
 
-@project.command("list")
+@command.command("list")
 @json_option
 @with_client
 def list_(client: ManagementClient, *, as_json: bool) -> None:
@@ -40,7 +40,7 @@ def list_(client: ManagementClient, *, as_json: bool) -> None:
         click.echo(table(_COLUMNS, rows))
 
 
-@project.command()
+@command.command()
 @click.argument("project_id", metavar="ID")
 @json_option
 @with_client
@@ -49,10 +49,12 @@ def get(client: ManagementClient, project_id: str, *, as_json: bool) -> None:
     _show(client.get(path("projects", project_id)), as_json=as_json)
 
 
-@project.command()
+@command.command()
 @click.option("--name", required=True, metavar="NAME", help="Unique among all projects.")
 @click.option(
-    "--api-key", metavar="KEY", help="The provider's API key; '-' reads it from stdin.  [default: asks for it]"
+    "--api-key",
+    metavar="KEY",
+    help="The provider's API key; '-' reads it from stdin.  [default: asks for it, or reads stdin]",
 )
 @click.option("--provider", metavar="PROVIDER", help="Whose key it is.  [default: the server's default provider]")
 @json_option
@@ -63,7 +65,7 @@ def create(client: ManagementClient, name: str, api_key: str | None, provider: s
     _show(client.post(path("projects"), body), as_json=as_json)
 
 
-@project.command()
+@command.command()
 @click.argument("project_id", metavar="ID")
 @click.option("--name", metavar="NAME", help="A new name.")
 @click.option("--api-key", metavar="KEY", help="A new API key; '-' reads it from stdin.")
@@ -87,7 +89,7 @@ def update(
     _show(client.patch(path("projects", project_id), changes), as_json=as_json)
 
 
-@project.command()
+@command.command()
 @click.argument("project_id", metavar="ID")
 @json_option
 @with_client
@@ -96,7 +98,7 @@ def activate(client: ManagementClient, project_id: str, *, as_json: bool) -> Non
     _show(client.patch(path("projects", project_id), {"active": True}), as_json=as_json)
 
 
-@project.command()
+@command.command()
 @click.argument("project_id", metavar="ID")
 @json_option
 @with_client
@@ -106,11 +108,14 @@ def deactivate(client: ManagementClient, project_id: str, *, as_json: bool) -> N
 
 
 def _api_key(given: str | None) -> str:
-    if given is None:
-        return click.prompt("API key", hide_input=True, err=True)
-    if given == "-":
-        return sys.stdin.read().strip()
-    return given
+    """Take the key from the option, from whoever sits at the terminal, or from a pipe."""
+    if given is not None and given != "-":
+        return given
+    asked = given is None and sys.stdin.isatty()
+    key = click.prompt("API key", hide_input=True, err=True) if asked else sys.stdin.readline()
+    if not key.strip():
+        raise WrongUsage("no API key was given; pass it on stdin, or with --api-key")
+    return key.strip()
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:

@@ -66,15 +66,15 @@ _EXPIRES_HELP = "Expires at this time, such as 2030-01-31T12:00:00Z."
 _LIMIT_HELP = "Most requests that it opens, or 'unlimited'."
 
 
-@click.group(cls=Group)
-def token() -> None:
+@click.group("token", cls=Group)
+def command() -> None:
     """Tokens, which open a project's provider.
 
     A token withers: it expires, is used up, or is revoked.
     """
 
 
-@token.command()
+@command.command()
 @click.option("--project-id", required=True, metavar="ID", help="Whose API key its requests use.")
 @click.option("--name", metavar="NAME", help="For people; need not be unique.")
 @click.option("--duration", type=_Duration(), metavar="TIME", help=f"{_DURATION_HELP}  [default: 30d]")
@@ -87,7 +87,7 @@ def generate(client: ManagementClient, project_id: str, *, as_json: bool, **opti
     _show_secret(client.post(path("tokens"), {"project_id": project_id} | _body(**options)), as_json=as_json)
 
 
-@token.command("list")
+@command.command("list")
 @click.option("--project-id", metavar="ID", help="Only those of this project.")
 @click.option("--active-only", is_flag=True, help="Leave out those that are revoked, expired or used up.")
 @json_option
@@ -114,7 +114,7 @@ def list_(client: ManagementClient, project_id: str | None, *, active_only: bool
         click.echo(table(_COLUMNS, rows))
 
 
-@token.command()
+@command.command()
 @click.argument("token_id", metavar="ID")
 @json_option
 @with_client
@@ -123,7 +123,7 @@ def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
     _show(client.get(path("tokens", token_id)), as_json=as_json)
 
 
-@token.command()
+@command.command()
 @click.argument("token_id", metavar="ID")
 @click.option("--name", metavar="NAME", help="A new name.")
 @click.option("--duration", type=_Duration(), metavar="TIME", help=_DURATION_HELP)
@@ -139,7 +139,7 @@ def update(client: ManagementClient, token_id: str, *, as_json: bool, **options:
     _show(client.patch(path("tokens", token_id), changes), as_json=as_json)
 
 
-@token.command()
+@command.command()
 @click.argument("token_id", metavar="ID")
 @with_client
 def revoke(client: ManagementClient, token_id: str) -> None:
@@ -148,7 +148,7 @@ def revoke(client: ManagementClient, token_id: str) -> None:
     click.echo(f"Token {token_id} is revoked.")
 
 
-@token.command("revoke-all")
+@command.command("revoke-all")
 @click.argument("project_id", metavar="PROJECT_ID")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -164,7 +164,7 @@ def revoke_all(client: ManagementClient, project_id: str, *, yes: bool, as_json:
         click.echo(f"Tokens revoked: {answer['revoked']}")
 
 
-@token.command()
+@command.command()
 @click.argument("token_id", metavar="ID")
 @json_option
 @with_client
