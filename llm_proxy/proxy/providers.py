@@ -26,29 +26,13 @@ from llm_proxy.proxy.endpoints import Endpoints
 from llm_proxy.proxy.faults import Shape
 from llm_proxy.proxy.headers import Headers
 from llm_proxy.proxy.parameters import ParameterRules, Parameters
+from llm_proxy.proxy.upstream.origin import Origin
 
 Auth = Literal["bearer", "x-api-key", "api-key"]
-Scheme = Literal["http", "https"]
 
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
 _KEY = re.compile(r"[\x21-\x7e]+")
 _ANTHROPIC_PATH = re.compile(rb"/v1/(?:messages|complete)(?:/|\Z)")
-
-
-@frozen
-class Origin:
-    """Where a provider listens: what a connection is opened to, and kept for."""
-
-    scheme: Scheme
-    host: str
-    port: int
-
-    @property
-    def authority(self) -> bytes:
-        """The value of the `Host` header: the port is left out where the scheme implies it (RFC 9110 §7.2)."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        implied = self.port == (443 if self.scheme == "https" else 80)
-        return (host if implied else f"{host}:{self.port}").encode("ascii")
 
 
 @frozen
@@ -245,5 +229,4 @@ def split_base_url(url: str) -> tuple[Origin, bytes]:
         paths.check(base_path or b"/")
     except InvalidPath:
         raise ValueError("its path is ambiguous: no //, dot segments, ';' or encoded separators") from None
-    scheme: Scheme = "https" if parts.scheme == "https" else "http"
-    return Origin(scheme, host, port or (443 if scheme == "https" else 80)), base_path
+    return Origin(parts.scheme, host, port or (443 if parts.scheme == "https" else 80)), base_path

@@ -6,7 +6,8 @@ from textwrap import dedent
 import pytest
 
 from llm_proxy.proxy import provider_file
-from llm_proxy.proxy.providers import Origin, Providers, Timeouts
+from llm_proxy.proxy.providers import Providers, Timeouts
+from llm_proxy.proxy.upstream.origin import Origin
 from llm_proxy.settings import Settings, SettingsError
 
 

@@ -17,7 +17,8 @@ from llm_proxy.errors import (
 from llm_proxy.proxy import paths
 from llm_proxy.proxy.builtin import ANTHROPIC_URL, OPENAI_URL, built_in
 from llm_proxy.proxy.faults import Shape
-from llm_proxy.proxy.providers import Auth, Origin, Provider, Providers, split_base_url
+from llm_proxy.proxy.providers import Auth, Provider, Providers, split_base_url
+from llm_proxy.proxy.upstream.origin import Origin
 
 BUILT_IN = built_in(OPENAI_URL, 300.0)
 OPENAI, ANTHROPIC = BUILT_IN["openai"], BUILT_IN["anthropic"]
