@@ -11,9 +11,10 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from attrs import asdict, evolve, fields, frozen
-from sqlalchemy import bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import BindParameter, bindparam, delete, func, insert, or_, select, update
 
-from db.dialects import statements
+from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
+from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
 from db.queries.rows import columns
 from db.records import Outcome, Project, Reservation, SettledRequest, Token, Worker
 from db.schema import in_flight, projects, requests, tokens, usage_hourly, workers
@@ -41,32 +42,45 @@ class ReservationsMissing(Exception):
     """Some of the reservations to settle are not there: swept meanwhile, settled already, or never committed."""
 
 
-_TOKENS_BY_DIGEST = (
-    select(*columns(tokens, Token))
-    .where(tokens.c.digest.in_(bindparam("digests", expanding=True)))
-    .order_by(tokens.c.id)
-    .with_for_update()
-)
-_PROJECTS_BY_ID = select(*columns(projects, Project)).where(projects.c.id.in_(bindparam("ids", expanding=True)))
-_RESERVE = insert(in_flight)
-_RELEASE = delete(in_flight).where(in_flight.c.id.in_(bindparam("ids", expanding=True)))
-_SETTLE = insert(requests)
 _COUNTED = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens")
-_ROLL_UP = statements.upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=_COUNTED)
+
+
+def _names(record: type) -> list[str]:
+    return [field.name for field in fields(record)]
+
+
+def _keys() -> BindParameter[Any]:
+    return bindparam("keys", expanding=True)
+
+
+# What every transaction needs, compiled once.
+_lock_tokens = SelectByKeys(
+    for_update(select(*columns(tokens, Token)).where(tokens.c.digest.in_(_keys())).order_by(tokens.c.id)),
+    tokens.c.digest.type,
+    Token,
+)
+_find_projects = SelectByKeys(
+    select(*columns(projects, Project)).where(projects.c.id.in_(_keys())), projects.c.id.type, Project
+)
+_reserve = BulkInsert(insert(in_flight), _names(Reservation))
+_release = DeleteByKeys(delete(in_flight).where(in_flight.c.id.in_(_keys())), in_flight.c.id.type)
+_settle = BulkInsert(insert(requests), _names(SettledRequest))
+_roll_up = BulkInsert(
+    upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=_COUNTED),
+    ["hour", "token_id", "model", "project_id", *_COUNTED],
+)
+# What is needed now and then.
+_reservations = select(*columns(in_flight, Reservation)).order_by(in_flight.c.id)
 
 
 def lock_tokens(connection: Connection, digests: Iterable[bytes]) -> dict[bytes, Token]:
     """Read and lock the tokens that have these digests, until the transaction ends."""
-    rows = connection.execute(_TOKENS_BY_DIGEST, {"digests": sorted(set(digests))})
-    found = (Token(*row) for row in rows)
-    return {token.digest: token for token in found}
+    return {token.digest: token for token in _lock_tokens(connection, sorted(set(digests)))}
 
 
 def find_projects(connection: Connection, ids: Iterable[str]) -> dict[str, Project]:
     """Read these projects as they are committed now."""
-    rows = connection.execute(_PROJECTS_BY_ID, {"ids": sorted(set(ids))})
-    found = (Project(*row) for row in rows)
-    return {project.id: project for project in found}
+    return {project.id: project for project in _find_projects(connection, sorted(set(ids)))}
 
 
 def add_to_counters(connection: Connection, added: Mapping[str, int], used_at: datetime | None) -> None:
@@ -76,13 +90,12 @@ def add_to_counters(connection: Connection, added: Mapping[str, int], used_at: d
     """
     changes = {token_id: count for token_id, count in sorted(added.items()) if count}
     also = {} if used_at is None else {tokens.c.last_used_at: used_at}
-    statements.add_to_counter(connection, tokens.c.request_count, changes, also)
+    add_to_counter(connection, tokens.c.request_count, changes, also)
 
 
 def reserve(connection: Connection, reservations: Sequence[Reservation]) -> None:
     """Write one row per admitted request."""
-    if reservations:
-        connection.execute(_RESERVE, [_as_row(reservation) for reservation in reservations])
+    _reserve(connection, reservations)
 
 
 def settle(connection: Connection, settled: Sequence[SettledRequest]) -> None:
@@ -93,12 +106,9 @@ def settle(connection: Connection, settled: Sequence[SettledRequest]) -> None:
     Raises:
         ReservationsMissing: not every reservation is there; roll back and use `settle_doubtful`.
     """
-    if not settled:
-        return
-    released = connection.execute(_RELEASE, {"ids": [row.id for row in settled]})
-    if released.rowcount != len(settled):
+    if _release(connection, [row.id for row in settled]) != len(settled):
         raise ReservationsMissing
-    connection.execute(_SETTLE, [_as_row(row) for row in settled])
+    _settle(connection, settled)
 
 
 def settle_doubtful(
@@ -110,23 +120,16 @@ def settle_doubtful(
         The rows that were written, and the `unknown` rows that they replaced (to be taken out of the roll-up).
     """
     ids = [row.id for row in settled]
-    open_ids = set(connection.scalars(select(in_flight.c.id).where(in_flight.c.id.in_(ids)).with_for_update()))
-    doubtful = [row_id for row_id in ids if row_id not in open_ids]
-    swept: dict[str, SettledRequest] = {}
-    if doubtful:
-        rows = connection.execute(
-            select(*columns(requests, SettledRequest))
-            .where(requests.c.id.in_(doubtful), requests.c.outcome == "unknown")
-            .with_for_update()
-        )
-        swept = {row.id: SettledRequest(*row) for row in rows}
+    open_rows = connection.execute(for_update(_reservations.where(in_flight.c.id.in_(ids))))
+    open_ids = {row.id for row in open_rows}
+    unknown = select(*columns(requests, SettledRequest)).where(
+        requests.c.id.in_(set(ids) - open_ids), requests.c.outcome == "unknown"
+    )
+    swept = {row.id: SettledRequest(*row) for row in connection.execute(for_update(unknown))}
     written = [row for row in settled if row.id in open_ids or row.id in swept]
-    if open_ids:
-        connection.execute(_RELEASE, {"ids": sorted(open_ids)})
-    if swept:
-        connection.execute(delete(requests).where(requests.c.id.in_(sorted(swept))))
-    if written:
-        connection.execute(_SETTLE, [_as_row(row) for row in written])
+    _release(connection, sorted(open_ids))
+    connection.execute(delete(requests).where(requests.c.id.in_(sorted(swept))))
+    _settle(connection, written)
     return written, list(swept.values())
 
 
@@ -153,16 +156,15 @@ def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: It
             bucket["input_tokens"] += sign * (row.input_tokens or 0)
             bucket["output_tokens"] += sign * (row.output_tokens or 0)
             bucket["cached_tokens"] += sign * (row.cached_tokens or 0)
-    if sums:
-        connection.execute(_ROLL_UP, [sums[key] for key in sorted(sums)])
+    _roll_up(connection, [sums[key] for key in sorted(sums)])
 
 
 def beat(connection: Connection, worker: Worker) -> datetime:
     """Say that the worker is alive, by the database's clock, and return that clock."""
-    now = statements.clock(connection)
+    now = clock(connection)
     alive = connection.execute(update(workers).where(workers.c.id == worker.id).values(seen_at=now))
     if not alive.rowcount:
-        connection.execute(insert(workers), _as_row(evolve(worker, seen_at=now)))
+        connection.execute(insert(workers), asdict(evolve(worker, seen_at=now)))
     return now
 
 
@@ -179,8 +181,7 @@ def list_workers(connection: Connection) -> list[Worker]:
 
 def find_reservations(connection: Connection) -> list[Reservation]:
     """All open reservations, the oldest first."""
-    rows = connection.execute(select(*columns(in_flight, Reservation)).order_by(in_flight.c.id))
-    return [Reservation(*row) for row in rows]
+    return [Reservation(*row) for row in connection.execute(_reservations)]
 
 
 def find_orphans(connection: Connection, now: datetime, dead_after: timedelta, limit: int) -> list[str]:
@@ -196,8 +197,7 @@ def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     Returns:
         How many were swept.
     """
-    orphans = select(*columns(in_flight, Reservation)).where(in_flight.c.id.in_(ids)).order_by(in_flight.c.id)
-    locked = statements.for_update(orphans, skip_locked=True)
+    locked = for_update(_reservations.where(in_flight.c.id.in_(ids)), skip_locked=True)
     swept = [_unheard_of(Reservation(*row), "unknown", now) for row in connection.execute(locked)]
     if swept:
         settle(connection, swept)
@@ -207,7 +207,7 @@ def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
 
 def give_back(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     """Settle as `void` those of these reservations that exist, and give their counts back; return how many did."""
-    locked = select(*columns(in_flight, Reservation)).where(in_flight.c.id.in_(ids)).with_for_update()
+    locked = for_update(_reservations.where(in_flight.c.id.in_(ids)))
     rows = [_unheard_of(Reservation(*row), "void", now) for row in connection.execute(locked)] if ids else []
     settle(connection, rows)
     add_to_counters(connection, {token: -n for token, n in Counter(row.token_id for row in rows).items()}, None)
@@ -266,20 +266,3 @@ def _unheard_of(reservation: Reservation, outcome: Outcome, now: datetime) -> Se
         output_tokens=None,
         cached_tokens=None,
     )
-
-
-def _row_maker(record: type) -> Any:
-    names = [field.name for field in fields(record)]
-
-    def make(instance: Any) -> dict[str, Any]:
-        return {name: getattr(instance, name) for name in names}
-
-    return make
-
-
-_ROW_MAKERS = {record: _row_maker(record) for record in (Reservation, SettledRequest, Worker)}
-
-
-def _as_row(record: Reservation | SettledRequest | Worker) -> dict[str, Any]:
-    # attrs.asdict recurses and copies; a record is flat.
-    return _ROW_MAKERS[type(record)](record)  # type: ignore[no-any-return]
