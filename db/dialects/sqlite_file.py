@@ -49,8 +49,10 @@ def prepare(path: Path) -> FileLock:
         except BaseException:
             lock.release()
             raise
+    except (FileExistsError, NotADirectoryError) as error:
+        raise BadDsn(f"DATABASE_PATH {path}: a part of it that must be a folder is a file") from error
     except OSError as error:
-        raise Unavailable(f"SQLite {path}: {error.strerror or 'it cannot be opened'}") from error
+        raise Unavailable(f"SQLite file {path} cannot be opened: {error.strerror}") from error
     return lock
 
 

@@ -1,0 +1,188 @@
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Column, Integer, MetaData, Table, insert, select
+
+from db import Connection
+from db.database import open_database, opened
+from db.dialects import sqlite_file
+from db.dsn import Target
+from db.errors import BadDsn, Contention, FileInUse, Unavailable
+from db.options import Options
+
+METADATA = MetaData()
+ROWS = Table("rows_of_test", METADATA, Column("id", Integer, primary_key=True))
+
+
+def add(connection: Connection, number: int) -> None:
+    connection.execute(insert(ROWS), [{"id": number}])
+
+
+def numbers(connection: Connection) -> list[int]:
+    return list(connection.scalars(select(ROWS.c.id).order_by(ROWS.c.id)))
+
+
+def pragma(connection: Connection, name: str) -> object:
+    return connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+
+
+def lock_of(connection: Connection) -> sqlite3.Connection:
+    raw = connection.connection.driver_connection
+    assert isinstance(raw, sqlite3.Connection)
+    return raw
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Target:
+    return Target("sqlite", path=tmp_path / "new" / "folder" / "llm-proxy.db")
+
+
+def path_of(target: Target) -> Path:
+    assert target.path is not None
+    return target.path
+
+
+def test_a_second_process_is_refused_in_words(target: Target) -> None:
+    with opened(target, Options()):
+        program = (
+            "import sys; from pathlib import Path; from db.database import opened; from db.dsn import Target;"
+            "from db.errors import FileInUse; from db.options import Options\n"
+            "try:\n"
+            "    opened(Target('sqlite', path=Path(sys.argv[1])), Options()).__enter__()\n"
+            "except FileInUse as error:\n"
+            "    print(error)\n"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, str(target.path)], capture_output=True, text=True, check=True, timeout=30
+        )
+    assert f"(pid {os.getpid()})" in done.stdout
+    assert str(target.path) in done.stdout
+    assert "one process per SQLite file" in done.stdout
+
+
+def test_so_is_a_second_opening_in_the_same_process(target: Target) -> None:
+    with opened(target, Options()), pytest.raises(FileInUse), opened(target, Options()):
+        pass
+    with opened(target, Options()):
+        pass
+
+
+def test_a_process_that_was_killed_leaves_no_lock(target: Target) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from db.database import opened; from db.dsn import Target;"
+        "from db.options import Options\n"
+        "with opened(Target('sqlite', path=Path(sys.argv[1])), Options()): os.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(target.path)], check=False, timeout=30)
+    assert done.returncode == -9
+    with opened(target, Options()) as database:
+        database.write_now(METADATA.create_all)
+
+
+def test_others_may_read_beside_the_owner(target: Target) -> None:
+    with opened(target, Options()) as owner:
+        owner.write_now(METADATA.create_all)
+        owner.write_now(add, 1)
+        with opened(target, Options(), exclusive=False) as guest:
+            assert guest.read_now(numbers) == [1]
+            owner.write_now(add, 2)
+            assert guest.read_now(numbers) == [1, 2]
+            with pytest.raises(Unavailable, match="can only be read"):
+                guest.write_now(add, 3)
+        owner.write_now(add, 4)
+    with opened(target, Options(), exclusive=False) as guest:
+        assert guest.read_now(numbers) == [1, 2, 4]
+    with opened(target, Options()) as owner:
+        assert owner.read_now(numbers) == [1, 2, 4]
+
+
+def test_a_guest_makes_no_file(target: Target) -> None:
+    with pytest.raises(Unavailable, match="cannot be opened"), opened(target, Options(), exclusive=False):
+        pass
+    assert not path_of(target).exists()
+
+
+def test_files_are_for_their_owner_alone(target: Target) -> None:
+    path = path_of(target)
+    with opened(target, Options()) as database:
+        database.write_now(METADATA.create_all)
+        modes = {entry.name: stat.S_IMODE(entry.stat().st_mode) for entry in path.parent.iterdir()}
+    assert modes == dict.fromkeys([path.name + end for end in ("", "-wal", "-shm", ".lock")], 0o600)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+def test_a_file_that_others_could_read_is_closed_to_them(target: Target) -> None:
+    path = path_of(target)
+    path.parent.mkdir(parents=True)
+    path.touch(0o644)
+    with opened(target, Options()):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_an_existing_folder_stays_as_it_is(target: Target) -> None:
+    folder = path_of(target).parent
+    folder.mkdir(parents=True, mode=0o755)
+    with opened(target, Options()):
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize(("synchronous", "number"), [("FULL", 2), ("NORMAL", 1)])
+def test_how_durable_a_commit_is(target: Target, synchronous: str, number: int) -> None:
+    options = Options(sqlite_synchronous="FULL" if synchronous == "FULL" else "NORMAL")
+    with opened(target, options) as database:
+        assert database.write_now(pragma, "synchronous") == number
+        assert database.write_now(pragma, "journal_mode") == "wal"
+        assert database.write_now(pragma, "foreign_keys") == 1
+
+
+def test_the_log_is_folded_in_at_the_end(target: Target) -> None:
+    path = path_of(target)
+    with opened(target, Options()) as database:
+        database.write_now(METADATA.create_all)
+        database.read_now(numbers)
+    assert sorted(entry.name for entry in path.parent.iterdir()) == [path.name, path.name + ".lock"]
+
+
+async def test_another_program_that_holds_the_file_is_contention(target: Target) -> None:
+    calls: list[Connection] = []
+    async with open_database(target, Options()) as database:
+        await database.write(lambda connection: lock_of(connection).execute("PRAGMA busy_timeout = 1").close())
+        shell = sqlite3.connect(path_of(target), isolation_level=None)
+        shell.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Contention, match="locked by another program"):
+            await database.write(calls.append)
+        assert calls == []
+        shell.close()
+        await database.write(calls.append)
+        assert len(calls) == 1
+
+
+@pytest.mark.parametrize("kind", ["nfs4", "cifs"])
+def test_a_network_file_system_is_refused(target: Target, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite_file, "_filesystem", lambda _: kind)
+    with pytest.raises(BadDsn, match=f"network file system \\({kind}\\)"), opened(target, Options()):
+        pass
+
+
+def test_the_file_system_of_a_folder(tmp_path: Path) -> None:
+    assert sqlite_file._filesystem(Path("/proc/self")) == "proc"
+    assert sqlite_file._filesystem(tmp_path) not in ("", "proc")
+
+
+def test_a_folder_is_not_a_file(tmp_path: Path) -> None:
+    with pytest.raises(BadDsn, match="is a folder"), opened(Target("sqlite", path=tmp_path), Options()):
+        pass
+
+
+def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    target = Target("sqlite", path=tmp_path / "file" / "x.db")
+    with pytest.raises(BadDsn, match="must be a folder"), opened(target, Options()):
+        pass

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import trio
+from attrs import frozen
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import (
+    BigInteger,
+    BindParameter,
+    Boolean,
+    Column,
+    Integer,
+    MetaData,
+    Table,
+    bindparam,
+    delete,
+    event,
+    func,
+    insert,
+    select,
+)
+
+from db import Connection
+from db.database import Database
+from db.dialects import BulkInsert, DeleteByKeys, SelectByKeys, add_to_counter, clock, for_update, upsert_add
+from db.types import Digest, Id, Moment, Name
+from tests.databases.kinds import SERVERS, on
+
+METADATA = MetaData()
+COUNTERS = Table(
+    "counters_of_test",
+    METADATA,
+    Column("id", Id, primary_key=True),
+    Column("counter", BigInteger, nullable=False),
+    Column("used_at", Moment),
+)
+SUMS = Table(
+    "sums_of_test",
+    METADATA,
+    Column("hour", Moment, primary_key=True),
+    Column("model", Name, primary_key=True),
+    Column("note", Name),
+    Column("hits", BigInteger, nullable=False),
+    Column("misses", BigInteger, nullable=False),
+)
+THINGS = Table(
+    "things_of_test",
+    METADATA,
+    Column("number", Integer, primary_key=True),
+    Column("digest", Digest),
+    Column("active", Boolean),
+    Column("moment", Moment),
+    Column("name", Name),
+)
+NOW = datetime(2026, 7, 1, 12, 0, 0, 1, tzinfo=UTC)
+HOUR = NOW.replace(microsecond=0)
+
+ADD = upsert_add(SUMS, keys=("hour", "model"), sums=("hits", "misses"))
+
+
+@frozen
+class Thing:
+    number: int
+    digest: bytes | None
+    active: bool | None
+    moment: datetime | None
+    name: str | None
+
+
+NAMES = ("number", "digest", "active", "moment", "name")
+KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
+insert_things = BulkInsert(insert(THINGS), NAMES)
+by_digest = SelectByKeys(
+    select(*(THINGS.c[name] for name in NAMES)).where(THINGS.c.digest.in_(KEYS)).order_by(THINGS.c.number),
+    Digest(),
+    Thing,
+)
+delete_things = DeleteByKeys(delete(THINGS).where(THINGS.c.number.in_(KEYS)), Integer())
+
+
+@pytest.fixture(autouse=True)
+def tables(database: Database) -> None:
+    database.write_now(METADATA.create_all)
+    database.write_now(clear)
+
+
+def clear(connection: Connection) -> None:
+    for table in METADATA.sorted_tables:
+        connection.execute(delete(table))
+
+
+def statements_of(database: Database, fn: Callable[..., Any], *args: object) -> int:
+    """How many statements a write sends, a statement for many rows counting once."""
+    sent = 0
+
+    def note(*_: object) -> None:
+        nonlocal sent
+        sent += 1
+
+    engine = database._backend.write
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        database.write_now(fn, *args)
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+    return sent
+
+
+def sums(connection: Connection) -> list[tuple[str, str | None, int, int]]:
+    rows = connection.execute(select(SUMS.c.model, SUMS.c.note, SUMS.c.hits, SUMS.c.misses).order_by(SUMS.c.model))
+    return [tuple(row) for row in rows]
+
+
+def counters(connection: Connection) -> dict[str, tuple[int, datetime | None]]:
+    rows = connection.execute(select(COUNTERS.c.id, COUNTERS.c.counter, COUNTERS.c.used_at))
+    return {row.id: (row.counter, row.used_at) for row in rows}
+
+
+def make_counters(connection: Connection, ids: list[str]) -> None:
+    connection.execute(insert(COUNTERS), [{"id": name, "counter": 10} for name in ids])
+
+
+def hit(model: str, hits: int = 1, misses: int = 0, note: str | None = None) -> dict[str, object]:
+    return {"hour": HOUR, "model": model, "note": note, "hits": hits, "misses": misses}
+
+
+def test_upsert_adds_where_the_row_is_there(database: Database) -> None:
+    add = BulkInsert(ADD, [column.name for column in SUMS.columns])
+    assert statements_of(database, add, [hit("a", 1, 2, "first"), hit("b", 5)]) == 1
+    assert statements_of(database, add, [hit("a", 10, 20, "second"), hit("c", 7), hit("é", -1)]) == 1
+    assert database.read_now(sums) == [("a", "first", 11, 22), ("b", None, 5, 0), ("c", None, 7, 0), ("é", None, -1, 0)]
+
+
+def test_upsert_is_a_statement_like_others(database: Database) -> None:
+    for _ in range(2):
+        database.write_now(lambda connection: connection.execute(ADD, [hit("a"), hit("A")]).close())
+        database.write_now(lambda connection: connection.execute(ADD, hit("a")).close())
+    assert database.read_now(sums) == [("A", None, 2, 0), ("a", None, 4, 0)]
+
+
+def test_counters_of_many_rows_in_one_statement(database: Database) -> None:
+    ids = [f"id-{number:04}" for number in range(300)]
+    amounts = {name: number % 7 - 3 for number, name in enumerate(ids[:-1])} | {"nobody": 5}
+    database.write_now(make_counters, ids)
+    assert statements_of(database, add_to_counter, COUNTERS.c.counter, amounts, {COUNTERS.c.used_at: NOW}) == 1
+    expected = {name: (10 + number % 7 - 3, NOW) for number, name in enumerate(ids[:-1])} | {ids[-1]: (10, None)}
+    assert database.read_now(counters) == expected
+
+
+def test_counters_without_amounts_send_nothing(database: Database) -> None:
+    database.write_now(make_counters, ["a", "b"])
+    assert statements_of(database, add_to_counter, COUNTERS.c.counter, {}) == 0
+    assert statements_of(database, add_to_counter, COUNTERS.c.counter, {"a": 2**40}) == 1
+    assert database.read_now(counters) == {"a": (10 + 2**40, None), "b": (10, None)}
+
+
+@on(*SERVERS)
+async def test_counters_add_up_among_many_writers(database: Database) -> None:
+    ids = [f"id-{number}" for number in range(5)]
+    await database.write(make_counters, ids)
+
+    def lock_and_add(connection: Connection) -> None:
+        query = select(COUNTERS).where(COUNTERS.c.id.in_(ids)).order_by(COUNTERS.c.id)
+        connection.execute(for_update(query)).all()
+        add_to_counter(connection, COUNTERS.c.counter, dict.fromkeys(reversed(ids), 1))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(24):
+            nursery.start_soon(database.write, lock_and_add)
+    assert await database.read(counters) == dict.fromkeys(ids, (34, None))
+
+
+def things(count: int) -> list[Thing]:
+    return [
+        Thing(number, bytes([number % 256]) * 32, bool(number % 2), NOW + timedelta(seconds=number), f"%s {number} é")
+        for number in range(count)
+    ]
+
+
+def test_many_rows_go_in_and_come_out_in_one_statement_each(database: Database) -> None:
+    made = [*things(20), Thing(99, None, None, None, None)]
+    assert statements_of(database, insert_things, made) == 1
+    found = database.read_now(by_digest, [thing.digest for thing in made[3:7]])
+    assert found == made[3:7]
+    assert statements_of(database, delete_things, [0, 1, 2, 77]) == 1
+    assert database.write_now(delete_things, [3, 4, 77]) == 2
+    assert database.read_now(by_digest, [made[3].digest, made[5].digest]) == [made[5]]
+
+
+def test_mappings_are_rows_too(database: Database) -> None:
+    rows = [{"number": 1, "digest": bytes(32), "active": True, "moment": NOW, "name": "x", "more": 1}]
+    database.write_now(insert_things, rows)
+    assert database.read_now(by_digest, [bytes(32)]) == [Thing(1, bytes(32), True, NOW, "x")]  # noqa: FBT003 - a record
+
+
+def test_nothing_to_do_sends_nothing(database: Database) -> None:
+    assert statements_of(database, insert_things, []) == 0
+    assert statements_of(database, by_digest, []) == 0
+    assert statements_of(database, delete_things, []) == 0
+
+
+def test_more_rows_than_one_round_trip_takes(database: Database) -> None:
+    database.write_now(insert_things, things(1203))
+    counted = select(func.count()).select_from(THINGS)
+    assert database.read_now(lambda connection: connection.execute(counted).scalar_one()) == 1203
+
+
+def test_what_does_not_fit_stops_all_rows(database: Database) -> None:
+    made = things(3)
+    with pytest.raises(ValueError, match="32 bytes"):
+        database.write_now(insert_things, [*made, Thing(9, b"short", None, None, None)])
+    assert database.read_now(by_digest, [thing.digest for thing in made]) == []
+
+
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=40), max_size=8))
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_text_is_never_taken_for_sql(database: Database, texts: list[str]) -> None:
+    made = [Thing(number, bytes(32), None, None, name) for number, name in enumerate(texts)]
+    database.write_now(clear)
+    database.write_now(insert_things, made)
+    assert database.read_now(by_digest, [bytes(32)]) == made
+
+
+def lock(connection: Connection, skip_locked: bool) -> list[str]:
+    query = for_update(select(COUNTERS.c.id).order_by(COUNTERS.c.id), skip_locked=skip_locked)
+    return list(connection.scalars(query))
+
+
+@on(*SERVERS)
+def test_rows_that_others_have_locked_are_left_out(database: Database) -> None:
+    database.write_now(make_counters, ["a", "b", "c"])
+
+    def hold(connection: Connection) -> list[str]:
+        connection.execute(for_update(select(COUNTERS).where(COUNTERS.c.id == "b"))).all()
+        return database.write_now(lock, True)  # noqa: FBT003 - skip_locked
+
+    assert database.write_now(hold) == ["a", "c"]
+
+
+def test_rows_that_nobody_has_locked_are_all_there(database: Database) -> None:
+    database.write_now(make_counters, ["a", "b", "c"])
+    for skip_locked in (False, True):
+        assert database.write_now(lock, skip_locked) == ["a", "b", "c"]
+
+
+@on(*SERVERS)
+async def test_a_lock_is_held_until_the_end_of_the_transaction(database: Database) -> None:
+    await database.write(make_counters, ["a"])
+    order: list[str] = []
+    locked = threading.Event()
+
+    def first(connection: Connection) -> None:
+        lock(connection, False)  # noqa: FBT003 - skip_locked
+        locked.set()
+        trio.from_thread.run(trio.sleep, 0.05)
+        order.append("first")
+
+    def second(connection: Connection) -> None:
+        locked.wait(10)
+        lock(connection, False)  # noqa: FBT003 - skip_locked
+        order.append("second")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(database.write, second)
+        nursery.start_soon(database.write, first)
+    assert order == ["first", "second"]
+
+
+def test_the_clock_goes_on_within_a_transaction(database: Database) -> None:
+    def look_twice(connection: Connection) -> tuple[datetime, datetime]:
+        return clock(connection), clock(connection)
+
+    before, after = database.read_now(look_twice)
+    assert before < after
+    assert before.tzinfo is UTC
+    assert abs(before - datetime.now(UTC)) < timedelta(seconds=5)
