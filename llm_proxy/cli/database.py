@@ -1,9 +1,8 @@
-"""How commands come to the database itself, without a server."""
+"""How commands come to the database itself: to look at it beside a running server, or to change it without one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
 from db import dsn
 from db.database import Database, opened
@@ -12,33 +11,32 @@ from llm_proxy.services import database_options, database_target
 from llm_proxy.settings import Settings
 
 
-@contextmanager
-def open_existing(settings: Settings) -> Iterator[Database]:
-    """Open the configured database; a SQLite file that is not there is not made.
+def look_at(settings: Settings) -> AbstractContextManager[Database]:
+    """Open the configured database for reading; a server may be using it.
 
     Raises:
-        Failure: there is no such file.
+        Failure: there is no such SQLite file; it is not made.
         db.errors.DatabaseError: it cannot be opened.
     """
     target = database_target(settings)
     if target.path is not None and not target.path.exists():
         raise Failure(f"there is no SQLite file {target.path}; 'llm-proxy migrate up' makes it")
-    with opened(target, database_options(settings)) as database:
-        yield database
+    return opened(target, database_options(settings), exclusive=False)
 
 
-@contextmanager
-def open_or_imagine(settings: Settings) -> Iterator[Database]:
-    """Open the configured database; in place of a SQLite file that is not there, an empty one in memory."""
+def look_at_or_imagine(settings: Settings) -> AbstractContextManager[Database]:
+    """Open the configured database for reading; where there is no SQLite file yet, an empty one in memory."""
     target = database_target(settings)
     if target.path is not None and not target.path.exists():
         target = dsn.parse("sqlite", None, ":memory:")
-    with opened(target, database_options(settings)) as database:
-        yield database
+    return opened(target, database_options(settings), exclusive=False)
 
 
-@contextmanager
-def open_or_create(settings: Settings) -> Iterator[Database]:
-    """Open the configured database, and make a SQLite file that is not there."""
-    with opened(database_target(settings), database_options(settings)) as database:
-        yield database
+def change(settings: Settings) -> AbstractContextManager[Database]:
+    """Open the configured database for writing. A SQLite file is made where there is none, and locked.
+
+    Raises:
+        db.errors.FileInUse: a server has the SQLite file.
+        db.errors.DatabaseError: it cannot be opened.
+    """
+    return opened(database_target(settings), database_options(settings))

@@ -94,6 +94,21 @@ def test_a_second_server_on_the_same_file_is_refused(start_server: StartServer, 
     assert first.is_ready()
 
 
+def test_looking_is_possible_beside_a_server_and_changing_is_not(
+    start_server: StartServer, database: Path, run: Run
+) -> None:
+    server = started(start_server, database)
+    env = {"DATABASE_PATH": str(database)}
+
+    for command in (("ledger", "verify"), ("db", "check"), ("migrate", "status"), ("migrate", "plan")):
+        assert (run(*command, env=env).exit_code, run(*command, env=env).stderr) == (0, "")
+    down = run("migrate", "down", env=env)
+
+    assert down.exit_code == 1
+    assert down.stderr.startswith(f"error: another llm-proxy process (pid {server.pid}) is using {database}; ")
+    assert server.is_ready()
+
+
 def test_an_address_that_is_taken(start_server: StartServer, database: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -12,7 +12,7 @@ from db.database import ServerFacts
 from db.migrate import Status
 from db.options import Options
 from llm_proxy.cli.configuration import database_options, load_settings
-from llm_proxy.cli.database import open_existing
+from llm_proxy.cli.database import look_at
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.output import print_json, record
 from llm_proxy.cli.program import Group
@@ -38,7 +38,7 @@ def check(context: click.Context, *, db: str | None, config: Path | None, as_jso
     Exits 1 when the schema is not at head, the pool does not fit, or the clocks differ by more than a second.
     """
     settings = load_settings(config, db)
-    with open_existing(settings) as database:
+    with look_at(settings) as database:
         facts = database.read_now(database.describe)
         schema = database.read_now(migrate.status)
         where, options = str(database.target), database.options

@@ -10,7 +10,7 @@ from attrs import asdict
 from db.queries import ledger as books
 from db.queries.repair import repair
 from llm_proxy.cli.configuration import database_options, load_settings
-from llm_proxy.cli.database import open_existing
+from llm_proxy.cli.database import change, look_at
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.output import Column, print_json, table
 from llm_proxy.cli.program import Group
@@ -39,12 +39,15 @@ def verify(context: click.Context, *, db: str | None, config: Path | None, mend:
 
     For every token, its counter must be its settled requests + those in flight, and the same by the hourly sums.
     --repair raises sums that are too low to what the requests say, and sets the counter to what the sums and the
-    requests in flight say; what differs after that is shown. Requests that are gone cannot be brought back.
+    requests in flight say; what differs after that is shown. Requests that are gone cannot be brought back. On SQLite
+    the server must be stopped for it; without --repair it may go on.
     """
-    with open_existing(load_settings(config, db)) as database:
+    settings = load_settings(config, db)
+    with look_at(settings) as database:
         differences = database.read_now(books.verify)
-        found = len(differences)
-        if mend and found:
+    found = len(differences)
+    if mend and found:
+        with change(settings) as database:
             for difference in differences:
                 database.write_now(repair, difference.token_id)
             differences = database.read_now(books.verify)

@@ -11,7 +11,7 @@ from attrs import asdict
 from db import migrate
 from db.migrate import Revision
 from llm_proxy.cli.configuration import database_options, load_settings
-from llm_proxy.cli.database import open_or_create, open_or_imagine
+from llm_proxy.cli.database import change, look_at_or_imagine
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.output import Column, print_json, table
 from llm_proxy.cli.program import Group
@@ -29,7 +29,7 @@ def command() -> None:
 @database_options
 def up(db: str | None, config: Path | None) -> None:
     """Run the revisions that the database does not have yet."""
-    with open_or_create(load_settings(config, db)) as database:
+    with change(load_settings(config, db)) as database:
         done = migrate.up(database, report=_tell("applied"))
     if not done:
         click.echo(f"Nothing to do: the schema is at head ({migrate.revisions()[-1].id}).")
@@ -42,7 +42,7 @@ def up(db: str | None, config: Path | None) -> None:
 @database_options
 def down(to: str | None, db: str | None, config: Path | None) -> None:
     """Undo revisions, the newest first. Their tables go, with all rows."""
-    with open_or_create(load_settings(config, db)) as database:
+    with change(load_settings(config, db)) as database:
         done = migrate.down(database, to, report=_tell("undone"))
     if not done:
         click.echo("Nothing to do: no revision was applied after that one.")
@@ -57,7 +57,7 @@ def status(context: click.Context, *, db: str | None, config: Path | None, as_js
 
     Exits 1 when some are pending.
     """
-    with open_or_imagine(load_settings(config, db)) as database:
+    with look_at_or_imagine(load_settings(config, db)) as database:
         found = database.read_now(migrate.status)
     pending = {revision.id for revision in found.pending}
     if as_json:
@@ -76,7 +76,7 @@ def status(context: click.Context, *, db: str | None, config: Path | None, as_js
 @database_options
 def version(db: str | None, config: Path | None) -> None:
     """Print the revision that the database is at."""
-    with open_or_imagine(load_settings(config, db)) as database:
+    with look_at_or_imagine(load_settings(config, db)) as database:
         click.echo(database.read_now(migrate.version) or "base")
 
 
@@ -87,7 +87,7 @@ def plan(db: str | None, config: Path | None) -> None:
 
     Nothing when the schema is at head.
     """
-    with open_or_imagine(load_settings(config, db)) as database:
+    with look_at_or_imagine(load_settings(config, db)) as database:
         click.echo(migrate.plan(database), nl=False)
 
 
