@@ -22,6 +22,7 @@ from db.dialects.failure import Failure, Kind, network_failure
 from db.dialects.mysql_connection import MySqlConnection
 from db.dialects.pools import MIGRATION_TIMEOUT, SOCKET_GRACE, pool
 from db.dialects.tls import client_context
+from db.errors import Contention
 from db.options import Options
 from db.target import Target, Tls
 
@@ -148,7 +149,7 @@ class MySqlBackend:
         with engine.connect() as connection:
             got = connection.exec_driver_sql("SELECT GET_LOCK(%s, %s)", (name, int(deadline))).scalar_one()
             if got != 1:
-                raise pymysql.err.OperationalError(1205, "GET_LOCK")
+                raise Contention(f"{self._target}: {failures.MIGRATING}")
             connection.commit()
             yield connection
             connection.commit()

@@ -16,6 +16,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.base import PGCompiler
 from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, Pool
 
 from db.dialects import failure as failures
@@ -24,6 +25,7 @@ from db.dialects.failure import Failure, Kind, network_failure
 from db.dialects.pools import MIGRATION_TIMEOUT, SOCKET_GRACE, pool
 from db.dialects.postgresql_connection import PostgresConnection
 from db.dialects.tls import client_context
+from db.errors import Contention
 from db.options import Options
 from db.target import Target, Tls
 
@@ -135,7 +137,12 @@ class PostgresBackend:
         engine = _engine("BEGIN ISOLATION LEVEL READ COMMITTED", NullPool(self._connect_patiently))
         with engine.begin() as connection:
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(deadline * 1000)}")
-            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+            try:
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+            except DBAPIError as error:
+                if error.orig is None or _failure(error.orig).kind is not Kind.CONTENTION:
+                    raise
+                raise Contention(f"{self._target}: {failures.MIGRATING}") from error
             yield connection
 
     def facts(self, connection: Connection) -> Facts:

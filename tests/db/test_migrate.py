@@ -1,0 +1,348 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pymysql
+import pytest
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Integer,
+    MetaData,
+    SmallInteger,
+    Table,
+    insert,
+    inspect,
+    select,
+    text,
+)
+from sqlalchemy.types import TypeEngine
+
+from db import Connection, migrate, schema
+from db.database import Database, opened
+from db.dsn import Target
+from db.errors import Contention, FileInUse, Refused, SchemaMismatch, Unavailable
+from db.migrate import Revision
+from db.options import Options
+from db.types import Digest, Moment
+from tests.databases.kinds import SERVERS, Kind, on
+from tests.databases.scratch import Databases
+from tests.db.schemas import TABLES, describe, differences
+
+HEAD = migrate.revisions()[-1].id
+
+
+@pytest.fixture
+def fresh(database_target: Target) -> Any:
+    with opened(database_target, Options(pool_size=3)) as database:
+        yield database
+        assert database.checked_out == 0
+
+
+def set_version(connection: Connection, version: str) -> None:
+    connection.execute(text("UPDATE alembic_version SET version_num = :v"), {"v": version})
+
+
+def ours(connection: Connection) -> set[str]:
+    return set(inspect(connection).get_table_names()) & set(TABLES)
+
+
+def test_revisions_are_one_line_without_gaps() -> None:
+    assert [revision.id for revision in migrate.revisions()] == [f"{n + 1:04}" for n in range(len(migrate.revisions()))]
+    before = None
+    for entry in sorted((files("migrations") / "versions").iterdir(), key=lambda entry: entry.name):
+        if not entry.name.endswith(".py"):
+            continue
+        source = entry.read_text()
+        assert f'revision = "{entry.name[:4]}"' in source
+        assert f"down_revision: str | None = {before!r}".replace("'", '"') in source
+        before = entry.name[:4]
+
+
+def test_revisions_stand_on_their_own() -> None:
+    """What a revision means must not change with the code."""
+    for entry in (files("migrations") / "versions").iterdir():
+        if entry.name.endswith(".py"):
+            modules = re.findall(r"^(?:from|import) (\w+)", entry.read_text(), re.MULTILINE)
+            assert set(modules) <= {"__future__", "alembic", "sqlalchemy"}
+
+
+def test_up_makes_the_declared_schema(fresh: Database, databases: Databases, database_kind: Kind) -> None:
+    assert fresh.read_now(migrate.status) == migrate.Status(None, HEAD, migrate.revisions())
+    assert not fresh.read_now(migrate.is_at_head)
+    told: list[Revision] = []
+    assert migrate.up(fresh, report=told.append) == migrate.revisions() == tuple(told)
+    assert fresh.read_now(migrate.is_at_head)
+    assert fresh.read_now(migrate.version) == HEAD
+    assert fresh.read_now(differences) == []
+    with databases.empty(database_kind) as other, opened(other.target, Options()) as declared:
+        declared.write_now(schema.metadata.create_all)
+        assert fresh.read_now(describe) == declared.read_now(describe)
+
+
+def test_a_difference_would_be_seen(fresh: Database) -> None:
+    migrate.up(fresh)
+    before = fresh.read_now(describe)
+    fresh.write_now(lambda connection: connection.exec_driver_sql("CREATE INDEX ix_more ON workers (pid)").close())
+    assert fresh.read_now(describe) != before
+    assert len(fresh.read_now(differences)) == 1
+
+
+def test_at_head_nothing_is_done_and_no_lock_taken(fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate.up(fresh)
+    monkeypatch.setattr(Database, "migrating", None)
+    assert migrate.up(fresh) == ()
+
+
+def value_for(column: Column[Any], number: int) -> object:
+    """Any value that the column takes; the same for keys and what refers to them."""
+    if column.name == "id" or column.foreign_keys:
+        return f"id-{number}"
+    values: list[tuple[type[TypeEngine[Any]], object]] = [
+        (Boolean, True),
+        (SmallInteger, 200),
+        (BigInteger, 2**40 + number),
+        (Integer, number),
+        (Moment, datetime(2026, 1, 1, 0, 0, 0, number, tzinfo=UTC)),
+        (Digest, bytes([number]) * 32),
+    ]
+    return next((value for kind, value in values if isinstance(column.type, kind)), f"{column.name}-{number}")
+
+
+def fill(connection: Connection, table: Table) -> None:
+    """Put two rows into a table as it is at this revision, whatever its columns."""
+    rows = [{column.name: value_for(column, number) for column in table.columns} for number in (1, 2)]
+    connection.execute(insert(table), rows)
+
+
+def reflect(connection: Connection) -> dict[str, Table]:
+    """The tables as they are, with moments and digests as our types."""
+    found = MetaData()
+    found.reflect(connection, only=lambda name, _: name in TABLES)
+    for table in found.tables.values():
+        for column in table.columns:
+            if isinstance(column.type, DateTime):
+                column.type = Moment()
+            elif column.name == "digest":
+                column.type = Digest()
+    return dict(found.tables)
+
+
+def contents(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
+    return {
+        name: sorted((tuple(row) for row in connection.execute(select(table))), key=str)
+        for name, table in reflect(connection).items()
+    }
+
+
+def fill_new(connection: Connection, already: set[str]) -> None:
+    found = reflect(connection)
+    for table in schema.metadata.sorted_tables:
+        if table.name in found and table.name not in already:
+            fill(connection, found[table.name])
+
+
+def test_rows_survive_every_revision_up_and_down(fresh: Database) -> None:
+    """Up one by one with rows in every table, then down one by one: what a revision does not drop, stays."""
+    states: list[dict[str, list[tuple[Any, ...]]]] = []
+    shapes = []
+    for revision in migrate.revisions():
+        with fresh.migrating(5) as connection:
+            migrate._run("upgrade", connection, revision.id, None)
+        before = states[-1] if states else {}
+        fresh.write_now(fill_new, set(before))
+        after = fresh.read_now(contents)
+        assert {name: after[name] for name in before} == before
+        states.append(after)
+        shapes.append(fresh.read_now(describe))
+    assert all(len(rows) == 2 for rows in states[-1].values())
+    for number in reversed(range(len(migrate.revisions()))):
+        assert migrate.down(fresh) == (migrate.revisions()[number],)
+        left = fresh.read_now(contents)
+        expected = states[number - 1] if number else {}
+        assert left == expected
+        assert fresh.read_now(describe) == (shapes[number - 1] if number else {})
+    assert fresh.read_now(ours) == set()
+    assert migrate.up(fresh) == migrate.revisions()
+
+
+def test_down_to_a_revision(fresh: Database) -> None:
+    migrate.up(fresh)
+    known = migrate.revisions()
+    told: list[Revision] = []
+    assert migrate.down(fresh, "0002", report=told.append) == known[:1:-1] == tuple(told)
+    assert fresh.read_now(migrate.version) == "0002"
+    assert migrate.down(fresh, "0002") == ()
+    for unknown in ("0003", "9999", "head"):
+        with pytest.raises(Refused, match="there are base, 0001"):
+            migrate.down(fresh, unknown)
+    assert migrate.down(fresh, "base") == known[1::-1]
+    assert fresh.read_now(migrate.status).current is None
+    assert migrate.down(fresh) == ()
+
+
+def test_a_newer_schema_is_left_alone(fresh: Database) -> None:
+    migrate.up(fresh)
+    fresh.write_now(set_version, "9999")
+    assert not fresh.read_now(migrate.is_at_head)
+    for attempt in (migrate.up, migrate.down, migrate.plan):
+        with pytest.raises(SchemaMismatch, match="revision 9999, which this version does not know"):
+            attempt(fresh)
+
+
+def test_tables_of_another_program_are_left_alone(fresh: Database) -> None:
+    fresh.write_now(lambda connection: connection.exec_driver_sql("CREATE TABLE tokens (id INTEGER)").close())
+    with pytest.raises(SchemaMismatch, match="another origin \\(tokens\\)"):
+        migrate.up(fresh)
+    assert fresh.read_now(ours) == {"tokens"}
+    assert fresh.read_now(migrate.version) is None
+
+
+def test_the_plan_is_what_up_would_run(fresh: Database) -> None:
+    plan = migrate.plan(fresh)
+    assert fresh.read_now(ours) == set()
+    assert [name for name in TABLES if f"CREATE TABLE {name} (" in plan] == list(TABLES)
+
+    def run(connection: Connection) -> None:
+        for statement in plan.split(";\n"):
+            lines = [line for line in statement.splitlines() if not line.startswith("--")]
+            if any(lines) and "".join(lines).strip() not in ("BEGIN", "COMMIT"):
+                connection.execute(text("\n".join(lines).replace(":", "\\:"))).close()
+
+    fresh.write_now(run)
+    assert fresh.read_now(migrate.is_at_head)
+    assert fresh.read_now(differences) == []
+    assert migrate.plan(fresh) == ""
+
+
+def test_a_revision_that_fails_leaves_what_was_before(
+    fresh: Database, database_kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one transaction where tables can be made in one; on MySQL and MariaDB, what was done stays and is taken up."""
+
+    def stop(revision: Revision) -> None:
+        if revision.id == "0004":
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        migrate.up(fresh, report=stop)
+    assert fresh.checked_out == 0
+    transactional = database_kind in (Kind.SQLITE, Kind.POSTGRES)
+    assert (fresh.read_now(ours) == set()) is transactional
+    migrate.up(fresh)
+    assert fresh.read_now(differences) == []
+
+
+@on("mysql", "mariadb")
+@pytest.mark.parametrize("cut", [1, 3, 4, 9, 14])
+def test_a_run_that_was_cut_off_is_taken_up(fresh: Database, monkeypatch: pytest.MonkeyPatch, cut: int) -> None:
+    """Stop before the nth definition, as a crash would, in the middle of revisions too."""
+    query = pymysql.connections.Connection.query
+    left = cut
+
+    def crash(self: pymysql.connections.Connection[Any], sql: str | bytes, *rest: bool, **named: bool) -> int:
+        nonlocal left
+        words = sql.decode() if isinstance(sql, bytes) else sql
+        if words.lstrip().startswith("CREATE"):
+            if left == 0:
+                self.close()
+                raise pymysql.err.OperationalError(2013, "crash")
+            left -= 1
+        return query(self, sql, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pymysql.connections.Connection, "query", crash)
+        with pytest.raises(Unavailable, match="connection was lost"):
+            migrate.up(fresh)
+    migrate.up(fresh)
+    assert fresh.read_now(differences) == []
+    assert fresh.read_now(migrate.is_at_head)
+
+
+@on(*SERVERS)
+def test_whoever_waits_too_long_for_the_lock_is_told(fresh: Database) -> None:
+    with fresh.migrating(5), pytest.raises(Contention, match="another process is migrating"):
+        migrate.up(fresh, deadline=1)
+    assert len(migrate.up(fresh, deadline=1)) == len(migrate.revisions())
+
+
+PROGRAM = """
+import sys
+from db import dsn, migrate
+from db.database import opened
+from db.errors import FileInUse
+from db.options import Options
+target = dsn.parse(*sys.argv[1:])
+sys.stdin.readline()
+try:
+    with opened(target, Options()) as database:
+        print(len(migrate.up(database)), database.read_now(migrate.is_at_head))
+except FileInUse:
+    print("in use")
+"""
+
+
+def test_eight_processes_migrate_at_once(databases: Databases, database_kind: Kind) -> None:
+    with databases.empty(database_kind) as scratch:
+        command = [sys.executable, "-c", PROGRAM, scratch.kind.driver, scratch.url, scratch.path]
+        processes = [
+            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)
+        ]
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        said = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
+        assert [process.returncode for process in processes] == [0] * 8
+        done = f"{len(migrate.revisions())} True"
+        assert said.count(done) == 1
+        others = {"0 True"} if database_kind is not Kind.SQLITE else {"0 True", "in use"}
+        assert set(said) - {done} <= others
+        with opened(scratch.target, Options()) as database:
+            assert database.read_now(differences) == []
+
+
+@on("sqlite")
+def test_a_live_server_keeps_others_from_migrating(fresh: Database, database_target: Target) -> None:
+    with pytest.raises(FileInUse, match="one process per SQLite file"):
+        migrate.upgrade(database_target)
+    migrate.up(fresh)
+
+
+@on("sqlite")
+def test_foreign_keys_hold_again_after_migrating(fresh: Database) -> None:
+    migrate.up(fresh)
+    assert fresh.write_now(lambda c: c.exec_driver_sql("PRAGMA foreign_keys").scalar_one()) == 1
+    with pytest.raises(SchemaMismatch, match="rows refer to others"), fresh.migrating(1) as connection:
+        fill(connection, schema.tokens)
+    assert fresh.write_now(lambda c: c.exec_driver_sql("PRAGMA foreign_keys").scalar_one()) == 1
+    assert fresh.read_now(contents)["tokens"] == []
+
+
+@on("postgres")
+def test_the_busiest_table_is_cleaned_by_number_not_by_share(fresh: Database) -> None:
+    migrate.up(fresh)
+    query = "SELECT unnest(reloptions) FROM pg_class WHERE relname = 'in_flight'"
+    options = set(fresh.read_now(lambda connection: connection.exec_driver_sql(query).scalars().all()))
+    assert {"fillfactor=70", "autovacuum_vacuum_scale_factor=0", "autovacuum_vacuum_threshold=1000"} <= options
+
+
+def test_where_the_revisions_are(tmp_path: Path) -> None:
+    """They are found from any folder, as those of an installed program must be."""
+    done = subprocess.run(
+        [sys.executable, "-c", "from db import migrate; print(len(migrate.revisions()))"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(schema.__file__).parents[1])},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) == len(migrate.revisions())
