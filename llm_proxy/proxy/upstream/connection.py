@@ -211,32 +211,34 @@ class Connection:
 
     async def _upload(self, upload: _Upload, scope: trio.CancelScope) -> None:
         try:
-            whole = await self._send_rest(upload)
+            await self._send_rest(upload)
         except Exception as error:  # noqa: BLE001 - the caller's body may raise anything, and gets it back
             upload.error = error
             scope.cancel()
-            return
-        if whole:
-            self.request_done = True
-            self._idle_watch.stop(self)
-            self._header_watch.start(self)
 
-    async def _send_rest(self, upload: _Upload) -> bool:
-        """Send everything; False where the upstream takes no more."""
-        if not await self._send(upload.started):
-            return False
+    async def _send_rest(self, upload: _Upload) -> None:
+        """Send everything, as long as the upstream takes it."""
         body = upload.body
-        if body is None:
-            return True
-        if isinstance(body, bytes):
-            return await self._send(memoryview(body))
+        if not await self._send(upload.started):
+            return
+        if body is None or isinstance(body, bytes):
+            if await self._send(memoryview(body or b"")):
+                self._finish_request()
+            return
         chunked = body.content_length is None
         async with aclosing(BodyReader(body)) as reader:
             self._reader = reader
             async for piece in reader:
                 if not await self._send(memoryview(chunk(piece) if chunked else piece)):
-                    return False
-        return not chunked or await self._send(memoryview(LAST_CHUNK))
+                    return
+            # No checkpoint lies between the last byte and this, or a quick answer would pass for an early one.
+            if not chunked or await self._send(memoryview(LAST_CHUNK)):
+                self._finish_request()
+
+    def _finish_request(self) -> None:
+        self.request_done = True
+        self._idle_watch.stop(self)
+        self._header_watch.start(self)
 
     async def _send(self, data: memoryview) -> bool:
         """Send `data`; False where the upstream takes no more.
@@ -245,6 +247,8 @@ class Connection:
         """
         try:
             while data:
+                # An upstream that takes everything at once must not keep other requests, or its answer, waiting.
+                await trio.lowlevel.checkpoint()
                 data = data[await self._wire.send(data) :]
                 self._idle_watch.start(self)
         except (OSError, trio.ClosedResourceError):

@@ -16,7 +16,7 @@ import httpcore
 import trio
 
 from llm_proxy.proxy.upstream.parser import ResponseParser
-from llm_proxy.proxy.upstream.wire import keep_alive, words
+from llm_proxy.proxy.upstream.wire import keep_alive, open_stream, words
 
 
 class Network(httpcore.AsyncNetworkBackend):
@@ -85,7 +85,7 @@ class Network(httpcore.AsyncNetworkBackend):
             httpcore.ConnectError: no address could be connected to.
         """
         try:
-            self._tcp = await trio.open_tcp_stream(host, port)
+            self._tcp = await open_stream(host, port)
         except OSError as error:
             raise httpcore.ConnectError(words(error)) from error
         keep_alive(self._tcp.socket)

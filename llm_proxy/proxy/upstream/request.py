@@ -102,13 +102,13 @@ class BodyReader:
         return self
 
     async def __anext__(self) -> bytes:
-        """The next piece that is not empty.
+        """The next piece that is not empty. Once the announced length is reached, nothing more is asked for.
 
         Raises:
             ValueError: the body is longer or shorter than it said, and its request can only be broken off.
         """
-        piece = await self._pull()
         left = self._left
+        piece = b"" if left == 0 else await self._pull()
         if left is not None:
             if len(piece) > left:
                 raise ValueError(f"the request body is longer than the {self._length} bytes that it announced")

@@ -13,7 +13,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import httpcore
 import trio
@@ -88,14 +88,6 @@ class HttpxConnector:
     def __str__(self) -> str:
         """The origin, and the way there."""
         return str(self.origin) if self._proxy is None else f"{self.origin} through {self._proxy}"
-
-
-_FAILURES: Final = (
-    httpcore.NetworkError,
-    httpcore.ProtocolError,
-    httpcore.ConnectionNotAvailable,
-    UpstreamFailure,
-)
 
 
 @define
@@ -278,19 +270,25 @@ class HttpxConnection:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn httpcore's errors into ours."""
+        """Turn httpcore's errors into ours. Those of h11 and h2 quote what they complain of: they stay out."""
         try:
             yield
         except (httpcore.ConnectError, httpcore.ProxyError) as error:
             raise ConnectFailed(f"cannot connect to {self._connector}: {error}") from error
-        except _FAILURES as error:
-            if not self._connected and not self._dispatch.sent:
-                raise ConnectFailed(f"cannot connect to {self._connector}: {error}") from error
-            if isinstance(error, UpstreamFailure):
+        except httpcore.LocalProtocolError:
+            raise ValueError("the request cannot be written down as HTTP") from None
+        except (httpcore.NetworkError, httpcore.RemoteProtocolError, httpcore.ConnectionNotAvailable) as error:
+            sent = self._dispatch.sent
+            unreadable = isinstance(error, httpcore.RemoteProtocolError) and "disconnected" not in str(error)
+            what = "what came back is unreadable" if unreadable else "the connection was lost"
+            if not sent and not self._connected:
+                raise ConnectFailed(f"cannot connect to {self._connector}: {what}") from None
+            kind = MalformedResponse if unreadable else Disconnected
+            raise kind(f"the exchange with the upstream failed: {what}", sent=sent) from None
+        except UpstreamFailure as failure:
+            if self._dispatch.sent or self._connected:
                 raise
-            if isinstance(error, httpcore.ProtocolError) and "disconnected" not in str(error):
-                raise MalformedResponse(f"the upstream's response is malformed: {error}", sent=True) from error
-            raise Disconnected(f"the connection to the upstream was lost: {error}", sent=self._dispatch.sent) from error
+            raise ConnectFailed(f"cannot connect to {self._connector}: {failure}") from failure
 
 
 class _Once:

@@ -97,16 +97,30 @@ class Wire:
         if self._socket.fileno() != -1:
             with contextlib.suppress(RuntimeError):  # outside of trio nobody waits
                 notify_closing(self._socket)
-            self._socket.close()
+            # The descriptor is gone whatever the system complains of.
+            with contextlib.suppress(OSError):
+                self._socket.close()
+
+
+async def open_stream(host: str, port: int) -> trio.SocketStream:
+    """Connect to `host`, trying its addresses by RFC 6555 ("happy eyeballs").
+
+    Raises:
+        OSError: no address could be connected to, or there can be none of that name.
+    """
+    try:
+        return await trio.open_tcp_stream(host, port)
+    except UnicodeError:
+        raise OSError("no host can have this name") from None
 
 
 async def dial(host: str, port: int, context: ssl.SSLContext | None) -> Wire:
-    """Connect to `host`, trying its addresses by RFC 6555 ("happy eyeballs"), and shake hands where TLS is wanted.
+    """Connect to `host`, and shake hands where TLS is wanted.
 
     Raises:
         OSError: no address could be connected to, or (`ssl.SSLError`) the TLS handshake failed.
     """
-    stream = await trio.open_tcp_stream(host, port)
+    stream = await open_stream(host, port)
     connected = socket.socket(fileno=stream.socket.detach())
     try:
         connected.settimeout(0)
@@ -155,4 +169,4 @@ def words(error: OSError) -> str:
         return words(causes[-1]) if causes else "no address could be reached"
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()
-    return (error.strerror or type(error).__name__).lower()
+    return (error.strerror or str(error) or type(error).__name__).lower()

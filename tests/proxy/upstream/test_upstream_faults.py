@@ -176,6 +176,14 @@ async def test_a_name_that_does_not_exist() -> None:
     assert counts(pool) == "0 idle, 0 in use"
 
 
+@pytest.mark.parametrize("host", ["x" * 64 + ".example", "a..example"])
+async def test_a_name_that_cannot_exist(host: str) -> None:
+    pool = UpstreamPool(Origin("http", host, 80), PATIENT)
+    with pytest.raises(ConnectFailed):
+        await ask(pool)
+    assert counts(pool) == "0 idle, 0 in use"
+
+
 async def test_a_gzip_bomb_is_passed_on_unopened() -> None:
     bomb = gzip.compress(bytes(50_000_000))
     head = OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)

@@ -90,6 +90,37 @@ async def test_content_is_handed_on_as_it_arrives() -> None:
         pool.close()
 
 
+async def test_what_is_known_of_a_response_without_waiting() -> None:
+    more = trio.Event()
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
+        await more.wait()
+        await peer.send(b"some")
+        await trio.sleep_forever()
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        got = await pool.send(b"GET", b"/", [], None)
+        assert (got.ready, got.ended) == (False, False)
+        more.set()
+        assert await got.receive() == b"some"
+        assert (got.ready, got.ended) == (True, True)
+        got.close()
+        assert counts(pool) == "1 idle, 0 in use"
+        pool.close()
+
+
+async def test_a_response_that_came_whole_is_ready() -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        got = await pool.send(b"GET", b"/", [], None)
+        assert got.ready
+        assert await whole(got) == b"ok"
+        pool.close()
+
+
 async def test_a_connection_is_used_again() -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
