@@ -68,6 +68,8 @@ def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServeC
         tls_cert=settings.tls_cert_file if tls else None,
         tls_key=settings.tls_key_file if tls else None,
         shutdown_grace=settings.shutdown_grace,
+        write_timeout=settings.client_write_timeout,
+        keep_alive_timeout=settings.keep_alive_timeout,
         report=lambda error: events.error("unexpected failure", exc_info=error),
     )
 

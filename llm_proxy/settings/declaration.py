@@ -103,6 +103,19 @@ class Settings:
     max_request_size: int = SERVER.setting(
         kinds.SIZE, "100MB", "Largest request body. kB, MB, GB count in thousands, KiB, MiB, GiB in 1024s."
     )
+    client_write_timeout: float = SERVER.setting(
+        kinds.duration(),
+        "30s",
+        "Longest that a client may take nothing of an answer. Then its connection is reset, its request to the provider "
+        "is broken off, and it is settled as `client_closed`. A client that reads slowly, or waits for the provider, is "
+        "left alone.",
+    )
+    keep_alive_timeout: float = SERVER.setting(
+        kinds.duration(),
+        "75s",
+        "How long a client's connection is kept open between two requests, and before the first. Let it be longer than "
+        "that of a load balancer in front.",
+    )
     shutdown_grace: float = SERVER.setting(
         kinds.duration(zero=True), "30s", "How long running requests may take to end after SIGTERM."
     )
