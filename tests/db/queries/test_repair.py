@@ -100,7 +100,9 @@ def test_lost_and_lowered_sums_are_written_anew(database: Database, token: Token
 
 def test_sums_of_rows_that_are_gone_are_believed(database: Database, token: Token) -> None:
     before = books(database)
-    database.write_now(lambda connection: connection.execute(delete(requests).where(requests.c.model == "b")))
+    # All rows of one hour and model, and one of two of another.
+    gone = (requests.c.model == "b") | (requests.c.admitted_at == NOON + timedelta(hours=1))
+    database.write_now(lambda connection: connection.execute(delete(requests).where(gone)))
 
     database.write_now(repair.repair, token.id)
 
