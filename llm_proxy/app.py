@@ -5,6 +5,7 @@ Any ASGI server that runs on trio can serve it: our own, or `hypercorn -k trio '
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,6 +44,7 @@ class ServicesLifespan(TrioASGILifespan):
                 app.nursery = nursery
                 app.assemble(services)
                 await app.startup()
+                _relieve_the_collector()
                 await send({"type": "lifespan.startup.complete"})
                 started = True
                 await receive()
@@ -109,6 +111,17 @@ def create_app(settings: Settings | None = None, request_log: Log | None = None)
             secrets=(settings.management_token, settings.encryption_key, settings.database_url),
         )
     return LLMProxy(settings, request_log)
+
+
+def _relieve_the_collector() -> None:
+    """Keep the garbage collector from walking over the program itself again and again.
+
+    What is there at the end of the start stays as long as the process does. Requests free what they use by reference
+    counting; the cycles that exceptions leave are few, and can wait for a larger round.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 def _context(services: Services) -> manage.Context:

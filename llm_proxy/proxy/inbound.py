@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from llm_proxy.proxy.providers import Route
 
+#: The ASGI extension by which a server offers to tell when the client of a request leaves.
+HANG_UP = "llm_proxy.hang_up"
 #: Bytes of a body that are read ahead of the upstream, so that a client which leaves during an upload is noticed.
 READ_AHEAD = 64 * 1024
 
@@ -38,6 +40,8 @@ class Inbound:
         received: bytes of the body so far.
         content_length: what the client declared; None for a chunked body.
         has_body: whether the message is framed as having one.
+        scope: what is cancelled when the client leaves.
+        notify: the server's own news of that, where it has any: takes a function to be called then.
     """
 
     def __init__(
@@ -63,6 +67,9 @@ class Inbound:
         self.content_length: int | None = None
         self.has_body = False
         self.expects_continue = False
+        self.scope = trio.CancelScope()
+        extension = (scope.get("extensions") or {}).get(HANG_UP)
+        self.notify: Callable[[Callable[[], None]], None] | None = extension and extension["notify"]
         self._receive = receive
         self._max_size = max_size
         self._ended = False
@@ -102,12 +109,17 @@ class Inbound:
             await self._take()
         return b"".join(self._pieces)
 
+    @property
+    def ended(self) -> bool:
+        """Whether all of the body is here."""
+        return self._ended
+
     def complete(self) -> bytes | None:
         """The whole body, if it is here already."""
         return b"".join(self._pieces) if self._ended else None
 
-    async def watch(self, scope: trio.CancelScope) -> None:
-        """Read on until the client leaves, then cancel the request's scope."""
+    async def watch(self) -> None:
+        """Read on until the client leaves, then cancel the request."""
         try:
             while not self._ended:
                 if self._held > READ_AHEAD:
@@ -123,8 +135,12 @@ class Inbound:
         except RequestTooLarge:
             # The upload learns of it from the iterator, and can still be answered.
             return
+        self.leave()
+
+    def leave(self) -> None:
+        """Take note that the client has left, and cancel the request."""
         self.gone = True
-        scope.cancel()
+        self.scope.cancel()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Hand on the pieces as they arrive, while `watch` is reading.

@@ -81,20 +81,30 @@ class Relay:
             self.running -= 1
 
     async def _handle(self, inbound: Inbound, send: Send) -> None:
-        """Open the request's nursery: one task notices that the client leaves, the other does the work."""
+        """Decide what can be decided at once, then run the request under a scope that the client's leaving cancels.
+
+        Where the server tells of that by itself and no body is left to read, the scope is all that the request needs;
+        else a task beside it reads on from the client.
+        """
         inbound.check_size()
         digest = admission.digest(inbound)
         await inbound.begin()
         body = await inbound.whole() if admission.needs_body(inbound, self.providers) else None
         application = admission.application(inbound, digest, self.providers, body)
-        refusal: ProxyError | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(inbound.watch, nursery.cancel_scope)
-            try:
+        if inbound.notify is not None and inbound.ended:
+            with inbound.scope:
+                inbound.notify(inbound.leave)
                 await self._serve(application, inbound, send)
-            except ProxyError as error:
-                refusal = error
-            nursery.cancel_scope.cancel()
+            return
+        refusal: ProxyError | None = None
+        with inbound.scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(inbound.watch)
+                try:
+                    await self._serve(application, inbound, send)
+                except ProxyError as error:
+                    refusal = error
+                nursery.cancel_scope.cancel()
         if refusal is not None:
             raise refusal
 

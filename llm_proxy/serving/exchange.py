@@ -73,6 +73,12 @@ class Exchange:
         self._refused = False  # the server has answered in the application's place
         self._waiting: trio.CancelScope | None = None
 
+    def leave(self) -> None:
+        """Take note that the client has left: nothing can reach it any more."""
+        self._gone = True
+        if self._waiting is not None:
+            self._waiting.cancel()
+
     async def receive(self) -> Message:
         """Return the next piece of the body; behind it, and when the client has left, `http.disconnect`."""
         if not self._gone and not self._complete:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any, TypeAlias
 from urllib.parse import unquote
 
 import trio
 
 from llm_proxy.serving.asgi import VERSIONS
 from llm_proxy.serving.exchange import ClientGone, Exchange, report_each
+from llm_proxy.serving.hang_up import EXTENSION
 from llm_proxy.serving.listener import address_of
 from llm_proxy.serving.refusal import PriorKnowledge, Refusal
 from llm_proxy.serving.request import Head, RequestReader
@@ -45,7 +47,7 @@ class Http1Connection:
         self._deadline = trio.CancelScope()
         self._exchange: Exchange | None = None
         self._ending = False
-        self._scope_of_all = {
+        self._scope_of_all: dict[str, Any] = {
             "type": "http",
             "asgi": VERSIONS,
             "scheme": "http" if stream is transport else "https",
@@ -53,6 +55,11 @@ class Http1Connection:
             "client": address_of(transport.socket, peer=True),
             "server": address_of(transport.socket),
         }
+        self._left = False
+        self._on_hang_up: Callable[[], None] | None = None
+        self._descriptor = transport.socket.fileno()
+        if site.hang_ups is not None:
+            self._scope_of_all["extensions"] = {EXTENSION: {"notify": self._notify}}
 
     @property
     def busy(self) -> bool:
@@ -76,6 +83,9 @@ class Http1Connection:
 
     async def run(self) -> None:
         """Serve until either side ends the connection; leaves it closed."""
+        hang_ups = self.site.hang_ups
+        if hang_ups is not None:
+            hang_ups.watch(self._descriptor, self._hang_up)
         try:
             with self._deadline:
                 while (head := await self._next_head()) is not None and await self._respond(head):
@@ -97,7 +107,22 @@ class Http1Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
+            if hang_ups is not None:
+                hang_ups.forget(self._descriptor, self._hang_up)
             self.cut()
+
+    def _notify(self, listener: Callable[[], None]) -> None:
+        """Tell the application that runs when the client leaves."""
+        self._on_hang_up = listener
+        if self._left:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        self._left = True
+        if self._on_hang_up is not None:
+            if self._exchange is not None:
+                self._exchange.leave()
+            self._on_hang_up()
 
     def _end(self) -> None:
         self._ending = True
@@ -164,4 +189,6 @@ class Http1Connection:
             pass
         except* Exception as errors:  # noqa: BLE001 - what an application raises ends its own request alone
             report_each(errors, self.site.config.report)
+        finally:
+            self._on_hang_up = None
         return await exchange.finish()

@@ -12,6 +12,7 @@ import trio
 from llm_proxy.serving.asgi import Address, Application
 from llm_proxy.serving.config import ServeConfig
 from llm_proxy.serving.exchange import report_each
+from llm_proxy.serving.hang_up import HangUps
 from llm_proxy.serving.http1 import Http1Connection
 from llm_proxy.serving.http2 import Http2Connection
 from llm_proxy.serving.lifespan import Lifespan, LifespanFailed
@@ -55,8 +56,11 @@ async def serve(
     """
     tls = server_context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     lifespan = Lifespan(app, config.report, config.lifespan_timeout)
-    server = _Server(Site(app, config, lifespan.state), tls, on_drain)
+    hang_ups = HangUps() if HangUps.available() else None
+    server = _Server(Site(app, config, lifespan.state, hang_ups=hang_ups), tls, on_drain)
     with contextlib.ExitStack() as stack:
+        if hang_ups is not None:
+            stack.callback(hang_ups.close)
         sockets = config.sockets or bind(config.host, config.port)
         for sock in sockets:
             stack.callback(sock.close)
@@ -84,6 +88,8 @@ class _Server:
     ) -> None:
         ending = trio.Event()
         async with trio.open_nursery() as nursery:
+            if self._site.hang_ups is not None:
+                nursery.start_soon(self._site.hang_ups.run)
             with trio.CancelScope() as listening:
                 async with trio.open_nursery() as listeners:
                     for sock in sockets:

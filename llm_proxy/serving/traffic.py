@@ -11,6 +11,7 @@ import trio
 
 from llm_proxy.serving.asgi import Application
 from llm_proxy.serving.config import ServeConfig
+from llm_proxy.serving.hang_up import HangUps
 
 
 class Connection(Protocol):
@@ -92,9 +93,11 @@ class Site:
         config: limits and deadlines.
         state: what the application's lifespan has left for its requests.
         traffic: all connections.
+        hang_ups: tells when clients leave; None where the system cannot.
     """
 
     app: Application
     config: ServeConfig
     state: dict[str, Any]
     traffic: Traffic = attrs.field(factory=Traffic)
+    hang_ups: HangUps | None = None

@@ -32,6 +32,7 @@ from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
 from llm_proxy.metrics import Metrics
 from llm_proxy.proxy import provider_file
+from llm_proxy.proxy.inbound import HANG_UP
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.upstream import open_pool
 from llm_proxy.proxy.upstream.origin import Timeouts
@@ -66,7 +67,16 @@ class Client:
 
     pieces: list[bytes]
     left: trio.Event = field(factory=trio.Event)
+    on_leaving: Callable[[], None] = lambda: None
     received: list[dict[str, Any]] = field(factory=list)
+
+    def leave(self) -> None:
+        self.left.set()
+        self.on_leaving()
+
+    def notify(self, listener: Callable[[], None]) -> None:
+        """The server's offer to tell when the client leaves."""
+        self.on_leaving = listener
 
     async def receive(self) -> dict[str, Any]:
         if self.pieces and not self.left.is_set():
@@ -141,7 +151,7 @@ class Scene:
     secret: bytes
     settled: int = 0
 
-    async def request(self, client: Client, *, chunked: bool) -> None:
+    async def request(self, client: Client, *, chunked: bool, told: bool) -> None:
         size = sum(map(len, client.pieces))
         framing = (b"transfer-encoding", b"chunked") if chunked else (b"content-length", b"%d" % size)
         scope = {
@@ -150,6 +160,7 @@ class Scene:
             "raw_path": b"/v1/chat/completions",
             "query_string": b"",
             "headers": [(b"authorization", b"Bearer " + self.secret), (b"content-type", b"application/json"), framing],
+            "extensions": {HANG_UP: {"notify": client.notify}} if told else {},
         }
         route = self.relay.route(b"/v1/chat/completions")
         assert route is not None
@@ -216,15 +227,15 @@ async def scene(folder: Path) -> AsyncIterator[Scene]:
             nursery.cancel_scope.cancel()
 
 
-async def run_until_step(stage: Scene, step: int, *, leave: bool, chunked: bool) -> bool:
+async def run_until_step(stage: Scene, step: int, how: str, *, chunked: bool) -> bool:
     """Run one request and stop it at a step; True when it had ended before that."""
     client = Client([b'{"model":', b'"m"}'] if chunked else [b"{}"])
     with trio.CancelScope() as outer:
-        stop = Stop(step, client.left.set if leave else outer.cancel)
+        stop = Stop(step, outer.cancel if how == "cancelled" else client.leave)
         stop.root = trio.lowlevel.current_task()
         trio.lowlevel.add_instrument(stop)
         try:
-            await stage.request(client, chunked=chunked)
+            await stage.request(client, chunked=chunked, told=how == "server-tells")
         finally:
             trio.lowlevel.remove_instrument(stop)
     await stage.assert_nothing_is_left()
@@ -232,16 +243,16 @@ async def run_until_step(stage: Scene, step: int, *, leave: bool, chunked: bool)
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["small-body", "streamed-body"])
-@pytest.mark.parametrize("leave", [False, True], ids=["cancelled", "client-leaves"])
+@pytest.mark.parametrize("how", ["cancelled", "client-leaves", "server-tells"])
 @pytest.mark.parametrize("warm", [False, True], ids=["new-connection", "kept-connection"])
-async def test_at_every_checkpoint(tmp_path: Path, *, leave: bool, chunked: bool, warm: bool) -> None:
+async def test_at_every_checkpoint(tmp_path: Path, how: str, *, chunked: bool, warm: bool) -> None:
     async with scene(tmp_path) as stage:
         for step in range(1, TOO_MANY):
             if warm:
-                assert await run_until_step(stage, TOO_MANY, leave=False, chunked=False)
+                assert await run_until_step(stage, TOO_MANY, how, chunked=False)
             else:
                 stage.pool.close()
-            if await run_until_step(stage, step, leave=leave, chunked=chunked):
+            if await run_until_step(stage, step, how, chunked=chunked):
                 break
         else:
             pytest.fail("the request never came to its end")
