@@ -10,7 +10,7 @@ The map, from the outside in; imports go downwards only.
 - `proxy`: the data plane, ASGI in and upstream bytes out
 - `ledger`: admits, counts and settles requests in shared transactions
 - `tokens`: the rules of withering tokens, pure
-- `settings`, `errors`, `crypto`, `private_file`, `identifiers`, `log`, `redaction`, `metrics`: what everything stands on
+- `settings`, `errors`, `crypto`, `private_file`, `identifiers`, `log`, `redaction`, `metrics`: what all stands on
 - `serving`: sockets, HTTP/1.1 and HTTP/2, workers; serves any ASGI application and knows nothing of the above
 - `scripted`: a provider that needs no network, for the demo and tests
 
