@@ -28,20 +28,18 @@ from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h2 import H2Protocol
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
-from hyperframe.frame import GoAwayFrame
 from priority.priority import MissingStreamError
 
 from llm_proxy.serving.asgi import VERSIONS, Scope
 from llm_proxy.serving.exchange import ClientGone, report_each
+from llm_proxy.serving.frames import FrameLengths
 from llm_proxy.serving.listener import address_of
-from llm_proxy.serving.refusal import Refusal
-from llm_proxy.serving.request import HOST
-from llm_proxy.serving.stream import Http2Stream
+from llm_proxy.serving.stream import Http2Stream, joined_cookies, refusal_of
 from llm_proxy.serving.traffic import Site
 from llm_proxy.serving.transport import RECEIVE_SIZE, SocketTransport
 
 MAX_STREAMS: Final = 100
-_RESETS_FORGIVEN: Final = 200
+RESETS_FORGIVEN: Final = 200
 """Requests that a client may begin and take back before the connection counts as an attack (CVE-2023-44487)."""
 _WINDOW_STEP: Final = 16 * 1024
 """Octets of the connection's own window that are given back at once."""
@@ -62,6 +60,7 @@ class Http2Connection:
         self._idle = trio.CancelScope()
         self._write_lock = trio.Lock()
         self._closing = False
+        self._leaving = False
         self._nursery: trio.Nursery | None = None
         self._protocol = _Protocol(self)
 
@@ -73,20 +72,22 @@ class Http2Connection:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is running."""
-        return self._running > 0
+        """Whether a request is running, or the farewell is yet to be said."""
+        return self._running > 0 or self._leaving
 
     def close_if_idle(self) -> None:
         """Say goodbye and close, unless a request is running."""
-        if not self.busy:
+        if not self._running and not self._closing:
+            self._leaving = True
             self._idle.cancel()
 
     def drain(self) -> None:
-        """Announce the end of the connection, and let the streams that are open finish."""
-        if self.busy and self._nursery is not None:
-            self._nursery.start_soon(self._go_away)
-        else:
-            self.close_if_idle()
+        """Close the connection behind the running requests.
+
+        Nothing is announced before that: clients on the h2 library, which httpx is one of, break off what they are
+        receiving when they are told that a connection will end. New requests are answered like any others meanwhile.
+        """
+        self.close_if_idle()
 
     def cut(self) -> None:
         """End the connection at once; no stream of it looks finished to the client."""
@@ -99,14 +100,16 @@ class Http2Connection:
                 try:
                     with self._idle:
                         await self._read()
+                    await self._protocol.handle(Closed())
                     if self._idle.cancelled_caught:
-                        await self._go_away()
+                        await self._protocol.go_away(h2.errors.ErrorCodes.NO_ERROR)
+                    self._end()
                     if self._closing:
                         await self._transport.linger()
                     else:
                         await self._stream.aclose()
                 finally:
-                    self.idle_since = None
+                    self._end()
                     self._transport.close()
                     await self._protocol.handle(Closed())
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -114,22 +117,24 @@ class Http2Connection:
         except* Exception as errors:  # noqa: BLE001 - see the module's docstring
             report_each(errors, self.site.config.report)
 
+    def _end(self) -> None:
+        self.idle_since = None
+        self._leaving = False
+        self.site.traffic.notify()
+
     async def _read(self) -> None:
         self._idle.deadline = trio.current_time() + self.site.config.keep_alive_timeout
         await self._protocol.initiate()
+        frames = FrameLengths()
         while not self._closing:
             data = await self._stream.receive_some(RECEIVE_SIZE)
             if not data:
                 return
+            if not frames.allow(data):
+                await self._protocol.go_away(h2.errors.ErrorCodes.FRAME_SIZE_ERROR)
+                self._closing = True
+                return
             await self._protocol.handle(RawData(bytes(data)))
-
-    async def _go_away(self) -> None:
-        """Name the last stream that will be answered (RFC 9113 section 6.8); clients may repeat later ones elsewhere.
-
-        The frame is made by hand, because the state machine of h2 takes a connection for closed once it has sent one.
-        """
-        frame = GoAwayFrame(0, last_stream_id=self._protocol.connection.highest_inbound_stream_id)
-        await self.write(RawData(frame.serialize()))
 
     async def write(self, event: Event) -> None:
         """Do what the protocol asks for.
@@ -180,8 +185,8 @@ class Http2Connection:
     async def _respond(self, stream_id: int, stream: Http2Stream, scope: Scope) -> None:
         try:
             try:
-                scope.update(asgi=VERSIONS, extensions={}, headers=_joined_cookies(scope["headers"]))
-                refusal = _refusal(scope)
+                scope.update(asgi=VERSIONS, extensions={}, headers=joined_cookies(scope["headers"]))
+                refusal = refusal_of(scope)
                 if refusal is None:
                     await self.site.app(scope, stream.receive, stream.send)
                 else:
@@ -199,7 +204,7 @@ class Http2Connection:
                 self.idle_since = trio.current_time()
                 self._idle.deadline = self.idle_since + self.site.config.keep_alive_timeout
                 if self.site.traffic.draining:
-                    self._idle.cancel()
+                    self.close_if_idle()
             self.site.traffic.notify()
 
     # What a stream needs of its connection.
@@ -216,26 +221,9 @@ class Http2Connection:
         """End the stream with an error code of RFC 9113 section 7."""
         await self._protocol.reset(stream_id, h2.errors.ErrorCodes[reason])
 
-
-def _joined_cookies(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Join what HTTP/2 may have split for compression (RFC 9113 section 8.2.3)."""
-    cookies = [value for name, value in headers if name == b"cookie"]
-    if len(cookies) < 2:
-        return [(bytes(name), bytes(value)) for name, value in headers]
-    others = [(bytes(name), bytes(value)) for name, value in headers if name != b"cookie"]
-    return [*others, (b"cookie", b"; ".join(cookies))]
-
-
-def _refusal(scope: Scope) -> Refusal | None:
-    """Judge a request by the rules that HTTP/1.1 has here and HTTP/2 itself has not."""
-    if not scope["raw_path"].startswith(b"/"):
-        return Refusal(400, "The path has to begin with '/'.")
-    for name, value in scope["headers"]:
-        if b"_" in name:
-            return Refusal(400, "Header names with an underscore are refused, for some readers take it for a '-'.")
-        if name == b"host" and not HOST.fullmatch(value):
-            return Refusal(400, "The authority is malformed.")
-    return None
+    async def sent(self, stream_id: int) -> None:
+        """Wait until the end of the response has gone out."""
+        await self._protocol.sent(stream_id)
 
 
 class _Protocol(H2Protocol):
@@ -262,6 +250,7 @@ class _Protocol(H2Protocol):
         self._owner = owner
         self._owed = 0
         self._resets = 0
+        self._unsent: dict[int, trio.Event] = {}
         self.connection.local_settings = h2.settings.Settings(
             client=False,
             initial_values={
@@ -292,13 +281,29 @@ class _Protocol(H2Protocol):
         await self._close_stream(stream_id)
         await self.has_data.set()
 
+    async def go_away(self, code: h2.errors.ErrorCodes) -> None:
+        """Announce the end of the connection (RFC 9113 section 6.8). For h2 it is over with that."""
+        self.connection.close_connection(code)
+        await self._flush()
+
+    async def sent(self, stream_id: int) -> None:
+        """Wait until the buffer of a stream is gone, which is after its end has been written."""
+        while stream_id in self.stream_buffers and not self.closed:
+            self._unsent[stream_id] = trio.Event()
+            await self._unsent[stream_id].wait()
+
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):
+            for unsent in self._unsent.values():
+                unsent.set()
+
     async def _handle_events(self, events: list[h2.events.Event]) -> None:
         for event in events:
             if isinstance(event, h2.events.DataReceived):
                 await self._data_received(event)
             elif isinstance(event, h2.events.StreamReset) and self._is_flood(event):
-                self.connection.close_connection(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
-                await self._flush()
+                await self.go_away(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 await self.send(Closed())
                 return
             else:
@@ -307,7 +312,7 @@ class _Protocol(H2Protocol):
     def _is_flood(self, event: h2.events.StreamReset) -> bool:
         if event.stream_id in self.streams:
             self._resets += 1
-        return self._resets > max(_RESETS_FORGIVEN, self.keep_alive_requests // 2)
+        return self._resets > max(RESETS_FORGIVEN, self.keep_alive_requests // 2)
 
     async def _data_received(self, event: h2.events.DataReceived) -> None:
         octets = event.flow_controlled_length or 0
@@ -323,9 +328,7 @@ class _Protocol(H2Protocol):
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
         stream_id = request.stream_id
         pseudo = {bytes(name): bytes(value) for name, value in request.headers if name.startswith(b":")}
-        if self._owner.site.traffic.draining:
-            await self.reset(stream_id, h2.errors.ErrorCodes.REFUSED_STREAM)
-        elif pseudo[b":method"] == b"CONNECT" or not all(0x20 < octet < 0x7F for octet in pseudo[b":path"]):
+        if pseudo[b":method"] == b"CONNECT" or not all(0x20 < octet < 0x7F for octet in pseudo[b":path"]):
             await self.reset(stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
         else:
             self._owner.opening = stream_id
@@ -338,3 +341,5 @@ class _Protocol(H2Protocol):
         stream = self._owner.streams.get(stream_id)
         if buffer is not None and stream is not None and len(buffer.buffer) < before:
             stream.progressed()
+        if stream_id in self._unsent and stream_id not in self.stream_buffers:
+            self._unsent.pop(stream_id).set()

@@ -6,9 +6,10 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from llm_proxy.serving.asgi import Message
+from llm_proxy.serving.asgi import Message, Scope
 from llm_proxy.serving.exchange import ClientGone
 from llm_proxy.serving.refusal import Refusal
+from llm_proxy.serving.request import HOST
 from llm_proxy.serving.response import InvalidResponse, checked_fields
 
 _BODILESS: Final = frozenset({204, 304})
@@ -25,6 +26,9 @@ class Line(Protocol):
 
     async def reset(self, stream_id: int, reason: str) -> None:
         """End the stream with an error code of RFC 9113 section 7."""
+
+    async def sent(self, stream_id: int) -> None:
+        """Wait until the end of the response has gone out."""
 
 
 class Http2Stream:
@@ -164,5 +168,28 @@ class Http2Stream:
             await self.answer(Refusal(500, "The server failed to handle this request."))
         if not self._complete:
             await self._line.reset(self._id, "INTERNAL_ERROR")
-        elif not self._ended:
+            return
+        await self._line.sent(self._id)
+        if not self._ended:
             await self._line.reset(self._id, "NO_ERROR")  # RFC 9113 section 8.1: the rest of the request is not needed
+
+
+def joined_cookies(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Join what HTTP/2 may have split for compression (RFC 9113 section 8.2.3)."""
+    cookies = [value for name, value in headers if name == b"cookie"]
+    if len(cookies) < 2:
+        return [(bytes(name), bytes(value)) for name, value in headers]
+    others = [(bytes(name), bytes(value)) for name, value in headers if name != b"cookie"]
+    return [*others, (b"cookie", b"; ".join(cookies))]
+
+
+def refusal_of(scope: Scope) -> Refusal | None:
+    """Judge a request by the rules that HTTP/1.1 has here and HTTP/2 itself has not."""
+    if not scope["raw_path"].startswith(b"/"):
+        return Refusal(400, "The path has to begin with '/'.")
+    for name, value in scope["headers"]:
+        if b"_" in name:
+            return Refusal(400, "Header names with an underscore are refused, for some readers take it for a '-'.")
+        if name == b"host" and not HOST.fullmatch(value):
+            return Refusal(400, "The authority is malformed.")
+    return None

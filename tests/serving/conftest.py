@@ -4,6 +4,7 @@ import datetime as dt
 import socket
 import ssl
 from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from llm_proxy.serving.http1 import Http1Connection
 from llm_proxy.serving.traffic import Site
 from llm_proxy.serving.transport import SocketTransport
 from tests.serving.answers import Answer, read_answers
+from tests.serving.running import Running, run_server
 
 
 @define
@@ -149,3 +151,16 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 def trust(certificate: tuple[Path, Path]) -> ssl.SSLContext:
     """A client's context that trusts `certificate`."""
     return ssl.create_default_context(cafile=certificate[0])
+
+
+ServeTls = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@pytest.fixture
+def serve_tls(certificate: tuple[Path, Path]) -> ServeTls:
+    """Serve an application over TLS; keywords are fields of `ServeConfig`."""
+
+    def make(app: Application, **fields: Any) -> AbstractAsyncContextManager[Running]:
+        return run_server(app, tls_cert=certificate[0], tls_key=certificate[1], **fields)
+
+    return make

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import ssl
+
+import h2.errors
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from llm_proxy.serving import http2
+from tests.serving.applications import Echo, Hold
+from tests.serving.conftest import ServeTls
+from tests.serving.http2_client import Headers, connect_http2
+
+GET = {":method": "GET", ":scheme": "https", ":authority": "localhost", ":path": "/"}
+CODES = h2.errors.ErrorCodes
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        GET | {":path": "/é"},
+        GET | {":path": "/a b"},
+        GET | {":path": "/\x01"},
+        GET | {":path": "/\x7f"},
+        {":method": "CONNECT", ":authority": "a:443"},
+        GET | {":method": "CONNECT", ":protocol": "websocket"},
+    ],
+)
+async def test_what_is_no_request_is_reset_and_others_go_on(
+    head: dict[str, str], serve_tls: ServeTls, trust: ssl.SSLContext
+) -> None:
+    app = Echo()
+    async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
+        assert (await client.get(head=list(head.items()))).reset == CODES.PROTOCOL_ERROR
+        assert (await client.get()).status == 200
+    assert len(app.scopes) == 1
+    assert server.reports == []
+
+
+@pytest.mark.parametrize(("path", "extra"), [("*", []), ("a", []), ("/", [("x_y", "z")]), ("http://localhost/", [])])
+async def test_the_rules_of_http_1_1_hold_too(
+    path: str, extra: Headers, serve_tls: ServeTls, trust: ssl.SSLContext
+) -> None:
+    app = Echo()
+    async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
+        reply = await client.get(path, extra=extra)
+        assert (reply.status, reply.ended) == (400, True)
+        assert b'"code":"bad_request"' in reply.body
+    assert app.scopes == []
+
+
+@pytest.mark.parametrize(
+    "wire",
+    [
+        b"\x00" * 100,
+        b"\xff" * 100,
+        b"\x00\x00\x04\x01\x05\x00\x00\x00\x03\xff\xff\xff\xff",
+        b"\x00\x00\x01\x00\x01\x00\x00\x00\x09a",
+        b"\x00\x00\x04\x08\x00\x00\x00\x00\x00\x00\x00\x00\x00",
+        b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+    ],
+)
+async def test_broken_frames_end_their_connection_alone(
+    wire: bytes, serve_tls: ServeTls, trust: ssl.SSLContext
+) -> None:
+    async with (
+        serve_tls(Echo()) as server,
+        connect_http2(server.port, trust) as good,
+        connect_http2(server.port, trust) as bad,
+    ):
+        await good.get()
+        await bad.stream.send_all(wire)
+        with trio.fail_after(5):
+            while not bad.closed:
+                await bad.change()
+        assert (await good.get()).status == 200
+    assert server.reports == []
+
+
+async def test_requests_that_are_taken_back_at_once_are_an_attack(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    app = Hold()
+    async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
+        with trio.fail_after(10):
+            while not client.closed:
+                for _ in range(50):
+                    number = client.h2.get_next_available_stream_id()
+                    client.h2.send_headers(number, list(GET.items()), end_stream=True)
+                    client.h2.reset_stream(number, CODES.CANCEL)
+                try:
+                    await client.flush()
+                except trio.BrokenResourceError:
+                    break
+                await trio.sleep(0.01)
+        assert len(app.scopes) <= http2.RESETS_FORGIVEN + 100
+        await wait_all_tasks_blocked(0.05)
+        assert app.running == 0
+        app.release.set()
+        async with connect_http2(server.port, trust) as other:
+            assert (await other.get()).status == 200
+    assert server.reports == []
+
+
+async def test_a_fault_inside_the_protocol_ends_its_connection_alone(
+    serve_tls: ServeTls, trust: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_: object) -> None:
+        raise RuntimeError("a fault of the library")
+
+    async with serve_tls(Echo()) as server, connect_http2(server.port, trust) as good:
+        assert (await good.get()).status == 200
+        with monkeypatch.context() as patch:
+            patch.setattr("hypercorn.protocol.h2.H2Protocol._create_stream", broken)
+            async with connect_http2(server.port, trust) as bad:
+                await bad.get()
+                assert bad.closed
+        assert (await good.get()).status == 200
+        assert [str(report) for report in server.reports] == ["a fault of the library"]
+
+
+async def test_draining_lets_open_streams_finish(
+    serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
+) -> None:
+    app = Hold()
+    async with (
+        serve_tls(app) as server,
+        connect_http2(server.port, trust) as idle,
+        connect_http2(server.port, trust) as client,
+    ):
+        number = await client.ask()
+        await wait_all_tasks_blocked()
+        assert app.running == 1
+        server.stop.set()
+        while not idle.closed:
+            await idle.change()
+        assert idle.goaway == CODES.NO_ERROR
+        app.release.set()
+        assert (await client.reply(number)).body == b"released"
+        await server.ended.wait()
+        while not client.closed:
+            await client.change()
+        assert client.goaway == CODES.NO_ERROR
+    assert server.reports == []
+
+
+async def test_what_outlives_the_grace_is_cut(
+    serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
+) -> None:
+    app = Hold()
+    async with serve_tls(app, shutdown_grace=30) as server, connect_http2(server.port, trust) as client:
+        number = await client.ask()
+        await wait_all_tasks_blocked()
+        server.stop.set()
+        began = trio.current_time()
+        await server.ended.wait()
+        assert trio.current_time() - began == pytest.approx(30, abs=1)
+        reply = await client.reply(number)
+        assert not reply.ended
+        assert client.closed
+        assert app.running == 0
+    assert server.reports == []
