@@ -64,9 +64,7 @@ async def test_it_is_told(leave: object, *, late: bool, pipelined: bytes) -> Non
             if not application.started.is_set():
                 await application(scope, receive, send)
 
-        addresses = await nursery.start(
-            lambda task_status: serve(plain, ServeConfig(port=0), stop=stop, task_status=task_status)
-        )
+        addresses = await nursery.start(partial(serve, plain, ServeConfig(port=0), stop=stop))
         client = socket.create_connection(addresses[0])
         client.sendall(REQUEST + pipelined)
         await application.started.wait()
