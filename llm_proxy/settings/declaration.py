@@ -106,9 +106,9 @@ class Settings:
     client_write_timeout: float = SERVER.setting(
         kinds.duration(),
         "30s",
-        "Longest that a client may take nothing of an answer. Then its connection is reset, its request to the provider "
-        "is broken off, and it is settled as `client_closed`. A client that reads slowly, or waits for the provider, is "
-        "left alone.",
+        "Longest that a client may take nothing of an answer. Then its connection is reset, its request to the "
+        "provider is broken off, and it is settled as `client_closed`. A client that reads slowly, or waits for the "
+        "provider, is left alone.",
     )
     keep_alive_timeout: float = SERVER.setting(
         kinds.duration(),
