@@ -1,0 +1,78 @@
+"""Requests that a sound client would never send: real ones, spoilt at random but reproducibly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+
+import h2.config
+import h2.connection
+
+from tests.serving.bodies_table import ROWS as BODIES
+from tests.serving.framing_table import GET, get, post
+from tests.serving.framing_table import ROWS as HEADS
+
+WEBSOCKET = get(
+    b"Connection: Upgrade",
+    b"Upgrade: websocket",
+    b"Sec-WebSocket-Version: 13",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+)
+H2C = get(b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c", b"HTTP2-Settings: AAMAAABkAAQAAP__")
+CHUNKED = post(b"5\r\nhello\r\n0\r\n\r\n", b"Transfer-Encoding: chunked")
+
+
+def prior_knowledge(path: str) -> bytes:
+    """The first flight of an HTTP/2 client on a connection that was not asked for HTTP/2."""
+    client = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
+    client.initiate_connection()
+    head = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", path)]
+    client.send_headers(client.get_next_available_stream_id(), head, end_stream=True)
+    return client.data_to_send()
+
+
+SEEDS = (
+    GET,
+    post(b"hello", b"Content-Length: 5"),
+    CHUNKED,
+    post(b"5\r\nhello\r\n0\r\n\r\n", b"Content-Length: 15", b"Transfer-Encoding: chunked"),
+    post(b"", b"Content-Length: 5", b"Expect: 100-continue"),
+    get(target="/é".encode()),
+    GET * 3,
+    CHUNKED + GET,
+    WEBSOCKET,
+    WEBSOCKET + b"\x81",
+    WEBSOCKET + GET,
+    H2C,
+    H2C + prior_knowledge("/é"),
+    prior_knowledge("/"),
+    prior_knowledge("/é"),
+    prior_knowledge("/") + bytes(range(64)),
+    *(row.wire for row in (*HEADS, *BODIES) if len(row.wire) < 500),
+)
+"""Half of what is spoilt is from the first dozen and a half, the rest from the framing table."""
+_FAVOURED = 16
+_SPICE = (b"\r", b"\n", b"\r\n", b"\x00", b"\xff", b" ", b"\t", b":", b",", b"0", b"\r\n\r\n", b"\xc3\xa9", b"%00")
+
+
+def spoilt(random: Random, count: int) -> Iterator[bytes]:
+    """So many requests, each with up to three faults; one in eight is left as it is."""
+    for _ in range(count):
+        seeds = SEEDS[:_FAVOURED] if random.random() < 0.5 else SEEDS
+        data = bytearray(random.choice(seeds))
+        for _ in range(0 if random.random() < 0.125 else random.randint(1, 3)):
+            place = random.randrange(len(data) + 1)
+            match random.randrange(6):
+                case 0:
+                    data[place : place + 1] = bytes([random.randrange(256)])
+                case 1:
+                    data[place:place] = random.choice(_SPICE)
+                case 2:
+                    del data[place : place + random.randint(1, 8)]
+                case 3:
+                    data[place:place] = data[place : place + random.randint(1, 40)]
+                case 4:
+                    del data[place:]
+                case _:
+                    data += random.choice(SEEDS)
+        yield bytes(data)
