@@ -265,6 +265,13 @@ class TestEvents:
             assert len(getattr(meter, "_pending", b"")) <= KEPT + 777
         assert meter.result() == Usage("m", 3, 4)
 
+    def test_long_events_with_escaped_names_are_read_however_they_are_cut(self) -> None:
+        event = b'data: {"pad":"' + b"x" * 300_000 + b'","us\\u0061ge":{"prompt_tokens":5}}\n\n'
+        for start in (0, 100):
+            pieces = [event[:start], event[start:]]
+            assert metered(meter_for(200, [EVENTS]), *pieces) == Usage("", 5)
+            assert metered(meter_for(200, [EVENTS]), b'data: {"usage":null}\n\n', *pieces) == Usage("", 5)
+
     def test_a_broken_event_spoils_itself_only(self) -> None:
         stream = b'data: {"usage":{"prompt_tokens":1}\n\ndata: %s\n\ndata: {"usage": {"prompt_tokens": \xff}}\n\n'
         assert metered(meter_for(200, [EVENTS]), stream % self.MESSAGE) == Usage("m", 5, 6)
@@ -303,17 +310,29 @@ class TestEncodings:
             [(b"content-encoding", b"zstd")],
             [(b"content-encoding", b"gzip, gzip")],
             [(b"content-encoding", b"gzip"), (b"content-encoding", b"br")],
+            [(b"content-encoding", b"br"), (b"content-encoding", b"gzip")],
         ],
     )
     def test_others_are_not(self, headers: list[tuple[bytes, bytes]]) -> None:
-        assert metered(meter_for(200, [JSON, *headers]), self.BODY) == UNKNOWN
+        for body in (self.BODY, gzip.compress(self.BODY)):
+            assert metered(meter_for(200, [JSON, *headers]), body) == UNKNOWN
 
     @pytest.mark.parametrize(
         "body", [b"", b"\x1f", b"\x1f\x8b", b"nonsense", gzip.compress(BODY)[:20], gzip.compress(BODY)[:-1] + b"\xff"]
     )
     @pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
     def test_broken_ones_are_unknown(self, body: bytes, encoding: bytes) -> None:
-        assert metered(meter_for(200, [JSON, (b"content-encoding", encoding)]), body) == UNKNOWN
+        headers = [JSON, (b"content-encoding", encoding)]
+        assert metered(meter_for(200, headers), body) == UNKNOWN
+        assert metered(meter_for(200, headers), *[bytes([byte]) for byte in body], body) == UNKNOWN
+
+    @pytest.mark.parametrize("beyond", range(-2, 8))
+    def test_nothing_is_left_inside_where_a_body_ends_beside_a_piece(self, beyond: int) -> None:
+        frame = b'{"pad":"%s","usage":{"prompt_tokens":5}}'
+        text = frame % (b"x" * (65536 + beyond - len(frame) + 2))
+        packer = zlib.compressobj(wbits=-15)
+        packed = packer.compress(text) + packer.flush()
+        assert metered(meter_for(200, [JSON, (b"content-encoding", b"deflate")]), packed).input_tokens == 5
 
     @pytest.mark.parametrize("encoding", [b"gzip", b"deflate"])
     def test_a_bomb_is_given_up(self, encoding: bytes) -> None:

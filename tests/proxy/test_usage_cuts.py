@@ -94,6 +94,35 @@ DAMAGED = st.builds(
 )
 
 
+CHAT = b"".join(
+    b"data: " + json.dumps(event).encode() + b"\n\n"
+    for event in (
+        {"model": "m", "choices": [{"delta": {"content": 'say "usage"'}}], "usage": None},
+        {"model": "m", "choices": [{"delta": {"content": "{}"}}]},
+        {"model": "m", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}},
+    )
+)
+MESSAGES = (
+    b'\xef\xbb\xbfevent: message_start\r\ndata: {"message":{"model":"m","usage":{"input_tokens":7}}}\r\n\r\n'
+    b'event: ping\r\ndata: {}\r\n\r\n: comment\r\n\r\ndata: {"usage":\r\ndata: {"output_tokens":3}}\r\n\r\n'
+)
+RESPONSES = (
+    b'data: {"type":"response.created","response":{"model":"m","usage":null}}\r\r'
+    b'data: {"type":"response.completed","response":{"output":["\\\\","\\"}"],'
+    b'"usage":{"input_tokens":7,"output_tokens":3}}}\r'
+)
+
+
+@pytest.mark.parametrize("stream", [CHAT, MESSAGES, RESPONSES])
+@pytest.mark.parametrize("kept", [20, 60, 100, 1000])
+def test_a_real_stream_may_be_cut_at_any_two_places(stream: bytes, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events_module, "KEPT", kept)
+    for first in range(len(stream) + 1):
+        for length in (0, 1, 2, 7, 50):
+            pieces = [stream[:first], stream[first : first + length], stream[first + length :]]
+            assert metered([EVENTS], pieces) == Usage("m", 7, 3)
+
+
 @given(chunked(DUMPED | DAMAGED | st.binary()))
 def test_a_body_may_be_cut_anywhere(source: tuple[bytes, list[bytes]]) -> None:
     whole, pieces = source

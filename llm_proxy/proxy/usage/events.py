@@ -44,7 +44,6 @@ class EventMeter:
             and len(data) <= KEPT
             and self._long is None
             and not self._matters(data)
-            and b"\r" not in data
         ):
             # Whole events, none of which matters: nearly always.
             self._started = True
@@ -95,7 +94,6 @@ class EventMeter:
             self._started = True
             if pending.startswith(BYTE_ORDER_MARK):
                 del pending[: len(BYTE_ORDER_MARK)]
-                searched = 0
         end = pending.rfind(_EMPTY_LINE, searched)
         if end >= 0:
             self._events(bytes(pending[:end]))
@@ -110,7 +108,7 @@ class EventMeter:
         return start
 
     def _events(self, text: bytes) -> None:
-        if self._matters(text):
+        if len(text) > KEPT or self._matters(text):
             for event in text.split(_EMPTY_LINE):
                 self._event(event.strip(b"\n"))
 
