@@ -1,9 +1,10 @@
 """How a refusal looks on the wire: the error body of the provider that the client believes it is talking to.
 
 OpenAI's is `{"error": {"message", "type", "param", "code"}}`, Anthropic's `{"type": "error", "error": {"type",
-"message"}, "request_id"}` with our `code` as a further member of `error`. The SDKs of both choose the exception by the
-status, and take what they show from the body. Both retry 408, 409, 429 and every 5xx unless the response says
-`x-should-retry: false`, and wait for `Retry-After` seconds where it stands.
+"message", "details": {"error_code"}}, "request_id"}`, and our `code` is a further member of its `error`, so that it
+stands in one place for both. The SDKs choose the exception by the status, and take what they show from the body:
+OpenAI's has the code as `error.code`, Anthropic's as `error.error_code`. Both retry 408, 409, 429 and every 5xx unless
+the response says `x-should-retry: false`, and wait for `Retry-After` seconds where it stands.
 """
 
 from __future__ import annotations
@@ -30,10 +31,15 @@ class _OpenAIBody(msgspec.Struct):
     error: _OpenAIError
 
 
+class _AnthropicDetails(msgspec.Struct):
+    error_code: str
+
+
 class _AnthropicError(msgspec.Struct):
     type: str
     message: str
     code: str
+    details: _AnthropicDetails
 
 
 class _AnthropicBody(msgspec.Struct):
@@ -51,7 +57,9 @@ def fault(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[t
     """
     body: _OpenAIBody | _AnthropicBody
     if shape == "anthropic":
-        body = _AnthropicBody("error", _AnthropicError(error.anthropic_type, error.message, error.code), request_id)
+        details = _AnthropicDetails(error.code)
+        words = _AnthropicError(error.anthropic_type, error.message, error.code, details)
+        body = _AnthropicBody("error", words, request_id)
     else:
         body = _OpenAIBody(_OpenAIError(error.message, error.openai_type, error.param, error.code))
     content = _encode(body)

@@ -7,8 +7,8 @@ Everything crosses byte for byte and in order, except:
 - What belongs to one leg only: `Host`, `Content-Length` and `Expect` of a request (the upstream connection frames its
   own message, and 100-continue is settled with the client), `Server`, `Alt-Svc` and `Set-Cookie` of a response.
 - Credentials: the client's token in whatever field it came, and cookies, which belong to the proxy's own origin.
-- The provider account behind the key: organisation and project headers, both ways. A client must not pick another
-  organisation with our key, nor learn whose key it is.
+- The provider account behind the key: organisation, project and workspace headers, both ways. A client must not pick
+  another organisation with our key, nor learn whose key it is.
 - The client's address and the way that it came (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via` and the like of a
   request): who calls the proxy is no business of the provider.
 
@@ -41,7 +41,9 @@ _HOP_BY_HOP = frozenset(
     }
 )
 
-_ACCOUNT = frozenset({b"openai-organization", b"openai-project", b"anthropic-organization-id"})
+_ACCOUNT = frozenset(
+    {b"openai-organization", b"openai-project", b"anthropic-organization-id", b"anthropic-workspace-id"}
+)
 
 _ONE_LEG = frozenset({b"alt-svc", b"server", b"set-cookie", b"set-cookie2"})
 

@@ -50,6 +50,7 @@ _DIALECT_HEADERS: Final[dict[Dialect, Headers]] = {
     ),
     "anthropic": (
         (b"anthropic-organization-id", b"00000000-0000-4000-8000-000000000000"),
+        (b"anthropic-workspace-id", b"wrkspc_scripted"),
         (b"anthropic-ratelimit-requests-limit", b"4000"),
         (b"anthropic-ratelimit-requests-remaining", b"3999"),
     ),

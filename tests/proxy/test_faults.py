@@ -45,7 +45,12 @@ def test_every_error_has_a_body_of_each_shape(kind: type[ProxyError], shape: Sha
     else:
         assert document == {
             "type": "error",
-            "error": {"type": kind.anthropic_type, "message": kind.default_message, "code": kind.code},
+            "error": {
+                "type": kind.anthropic_type,
+                "message": kind.default_message,
+                "code": kind.code,
+                "details": {"error_code": kind.code},
+            },
             "request_id": REQUEST_ID,
         }
         assert headers[b"request-id"] == REQUEST_ID.encode()
@@ -128,6 +133,7 @@ def test_anthropics_sdk_raises_its_own_exception_at_once(
         pytest.raises(exception) as caught,
     ):
         client.models.list()
+    assert caught.value.error_code == error.code
     assert caught.value.request_id == REQUEST_ID
     assert error.message in str(caught.value)
     assert transport.requests == 1

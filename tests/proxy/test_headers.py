@@ -33,6 +33,7 @@ NEVER_UPSTREAM = [
     b"openai-organization",
     b"openai-project",
     b"anthropic-organization-id",
+    b"anthropic-workspace-id",
     b"set-cookie",
     b"server",
     b"alt-svc",
@@ -60,6 +61,7 @@ NEVER_DOWNSTREAM = [
     b"openai-organization",
     b"openai-project",
     b"anthropic-organization-id",
+    b"anthropic-workspace-id",
 ]
 
 
