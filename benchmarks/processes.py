@@ -50,8 +50,10 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def family(pid: int) -> list[int]:
-    """Return a process's id and those of its living descendants."""
+    """Return a process's id and those of its living descendants; these are known where there is /proc."""
     parents = {}
+    if not Path("/proc/self").exists():
+        return [pid]
     for entry in os.listdir("/proc"):  # noqa: PTH208 - a name is all that is needed
         if entry.isdigit() and (stat := _stat(int(entry))) is not None:
             parents[int(entry)] = stat.parent
