@@ -35,8 +35,8 @@ _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": loggi
 _QUIET: Final = ("alembic", "hypercorn.access", "httpx", "httpcore", "sqlalchemy", "hpack")
 
 _FAILURES: Final = frozenset({"upstream_error", "upstream_timeout", "proxy_error", "unknown"})
-# Fields of a request's line that others choose; all else comes from us.
-_FOREIGN: Final = frozenset({"method", "path", "model"})
+# Fields of a request's line that others choose, or that are sentences; all else is a word of ours.
+_FOREIGN: Final = frozenset({"method", "path", "reason", "model"})
 _LONGEST_PATH: Final = 1024
 _LONGEST_MODEL: Final = 128
 
@@ -44,7 +44,8 @@ _LONGEST_MODEL: Final = 128
 class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """What is logged of one request on the data plane. Fields that keep their default are left out of the line.
 
-    `path` is shown without its query. `code` is the error code where the proxy itself refused the request.
+    `path` is shown without its query. `code` is the error code where the proxy itself refused the request, `reason`
+    what the provider did wrong, where it did.
     """
 
     request_id: str
@@ -53,6 +54,7 @@ class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     outcome: str
     status: int | None = None
     code: str = ""
+    reason: str = ""
     duration_us: int | None = None
     first_byte_us: int | None = None
     provider: str = ""
@@ -90,6 +92,8 @@ class Log:
             line.path = self._redactor.text(line.path.partition("?")[0][:_LONGEST_PATH])
             if line.model:
                 line.model = self._redactor.text(line.model[:_LONGEST_MODEL])
+            if line.reason:
+                line.reason = self._redactor.text(line.reason)
             second, stamp = self._clock.now()
             self._sink.write(self._encode(stamp, "warning" if failed else "info", line), second)
         except Exception:  # noqa: BLE001 (a request must not fail for its log line)

@@ -11,7 +11,14 @@ from llm_proxy.errors import ProxyError, UpstreamTimeout, UpstreamUnreachable
 from llm_proxy.ledger import Result
 from llm_proxy.proxy import headers
 from llm_proxy.proxy.headers import is_event_stream
-from llm_proxy.proxy.upstream.failures import ConnectTimeout, HeaderTimeout, IdleTimeout, UpstreamFailure
+from llm_proxy.proxy.upstream.failures import (
+    ConnectFailed,
+    ConnectTimeout,
+    HeaderTimeout,
+    IdleTimeout,
+    MalformedResponse,
+    UpstreamFailure,
+)
 from llm_proxy.proxy.upstream.interface import Dispatch
 from llm_proxy.proxy.usage import meter_for
 
@@ -35,6 +42,7 @@ class Exchange:
         status: what the client was sent, None before that.
         outcome: how it ended, as far as is known.
         code: the error code of the answer, where the proxy itself had to answer.
+        reason: what the provider did wrong, in words for the operator.
     """
 
     inbound: Inbound
@@ -49,6 +57,7 @@ class Exchange:
     relayed: int = 0
     outcome: Outcome = "proxy_error"
     code: str = ""
+    reason: str = ""
     meter: UsageMeter | None = None
 
     async def run(self, provider: Provider, upstream: Upstream, api_key: str) -> None:
@@ -62,10 +71,10 @@ class Exchange:
         try:
             response = await self._ask(provider, upstream, api_key)
             await self._relay(response)
-        except (ConnectTimeout, HeaderTimeout, IdleTimeout):
-            self._fail(UpstreamTimeout(), "upstream_timeout")
-        except UpstreamFailure:
-            self._fail(UpstreamUnreachable(), "upstream_error")
+        except (ConnectTimeout, HeaderTimeout, IdleTimeout) as failure:
+            self._fail(failure, "upstream_timeout")
+        except UpstreamFailure as failure:
+            self._fail(failure, "upstream_error")
         except trio.Cancelled:
             self.outcome = "client_closed" if self.inbound.gone else "proxy_error"
             raise
@@ -119,9 +128,11 @@ class Exchange:
                 response.close()
             await send({"type": "http.response.body", "body": data, "more_body": more})
 
-    def _fail(self, error: ProxyError, outcome: Outcome) -> None:
+    def _fail(self, failure: UpstreamFailure, outcome: Outcome) -> None:
+        error = _in_words(failure)
         self.outcome = outcome
         self.code = error.code
+        self.reason = str(failure)
         if not self.started:
             raise error
 
@@ -146,3 +157,18 @@ class Exchange:
             output_tokens=None if usage is None else usage.output_tokens,
             cached_tokens=None if usage is None else usage.cached_tokens,
         )
+
+
+def _in_words(failure: UpstreamFailure) -> ProxyError:
+    """What the client is told; the operator finds more in the log."""
+    match failure:
+        case ConnectTimeout():
+            return UpstreamTimeout("The provider could not be reached in time. Nothing was sent to it.")
+        case HeaderTimeout() | IdleTimeout():
+            return UpstreamTimeout()
+        case ConnectFailed():
+            return UpstreamUnreachable("The provider could not be reached. Nothing was sent to it.")
+        case MalformedResponse():
+            return UpstreamUnreachable("The provider's answer is not valid HTTP, and was not passed on.")
+        case _:
+            return UpstreamUnreachable("The provider broke off before it had answered.")

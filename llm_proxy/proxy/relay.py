@@ -147,6 +147,7 @@ class Relay:
                 outcome=result.outcome,
                 status=result.status,
                 code=exchange.code,
+                reason=exchange.reason,
                 duration_us=result.duration_us,
                 first_byte_us=result.first_byte_us,
                 provider=grant.provider,
@@ -179,6 +180,6 @@ class Relay:
 
 async def _answer(inbound: Inbound, error: ProxyError, send: Send) -> None:
     """Answer in the provider's own words."""
-    status, headers, body = faults.fault(error, inbound.route.shape, inbound.id)
+    status, headers, body = faults.fault(error, inbound.shape, inbound.id)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})
