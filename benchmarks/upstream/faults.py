@@ -30,7 +30,7 @@ _JSON: Final = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 _SSE: Final = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 _EVENT: Final = b'data: {"choices":[]}\n\n'
 _CHUNK: Final = b"%x\r\n%b\r\n" % (len(_EVENT), _EVENT)
-_BOMB: Final = gzip.compress(bytes(16 * 1024 * 1024), 9)
+_BOMB: Final = gzip.compress(bytes(16 * 1024 * 1024), 9, mtime=0)
 
 #: What a request gets whose fault has no script.
 UNKNOWN: Final = Fault(Ending.KEEP, (b"HTTP/1.1 400 Bad Request\r\ncontent-length: 22\r\n\r\nthere is no such fault",))

@@ -1,0 +1,104 @@
+"""What is left of requests once they are over: their rows, and whatever the server still holds."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from benchmarks.processes import Upstream
+    from tests.harness.server import Server
+
+T = TypeVar("T")
+
+#: Open files that may come and go by themselves, such as the connection that asks for the metrics.
+SLACK = 2
+_LOOK_EVERY = 0.02
+
+
+@frozen
+class Holdings:
+    """What a server holds at one moment.
+
+    Attributes:
+        files: open files, without the connections to the upstream that are kept for the next requests.
+        clients: requests that are with the upstream, as the proxy sees it.
+        upstream: the same, as the upstream sees it.
+        waiting: requests that wait for their admission.
+        unsettled: settlements that are not written yet.
+    """
+
+    files: int
+    clients: int
+    upstream: int
+    waiting: int
+    unsettled: int
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request is not over."""
+        return bool(self.clients or self.upstream or self.waiting or self.unsettled)
+
+
+def metric(server: Server, name: str) -> int:
+    """One of the server's own figures; the sum over its labels."""
+    text = str(server.call("GET", "/metrics").content)
+    found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
+    assert found, f"there is no metric {name}"
+    return round(sum(map(float, found)))
+
+
+def holdings(server: Server, upstream: Upstream) -> Holdings:
+    """What the server holds now."""
+    counts = upstream.counts()
+    return Holdings(
+        files=server.process.open_files() - counts["connections_open"],
+        clients=metric(server, "llm_proxy_upstream_in_flight_requests"),
+        upstream=counts["in_flight"],
+        waiting=metric(server, "llm_proxy_ledger_waiting_requests"),
+        unsettled=metric(server, "llm_proxy_ledger_unsettled_requests"),
+    )
+
+
+def assert_nothing_left(server: Server, upstream: Upstream, before: Holdings, within: float) -> None:
+    """Within so many seconds no request may be on its way, and no more files may be open than before."""
+
+    def look() -> Holdings | None:
+        now = holdings(server, upstream)
+        return None if now.busy or abs(now.files - before.files) > SLACK else now
+
+    wait_for(look, within, lambda: f"{holdings(server, upstream)} is left; before: {before}")
+
+
+def settled(server: Server, token_id: str, number: int, within: float = 5.0) -> list[dict[str, Any]]:
+    """The rows of a token's requests, the oldest first, once there are so many of them (at most 500)."""
+
+    def look() -> list[dict[str, Any]] | None:
+        found: list[dict[str, Any]] = server.manage("GET", f"/requests?token_id={token_id}&limit=500")["data"]
+        return found[::-1] if len(found) >= number else None
+
+    return wait_for(look, within, lambda: f"there are not {number} rows of token {token_id} in the ledger")
+
+
+def outcomes(rows: list[dict[str, Any]]) -> Counter[tuple[str, int | None]]:
+    """How often each outcome came with each status."""
+    return Counter((row["outcome"], row["status"]) for row in rows)
+
+
+def counter(server: Server, token_id: str) -> int:
+    """The requests that a token has opened, by its own counter."""
+    return int(server.manage("GET", f"/tokens/{token_id}")["request_count"])
+
+
+def wait_for(look: Callable[[], T | None], within: float, complaint: Callable[[], str]) -> T:
+    """Look until there is something to see."""
+    deadline = time.monotonic() + within
+    while (found := look()) is None:
+        assert time.monotonic() < deadline, complaint()
+        time.sleep(_LOOK_EVERY)
+    return found
