@@ -236,7 +236,10 @@ class TestEvents:
     def test_a_document_may_span_lines(self, end: bytes, pad: int) -> None:
         lines = [
             b'data: {"pad":"%s",' % (b"x" * pad),
+            b"id",
+            b": comment",
             b'data: "usage"',
+            b"x",
             b'data::{"prompt_tokens"',
             b"data: :5}}",
             b"",
