@@ -15,6 +15,7 @@ from llm_proxy.errors import RequestTooLarge
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from llm_proxy.proxy.faults import Shape
     from llm_proxy.proxy.providers import Route
 
 #: The ASGI extension by which a server offers to tell when the client of a request leaves.
@@ -108,6 +109,17 @@ class Inbound:
         while not self._ended:
             await self._take()
         return b"".join(self._pieces)
+
+    @property
+    def shape(self) -> Shape:
+        """Whose error bodies the client expects.
+
+        Some paths without a provider's name, such as `/v1/models`, are in both APIs; a client of Anthropic's shows
+        itself by `anthropic-version`, which that API wants with every request.
+        """
+        if self.route.provider is None and any(name == b"anthropic-version" for name, _ in self.headers):
+            return "anthropic"
+        return self.route.shape
 
     @property
     def ended(self) -> bool:
