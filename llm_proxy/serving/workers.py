@@ -136,11 +136,11 @@ class _Supervisor:
                 now = time.monotonic()
                 self._reap(now)
                 self._obey(received, now)
+                if self._kill_at is None and self._is_hopeless():
+                    self._report("no worker could be started")
+                    self._ended_well = False
+                    self._stop(now)
                 if self._kill_at is None:
-                    if not self._ever_steady and self._failures >= ATTEMPTS * len(self._slots):
-                        self._report("no worker could be started")
-                        self._ended_well = False
-                        self._stop(now)
                     self._start(now)
                 elif not any(slot.pid for slot in self._slots):
                     break
@@ -152,6 +152,9 @@ class _Supervisor:
         for end in self._lifeline:
             os.close(end)
         return 0 if self._ended_well else 1
+
+    def _is_hopeless(self) -> bool:
+        return not self._ever_steady and self._failures >= ATTEMPTS * len(self._slots)
 
     def _patience(self, now: float) -> float | None:
         """Return for how many seconds nothing has to be done."""

@@ -1,0 +1,53 @@
+"""A program under a supervisor: `worker_target COUNT GRACE`, or without one where COUNT is 0.
+
+It prints its port. Each answer is the number of the process that gives it; `/hold` never comes, `/die` ends the worker
+with status 3. With MODE=broken in the environment no worker can start, with MODE=sour none ends well.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+
+import trio
+
+from llm_proxy.serving.asgi import Receive, Scope, Send
+from llm_proxy.serving.listener import bind
+from llm_proxy.serving.server import ServeConfig
+from llm_proxy.serving.workers import serve_until_signal, supervise
+from tests.serving.applications import respond, with_lifespan
+
+MODE = os.environ.get("MODE")
+GRACE = float(sys.argv[2])
+
+
+async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+    if scope["path"] == "/hold":
+        await trio.sleep_forever()
+    if scope["path"] == "/die":
+        os._exit(3)
+    await respond(send, str(os.getpid()).encode())
+
+
+def serve_here(sockets: Sequence[socket.socket]) -> None:
+    if MODE == "broken":
+        raise RuntimeError("no worker can start")
+    config = ServeConfig(sockets=tuple(sockets), shutdown_grace=GRACE)
+    trio.run(serve_until_signal, with_lifespan(app), config)
+    if MODE == "sour":
+        sys.exit(4)
+
+
+def main(workers: int) -> int:
+    sockets = bind("127.0.0.1", 0)
+    print(sockets[0].getsockname()[1], flush=True)  # noqa: T201 - the test waits for it
+    if workers:
+        return supervise(serve_here, sockets, workers=workers, shutdown_grace=GRACE)
+    serve_here(sockets)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(int(sys.argv[1])))
