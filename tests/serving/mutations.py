@@ -1,12 +1,15 @@
-"""Requests that a sound client would never send: real ones, spoilt at random but reproducibly."""
+"""Requests that a sound client would never send (real ones, spoilt at random but reproducibly), and their sender."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import socket
+import struct
+from collections.abc import Iterator, Sequence
 from random import Random
 
 import h2.config
 import h2.connection
+import trio
 
 from tests.serving.bodies_table import ROWS as BODIES
 from tests.serving.framing_table import GET, get, post
@@ -55,11 +58,13 @@ _FAVOURED = 16
 _SPICE = (b"\r", b"\n", b"\r\n", b"\x00", b"\xff", b" ", b"\t", b":", b",", b"0", b"\r\n\r\n", b"\xc3\xa9", b"%00")
 
 
-def spoilt(random: Random, count: int) -> Iterator[bytes]:
+_RESET = struct.pack("ii", 1, 0)
+
+
+def spoilt(random: Random, count: int, seeds: Sequence[bytes] = SEEDS) -> Iterator[bytes]:
     """So many requests, each with up to three faults; one in eight is left as it is."""
     for _ in range(count):
-        seeds = SEEDS[:_FAVOURED] if random.random() < 0.5 else SEEDS
-        data = bytearray(random.choice(seeds))
+        data = bytearray(random.choice(seeds[:_FAVOURED] if random.random() < 0.5 else seeds))
         for _ in range(0 if random.random() < 0.125 else random.randint(1, 3)):
             place = random.randrange(len(data) + 1)
             match random.randrange(6):
@@ -74,5 +79,24 @@ def spoilt(random: Random, count: int) -> Iterator[bytes]:
                 case 4:
                     del data[place:]
                 case _:
-                    data += random.choice(SEEDS)
+                    data += random.choice(seeds)
         yield bytes(data)
+
+
+async def attack(port: int, data: bytes, random: Random) -> None:
+    """Send some bytes and leave in one of the ways in which clients leave."""
+    wait, how, cut = random.choice([0, 0.005, 0.02]), random.randrange(3), random.randrange(len(data) + 1)
+    try:
+        stream = await trio.open_tcp_stream("127.0.0.1", port)
+        async with stream:
+            for piece in (data[:cut], data[cut:]):
+                await stream.send_all(piece)
+            if how == 0:
+                await stream.send_eof()
+            with trio.move_on_after(wait):
+                async for _ in stream:
+                    pass
+            if how == 1:
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    except (OSError, trio.BrokenResourceError):
+        pass

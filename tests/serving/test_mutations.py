@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import socket
-import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,12 +11,11 @@ import pytest
 import trio
 
 from tests.serving.answers import read_answers
-from tests.serving.mutations import spoilt
+from tests.serving.mutations import attack, spoilt
 
 ROOT = Path(__file__).parents[2]
 REQUESTS = 3000
 AT_ONCE = 16
-_RESET = struct.pack("ii", 1, 0)
 
 
 @contextmanager
@@ -35,25 +32,6 @@ def target(kind: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 def open_files(process: subprocess.Popen[str]) -> int:
     return len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-
-
-async def attack(port: int, data: bytes, random: Random) -> None:
-    """Send some bytes and leave in one of the ways in which clients leave."""
-    wait, how, cut = random.choice([0, 0.005, 0.02]), random.randrange(3), random.randrange(len(data) + 1)
-    try:
-        stream = await trio.open_tcp_stream("127.0.0.1", port)
-        async with stream:
-            for piece in (data[:cut], data[cut:]):
-                await stream.send_all(piece)
-            if how == 0:
-                await stream.send_eof()
-            with trio.move_on_after(wait):
-                async for _ in stream:
-                    pass
-            if how == 1:
-                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-    except (OSError, trio.BrokenResourceError):
-        pass
 
 
 async def attack_all(process: subprocess.Popen[str], port: int) -> int:
