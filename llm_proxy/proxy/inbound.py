@@ -66,7 +66,8 @@ class Inbound:
         self.gone = False
         self.received = 0
         self.content_length: int | None = None
-        self.has_body = False
+        # HTTP/2 frames a body without any header that says so (RFC 9113 §8.1).
+        self.has_body = not str(scope.get("http_version", "1.1")).startswith("1")
         self.expects_continue = False
         self.scope = trio.CancelScope()
         extension = (scope.get("extensions") or {}).get(HANG_UP)
@@ -101,6 +102,8 @@ class Inbound:
         """
         if self.has_body and not self.expects_continue:
             await self._take()
+            if self._ended and not self.received:
+                self.has_body = False
         elif not self.has_body:
             self._ended = True
 
