@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Literal
 
-from attrs import frozen
+from attrs import field, frozen
 
 #: How a request ended. `void`: admitted, but no byte went upstream, so its count is given back.
 #: `unknown`: its worker died before it could say; counted as served.
@@ -22,7 +22,7 @@ class Project:
     id: str
     name: str
     provider: str
-    api_key: str
+    api_key: str = field(repr=False)
     api_key_last4: str
     active: bool
     created_at: datetime
