@@ -37,7 +37,7 @@ from llm_proxy.settings import Problem, SettingsError
 if TYPE_CHECKING:
     from llm_proxy.settings import Settings
 
-#: First path segments that the server answers itself.
+#: First path segments that the server keeps for itself.
 RESERVED = frozenset({"manage", "admin", "health", "live", "ready", "metrics", "v1", "openapi.json"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -56,6 +56,9 @@ def load(settings: Settings) -> Providers:
         by_name = file.read()
         names, default = file.names, file.default
         problems += file.document.problems
+    elif _metrics_prefix(settings) in by_name:
+        reason = f"/{_metrics_prefix(settings)} is the path of a provider; choose another path"
+        problems.append(Problem(f"METRICS_PATH={settings.metrics_path!r}", reason))
     if settings.default_api_provider is not None:
         default = settings.default_api_provider
         if names and default not in names:
@@ -78,6 +81,10 @@ def _openai_url(settings: Settings, problems: list[Problem]) -> str:
         problems.append(_openai_problem(url, str(error)))
         return builtin.OPENAI_URL
     return url
+
+
+def _metrics_prefix(settings: Settings) -> str:
+    return settings.metrics_path.split("/")[1]
 
 
 def _openai_problem(url: str, reason: str) -> Problem:
@@ -134,8 +141,7 @@ class _File:
 
     def _provider(self, api: Member) -> Provider | None:
         settings = self._settings
-        pages = {path.split("/")[1] for path in (settings.admin_ui_path, settings.metrics_path)}
-        if api.name in RESERVED | pages:
+        if api.name in RESERVED | {_metrics_prefix(settings)}:
             self.document.report(api.key, f"{api.place}: the path /{api.name} is the server's own; choose another name")
         elif not _NAME.fullmatch(api.name):
             rule = "1 to 32 lower-case letters, digits, - and _, beginning with a letter"

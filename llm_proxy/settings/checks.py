@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llm_proxy.settings.declaration import Settings
     from llm_proxy.settings.fields import Found
 
-#: Paths that the server answers itself, so that no configured path may cover them.
+#: Paths that the server answers itself, so that the metrics may not be there.
 _RESERVED = ("/v1", "/manage", "/health", "/live", "/ready", "/openapi.json")
 
 
@@ -55,12 +55,10 @@ def _database(settings: Settings, found: Found) -> Iterator[Problem]:
 
 
 def _paths(settings: Settings) -> Iterator[Problem]:
-    for name, path in (("METRICS_PATH", settings.metrics_path), ("ADMIN_UI_PATH", settings.admin_ui_path)):
-        for reserved in _RESERVED:
-            if path == reserved or path.startswith(f"{reserved}/"):
-                yield Problem(f"{name}={path!r}", f"{reserved} is taken by the server itself; choose another path")
-    if settings.metrics_path == settings.admin_ui_path:
-        yield Problem(f"METRICS_PATH={settings.metrics_path!r}", "it is the same as ADMIN_UI_PATH; choose another path")
+    path = settings.metrics_path
+    for reserved in _RESERVED:
+        if path == reserved or path.startswith(f"{reserved}/"):
+            yield Problem(f"METRICS_PATH={path!r}", f"{reserved} is taken by the server itself; choose another path")
 
 
 def _secrets(settings: Settings, given: Collection[str]) -> Iterator[Problem]:

@@ -19,7 +19,7 @@ from llm_proxy.settings.problems import Problem, SettingsError
 
 Driver = Literal["sqlite", "postgres", "mysql"]
 Synchronous = Literal["FULL", "NORMAL"]
-OutagePolicy = Literal["closed", "grace"]
+OutagePolicy = Literal["closed"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "text"]
 
@@ -45,18 +45,24 @@ class Settings:
         secret=True,
     )
     database_pool_size: int = DATABASE.setting(
-        kinds.integer(1, 1000), "10", "Most connections that one worker opens to the database."
+        kinds.integer(1, 1000),
+        "10",
+        "Most connections that one worker opens to the database; on SQLite there is one more, which writes.",
     )
     database_max_idle_conns: int = DATABASE.setting(
-        kinds.integer(0, 1000), "5", "Connections that are kept open while there is nothing to do."
+        kinds.integer(0, 1000),
+        "5",
+        "Connections to a database server that stay open while there is nothing to do; one always does.",
     )
     database_conn_max_lifetime: float = DATABASE.setting(
-        kinds.duration(), "1h", "Age at which a connection is replaced."
+        kinds.duration(), "1h", "Age at which a connection to a database server is replaced."
     )
     database_connect_timeout: float = DATABASE.setting(
-        kinds.duration(), "5s", "Longest wait for a new database connection."
+        kinds.duration(), "5s", "Longest wait for a new connection to a database server."
     )
-    database_statement_timeout: float = DATABASE.setting(kinds.duration(), "10s", "Longest that one statement may run.")
+    database_statement_timeout: float = DATABASE.setting(
+        kinds.duration(), "10s", "Longest that one statement may run on a database server."
+    )
     database_tls_ca: Path | None = DATABASE.optional(
         kinds.EXISTING_FILE,
         "PEM file of the authorities that sign the database server's certificate, for `sslmode=verify-ca`, "
@@ -76,19 +82,13 @@ class Settings:
     db_outage_policy: OutagePolicy = DATABASE.setting(
         kinds.choice(OutagePolicy),
         "closed",
-        "What happens to requests while the database is away: `closed` answers 503, `grace` lets known tokens through "
-        "for a short while and writes their requests down afterwards.",
+        "What happens to requests while the database is away: `closed` answers them with 503.",
     )
     ledger_heartbeat: float = DATABASE.setting(
         kinds.duration(),
         "5s",
         "How often a worker says that it is alive. One that has been silent for four times as long counts as dead, and "
         "its open requests are settled as `unknown`.",
-    )
-    ledger_retention: float = DATABASE.setting(
-        kinds.duration(zero=True),
-        "90d",
-        "Age at which single settled requests are pruned (the hourly sums stay); 0 keeps them for ever.",
     )
 
     listen_addr: ListenAddress = SERVER.setting(
@@ -98,10 +98,16 @@ class Settings:
         kinds.integer(1, 256), "1", "Worker processes. More than one needs PostgreSQL or MySQL.", flag="--workers"
     )
     request_timeout: float = SERVER.setting(
-        kinds.duration(), "5m", "Longest silence of the provider, before its response and between two pieces of it."
+        kinds.duration(),
+        "5m",
+        "Longest silence of a provider, before its response and between two pieces of it, where the provider file sets "
+        "no other.",
     )
     max_request_size: int = SERVER.setting(
-        kinds.SIZE, "100MB", "Largest request body. kB, MB, GB count in thousands, KiB, MiB, GiB in 1024s."
+        kinds.SIZE,
+        "100MB",
+        "Largest body of a request to a provider; a larger one gets 413. kB, MB, GB count in thousands, KiB, MiB, GiB "
+        "in 1024s.",
     )
     client_write_timeout: float = SERVER.setting(
         kinds.duration(),
@@ -120,7 +126,9 @@ class Settings:
         kinds.duration(zero=True), "30s", "How long running requests may take to end after SIGTERM."
     )
     max_concurrent_requests: int = SERVER.setting(
-        kinds.integer(1, 1_000_000), "1000", "Requests that one worker handles at once; further ones get 503."
+        kinds.integer(1, 1_000_000),
+        "1000",
+        "Requests to providers that one worker handles at once; further ones get 503.",
     )
     log_level: LogLevel = SERVER.setting(kinds.choice(LogLevel), "info", "Least severe messages that are logged.")
     log_format: LogFormat = SERVER.setting(
@@ -129,8 +137,6 @@ class Settings:
     log_file: Path | None = SERVER.optional(kinds.PATH, "File that the log is appended to; without it, stderr.")
     metrics_path: str = SERVER.setting(kinds.ROUTE, "/metrics", "Path of the Prometheus metrics.")
     enable_metrics: bool = SERVER.setting(kinds.BOOLEAN, "true", "Whether the metrics are served.")
-    admin_ui_enabled: bool = SERVER.setting(kinds.BOOLEAN, "true", "Whether the admin pages are served.")
-    admin_ui_path: str = SERVER.setting(kinds.ROUTE, "/admin", "Path of the admin pages.")
     cors_allowed_origins: tuple[str, ...] = SERVER.setting(
         kinds.ORIGINS,
         "",

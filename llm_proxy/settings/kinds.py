@@ -74,7 +74,8 @@ def choice(options: Any) -> Kind[Any]:
         except KeyError:
             raise ValueError from None
 
-    return Kind(", ".join(f"`{word}`" for word in words.values()), "one of " + ", ".join(words.values()), parse)
+    allowed = ("one of " if len(words) > 1 else "") + ", ".join(words.values())
+    return Kind(", ".join(f"`{word}`" for word in words.values()), allowed, parse)
 
 
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}

@@ -349,12 +349,20 @@ def test_the_servers_own_paths_cannot_be_providers(tmp_path: Path, name: str) ->
     ]
 
 
-def test_neither_can_the_pages_that_were_moved(tmp_path: Path) -> None:
+def test_neither_can_the_metrics_that_were_moved(tmp_path: Path) -> None:
     text = "apis: {console: {base_url: 'https://x', allowed_endpoints: [/a]}}"
     load(tmp_path, text)
-    assert mistakes(tmp_path, text, ADMIN_UI_PATH="/console/ui") == [
+    assert mistakes(tmp_path, text, METRICS_PATH="/console/figures") == [
         "apis.yaml, line 1: apis.console: the path /console is the server's own; choose another name"
     ]
+
+
+def test_the_metrics_cannot_be_where_a_provider_is() -> None:
+    with pytest.raises(SettingsError) as caught:
+        provider_file.load(Settings.load({"METRICS_PATH": "/openai/metrics"}))
+    assert str(caught.value) == (
+        "METRICS_PATH='/openai/metrics': /openai is the path of a provider; choose another path"
+    )
 
 
 def test_all_mistakes_come_at_once_in_order_of_lines(tmp_path: Path) -> None:

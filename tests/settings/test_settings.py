@@ -65,8 +65,7 @@ def problems(environ: dict[str, str], *, serving: bool = False) -> list[str]:
             {"METRICS_PATH": "/manage/metrics"},
             "METRICS_PATH='/manage/metrics': /manage is taken by the server itself; choose another path",
         ),
-        ({"ADMIN_UI_PATH": "/v1"}, "ADMIN_UI_PATH='/v1': /v1 is taken by the server itself; choose another path"),
-        ({"METRICS_PATH": "/admin"}, "METRICS_PATH='/admin': it is the same as ADMIN_UI_PATH; choose another path"),
+        ({"METRICS_PATH": "/v1"}, "METRICS_PATH='/v1': /v1 is taken by the server itself; choose another path"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(environ: dict[str, str], problem: str) -> None:
@@ -166,7 +165,7 @@ def test_defaults_are_those_of_the_contract() -> None:
 
     assert settings.database_path == Path("data/llm-proxy.db")
     assert settings.database_conn_max_lifetime == 3600.0
-    assert settings.ledger_retention == 90 * 86400.0
+    assert settings.ledger_heartbeat == 5.0
     assert settings.max_request_size == 100_000_000
     assert settings.listen_addr == ListenAddress("", 8080)
     assert settings.enable_metrics
