@@ -49,6 +49,10 @@ class EventMeter:
             self._started = True
             self._after_cr = False
             return
+        if len(data) > KEPT:
+            for start in range(0, len(data), KEPT):
+                self.feed(data[start : start + KEPT])
+            return
         data = self._line_feeds(data)
         while data:
             if self._long is None:
