@@ -75,12 +75,14 @@ class Exchange:
             self._fail(failure, "upstream_timeout")
         except UpstreamFailure as failure:
             self._fail(failure, "upstream_error")
-        except trio.Cancelled:
-            self.outcome = "client_closed" if self.inbound.gone else "proxy_error"
-            raise
         except OSError:
             # Only `send` raises it: the client has gone, or reads too slowly to be waited for.
             self.outcome = "client_closed"
+        except BaseException as error:
+            # Who was cancelled in two tasks at once, as during an upload, sees a group and not `trio.Cancelled` itself.
+            was_cancelled = not isinstance(error, Exception)
+            self.outcome = "client_closed" if was_cancelled and self.inbound.gone else "proxy_error"
+            raise
         finally:
             if response is not None:
                 response.close()
