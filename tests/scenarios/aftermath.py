@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import frozen
@@ -85,7 +85,16 @@ def settled(server: Server, token_id: str, number: int, within: float = 5.0) -> 
     return wait_for(look, within, lambda: f"there are not {number} rows of token {token_id} in the ledger")
 
 
-def outcomes(rows: list[dict[str, Any]]) -> Counter[tuple[str, int | None]]:
+def every_row(server: Server) -> Iterator[dict[str, Any]]:
+    """All rows of the ledger, the newest first."""
+    cursor: str | None = ""
+    while cursor is not None:
+        page = server.manage("GET", f"/requests?limit=500{cursor and f'&cursor={cursor}'}")
+        yield from page["data"]
+        cursor = page["next_cursor"]
+
+
+def outcomes(rows: Iterable[dict[str, Any]]) -> Counter[tuple[str, int | None]]:
     """How often each outcome came with each status."""
     return Counter((row["outcome"], row["status"]) for row in rows)
 

@@ -83,9 +83,9 @@ def spoilt(random: Random, count: int, seeds: Sequence[bytes] = SEEDS) -> Iterat
         yield bytes(data)
 
 
-async def attack(port: int, data: bytes, random: Random) -> None:
-    """Send some bytes and leave in one of the ways in which clients leave."""
-    wait, how, cut = random.choice([0, 0.005, 0.02]), random.randrange(3), random.randrange(len(data) + 1)
+async def attack(port: int, data: bytes, random: Random, waits: Sequence[float] = (0, 0.005, 0.02)) -> None:
+    """Send some bytes and leave in one of the ways in which clients leave, after one of these waits (seconds)."""
+    wait, how, cut = random.choice(waits), random.randrange(3), random.randrange(len(data) + 1)
     try:
         stream = await trio.open_tcp_stream("127.0.0.1", port)
         async with stream:

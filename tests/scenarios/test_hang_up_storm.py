@@ -1,0 +1,152 @@
+"""Sixty clients that hang up all the time: nothing of them stays behind, and whoever comes next is served at once."""
+
+from __future__ import annotations
+
+import time
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.databases.kinds import on
+from tests.harness import client
+from tests.harness.deployment import Deployment, chat_body, chat_headers
+from tests.scenarios import aftermath, books
+
+if TYPE_CHECKING:
+    from db.target import Target
+
+CLIENTS = 60
+SECONDS = 10.0
+#: Longest time that a client of the storm stays, in seconds.
+SOON = 0.02
+#: Requests after the storm, all at once, and the seconds that each may take.
+CALM_REQUESTS = 40
+PROMPT = 1.0
+#: Seconds until nothing is left of the storm.
+GONE = 2.0
+
+
+async def hang_up(deployment: Deployment, secret: str, random: Random) -> None:
+    """One request whose client leaves within moments, with FIN or RST."""
+    pace = random.choice([(), (("x-scripted-delay", "0.01"),), (("x-scripted-gap", "0.002"),)])
+    try:
+        async with client.connect(deployment.server.url) as connection:
+            await connection.request(
+                "POST", "/v1/chat/completions", chat_headers(secret, *pace), chat_body(stream=random.random() < 0.5)
+            )
+            with trio.move_on_after(random.uniform(0, SOON)):
+                await connection.receive_all()
+            if random.random() < 0.5:
+                connection.reset()
+    except (OSError, trio.BrokenResourceError):
+        pass
+
+
+async def storm(deployment: Deployment, secret: str) -> int:
+    """Return how many requests there were."""
+    random = Random(7)
+    made = 0
+
+    async def restless() -> None:
+        nonlocal made
+        while True:
+            await hang_up(deployment, secret, random)
+            made += 1
+
+    with trio.move_on_after(SECONDS):
+        async with trio.open_nursery() as nursery:
+            for _ in range(CLIENTS):
+                nursery.start_soon(restless)
+    return made
+
+
+async def calm(deployment: Deployment, secret: str) -> list[tuple[client.Response, float]]:
+    """Requests that stay, each with the seconds that it took."""
+    answers: list[tuple[client.Response, float]] = []
+
+    async def one() -> None:
+        began = trio.current_time()
+        answer = await deployment.chat(secret)
+        answers.append((answer, trio.current_time() - began))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(CALM_REQUESTS):
+            nursery.start_soon(one)
+    return answers
+
+
+@on("sqlite")
+def test_a_storm_leaves_nothing_behind(
+    own_deployment: Deployment, migrated_env: dict[str, str], migrated_target: Target
+) -> None:
+    deployment, server, upstream = own_deployment, own_deployment.server, own_deployment.upstream
+    token = deployment.new_token()
+    trio.run(calm, deployment, token["token"])
+    before = aftermath.holdings(server, upstream)
+
+    made = trio.run(storm, deployment, token["token"])
+    over = time.monotonic()
+    upstream.wait(timeout=GONE, in_flight=0)
+    answers = trio.run(calm, deployment, token["token"])
+    aftermath.assert_nothing_left(server, upstream, before, within=GONE)
+    assert time.monotonic() - over < GONE + PROMPT + GONE
+
+    assert [(answer.status, answer.complete) for answer, _ in answers] == [(200, True)] * CALM_REQUESTS
+    assert max(took for _, took in answers) < PROMPT
+
+    rows = list(aftermath.every_row(server))
+    found = aftermath.outcomes(rows)
+    assert {outcome for outcome, _ in found} == {"ok", "client_closed", "void"}
+    assert made > CLIENTS * SECONDS, "too little of a storm to prove anything"
+    assert found["client_closed", 200] + found["client_closed", None] > CLIENTS
+    counted = sum(row["outcome"] != "void" for row in rows)
+    assert aftermath.counter(server, token["id"]) == counted
+    assert upstream.counts()["requests"] <= counted
+
+    assert server.stop() == 0, server.output
+    assert "in_flight" not in books.outcomes(migrated_target)
+    books.verify(migrated_env)
+    assert "Traceback" not in server.output
+
+
+UPLOADS = {
+    "length": (("Content-Length", "100"), b'{"model":'),
+    "chunked": (("Transfer-Encoding", "chunked"), b'9\r\n{"model":\r\n'),
+}
+
+
+@pytest.mark.parametrize("framing", UPLOADS)
+@pytest.mark.parametrize("leave", ["close", "reset", "finish"])
+@on("sqlite")
+def test_a_client_that_leaves_during_its_upload_is_written_down_as_such(
+    deployment: Deployment, framing: str, leave: str
+) -> None:
+    header, beginning = UPLOADS[framing]
+    token = deployment.new_token()
+    # With a connection at hand the beginning of the upload goes out in the moment in which it is admitted.
+    trio.run(deployment.chat, deployment.new_secret())
+
+    def is_under_way() -> bool | None:
+        return aftermath.metric(deployment.server, "llm_proxy_upstream_in_flight_requests") == 1 or None
+
+    async def upload() -> None:
+        async with client.connect(deployment.server.url) as connection:
+            head = client.encode("POST", "/v1/chat/completions", chat_headers(token["token"], header))
+            await connection.send(head + beginning)
+            await trio.to_thread.run_sync(aftermath.wait_for, is_under_way, 5.0, lambda: "it was not admitted")
+            match leave:
+                case "close":
+                    await connection.close()
+                case "reset":
+                    connection.reset()
+                case _:
+                    await connection.finish()
+                    await connection.receive_all()
+
+    trio.run(upload)
+
+    (row,) = aftermath.settled(deployment.server, token["id"], 1)
+    assert (row["outcome"], row["status"], row["request_bytes"]) == ("client_closed", None, 9)
+    assert aftermath.counter(deployment.server, token["id"]) == 1
