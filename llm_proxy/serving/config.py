@@ -48,3 +48,8 @@ class ServeConfig:
     max_connections: int = 10_000
     backlog: int = 1024
     report: Callable[[BaseException], None] = traceback.print_exception
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse to speak plain text where half of what TLS needs was given; raises ValueError."""
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("TLS needs both tls_cert and tls_key")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
@@ -29,9 +30,10 @@ class ClientGone(OSError):
 
 
 def report_each(errors: BaseExceptionGroup[Exception], report: Callable[[BaseException], None]) -> None:
-    """Report the exceptions of a group one by one."""
+    """Report the exceptions of a group one by one; a fault of `report` itself must not hurt the server."""
     for error in errors.exceptions:
-        report(error)
+        with contextlib.suppress(Exception):
+            report(error)
 
 
 class Exchange:
@@ -55,7 +57,6 @@ class Exchange:
         "_unsent_head",
         "_waiting",
         "_writer",
-        "_writing",
     )
 
     def __init__(self, connection: Http1Connection, head: Head) -> None:
@@ -68,7 +69,6 @@ class Exchange:
         self._unsent_head = b""
         self._sent = False  # something of the response has gone to the client
         self._complete = False  # all of it has
-        self._writing = False  # a write is under way, or was cut short
         self._gone = False  # nothing can reach the client any more
         self._refused = False  # the server has answered in the application's place
         self._waiting: trio.CancelScope | None = None
@@ -142,7 +142,7 @@ class Exchange:
             ClientGone: the client has left, or took nothing for `write_timeout` seconds.
             InvalidResponse: the message cannot be sent as it is.
         """
-        if self._gone or self._writing:
+        if self._gone:
             raise ClientGone("the client has closed the connection")
         kind = message["type"]
         writer = self._writer
@@ -188,15 +188,14 @@ class Exchange:
         )
 
     async def _write(self, data: bytes) -> None:
-        self._writing = True
         try:
             await self._connection.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self._gone = True
-            if self._waiting is not None:
-                self._waiting.cancel()
+            self.leave()
             raise ClientGone("the client has closed the connection") from error
-        self._writing = False
+        except BaseException:
+            self._gone = True  # cancelled: half a message may be on its way
+            raise
 
     async def finish(self) -> bool:
         """Bring the exchange to an end after the application has returned; True when another request may follow.

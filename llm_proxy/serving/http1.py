@@ -93,7 +93,8 @@ class Http1Connection:
             self._end()
             if self._deadline.cancelled_caught and self.reader.pending:
                 await self.answer(Refusal(408, "The head of the request did not arrive in time."))
-            if self.reader.pending or (self.reader.head is not None and not self.reader.complete):
+            unread = self.reader.pending or (self.reader.head is not None and not self.reader.complete)
+            if unread or self.transport.readable:
                 await self.transport.linger()
             elif not self.transport.closed:
                 await self.stream.aclose()

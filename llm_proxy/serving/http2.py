@@ -41,6 +41,8 @@ from llm_proxy.serving.transport import RECEIVE_SIZE, SocketTransport
 MAX_STREAMS: Final = 100
 RESETS_FORGIVEN: Final = 200
 """Requests that a client may begin and take back before the connection counts as an attack (CVE-2023-44487)."""
+HELD_LIMIT: Final = 512 * 1024
+"""Octets of request bodies that one connection may keep waiting in memory, over all its streams."""
 _WINDOW_STEP: Final = 16 * 1024
 """Octets of the connection's own window that are given back at once."""
 
@@ -162,7 +164,7 @@ class Http2Connection:
         """Run the application for the stream that is being opened; return what takes its incoming events."""
         config = self.site.config
         stream = Http2Stream(
-            self,
+            self._protocol,
             self.opening,
             scope["method"],
             write_timeout=config.write_timeout,
@@ -199,6 +201,7 @@ class Http2Connection:
                 await stream.finish()
         finally:
             del self.streams[stream_id]
+            self._protocol.held -= stream.owed
             self._running -= 1
             if not self._running:
                 self.idle_since = trio.current_time()
@@ -206,24 +209,6 @@ class Http2Connection:
                 if self.site.traffic.draining:
                     self.close_if_idle()
             self.site.traffic.notify()
-
-    # What a stream needs of its connection.
-
-    async def forward(self, stream_id: int, message: Any) -> None:
-        """Send an ASGI message of a response; waits for flow control."""
-        await self._protocol.forward(stream_id, message)
-
-    async def credit(self, stream_id: int, octets: int) -> None:
-        """Let the client send so much more on this stream."""
-        await self._protocol.credit(stream_id, octets)
-
-    async def reset(self, stream_id: int, reason: str) -> None:
-        """End the stream with an error code of RFC 9113 section 7."""
-        await self._protocol.reset(stream_id, h2.errors.ErrorCodes[reason])
-
-    async def sent(self, stream_id: int) -> None:
-        """Wait until the end of the response has gone out."""
-        await self._protocol.sent(stream_id)
 
 
 class _Protocol(H2Protocol):
@@ -238,17 +223,18 @@ class _Protocol(H2Protocol):
         config.h2_max_header_list_size = owner.site.config.max_header_size
         state = ConnectionState(owner.site.state)
         super().__init__(
-            owner.site.app,  # type: ignore[arg-type]
+            owner.site.app,  # type: ignore[arg-type]  # never called: `spawn_app` takes ours
             config,
             WorkerContext(None),
-            owner,  # type: ignore[arg-type]
+            owner,  # type: ignore[arg-type]  # as much of a task group as the protocol needs
             state,
             True,  # noqa: FBT003 - Hypercorn's signature
             *owner.addresses,
             owner.write,
         )
         self._owner = owner
-        self._owed = 0
+        self._owed = 0  # octets of the connection's window that the client has used up and not got back
+        self.held = 0  # octets that wait for their applications
         self._resets = 0
         self._unsent: dict[int, trio.Event] = {}
         self.connection.local_settings = h2.settings.Settings(
@@ -264,14 +250,24 @@ class _Protocol(H2Protocol):
         if stream is not None:
             await stream.app_send(message)
 
-    async def credit(self, stream_id: int, octets: int) -> None:
-        with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
-            self.connection.increment_flow_control_window(octets, stream_id)
+    async def consumed(self, stream_id: int, octets: int, *, more: bool) -> None:
+        self.held -= octets
+        if more:
+            with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
+                self.connection.increment_flow_control_window(octets, stream_id)
+        await self._grant()
+
+    async def _grant(self) -> None:
+        """Give the connection's own window back early, as far as there is room, so that no stream waits for another."""
+        if self._owed >= _WINDOW_STEP and self.held <= HELD_LIMIT:
+            with contextlib.suppress(h2.exceptions.ProtocolError):
+                self.connection.increment_flow_control_window(self._owed)
+            self._owed = 0
         await self._flush()
 
-    async def reset(self, stream_id: int, code: h2.errors.ErrorCodes) -> None:
+    async def reset(self, stream_id: int, reason: str) -> None:
         with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
-            self.connection.reset_stream(stream_id, code)
+            self.connection.reset_stream(stream_id, h2.errors.ErrorCodes[reason])
         await self._flush()
         if stream_id in self.stream_buffers:
             # The sending task finds the stream closed, and forgets its buffer.
@@ -317,19 +313,17 @@ class _Protocol(H2Protocol):
     async def _data_received(self, event: h2.events.DataReceived) -> None:
         octets = event.flow_controlled_length or 0
         self._owed += octets
-        if self._owed >= _WINDOW_STEP:
-            self.connection.increment_flow_control_window(self._owed)
-            self._owed = 0
-            await self._flush()
         stream = self._owner.streams.get(event.stream_id)
         if stream is not None:
+            self.held += octets
             stream.data_arrived(bytes(event.data or b""), octets)
+        await self._grant()
 
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
         stream_id = request.stream_id
         pseudo = {bytes(name): bytes(value) for name, value in request.headers if name.startswith(b":")}
         if pseudo[b":method"] == b"CONNECT" or not all(0x20 < octet < 0x7F for octet in pseudo[b":path"]):
-            await self.reset(stream_id, h2.errors.ErrorCodes.PROTOCOL_ERROR)
+            await self.reset(stream_id, "PROTOCOL_ERROR")
         else:
             self._owner.opening = stream_id
             await super()._create_stream(request)

@@ -21,8 +21,8 @@ class Line(Protocol):
     async def forward(self, stream_id: int, message: Any) -> None:
         """Send an ASGI message of a response; waits for flow control."""
 
-    async def credit(self, stream_id: int, octets: int) -> None:
-        """Let the client send so much more on this stream."""
+    async def consumed(self, stream_id: int, octets: int, *, more: bool) -> None:
+        """Note that so much of the request was used up; the client may send as much again, where more is due."""
 
     async def reset(self, stream_id: int, reason: str) -> None:
         """End the stream with an error code of RFC 9113 section 7."""
@@ -46,7 +46,7 @@ class Http2Stream:
         self._write_timeout = write_timeout
         self._body_timeout = body_timeout
         self._inbox: list[bytes] = []
-        self._owed = 0  # octets of flow control that the client has used up and not got back
+        self.owed = 0  # octets of flow control that the client has used up and not got back
         self._ended = False  # the client has sent its whole request
         self._body_read = False  # the application was given the last piece of the body
         self._gone = False  # nothing can reach the client any more
@@ -62,7 +62,7 @@ class Http2Stream:
     def data_arrived(self, data: bytes, octets: int) -> None:
         """Take a piece of the request's body, which used `octets` of flow control."""
         self._inbox.append(data)
-        self._owed += octets
+        self.owed += octets
         self._arrival.set()
 
     def request_ended(self) -> None:
@@ -102,11 +102,14 @@ class Http2Stream:
     async def _take(self) -> Message:
         data = b"".join(self._inbox)
         self._inbox.clear()
-        owed, self._owed = self._owed, 0
         self._body_read = self._ended
-        if owed and not self._ended:
-            await self._line.credit(self._id, owed)
+        await self._consume()
         return {"type": "http.request", "body": data, "more_body": not self._body_read}
+
+    async def _consume(self) -> None:
+        if self.owed:
+            owed, self.owed = self.owed, 0
+            await self._line.consumed(self._id, owed, more=not self._ended)
 
     async def _overdue(self) -> None:
         if self._start is None:
@@ -163,7 +166,9 @@ class Http2Stream:
         await self.send({"type": "http.response.body", "body": refusal.body})
 
     async def finish(self) -> None:
-        """Leave no stream open after the application has returned."""
+        """Leave no stream open, and nothing of its request in memory, after the application has returned."""
+        self._inbox.clear()
+        await self._consume()
         if not self._gone and not self._started:
             await self.answer(Refusal(500, "The server failed to handle this request."))
         if not self._complete:

@@ -38,7 +38,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         self._writing = False
         self._closed = False
         if sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._set_where_known("TCP_NODELAY", 1)
             self._set_where_known("TCP_NOTSENT_LOWAT", _NOT_SENT_LOW_WATER)
             self._set_where_known("TCP_USER_TIMEOUT", int(write_timeout * 1000))
 

@@ -71,13 +71,17 @@ async def serve_until_signal(
             raise failure
 
 
+def _to_stderr(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+
+
 def supervise(
     worker_main: Callable[[Sequence[socket.socket]], None],
     sockets: Sequence[socket.socket],
     *,
     workers: int,
     shutdown_grace: float,
-    report: Callable[[str], None] = lambda message: print(message, file=sys.stderr, flush=True),  # noqa: T201
+    report: Callable[[str], None] = _to_stderr,
 ) -> int:
     """Run `worker_main(sockets)` in `workers` child processes until SIGTERM or SIGINT; return an exit status.
 

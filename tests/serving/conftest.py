@@ -91,7 +91,7 @@ async def connect(nursery: trio.Nursery) -> AsyncIterator[Connect]:
         ours, theirs = tcp_pair() if tcp else socket.socketpair()
         ours.settimeout(0)
         reports: list[BaseException] = []
-        site = Site(app, ServeConfig(report=reports.append, **fields), {})
+        site = Site(app, ServeConfig(**{"report": reports.append, **fields}), {})
         transport = SocketTransport(theirs, site.config.write_timeout)
         peer = Peer(ours, Http1Connection(site, transport, transport), reports)
         peers.append(peer)

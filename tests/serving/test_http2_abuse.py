@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import contextlib
 import ssl
+from functools import partial
 
 import h2.errors
+import h2.exceptions
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llm_proxy.serving import http2
-from tests.serving.applications import Echo, Hold
+from llm_proxy.serving.asgi import Receive, Scope, Send
+from tests.serving.applications import Echo, Hold, body, read_all, respond, saying, start
 from tests.serving.conftest import ServeTls
 from tests.serving.http2_client import Headers, connect_http2
 
@@ -159,3 +163,43 @@ async def test_what_outlives_the_grace_is_cut(
         assert client.closed
         assert app.running == 0
     assert server.reports == []
+
+
+async def test_what_waits_for_applications_is_bounded_for_a_connection(
+    serve_tls: ServeTls, trust: ssl.SSLContext
+) -> None:
+    gate = trio.Event()
+    got: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        await gate.wait()
+        got.append(len(await read_all(receive)))
+        await respond(send, b"")
+
+    async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
+        numbers = [await client.ask(method="POST", end=False) for _ in range(20)]
+        async with trio.open_nursery() as nursery:
+            for number in numbers:
+                nursery.start_soon(partial(client.send, number, b"x" * 60_000, end=True))
+            with trio.move_on_after(5):
+                while client.h2.outbound_flow_control_window:
+                    await wait_all_tasks_blocked(0.01)
+            assert client.h2.outbound_flow_control_window == 0
+            assert got == []
+            gate.set()
+        for number in numbers:
+            assert (await client.reply(number)).status == 200
+    assert got == [60_000] * 20
+
+
+async def test_unread_requests_leave_no_debt(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    """Else a connection would stand still after a while."""
+    app = saying(start(200, (b"content-length", b"0")), body())
+    async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
+        with trio.fail_after(10):
+            for _ in range(60):
+                number = await client.ask(method="POST", end=False)
+                with contextlib.suppress(h2.exceptions.StreamClosedError):
+                    await client.send(number, b"x" * 40_000, end=True)
+                assert (await client.reply(number)).status == 200
