@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 from attrs import evolve
 
-from db.errors import CommitUnknown, DatabaseError
+from db.errors import BrokenReference, CommitUnknown, DatabaseError, Duplicate, Refused
 from db.queries import ledger as books
+from llm_proxy import log
 from llm_proxy.errors import DatabaseUnavailable, ProxyError
-from llm_proxy.ledger.transaction import Application, Batch, Grant, Result, Settlement, transact
+from llm_proxy.ledger.portion import Portion, Ticket
+from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, transact
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from db.database import Database
     from db.records import Worker
@@ -35,44 +37,17 @@ MISSED_HEARTBEATS = 4
 #: Reservations of dead workers swept in one transaction.
 SWEEP_CHUNK = 200
 
+#: What the database says of rows that it will not have, however often they are tried.
+_REFUSALS = (BrokenReference, Duplicate, Refused)
+
+_log = log.logger("ledger")
+
 
 class Observer(Protocol):
     """Told of every shared transaction that was committed."""
 
     def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None:
         """`seconds` from the hop to the commit; how many admissions were decided and settlements written."""
-
-
-class _Ticket:
-    """One application's place in the queue, and the task that waits there."""
-
-    __slots__ = ("answered", "application", "decision", "queued", "task")
-
-    def __init__(self, application: Application) -> None:
-        self.application = application
-        self.queued = trio.current_time()
-        self.task = trio.lowlevel.current_task()
-        self.answered = False
-        self.decision: Grant | ProxyError
-
-    async def wait(self) -> Grant | ProxyError:
-        """Sleep until `answer`. Cancelling takes the ticket out of the game: whatever is decided then is void."""
-
-        def give_up(_: object) -> trio.lowlevel.Abort:
-            self.answered = True
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(give_up)
-        return self.decision
-
-    def answer(self, decision: Grant | ProxyError) -> bool:
-        """Wake the task; False if it does not wait any more."""
-        if self.answered:
-            return False
-        self.answered = True
-        self.decision = decision
-        trio.lowlevel.reschedule(self.task)
-        return True
 
 
 class Ledger:
@@ -103,16 +78,15 @@ class Ledger:
         self._exclusive = exclusive
         self._heartbeat = heartbeat
         self._dead_after = MISSED_HEARTBEATS * heartbeat
-        self._waiting: deque[_Ticket] = deque()
+        self._waiting: deque[Ticket] = deque()
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[Settlement] = deque()
         # Admissions that were refused because their commit's fate is unknown, by request id.
         self._uncertain: list[str] = []
         self._wake = trio.Event()
         self._idle = trio.Event()
-        # Those whose transaction is running.
-        self._deciding: list[_Ticket] = []
-        self._writing = False
+        # The work of the running transaction comes last; before it what follows, the next one last.
+        self._under_way: list[Portion] = []
         self._away = False
         self._running = False
         self._next_beat = -math.inf
@@ -130,12 +104,20 @@ class Ledger:
     @property
     def unsettled(self) -> int:
         """Settlements that are not written yet."""
-        return len(self._unsettled) + len(self._doubtful) + len(self._uncertain)
+        under_way = sum(len(portion.settlements) for portion in self._under_way)
+        return under_way + len(self._unsettled) + len(self._doubtful) + len(self._uncertain)
+
+    @property
+    def lag(self) -> float:
+        """Seconds since the oldest of the requests ended that are not settled yet; 0 where there is none."""
+        queues = [self._unsettled, self._doubtful, *(portion.settlements for portion in self._under_way)]
+        ends = [queue[0].row.settled_at for queue in queues if queue]
+        return max(0.0, (datetime.now(UTC) - min(ends)).total_seconds()) if ends else 0.0
 
     @property
     def busy(self) -> bool:
         """Whether anything is queued, or on its way to the database."""
-        return bool(self._waiting) or self.unsettled > 0 or self._writing
+        return bool(self._waiting) or self.unsettled > 0 or bool(self._under_way)
 
     async def admit(self, application: Application) -> Grant:
         """Wait for the decision of the next shared transaction.
@@ -145,9 +127,9 @@ class Ledger:
         Raises:
             ProxyError: the request is refused.
         """
-        if not self.alive or self.unsettled >= MAX_UNSETTLED:
+        if not self.alive or len(self._unsettled) + len(self._doubtful) >= MAX_UNSETTLED:
             raise DatabaseUnavailable
-        ticket = _Ticket(application)
+        ticket = Ticket(application)
         self._waiting.append(ticket)
         self._wake.set()
         decision = await ticket.wait()
@@ -192,9 +174,10 @@ class Ledger:
         while True:
             await trio.sleep(ADMISSION_DEADLINE / 6)
             latest = trio.current_time() - ADMISSION_DEADLINE
-            for ticket in (*self._deciding, *self._waiting):
-                if ticket.queued <= latest:
-                    ticket.answer(DatabaseUnavailable())
+            for tickets in (*(portion.tickets for portion in self._under_way), self._waiting):
+                for ticket in tickets:
+                    if ticket.queued <= latest:
+                        ticket.answer(DatabaseUnavailable())
 
     async def drain(self) -> None:
         """Wait until every settlement so far is in the database, then take this worker off the list.
@@ -206,57 +189,81 @@ class Ledger:
         await self._database.write(books.retire, self._worker.id)
 
     async def _write_next(self) -> None:
-        """Commit one batch of what has come together, and wake those who wait for it."""
+        """Commit what has come together in one transaction, or in several where that one is refused."""
         tickets = self._take_tickets()
         doubtful = bool(self._doubtful)
         queue = self._doubtful if doubtful else self._unsettled
         settlements = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
-        if not tickets and not settlements:
-            return
-        batch = Batch(self._worker.id, [ticket.application for ticket in tickets], settlements, doubtful)
-        started = trio.current_time()
-        self._writing = True
-        self._deciding = tickets
+        if tickets or settlements:
+            self._under_way.append(Portion(tickets, settlements, doubtful))
         try:
-            decisions = await self._commit(batch)
+            while self._under_way:
+                await self._write_portion(self._under_way[-1])
         except DatabaseError as error:
-            self._put_back(batch, tickets, error)
+            self._put_back(unknown=isinstance(error, CommitUnknown))
             await self._wait_for_database()
+
+    async def _write_portion(self, portion: Portion) -> None:
+        """Commit one transaction, and wake those who wait for it."""
+        started = trio.current_time()
+        try:
+            decisions = await self._commit(portion)
+        except Exception as error:
+            if isinstance(error, DatabaseError) and not isinstance(error, _REFUSALS):
+                raise
+            await self._cut(portion, error)
             return
-        finally:
-            self._writing = False
-            self._deciding = []
-        self._away = False
-        self._observer.observe_transaction(trio.current_time() - started, len(tickets), len(settlements))
-        for ticket, decision in zip(tickets, decisions, strict=True):
+        self._under_way.pop()
+        self._observer.observe_transaction(
+            trio.current_time() - started, len(portion.tickets), len(portion.settlements)
+        )
+        for ticket, decision in zip(portion.tickets, decisions, strict=True):
             if not ticket.answer(decision) and isinstance(decision, Grant):
                 self.settle(decision, Result(outcome="void"))
 
-    async def _commit(self, batch: Batch) -> list[Grant | ProxyError]:
-        now = datetime.now(UTC)
+    async def _cut(self, portion: Portion, error: Exception) -> None:
+        """Look for the rows that are to blame for a refusal, so that they keep nobody else from being written.
+
+        Raises:
+            DatabaseError: the database does not even take a heartbeat, so it is not these rows.
+        """
+        parts = portion.parts()
+        if not parts:
+            await self._database.write(books.beat, self._worker)
+            portion.give_up(error)
+        self._under_way[-1:] = reversed(parts)
+
+    async def _commit(self, portion: Portion) -> list[Grant | ProxyError]:
+        now, batch = datetime.now(UTC), portion.batch(self._worker.id)
         try:
             return await self._database.write(transact, batch, now)
         except books.ReservationsMissing:
             return await self._database.write(transact, evolve(batch, doubtful=True), now)
 
-    def _take_tickets(self) -> list[_Ticket]:
-        tickets: list[_Ticket] = []
+    def _take_tickets(self) -> list[Ticket]:
+        tickets: list[Ticket] = []
         while self._waiting and len(tickets) < MAX_BATCH:
             ticket = self._waiting.popleft()
             if not ticket.answered:
                 tickets.append(ticket)
         return tickets
 
-    def _put_back(self, batch: Batch, tickets: Iterable[_Ticket], error: DatabaseError) -> None:
-        """Keep what must be written, refuse those who wait."""
+    def _put_back(self, *, unknown: bool) -> None:
+        """Keep what must be written, refuse those who wait.
+
+        Args:
+            unknown: the running transaction may have been committed all the same.
+        """
         self._away = True
-        unknown = isinstance(error, CommitUnknown)
-        keep = self._doubtful if batch.doubtful or unknown else self._unsettled
-        keep.extendleft(reversed(batch.settlements))
-        for ticket in tickets:
-            ticket.answer(DatabaseUnavailable())
-            if unknown:
-                self._uncertain.append(ticket.application.id)
+        running = self._under_way[-1]
+        for portion in self._under_way:
+            doubtful = portion.doubtful or (unknown and portion is running)
+            (self._doubtful if doubtful else self._unsettled).extendleft(reversed(portion.settlements))
+            for ticket in portion.tickets:
+                ticket.answer(DatabaseUnavailable())
+        if unknown:
+            self._uncertain += [ticket.application.id for ticket in running.tickets]
+        self._under_way.clear()
 
     async def _wait_for_database(self) -> None:
         """Refuse all comers and probe until a transaction gets through."""
@@ -286,11 +293,22 @@ class Ledger:
             moment = await self._database.write(books.beat, self._worker)
             orphans = await self._database.read(books.find_orphans, moment, dead_after, SWEEP_CHUNK)
             if orphans:
-                await self._database.write(books.sweep, orphans, moment)
-                if len(orphans) == SWEEP_CHUNK:
+                swept = await self._sweep(orphans, moment)
+                if swept and len(orphans) == SWEEP_CHUNK:
                     self._next_beat = now
             else:
                 await self._database.write(books.forget_dead_workers, moment, timedelta(seconds=self._dead_after))
         except DatabaseError:
             self._away = True
             await self._wait_for_database()
+
+    async def _sweep(self, orphans: Sequence[str], now: datetime) -> int:
+        """Settle orphans as `unknown`, but for those that the database will not have so; return how many it had."""
+        try:
+            return await self._database.write(books.sweep, orphans, now)
+        except _REFUSALS as error:
+            if len(orphans) == 1:
+                _log.error("a dead worker's request cannot be settled", request_id=orphans[0], exc_info=error)
+                return 0
+        middle = len(orphans) // 2
+        return await self._sweep(orphans[:middle], now) + await self._sweep(orphans[middle:], now)

@@ -1,4 +1,4 @@
-"""A migrated database, open, for the tests of the ledger."""
+"""A migrated database, open, for the tests of the ledger, and a writer that soon tries again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 from db.database import Database, opened
 from db.dsn import Target
 from db.options import Options
+from llm_proxy.ledger import writer
 
 
 @pytest.fixture
@@ -16,3 +17,8 @@ def database(migrated_target: Target) -> Iterator[Database]:
     with opened(migrated_target, Options()) as database:
         yield database
         assert database.checked_out == 0
+
+
+@pytest.fixture(autouse=True)
+def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "RETRY_INTERVAL", 0.02)

@@ -1,0 +1,200 @@
+"""Rows that the database will not have: they are given up alone, and keep nobody else from being written."""
+# ruff: noqa: ASYNC110 (the ledger is looked at from outside, where there is no event to wait for)
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from attrs import asdict, evolve
+from structlog.testing import capture_logs
+
+from db.dsn import Target
+from db.errors import CommitUnknown, Refused, Unavailable
+from db.queries import ledger as books
+from llm_proxy.errors import DatabaseUnavailable
+from llm_proxy.ledger import Application, Grant, Result
+from llm_proxy.ledger.transaction import Settlement
+from tests.db.queries.books import a_settled_request
+from tests.ledger.stage import Scene, scene
+
+OK = Result(outcome="ok", status=200)
+#: More than any of the databases has room for in this column.
+TOO_LARGE = Result(outcome="ok", input_tokens=2**70)
+
+
+async def a_double(stage: Scene, grant: Grant) -> None:
+    """Write a final row for a grant behind the ledger's back; its reservation stays."""
+    row = a_settled_request(stage.token, id=grant.reservation.id, outcome="void")
+    await stage.database.real.write(books._settle, [row])
+
+
+async def settle_at_once(stage: Scene, *settlements: tuple[Grant, Result]) -> None:
+    """Queue settlements so that one transaction gets all of them, and wait until the queue is empty."""
+    for grant, result in settlements:
+        stage.ledger.settle(grant, result)
+    await stage.settled()
+
+
+async def test_settlements_that_are_refused_alone_are_dropped_and_the_others_written(migrated_target: Target) -> None:
+    async with scene(migrated_target) as stage:
+        grants = [await stage.admit() for _ in range(9)]
+        results = dict.fromkeys(range(9), OK) | {2: TOO_LARGE, 7: TOO_LARGE}
+        await a_double(stage, grants[4])
+        with capture_logs() as logs:
+            await settle_at_once(stage, *((grants[n], results[n]) for n in range(9)))
+            assert stage.alive()
+        assert await stage.outcomes() == (3, {"ok": 6, "void": 1})
+        assert [entry["settlement"]["id"] for entry in logs] == [grants[n].reservation.id for n in (2, 4, 7)]
+        assert {entry["log_level"] for entry in logs} == {"error"}
+        # The log has all that the row would have.
+        row = Settlement.of(grants[2], TOO_LARGE).row
+        shown = logs[0]["settlement"]
+        assert shown == asdict(row) | {"settled_at": shown["settled_at"]}
+        # The server goes on as before.
+        await settle_at_once(stage, (await stage.admit(), OK))
+        assert await stage.outcomes() == (3, {"ok": 7, "void": 1})
+        assert await stage.count() == 10
+
+
+async def test_one_refused_row_costs_a_few_transactions(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        grants = [await stage.admit() for _ in range(64)]
+        before = stage.database.writes
+        with capture_logs() as logs:
+            await settle_at_once(stage, *((grant, TOO_LARGE if n == 40 else OK) for n, grant in enumerate(grants)))
+        assert len(logs) == 1
+        # Each cut is a refused transaction and one that is written; the last refusal is followed by a heartbeat.
+        assert stage.database.writes - before == 2 * 6 + 2
+        assert [settled for _, settled in stage.observed.transactions if settled] == [32, 8, 1, 2, 4, 16]
+
+
+@pytest.mark.parametrize("poison", ["method", "refusal"])
+async def test_a_request_that_cannot_be_written_down_is_turned_away_alone(migrated_target: Target, poison: str) -> None:
+    def burst(_name: str) -> None:
+        raise KeyError("a rule with a mistake in it")
+
+    async with scene(migrated_target) as stage:
+        bad: dict[str, Any] = {"method": None} if poison == "method" else {"refusal": burst}
+        applications = [evolve(stage.apply(), **bad) if n == 3 else stage.apply() for n in range(8)]
+        earlier = await stage.admit()
+        turned_away: list[str] = []
+
+        async def one(application: Application) -> None:
+            try:
+                stage.ledger.settle(await stage.ledger.admit(application), OK)
+            except DatabaseUnavailable:
+                turned_away.append(application.id)
+
+        with capture_logs() as logs:
+            async with trio.open_nursery() as nursery:
+                stage.ledger.settle(earlier, OK)
+                for application in applications:
+                    nursery.start_soon(one, application)
+            await stage.settled()
+            assert stage.alive()
+        assert turned_away == [applications[3].id]
+        assert [entry["request_id"] for entry in logs] == turned_away
+        assert await stage.outcomes() == (0, {"ok": 8})
+        assert await stage.count() == 8
+
+
+async def test_those_who_leave_meanwhile_are_not_admitted(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        failures: list[Exception | None] = [Refused("no")]
+        with trio.CancelScope() as leaving:
+
+            def fail_once() -> Exception | None:
+                if not failures:
+                    return None
+                leaving.cancel()
+                return failures.pop()
+
+            stage.database.before = fail_once
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(stage.admit)
+        await stage.settled()
+        assert await stage.outcomes() == (0, {})
+        assert await stage.count() == 0
+
+
+async def test_where_not_even_a_heartbeat_is_taken_the_database_is_away(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        grants = [await stage.admit() for _ in range(5)]
+        stage.database.before = lambda: Refused("all of it")
+        for grant in grants:
+            stage.ledger.settle(grant, OK)
+        with capture_logs() as logs, trio.fail_after(5):
+            while stage.alive():
+                await trio.sleep(0.005)
+            with pytest.raises(DatabaseUnavailable):
+                await stage.admit()
+            assert stage.ledger.unsettled == 5
+            stage.database.before = lambda: None
+            await stage.settled()
+        assert logs == []
+        assert await stage.outcomes() == (0, {"ok": 5})
+
+
+@pytest.mark.parametrize("error", [Unavailable("away"), CommitUnknown("lost")])
+@pytest.mark.parametrize("committed", [True, False])
+async def test_an_outage_amid_a_refused_batch_loses_nothing(
+    tmp_path: Path, error: Exception, *, committed: bool
+) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        grants = [await stage.admit() for _ in range(8)]
+        # Refused, its first half refused, the first quarter written; then the outage comes.
+        script: list[Exception | None] = [Refused("no"), Refused("no"), None, error]
+
+        def follow() -> Exception | None:
+            return script.pop(0) if script else None
+
+        def at_last(step: Callable[[], Exception | None]) -> Callable[[], Exception | None]:
+            return lambda: step() if len(script) == 1 else None
+
+        if committed and isinstance(error, CommitUnknown):
+            stage.database.before = lambda: follow() if len(script) != 1 else None
+            stage.database.after = at_last(follow)
+        else:
+            stage.database.before = follow
+        await settle_at_once(stage, *((grant, OK) for grant in grants))
+        assert script == []
+        assert stage.alive()
+        assert await stage.outcomes() == (0, {"ok": 8})
+        assert await stage.count() == 8
+
+
+async def test_a_dead_worker_s_row_that_is_refused_keeps_no_other_from_being_swept(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        grants = [await stage.admit() for _ in range(5)]
+        await a_double(stage, grants[1])
+        ids = [grant.reservation.id for grant in grants]
+        with capture_logs() as logs:
+            swept = await stage.ledger._sweep(ids, grants[0].reservation.admitted_at)
+        assert swept == 4
+        assert [entry["request_id"] for entry in logs] == [ids[1]]
+        assert await stage.outcomes() == (1, {"unknown": 4, "void": 1})
+
+
+async def test_the_lag_is_the_age_of_the_oldest_settlement(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        first, second = await stage.admit(), await stage.admit()
+        assert stage.ledger.lag == 0
+        stage.database.gate = trio.Event()
+        settlement = Settlement.of(first, OK)
+        minute_ago = settlement.row.settled_at - timedelta(minutes=1)
+        stage.ledger._unsettled.append(evolve(settlement, row=evolve(settlement.row, settled_at=minute_ago)))
+        stage.ledger.settle(second, OK)
+        assert 60 <= stage.ledger.lag < 65
+        await trio.sleep(0.01)  # they are in a transaction now, which hangs
+        assert stage.ledger.unsettled == 2
+        assert 60 <= stage.ledger.lag < 65
+        stage.database.gate.set()
+        stage.database.gate = None
+        await stage.settled()
+        assert stage.ledger.lag == 0
