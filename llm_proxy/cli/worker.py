@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import partial
@@ -80,22 +82,55 @@ def url_of(settings: Settings, address: Address) -> str:
     return f"{scheme}://{ListenAddress(address[0], address[1] or 0)}"
 
 
+@define(eq=False)
+class Termination:
+    """SIGTERM outside of serving: it ends the process before, as ever, and says nothing new once it is obeyed.
+
+    A process that has drained must not end as one that was killed because it was told twice.
+
+    Attributes:
+        obeyed: the process is on its way out.
+    """
+
+    obeyed: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        """Listen from now on, for the rest of the process."""
+        signal.signal(signal.SIGTERM, self._told)
+
+    def _told(self, number: int, frame: object) -> None:
+        if not self.obeyed:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def ignore(self) -> None:
+        """Be deaf while the interpreter is taken down, which would give the signal its old meaning."""
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def work(settings: Settings, sockets: Sequence[socket.socket]) -> None:
     """Migrate, serve until SIGTERM or Ctrl-C, and drain.
 
     Raises:
         Exception: whatever kept the application from starting, in the words of its maker.
     """
-    trio.run(_work, settings, sockets)
+    termination = Termination()
+    trio.run(_work, settings, sockets, termination)
+    termination.ignore()
 
 
-async def _work(settings: Settings, sockets: Sequence[socket.socket]) -> None:
+async def _work(settings: Settings, sockets: Sequence[socket.socket], termination: Termination) -> None:
     app = Startable(create_app(settings))
     config = serve_config(settings, sockets)
     events = log.logger("server")
+
+    def begin_drain() -> None:
+        termination.obeyed = True
+        app.app.begin_drain()
+
     try:
         async with trio.open_nursery() as nursery:
-            serving = partial(serve_until_signal, app, config, on_drain=app.app.begin_drain)
+            serving = partial(serve_until_signal, app, config, on_drain=begin_drain)
             addresses = await nursery.start(serving)
             events.info("serving", urls=[url_of(settings, address) for address in addresses])
     except* LifespanFailed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 import trio
 
 from db.target import Target
+from tests.databases.kinds import on
 from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers
 from tests.scenarios import books
@@ -101,3 +103,14 @@ def test_an_idle_server_stops_at_once(start_server: StartServer, migrated_env: d
     for _ in range(signals):
         server.terminate()
     assert server.wait(timeout=5) == 0, server.output
+
+
+@on("sqlite")
+def test_a_server_that_is_told_again_and_again_ends_as_well(
+    start_server: StartServer, migrated_env: dict[str, str]
+) -> None:
+    server = start_server(migrated_env)
+    while server.process.running:
+        server.terminate()
+        time.sleep(0.001)
+    assert server.wait() == 0, server.output
