@@ -1,0 +1,376 @@
+"""Whatever the proxy refuses, each SDK raises its own exception for it, with our code on it."""
+# ruff: noqa: ASYNC110 (what is waited for happens in other processes)
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx2
+import openai
+import pytest
+import trio
+from attrs import field, frozen
+
+from benchmarks.processes import Upstream
+from tests.databases.kinds import Kind
+from tests.databases.scratch import Databases
+from tests.harness.deployment import UPSTREAM_KEY, Deployment
+from tests.scenarios.gateway import ORIGIN, TEAM, figure, open_gateway
+from tests.scenarios.sdk import ASK, CLAUDE, GPT, LAX_GENERATORS, claude, gpt, items
+
+pytestmark = [pytest.mark.filterwarnings(*LAX_GENERATORS)]
+
+LARGEST = 100_000
+AT_ONCE = 3
+#: Retries that a client of these tests could afford, where the point is that it makes none.
+RETRIES = 3
+
+Fields = dict[str, Any]
+
+
+@frozen
+class Sdk:
+    """One of the two SDKs.
+
+    Attributes:
+        provider: the name of its plain provider, and the beginning of the names of the others.
+        make: opens a client, as `gpt` and `claude` do.
+        errors: the module with its exceptions.
+        endpoint: the path that its strict provider allows, below the client's base URL.
+        ask: makes a small request with a client; further arguments replace its own.
+        omitted: what takes a header away that the SDK would send.
+    """
+
+    provider: str
+    make: Any
+    errors: Any
+    endpoint: str
+    ask: Callable[..., Any]
+    omitted: Any
+
+    def code(self, error: Any) -> Any:
+        """The code that the SDK found in the body of a refusal."""
+        return error.code if self.provider == "openai" else error.error_code
+
+    def in_body(self, error: Any) -> Any:
+        """The code in `error.body`, which OpenAI's SDK has unwrapped."""
+        return error.body["code"] if self.provider == "openai" else error.body["error"]["code"]
+
+
+def ask_gpt(client: Any, **more: Any) -> Any:
+    return client.chat.completions.create(**{"model": GPT, "messages": ASK, **more})
+
+
+def ask_claude(client: Any, **more: Any) -> Any:
+    return client.messages.create(**{"model": CLAUDE, "max_tokens": 20, "messages": ASK, **more})
+
+
+OPENAI = Sdk("openai", gpt, openai, "/chat/completions", ask_gpt, openai.Omit())
+ANTHROPIC = Sdk("anthropic", claude, anthropic, "/v1/messages", ask_claude, anthropic.Omit())
+SDKS = pytest.mark.parametrize("sdk", [OPENAI, ANTHROPIC], ids=["openai", "anthropic"])
+
+
+@pytest.fixture(scope="module")
+def gateway_settings() -> dict[str, str]:
+    return {"MAX_REQUEST_SIZE": str(LARGEST), "MAX_CONCURRENT_REQUESTS": str(AT_ONCE)}
+
+
+@frozen
+class Case:
+    """A refusal and how to get it.
+
+    Attributes:
+        code, status: what the contract says.
+        error: the exception of both SDKs, or of each.
+        kind: which of the providers, such as `-strict`.
+        token: the fields of the new token.
+        spoil: does something about the token after it was made; returns what to send instead of it, if anything.
+        call: makes the request; the usual one where None.
+        headers: added to every request.
+    """
+
+    code: str
+    status: int
+    error: str | tuple[str, str]
+    kind: str = ""
+    token: Fields = field(factory=dict)
+    spoil: Callable[[Deployment, Fields], str | None] = lambda _deployment, _token: None
+    call: Callable[[Sdk, Any], Any] | None = None
+    headers: dict[str, str] = field(factory=dict)
+
+    def exception(self, sdk: Sdk) -> type[Exception]:
+        """The exception that this SDK has for it."""
+        name = self.error if isinstance(self.error, str) else self.error[sdk is ANTHROPIC]
+        found: type[Exception] = getattr(sdk.errors, name, None) or getattr(sdk.errors._exceptions, name)
+        return found
+
+
+def revoked(deployment: Deployment, token: Fields) -> None:
+    deployment.server.manage("DELETE", f"/tokens/{token['id']}")
+
+
+def withered(deployment: Deployment, token: Fields) -> None:
+    soon = datetime.now(UTC) + timedelta(seconds=1)
+    deployment.server.manage("PATCH", f"/tokens/{token['id']}", {"expires_at": soon.isoformat()})
+    time.sleep(1.01)
+
+
+def deactivated(deployment: Deployment, token: Fields) -> None:
+    deployment.server.manage("PATCH", f"/projects/{token['project_id']}", {"active": False})
+
+
+def used_up(deployment: Deployment, token: Fields) -> None:
+    for _ in range(token["max_requests"]):
+        trio.run(deployment.server.request, "GET", "/v1/models", [("x-api-key", token["token"])])
+
+
+def without_token(sdk: Sdk, client: Any) -> Any:
+    headers = {"Authorization": sdk.omitted, "X-Api-Key": sdk.omitted}
+    return sdk.ask(client, extra_headers=headers)
+
+
+def below(sdk: Sdk, path: str) -> str:
+    return path if sdk is OPENAI else f"/v1{path}"
+
+
+STRICT = {"Origin": ORIGIN, TEAM: "blue"}
+CASES = [
+    Case("token_missing", 401, "AuthenticationError", call=without_token),
+    Case("token_invalid", 401, "AuthenticationError", spoil=lambda _d, _t: "sk-" + "x" * 43),
+    Case("token_invalid", 401, "AuthenticationError", spoil=lambda _d, _t: "not-even-in-form"),
+    Case("token_inactive", 401, "AuthenticationError", spoil=revoked),
+    Case("token_expired", 401, "AuthenticationError", spoil=withered),
+    Case("project_inactive", 403, "PermissionDeniedError", spoil=deactivated),
+    Case("origin_not_allowed", 403, "PermissionDeniedError", "-strict", headers={**STRICT, "Origin": "https://evil"}),
+    Case("endpoint_not_allowed", 404, "NotFoundError", "-strict", call=lambda _sdk, client: client.models.list()),
+    Case(
+        "method_not_allowed",
+        405,
+        "APIStatusError",
+        "-strict",
+        headers=STRICT,
+        call=lambda sdk, client: client.get(sdk.endpoint, cast_to=object),
+    ),
+    Case("header_required", 400, "BadRequestError", "-strict", headers={"Origin": ORIGIN}),
+    Case(
+        "parameter_not_allowed",
+        400,
+        "BadRequestError",
+        "-strict",
+        headers=STRICT,
+        call=lambda sdk, client: sdk.ask(client, model="the-most-expensive-one"),
+    ),
+    Case(
+        "invalid_json",
+        400,
+        "BadRequestError",
+        "-strict",
+        headers=STRICT,
+        call=lambda sdk, client: client.post(sdk.endpoint, content=b'{"model": ', cast_to=object),
+    ),
+    Case(
+        "invalid_path",
+        400,
+        "BadRequestError",
+        call=lambda sdk, client: client.get(below(sdk, "/models/%2e%2e/files"), cast_to=object),
+    ),
+    Case(
+        "request_too_large",
+        413,
+        ("APIStatusError", "RequestTooLargeError"),
+        call=lambda sdk, client: sdk.ask(client, messages=[{"role": "user", "content": "x" * LARGEST}]),
+    ),
+    Case("request_limit_exceeded", 429, "RateLimitError", token={"max_requests": 1}, spoil=used_up),
+    Case("upstream_unreachable", 502, "InternalServerError", "-absent"),
+    Case("upstream_unreachable", 502, "InternalServerError", headers={"x-upstream-fault": "reset-early"}),
+    Case(
+        "upstream_timeout",
+        504,
+        ("InternalServerError", "GatewayTimeoutError"),
+        "-silent",
+        headers={"x-scripted-delay": "60"},
+    ),
+]
+
+
+@asynccontextmanager
+async def raises(sdk: Sdk, code: str, status: int, exception: type[Exception]) -> AsyncIterator[None]:
+    """Expect a refusal, and look at everything that the SDK makes of it."""
+    with pytest.raises(exception) as caught:
+        yield
+    error: Any = caught.value
+    assert (error.status_code, sdk.code(error), sdk.in_body(error)) == (status, code, code)
+    assert error.type
+    assert error.request_id == error.response.headers["x-llm-proxy-request-id"]
+    message = error.body["message"] if sdk is OPENAI else error.body["error"]["message"]
+    assert message in str(error)
+    if status == 503:
+        assert int(error.response.headers["retry-after"]) >= 1
+
+
+@SDKS
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.code}{case.kind}")
+def test_each_refusal_is_the_sdks_own_exception(gateway: Deployment, sdk: Sdk, case: Case) -> None:
+    project = gateway.new_project(provider=sdk.provider + case.kind)
+    token = gateway.new_token(project["id"], **case.token)
+    secret = case.spoil(gateway, token) or token["token"]
+
+    async def meet() -> None:
+        async with (
+            sdk.make("async", gateway.server.url, secret, default_headers=case.headers) as client,
+            raises(sdk, case.code, case.status, case.exception(sdk)),
+        ):
+            await (case.call or (lambda sdk, client: sdk.ask(client)))(sdk, client)
+
+    trio.run(meet)
+
+
+@SDKS
+def test_the_blocking_client_raises_the_same(gateway: Deployment, sdk: Sdk) -> None:
+    async def meet() -> None:
+        async with (
+            sdk.make("sync", gateway.server.url, "sk-" + "x" * 43) as client,
+            raises(sdk, "token_invalid", 401, sdk.errors.AuthenticationError),
+        ):
+            sdk.ask(client)
+
+    trio.run(meet)
+
+
+@SDKS
+async def test_the_strict_provider_serves_who_keeps_its_rules(gateway: Deployment, sdk: Sdk) -> None:
+    project = gateway.new_project(provider=f"{sdk.provider}-strict")
+    secret = gateway.new_secret(project["id"])
+    async with sdk.make("async", gateway.server.url, secret, default_headers=STRICT) as client:
+        assert (await sdk.ask(client)).id
+
+
+@SDKS
+async def test_a_limit_that_is_used_up_is_not_retried(gateway: Deployment, sdk: Sdk) -> None:
+    project = gateway.new_project(provider=sdk.provider)
+    secret = gateway.new_secret(project["id"], max_requests=1)
+    count = {"name": "llm_proxy_refusals_total", "code": "request_limit_exceeded"}
+    before = figure(gateway, **count)
+    async with sdk.make("async", gateway.server.url, secret, max_retries=RETRIES) as client:
+        await sdk.ask(client)
+        started = trio.current_time()
+        with pytest.raises(sdk.errors.RateLimitError):
+            await sdk.ask(client)
+    assert trio.current_time() - started < 0.4
+    assert figure(gateway, **count) == before + 1
+    assert gateway.upstream.counts()["requests"] == 1
+
+
+@SDKS
+async def test_overloaded(gateway: Deployment, sdk: Sdk) -> None:
+    project = gateway.new_project(provider=sdk.provider)
+    secret = gateway.new_secret(project["id"])
+    gateway.upstream.hold()
+    async with sdk.make("async", gateway.server.url, secret) as client, trio.open_nursery() as nursery:
+        for _ in range(AT_ONCE):
+            nursery.start_soon(sdk.ask, client)
+        await trio.to_thread.run_sync(lambda: gateway.upstream.wait(in_flight=AT_ONCE))
+        async with raises(sdk, "overloaded", 503, sdk.errors.InternalServerError):
+            await sdk.ask(client)
+        gateway.upstream.release()
+    assert gateway.upstream.counts()["requests"] == AT_ONCE
+
+
+@SDKS
+async def test_an_overload_that_passes_is_got_over_by_retrying(gateway: Deployment, sdk: Sdk) -> None:
+    """The SDKs wait for as long as `Retry-After` says, one second, and the caller never learns of it."""
+    project = gateway.new_project(provider=sdk.provider)
+    secret = gateway.new_secret(project["id"])
+    gateway.upstream.hold()
+    async with sdk.make("async", gateway.server.url, secret, max_retries=1) as client, trio.open_nursery() as nursery:
+        for _ in range(AT_ONCE):
+            nursery.start_soon(sdk.ask, client)
+        await trio.to_thread.run_sync(lambda: gateway.upstream.wait(in_flight=AT_ONCE))
+        refused = figure(gateway, "llm_proxy_refusals_total", code="overloaded")
+        nursery.start_soon(sdk.ask, client)
+        with trio.fail_after(5):
+            while figure(gateway, "llm_proxy_refusals_total", code="overloaded") == refused:
+                await trio.sleep(0.01)
+        gateway.upstream.release()
+    assert gateway.upstream.counts()["answered"] == AT_ONCE + 1
+
+
+@SDKS
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 422, 429, 500, 503, 529])
+async def test_the_providers_own_errors_pass_unchanged(gateway: Deployment, sdk: Sdk, status: int) -> None:
+    secret = gateway.new_secret(gateway.new_project(provider=sdk.provider)["id"])
+    directed = {"x-scripted-status": str(status)}
+    met: list[Any] = []
+    for url, key in ((gateway.server.url, secret), (gateway.upstream.url, UPSTREAM_KEY)):
+        async with sdk.make("async", url, key, default_headers=directed) as client:
+            with pytest.raises(sdk.errors.APIStatusError) as caught:
+                await sdk.ask(client)
+            met.append(caught.value)
+    proxied, direct = met
+    assert type(proxied) is type(direct)
+    assert (proxied.status_code, proxied.body, str(proxied)) == (status, direct.body, str(direct))
+    assert proxied.response.content == direct.response.content
+    assert proxied.request_id == direct.request_id
+
+
+@SDKS
+async def test_a_key_that_the_provider_refuses_is_the_providers_error(gateway: Deployment, sdk: Sdk) -> None:
+    project = gateway.new_project(provider=sdk.provider, api_key="sk-another-key-than-the-upstream-knows")
+    async with sdk.make("async", gateway.server.url, gateway.new_secret(project["id"])) as client:
+        with pytest.raises(sdk.errors.AuthenticationError, match="Incorrect API key provided"):
+            await sdk.ask(client)
+
+
+@SDKS
+async def test_a_stream_that_breaks_off_does_not_look_complete(gateway: Deployment, sdk: Sdk) -> None:
+    secret = gateway.new_secret(gateway.new_project(provider=sdk.provider)["id"])
+    async with sdk.make("async", gateway.server.url, secret) as client:
+        stream = await sdk.ask(client, stream=True, extra_headers={"x-scripted-abort": "3"})
+        with pytest.raises((sdk.errors.APIConnectionError, httpx2.RemoteProtocolError)):
+            await items(stream)
+
+
+@SDKS
+async def test_shutting_down(databases: Databases, upstream: Upstream, tmp_path: Path, sdk: Sdk) -> None:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(databases.migrated(Kind.SQLITE))
+        gateway = stack.enter_context(open_gateway(scratch, upstream, tmp_path))
+        secret = gateway.new_secret(gateway.new_project(provider=sdk.provider)["id"])
+        upstream.hold()
+        async with sdk.make("async", gateway.server.url, secret) as client, trio.open_nursery() as nursery:
+            nursery.start_soon(sdk.ask, client)
+            await trio.to_thread.run_sync(lambda: upstream.wait(in_flight=1))
+            gateway.server.terminate()
+            with trio.fail_after(5):
+                while await trio.to_thread.run_sync(gateway.server.is_ready):
+                    await trio.sleep(0.01)
+            async with raises(sdk, "shutting_down", 503, sdk.errors.InternalServerError):
+                await sdk.ask(client)
+            upstream.release()
+
+
+async def test_database_unavailable(databases: Databases, upstream: Upstream, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(databases.migrated(Kind.SQLITE))
+        gateway = stack.enter_context(open_gateway(scratch, upstream, tmp_path))
+        secrets = [gateway.new_secret(gateway.new_project(provider=sdk.provider)["id"]) for sdk in (OPENAI, ANTHROPIC)]
+        # Somebody else holds the file: nothing can be written down, so nothing may be sent.
+        with closing(sqlite3.connect(scratch.path, isolation_level=None)) as intruder:
+            intruder.execute("BEGIN IMMEDIATE")
+            for sdk, secret in zip((OPENAI, ANTHROPIC), secrets, strict=True):
+                async with (
+                    sdk.make("async", gateway.server.url, secret) as client,
+                    raises(sdk, "database_unavailable", 503, sdk.errors.InternalServerError),
+                ):
+                    await sdk.ask(client)
+            intruder.execute("ROLLBACK")
+        assert upstream.counts()["requests"] == 0
+        async with gpt("async", gateway.server.url, secrets[0], max_retries=10) as client:
+            assert (await ask_gpt(client)).id
