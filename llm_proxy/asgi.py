@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from quart_trio.asgi import TrioASGIHTTPConnection
 
+from llm_proxy.proxy import paths
+from llm_proxy.proxy.providers import Route
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -25,7 +28,11 @@ class RequestConnection:
     async def __call__(self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
         """Serve the request."""
         relay = self._app.services.relay
-        route = relay.route(self._scope["raw_path"])
+        raw_path = self._scope["raw_path"]
+        route = relay.route(raw_path)
+        if route is None and not paths.is_clear(raw_path):
+            # Nobody can say whose path it would have been, so that nobody gets to guess: it is refused here.
+            route = Route(None, raw_path, "openai")
         if route is None:
             await TrioASGIHTTPConnection(self._app, cast("HTTPScope", self._scope))(receive, send)
         else:

@@ -75,6 +75,10 @@ class Exchange:
             self._fail(failure, "upstream_timeout")
         except UpstreamFailure as failure:
             self._fail(failure, "upstream_error")
+        except UpstreamUnreachable:
+            # The provider answered with something that must not be passed on.
+            self.outcome = "upstream_error"
+            raise
         except OSError:
             # Only `send` raises it: the client has gone, or reads too slowly to be waited for.
             self.outcome = "client_closed"
@@ -106,7 +110,7 @@ class Exchange:
         status = response.status
         overhead_ms = (self.asked - self.inbound.arrived) * 1000
         head = headers.response_headers(response.headers, self.inbound.id.encode("ascii"), overhead_ms)
-        self.meter = meter_for(status, response.headers)
+        self.meter = meter_for(status, response.headers, self.inbound.method)
         self.streamed = any(name == b"content-type" and is_event_stream(value) for name, value in head)
         send = self.send
         await send({"type": "http.response.start", "status": status, "headers": head})

@@ -58,6 +58,15 @@ def check(raw_path: bytes) -> None:
         _check(raw_path)
 
 
+def is_clear(raw_path: bytes) -> bool:
+    """Whether `check` accepts the path."""
+    try:
+        check(raw_path)
+    except InvalidPath:
+        return False
+    return True
+
+
 def check_query(query: bytes) -> None:
     """Raise `InvalidPath` unless `query` (as sent, without `?`) can stand in a request line as it is.
 
