@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from typing import NoReturn, TypeVar, TypeVarTuple
 
 import trio
@@ -194,7 +195,7 @@ class Database:
         self._backend.close()
 
     async def _run(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
-        pauses = self._pauses()
+        pauses = _pauses(self.options.statement_timeout)
         while True:
             try:
                 return await trio.to_thread.run_sync(
@@ -204,22 +205,12 @@ class Database:
                 await trio.sleep(_next(pauses, retry))
 
     def _run_now(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
-        pauses = self._pauses()
+        pauses = _pauses(self.options.statement_timeout)
         while True:
             try:
                 return self._attempt(side, fn, args)
             except _Retry as retry:
                 time.sleep(_next(pauses, retry))
-
-    def _pauses(self) -> Iterator[float]:
-        # The time that lost attempts may take together: a lock that was waited for in vain is not waited for again.
-        end = time.monotonic() + self.options.statement_timeout
-        pause = _FIRST_PAUSE
-        for _ in range(_ATTEMPTS - 1):
-            if time.monotonic() > end:
-                return
-            yield pause * random.uniform(0.5, 1.5)  # noqa: S311 - it spreads retries and guards nothing
-            pause *= 2
 
     def _attempt(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         used = committing = False
@@ -274,6 +265,17 @@ def _abandon(connection: Connection, *, roll_back: bool) -> None:
         pass
     with suppress(SQLAlchemyError):
         connection.invalidate()
+
+
+def _pauses(seconds: float) -> Iterator[float]:
+    """Pauses between attempts; none any more once those have taken `seconds`, from now on, together.
+
+    So a lock that was waited for in vain as long as a statement may take is not waited for again.
+    """
+    end = time.monotonic() + seconds
+    longest = (_FIRST_PAUSE * 2**number for number in range(1, _ATTEMPTS))
+    pauses = (pause * random.uniform(0.25, 0.75) for pause in longest)  # noqa: S311 - it spreads retries, no more
+    return takewhile(lambda _: time.monotonic() < end, pauses)
 
 
 def _next(pauses: Iterator[float], retry: _Retry) -> float:

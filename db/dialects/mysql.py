@@ -20,7 +20,7 @@ from db.dialects import failure as failures
 from db.dialects.facts import Facts, tls_version
 from db.dialects.failure import Failure, Kind, network_failure
 from db.dialects.mysql_connection import MySqlConnection
-from db.dialects.pools import MIGRATION_TIMEOUT, SOCKET_GRACE, pool
+from db.dialects.pools import LOCK_TIMEOUT, MIGRATION_TIMEOUT, SOCKET_GRACE, pool
 from db.dialects.tls import client_context
 from db.errors import Contention
 from db.options import Options
@@ -161,16 +161,22 @@ class MySqlBackend:
         return Facts(f"{product} {version.partition('-')[0]}", tls_version(connection, "_sock"), int(limit))
 
     def _connect(self) -> MySqlConnection:
-        target, timeout = self._target, self._statement_timeout + SOCKET_GRACE
-        return self._login(target.read_timeout or timeout, target.write_timeout or timeout)
+        connection = self._login()
+        connection.prepare(self._statement_timeout, self._statement_timeout)
+        timeout = self._statement_timeout + SOCKET_GRACE
+        connection.set_timeouts(self._target.read_timeout or timeout, self._target.write_timeout or timeout)
+        return connection
 
     def _connect_patiently(self) -> Any:
-        return self._login(MIGRATION_TIMEOUT, MIGRATION_TIMEOUT)
+        connection = self._login()
+        connection.prepare(MIGRATION_TIMEOUT, LOCK_TIMEOUT)
+        connection.set_timeouts(MIGRATION_TIMEOUT, MIGRATION_TIMEOUT)
+        return connection
 
-    def _login(self, read_timeout: float, write_timeout: float) -> MySqlConnection:
+    def _login(self) -> MySqlConnection:
         target = self._target
         try:
-            connection = MySqlConnection(
+            return MySqlConnection(
                 user=target.user,
                 password=target.password.encode(),  # text would be taken for Latin-1
                 host=target.host or None,
@@ -191,9 +197,6 @@ class MySqlBackend:
             raise
         except Exception as error:  # PyMySQL lets through whatever goes wrong while it reads the server's greeting
             raise pymysql.err.OperationalError(CR.CR_CONN_HOST_ERROR, "greeting") from error
-        connection.prepare(self._statement_timeout)
-        connection.set_timeouts(read_timeout, write_timeout)
-        return connection
 
 
 def _engine(pool: Pool, begin: tuple[str, ...] = ()) -> Engine:
@@ -205,7 +208,9 @@ def _failure(error: BaseException) -> Failure:
     if code in _CONTENTION:
         return failures.CONTENTION
     if code in _NETWORK:
-        return network_failure(getattr(error, "original_exception", None) or error.__cause__ or error.__context__)
+        cause = getattr(error, "original_exception", None) or error.__cause__ or error.__context__
+        # Once connected, only the network can be the cause; anything else was merely being handled at the time.
+        return network_failure(cause if isinstance(cause, OSError) or code == CR.CR_CONN_HOST_ERROR else None)
     if not isinstance(code, int) or code == 0:  # a closed connection, or packets out of sequence
         return failures.DISCONNECTED if isinstance(error, pymysql.err.Error) else failures.REFUSED
     return _BY_CODE.get(code, failures.REFUSED)

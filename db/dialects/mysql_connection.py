@@ -38,17 +38,18 @@ class MySqlConnection(_Connection):
             self._secure = True  # so that the password may go over it as over TLS
         super().connect(sock)
 
-    def prepare(self, statement_timeout: float) -> None:
-        """Set the session up: UTC, strict, READ COMMITTED, deadlines in seconds."""
+    def prepare(self, statement_timeout: float, lock_timeout: float) -> None:
+        """Set the session up: UTC, strict, READ COMMITTED, deadlines in seconds for statements and for locks."""
         version: str = self.get_server_info()  # type: ignore[no-untyped-call]  # its stub has no types
         if "MariaDB" in version:
             deadline = f"max_statement_time = {statement_timeout}, idle_transaction_timeout = {_IDLE_TIMEOUT}"
         else:
-            deadline = f"max_execution_time = {int(statement_timeout * 1000)}"
+            deadline = f"max_execution_time = {max(1, int(statement_timeout * 1000))}"
+        lock = max(1, int(lock_timeout))
         self.query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         self.query(
             f"SET SESSION time_zone = '+00:00', sql_mode = '{_SQL_MODE}', wait_timeout = {_IDLE_TIMEOUT}, "
-            f"innodb_lock_wait_timeout = {max(1, int(statement_timeout))}, {deadline}"
+            f"innodb_lock_wait_timeout = {lock}, lock_wait_timeout = {lock}, {deadline}"
         )
 
     def set_timeouts(self, read: float, write: float) -> None:

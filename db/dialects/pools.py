@@ -13,6 +13,8 @@ from db.options import Options
 SOCKET_GRACE = 2.0
 #: What a connection that migrates waits for one answer, in seconds: a large table may take its time.
 MIGRATION_TIMEOUT = 6 * 3600.0
+#: What it waits for statements of others that use the table, in seconds; while it waits, new ones wait behind it.
+LOCK_TIMEOUT = 60.0
 
 
 def pool(connect: Callable[[], Any], options: Options) -> QueuePool:

@@ -107,7 +107,7 @@ class PostgresBackend:
         # pg8000: False is no TLS, None is TLS if offered; a context is insisted upon.
         context = client_context(target, options)
         self._tls: ssl.SSLContext | bool | None = None if target.tls is Tls.PREFERRED else context or False
-        milliseconds = int(options.statement_timeout * 1000)
+        milliseconds = max(1, int(options.statement_timeout * 1000))
         # The second limit is for a process that is stopped in the middle of a transaction: its locks must not last.
         limits = (
             f"; SET LOCAL statement_timeout = {milliseconds}"

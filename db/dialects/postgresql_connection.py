@@ -95,8 +95,12 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         return PostgresCursor(self)
 
     def begin(self, statements: str) -> None:
-        """Begin a transaction, with whatever settings belong to it, in one round trip."""
-        self._run(statements)
+        """Begin a transaction, with whatever settings belong to it, in one round trip; or not at all."""
+        try:
+            self._run(statements)
+        except legacy.ProgrammingError:
+            self.rollback()
+            raise
 
     def commit(self) -> None:
         """Commit. In a transaction that has failed, the server would roll back and call it done: that is an error."""
@@ -186,7 +190,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
 
     def _bind(self, values: Sequence[Any]) -> bytes:
         if len(values) > MAX_PARAMETERS:
-            raise legacy.InterfaceError("too many parameters")
+            raise legacy.ProgrammingError("too many parameters")
         parts = [b"", _NO_FORMATS, _int16(len(values))]
         add = parts.append
         size = 12  # of the message without its code and its values: length, names, formats, counts

@@ -26,3 +26,11 @@ def database(shared_target: Target) -> Iterator[Database]:
     with opened(shared_target, Options(pool_size=4, max_idle=2)) as database:
         yield database
         assert database.checked_out == 0
+
+
+@pytest.fixture
+def fresh(database_target: Target) -> Iterator[Database]:
+    """A database with nothing in it, open, of this test alone."""
+    with opened(database_target, Options(pool_size=3)) as database:
+        yield database
+        assert database.checked_out == 0

@@ -296,7 +296,7 @@ async def test_a_lock_that_was_waited_for_in_vain_is_not_waited_for_again(
 
     def take(connection: Connection) -> None:
         calls.append(1)
-        select_for_update(connection, 1)
+        connection.execute(update(ROWS).where(ROWS.c.id == 1).values(word="taken"))
 
     async with open_database(shared_target, Options(statement_timeout=1.0)) as impatient:
         await database.write(add, 1)

@@ -28,23 +28,15 @@ from sqlalchemy.types import TypeEngine
 
 from db import Connection, migrate, schema
 from db.database import Database, opened
-from db.dsn import Target
-from db.errors import Contention, FileInUse, Refused, SchemaMismatch, Unavailable
+from db.errors import Refused, SchemaMismatch, Unavailable
 from db.migrate import Revision
 from db.options import Options
 from db.types import Digest, Moment
-from tests.databases.kinds import SERVERS, Kind, on
+from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Databases
 from tests.db.schemas import TABLES, describe, differences
 
 HEAD = migrate.revisions()[-1].id
-
-
-@pytest.fixture
-def fresh(database_target: Target) -> Any:
-    with opened(database_target, Options(pool_size=3)) as database:
-        yield database
-        assert database.checked_out == 0
 
 
 def set_version(connection: Connection, version: str) -> None:
@@ -265,56 +257,6 @@ def test_a_run_that_was_cut_off_is_taken_up(fresh: Database, monkeypatch: pytest
     migrate.up(fresh)
     assert fresh.read_now(differences) == []
     assert fresh.read_now(migrate.is_at_head)
-
-
-@on(*SERVERS)
-def test_whoever_waits_too_long_for_the_lock_is_told(fresh: Database) -> None:
-    with fresh.migrating(5), pytest.raises(Contention, match="another process is migrating"):
-        migrate.up(fresh, deadline=1)
-    assert len(migrate.up(fresh, deadline=1)) == len(migrate.revisions())
-
-
-PROGRAM = """
-import sys
-from db import dsn, migrate
-from db.database import opened
-from db.errors import FileInUse
-from db.options import Options
-target = dsn.parse(*sys.argv[1:])
-sys.stdin.readline()
-try:
-    with opened(target, Options()) as database:
-        print(len(migrate.up(database)), database.read_now(migrate.is_at_head))
-except FileInUse:
-    print("in use")
-"""
-
-
-def test_eight_processes_migrate_at_once(databases: Databases, database_kind: Kind) -> None:
-    with databases.empty(database_kind) as scratch:
-        command = [sys.executable, "-c", PROGRAM, scratch.kind.driver, scratch.url, scratch.path]
-        processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)
-        ]
-        for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        said = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
-        assert [process.returncode for process in processes] == [0] * 8
-        done = f"{len(migrate.revisions())} True"
-        assert said.count(done) == 1
-        others = {"0 True"} if database_kind is not Kind.SQLITE else {"0 True", "in use"}
-        assert set(said) - {done} <= others
-        with opened(scratch.target, Options()) as database:
-            assert database.read_now(differences) == []
-
-
-@on("sqlite")
-def test_a_live_server_keeps_others_from_migrating(fresh: Database, database_target: Target) -> None:
-    with pytest.raises(FileInUse, match="one process per SQLite file"):
-        migrate.upgrade(database_target)
-    migrate.up(fresh)
 
 
 @on("sqlite")
