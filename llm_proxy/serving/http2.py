@@ -102,25 +102,30 @@ class Http2Connection:
                 try:
                     with self._idle:
                         await self._read()
-                    await self._protocol.handle(Closed())
-                    if self._idle.cancelled_caught:
-                        await self._protocol.go_away(h2.errors.ErrorCodes.NO_ERROR)
-                    self._end()
-                    if self._closing:
-                        await self._transport.linger()
-                    else:
-                        await self._stream.aclose()
+                    await self._close()
                 finally:
                     self._end()
                     self._transport.close()
                     await self._protocol.handle(Closed())
-        except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass
         except* Exception as errors:  # noqa: BLE001 - see the module's docstring
             report_each(errors, self.site.config.report)
 
+    async def _close(self) -> None:
+        """Tell the streams, which may still have applications at work, and the client that it is over."""
+        await self._protocol.handle(Closed())
+        at_fault = self._closing
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            if self._idle.cancelled_caught:
+                await self._protocol.go_away(h2.errors.ErrorCodes.NO_ERROR)
+            self._end()
+            if at_fault:
+                await self._transport.linger()
+            else:
+                await self._stream.aclose()
+
     def _end(self) -> None:
         self.idle_since = None
+        self._closing = True
         self._leaving = False
         self.site.traffic.notify()
 
@@ -129,7 +134,10 @@ class Http2Connection:
         await self._protocol.initiate()
         frames = FrameLengths()
         while not self._closing:
-            data = await self._stream.receive_some(RECEIVE_SIZE)
+            try:
+                data = await self._stream.receive_some(RECEIVE_SIZE)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
             if not data:
                 return
             if not frames.allow(data):
@@ -203,7 +211,7 @@ class Http2Connection:
             del self.streams[stream_id]
             self._protocol.held -= stream.owed
             self._running -= 1
-            if not self._running:
+            if not self._running and not self._closing:
                 self.idle_since = trio.current_time()
                 self._idle.deadline = self.idle_since + self.site.config.keep_alive_timeout
                 if self.site.traffic.draining:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import ssl
+import struct
 from functools import partial
 
 import h2.errors
@@ -203,3 +205,29 @@ async def test_unread_requests_leave_no_debt(serve_tls: ServeTls, trust: ssl.SSL
                 with contextlib.suppress(h2.exceptions.StreamClosedError):
                     await client.send(number, b"x" * 40_000, end=True)
                 assert (await client.reply(number)).status == 200
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+async def test_an_application_may_go_on_without_its_client_and_is_waited_for(
+    how: str, serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
+) -> None:
+    """But no longer than that."""
+    finished: list[float] = []
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        await trio.sleep(10)
+        finished.append(trio.current_time())
+        await respond(send, b"")
+
+    async with serve_tls(app, shutdown_grace=1000) as server:
+        async with connect_http2(server.port, trust) as client:
+            await client.ask()
+            await wait_all_tasks_blocked()
+            if how == "reset":
+                client.stream.transport_stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await wait_all_tasks_blocked()
+        server.stop.set()
+        await server.ended.wait()
+        assert finished == [trio.current_time()]
+    assert server.reports == []
