@@ -192,6 +192,15 @@ class Metrics:
         self.gauge("llm_proxy_database_up", "Whether the database answered when it was last asked.", up)
         self.gauge("llm_proxy_database_connections", "Connections of this process by state.", pool, label="state")
 
+    def watch_upstreams(self, *, idle: Callable[[], int], in_use: Callable[[], int]) -> None:
+        """Show the connections to providers: those kept for the next request, and those that carry one."""
+        self.gauge(
+            "llm_proxy_upstream_connections",
+            "Connections to providers by state.",
+            lambda: {"idle": idle(), "in_use": in_use()},
+            label="state",
+        )
+
     def gauge(
         self, name: str, text: str, read: Callable[[], float | Mapping[str, float]], *, label: str | None = None
     ) -> None:

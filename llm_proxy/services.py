@@ -157,9 +157,14 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
             up=lambda: ledger.alive,
             pool=lambda: {"in_use": database.checked_out, "limit": options.pool_size},
         )
+        upstreams = _open_upstreams(providers, stack)
+        metrics.watch_upstreams(
+            idle=lambda: sum(upstream.idle for upstream in upstreams.values()),
+            in_use=lambda: sum(upstream.in_use for upstream in upstreams.values()),
+        )
         relay = Relay(
             providers=providers,
-            upstreams=_open_upstreams(providers, stack),
+            upstreams=upstreams,
             ledger=ledger,
             keyring=keyring,
             metrics=metrics,

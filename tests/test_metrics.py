@@ -129,11 +129,14 @@ def test_queues_and_the_database_are_asked_when_prometheus_asks(metrics: Metrics
     waiting, up = 3, True
     metrics.watch_ledger(waiting=lambda: waiting, unsettled=lambda: 7, lag=lambda: 1.5)
     metrics.watch_database(up=lambda: up, pool=lambda: {"in_use": 2, "limit": 10})
+    metrics.watch_upstreams(idle=lambda: 4, in_use=lambda: 5)
     assert value(metrics, "llm_proxy_ledger_waiting_requests") == 3
     assert value(metrics, "llm_proxy_ledger_unsettled_requests") == 7
     assert value(metrics, "llm_proxy_ledger_settle_lag_seconds") == 1.5
     assert value(metrics, "llm_proxy_database_up") == 1
     assert value(metrics, "llm_proxy_database_connections", {"state": "in_use"}) == 2
+    assert value(metrics, "llm_proxy_upstream_connections", {"state": "idle"}) == 4
+    assert value(metrics, "llm_proxy_upstream_connections", {"state": "in_use"}) == 5
     waiting, up = 0, False
     assert value(metrics, "llm_proxy_ledger_waiting_requests") == 0
     assert value(metrics, "llm_proxy_database_up") == 0
