@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 #: Open files that may come and go by themselves, such as the connection that asks for the metrics.
 SLACK = 2
-_LOOK_EVERY = 0.02
+_LOOK_EVERY = 0.05
 
 
 @frozen
@@ -27,6 +27,7 @@ class Holdings:
 
     Attributes:
         files: open files, without the connections to the upstream that are kept for the next requests.
+        connections: those to the upstream that carry a request.
         clients: requests that are with the upstream, as the proxy sees it.
         upstream: the same, as the upstream sees it.
         waiting: requests that wait for their admission.
@@ -34,6 +35,7 @@ class Holdings:
     """
 
     files: int
+    connections: int
     clients: int
     upstream: int
     waiting: int
@@ -42,13 +44,13 @@ class Holdings:
     @property
     def busy(self) -> bool:
         """Whether any request is not over."""
-        return bool(self.clients or self.upstream or self.waiting or self.unsettled)
+        return bool(self.connections or self.clients or self.upstream or self.waiting or self.unsettled)
 
 
-def metric(server: Server, name: str) -> int:
-    """One of the server's own figures; the sum over its labels."""
+def metric(server: Server, name: str, label: str = "") -> int:
+    """One of the server's own figures; the sum over its labels, or over those with this one."""
     text = str(server.call("GET", "/metrics").content)
-    found = re.findall(rf"^{name}(?:{{[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
+    found = re.findall(rf"^{name}(?:{{[^}}]*{label}[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
     assert found, f"there is no metric {name}"
     return round(sum(map(float, found)))
 
@@ -58,6 +60,7 @@ def holdings(server: Server, upstream: Upstream) -> Holdings:
     counts = upstream.counts()
     return Holdings(
         files=server.process.open_files() - counts["connections_open"],
+        connections=metric(server, "llm_proxy_upstream_connections", 'state="in_use"'),
         clients=metric(server, "llm_proxy_upstream_in_flight_requests"),
         upstream=counts["in_flight"],
         waiting=metric(server, "llm_proxy_ledger_waiting_requests"),
@@ -65,8 +68,20 @@ def holdings(server: Server, upstream: Upstream) -> Holdings:
     )
 
 
+def at_rest(server: Server, upstream: Upstream, within: float = 5.0) -> Holdings:
+    """What the server holds once it has nothing to do: when two looks in a row see the same."""
+    last: Holdings | None = None
+
+    def look() -> Holdings | None:
+        nonlocal last
+        before, last = last, holdings(server, upstream)
+        return last if last == before and not last.busy else None
+
+    return wait_for(look, within, lambda: f"the server does not come to rest: {last}")
+
+
 def assert_nothing_left(server: Server, upstream: Upstream, before: Holdings, within: float) -> None:
-    """Within so many seconds no request may be on its way, and no more files may be open than before."""
+    """Within so many seconds no request may be on its way, and the same files must be open as before."""
 
     def look() -> Holdings | None:
         now = holdings(server, upstream)

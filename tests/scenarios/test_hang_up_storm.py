@@ -84,7 +84,7 @@ def test_a_storm_leaves_nothing_behind(
     deployment, server, upstream = own_deployment, own_deployment.server, own_deployment.upstream
     token = deployment.new_token()
     trio.run(calm, deployment, token["token"])
-    before = aftermath.holdings(server, upstream)
+    before = aftermath.at_rest(server, upstream)
 
     made = trio.run(storm, deployment, token["token"])
     over = time.monotonic()

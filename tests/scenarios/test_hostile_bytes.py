@@ -82,7 +82,7 @@ def test_hostile_bytes_harm_nobody(
     deployment, server = own_deployment, own_deployment.server
     token, good = deployment.new_token(), deployment.new_secret()
     trio.run(seconds_of_a_request, deployment, good)
-    before = aftermath.holdings(server, deployment.upstream)
+    before = aftermath.at_rest(server, deployment.upstream)
 
     trio.run(attack_all, deployment, token["token"])
 

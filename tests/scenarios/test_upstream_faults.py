@@ -130,7 +130,7 @@ def faulty(databases: Databases, tmp_path_factory: pytest.TempPathFactory, silen
 def before(faulty: Deployment) -> Holdings:
     """What the server holds before the test."""
     trio.run(faulty.chat, faulty.new_secret())
-    return aftermath.holdings(faulty.server, faulty.upstream)
+    return aftermath.at_rest(faulty.server, faulty.upstream)
 
 
 async def ask(url: str, secret: str, *headers: tuple[str, str], version: str = "1.1", path: str = "") -> bytes:
