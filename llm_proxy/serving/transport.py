@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import select
 import socket
 import struct
+import termios
+from array import array
 from typing import Final
 
 import trio
@@ -16,6 +19,7 @@ HANG_UP_POLL: Final = 1.0
 
 LINGER_GAP: Final = 2.0
 LINGER_TOTAL: Final = 10.0
+_LOOKS: Final = 4
 _NOT_SENT_LOW_WATER: Final = 16 * 1024
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -115,20 +119,36 @@ class SocketTransport(trio.abc.HalfCloseableStream):
                 self._writing = False
 
     async def _send_rest(self, data: memoryview) -> None:
-        with trio.CancelScope(deadline=trio.current_time() + self._write_timeout) as scope:
-            while data:
+        """Write as the kernel makes room, which it does in large steps: a slow peer may take long to free the next one.
+
+        So the queue of what is still to be sent is looked at as well, `_LOOKS` times in each `write_timeout`.
+        """
+        queued, taken = self._queued, trio.current_time()
+        while data:
+            look = min(trio.current_time() + self._write_timeout / _LOOKS, taken + self._write_timeout)
+            with trio.CancelScope(deadline=look) as pause:
                 await trio.lowlevel.wait_writable(self._fd)
+            if not pause.cancelled_caught:
                 try:
-                    sent = self._socket.send(data)
+                    data = data[self._socket.send(data) :]
                 except BlockingIOError:
                     continue
                 except OSError as error:
                     raise trio.BrokenResourceError(str(error)) from error
-                data = data[sent:]
-                scope.deadline = trio.current_time() + self._write_timeout
-        if data:
-            self.abort()
-            raise trio.BrokenResourceError(f"the peer took nothing for {self._write_timeout:g} s")
+                queued, taken = self._queued, trio.current_time()
+            elif (left := self._queued) < queued:
+                queued, taken = left, trio.current_time()
+            elif trio.current_time() >= taken + self._write_timeout:
+                self.abort()
+                raise trio.BrokenResourceError(f"the peer took nothing for {self._write_timeout:g} s")
+
+    @property
+    def _queued(self) -> int:
+        """Bytes that the kernel has and the peer's has not confirmed; 0 where the system does not tell."""
+        count = array("i", [0])
+        with contextlib.suppress(OSError, ValueError):
+            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, count)
+        return count[0]
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel has room; part of Trio's stream interface."""
