@@ -131,6 +131,7 @@ class Exchange:
                 # All of it is here: the client may leave as soon as it has the last piece, and that is no failure.
                 more = False
                 self.outcome = "ok"
+                self.inbound.answered = True
                 response.close()
             await send({"type": "http.response.body", "body": data, "more_body": more})
 

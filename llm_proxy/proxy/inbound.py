@@ -37,7 +37,8 @@ class Inbound:
         method, path, query, headers: as they came; names of headers in lower case.
         arrived: trio's clock at arrival.
         admitted: whether the ledger has a reservation for it.
-        gone: whether the client has left.
+        answered: whether the last piece of the answer is on its way, so that leaving is no failure any more.
+        gone: whether the client has left before that.
         received: bytes of the body so far.
         content_length: what the client declared; None for a chunked body.
         has_body: whether the message is framed as having one.
@@ -63,6 +64,7 @@ class Inbound:
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.arrived = arrived
         self.admitted = False
+        self.answered = False
         self.gone = False
         self.received = 0
         self.content_length: int | None = None
@@ -130,7 +132,9 @@ class Inbound:
         return self._ended
 
     def complete(self) -> bytes | None:
-        """The whole body, if it is here already."""
+        """The whole body, if it is here already; raises `RequestTooLarge` where it came to be too long meanwhile."""
+        if self.received > self._max_size:
+            raise self._too_large()
         return b"".join(self._pieces) if self._ended else None
 
     async def watch(self) -> None:
@@ -154,8 +158,10 @@ class Inbound:
 
     def leave(self) -> None:
         """Take note that the client has left, and cancel the request."""
-        self.gone = True
-        self.scope.cancel()
+        # Servers tell of the end behind an answer in the same way, some of them before its last `send` returns.
+        if not self.answered:
+            self.gone = True
+            self.scope.cancel()
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Hand on the pieces as they arrive, while `watch` is reading.
