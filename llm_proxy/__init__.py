@@ -5,6 +5,7 @@ The map, from the outside in; imports go downwards only.
 - `cli`: the command line, one file per command
 - `app`: the ASGI application, put together from services
 - `asgi`: sends a provider's paths to `proxy`, all others to the control plane
+- `cors`, `forwarded`: which web pages may call, and whose request a reverse proxy passes on, pure
 - `manage`: the control plane's JSON API
 - `services`: opens everything that a server process holds
 - `proxy`: the data plane, ASGI in and upstream bytes out

@@ -15,6 +15,8 @@ from quart_trio.asgi import TrioASGILifespan
 
 from llm_proxy import log, manage
 from llm_proxy.asgi import RequestConnection
+from llm_proxy.cors import CrossOrigin
+from llm_proxy.forwarded import TrustedProxies
 from llm_proxy.services import open_services
 from llm_proxy.settings import Settings
 from llm_proxy.version import VERSION
@@ -65,6 +67,8 @@ class LLMProxy(QuartTrio):
         settings: what it is configured with.
         request_log: where the line of each request goes.
         services: what its routes work with, from startup on.
+        cross_origin: which web pages may call it; None for none.
+        trusted_proxies: who is believed about whose request it is; None for nobody.
     """
 
     asgi_http_class = RequestConnection  # type: ignore[assignment]
@@ -76,6 +80,9 @@ class LLMProxy(QuartTrio):
         super().__init__("llm_proxy", static_folder=None)
         self.settings = settings
         self.request_log = request_log
+        origins, networks = settings.cors_allowed_origins, settings.trusted_proxies
+        self.cross_origin = CrossOrigin(origins) if origins else None
+        self.trusted_proxies = TrustedProxies(networks) if networks else None
         # Streams may last for as long as they like; the server has deadlines of its own for a client that stalls.
         self.config["RESPONSE_TIMEOUT"] = None
         self.config["BODY_TIMEOUT"] = MANAGE_BODY_TIMEOUT

@@ -1,4 +1,7 @@
-"""Where a request turns off: provider paths go to the data plane, everything else to Quart."""
+"""Where a request turns off: provider paths go to the data plane, everything else to Quart.
+
+What concerns both alike happens here, before and after: whose request it is, and which web pages may see the answer.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,15 @@ from typing import TYPE_CHECKING, Any, cast
 
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from llm_proxy.proxy import paths
-from llm_proxy.proxy.providers import Route
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from hypercorn.typing import HTTPScope
 
     from llm_proxy.app import LLMProxy
+    from llm_proxy.cors import CrossOrigin, HeaderList
+
+    Send = Callable[[Any], Awaitable[None]]
 
 
 class RequestConnection:
@@ -25,15 +28,39 @@ class RequestConnection:
         self._app = app
         self._scope = scope
 
-    async def __call__(self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
+    async def __call__(self, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
         """Serve the request."""
-        relay = self._app.services.relay
-        raw_path = self._scope["raw_path"]
-        route = relay.route(raw_path)
-        if route is None and not paths.is_clear(raw_path):
-            # Nobody can say whose path it would have been, so that nobody gets to guess: it is refused here.
-            route = Route(None, raw_path, "openai")
+        app, scope = self._app, self._scope
+        if app.trusted_proxies is not None and scope.get("client"):
+            peer, port = scope["client"]
+            client = app.trusted_proxies.client(peer, scope["headers"])
+            scope["client"] = (client, port if client == peer else 0)
+        if app.cross_origin is not None:
+            permission = app.cross_origin.preflight(scope["method"], scope["headers"])
+            if permission is not None:
+                await _permit(permission, send)
+                return
+            send = _marking(app.cross_origin, app.cross_origin.origin(scope["headers"]), send)
+        relay = app.services.relay
+        route = relay.route(scope["raw_path"])
         if route is None:
-            await TrioASGIHTTPConnection(self._app, cast("HTTPScope", self._scope))(receive, send)
+            await TrioASGIHTTPConnection(app, cast("HTTPScope", scope))(receive, send)
         else:
-            await relay(route, self._scope, receive, send)
+            await relay(route, scope, receive, send)
+
+
+async def _permit(permission: HeaderList, send: Send) -> None:
+    """Answer a preflight."""
+    await send({"type": "http.response.start", "status": 204, "headers": permission})
+    await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _marking(cross_origin: CrossOrigin, origin: bytes | None, send: Send) -> Send:
+    """Give a `send` that marks the answer for the browser."""
+
+    async def mark_and_send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": cross_origin.mark(message["headers"], origin)}
+        await send(message)
+
+    return mark_and_send

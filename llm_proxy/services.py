@@ -152,7 +152,10 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         ledger = Ledger(
             database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
         )
-        metrics.watch_ledger(waiting=lambda: ledger.waiting, unsettled=lambda: ledger.unsettled)
+        metrics.watch_ledger(waiting=lambda: ledger.waiting, unsettled=lambda: ledger.unsettled, lag=lambda: ledger.lag)
+        metrics.counter(
+            "llm_proxy_log_lines_lost", "Log lines that could not be written.", lambda: request_log.lines_lost
+        )
         metrics.watch_database(
             up=lambda: ledger.alive,
             pool=lambda: {"in_use": database.checked_out, "limit": options.pool_size},

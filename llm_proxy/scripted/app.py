@@ -44,6 +44,7 @@ _DIALECT_HEADERS: Final[dict[Dialect, Headers]] = {
         (b"openai-organization", b"org-scripted"),
         (b"openai-project", b"proj_scripted"),
         (b"openai-version", b"2020-10-01"),
+        (b"access-control-expose-headers", b"X-Request-ID"),
         (b"openai-processing-ms", b"1"),
         (b"x-ratelimit-limit-requests", b"10000"),
         (b"x-ratelimit-remaining-requests", b"9999"),

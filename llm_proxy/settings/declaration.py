@@ -140,7 +140,8 @@ class Settings:
     cors_allowed_origins: tuple[str, ...] = SERVER.setting(
         kinds.ORIGINS,
         "",
-        "Web origins whose pages may call the proxy, separated by commas; `*` for all. Default: none.",
+        "Web origins whose pages may call the proxy, separated by commas, such as `https://app.example.com`; `*` for "
+        "all. A page needs a token like anybody else.",
     )
     enable_tls: bool = SERVER.setting(
         kinds.BOOLEAN, "false", "Whether the server speaks HTTPS; needs `TLS_CERT_FILE` and `TLS_KEY_FILE`."
@@ -150,7 +151,8 @@ class Settings:
     trusted_proxies: tuple[Network, ...] = SERVER.setting(
         kinds.NETWORKS,
         "",
-        "Networks of reverse proxies whose `X-Forwarded-For` is believed, separated by commas. Default: none.",
+        "Networks of reverse proxies whose `X-Forwarded-For` is believed, separated by commas. It tells the clients "
+        "apart that guess the management token.",
     )
 
     management_token: str | None = SECRETS.optional(

@@ -202,14 +202,20 @@ NETWORKS = Kind("list of networks", "a comma-separated list of networks such as 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 
 
+#: Ports that browsers leave out.
+_USUAL_PORTS = {"http": ":80", "https": ":443"}
+
+
 def _origins(text: str) -> tuple[str, ...]:
-    origins = tuple(item.lower() for item in _items(text))
-    for origin in origins:
+    origins: list[str] = []
+    for item in _items(text):
+        origin = item.lower()
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise Unfit(
                 f"{origin!r} is no origin; allowed: * or a comma-separated list such as https://app.example.com"
             )
-    return origins
+        origins.append(origin.removesuffix(_USUAL_PORTS.get(origin.partition("://")[0], "")))
+    return tuple(origins)
 
 
 ORIGINS = Kind("list of origins", "* or a comma-separated list of origins such as https://app.example.com", _origins)

@@ -36,7 +36,7 @@ class Failing:
     """A database that fails with a message that has everything in it."""
 
     async def write(self, *args: object) -> None:
-        raise RuntimeError(f"{args} {API_KEY}")
+        raise RuntimeError(f"{args} {API_KEY} plain:{OTHER_KEY}")
 
     read = write
 

@@ -155,5 +155,19 @@ def test_lists_are_split_at_commas() -> None:
     assert [str(network) for network in settings.trusted_proxies] == ["10.0.0.0/8", "::1/128"]
 
 
+@pytest.mark.parametrize(
+    ("configured", "sent"),
+    [
+        ("https://a.example:443", "https://a.example"),
+        ("http://[::80]:80", "http://[::80]"),
+        ("http://a.example:443", "http://a.example:443"),
+        ("https://a.example:8443", "https://a.example:8443"),
+        ("chrome-extension://abcdef", "chrome-extension://abcdef"),
+    ],
+)
+def test_origins_are_as_browsers_send_them(configured: str, sent: str) -> None:
+    assert Settings.load({"CORS_ALLOWED_ORIGINS": configured}).cors_allowed_origins == (sent,)
+
+
 def test_a_base_url_loses_its_last_slash() -> None:
     assert Settings.load({"OPENAI_API_URL": "http://[::1]:9/x/"}).openai_api_url == "http://[::1]:9/x"
