@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,15 +222,17 @@ def running_server(
     *arguments: str,
     port: int | None = None,
     ready: bool = True,
+    program: Sequence[str] = ("llm_proxy", "server"),
 ) -> Iterator[Server]:
     """A server, killed at the end if it still runs.
 
     Args:
         env: where its database is, such as the fixture `migrated_env`.
         settings: further settings, which also replace the harness's own; an empty value takes one away.
-        arguments: further arguments of `llm-proxy server`.
+        arguments: further arguments of the program.
         port: where to listen on 127.0.0.1; a free one where None.
         ready: wait until it is ready.
+        program: the Python module that is run, with its first arguments; one that serves the same application.
 
     Raises:
         ServerFailed: it was not ready in time.
@@ -243,7 +245,7 @@ def running_server(
         inherited = {key: os.environ[key] for key in _INHERITED if key in os.environ}
         with (folder / "output").open("wb") as output:
             popen = subprocess.Popen(
-                [sys.executable, "-m", "llm_proxy", "server", *arguments],
+                [sys.executable, "-m", *program, *arguments],
                 # A folder of its own, so that no `.env` and no `./data` of a developer come into play.
                 cwd=folder,
                 env={**inherited, "HOME": name, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **wanted},
