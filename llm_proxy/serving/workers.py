@@ -26,7 +26,10 @@ STEADY: Final = 5.0
 FIRST_DELAY: Final = 0.1
 LONGEST_DELAY: Final = 30.0
 ATTEMPTS: Final = 3
-"""Starts that each worker gets, as long as none has ever been steady, before the supervisor gives up."""
+"""Starts that each worker gets, as long as none has ever been steady, before the supervisor gives up.
+
+Only those that gave up by themselves count.
+"""
 _KILL_MARGIN: Final = 5.0
 _OURS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
 _WELL: Final = frozenset({0, -signal.SIGTERM})
@@ -204,7 +207,9 @@ class _Supervisor:
         if self._kill_at is not None:
             self._ended_well = self._ended_well and code in _WELL
             return
-        self._failures += 1
+        if code >= 0:
+            # It gave up by itself; one that was killed says nothing about whether another could serve.
+            self._failures += 1
         delay = FIRST_DELAY if steady else slot.delay
         slot.next_start = now + delay
         slot.delay = min(2 * delay, LONGEST_DELAY)

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from attrs import define
 
+from llm_proxy.serving.workers import ATTEMPTS
+
 ROOT = Path(__file__).parents[2]
 PATIENCE = 15.0
 """Seconds that anything here may take on a busy machine."""
@@ -128,6 +130,15 @@ def test_workers_that_cannot_start_are_given_up() -> None:
         messages = running.process.stderr.read()
     assert messages.count("RuntimeError: no worker can start") == 6
     assert messages.endswith("no worker could be started\n")
+
+
+def test_workers_that_are_killed_again_and_again_are_not_given_up() -> None:
+    with program(1) as running:
+        for _ in range(ATTEMPTS + 1):
+            os.kill(running.ask(), signal.SIGKILL)
+        running.ask()
+        running.process.terminate()
+        assert running.process.wait(PATIENCE) == 0
 
 
 def test_a_worker_that_does_not_end_well_is_told_by_the_status() -> None:
