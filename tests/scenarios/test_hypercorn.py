@@ -96,8 +96,7 @@ def test_sigterm_cuts_what_outlasts_the_grace_and_the_books_balance(
         async with trio.open_nursery() as nursery:
             for _ in range(STREAMS):
                 nursery.start_soon(stream)
-            while hypercorn.upstream.counts()["in_flight"] < STREAMS:
-                await trio.sleep(0.02)
+            await trio.to_thread.run_sync(lambda: hypercorn.upstream.wait(in_flight=STREAMS))
             hypercorn.server.terminate()
 
     trio.run(terminate)
