@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SERVERS = 8
 #: Eight interpreters start at once on whatever machine this is.
-PATIENCE = 90.0
+PATIENCE = 180.0
 
 
 def start_all(stack: ExitStack, env: dict[str, str], upstream: Upstream) -> list[Server]:
