@@ -63,7 +63,7 @@ class Exchange:
         """Begin the exchange for the request with this head, which `connection` has just read."""
         self._connection = connection
         self._head = head
-        self._continue_due = head.expects_continue
+        self._continue_due = head.expects_continue and not connection.reader.has_body
         self._body_read = False  # the application was given the last piece of the body
         self._writer: ResponseWriter | None = None
         self._unsent_head = b""
@@ -116,7 +116,6 @@ class Exchange:
                 pass
         overdue, self._waiting = self._waiting.cancelled_caught, None
         if data:
-            self._continue_due = False
             try:
                 reader.feed(bytes(data))
             except Refusal as refusal:

@@ -88,6 +88,11 @@ class RequestReader:
         return len(self._pending)
 
     @property
+    def has_body(self) -> bool:
+        """Whether something of the body has arrived that was not taken yet."""
+        return bool(self._body)
+
+    @property
     def remaining(self) -> int | None:
         """Octets of the body that have yet to arrive; None when their number is unknown."""
         return None if self.head is None or self.head.content_length is None else self._remaining

@@ -136,6 +136,25 @@ async def test_streams_end_whole_under_load(autojump_clock: MockClock) -> None:
     assert server.reports == []
 
 
+async def test_a_response_that_promised_more_is_the_last_all_the_same(autojump_clock: MockClock) -> None:
+    """Its head went out before the drain began, so the client waits for a connection that stays open."""
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        await send(start())
+        await send(body(b"begun", more=True))
+        await trio.sleep(10)
+        await send(body(b"ended"))
+
+    async with run_server(app) as server, await server.connect() as client:
+        await client.stream.send_all(GET)
+        await wait_all_tasks_blocked()
+        server.stop.set()
+        assert await seconds_until_end(server) == pytest.approx(10)
+        (answer,) = read_answers(await client.read_to_end())
+        assert (answer.body, answer.closing) == (b"begunended", False)
+
+
 @pytest.mark.parametrize("started", [False, True])
 async def test_what_outlives_the_grace_is_cut(started: bool, autojump_clock: MockClock) -> None:
     journal: list[str] = []

@@ -133,6 +133,22 @@ async def test_a_body_of_another_length_is_an_unfinished_response(pieces: list[b
     assert [type(report) for report in peer.reports] == [InvalidResponse]
 
 
+async def test_a_body_that_went_wrong_cannot_be_mended(connect: Connect) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(start(200, (b"content-length", b"5")))
+        await send(body(b"12", more=True))
+        with pytest.raises(InvalidResponse, match="length"):
+            await send(body(b"3456", more=True))
+        with pytest.raises(OSError, match="closed"):
+            await send(body(b"345"))
+
+    peer = connect(app)
+    await peer.say(GET)
+    assert peer.got.endswith(b"\r\n\r\n12")
+    assert peer.closed
+    assert peer.reports == []
+
+
 async def test_what_goes_beyond_the_length_is_not_sent_and_ends_the_connection(connect: Connect) -> None:
     peer = connect(saying(start(200, (b"content-length", b"5")), body(b"12345", more=True), body(b"6")))
     await peer.say(GET)
@@ -207,10 +223,12 @@ async def test_100_is_sent_once_and_only_when_the_body_is_wanted(connect: Connec
     assert [(answer.status, answer.body) for answer in peer.answers()] == [(100, b""), (200, b"body")]
 
 
-async def test_there_is_no_100_when_the_body_is_there(connect: Connect) -> None:
+@pytest.mark.parametrize("there", [b"b", b"body"])
+async def test_there_is_no_100_when_the_body_has_begun(there: bytes, connect: Connect) -> None:
     peer = connect(Echo())
-    await peer.say(post(b"body", b"Content-Length: 4", b"Expect: 100-continue"))
-    assert [answer.status for answer in peer.answers()] == [200]
+    await peer.say(post(there, b"Content-Length: 4", b"Expect: 100-continue"))
+    await peer.say(b"body"[len(there) :])
+    assert [(answer.status, answer.body) for answer in peer.answers()] == [(200, b"body")]
 
 
 async def test_a_body_that_nobody_asked_for_may_come_or_not(connect: Connect) -> None:

@@ -53,7 +53,7 @@ def reset(client: socket.socket) -> None:
 @pytest.mark.parametrize("leave", [fin, reset])
 @pytest.mark.parametrize("late", [False, True], ids=["while-it-runs", "before-it-asks"])
 @pytest.mark.parametrize("pipelined", [b"", REQUEST, REQUEST * 200], ids=["alone", "another-behind", "many-behind"])
-async def test_it_is_told(leave: object, *, late: bool, pipelined: bytes) -> None:
+async def test_it_is_told(leave: Callable[[socket.socket], None], *, late: bool, pipelined: bytes) -> None:
     application = Application(late=late)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
@@ -68,7 +68,7 @@ async def test_it_is_told(leave: object, *, late: bool, pipelined: bytes) -> Non
         client = socket.create_connection(addresses[0])
         client.sendall(REQUEST + pipelined)
         await application.started.wait()
-        leave(client)  # type: ignore[operator]
+        leave(client)
         with trio.fail_after(5):
             await application.told.wait()
         stop.set()

@@ -90,7 +90,7 @@ async def test_an_application_whose_lifespan_breaks_ends_the_serving() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.testing.wait_all_tasks_blocked)
         nursery.start_soon(_set_when_blocked, breaks)
-        with pytest.raises(LifespanFailed, match="broke down"):
+        with trio.fail_after(5), pytest.raises(LifespanFailed, match="broke down"):
             await serve(app, ServeConfig(port=0, report=reports.append), stop=trio.Event())
     assert [str(report) for report in reports] == ["the writer died"]
 
@@ -201,7 +201,8 @@ async def test_the_idlest_connection_makes_room_for_a_new_one() -> None:
     ):
         for client in (first, second):
             await client.ask()
-        assert (await server.get()).status == 200
+        with trio.fail_after(5):
+            assert (await server.get()).status == 200
         await first.read_to_end()
         assert (await second.ask()).status == 200
 
