@@ -71,7 +71,7 @@ class LLMProxy(QuartTrio):
         trusted_proxies: who is believed about whose request it is; None for nobody.
     """
 
-    asgi_http_class = RequestConnection  # type: ignore[assignment]
+    asgi_http_class = RequestConnection  # type: ignore[assignment]  # ours takes plain scopes
     asgi_lifespan_class = ServicesLifespan
     services: Services
 

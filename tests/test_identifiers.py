@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import time
 import uuid
+from typing import Any
 
 import pytest
 
@@ -46,12 +47,15 @@ def test_request_ids_grow_though_the_clock_stands_still_or_goes_back(monkeypatch
 
 
 def test_a_forked_child_makes_ids_of_its_own() -> None:
-    state = request_id._getrandbits.__self__.getstate()  # type: ignore[attr-defined]  # a bound method of Random
+    def state_now() -> object:
+        getrandbits: Any = request_id._getrandbits
+        return getrandbits.__self__.getstate()
+
+    state = state_now()
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        drawn = request_id._getrandbits.__self__.getstate()  # type: ignore[attr-defined]
-        os.write(write, b"same" if drawn == state else b"anew")
+        os.write(write, b"same" if state_now() == state else b"anew")
         os._exit(0)
     os.waitpid(child, 0)
     assert os.read(read, 4) == b"anew"

@@ -116,7 +116,8 @@ async def scene(where: Path | Target, **limits: Any) -> AsyncIterator[Scene]:
         now = datetime.now(UTC)
         database, observed = Faulty(real), Observed()
         worker = Worker(new_id(), "here", 1, "0", now, now)
-        ledger = Ledger(database, worker, observed, exclusive=True)  # type: ignore[arg-type]
+        stand_in: Any = database
+        ledger = Ledger(stand_in, worker, observed, exclusive=True)
         async with trio.open_nursery() as nursery:
             await nursery.start(ledger.run)
             # The heartbeat of the start, that of the first round, and its look for dead workers.

@@ -117,7 +117,7 @@ def test_parameters_come_once_and_become_what_json_would_hold() -> None:
 CREATION, BY_ID = pages.BY_CREATION[1], pages.BY_ID[1]
 
 
-@given(at=st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)))  # noqa: DTZ001
+@given(at=st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)))  # noqa: DTZ001 - naive by contract
 def test_a_cursor_leads_back_to_its_row(at: datetime) -> None:
     identity = new_id()
     position = CREATION.read(pages.position_cursor(at, identity))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+from typing import Any
 
 import httpx2
 import openai
@@ -46,8 +47,8 @@ async def test_files_come_back_byte_for_byte(gpt: openai.AsyncOpenAI) -> None:
 async def test_oldest_file_goes_when_the_store_is_full(
     gpt: openai.AsyncOpenAI, monkeypatch: pytest.MonkeyPatch, provider: ScriptedProvider
 ) -> None:
-    store = next(handler for _, path, _, handler in provider._routes if path.pattern == "/v1/files").__self__  # type: ignore[attr-defined]
-    monkeypatch.setattr(store, "limit", 10)
+    handler: Any = next(handler for _, path, _, handler in provider._routes if path.pattern == "/v1/files")
+    monkeypatch.setattr(handler.__self__, "limit", 10)
     names = [(await gpt.files.create(file=("f", content), purpose="batch")).id for content in (b"123456", b"abcdef")]
     assert [file.id async for file in gpt.files.list()] == names[1:]
 

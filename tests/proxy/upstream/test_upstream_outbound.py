@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -100,7 +101,7 @@ def test_what_is_no_proxy(url: str) -> None:
 def connector(environ: Mapping[str, str], *, http2: bool = False) -> type:
     pool = open_pool(API, PATIENT, environ=environ, http2=http2)
     assert repr(pool) == "<UpstreamPool https://api.example:443, 0 idle, 0 in use>"
-    connect = pool._connect  # type: ignore[attr-defined]
+    connect: Any = pool._connect  # type: ignore[attr-defined]  # not a part of the interface
     return type(connect.__self__)
 
 
