@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,20 @@ def secured(databases: Databases, upstream: Upstream, tmp_path: Path) -> Iterato
         yield server.url, trusting, (server, scratch)
 
 
+async def first_answer(client: httpx.AsyncClient) -> httpx.Response:
+    """Ask whether the server is ready until it is there to answer."""
+    with trio.fail_after(30):
+        while True:
+            try:
+                return await client.get("/ready")
+            except httpx.ConnectError:
+                await trio.sleep(0.05)
+
+
 async def test_requests_and_streams_side_by_side(secured: tuple[str, ssl.SSLContext, Any], upstream: Upstream) -> None:
     url, trusting, (server, scratch) = secured
     async with httpx.AsyncClient(base_url=url, http1=False, http2=True, verify=trusting, timeout=20) as client:
-        with trio.fail_after(30):
-            while True:
-                try:
-                    ready = await client.get("/ready")
-                except httpx.ConnectError:
-                    await trio.sleep(0.05)
-                else:
-                    break
+        ready = await first_answer(client)
         assert (ready.status_code, ready.http_version) == (200, "HTTP/2")
         management = {"Authorization": f"Bearer {MANAGEMENT_TOKEN}"}
         project = await client.post("/manage/projects", headers=management, json={"name": "p", "api_key": UPSTREAM_KEY})
@@ -65,7 +69,7 @@ async def test_requests_and_streams_side_by_side(secured: tuple[str, ssl.SSLCont
 
         async with trio.open_nursery() as nursery:
             for number in range(20):
-                nursery.start_soon(lambda number=number: ask(stream=bool(number % 2)))
+                nursery.start_soon(partial(ask, stream=bool(number % 2)))
         assert {answer.status_code for answer in answers} == {200}
         assert sum(answer.text.rstrip().endswith("data: [DONE]") for answer in answers) == 10
 
