@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import frozen
@@ -13,6 +14,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
+from llm_proxy.proxy.upstream.origin import Timeouts
+from tests.proxy.upstream import ways
+from tests.proxy.upstream.stage import PATIENT, Handler
 
 
 @frozen
@@ -82,3 +87,13 @@ def make_authority() -> Callable[[], Authority]:
 @pytest.fixture(scope="session")
 def authority(make_authority: Callable[[], Authority]) -> Authority:
     return make_authority()
+
+
+@pytest.fixture
+def open_scene(authority: Authority, tmp_path: Path) -> Any:
+    """Set up an upstream and a way to it through httpx: `open_scene(way, handler, timeouts)`, see `ways.scene`."""
+
+    def open_scene(way: ways.Way, handler: Handler, timeouts: Timeouts = PATIENT) -> Any:
+        return ways.scene(authority, tmp_path, way, handler, timeouts)
+
+    return open_scene

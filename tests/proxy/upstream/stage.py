@@ -188,6 +188,24 @@ class Body:
             self.closed = True
 
 
+class Endless:
+    """A body that goes on as long as anybody listens."""
+
+    content_length = None
+
+    def __init__(self) -> None:
+        self.taken = 0
+        self.closed = False
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            while True:
+                self.taken += 1
+                yield b"x" * 65536
+        finally:
+            self.closed = True
+
+
 async def whole(response: UpstreamResponse) -> bytes:
     """Read a body to its end, and close the response."""
     pieces = []

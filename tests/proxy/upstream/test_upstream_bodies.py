@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from llm_proxy.proxy.upstream import Disconnected, Dispatch, MalformedResponse, UpstreamPool
+from llm_proxy.proxy.upstream import Dispatch, UpstreamPool
 from llm_proxy.proxy.upstream.connection import SMALL_BODY
 from tests.proxy.upstream.stage import (
     OK,
     PATIENT,
     Body,
+    Endless,
     Peer,
     answering,
     ask,
@@ -18,10 +19,7 @@ from tests.proxy.upstream.stage import (
     counts,
     settled,
     stage,
-    whole,
 )
-
-TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig"
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL_BODY, SMALL_BODY + 1, 3_000_000])
@@ -171,136 +169,6 @@ async def test_a_system_error_of_the_callers_body_is_the_callers() -> None:
         with pytest.raises(ConnectionResetError, match="the client's"):
             await pool.send(b"POST", b"/", [], Broken())
         assert counts(pool) == "0 idle, 0 in use"
-
-
-class Endless:
-    """A body that goes on as long as anybody listens."""
-
-    content_length = None
-
-    def __init__(self) -> None:
-        self.taken = 0
-        self.closed = False
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            while True:
-                self.taken += 1
-                yield b"x" * 65536
-        finally:
-            self.closed = True
-
-
-async def test_an_early_response_stops_the_sending() -> None:
-    async def handler(peer: Peer) -> None:
-        await peer.head()
-        await peer.send(TOO_LARGE)
-        await trio.sleep_forever()
-
-    async with stage(handler) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT)
-        body = Endless()
-        response = await pool.send(b"POST", b"/", [], body)
-        taken = body.taken
-        assert response.status == 413
-        assert body.closed
-        assert await response.receive() == b"big"
-        assert await response.receive() == b""
-        assert body.taken == taken
-        response.close()
-        assert counts(pool) == "0 idle, 0 in use"
-        assert client_sockets(upstream.origin) == 0
-
-
-async def test_an_early_response_stops_the_waiting_for_the_client() -> None:
-    class Stuck:
-        content_length = 10
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            yield b"x"
-            await trio.sleep_forever()
-
-    async def handler(peer: Peer) -> None:
-        await peer.head()
-        await peer.send(TOO_LARGE)
-        await trio.sleep_forever()
-
-    async with stage(handler) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT)
-        assert await whole(await pool.send(b"POST", b"/", [], Stuck())) == b"big"
-        assert counts(pool) == "0 idle, 0 in use"
-
-
-async def test_an_early_response_to_a_large_body_at_once() -> None:
-    async def handler(peer: Peer) -> None:
-        await peer.head()
-        await peer.send(TOO_LARGE)
-        await trio.sleep_forever()
-
-    async with stage(handler) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT)
-        assert await whole(await pool.send(b"POST", b"/", [], b"x" * 20_000_000)) == b"big"
-        assert counts(pool) == "0 idle, 0 in use"
-
-
-@pytest.mark.parametrize("body", [Endless(), b"x" * 20_000_000], ids=["stream", "bytes"])
-async def test_an_early_response_is_heard_where_the_upstream_hangs_up(body: Endless | bytes) -> None:
-    async def handler(peer: Peer) -> None:
-        await peer.head()
-        await peer.send(TOO_LARGE)
-        peer.close()
-
-    async with stage(handler) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT)
-        response = await pool.send(b"POST", b"/", [], body)
-        assert response.status == 413
-        response.close()
-        assert counts(pool) == "0 idle, 0 in use"
-
-
-@pytest.mark.parametrize("body", [Endless(), b"x" * 20_000_000], ids=["stream", "bytes"])
-async def test_an_upstream_that_hangs_up_on_a_body(body: Endless | bytes) -> None:
-    async def handler(peer: Peer) -> None:
-        await peer.head()
-        peer.close()
-
-    async with stage(handler) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT)
-        with pytest.raises(Disconnected) as caught:
-            await pool.send(b"POST", b"/", [], body)
-        assert caught.value.sent
-        assert counts(pool) == "0 idle, 0 in use"
-        assert client_sockets(upstream.origin) == 0
-
-
-async def test_nonsense_in_answer_to_a_body() -> None:
-    async def handler(peer: Peer) -> None:
-        await peer.head()
-        await peer.send(b"nonsense")
-        await trio.sleep_forever()
-
-    async with stage(handler) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT)
-        body = Endless()
-        with pytest.raises(MalformedResponse):
-            await pool.send(b"POST", b"/", [], body)
-        assert body.closed
-        assert counts(pool) == "0 idle, 0 in use"
-
-
-async def test_interim_responses_do_not_stop_the_sending() -> None:
-    async def handler(peer: Peer) -> None:
-        await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        await peer.request()
-        await peer.send(b"HTTP/1.1 102 Processing\r\n\r\n" + OK)
-        await trio.sleep_forever()
-
-    async with stage(handler) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT)
-        assert await ask(pool, Body([b"x" * 100_000] * 30)) == b"ok"
-        assert len(upstream.asked[0].body) == 3_000_000
-        assert counts(pool) == "1 idle, 0 in use"
-        pool.close()
 
 
 async def test_a_long_upload_is_not_held() -> None:

@@ -1,0 +1,71 @@
+"""The ways to an upstream that lead through httpx."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from llm_proxy.proxy.upstream import (
+    Origin,
+    Timeouts,
+    UpstreamPool,
+)
+from llm_proxy.proxy.upstream.outbound import OutboundProxy
+from llm_proxy.proxy.upstream.via_httpx import HttpxConnector
+from tests.proxy.upstream.gateway import Gateway, gateway
+from tests.proxy.upstream.stage import (
+    Handler,
+    Stage,
+    client_sockets,
+    stage,
+)
+
+if TYPE_CHECKING:
+    from tests.proxy.upstream.conftest import Authority
+
+Way = Literal["forwarded", "tunnelled", "tunnelled in TLS", "HTTP/2 offered"]
+WAYS: list[Way] = ["forwarded", "tunnelled", "tunnelled in TLS", "HTTP/2 offered"]
+
+
+class Scene:
+    """An upstream, the way to it, and the sockets that lead there."""
+
+    def __init__(self, upstream: Stage, proxy: Gateway | None, pool: UpstreamPool) -> None:
+        self.upstream = upstream
+        self.proxy = proxy
+        self.pool = pool
+
+    @property
+    def sockets(self) -> int:
+        port = self.upstream.origin.port if self.proxy is None else self.proxy.port
+        return client_sockets(Origin("http", "localhost", port))
+
+
+@asynccontextmanager
+async def scene(
+    authority: Authority, folder: Path, way: Way, handler: Handler, timeouts: Timeouts
+) -> AsyncIterator[Scene]:
+    """Set up an upstream and a way to it; certificates go into `folder`."""
+    secure = way != "forwarded"
+    context: ssl.SSLContext | None = None
+    if secure:
+        context = authority.server(folder, "localhost")
+        context.set_alpn_protocols(["http/1.1"])
+    client = authority.client()
+    async with stage(handler, context, "localhost") as upstream:
+        if way == "HTTP/2 offered":
+            connector = HttpxConnector(upstream.origin, timeouts, proxy=None, http2=True, ssl_context=client)
+            pool = UpstreamPool(upstream.origin, timeouts, connect=connector.connect)
+            yield Scene(upstream, None, pool)
+            pool.close()
+            return
+        outer = authority.server(folder, "localhost") if way == "tunnelled in TLS" else None
+        async with gateway(upstream, context=outer) as running:
+            proxy = OutboundProxy("https" if outer else "http", "localhost", running.port, (b"us", b"pw"))
+            connector = HttpxConnector(upstream.origin, timeouts, proxy=proxy, http2=False, ssl_context=client)
+            pool = UpstreamPool(upstream.origin, timeouts, connect=connector.connect)
+            yield Scene(upstream, running, pool)
+            pool.close()
