@@ -84,20 +84,21 @@ class Relay:
         """Decide what can be decided at once, then run the request under a scope that the client's leaving cancels.
 
         Where the server tells of that by itself and no body is left to read, the scope is all that the request needs;
-        else a task beside it reads on from the client.
+        else a task beside it reads on from the client. Both watch over an upload: what is read ahead is bounded, so the
+        task sees nothing while the provider takes nothing.
         """
         inbound.check_size()
         digest = admission.digest(inbound)
         await inbound.begin()
         body = await inbound.whole() if admission.needs_body(inbound, self.providers) else None
         application = admission.application(inbound, digest, self.providers, body)
-        if inbound.notify is not None and inbound.ended:
-            with inbound.scope:
-                inbound.notify(inbound.leave)
-                await self._serve(application, inbound, send)
-            return
         refusal: ProxyError | None = None
         with inbound.scope:
+            if inbound.notify is not None:
+                inbound.notify(inbound.leave)
+                if inbound.ended:
+                    await self._serve(application, inbound, send)
+                    return
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(inbound.watch)
                 try:
