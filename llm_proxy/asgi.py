@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 from quart_trio.asgi import TrioASGIHTTPConnection
 
+from llm_proxy.proxy import paths
+from llm_proxy.proxy.providers import Route
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -42,7 +45,11 @@ class RequestConnection:
                 return
             send = _marking(app.cross_origin, app.cross_origin.origin(scope["headers"]), send)
         relay = app.services.relay
-        route = relay.route(scope["raw_path"])
+        raw_path = scope["raw_path"]
+        route = relay.route(raw_path)
+        if route is None and not paths.is_clear(raw_path):
+            # Nobody can say whose path it would have been, so that nobody gets to guess: it is refused here.
+            route = Route(None, raw_path, "openai")
         if route is None:
             await TrioASGIHTTPConnection(app, cast("HTTPScope", scope))(receive, send)
         else:
