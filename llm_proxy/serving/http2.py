@@ -7,7 +7,7 @@ its internals, which is why the version of Hypercorn is pinned exactly. What is 
   responses are reset and not silently dropped, and each stream has its deadlines.
 - The reader of a connection never waits for an application: incoming data goes to its stream, within its window.
 - Requests that Hypercorn would trip over, and CONNECT with its WebSockets, are reset before they reach it.
-- Everything that escapes nonetheless is reported, and ends this connection alone.
+- Whatever escapes nonetheless ends this connection alone: the server reports it, as `run` lets it out.
 """
 
 from __future__ import annotations
@@ -97,18 +97,15 @@ class Http2Connection:
 
     async def run(self) -> None:
         """Serve until either side ends the connection; leaves it closed."""
-        try:
-            async with trio.open_nursery() as self._nursery:
-                try:
-                    with self._idle:
-                        await self._read()
-                    await self._close()
-                finally:
-                    self._end()
-                    self._transport.close()
-                    await self._protocol.handle(Closed())
-        except* Exception as errors:  # noqa: BLE001 - see the module's docstring
-            report_each(errors, self.site.config.report)
+        async with trio.open_nursery() as self._nursery:
+            try:
+                with self._idle:
+                    await self._read()
+                await self._close()
+            finally:
+                self._end()
+                self._transport.close()
+                await self._protocol.handle(Closed())
 
     async def _close(self) -> None:
         """Tell the streams, which may still have applications at work, and the client that it is over."""

@@ -245,6 +245,33 @@ async def test_an_exception_is_broken_off_and_reported(serve_tls: ServeTls, trus
         assert [str(report) for report in server.reports] == ["secret"] * 2
 
 
+async def test_a_cancelled_write_leaves_the_connection_in_order(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    """Header compression has a memory: a head that was made and not sent would garble all that follow."""
+
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        with trio.CancelScope() as scope_of_send:
+            if scope["path"] == "/cancelled":
+                scope_of_send.cancel()
+            await send(start(200, (b"x-first", b"one"), (b"x-second", b"two")))
+            await send(body(b"whole"))
+
+    async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
+        for _ in range(3):
+            await client.get("/cancelled")
+            reply = await client.get("/")
+            assert (reply.headers["x-first"], reply.headers["x-second"], reply.body) == ("one", "two", b"whole")
+
+
+async def test_a_connection_has_no_end_of_its_own(
+    serve_tls: ServeTls, trust: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hypercorn.config.Config.keep_alive_max_requests", 3)
+    async with serve_tls(Echo()) as server, connect_http2(server.port, trust) as client:
+        for _ in range(10):
+            assert (await client.get()).status == 200
+
+
 async def test_head_has_no_body(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
     app = saying(start(200, (b"content-length", b"5")), body(b"hello"))
     async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
@@ -282,7 +309,8 @@ async def test_an_idle_connection_is_closed(
         await trio.sleep(50)
         await client.get()
         began = trio.current_time()
-        while not client.closed:
-            await client.change()
+        with trio.fail_after(100):
+            while not client.closed:
+                await client.change()
         assert trio.current_time() - began == pytest.approx(75, abs=1)
         assert client.goaway == CODES.NO_ERROR

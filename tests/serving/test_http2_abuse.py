@@ -149,6 +149,32 @@ async def test_draining_lets_open_streams_finish(
     assert server.reports == []
 
 
+async def test_draining_closes_each_connection_behind_its_last_stream(
+    serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
+) -> None:
+    async def app(scope: Scope, _receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        await trio.sleep(float(scope["path"][1:]))
+        await respond(send, b"")
+
+    async with (
+        serve_tls(app) as server,
+        connect_http2(server.port, trust) as long,
+        connect_http2(server.port, trust) as short,
+    ):
+        await long.ask("/20")
+        await short.ask("/10")
+        await wait_all_tasks_blocked()
+        server.stop.set()
+        began = trio.current_time()
+        while not short.closed:
+            await short.change()
+        assert trio.current_time() - began == pytest.approx(10)
+        assert not long.closed
+        await server.ended.wait()
+        assert trio.current_time() - began == pytest.approx(20)
+
+
 async def test_what_outlives_the_grace_is_cut(
     serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
 ) -> None:

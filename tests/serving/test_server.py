@@ -169,6 +169,21 @@ async def test_one_connection_cannot_hurt_another() -> None:
     assert isinstance(report, RuntimeError)
 
 
+async def test_a_fault_of_the_server_itself_ends_its_connection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a fault of the parser")
+
+    async with run_server(Echo()) as server, await server.connect() as good, await server.connect() as bad:
+        await good.ask()
+        await bad.ask()
+        with monkeypatch.context() as patch:
+            patch.setattr("llm_proxy.serving.request.RequestReader.feed", broken)
+            with pytest.raises(EOFError):
+                await bad.ask()
+        assert (await good.ask()).status == 200
+        assert [str(report) for report in server.reports] == ["a fault of the parser"]
+
+
 async def test_running_out_of_files_is_no_end(autojump_clock: MockClock) -> None:
     app = Echo()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
