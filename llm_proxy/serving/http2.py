@@ -34,7 +34,7 @@ from llm_proxy.serving.asgi import VERSIONS, Scope
 from llm_proxy.serving.exchange import ClientGone, report_each
 from llm_proxy.serving.frames import FrameLengths
 from llm_proxy.serving.listener import address_of
-from llm_proxy.serving.stream import Http2Stream, joined_cookies, refusal_of
+from llm_proxy.serving.stream import Http2Stream, refusal_of
 from llm_proxy.serving.traffic import Site
 from llm_proxy.serving.transport import RECEIVE_SIZE, SocketTransport
 
@@ -192,7 +192,7 @@ class Http2Connection:
     async def _respond(self, stream_id: int, stream: Http2Stream, scope: Scope) -> None:
         try:
             try:
-                scope.update(asgi=VERSIONS, extensions={}, headers=joined_cookies(scope["headers"]))
+                scope.update(asgi=VERSIONS, extensions={})
                 refusal = refusal_of(scope)
                 if refusal is None:
                     await self.site.app(scope, stream.receive, stream.send)

@@ -179,15 +179,6 @@ class Http2Stream:
             await self._line.reset(self._id, "NO_ERROR")  # RFC 9113 section 8.1: the rest of the request is not needed
 
 
-def joined_cookies(headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Join what HTTP/2 may have split for compression (RFC 9113 section 8.2.3)."""
-    cookies = [value for name, value in headers if name == b"cookie"]
-    if len(cookies) < 2:
-        return [(bytes(name), bytes(value)) for name, value in headers]
-    others = [(bytes(name), bytes(value)) for name, value in headers if name != b"cookie"]
-    return [*others, (b"cookie", b"; ".join(cookies))]
-
-
 def refusal_of(scope: Scope) -> Refusal | None:
     """Judge a request by the rules that HTTP/1.1 has here and HTTP/2 itself has not."""
     if not scope["raw_path"].startswith(b"/"):

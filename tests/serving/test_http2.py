@@ -146,7 +146,8 @@ async def test_a_stalled_reader_is_reset_and_others_go_on(
     app = saying(start(), body(b"x" * 100_000))
     async with serve_tls(app, write_timeout=30) as server, connect_http2(server.port, trust, greedy=False) as client:
         began = trio.current_time()
-        reply = await client.get()
+        with trio.fail_after(100):
+            reply = await client.get()
         assert reply.reset == CODES.CANCEL
         assert len(reply.body) == 65535
         assert trio.current_time() - began == pytest.approx(30, abs=1)
@@ -300,6 +301,17 @@ async def test_a_silent_body_is_given_up(serve_tls: ServeTls, trust: ssl.SSLCont
         assert (await client.reply(number)).status == 408
         assert trio.current_time() - began == pytest.approx(60, abs=1)
         assert app.truncated == 1
+
+
+async def test_waiting_for_the_client_to_leave_has_no_deadline(
+    serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
+) -> None:
+    app = Hold()
+    async with serve_tls(app, body_idle_timeout=60) as server, connect_http2(server.port, trust) as client:
+        number = await client.ask()
+        await trio.sleep(1000)
+        app.release.set()
+        assert (await client.reply(number)).body == b"released"
 
 
 async def test_an_idle_connection_is_closed(
