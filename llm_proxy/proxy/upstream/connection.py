@@ -4,7 +4,8 @@ A request that fits into one write is sent without a task of its own. A longer o
 response, because an upstream may answer early (with a 413, say) and read no further: then sending stops, the response
 is delivered and the connection is not used again (RFC 9112 §9.3).
 
-However an exchange fails or is cancelled, the socket is closed before the exception leaves this module.
+However an exchange fails or is cancelled, its socket is closed before the caller learns of it: here until there is a
+response, afterwards by the response, which owns the connection from then on.
 """
 
 from __future__ import annotations
@@ -168,20 +169,16 @@ class Connection:
         """Wait for the next piece of the response's body; empty at its clean end. Waits only if it has to.
 
         Raises:
-            UpstreamFailure: the body broke off, stalled or is malformed; the connection is closed.
+            UpstreamFailure: the body broke off, stalled or is malformed.
         """
         parser = self.parser
         pieces = parser.pieces
         if not pieces:
             if parser.complete:
                 return b""
-            try:
-                while not pieces and not parser.complete:
-                    self._idle_watch.start(self)
-                    await self._read()
-            except BaseException:
-                self.close()
-                raise
+            while not pieces and not parser.complete:
+                self._idle_watch.start(self)
+                await self._read()
             self._idle_watch.stop(self)
             if not pieces:
                 return b""

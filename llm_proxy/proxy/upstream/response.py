@@ -49,7 +49,7 @@ class PooledConnection(Protocol):
         """Send a request and wait for the head of its final response; closed if that fails."""
 
     async def receive(self) -> bytes:
-        """Wait for the next piece of the body, empty at the clean end; closed if that fails."""
+        """Wait for the next piece of the body, empty at the clean end; not reusable if that fails."""
 
     def close(self) -> None:
         """Close the socket at once. Idempotent."""

@@ -182,7 +182,7 @@ class HttpxConnection:
         """Wait for the next piece of the response's body; empty at its clean end.
 
         Raises:
-            UpstreamFailure: the body broke off, stalled or is malformed; the connection is closed.
+            UpstreamFailure: the body broke off, stalled or is malformed.
         """
         if self._complete:
             return b""
@@ -190,15 +190,11 @@ class HttpxConnection:
         if response is None or pieces is None:
             raise trio.ClosedResourceError("the response is closed")
         self._answering = False
-        try:
-            with self._within(self._timeouts.idle):
-                async for piece in pieces:
-                    if piece:
-                        return piece
-                await response.aclose()
-        except BaseException:
-            self.close()
-            raise
+        with self._within(self._timeouts.idle):
+            async for piece in pieces:
+                if piece:
+                    return piece
+            await response.aclose()
         self._complete = True
         self._pieces = None
         return b""

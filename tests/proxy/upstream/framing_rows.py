@@ -67,6 +67,7 @@ STATUS_LINE: Final = [
     Row("9110 §15: two digits", b"HTTP/1.1 20 OK\r\n" + FIVE, MalformedResponse),
     Row("9110 §15: four digits", b"HTTP/1.1 2000 OK\r\n" + FIVE, MalformedResponse),
     Row("9110 §15: below 100", b"HTTP/1.1 099 OK\r\n" + FIVE, MalformedResponse),
+    Row("9110 §15: below 100, before a response", b"HTTP/1.1 099 OK\r\n\r\n" + OK + FIVE, MalformedResponse),
     Row("9110 §15: no digits", b"HTTP/1.1 abc OK\r\n" + FIVE, MalformedResponse),
     Row(
         "9110 §15: unknown classes are passed on",
@@ -255,6 +256,7 @@ BODILESS: Final = [
         b"HTTP/1.1 304 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
         Seen(304, b"", reusable=True),
     ),
+    Row("9110 §15.4.5: 304", b"HTTP/1.1 304 OK\r\n\r\n", Seen(304, b"", reusable=True)),
     Row("9110 §15.3.6: 205 has a length like any other", b"HTTP/1.1 205 OK\r\n" + NONE, Seen(205, b"", reusable=True)),
 ]
 
@@ -301,6 +303,16 @@ INTERIM: Final = [
     Row(
         "9112 §6.1: with a coding",
         b"HTTP/1.1 103 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + OK + FIVE,
+        MalformedResponse,
+    ),
+    Row(
+        "9110 §8.6: with a length and no content",
+        b"HTTP/1.1 103 OK\r\nContent-Length: 5\r\n\r\n" + OK + FIVE,
+        MalformedResponse,
+    ),
+    Row(
+        "9112 §6.1: with a coding and no content",
+        b"HTTP/1.1 103 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + OK + FIVE,
         MalformedResponse,
     ),
     Row("9110 §15.2: and no final response", CONTINUE, Disconnected),

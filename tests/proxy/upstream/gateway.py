@@ -12,7 +12,7 @@ import h2.events
 import trio
 from attrs import Factory, define
 
-from tests.proxy.upstream.stage import Peer, Stage, stage
+from tests.proxy.upstream.stage import Peer, Stage, settled, stage
 
 
 @define
@@ -63,6 +63,7 @@ async def over_http2(peer: Peer) -> None:
     await peer.send(connection.data_to_send())
     asked: dict[int, tuple[list[tuple[bytes, bytes]], bytearray]] = {}
     while data := bytes(await peer.stream.receive_some()):
+        answered = False
         for event in connection.receive_data(data):
             if isinstance(event, h2.events.RequestReceived):
                 asked[event.stream_id] = (list(event.headers), bytearray())
@@ -74,4 +75,10 @@ async def over_http2(peer: Peer) -> None:
                 said = b" ".join(value for _, value in headers) + b" %d" % len(body)
                 connection.send_headers(event.stream_id, [(b":status", b"200"), (b"x-h2", b"yes")])
                 connection.send_data(event.stream_id, said, end_stream=True)
+                answered = True
         await peer.send(connection.data_to_send())
+        if answered:
+            # HTTP/2 servers speak up on idle connections too.
+            await settled()
+            connection.ping(b"are you?")
+            await peer.send(connection.data_to_send())

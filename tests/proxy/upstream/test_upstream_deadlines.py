@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from llm_proxy.proxy.upstream import (
     Timeouts,
     UpstreamPool,
 )
-from llm_proxy.proxy.upstream.watch import Watch
+from tests.proxy.upstream.conftest import Authority
 from tests.proxy.upstream.stage import OK, Body, Peer, answering, ask, client_sockets, counts, settled, stage, whole
 
 TIMEOUTS = Timeouts(connect=3, response_header=30, idle=10)
@@ -50,7 +51,7 @@ async def test_name_resolution_counts_as_connecting(mock_clock: MockClock) -> No
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_the_handshake_counts_as_connecting(mock_clock: MockClock, authority: Any) -> None:
+async def test_the_handshake_counts_as_connecting(mock_clock: MockClock, authority: Authority) -> None:
     async def mute(peer: Peer) -> None:
         await trio.sleep_forever()
 
@@ -151,17 +152,25 @@ async def test_bytes_that_are_no_content_keep_a_body_alive_too(mock_clock: MockC
 
 
 async def test_a_body_that_stalls(mock_clock: MockClock) -> None:
+    more = trio.Event()
+
     async def handler(peer: Peer) -> None:
         await peer.request()
-        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nsome")
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
+        await more.wait()
+        await peer.send(b"some")
+        await settled()
+        await peer.send(b"some")
         await trio.sleep_forever()
 
     async with stage(handler) as upstream, trio.open_nursery() as nursery:
         pool = UpstreamPool(upstream.origin, TIMEOUTS)
         response = await pool.send(b"GET", b"/", [], None)
-        assert await response.receive() == b"some"
-        # The time in which nobody wants to read does not count.
-        await passes(mock_clock, 1000)
+        for _ in range(2):
+            more.set()
+            assert await response.receive() == b"some"
+            # The time in which nobody wants to read does not count.
+            await passes(mock_clock, 1000)
         nursery.start_soon(passes, mock_clock, 10)
         with pytest.raises(IdleTimeout, match="for 10 s") as caught:
             await response.receive()
@@ -221,6 +230,52 @@ async def test_a_slow_upload_lives_as_long_as_bytes_go(mock_clock: MockClock) ->
         pool.close()
 
 
+async def test_interim_responses_keep_an_upload_alive(mock_clock: MockClock) -> None:
+    class Late:
+        content_length = 1
+
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            await encouraged.wait()
+            yield b"x"
+
+    encouraged = trio.Event()
+
+    async def handler(peer: Peer) -> None:
+        for _ in range(5):
+            await passes(mock_clock, 9)
+            await peer.send(b"HTTP/1.1 102 Processing\r\n\r\n")
+        encouraged.set()
+        await peer.request()
+        await peer.send(OK)
+        await trio.sleep_forever()
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, TIMEOUTS)
+        assert await ask(pool, Late()) == b"ok"
+        pool.close()
+
+
+async def test_a_slow_upload_over_tls_lives_as_long_as_bytes_go(
+    mock_clock: MockClock, authority: Authority, tmp_path: Path
+) -> None:
+    async def handler(peer: Peer) -> None:
+        left = 30_000_000
+        while left > 0:
+            await passes(mock_clock, 1)
+            for _ in range(125):
+                left -= len(await peer.stream.receive_some(65536))
+                if left <= 0:
+                    break
+        await peer.send(OK)
+        await trio.sleep_forever()
+
+    async with stage(handler, authority.server(tmp_path), "localhost") as upstream:
+        pool = UpstreamPool(upstream.origin, TIMEOUTS, ssl_context=authority.client())
+        assert await whole(await pool.send(b"POST", b"/", [], b"x" * 30_000_000)) == b"ok"
+        assert trio.current_time() > 14
+        pool.close()
+
+
 async def test_the_time_for_the_answer_begins_when_the_request_is_out(mock_clock: MockClock) -> None:
     class Slow:
         content_length = None
@@ -268,50 +323,3 @@ async def test_for_ever(mock_clock: MockClock) -> None:
         pool = UpstreamPool(upstream.origin, Timeouts(math.inf, math.inf, math.inf))
         assert await ask(pool) == b"ok"
         pool.close()
-
-
-class Sloth:
-    def __init__(self) -> None:
-        self.expired_at: float | None = None
-
-    def expire(self, watch: Watch) -> None:
-        self.expired_at = trio.current_time()
-
-
-async def test_a_watch_expires_each_in_its_time(autojump_clock: MockClock) -> None:
-    watch = Watch(10)
-    first, second, third = Sloth(), Sloth(), Sloth()
-    watch.start(first)
-    await trio.sleep(4)
-    watch.start(second)
-    watch.start(third)
-    await trio.sleep(4)
-    watch.start(second)
-    watch.stop(third)
-    assert len(watch) == 2
-    await trio.sleep(30)
-    assert first.expired_at == pytest.approx(10)
-    assert second.expired_at == pytest.approx(18)
-    assert third.expired_at is None
-    assert len(watch) == 0
-
-
-async def test_a_watch_works_again_after_a_rest(autojump_clock: MockClock) -> None:
-    watch = Watch(10)
-    for _ in range(3):
-        sloth = Sloth()
-        watch.start(sloth)
-        await trio.sleep(25)
-        assert sloth.expired_at == pytest.approx(trio.current_time() - 15)
-
-
-async def test_a_watch_needs_one_task_however_much_is_watched(autojump_clock: MockClock) -> None:
-    watch = Watch(10)
-    before = trio.lowlevel.current_statistics().tasks_living
-    sloths = [Sloth() for _ in range(1000)]
-    for sloth in sloths:
-        watch.start(sloth)
-    assert trio.lowlevel.current_statistics().tasks_living == before + 1
-    await trio.sleep(11)
-    assert all(sloth.expired_at is not None for sloth in sloths)
-    assert trio.lowlevel.current_statistics().tasks_living == before

@@ -17,6 +17,7 @@ from tests.proxy.upstream.stage import (
     ask,
     client_sockets,
     counts,
+    settled,
     stage,
     whole,
 )
@@ -43,6 +44,40 @@ async def test_an_early_response_stops_the_sending() -> None:
         response.close()
         assert counts(pool) == "0 idle, 0 in use"
         assert client_sockets(upstream.origin) == 0
+
+
+async def test_an_early_response_on_a_kept_connection_ends_it() -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await peer.head()
+        await peer.send(TOO_LARGE)
+        await trio.sleep_forever()
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        assert await ask(pool) == b"ok"
+        assert await ask(pool, Endless()) == b"big"
+        assert len(upstream.peers) == 1
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+
+
+async def test_a_refused_write_leaves_it_to_the_response_to_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def refuse(*_: object) -> int:
+        raise BrokenPipeError
+
+    async def handler(peer: Peer) -> None:
+        await peer.head()
+        await settled()
+        await peer.send(TOO_LARGE)
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("llm_proxy.proxy.upstream.wire.Wire.send", refuse)
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        assert await ask(pool, Body([b"x"])) == b"big"
+        assert counts(pool) == "0 idle, 0 in use"
 
 
 async def test_an_early_response_stops_the_waiting_for_the_client() -> None:

@@ -222,6 +222,12 @@ def test_an_endless_head_is_given_up_at_the_limit() -> None:
     assert fed_until_refused(parser, [OK, *[b"X: y\r\n" * 100] * 1000], "longer than 65536") <= HEAD_LIMIT
 
 
+def test_an_endless_head_in_answer_to_head_is_given_up_too() -> None:
+    parser = ResponseParser()
+    parser.begin(bodiless=True)
+    assert fed_until_refused(parser, [OK, *[b"X: y\r\n" * 100] * 1000], "longer than 65536") <= HEAD_LIMIT
+
+
 @pytest.mark.parametrize("start", [b"5;", b"0\r\nX: "], ids=["chunk extension", "trailer"])
 def test_endless_overhead_is_given_up_at_the_limit(start: bytes) -> None:
     parser = ResponseParser()

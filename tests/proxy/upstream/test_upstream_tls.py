@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import select
 import ssl
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import trio
 
 from llm_proxy.proxy.upstream import ConnectFailed, Disconnected, Origin, UpstreamPool
 from llm_proxy.proxy.upstream.tls import client_context
+from llm_proxy.proxy.upstream.wire import dial
 from tests.proxy.upstream.conftest import Authority
 from tests.proxy.upstream.stage import (
     OK,
@@ -217,6 +219,57 @@ async def test_words_behind_a_response_in_the_same_packet_spoil_the_connection(
         other = await pool.send(b"GET", b"/", [], None)
         other.close()
         assert len(upstream.peers) == 2
+        pool.close()
+
+
+async def test_tickets_that_come_while_a_connection_is_idle_do_not_spoil_it(
+    authority: Authority, tmp_path: Path
+) -> None:
+    context = authority.server(tmp_path)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+
+    async def handler(peer: Peer) -> None:
+        # Not trio's TLS, which keeps the tickets back until there is something to say.
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        server = context.wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                server.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                await peer.send(outgoing.read())
+                incoming.write(await peer.stream.receive_some())
+        await settled()
+        await peer.send(outgoing.read())
+        await spoil.wait()
+        server.write(OK)
+        await peer.send(outgoing.read())
+        await trio.sleep_forever()
+
+    spoil = trio.Event()
+    async with stage(handler) as upstream:
+        wire = await dial("localhost", upstream.origin.port, authority.client())
+        for _ in range(3):
+            await settled()
+        [socket] = select.select([wire._socket], [], [], 0)[0]
+        assert socket is wire._socket
+        assert wire.is_quiet()
+        spoil.set()
+        await settled()
+        assert not wire.is_quiet()
+        wire.close()
+
+
+async def test_what_waits_inside_the_tls_object_is_received(
+    server: ssl.SSLContext, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A read may take less than one TLS record; the rest is decrypted, and the socket has nothing more to show.
+    monkeypatch.setattr("llm_proxy.proxy.upstream.wire.READ_SIZE", 1000)
+    response = b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"x" * 10000
+    async with stage(answering(response), server, "localhost") as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT, ssl_context=authority.client())
+        with trio.fail_after(5):
+            assert await ask(pool) == b"x" * 10000
         pool.close()
 
 

@@ -187,8 +187,10 @@ async def test_the_answer_takes_too_long(open_scene: Any, mock_clock: MockClock)
         await trio.sleep_forever()
 
     async with open_scene("tunnelled", mute, Timeouts(connect=3, response_header=30, idle=10)) as scene:
+        started = trio.current_time()
         with pytest.raises(HeaderTimeout, match="within 30 s") as caught:
             await ask(scene.pool, b"x")
+        assert trio.current_time() - started == pytest.approx(30)
         assert caught.value.sent
         assert scene.sockets == 0
 
