@@ -252,9 +252,9 @@ async def test_a_cancelled_write_leaves_the_connection_in_order(serve_tls: Serve
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         with trio.CancelScope() as scope_of_send:
+            await send(start(200, (b"x-first", b"one"), (b"x-second", b"two")))
             if scope["path"] == "/cancelled":
                 scope_of_send.cancel()
-            await send(start(200, (b"x-first", b"one"), (b"x-second", b"two")))
             await send(body(b"whole"))
 
     async with serve_tls(app) as server, connect_http2(server.port, trust) as client:

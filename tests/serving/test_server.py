@@ -218,7 +218,7 @@ async def test_the_idlest_connection_makes_room_for_a_new_one() -> None:
             await client.ask()
         with trio.fail_after(5):
             assert (await server.get()).status == 200
-        await first.read_to_end()
+            await first.read_to_end()
         assert (await second.ask()).status == 200
 
 
