@@ -13,6 +13,7 @@ import trio
 from llm_proxy.serving.asgi import Address
 
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_NOT_HERE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 _BACK_OFF: Final = 0.1
 """Seconds without accepting after the process or the system has run out of files or memory."""
 
@@ -20,27 +21,43 @@ _BACK_OFF: Final = 0.1
 def bind(host: str, port: int) -> tuple[socket.socket, ...]:
     """Bind a TCP socket for every address of `host`; an empty host means every address of this machine.
 
-    Port 0 takes one that the system chooses, the same for all addresses.
+    Port 0 takes one that the system chooses, the same for all addresses. An address that this machine does not have,
+    as those of IPv6 where it is turned off, is passed over as long as there is another.
 
     Raises:
         OSError: `host` is not known, or an address cannot be bound.
     """
     sockets: list[socket.socket] = []
+    missing: OSError | None = None
     found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=0 if host else socket.AI_PASSIVE)
-    try:
-        for family, kind, protocol, _, address in dict.fromkeys(found):
-            sock = socket.socket(family, kind, protocol)
-            sockets.append(sock)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            sock.bind((address[0], port, *address[2:]))
-            port = sock.getsockname()[1]
-    except OSError:
-        for sock in sockets:
-            sock.close()
-        raise
+    for family, kind, protocol, _, address in dict.fromkeys(found):
+        try:
+            sock = _bind_one(family, kind, protocol, (address[0], port, *address[2:]))
+        except OSError as error:
+            if error.errno in _NOT_HERE:
+                missing = error
+                continue
+            for sock in sockets:
+                sock.close()
+            raise
+        sockets.append(sock)
+        port = sock.getsockname()[1]
+    if missing is not None and not sockets:
+        raise missing
     return tuple(sockets)
+
+
+def _bind_one(family: int, kind: int, protocol: int, address: tuple[object, ...]) -> socket.socket:
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(address)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def address_of(sock: socket.socket, *, peer: bool = False) -> Address | None:

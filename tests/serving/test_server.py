@@ -131,6 +131,20 @@ def test_all_addresses_of_this_machine_get_one_port() -> None:
         sock.close()
 
 
+def test_an_address_that_is_not_here_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """IPv6 is often turned off in containers, and yet names resolve to it."""
+    (here,) = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
+    (elsewhere,) = socket.getaddrinfo("2001:db8::1", 0, type=socket.SOCK_STREAM)
+    for found in ([here, elsewhere], [elsewhere, here]):
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, found=found, **__: found)
+        (sock,) = bind("name", 0)
+        assert sock.family == socket.AF_INET
+        sock.close()
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: [elsewhere])
+    with pytest.raises(OSError, match=r"(?i)address"):
+        bind("name", 0)
+
+
 async def test_a_unix_socket_can_be_served(tmp_path: Path) -> None:
     app = Echo()
     listener = socket.socket(socket.AF_UNIX)

@@ -129,6 +129,8 @@ def test_workers_that_cannot_start_are_given_up() -> None:
         assert running.process.stderr is not None
         messages = running.process.stderr.read()
     assert messages.count("RuntimeError: no worker can start") == 6
+    for pause in ("0.1", "0.2", "0.4"):
+        assert messages.count(f"ended with status 1; another one starts in {pause} s") == 2
     assert messages.endswith("no worker could be started\n")
 
 
