@@ -101,6 +101,9 @@ def find(fields: Mapping[str, Field], layers: list[Layer]) -> Found:
         for layer in layers:
             text, file = layer.get(name), layer.get(f"{name}_FILE") if field.secret else ""
             if not text and not file:
+                if layer.place == FLAGS and name in layer.values:
+                    # Whoever types a flag means something by it, such as a variable that turns out to be empty.
+                    found.problems.append(Problem(_subject(name, field, text, layer), _EMPTY))
                 continue
             found.given.add(name)
             try:
@@ -122,12 +125,8 @@ def _parse(name: str, field: Field, text: str, file: str, layer: Layer) -> Any:
     if file:
         subject = f"{name}_FILE={_quoted(file)}{layer.place}"
         text = _read_secret(subject, file)
-    elif field.secret:
-        subject = f"{name}{layer.place} (value hidden)"
-    elif layer.place == FLAGS:
-        subject = f"{field.flag or name} {_quoted(text)}"
     else:
-        subject = f"{name}={_quoted(text)}{layer.place}"
+        subject = _subject(name, field, text, layer)
     try:
         return field.kind.parse(text)
     except Unfit as error:
@@ -138,6 +137,18 @@ def _parse(name: str, field: Field, text: str, file: str, layer: Layer) -> Any:
 
 #: The place of the layer that holds command-line flags.
 FLAGS = " (flag)"
+
+_EMPTY = "it is empty; give it a value, or leave it out"
+
+
+def _subject(name: str, field: Field, text: str, layer: Layer) -> str:
+    """What a problem is about: the flag or variable, and the wrong value where that can be shown."""
+    is_flag = layer.place == FLAGS
+    named, place = (field.flag or name, "") if is_flag else (name, layer.place)
+    # What has an @ in it may be an address with a password, whichever setting it has got into.
+    if field.secret or "@" in text:
+        return f"{named}{place} (value hidden)"
+    return f"{named} {_quoted(text)}" if is_flag else f"{named}={_quoted(text)}{place}"
 
 
 def _quoted(text: str) -> str:

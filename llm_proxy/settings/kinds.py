@@ -161,7 +161,7 @@ PATH = Kind("path", "a path", Path)
 def _existing_file(text: str) -> Path:
     path = Path(text)
     if not path.is_file():
-        raise Unfit("there is no such file")
+        raise Unfit("it is a folder, and must be a file" if path.is_dir() else "there is no such file")
     return path
 
 
@@ -184,16 +184,27 @@ def _items(text: str) -> list[str]:
     return [item for item in (part.strip() for part in text.split(",")) if item]
 
 
+def _shown(item: str) -> str:
+    """An item of a list, for people; one that may hold a password is not shown."""
+    return "an item" if "@" in item else repr(item)
+
+
 def _networks(text: str) -> tuple[Network, ...]:
     networks: list[Network] = []
     for item in _items(text):
         try:
             networks.append(ipaddress.ip_network(item))
         except ValueError:
-            raise Unfit(
-                f"{item!r} is no address or network; allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1"
-            ) from None
+            raise Unfit(f"{_no_network(item)}; allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1") from None
     return tuple(networks)
+
+
+def _no_network(item: str) -> str:
+    try:
+        network = ipaddress.ip_interface(item).network
+    except ValueError:
+        return f"{_shown(item)} is no address or network"
+    return f"{item!r} is an address within the network {network}"
 
 
 NETWORKS = Kind("list of networks", "a comma-separated list of networks such as 10.0.0.0/8, ::1", _networks)
@@ -212,7 +223,7 @@ def _origins(text: str) -> tuple[str, ...]:
         origin = item.lower()
         if origin != "*" and not _ORIGIN.fullmatch(origin):
             raise Unfit(
-                f"{origin!r} is no origin; allowed: * or a comma-separated list such as https://app.example.com"
+                f"{_shown(origin)} is no origin; allowed: * or a comma-separated list such as https://app.example.com"
             )
         origins.append(origin.removesuffix(_USUAL_PORTS.get(origin.partition("://")[0], "")))
     return tuple(origins)

@@ -71,12 +71,12 @@ def problem(name: str, value: str) -> str:
         (
             "TRUSTED_PROXIES",
             "10.0.0.0/8,10.0.0.1/8",
-            "'10.0.0.1/8' is no address or network; " + "allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1",
+            "'10.0.0.1/8' is an address within the network 10.0.0.0/8; "
+            + "allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1",
         ),
         ("API_CONFIG_PATH", "/no/providers.yaml", NO_FILE),
         ("OPENAI_API_URL", "api.openai.com", URL),
         ("OPENAI_API_URL", "https://", URL),
-        ("OPENAI_API_URL", "https://me@api.example", URL),
         ("OPENAI_API_URL", "https://api.example?x=1", URL),
         ("OPENAI_API_URL", "https://api.example:http", URL),
     ],
@@ -92,6 +92,14 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, reas
         ("MANAGEMENT_TOKEN", "schlüssel", HEADER),
         ("ENCRYPTION_KEY", "swordfish!", f"key 1 is not base64 of 32 bytes; {KEYS}"),
         ("ENCRYPTION_KEY", f"{KEY},", f"key 2 is empty; {KEYS}"),
+        # An @ in a value may be the end of a password, whatever the setting.
+        ("OPENAI_API_URL", "https://me:hunter2@api.example", URL),
+        ("DB_DRIVER", "postgres://me:hunter2@db/x", "allowed: one of sqlite, postgres, mysql"),
+        (
+            "CORS_ALLOWED_ORIGINS",
+            "https://me:hunter2@app.example",
+            "an item is no origin; allowed: * or a comma-separated list such as https://app.example.com",
+        ),
         ("ENCRYPTION_KEY", f"{KEY},{SHORT_KEY}", f"key 2 has 16 bytes; a key has 32; {KEYS}"),
     ],
 )
