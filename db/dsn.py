@@ -102,6 +102,8 @@ def _sqlite(url: str, path: str) -> Target:
             raise BadDsn(f"DATABASE_URL: a SQLite file is on no host; write {_EXAMPLES['sqlite']}")
     if not path:
         raise BadDsn("DB_DRIVER is sqlite, so DATABASE_PATH must be set: ./data/llm-proxy.db")
+    if not url and "://" in path:
+        raise BadDsn("DATABASE_PATH must be the path of a file; put a URL into DATABASE_URL, and name its DB_DRIVER")
     if "\0" in path:
         raise BadDsn("DATABASE_PATH must not hold a NUL character")
     return Target("sqlite", path=None if path == ":memory:" else Path(path))
