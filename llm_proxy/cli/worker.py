@@ -18,8 +18,9 @@ from llm_proxy.cli.failures import Failure
 from llm_proxy.serving.asgi import Address
 from llm_proxy.serving.listener import bind
 from llm_proxy.serving.server import LifespanFailed, ServeConfig
+from llm_proxy.serving.tls import BadCertificate, server_context
 from llm_proxy.serving.workers import serve_until_signal
-from llm_proxy.settings import ListenAddress, Settings
+from llm_proxy.settings import ListenAddress, Problem, Settings, SettingsError
 
 
 @define(eq=False)
@@ -50,6 +51,16 @@ class Startable:
             if not failed:
                 raise
             self.failure = error
+
+
+def check_certificate(settings: Settings) -> None:
+    """Raise `SettingsError` where TLS is wanted and its files cannot be used."""
+    certificate, key = settings.tls_cert_file, settings.tls_key_file
+    if settings.enable_tls and certificate is not None and key is not None:
+        try:
+            server_context(certificate, key)
+        except BadCertificate as error:
+            raise SettingsError([Problem("TLS_CERT_FILE and TLS_KEY_FILE", str(error))]) from None
 
 
 def bind_listeners(settings: Settings) -> tuple[socket.socket, ...]:

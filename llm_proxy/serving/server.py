@@ -52,7 +52,8 @@ async def serve(
 
     Raises:
         LifespanFailed: the application could not start, or broke down.
-        OSError: an address cannot be bound, or a certificate cannot be read.
+        OSError: an address cannot be bound.
+        llm_proxy.serving.tls.BadCertificate: the certificate or its key cannot be used.
     """
     tls = server_context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     lifespan = Lifespan(app, config.report, config.lifespan_timeout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from pathlib import Path
+from typing import NoReturn
 
 import trio
 
@@ -11,17 +12,41 @@ from llm_proxy.serving.traffic import Traffic
 from llm_proxy.serving.transport import SocketTransport
 
 
+class BadCertificate(Exception):
+    """A certificate or key cannot be used; the message names the file and says why."""
+
+
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """Return a context for TLS 1.2 and later that offers HTTP/2 and HTTP/1.1 by ALPN (RFC 7301).
 
     Raises:
-        OSError: a file cannot be read, or (as `ssl.SSLError`) does not hold what it should.
+        BadCertificate: a file cannot be read, or does not hold what it should.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 9113 section 9.2
     context.set_alpn_protocols(["h2", "http/1.1"])
-    context.load_cert_chain(certificate, key)
+
+    def refuse() -> NoReturn:
+        # OpenSSL would ask for the pass phrase on the terminal, where nobody may be.
+        raise BadCertificate(f"the key in {key} is encrypted; store it without a pass phrase")
+
+    try:
+        context.load_cert_chain(certificate, key, password=refuse)
+    except ssl.SSLError as error:
+        raise BadCertificate(_in_words(error, certificate, key)) from error
+    except OSError as error:
+        raise BadCertificate(f"{certificate} or {key} cannot be read: {error.strerror}") from error
     return context
+
+
+def _in_words(error: ssl.SSLError, certificate: Path, key: Path) -> str:
+    if error.reason == "KEY_VALUES_MISMATCH":
+        return f"the key in {key} does not belong to the certificate in {certificate}"
+    try:
+        ssl.create_default_context(cafile=str(certificate))
+    except ssl.SSLError:
+        return f"{certificate} holds no certificate in PEM form"
+    return f"{key} holds no private key in PEM form"
 
 
 class Handshake:
