@@ -40,7 +40,7 @@ class Sink:
             try:
                 self._open(path)
             except OSError as error:
-                raise LogError(f"the log file {path} cannot be opened: {error.strerror}") from error
+                raise LogError(f"the log file {path} cannot be opened: {error.strerror}; set LOG_FILE anew") from error
 
     def write(self, line: bytes, second: int) -> None:
         """Write one line, newline included, at once or not at all. Never raises.

@@ -8,6 +8,7 @@ import click
 
 from db.errors import BadDsn, DatabaseError, Unavailable
 from llm_proxy.crypto import CryptoError
+from llm_proxy.log_sink import LogError
 from llm_proxy.settings import SettingsError
 
 DONE: Final = 0
@@ -54,7 +55,7 @@ def explain(error: BaseException) -> tuple[str, int]:
             found = error.format_message(), error.exit_code
         case click.Abort() | KeyboardInterrupt():
             found = "", INTERRUPTED
-        case SettingsError() | BadDsn():
+        case SettingsError() | BadDsn() | LogError():
             found = str(error), WRONG_USAGE
         case Unavailable():
             found = str(error), CANNOT_CONNECT
