@@ -16,6 +16,12 @@ from llm_proxy.version import VERSION
 #: Seconds until a server that does not answer is given up.
 _TIMEOUT = 30.0
 
+#: What to do about some of the API's problems, for people who do not write requests.
+_REMEDIES = {
+    "project_inactive": "the project is deactivated; 'llm-proxy manage project activate' takes that back",
+    "token_revoked": "the token is revoked; 'llm-proxy manage token generate' makes a new one",
+}
+
 
 class ManagementClient:
     """Talks to one server's `/manage`. Use it as a context manager.
@@ -83,17 +89,36 @@ class ManagementClient:
 
     def _unreachable(self, error: httpx.TransportError) -> str:
         reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+        reason = re.sub(r"^\[SSL[^\]]*\] (.*) \(_ssl\.c:\d+\)$", r"TLS: \1", reason)
         return f"cannot connect to {self._base_url} ({reason}); is the server running, and --manage-api-base-url right?"
 
     def _refused(self, response: httpx.Response) -> Failure:
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             message = f"{self._base_url} refused the management token; give its own with MANAGEMENT_TOKEN"
             return NotAuthorised(message)
-        try:
-            body = response.json()
-            words = [str(body[key]) for key in ("error", "description") if body.get(key)]
-        except (json.JSONDecodeError, AttributeError, KeyError):
-            words = []
+        code, words = _problem(response)
+        if code == "not_found":
+            return Failure(f"{self._base_url} knows nothing of that; check --manage-api-base-url, and the ID")
         return Failure(
-            ": ".join(words).rstrip(".") or f"{self._base_url} answered with HTTP status {response.status_code}"
+            _REMEDIES.get(code)
+            or ": ".join(words).rstrip(".")
+            or f"{self._base_url} answered with HTTP status {response.status_code}"
         )
+
+
+def _problem(response: httpx.Response) -> tuple[str, list[str]]:
+    """The code of what the server refuses, and its words; nothing where the answer is not of such a server."""
+    try:
+        body = response.json()
+    except json.JSONDecodeError:
+        return "", []
+    if not isinstance(body, dict):
+        return "", []
+    error = body.get("error")
+    if isinstance(error, dict):
+        # So speaks the server itself, of requests that never get to the API.
+        return str(error.get("code", "")), [str(error.get("message", ""))]
+    code = str(body.get("code", ""))
+    # What is wrong with a body or a query is all in the description.
+    keys = ("description",) if code in ("invalid_body", "invalid_query") else ("error", "description")
+    return code, [str(body[key]) for key in keys if body.get(key)]

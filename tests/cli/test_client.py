@@ -74,9 +74,25 @@ def test_what_comes_back(server: Server) -> None:
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (404, b'{"error":"no such project","code":"not_found"}', "no such project"),
+        (404, b'{"error":"no such project","code":"project_not_found"}', "no such project"),
+        (
+            404,
+            b'{"error":"nothing here","code":"not_found"}',
+            "{url} knows nothing of that; check --manage-api-base-url, and the ID",
+        ),
         (400, b'{"error":"wrong","code":"x","description":"Name is empty."}', "wrong: Name is empty"),
+        (400, b'{"error":"wrong","code":"invalid_body","description":"Name is empty."}', "Name is empty"),
+        (
+            409,
+            b'{"error":"wrong","code":"project_inactive","description":"PATCH it."}',
+            "the project is deactivated; 'llm-proxy manage project activate' takes that back",
+        ),
         (500, b"oops", "{url} answered with HTTP status 500"),
+        (
+            400,
+            b'{"error":{"message":"The path is odd.","type":"x","param":null,"code":"invalid_path"}}',
+            "The path is odd",
+        ),
         (500, b"[]", "{url} answered with HTTP status 500"),
         (302, b"", "{url} answered with HTTP status 302"),
         (200, b"<html>", "{url} does not answer like an llm-proxy server; check --manage-api-base-url"),

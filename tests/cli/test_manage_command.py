@@ -159,7 +159,7 @@ def test_all_tokens_of_a_project_are_revoked(manage: Run, token: dict[str, Any])
     ("arguments", "line", "code"),
     [
         (("project", "get", "x"), "There is no such project: No project has this id", 1),
-        (("token", "get", "../projects"), "There is nothing here: ", 1),
+        (("token", "get", "../projects"), "The request path is ambiguous and is refused: ", 1),
         (("project", "update", "x"), "nothing to change; give --name, --api-key or --provider", 2),
         (
             ("token", "update", "x"),
@@ -169,8 +169,8 @@ def test_all_tokens_of_a_project_are_revoked(manage: Run, token: dict[str, Any])
         (
             ("token", "generate", "--project-id", "x", "--duration", "24"),
             (
-                "Invalid value for '--duration': '24' is not a duration of a minute or more, such as 30d, 12h or 90m; "
-                "see 'llm-proxy manage token generate --help'"
+                "Invalid value for '--duration': '24' is not a duration from a minute to ten years, such as 30d, 12h "
+                "or 90m; see 'llm-proxy manage token generate --help'"
             ),
             2,
         ),
@@ -250,4 +250,4 @@ def test_a_base_url_that_is_none(run: Run) -> None:
     result = run("manage", "project", "list", "--manage-api-base-url", "localhost:8080")
 
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: Invalid value for '--manage-api-base-url': 'localhost:8080' is not an http")
+    assert result.stderr.startswith("error: Invalid value for '--manage-api-base-url': 'localhost:8080' is not a URL")

@@ -28,7 +28,9 @@ class _BaseUrl(click.ParamType[str]):
         try:
             return BASE_URL.parse(value)
         except ValueError:
-            self.fail(f"{value!r} is not {BASE_URL.allowed}", param, ctx)
+            # What has an @ in it may be an address with a password.
+            shown = "the value" if "@" in value else repr(value)
+            self.fail(f"{shown} is not a URL without user or query, such as http://localhost:8080", param, ctx)
 
 
 def with_client(function: Callable[..., None]) -> Callable[..., None]:

@@ -27,8 +27,12 @@ _COLUMNS = [
 ]
 
 
+#: Seconds that the API lets a token live, ten years; the API's own constant would bring a web framework with it.
+_LONGEST_LIFE = 3653 * 86400
+
+
 class _Duration(click.ParamType[int]):
-    """A duration in whole minutes, rounded up."""
+    """A duration in whole minutes, rounded up; as long as tokens may live."""
 
     name = "duration"
 
@@ -39,8 +43,8 @@ class _Duration(click.ParamType[int]):
             seconds = parse_duration(value)
         except ValueError:
             seconds = 0.0
-        if seconds < 60:
-            self.fail(f"{value!r} is not a duration of a minute or more, such as 30d, 12h or 90m", param, ctx)
+        if not 60 <= seconds <= _LONGEST_LIFE:
+            self.fail(f"{value!r} is not a duration from a minute to ten years, such as 30d, 12h or 90m", param, ctx)
         return math.ceil(seconds / 60)
 
 
