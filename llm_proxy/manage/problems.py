@@ -95,7 +95,10 @@ class NotFound(Problem):
     status = 404
     code = "not_found"
     error = "There is nothing here"
-    usual = "The paths of the management API are described at /openapi.json."
+    usual = (
+        "Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of the management API are"
+        " described at /openapi.json."
+    )
 
 
 class ProjectNotFound(NotFound):

@@ -43,7 +43,10 @@ NOT_FOUND = (
     404,
     "There is nothing here",
     "not_found",
-    "The paths of the management API are described at /openapi.json.",
+    (
+        "Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of the management API are"
+        " described at /openapi.json."
+    ),
 )
 NOT_JSON = (
     415,
