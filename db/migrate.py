@@ -192,7 +192,7 @@ def _kept(done: tuple[Revision, ...], to: str | None) -> tuple[Revision, ...]:
         if revision.id == to:
             return done[:number]
     reachable = ", ".join(["base", *(revision.id for revision in done[:-1])])
-    raise Refused(f"there is no revision {to} to go back to; there are {reachable}")
+    raise Refused(f"there is no revision {to} to go back to; choose one of {reachable}")
 
 
 def _run(

@@ -72,7 +72,7 @@ def test_an_unknown_revision_is_refused(run: Run) -> None:
     result = run("migrate", "down", "--to", "9999", "--db", "proxy.db")
 
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: there is no revision 9999 to go back to; there are base, 0001")
+    assert result.stderr.startswith("error: there is no revision 9999 to go back to; choose one of base, 0001")
 
 
 def test_nobody_there_is_exit_code_2(run: Run) -> None:

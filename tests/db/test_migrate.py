@@ -174,7 +174,7 @@ def test_down_to_a_revision(fresh: Database) -> None:
     assert fresh.read_now(migrate.version) == "0002"
     assert migrate.down(fresh, "0002") == ()
     for unknown in ("0003", "9999", "head"):
-        with pytest.raises(Refused, match="there are base, 0001"):
+        with pytest.raises(Refused, match="choose one of base, 0001"):
             migrate.down(fresh, unknown)
     assert migrate.down(fresh, "base") == known[1::-1]
     assert fresh.read_now(migrate.status).current is None
