@@ -19,7 +19,7 @@ import trio
 
 from llm_proxy.serving.asgi import Address, Application
 from llm_proxy.serving.config import ServeConfig
-from llm_proxy.serving.server import LifespanFailed, serve
+from llm_proxy.serving.server import serve
 
 STEADY: Final = 5.0
 """Seconds after which a worker counts as having started well."""
@@ -48,7 +48,7 @@ async def serve_until_signal(
     reaches them too, but it is their parent that decides.
 
     Raises:
-        LifespanFailed, OSError: as `serve`.
+        Exception: what `serve` raises.
     """
     stop = trio.Event()
     numbers = [signal.SIGTERM]
@@ -67,7 +67,7 @@ async def serve_until_signal(
             nursery.start_soon(listen)
             try:
                 await serve(app, config, stop=stop, on_drain=on_drain, task_status=task_status)
-            except (LifespanFailed, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - raised below, where the nursery does not make a group of it
                 failure = error
             nursery.cancel_scope.cancel()
         if failure is not None:

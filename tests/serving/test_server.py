@@ -15,6 +15,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from llm_proxy.serving.asgi import Receive, Scope, Send
 from llm_proxy.serving.listener import bind
 from llm_proxy.serving.server import LifespanFailed, ServeConfig, serve
+from llm_proxy.serving.workers import serve_until_signal
 from tests.serving.applications import Echo, Hold, respond, with_lifespan
 from tests.serving.conftest import Connect
 from tests.serving.running import run_server
@@ -73,6 +74,8 @@ async def test_an_application_that_cannot_start_is_not_served() -> None:
     port = listener.getsockname()[1]
     with pytest.raises(LifespanFailed, match="no database"):
         await serve(app, ServeConfig(sockets=(listener,)), stop=trio.Event())
+    with pytest.raises(LifespanFailed, match="no database"):
+        await serve_until_signal(app, ServeConfig(port=0))
     with pytest.raises(OSError, match="all attempts to connect"):
         await trio.open_tcp_stream("127.0.0.1", port)
 
