@@ -155,7 +155,9 @@ async def test_over_http2(authority: Authority, tmp_path: Path) -> None:
             assert said.startswith(b"POST %b https /v1/x?y Bearer sk-1" % upstream.origin.authority)
             assert said.endswith(b" %d" % (200_000 if isinstance(body, bytes) and len(body) > 3 else 3))
             assert counts(pool) == "1 idle, 0 in use"
-            await settled()
+            # Time for the upstream's PING to come.
+            for _ in range(3):
+                await settled()
         assert len(upstream.peers) == 1
         response = await pool.send(b"GET", b"/", [], None)
         response.close()
