@@ -20,17 +20,24 @@ def gateway_settings() -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
+def strict_providers() -> bool:
+    """Whether a module's gateway has the strict providers too; likewise."""
+    return False
+
+
+@pytest.fixture(scope="module")
 def module_gateway(
     databases: Databases,
     session_upstream: Upstream,
     gateway_settings: dict[str, str],
+    strict_providers: bool,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Deployment]:
     """The server behind `gateway`, for a module's own fixtures of that scope."""
     folder = tmp_path_factory.mktemp("providers")
     with (
         databases.migrated(Kind.SQLITE) as scratch,
-        open_gateway(scratch, session_upstream, folder, gateway_settings) as deployment,
+        open_gateway(scratch, session_upstream, folder, gateway_settings, strict=strict_providers) as deployment,
     ):
         yield deployment
 

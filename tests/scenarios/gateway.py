@@ -1,9 +1,10 @@
 """A server that knows more than one provider, all of them played by the scripted upstream.
 
-openai, anthropic            plain, each in its own shape
-openai-strict, …             with rules: one endpoint, POST alone, an origin, a required header, a list of models
-openai-absent, …             nobody listens there
-openai-silent, …             gets SILENCE seconds to answer in
+- openai, anthropic: plain, each in its own shape.
+- openai-strict, anthropic-strict: with rules, which are one endpoint, POST alone, an origin, a required header and a
+  list of models. They are there only where asked for, because a list makes the proxy read every body whole.
+- openai-absent, anthropic-absent: nobody listens there.
+- openai-silent, anthropic-silent: have SILENCE seconds to answer in.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _NOBODY = "http://127.0.0.1:9"
 _SERIES = re.compile(r"^(llm_proxy_\w+)(?:\{(.*)\})? (\S+)$", re.MULTILINE)
 
 
-def provider_file(upstream: Upstream, folder: Path) -> Path:
-    """Write the file that `API_CONFIG_PATH` names."""
+def provider_file(upstream: Upstream, folder: Path, *, strict: bool = False) -> Path:
+    """Write the file that `API_CONFIG_PATH` names; with the strict providers, or without."""
     apis: dict[str, Any] = {}
     for name, endpoint in (("openai", "/v1/chat/completions"), ("anthropic", "/v1/messages")):
         auth = "bearer" if name == "openai" else "x-api-key"
@@ -45,7 +46,8 @@ def provider_file(upstream: Upstream, folder: Path) -> Path:
             "param_whitelist": {"model": [MODELS]},
         }
         apis[name] = {"base_url": upstream.url}
-        apis[f"{name}-strict"] = one | rules
+        if strict:
+            apis[f"{name}-strict"] = one | rules
         apis[f"{name}-absent"] = one | {"base_url": _NOBODY}
         apis[f"{name}-silent"] = one | {"timeouts": {"response_header": f"{SILENCE}s", "request": f"{SILENCE}s"}}
     path = folder / "providers.yaml"
@@ -55,10 +57,15 @@ def provider_file(upstream: Upstream, folder: Path) -> Path:
 
 @contextmanager
 def open_gateway(
-    scratch: Scratch, upstream: Upstream, folder: Path, settings: Mapping[str, str] | None = None
+    scratch: Scratch,
+    upstream: Upstream,
+    folder: Path,
+    settings: Mapping[str, str] | None = None,
+    *,
+    strict: bool = False,
 ) -> Iterator[Deployment]:
     """A server with these providers, which must end well when it is told to."""
-    wanted = {"API_CONFIG_PATH": str(provider_file(upstream, folder)), **(settings or {})}
+    wanted = {"API_CONFIG_PATH": str(provider_file(upstream, folder, strict=strict)), **(settings or {})}
     with running_server(scratch.env, wanted) as server:
         yield Deployment(server, upstream)
         assert server.stop() == 0, server.output

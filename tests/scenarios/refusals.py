@@ -30,7 +30,7 @@ class Sdk:
         make: opens a client, as `gpt` and `claude` do.
         errors: the module with its exceptions.
         endpoint: the path that its strict provider allows, below the client's base URL.
-        ask: makes a small request with a client; further arguments replace its own.
+        ask, raw: makes a small request with a client; further arguments replace its own. `raw` gives the response.
         omitted: what takes a header away that the SDK would send.
     """
 
@@ -39,6 +39,7 @@ class Sdk:
     errors: Any
     endpoint: str
     ask: Callable[..., Any]
+    raw: Callable[..., Any]
     omitted: Any
 
     def code(self, error: Any) -> Any:
@@ -58,8 +59,16 @@ def ask_claude(client: Any, **more: Any) -> Any:
     return client.messages.create(**{"model": CLAUDE, "max_tokens": 20, "messages": ASK, **more})
 
 
-OPENAI = Sdk("openai", gpt, openai, "/chat/completions", ask_gpt, openai.Omit())
-ANTHROPIC = Sdk("anthropic", claude, anthropic, "/v1/messages", ask_claude, anthropic.Omit())
+def raw_gpt(client: Any, **more: Any) -> Any:
+    return client.chat.completions.with_raw_response.create(**{"model": GPT, "messages": ASK, **more})
+
+
+def raw_claude(client: Any, **more: Any) -> Any:
+    return client.messages.with_raw_response.create(**{"model": CLAUDE, "max_tokens": 20, "messages": ASK, **more})
+
+
+OPENAI = Sdk("openai", gpt, openai, "/chat/completions", ask_gpt, raw_gpt, openai.Omit())
+ANTHROPIC = Sdk("anthropic", claude, anthropic, "/v1/messages", ask_claude, raw_claude, anthropic.Omit())
 
 
 @frozen

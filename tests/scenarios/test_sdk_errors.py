@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
@@ -32,6 +33,11 @@ SDKS = pytest.mark.parametrize("sdk", [OPENAI, ANTHROPIC], ids=["openai", "anthr
 @pytest.fixture(scope="module")
 def gateway_settings() -> dict[str, str]:
     return {"MAX_REQUEST_SIZE": str(LARGEST), "MAX_CONCURRENT_REQUESTS": str(AT_ONCE)}
+
+
+@pytest.fixture(scope="module")
+def strict_providers() -> bool:
+    return True
 
 
 @asynccontextmanager
@@ -82,8 +88,12 @@ def test_the_blocking_client_raises_the_same(gateway: Deployment, sdk: Sdk) -> N
 async def test_the_strict_provider_serves_who_keeps_its_rules(gateway: Deployment, sdk: Sdk) -> None:
     project = gateway.new_project(provider=f"{sdk.provider}-strict")
     secret = gateway.new_secret(project["id"])
+    long = [{"role": "user", "content": "Wither. " * 10_000}]
     async with sdk.make("async", gateway.server.url, secret, default_headers=STRICT) as client:
-        assert (await sdk.ask(client)).id
+        assert (await sdk.ask(client, messages=long)).id
+        sent = (await sdk.raw(client, messages=long)).http_response.request.content
+    # A body that was read whole, to be judged, is still the client's own.
+    assert {entry["body_sha256"] for entry in gateway.upstream.requests()} == {hashlib.sha256(sent).hexdigest()}
 
 
 @SDKS
