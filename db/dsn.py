@@ -31,6 +31,8 @@ _EXAMPLES: Mapping[Driver, str] = {
     "mysql": "user:password@tcp(host:3306)/database?tls=true",
 }
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9.-]*)(?:\+[a-z0-9]+)?:(//)?")
+# What is meant to be an address, also where the slashes of a URL have become one.
+_NO_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|sqlite:|[^/]*@(?:tcp|unix)\(")
 _GO_BEHIND_SCHEME = re.compile(r"@(?:tcp|unix)(?:\([^()]*\))?/[^/]*$")
 
 _POSTGRES = (
@@ -102,7 +104,7 @@ def _sqlite(url: str, path: str) -> Target:
             raise BadDsn(f"DATABASE_URL: a SQLite file is on no host; write {_EXAMPLES['sqlite']}")
     if not path:
         raise BadDsn("DB_DRIVER is sqlite, so DATABASE_PATH must be set: ./data/llm-proxy.db")
-    if not url and "://" in path:
+    if not url and _NO_PATH.match(path):
         raise BadDsn("DATABASE_PATH must be the path of a file; put a URL into DATABASE_URL, and name its DB_DRIVER")
     if "\0" in path:
         raise BadDsn("DATABASE_PATH must not hold a NUL character")

@@ -18,7 +18,8 @@ from attrs import field, frozen
 
 from db.errors import BadDsn
 
-_HOST = re.compile(r"[\w.-]{1,255}")
+# Labels of at most 63 characters (RFC 1035 section 2.3.4): resolvers fail oddly on longer ones.
+_HOST = re.compile(r"(?=.{1,253}\Z)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
 _ENDPOINT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[^:]*))?", re.DOTALL)
 _GO_NETWORK = re.compile(r"(?P<name>[a-z0-9]*)(?:\((?P<address>.*)\))?", re.DOTALL)
 # A host, a path and a query before an `@`: then that `@` belongs to the query, and the credentials ended before.
