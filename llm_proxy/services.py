@@ -25,6 +25,7 @@ from llm_proxy.proxy import provider_file
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.upstream import open_pool
 from llm_proxy.proxy.upstream.origin import Timeouts
+from llm_proxy.settings.problems import Problem, SettingsError
 from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
@@ -116,13 +117,17 @@ def _timeouts(provider: Provider) -> Timeouts:
 def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str, Upstream]:
     upstreams: dict[str, Upstream] = {}
     for name, provider in providers.by_name.items():
-        upstream = open_pool(
-            provider.origin,
-            _timeouts(provider),
-            max_idle=provider.max_idle_conns_per_host,
-            idle_expiry=provider.timeouts.idle,
-            environ=os.environ,
-        )
+        try:
+            upstream = open_pool(
+                provider.origin,
+                _timeouts(provider),
+                max_idle=provider.max_idle_conns_per_host,
+                idle_expiry=provider.timeouts.idle,
+                environ=os.environ,
+            )
+        except ValueError as error:
+            # An outbound proxy's variable, which the message names, cannot be used.
+            raise SettingsError([Problem("", str(error))]) from error
         stack.callback(upstream.close)
         upstreams[name] = upstream
     return upstreams
