@@ -15,6 +15,7 @@ from attrs import define
 from llm_proxy import log
 from llm_proxy.app import LLMProxy, create_app
 from llm_proxy.cli.failures import Failure
+from llm_proxy.proxy import provider_file
 from llm_proxy.serving.asgi import Address
 from llm_proxy.serving.listener import bind
 from llm_proxy.serving.server import LifespanFailed, ServeConfig
@@ -53,14 +54,25 @@ class Startable:
             self.failure = error
 
 
-def check_certificate(settings: Settings) -> None:
-    """Raise `SettingsError` where TLS is wanted and its files cannot be used."""
+def check_files(settings: Settings) -> None:
+    """Read the files that the settings name, before anything is made or started.
+
+    Raises:
+        SettingsError: what is wrong with the providers and with the certificate.
+    """
+    problems: list[Problem] = []
+    try:
+        provider_file.load(settings)
+    except SettingsError as error:
+        problems += error.problems
     certificate, key = settings.tls_cert_file, settings.tls_key_file
     if settings.enable_tls and certificate is not None and key is not None:
         try:
             server_context(certificate, key)
         except BadCertificate as error:
-            raise SettingsError([Problem("TLS_CERT_FILE and TLS_KEY_FILE", str(error))]) from None
+            problems.append(Problem("TLS_CERT_FILE and TLS_KEY_FILE", str(error)))
+    if problems:
+        raise SettingsError(problems)
 
 
 def bind_listeners(settings: Settings) -> tuple[socket.socket, ...]:

@@ -16,7 +16,7 @@ from llm_proxy import log
 from llm_proxy.cli.configuration import config_option, load_settings
 from llm_proxy.cli.management_token import with_management_token
 from llm_proxy.cli.program import Command, report
-from llm_proxy.cli.worker import bind_listeners, check_certificate, work
+from llm_proxy.cli.worker import bind_listeners, check_files, work
 from llm_proxy.services import database_options, database_target
 from llm_proxy.serving.workers import supervise
 from llm_proxy.settings import Settings
@@ -35,7 +35,7 @@ def command(addr: str | None, db: str | None, workers: str | None, config: Path 
     On SQLite with no MANAGEMENT_TOKEN set, the server makes one and keeps it in a file beside the database.
     """
     settings = load_settings(config, db, serving=True, LISTEN_ADDR=addr, WORKERS=workers)
-    check_certificate(settings)
+    check_files(settings)
     settings, token_file = with_management_token(settings)
     if token_file is not None:
         click.echo(f"The management token is in {token_file}", err=True)
