@@ -252,4 +252,5 @@ def _read_key_file(path: Path) -> KeyRing:
         return KeyRing.from_setting(content.decode("ascii").strip())
     except (KeyRingError, UnicodeDecodeError) as error:
         reason = error if isinstance(error, KeyRingError) else "it is not text"
-        raise KeyRingError(f"the key file {path} is damaged: {reason}") from None
+        remedy = "the API keys in the database are encrypted with it, so bring it back from a backup"
+        raise KeyRingError(f"the key file {path} is damaged: {reason}; {remedy}") from None
