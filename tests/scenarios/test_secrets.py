@@ -240,6 +240,7 @@ async def test_no_refusal_tells_anything(gateway: Deployment, told: list[str]) -
         (OPENAI.path, token),
         (OPENAI.path, spent["token"]),
         (OPENAI.path, token[:-1] + "_"),
+        (OPENAI.path, token[:-1]),
         ("/v1/models/%2e%2e", token),
         ("/openai/v1/models", token),
     ):
