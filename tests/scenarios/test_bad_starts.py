@@ -19,6 +19,7 @@ NOWHERE = {"LISTEN_ADDR": "203.0.113.1:9"}
 
 ENDPOINTS = "paths such as /v1/chat/completions or /v1/models/{{id}}"
 GLOBS = "values, with * for any text, such as [gpt-4o, gpt-4.1-*]"
+DURATION = "allowed: a duration above zero such as 1h30m, 90s, 500ms, or a number of seconds"
 #: Lines of a provider file, and what is wrong with each of them. Braces are doubled: the expected lines are filled in.
 MISTAKES = (
     (
@@ -30,8 +31,8 @@ MISTAKES = (
     (
         f"    base_url: https://me:{CANARY}@api.openai.com",
         (
-            "apis.openai.base_url: the value does not fit: a base URL holds no user or password; the key comes from the "
-            "project"
+            "apis.openai.base_url: the value does not fit: a base URL holds no user or password; "
+            "the key comes from the project"
         ),
     ),
     ("    auth: basic", "apis.openai.auth: 'basic' does not fit; allowed: bearer, x-api-key, api-key"),
@@ -39,13 +40,13 @@ MISTAKES = (
         '    allowed_endpoints: [chat, /v1/a/../b, "/v1/{x", "/v1/**/x"]',
         "apis.openai.allowed_endpoints: 'chat' does not fit: an endpoint begins with /, such as /v1/chat/completions",
         (
-            "apis.openai.allowed_endpoints: '/v1/a/../b' does not fit: an endpoint is a plain path: no //, dot segments, "
-            "query, ';', spaces or encoded separators"
+            "apis.openai.allowed_endpoints: '/v1/a/../b' does not fit: an endpoint is a plain path: "
+            "no //, dot segments, query, ';', spaces or encoded separators"
         ),
         "apis.openai.allowed_endpoints: '/v1/{{x' does not fit: a placeholder is * or a name in braces, such as {{id}}",
         (
-            "apis.openai.allowed_endpoints: '/v1/**/x' does not fit: ** stands for all the rest and can only be the last "
-            "segment"
+            "apis.openai.allowed_endpoints: '/v1/**/x' does not fit: ** stands for all the rest "
+            "and can only be the last segment"
         ),
     ),
     (
@@ -62,14 +63,8 @@ MISTAKES = (
     (
         "    timeouts: {connect: soon, idle: 0, read: 1s}",
         "apis.openai.timeouts.read is not known; allowed: connect, response_header, idle, request",
-        (
-            "apis.openai.timeouts.connect: 'soon' does not fit; allowed: a duration above zero such as 1h30m, 90s, 500ms, "
-            "or a number of seconds"
-        ),
-        (
-            "apis.openai.timeouts.idle: '0' does not fit; allowed: a duration above zero such as 1h30m, 90s, 500ms, or a "
-            "number of seconds"
-        ),
+        f"apis.openai.timeouts.connect: 'soon' does not fit; {DURATION}",
+        f"apis.openai.timeouts.idle: '0' does not fit; {DURATION}",
     ),
     (
         "    connection: {max_idle_conns_per_host: -1}",
