@@ -88,7 +88,7 @@ class ManagementClient:
             raise Failure(message) from None
 
     def _unreachable(self, error: httpx.TransportError) -> str:
-        reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)) or type(error).__name__
+        reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)).rstrip(".") or type(error).__name__
         reason = re.sub(r"^\[SSL[^\]]*\] (.*) \(_ssl\.c:\d+\)$", r"TLS: \1", reason)
         return f"cannot connect to {self._base_url} ({reason}); is the server running, and --manage-api-base-url right?"
 
