@@ -1,0 +1,313 @@
+"""Commands that are used wrongly, or that the server refuses, and what exactly each of them says."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.processes import Upstream
+from tests.databases.kinds import Kind
+from tests.databases.scratch import Databases
+from tests.harness.deployment import Deployment, provider_settings
+from tests.harness.server import MANAGEMENT_TOKEN, running_server
+from tests.scenarios.bad_input import CANARY, Command, assert_fit_for_users
+
+UNKNOWN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
+
+USAGE = (
+    Command("no such command", ("sever",), "No such command 'sever'; see 'llm-proxy --help'"),
+    Command(
+        "a command that is nearly there",
+        ("manage", "projects"),
+        "No such command 'projects'. Did you mean 'project'?; see 'llm-proxy manage --help'",
+    ),
+    Command(
+        "projects are not deleted",
+        ("manage", "project", "delete", UNKNOWN),
+        "No such command 'delete'; see 'llm-proxy manage project --help'",
+    ),
+    Command("no such option", ("--nonsense",), "No such option '--nonsense'; see 'llm-proxy --help'"),
+    Command(
+        "an option of another command",
+        ("migrate", "up", "--to", "0001"),
+        "No such option '--to'; see 'llm-proxy migrate up --help'",
+    ),
+    Command(
+        "a word too many", ("server", "8080"), "Got unexpected extra argument (8080); see 'llm-proxy server --help'"
+    ),
+    Command("a value for a switch", ("ledger", "verify", "--repair=yes"), "Option '--repair' does not take a value"),
+    Command("no id", ("manage", "project", "get"), "Missing argument 'ID'; see 'llm-proxy manage project get --help'"),
+    Command(
+        "no name",
+        ("manage", "project", "create", "--api-key", CANARY),
+        "Missing option '--name'; see 'llm-proxy manage project create --help'",
+    ),
+    Command(
+        "no project",
+        ("manage", "token", "generate"),
+        "Missing option '--project-id'; see 'llm-proxy manage token generate --help'",
+    ),
+    Command(
+        "a server without a scheme",
+        ("manage", "project", "list", "--manage-api-base-url", "localhost:8080"),
+        "Invalid value for '--manage-api-base-url': 'localhost:8080' is not a URL without user or query, such as "
+        "http://localhost:8080; see 'llm-proxy manage project list --help'",
+    ),
+    Command(
+        "a server with a password",
+        ("manage", "project", "list", "--manage-api-base-url", f"http://me:{CANARY}@localhost"),
+        "Invalid value for '--manage-api-base-url': the value is not a URL without user or query, such as "
+        "http://localhost:8080; see 'llm-proxy manage project list --help'",
+    ),
+    Command(
+        "no address for the demo",
+        ("demo", "--addr", "8080"),
+        "Invalid value for '--addr': '8080' is not :port, host:port or [IPv6 address]:port, such as 127.0.0.1:8080; "
+        "see 'llm-proxy demo --help'",
+    ),
+    Command(
+        "a ledger that there is not",
+        ("ledger", "verify", "--db", "none.db"),
+        "there is no SQLite file none.db; 'llm-proxy migrate up' makes it",
+        1,
+    ),
+)
+
+
+def manage(says: str, arguments: str, line: str, code: int = 1) -> Command:
+    """A use of the management API that is refused; words in braces are the world's."""
+    access = ("--manage-api-base-url", "{url}", "--management-token", MANAGEMENT_TOKEN)
+    return Command(says, ("manage", *arguments.split(" "), *access), line, code)
+
+
+def listing(says: str, url: str, token: str | None, line: str, code: int = 2) -> Command:
+    """A list from a server that does not give one."""
+    given = () if token is None else ("--management-token", token)
+    return Command(says, ("manage", "project", "list", "--manage-api-base-url", url, *given), line, code)
+
+
+RANGE = "is not a duration from a minute to ten years, such as 30d, 12h or 90m"
+LIMIT = "is not a whole number, nor 'unlimited'"
+HELP = "; see 'llm-proxy manage token generate --help'"
+NO_PROJECT = "There is no such project: No project has this id"
+NO_TOKEN = "There is no such token: No token has this id. A token's id is not its secret"
+NAME = "'name' must be text of 1 to 255 characters, without control characters and without space at its ends"
+
+ACCESS = (
+    listing(
+        "nobody there",
+        "http://127.0.0.1:9",
+        CANARY,
+        "cannot connect to http://127.0.0.1:9 (Connection refused); is the server running, and --manage-api-base-url "
+        "right?",
+    ),
+    listing(
+        "no such host",
+        "http://nowhere.invalid",
+        CANARY,
+        "cannot connect to http://nowhere.invalid (Name or service not known); is the server running, and "
+        "--manage-api-base-url right?",
+    ),
+    listing(
+        "no TLS there",
+        "{https}",
+        CANARY,
+        "cannot connect to {https} (TLS: wrong version number); is the server running, and --manage-api-base-url "
+        "right?",
+    ),
+    listing(
+        "another kind of server",
+        "{mute}",
+        CANARY,
+        "cannot connect to {mute} (Server disconnected without sending a response); is the server running, and "
+        "--manage-api-base-url right?",
+    ),
+    listing(
+        "another server",
+        "{provider}",
+        CANARY,
+        "{provider} refused the management token; give its own with MANAGEMENT_TOKEN",
+        3,
+    ),
+    listing(
+        "a path too many",
+        "{url}/manage",
+        MANAGEMENT_TOKEN,
+        "{url}/manage knows nothing of that; check --manage-api-base-url, and the ID",
+        1,
+    ),
+    listing(
+        "no token",
+        "{url}",
+        None,
+        "there is no management token; give the server's with MANAGEMENT_TOKEN or --management-token",
+    ),
+    listing(
+        "a wrong token", "{url}", CANARY, "{url} refused the management token; give its own with MANAGEMENT_TOKEN", 3
+    ),
+    listing(
+        "a token that is none",
+        "{url}",
+        f"{CANARY} {CANARY}",
+        "--management-token (value hidden): allowed: visible ASCII characters without spaces, because it travels in a "
+        "header",
+    ),
+    listing(
+        "an empty token",
+        "{url}",
+        "",
+        "--management-token (value hidden): it is empty; give it a value, or leave it out",
+    ),
+)
+
+REFUSED = (
+    manage("an id that is none", "project get nonsense", NO_PROJECT),
+    manage("a project that there is not", f"project get {UNKNOWN}", NO_PROJECT),
+    manage(
+        "no key",
+        "project create --name a",
+        "no API key was given; pass it on stdin, or with --api-key",
+        2,
+    ),
+    manage(
+        "a key with a line end",
+        f"project create --name a --api-key {CANARY}\n{CANARY}",
+        "'api_key' must be 1 to 4096 printable ASCII characters without spaces",
+    ),
+    manage("an empty name", f"project create --name  --api-key {CANARY}", NAME),
+    manage(
+        "a name that is taken",
+        f"project create --name taken --api-key {CANARY}",
+        "Another project has this name: Names of projects are unique. Choose another one",
+    ),
+    manage(
+        "a provider that is misspelt",
+        f"project create --name a --provider opanai --api-key {CANARY}",
+        "'provider' must be one of openai, anthropic",
+    ),
+    manage("no change", "project update {project}", "nothing to change; give --name, --api-key or --provider", 2),
+    manage(
+        "another provider with the old key",
+        "project update {project} --provider anthropic",
+        "'provider' can change from openai only together with 'api_key'",
+    ),
+    manage("a token for nobody", f"token generate --project-id {UNKNOWN}", NO_PROJECT),
+    manage(
+        "a token of a project that is stopped",
+        "token generate --project-id {stopped}",
+        "the project is deactivated; 'llm-proxy manage project activate' takes that back",
+    ),
+    manage(
+        "no duration",
+        "token generate --project-id {project} --duration soon",
+        f"Invalid value for '--duration': 'soon' {RANGE}{HELP}",
+        2,
+    ),
+    manage(
+        "a duration too short",
+        "token generate --project-id {project} --duration 30s",
+        f"Invalid value for '--duration': '30s' {RANGE}{HELP}",
+        2,
+    ),
+    manage(
+        "a duration too long",
+        "token generate --project-id {project} --duration 9999d",
+        f"Invalid value for '--duration': '9999d' {RANGE}{HELP}",
+        2,
+    ),
+    manage(
+        "two ends",
+        "token generate --project-id {project} --duration 1d --expires-at 2030-01-01T00:00:00Z",
+        "--duration and --expires-at exclude each other; give one of them",
+        2,
+    ),
+    manage(
+        "no moment",
+        "token generate --project-id {project} --expires-at tomorrow",
+        "'expires_at' must be a time with its offset from UTC, such as 2030-01-31T12:00:00Z",
+    ),
+    manage(
+        "a moment in the past",
+        "token generate --project-id {project} --expires-at 2020-01-01T00:00:00Z",
+        "'expires_at' must be in the future, and at most ten years ahead",
+    ),
+    manage(
+        "a negative limit",
+        "token generate --project-id {project} --max-requests -1",
+        f"Invalid value for '--max-requests': '-1' {LIMIT}{HELP}",
+        2,
+    ),
+    manage(
+        "no limit",
+        "token generate --project-id {project} --max-requests 1e3",
+        f"Invalid value for '--max-requests': '1e3' {LIMIT}{HELP}",
+        2,
+    ),
+    manage("a secret in place of an id", "token get {secret}", NO_TOKEN),
+    manage("a token that there is not", f"token revoke {UNKNOWN}", NO_TOKEN),
+    manage(
+        "a revoked token",
+        "token rotate {revoked}",
+        "the token is revoked; 'llm-proxy manage token generate' makes a new one",
+    ),
+    manage("nobody's tokens", f"token revoke-all {UNKNOWN} --yes", NO_PROJECT),
+)
+
+
+@pytest.fixture(scope="module")
+def mute() -> Iterator[str]:
+    """The URL of a listener that closes every connection at once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                connection.recv(65536)
+                connection.close()
+
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture(scope="module")
+def world(databases: Databases, session_upstream: Upstream, mute: str) -> Iterator[dict[str, str]]:
+    """What the braces in the rows stand for."""
+    with (
+        databases.migrated(Kind.SQLITE) as scratch,
+        running_server(scratch.env, provider_settings(session_upstream)) as server,
+    ):
+        deployment = Deployment(server, session_upstream)
+        project, stopped = deployment.new_project(name="taken"), deployment.new_project()
+        token, revoked = deployment.new_token(project["id"]), deployment.new_token(project["id"])
+        server.manage("PATCH", f"/projects/{stopped['id']}", {"active": False})
+        server.manage("DELETE", f"/tokens/{revoked['id']}")
+        yield {
+            "url": server.url,
+            "https": server.url.replace("http:", "https:"),
+            "provider": session_upstream.url,
+            "mute": mute,
+            "project": project["id"],
+            "stopped": stopped["id"],
+            "secret": token["token"],
+            "revoked": revoked["id"],
+        }
+        assert server.stop() == 0, server.output
+        assert_fit_for_users(server.output, token["token"])
+
+
+@pytest.mark.parametrize("row", USAGE, ids=str)
+def test_wrong_usage_is_told(row: Command, tmp_path: Path) -> None:
+    assert row.check(tmp_path) == set()
+
+
+@pytest.mark.parametrize("row", [*ACCESS, *REFUSED], ids=str)
+def test_what_the_server_refuses_is_told(row: Command, world: dict[str, str], tmp_path: Path) -> None:
+    assert row.check(tmp_path, **world) == set()
