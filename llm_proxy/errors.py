@@ -163,6 +163,16 @@ class InvalidJson(BadRequest):
     default_message = "The request body is not valid JSON."
 
 
+class RequestTimeout(ProxyError):
+    """The client fell silent in the middle of its body (408)."""
+
+    status = 408
+    code = "request_timeout"
+    openai_type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    default_message = "The body of the request did not arrive in time."
+
+
 class RequestTooLarge(ProxyError):
     """The body is longer than `MAX_REQUEST_SIZE`."""
 

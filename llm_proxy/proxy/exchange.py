@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define, field
 
-from llm_proxy.errors import ProxyError, UpstreamTimeout, UpstreamUnreachable
+from llm_proxy.errors import ProxyError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
 from llm_proxy.ledger import Result
 from llm_proxy.proxy import headers
 from llm_proxy.proxy.headers import is_event_stream
@@ -71,8 +71,10 @@ class Exchange:
         try:
             response = await self._ask(provider, upstream, api_key)
             await self._relay(response)
-        except (ConnectTimeout, HeaderTimeout, IdleTimeout) as failure:
+        except (ConnectTimeout, HeaderTimeout) as failure:
             self._fail(failure, "upstream_timeout")
+        except IdleTimeout as failure:
+            self._fail(failure, "client_closed" if failure.waiting_for == "body" else "upstream_timeout")
         except UpstreamFailure as failure:
             self._fail(failure, "upstream_error")
         except UpstreamUnreachable:
@@ -171,6 +173,8 @@ def _in_words(failure: UpstreamFailure) -> ProxyError:
     match failure:
         case ConnectTimeout():
             return UpstreamTimeout("The provider could not be reached in time. Nothing was sent to it.")
+        case IdleTimeout(waiting_for="body"):
+            return RequestTimeout()
         case HeaderTimeout() | IdleTimeout():
             return UpstreamTimeout()
         case ConnectFailed():

@@ -287,6 +287,24 @@ def test_the_error_has_the_shape_of_anthropic_where_that_is_asked(
     assert [row["id"] for row in failed(faulty, token, before, number=1, good=0)] == [identity]
 
 
+def test_a_client_that_falls_silent_is_not_the_providers_fault(faulty: Deployment, before: Holdings) -> None:
+    token = faulty.new_token()
+
+    async def stall() -> client.Response:
+        async with client.connect(faulty.server.url) as connection:
+            head = chat_headers(token["token"], ("Content-Length", "100"))
+            await connection.send(client.encode("POST", "/v1/chat/completions", head) + b'{"model":')
+            return await connection.response("POST")
+
+    answer = trio.run(stall)
+
+    assert (answer.status, answer.json()["error"]["code"]) == (408, "request_timeout")
+    assert answer.json()["error"]["message"] == "The body of the request did not arrive in time."
+    rows = failed(faulty, token, before, number=1, good=0)
+    assert aftermath.outcomes(rows) == {("client_closed", 408): 1}
+    assert reasons(faulty, rows) == {f"the client sent nothing of its request body for {PATIENCE} s"}
+
+
 @pytest.mark.parametrize(
     ("provider", "status", "code", "message", "reason"),
     [
