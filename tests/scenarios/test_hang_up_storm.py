@@ -6,7 +6,6 @@ import time
 from random import Random
 from typing import TYPE_CHECKING
 
-import pytest
 import trio
 
 from tests.databases.kinds import on
@@ -109,44 +108,3 @@ def test_a_storm_leaves_nothing_behind(
     assert "in_flight" not in books.outcomes(migrated_target)
     books.verify(migrated_env)
     assert "Traceback" not in server.output
-
-
-UPLOADS = {
-    "length": (("Content-Length", "100"), b'{"model":'),
-    "chunked": (("Transfer-Encoding", "chunked"), b'9\r\n{"model":\r\n'),
-}
-
-
-@pytest.mark.parametrize("framing", UPLOADS)
-@pytest.mark.parametrize("leave", ["close", "reset", "finish"])
-@on("sqlite")
-def test_a_client_that_leaves_during_its_upload_is_written_down_as_such(
-    deployment: Deployment, framing: str, leave: str
-) -> None:
-    header, beginning = UPLOADS[framing]
-    token = deployment.new_token()
-    # With a connection at hand the beginning of the upload goes out in the moment in which it is admitted.
-    trio.run(deployment.chat, deployment.new_secret())
-
-    def is_under_way() -> bool | None:
-        return aftermath.metric(deployment.server, "llm_proxy_upstream_in_flight_requests") == 1 or None
-
-    async def upload() -> None:
-        async with client.connect(deployment.server.url) as connection:
-            head = client.encode("POST", "/v1/chat/completions", chat_headers(token["token"], header))
-            await connection.send(head + beginning)
-            await trio.to_thread.run_sync(aftermath.wait_for, is_under_way, 5.0, lambda: "it was not admitted")
-            match leave:
-                case "close":
-                    await connection.close()
-                case "reset":
-                    connection.reset()
-                case _:
-                    await connection.finish()
-                    await connection.receive_all()
-
-    trio.run(upload)
-
-    (row,) = aftermath.settled(deployment.server, token["id"], 1)
-    assert (row["outcome"], row["status"], row["request_bytes"]) == ("client_closed", None, 9)
-    assert aftermath.counter(deployment.server, token["id"]) == 1
