@@ -309,6 +309,8 @@ class _Protocol(H2Protocol):
                 return
             else:
                 await super()._handle_events([event])
+        # h2 answers by itself what it tells nobody of, such as data on a stream that is over: that counts too.
+        await self._flush()
 
     def _is_flood(self, event: h2.events.StreamReset) -> bool:
         if event.stream_id in self.streams:
