@@ -72,8 +72,12 @@ class Http1Connection:
             self.transport.close()
 
     def drain(self) -> None:
-        """Close the connection behind the running request, whose response head will say so if it is not sent yet."""
-        self.close_if_idle()
+        """Close the connection behind the running request, whose response head will say so if it is not sent yet.
+
+        One that has had no request is left alone: nobody opens one without meaning to send the first.
+        """
+        if self._exchange is not None:
+            self.close_if_idle()
 
     def cut(self) -> None:
         """End the connection at once, so that the client cannot take half a response for a whole."""

@@ -36,7 +36,8 @@ async def serve(
 
     The sockets are bound, the application is started, and only then are connections accepted. The end has these steps:
 
-    1. `on_drain` is called. Idle connections are closed; from now on every response closes its connection.
+    1. `on_drain` is called. Connections that are idle behind a request are closed; from now on every response closes
+       its connection.
     2. New connections are still accepted and answered while any request is running that had begun before `stop`, so
        that a load balancer can see the application say that it is not ready.
     3. The listeners are closed, and what is still running is waited for.

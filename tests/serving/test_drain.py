@@ -91,6 +91,29 @@ async def test_while_a_request_runs_others_are_answered_and_told_to_leave() -> N
     assert (held.body, held.closing) == (b"released", True)
 
 
+async def test_while_a_request_runs_a_connection_that_was_just_made_may_send_its_first() -> None:
+    hold = Hold()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope.get("path") == "/first":
+            await respond(send, b"served")
+        else:
+            await hold(scope, receive, send)
+
+    async with run_server(app) as server, await server.connect() as client, trio.open_nursery() as nursery:
+        nursery.start_soon(client.ask)
+        async with await server.connect() as fresh, await server.connect() as silent:
+            await wait_all_tasks_blocked()
+            server.stop.set()
+            await wait_all_tasks_blocked()
+            answer = await fresh.ask("/first")
+            assert (answer.body, answer.closing) == (b"served", True)
+            hold.release.set()
+            # Whoever has still not said anything when all is done is not waited for.
+            await server.ended.wait()
+            assert await silent.read_to_end() == b""
+
+
 async def test_requests_that_came_later_finish_too_but_nothing_new_is_taken(autojump_clock: MockClock) -> None:
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
