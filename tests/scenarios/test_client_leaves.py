@@ -182,11 +182,9 @@ async def server_before(
         books.verify(scratch.env)
 
 
-def sockets_to(listener: socket.socket, *states: str) -> int:
-    """How many sockets of this machine have the listener as their peer, in these states of proc_net_tcp(5)."""
-    address = f"0100007F:{listener.getsockname()[1]:04X}"
-    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    return sum(line[2] == address and line[3] in states for line in lines)
+def sockets_to(listener: socket.socket, state: str) -> int:
+    """How many sockets of this machine have the listener as their peer, in one of the states of proc_net_tcp(5)."""
+    return Path("/proc/net/tcp").read_text().count(f" 0100007F:{listener.getsockname()[1]:04X} {state} ")
 
 
 ESTABLISHED, SYN_SENT = "01", "02"
