@@ -37,7 +37,7 @@ FENCED = {
     "httptools": ("llm_proxy/serving/", "llm_proxy/proxy/upstream/", "benchmarks/", "tests/serving/"),
     "hypercorn": ("llm_proxy/serving/", "tests/"),
     "benchmarks": ("benchmarks/", "tests/"),
-    "tests": ("tests/",),
+    "tests": ("tests/", "benchmarks/databases.py"),
 }
 #: Names of databases, which `db/dialects` alone may compare with.
 DATABASES = {"sqlite", "postgresql", "mysql", "mariadb"}

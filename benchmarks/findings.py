@@ -1,0 +1,106 @@
+"""What a part of the suite found: a chapter of the report, with its figures, its plots and the targets it checked.
+
+Parts fill these in; the report writes them out as Markdown, JSON and SVG, and knows nothing of how they came about.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+from attrs import Factory, frozen
+
+
+@frozen
+class Check:
+    """A target, and what was measured. `name` says what it is about, with the database and the conditions.
+
+    Attributes:
+        name: such as "CPU per request, PostgreSQL, 32 connections".
+        measured: in `unit`.
+        bound: the most that passes, or the least.
+        at_most: whether the bound is an upper one.
+        unit: "×", "ms", "requests/s", "KB".
+    """
+
+    name: str
+    measured: float
+    bound: float
+    at_most: bool
+    unit: str
+
+    @property
+    def met(self) -> bool:
+        """Whether the target is met; what is not a number is not."""
+        return self.measured <= self.bound if self.at_most else self.measured >= self.bound
+
+    def __str__(self) -> str:
+        """Tell it in one line, as `1.31 × (at most 1.30)`."""
+        word = "at most" if self.at_most else "at least"
+        return f"{self.name}: {self.measured:.3g} {self.unit} ({word} {self.bound:g} {self.unit})"
+
+
+@frozen
+class Table:
+    """Rows of a report. Cells are text or numbers; numbers are rounded to three significant digits when written."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str | float]]
+
+
+@frozen
+class Series:
+    """One line, or one colour of bars: pairs of a place on the x axis and a value."""
+
+    name: str
+    points: Sequence[tuple[float | str, float]]
+
+
+@frozen
+class Plot:
+    """A picture. `name` becomes the name of its file, so it is short and in kebab case."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    series: Sequence[Series]
+    kind: Literal["lines", "bars"] = "lines"
+    log_x: bool = False
+    log_y: bool = False
+
+
+@frozen
+class Chapter:
+    """What one part found.
+
+    Attributes:
+        title: its heading.
+        method: how it was measured and under which conditions, in a few sentences.
+        tables, plots, checks: as above.
+        problems: what went wrong, so that the figures mean little: errors, books that do not balance, a load
+            generator that was the bottleneck.
+        raw: every sample, for the JSON file.
+    """
+
+    title: str
+    method: str
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    checks: Sequence[Check] = ()
+    problems: Sequence[str] = ()
+    raw: dict[str, Any] = Factory(dict)
+
+    @property
+    def passed(self) -> bool:
+        """Whether every target is met and nothing went wrong."""
+        return not self.problems and all(check.met for check in self.checks)
+
+
+def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
+    """Return the median of the rounds' ratios: both sides of a round were measured one after the other.
+
+    A machine that was slower during one round was so for both sides of it.
+    """
+    return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
