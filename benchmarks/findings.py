@@ -21,7 +21,7 @@ class Check:
         measured: in `unit`.
         bound: the most that passes, or the least.
         at_most: whether the bound is an upper one.
-        unit: "×", "ms", "requests/s", "KB".
+        unit: "x", "ms", "requests/s", "KB".
     """
 
     name: str
@@ -36,7 +36,7 @@ class Check:
         return self.measured <= self.bound if self.at_most else self.measured >= self.bound
 
     def __str__(self) -> str:
-        """Tell it in one line, as `1.31 × (at most 1.30)`."""
+        """Tell it in one line, as `… 1.31 x (at most 1.3 x)`."""
         word = "at most" if self.at_most else "at least"
         return f"{self.name}: {self.measured:.3g} {self.unit} ({word} {self.bound:g} {self.unit})"
 
