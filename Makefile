@@ -43,14 +43,14 @@ format: $(DEVELOPMENT) ## Format the code, and mend what can be mended without t
 	@$(BIN)/ruff check --fix-only --quiet
 	@$(BIN)/ruff format
 
-bench: $(DEVELOPMENT) ## Measure the proxy on this machine
-	@$(BIN)/python -m benchmarks $(if $(ARGS),$(ARGS),cpu)
+bench: $(SERVERS) ## Measure the proxy on this machine: ten minutes, and a report (ARGS='cpu --db sqlite': a part of it)
+	@$(BIN)/python -m benchmarks $(if $(ARGS),$(ARGS),all)
 
 lock: .cache/lock/bin/uv ## Write the locked requirements anew from pyproject.toml (ARGS=--upgrade: newest versions)
 	@$(UV_COMPILE) --output-file containers/requirements.txt pyproject.toml
 	@$(UV_COMPILE) --output-file containers/build.txt --group build
 	@$(UV_COMPILE) --output-file tests/requirements.txt --constraints containers/requirements.txt \
-		--group test --group lint pyproject.toml
+		--group test --group lint --group bench pyproject.toml
 
 clean: ## Remove what these targets made, and nothing of yours: data and .env stay
 	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
