@@ -9,4 +9,7 @@ from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases, Scratch
 from tests.databases.servers import Missing
 
-__all__ = ["Databases", "Kind", "Missing", "Scratch"]
+__all__ = ["NAMES", "Databases", "Kind", "Missing", "Scratch"]
+
+#: What people call them.
+NAMES = {Kind.SQLITE: "SQLite", Kind.POSTGRES: "PostgreSQL", Kind.MYSQL: "MySQL", Kind.MARIADB: "MariaDB"}

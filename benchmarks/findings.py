@@ -59,7 +59,11 @@ class Series:
 
 @frozen
 class Plot:
-    """A picture. `name` becomes the name of its file, so it is short and in kebab case."""
+    """A picture. `name` becomes the name of its file, so it is short and in kebab case.
+
+    Bars of one series lie on their side, with their names in front of them; those of several stand in groups. `levels`
+    are lines across it, each with what it stands for: a bound, a reference.
+    """
 
     name: str
     title: str
@@ -69,6 +73,7 @@ class Plot:
     kind: Literal["lines", "bars"] = "lines"
     log_x: bool = False
     log_y: bool = False
+    levels: Sequence[tuple[float, str]] = ()
 
 
 @frozen
@@ -82,6 +87,7 @@ class Chapter:
         problems: what went wrong, so that the figures mean little: errors, books that do not balance, a load
             generator that was the bottleneck.
         raw: every sample, for the JSON file.
+        unchecked: targets that this run could not check, each with the reason.
     """
 
     title: str
@@ -91,6 +97,7 @@ class Chapter:
     checks: Sequence[Check] = ()
     problems: Sequence[str] = ()
     raw: dict[str, Any] = Factory(dict)
+    unchecked: Sequence[str] = ()
 
     @property
     def passed(self) -> bool:
