@@ -1,19 +1,49 @@
-"""`python -m benchmarks`: measure LLM Proxy on this machine."""
+"""`python -m benchmarks`: measure LLM Proxy on this machine.
+
+Progress goes to stderr, tables to stdout, and everything to files. Exits with 1 when a target was missed, or when
+something went wrong that makes the figures worth little.
+"""
 
 from __future__ import annotations
 
 import sys
 import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+import attrs
 import click
+import msgspec
 
-from benchmarks import cpu as cpu_benchmark
-from benchmarks import report
-from benchmarks.processes import ProcessFailed
+from benchmarks import machine, report
+from benchmarks.bench import Bench
+from benchmarks.databases import NAMES, Databases, Kind, describe, find
+from benchmarks.findings import Chapter
 from benchmarks.proxy import clean_environment
+from benchmarks.report import Report
 
-_DRIVERS = {"sqlite": "sqlite", "postgres": "postgres", "mysql": "mysql", "mariadb": "mysql"}
+#: In the order of the report. Each is a module of that name, with `run(bench) -> list[Chapter]`.
+PARTS = {
+    "cpu": "CPU time per request, over that of a bare application on stock Hypercorn.",
+    "throughput": "Capacity: requests per second with one worker, two, and two instances.",
+    "latency": "Added latency, over the upstream called directly.",
+    "streaming": "Streams: time to the first byte, cost of a chunk, and how many are held.",
+    "growth": "Cost as ledger, tokens, connections and bodies grow.",
+    "memory": "Memory after many requests.",
+    "peers": "Other gateways side by side, on the same upstream.",
+}
+#: Installs other people's programs, and takes its time: only by its name.
+_NOT_IN_ALL = ("peers",)
+#: For all parts together: ten minutes on two cores and four databases.
+_SCALE_OF_ALL = 0.4
+
+Run = Callable[[Bench], Sequence[Chapter]]
 
 
 @click.group(help=__doc__)
@@ -21,55 +51,147 @@ def main() -> None:
     """Measure LLM Proxy on this machine."""
 
 
-@main.command()
-@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--connections", default=32, show_default=True, type=click.IntRange(1))
-@click.option("--requests", default=10_000, show_default=True, type=click.IntRange(1), help="Per subject and round.")
-@click.option("--target", default=1.0, show_default=True, help="The highest ratio that passes.")
-@click.option("--db", type=click.Choice(sorted(_DRIVERS)), default="sqlite", show_default=True)
-@click.option("--database-url", help="An empty database, for any --db but sqlite.")
-@click.option("--answers", type=click.Choice(["plain", "scripted"]), default="plain", show_default=True)
-@click.option("--stream", is_flag=True, help="Measure streamed completions of 20 chunks.")
-@click.option("--keep", type=click.Path(path_type=Path, file_okay=False), help="Keep databases and logs here.")
-def cpu(  # noqa: PLR0913 - one for each option
-    *,
-    rounds: int,
-    connections: int,
-    requests: int,
-    target: float,
-    db: str,
-    database_url: str | None,
-    answers: str,
-    stream: bool,
-    keep: Path | None,
-) -> None:
-    """CPU time per request of the whole proxy, as a ratio to a bare application on stock Hypercorn.
+def options(scale: float) -> list[click.Parameter]:
+    """Return the options that all parts have."""
+    return [
+        click.Option(
+            ["--db", "kinds"],
+            type=click.Choice([kind.value for kind in Kind]),
+            multiple=True,
+            help="Repeatable; all that this machine has otherwise.",
+        ),
+        click.Option(["--rounds"], default=5, show_default=True, type=click.IntRange(1)),
+        click.Option(
+            ["--scale"],
+            default=scale,
+            show_default=True,
+            type=click.FloatRange(0, min_open=True),
+            help="Multiplies requests and seconds; 1 for figures to publish.",
+        ),
+        click.Option(["--keep"], type=click.Path(path_type=Path, file_okay=False), help="Keep the servers' logs here."),
+        click.Option(
+            ["--results"],
+            type=click.Path(path_type=Path, file_okay=False),
+            default=report.RESULTS,
+            help="Where page, JSON and plots go.  [default: benchmarks/results]",
+        ),
+    ]
 
-    Exits with 1 when the ratio is above the target, or when the run itself went wrong.
+
+def _tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+def measure(
+    name: str,
+    parts: dict[str, Run | None],
+    *,
+    kinds: Sequence[str],
+    rounds: int,
+    scale: float,
+    keep: Path | None,
+    results: Path,
+) -> None:
+    """Run parts, print what they found, write it down, and exit with 1 if a target was missed.
+
+    `name` is the run's; `parts` have what runs each, or None for the module of that name. The rest are the options.
     """
-    env = {}
-    if db != "sqlite":
-        if not database_url:
-            raise click.UsageError(f"--db {db} needs --database-url")
-        env = {"DB_DRIVER": _DRIVERS[db], "DATABASE_URL": database_url}
     clean_environment()
-    plan = cpu_benchmark.Plan(rounds, connections, requests, answers, streamed=stream, env=env)
-    with tempfile.TemporaryDirectory(prefix="llm-proxy-benchmark-") as scratch:
-        directory = keep or Path(scratch)
-        directory.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        databases = Databases()
+        stack.callback(databases.close)
         try:
-            outcome = cpu_benchmark.run(plan, directory, lambda line: click.echo(line, err=True))
-        except (cpu_benchmark.LoadFailed, ProcessFailed) as error:
+            found, missing = find(databases, list(map(Kind, kinds)) or list(Kind))
+        except RuntimeError as error:
             raise click.ClickException(str(error)) from None
-    click.echo(report.table(outcome))
-    click.echo(f"\nwritten to {report.save(outcome)}")
-    for problem in outcome.problems:
-        click.echo(f"FAILED: {problem}", err=True)
-    if outcome.ratio > target:
-        name = outcome.subjects[-1].name
-        click.echo(f"FAILED: {name}: ratio {outcome.ratio:.2f} is above the target {target:.2f}", err=True)
-    if outcome.problems or outcome.ratio > target:
+        for kind, reason in missing.items():
+            _tell(f"NOT MEASURED: {NAMES[kind]}: {reason}")
+        if missing and kinds:
+            raise click.ClickException("a database that was asked for is missing")
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-proxy-benchmark-"))
+        directory = (keep or Path(scratch)).absolute()
+        bench = Bench(directory, databases, found, rounds, scale, _tell)
+        outcome = Report(
+            name,
+            time.strftime("%Y-%m-%d %H:%M"),
+            rounds,
+            scale,
+            machine.describe(),
+            describe(databases, found),
+            {NAMES[kind]: reason for kind, reason in missing.items()},
+        )
+        chapters: list[Chapter] = []
+        for part, run in parts.items():
+            chapters += _run_part(part, run, bench)
+    outcome = attrs.evolve(outcome, chapters=chapters)
+    page = report.save(outcome, results)
+    click.echo(f"## Targets\n\n{report.write_targets(chapters)}\n\nwritten to {page}")
+    failures = list(outcome.failures())
+    for line in failures:
+        _tell(line)
+    if failures:
         sys.exit(1)
+
+
+def _run_part(name: str, run: Run | None, bench: Bench) -> Sequence[Chapter]:
+    """Run one part and print its tables. What goes wrong becomes its finding: it must not cost the others theirs."""
+    began = time.monotonic()
+    try:
+        found = (run or import_module(f"benchmarks.{name}").run)(bench)
+    except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and the run fails
+        _tell(traceback.format_exc())
+        found = [Chapter(name.capitalize(), "", problems=[f"the part failed: {type(error).__name__}: {error}"])]
+    _tell(f"{name}: {time.monotonic() - began:.0f} s")
+    for chapter in found:
+        click.echo("\n\n".join([f"## {chapter.title}", *map(report.write_table, chapter.tables)]) + "\n")
+    return list(found)
+
+
+def _measure_all(**given: Any) -> None:
+    measure("all", dict.fromkeys(name for name in PARTS if name not in _NOT_IN_ALL), **given)
+
+
+def _measure_cpu(
+    *, connections: int, requests: int | None, stream: bool, answers: str, target: float | None, **given: Any
+) -> None:
+    from benchmarks import cpu  # noqa: PLC0415 - like the other parts: a broken one must not break the rest
+
+    plan = cpu.Plan(connections, requests, answers, stream)
+    if target is not None:
+        plan = attrs.evolve(plan, bounds=dict.fromkeys(Kind, target))
+    measure("cpu", {"cpu": partial(cpu.run, plan=plan)}, **given)
+
+
+_CPU_OPTIONS: list[click.Parameter] = [
+    click.Option(["--connections"], default=32, show_default=True, type=click.IntRange(1)),
+    click.Option(["--requests"], type=click.IntRange(1), help="Per subject and round, whatever the scale."),
+    click.Option(["--stream"], is_flag=True, help="Measure streamed completions of 20 chunks."),
+    click.Option(["--answers"], type=click.Choice(["plain", "scripted"]), default="plain", show_default=True),
+    click.Option(["--target"], type=float, help="The highest ratio that passes, for all databases."),
+]
+
+
+def _add_commands() -> None:
+    for name, about in PARTS.items():
+        callback, more = (_measure_cpu, _CPU_OPTIONS) if name == "cpu" else (partial(measure, name, {name: None}), [])
+        main.add_command(click.Command(name, callback=callback, params=[*options(1.0), *more], help=about))
+    about = f"Every part but {' and '.join(_NOT_IN_ALL)}, in ten minutes."
+    main.add_command(click.Command("all", callback=_measure_all, params=options(_SCALE_OF_ALL), help=about))
+
+
+_add_commands()
+
+
+@main.command("report")
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path, dir_okay=False, exists=True))
+@click.option("--to", "page", required=True, type=click.Path(path_type=Path, dir_okay=False), help="PAGE.md")
+def write_report(results: tuple[Path, ...], page: Path) -> None:
+    """Write the page of the documentation from the JSON of one run or several."""
+    try:
+        report.publish(report.join(list(map(report.load, results))), page)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(f"written to {page}")
 
 
 if __name__ == "__main__":

@@ -9,106 +9,60 @@ after the last answer (settlement); the time of a database server does not.
 
 from __future__ import annotations
 
-import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-import msgspec
-from attrs import Factory, define, field, frozen
+import attrs
+from attrs import define, frozen
 
-from benchmarks.processes import ROOT, Process, Upstream
-from benchmarks.proxy import Proxy, call, free_port
+from benchmarks.bench import Bench
+from benchmarks.databases import NAMES, Kind
+from benchmarks.findings import Chapter, Check, Plot, Series, Table, ratio
+from benchmarks.processes import Process, Upstream
+from benchmarks.proxy import call, free_port
+from benchmarks.rig import Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
+from benchmarks.targets import CPU_RATIO
 
-#: The key that the upstream accepts and the proxy must put in place of the token.
-KEY = "sk-upstream-real-key"
 #: Seconds for settlements to be written before the CPU time is read.
 SETTLE = 0.5
+_REQUESTS = 5000
 _WARM_UP = 0.1
+_REFERENCE = "bare app, stock Hypercorn"
+_GET = ("--method", "GET", "--few-headers")
 
 
 @frozen
 class Plan:
-    """How much is measured."""
+    """How each subject is loaded. `requests` are those of one subject in one round, whatever the scale."""
 
-    rounds: int = 5
     connections: int = 32
-    requests: int = 10_000
+    requests: int | None = None
     answers: str = "plain"
     streamed: bool = False
-    env: dict[str, str] = Factory(dict)
-
-
-@frozen
-class Sample:
-    """One subject in one round."""
-
-    cpu_us: float
-    rate: float
-    p50_ms: float
-    p99_ms: float
-    first_byte_p50_ms: float
-    generator_busy: bool
+    bounds: Mapping[Kind, float] = CPU_RATIO
 
 
 @define
-class Subject:
-    """A server under load: its process, and the load's options."""
+class Costed(Subject):
+    """A subject whose CPU time is read."""
 
-    name: str
-    process: Process
-    load: tuple[str, ...]
-    samples: list[Sample] = field(factory=list)
+    process: Process = attrs.field(kw_only=True)
 
-    def median(self, read: Callable[[Sample], float]) -> float:
-        """Return the median of one figure over the rounds."""
-        return statistics.median(map(read, self.samples))
-
-
-class LoadFailed(Exception):
-    """The load met errors, so that its figures mean nothing."""
+    def measure(self, upstream: Upstream, connections: int, requests: int) -> Sample:
+        """Put load on it and return what that cost."""
+        before = self.process.cpu_seconds()
+        sample = put_load(self, upstream, "--connections", str(connections), "--requests", str(requests))
+        time.sleep(SETTLE)
+        spent = self.process.cpu_seconds() - before
+        return attrs.evolve(sample, cpu_us=spent / sample.requests * 1e6)
 
 
-def generate_load(options: Sequence[str]) -> dict[str, Any]:
-    """Run the load generator in its own process and return its report; raises LoadFailed on any error."""
-    command = [sys.executable, "-m", "benchmarks.load", *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)  # noqa: S603 - our own program
-    if not done.stdout:
-        raise LoadFailed(done.stderr.decode(errors="replace"))
-    report: dict[str, Any] = msgspec.json.decode(done.stdout)
-    if report["errors"]:
-        raise LoadFailed(f"{' '.join(options)}: {report['errors']}")
-    return report
-
-
-def measure(subject: Subject, plan: Plan, requests: int) -> Sample:
-    """Put load on a subject and return its CPU time per request."""
-    before = subject.process.cpu_seconds()
-    report = generate_load(
-        [*subject.load, "--connections", str(plan.connections), "--requests", str(requests)],
-    )
-    time.sleep(SETTLE)
-    spent = subject.process.cpu_seconds() - before
-    return Sample(
-        cpu_us=spent / report["requests"] * 1e6,
-        rate=report["rate"],
-        p50_ms=report["latency_ms"]["p50"],
-        p99_ms=report["latency_ms"]["p99"],
-        first_byte_p50_ms=report["first_byte_ms"]["p50"],
-        generator_busy=report["is_bottleneck"],
-    )
-
-
-def start_hypercorn(stack: ExitStack, directory: Path) -> Subject:
+def start_hypercorn(rig: Rig) -> Costed:
     """Start the bare application on stock Hypercorn, one trio worker."""
     address = f"127.0.0.1:{free_port()}"
     arguments = ("-k", "trio", "-w", "1", "-b", address, "benchmarks.hello:app")
-    process = stack.enter_context(
-        Process.start_python("hypercorn", *arguments, stderr=directory / "hypercorn.err"),
+    process = rig.stack.enter_context(
+        Process.start_python("hypercorn", *arguments, stderr=rig.directory / "hypercorn.err"),
     )
     url = f"http://{address}/"
     deadline = time.monotonic() + 20
@@ -120,64 +74,111 @@ def start_hypercorn(stack: ExitStack, directory: Path) -> Subject:
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
-    return Subject("hypercorn -k trio, bare hello", process, ("--method", "GET", "--few-headers", "--url", url))
+    return Costed(_REFERENCE, [(*_GET, "--url", url)], process=process)
 
 
-def start_own_server(stack: ExitStack, directory: Path) -> Subject:
+def start_own_server(rig: Rig) -> Costed:
     """Start the bare application on the proxy's own server."""
-    process = stack.enter_context(Process.start_python("benchmarks.hello", stderr=directory / "hello.err"))
+    process = rig.stack.enter_context(Process.start_python("benchmarks.hello", stderr=rig.directory / "hello.err"))
     url = process.read_json()["url"] + "/"
-    return Subject("own server, bare hello", process, ("--method", "GET", "--few-headers", "--url", url))
+    return Costed("bare app, the proxy's own server", [(*_GET, "--url", url)], process=process)
 
 
-def start_proxy(stack: ExitStack, directory: Path, upstream: Upstream, plan: Plan) -> tuple[Subject, Proxy]:
-    """Start the proxy, and give it a project and a token with a limit that is counted but never reached."""
-    proxy = stack.enter_context(Proxy.start(upstream.url, directory, plan.env))
-    project = proxy.create_project(KEY)
-    token = proxy.create_token(project, max_requests=1_000_000_000)["token"]
-    load = ("--url", f"{proxy.url}/v1/chat/completions", "--token", token)
-    name = "llm-proxy, streamed chat completion" if plan.streamed else "llm-proxy, chat completion"
-    return Subject(name, proxy.process, (*load, "--stream") if plan.streamed else load), proxy
+def _start_proxies(rig: Rig, upstream: Upstream, plan: Plan) -> list[tuple[Served, Costed]]:
+    found = []
+    for kind in rig.bench.kinds:
+        served = rig.serve(kind, upstream)
+        loads = served.loads(*(("--stream",) if plan.streamed else ()))
+        found.append((served, Costed(f"LLM Proxy, {NAMES[kind]}", loads, process=served.proxies[0].process)))
+    return found
 
 
-@frozen
-class Outcome:
-    """What a run found. `ratio` is the proxy's CPU time per request over Hypercorn's, the median of the rounds'."""
-
-    plan: Plan
-    subjects: tuple[Subject, ...]
-    ratio: float
-    ratios: tuple[float, ...]
-    problems: tuple[str, ...]
-
-
-def run(plan: Plan, directory: Path, say: Callable[[str], None]) -> Outcome:
-    """Measure; `say` is told of each sample. Raises LoadFailed and ProcessFailed."""
-    problems = []
-    with ExitStack() as stack:
-        upstream = stack.enter_context(
-            Upstream.start("--answers", plan.answers, "--key", KEY, "--keep", "0", stderr=directory / "upstream.err")
-        )
-        hypercorn = start_hypercorn(stack, directory)
-        own = start_own_server(stack, directory)
-        proxied, proxy = start_proxy(stack, directory, upstream, plan)
-        subjects = (hypercorn, own, proxied)
+def run(bench: Bench, plan: Plan | None = None) -> list[Chapter]:
+    """Measure all subjects in turn. Raises LoadFailed and ProcessFailed."""
+    plan = plan or Plan()
+    requests = plan.requests or bench.scaled(_REQUESTS, plan.connections)
+    with Rig(bench, "cpu") as rig:
+        upstream = rig.start_upstream("--answers", plan.answers)
+        references = [start_hypercorn(rig), start_own_server(rig)]
+        proxies = _start_proxies(rig, upstream, plan)
+        subjects = [*references, *(subject for _, subject in proxies)]
         for subject in subjects:
-            measure(subject, plan, max(plan.connections, int(plan.requests * _WARM_UP)))
+            subject.measure(upstream, plan.connections, max(plan.connections, int(requests * _WARM_UP)))
         upstream.reset()
-        for number in range(1, plan.rounds + 1):
+        for number in range(1, bench.rounds + 1):
             for subject in subjects:
-                sample = measure(subject, plan, plan.requests)
+                sample = subject.measure(upstream, plan.connections, requests)
                 subject.samples.append(sample)
-                say(f"round {number}: {subject.name}: {sample.cpu_us:.0f} µs/request, {sample.rate:.0f} requests/s")
-                if sample.generator_busy and subject is proxied:
-                    problems.append(f"round {number}: the load generator was the bottleneck")
-        served, sent = upstream.counts()["requests"], plan.rounds * plan.requests
-        if served != sent:
-            problems.append(f"the upstream served {served} requests of {sent}")
-        proxy.stop()
-        if proxy.run_command("ledger", "verify") != 0:
-            problems.append("`llm-proxy ledger verify` found the books out of balance, or failed")
-    pairs = zip(proxied.samples, hypercorn.samples, strict=True)
-    ratios = tuple(ours.cpu_us / theirs.cpu_us for ours, theirs in pairs)
-    return Outcome(plan, subjects, statistics.median(ratios), ratios, tuple(problems))
+                figures = f"{sample.cpu_us:.0f} µs/request, {sample.rate:,.0f} requests/s"
+                bench.say(f"cpu, round {number}: {subject.name}: {figures}")
+        problems = check_upstream(upstream, (sample for _, subject in proxies for sample in subject.samples))
+        for served, subject in proxies:
+            problems += [*bottlenecks(subject), *served.check_books()]
+    reference = references[0].figures("cpu_us")
+    ratios = {subject.name: ratio(subject.figures("cpu_us"), reference) for subject in subjects}
+    checks = [
+        Check(
+            f"CPU per request over bare Hypercorn, {NAMES[served.kind]}, {plan.connections} connections",
+            ratios[subject.name],
+            plan.bounds[served.kind],
+            at_most=True,
+            unit="x",
+        )
+        for served, subject in proxies
+    ]
+    return [
+        Chapter(
+            title="CPU time per request",
+            method=_describe(plan, bench.rounds, requests),
+            tables=[_tabulate(subjects, ratios)],
+            plots=[_plot(ratios, bench.kinds, plan)],
+            checks=checks,
+            problems=problems,
+            raw={
+                "plan": {**attrs.asdict(plan), "requests": requests},
+                "samples": {subject.name: list(map(attrs.asdict, subject.samples)) for subject in subjects},
+            },
+        )
+    ]
+
+
+def _describe(plan: Plan, rounds: int, requests: int) -> str:
+    answer = "streamed chat completions" if plan.streamed else "chat completions"
+    return (
+        f"{rounds} rounds of {requests:,} requests for each subject, on {plan.connections} connections that are kept "
+        f"open. The proxy serves {answer} from the scripted upstream, as an SDK asks for them; the bare application "
+        "gets a GET with few headers and answers with a few bytes. CPU time is that of all threads and children of "
+        "the process, until the last request is settled; a database server's own is not in it. Each figure is the "
+        "median of the rounds, each ratio the median of the rounds' ratios."
+    )
+
+
+def _tabulate(subjects: list[Costed], ratios: Mapping[str, float]) -> Table:
+    rows = [
+        (
+            subject.name,
+            subject.median("cpu_us"),
+            f"{min(subject.figures('cpu_us')):.0f} to {max(subject.figures('cpu_us')):.0f}",
+            f"{ratios[subject.name]:.2f}",
+            subject.median("rate"),
+        )
+        for subject in subjects
+    ]
+    columns = ("subject", "µs CPU per request", "lowest to highest", "ratio to the first", "requests/s")
+    return Table(columns, rows)
+
+
+def _plot(ratios: Mapping[str, float], kinds: Sequence[Kind], plan: Plan) -> Plot:
+    levels = []
+    for bound in sorted(set(plan.bounds.values())):
+        names = [NAMES[kind] for kind in kinds if plan.bounds[kind] == bound]
+        levels += [(bound, f"at most {bound:g} on {names[0] if len(names) == 1 else 'the servers'}")] if names else []
+    return Plot(
+        name="cpu-per-request",
+        title="CPU time per request, against a bare app on stock Hypercorn",
+        x="",
+        y="ratio (lower is better)",
+        series=[Series("ratio", list(ratios.items()))],
+        kind="bars",
+        levels=levels,
+    )

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import platform
+import statistics
 import subprocess
+import tempfile
+import time
 from importlib import metadata
 from pathlib import Path
 
@@ -31,14 +34,33 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
+def _memory() -> str:
+    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GB"
+
+
+def flush_ms(folder: Path, times: int = 20) -> float:
+    """Return how long it takes to add a page to a file and flush it to the disk: what a commit waits for, at least."""
+    found = []
+    with tempfile.TemporaryFile(dir=folder) as file:
+        for _ in range(times):
+            file.write(bytes(4096))
+            file.flush()
+            began = time.perf_counter()
+            os.fsync(file.fileno())
+            found.append(time.perf_counter() - began)
+    return statistics.median(found) * 1000
+
+
 def describe() -> dict[str, str]:
-    """Return processor, cores, Python, package versions and the commit, by name."""
+    """Return processor, cores, memory, disk, Python, package versions and the commit, by name."""
     about = {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
+        "memory": _memory(),
+        "flush to disk": f"{flush_ms(Path(tempfile.gettempdir())):.2f} ms",
         "kernel": platform.release(),
         "python": platform.python_version(),
         "commit": _commit(),
-        "load average": f"{os.getloadavg()[0]:.2f}",
+        "load average at the start": f"{os.getloadavg()[0]:.2f}",
     }
     return about | {name: metadata.version(name) for name in _PACKAGES}

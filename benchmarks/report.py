@@ -1,65 +1,172 @@
-"""Results as a Markdown table and as JSON."""
+"""What a run found, as files: a Markdown page, JSON with every sample, and the plots as SVG."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from string import Template
+from typing import Any
 
 import attrs
 import msgspec
+from attrs import Factory, frozen
 
-from benchmarks import machine
-from benchmarks.cpu import Outcome
+from benchmarks import plots
+from benchmarks.findings import Chapter, Check, Table
 from benchmarks.processes import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
+_PAGE = Path(__file__).with_name("page.md")
 
 
-def table(outcome: Outcome) -> str:
-    """Return the medians as a Markdown table, the ratio last."""
-    lines = [
-        "| subject | µs CPU/request | lowest to highest | requests/s | p50 ms | p99 ms |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for subject in outcome.subjects:
-        costs = [sample.cpu_us for sample in subject.samples]
-        figures = (
-            f"{subject.median(lambda sample: sample.cpu_us):.0f}",
-            f"{min(costs):.0f} to {max(costs):.0f}",
-            f"{subject.median(lambda sample: sample.rate):,.0f}",
-            f"{subject.median(lambda sample: sample.p50_ms):.1f}",
-            f"{subject.median(lambda sample: sample.p99_ms):.1f}",
-        )
-        lines.append(f"| {subject.name} | {' | '.join(figures)} |")
-    ratios = ", ".join(f"{ratio:.2f}" for ratio in outcome.ratios)
-    lines += ["", f"Ratio of the proxy to bare Hypercorn: **{outcome.ratio:.2f}** (rounds: {ratios})"]
-    return "\n".join(lines)
+@frozen
+class Report:
+    """Everything about one run.
+
+    Attributes:
+        name: the part that was run, or "all".
+        began: local date and time.
+        machine: what was measured on, by name.
+        databases: versions, by name.
+        missing: databases that this machine has not, each with the reason.
+    """
+
+    name: str
+    began: str
+    rounds: int
+    scale: float
+    machine: Mapping[str, str]
+    databases: Mapping[str, str]
+    missing: Mapping[str, str] = Factory(dict)
+    chapters: Sequence[Chapter] = ()
+
+    def failures(self) -> Iterator[str]:
+        """Say each missed target and each problem, in a line of its own."""
+        for chapter in self.chapters:
+            yield from (f"MISSED: {check}" for check in chapter.checks if not check.met)
+            yield from (f"PROBLEM: {chapter.title}: {problem}" for problem in chapter.problems)
 
 
-def document(outcome: Outcome) -> str:
-    """Return the table with what it was measured on, as a Markdown page."""
-    plan = outcome.plan
-    conditions = f"{plan.rounds} rounds of {plan.requests:,} requests on {plan.connections} connections"
-    about = "\n".join(f"- {name}: {value}" for name, value in machine.describe().items())
-    problems = "".join(f"\n- problem: {problem}" for problem in outcome.problems)
-    return f"# CPU time per request\n\n{conditions}.\n\n{table(outcome)}\n\n{about}{problems}\n"
+def number(value: float) -> str:
+    """Write a number with three significant digits, and commas between thousands."""
+    if not math.isfinite(value):
+        return "–"  # noqa: RUF001 - the sign for nothing in a table
+    digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    # Rounded first: a large number must not claim digits that nobody measured.
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.{min(digits, 6)}f}"
 
 
-def save(outcome: Outcome, directory: Path = RESULTS) -> Path:
-    """Write the page and the JSON side by side, named by the time; returns the page's path."""
+def write_table(table: Table) -> str:
+    """Return a table in Markdown; columns of numbers stand on the right."""
+    rows = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in table.rows]
+    numeric = [all(_looks_numeric(row[column]) for row in rows) and bool(rows) for column in range(len(table.columns))]
+    lines = [table.columns, ["---:" if right else "---" for right in numeric], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _looks_numeric(cell: str) -> bool:
+    return not any(character.isalpha() for character in cell.replace(" to ", ""))
+
+
+def write_targets(chapters: Sequence[Chapter]) -> str:
+    """Return all targets with what was measured, and those that were not checked."""
+    checks = [check for chapter in chapters for check in chapter.checks]
+    text = write_table(Table(("target", "measured", "bound", "met"), [_row(check) for check in checks]))
+    unchecked = [f"- {reason}" for chapter in chapters for reason in chapter.unchecked]
+    if unchecked:
+        text += "\n\nNot checked on this machine:\n\n" + "\n".join(unchecked)
+    return text
+
+
+def _row(check: Check) -> tuple[str, str, str, str]:
+    word = "at most" if check.at_most else "at least"
+    measured = f"{number(check.measured)} {check.unit}"
+    return check.name, measured, f"{word} {check.bound:,g} {check.unit}", "yes" if check.met else "**no**"
+
+
+def write_chapter(chapter: Chapter, images: str) -> str:
+    """Return a chapter in Markdown; `images` is where its plots lie, seen from the page."""
+    blocks = [f"## {chapter.title}", *(f"**Problem:** {problem}" for problem in chapter.problems)]
+    blocks += [f"![{plot.title}]({images}/{plot.name}.svg)" for plot in chapter.plots]
+    blocks += [write_table(table) for table in chapter.tables]
+    blocks.append(chapter.method)
+    return "\n\n".join(block for block in blocks if block)
+
+
+def write_machine(report: Report) -> str:
+    """Return what was measured on, as a table."""
+    rows = [*report.machine.items(), *report.databases.items()]
+    rows += [(name, f"not measured: {reason}") for name, reason in report.missing.items()]
+    rows += [("measured", report.began), ("rounds", str(report.rounds)), ("scale", f"{report.scale:g}")]
+    return write_table(Table(("", ""), rows))
+
+
+def save(report: Report, directory: Path = RESULTS) -> Path:
+    """Write page, JSON and plots, named by the run and the time; returns the page's path."""
     directory.mkdir(parents=True, exist_ok=True)
-    page = directory / time.strftime("cpu-%Y%m%d-%H%M%S.md")
-    page.write_text(document(outcome), encoding="utf-8")
-    subjects = {subject.name: [attrs.asdict(sample) for sample in subject.samples] for subject in outcome.subjects}
-    # The environment may hold a database's password.
-    plan = attrs.asdict(outcome.plan, filter=attrs.filters.exclude("env"))
-    data = {
-        "plan": plan,
-        "machine": machine.describe(),
-        "subjects": subjects,
-        "ratio": outcome.ratio,
-        "ratios": outcome.ratios,
-        "problems": outcome.problems,
-    }
-    page.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(data)))
+    stem = f"{report.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    page = directory / f"{stem}.md"
+    page.with_suffix(".json").write_bytes(msgspec.json.format(msgspec.json.encode(attrs.asdict(report))) + b"\n")
+    _draw(report.chapters, directory / stem)
+    blocks = [f"# Benchmarks: {report.name}", "## Targets", write_targets(report.chapters)]
+    blocks += [write_chapter(chapter, stem) for chapter in report.chapters]
+    blocks += ["## The machine", write_machine(report)]
+    page.write_text("\n\n".join(blocks) + "\n", encoding="utf-8")
     return page
+
+
+def load(path: Path) -> Report:
+    """Read what `save` wrote as JSON. Raises msgspec.DecodeError and OSError."""
+    return msgspec.convert(_restore(msgspec.json.decode(path.read_bytes())), Report)
+
+
+def _restore(value: Any) -> Any:
+    """Put back what JSON has no word for: what is not a number was written as null."""
+    match value:
+        case None:
+            return math.nan
+        case list():
+            return [_restore(item) for item in value]
+        case dict():
+            return {name: item if name == "raw" else _restore(item) for name, item in value.items()}
+    return value
+
+
+def join(reports: Sequence[Report]) -> Report:
+    """Put the chapters of several runs into one report; a later run's chapter takes the place of one with its title.
+
+    Raises ValueError when they were made on different machines.
+    """
+    first = reports[0]
+    chapters: dict[str, Chapter] = {}
+    databases: dict[str, str] = {}
+    for report in reports:
+        if any(report.machine.get(name) != first.machine.get(name) for name in ("processor", "cores")):
+            raise ValueError("the results are of different machines")
+        chapters |= {chapter.title: chapter for chapter in report.chapters}
+        databases |= report.databases
+    commits = dict.fromkeys(report.machine.get("commit", "unknown") for report in reports)
+    machine = {**first.machine, "commit": ", ".join(commits)}
+    return attrs.evolve(first, machine=machine, databases=databases, chapters=list(chapters.values()))
+
+
+def publish(report: Report, page: Path) -> None:
+    """Write the page for readers of the documentation, with its plots in `images/` beside it."""
+    images = f"images/{page.stem}"
+    chapters = "\n\n".join(write_chapter(chapter, images) for chapter in report.chapters)
+    text = Template(_PAGE.read_text(encoding="utf-8")).substitute(
+        targets=f"## Targets\n\n{write_targets(report.chapters)}", chapters=chapters, machine=write_machine(report)
+    )
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(text, encoding="utf-8")
+    _draw(report.chapters, page.parent / images)
+
+
+def _draw(chapters: Sequence[Chapter], folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for chapter in chapters:
+        for plot in chapter.plots:
+            (folder / f"{plot.name}.svg").write_bytes(plots.draw(plot))

@@ -33,7 +33,8 @@ OVER_PORTKEY = 3.0
 #: Added latency, median, at 1 connection, in milliseconds: two durable commits and one more hop. A person waits for
 #: hundreds of milliseconds at the least for any model's answer.
 ADDED_P50_MS = {Kind.SQLITE: 2.0, Kind.POSTGRES: 4.0, Kind.MYSQL: 4.0, Kind.MARIADB: 4.0}
-#: Added p99 over added p50 at 32 connections, at a rate that can be sustained: slow requests are rare, and not very slow.
+#: Added p99 over added p50 at 32 connections, at a rate that can be sustained: slow requests are rare, and not slow by
+#: much.
 ADDED_P99_OVER_P50 = 5.0
 
 #: Added time to the first byte of one stream, median, in milliseconds: one durable commit and one more hop.

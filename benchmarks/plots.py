@@ -1,0 +1,241 @@
+"""Plots that stand on a slide as they are: SVG, the same bytes for the same figures, colours for all eyes."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+
+from benchmarks.findings import Plot, Series
+
+#: Inches; 72 points to each, so that the picture is 700 pixels wide where nothing scales it.
+_WIDTH, _HEIGHT = 7.3, 4.2
+_INK, _SOFT, _GRID = "#1f2328", "#59636e", "#e4e7eb"
+#: The palette of Okabe and Ito, which colour-blind people can tell apart; its yellow is too light for lines.
+_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_REFERENCE = "#8c959f"
+#: The same thing has the same colour in all plots.
+_KNOWN = {"SQLite": "#0072B2", "PostgreSQL": "#D55E00", "MySQL": "#009E73", "MariaDB": "#CC79A7"} | {
+    "p50": "#9ecae1",
+    "p95": "#3182bd",
+    "p99": "#08306b",
+}
+#: What a subject's name begins with when it is there to be compared with.
+_REFERENCES = ("bare", "direct", "nginx")
+#: Up to so many values on the x axis are all named, and so many lines get their names at their ends.
+_FEW_PLACES, _FEW_LINES = 8, 6
+_LINE_HEIGHT = 12.0
+_BY_POINTS: Any = {"textcoords": "offset points"}
+_LINE_OF_LEVEL: Any = {"color": "#82071e", "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 3}
+_WORDS_OF_LEVEL: Any = {**_BY_POINTS, "color": "#82071e", "fontsize": 8.5}
+
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "llm-proxy",
+    # Letters as outlines: the picture looks the same wherever it is shown.
+    "svg.fonttype": "path",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "text.color": _INK,
+    "axes.edgecolor": _SOFT,
+    "axes.labelcolor": _SOFT,
+    "axes.linewidth": 0.8,
+    "axes.axisbelow": True,
+    "xtick.color": _SOFT,
+    "ytick.color": _SOFT,
+    "xtick.labelcolor": _INK,
+    "ytick.labelcolor": _SOFT,
+}
+
+
+def draw(plot: Plot, kind: str = "svg") -> bytes:
+    """Return the picture; `kind` may be "png" for a look at it."""
+    with mpl.rc_context(_STYLE):
+        flat = plot.kind == "bars" and len(plot.series) == 1
+        height = max(2.2, 1.25 + 0.42 * len(plot.series[0].points)) if flat else _HEIGHT
+        figure = Figure(figsize=(_WIDTH, height), facecolor="white", layout="constrained")
+        axes = figure.add_subplot()
+        axes.spines[["top", "right"]].set_visible(False)
+        if flat:
+            _draw_flat_bars(axes, plot)
+        elif plot.kind == "bars":
+            _draw_grouped_bars(axes, plot)
+        else:
+            _draw_lines(axes, plot)
+        file = io.BytesIO()
+        FigureCanvasAgg(figure)
+        # Neither date nor version, so that the same figures make the same file.
+        about = {"Date": None, "Creator": None, "Title": plot.title} if kind == "svg" else None
+        figure.savefig(file, format=kind, dpi=130, metadata=about)
+        return file.getvalue()
+
+
+def _entitle(axes: Axes, plot: Plot) -> None:
+    """Write the title, and under it what the values are: easier to read than words on their side."""
+    axes.set_title(plot.title, loc="left", fontsize=12.5, fontweight="bold", pad=28)
+    axes.annotate(plot.y, (0, 1), (0, 11), xycoords="axes fraction", **_BY_POINTS, color=_SOFT)
+
+
+def _colours(series: Sequence[Series]) -> list[str]:
+    taken = {colour for name, colour in _KNOWN.items() if name in {one.name for one in series}}
+    free = itertools.cycle([colour for colour in _PALETTE if colour not in taken] or _PALETTE)
+    return [_colour(one.name, free) for one in series]
+
+
+def _colour(name: str, free: Iterator[str]) -> str:
+    if name in _KNOWN:
+        return _KNOWN[name]
+    return _REFERENCE if name.lower().startswith(_REFERENCES) else next(free)
+
+
+def _number(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) >= 100:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"
+
+
+def _short(value: float, _position: int = 0) -> str:
+    for size, letter in ((1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
+    return f"{value:,g}"
+
+
+def _draw_flat_bars(axes: Axes, plot: Plot) -> None:
+    (series,) = plot.series
+    names = [str(name) for name, _ in series.points]
+    values = [value if math.isfinite(value) else 0.0 for _, value in series.points]
+    colours = [_REFERENCE if name.lower().startswith(_REFERENCES) else _PALETTE[0] for name in names]
+    places = range(len(names))
+    axes.barh(places, values, color=colours, height=0.62)
+    axes.set_yticks(places, names)
+    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.spines["bottom"].set_visible(False)
+    if plot.log_y:
+        axes.set_xscale("log")
+    axes.xaxis.set_major_locator(NullLocator())
+    axes.xaxis.set_minor_locator(NullLocator())
+    for place, value in zip(places, values, strict=True):
+        axes.annotate(_number(value), (value, place), (5, 0), **_BY_POINTS, va="center", fontweight="bold")
+    axes.margins(x=0.1)
+    for (level, words), side in zip(plot.levels, _sides(len(plot.levels)), strict=True):
+        axes.axvline(level, **_LINE_OF_LEVEL)
+        axes.annotate(
+            words, (level, 0.0), (0, -4), xycoords=("data", "axes fraction"), **_WORDS_OF_LEVEL, ha=side, va="top"
+        )
+    _entitle(axes, plot)
+
+
+def _sides(number: int) -> list[str]:
+    """Return on which side of its line each level's words stand, from the lowest on: apart from each other."""
+    return ["center"] if number == 1 else ["right"] * (number - 1) + ["left"]
+
+
+def _draw_grouped_bars(axes: Axes, plot: Plot) -> None:
+    names = list(dict.fromkeys(str(name) for series in plot.series for name, _ in series.points))
+    width = 0.8 / len(plot.series)
+    for number, (series, colour) in enumerate(zip(plot.series, _colours(plot.series), strict=True)):
+        found = {str(name): value for name, value in series.points if math.isfinite(value)}
+        # A group in which some series have nothing to show stands in the middle of its place all the same.
+        bars = [(name, [one.name for one in plot.series if _has(one, name)]) for name in names if name in found]
+        places = [
+            names.index(name) + (present.index(series.name) - (len(present) - 1) / 2) * width for name, present in bars
+        ]
+        values = [found[name] for name, _ in bars]
+        axes.bar(places, values, width * 0.92, color=colour, label=series.name, zorder=2 + number * 0.01)
+        for place, value in zip(places, values, strict=True):
+            axes.annotate(_number(value), (place, value), (0, 3), **_BY_POINTS, ha="center", fontsize=8.5)
+    axes.set_xticks(range(len(names)), names)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlabel(plot.x)
+    _scale_y(axes, plot)
+    axes.margins(y=0.08)
+    _show_levels(axes, plot)
+    _explain(axes, plot)
+    _entitle(axes, plot)
+
+
+def _has(series: Series, name: str) -> bool:
+    return any(str(place) == name for place, _ in series.points)
+
+
+def _draw_lines(axes: Axes, plot: Plot) -> None:
+    ends = []
+    categories = list(dict.fromkeys(x for series in plot.series for x, _ in series.points if isinstance(x, str)))
+    for series, colour in zip(plot.series, _colours(plot.series), strict=True):
+        points = [(categories.index(x) if isinstance(x, str) else x, y) for x, y in series.points]
+        points = [(x, y) for x, y in points if math.isfinite(y) and (y > 0 or not plot.log_y)]
+        if not points:
+            continue
+        axes.plot(*zip(*points, strict=True), color=colour, linewidth=2, marker="o", markersize=4.5, label=series.name)
+        ends.append((points[-1], series.name, colour))
+    if plot.log_x and not categories:
+        axes.set_xscale("log")
+    places = sorted({x for series in plot.series for x, _ in series.points if not isinstance(x, str)})
+    if categories:
+        axes.set_xticks(range(len(categories)), categories)
+    elif len(places) <= _FEW_PLACES:
+        axes.set_xticks(places, list(map(_short, places)))
+    else:
+        axes.xaxis.set_major_formatter(FuncFormatter(_short))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(plot.x)
+    _scale_y(axes, plot)
+    _show_levels(axes, plot)
+    if 1 < len(ends) <= _FEW_LINES:
+        _name_ends(axes, ends)
+    elif ends:
+        _explain(axes, plot)
+    _entitle(axes, plot)
+
+
+def _scale_y(axes: Axes, plot: Plot) -> None:
+    if plot.log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+    axes.yaxis.set_major_formatter(FuncFormatter(_short))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def _show_levels(axes: Axes, plot: Plot) -> None:
+    for level, words in plot.levels:
+        axes.axhline(level, **_LINE_OF_LEVEL)
+        axes.annotate(words, (1.0, level), (0, 3), xycoords=("axes fraction", "data"), **_WORDS_OF_LEVEL, ha="right")
+
+
+def _explain(axes: Axes, plot: Plot) -> None:
+    if len(plot.series) > 1:
+        columns = min(len(plot.series), 4)
+        axes.legend(
+            loc="lower right", bbox_to_anchor=(1.01, 1.0), ncols=columns, frameon=False, handlelength=1, borderpad=0.2
+        )
+
+
+def _name_ends(axes: Axes, ends: list[tuple[tuple[float, float], str, str]]) -> None:
+    """Write each line's name behind its end, and push names apart that would lie on each other."""
+    figure = axes.get_figure(root=True)
+    if figure is None:
+        raise ValueError("the axes are in no figure")
+    figure.draw_without_rendering()
+    to_points = 72 / figure.dpi
+    height = None
+    for (x, y), name, colour in sorted(ends, key=lambda end: end[0][1]):
+        own = axes.transData.transform((x, y))[1] * to_points
+        height = own if height is None else max(own, height + _LINE_HEIGHT)
+        axes.annotate(name, (x, y), (9, height - own), **_BY_POINTS, va="center", color=colour, fontweight="bold")

@@ -1,0 +1,206 @@
+"""What parts have in common: load from a process of its own, an upstream, a proxy on a database, and its books."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from attrs import Factory, define, frozen
+
+from benchmarks.bench import Bench
+from benchmarks.databases import NAMES, Kind
+from benchmarks.load import BUSY
+from benchmarks.processes import ROOT, Upstream
+from benchmarks.proxy import Proxy
+
+#: The key that the upstream accepts and the proxy must put in place of the token.
+KEY = "sk-upstream-real-key"
+CHAT = "/v1/chat/completions"
+#: A limit that is counted at each request, and never reached.
+ENOUGH = 1_000_000_000
+
+
+class LoadFailed(Exception):
+    """The load met errors, so that its figures mean nothing."""
+
+
+def generate_load(options: Sequence[str]) -> dict[str, Any]:
+    """Run the load generator in its own process and return its report; raises LoadFailed on any error."""
+    command = [sys.executable, "-m", "benchmarks.load", *options]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, check=False)  # noqa: S603 - our own program
+    if not done.stdout:
+        raise LoadFailed(done.stderr.decode(errors="replace"))
+    report: dict[str, Any] = msgspec.json.decode(done.stdout)
+    if report["errors"]:
+        raise LoadFailed(f"{' '.join(options)}: {report['errors']}")
+    return report
+
+
+@frozen
+class Sample:
+    """What one load on one subject showed.
+
+    Attributes:
+        reports: the load generators' own words, one for each address.
+        cpu_us: CPU time that the subject spent, in microseconds per request.
+        upstream_share: how much of a core the upstream used.
+    """
+
+    reports: Sequence[dict[str, Any]]
+    cpu_us: float = 0.0
+    upstream_share: float = 0.0
+
+    @property
+    def requests(self) -> int:
+        """How many were answered."""
+        return sum(report["requests"] for report in self.reports)
+
+    @property
+    def rate(self) -> float:
+        """Requests per second."""
+        return sum(float(report["rate"]) for report in self.reports)
+
+    @property
+    def generator_share(self) -> float:
+        """How much of a core the busiest generator used."""
+        return max(float(report["cpu_share"]) for report in self.reports)
+
+    def ms(self, percentile: str, key: str = "latency_ms") -> float:
+        """Return a percentile of the only generator's latencies, such as "p99", in milliseconds."""
+        (report,) = self.reports
+        return float(report[key][percentile])
+
+
+@define
+class Subject:
+    """Something that is put under load.
+
+    Attributes:
+        name: what people read.
+        loads: the generator's options, for each address that load goes to at the same time.
+        samples: of the rounds.
+    """
+
+    name: str
+    loads: Sequence[tuple[str, ...]]
+    samples: list[Sample] = Factory(list)
+
+    def figures(self, name: str) -> list[float]:
+        """Return one figure of all rounds, by the name of the sample's attribute."""
+        return [float(getattr(sample, name)) for sample in self.samples]
+
+    def median(self, name: str) -> float:
+        """Return the median of one figure over the rounds."""
+        return statistics.median(self.figures(name))
+
+
+def put_load(subject: Subject, upstream: Upstream, *options: str) -> Sample:
+    """Put load on all addresses of a subject at the same time. Raises LoadFailed."""
+    before = upstream.process.cpu_seconds()
+    with ThreadPoolExecutor(len(subject.loads)) as pool:
+        reports = list(pool.map(lambda load: generate_load([*load, *options]), subject.loads))
+    spent = upstream.process.cpu_seconds() - before
+    return Sample(reports, upstream_share=spent / max(float(report["seconds"]) for report in reports))
+
+
+def bottlenecks(subject: Subject) -> list[str]:
+    """Say who but the subject was the bottleneck, by the median of its rounds."""
+    shares = {"load generator": subject.median("generator_share"), "upstream": subject.median("upstream_share")}
+    return [
+        f"{subject.name}: the {who} was the bottleneck, with {share:.0%} of a core"
+        for who, share in shares.items()
+        if share > BUSY
+    ]
+
+
+@define
+class Served:
+    """A proxy in front of an upstream, on a database of its own; several instances of it share that database.
+
+    Attributes:
+        kind: of database.
+        proxies: the instances.
+        token: accepted by all of them.
+    """
+
+    kind: Kind
+    proxies: list[Proxy]
+    token: str
+
+    def loads(self, *options: str) -> list[tuple[str, ...]]:
+        """Return the load generator's options for a chat completion, for each instance."""
+        return [("--url", proxy.url + CHAT, "--token", self.token, *options) for proxy in self.proxies]
+
+    def check_books(self) -> list[str]:
+        """Stop all instances, so that all is settled, and return what is wrong with the ledger."""
+        name = NAMES[self.kind]
+        ends = [proxy.stop() for proxy in self.proxies]
+        problems = [f"{name}: the server ended with status {status}" for status in ends if status]
+        if self.proxies[0].run_command("ledger", "verify", timeout=300):
+            problems.append(f"{name}: `llm-proxy ledger verify` found the books out of balance, or failed")
+        return problems
+
+
+@define
+class Rig:
+    """What one part has running: an upstream and proxies, each with its files in a folder of its own.
+
+    Use it in a `with` block: leaving it stops everything and drops the databases.
+    """
+
+    bench: Bench
+    part: str
+    stack: ExitStack = Factory(ExitStack)
+
+    @property
+    def directory(self) -> Path:
+        """The folder of this part."""
+        folder = self.bench.directory / self.part
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def start_upstream(self, *options: str) -> Upstream:
+        """Start an upstream that accepts `KEY` and remembers nothing but counts."""
+        more = options if "--answers" in options else ("--answers", "plain", *options)
+        upstream = Upstream.start("--key", KEY, "--keep", "0", *more, stderr=self.directory / "upstream.err")
+        return self.stack.enter_context(upstream)
+
+    def serve(self, kind: Kind, upstream: Upstream, *, workers: int = 1, instances: int = 1) -> Served:
+        """Start a proxy with everything on, and give it a project and a token with a limit."""
+        database = self.stack.enter_context(self.bench.databases.empty(kind))
+        env = {**database.env, "WORKERS": str(workers)}
+        proxies: list[Proxy] = []
+        for number in range(1, instances + 1):
+            folder = self.directory / f"{kind}-{workers}-workers-{number}-of-{instances}"
+            folder.mkdir(parents=True, exist_ok=True)
+            proxy = self.stack.enter_context(Proxy.start(upstream.url, folder, env))
+            # The others must read the same secrets.
+            env |= {name: proxy.env[name] for name in ("ENCRYPTION_KEY", "MANAGEMENT_TOKEN")}
+            proxies.append(proxy)
+        token = proxies[0].create_token(proxies[0].create_project(KEY), max_requests=ENOUGH)["token"]
+        return Served(kind, proxies, token)
+
+    def __enter__(self) -> Self:
+        """Return the rig."""
+        self.stack.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Stop what was started."""
+        self.stack.__exit__(kind, error, trace)
+
+
+def check_upstream(upstream: Upstream, samples: Iterable[Sample]) -> list[str]:
+    """Say so if the upstream served another number of requests than were answered since its counts were reset."""
+    served, sent = upstream.counts()["requests"], sum(sample.requests for sample in samples)
+    return [] if served == sent else [f"the upstream served {served} requests of {sent}"]
