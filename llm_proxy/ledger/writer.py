@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 from attrs import evolve
+from trio.testing import wait_all_tasks_blocked
 
 from db.errors import BrokenReference, CommitUnknown, DatabaseError, Duplicate, Refused
 from db.queries import ledger as books
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
 #: Most admissions, and most settlements, in one transaction: bounds its locks and the size of its statements.
 MAX_BATCH = 500
+#: Seconds that a transaction waits at most until the process has nothing else to do, so that more can share it.
+ADMISSION_PATIENCE = 0.005
+#: Seconds that settlements wait at most for an admission whose transaction they can share.
+SETTLEMENT_PATIENCE = 0.02
 #: Seconds between attempts while the database is away.
 RETRY_INTERVAL = 0.25
 #: Seconds that a request waits for its admission before it is told that the database is unavailable.
@@ -85,6 +90,8 @@ class Ledger:
         self._uncertain: list[str] = []
         self._wake = trio.Event()
         self._idle = trio.Event()
+        # Settlements wait for company: no news of further ones is wanted.
+        self._lingering = False
         # The work of the running transaction comes last; before it what follows, the next one last.
         self._under_way: list[Portion] = []
         self._away = False
@@ -140,7 +147,8 @@ class Ledger:
     def settle(self, grant: Grant, result: Result) -> None:
         """Queue the final row of an admitted request; exactly one call per grant."""
         self._unsettled.append(Settlement.of(grant, result))
-        self._wake.set()
+        if not self._lingering:
+            self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled. Reports started once the first heartbeat is in the database."""
@@ -158,6 +166,7 @@ class Ledger:
     async def _write(self) -> None:
         while True:
             await self._tend()
+            await self._gather()
             await self._write_next()
             if not self._waiting and not self.unsettled:
                 self._idle.set()
@@ -165,6 +174,23 @@ class Ledger:
                 with trio.move_on_at(self._next_beat):
                     await self._wake.wait()
                 self._wake = trio.Event()
+
+    async def _gather(self) -> None:
+        """Let come together what can share the next transaction; who comes alone waits for nobody.
+
+        A transaction costs much more than a request's part in it. So it begins when all that the process can do
+        without it is done: beginning earlier would make this request no faster, and the next ones slower. Nobody
+        waits for a settlement, so settlements wait for an admission.
+        """
+        if self._unsettled and not self._waiting and not self._doubtful:
+            self._wake = trio.Event()
+            self._lingering = True
+            with trio.move_on_after(SETTLEMENT_PATIENCE):
+                await self._wake.wait()
+            self._lingering = False
+        if self._waiting:
+            with trio.move_on_after(ADMISSION_PATIENCE):
+                await wait_all_tasks_blocked()
 
     async def _refuse_overdue(self) -> None:
         """Refuse those who have waited too long, because a transaction hangs.

@@ -78,9 +78,8 @@ class Scene:
         return await self.ledger.admit(self.apply())
 
     async def settled(self) -> None:
-        while self.ledger.unsettled or self.ledger.waiting or self.database.writes == 0:
+        while self.ledger.busy or self.database.writes == 0:
             await trio.sleep(0.005)
-        await trio.sleep(0.02)
 
     async def outcomes(self) -> tuple[int, dict[str, int]]:
         def read(connection: Any) -> tuple[int, dict[str, int]]:
