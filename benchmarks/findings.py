@@ -5,6 +5,7 @@ Parts fill these in; the report writes them out as Markdown, JSON and SVG, and k
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
@@ -111,3 +112,13 @@ def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
     A machine that was slower during one round was so for both sides of it.
     """
     return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
+
+
+def write_number(value: float) -> str:
+    """Write a number with three significant digits, and commas between thousands."""
+    if not math.isfinite(value):
+        return "–"  # noqa: RUF001 - the sign for nothing in a table
+    digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    # Rounded first: a large number must not claim digits that nobody measured.
+    rounded = float(f"{value:.3g}")
+    return f"{rounded:,.{min(digits, 6)}f}"

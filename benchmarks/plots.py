@@ -5,13 +5,16 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from attrs import frozen
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from benchmarks.findings import Plot, Series
@@ -34,8 +37,13 @@ _REFERENCES = ("bare", "direct", "nginx")
 _FEW_PLACES, _FEW_LINES = 8, 6
 _LINE_HEIGHT = 12.0
 _BY_POINTS: Any = {"textcoords": "offset points"}
-_LINE_OF_LEVEL: Any = {"color": "#82071e", "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 3}
-_WORDS_OF_LEVEL: Any = {**_BY_POINTS, "color": "#82071e", "fontsize": 8.5}
+_LEVEL = "#82071e"
+_LINE_OF_LEVEL: Any = {"color": _LEVEL, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 3}
+_WORDS_OF_LEVEL: Any = {**_BY_POINTS, "color": _LEVEL, "fontsize": 8.5}
+#: Behind a value that a line may cross.
+_PATCH: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
+#: Inches above the axes for title and unit, and the share of the width that they stand off the edge.
+_HEADER, _EDGE = 0.62, 0.012
 
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "llm-proxy",
@@ -55,12 +63,24 @@ _STYLE: dict[Any, Any] = {
 }
 
 
+@frozen
+class _End:
+    """Where a line ends, and what is written there; x of a level is a share of the axes' width."""
+
+    x: float
+    y: float
+    words: str
+    colour: str
+    level: bool = False
+
+
 def draw(plot: Plot, kind: str = "svg") -> bytes:
     """Return the picture; `kind` may be "png" for a look at it."""
     with mpl.rc_context(_STYLE):
         flat = plot.kind == "bars" and len(plot.series) == 1
-        height = max(2.2, 1.25 + 0.42 * len(plot.series[0].points)) if flat else _HEIGHT
+        height = max(1.8, _HEADER + 0.4 + 0.36 * len(plot.series[0].points)) if flat else _HEIGHT
         figure = Figure(figsize=(_WIDTH, height), facecolor="white", layout="constrained")
+        FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
         if flat:
@@ -70,17 +90,27 @@ def draw(plot: Plot, kind: str = "svg") -> bytes:
         else:
             _draw_lines(axes, plot)
         file = io.BytesIO()
-        FigureCanvasAgg(figure)
+        _entitle(figure, plot)
         # Neither date nor version, so that the same figures make the same file.
         about = {"Date": None, "Creator": None, "Title": plot.title} if kind == "svg" else None
         figure.savefig(file, format=kind, dpi=130, metadata=about)
         return file.getvalue()
 
 
-def _entitle(axes: Axes, plot: Plot) -> None:
+def _entitle(figure: Figure, plot: Plot) -> None:
     """Write the title, and under it what the values are: easier to read than words on their side."""
-    axes.set_title(plot.title, loc="left", fontsize=12.5, fontweight="bold", pad=28)
-    axes.annotate(plot.y, (0, 1), (0, 11), xycoords="axes fraction", **_BY_POINTS, color=_SOFT)
+    height = figure.get_figheight()
+    figure.text(_EDGE, 1 - 0.2 / height, plot.title, fontsize=12.5, fontweight="bold", va="center")
+    figure.text(_EDGE, 1 - 0.46 / height, plot.y, color=_SOFT, va="center")
+    if len(plot.series) > 1 and (plot.kind == "bars" or len(plot.series) > _FEW_LINES):
+        place = (1 - _EDGE, 1 - 0.46 / height)
+        columns = min(len(plot.series), 4)
+        figure.legend(
+            loc="center right", bbox_to_anchor=place, ncols=columns, frameon=False, handlelength=1, borderaxespad=0
+        )
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0.004, 0, 0.992, 1 - _HEADER / height), w_pad=0.06, h_pad=0.06)
 
 
 def _colours(series: Sequence[Series]) -> list[str]:
@@ -95,12 +125,17 @@ def _colour(name: str, free: Iterator[str]) -> str:
     return _REFERENCE if name.lower().startswith(_REFERENCES) else next(free)
 
 
-def _number(value: float) -> str:
-    if value == 0:
-        return "0"
-    if abs(value) >= 100:
-        return f"{float(f'{value:.3g}'):,.0f}"
-    return f"{value:.2g}" if abs(value) < 1 else f"{value:.3g}"
+def _write(plot: Plot, values: Sequence[float]) -> list[str]:
+    """Return values as text, with as many decimals as give the plot's largest one three digits."""
+    largest = max((abs(y) for series in plot.series for _, y in series.points if math.isfinite(y)), default=0)
+    digits = 2 if largest < 10 else 1 if largest < 100 else 0
+    return [f"{value:,.{digits}f}" for value in (float(f"{value:.3g}") for value in values)]
+
+
+def _shorten(values: Sequence[float]) -> list[str]:
+    """Return the places on an axis as text: thousands in full only where nothing is much larger."""
+    large = max(map(abs, values)) >= 1e4
+    return [f"{value / 1e3:g}k" if large and 1e3 <= abs(value) < 1e6 else _short(value) for value in values]
 
 
 def _short(value: float, _position: int = 0) -> str:
@@ -125,15 +160,14 @@ def _draw_flat_bars(axes: Axes, plot: Plot) -> None:
         axes.set_xscale("log")
     axes.xaxis.set_major_locator(NullLocator())
     axes.xaxis.set_minor_locator(NullLocator())
-    for place, value in zip(places, values, strict=True):
-        axes.annotate(_number(value), (value, place), (5, 0), **_BY_POINTS, va="center", fontweight="bold")
+    for place, value, text in zip(places, values, _write(plot, values), strict=True):
+        axes.annotate(text, (value, place), (5, 0), **_BY_POINTS, va="center", fontweight="bold", bbox=_PATCH, zorder=4)
     axes.margins(x=0.1)
     for (level, words), side in zip(plot.levels, _sides(len(plot.levels)), strict=True):
         axes.axvline(level, **_LINE_OF_LEVEL)
         axes.annotate(
             words, (level, 0.0), (0, -4), xycoords=("data", "axes fraction"), **_WORDS_OF_LEVEL, ha=side, va="top"
         )
-    _entitle(axes, plot)
 
 
 def _sides(number: int) -> list[str]:
@@ -153,16 +187,14 @@ def _draw_grouped_bars(axes: Axes, plot: Plot) -> None:
         ]
         values = [found[name] for name, _ in bars]
         axes.bar(places, values, width * 0.92, color=colour, label=series.name, zorder=2 + number * 0.01)
-        for place, value in zip(places, values, strict=True):
-            axes.annotate(_number(value), (place, value), (0, 3), **_BY_POINTS, ha="center", fontsize=8.5)
+        for place, value, text in zip(places, values, _write(plot, values), strict=True):
+            axes.annotate(text, (place, value), (0, 3), **_BY_POINTS, ha="center", fontsize=8.5)
     axes.set_xticks(range(len(names)), names)
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel(plot.x)
-    _scale_y(axes, plot)
     axes.margins(y=0.08)
-    _show_levels(axes, plot)
-    _explain(axes, plot)
-    _entitle(axes, plot)
+    _scale_y(axes, plot)
+    _name_ends(axes, _show_levels(axes, plot))
 
 
 def _has(series: Series, name: str) -> bool:
@@ -178,25 +210,23 @@ def _draw_lines(axes: Axes, plot: Plot) -> None:
         if not points:
             continue
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=2, marker="o", markersize=4.5, label=series.name)
-        ends.append((points[-1], series.name, colour))
+        ends.append(_End(*points[-1], series.name, colour))
     if plot.log_x and not categories:
         axes.set_xscale("log")
     places = sorted({x for series in plot.series for x, _ in series.points if not isinstance(x, str)})
     if categories:
         axes.set_xticks(range(len(categories)), categories)
     elif len(places) <= _FEW_PLACES:
-        axes.set_xticks(places, list(map(_short, places)))
+        axes.set_xticks(places, _shorten(places))
     else:
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(plot.x)
+    axes.margins(y=0.08)
     _scale_y(axes, plot)
-    _show_levels(axes, plot)
-    if 1 < len(ends) <= _FEW_LINES:
-        _name_ends(axes, ends)
-    elif ends:
-        _explain(axes, plot)
-    _entitle(axes, plot)
+    levels = _show_levels(axes, plot)
+    named = ends if 1 < len(plot.series) <= _FEW_LINES else []
+    _name_ends(axes, [*named, *levels])
 
 
 def _scale_y(axes: Axes, plot: Plot) -> None:
@@ -213,29 +243,27 @@ def _scale_y(axes: Axes, plot: Plot) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _show_levels(axes: Axes, plot: Plot) -> None:
-    for level, words in plot.levels:
+def _show_levels(axes: Axes, plot: Plot) -> list[_End]:
+    """Draw the levels, and return what is to be written at their right ends."""
+    for level, _ in plot.levels:
         axes.axhline(level, **_LINE_OF_LEVEL)
-        axes.annotate(words, (1.0, level), (0, 3), xycoords=("axes fraction", "data"), **_WORDS_OF_LEVEL, ha="right")
+    low, high = axes.get_ylim()
+    axes.set_ylim(low, max([high, *(level * 1.06 for level, _ in plot.levels)]))
+    return [_End(1.0, level, textwrap.fill(words, 16), _LEVEL, level=True) for level, words in plot.levels]
 
 
-def _explain(axes: Axes, plot: Plot) -> None:
-    if len(plot.series) > 1:
-        columns = min(len(plot.series), 4)
-        axes.legend(
-            loc="lower right", bbox_to_anchor=(1.01, 1.0), ncols=columns, frameon=False, handlelength=1, borderpad=0.2
-        )
-
-
-def _name_ends(axes: Axes, ends: list[tuple[tuple[float, float], str, str]]) -> None:
+def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
     """Write each line's name behind its end, and push names apart that would lie on each other."""
     figure = axes.get_figure(root=True)
-    if figure is None:
-        raise ValueError("the axes are in no figure")
+    if figure is None or not ends:
+        return
     figure.draw_without_rendering()
     to_points = 72 / figure.dpi
     height = None
-    for (x, y), name, colour in sorted(ends, key=lambda end: end[0][1]):
-        own = axes.transData.transform((x, y))[1] * to_points
+    for end in sorted(ends, key=lambda end: end.y):
+        own = axes.transData.transform((1.0, end.y))[1] * to_points
         height = own if height is None else max(own, height + _LINE_HEIGHT)
-        axes.annotate(name, (x, y), (9, height - own), **_BY_POINTS, va="center", color=colour, fontweight="bold")
+        shift = (4 if end.level else 9, height - own)
+        at = ("axes fraction", "data") if end.level else "data"
+        look: Any = {"fontsize": 8.5} if end.level else {"fontweight": "bold"}
+        axes.annotate(end.words, (end.x, end.y), shift, at, **_BY_POINTS, va="center", color=end.colour, **look)

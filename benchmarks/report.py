@@ -14,7 +14,7 @@ import msgspec
 from attrs import Factory, frozen
 
 from benchmarks import plots
-from benchmarks.findings import Chapter, Check, Table
+from benchmarks.findings import Chapter, Check, Table, write_number
 from benchmarks.processes import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -49,19 +49,9 @@ class Report:
             yield from (f"PROBLEM: {chapter.title}: {problem}" for problem in chapter.problems)
 
 
-def number(value: float) -> str:
-    """Write a number with three significant digits, and commas between thousands."""
-    if not math.isfinite(value):
-        return "–"  # noqa: RUF001 - the sign for nothing in a table
-    digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-    # Rounded first: a large number must not claim digits that nobody measured.
-    rounded = float(f"{value:.3g}")
-    return f"{rounded:,.{min(digits, 6)}f}"
-
-
 def write_table(table: Table) -> str:
     """Return a table in Markdown; columns of numbers stand on the right."""
-    rows = [[cell if isinstance(cell, str) else number(cell) for cell in row] for row in table.rows]
+    rows = [[cell if isinstance(cell, str) else write_number(cell) for cell in row] for row in table.rows]
     numeric = [all(_looks_numeric(row[column]) for row in rows) and bool(rows) for column in range(len(table.columns))]
     lines = [table.columns, ["---:" if right else "---" for right in numeric], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -83,7 +73,7 @@ def write_targets(chapters: Sequence[Chapter]) -> str:
 
 def _row(check: Check) -> tuple[str, str, str, str]:
     word = "at most" if check.at_most else "at least"
-    measured = f"{number(check.measured)} {check.unit}"
+    measured = f"{write_number(check.measured)} {check.unit}"
     return check.name, measured, f"{word} {check.bound:,g} {check.unit}", "yes" if check.met else "**no**"
 
 

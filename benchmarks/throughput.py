@@ -10,7 +10,7 @@ from attrs import frozen
 
 from benchmarks.bench import Bench
 from benchmarks.databases import NAMES, Kind
-from benchmarks.findings import Chapter, Check, Plot, Series, Table, ratio
+from benchmarks.findings import Chapter, Check, Plot, Series, Table, ratio, write_number
 from benchmarks.processes import Upstream
 from benchmarks.rig import Rig, Served, Subject, bottlenecks, check_upstream, put_load
 from benchmarks.targets import CORES_FOR_TWO_WORKERS, RATE, SEED_RATE, SEED_RATE_OF_TWO_INSTANCES, TWO_WORKERS
@@ -105,8 +105,10 @@ def _check(setups: Sequence[_Setup]) -> tuple[list[Check], list[str]]:
             case "1 worker":
                 checks.append(Check(name, setup.rate, RATE, at_most=False, unit="requests/s"))
                 if kind is Kind.SQLITE:
+                    name = f"Requests/s that were asked for, {setup.subject.name}"
                     checks.append(Check(name, setup.rate, SEED_RATE, at_most=False, unit="requests/s"))
             case "2 instances":
+                name = f"Requests/s that were asked for, {setup.subject.name}"
                 bound = SEED_RATE_OF_TWO_INSTANCES
                 checks.append(Check(name, setup.rate, bound, at_most=False, unit="requests/s"))
             case _ if cores >= CORES_FOR_TWO_WORKERS:
@@ -139,7 +141,7 @@ def _tabulate(setups: Sequence[_Setup]) -> Table:
             NAMES[setup.served.kind],
             setup.shape,
             setup.rate,
-            f"{min(setup.rates):,.0f} to {max(setup.rates):,.0f}",
+            f"{write_number(min(setup.rates))} to {write_number(max(setup.rates))}",
             f"{ratio(setup.rates, single[setup.served.kind]):.2f}",
         )
         for setup in setups
@@ -159,5 +161,5 @@ def _plot(setups: Sequence[_Setup]) -> Plot:
         y="requests/s",
         series=[one for one in series if one.points],
         kind="bars",
-        levels=[(RATE, f"at least {RATE:,.0f}")],
+        levels=[(RATE, f"at least {RATE:,.0f} with 1 worker")],
     )
