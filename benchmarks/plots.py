@@ -134,7 +134,7 @@ def _write(plot: Plot, values: Sequence[float]) -> list[str]:
 
 def _shorten(values: Sequence[float]) -> list[str]:
     """Return the places on an axis as text: thousands in full only where nothing is much larger."""
-    large = max(map(abs, values)) >= 1e4
+    large = max(map(abs, values), default=0) >= 1e4
     return [f"{value / 1e3:g}k" if large and 1e3 <= abs(value) < 1e6 else _short(value) for value in values]
 
 
@@ -172,7 +172,7 @@ def _draw_flat_bars(axes: Axes, plot: Plot) -> None:
 
 def _sides(number: int) -> list[str]:
     """Return on which side of its line each level's words stand, from the lowest on: apart from each other."""
-    return ["center"] if number == 1 else ["right"] * (number - 1) + ["left"]
+    return ["center"] if number == 1 else ["right"] * (number - 1) + ["left"] * (number > 1)
 
 
 def _draw_grouped_bars(axes: Axes, plot: Plot) -> None:
