@@ -146,10 +146,10 @@ def _describe(plan: Plan, rounds: int, requests: int) -> str:
     answer = "streamed chat completions" if plan.streamed else "chat completions"
     return (
         f"Each subject gets {requests:,} requests in each round ({rounds} of them), on {plan.connections} connections "
-        f"that are kept open. The proxy serves {answer} from the scripted upstream, as an SDK asks for them; the bare application "
-        "gets a GET with few headers and answers with a few bytes. CPU time is that of all threads and children of "
-        "the process, until the last request is settled; a database server's own is not in it. Each figure is the "
-        "median of the rounds, each ratio the median of the rounds' ratios."
+        f"that are kept open. The proxy serves {answer} from the scripted upstream, as an SDK asks for them; the bare "
+        "application gets a GET with few headers and answers with a few bytes. CPU time is that of all threads and "
+        "children of the process, until the last request is settled; a database server's own is not in it. Each "
+        "figure is the median of the rounds, each ratio the median of the rounds' ratios."
     )
 
 

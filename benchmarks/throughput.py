@@ -126,10 +126,11 @@ def _describe(bench: Bench, seconds: float) -> str:
     kinds = set(bench.kinds)
     text = (
         f"Closed loop: each of {_CONNECTIONS} connections sends its next request when the last answer is complete, "
-        f"for {seconds:g} s in each round ({bench.rounds} of them); the subjects take turns, and a figure is the median of "
-        "its rounds. Two workers are two processes of one server, on one address. Two instances are two servers with "
-        "one worker each, on one database, with half of the connections each, from a load generator of its own. The "
-        "load generators, the upstream and the database server run on the same machine and take their share of it."
+        f"for {seconds:g} s in each round ({bench.rounds} of them); the subjects take turns, and a figure is the "
+        "median of its rounds. Two workers are two processes of one server, on one address. Two instances are two "
+        "servers with one worker each, on one database, with half of the connections each, from a load generator of "
+        "its own. The load generators, the upstream and the database server run on the same machine and take their "
+        "share of it."
     )
     return f"{text} {_WHY_ONE}" if Kind.SQLITE in kinds else text
 
