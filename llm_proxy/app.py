@@ -55,8 +55,9 @@ class ServicesLifespan(TrioASGILifespan):
         except Exception as error:
             if started:
                 raise
+            app.failure = error
             await send({"type": "lifespan.startup.failed", "message": _words(error)})
-            raise
+            return
         await send({"type": "lifespan.shutdown.complete"})
 
 
@@ -69,6 +70,7 @@ class LLMProxy(QuartTrio):
         services: what its routes work with, from startup on.
         cross_origin: which web pages may call it; None for none.
         trusted_proxies: who is believed about whose request it is; None for nobody.
+        failure: what kept it from starting: ASGI passes on words only, and exit codes need more.
     """
 
     asgi_http_class = RequestConnection  # type: ignore[assignment]  # ours takes plain scopes
@@ -80,6 +82,7 @@ class LLMProxy(QuartTrio):
         super().__init__("llm_proxy", static_folder=None)
         self.settings = settings
         self.request_log = request_log
+        self.failure: Exception | None = None
         origins, networks = settings.cors_allowed_origins, settings.trusted_proxies
         self.cross_origin = CrossOrigin(origins) if origins else None
         self.trusted_proxies = TrustedProxies(networks) if networks else None
@@ -87,6 +90,13 @@ class LLMProxy(QuartTrio):
         self.config["RESPONSE_TIMEOUT"] = None
         self.config["BODY_TIMEOUT"] = MANAGE_BODY_TIMEOUT
         self.config["MAX_CONTENT_LENGTH"] = MANAGE_BODY_LIMIT
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Serve an ASGI scope. Requests go the shortest way to `asgi`, which hands Quart those that it is to answer."""
+        if scope["type"] == "http":
+            await RequestConnection(self, scope)(receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
     def assemble(self, services: Services) -> None:
         """Put up the control plane's routes on open services."""

@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import trio
 from attrs import define
 
 from llm_proxy import log
-from llm_proxy.app import LLMProxy, create_app
+from llm_proxy.app import create_app
 from llm_proxy.cli.failures import Failure
 from llm_proxy.proxy import provider_file
 from llm_proxy.serving.asgi import Address
@@ -22,36 +21,6 @@ from llm_proxy.serving.server import LifespanFailed, ServeConfig
 from llm_proxy.serving.tls import BadCertificate, server_context
 from llm_proxy.serving.workers import serve_until_signal
 from llm_proxy.settings import ListenAddress, Problem, Settings, SettingsError
-
-
-@define(eq=False)
-class Startable:
-    """An application that remembers why it did not start: ASGI passes on words only, and exit codes need more."""
-
-    app: LLMProxy
-    failure: Exception | None = None
-
-    async def __call__(
-        self,
-        scope: MutableMapping[str, Any],
-        receive: Callable[[], Awaitable[Any]],
-        send: Callable[[Any], Awaitable[None]],
-    ) -> None:
-        """Call the application. What it raises after it has reported a failed start is kept and not passed on."""
-        failed = False
-
-        async def listen(message: Any) -> None:
-            nonlocal failed
-            failed = failed or message["type"] == "lifespan.startup.failed"
-            await send(message)
-
-        is_lifespan = scope["type"] == "lifespan"
-        try:
-            await self.app(scope, receive, listen if is_lifespan else send)  # type: ignore[arg-type]  # Quart names scopes more narrowly
-        except Exception as error:
-            if not failed:
-                raise
-            self.failure = error
 
 
 def check_files(settings: Settings) -> None:
@@ -143,13 +112,13 @@ def work(settings: Settings, sockets: Sequence[socket.socket]) -> None:
 
 
 async def _work(settings: Settings, sockets: Sequence[socket.socket], termination: Termination) -> None:
-    app = Startable(create_app(settings))
+    app = create_app(settings)
     config = serve_config(settings, sockets)
     events = log.logger("server")
 
     def begin_drain() -> None:
         termination.obeyed = True
-        app.app.begin_drain()
+        app.begin_drain()
 
     try:
         async with trio.open_nursery() as nursery:

@@ -42,8 +42,9 @@ class Inbound:
         received: bytes of the body so far.
         content_length: what the client declared; None for a chunked body.
         has_body: whether the message is framed as having one.
-        scope: what is cancelled when the client leaves.
-        notify: the server's own news of that, where it has any: takes a function to be called then.
+        scope: what is cancelled when the client leaves, where the server does not do that by itself.
+        notify: the server's own news of that, where it has any: takes a function that is called then, and says whether
+            to cancel this task.
     """
 
     def __init__(
@@ -71,9 +72,9 @@ class Inbound:
         # HTTP/2 frames a body without any header that says so (RFC 9113 §8.1).
         self.has_body = not str(scope.get("http_version", "1.1")).startswith("1")
         self.expects_continue = False
-        self.scope = trio.CancelScope()
+        self.scope: trio.CancelScope | None = None
         extension = (scope.get("extensions") or {}).get(HANG_UP)
-        self.notify: Callable[[Callable[[], None]], None] | None = extension and extension["notify"]
+        self.notify: Callable[[Callable[[], bool]], None] | None = extension and extension["notify"]
         self._receive = receive
         self._max_size = max_size
         self._ended = False
@@ -156,12 +157,15 @@ class Inbound:
             return
         self.leave()
 
-    def leave(self) -> None:
-        """Take note that the client has left, and cancel the request."""
+    def leave(self) -> bool:
+        """Take note that the client has left, and cancel the request; False where it is answered already."""
         # Servers tell of the end behind an answer in the same way, some of them before its last `send` returns.
-        if not self.answered:
-            self.gone = True
+        if self.answered:
+            return False
+        self.gone = True
+        if self.scope is not None:
             self.scope.cancel()
+        return True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Hand on the pieces as they arrive, while `watch` is reading.

@@ -81,31 +81,32 @@ class Relay:
             self.running -= 1
 
     async def _handle(self, inbound: Inbound, send: Send) -> None:
-        """Decide what can be decided at once, then run the request under a scope that the client's leaving cancels.
+        """Decide what can be decided at once, then run the request until the client leaves.
 
-        Where the server tells of that by itself and no body is left to read, the scope is all that the request needs;
-        else a task beside it reads on from the client. Both watch over an upload: what is read ahead is bounded, so the
-        task sees nothing while the provider takes nothing.
+        Where the server tells of that by itself and no body is left to read, nothing else is needed; else a task beside
+        the request reads on from the client. Both watch over an upload: what is read ahead is bounded, so the task sees
+        nothing while the provider takes nothing.
         """
         inbound.check_size()
         digest = admission.digest(inbound)
         await inbound.begin()
         body = await inbound.whole() if admission.needs_body(inbound, self.providers) else None
         application = admission.application(inbound, digest, self.providers, body)
+        if inbound.notify is not None:
+            inbound.notify(inbound.leave)
+            if inbound.ended:
+                await self._serve(application, inbound, send)
+                return
         refusal: ProxyError | None = None
-        with inbound.scope:
-            if inbound.notify is not None:
-                inbound.notify(inbound.leave)
-                if inbound.ended:
-                    await self._serve(application, inbound, send)
-                    return
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(inbound.watch)
-                try:
-                    await self._serve(application, inbound, send)
-                except ProxyError as error:
-                    refusal = error
-                nursery.cancel_scope.cancel()
+        async with trio.open_nursery() as nursery:
+            inbound.scope = nursery.cancel_scope
+            nursery.start_soon(inbound.watch)
+            try:
+                await self._serve(application, inbound, send)
+            except ProxyError as error:
+                refusal = error
+            inbound.scope = None
+            nursery.cancel_scope.cancel()
         if refusal is not None:
             raise refusal
 

@@ -6,8 +6,9 @@ when a peer has closed (EPOLLRDHUP) or reset its connection: each socket is ente
 server's, edge-triggered, and one task waits for that.
 
 Applications come to it by an ASGI extension: `scope["extensions"][EXTENSION]["notify"]` takes a function which is
-called, from within the event loop, when the client of this request leaves; at once where it has left already. An
-application that does not use it, or runs where it does not exist, waits for `http.disconnect` as ever.
+called, from within the event loop, when the client of this request leaves; at once where it has left already. Where it
+returns true, the application's task is cancelled, by the scope that the connection has anyway. An application that does
+not use it, or runs where it does not exist, waits for `http.disconnect` as ever.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 from urllib.parse import unquote
@@ -19,6 +18,7 @@ from llm_proxy.serving.request import Head, RequestReader
 from llm_proxy.serving.response import ResponseWriter
 from llm_proxy.serving.traffic import Site
 from llm_proxy.serving.transport import RECEIVE_SIZE, SocketTransport
+from llm_proxy.watch import Watch
 
 ByteStream: TypeAlias = SocketTransport | trio.SSLStream[SocketTransport]
 
@@ -28,8 +28,8 @@ class Http1Connection:
 
     The application runs in that same task. Nothing is read from the client but here between two requests, and by
     `receive` within one; nothing is written but by `send`, and here for a request that never reached the application.
-    One cancel scope covers the whole connection, and its deadline is moved: it stands while a request is waited for,
-    and is infinite while the application runs.
+    One cancel scope covers the whole connection. It is cancelled when the next head is overdue, and when the client
+    leaves while an application runs that wants to be cancelled then.
 
     Attributes:
         site, transport, stream: as given.
@@ -44,7 +44,8 @@ class Http1Connection:
         self.stream = stream
         self.reader = RequestReader(site.config.max_header_size)
         self.idle_since: float | None = trio.current_time()
-        self._deadline = trio.CancelScope()
+        self._scope = trio.CancelScope()
+        self._overdue = False
         self._exchange: Exchange | None = None
         self._ending = False
         self._scope_of_all: dict[str, Any] = {
@@ -56,7 +57,7 @@ class Http1Connection:
             "server": address_of(transport.socket),
         }
         self._left = False
-        self._on_hang_up: Callable[[], None] | None = None
+        self._on_hang_up: Callable[[], bool | None] | None = None
         self._descriptor = transport.socket.fileno()
         if site.hang_ups is not None:
             self._scope_of_all["extensions"] = {EXTENSION: {"notify": self._notify}}
@@ -91,11 +92,13 @@ class Http1Connection:
         if hang_ups is not None:
             hang_ups.watch(self._descriptor, self._hang_up)
         try:
-            with self._deadline:
+            with self._scope:
                 while (head := await self._next_head()) is not None and await self._respond(head):
                     self.reader.next_request()
             self._end()
-            if self._deadline.cancelled_caught and self.reader.pending:
+            if self._scope.cancelled_caught and self._exchange is not None:
+                self._exchange.tear()  # nothing to be done when it is complete
+            if self._overdue and self.reader.pending:
                 await self.answer(Refusal(408, "The head of the request did not arrive in time."))
             unread = self.reader.pending or (self.reader.head is not None and not self.reader.complete)
             if unread or self.transport.readable:
@@ -116,7 +119,7 @@ class Http1Connection:
                 hang_ups.forget(self._descriptor, self._hang_up)
             self.cut()
 
-    def _notify(self, listener: Callable[[], None]) -> None:
+    def _notify(self, listener: Callable[[], bool | None]) -> None:
         """Tell the application that runs when the client leaves."""
         self._on_hang_up = listener
         if self._left:
@@ -127,7 +130,13 @@ class Http1Connection:
         if self._on_hang_up is not None:
             if self._exchange is not None:
                 self._exchange.leave()
-            self._on_hang_up()
+            if self._on_hang_up():
+                self._scope.cancel()
+
+    def expire(self, watch: Watch) -> None:
+        """The next head did not come in time."""
+        self._overdue = True
+        self._scope.cancel()
 
     def _end(self) -> None:
         self._ending = True
@@ -145,33 +154,35 @@ class Http1Connection:
 
     async def _next_head(self) -> Head | None:
         """Wait for the head of a request; None when the client has ended the connection instead."""
-        reader, config, deadline = self.reader, self.site.config, self._deadline
+        reader, site = self.reader, self.site
         head = reader.head
         if head is not None:
             await trio.lowlevel.checkpoint()
             return head
-        now = trio.current_time()
-        if reader.pending:
-            deadline.deadline = now + config.header_timeout
-        else:
-            deadline.deadline = now + config.keep_alive_timeout
-            self.idle_since = now
-            if self.site.traffic.draining and self._exchange is not None:
+        watch = site.head_watch if reader.pending else site.idle_watch
+        due = watch.start(self)
+        if watch is site.idle_watch:
+            self.idle_since = due - watch.seconds
+            if site.traffic.draining and self._exchange is not None:
                 self.close_if_idle()
-                self.site.traffic.notify()
-        while True:
-            data = await self.stream.receive_some(RECEIVE_SIZE)
-            if not data:
-                return None
-            reader.feed(bytes(data))
-            if reader.pending and self.idle_since is not None:
-                deadline.deadline = trio.current_time() + config.header_timeout
-                self.idle_since = None
-            head = reader.head
-            if head is not None:
-                self.idle_since = None
-                deadline.deadline = math.inf
-                return head
+                site.traffic.notify()
+        try:
+            while True:
+                data = await self.stream.receive_some(RECEIVE_SIZE)
+                if not data:
+                    return None
+                reader.feed(bytes(data))
+                head = reader.head
+                if head is not None:
+                    self.idle_since = None
+                    return head
+                if reader.pending and watch is site.idle_watch:
+                    watch.stop(self)
+                    watch = site.head_watch
+                    watch.start(self)
+                    self.idle_since = None
+        finally:
+            watch.stop(self)
 
     async def _respond(self, head: Head) -> bool:
         """Let the application answer the request; True when another one may follow."""

@@ -12,6 +12,7 @@ import trio
 from llm_proxy.serving.asgi import Application
 from llm_proxy.serving.config import ServeConfig
 from llm_proxy.serving.hang_up import HangUps
+from llm_proxy.watch import Watch
 
 
 class Connection(Protocol):
@@ -94,6 +95,7 @@ class Site:
         state: what the application's lifespan has left for its requests.
         traffic: all connections.
         hang_ups: tells when clients leave; None where the system cannot.
+        head_watch, idle_watch: end connections whose next head is not complete in time, or does not even begin.
     """
 
     app: Application
@@ -101,3 +103,13 @@ class Site:
     state: dict[str, Any]
     traffic: Traffic = attrs.field(factory=Traffic)
     hang_ups: HangUps | None = None
+    head_watch: Watch = attrs.field(init=False)
+    idle_watch: Watch = attrs.field(init=False)
+
+    @head_watch.default
+    def _watch_heads(self) -> Watch:
+        return Watch(self.config.header_timeout)
+
+    @idle_watch.default
+    def _watch_idle(self) -> Watch:
+        return Watch(self.config.keep_alive_timeout)

@@ -12,7 +12,7 @@ import trio
 from attrs import frozen
 
 from llm_proxy.app import create_app
-from llm_proxy.cli.worker import Startable, bind_listeners, serve_config, url_of
+from llm_proxy.cli.worker import bind_listeners, serve_config, url_of
 from llm_proxy.scripted import ScriptedProvider
 from llm_proxy.services import Services
 from llm_proxy.serving.asgi import Address, Application
@@ -58,9 +58,9 @@ async def open_stage(folder: Path, address: ListenAddress) -> AsyncIterator[Stag
             management_token=MANAGEMENT_TOKEN,
             openai_api_url=provider_url,
         )
-        app = Startable(create_app(settings))
+        app = create_app(settings)
         config = serve_config(settings, bind_listeners(settings))
-        serving = partial(serve, app, config, stop=ending, on_drain=app.app.begin_drain)
+        serving = partial(serve, app, config, stop=ending, on_drain=app.begin_drain)
         stopped = trio.Event()
 
         async def run(task_status: trio.TaskStatus[object]) -> None:
@@ -73,7 +73,7 @@ async def open_stage(folder: Path, address: ListenAddress) -> AsyncIterator[Stag
 
         addresses = await nursery.start(run)
         try:
-            yield Stage(url_of(settings, _reachable(addresses[0])), provider_url, app.app.services)
+            yield Stage(url_of(settings, _reachable(addresses[0])), provider_url, app.services)
         finally:
             ending.set()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 2 * _GRACE):

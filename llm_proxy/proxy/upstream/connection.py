@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.upstream.interface import Dispatch, RequestBody
     from llm_proxy.proxy.upstream.request import Request
     from llm_proxy.proxy.upstream.response import Head
-    from llm_proxy.proxy.upstream.watch import Watch
     from llm_proxy.proxy.upstream.wire import Wire
+    from llm_proxy.watch import Watch
 
 #: A body up to this many bytes goes out in one write with its head.
 SMALL_BODY: Final = 65536

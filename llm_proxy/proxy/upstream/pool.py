@@ -19,8 +19,8 @@ from llm_proxy.proxy.upstream.interface import Dispatch
 from llm_proxy.proxy.upstream.request import write_down
 from llm_proxy.proxy.upstream.response import PooledConnection, PooledResponse
 from llm_proxy.proxy.upstream.tls import client_context
-from llm_proxy.proxy.upstream.watch import Watch
 from llm_proxy.proxy.upstream.wire import dial, words
+from llm_proxy.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from llm_proxy.proxy.upstream.watch import Watch
+from llm_proxy.watch import Watch
 
 
 class Sloth:

@@ -36,15 +36,16 @@ class Watch:
         """How many are watched."""
         return len(self._due)
 
-    def start(self, watched: Watched) -> None:
-        """Watch from now on; what is watched already starts anew."""
+    def start(self, watched: Watched) -> float:
+        """Watch from now on, and return until when; what is watched already starts anew."""
         due = self._due
         if watched in due:
             del due[watched]
-        due[watched] = trio.current_time() + self.seconds
+        due[watched] = end = trio.current_time() + self.seconds
         if not self._on_duty:
             self._on_duty = True
             trio.lowlevel.spawn_system_task(self._look_after)
+        return end
 
     def stop(self, watched: Watched) -> None:
         """Watch no longer; nothing happens if it was not watched."""
