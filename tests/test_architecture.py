@@ -34,7 +34,7 @@ FENCED = {
     "alembic": ("db/", "migrations/", "tests/"),
     "pg8000": ("db/", "tests/databases/", "tests/db/"),
     "pymysql": ("db/", "tests/databases/", "tests/db/"),
-    "httptools": ("llm_proxy/serving/", "llm_proxy/proxy/upstream/", "benchmarks/", "tests/serving/"),
+    "httptools": ("llm_proxy/serving/", "llm_proxy/proxy/upstream/", "llm_proxy/load/", "benchmarks/", "tests/serving/"),
     "hypercorn": ("llm_proxy/serving/", "tests/"),
     "benchmarks": ("benchmarks/", "tests/"),
     "tests": ("tests/", "benchmarks/databases.py"),

@@ -1,0 +1,129 @@
+"""Where the load goes, and the bytes of its requests."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator, Sequence
+from itertools import cycle, repeat
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import certifi
+from attrs import field, frozen
+
+_USUAL_PORTS = {"http": 80, "https": 443}
+#: What may stand in no line of a request's head (RFC 9110 section 5.5), as it would end the line.
+_UNSAFE = re.compile(r"[\r\n\0]")
+
+
+@frozen
+class Target:
+    """A server, and the requests that it is sent: all alike but for their tokens.
+
+    Attributes:
+        host, port: where to connect.
+        prefix, suffix: the request, before and after its credential.
+        credentials: whole header lines that take turns; the empty one where no token is sent.
+        tls: how to speak TLS; None for plain HTTP.
+        bodiless: answers have no body whatever their heads say, as those to HEAD.
+    """
+
+    host: str
+    port: int
+    prefix: bytes = field(repr=False)
+    suffix: bytes = field(repr=False)
+    credentials: tuple[bytes, ...] = field(default=(b"",), repr=False)
+    tls: ssl.SSLContext | None = None
+    bodiless: bool = False
+
+    @classmethod
+    def render(
+        cls,
+        method: str,
+        url: str,
+        headers: Sequence[tuple[str, str]],
+        body: bytes,
+        *,
+        tokens: Sequence[str] = (),
+        tls: ssl.SSLContext | None = None,
+    ) -> Target:
+        """Render the requests; `tokens` travel as Bearer credentials, in turn.
+
+        Args:
+            method: of the request, such as POST.
+            url: http or https, with path and query.
+            headers: sent as they are, after `Host`, which they may replace.
+            body: sent with its length.
+            tokens: nothing is sent where there are none.
+            tls: for https; a context that checks certificates where None.
+
+        Raises:
+            ValueError: the URL, or a line of the head, cannot be sent. The message holds no token.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in _USUAL_PORTS or not parts.hostname:
+            raise ValueError("the URL must begin with http:// or https://")
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        lines = [f"{method} {path} HTTP/1.1"]
+        if not any(name.lower() == "host" for name, _ in headers):
+            lines.append(f"Host: {parts.netloc.rpartition('@')[2]}")
+        lines += [f"{name}: {value}" for name, value in headers]
+        if body or method in {"POST", "PUT", "PATCH"}:
+            lines.append(f"Content-Length: {len(body)}")
+        secure = parts.scheme == "https"
+        return cls(
+            host=parts.hostname,
+            port=parts.port or _USUAL_PORTS[parts.scheme],
+            prefix=b"".join(_line(line) for line in lines),
+            suffix=b"\r\n" + body,
+            credentials=tuple(_line(f"Authorization: Bearer {token}") for token in tokens) or (b"",),
+            tls=(tls or client_context()) if secure else None,
+            bodiless=method == "HEAD",
+        )
+
+    @property
+    def request(self) -> bytes:
+        """The first request, whole."""
+        return self.prefix + self.credentials[0] + self.suffix
+
+    def requests(self) -> Iterator[bytes]:
+        """All requests, one after the other, without end."""
+        if len(self.credentials) == 1:
+            return repeat(self.request)
+        # Not rendered beforehand: a hundred thousand requests are far larger than as many tokens.
+        return (self.prefix + credential + self.suffix for credential in cycle(self.credentials))
+
+
+def client_context(*, ca: Path | None = None, insecure: bool = False) -> ssl.SSLContext:
+    """Return how to speak TLS with a server.
+
+    Args:
+        ca: PEM file of the only authorities that are trusted; the system's where None.
+        insecure: trust any certificate.
+
+    Raises:
+        OSError: the file cannot be read, or holds no certificates.
+    """
+    if ca is None and not _system_has_roots():
+        ca = Path(certifi.where())
+    context = ssl.create_default_context(cafile=None if ca is None else str(ca))
+    context.set_alpn_protocols(["http/1.1"])
+    if insecure:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _system_has_roots() -> bool:
+    paths = ssl.get_default_verify_paths()
+    return any(path is not None for path in (paths.cafile, paths.capath))
+
+
+def _line(text: str) -> bytes:
+    if _UNSAFE.search(text):
+        raise ValueError(f"{text.partition(' ')[0].rstrip(':')!r} holds a line break or a NUL")
+    try:
+        return text.encode("latin-1") + b"\r\n"
+    except UnicodeEncodeError:
+        raise ValueError(f"{text.partition(' ')[0].rstrip(':')!r} holds characters that no header can") from None
