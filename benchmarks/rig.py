@@ -73,6 +73,11 @@ class Sample:
         """How much of a core the busiest generator used."""
         return max(float(report["cpu_share"]) for report in self.reports)
 
+    @property
+    def behind(self) -> bool:
+        """Whether a generator could not keep the schedule of its open loop."""
+        return any(report.get("behind") for report in self.reports)
+
     def ms(self, percentile: str, key: str = "latency_ms") -> float:
         """Return a percentile of the only generator's latencies, such as "p99", in milliseconds."""
         (report,) = self.reports
@@ -114,11 +119,14 @@ def put_load(subject: Subject, upstream: Upstream, *options: str) -> Sample:
 def bottlenecks(subject: Subject) -> list[str]:
     """Say who but the subject was the bottleneck, by the median of its rounds."""
     shares = {"load generator": subject.median("generator_share"), "upstream": subject.median("upstream_share")}
-    return [
+    found = [
         f"{subject.name}: the {who} was the bottleneck, with {share:.0%} of a core"
         for who, share in shares.items()
         if share > BUSY
     ]
+    if subject.median("behind"):
+        found.append(f"{subject.name}: the load generator was the bottleneck: it could not keep its schedule")
+    return found
 
 
 @define

@@ -95,6 +95,9 @@ def test_load_on_two_instances_adds_up(reports: list[dict[str, Any]], upstream: 
 )
 def test_a_bottleneck_in_most_rounds_is_told(shares: Sequence[float], upstream_share: float, words: str) -> None:
     samples = [Sample([told(cpu_share=share)], upstream_share=upstream_share) for share in shares]
+    late = [Sample([told(behind=True)]), Sample([told()]), Sample([told(behind=True)])]
+    assert ["schedule" in line for line in bottlenecks(Subject("SQLite", [], late))] == [True]
+    assert bottlenecks(Subject("SQLite", [], late[:2] + late[1:2])) == []
     found = bottlenecks(Subject("SQLite", [], samples))
     assert len(found) == bool(words)
     assert all(words in line and line.startswith("SQLite: ") for line in found)
