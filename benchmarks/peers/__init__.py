@@ -1,0 +1,19 @@
+"""Other gateways side by side with LLM Proxy, on the same upstream and the same load in the same run.
+
+    installing    puts LiteLLM and Portkey into a cache folder, once
+    contender     a running gateway, with its address, its samples, and what it does for its users
+    litellm       LiteLLM's proxy, without its database
+    portkey       Portkey's gateway, without keys
+    nginx         nginx as a plain reverse proxy: about as little work as a proxy can do
+    ours          LLM Proxy with everything on, and the upstream called directly
+    measurement   the rounds
+    chapter       tables, plots and checks
+
+Each gateway gets one worker process on loopback, and the settings that its makers recommend for production.
+"""
+
+from __future__ import annotations
+
+from benchmarks.peers.measurement import run
+
+__all__ = ["run"]
