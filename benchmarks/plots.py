@@ -253,17 +253,32 @@ def _show_levels(axes: Axes, plot: Plot) -> list[_End]:
 
 
 def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
-    """Write each line's name behind its end, and push names apart that would lie on each other."""
+    """Write each line's name behind its end, apart from the others."""
     figure = axes.get_figure(root=True)
-    if figure is None or not ends:
+    if figure is None:
         return
     figure.draw_without_rendering()
-    to_points = 72 / figure.dpi
-    height = None
-    for end in sorted(ends, key=lambda end: end.y):
-        own = axes.transData.transform((1.0, end.y))[1] * to_points
-        height = own if height is None else max(own, height + _LINE_HEIGHT)
+    ordered = sorted(ends, key=lambda end: end.y)
+    heights = [float(axes.transData.transform((1.0, end.y))[1]) * 72 / figure.dpi for end in ordered]
+    for end, own, height in zip(ordered, heights, _spread(heights, _LINE_HEIGHT), strict=True):
         shift = (4 if end.level else 9, height - own)
         at = ("axes fraction", "data") if end.level else "data"
         look: Any = {"fontsize": 8.5} if end.level else {"fontweight": "bold"}
         axes.annotate(end.words, (end.x, end.y), shift, at, **_BY_POINTS, va="center", color=end.colour, **look)
+
+
+def _spread(heights: Sequence[float], distance: float) -> list[float]:
+    """Move ascending heights apart to a distance at least; those that crowd stay around the middle of their crowd."""
+    crowds: list[list[float]] = []
+    for height in heights:
+        crowds.append([height])
+        while len(crowds) > 1 and _edges(crowds[-1], distance)[0] < _edges(crowds[-2], distance)[1]:
+            last = crowds.pop()
+            crowds[-1] += last
+    return [_edges(crowd, distance)[0] + distance * (place + 0.5) for crowd in crowds for place in range(len(crowd))]
+
+
+def _edges(crowd: Sequence[float], distance: float) -> tuple[float, float]:
+    """Return the lower and the upper edge of lines of text that are stacked around the middle of their places."""
+    middle, half = sum(crowd) / len(crowd), distance * len(crowd) / 2
+    return middle - half, middle + half

@@ -153,3 +153,10 @@ def test_plots_are_well_formed_and_the_same_each_time(plot: Plot) -> None:
     assert plot.title.encode() in drawn
     assert b"dc:date" not in drawn
     assert plots.draw(plot) == drawn
+
+
+def test_names_of_lines_stay_apart_and_near_their_lines() -> None:
+    assert plots._spread([10, 50], 10) == [10, 50]
+    assert plots._spread([10, 12, 14, 50], 10) == [2, 12, 22, 50]
+    assert plots._spread([10, 12, 21], 10) == pytest.approx([4 + 1 / 3, 14 + 1 / 3, 24 + 1 / 3])
+    assert plots._spread([], 10) == []
