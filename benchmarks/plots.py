@@ -35,6 +35,12 @@ _KNOWN = {"SQLite": "#0072B2", "PostgreSQL": "#D55E00", "MySQL": "#009E73", "Mar
 _REFERENCES = ("bare", "direct", "nginx")
 #: Up to so many values on the x axis are all named, and so many lines get their names at their ends.
 _FEW_PLACES, _FEW_LINES = 8, 6
+#: Names longer than this many letters would take too much of the width from the lines.
+_LONG_NAME = 18
+#: Up to so many groups of bars have room around them.
+_FEW_GROUPS = 3
+#: A legend of so many letters has room beside the unit, under the title.
+_HEADER_LETTERS = 60
 _LINE_HEIGHT = 12.0
 _BY_POINTS: Any = {"textcoords": "offset points"}
 _LEVEL = "#82071e"
@@ -102,15 +108,28 @@ def _entitle(figure: Figure, plot: Plot) -> None:
     height = figure.get_figheight()
     figure.text(_EDGE, 1 - 0.2 / height, plot.title, fontsize=12.5, fontweight="bold", va="center")
     figure.text(_EDGE, 1 - 0.46 / height, plot.y, color=_SOFT, va="center")
-    if len(plot.series) > 1 and (plot.kind == "bars" or len(plot.series) > _FEW_LINES):
-        place = (1 - _EDGE, 1 - 0.46 / height)
-        columns = min(len(plot.series), 4)
-        figure.legend(
-            loc="center right", bbox_to_anchor=place, ncols=columns, frameon=False, handlelength=1, borderaxespad=0
-        )
+    if _has_legend(plot):
+        _explain(figure, plot)
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(rect=(0.004, 0, 0.992, 1 - _HEADER / height), w_pad=0.06, h_pad=0.06)
+
+
+def _has_legend(plot: Plot) -> bool:
+    """Whether names stand in a legend, and not behind the lines or before the bars."""
+    if plot.kind == "bars":
+        return len(plot.series) > 1
+    return len(plot.series) > _FEW_LINES or any(len(series.name) > _LONG_NAME for series in plot.series)
+
+
+def _explain(figure: Figure, plot: Plot) -> None:
+    look: Any = {"frameon": False, "handlelength": 1, "borderaxespad": 0}
+    letters = sum(len(series.name) + 4 for series in plot.series)
+    if letters <= _HEADER_LETTERS:
+        place = (1 - _EDGE, 1 - 0.46 / figure.get_figheight())
+        figure.legend(loc="center right", bbox_to_anchor=place, ncols=len(plot.series), **look)
+    else:
+        figure.legend(loc="outside lower left", ncols=2, **look)
 
 
 def _colours(series: Sequence[Series]) -> list[str]:
@@ -190,9 +209,11 @@ def _draw_grouped_bars(axes: Axes, plot: Plot) -> None:
         for place, value, text in zip(places, values, _write(plot, values), strict=True):
             axes.annotate(text, (place, value), (0, 3), **_BY_POINTS, ha="center", fontsize=8.5)
     axes.set_xticks(range(len(names)), names)
+    # A single group must not fill the whole width.
+    room = max(0.5, (_FEW_GROUPS - len(names) + 1) / 2)
+    axes.set_xlim(-room, len(names) - 1 + room)
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel(plot.x)
-    axes.margins(y=0.08)
     _scale_y(axes, plot)
     _name_ends(axes, _show_levels(axes, plot))
 
@@ -222,11 +243,9 @@ def _draw_lines(axes: Axes, plot: Plot) -> None:
         axes.xaxis.set_major_formatter(FuncFormatter(_short))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(plot.x)
-    axes.margins(y=0.08)
     _scale_y(axes, plot)
     levels = _show_levels(axes, plot)
-    named = ends if 1 < len(plot.series) <= _FEW_LINES else []
-    _name_ends(axes, [*named, *levels])
+    _name_ends(axes, levels if _has_legend(plot) else [*ends, *levels])
 
 
 def _scale_y(axes: Axes, plot: Plot) -> None:
@@ -235,7 +254,8 @@ def _scale_y(axes: Axes, plot: Plot) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(bottom=0)
+        values = [y for series in plot.series for _, y in series.points if math.isfinite(y)]
+        axes.set_ylim(min([0.0, *values]), 1.08 * max([0.0, *values]) or 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
