@@ -6,6 +6,7 @@ llhttp reads the chunked ones.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final
 
 import httptools
@@ -41,35 +42,22 @@ class Answer:
         body: the beginning of an error's body; empty for all other answers.
     """
 
-    __slots__ = (
-        "_bodiless",
-        "_buffer",
-        "_missing",
-        "_parser",
-        "body",
-        "complete",
-        "keeps",
-        "pieces",
-        "received",
-        "size",
-        "status",
-        "stream",
-    )
+    # Defaults of the class, so that an answer sets only what it changes: there is one for each request.
+    status = 0
+    complete = False
+    keeps = True
+    stream = False
+    pieces = 0
+    size = 0
+    received = 0
+    body = b""
+    _buffer = b""
+    _missing: int | None = 0
+    _parser: Any = None
 
     def __init__(self, *, bodiless: bool = False) -> None:
         """Wait for the answer to one request; `bodiless` if that was HEAD."""
-        self.status = 0
-        self.complete = False
-        self.keeps = True
-        self.stream = False
-        self.pieces = 0
-        self.size = 0
-        self.received = 0
-        self.body = b""
         self._bodiless = bodiless
-        self._buffer = b""
-        self._missing: int | None = 0
-        self._parser: Any = None
 
     def feed(self, data: bytes) -> None:
         """Take bytes as they came. Raises BadAnswer."""
@@ -95,7 +83,7 @@ class Answer:
         end = data.find(_HEAD_END, max(0, seen - 3))
         while end >= 0:
             head = data[:end].lower()
-            status = _status(head)
+            status = _status(head[:13])
             if status >= 200:
                 self.status = status
                 self.keeps = head.startswith(b"http/1.1") and b"\r\nconnection: close" not in head
@@ -173,11 +161,12 @@ class Answer:
         self.pieces -= 1
 
 
-def _status(head: bytes) -> int:
-    """The status of a head in lower case."""
-    if not head.startswith((b"http/1.1 ", b"http/1.0 ")) or head[12:13] not in (b" ", b"\r", b""):
+@lru_cache(maxsize=1024)
+def _status(line: bytes) -> int:
+    """The status in the beginning of a head, in lower case; a server's answers have few different ones."""
+    if not line.startswith((b"http/1.1 ", b"http/1.0 ")) or line[12:] not in (b" ", b"\r", b""):
         raise BadAnswer("the answer is not HTTP/1")
-    return _number(head[9:12])
+    return _number(line[9:12])
 
 
 def _length(text: bytes) -> int:

@@ -46,6 +46,14 @@ class Plan:
     seed: int = 1
     timeout: float = 300.0
 
+    @property
+    def planned(self) -> int | None:
+        """How many requests there will be; None where only the server decides. Poisson arrivals come to about that."""
+        if self.rate is None or self.seconds is None:
+            return self.requests
+        within = max(1, round(self.rate * self.seconds))
+        return within if self.requests is None else min(within, self.requests)
+
     def moments(self) -> Iterator[float]:
         """Return when the requests of an open loop begin, in seconds from the start."""
         if self.rate is None:

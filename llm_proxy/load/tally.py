@@ -71,6 +71,11 @@ class Tally:
         return self.latencies.count
 
     @property
+    def done(self) -> int:
+        """Requests that are over, one way or the other."""
+        return self.answered + sum(self.failures.values())
+
+    @property
     def failed(self) -> int:
         """Requests with an answer from 400 on, or none."""
         return sum(n for status, n in self.statuses.items() if status >= 400) + sum(self.failures.values())
