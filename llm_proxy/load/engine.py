@@ -159,7 +159,7 @@ class _Connection:
 
     async def _work(self, pace: Pace, whole: trio.CancelScope) -> None:
         tally = self._tally
-        while (moment := await pace.take()) is not None:
+        while tally.refusal is None and (moment := await pace.take()) is not None:
             self.since = moment
             try:
                 answer = await self._exchange(moment)

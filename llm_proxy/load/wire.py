@@ -136,6 +136,8 @@ def _speaks(sock: socket.socket, *, only_end: bool = False) -> bool:
         return not (sock.recv(1, socket.MSG_PEEK) and only_end)
     except BlockingIOError:
         return False
+    except OSError:
+        return True
 
 
 def _cause(error: trio.BrokenResourceError) -> OSError:

@@ -1,0 +1,260 @@
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+import pytest
+import trio
+import trustme
+
+from llm_proxy.load import CannotBegin, Load, Plan, Tally, Target, client_context, report
+from tests.load.servers import LAST_CHUNK, OK, STREAM, Server, always, start
+
+DENIED = b'{"error":{"message":"No such token.","type":"x","code":"token_invalid"}}'
+
+
+def fault(status: int, body: bytes) -> bytes:
+    return b"HTTP/1.1 %d X\r\ncontent-length: %d\r\n\r\n%b" % (status, len(body), body)
+
+
+def load_on(server: Server, **plan: Any) -> Load:
+    return Load(Target.render("POST", server.url, [], b"{}"), Plan(**{"connections": 2, **plan}))
+
+
+async def put_load(server: Server, **plan: Any) -> Tally:
+    load = load_on(server, **plan)
+    with trio.fail_after(20):
+        await load.run()
+    return load.tally
+
+
+async def test_a_closed_loop_sends_exactly_what_was_asked(nursery: trio.Nursery) -> None:
+    server = await start(nursery, always(OK))
+    tally = await put_load(server, requests=25)
+    assert (tally.answered, tally.failed, len(server.requests), server.connections) == (25, 0, 25, 2)
+    assert tally.response_bytes == 25 * len(OK)
+    assert (tally.latencies.count, tally.first_bytes.count, tally.intended.count, tally.gaps.count) == (25, 25, 0, 0)
+    assert set(server.requests) == {load_on(server).target.request}
+
+
+async def test_no_more_connections_than_requests(nursery: trio.Nursery) -> None:
+    server = await start(nursery, always(OK))
+    await put_load(server, requests=1, connections=5)
+    assert server.connections == 1
+
+
+@pytest.mark.parametrize("arrivals", ["even", "poisson"])
+async def test_an_open_loop_sends_exactly_what_was_asked(nursery: trio.Nursery, arrivals: str) -> None:
+    server = await start(nursery, always(OK))
+    tally = await put_load(server, requests=40, rate=2000.0, arrivals=arrivals)
+    assert (tally.answered, tally.intended.count, tally.lag.count) == (40, 40, 40)
+    assert tally.intended.most >= tally.latencies.percentile(1)
+
+
+async def test_a_stall_shows_in_what_was_intended_and_hardly_in_what_was_sent(nursery: trio.Nursery) -> None:
+    async def stall_once(stream: trio.abc.Stream, number: int) -> bool:
+        if number == 5:
+            await trio.sleep(1)
+        await stream.send_all(OK)
+        return True
+
+    server = await start(nursery, stall_once)
+    tally = await put_load(server, connections=1, rate=50.0, requests=50)
+    # A second without an answer: one request was sent in it, and fifty would have been.
+    assert tally.latencies.most >= 1
+    assert tally.latencies.percentile(90) < 0.5
+    assert tally.intended.percentile(50) > 0.2
+    assert tally.waited >= 30
+    found = report(Plan(rate=50.0, connections=1), tally)
+    assert found["intended_latency_ms"]["p90"] > found["latency_ms"]["p90"]
+    # That was not the generator's doing.
+    assert tally.lag.percentile(50) < 0.5
+
+
+async def test_requests_that_wait_too_long_in_line_are_given_up_unsent(nursery: trio.Nursery) -> None:
+    async def hang(stream: trio.abc.Stream, number: int) -> bool:
+        await trio.sleep_forever()
+
+    server = await start(nursery, hang)
+    tally = await put_load(server, connections=1, rate=1000.0, requests=20, timeout=0.2)
+    assert tally.failures == {"Timeout": 20}
+    assert 1 <= len(server.requests) < 20
+
+
+async def test_a_request_without_an_answer_is_given_up(nursery: trio.Nursery) -> None:
+    async def hang_once(stream: trio.abc.Stream, number: int) -> bool:
+        if number == 2:
+            await trio.sleep_forever()
+        await stream.send_all(OK)
+        return True
+
+    server = await start(nursery, hang_once)
+    tally = await put_load(server, connections=1, requests=4, timeout=0.3)
+    assert (tally.answered, tally.failures, server.connections) == (3, {"Timeout": 1}, 2)
+
+
+async def test_streams_have_pieces_and_gaps(nursery: trio.Nursery) -> None:
+    async def give(stream: trio.abc.Stream, number: int) -> bool:
+        await stream.send_all(STREAM)
+        for _ in range(3):
+            await trio.sleep(0.02)
+            await stream.send_all(b"5\r\nhello\r\n")
+        await trio.sleep(0.02)
+        await stream.send_all(LAST_CHUNK)
+        return True
+
+    server = await start(nursery, give)
+    tally = await put_load(server, requests=2)
+    assert (tally.answered, tally.failed, tally.pieces) == (2, 0, 6)
+    # Two between the three pieces of each; neither the head nor the end is a piece.
+    assert tally.gaps.count == 4
+    assert tally.latencies.percentile(1) > tally.first_bytes.most
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (STREAM + b"5\r\nhello\r\n", "Truncated"),
+        (STREAM + b"5\r\nhel", "Truncated"),
+        (STREAM + b"zz\r\n", "BadAnswer"),
+        (OK[:-1], "Truncated"),
+        (OK + b"more", "BadAnswer"),
+        (b"", "Truncated"),
+    ],
+)
+async def test_answers_without_their_proper_end_are_failures(
+    nursery: trio.Nursery, answer: bytes, failure: str
+) -> None:
+    server = await start(nursery, always(answer, stays=False))
+    tally = await put_load(server, requests=3)
+    assert (tally.answered, tally.failures, tally.failed) == (0, {failure: 3}, 3)
+
+
+async def test_connections_that_the_server_does_not_keep_are_opened_anew(nursery: trio.Nursery) -> None:
+    answer = b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+    server = await start(nursery, always(answer, stays=False))
+    tally = await put_load(server, requests=5, connections=1)
+    assert (tally.answered, tally.failed, server.connections) == (5, 0, 5)
+
+
+async def test_a_connection_that_was_closed_while_idle_is_opened_anew(nursery: trio.Nursery) -> None:
+    server = await start(nursery, always(OK, stays=False))
+    tally = await put_load(server, requests=2, connections=1, rate=1.5)
+    assert (tally.answered, tally.failed, server.connections) == (2, 0, 2)
+
+
+async def test_errors_are_counted_by_status_and_code(nursery: trio.Nursery) -> None:
+    answers = [fault(401, DENIED), fault(500, b"oops"), fault(529, b'{"type":"error","error":{"type":"overloaded"}}')]
+
+    async def give(stream: trio.abc.Stream, number: int) -> bool:
+        await stream.send_all(answers[number % 3])
+        return True
+
+    server = await start(nursery, give)
+    tally = await put_load(server, requests=6)
+    assert tally.statuses == {401: 2, 500: 2, 529: 2}
+    assert tally.codes == {"401 token_invalid": 2, "500": 2, "529 overloaded": 2}
+    assert report(Plan(), tally)["errors"] == {"401": 2, "500": 2, "529": 2}
+
+
+async def test_a_refusal_of_the_first_request_ends_the_load_at_once(nursery: trio.Nursery) -> None:
+    server = await start(nursery, always(fault(401, DENIED)))
+    load = load_on(server, requests=1000)
+    load.stop_if_refused = True
+    await load.run()
+    assert load.tally.refusal is not None
+    assert (load.tally.refusal.status, load.tally.refusal.message) == (401, "No such token.")
+    assert len(server.requests) <= 2
+
+
+async def test_a_refusal_later_on_does_not(nursery: trio.Nursery) -> None:
+    async def give(stream: trio.abc.Stream, number: int) -> bool:
+        await stream.send_all(OK if number == 1 else fault(403, DENIED))
+        return True
+
+    server = await start(nursery, give)
+    load = load_on(server, requests=5, connections=1)
+    load.stop_if_refused = True
+    await load.run()
+    assert (load.tally.refusal, load.tally.statuses) == (None, {200: 1, 403: 4})
+
+
+async def test_a_load_that_is_stopped_says_what_it_has(nursery: trio.Nursery) -> None:
+    async def give(stream: trio.abc.Stream, number: int) -> bool:
+        if number == 3:
+            stop.cancel()
+        if number >= 3:
+            await trio.sleep_forever()
+        await stream.send_all(OK)
+        return True
+
+    server = await start(nursery, give)
+    load = load_on(server, requests=100, connections=1)
+    with trio.CancelScope() as stop:
+        await load.run()
+    assert (load.tally.answered, load.tally.failed, load.tally.unfinished) == (2, 0, 1)
+    assert load.tally.elapsed > 0
+
+
+async def test_nobody_there_is_said_at_once() -> None:
+    load = Load(Target.render("GET", "http://127.0.0.1:9/", [], b""), Plan(requests=5))
+    with pytest.raises(CannotBegin, match=r"cannot connect to 127\.0\.0\.1:9: Connection refused"):
+        await load.run()
+
+
+async def test_a_name_that_is_none_is_said_at_once() -> None:
+    load = Load(Target.render("GET", "http://nobody.invalid/", [], b""), Plan(requests=5))
+    with pytest.raises(CannotBegin, match=r"cannot find nobody\.invalid"):
+        await load.run()
+
+
+async def test_a_name_with_several_addresses_takes_the_one_that_answers(nursery: trio.Nursery) -> None:
+    server = await start(nursery, always(OK))
+    load = Load(Target.render("GET", f"http://localhost:{server.port}/", [], b""), Plan(requests=3))
+    await load.run()
+    assert load.tally.answered == 3
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize("plan", [{}, {"rate": 500.0}])
+async def test_tls(
+    nursery: trio.Nursery, authority: trustme.CA, server_context: ssl.SSLContext, plan: dict[str, Any]
+) -> None:
+    server = await start(nursery, always(STREAM + b"2\r\nab\r\n" + LAST_CHUNK), server_context)
+    context = client_context(insecure=True)
+    target = Target.render("POST", f"https://127.0.0.1:{server.port}/", [], bytes(100_000), tls=context)
+    load = Load(target, Plan(connections=2, requests=6, **plan))
+    await load.run()
+    assert (load.tally.answered, load.tally.failed, load.tally.pieces, server.connections) == (6, 0, 6, 2)
+
+
+async def test_a_truncated_answer_over_tls(nursery: trio.Nursery, server_context: ssl.SSLContext) -> None:
+    server = await start(nursery, always(OK[:-1], stays=False), server_context)
+    url = f"https://127.0.0.1:{server.port}/"
+    load = Load(Target.render("POST", url, [], b"", tls=client_context(insecure=True)), Plan(requests=3))
+    await load.run()
+    assert load.tally.failures == {"Truncated": 3}
+
+
+async def test_a_certificate_that_is_not_trusted(
+    nursery: trio.Nursery, authority: trustme.CA, server_context: ssl.SSLContext
+) -> None:
+    server = await start(nursery, always(OK), server_context)
+    url = f"https://127.0.0.1:{server.port}/"
+    with pytest.raises(CannotBegin, match="its certificate is not trusted: unable to get local issuer"):
+        await Load(Target.render("GET", url, [], b""), Plan(requests=1)).run()
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+    await Load(Target.render("GET", url, [], b"", tls=trusting), Plan(requests=1)).run()
+    assert len(server.requests) == 1

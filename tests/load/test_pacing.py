@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from itertools import islice, pairwise
+
+import pytest
+
+from llm_proxy.load import Plan
+
+
+def test_even_arrivals_are_evenly_spaced_and_end_with_the_time() -> None:
+    assert list(Plan(rate=4, seconds=1).moments()) == [0, 0.25, 0.5, 0.75]
+    assert list(Plan(rate=4, seconds=1, requests=2).moments()) == [0, 0.25]
+
+
+def test_poisson_arrivals_have_their_rate_and_their_seed() -> None:
+    moments = list(islice(Plan(rate=100, arrivals="poisson", seed=7).moments(), 10_000))
+    assert moments == sorted(moments)
+    assert moments[-1] == pytest.approx(100, rel=0.05)
+    gaps = sorted(later - earlier for earlier, later in pairwise(moments))
+    # The median of an exponential distribution is ln 2 of its mean.
+    assert gaps[len(gaps) // 2] == pytest.approx(0.00693, rel=0.05)
+    assert list(islice(Plan(rate=100, arrivals="poisson", seed=7).moments(), 5)) == moments[:5]
+    assert list(islice(Plan(rate=100, arrivals="poisson", seed=8).moments(), 5)) != moments[:5]
+
+
+def test_a_closed_loop_has_no_moments() -> None:
+    with pytest.raises(ValueError, match="closed"):
+        Plan(requests=1).moments()
+
+
+@pytest.mark.parametrize(
+    ("plan", "planned"),
+    [
+        (Plan(requests=5), 5),
+        (Plan(seconds=5), None),
+        (Plan(seconds=5, rate=3), 15),
+        (Plan(seconds=5, rate=3, requests=7), 7),
+        (Plan(rate=3, requests=7), 7),
+        (Plan(seconds=5, requests=7), 7),
+    ],
+)
+def test_how_many_requests_are_planned(plan: Plan, planned: int | None) -> None:
+    assert plan.planned == planned

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import ssl
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import trustme
+
+from llm_proxy.load import Target, client_context
+
+
+def test_a_request_is_rendered_with_its_length() -> None:
+    target = Target.render("POST", "http://localhost:81/a?b=c", [("X-A", "1")], b"body")
+    assert target.request == b"POST /a?b=c HTTP/1.1\r\nHost: localhost:81\r\nX-A: 1\r\nContent-Length: 4\r\n\r\nbody"
+    assert (target.host, target.port, target.tls) == ("localhost", 81, None)
+
+
+def test_a_header_can_replace_the_host() -> None:
+    target = Target.render("GET", "http://127.0.0.1", [("host", "example.com")], b"")
+    assert target.request == b"GET / HTTP/1.1\r\nhost: example.com\r\n\r\n"
+    assert (target.host, target.port) == ("127.0.0.1", 80)
+
+
+def test_tokens_take_turns() -> None:
+    target = Target.render("GET", "http://a", [], b"", tokens=["t1", "t2", "t3"])
+    lines = [request.split(b"\r\n")[2] for request in islice(target.requests(), 5)]
+    assert lines == [b"Authorization: Bearer t%d" % number for number in (1, 2, 3, 1, 2)]
+    assert "t1" not in repr(target)
+
+
+def test_https_checks_certificates_unless_told_otherwise(tmp_path: Path) -> None:
+    checked = Target.render("GET", "https://[::1]/", [], b"")
+    assert (checked.host, checked.port) == ("::1", 443)
+    assert checked.tls is not None
+    assert (checked.tls.verify_mode, checked.tls.check_hostname) == (ssl.CERT_REQUIRED, True)
+    assert client_context(insecure=True).verify_mode == ssl.CERT_NONE
+    file = tmp_path / "ca.pem"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    assert client_context(ca=file).cert_store_stats()["x509_ca"] == 1
+    file.write_text("nothing")
+    with pytest.raises(ssl.SSLError):
+        client_context(ca=file)
+
+
+@pytest.mark.parametrize(
+    ("url", "token", "words"),
+    [
+        ("ftp://a/", "t", "http:// or https://"),
+        ("http://", "t", "http:// or https://"),
+        ("http://a:x/", "t", "[Pp]ort"),
+        ("http://a/", "canary\r\nX: y", "'Authorization' holds a line break"),
+        ("http://a/", "canary\u20ac", "'Authorization' holds characters"),
+    ],
+)
+def test_what_cannot_be_sent_is_refused_without_the_token(url: str, token: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words) as caught:
+        Target.render("GET", url, [], b"", tokens=[token])
+    assert "canary" not in str(caught.value)
