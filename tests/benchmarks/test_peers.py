@@ -270,7 +270,7 @@ def test_portkeys_preload_binds_to_loopback(tmp_path: Path) -> None:
 
 def test_nginx_passes_requests_on(bench: Bench) -> None:
     try:
-        find_program("nginx", "")
+        find_program("nginx", "sudo apt-get install nginx")
     except Absent as error:
         pytest.skip(str(error))
     with Rig(bench, "peers") as rig:
