@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import http.server
 import json
 import os
 import pty
@@ -8,6 +9,7 @@ import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -157,6 +159,29 @@ def test_a_token_that_opens_nothing_ends_it_at_once(benchmark: Run, proxy: Deplo
     reason = "The API token is not known here. Ask the operator of this proxy for a new one"
     assert result.stderr.splitlines()[1:] == [f"error: {proxy.server.url} refused the token: {reason}"]
     assert proxy.upstream.counts()["requests"] == 0
+
+
+def test_a_server_that_repeats_the_token_does_not_make_it_shown(run: Run) -> None:
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.dumps({"error": {"message": f"bad: {self.headers['Authorization']}\x1b[2J"}}).encode()
+            self.send_response(403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *values: object) -> None:  # noqa: A002 (the standard library's name)
+            """Say nothing."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        try:
+            result = run("benchmark", "--base-url", f"http://127.0.0.1:{server.server_port}", "--token", "canary")
+        finally:
+            server.shutdown()
+
+    assert result.exit_code == 3
+    assert result.stderr.endswith("refused the token: bad: Bearer …\\x1b[2J\n")
 
 
 @pytest.mark.parametrize(
