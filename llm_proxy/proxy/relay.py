@@ -115,11 +115,11 @@ class Relay:
         grant = await self.ledger.admit(application)
         inbound.admitted = True
         exchange = Exchange(inbound, send)
-        self.metrics.upstream_started(grant.provider)
+        name = grant.provider
+        self.metrics.upstream_started(name)
         try:
-            provider = self.providers.by_name[grant.provider]
             api_key = self.keyring.open(grant.sealed_key, grant.reservation.project_id)
-            await exchange.run(provider, self.upstreams[grant.provider], api_key)
+            await exchange.run(self.providers.by_name[name], self.upstreams[name], api_key)
         except ProxyError as error:
             exchange.refused_with(error)
             raise
@@ -134,28 +134,29 @@ class Relay:
             self._settle(inbound, grant, exchange)
 
     def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange) -> None:
-        self.metrics.upstream_ended(grant.provider)
+        provider, reservation = grant.provider, grant.reservation
+        self.metrics.upstream_ended(provider)
         result = exchange.result()
         self.ledger.settle(grant, result)
         first_byte = None if result.first_byte_us is None else result.first_byte_us / 1e6
         self.metrics.request(
-            grant.provider, result.outcome, result.status, (result.duration_us or 0) / 1e6, first_byte, result
+            provider, result.outcome, result.status, (result.duration_us or 0) / 1e6, first_byte, result
         )
         self.request_log.request(
             RequestLine(
                 request_id=inbound.id,
                 method=inbound.method,
-                path=grant.reservation.path,
+                path=reservation.path,
                 outcome=result.outcome,
                 status=result.status,
                 code=exchange.code,
                 reason=exchange.reason,
                 duration_us=result.duration_us,
                 first_byte_us=result.first_byte_us,
-                provider=grant.provider,
+                provider=provider,
                 model=result.model,
-                token_id=grant.reservation.token_id,
-                project_id=grant.reservation.project_id,
+                token_id=reservation.token_id,
+                project_id=reservation.project_id,
                 request_bytes=result.request_bytes,
                 response_bytes=result.response_bytes,
                 input_tokens=result.input_tokens,
