@@ -40,7 +40,9 @@ def generate_load(options: Sequence[str]) -> dict[str, Any]:
         raise LoadFailed(done.stderr.decode(errors="replace"))
     report: dict[str, Any] = msgspec.json.decode(done.stdout)
     if report["errors"]:
-        raise LoadFailed(f"{' '.join(options)}: {report['errors']}")
+        # The token stays out of a message that ends in a report.
+        said = (word for before, word in zip(("", *options), options, strict=False) if before != "--token")
+        raise LoadFailed(f"{' '.join(said)}: {report['errors']}")
     return report
 
 
