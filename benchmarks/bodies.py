@@ -46,7 +46,7 @@ class Plan:
         """Plan as much as the bench wants. Large bodies show the same each time."""
         if bench.scale >= 1:
             return cls(min(bench.rounds, 3))
-        return cls(1, sizes=(_KB, _MB, 10 * _MB), volume=bench.scaled(40 * _MB), most=bench.scaled(500, 100))
+        return cls(1, sizes=(_KB, 10 * _MB), volume=bench.scaled(40 * _MB))
 
     def requests(self, size: int) -> int:
         """Return how many requests with bodies of this size make one sample."""

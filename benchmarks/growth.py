@@ -58,7 +58,8 @@ class Plan:
             requests=bench.scaled(2500, 1000),
             rows=(1000, bench.scaled(1_000_000, 100_000)),
             many_tokens=bench.scaled(100_000, 10_000),
-            connections=(1, 32, 512),
+            connections=(32, 512),
+            each=12,
         )
 
 
