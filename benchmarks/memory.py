@@ -46,7 +46,7 @@ class Plan:
     @classmethod
     def at_scale(cls, bench: Bench) -> Plan:
         """Plan as much as the bench wants. Memory comes in blocks, which fewer requests would not fill."""
-        return cls() if bench.scale >= 1 else cls(first=5000, step=bench.scaled(10_000, 4000), steps=6)
+        return cls() if bench.scale >= 1 else cls(first=20_000, step=bench.scaled(10_000, 5000), steps=6)
 
     @property
     def requests(self) -> int:
