@@ -54,11 +54,14 @@ class Watch:
     async def _look_after(self) -> None:
         try:
             while self._due:
-                watched, due = next(iter(self._due.items()))
+                # While this sleeps, it holds on to nobody.
+                due = next(iter(self._due.values()))
                 if due > trio.current_time():
                     await trio.sleep_until(due)
                 else:
+                    watched = next(iter(self._due))
                     del self._due[watched]
                     watched.expire(self)
+                    del watched
         finally:
             self._on_duty = False

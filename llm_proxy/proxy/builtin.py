@@ -11,7 +11,8 @@ from llm_proxy.proxy.providers import Provider, Timeouts, split_base_url
 OPENAI_URL = "https://api.openai.com"
 ANTHROPIC_URL = "https://api.anthropic.com"
 
-MAX_IDLE_CONNECTIONS = 100
+#: As many as there may be requests at once: with fewer, a busy proxy opens and closes connections all the time.
+MAX_IDLE_CONNECTIONS = 1000
 
 _METHODS = frozenset({"GET", "POST", "DELETE"})
 

@@ -118,6 +118,10 @@ class Http1Connection:
             if hang_ups is not None:
                 hang_ups.forget(self._descriptor, self._hang_up)
             self.cut()
+            # What refers back to the connection would keep it in memory until the garbage collector comes round.
+            self._scope_of_all.clear()
+            self._exchange = None
+            self.reader.close()
 
     def _notify(self, listener: Callable[[], bool | None]) -> None:
         """Tell the application that runs when the client leaves."""

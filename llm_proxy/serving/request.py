@@ -133,6 +133,10 @@ class RequestReader:
         if self._pending:
             self._read_head()
 
+    def close(self) -> None:
+        """Let go of the parser, which refers back to this reader; nothing can be fed any more."""
+        del self._parser
+
     def _read_head(self) -> None:
         while self._pending.startswith(b"\r\n"):  # RFC 9112 section 2.2: empty lines before a request are ignored
             self._pending = self._pending[2:]

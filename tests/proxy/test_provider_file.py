@@ -103,7 +103,7 @@ class TestFile:
         assert claude.allowed_methods == {"GET", "POST", "PUT", "PATCH", "DELETE"}
         assert not claude.needs_body
         assert claude.timeouts == Timeouts(connect=10, response_header=20, idle=90, request=20)
-        assert claude.max_idle_conns_per_host == 100
+        assert claude.max_idle_conns_per_host == 1000
 
     def test_a_built_in_name_starts_from_the_built_in(self, tmp_path: Path) -> None:
         openai = load(tmp_path, FULL).by_name["openai"]

@@ -85,7 +85,7 @@ Connect = Callable[..., Peer]
 @pytest.fixture
 async def connect(nursery: trio.Nursery) -> AsyncIterator[Connect]:
     """Connect to an application by a socket pair; keywords are fields of `ServeConfig`, and `tcp=True`."""
-    peers = []
+    ends: list[tuple[SocketTransport, socket.socket]] = []
 
     def make(app: Application, *, tcp: bool = False, **fields: Any) -> Peer:
         ours, theirs = tcp_pair() if tcp else socket.socketpair()
@@ -94,7 +94,7 @@ async def connect(nursery: trio.Nursery) -> AsyncIterator[Connect]:
         site = Site(app, ServeConfig(**{"report": reports.append, **fields}), {})
         transport = SocketTransport(theirs, site.config.write_timeout)
         peer = Peer(ours, Http1Connection(site, transport, transport), reports)
-        peers.append(peer)
+        ends.append((transport, ours))
 
         async def run() -> None:
             with site.traffic.connection(peer.connection):
@@ -104,9 +104,9 @@ async def connect(nursery: trio.Nursery) -> AsyncIterator[Connect]:
         return peer
 
     yield make
-    for peer in peers:
-        peer.connection.transport.close()
-        peer.socket.close()
+    for server_end, client_end in ends:
+        server_end.close()
+        client_end.close()
 
 
 def tcp_pair() -> tuple[socket.socket, socket.socket]:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import resource
 import socket
 import ssl
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +278,18 @@ async def test_a_tls_handshake_has_to_come_in_time(certificate: tuple[Path, Path
             await client.stream.send_all(CONNECTION_CLOSE)
             assert b"HTTP" not in await client.read_to_end()
     assert server.reports == []
+
+
+async def test_a_closed_connection_leaves_nothing_for_the_garbage_collector(connect: Connect) -> None:
+    peer = connect(Echo())
+    assert b" 200 " in await peer.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    connection, reader = weakref.ref(peer.connection), weakref.ref(peer.connection.reader)
+    gc.disable()
+    try:
+        peer.socket.close()
+        await wait_all_tasks_blocked()
+        del peer  # the last reference but for the connection's own
+        assert connection() is None
+        assert reader() is None
+    finally:
+        gc.enable()
