@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import DateTime, Dialect, LargeBinary, String, Text
@@ -115,6 +116,7 @@ def _utc(value: datetime) -> datetime:
     return value.astimezone(UTC)
 
 
+@lru_cache(maxsize=256)  # the moments of a transaction's rows are few
 def _bind_aware(value: datetime | None) -> str | None:
     # Text is what the driver would make of it; as text, it does not look the type up first.
     return None if value is None else _utc(value).isoformat()
@@ -124,6 +126,7 @@ def _bind_naive_utc(value: datetime | None) -> datetime | None:
     return None if value is None else _utc(value).replace(tzinfo=None)
 
 
+@lru_cache(maxsize=256)  # likewise
 def _bind_text(value: datetime | None) -> str | None:
     return None if value is None else _utc(value).isoformat(" ", "microseconds")[:26]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import socket
-from typing import TYPE_CHECKING
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from pymysql.connections import Connection
 
@@ -20,6 +22,8 @@ _IDLE_TIMEOUT = 60
 _SQL_MODE = (
     "STRICT_ALL_TABLES,ONLY_FULL_GROUP_BY,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO"
 )
+#: Text that stands for itself between quotes, in every character set and SQL mode.
+_PLAIN = re.compile(r"[A-Za-z0-9 _.:/@+=,-]*")
 
 
 class MySqlConnection(_Connection):
@@ -51,6 +55,23 @@ class MySqlConnection(_Connection):
             f"SET SESSION time_zone = '+00:00', sql_mode = '{_SQL_MODE}', wait_timeout = {_IDLE_TIMEOUT}, "
             f"innodb_lock_wait_timeout = {lock}, lock_wait_timeout = {lock}, {deadline}"
         )
+
+    def escape(self, obj: Any, mapping: Any = None) -> str:
+        """Write a value as a literal: the usual ones, which are plain beyond doubt, more quickly than PyMySQL does.
+
+        It makes the same text of them, at half the cost: a batch of requests has hundreds of values.
+        """
+        kind = type(obj)
+        if kind is str:
+            if _PLAIN.fullmatch(obj):
+                return f"'{obj}'"
+        elif kind is int:
+            return str(obj)
+        elif obj is None:
+            return "NULL"
+        elif kind is datetime and obj.tzinfo is None:
+            return f"'{obj.isoformat(' ')}'"
+        return super().escape(obj, mapping)
 
     def set_timeouts(self, read: float, write: float) -> None:
         """Set the deadlines of each read and write from now on, in seconds."""
