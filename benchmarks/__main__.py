@@ -98,7 +98,7 @@ def measure(
     """
     clean_environment()
     with ExitStack() as stack:
-        databases = Databases()
+        databases = Databases(durable=True)
         stack.callback(databases.close)
         try:
             found, missing = find(databases, list(map(Kind, kinds)) or list(Kind))

@@ -49,6 +49,6 @@ def describe(databases: Databases, kinds: Iterable[Kind]) -> dict[str, str]:
         elif server.origin == "docker":
             whose = "a container with the image's own settings"
         else:
-            whose = "started for this run, with the tests' settings: commits are not flushed to the disk"
+            whose = "started for this run, with its own defaults for what a commit survives"
         about[NAMES[kind]] = f"{server.version}, {whose}"
     return about

@@ -29,7 +29,7 @@ def test_those_that_are_missing_are_told_apart_from_those_that_do_not_work(monke
     [
         ("TEST_POSTGRES_URL", "set up by its owner"),
         ("docker", "a container"),
-        ("/usr/lib/postgresql/15/bin/postgres", "not flushed to the disk"),
+        ("/usr/lib/postgresql/15/bin/postgres", "its own defaults"),
     ],
 )
 def test_it_is_said_whose_settings_a_server_has(monkeypatch: pytest.MonkeyPatch, origin: str, words: str) -> None:

@@ -29,6 +29,14 @@ _FOLDERS = {
 }
 _SERVER = {Kind.POSTGRES: "postgres", Kind.MYSQL: "mysqld", Kind.MARIADB: "mariadbd"}
 
+#: What makes a server wait for no disk.
+_FORGETFUL_MYSQL = ("--innodb-flush-log-at-trx-commit=2", "--innodb-doublewrite=0", "--sync-binlog=0", "--skip-log-bin")
+_FORGETFUL = {
+    Kind.POSTGRES: ("-c", "fsync=off", "-c", "full_page_writes=off"),
+    Kind.MYSQL: _FORGETFUL_MYSQL,
+    Kind.MARIADB: _FORGETFUL_MYSQL,
+}
+
 #: A database server that has been told to stop and has not after this many seconds is killed.
 _STOP_SECONDS = 30
 
@@ -156,10 +164,14 @@ class Instance:
             self._process.wait()
 
 
-def launch(kind: Kind, program: Path) -> Instance:
+def launch(kind: Kind, program: Path, *, durable: bool = False) -> Instance:
     """Make a data folder and start a server on it. It may not answer yet.
 
-    The data is a test's: nothing is flushed to the disk, which a killed process survives and a power cut does not.
+    Args:
+        kind: of database.
+        program: its server.
+        durable: leave the server's own settings for what a commit survives, as who measures it must. A test's data need
+            not be flushed to the disk: a killed process does not lose it, and a power cut may.
 
     Raises:
         RuntimeError: the data folder could not be made; the message holds the program's words.
@@ -172,6 +184,8 @@ def launch(kind: Kind, program: Path) -> Instance:
     port = free_port()
     make = {Kind.POSTGRES: _postgres, Kind.MYSQL: _mysql, Kind.MARIADB: _mariadb}[kind]
     prepare, serve, url = make(program, folder, port, account)
+    if not durable:
+        serve = [*serve, *_FORGETFUL[kind]]
     try:
         _run(prepare, folder, account)
         instance = Instance(kind, url, folder, tuple(serve), account)
@@ -210,8 +224,6 @@ def _postgres(program: Path, folder: Path, port: int, account: _Account) -> _Pla
         "listen_addresses": "127.0.0.1",
         "unix_socket_directories": "",
         "max_connections": "300",
-        "fsync": "off",
-        "full_page_writes": "off",
         "shared_buffers": "64MB",
     }
     serve = [str(program), "-D", data, "-p", str(port)]
@@ -228,10 +240,6 @@ def _mysql_options(folder: Path, port: int) -> list[str]:
         f"--socket={folder / 'sock'}",
         f"--pid-file={folder / 'pid'}",
         "--max-connections=300",
-        "--innodb-flush-log-at-trx-commit=2",
-        "--innodb-doublewrite=0",
-        "--sync-binlog=0",
-        "--skip-log-bin",
     ]
 
 

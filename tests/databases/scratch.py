@@ -43,8 +43,12 @@ class Scratch:
 
 @define
 class Databases:
-    """All databases of a test run. Servers start when a test first asks for one, and stop with `close`."""
+    """All databases of a test run. Servers start when a test first asks for one, and stop with `close`.
 
+    Those that start here flush commits to the disk if they are to be `durable`.
+    """
+
+    durable: bool = False
     _stack: ExitStack = Factory(ExitStack)
     _servers: dict[Kind, Server | Exception] = Factory(dict)
     _templates: dict[Kind, Scratch] = Factory(dict)
@@ -59,7 +63,7 @@ class Databases:
         """
         if kind not in self._servers:
             try:
-                server = open_server(kind)
+                server = open_server(kind, durable=self.durable)
             except (Missing, RuntimeError) as error:
                 self._servers[kind] = error
             else:

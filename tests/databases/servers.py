@@ -51,8 +51,8 @@ class Server:
         self._stop()
 
 
-def open_server(kind: Kind, environ: Mapping[str, str] = os.environ) -> Server:
-    """Find or start a server.
+def open_server(kind: Kind, environ: Mapping[str, str] = os.environ, *, durable: bool = False) -> Server:
+    """Find or start a server; `durable` as in `programs.launch`.
 
     Raises:
         Missing: there is none, and no way to start one.
@@ -67,7 +67,7 @@ def open_server(kind: Kind, environ: Mapping[str, str] = os.environ) -> Server:
             raise RuntimeError(message) from error
         return Server(kind, url, version, kind.variable, admin, _leave)
     if program := programs.find_program(kind):
-        instance = programs.launch(kind, program)
+        instance = programs.launch(kind, program, durable=durable)
         version = wait_until_answers(kind, instance, lambda: instance.log)
         return Server(kind, instance.url, version, str(program), admin_of(kind, instance.url), instance.close)
     if docker.docker_works():
