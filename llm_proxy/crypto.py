@@ -31,7 +31,6 @@ from llm_proxy import private_file
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
 _TAG_BYTES: Final = 16
-_REMEMBERED: Final = 1024
 
 _V2: Final = "enc:v2:"
 _V1: Final = "enc:v1:"
@@ -62,7 +61,7 @@ class KeyRing:
     A ring without keys must be allowed plain text, and then writes plain text.
     """
 
-    __slots__ = ("_ciphers", "_keys", "_opened", "_plaintext", "_sealing_kid")
+    __slots__ = ("_ciphers", "_keys", "_plaintext", "_sealing_kid")
 
     def __init__(self, keys: Iterable[bytes] = (), *, allow_plaintext: bool = False) -> None:
         """Make a ring of 32-byte keys.
@@ -77,7 +76,6 @@ class KeyRing:
         self._keys = tuple(keys)
         self._plaintext = allow_plaintext
         self._ciphers: dict[str, AESGCM] = {}
-        self._opened: dict[tuple[str, str], str] = {}
         for place, key in enumerate(self._keys, start=1):
             if len(key) != KEY_BYTES:
                 raise KeyRingError(f"key {place} has {len(key)} bytes; a key has {KEY_BYTES}")
@@ -129,22 +127,10 @@ class KeyRing:
     def open(self, sealed: str, project_id: str) -> str:
         """Give back the API key that was sealed for this project.
 
-        Keys that were opened are remembered, up to `_REMEMBERED` of them: whoever can read this process's memory can
-        read the ring as well.
-
         Raises:
             SealError: the form or the key is unknown, the value was altered or belongs to another project, or it is
                 plain text where that is not allowed.
         """
-        plain = self._opened.get((sealed, project_id))
-        if plain is None:
-            plain = self._open(sealed, project_id)
-            if len(self._opened) >= _REMEMBERED:
-                self._opened.clear()
-            self._opened[sealed, project_id] = plain
-        return plain
-
-    def _open(self, sealed: str, project_id: str) -> str:
         if sealed.startswith(_V2):
             kid, colon, body = sealed[len(_V2) :].partition(":")
             if not colon:

@@ -9,7 +9,6 @@ SQLAlchemy's, as everywhere.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
 from operator import attrgetter, itemgetter
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
@@ -22,11 +21,6 @@ T = TypeVar("T")
 
 #: Values to convert, by position.
 _Conversions = tuple[tuple[int, Callable[[Any], Any]], ...]
-
-#: Most rows in one statement for `sqlite3`, which takes rows one at a time otherwise and lets go of the interpreter for
-#: each: with another thread at work, getting it back costs more than the row. A power of two; few enough rows that no
-#: release of SQLite finds too many parameters in them.
-_AT_ONCE = 32
 
 _PLACES: Mapping[str, Callable[[int], str]] = {
     "qmark": lambda count: ", ".join(["?"] * count),
@@ -45,21 +39,6 @@ class _Text:
     read: _Conversions
 
 
-@frozen
-class _Insertion:
-    """SQL for one row, what goes into it, and how many rows a statement takes; 1 leaves them all to the driver."""
-
-    text: str
-    names: Sequence[str]
-    conversions: _Conversions
-    at_once: int
-
-    def for_rows(self, count: int) -> str:
-        """The statement with places for as many rows."""
-        places = f"({', '.join('?' * len(self.names))})"
-        return self.text.replace(places, ", ".join([places] * count), 1)
-
-
 class BulkInsert:
     """An INSERT, `upsert_add` included, of objects with attributes, or mappings with keys, named like the columns."""
 
@@ -67,38 +46,23 @@ class BulkInsert:
         """Take the statement, and the columns to fill."""
         self._statement = statement
         self._columns = list(columns)
-        self._compiled: WeakKeyDictionary[Dialect, _Insertion] = WeakKeyDictionary()
+        self._compiled: WeakKeyDictionary[Dialect, tuple[str, Sequence[str], _Conversions]] = WeakKeyDictionary()
 
     def __call__(self, connection: Connection, rows: Sequence[Any]) -> None:
         """Insert the rows in their order. Without any, nothing is sent."""
         if not rows:
             return
-        insertion = self._compiled.get(connection.dialect) or self._compile(connection.dialect)
+        dialect = connection.dialect
+        text, names, conversions = self._compiled.get(dialect) or self._compile(dialect)
         take: Callable[[Any], tuple[Any, ...]]
-        take = itemgetter(*insertion.names) if isinstance(rows[0], Mapping) else attrgetter(*insertion.names)
-        values = [_converted(take(row), insertion.conversions) for row in rows]
-        if insertion.at_once == 1:
-            connection.exec_driver_sql(insertion.text, values)
-            return
-        # In powers of two, so that the statements are few and stay prepared.
-        start, count = 0, insertion.at_once
-        while start < len(values):
-            while start + count > len(values):
-                count //= 2
-            portion = chain.from_iterable(values[start : start + count])
-            connection.exec_driver_sql(insertion.for_rows(count), tuple(portion))
-            start += count
+        take = itemgetter(*names) if isinstance(rows[0], Mapping) else attrgetter(*names)
+        connection.exec_driver_sql(text, [_converted(take(row), conversions) for row in rows])
 
-    def _compile(self, dialect: Dialect) -> _Insertion:
+    def _compile(self, dialect: Dialect) -> tuple[str, Sequence[str], _Conversions]:
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)
         names = compiled.positiontup or []
         types = [self._statement.table.c[name].type for name in names]
-        self._compiled[dialect] = found = _Insertion(
-            text=str(compiled),
-            names=names,
-            conversions=_conversions(dialect, types, reading=False),
-            at_once=_AT_ONCE if dialect.name == "sqlite" else 1,
-        )
+        self._compiled[dialect] = found = (str(compiled), names, _conversions(dialect, types, reading=False))
         return found
 
 

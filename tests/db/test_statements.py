@@ -133,9 +133,7 @@ def hit(model: str, hits: int = 1, misses: int = 0, note: str | None = None) -> 
 def test_upsert_adds_where_the_row_is_there(database: Database) -> None:
     add = BulkInsert(ADD, [column.name for column in SUMS.columns])
     assert statements_of(database, add, [hit("a", 1, 2, "first"), hit("b", 5)]) == 1
-    # SQLite gets rows in portions that are powers of two.
-    sent = statements_of(database, add, [hit("a", 10, 20, "second"), hit("c", 7), hit("é", -1)])
-    assert sent == (2 if database.target.driver == "sqlite" else 1)
+    assert statements_of(database, add, [hit("a", 10, 20, "second"), hit("c", 7), hit("é", -1)]) == 1
     assert database.read_now(sums) == [("a", "first", 11, 22), ("b", None, 5, 0), ("c", None, 7, 0), ("é", None, -1, 0)]
 
 
@@ -187,8 +185,7 @@ def things(count: int) -> list[Thing]:
 
 def test_many_rows_go_in_and_come_out_in_one_statement_each(database: Database) -> None:
     made = [*things(20), Thing(99, None, None, None, None)]
-    # SQLite, where a statement is no round trip, gets 16, 4 and 1.
-    assert statements_of(database, insert_things, made) == (3 if database.target.driver == "sqlite" else 1)
+    assert statements_of(database, insert_things, made) == 1
     found = database.read_now(by_digest, [thing.digest for thing in made[3:7]])
     assert found == made[3:7]
     assert statements_of(database, delete_things, [0, 1, 2, 77]) == 1

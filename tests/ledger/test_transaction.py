@@ -241,6 +241,4 @@ def test_statements_do_not_grow_with_the_batch(database: Database, project: Proj
         transact(connection, batch, now())
 
     database.write_now(run)
-    # SQLite, where a statement is no round trip, gets the rows of three statements in portions: 32 and 8.
-    portions = 3 if size == 40 and database.target.driver == "sqlite" else 0
-    assert len(statements) == 7 + portions, statements
+    assert len(statements) == 7, statements
