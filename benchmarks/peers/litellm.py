@@ -18,7 +18,7 @@ from benchmarks.processes import Upstream
 from benchmarks.proxy import free_port
 from benchmarks.rig import CHAT, KEY, Rig
 
-#: 1.103.11 and later ask for a certifi that PyPI did not offer; 1.109.1, installed without that demand, was no faster.
+#: Later ones refuse to start without a master key, or require releases of other packages that are not on PyPI.
 VERSION = "1.102.4"
 NAME = f"LiteLLM {VERSION}"
 ENV = {"LITELLM_MODE": "PRODUCTION", "LITELLM_LOG": "ERROR", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}

@@ -14,9 +14,7 @@ some OpenAI-compatible servers), and a figure that is missing later keeps its ea
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable
-from typing import Any, TypeGuard
+from typing import Any
 
 import msgspec
 from attrs import define, field, frozen
@@ -42,7 +40,6 @@ _FIGURES = (
 )
 
 _DETAILS = ("prompt_tokens_details", "input_tokens_details")
-_figures_of = operator.attrgetter(*_FIGURES)
 
 
 @frozen
@@ -67,40 +64,6 @@ class _Report(msgspec.Struct):
     response: msgspec.Raw = msgspec.Raw()
 
 
-class _Details(msgspec.Struct):
-    """How many of the tokens were what."""
-
-    cached_tokens: int | None = None
-
-
-class _Figures(msgspec.Struct):
-    """A usage object in which every figure is a whole number, as they nearly all are."""
-
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    total_tokens: int | None = None
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    prompt_cache_hit_tokens: int | None = None
-    prompt_tokens_details: _Details | None = None
-    input_tokens_details: _Details | None = None
-
-
-class _PlainReport(msgspec.Struct):
-    """A response or event as it nearly always is: decoded in one go, at a third of the cost of its members one by one.
-
-    Whatever does not fit is read as a `_Report`.
-    """
-
-    model: str | None = None
-    usage: _Figures | None = None
-    message: msgspec.Raw = msgspec.Raw()
-    response: msgspec.Raw = msgspec.Raw()
-
-
-_decode_plain = msgspec.json.Decoder(_PlainReport).decode
 _decode_report = msgspec.json.Decoder(_Report).decode
 _decode_any = msgspec.json.Decoder().decode
 
@@ -125,22 +88,13 @@ class Tally:
 
     def read(self, document: bytes) -> bool:
         """Take in a JSON document: a whole response, or the data of one event. False if it is not one, strictly."""
-        report: _PlainReport | _Report
         try:
-            report = _decode_plain(document)
-            if report.model and not self.model:
-                self.model = _model(report.model)
-            if report.usage is not None:
-                self._add_plain(report.usage)
+            report = _decode_report(document)
         except _MALFORMED:
-            try:
-                report = _decode_report(document)
-            except _MALFORMED:
-                return False
-            self._take(report.model, report.usage)
+            return False
+        self._take(report.model, report.usage)
         # OpenAI's Responses events wrap the response, Anthropic's `message_start` the message.
-        for raw in (report.message, report.response):
-            wrapped = bytes(raw)
+        for wrapped in (bytes(report.message), bytes(report.response)):
             if wrapped.startswith(b"{"):
                 try:
                     inner = _decode_report(wrapped)
@@ -175,33 +129,21 @@ class Tally:
     def _take(self, model: msgspec.Raw, usage: msgspec.Raw) -> None:
         self.take(bytes(model), bytes(usage))
 
-    def _add_plain(self, usage: _Figures) -> None:
-        details = (usage.prompt_tokens_details, usage.input_tokens_details)
-        self._note(_figures_of(usage), [part.cached_tokens for part in details if part is not None])
-
-    def _add(self, usage: dict[str, Any]) -> None:
-        details = [usage.get(name) for name in _DETAILS]
-        self._note(
-            [usage.get(name) for name in _FIGURES],
-            [part.get("cached_tokens") for part in details if isinstance(part, dict)],
-        )
-
-    def _note(self, figures: Iterable[object], cached: Iterable[object]) -> None:
-        """Keep what can be a number of tokens; `figures` in the order of `_FIGURES`."""
-        known = self._figures
-        for name, count in zip(_FIGURES, figures, strict=True):
-            if _is_count(count):
-                known[name] = count
-        for count in cached:
-            if _is_count(count):
-                known["cached_tokens"] = count
-        if "prompt_cache_hit_tokens" in known:  # DeepSeek's name for it
-            known.setdefault("cached_tokens", known["prompt_cache_hit_tokens"])
+    def _add(self, figures: dict[str, Any]) -> None:
+        for name in _FIGURES:
+            if (count := _count(figures.get(name))) is not None:
+                self._figures[name] = count
+        for name in _DETAILS:
+            details = figures.get(name)
+            if isinstance(details, dict) and (count := _count(details.get("cached_tokens"))) is not None:
+                self._figures["cached_tokens"] = count
+        if "prompt_cache_hit_tokens" in self._figures:  # DeepSeek's name for it
+            self._figures.setdefault("cached_tokens", self._figures["prompt_cache_hit_tokens"])
 
 
-def _is_count(value: object) -> TypeGuard[int]:
-    """Whether it is a plausible number of tokens; a negative one, a fraction and a truth value are not."""
-    return type(value) is int and 0 <= value <= MAX_TOKENS
+def _count(value: object) -> int | None:
+    """A plausible number of tokens; None for anything else (a negative one, a fraction, a truth value)."""
+    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
 
 
 def _model(value: object) -> str:
