@@ -16,10 +16,8 @@ from benchmarks.databases import NAMES, Kind
 from benchmarks.findings import Chapter, Check, Plot, Series, Table
 from benchmarks.processes import Process, Upstream
 from benchmarks.rig import Rig, Served, Subject, bottlenecks, check_upstream, put_load
+from benchmarks.targets import BYTES_PER_REQUEST
 
-#: The growth of resident memory that passes, in bytes for each request. The least that a request can leave behind is an
-#: object of Python's: 32 bytes for a number in a list, 100 for an id in a dictionary, thousands for a task.
-BYTES_PER_REQUEST = 24.0
 _MB = 1_000_000
 _LOOK_EVERY = 0.02
 

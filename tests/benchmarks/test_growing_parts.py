@@ -19,7 +19,15 @@ from benchmarks.fill import Past, fill
 from benchmarks.findings import Chapter
 from benchmarks.load import CHAT
 from benchmarks.memory import Reading, slope
-from benchmarks.targets import ADDED_FIRST_BYTE_MS, CHUNK_CPU_RATIO, HOT_TOKEN, MANY_CONNECTIONS, MANY_ROWS, STREAM_KB
+from benchmarks.targets import (
+    ADDED_FIRST_BYTE_MS,
+    BYTES_PER_REQUEST,
+    CHUNK_CPU_RATIO,
+    HOT_TOKEN,
+    MANY_CONNECTIONS,
+    MANY_ROWS,
+    STREAM_KB,
+)
 from db.database import opened
 from db.options import Options
 from db.queries import ledger
@@ -146,7 +154,7 @@ def test_memory_is_read_while_requests_are_served(bench: Bench) -> None:
     plan = memory.Plan(first=100, step=100, steps=2, streamed_connections=1, plain_connections=3)
     (chapter,) = memory.run(bench, plan)
     assert problems_of(chapter) == []
-    assert [check.bound for check in chapter.checks] == [memory.BYTES_PER_REQUEST]
+    assert [check.bound for check in chapter.checks] == [BYTES_PER_REQUEST]
     counts = [reading["requests"] for reading in chapter.raw["readings"]]
     assert counts == sorted(counts)
     assert (counts[0] >= 100, counts[-1]) == (True, 300)
@@ -157,7 +165,7 @@ def test_growth_of_memory_is_the_slope_of_its_readings() -> None:
     assert slope(level) == 0
     leak = [Reading(number * 1000, 5_000_000 + number * 32_000 + number % 2) for number in range(1, 9)]
     assert slope(leak) == pytest.approx(32, abs=0.01)
-    assert slope(leak) > memory.BYTES_PER_REQUEST
+    assert slope(leak) > BYTES_PER_REQUEST
     assert math.isnan(slope(leak[:1]))
 
 

@@ -103,6 +103,44 @@ async def test_a_hanging_database_is_unavailable_and_what_it_grants_later_is_giv
         assert await stage.count() == 0
 
 
+async def test_a_settlement_shares_the_transaction_of_the_next_admission(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        stage.ledger.settle(await stage.admit(), Result(outcome="ok", status=200))
+        stage.ledger.settle(await stage.admit(), Result(outcome="ok", status=200))
+        await stage.settled()
+        # The last one has waited for company in vain.
+        assert stage.observed.transactions == [(1, 0), (1, 1), (0, 1)]
+
+
+async def test_requests_that_are_on_their_way_share_a_transaction(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+
+        async def arrive_after(steps: int) -> None:
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            stage.ledger.settle(await stage.admit(), Result(outcome="ok", status=200))
+
+        async with trio.open_nursery() as nursery:
+            for steps in range(8):
+                nursery.start_soon(arrive_after, steps)
+        await stage.settled()
+        assert stage.observed.transactions[0] == (8, 0)
+
+
+async def test_a_process_that_is_never_idle_admits_all_the_same(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage, trio.open_nursery() as nursery:
+
+        async def keep_busy() -> None:
+            while True:
+                await trio.lowlevel.checkpoint()
+
+        nursery.start_soon(keep_busy)
+        with trio.fail_after(5):
+            stage.ledger.settle(await stage.admit(), Result(outcome="ok", status=200))
+            await stage.settled()
+        nursery.cancel_scope.cancel()
+
+
 async def test_while_the_database_is_away_settlements_are_kept(tmp_path: Path) -> None:
     async with scene(tmp_path / "ledger.db") as stage:
         grants = [await stage.admit() for _ in range(3)]

@@ -8,7 +8,7 @@ import trio
 
 from llm_proxy.serving.asgi import Receive, Scope, Send
 from llm_proxy.serving.config import ServeConfig
-from llm_proxy.serving.exchange import DISCARD_LIMIT
+from llm_proxy.serving.exchange import DISCARD_LIMIT, YIELD_EVERY
 from llm_proxy.serving.response import InvalidResponse
 from tests.serving.answers import Truncated
 from tests.serving.applications import Echo, Hold, body, saying, start
@@ -47,6 +47,35 @@ async def test_a_response_goes_out_with_its_head_in_one_piece(connect: Connect) 
     gate.set()
     await peer.settle()
     assert peer.answers()[0].body == b"late"
+
+
+async def test_an_application_that_never_waits_lets_others_have_their_turns(connect: Connect) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        nonlocal turns
+        async with trio.open_nursery() as counting:
+            counting.start_soon(count)
+            await trio.lowlevel.checkpoint()
+            turns = 0
+            await send(start())
+            for _ in range(4 * YIELD_EVERY):
+                await send(body(b"x", more=True))
+            seen.append(turns)
+            counting.cancel_scope.cancel()
+        await send(body(b""))
+
+    seen: list[int] = []
+    peer = connect(app)
+    await peer.say(GET)
+    assert len(seen) == 1
+    assert 3 <= seen[0] <= 5
 
 
 async def test_an_empty_piece_sends_the_head(connect: Connect) -> None:
