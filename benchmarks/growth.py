@@ -38,7 +38,7 @@ class Plan:
     """
 
     rounds: int
-    requests: int = 2500
+    requests: int = 4000
     rows: Sequence[int] = (1000, 100_000, 1_000_000)
     owners: int = 500
     few_tokens: int = 10

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
+from attrs import evolve
+
 from db import dsn
 from db.database import Database, opened
+from db.options import Options
 from llm_proxy.cli.failures import Failure
 from llm_proxy.services import database_options, database_target
 from llm_proxy.settings import Settings
 
+#: Seconds that a statement over the whole ledger may take: nobody's request waits for it.
+_PATIENCE = 3600.0
 
-def look_at(settings: Settings) -> AbstractContextManager[Database]:
+
+def look_at(settings: Settings, *, patiently: bool = False) -> AbstractContextManager[Database]:
     """Open the configured database for reading; a server may be using it.
+
+    Args:
+        settings: where it is.
+        patiently: give statements an hour, instead of the time that the ones of a server get.
 
     Raises:
         Failure: there is no such SQLite file; it is not made.
@@ -21,7 +31,7 @@ def look_at(settings: Settings) -> AbstractContextManager[Database]:
     target = database_target(settings)
     if target.path is not None and not target.path.exists():
         raise Failure(f"there is no SQLite file {target.path}; 'llm-proxy migrate up' makes it")
-    return opened(target, database_options(settings), exclusive=False)
+    return opened(target, _options(settings, patiently=patiently), exclusive=False)
 
 
 def look_at_or_imagine(settings: Settings) -> AbstractContextManager[Database]:
@@ -32,11 +42,18 @@ def look_at_or_imagine(settings: Settings) -> AbstractContextManager[Database]:
     return opened(target, database_options(settings), exclusive=False)
 
 
-def change(settings: Settings) -> AbstractContextManager[Database]:
-    """Open the configured database for writing. A SQLite file is made where there is none, and locked.
+def change(settings: Settings, *, patiently: bool = False) -> AbstractContextManager[Database]:
+    """Open the configured database for writing, `patiently` as for `look_at`.
+
+    A SQLite file is made where there is none, and locked.
 
     Raises:
         db.errors.FileInUse: a server has the SQLite file.
         db.errors.DatabaseError: it cannot be opened.
     """
-    return opened(database_target(settings), database_options(settings))
+    return opened(database_target(settings), _options(settings, patiently=patiently))
+
+
+def _options(settings: Settings, *, patiently: bool) -> Options:
+    options = database_options(settings)
+    return evolve(options, statement_timeout=max(_PATIENCE, options.statement_timeout)) if patiently else options

@@ -43,11 +43,11 @@ def verify(context: click.Context, *, db: str | None, config: Path | None, mend:
     the server must be stopped for it; without --repair it may go on.
     """
     settings = load_settings(config, db)
-    with look_at(settings) as database:
+    with look_at(settings, patiently=True) as database:
         differences = database.read_now(books.verify)
     found = len(differences)
     if mend and found:
-        with change(settings) as database:
+        with change(settings, patiently=True) as database:
             for difference in differences:
                 database.write_now(repair, difference.token_id)
             differences = database.read_now(books.verify)
