@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from string import Template
-from typing import Any
+from typing import Any, TypeVar
 
 import attrs
 import msgspec
@@ -16,6 +17,8 @@ from attrs import Factory, frozen
 from benchmarks import plots
 from benchmarks.findings import Chapter, Check, Table, write_number
 from benchmarks.processes import ROOT
+
+T = TypeVar("T")
 
 RESULTS = ROOT / "benchmarks" / "results"
 _PAGE = Path(__file__).with_name("page.md")
@@ -126,7 +129,9 @@ def _restore(value: Any) -> Any:
 
 
 def join(reports: Sequence[Report]) -> Report:
-    """Put the chapters of several runs into one report; a later run's chapter takes the place of one with its title.
+    """Put the chapters of several runs into one report.
+
+    A later run's chapter takes the place of one with its title, but for what that one says of other databases.
 
     Raises ValueError when they were made on different machines.
     """
@@ -136,11 +141,47 @@ def join(reports: Sequence[Report]) -> Report:
     for report in reports:
         if any(report.machine.get(name) != first.machine.get(name) for name in ("processor", "cores")):
             raise ValueError("the results are of different machines")
-        chapters |= {chapter.title: chapter for chapter in report.chapters}
+        for chapter in report.chapters:
+            earlier = chapters.get(chapter.title)
+            chapters[chapter.title] = chapter if earlier is None else _renew(earlier, chapter, report.databases)
         databases |= report.databases
     commits = dict.fromkeys(report.machine.get("commit", "unknown") for report in reports)
     machine = {**first.machine, "commit": ", ".join(commits)}
     return attrs.evolve(first, machine=machine, databases=databases, chapters=list(chapters.values()))
+
+
+def _renew(earlier: Chapter, later: Chapter, databases: Iterable[str]) -> Chapter:
+    """Return a later run's chapter, and what an earlier one found on databases that the later run left out.
+
+    Rows are told apart by their first cells, lines and colours by their names, problems by the database that they begin
+    with.
+    """
+    tables = [
+        attrs.evolve(new, rows=_added(old.rows, new.rows, lambda row: row[0])) if old.columns == new.columns else new
+        for old, new in zip_longest(earlier.tables, later.tables, fillvalue=Table((), ()))
+    ]
+    series = {plot.name: plot.series for plot in earlier.plots}
+    plots_ = [
+        attrs.evolve(plot, series=_added(series.get(plot.name, ()), plot.series, lambda line: line.name))
+        for plot in later.plots
+    ]
+    measured = tuple(databases)
+    problems = [problem for problem in earlier.problems if not problem.startswith(measured)]
+    return attrs.evolve(
+        later,
+        tables=[table for table in tables if table.columns],
+        plots=plots_,
+        checks=_added(earlier.checks, later.checks, lambda check: check.name),
+        problems=[*problems, *later.problems],
+        raw={**earlier.raw, **later.raw},
+        unchecked=_added(earlier.unchecked, later.unchecked, lambda words: words),
+    )
+
+
+def _added(old: Sequence[T], new: Sequence[T], key: Callable[[T], object]) -> list[T]:
+    """Return the old items that the new ones do not replace, then those."""
+    replaced = {key(item) for item in new}
+    return [*(item for item in old if key(item) not in replaced), *new]
 
 
 def publish(report: Report, page: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -143,6 +144,35 @@ def test_runs_on_one_machine_are_joined(tmp_path: Path) -> None:
     other = Report("peers", "later", 5, 1, {"processor": "B"}, {}, {}, [])
     with pytest.raises(ValueError, match="different machines"):
         report.join([REPORT, other])
+
+
+def test_a_run_on_some_databases_leaves_what_is_known_of_others() -> None:
+    def chapter(method: str, rows: dict[str, float], problems: Sequence[str] = ()) -> Chapter:
+        return Chapter(
+            "Growth",
+            method,
+            [Table(("database", "requests/s"), list(rows.items()))],
+            [Plot("growth", "", "", "", [Series(name, [(1, rate)]) for name, rate in rows.items()])],
+            [Check(f"Growth, {name}", rate, 2, at_most=False, unit="x") for name, rate in rows.items()],
+            problems,
+            dict(rows),
+        )
+
+    def run(databases: Sequence[str], found: Chapter) -> Report:
+        return Report("growth", "", 5, 1, {}, dict.fromkeys(databases, ""), {}, [found])
+
+    old = chapter("old", {"SQLite": 1.0, "MySQL": 1.0}, ["MySQL: its books", "SQLite: its disk"])
+    joined = report.join([run(("SQLite", "MySQL"), old), run(("MySQL",), chapter("new", {"MySQL": 3.0}))])
+    (found,) = joined.chapters
+    assert found.method == "new"
+    assert found.tables[0].rows == [("SQLite", 1.0), ("MySQL", 3.0)]
+    assert [(line.name, line.points) for line in found.plots[0].series] == [
+        ("SQLite", [(1, 1.0)]),
+        ("MySQL", [(1, 3.0)]),
+    ]
+    assert [(check.name, check.met) for check in found.checks] == [("Growth, SQLite", False), ("Growth, MySQL", True)]
+    assert found.problems == ["SQLite: its disk"]
+    assert found.raw == {"SQLite": 1.0, "MySQL": 3.0}
 
 
 @pytest.mark.parametrize("plot", [BARS, GROUPS, LINES, WORDS, NOTHING], ids=lambda plot: plot.name)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from db import Connection
-from db.database import opened
+from db.database import Database, opened
+from db.dsn import Target
 from db.options import Options
 from db.queries import ledger, projects, tokens
 from tests.cli.conftest import Run
@@ -63,6 +66,19 @@ def test_books_that_are_repaired(run: Run, unbalanced: Scratch) -> None:
     assert (result.exit_code, result.stderr) == (0, "Tokens repaired: 1 of 1\n")
     assert result.stdout.startswith("The books balance: ")
     assert run("ledger", "verify", "--repair", env=unbalanced.env).stderr == "Tokens repaired: 0 of 0\n"
+
+
+def test_a_long_ledger_gets_its_time(run: Run, migrated_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def note(target: Target, options: Options, **more: Any) -> AbstractContextManager[Database]:
+        seen.append(options.statement_timeout)
+        return opened(target, options, **more)
+
+    monkeypatch.setattr("llm_proxy.cli.database.opened", note)
+    for command in (("ledger", "verify"), ("db", "check")):
+        assert run(*command, env=migrated_env | {"DATABASE_STATEMENT_TIMEOUT": "7s"}).exit_code == 0
+    assert seen == [3600.0, 7.0]
 
 
 def test_books_that_cannot_be_repaired(run: Run, unbalanced: Scratch) -> None:
