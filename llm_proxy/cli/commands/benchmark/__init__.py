@@ -15,6 +15,7 @@ from typing import Any
 import click
 import trio
 
+from llm_proxy.cli.base_url import BaseUrl
 from llm_proxy.cli.commands.benchmark.progress import show_progress
 from llm_proxy.cli.commands.benchmark.requests import body_for, headers_with, method_of, url_of
 from llm_proxy.cli.commands.benchmark.summary import show_summary
@@ -22,22 +23,10 @@ from llm_proxy.cli.failures import ERROR, INTERRUPTED, CannotConnect, NotAuthori
 from llm_proxy.cli.output import print_json, printable
 from llm_proxy.cli.program import Command
 from llm_proxy.load import CannotBegin, Load, Plan, Target, client_context, report
-from llm_proxy.settings.kinds import BASE_URL, duration
+from llm_proxy.settings.kinds import duration
 
 _REQUESTS = 200
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
-class _BaseUrl(click.ParamType[str]):
-    name = "URL"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return BASE_URL.parse(value)
-        except ValueError:
-            # What has an @ in it may be an address with a password.
-            shown = "the value" if "@" in value else repr(value)
-            self.fail(f"{shown} is not a URL without user or query, such as http://localhost:8080", param, ctx)
 
 
 class _Duration(click.ParamType[float]):
@@ -54,7 +43,7 @@ class _Duration(click.ParamType[float]):
 
 
 @click.command(cls=Command)
-@click.option("--base-url", type=_BaseUrl(), required=True, help="Where the proxy is, such as http://localhost:8080.")
+@click.option("--base-url", type=BaseUrl(), required=True, help="Where the proxy is, such as http://localhost:8080.")
 @click.option(
     "--token",
     envvar="LLM_PROXY_TOKEN",

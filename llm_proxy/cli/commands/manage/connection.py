@@ -10,27 +10,15 @@ from urllib.parse import quote
 
 import click
 
+from llm_proxy.cli.base_url import BaseUrl
 from llm_proxy.cli.client import ManagementClient
 from llm_proxy.cli.configuration import config_option
 from llm_proxy.cli.management_token import find_management_token
-from llm_proxy.settings.kinds import BASE_URL
 
 F = TypeVar("F", bound=Callable[..., None])
 
 #: Entries that are asked for at once: the most that the API gives.
 _PAGE = 500
-
-
-class _BaseUrl(click.ParamType[str]):
-    name = "URL"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        try:
-            return BASE_URL.parse(value)
-        except ValueError:
-            # What has an @ in it may be an address with a password.
-            shown = "the value" if "@" in value else repr(value)
-            self.fail(f"{shown} is not a URL without user or query, such as http://localhost:8080", param, ctx)
 
 
 def with_client(function: Callable[..., None]) -> Callable[..., None]:
@@ -46,7 +34,7 @@ def with_client(function: Callable[..., None]) -> Callable[..., None]:
 
     url = click.option(
         "--manage-api-base-url",
-        type=_BaseUrl(),
+        type=BaseUrl(),
         default="http://localhost:8080",
         show_default=True,
         help="Where the server is.",
