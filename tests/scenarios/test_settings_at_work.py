@@ -15,6 +15,7 @@ from tests.databases.scratch import Databases
 from tests.harness import client
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, chat_body, chat_headers, provider_settings
 from tests.harness.server import running_server
+from tests.scenarios.aftermath import wait_for
 
 PAGE = "https://app.example.com"
 STRANGER = "https://evil.example"
@@ -74,10 +75,15 @@ MARKED = {
 
 
 def figures(deployment: Deployment) -> dict[str, float]:
-    """All metrics by name and labels."""
-    text = deployment.server.call("GET", "/figures/of/mine").content
-    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
-    return {name: float(value) for name, _, value in lines}
+    """All metrics by name and labels, once nothing is left to be settled."""
+
+    def look() -> dict[str, float] | None:
+        text = deployment.server.call("GET", "/figures/of/mine").content
+        lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+        shown = {name: float(value) for name, _, value in lines}
+        return None if shown["llm_proxy_ledger_unsettled_requests"] else shown
+
+    return wait_for(look, 5.0, lambda: "there is something left to be settled")
 
 
 @pytest.mark.parametrize("target", [CHAT, "/anthropic/v1/messages", "/manage/tokens", "/health", "/nowhere"])
