@@ -29,16 +29,24 @@ _START = {
 _END = {"type": "http.response.body", "body": _BODY}
 
 
+async def follow_lifespan(
+    receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
+) -> None:
+    """Agree to whatever the server says of its start and its end."""
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
 async def app(
     scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
     """Say hello to whatever is asked; a body is read first."""
     if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": f"{message['type']}.complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
+        await follow_lifespan(receive, send)
+        return
     while (await receive()).get("more_body"):
         pass
     await send(_START)

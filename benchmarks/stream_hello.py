@@ -7,18 +7,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import msgspec
 import trio
 
+from benchmarks.hello import Message, follow_lifespan
 from benchmarks.load import CHAT
 from benchmarks.upstream.rendering import PlainAuthor
 from llm_proxy.scripted import ScriptedProvider
 from llm_proxy.scripted.directions import read_directions
 from llm_proxy.scripted.message import Reply, Request
-
-Message = dict[str, Any]
 
 
 def _reply() -> Reply:
@@ -38,11 +36,8 @@ async def app(
 ) -> None:
     """Stream to whoever asks; a body is read first."""
     if scope["type"] == "lifespan":
-        while True:
-            message = await receive()
-            await send({"type": f"{message['type']}.complete"})
-            if message["type"] == "lifespan.shutdown":
-                return
+        await follow_lifespan(receive, send)
+        return
     while (await receive()).get("more_body"):
         pass
     directions = read_directions(scope["headers"])
