@@ -31,8 +31,9 @@ _BEGIN_READING = (
     "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
 )
 
-#: Lock wait timeout, deadlock, and a lock that was not to be waited for.
-_CONTENTION = frozenset((1205, 1213, 3572))
+#: Lock wait timeout, deadlock, a lock that was not to be waited for, and a row or a table that has changed since the
+#: snapshot that is being read.
+_CONTENTION = frozenset((1205, 1213, 3572, 1020, 1412))
 #: The driver's own codes, behind which stands an error of the operating system.
 _NETWORK = frozenset((CR.CR_CONNECTION_ERROR, CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST))
 _BY_CODE = {

@@ -64,6 +64,8 @@ def test_what_postgresql_says(code: str, kind: Kind) -> None:
         (1205, Kind.CONTENTION),
         (1213, Kind.CONTENTION),
         (3572, Kind.CONTENTION),
+        (1020, Kind.CONTENTION),
+        (1412, Kind.CONTENTION),
         (1062, Kind.DUPLICATE),
         (1452, Kind.REFERENCE),
         (1451, Kind.REFERENCE),
