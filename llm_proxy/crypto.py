@@ -41,6 +41,8 @@ TOKEN_PREFIX: Final = "sk-"  # noqa: S105 (the public part)
 _TOKEN_SECRET_BYTES: Final = 32
 
 _LAST4_FROM: Final = 8
+#: API keys that a ring remembers at most once it has opened them.
+_REMEMBERED: Final = 1024
 
 
 class CryptoError(Exception):
@@ -61,7 +63,7 @@ class KeyRing:
     A ring without keys must be allowed plain text, and then writes plain text.
     """
 
-    __slots__ = ("_ciphers", "_keys", "_plaintext", "_sealing_kid")
+    __slots__ = ("_ciphers", "_keys", "_opened", "_plaintext", "_sealing_kid")
 
     def __init__(self, keys: Iterable[bytes] = (), *, allow_plaintext: bool = False) -> None:
         """Make a ring of 32-byte keys.
@@ -75,6 +77,7 @@ class KeyRing:
         """
         self._keys = tuple(keys)
         self._plaintext = allow_plaintext
+        self._opened: dict[tuple[str, str], str] = {}
         self._ciphers: dict[str, AESGCM] = {}
         for place, key in enumerate(self._keys, start=1):
             if len(key) != KEY_BYTES:
@@ -127,10 +130,21 @@ class KeyRing:
     def open(self, sealed: str, project_id: str) -> str:
         """Give back the API key that was sealed for this project.
 
+        A few that were opened are remembered: each request needs one, and the keys that open them are in memory too.
+
         Raises:
             SealError: the form or the key is unknown, the value was altered or belongs to another project, or it is
                 plain text where that is not allowed.
         """
+        opened = self._opened.get((sealed, project_id))
+        if opened is None:
+            opened = self._open(sealed, project_id)
+            if len(self._opened) >= _REMEMBERED:
+                self._opened.clear()
+            self._opened[sealed, project_id] = opened
+        return opened
+
+    def _open(self, sealed: str, project_id: str) -> str:
         if sealed.startswith(_V2):
             kid, colon, body = sealed[len(_V2) :].partition(":")
             if not colon:

@@ -39,6 +39,22 @@ def test_a_sealed_key_opens_for_no_other_project() -> None:
         ring.open(ring.seal(API_KEY, PROJECT), OTHER)
 
 
+def test_what_was_opened_once_still_opens_for_its_project_only() -> None:
+    ring = KeyRing.generate()
+    sealed = ring.seal("sk-secret", "p1")
+    assert ring.open(sealed, "p1") == ring.open(sealed, "p1") == "sk-secret"
+    with pytest.raises(SealError):
+        ring.open(sealed, "p2")
+    assert "sk-secret" not in repr(ring)
+
+
+def test_a_ring_remembers_a_bounded_number_of_opened_keys() -> None:
+    ring = KeyRing.plaintext()
+    for number in range(3000):
+        assert ring.open(f"plain:{number}", "p") == str(number)
+    assert len(ring._opened) <= 1024
+
+
 def test_every_altered_byte_is_noticed() -> None:
     ring = KeyRing.generate()
     head, _, body = ring.seal(API_KEY, PROJECT).rpartition(":")

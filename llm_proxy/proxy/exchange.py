@@ -113,7 +113,7 @@ class Exchange:
         overhead_ms = (self.asked - self.inbound.arrived) * 1000
         head = headers.response_headers(response.headers, self.inbound.id.encode("ascii"), overhead_ms)
         self.meter = meter_for(status, response.headers, self.inbound.method)
-        self.streamed = any(name == b"content-type" and is_event_stream(value) for name, value in head)
+        self.streamed = is_event_stream(dict(head).get(b"content-type", b""))
         send = self.send
         await send({"type": "http.response.start", "status": status, "headers": head})
         self.started = True

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 from llm_proxy.errors import BadRequest, TokenInvalid, UpstreamUnreachable
 
@@ -81,6 +82,23 @@ _NOT_UPSTREAM = (
 
 _NOT_DOWNSTREAM = _HOP_BY_HOP | _ACCOUNT | _ONE_LEG | {b"x-llm-proxy-request-id", b"x-llm-proxy-overhead-ms"}
 
+
+class _GoesUpstream(dict[bytes, bool]):
+    """Whether a field of a request crosses, by its name; names are looked up far more often than there are new ones."""
+
+    def __missing__(self, name: bytes) -> bool:
+        goes = name not in _NOT_UPSTREAM and not name.startswith(b"x-forwarded-")
+        if len(self) < _KNOWN_NAMES and len(name) <= _KNOWN_LENGTH:
+            self[name] = goes
+        return goes
+
+
+#: Names that are remembered at most, and how long they are at most: clients can make up as many as they like.
+_KNOWN_NAMES = 1024
+_KNOWN_LENGTH = 64
+
+_goes_upstream = _GoesUpstream()
+
 _CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
 
 #: What a field value must not hold (RFC 9110 §5.5): it would end the field or the message.
@@ -124,15 +142,8 @@ def request_headers(headers: Headers, credential: tuple[bytes, bytes]) -> Header
     `Host` and the framing are left to the upstream connection. Raises `BadRequest` where a value holds a control
     character: HTTP/2 can carry one, and it would split the HTTP/1.1 request that is written from it.
     """
-    kept: HeaderList = []
-    connection: list[bytes] = []
-    for field in headers:
-        name = field[0]
-        if name in _NOT_UPSTREAM:
-            if name == b"connection":
-                connection.append(field[1])
-        elif not name.startswith(b"x-forwarded-"):
-            kept.append(field)
+    kept = [field for field in headers if _goes_upstream[field[0]]]
+    connection = [value for name, value in headers if name == b"connection"]
     if connection:
         kept = _without_named(kept, connection)
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
@@ -165,7 +176,7 @@ def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) ->
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
         raise UpstreamUnreachable("The provider answered with a header that holds a control character.")
     names = dict(kept)
-    if is_event_stream(names.get(b"content-type", b"")):
+    if b"content-type" in names and is_event_stream(names[b"content-type"]):
         kept = [field for field in kept if field[0] != b"x-accel-buffering"]
         kept.append((b"x-accel-buffering", b"no"))
     if b"x-request-id" not in names:
@@ -175,6 +186,7 @@ def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) ->
     return kept
 
 
+@lru_cache(maxsize=256)
 def is_event_stream(content_type: bytes) -> bool:
     """Whether a `Content-Type` value says that the body is a stream of server-sent events."""
     return media_type(content_type) == b"text/event-stream"

@@ -23,6 +23,8 @@ HANG_UP = "llm_proxy.hang_up"
 #: Bytes of a body that are read ahead of the upstream, so that a client which leaves during an upload is noticed.
 READ_AHEAD = 64 * 1024
 
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect"})
+
 
 class ClientGone(Exception):
     """The client closed its connection before its body was complete."""
@@ -83,12 +85,14 @@ class Inbound:
         self._news = trio.Event()
         self._room = trio.Event()
         for name, value in self.headers:
+            if name not in _FRAMING:
+                continue
             if name == b"content-length":
                 self.content_length = int(value)
                 self.has_body = self.content_length > 0
             elif name == b"transfer-encoding":
                 self.has_body = True
-            elif name == b"expect":
+            else:
                 self.expects_continue = True
         if not self.has_body:
             self.content_length = 0

@@ -76,6 +76,7 @@ class RequestReader:
         self._parser = httptools.HttpRequestParser(self)
         self._line: tuple[bytes, bytes, bytes] = (b"", b"", b"")
         self._headers: list[tuple[bytes, bytes]] = []
+        self._judged: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._refusal: Refusal | None = None
         self._remaining = 0
@@ -229,11 +230,16 @@ class RequestReader:
     def on_message_begin(self) -> None:
         """Begin with an empty header section."""
         self._headers = []
+        self._judged = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Keep a header; trailers are read and forgotten (RFC 9110 section 6.5.1)."""
         if self.head is None:
-            self._headers.append((name.lower(), value.rstrip(b" \t")))
+            name = name.lower()
+            field = (name, value.rstrip(b" \t"))
+            self._headers.append(field)
+            if name in _JUDGED or b"_" in name:
+                self._judged.append(field)
 
     def on_headers_complete(self) -> None:
         """Judge the header section as a whole."""
@@ -242,7 +248,7 @@ class RequestReader:
             method.decode("ascii"), target, version.decode("ascii"), self._headers, self._parser.should_keep_alive()
         )
         try:
-            _judge(head)
+            _judge(head, self._judged)
         except Refusal as refusal:
             self._refusal = refusal
         self.head = head
@@ -264,18 +270,19 @@ class RequestReader:
         self.complete = True
 
 
-def _judge(head: Head) -> None:
+def _judge(head: Head, fields: list[tuple[bytes, bytes]]) -> None:
     """Take from the header section what concerns the connection, and refuse what it may not hold.
 
-    llhttp has made sure before that there is at most one `Content-Length`, a number, and no `Transfer-Encoding` beside.
+    `fields` are those of `_JUDGED`, and those with an underscore in their names. llhttp has made sure before that there
+    is at most one `Content-Length`, a number, and no `Transfer-Encoding` beside.
     """
     judged: dict[bytes, bytes] = {}
-    for name, value in head.headers:
+    for name, value in fields:
         if name in _JUDGED:
             if name in judged and name != b"connection":
                 raise Refusal(400, f"The header '{name.decode()}' was sent twice.")
             judged[name] = judged[name] + b"," + value if name in judged else value
-        elif b"_" in name:
+        else:
             raise Refusal(400, "Header names with an underscore are refused, for some readers take it for a '-'.")
     modern = head.version == "1.1"
     host = judged.get(b"host", None if modern else b"")

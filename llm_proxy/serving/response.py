@@ -19,6 +19,8 @@ _STATUS_LINES: Final = {
 _KNOWN_NAMES: Final[set[bytes]] = set()
 """Header names that were found to be tokens; bounded by `_KNOWN_NAMES_LIMIT`."""
 _KNOWN_NAMES_LIMIT: Final = 512
+_PLAIN_NAMES: Final[set[bytes]] = set()
+"""Those of them that were spelled in lower case and have nothing to do with framing."""
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date"})
 _CONNECTION_SPECIFIC: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
@@ -71,6 +73,9 @@ class ResponseWriter:
         length: int | None = None
         dated = False
         for name, value in headers:
+            if name in _PLAIN_NAMES:
+                lines.append(b"%b: %b\r\n" % (name, value))
+                continue
             lower = name.lower()
             if lower in _FRAMING:
                 if lower == b"content-length":
@@ -80,8 +85,10 @@ class ResponseWriter:
                     self._note_framing(lower, value)
                     continue
                 dated = True
-            elif lower not in _KNOWN_NAMES:
+            else:
                 _check_name(lower)
+                if name in _KNOWN_NAMES:
+                    _PLAIN_NAMES.add(bytes(name))
             lines.append(b"%b: %b\r\n" % (name, value))
         block = b"".join(lines)
         if len(block.translate(None, _CONTROLS)) != len(block) - 2 * len(lines):

@@ -153,6 +153,17 @@ class TestRequestHeaders:
         with pytest.raises(BadRequest):
             headers.request_headers([(b"x-custom", value)], CREDENTIAL)
 
+    def test_remembers_a_bounded_number_of_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(headers, "_goes_upstream", remembered := type(headers._goes_upstream)())
+        sent = [(b"x-%d" % number, b"") for number in range(3000)] + [(b"x-" + b"y" * 100, b"")]
+        assert headers.request_headers(sent, (b"k", b"v"))[:-1] == sent
+        assert len(remembered) == 1024
+        assert headers.request_headers([(b"x-2999", b""), (b"host", b"h")], (b"k", b"v")) == [
+            (b"x-2999", b""),
+            (b"k", b"v"),
+        ]
+        assert max(map(len, remembered)) <= 64
+
     def test_a_tab_is_part_of_a_value(self) -> None:
         assert headers.request_headers([(b"x", b"a\tb")], CREDENTIAL) == [(b"x", b"a\tb"), CREDENTIAL]
 

@@ -138,6 +138,14 @@ def test_an_unknown_status_has_an_empty_phrase() -> None:
     assert writer().start(599, []).startswith(b"HTTP/1.1 599 \r\n")
 
 
+def test_a_name_that_is_known_in_lower_case_is_still_judged_in_any_other() -> None:
+    for name in (b"x-plain", b"X-Plain", b"x-plain", b"date", b"Date", b"Content-Length", b"content-length"):
+        value = b"0" if name.lower() == b"content-length" else b"v"
+        head = ResponseWriter(method="GET", version="1.1", keep_alive=True).start(200, [(name, value)])
+        assert head.lower().count(b"\r\n" + name.lower() + b": ") == 1
+        assert head.lower().count(b"\r\ndate: ") == 1
+
+
 def test_there_is_one_date_and_no_server() -> None:
     head = writer().start(200, [])
     assert len(re.findall(rb"\r\ndate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT\r\n", head)) == 1

@@ -28,18 +28,20 @@ MAX_MODEL = 255
 #: Some senders put it before UTF-8 text, where it means nothing.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-_FIGURES = (
-    "prompt_tokens",
-    "completion_tokens",
-    "total_tokens",
-    "input_tokens",
-    "output_tokens",
-    "cache_read_input_tokens",
-    "cache_creation_input_tokens",
-    "prompt_cache_hit_tokens",
+_FIGURES = frozenset(
+    {
+        "prompt_tokens",
+        "completion_tokens",
+        "total_tokens",
+        "input_tokens",
+        "output_tokens",
+        "cache_read_input_tokens",
+        "cache_creation_input_tokens",
+        "prompt_cache_hit_tokens",
+    }
 )
 
-_DETAILS = ("prompt_tokens_details", "input_tokens_details")
+_DETAILS = frozenset({"prompt_tokens_details", "input_tokens_details"})
 
 
 @frozen
@@ -130,12 +132,15 @@ class Tally:
         self.take(bytes(model), bytes(usage))
 
     def _add(self, figures: dict[str, Any]) -> None:
-        for name in _FIGURES:
-            if (count := _count(figures.get(name))) is not None:
-                self._figures[name] = count
-        for name in _DETAILS:
-            details = figures.get(name)
-            if isinstance(details, dict) and (count := _count(details.get("cached_tokens"))) is not None:
+        for name, value in figures.items():
+            if name in _FIGURES:
+                if (count := _count(value)) is not None:
+                    self._figures[name] = count
+            elif (
+                name in _DETAILS
+                and isinstance(value, dict)
+                and (count := _count(value.get("cached_tokens"))) is not None
+            ):
                 self._figures["cached_tokens"] = count
         if "prompt_cache_hit_tokens" in self._figures:  # DeepSeek's name for it
             self._figures.setdefault("cached_tokens", self._figures["prompt_cache_hit_tokens"])
