@@ -32,7 +32,7 @@ def test_whoever_waits_too_long_for_the_lock_is_told(fresh: Database, database_t
 @on(*SERVERS)
 def test_a_reader_whom_a_migration_overtakes_looks_again(fresh: Database, database_target: Target) -> None:
     """MariaDB refuses to read a table that is younger than the reader's view; others show the old state or the new."""
-    overtaken = []
+    overtaken: list[tuple[migrate.Revision, ...]] = []
 
     def look(connection: Connection) -> migrate.Status:
         if not overtaken:
