@@ -58,6 +58,15 @@ class Target:
     application_name: str = "llm-proxy"
     channel_binding: bool = False
 
+    def same_place(self, other: Target) -> bool:
+        """Whether both lead to one database, as far as names tell."""
+        if self.path is not None and other.path is not None:
+            return self.path.resolve() == other.path.resolve()
+        place, theirs = (
+            (target.driver, target.host, target.port, target.unix_socket, target.database) for target in (self, other)
+        )
+        return self.driver != "sqlite" and place == theirs
+
     def __str__(self) -> str:
         """The target in words, for messages: nothing secret in it."""
         product = PRODUCTS[self.driver]

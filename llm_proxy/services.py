@@ -30,6 +30,7 @@ from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
+    from pathlib import Path
 
     from llm_proxy.log import Log
     from llm_proxy.proxy.providers import Provider, Providers
@@ -70,9 +71,15 @@ def open_keyring(settings: Settings) -> KeyRing:
     """
     if settings.encryption_key is not None:
         return KeyRing.from_setting(settings.encryption_key, allow_plaintext=settings.allow_plaintext_api_keys)
-    if settings.allow_plaintext_api_keys:
-        return KeyRing.plaintext()
-    return load_or_create_key_file(settings.database_path.with_name(settings.database_path.name + ".key"))
+    path = key_file(settings)
+    return KeyRing.plaintext() if path is None else load_or_create_key_file(path)
+
+
+def key_file(settings: Settings) -> Path | None:
+    """Where the key is kept that no setting gives, beside the SQLite file; None where there is no such file."""
+    if settings.encryption_key is not None or settings.allow_plaintext_api_keys:
+        return None
+    return settings.database_path.with_name(settings.database_path.name + ".key")
 
 
 @define(eq=False)

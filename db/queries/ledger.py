@@ -179,6 +179,13 @@ def list_workers(connection: Connection) -> list[Worker]:
     return [Worker(*row) for row in rows]
 
 
+def live_workers(connection: Connection, dead_after: timedelta) -> list[Worker]:
+    """Workers that have been seen within `dead_after`, by the database's clock."""
+    seen = workers.c.seen_at >= clock(connection) - dead_after
+    rows = connection.execute(select(*columns(workers, Worker)).where(seen).order_by(workers.c.started_at))
+    return [Worker(*row) for row in rows]
+
+
 def find_reservations(connection: Connection) -> list[Reservation]:
     """All open reservations, the oldest first."""
     return [Reservation(*row) for row in connection.execute(_reservations)]

@@ -54,6 +54,11 @@ def change(settings: Settings, *, patiently: bool = False) -> AbstractContextMan
     return opened(database_target(settings), _options(settings, patiently=patiently))
 
 
-def _options(settings: Settings, *, patiently: bool) -> Options:
+def patient_options(settings: Settings) -> Options:
+    """How to connect for work that nobody's request waits for: statements get an hour."""
     options = database_options(settings)
-    return evolve(options, statement_timeout=max(_PATIENCE, options.statement_timeout)) if patiently else options
+    return evolve(options, statement_timeout=max(_PATIENCE, options.statement_timeout))
+
+
+def _options(settings: Settings, *, patiently: bool) -> Options:
+    return patient_options(settings) if patiently else database_options(settings)

@@ -1,4 +1,4 @@
-"""`llm-proxy db`: the database as the proxy sees it."""
+"""`llm-proxy db check`: the database as the proxy sees it."""
 
 from __future__ import annotations
 
@@ -15,23 +15,18 @@ from llm_proxy.cli.configuration import database_options, load_settings
 from llm_proxy.cli.database import look_at
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.output import print_json, record
-from llm_proxy.cli.program import Group
+from llm_proxy.cli.program import Command
 from llm_proxy.settings import Settings
 
 #: Seconds by which the clocks may differ before it is worth a word: a token's expiry is judged by the worker's.
 _NOTABLE_SKEW = 1.0
 
 
-@click.group(cls=Group)
-def command() -> None:
-    """Look after the database."""
-
-
-@command.command()
+@click.command(cls=Command, name="check")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @database_options
 @click.pass_context
-def check(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
+def command(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
     """Connect, and show what a proxy would meet.
 
     That is the version, TLS, the schema, the pool against the database's limit, and the difference of the clocks.

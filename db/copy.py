@@ -1,0 +1,220 @@
+"""Copy a database into another one, of whichever kinds they are, and prove that both hold the same.
+
+Tables are copied one after the other, and within a table in the order of the primary key, in pieces of one transaction
+each. So a copy that was cut off has done some tables, and the beginning of one more: taking it up again
+is comparing what is there, piece by piece, and mending what differs. Nothing is believed for having been written once:
+in the end the target is read again, and the sums of its rows are compared with those of the source.
+
+`workers` is not copied: its rows are about processes. Open reservations are copied, and belong to no worker of the
+target: the first server there settles them as `unknown`, as it does with those of any process that died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+
+from attrs import define, frozen
+from sqlalchemy import Connection, Table
+
+from db import migrate
+from db.database import Database
+from db.errors import DatabaseError
+from db.queries import ledger, tables
+from db.queries.tables import Digest, Key, Row
+from db.schema import in_flight, projects, requests, tokens, usage_hourly
+
+#: What is copied, in this order. Requests come first: rows of a target that has been in use since show there, before
+#: anything is changed. Tokens refer to projects.
+TABLES: tuple[Table, ...] = (requests, usage_hourly, projects, tokens, in_flight)
+
+#: Rows in one transaction: few enough for a statement of any database, and for a memory that does not grow.
+PIECE = 500
+
+#: Told of the table, of the rows that are done in it, and of all that it had at the beginning.
+Progress = Callable[[str, int, int], None]
+
+
+class CopyRefused(DatabaseError):
+    """Copying this source into this target would lose or mix up something. Nothing was written."""
+
+
+@frozen
+class Comparison:
+    """One table on both sides."""
+
+    table: str
+    source: Digest
+    target: Digest
+
+    @property
+    def equal(self) -> bool:
+        """Whether both hold the same rows."""
+        return self.source == self.target
+
+
+def check_schema(source: Database) -> None:
+    """Make sure that the source has the tables of this version.
+
+    Raises:
+        CopyRefused: it is behind.
+        db.errors.SchemaMismatch: a newer llm-proxy has been there.
+    """
+    status = source.read_now(migrate.status)
+    if not status.at_head:
+        raise CopyRefused(
+            f"{source.target}: the schema is at {status.current or 'base'}, and {status.head} is needed; "
+            "run 'llm-proxy migrate up' on it, or start a server of this version once"
+        )
+
+
+def check_idle(database: Database, dead_after: timedelta) -> None:
+    """Make sure that no server works on the database.
+
+    Args:
+        database: at head.
+        dead_after: how long a worker's heartbeat must be missing.
+
+    Raises:
+        CopyRefused: one does, or did a moment ago.
+    """
+
+    def live(connection: Connection) -> list[str]:
+        return [f"{worker.hostname} (pid {worker.pid})" for worker in ledger.live_workers(connection, dead_after)]
+
+    found = database.read_now(live)
+    if found:
+        raise CopyRefused(
+            f"{database.target} is in use by {', '.join(found)}; stop the servers first (one that was killed counts "
+            f"as live for {dead_after.total_seconds():g} s), or copy beside them with --allow-live"
+        )
+
+
+def counts(database: Database) -> dict[str, int]:
+    """How many rows each of the tables has."""
+    return {table.name: database.read_now(tables.count, table) for table in TABLES}
+
+
+def check_empty(target: Database) -> None:
+    """Make sure that the target, at head, has no rows. Raises CopyRefused."""
+    found = {name: number for name, number in counts(target).items() if number}
+    if found:
+        rows = ", ".join(f"{name} {number:,}" for name, number in found.items())
+        raise CopyRefused(
+            f"{target.target} is not empty ({rows}): give an empty database, or --resume to take up a copy of the "
+            "same source again"
+        )
+
+
+def copy(source: Database, target: Database, *, resume: bool = False, progress: Progress) -> list[Comparison]:
+    """Copy all rows, then compare both sides.
+
+    Args:
+        source: at head.
+        target: at head; empty unless `resume`.
+        resume: make what is there equal to the source: rows are added and changed, and those taken away that the
+            source has not any more.
+        progress: told after each piece.
+
+    Raises:
+        CopyRefused: the target holds what cannot have come from this source.
+    """
+    found = [_Copy(source, target, table, resume=resume, progress=progress).run() for table in TABLES]
+    return [Comparison(table.name, digest, digest_of(target, table)) for table, digest in found]
+
+
+def digest_of(database: Database, table: Table) -> Digest:
+    """Read a whole table for its digest, in constant memory."""
+    digest = Digest()
+    for rows in _pieces(database, table):
+        digest.add(rows)
+    return digest
+
+
+def _pieces(database: Database, table: Table) -> Iterator[list[Row]]:
+    after: Key | None = None
+    while rows := database.read_now(tables.piece, table, after, PIECE):
+        yield rows
+        after = tables.key_of(table, rows[-1])
+
+
+@define
+class _Copy:
+    """One table on its way."""
+
+    source: Database
+    target: Database
+    table: Table
+    resume: bool
+    progress: Progress
+
+    def run(self) -> tuple[Table, Digest]:
+        """Copy it; return it with the digest of what the source held while it was read."""
+        table = self.table
+        digest = Digest()
+        whole = self.source.read_now(tables.count, table)
+        oldest = self.source.read_now(tables.first_key, table) if self.resume else None
+        after: Key | None = None
+        self.progress(table.name, 0, whole)
+        for rows in _pieces(self.source, table):
+            last = tables.key_of(table, rows[-1])
+            if self.resume:
+                self._mend(rows, after, last, oldest)
+            else:
+                self.target.write_now(tables.add, table, rows)
+            digest.add(rows)
+            after = last
+            self.progress(table.name, digest.rows, whole)
+        if self.resume:
+            self._mend([], after, None, oldest)
+        return table, digest
+
+    def _mend(self, rows: list[Row], after: Key | None, last: Key | None, oldest: Key | None) -> None:
+        """Make the target's rows behind `after` up to `last` those of the source."""
+        table = self.table
+        wanted = {tables.key_of(table, row): row for row in rows}
+        while True:
+            # One more than a piece holds: if there are that many, what follows is looked at in the next turn.
+            present = self.target.read_now(tables.stretch, table, after, last, PIECE + 1)
+            turn_ends = len(present) <= PIECE
+            there = {tables.key_of(table, row): row for row in present}
+            surplus = [key for key in there if key not in wanted]
+            self._judge(surplus, oldest)
+            changed = [row for key, row in wanted.items() if key in there and there[key] != row]
+            reached = None if turn_ends else tables.key_of(table, present[-1])
+            missing = [row for key, row in wanted.items() if key not in there and (reached is None or key <= reached)]
+            if missing or changed or surplus:
+                self.target.write_now(_apply, table, missing, changed, surplus)
+            if turn_ends:
+                return
+            after = reached
+            wanted = {key: row for key, row in wanted.items() if reached is None or key > reached}
+
+    def _judge(self, surplus: list[Key], oldest: Key | None) -> None:
+        """Refuse rows of the target that no copy of this source can have brought.
+
+        Projects, tokens and hourly sums are never deleted. Requests are, from the oldest on (LEDGER_RETENTION), and
+        reservations are when they are settled.
+        """
+        table = self.table
+        if table is in_flight:
+            return
+        strange = surplus
+        if table is requests:
+            strange = [key for key in surplus if oldest is None or key >= oldest]
+        if strange:
+            raise CopyRefused(
+                f"{self.target.target} has rows in {table.name} that the source does not have, such as "
+                f"{_shown(strange[0])}: it is no copy of this source, or has been in use since; give an empty database"
+            )
+
+
+def _apply(connection: Connection, table: Table, missing: list[Row], changed: list[Row], surplus: list[Key]) -> None:
+    tables.remove(connection, table, surplus)
+    for row in changed:
+        tables.change(connection, table, row)
+    tables.add(connection, table, missing)
+
+
+def _shown(key: Key) -> str:
+    return " / ".join(str(part) for part in key)

@@ -1,0 +1,66 @@
+"""A copy of a SQLite file, made beside whoever is writing to it (sqlite.org, "SQLite Online Backup API")."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from db.errors import Refused, Unavailable
+
+
+def back_up(source: Path, to: Path, *, overwrite: bool = False) -> int:
+    """Write a copy of the database as it is at this moment, and return its size in bytes.
+
+    The copy appears whole or not at all, is one file without a log beside it, and is for its owner alone. It is made in
+    one step: in several, the library would begin anew whenever somebody writes, and a busy server always does.
+
+    Raises:
+        Refused: there is something at `to` already, or the copy is damaged, as the source then is.
+        Unavailable: a file cannot be read or written.
+    """
+    if to.exists() and not overwrite:
+        raise Refused(f"{to} exists; choose another name, or --force to replace it")
+    partial = to.with_name(to.name + ".partial")
+    try:
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+        partial.chmod(0o600)
+        try:
+            _write(source, partial)
+            size = partial.stat().st_size
+            partial.replace(to)
+            _flush(to.parent)
+        except BaseException:
+            for leftover in (partial, partial.with_name(partial.name + "-journal")):
+                with suppress(FileNotFoundError):
+                    leftover.unlink()
+            raise
+    except OSError as error:
+        raise Unavailable(f"the backup {to} cannot be written: {error.strerror}") from error
+    except sqlite3.Error as error:
+        raise Unavailable(
+            f"SQLite file {source} cannot be copied to {to}: look for a full disk, permissions, or a damaged file"
+        ) from error
+    return size
+
+
+def _write(source: Path, partial: Path) -> None:
+    uri = f"file:{quote(str(source.absolute()))}?mode=ro"
+    with closing(sqlite3.connect(uri, uri=True)) as old, closing(sqlite3.connect(partial)) as new:
+        old.backup(new, pages=-1)
+        # The copy has no log of its own: whoever opens it first decides on the mode.
+        new.execute("PRAGMA journal_mode = DELETE")
+        (verdict,) = new.execute("PRAGMA integrity_check(1)").fetchone()
+        if verdict != "ok":
+            raise Refused(f"SQLite file {source} is damaged, and so would its copy be: restore it from an older backup")
+    _flush(partial)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

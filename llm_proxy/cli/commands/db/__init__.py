@@ -1,0 +1,18 @@
+"""`llm-proxy db`: look at the database, back it up, and move it."""
+
+from __future__ import annotations
+
+import click
+
+from llm_proxy.cli.commands.db import backup, check, copy
+from llm_proxy.cli.program import Group
+
+
+@click.group(cls=Group)
+def command() -> None:
+    """Look after the database."""
+
+
+command.add_command(check.command)
+command.add_command(copy.command)
+command.add_command(backup.command)
