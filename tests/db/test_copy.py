@@ -72,7 +72,7 @@ def all_rows(database: Database) -> dict[str, set[tuple[object, ...]]]:
 
 
 @pytest.mark.parametrize(("old", "new"), PAIRS, ids=[f"{old}-to-{new}" for old, new in PAIRS])
-def test_every_pair_in_both_directions(databases: Databases, pasts: dict[Kind, Database], old: Kind, new: Kind) -> None:
+def test_every_pair_in_both_directions(databases: Databases, past_of: PastOf, old: Kind, new: Kind) -> None:
     require(databases, new)
     source = past_of(old)
     told: list[tuple[str, int, int]] = []
