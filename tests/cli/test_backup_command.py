@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert
+
+from db import Connection, copy
+from db.database import opened
+from db.dsn import parse
+from db.options import Options
+from db.queries import ledger
+from db.schema import workers
+from tests.cli.conftest import Run
+from tests.databases.kinds import SERVERS, on
+from tests.databases.scratch import Scratch
+from tests.db.pasts import write_past
+from tests.db.queries.books import NOON
+
+
+@pytest.fixture
+def live(run: Run, folder: Path) -> Path:
+    """A SQLite file with a past, in the current folder."""
+    assert run("migrate", "up", "--db", "live.db").exit_code == 0
+    with opened(parse("sqlite", None, "live.db"), Options()) as database:
+        write_past(database, requests=50)
+    return folder / "live.db"
+
+
+def test_a_backup_is_whole_private_and_one_file(run: Run, live: Path, folder: Path) -> None:
+    result = run("db", "backup", "copy.db", "--db", "live.db")
+
+    assert result.exit_code == 0, result.stderr
+    assert [line.split() for line in result.stdout.splitlines()][2:] == [["file", "whole"], ["books", "balance"]]
+    assert {path.name for path in folder.iterdir() if path.name.startswith("copy")} == {"copy.db"}
+    assert oct((folder / "copy.db").stat().st_mode)[-3:] == "600"
+    old, new = (parse("sqlite", None, name) for name in ("live.db", "copy.db"))
+    with opened(old, Options()) as source, opened(new, Options()) as copied:
+        assert all(copy.digest_of(source, table) == copy.digest_of(copied, table) for table in copy.TABLES)
+
+
+def test_a_backup_beside_a_writer_is_a_state_that_was(run: Run, live: Path) -> None:
+    """Each transaction writes two rows: a copy that was made between the two of them would have an odd number."""
+    stop = threading.Event()
+
+    def two_rows(connection: Connection, number: int) -> None:
+        for place in (0, 1):
+            connection.execute(
+                insert(workers).values(
+                    id=f"{number}-{place}", hostname="h", pid=1, version="0", started_at=NOON, seen_at=NOON
+                )
+            )
+
+    with opened(parse("sqlite", None, "live.db"), Options()) as database:
+
+        def write() -> None:
+            number = 0
+            while not stop.is_set():
+                database.write_now(two_rows, number)
+                number += 1
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        try:
+            for name in ("1.db", "2.db", "3.db"):
+                assert run("db", "backup", name, "--db", "live.db").exit_code == 0
+        finally:
+            stop.set()
+            writer.join()
+        for name in ("1.db", "2.db", "3.db"):
+            with opened(parse("sqlite", None, name), Options(), exclusive=False) as copied:
+                assert len(copied.read_now(ledger.list_workers)) % 2 == 0
+
+
+def test_nothing_is_overwritten_unasked(run: Run, live: Path, folder: Path) -> None:
+    (folder / "copy.db").write_text("mine")
+    result = run("db", "backup", "copy.db", "--db", "live.db")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: copy.db exists; choose another name, or --force to replace it\n"
+    assert (folder / "copy.db").read_text() == "mine"
+    assert run("db", "backup", "copy.db", "--db", "live.db", "--force").exit_code == 0
+    assert (folder / "copy.db").read_bytes().startswith(b"SQLite format 3")
+
+
+def test_the_key_file_is_pointed_out(run: Run, live: Path, folder: Path) -> None:
+    (folder / "live.db.key").write_text("k")
+    result = run("db", "backup", "copy.db", "--db", "live.db", "--json")
+    assert json.loads(result.stdout)["key_file"] == "live.db.key"
+    assert "live.db.key: keep a copy of that file too" in result.stderr
+
+
+def test_a_damaged_file_is_not_passed_off_as_a_backup(run: Run, live: Path, folder: Path) -> None:
+    with sqlite3.connect(live) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    content = bytearray(live.read_bytes())
+    content[4096 * 3 : 4096 * 6] = bytes(4096 * 3)
+    live.write_bytes(content)
+    result = run("db", "backup", "copy.db", "--db", "live.db")
+    assert result.exit_code in (1, 2)
+    assert "damaged" in result.stderr
+    assert not any(path.name.startswith("copy.db") for path in folder.iterdir())
+
+
+def test_a_place_that_cannot_be_written(run: Run, live: Path) -> None:
+    result = run("db", "backup", "missing/copy.db", "--db", "live.db")
+    assert result.exit_code == 2
+    assert result.stderr == "error: the backup missing/copy.db cannot be written: No such file or directory\n"
+
+
+@on(*SERVERS)
+def test_servers_have_tools_of_their_own(run: Run, migrated_database: Scratch) -> None:
+    result = run("db", "backup", "copy.db", env=migrated_database.env)
+    assert result.exit_code == 2
+    assert ("pg_dump" if migrated_database.kind.driver == "postgres" else "mysqldump") in result.stderr
+
+
+def test_there_must_be_something_to_back_up(run: Run, folder: Path) -> None:
+    result = run("db", "backup", "copy.db", "--db", "live.db")
+    assert (result.exit_code, result.stderr) == (1, "error: there is no SQLite file live.db\n")

@@ -1,0 +1,145 @@
+"""A deployment moves to another database: its clients notice nothing, and a copy that is killed loses nothing."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+
+from benchmarks.processes import Upstream
+from db import copy
+from db.database import opened
+from db.errors import DatabaseError
+from db.options import Options
+from tests.databases.fixtures import require
+from tests.databases.kinds import Kind
+from tests.databases.scratch import Databases, Scratch
+from tests.db.pasts import write_past
+from tests.harness.deployment import Deployment
+from tests.harness.server import ROOT, StartServer
+from tests.scenarios.books import verify
+
+#: Where each database moves to.
+NEXT = {
+    Kind.SQLITE: Kind.POSTGRES,
+    Kind.POSTGRES: Kind.MYSQL,
+    Kind.MYSQL: Kind.MARIADB,
+    Kind.MARIADB: Kind.SQLITE,
+}
+PAST = 3000
+PATIENCE = 120.0
+
+
+def start_copy(old: Scratch, new: Scratch, *flags: str) -> subprocess.Popen[str]:
+    places = ("--from", old.url or old.path, "--to", new.url or new.path)
+    return subprocess.Popen(
+        [sys.executable, "-m", "llm_proxy", "db", "copy", *places, *flags],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def copied_so_far(new: Scratch) -> int:
+    try:
+        with opened(new.target, Options(), exclusive=False) as database:
+            return copy.counts(database)["requests"]
+    except DatabaseError:
+        return 0
+
+
+def kill_in_the_middle(process: subprocess.Popen[str], new: Scratch) -> int:
+    """Kill a copy once it has written something; return how far it had come."""
+    deadline = time.monotonic() + PATIENCE
+    while not copied_so_far(new):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return copied_so_far(new)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, output
+    return output
+
+
+def env_of(scratch: Scratch) -> Mapping[str, str]:
+    return scratch.env
+
+
+async def test_a_deployment_moves(
+    databases: Databases,
+    database_kind: Kind,
+    migrated_database: Scratch,
+    start_server: StartServer,
+    upstream: Upstream,
+) -> None:
+    require(databases, NEXT[database_kind])
+    old = migrated_database
+    with opened(old.target, Options()) as database:
+        write_past(database, requests=PAST)
+    before = Deployment(start_server(env_of(old)), upstream)
+    secret = before.new_secret(max_requests=3)
+    assert (await before.chat(secret)).status == http.client.OK
+    assert before.server.stop() == 0
+
+    with databases.migrated(NEXT[database_kind]) as new:
+        reached = kill_in_the_middle(start_copy(old, new), new)
+        assert reached > 0
+        refused = start_copy(old, new)
+        assert "is not empty" in refused.communicate(timeout=PATIENCE)[0]
+        assert refused.returncode == 1
+        output = finish(start_copy(old, new, "--resume"))
+        assert output.count(" equal") == len(copy.TABLES), output
+        verify(new.env)
+
+        after = Deployment(start_server(env_of(new)), upstream)
+        assert (await after.chat(secret)).status == http.client.OK
+        assert (await after.chat(secret)).status == http.client.OK
+        assert (await after.chat(secret)).status == http.client.TOO_MANY_REQUESTS
+        assert after.server.stop() == 0
+        verify(new.env)
+
+
+async def test_a_short_cut_over(
+    databases: Databases,
+    database_kind: Kind,
+    migrated_database: Scratch,
+    start_server: StartServer,
+    upstream: Upstream,
+) -> None:
+    """The bulk is copied beside the running server, and what has changed since once it is stopped."""
+    require(databases, NEXT[database_kind])
+    old = migrated_database
+    before = Deployment(start_server(env_of(old)), upstream)
+    secret = before.new_secret()
+    for _ in range(5):
+        assert (await before.chat(secret)).status == http.client.OK
+    with databases.migrated(NEXT[database_kind]) as new:
+        refused = start_copy(old, new)
+        told = refused.communicate(timeout=PATIENCE)[0]
+        assert refused.returncode == 1
+        assert "is in use by" in told or "another llm-proxy process" in told
+        live = start_copy(old, new, "--allow-live")
+        for _ in range(5):
+            assert (await before.chat(secret)).status == http.client.OK
+        live.communicate(timeout=PATIENCE)
+        assert live.returncode in (0, 1)  # equal already, or not yet
+        assert (await before.chat(secret)).status == http.client.OK
+        assert before.server.stop() == 0
+        finish(start_copy(old, new, "--resume"))
+        verify(new.env)
+        after = Deployment(start_server(env_of(new)), upstream)
+        assert (await after.chat(secret)).status == http.client.OK
+        (token,) = after.server.manage("GET", "/tokens")["data"]
+        assert token["request_count"] == 12
+        assert after.server.stop() == 0
