@@ -33,9 +33,9 @@ _TOOLS = {
 def command(
     context: click.Context, *, to: Path, force: bool, as_json: bool, db: str | None, config: Path | None
 ) -> None:
-    """Copy the SQLite database to the file TO, also while a server is using it.
+    """Copy the SQLite database to the file TO.
 
-    The copy is checked: that the file is whole, and that its books balance; exits 1 where they do not. PostgreSQL and
+    A server may be using it meanwhile. The copy is checked: that the file is whole, and that its books balance; exits 1 where they do not. PostgreSQL and
     MySQL have tools of their own, which this command names.
     """
     settings = load_settings(config, db)
