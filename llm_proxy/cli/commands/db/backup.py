@@ -35,8 +35,8 @@ def command(
 ) -> None:
     """Copy the SQLite database to the file TO.
 
-    A server may be using it meanwhile. The copy is checked: that the file is whole, and that its books balance; exits 1 where they do not. PostgreSQL and
-    MySQL have tools of their own, which this command names.
+    A server may be using it meanwhile. The copy is checked: that the file is whole, and that its books balance; exits 1
+    where they do not. PostgreSQL and MySQL have tools of their own, which this command names.
     """
     settings = load_settings(config, db)
     source = database_target(settings)

@@ -62,8 +62,9 @@ def command(  # noqa: PLR0913 (one parameter per option)
 ) -> None:
     """Move everything to another database.
 
-    In the end both are read, and proved to hold the same. SQLite, PostgreSQL, MySQL and MariaDB, in every direction. The target's schema is made; it must have no rows, but
-    with --resume. Keys stay encrypted and tokens stay digests: with the same ENCRYPTION_KEY, clients notice nothing.
+    From SQLite, PostgreSQL, MySQL or MariaDB to any of them. The target's schema is made; it must have no rows, but
+    with --resume. In the end both are read, and proved to hold the same. Keys stay encrypted and tokens stay digests:
+    with the same ENCRYPTION_KEY, clients notice nothing.
 
     Exits 1 where the two differ in the end. A URL with a password is better given in a file: other users of this
     machine can see command lines.
