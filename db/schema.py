@@ -114,6 +114,7 @@ requests = Table(
 )
 
 # Sums per hour, token and model; survives the pruning of `requests`. Counts every settled request that is not void.
+# `pruned` says how many of these have no row any more.
 usage_hourly = Table(
     "usage_hourly",
     metadata,
@@ -126,6 +127,7 @@ usage_hourly = Table(
     Column("input_tokens", BigInteger, nullable=False),
     Column("output_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
+    Column("pruned", BigInteger, nullable=False, server_default="0"),
     Index("ix_usage_hourly_token_id", "token_id"),
     Index("ix_usage_hourly_project_id_hour", "project_id", "hour"),
 )

@@ -10,6 +10,7 @@ The map, from the outside in; imports go downwards only.
 - `services`: opens everything that a server process holds
 - `proxy`: the data plane, ASGI in and upstream bytes out
 - `ledger`: admits, counts and settles requests in shared transactions
+- `keys`: the seals of all API keys, and their rotation
 - `tokens`: the rules of withering tokens, pure
 - `settings`, `errors`, `crypto`, `private_file`, `identifiers`, `log`, `redaction`, `metrics`: what all stands on
 - `watch`: deadlines that cost next to nothing

@@ -173,6 +173,18 @@ class KeyRing:
             return sealed.startswith(_PLAIN)
         return sealed.startswith(f"{_V2}{self._sealing_kid}:")
 
+    def missing(self, sealed: str) -> str | None:
+        """What it takes to open this value and is not in the ring, in words; None where nothing is known to be missing.
+
+        It is told from the value's form alone, and quickly: whether it really opens is not tried.
+        """
+        if sealed.startswith(_V2):
+            kid = sealed[len(_V2) :].partition(":")[0]
+            return None if kid in self._ciphers else f"the key with the id {kid}"
+        if sealed.startswith(_PLAIN) and not self._plaintext:
+            return "ALLOW_PLAINTEXT_API_KEYS=true"
+        return None
+
     def _open_v1(self, body: str) -> str:
         # The first version names no key, so each one is tried: authentication tells the right one.
         box = _split_box(body, urlsafe=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import trio
@@ -16,10 +16,12 @@ from db.database import Database, open_database
 from db.errors import DatabaseError
 from db.options import Options
 from db.records import Worker
-from llm_proxy import log
-from llm_proxy.crypto import KeyRing, load_or_create_key_file
+from llm_proxy import keys, log
+from llm_proxy.crypto import KeyRing, KeyRingError, load_or_create_key_file
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
+from llm_proxy.ledger.pruning import Pruner
+from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.metrics import Metrics
 from llm_proxy.proxy import provider_file
 from llm_proxy.proxy.relay import Relay
@@ -140,6 +142,35 @@ def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str,
     return upstreams
 
 
+def _check_keys(database: Database, keyring: KeyRing) -> None:
+    """Refuse to serve with a key that is wrong beyond doubt; name what is missing where only some projects need it."""
+    locked = keys.look_for_locked(database, keyring)
+    if locked is None:
+        return
+    if locked.all_of_them:
+        raise KeyRingError(f"{locked}: ENCRYPTION_KEY is not the one that this database was used with")
+    log.logger("services").warning("some projects cannot be served", reason=str(locked), key_ids=keyring.key_ids)
+
+
+def _pruner(settings: Settings, database: Database, worker: Worker, metrics: Metrics) -> Pruner | None:
+    """What keeps the ledger to its retention; None where all rows stay."""
+    if not settings.ledger_retention:
+        return None
+    pruner = Pruner(
+        database,
+        worker.id,
+        retention=timedelta(seconds=settings.ledger_retention),
+        dead_after=timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat),
+    )
+    metrics.counter("llm_proxy_ledger_pruned_requests", "Rows that were too old for the ledger.", lambda: pruner.rows)
+    metrics.gauge(
+        "llm_proxy_ledger_last_pruning_timestamp_seconds",
+        "When this worker last looked through the old rows to the end, 0 where it never did.",
+        lambda: pruner.last_pass,
+    )
+    return pruner
+
+
 @asynccontextmanager
 async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[Services]:
     """Migrate the database, open everything, and close it again in order.
@@ -159,12 +190,14 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(target, options))
         await trio.to_thread.run_sync(migrate.up, database)
+        await trio.to_thread.run_sync(_check_keys, database, keyring)
         now = datetime.now(UTC)
         worker = Worker(new_id(), socket.gethostname()[:255], os.getpid(), VERSION, now, now)
         ledger = Ledger(
             database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
         )
         metrics.watch_ledger(waiting=lambda: ledger.waiting, unsettled=lambda: ledger.unsettled, lag=lambda: ledger.lag)
+        pruner = _pruner(settings, database, worker, metrics)
         metrics.counter(
             "llm_proxy_log_lines_lost", "Log lines that could not be written.", lambda: request_log.lines_lost
         )
@@ -189,6 +222,8 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(ledger.run)
+            if pruner is not None:
+                nursery.start_soon(pruner.run)
             try:
                 yield Services(settings, database, keyring, ledger, providers, relay, metrics)
             finally:

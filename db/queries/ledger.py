@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 
 @frozen
 class Imbalance:
-    """A token whose books do not agree: three figures that should be one."""
+    """A token whose books do not agree: three figures that should be one.
+
+    `settled` counts the rows that are there and those that were pruned.
+    """
 
     token_id: str
     counter: int
@@ -230,7 +233,8 @@ def forget_dead_workers(connection: Connection, now: datetime, dead_after: timed
 def verify(connection: Connection) -> list[Imbalance]:
     """Compare, for every token, counter with settled + in flight and roll-up + in flight.
 
-    One statement, hence one snapshot: it is true also while servers are writing.
+    Settled requests that were pruned are known by the hourly sums alone, and count as settled. One statement, hence one
+    snapshot: it is true also while servers are writing.
     """
     settled = (
         select(requests.c.token_id, func.count().label("n"))
@@ -239,12 +243,17 @@ def verify(connection: Connection) -> list[Imbalance]:
         .subquery("settled")
     )
     rolled = (
-        select(usage_hourly.c.token_id, func.sum(usage_hourly.c.requests).label("n"))
+        select(
+            usage_hourly.c.token_id,
+            func.sum(usage_hourly.c.requests).label("n"),
+            func.sum(usage_hourly.c.pruned).label("pruned"),
+        )
         .group_by(usage_hourly.c.token_id)
         .subquery("rolled")
     )
     flying = select(in_flight.c.token_id, func.count().label("n")).group_by(in_flight.c.token_id).subquery("flying")
-    n_settled, n_rolled, n_flying = (func.coalesce(part.c.n, 0) for part in (settled, rolled, flying))
+    n_rows, n_rolled, n_flying = (func.coalesce(part.c.n, 0) for part in (settled, rolled, flying))
+    n_settled = n_rows + func.coalesce(rolled.c.pruned, 0)
     rows = connection.execute(
         select(tokens.c.id, tokens.c.request_count, n_settled, n_rolled, n_flying)
         .outerjoin_from(tokens, settled, settled.c.token_id == tokens.c.id)

@@ -1,8 +1,7 @@
 """Mending books that do not balance, from the evidence that is left: rows are never invented, and sums never lowered.
 
-Settled requests may be gone for good reasons (retention) while their hourly sums stay, so a sum that is too low is
-raised to what the rows say, and one that is higher is believed. The counter is then what the sums and the open
-reservations say.
+A sum that is lower than its rows, those included that were pruned, is raised to what they say, and one that is higher
+is believed. The counter is then what the sums and the open reservations say.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import datetime, timedelta
 
+from attrs import frozen
 from sqlalchemy import Connection, delete, func, select, update
 
 from db import dialects
@@ -20,6 +20,24 @@ from db.schema import in_flight, requests, tokens, usage_hourly
 
 _HOUR = timedelta(hours=1)
 
+#: What cannot be known any more of requests that were pruned.
+_TOKENS = ("errors", "input_tokens", "output_tokens", "cached_tokens")
+
+
+@frozen
+class _Sum:
+    """The figures of a row of the hourly sums."""
+
+    requests: int
+    pruned: int
+    errors: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+
+_FIGURES = columns(usage_hourly, _Sum)
+
 #: An hour of a token and a model: what one row of the hourly sums is about.
 _Bucket = tuple[datetime, str]
 
@@ -29,8 +47,9 @@ def repair(connection: Connection, token_id: str) -> None:
     connection.execute(dialects.for_update(select(tokens.c.id).where(tokens.c.id == token_id)))
     summed = _summed(connection, token_id)
     for bucket, count in sorted(_settled(connection, token_id).items()):
-        if count > summed.get(bucket, 0):
-            _sum_up(connection, token_id, bucket)
+        known = summed.get(bucket)
+        if known is None or count + known.pruned > known.requests:
+            _sum_up(connection, token_id, bucket, known)
     # One statement, hence one moment: a settlement takes a request from one of the two to the other.
     rolled_up = select(func.coalesce(func.sum(usage_hourly.c.requests), 0)).where(usage_hourly.c.token_id == token_id)
     flying = select(func.count()).select_from(in_flight).where(in_flight.c.token_id == token_id)
@@ -38,11 +57,12 @@ def repair(connection: Connection, token_id: str) -> None:
     connection.execute(update(tokens).where(tokens.c.id == token_id).values(request_count=int(total)))
 
 
-def _summed(connection: Connection, token_id: str) -> dict[_Bucket, int]:
-    """The requests that the hourly sums know of. Locks them: what is settled meanwhile is added afterwards."""
-    sums = select(usage_hourly.c.hour, usage_hourly.c.model, usage_hourly.c.requests)
+def _summed(connection: Connection, token_id: str) -> dict[_Bucket, _Sum]:
+    """The hourly sums. Locks them: what is settled meanwhile is added afterwards."""
+    sums = select(usage_hourly.c.hour, usage_hourly.c.model, *_FIGURES)
     ordered = sums.where(usage_hourly.c.token_id == token_id).order_by(usage_hourly.c.hour, usage_hourly.c.model)
-    return {(hour, model): int(count) for hour, model, count in connection.execute(dialects.for_update(ordered))}
+    rows = connection.execute(dialects.for_update(ordered))
+    return {(hour, model): _Sum(*map(int, figures)) for hour, model, *figures in rows}
 
 
 def _settled(connection: Connection, token_id: str) -> Counter[_Bucket]:
@@ -56,14 +76,14 @@ def _settled(connection: Connection, token_id: str) -> Counter[_Bucket]:
     return Counter((moment.replace(minute=0, second=0, microsecond=0), model) for moment, model in rows)
 
 
-def _sum_up(connection: Connection, token_id: str, bucket: _Bucket) -> None:
-    """Write a row of the hourly sums anew from its requests."""
+def _sum_up(connection: Connection, token_id: str, bucket: _Bucket, before: _Sum | None) -> None:
+    """Write a row of the hourly sums anew from its requests.
+
+    Of those that were pruned only the number is known, so the old sums stay where they are higher.
+    """
     hour, model = bucket
-    connection.execute(
-        delete(usage_hourly).where(
-            usage_hourly.c.hour == hour, usage_hourly.c.token_id == token_id, usage_hourly.c.model == model
-        )
-    )
+    this = (usage_hourly.c.hour == hour, usage_hourly.c.token_id == token_id, usage_hourly.c.model == model)
+    connection.execute(delete(usage_hourly).where(*this))
     rows = connection.execute(
         select(*columns(requests, SettledRequest)).where(
             requests.c.token_id == token_id,
@@ -73,3 +93,10 @@ def _sum_up(connection: Connection, token_id: str, bucket: _Bucket) -> None:
         )
     )
     roll_up(connection, [SettledRequest(*row) for row in rows])
+    if before is None or not before.pruned:
+        return
+    now = _Sum(*map(int, connection.execute(select(*_FIGURES).where(*this)).one()))
+    mended = {name: max(getattr(before, name), getattr(now, name)) for name in _TOKENS}
+    connection.execute(
+        update(usage_hourly).where(*this).values(requests=now.requests + before.pruned, pruned=before.pruned, **mended)
+    )

@@ -90,6 +90,11 @@ class Settings:
         "How often a worker says that it is alive. One that has been silent for four times as long counts as dead, and "
         "its open requests are settled as `unknown`.",
     )
+    ledger_retention: float = DATABASE.setting(
+        kinds.duration(zero=True),
+        "90d",
+        "How long the ledger keeps the row of each request; the hourly sums stay for ever. 0 keeps all rows.",
+    )
 
     listen_addr: ListenAddress = SERVER.setting(
         kinds.LISTEN_ADDRESS, ":8080", "Where the server listens; without a host, on every interface.", flag="--addr"

@@ -168,7 +168,16 @@ def _commands(command: click.Command, context: click.Context) -> Iterator[click.
 def test_the_short_helps_fit_into_their_lists(run: Run) -> None:
     listed = run("--help").stdout.partition("Commands:\n")[2].splitlines()
 
-    assert [line.split()[0] for line in listed] == ["benchmark", "db", "demo", "ledger", "manage", "migrate", "server"]
+    assert [line.split()[0] for line in listed] == [
+        "benchmark",
+        "db",
+        "demo",
+        "keys",
+        "ledger",
+        "manage",
+        "migrate",
+        "server",
+    ]
     groups = [
         ("--help",),
         *((name, "--help") for name in ("db", "ledger", "manage", "migrate")),

@@ -152,7 +152,8 @@ def test_rows_survive_every_revision_up_and_down(fresh: Database) -> None:
         before = states[-1] if states else {}
         fresh.write_now(fill_new, set(before))
         after = fresh.read_now(contents)
-        assert {name: after[name] for name in before} == before
+        # A revision may add columns, which come last.
+        assert {name: [row[: len(rows[0])] for row in after[name]] for name, rows in before.items()} == before
         states.append(after)
         shapes.append(fresh.read_now(describe))
     assert all(len(rows) == 2 for rows in states[-1].values())

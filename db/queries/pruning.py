@@ -1,0 +1,127 @@
+"""Old rows of the ledger go, and what they were stays: in the hourly sums, with the number of rows that are gone.
+
+So the books balance as before: counter = settled + pruned + in flight = hourly sums + in flight.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import datetime, timedelta
+from typing import Any
+
+from attrs import frozen
+from sqlalchemy import Connection, and_, bindparam, delete, or_, select
+
+from db.dialects.bulk import BulkInsert, DeleteByKeys
+from db.dialects.statements import for_update, upsert_add
+from db.queries.ledger import live_workers
+from db.schema import requests, usage_hourly
+
+_Bucket = tuple[datetime, str, str]
+
+_KEYS = ("hour", "token_id", "model")
+_ZERO = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens")
+
+
+@frozen
+class Pruned:
+    """What one transaction did.
+
+    Attributes:
+        rows: how many went.
+        kept: how many were old enough and stayed, because the hourly sums do not know of them.
+    """
+
+    rows: int
+    kept: int
+
+
+_note = BulkInsert(upsert_add(usage_hourly, keys=_KEYS, sums=("pruned",)), [*_KEYS, "project_id", *_ZERO, "pruned"])
+
+
+_delete = DeleteByKeys(delete(requests).where(requests.c.id.in_(bindparam("keys", expanding=True))), requests.c.id.type)
+
+
+def is_first(connection: Connection, worker_id: str, dead_after: timedelta) -> bool:
+    """Whether this worker is the one of all live workers that prunes.
+
+    No lock is needed for that: should two take themselves for the first one for a moment, each leaves alone the rows
+    that the other has locked.
+    """
+    live = [worker.id for worker in live_workers(connection, dead_after)]
+    return bool(live) and min(live) == worker_id
+
+
+def prune(connection: Connection, before: datetime, limit: int, after_id: str = "") -> tuple[Pruned, str | None]:
+    """Delete settled requests that were admitted before a moment, the oldest first.
+
+    A row goes only if the hourly sum that it belongs to counts at least as many requests as there were, so that nothing
+    can get lost that is not written down elsewhere. Void requests are in no sum, and just go.
+
+    Args:
+        connection: a transaction.
+        before: the moment, UTC.
+        limit: most rows that are looked at.
+        after_id: where to begin: behind the row of this id.
+
+    Returns:
+        What was done, and the id of the last row that was looked at; None where there are no more.
+    """
+    # Ids begin with the time (RFC 9562, version 7), so old rows are found without an index of their own.
+    found = connection.execute(
+        for_update(
+            select(
+                requests.c.id,
+                requests.c.token_id,
+                requests.c.project_id,
+                requests.c.model,
+                requests.c.outcome,
+                requests.c.admitted_at,
+            )
+            .where(requests.c.id > after_id, requests.c.id < _first_id(before), requests.c.admitted_at < before)
+            .order_by(requests.c.id)
+            .limit(limit),
+            skip_locked=True,
+        )
+    ).all()
+    if not found:
+        return Pruned(0, 0), None
+    rows = [(row, _bucket(row)) for row in found]
+    counted = Counter(bucket for row, bucket in rows if row.outcome != "void")
+    known = _known(connection, list(counted))
+    good = {bucket for bucket, count in counted.items() if known.get(bucket, 0) >= count}
+    gone = [(row, bucket) for row, bucket in rows if row.outcome == "void" or bucket in good]
+    projects = {bucket: row.project_id for row, bucket in rows}
+    _note(
+        connection,
+        [
+            {**dict(zip(_KEYS, bucket, strict=True)), "project_id": projects[bucket], **dict.fromkeys(_ZERO, 0)}
+            | {"pruned": counted[bucket]}
+            for bucket in sorted(good)
+        ],
+    )
+    deleted = _delete(connection, [row.id for row, _ in gone])
+    return Pruned(deleted, len(rows) - len(gone)), found[-1].id
+
+
+def _first_id(moment: datetime) -> str:
+    """What no id of this moment or later is below."""
+    digits = f"{int(moment.timestamp() * 1000):012x}"
+    return f"{digits[:8]}-{digits[8:]}"
+
+
+def _bucket(row: Any) -> _Bucket:
+    return row.admitted_at.replace(minute=0, second=0, microsecond=0), row.token_id, row.model
+
+
+def _known(connection: Connection, buckets: list[_Bucket]) -> dict[_Bucket, int]:
+    """The requests that the hourly sums know of and that are not pruned yet. Locks the sums, in the order of keys."""
+    if not buckets:
+        return {}
+    sums = usage_hourly.c
+    wanted = or_(
+        *(and_(sums.hour == hour, sums.token_id == token, sums.model == model) for hour, token, model in buckets)
+    )
+    ordered = select(sums.hour, sums.token_id, sums.model, sums.requests - sums.pruned).where(wanted)
+    locked = for_update(ordered.order_by(sums.hour, sums.token_id, sums.model))
+    return {(hour, token, model): int(count) for hour, token, model, count in connection.execute(locked)}

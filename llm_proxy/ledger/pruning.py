@@ -1,0 +1,74 @@
+"""The ledger's retention: old rows go, a few at a time, and only one worker of all takes them away.
+
+Between two transactions there is a pause, so that admissions, which share the database, wait for one short transaction
+at most. A pass looks through all that is old enough and ends; the next one begins a minute later.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import trio
+
+from db.errors import DatabaseError
+from db.queries import pruning
+from llm_proxy import log
+
+if TYPE_CHECKING:
+    from db.database import Database
+
+#: Rows of one transaction.
+PIECE = 250
+#: Seconds between two transactions of a pass, and between two passes.
+PAUSE = 0.05
+EVERY = 60.0
+
+_log = log.logger("retention")
+
+
+class Pruner:
+    """Prunes while it runs, if it is this worker's turn.
+
+    Attributes:
+        rows: that this worker has pruned.
+        last_pass: when it last came to the end, in seconds since the epoch; 0 before that.
+    """
+
+    def __init__(self, database: Database, worker_id: str, *, retention: timedelta, dead_after: timedelta) -> None:
+        """Keep rows for `retention`. A worker counts as dead when its heartbeat has been missing for `dead_after`."""
+        self._database = database
+        self._worker_id = worker_id
+        self._retention = retention
+        self._dead_after = dead_after
+        self.rows = 0
+        self.last_pass = 0.0
+
+    async def run(self) -> None:
+        """Prune until cancelled. While the database is away, nothing is pruned."""
+        while True:
+            try:
+                if await self._database.read(pruning.is_first, self._worker_id, self._dead_after):
+                    await self.prune()
+            except DatabaseError as error:
+                _log.warning("pruning was interrupted, and is tried again", reason=str(error))
+            await trio.sleep(EVERY)
+
+    async def prune(self) -> None:
+        """Look through all rows that are old enough, once. Raises DatabaseError."""
+        before = datetime.now(UTC) - self._retention
+        rows, kept = 0, 0
+        last: str | None = ""
+        while last is not None:
+            done, last = await self._database.write(pruning.prune, before, PIECE, last)
+            rows += done.rows
+            kept += done.kept
+            self.rows += done.rows
+            if last is not None:
+                await trio.sleep(PAUSE)
+        self.last_pass = time.time()
+        if kept:
+            _log.warning("old rows stay, because the hourly sums do not know of them; run ledger verify", rows=kept)
+        if rows:
+            _log.info("pruned the ledger", rows=rows, older_than=before.isoformat())

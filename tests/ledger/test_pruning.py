@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from db.errors import Unavailable
+from db.queries import pruning
+from db.queries.pruning import Pruned
+from llm_proxy.ledger.pruning import EVERY, PIECE, Pruner
+
+
+class Books:
+    """A database that has so many old rows, and notes when it was asked."""
+
+    def __init__(self, rows: int, *, first: bool = True, away: int = 0) -> None:
+        self.rows = rows
+        self.first = first
+        self.away = away
+        self.times: list[float] = []
+
+    async def read(self, function: Any, *_: object) -> bool:
+        assert function is pruning.is_first
+        if self.away:
+            self.away -= 1
+            raise Unavailable("the database is away")
+        return self.first
+
+    async def write(self, function: Any, _before: object, limit: int, last: str) -> tuple[Pruned, str | None]:
+        assert function is pruning.prune
+        self.times.append(trio.current_time())
+        done = min(limit, self.rows)
+        self.rows -= done
+        return Pruned(done, 0), "x" if done else None
+
+
+def pruner(books: Books) -> Pruner:
+    return Pruner(books, "w", retention=timedelta(days=90), dead_after=timedelta(seconds=20))  # type: ignore[arg-type]  # two methods are all it takes
+
+
+async def run(books: Books, seconds: float) -> Pruner:
+    one = pruner(books)
+    with trio.move_on_after(seconds):
+        await one.run()
+    return one
+
+
+@pytest.fixture
+def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
+    return autojump_clock
+
+
+async def test_a_pass_goes_to_the_end_with_pauses(clock: trio.testing.MockClock) -> None:
+    books = Books(3 * PIECE + 1)
+    one = await run(books, EVERY / 2)
+    assert (one.rows, books.rows) == (3 * PIECE + 1, 0)
+    assert len(books.times) == 5
+    assert all(later > earlier for earlier, later in zip(books.times, books.times[1:], strict=False))
+    assert one.last_pass > 0
+
+
+async def test_a_pass_follows_a_pass(clock: trio.testing.MockClock) -> None:
+    books = Books(0)
+    await run(books, 2.5 * EVERY)
+    assert len(books.times) == 3
+
+
+async def test_others_leave_it_to_the_first(clock: trio.testing.MockClock) -> None:
+    books = Books(10, first=False)
+    one = await run(books, 10 * EVERY)
+    assert (one.rows, one.last_pass, books.times) == (0, 0.0, [])
+
+
+async def test_an_outage_is_waited_out(clock: trio.testing.MockClock) -> None:
+    books = Books(10, away=3)
+    one = await run(books, 3.5 * EVERY)
+    assert one.rows == 10

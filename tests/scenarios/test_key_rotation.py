@@ -1,0 +1,105 @@
+"""API keys are encrypted anew while requests go on; and a key that is wrong stops the start, not the requests."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import subprocess
+import sys
+
+import trio
+
+from benchmarks.processes import Upstream
+from db.database import opened
+from db.options import Options
+from db.queries import projects
+from llm_proxy.crypto import KeyRing
+from tests.databases.kinds import SERVERS, on
+from tests.databases.scratch import Scratch
+from tests.harness.deployment import UPSTREAM_KEY, Deployment
+from tests.harness.server import ENCRYPTION_KEY, ROOT, StartServer
+
+NEW = "bmV3LWxsbS1wcm94eS10ZXN0cy1lbmNyeXB0LWtleSE="
+BOTH = f"{NEW},{ENCRYPTION_KEY}"
+PROJECTS = 40
+
+
+def rotate(scratch: Scratch) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_proxy", "keys", "rotate"],
+        cwd=ROOT,
+        env={"PATH": os.environ["PATH"], **scratch.env, "ENCRYPTION_KEY": BOTH},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@on(*SERVERS)
+async def test_nobody_notices_a_rotation(
+    migrated_database: Scratch, start_server: StartServer, upstream: Upstream
+) -> None:
+    seeding = Deployment(start_server(migrated_database.env), upstream)
+    secrets = [seeding.new_secret() for _ in range(PROJECTS)]
+    assert seeding.server.stop() == 0
+    deployment = Deployment(start_server(migrated_database.env, {"ENCRYPTION_KEY": BOTH}), upstream)
+    statuses: list[int] = []
+    rotated = trio.Event()
+
+    async def hammer(number: int) -> None:
+        """At least one request after the end of the rotation, too."""
+        last = False
+        while not last:
+            last = rotated.is_set()
+            statuses.extend([(await deployment.chat(secret)).status for secret in secrets[number::8]])
+
+    async with trio.open_nursery() as nursery:
+        for number in range(8):
+            nursery.start_soon(hammer, number)
+        told = await trio.to_thread.run_sync(rotate, migrated_database)
+        rotated.set()
+    assert f"re-encrypted  {PROJECTS}" in told
+    assert set(statuses) == {http.client.OK}
+    assert len(statuses) >= PROJECTS
+    assert deployment.server.stop() == 0
+
+    ring = KeyRing.from_setting(NEW)
+    with opened(migrated_database.target, Options()) as database:
+        for project_id, sealed in database.read_now(projects.seals, "", 1000):
+            assert ring.open(sealed, project_id) == UPSTREAM_KEY
+    new_only = Deployment(start_server(migrated_database.env, {"ENCRYPTION_KEY": NEW}), upstream)
+    assert (await new_only.chat(secrets[0])).status == http.client.OK
+
+
+def test_a_wrong_key_is_found_at_the_start(
+    migrated_database: Scratch, start_server: StartServer, upstream: Upstream
+) -> None:
+    seeding = Deployment(start_server(migrated_database.env), upstream)
+    seeding.new_project()
+    assert seeding.server.stop() == 0
+    server = start_server(migrated_database.env, {"ENCRYPTION_KEY": NEW}, ready=False)
+    assert server.wait(60) == 1
+    kid = KeyRing.from_setting(ENCRYPTION_KEY).key_ids[0]
+    (line,) = [line for line in server.output.splitlines() if line.startswith("error:")]
+    assert line == (
+        f"error: the API keys of 1 of 1 projects need the key with the id {kid} (1): "
+        "ENCRYPTION_KEY is not the one that this database was used with"
+    )
+
+
+async def test_a_key_that_some_projects_miss_is_told_and_the_others_served(
+    migrated_database: Scratch, start_server: StartServer, upstream: Upstream
+) -> None:
+    seeding = Deployment(start_server(migrated_database.env), upstream)
+    seeding.new_project()
+    assert seeding.server.stop() == 0
+    both = Deployment(start_server(migrated_database.env, {"ENCRYPTION_KEY": BOTH}), upstream)
+    secret = both.new_secret(both.new_project(name="under the new key")["id"])
+    assert both.server.stop() == 0
+    new_only = Deployment(start_server(migrated_database.env, {"ENCRYPTION_KEY": NEW}), upstream)
+    assert (await new_only.chat(secret)).status == http.client.OK
+    (event,) = [event for event in new_only.server.events if event["event"] == "some projects cannot be served"]
+    assert event["reason"].startswith("the API keys of 1 of 2 projects need the key with the id ")
