@@ -30,11 +30,11 @@ def test_a_rotation_says_what_it_did(run: Run, file: Path) -> None:
     kid = ring(NEW).key_ids[0]
     result = run("keys", "rotate", "--db", "x.db", "--dry-run", env=keys)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert [line.split("  ")[-1] for line in result.stdout.splitlines()] == [
-        f"the key with the id {kid}",
-        "1",
-        "0",
-        "0",
+    assert [line.split() for line in result.stdout.splitlines()] == [
+        ["under", "the", "key", "with", "the", "id", kid],
+        ["would", "be", "re-encrypted", "1"],
+        ["current", "0"],
+        ["unreadable", "0"],
     ]
     result = run("keys", "rotate", "--db", "x.db", "--json", env=keys)
     assert json.loads(result.stdout) == {"resealed": 1, "current": 0, "unreadable": [], "key": kid, "dry_run": False}

@@ -5,14 +5,14 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from attrs import evolve
+from attrs import asdict
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from db.database import Database, opened
 from db.options import Options
 from db.queries import ledger, projects, pruning, repair, tokens
 from db.queries.pruning import Pruned, prune
-from db.records import SettledRequest, Token, Worker
+from db.records import Reservation, SettledRequest, Token, Worker
 from db.schema import requests, usage_hourly
 from llm_proxy.identifiers import new_id
 from tests.databases.scratch import Scratch
@@ -50,7 +50,7 @@ def token(database: Database) -> Token:
         for day in range(10)
         for number in range(4)
     ]
-    flying = evolve(ledger.Reservation(*["x"] * 7, TODAY), **at(TODAY, 99), token_id=token.id, project_id=project.id)
+    flying = Reservation(at(TODAY, 99)["id"], new_id(), token.id, project.id, "openai", "POST", "/", TODAY)
 
     def fill(connection: Connection) -> None:
         projects.create(connection, project)
@@ -66,11 +66,7 @@ def token(database: Database) -> Token:
 
 def write(connection: Connection, rows: list[SettledRequest]) -> None:
     for row in rows:
-        connection.execute(
-            insert(requests).values(
-                **{name: getattr(row, name) for name in map(attrgetter("name"), fields(SettledRequest))}
-            )
-        )
+        connection.execute(insert(requests).values(**asdict(row)))
     ledger.roll_up(connection, rows)
 
 
