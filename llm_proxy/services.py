@@ -16,7 +16,7 @@ from db.database import Database, open_database
 from db.errors import DatabaseError
 from db.options import Options
 from db.records import Worker
-from llm_proxy import log
+from llm_proxy import capacity, log
 from llm_proxy.crypto import KeyRing, load_or_create_key_file
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
@@ -159,6 +159,10 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(target, options))
         await trio.to_thread.run_sync(migrate.up, database)
+        if settings.workers == 1:  # else whoever started the workers has looked, once for all of them
+            complaint = await trio.to_thread.run_sync(capacity.complaint, database, settings)
+            if complaint is not None:
+                events.warning(complaint)
         now = datetime.now(UTC)
         worker = Worker(new_id(), socket.gethostname()[:255], os.getpid(), VERSION, now, now)
         ledger = Ledger(

@@ -100,7 +100,7 @@ GOOD: list[tuple[str, dict[str, Any]]] = [
     ("postgres://u:p@localhost/my%20db", {**PG, "database": "my db"}),
     # Its TLS.
     ("postgres://u:p@h/d?sslmode=disable", {"tls": Tls.OFF}),
-    ("postgres://u:p@h/d?sslmode=allow", {"tls": Tls.PREFERRED}),
+    ("postgres://u:p@h/d?sslmode=allow", {"tls": Tls.ALLOWED}),
     ("postgres://u:p@h/d?sslmode=prefer", {"tls": Tls.PREFERRED}),
     ("postgres://u:p@h/d?sslmode=Require", {"tls": Tls.REQUIRED}),
     ("postgres://u:p@h/d?sslmode=verify-ca", {"tls": Tls.VERIFY_CA}),
