@@ -32,8 +32,8 @@ from db.target import Target, Tls
 #: Any number that no other program's advisory lock in the same database is likely to have.
 _MIGRATION_LOCK = 0x6C6C6D2D70726F78  # "llm-prox"
 
-#: Version, `max_connections`, what of it this user may have, and what all clients have. Some are kept for superusers, and
-#: since PostgreSQL 16 for a role; -1 is no limit.
+#: Version, `max_connections`, what of it this user may have, and what all clients have. Some are kept for superusers,
+#: and since PostgreSQL 16 for a role; -1 is no limit.
 _FACTS = """
 SELECT current_setting('server_version'), most, least(
     most - CASE WHEN rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::int

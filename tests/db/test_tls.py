@@ -175,7 +175,7 @@ def test_a_server_that_lets_nobody_in_without_tls(server: Certified, files: File
 
 @on("postgres")
 def test_a_server_that_lets_nobody_in_with_tls(server: Certified, files: Files) -> None:
-    """libpq tries the other way in both of the modes that leave it open."""
+    """As libpq, which tries the other way in both of the modes that leave it open."""
     assert isinstance(server, CertifiedPostgres)
     target = server.avoiding(right(files))
     for mode, outcome in {"disable": "plain", "allow": "plain", "prefer": "plain", "require": "may ask for"}.items():

@@ -1,7 +1,7 @@
 """TLS in front of a MySQL server: its greeting passes through, and the handshake is the test's own.
 
-For servers whose certificates a test cannot choose. The wire speaks TLS with the server too, so that both sides agree on
-the packets' numbers and on whether a password may be said aloud (MySQL documentation, "Connection Phase": the client
+For servers whose certificates a test cannot choose. The wire speaks TLS with the server too, so that both sides agree
+on the packets' numbers and on whether a password may be said aloud (MySQL documentation, "Connection Phase": the client
 asks for TLS with a packet of 32 bytes, and goes on inside).
 """
 
