@@ -35,11 +35,12 @@ def complaint(database: Database, settings: Settings) -> str | None:
     with suppress(DatabaseError):  # whoever needs the database next will say it
         facts = database.read_now(database.describe)
         wanted = wanted_connections(settings)
-        return too_many(facts, wanted) or _crowded(facts, wanted)
+        return too_many(facts, wanted) or crowded(facts, wanted)
     return None
 
 
-def _crowded(facts: ServerFacts, wanted: int) -> str | None:
+def crowded(facts: ServerFacts, wanted: int) -> str | None:
+    """A complaint where it does not take them all beside those that others have at this moment."""
     if facts.allowed_connections is None or facts.open_connections is None:
         return None
     left = max(0, facts.allowed_connections - facts.open_connections)
