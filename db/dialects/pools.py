@@ -30,6 +30,9 @@ class ServerPool(Pool):
     when it is taken: a function whose connection turns out to have gone is run again on a fresh one.
     """
 
+    #: SQLAlchemy's own pools log under this name, which quotes drivers and is kept quiet with the rest of it.
+    _sqla_logger_namespace = "sqlalchemy.pool.ServerPool"
+
     def __init__(self, connect: Callable[[], Any], options: Options) -> None:
         """Nothing is connected yet."""
         super().__init__(connect, recycle=-1, reset_on_return=None)

@@ -170,8 +170,8 @@ def test_a_user_with_a_limit_of_its_own(run: Run, migrated_database: Scratch) ->
     try:
         result = run("db", "check", env=env)
         assert result.stderr == (
-            "problem: one server alone may open 10 connections, more than the 5 that the database takes from this user; "
-            "lower DATABASE_POOL_SIZE or WORKERS\n"
+            "problem: one server alone may open 10 connections, more than the 5 that the database takes from this "
+            "user; lower DATABASE_POOL_SIZE or WORKERS\n"
         )
         assert ", 5 of this user, and others have " in result.stdout
         assert run("db", "check", env=env | {"DATABASE_POOL_SIZE": "5"}).exit_code == 0

@@ -1,10 +1,11 @@
 """A failover leaves the proxy with a server that only allows reading: refused with 503, and noticed when it is over."""
-# ruff: noqa: ASYNC110 (what is waited for happens in other processes)
+
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pg8000.native
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 #: Seconds until the proxy must be back, on whatever machine this is.
 PATIENCE = 30.0
 #: The database, and what makes it read-only or not.
-Switchable = tuple[Scratch, Callable[[bool], None]]
+Switchable = tuple[Scratch, Callable[..., None]]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def switchable(databases: Databases, database_kind: Kind) -> Iterator[Switchable
                 cursor.execute("CREATE USER proxy")
                 cursor.execute(f"GRANT ALL ON {name}.* TO proxy")
 
-            def switch(read_only: bool) -> None:
+            def switch(*, read_only: bool) -> None:
                 with _mysql(instance.url) as cursor:
                     cursor.execute(f"SET GLOBAL read_only = {int(read_only)}")
 
@@ -52,7 +53,7 @@ def switchable(databases: Databases, database_kind: Kind) -> Iterator[Switchable
     with databases.empty(database_kind) as scratch:
         server = databases.server(database_kind)
 
-        def switch_postgres(read_only: bool) -> None:
+        def switch_postgres(*, read_only: bool) -> None:
             address = Address.parse(server.url, 5432)
             with pg8000.native.Connection(database="postgres", **address.postgres_arguments()) as session:
                 value = "on" if read_only else "off"
@@ -60,7 +61,7 @@ def switchable(databases: Databases, database_kind: Kind) -> Iterator[Switchable
             if read_only:  # as the old primary goes down with its sessions; nobody ends those of the new one
                 server.admin.end_sessions(scratch.name)
 
-        def switch_mysql(read_only: bool) -> None:
+        def switch_mysql(*, read_only: bool) -> None:
             with _mysql(server.url) as cursor:
                 cursor.execute(f"ALTER DATABASE `{scratch.name}` READ ONLY = {int(read_only)}")
 
@@ -68,7 +69,7 @@ def switchable(databases: Databases, database_kind: Kind) -> Iterator[Switchable
         try:
             yield scratch, switch
         finally:
-            switch(False)
+            switch(read_only=False)
 
 
 @contextmanager
@@ -92,17 +93,19 @@ async def test_a_database_turns_read_only_and_back(
     for _ in range(3):
         assert (await deployment.chat(secret)).status == 200
 
-    await trio.to_thread.run_sync(switch, True)
+    await trio.to_thread.run_sync(partial(switch, read_only=True))
     for _ in range(3):
         answer = await deployment.chat(secret)
         assert (answer.status, answer.json()["error"]["code"]) == (503, "database_unavailable")
 
-    await trio.to_thread.run_sync(switch, False)
+    await trio.to_thread.run_sync(partial(switch, read_only=False))
     with trio.fail_after(PATIENCE):
         while (status := (await deployment.chat(secret)).status) != 200:
             assert status == 503
             await trio.sleep(0.05)
     assert await server.stopped() == 0, server.output
     assert "Traceback" not in server.output
+    assert "sqlalchemy" not in server.output
+    assert "ServerPool" not in server.output
     books.verify(scratch.env)
     assert books.outcomes(scratch.target) == {"ok": 4}
