@@ -197,7 +197,11 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
                 yield Services(settings, database, keyring, ledger, providers, relay, metrics)
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_DEADLINE) as drain:
-                    await ledger.drain()
+                    try:
+                        await ledger.drain()
+                    except DatabaseError as error:
+                        # Nothing is unsettled by then; the others will find that its heartbeat has stopped.
+                        events.warning("the database does not know that this worker has ended", why=str(error))
                 if drain.cancelled_caught:
                     events.error("the database did not take the last settlements", unsettled=ledger.unsettled)
                 nursery.cancel_scope.cancel()

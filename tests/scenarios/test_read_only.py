@@ -1,6 +1,5 @@
 """A failover leaves the proxy with a server that only allows reading: refused with 503, and noticed when it is over."""
 
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
