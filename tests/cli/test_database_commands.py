@@ -149,23 +149,14 @@ def test_a_user_with_a_limit_of_its_own(run: Run, migrated_database: Scratch) ->
     scratch = migrated_database
     user = f"few_{scratch.name[-12:]}"
     head, _, tail = scratch.url.partition("@")
-    env = scratch.env | {"DATABASE_URL": f"{head.rpartition('//')[0] and 'postgres://'}{user}:@{tail}"}
+    scheme = "postgres://" if head.startswith("postgres") else ""
+    env = scratch.env | {"DATABASE_URL": f"{scheme}{user}:@{tail}"}
     if scratch.kind is Kind.POSTGRES:
-        make, drop = (
-            (f"CREATE ROLE {user} LOGIN CONNECTION LIMIT 5", f"GRANT SELECT ON alembic_version TO {user}"),
-            (
-                f"DROP OWNED BY {user}",
-                f"DROP ROLE {user}",
-            ),
-        )
+        make = [f"CREATE ROLE {user} LOGIN CONNECTION LIMIT 5", f"GRANT SELECT ON alembic_version TO {user}"]
+        drop = [f"DROP OWNED BY {user}", f"DROP ROLE {user}"]
     else:
-        make, drop = (
-            (
-                f"CREATE USER {user} WITH MAX_USER_CONNECTIONS 5",
-                f"GRANT SELECT ON `{scratch.name}`.* TO {user}",
-            ),
-            (f"DROP USER {user}",),
-        )
+        make = [f"CREATE USER {user} WITH MAX_USER_CONNECTIONS 5", f"GRANT SELECT ON `{scratch.name}`.* TO {user}"]
+        drop = [f"DROP USER {user}"]
     execute(scratch, make)
     try:
         result = run("db", "check", env=env)

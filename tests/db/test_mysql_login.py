@@ -33,7 +33,7 @@ def user(database: Database, shared_target: Target) -> Iterator[Target]:
 @pytest.fixture
 def encrypted(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Passwords that were encrypted for the server."""
-    real = pymysql._auth.sha2_rsa_encrypt  # type: ignore[attr-defined]  # its stub lacks it
+    real = pymysql._auth.sha2_rsa_encrypt
     seen: list[bytes] = []
 
     def encrypt(password: bytes, salt: bytes, key: bytes) -> bytes:
