@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Protocol
 
 import pg8000.native
-import pymysql
 from attrs import define, evolve, field
 
 from db.dsn import Target, parse
 from tests.databases.addresses import Address
+from tests.databases.admin import admin_of
 from tests.databases.kinds import Kind
 from tests.databases.programs import Instance
 from tests.databases.servers import Server, own_instance
@@ -58,9 +58,8 @@ def certified(kind: Kind, authority: Authority, server: Server) -> Iterator[Cert
             target = parse("mysql", server.url, None)
             wire = stack.enter_context(tls_wire_to(target.host, target.port))
             user = f"tls_{secrets.token_hex(4)}"
-            with _mysql(server.url) as cursor:
-                cursor.execute(f"CREATE USER {user} REQUIRE SSL")
-            stack.callback(_drop_user, server.url, user)
+            server.admin.execute(f"CREATE USER {user} REQUIRE SSL")
+            stack.callback(server.admin.execute, f"DROP USER {user}")
             yield _WiredMySql(evolve(target, host="localhost", port=wire.port), wire, user, authority)
             return
 
@@ -90,10 +89,8 @@ class CertifiedPostgres:
     _shown: Path | None = None
 
     def __attrs_post_init__(self) -> None:
-        address = Address.parse(self._instance.url, 5432)
-        with pg8000.native.Connection(database="postgres", **address.postgres_arguments()) as session:
-            for user in ("insists", "avoids", "certified"):
-                session.run(f"CREATE ROLE {user} LOGIN")
+        users = ("insists", "avoids", "certified")
+        admin_of(Kind.POSTGRES, self._instance.url).execute(*(f"CREATE ROLE {user} LOGIN" for user in users))
 
     def present(self, certificate: Path | None) -> Target:
         if certificate is None:
@@ -140,18 +137,16 @@ class _CertifiedMariaDb:
     _shown: Path | None = None
 
     def __attrs_post_init__(self) -> None:
-        with _mysql(self._instance.url) as cursor:
-            cursor.execute("CREATE USER insists REQUIRE SSL")
-            cursor.execute("CREATE USER certified REQUIRE X509")
-            cursor.execute("GRANT ALL ON *.* TO certified")
+        admin_of(Kind.MARIADB, self._instance.url).execute(
+            "CREATE USER insists REQUIRE SSL", "CREATE USER certified REQUIRE X509", "GRANT ALL ON *.* TO certified"
+        )
 
     def present(self, certificate: Path | None) -> Target:
         if certificate is None:
             return evolve(self._target, port=self._plain.port)
         if certificate != self._shown:
             self._instance.place("server.pem", certificate.read_bytes())
-            with _mysql(self._instance.url) as cursor:
-                cursor.execute("FLUSH SSL")
+            admin_of(Kind.MARIADB, self._instance.url).execute("FLUSH SSL")
             self._shown = certificate
         return self._target
 
@@ -190,18 +185,3 @@ def _server_context(certificate: Path) -> ssl.SSLContext:
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate)
     return context
-
-
-@contextmanager
-def _mysql(url: str) -> Iterator[pymysql.cursors.Cursor]:
-    connection = pymysql.connect(autocommit=True, **Address.parse(url, 3306).mysql_arguments())
-    try:
-        with connection.cursor() as cursor:
-            yield cursor
-    finally:
-        connection.close()
-
-
-def _drop_user(url: str, user: str) -> None:
-    with _mysql(url) as cursor:
-        cursor.execute(f"DROP USER {user}")

@@ -137,7 +137,7 @@ PIECES = [
     "connect_timeout",
     "1h",
     "-1",
-    "�",
+    "\ud800",
     "€",
 ]
 pieces = st.sampled_from([*PIECES, " ", "\n"])

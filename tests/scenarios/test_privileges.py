@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pg8000.native
-import pymysql
 import pytest
 import trio
 
-from tests.databases.addresses import Address
 from tests.databases.kinds import SERVERS, Kind, on
 from tests.databases.scratch import Databases, Scratch
 from tests.harness.deployment import Deployment
@@ -25,21 +21,6 @@ if TYPE_CHECKING:
 
 PASSWORD = "s3cret-of-a-user"
 PAGES = {Kind.POSTGRES: "postgresql.md", Kind.MYSQL: "mysql.md", Kind.MARIADB: "mysql.md"}
-
-
-@contextmanager
-def administrator(kind: Kind, url: str, database: str) -> Iterator[Callable[[str], None]]:
-    """Runs one statement after another, as the administrator."""
-    if kind is Kind.POSTGRES:
-        with pg8000.native.Connection(database=database, **Address.parse(url, 5432).postgres_arguments()) as session:
-            yield lambda statement: session.run(statement) and None
-        return
-    connection = pymysql.connect(autocommit=True, **Address.parse(url, 3306).mysql_arguments())
-    try:
-        with connection.cursor() as cursor:
-            yield lambda statement: cursor.execute(statement) and None
-    finally:
-        connection.close()
 
 
 def statements(page: Path, heading: str) -> Sequence[str]:
@@ -54,34 +35,32 @@ def statements(page: Path, heading: str) -> Sequence[str]:
 def grant(databases: Databases, database_kind: Kind, empty_database: Scratch) -> Iterator[Callable[[str], Scratch]]:
     """Runs the statements under a heading for this test's database, and leads to it as the user that they make."""
     page = ROOT / "docs" / "database" / PAGES[database_kind]
-    url, name = databases.server(database_kind).url, empty_database.name
+    admin, name = databases.server(database_kind).admin, empty_database.name
     users = {"llmproxy_owner": f"o_{name[-12:]}", "llmproxy_server": f"s_{name[-12:]}"}
 
     def run(heading: str) -> Scratch:
         made = ""
-        with administrator(database_kind, url, name) as execute:
-            for statement in statements(page, heading):
-                if statement.startswith("CREATE DATABASE"):
-                    continue
-                if user := re.match(r"CREATE (?:USER|ROLE) (\w+)", statement):
-                    made = users[user[1]]
-                concrete = statement.replace("a-long-password", PASSWORD)
-                for written, real in (users | {"llmproxy": name}).items():
-                    concrete = re.sub(rf"\b{written}\b", real, concrete)
-                execute(concrete)
+        for statement in statements(page, heading):
+            if statement.startswith("CREATE DATABASE"):
+                continue
+            if user := re.match(r"CREATE (?:USER|ROLE) (\w+)", statement):
+                made = users[user[1]]
+            concrete = statement.replace("a-long-password", PASSWORD)
+            for written, real in (users | {"llmproxy": name}).items():
+                concrete = re.sub(rf"\b{written}\b", real, concrete)
+            admin.execute(concrete, database=name)
         before, _, rest = empty_database.url.partition("@")
         scheme = before.rpartition("//")[0]
         prefix = f"{scheme}//" if scheme else ""
         return Scratch(database_kind, name, f"{prefix}{made}:{PASSWORD}@{rest}", "")
 
     yield run
-    with administrator(database_kind, url, name) as execute:
-        for user in users.values():
-            if database_kind is Kind.POSTGRES:
-                exists = f"IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{user}')"
-                execute(f"DO $$ BEGIN {exists} THEN DROP OWNED BY {user} CASCADE; DROP ROLE {user}; END IF; END $$")
-            else:
-                execute(f"DROP USER IF EXISTS {user}")
+    for user in users.values():
+        drop = f"DROP USER IF EXISTS {user}"
+        if database_kind is Kind.POSTGRES:
+            exists = f"IF EXISTS (SELECT FROM pg_roles WHERE rolname = '{user}')"
+            drop = f"DO $$ BEGIN {exists} THEN DROP OWNED BY {user} CASCADE; DROP ROLE {user}; END IF; END $$"
+        admin.execute(drop, database=name)
 
 
 async def serve(start_server: StartServer, upstream: Upstream, scratch: Scratch) -> None:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
-import pg8000.native
-import pymysql
 import pytest
 import trio
 
-from tests.databases.addresses import Address, with_database
+from tests.databases.addresses import with_database
+from tests.databases.admin import admin_of
 from tests.databases.fixtures import require_programs
 from tests.databases.kinds import SERVERS, Kind, on
 from tests.databases.scratch import Databases, Scratch
@@ -38,47 +36,33 @@ def switchable(databases: Databases, database_kind: Kind) -> Iterator[Switchable
         with own_instance(database_kind) as instance:
             # Administrators write whatever is set, so the proxy is none.
             name, url = "books", instance.url.replace("root@", "proxy@")
-            with _mysql(instance.url) as cursor:
-                cursor.execute(f"CREATE DATABASE {name} CHARACTER SET utf8mb4")
-                cursor.execute("CREATE USER proxy")
-                cursor.execute(f"GRANT ALL ON {name}.* TO proxy")
+            admin = admin_of(database_kind, instance.url)
+            admin.execute(
+                f"CREATE DATABASE {name} CHARACTER SET utf8mb4", "CREATE USER proxy", f"GRANT ALL ON {name}.* TO proxy"
+            )
 
             def switch(*, read_only: bool) -> None:
-                with _mysql(instance.url) as cursor:
-                    cursor.execute(f"SET GLOBAL read_only = {int(read_only)}")
+                admin.execute(f"SET GLOBAL read_only = {int(read_only)}")
 
             yield Scratch(database_kind, name, with_database(url, name), ""), switch
         return
     with databases.empty(database_kind) as scratch:
-        server = databases.server(database_kind)
+        admin = databases.server(database_kind).admin
 
         def switch_postgres(*, read_only: bool) -> None:
-            address = Address.parse(server.url, 5432)
-            with pg8000.native.Connection(database="postgres", **address.postgres_arguments()) as session:
-                value = "on" if read_only else "off"
-                session.run(f'ALTER DATABASE "{scratch.name}" SET default_transaction_read_only = {value}')
+            value = "on" if read_only else "off"
+            admin.execute(f'ALTER DATABASE "{scratch.name}" SET default_transaction_read_only = {value}')
             if read_only:  # as the old primary goes down with its sessions; nobody ends those of the new one
-                server.admin.end_sessions(scratch.name)
+                admin.end_sessions(scratch.name)
 
         def switch_mysql(*, read_only: bool) -> None:
-            with _mysql(server.url) as cursor:
-                cursor.execute(f"ALTER DATABASE `{scratch.name}` READ ONLY = {int(read_only)}")
+            admin.execute(f"ALTER DATABASE `{scratch.name}` READ ONLY = {int(read_only)}")
 
         switch = switch_postgres if database_kind is Kind.POSTGRES else switch_mysql
         try:
             yield scratch, switch
         finally:
             switch(read_only=False)
-
-
-@contextmanager
-def _mysql(url: str) -> Iterator[pymysql.cursors.Cursor]:
-    connection = pymysql.connect(autocommit=True, **Address.parse(url, 3306).mysql_arguments())
-    try:
-        with connection.cursor() as cursor:
-            yield cursor
-    finally:
-        connection.close()
 
 
 @on(*SERVERS)
