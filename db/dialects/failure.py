@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import ssl
@@ -86,8 +87,10 @@ def network_failure(cause: BaseException | None) -> Failure:
     """What it means that a connection could not be made, or broke, because of `cause`; None is its plain end."""
     if cause is None:
         return DISCONNECTED
+    if isinstance(cause, TimeoutError) and cause.errno == errno.ETIMEDOUT:
+        return DISCONNECTED  # the kernel's word, for a connection that has been dead for a while; ours has no number
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Failure(Kind.UNAVAILABLE, f"the server's certificate was not accepted: {cause.verify_message}")
-    if isinstance(cause, ssl.SSLError) and _CLIENT_REFUSED.search(cause.reason or ""):
+    if isinstance(cause, ssl.SSLError) and _CLIENT_REFUSED.search(getattr(cause, "reason", None) or ""):
         return CLIENT_CERTIFICATE
     return next((failure for kind, failure in _NETWORK if isinstance(cause, kind)), _PROTOCOL)

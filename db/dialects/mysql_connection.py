@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pymysql.connections import Connection
 from pymysql.constants import CLIENT
 
+from db.dialects.keepalive import keep_alive
+
 if TYPE_CHECKING:  # generic for type checkers only
     from pymysql.cursors import Cursor
 
@@ -58,6 +60,7 @@ class MySqlConnection(_Connection):
                 raise
             self._secure = True  # so that the password may go over it as over TLS
         super().connect(sock)
+        keep_alive(self._sock)  # type: ignore[attr-defined]  # its stub lacks it
 
     def prepare(self, statement_timeout: float, lock_timeout: float) -> None:
         """Set the session up: UTC, strict, READ COMMITTED, deadlines in seconds for statements and for locks."""

@@ -23,6 +23,8 @@ from pg8000.converters import TIMESTAMPTZ, make_param
 from pg8000.core import EXECUTE_MSG, READY_FOR_QUERY, SYNC_MSG, Context
 from pg8000.exceptions import DatabaseError
 
+from db.dialects.keepalive import keep_alive
+
 _HEADER = Struct("!ci").unpack
 _int32 = Struct("!i").pack
 _int16 = Struct("!H").pack
@@ -82,6 +84,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         except BaseException:
             self._hang_up()
             raise
+        keep_alive(self._usock)
         self.register_in_adapter(TIMESTAMPTZ, _timestamptz)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sqlite3
 import ssl
@@ -74,6 +75,8 @@ def test_what_postgresql_says(code: str, kind: Kind) -> None:
         (1406, Kind.REFUSED),
         (1792, Kind.READ_ONLY),
         (1290, Kind.READ_ONLY),
+        (1836, Kind.READ_ONLY),
+        (3989, Kind.READ_ONLY),
         (1045, Kind.UNAVAILABLE),
         (1049, Kind.UNAVAILABLE),
         (1040, Kind.UNAVAILABLE),
@@ -131,7 +134,8 @@ def test_what_is_not_understood_is_refused(backend: Backend) -> None:
         (BrokenPipeError(), Kind.DISCONNECTED),
         (ssl.SSLEOFError(), Kind.DISCONNECTED),
         (ssl.SSLError(), Kind.UNANSWERED),
-        (TimeoutError(), Kind.UNANSWERED),
+        (TimeoutError("timed out"), Kind.UNANSWERED),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), Kind.DISCONNECTED),
         (OSError(113, "No route to host"), Kind.UNANSWERED),
         (ConnectionRefusedError(), Kind.UNAVAILABLE),
         (socket.gaierror(), Kind.UNAVAILABLE),

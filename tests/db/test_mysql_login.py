@@ -65,6 +65,13 @@ def test_the_first_login_over_tls_needs_no_key(user: Target, encrypted: list[byt
     assert encrypted == []
 
 
+def test_the_certificate_that_a_server_made_for_itself(user: Target) -> None:
+    assert log_in(evolve(user, tls=Tls.REQUIRED)) is not None
+    for tls in (Tls.VERIFY_CA, Tls.VERIFY_FULL):
+        with pytest.raises(Unavailable, match="certificate was not accepted: "):
+            log_in(evolve(user, tls=tls))
+
+
 def test_a_wrong_password_stays_wrong(user: Target) -> None:
     with pytest.raises(Unavailable, match="password was refused") as caught:
         log_in(evolve(user, password="s3cret"))

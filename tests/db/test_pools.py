@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -178,6 +179,20 @@ def watcher(shared_target: Target) -> Iterator[Callable[[int], None]]:
                 time.sleep(0.01)
 
         yield wait_for
+
+
+@on(*SERVERS)
+def test_idle_connections_are_probed_on_their_way(database: Database) -> None:
+    """By the kernel, so that a firewall does not forget them."""
+
+    def probes(connection: Connection) -> list[int]:
+        driver = connection.connection.dbapi_connection
+        wire = getattr(driver, "_usock", None) or getattr(driver, "_sock")  # noqa: B009 (no public name in either)
+        names = ("TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE", "TCP_KEEPINTVL")
+        alive = wire.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        return [bool(alive), *(wire.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) for name in names)]
+
+    assert database.read_now(probes) == [True, 30, 10]
 
 
 @on(*SERVERS)
