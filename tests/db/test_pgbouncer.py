@@ -13,7 +13,7 @@ from db import Connection, migrate
 from db.database import Database, opened
 from db.dialects import add_to_counter
 from db.dsn import Target
-from db.errors import Unavailable
+from db.errors import Contention, Unavailable
 from db.options import Options
 from db.types import Id
 from tests.databases.fixtures import lacking
@@ -95,6 +95,19 @@ def test_each_transaction_brings_its_own_deadline(bouncer: Target) -> None:
 def test_migrations_run_through_it(database: Database) -> None:
     assert migrate.up(database) == migrate.revisions()
     assert database.read_now(migrate.is_at_head)
+
+
+def test_the_lock_of_migrations_holds_through_it(bouncer: Target) -> None:
+    """The lock of a session would not: two clients may have one session by turns."""
+    with opened(bouncer, Options()) as one, opened(bouncer, Options()) as other:
+        with (
+            one.migrating(10),
+            pytest.raises(Contention, match="another process is migrating it"),
+            other.migrating(0.2),
+        ):
+            pytest.fail("both hold it")
+        with other.migrating(10):
+            pass
 
 
 def test_a_server_that_cannot_be_reached_behind_it(bouncer: Target) -> None:

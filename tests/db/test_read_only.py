@@ -59,6 +59,21 @@ async def test_a_session_that_has_become_a_reader_is_left_for_a_fresh_one(rows: 
     assert await rows.read(count) == 1
 
 
+@on("mysql")
+async def test_a_database_that_was_made_read_only(rows: Database) -> None:
+    def switch(connection: Connection, value: int) -> None:
+        connection.exec_driver_sql(f"ALTER DATABASE `{rows.target.database}` READ ONLY = {value}")
+
+    await rows.write(switch, 1)
+    try:
+        with pytest.raises(Unavailable, match="only allows reading: it is a replica"):
+            await rows.write(add, 1)
+        assert await rows.read(count) == 0
+    finally:
+        await rows.write(switch, 0)
+    await rows.write(add, 1)
+
+
 @on("postgres")
 async def test_a_server_that_became_a_standby_and_a_primary_again(database_instance: Instance) -> None:
     """The pool is left alone all the while, as the one of a running proxy."""
