@@ -95,12 +95,17 @@ class ServerFacts:
         version: product and version.
         tls: TLS version of the connection, None where it is not encrypted.
         max_connections: the server's limit for all its clients, None for SQLite.
+        allowed_connections: how many of those this user may have at most: some are reserved for administrators, and a
+            role or a database may have a limit of its own. None for SQLite.
+        open_connections: how many all clients have at this moment, the one that asks left out. None for SQLite.
         clock_skew: the database's clock minus ours.
     """
 
     version: str
     tls: str | None
     max_connections: int | None
+    allowed_connections: int | None
+    open_connections: int | None
     clock_skew: timedelta
 
 
@@ -151,7 +156,14 @@ class Database:
         before = datetime.now(UTC)
         theirs = clock(connection)
         ours = before + (datetime.now(UTC) - before) / 2
-        return ServerFacts(facts.version, facts.tls, facts.max_connections, theirs - ours)
+        return ServerFacts(
+            version=facts.version,
+            tls=facts.tls,
+            max_connections=facts.max_connections,
+            allowed_connections=facts.allowed_connections,
+            open_connections=facts.open_connections,
+            clock_skew=theirs - ours,
+        )
 
     @contextmanager
     def migrating(self, deadline: float) -> Iterator[Connection]:
@@ -237,9 +249,11 @@ class Database:
         if committing and failure.kind in (Kind.DISCONNECTED, Kind.UNANSWERED):
             raise CommitUnknown(f"{self.target}: {failure.words} during a commit; its fate is unknown") from error
         meant = self._error(failure, writes=side.writes)
-        if failure.kind is Kind.CONTENTION or (failure.kind is Kind.DISCONNECTED and used):
+        # A server that only allows reading was perhaps another one, before a failover, when it was connected to.
+        stale = failure.kind is Kind.DISCONNECTED or (failure.kind is Kind.READ_ONLY and side.writes)
+        if failure.kind is Kind.CONTENTION or (stale and used):
             meant.__cause__ = error
-            raise _Retry(meant, at_once=failure.kind is Kind.DISCONNECTED)
+            raise _Retry(meant, at_once=stale)
         raise meant from error
 
     def _failure(self, error: SQLAlchemyError) -> Failure:

@@ -79,7 +79,7 @@ def parse(driver: str | None, url: str | None, path: str | None) -> Target:
         if scheme is None or not scheme[2]:
             raise BadDsn(f"DATABASE_URL is no URL: {_EXAMPLES[kind]}")
         return _postgres(split_url(url))
-    if scheme is None or not scheme[2]:
+    if scheme is None or not scheme[2] or scheme[1].lower() not in _SCHEMES:
         return _mysql(split_go(url), "127.0.0.1")
     rest = url[scheme.end() :]
     return _mysql(split_go(rest) if _GO_BEHIND_SCHEME.search(rest) else split_url(url), "localhost")
@@ -89,6 +89,8 @@ def _driver_of(url: str) -> Driver | None:
     scheme = _SCHEME.match(url)
     if scheme and (scheme[2] or scheme[1].lower() == "sqlite"):
         if scheme[1].lower() not in _SCHEMES:
+            if _GO_BEHIND_SCHEME.search(url):
+                return "mysql"  # no scheme, but a user and a password that begins with two slashes
             raise BadDsn("DATABASE_URL must begin with postgres://, postgresql://, mysql://, mariadb:// or sqlite:")
         return _SCHEMES[scheme[1].lower()]
     # Only the Go form has no scheme; what else has none is a file, as commands take it, or a mistake.

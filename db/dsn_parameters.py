@@ -19,10 +19,10 @@ _DURATION = re.compile(r"(?:\d+(?:\.\d+)?(?:ns|us|µs|ms|s|m|h))+|0")
 _DURATION_PART = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 _SECONDS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
-#: libpq's `sslmode`. `allow` is libpq's "only if the server insists", which no driver here can do otherwise.
+#: libpq's `sslmode`.
 _SSLMODES = {
     "disable": Tls.OFF,
-    "allow": Tls.PREFERRED,
+    "allow": Tls.ALLOWED,
     "prefer": Tls.PREFERRED,
     "require": Tls.REQUIRED,
     "verify-ca": Tls.VERIFY_CA,

@@ -22,6 +22,8 @@ from db.errors import BadDsn
 _HOST = re.compile(r"(?=.{1,253}\Z)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
 _ENDPOINT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<host>[^:\[\]]*))(?::(?P<port>[^:]*))?", re.DOTALL)
 _GO_NETWORK = re.compile(r"(?P<name>[a-z0-9]*)(?:\((?P<address>.*)\))?", re.DOTALL)
+# Parameters of Go's form that a `/` follows, which is then taken for the one before the name of the database.
+_PARAMETERS_BEFORE_SLASH = re.compile(r"\)/[^/()]*\?[A-Za-z_-]+=")
 # A host, a path and a query before an `@`: then that `@` belongs to the query, and the credentials ended before.
 _QUERY_BEFORE_AT = re.compile(r"@[^@/]*/[^@]*\?[A-Za-z_-]+=", re.DOTALL)
 
@@ -73,6 +75,8 @@ def split_go(dsn: str) -> Parts:
     database, _, query = tail.partition("?")
     match = _GO_NETWORK.fullmatch(network)
     if match is None or match["name"] not in ("", "tcp", "unix") or (match["address"] and not match["name"]):
+        if _PARAMETERS_BEFORE_SLASH.search(network):
+            raise BadDsn("DATABASE_URL: write a / in a parameter as %2F")
         raise BadDsn("DATABASE_URL: what follows the last @ must be tcp(host:port) or unix(/path/of/socket)")
     if match["name"] == "unix":
         host, port, socket = "", None, match["address"] or "/tmp/mysql.sock"  # noqa: S108 - the default of MySQL itself

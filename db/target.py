@@ -20,6 +20,7 @@ class Tls(Enum):
     """How much of TLS is asked for."""
 
     OFF = "off"
+    ALLOWED = "allowed"  #: only where the server does not let in without; its certificate is not verified
     PREFERRED = "preferred"  #: where the server offers it; its certificate is not verified
     REQUIRED = "required"  #: always; the certificate is not verified
     VERIFY_CA = "verify-ca"  #: always; the certificate must come from a trusted authority

@@ -8,6 +8,7 @@ The map, from the outside in; imports go downwards only.
 - `cors`, `forwarded`: which web pages may call, and whose request a reverse proxy passes on, pure
 - `manage`: the control plane's JSON API
 - `services`: opens everything that a server process holds
+- `capacity`: whether the connections of a server fit into what its database takes
 - `proxy`: the data plane, ASGI in and upstream bytes out
 - `ledger`: admits, counts and settles requests in shared transactions
 - `keys`: the seals of all API keys, and their rotation

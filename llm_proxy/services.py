@@ -16,7 +16,7 @@ from db.database import Database, open_database
 from db.errors import DatabaseError
 from db.options import Options
 from db.records import Worker
-from llm_proxy import keys, log
+from llm_proxy import capacity, keys, log
 from llm_proxy.crypto import KeyRing, KeyRingError, load_or_create_key_file
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
@@ -191,6 +191,10 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         database = await stack.enter_async_context(open_database(target, options))
         await trio.to_thread.run_sync(migrate.up, database)
         await trio.to_thread.run_sync(_check_keys, database, keyring)
+        if settings.workers == 1:  # else whoever started the workers has looked, once for all of them
+            complaint = await trio.to_thread.run_sync(capacity.complaint, database, settings)
+            if complaint is not None:
+                events.warning(complaint)
         now = datetime.now(UTC)
         worker = Worker(new_id(), socket.gethostname()[:255], os.getpid(), VERSION, now, now)
         ledger = Ledger(
@@ -228,7 +232,11 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
                 yield Services(settings, database, keyring, ledger, providers, relay, metrics)
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_DEADLINE) as drain:
-                    await ledger.drain()
+                    try:
+                        await ledger.drain()
+                    except DatabaseError as error:
+                        # Nothing is unsettled by then; the others will find that its heartbeat has stopped.
+                        events.warning("the database does not know that this worker has ended", why=str(error))
                 if drain.cancelled_caught:
                     events.error("the database did not take the last settlements", unsettled=ledger.unsettled)
                 nursery.cancel_scope.cancel()

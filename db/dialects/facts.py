@@ -14,11 +14,15 @@ class Facts:
         version: product and version.
         tls: the TLS version of the connection, None where it is plain or there is no wire.
         max_connections: the server's limit for all its clients, None where there is none.
+        allowed_connections: how many of those this user may have at most, if nobody else had any.
+        open_connections: how many the server's clients have at this moment, this one left out.
     """
 
     version: str
     tls: str | None
-    max_connections: int | None
+    max_connections: int | None = None
+    allowed_connections: int | None = None
+    open_connections: int | None = None
 
 
 def tls_version(connection: Connection, attribute: str) -> str | None:

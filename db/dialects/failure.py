@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import socket
 import ssl
 from enum import Enum, auto
@@ -53,7 +55,13 @@ TOO_SLOW = Failure(Kind.UNAVAILABLE, "a statement took longer than DATABASE_STAT
 NOT_SERVING = Failure(Kind.UNAVAILABLE, "it is starting, stopping, or cannot serve at the moment")
 NO_TLS = Failure(Kind.UNAVAILABLE, "the server does not offer TLS, which the URL asks for")
 SILENT = Failure(Kind.UNANSWERED, "no answer within the deadline")
+CLIENT_CERTIFICATE = Failure(
+    Kind.UNAVAILABLE,
+    "the server wants another client certificate, or one at all: see DATABASE_TLS_CERT and DATABASE_TLS_KEY",
+)
 
+#: OpenSSL's names for the alerts of RFC 8446 section 6.2 that are about the client's certificate.
+_CLIENT_REFUSED = re.compile("ALERT_(UNKNOWN_CA|(BAD_|UNSUPPORTED_)?CERTIFICATE)")
 
 _PROTOCOL = Failure(Kind.UNAVAILABLE, "what answers there does not speak its protocol")
 
@@ -79,6 +87,10 @@ def network_failure(cause: BaseException | None) -> Failure:
     """What it means that a connection could not be made, or broke, because of `cause`; None is its plain end."""
     if cause is None:
         return DISCONNECTED
+    if isinstance(cause, TimeoutError) and cause.errno == errno.ETIMEDOUT:
+        return DISCONNECTED  # the kernel's word, for a connection that has been dead for a while; ours has no number
     if isinstance(cause, ssl.SSLCertVerificationError):
         return Failure(Kind.UNAVAILABLE, f"the server's certificate was not accepted: {cause.verify_message}")
+    if isinstance(cause, ssl.SSLError) and _CLIENT_REFUSED.search(getattr(cause, "reason", None) or ""):
+        return CLIENT_CERTIFICATE
     return next((failure for kind, failure in _NETWORK if isinstance(cause, kind)), _PROTOCOL)

@@ -20,7 +20,7 @@ from db.dialects import failure as failures
 from db.dialects.facts import Facts, tls_version
 from db.dialects.failure import Failure, Kind, network_failure
 from db.dialects.mysql_connection import MySqlConnection
-from db.dialects.pools import LOCK_TIMEOUT, MIGRATION_TIMEOUT, SOCKET_GRACE, pool
+from db.dialects.pools import LOCK_TIMEOUT, MIGRATION_TIMEOUT, SOCKET_GRACE, ServerPool
 from db.dialects.tls import client_context
 from db.errors import Contention
 from db.options import Options
@@ -60,12 +60,14 @@ _BY_CODE = {
     1698: failures.LOGIN,
     1792: failures.READ_ONLY,  # a write in a transaction that was begun to read
     1836: failures.READ_ONLY,
+    3989: failures.READ_ONLY,  # MySQL: this database alone
     1927: failures.DISCONNECTED,  # MariaDB: killed
     1969: failures.TOO_SLOW,  # MariaDB
     2014: failures.DISCONNECTED,
     2026: failures.NO_TLS,
     2055: failures.DISCONNECTED,
     3024: failures.TOO_SLOW,
+    3159: Failure(Kind.UNAVAILABLE, "it insists on TLS: add tls=true to DATABASE_URL"),
     3169: failures.DISCONNECTED,  # killed
     4031: failures.DISCONNECTED,  # silent for longer than the server allows
 }
@@ -124,7 +126,7 @@ class MySqlBackend:
         self._connect_timeout = target.connect_timeout or options.connect_timeout
         self._statement_timeout = options.statement_timeout
         self._tls = client_context(target, options)
-        self.pools = (pool(self._connect, options),)
+        self.pools = (ServerPool(self._connect, options),)
         self.write = _engine(self.pools[0])
         self.read = _engine(self.pools[0], _BEGIN_READING)
 
@@ -157,9 +159,18 @@ class MySqlBackend:
 
     def facts(self, connection: Connection) -> Facts:
         """What the server says about itself."""
-        version, limit = connection.exec_driver_sql("SELECT VERSION(), @@max_connections").one()
+        version, limit, own = connection.exec_driver_sql(
+            "SELECT VERSION(), @@GLOBAL.max_connections, @@SESSION.max_user_connections"
+        ).one()
+        connected = connection.exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Threads_connected'").one()[1]
         product = "MariaDB" if "MariaDB" in version else "MySQL"
-        return Facts(f"{product} {version.partition('-')[0]}", tls_version(connection, "_sock"), int(limit))
+        return Facts(
+            version=f"{product} {version.partition('-')[0]}",
+            tls=tls_version(connection, "_sock"),
+            max_connections=int(limit),
+            allowed_connections=min(int(limit), int(own) or int(limit)),
+            open_connections=int(connected) - 1,
+        )
 
     def _connect(self) -> MySqlConnection:
         connection = self._login()
@@ -190,8 +201,9 @@ class MySqlBackend:
                 connect_timeout=self._connect_timeout,
                 read_timeout=self._connect_timeout,
                 write_timeout=self._connect_timeout,
-                ssl=self._tls if target.tls is not Tls.PREFERRED else None,
+                ssl=self._tls,
                 ssl_disabled=target.tls is Tls.OFF,
+                tls_optional=target.tls is Tls.PREFERRED,
                 program_name="llm-proxy",
             )
         except pymysql.err.Error:

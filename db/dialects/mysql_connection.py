@@ -8,6 +8,9 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from pymysql.connections import Connection
+from pymysql.constants import CLIENT
+
+from db.dialects.keepalive import keep_alive
 
 if TYPE_CHECKING:  # generic for type checkers only
     from pymysql.cursors import Cursor
@@ -29,6 +32,22 @@ _PLAIN = re.compile(r"[A-Za-z0-9 _.:/@+=,-]*")
 class MySqlConnection(_Connection):
     """A connection; `prepare` comes first."""
 
+    def __init__(self, *, tls_optional: bool = False, defer_connect: bool = False, **arguments: Any) -> None:
+        """Connect and log in.
+
+        Args:
+            tls_optional: use the TLS context only where the server offers TLS. PyMySQL's own way to say so would be
+                no context, of which it makes a new one for each connection.
+            defer_connect: wait for `connect`.
+            arguments: PyMySQL's others.
+        """
+        super().__init__(**arguments, defer_connect=True)
+        if tls_optional:
+            self._ssl_required = False
+            self.client_flag &= ~CLIENT.SSL
+        if not defer_connect:
+            self.connect()
+
     def connect(self, sock: socket.socket | None = None) -> None:
         """Connect and log in. PyMySQL would leave a socket open that finds nobody at its path."""
         if sock is None and self.unix_socket:
@@ -41,6 +60,7 @@ class MySqlConnection(_Connection):
                 raise
             self._secure = True  # so that the password may go over it as over TLS
         super().connect(sock)
+        keep_alive(self._sock)  # type: ignore[attr-defined]  # its stub lacks it
 
     def prepare(self, statement_timeout: float, lock_timeout: float) -> None:
         """Set the session up: UTC, strict, READ COMMITTED, deadlines in seconds for statements and for locks."""

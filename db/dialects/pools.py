@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy.pool import QueuePool
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
 from db.options import Options
 
@@ -17,19 +20,92 @@ MIGRATION_TIMEOUT = 6 * 3600.0
 LOCK_TIMEOUT = 60.0
 
 
-def pool(connect: Callable[[], Any], options: Options) -> QueuePool:
-    """At most `pool_size` connections, of which `max_idle` stay open when they come back.
+class ServerPool(Pool):
+    """At most `pool_size` connections, of which `max_idle` stay open when they come back, none beyond its lifetime.
+
+    The one that came back last is taken first, so that those which are not needed grow old. They are closed when
+    another comes back, which a worker's heartbeat sees to every few seconds.
 
     Nothing is reset when a connection comes back, because every transaction has been ended by then; and none is probed
     when it is taken: a function whose connection turns out to have gone is run again on a fresh one.
     """
-    kept = max(1, min(options.max_idle, options.pool_size))
-    return QueuePool(
-        connect,
-        pool_size=kept,
-        max_overflow=options.pool_size - kept,
-        timeout=options.connect_timeout,
-        recycle=int(options.max_lifetime),
-        use_lifo=True,
-        reset_on_return=None,
-    )
+
+    #: SQLAlchemy's own pools log under this name, which quotes drivers and is kept quiet with the rest of it.
+    _sqla_logger_namespace = "sqlalchemy.pool.ServerPool"
+
+    def __init__(self, connect: Callable[[], Any], options: Options) -> None:
+        """Nothing is connected yet."""
+        super().__init__(connect, recycle=-1, reset_on_return=None)
+        self._options = options
+        self._room = threading.BoundedSemaphore(options.pool_size)
+        self._lock = threading.Lock()
+        self._idle: list[ConnectionPoolEntry] = []  # the one that came back last is the last
+        self._in_use = 0
+
+    def checkedout(self) -> int:
+        """Connections in use, or about to be."""
+        return self._in_use
+
+    def checkedin(self) -> int:
+        """Open connections that wait for use."""
+        return len(self._idle)
+
+    def status(self) -> str:
+        """The state in words, for debugging."""
+        return f"{self.checkedout()} in use, {self.checkedin()} idle"
+
+    def dispose(self) -> None:
+        """Close those that are not in use."""
+        with self._lock:
+            closing, self._idle = self._idle, []
+        for entry in closing:
+            entry.close()
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        if not self._room.acquire(timeout=self._options.connect_timeout):
+            raise PoolTimeout(f"{self._options.pool_size} connections are in use")
+        with self._lock:
+            self._in_use += 1
+            closing = self._outlived()
+            entry = self._idle.pop() if self._idle else None
+        try:
+            for old in closing:
+                old.close()
+            return entry or self._create_connection()
+        except BaseException:
+            self._leave()
+            raise
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        with self._lock:
+            closing = self._outlived()
+            if len(self._idle) < self._options.max_idle and self._fresh(record):
+                self._idle.append(record)
+            else:
+                closing.append(record)
+        try:
+            for old in closing:
+                old.close()
+        finally:
+            self._leave()
+
+    def _outlived(self) -> list[ConnectionPoolEntry]:
+        """Take the idle connections out that are of no more use, to be closed without the lock."""
+        found = [entry for entry in self._idle if not self._fresh(entry)]
+        if found:
+            self._idle = [entry for entry in self._idle if self._fresh(entry)]
+        return found
+
+    def _fresh(self, entry: ConnectionPoolEntry) -> bool:
+        """Whether a connection is open, young enough, and was made after the last loss of one."""
+        made = entry.starttime  # type: ignore[attr-defined]  # declared on the only implementation
+        return (
+            entry.dbapi_connection is not None
+            and time.time() - made <= self._options.max_lifetime
+            and made > self._invalidate_time
+        )
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._in_use -= 1
+        self._room.release()

@@ -22,7 +22,7 @@ from sqlalchemy.pool import NullPool, Pool
 from db.dialects import failure as failures
 from db.dialects.facts import Facts, tls_version
 from db.dialects.failure import Failure, Kind, network_failure
-from db.dialects.pools import MIGRATION_TIMEOUT, SOCKET_GRACE, pool
+from db.dialects.pools import MIGRATION_TIMEOUT, SOCKET_GRACE, ServerPool
 from db.dialects.postgresql_connection import PostgresConnection
 from db.dialects.tls import client_context
 from db.errors import Contention
@@ -32,13 +32,33 @@ from db.target import Target, Tls
 #: Any number that no other program's advisory lock in the same database is likely to have.
 _MIGRATION_LOCK = 0x6C6C6D2D70726F78  # "llm-prox"
 
+#: Version, `max_connections`, what of it this user may have, and what all clients have. Some are kept for superusers,
+#: and since PostgreSQL 16 for a role; -1 is no limit.
+_FACTS = """
+SELECT current_setting('server_version'), most, least(
+    most - CASE WHEN rolsuper THEN 0 ELSE current_setting('superuser_reserved_connections')::int
+           + coalesce(current_setting('reserved_connections', true)::int, 0) END,
+    CASE WHEN rolsuper OR rolconnlimit < 0 THEN most ELSE rolconnlimit END,
+    CASE WHEN rolsuper OR datconnlimit < 0 THEN most ELSE datconnlimit END
+), (SELECT count(*) - 1 FROM pg_stat_activity WHERE backend_type = 'client backend')
+FROM pg_roles, pg_database, (SELECT current_setting('max_connections')::int AS most) AS settings
+WHERE rolname = current_user AND datname = current_database()
+"""
+
+#: Where TLS is optional: whether it is tried first, and whether then.
+_WAYS = {Tls.PREFERRED: (True, False), Tls.ALLOWED: (False, True)}
+
 _CONTENTION = frozenset(("40001", "40P01", "55P03"))
 _READ_ONLY = "25006"
 _BY_CODE = {
     "23503": failures.REFERENCE,
     "23505": failures.DUPLICATE,
     "25P03": failures.DISCONNECTED,
-    "28000": failures.LOGIN,
+    "28000": Failure(
+        Kind.UNAVAILABLE,
+        "this user may not log in from here like this: its pg_hba.conf may ask for TLS (sslmode=require) or for a "
+        "client certificate (DATABASE_TLS_CERT)",
+    ),
     "28P01": failures.LOGIN,
     "3D000": failures.NO_DATABASE,
     "42501": Failure(Kind.REFUSED, "this user lacks a privilege on its tables"),
@@ -104,17 +124,15 @@ class PostgresBackend:
         self._target = target
         self._connect_timeout = target.connect_timeout or options.connect_timeout
         self._statement_timeout = options.statement_timeout
-        # pg8000: False is no TLS, None is TLS if offered; a context is insisted upon.
-        context = client_context(target, options)
-        self._tls: ssl.SSLContext | bool | None = None if target.tls is Tls.PREFERRED else context or False
+        self._tls = client_context(target, options)
         milliseconds = max(1, int(options.statement_timeout * 1000))
         # The second limit is for a process that is stopped in the middle of a transaction: its locks must not last.
         limits = (
             f"; SET LOCAL statement_timeout = {milliseconds}"
             f"; SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
         )
-        self.pools = (pool(self._connect, options),)
-        self.write = _engine("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE" + limits, self.pools[0])
+        self.pools = (ServerPool(self._connect, options),)
+        self.write = _engine("BEGIN ISOLATION LEVEL READ COMMITTED" + limits, self.pools[0])
         self.read = _engine("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" + limits, self.pools[0])
 
     def open(self) -> None:
@@ -147,11 +165,8 @@ class PostgresBackend:
 
     def facts(self, connection: Connection) -> Facts:
         """What the server says about itself."""
-        return Facts(
-            version=f"PostgreSQL {connection.exec_driver_sql('SHOW server_version').scalar_one()}",
-            tls=tls_version(connection, "_usock"),
-            max_connections=int(connection.exec_driver_sql("SHOW max_connections").scalar_one()),
-        )
+        version, limit, allowed, connected = connection.exec_driver_sql(_FACTS).one()
+        return Facts(f"PostgreSQL {version}", tls_version(connection, "_usock"), limit, allowed, connected)
 
     def _connect(self) -> PostgresConnection:
         return self._login(self._statement_timeout + SOCKET_GRACE)
@@ -160,6 +175,15 @@ class PostgresBackend:
         return self._login(MIGRATION_TIMEOUT)
 
     def _login(self, timeout: float) -> PostgresConnection:
+        first, then = _WAYS.get(self._target.tls, (True, None))
+        try:
+            return self._login_by(self._tls if first else None, timeout)
+        except legacy.Error as error:
+            if then is None or not _other_way_may_help(error):
+                raise
+        return self._login_by(self._tls if then else None, timeout)
+
+    def _login_by(self, tls: ssl.SSLContext | None, timeout: float) -> PostgresConnection:
         target = self._target
         try:
             connection = PostgresConnection(
@@ -169,7 +193,7 @@ class PostgresBackend:
                 port=target.port,
                 unix_sock=target.unix_socket,
                 database=target.database,
-                ssl_context=self._tls,
+                ssl_context=tls or False,  # what pg8000 makes of None would be a new context for each connection
                 timeout=self._connect_timeout,
                 application_name=target.application_name,
                 # PgBouncer knows these two, and gives each client its own.
@@ -188,6 +212,14 @@ class PostgresBackend:
 
 def _engine(begin: str, pool: Pool) -> Engine:
     return create_engine("postgresql+llm_proxy://", begin=begin, pool=pool, hide_parameters=True)
+
+
+def _other_way_may_help(error: legacy.Error) -> bool:
+    """Whether libpq's `prefer` and `allow` would now try without TLS, or with it: nobody is let in this way."""
+    details = error.args[0] if error.args else None
+    if isinstance(details, dict):
+        return str(details.get("C", "")).startswith("28")
+    return details == "Server refuses SSL" or isinstance(error.__cause__, ssl.SSLError)
 
 
 def _failure(error: BaseException) -> Failure:

@@ -23,6 +23,8 @@ from pg8000.converters import TIMESTAMPTZ, make_param
 from pg8000.core import EXECUTE_MSG, READY_FOR_QUERY, SYNC_MSG, Context
 from pg8000.exceptions import DatabaseError
 
+from db.dialects.keepalive import keep_alive
+
 _HEADER = Struct("!ci").unpack
 _int32 = Struct("!i").pack
 _int16 = Struct("!H").pack
@@ -77,7 +79,12 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
 
     def __init__(self, **arguments: Any) -> None:
         """Connect and log in. Raises pg8000's errors, and OSError where the network or TLS fails."""
-        super().__init__(**arguments)
+        try:
+            super().__init__(**arguments)
+        except BaseException:
+            self._hang_up()
+            raise
+        keep_alive(self._usock)
         self.register_in_adapter(TIMESTAMPTZ, _timestamptz)
 
     @property
@@ -166,6 +173,14 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
             raise legacy.InterfaceError("network error") from cause
         if context.error is not None:
             raise context.error
+
+    def _hang_up(self) -> None:
+        """Close the sockets of a login that failed: pg8000 leaves them to the garbage collector."""
+        for name in ("_sock", "_usock"):
+            opened = getattr(self, name, None)
+            if opened is not None:
+                with suppress(OSError):  # what was still to be sent cannot be
+                    opened.close()
 
     def _run(self, statement: str) -> None:
         try:

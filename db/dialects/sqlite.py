@@ -115,7 +115,7 @@ class SqliteBackend:
 
     def facts(self, connection: Connection) -> Facts:
         """What the library says about itself."""
-        return Facts(f"SQLite {sqlite3.sqlite_version}", None, None)
+        return Facts(f"SQLite {sqlite3.sqlite_version}", None)
 
     def _connect_writer(self) -> sqlite3.Connection:
         path = self._target.path

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from pathlib import Path
+
+import certifi
 
 from db.errors import BadDsn
 from db.options import Options
@@ -21,11 +24,13 @@ def client_context(target: Target, options: Options) -> ssl.SSLContext | None:
     authority = target.tls_ca or options.tls_ca
     if target.tls is Tls.CUSTOM and authority is None:
         raise BadDsn("tls=custom needs DATABASE_TLS_CA: a PEM file with the certificates to trust")
-    verify = target.tls not in (Tls.PREFERRED, Tls.REQUIRED)
+    verify = target.tls not in (Tls.ALLOWED, Tls.PREFERRED, Tls.REQUIRED)
     try:
         context = ssl.create_default_context(cafile=authority if verify else None)
     except (OSError, ssl.SSLError) as error:
         raise BadDsn(f"DATABASE_TLS_CA {authority}: no certificates can be read from it") from error
+    if verify and authority is None and not _has_system_roots(context):
+        context.load_verify_locations(certifi.where())
     # Certificates that database servers make for themselves lack what the strict profile of newer Pythons asks for.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.check_hostname = target.tls in (Tls.VERIFY_FULL, Tls.CUSTOM)
@@ -33,6 +38,14 @@ def client_context(target: Target, options: Options) -> ssl.SSLContext | None:
         context.verify_mode = ssl.CERT_NONE
     _load_client_certificate(context, target.tls_cert or options.tls_cert, target.tls_key or options.tls_key)
     return context
+
+
+def _has_system_roots(context: ssl.SSLContext) -> bool:
+    if context.cert_store_stats()["x509_ca"]:
+        return True
+    # A directory of roots is searched when a chain is verified, so nothing of it is loaded yet.
+    paths = ssl.get_default_verify_paths()
+    return any(Path(os.environ.get(paths.openssl_capath_env, paths.openssl_capath)).glob("*.0"))
 
 
 def _load_client_certificate(context: ssl.SSLContext, certificate: Path | None, key: Path | None) -> None:

@@ -52,10 +52,10 @@ class Settings:
     database_max_idle_conns: int = DATABASE.setting(
         kinds.integer(0, 1000),
         "5",
-        "Connections to a database server that stay open while there is nothing to do; one always does.",
+        "Connections to a database server that stay open, in each worker, while there is nothing to do.",
     )
     database_conn_max_lifetime: float = DATABASE.setting(
-        kinds.duration(), "1h", "Age at which a connection to a database server is replaced."
+        kinds.duration(), "1h", "Age at which a connection to a database server is replaced, idle or not."
     )
     database_connect_timeout: float = DATABASE.setting(
         kinds.duration(), "5s", "Longest wait for a new connection to a database server."

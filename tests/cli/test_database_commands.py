@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from db.dsn import Target
 from db.options import Options
 from db.queries import ledger, projects, tokens
 from tests.cli.conftest import Run
+from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Scratch
 from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
 
@@ -139,3 +141,36 @@ def test_a_pool_that_does_not_fit_is_a_complaint(run: Run, migrated_database: Sc
 
     assert result.exit_code == 1
     assert result.stderr.startswith("problem: one server alone may open 2000 connections, more than the ")
+    assert "and others have " in result.stdout
+
+
+@on("postgres", "mysql", "mariadb")
+def test_a_user_with_a_limit_of_its_own(run: Run, migrated_database: Scratch) -> None:
+    scratch = migrated_database
+    user = f"few_{scratch.name[-12:]}"
+    head, _, tail = scratch.url.partition("@")
+    scheme = "postgres://" if head.startswith("postgres") else ""
+    env = scratch.env | {"DATABASE_URL": f"{scheme}{user}:@{tail}"}
+    if scratch.kind is Kind.POSTGRES:
+        make = [f"CREATE ROLE {user} LOGIN CONNECTION LIMIT 5", f"GRANT SELECT ON alembic_version TO {user}"]
+        drop = [f"DROP OWNED BY {user}", f"DROP ROLE {user}"]
+    else:
+        make = [f"CREATE USER {user} WITH MAX_USER_CONNECTIONS 5", f"GRANT SELECT ON `{scratch.name}`.* TO {user}"]
+        drop = [f"DROP USER {user}"]
+    execute(scratch, make)
+    try:
+        result = run("db", "check", env=env)
+        assert result.stderr == (
+            "problem: one server alone may open 10 connections, more than the 5 that the database takes from this "
+            "user; lower DATABASE_POOL_SIZE or WORKERS\n"
+        )
+        assert ", 5 of this user, and others have " in result.stdout
+        assert run("db", "check", env=env | {"DATABASE_POOL_SIZE": "5"}).exit_code == 0
+    finally:
+        execute(scratch, drop)
+
+
+def execute(scratch: Scratch, statements: Sequence[str]) -> None:
+    with opened(scratch.target, Options()) as database:
+        for statement in statements:
+            database.write_now(lambda connection, sql: connection.exec_driver_sql(sql).close(), statement)

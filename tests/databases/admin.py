@@ -21,6 +21,9 @@ class Admin(Protocol):
     def version(self) -> str:
         """The server's own name for its version. Raises what the driver raises while it does not answer."""
 
+    def execute(self, *statements: str, database: str | None = None) -> None:
+        """Run statements, in a database or wherever one arrives."""
+
     def names(self) -> list[str]:
         """The databases that there are."""
 
@@ -49,8 +52,8 @@ class PostgresAdmin:
     url: str
 
     @contextmanager
-    def _session(self) -> Iterator[pg8000.native.Connection]:
-        name = self.url.partition("?")[0].rpartition("/")[2] or "postgres"
+    def _session(self, database: str | None = None) -> Iterator[pg8000.native.Connection]:
+        name = database or self.url.partition("?")[0].rpartition("/")[2] or "postgres"
         connection = pg8000.native.Connection(
             database=name, **Address.parse(self.url, default_port=5432).postgres_arguments()
         )
@@ -62,6 +65,11 @@ class PostgresAdmin:
     def version(self) -> str:
         with self._session() as session:
             return f"PostgreSQL {session.run('SHOW server_version')[0][0]}"
+
+    def execute(self, *statements: str, database: str | None = None) -> None:
+        with self._session(database) as session:
+            for statement in statements:
+                session.run(statement)
 
     def names(self) -> list[str]:
         with self._session() as session:
@@ -106,6 +114,11 @@ class MySQLAdmin:
         with self._session() as session:
             version = str(_rows(session, "SELECT VERSION()")[0][0])
         return version if "MariaDB" in version else f"MySQL {version}"
+
+    def execute(self, *statements: str, database: str | None = None) -> None:
+        with self._session() as session:
+            for statement in (f"USE `{database}`", *statements) if database else statements:
+                session.execute(statement)
 
     def names(self) -> list[str]:
         with self._session() as session:

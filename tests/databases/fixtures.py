@@ -8,12 +8,13 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import NoReturn
 
 import pytest
 
 from db.dsn import Target
 from tests.databases.kinds import Kind
-from tests.databases.programs import Instance
+from tests.databases.programs import Instance, find_program
 from tests.databases.scratch import Databases, Scratch
 from tests.databases.servers import Missing, own_instance
 
@@ -45,9 +46,23 @@ def require(databases: Databases, kind: Kind) -> None:
     try:
         databases.server(kind)
     except Missing as error:
-        if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        lacking(str(error))
+
+
+def require_programs(kind: Kind) -> None:
+    """Go on only if servers of the test's own can be started: else skip, or fail where `CI` is set.
+
+    MySQL is let pass: Debian has none, so a test must do with the server that `databases` has.
+    """
+    if kind is not Kind.MYSQL and find_program(kind) is None:
+        lacking(f"no {kind} programs here, for servers that tests start")
+
+
+def lacking(reason: str) -> NoReturn:
+    """Skip a test for what this machine lacks, or fail it where `CI` is set."""
+    if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 @pytest.fixture
@@ -92,11 +107,12 @@ def migrated_env(migrated_database: Scratch) -> dict[str, str]:
 def database_instance(database_kind: Kind) -> Iterator[Instance]:
     """A database server of this test alone, to be stopped, killed or frozen: with `@on("postgres", "mariadb")`.
 
-    Skips where the programs are not installed, as where servers are named in the environment only.
+    Where the programs are not installed, as where servers are named in the environment only, it skips the test, and
+    fails it where `CI` is set.
     """
     with ExitStack() as stack:
         try:
             instance = stack.enter_context(own_instance(database_kind))
         except Missing as error:
-            pytest.skip(str(error))
+            lacking(str(error))
         yield instance

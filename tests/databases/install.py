@@ -1,7 +1,8 @@
-"""Installs the database servers that the tests want and this machine lacks: `python -m tests.databases.install`.
+"""Installs what the tests want and this machine lacks: database servers, and PgBouncer for one of them.
 
-Only on Debian and its relatives, as root or with a sudo that asks nothing, and only where neither a named server nor
-Docker stands in. What is missing afterwards is named at the end of the tests, and fails them where `CI` is set.
+`python -m tests.databases.install`. Only on Debian and its relatives, as root or with a sudo that asks nothing; and a
+server only where neither a named one nor Docker stands in. What is missing afterwards is named at the end of the tests,
+and fails them where `CI` is set.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 from tests.databases.docker import docker_works
 from tests.databases.kinds import SERVERS, Kind
+from tests.databases.pgbouncer import find_pgbouncer
 from tests.databases.programs import find_program
 
 #: Where a release has a package with just the programs, without a service, it comes first.
@@ -42,15 +44,17 @@ def as_root() -> list[str] | None:
 
 def main() -> None:
     """Install what is missing and can be installed."""
-    wanted = missing()
-    if not wanted or shutil.which("apt-get") is None:
+    if shutil.which("apt-get") is None or (prefix := as_root()) is None:
         return
-    prefix = as_root()
-    if prefix is None or (os.geteuid() != 0 and docker_works()):
-        return
-    sys.stdout.write(f"Installing database servers for the tests: {', '.join(wanted)}\n")
-    sys.stdout.flush()
-    subprocess.run([*prefix, str(_APT), *(_PACKAGES[kind] for kind in wanted)], check=False)
+    packages = {str(kind): _PACKAGES[kind] for kind in missing()}
+    if packages and os.geteuid() != 0 and docker_works():
+        packages = {}
+    if find_pgbouncer() is None:
+        packages["pgbouncer"] = "pgbouncer"
+    if packages:
+        sys.stdout.write(f"Installing for the tests: {', '.join(packages)}\n")
+        sys.stdout.flush()
+        subprocess.run([*prefix, str(_APT), *packages.values()], check=False)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from attrs import define, frozen
@@ -86,13 +86,14 @@ class _Account:
 class Instance:
     """A server process of our own, with its data folder. Stop it with `close`.
 
-    `kill`, `pause`, `resume` and `start` are for tests of what happens when the database goes away.
+    `kill`, `pause`, `resume` and `start` are for tests of what happens when the database goes away; `command` is how it
+    is started.
     """
 
     kind: Kind
     url: str
     _folder: Path
-    _command: tuple[str, ...]
+    command: tuple[str, ...]
     _account: _Account
     _process: subprocess.Popen[bytes] | None = None
 
@@ -107,11 +108,20 @@ class Instance:
         """Whether the process exists."""
         return self._process is not None and self._process.poll() is None
 
+    def place(self, name: str, content: bytes) -> Path:
+        """Put a file that only the server may read into its data folder, or replace it; return its path."""
+        path = self._folder / "data" / name
+        path.write_bytes(content)
+        path.chmod(0o600)
+        if self._account.uid is not None and self._account.gid is not None:
+            os.chown(path, self._account.uid, self._account.gid)
+        return path
+
     def start(self) -> None:
         """Start the process on its data; it answers a moment later."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -164,7 +174,13 @@ class Instance:
             self._process.wait()
 
 
-def launch(kind: Kind, program: Path, *, durable: bool = False) -> Instance:
+def launch(
+    kind: Kind,
+    program: Path,
+    *,
+    durable: bool = False,
+    prepare: Callable[[Instance], Sequence[str]] | None = None,
+) -> Instance:
     """Make a data folder and start a server on it. It may not answer yet.
 
     Args:
@@ -172,6 +188,7 @@ def launch(kind: Kind, program: Path, *, durable: bool = False) -> Instance:
         program: its server.
         durable: leave the server's own settings for what a commit survives, as who measures it must. A test's data need
             not be flushed to the disk: a killed process does not lose it, and a power cut may.
+        prepare: called before the first start; returns further arguments of the server.
 
     Raises:
         RuntimeError: the data folder could not be made; the message holds the program's words.
@@ -183,12 +200,14 @@ def launch(kind: Kind, program: Path, *, durable: bool = False) -> Instance:
         os.chown(folder, account.uid, account.gid)
     port = free_port()
     make = {Kind.POSTGRES: _postgres, Kind.MYSQL: _mysql, Kind.MARIADB: _mariadb}[kind]
-    prepare, serve, url = make(program, folder, port, account)
+    install, serve, url = make(program, folder, port, account)
     if not durable:
         serve = [*serve, *_FORGETFUL[kind]]
     try:
-        _run(prepare, folder, account)
+        _run(install, folder, account)
         instance = Instance(kind, url, folder, tuple(serve), account)
+        if prepare is not None:
+            instance.command += tuple(prepare(instance))
         instance.start()
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -79,10 +79,12 @@ def open_server(kind: Kind, environ: Mapping[str, str] = os.environ, *, durable:
 
 
 @contextmanager
-def own_instance(kind: Kind) -> Iterator[programs.Instance]:
+def own_instance(
+    kind: Kind, prepare: Callable[[programs.Instance], Sequence[str]] | None = None
+) -> Iterator[programs.Instance]:
     """A server for one test alone, to be stopped, killed or frozen under a proxy's feet.
 
-    After `start` on it, `wait_until_answers` tells when it is back.
+    After `start` on it, `wait_until_answers` tells when it is back. `prepare` as in `programs.launch`.
 
     Raises:
         Missing: its programs are not installed here; a server that the environment names will not do.
@@ -91,7 +93,7 @@ def own_instance(kind: Kind) -> Iterator[programs.Instance]:
     if program is None:
         message = f"no {kind} programs: {_ADVICE[kind]}"
         raise Missing(message)
-    instance = programs.launch(kind, program)
+    instance = programs.launch(kind, program, prepare=prepare)
     try:
         wait_until_answers(kind, instance, lambda: instance.log)
         yield instance

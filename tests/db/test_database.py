@@ -241,7 +241,7 @@ def test_a_connection_is_replaced_at_the_end_of_its_life(shared_target: Target) 
 
     with opened(shared_target, Options(max_lifetime=3600)) as database:
         assert len({database.read_now(who) for _ in range(3)}) == 1
-    with opened(shared_target, Options(max_lifetime=0.001)) as database:
+    with opened(shared_target, Options(max_lifetime=1e-6)) as database:
         assert len({database.read_now(who) for _ in range(3)}) == 3
 
 

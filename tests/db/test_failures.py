@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import sqlite3
 import ssl
@@ -15,6 +16,7 @@ from pg8000 import legacy
 from db.database import Database, opened
 from db.dialects import Backend, backend_for
 from db.dialects.failure import Kind, network_failure
+from db.dialects.postgresql_connection import PostgresConnection
 from db.dsn import Target
 from db.errors import Unavailable
 from db.options import Options
@@ -74,6 +76,8 @@ def test_what_postgresql_says(code: str, kind: Kind) -> None:
         (1406, Kind.REFUSED),
         (1792, Kind.READ_ONLY),
         (1290, Kind.READ_ONLY),
+        (1836, Kind.READ_ONLY),
+        (3989, Kind.READ_ONLY),
         (1045, Kind.UNAVAILABLE),
         (1049, Kind.UNAVAILABLE),
         (1040, Kind.UNAVAILABLE),
@@ -131,7 +135,8 @@ def test_what_is_not_understood_is_refused(backend: Backend) -> None:
         (BrokenPipeError(), Kind.DISCONNECTED),
         (ssl.SSLEOFError(), Kind.DISCONNECTED),
         (ssl.SSLError(), Kind.UNANSWERED),
-        (TimeoutError(), Kind.UNANSWERED),
+        (TimeoutError("timed out"), Kind.UNANSWERED),
+        (TimeoutError(errno.ETIMEDOUT, "Connection timed out"), Kind.DISCONNECTED),
         (OSError(113, "No route to host"), Kind.UNANSWERED),
         (ConnectionRefusedError(), Kind.UNAVAILABLE),
         (socket.gaierror(), Kind.UNAVAILABLE),
@@ -140,6 +145,22 @@ def test_what_is_not_understood_is_refused(backend: Backend) -> None:
 )
 def test_what_the_network_says(cause: BaseException | None, kind: Kind) -> None:
     assert network_failure(cause).kind is kind
+
+
+def test_a_login_that_fails_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> None:
+        raise legacy.InterfaceError("network error")
+
+    monkeypatch.setattr("pg8000.core._flush", fail)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with pytest.raises(legacy.InterfaceError) as caught:
+            PostgresConnection(user="u", host="127.0.0.1", port=listener.getsockname()[1], ssl_context=False)
+        server, _ = listener.accept()
+        with server:
+            server.settimeout(30)
+            while server.recv(1024):
+                pass
+        assert caught.tb is not None, "what it refers to would be collected"
 
 
 @on("mysql", "mariadb")

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -18,10 +13,12 @@ from db import Connection, migrate
 from db.database import Database, opened
 from db.dialects import add_to_counter
 from db.dsn import Target
-from db.errors import Unavailable
+from db.errors import Contention, Unavailable
 from db.options import Options
 from db.types import Id
+from tests.databases.fixtures import lacking
 from tests.databases.kinds import on
+from tests.databases.pgbouncer import ADVICE, find_pgbouncer, pgbouncer
 
 METADATA = MetaData()
 COUNTERS = Table(
@@ -36,66 +33,14 @@ SLOW = "SELECT pg_sleep(10)"
 pytestmark = on("postgres")
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @pytest.fixture(scope="module")
-def bouncer(shared_target: Target, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Target]:
+def bouncer(shared_target: Target) -> Iterator[Target]:
     """The module's database through a PgBouncer that has three connections for everybody."""
-    program = shutil.which("pgbouncer") or shutil.which("pgbouncer", path="/usr/sbin:/usr/local/sbin")
+    program = find_pgbouncer()
     if program is None:
-        pytest.skip("no pgbouncer here: install the package pgbouncer")
-    folder, port = tmp_path_factory.mktemp("pgbouncer"), free_port()
-    configuration = folder / "pgbouncer.ini"
-    users = folder / "users.txt"
-    users.write_text(f'"{shared_target.user}" "{shared_target.password}"\n')
-    configuration.write_text(
-        f"""
-        [databases]
-        * = host={shared_target.host} port={shared_target.port}
-        [pgbouncer]
-        listen_addr = 127.0.0.1
-        listen_port = {port}
-        unix_socket_dir =
-        auth_type = trust
-        auth_file = {users}
-        pool_mode = transaction
-        default_pool_size = 3
-        max_client_conn = 50
-        """.replace("        ", "")
-    )
-    for place in (folder, configuration, users, *folder.parents[:2]):
-        place.chmod(0o755)
-    process = subprocess.Popen(
-        [program, "-q", str(configuration)],
-        user="nobody" if os.geteuid() == 0 else None,  # it refuses to run as root
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    try:
-        target = evolve(shared_target, host="127.0.0.1", port=port)
-        wait_for(process, target)
+        lacking(ADVICE)
+    with pgbouncer(program, shared_target, sessions=3) as target:
         yield target
-    finally:
-        process.terminate()
-        process.communicate(timeout=10)
-
-
-def wait_for(process: subprocess.Popen[bytes], target: Target) -> None:
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        assert process.poll() is None, process.communicate()[1].decode()
-        try:
-            with opened(target, Options(connect_timeout=5)) as database:
-                database.read_now(lambda _: None)
-        except Unavailable:
-            time.sleep(0.05)
-        else:
-            return
-    pytest.fail("pgbouncer does not answer")
 
 
 @pytest.fixture
@@ -150,6 +95,19 @@ def test_each_transaction_brings_its_own_deadline(bouncer: Target) -> None:
 def test_migrations_run_through_it(database: Database) -> None:
     assert migrate.up(database) == migrate.revisions()
     assert database.read_now(migrate.is_at_head)
+
+
+def test_the_lock_of_migrations_holds_through_it(bouncer: Target) -> None:
+    """The lock of a session would not: two clients may have one session by turns."""
+    with opened(bouncer, Options()) as one, opened(bouncer, Options()) as other:
+        with (
+            one.migrating(10),
+            pytest.raises(Contention, match="another process is migrating it"),
+            other.migrating(0.2),
+        ):
+            pytest.fail("both hold it")
+        with other.migrating(10):
+            pass
 
 
 def test_a_server_that_cannot_be_reached_behind_it(bouncer: Target) -> None:

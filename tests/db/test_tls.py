@@ -1,239 +1,230 @@
+"""TLS with real servers: who is let in under each mode, and with which certificate."""
+
 from __future__ import annotations
 
-import ipaddress
-import socket
-import ssl
-import threading
+import json
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from attrs import evolve, frozen
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from click.testing import CliRunner
 
 from db.database import opened
 from db.dialects.tls import client_context
-from db.dsn import Target, Tls
+from db.dsn import Target, Tls, parse
 from db.errors import BadDsn, Unavailable
 from db.options import Options
-from tests.databases.kinds import on
+from llm_proxy.cli import program
+from tests.databases.fixtures import require_programs
+from tests.databases.kinds import SERVERS, Kind, on
+from tests.databases.scratch import Databases
+from tests.db.certified import Certified, CertifiedPostgres, certified
+from tests.harness.certificates import Authority
 
-#: What a client of PostgreSQL says first when it wants TLS.
-SSL_REQUEST = bytes((0, 0, 0, 8, 4, 210, 22, 47))
+NOT_ACCEPTED = "certificate was not accepted: "
+#: Under TLS 1.3 a server may hang up before its reason is read: clients send on as soon as they have shaken hands.
+REFUSED_CLIENT = "client certificate|user name or password was refused|TLS failed|connection was lost"
+NO_TLS = "does not offer TLS"
+
+#: What becomes of a connection, by mode and by what the server presents: encrypted, plain, or refused with a word.
+POSTGRES = {
+    "disable": {"right": "plain", "stranger": "plain", "elsewhere": "plain", "expired": "plain", "none": "plain"},
+    "allow": {"right": "plain", "stranger": "plain", "elsewhere": "plain", "expired": "plain", "none": "plain"},
+    "prefer": {"right": "tls", "stranger": "tls", "elsewhere": "tls", "expired": "tls", "none": "plain"},
+    "require": {"right": "tls", "stranger": "tls", "elsewhere": "tls", "expired": "tls", "none": NO_TLS},
+    "verify-ca": {
+        "right": "tls",
+        "stranger": NOT_ACCEPTED,
+        "elsewhere": "tls",
+        "expired": f"{NOT_ACCEPTED}certificate has expired",
+        "none": NO_TLS,
+    },
+    "verify-full": {
+        "right": "tls",
+        "stranger": NOT_ACCEPTED,
+        "elsewhere": f"{NOT_ACCEPTED}Hostname mismatch",
+        "expired": f"{NOT_ACCEPTED}certificate has expired",
+        "none": NO_TLS,
+    },
+}
+MYSQL = {
+    "": POSTGRES["disable"],
+    "false": POSTGRES["disable"],
+    "preferred": POSTGRES["prefer"],
+    "skip-verify": POSTGRES["require"],
+    "true": POSTGRES["verify-full"],
+    "custom": POSTGRES["verify-full"],
+}
+PRESENTED = ("right", "stranger", "elsewhere", "expired", "none")
 
 
 @frozen
-class Certificates:
-    """Files of a throw-away authority, and of a server and a client that it vouches for."""
+class Files:
+    """An authority, and certificates: of servers for the right host and others, of clients."""
 
-    authority: Path
-    localhost: Path
-    elsewhere: Path
+    authority: Authority
+    stranger: Authority
     client: Path
-
-
-def name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def write(path: Path, key: ec.EllipticCurvePrivateKey, certificate: x509.Certificate) -> Path:
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(private + certificate.public_bytes(pem))
-    return path
+    false_client: Path
+    servers: dict[str, Path | None]
 
 
 @pytest.fixture(scope="module")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
-    folder = tmp_path_factory.mktemp("certificates")
-    root = ec.generate_private_key(ec.SECP256R1())
-    now = datetime.now(UTC)
-
-    def issue(subject: str, key: ec.EllipticCurvePrivateKey, *, authority: bool) -> x509.Certificate:
-        names: list[x509.GeneralName] = [x509.DNSName(subject)]
-        if subject == "localhost":
-            names.append(x509.IPAddress(ipaddress.ip_address("127.0.0.1")))
-        return (
-            x509.CertificateBuilder()
-            .subject_name(name(subject))
-            .issuer_name(name("authority"))
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - timedelta(days=1))
-            .not_valid_after(now + timedelta(days=1))
-            .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName(names), critical=False)
-            .sign(root, hashes.SHA256())
-        )
-
-    def leaf(subject: str) -> Path:
-        key = ec.generate_private_key(ec.SECP256R1())
-        return write(folder / f"{subject}.pem", key, issue(subject, key, authority=False))
-
-    authority = folder / "authority.pem"
-    authority.write_bytes(issue("authority", root, authority=True).public_bytes(serialization.Encoding.PEM))
-    return Certificates(authority, leaf("localhost"), leaf("elsewhere.example"), leaf("client"))
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    authority = Authority.make(tmp_path_factory.mktemp("authority"))
+    stranger = Authority.make(tmp_path_factory.mktemp("stranger"))
+    return Files(
+        authority,
+        stranger,
+        client=authority.issue("client", "client.example"),
+        false_client=stranger.issue("client", "client.example"),
+        servers={
+            "right": authority.issue("right", "localhost"),
+            "stranger": stranger.issue("right", "localhost"),
+            "elsewhere": authority.issue("elsewhere", "elsewhere.example"),
+            "expired": authority.issue("expired", "localhost", expired=True),
+            "none": None,
+        },
+    )
 
 
-@contextmanager
-def tls_in_front_of(target: Target, context: ssl.SSLContext) -> Iterator[Target]:
-    """A PostgreSQL server that offers TLS, made of one that does not."""
-
-    def pump(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(65536):
-                sink.sendall(data)
-        except OSError:
-            pass  # one of the two has hung up
-        end(source)
-        end(sink)
-
-    def forward(client: socket.socket) -> None:
-        try:
-            if client.recv(len(SSL_REQUEST)) != SSL_REQUEST:
-                return
-            client.sendall(b"S")
-            with (
-                context.wrap_socket(client, server_side=True) as near,
-                socket.create_connection((target.host, target.port)) as far,
-            ):
-                back = threading.Thread(target=pump, args=(far, near))
-                back.start()
-                pump(near, far)
-                back.join()
-        except OSError:
-            pass  # the client did not like the certificate, or has none
-        finally:
-            client.close()
-
-    def serve() -> None:
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=forward, args=(client,))
-            thread.start()
-            threads.append(thread)
-
-    threads: list[threading.Thread] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        accepting = threading.Thread(target=serve)
-        accepting.start()
-        yield evolve(target, host="localhost", port=listener.getsockname()[1])
-        end(listener)
-        accepting.join()
-    for thread in threads:
-        thread.join()
+@pytest.fixture(scope="module")
+def server(databases: Databases, database_kind: Kind, files: Files) -> Iterator[Certified]:
+    require_programs(database_kind)
+    with certified(database_kind, files.authority, databases.server(database_kind)) as server:
+        yield server
 
 
-def end(connection: socket.socket) -> None:
-    with suppress(OSError):  # it may have ended already
-        connection.shutdown(socket.SHUT_RDWR)
+def right(files: Files) -> Path:
+    certificate = files.servers["right"]
+    assert certificate is not None
+    return certificate
 
 
-def server_context(certificate: Path, clients: Path | None = None) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # So that a client without a certificate is turned away in the handshake.
-    context.maximum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate)
-    if clients is not None:
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(clients)
-    return context
+def url_of(target: Target, mode: str) -> str:
+    where = f"{target.host}:{target.port}"
+    if target.driver == "postgres":
+        return f"postgres://{target.user}:{target.password}@{where}/{target.database}?sslmode={mode}"
+    tls = f"&tls={mode}" if mode else ""
+    return f"{target.user}:{target.password}@tcp({where})/{target.database}?parseTime=true{tls}"
 
 
-def tls_used(target: Target, options: Options) -> str | None:
-    with opened(target, options) as database:
+def connect(url: str, options: Options) -> str | None:
+    """The TLS version that a connection has."""
+    with opened(parse(None, url, None), options) as database:
         facts = database.read_now(database.describe)
         assert database.checked_out == 0
     return facts.tls
 
 
-@on("postgres")
-@pytest.mark.parametrize("tls", [Tls.PREFERRED, Tls.REQUIRED])
-def test_without_verification_any_certificate_will_do(
-    shared_target: Target, certificates: Certificates, tls: Tls
+def judge(url: str, options: Options, expected: str) -> None:
+    if expected == "plain":
+        assert connect(url, options) is None
+    elif expected == "tls":
+        assert str(connect(url, options)).startswith("TLSv1.")
+    else:
+        with pytest.raises(Unavailable, match=expected):
+            connect(url, options)
+
+
+@on(*SERVERS)
+@pytest.mark.parametrize("presented", PRESENTED)
+def test_who_is_let_in_under_each_mode(
+    server: Certified, database_kind: Kind, files: Files, presented: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tls_in_front_of(shared_target, server_context(certificates.elsewhere)) as target:
-        assert tls_used(evolve(target, tls=tls), Options()) == "TLSv1.2"
+    target = server.present(files.servers[presented])
+    for mode, expected in (POSTGRES if database_kind is Kind.POSTGRES else MYSQL).items():
+        options = Options(tls_ca=files.authority.file)
+        if mode == "true":  # against the system's authorities
+            monkeypatch.setenv("SSL_CERT_FILE", str(files.authority.file))
+            options = Options()
+        judge(url_of(target, mode), options, expected[presented])
+        monkeypatch.undo()
+
+
+@on(*SERVERS)
+def test_the_system_does_not_know_the_authority_of_a_test(server: Certified, files: Files, database_kind: Kind) -> None:
+    target = server.present(right(files))
+    modes = ("verify-ca", "verify-full") if database_kind is Kind.POSTGRES else ("true",)
+    for mode in modes:
+        judge(url_of(target, mode), Options(), NOT_ACCEPTED)
+
+
+@on(*SERVERS)
+def test_a_file_of_the_url_wins_over_the_setting(server: Certified, files: Files, database_kind: Kind) -> None:
+    url = url_of(server.present(right(files)), "verify-full" if database_kind is Kind.POSTGRES else "custom")
+    name = "sslrootcert" if database_kind is Kind.POSTGRES else "ssl-ca"
+    judge(f"{url}&{name}={quote(str(files.authority.file), safe='')}", Options(tls_ca=Path("/nonexistent")), "tls")
+    with pytest.raises(BadDsn, match="DATABASE_TLS_CA /nonexistent"):
+        connect(url, Options(tls_ca=Path("/nonexistent")))
+
+
+@on(*SERVERS)
+def test_a_server_that_lets_nobody_in_without_tls(server: Certified, files: Files, database_kind: Kind) -> None:
+    target = server.insisting(right(files))
+    if database_kind is Kind.POSTGRES:
+        expected = {"disable": "may ask for TLS", "allow": "tls", "prefer": "tls", "require": "tls"}
+    else:
+        expected = {"": "refused", "false": "refused", "preferred": "tls", "skip-verify": "tls"}
+    target = evolve(target, database="postgres" if database_kind is Kind.POSTGRES else "information_schema")
+    for mode, outcome in expected.items():
+        judge(url_of(target, mode), Options(), outcome)
 
 
 @on("postgres")
-@pytest.mark.parametrize("tls", [Tls.VERIFY_CA, Tls.VERIFY_FULL, Tls.CUSTOM])
-def test_a_certificate_of_the_right_authority_for_the_right_host(
-    shared_target: Target, certificates: Certificates, tls: Tls
+def test_a_server_that_lets_nobody_in_with_tls(server: Certified, files: Files) -> None:
+    """As libpq, which tries the other way in both of the modes that leave it open."""
+    assert isinstance(server, CertifiedPostgres)
+    target = server.avoiding(right(files))
+    for mode, outcome in {"disable": "plain", "allow": "plain", "prefer": "plain", "require": "may ask for"}.items():
+        judge(url_of(target, mode), Options(), outcome)
+
+
+@on(*SERVERS)
+def test_a_server_that_wants_to_know_its_clients(server: Certified, files: Files, database_kind: Kind) -> None:
+    target = server.demanding(right(files))
+    for mode in ("prefer", "require", "verify-full") if database_kind is Kind.POSTGRES else ("preferred", "custom"):
+        url = url_of(target, mode)
+        known = Options(tls_ca=files.authority.file, tls_cert=files.client, tls_key=files.client)
+        judge(url, known, "tls")
+        judge(url, evolve(known, tls_cert=None, tls_key=None), REFUSED_CLIENT)
+        judge(url, evolve(known, tls_cert=files.false_client, tls_key=files.false_client), REFUSED_CLIENT)
+
+
+@on(*SERVERS)
+def test_the_settings_reach_the_connection(
+    server: Certified, files: Files, database_kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with tls_in_front_of(shared_target, server_context(certificates.localhost)) as target:
-        assert tls_used(evolve(target, tls=tls), Options(tls_ca=certificates.authority)) == "TLSv1.2"
-        named = evolve(target, tls=tls, tls_ca=certificates.authority)
-        assert tls_used(named, Options(tls_ca=Path("/nonexistent"))) == "TLSv1.2"
-
-
-@on("postgres")
-def test_a_certificate_for_another_host(shared_target: Target, certificates: Certificates) -> None:
-    options = Options(tls_ca=certificates.authority)
-    with tls_in_front_of(shared_target, server_context(certificates.elsewhere)) as target:
-        assert tls_used(evolve(target, tls=Tls.VERIFY_CA), options) == "TLSv1.2"
-        with pytest.raises(Unavailable, match="certificate was not accepted: Hostname mismatch"):
-            tls_used(evolve(target, tls=Tls.VERIFY_FULL), options)
-
-
-@on("postgres")
-@pytest.mark.parametrize("tls", [Tls.VERIFY_CA, Tls.VERIFY_FULL])
-def test_a_certificate_of_an_authority_that_nobody_knows(
-    shared_target: Target, certificates: Certificates, tls: Tls
-) -> None:
-    with (
-        tls_in_front_of(shared_target, server_context(certificates.localhost)) as target,
-        pytest.raises(Unavailable, match="certificate was not accepted: "),
-    ):
-        tls_used(evolve(target, tls=tls), Options())
-
-
-@on("postgres")
-def test_a_server_that_wants_to_know_its_clients(shared_target: Target, certificates: Certificates) -> None:
-    context = server_context(certificates.localhost, clients=certificates.authority)
-    with tls_in_front_of(shared_target, context) as target:
-        required = evolve(target, tls=Tls.REQUIRED)
-        assert tls_used(required, Options(tls_cert=certificates.client, tls_key=certificates.client)) == "TLSv1.2"
-        assert tls_used(evolve(required, tls_cert=certificates.client), Options()) == "TLSv1.2"
-        with pytest.raises(Unavailable):
-            tls_used(required, Options())
-
-
-@on("postgres")
-def test_a_server_without_tls(shared_target: Target) -> None:
-    if tls_used(evolve(shared_target, tls=Tls.PREFERRED), Options()) is not None:
-        return  # this one has it
-    with pytest.raises(Unavailable, match="does not offer TLS"):
-        tls_used(evolve(shared_target, tls=Tls.REQUIRED), Options())
+    """`llm-proxy db check` with a client certificate, as an operator would look at it."""
+    monkeypatch.chdir(tmp_path)
+    target = server.demanding(right(files))
+    env = {
+        "DB_DRIVER": target.driver,
+        "DATABASE_URL": url_of(target, "verify-full" if database_kind is Kind.POSTGRES else "custom"),
+        "DATABASE_TLS_CA": str(files.authority.file),
+        "DATABASE_TLS_CERT": str(files.client),
+        "DATABASE_TLS_KEY": str(files.client),
+    }
+    result = CliRunner().invoke(program, ["db", "check", "--json"], prog_name="llm-proxy", env=env)
+    assert result.stderr == ""
+    assert json.loads(result.stdout)["tls"].startswith("TLSv1.")
+    result = CliRunner().invoke(
+        program, ["db", "check"], prog_name="llm-proxy", env=env | {"DATABASE_TLS_CA": str(files.stranger.file)}
+    )
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert NOT_ACCEPTED in result.stderr
 
 
 @on("postgres")
 def test_a_login_that_proves_nothing(shared_target: Target) -> None:
     """Without TLS there is no channel that a login could be bound to."""
-    with pytest.raises(Unavailable, match="channel binding"):
-        tls_used(evolve(shared_target, tls=Tls.OFF, channel_binding=True), Options())
-
-
-@on("mysql", "mariadb")
-def test_tls_of_mysql(shared_target: Target) -> None:
-    plain = evolve(shared_target, tls=Tls.OFF)
-    assert tls_used(plain, Options()) is None
-    version = tls_used(evolve(plain, tls=Tls.PREFERRED), Options())
-    if version is None:
-        with pytest.raises(Unavailable, match="does not offer TLS"):
-            tls_used(evolve(plain, tls=Tls.REQUIRED), Options())
-        return
-    assert tls_used(evolve(plain, tls=Tls.REQUIRED), Options()) == version
-    with pytest.raises(Unavailable, match="certificate was not accepted: "):
-        tls_used(evolve(plain, tls=Tls.VERIFY_FULL), Options())
+    with (
+        opened(evolve(shared_target, tls=Tls.OFF, channel_binding=True), Options()) as database,
+        pytest.raises(Unavailable, match="channel binding"),
+    ):
+        database.read_now(lambda _: None)
 
 
 @pytest.mark.parametrize(
@@ -253,3 +244,11 @@ def test_files_that_cannot_be_used(tls: Tls, options: Options, words: str) -> No
 
 def test_no_context_without_tls() -> None:
     assert client_context(Target("postgres", tls=Tls.OFF), Options(tls_ca=Path("/nonexistent"))) is None
+
+
+def test_a_system_without_authorities_borrows_some(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
+    context = client_context(Target("mysql", tls=Tls.VERIFY_FULL), Options())
+    assert context is not None
+    assert context.cert_store_stats()["x509_ca"] > 50

@@ -11,7 +11,8 @@ import pytest
 import trio
 
 from db.target import Target
-from tests.databases.kinds import on
+from tests.databases.kinds import Kind, on
+from tests.databases.scratch import Databases
 from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers
 from tests.scenarios import books
@@ -114,3 +115,14 @@ def test_a_server_that_is_told_again_and_again_ends_as_well(
         server.terminate()
         time.sleep(0.001)
     assert server.wait() == 0, server.output
+
+
+@on("postgres", "mysql", "mariadb")
+def test_a_server_ends_well_though_its_database_has_gone(
+    start_server: StartServer, databases: Databases, database_kind: Kind
+) -> None:
+    with databases.migrated(database_kind) as scratch:
+        server = start_server(scratch.env)
+    assert server.stop() == 0, server.output
+    assert "Traceback" not in server.output
+    assert "the database does not know that this worker has ended" in server.output

@@ -12,7 +12,7 @@ import click
 
 from db import migrate
 from db.database import opened
-from llm_proxy import log
+from llm_proxy import capacity, log
 from llm_proxy.cli.configuration import config_option, load_settings
 from llm_proxy.cli.management_token import with_management_token
 from llm_proxy.cli.program import Command, report
@@ -50,6 +50,8 @@ def _supervise(settings: Settings, sockets: Sequence[socket]) -> None:
     # What keeps every worker from starting is found here, and said once.
     with opened(database_target(settings), database_options(settings)) as database:
         migrate.up(database)
+        if complaint := capacity.complaint(database, settings):
+            click.echo(f"warning: {complaint}", err=True)
     status = supervise(
         partial(_be_worker, settings),
         sockets,

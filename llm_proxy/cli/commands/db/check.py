@@ -11,6 +11,7 @@ from db import migrate
 from db.database import ServerFacts
 from db.migrate import Status
 from db.options import Options
+from llm_proxy.capacity import too_many, wanted_connections
 from llm_proxy.cli.configuration import database_options, load_settings
 from llm_proxy.cli.database import look_at
 from llm_proxy.cli.failures import ERROR
@@ -38,8 +39,7 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
         schema = database.read_now(migrate.status)
         where, options = str(database.target), database.options
     skew = facts.clock_skew.total_seconds()
-    wanted = options.pool_size * settings.workers
-    complaints = list(_complaints(facts, schema, wanted, skew))
+    complaints = list(_complaints(facts, schema, wanted_connections(settings), skew))
     if as_json:
         print_json(
             {
@@ -51,6 +51,8 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
                 "pool_size": options.pool_size,
                 "workers": settings.workers,
                 "max_connections": facts.max_connections,
+                "allowed_connections": facts.allowed_connections,
+                "open_connections": facts.open_connections,
                 "clock_skew_seconds": skew,
                 "complaints": complaints,
             }
@@ -65,7 +67,7 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
 
 def _words(where: str, facts: ServerFacts, schema: Status, options: Options, settings: Settings) -> dict[str, object]:
     pool = f"{options.pool_size} connections per worker, {settings.workers} worker{'s' * (settings.workers > 1)}"
-    limit = "" if facts.max_connections is None else f"; the server takes {facts.max_connections}"
+    limit = "" if facts.max_connections is None else f"; the database takes {_limit(facts)}"
     behind = len(schema.pending)
     state = f"{behind} revision{'s' * (behind != 1)} behind {schema.head}" if behind else "at head"
     tls = {} if settings.db_driver == "sqlite" else {"TLS": facts.tls or "none"}
@@ -78,14 +80,18 @@ def _words(where: str, facts: ServerFacts, schema: Status, options: Options, set
     }
 
 
+def _limit(facts: ServerFacts) -> str:
+    allowed = (
+        "" if facts.allowed_connections == facts.max_connections else f", {facts.allowed_connections} of this user"
+    )
+    return f"{facts.max_connections}{allowed}, and others have {facts.open_connections} now"
+
+
 def _complaints(facts: ServerFacts, schema: Status, wanted: int, skew: float) -> Iterator[str]:
     if not schema.at_head:
         yield "the schema is not at head; run 'llm-proxy migrate up', or start a server"
-    if facts.max_connections is not None and wanted > facts.max_connections:
-        yield (
-            f"one server alone may open {wanted} connections, more than the {facts.max_connections} that the "
-            "database takes; lower DATABASE_POOL_SIZE or WORKERS"
-        )
+    if complaint := too_many(facts, wanted):
+        yield complaint
     if abs(skew) > _NOTABLE_SKEW:
         yield f"the clocks differ by {abs(skew):.1f} s; tokens expire by the worker's clock"
 
