@@ -21,12 +21,13 @@ def misfits(connection: Connection) -> list[str]:
         if table.name not in there:
             amiss.append(f"there is no table {table.name}")
             continue
+        known = [column.name for column in table.columns]
         columns = {column["name"]: column for column in found.get_columns(table.name)}
-        amiss += [f"{table.name} has no column {name}" for name in table.columns.keys() - columns]
+        amiss += [f"{table.name} has no column {name}" for name in known if name not in columns]
         amiss += [
             f"{table.name}.{name} must be filled, and this version does not know with what"
             for name, column in columns.items()
-            if name not in table.columns and not column["nullable"] and not _fills_itself(column)
+            if name not in known and not column["nullable"] and not _fills_itself(column)
         ]
     return amiss
 
