@@ -13,6 +13,7 @@ All functions block; a server runs them in a thread.
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Callable
 from functools import cache
@@ -23,7 +24,7 @@ from attrs import frozen
 from sqlalchemy import Connection, inspect, text
 
 from db.database import Database, opened
-from db.errors import Refused, SchemaMismatch
+from db.errors import Contention, Refused, SchemaMismatch
 from db.options import Options
 from db.schema import metadata
 from db.suitability import misfits
@@ -32,6 +33,9 @@ from db.undoing import VERSION_TABLE, mark, marked, unmark
 
 if TYPE_CHECKING:
     from alembic.config import Config
+
+#: How often a migration runs at most that loses against transactions of others.
+_ATTEMPTS = 5
 
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.py")
 _VERSION = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 - a constant
@@ -120,12 +124,21 @@ def up(
     """
     if database.read_now(status).at_head:
         return ()
-    with database.migrating(_deadline(database, deadline), waiting) as connection:
-        pending = _pending(connection)
-        if pending:
-            _forget(connection, pending[0])
-            _run("upgrade", connection, "head", report)
-        return pending
+    for attempt in itertools.count(1):
+        locked = False
+        try:
+            with database.migrating(_deadline(database, deadline), waiting) as connection:
+                locked = True
+                pending = _pending(connection)
+                if pending:
+                    _forget(connection, pending[0])
+                    _run("upgrade", connection, "head", report)
+                return pending
+        except Contention:
+            # Servers that go on meanwhile use the tables in another order; now and then the database picks us to lose.
+            if not locked or attempt == _ATTEMPTS:
+                raise
+    raise AssertionError
 
 
 def prepare(database: Database, waiting: Callable[[str], None] | None = None) -> str | None:

@@ -17,7 +17,7 @@ from sqlalchemy import (
 from db import Connection, migrate, schema
 from db.database import Database, opened
 from db.dsn import Target
-from db.errors import Refused, SchemaMismatch, Unavailable
+from db.errors import Contention, Refused, SchemaMismatch, Unavailable
 from db.migrate import Revision
 from db.options import Options
 from tests.databases.kinds import Kind, on
@@ -190,6 +190,27 @@ def test_a_revision_that_fails_leaves_what_was_before(
     assert (fresh.read_now(ours) == set()) is transactional
     migrate.up(fresh)
     assert fresh.read_now(differences) == []
+
+
+def test_one_that_loses_against_others_runs_again(fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of the version before goes on meanwhile, and a database with a deadlock picks who loses."""
+    run, lost = migrate._run, 0
+
+    def lose(*arguments: Any) -> None:
+        nonlocal lost
+        lost += 1
+        if lost <= losses:
+            raise Contention("lost")
+        run(*arguments)
+
+    monkeypatch.setattr(migrate, "_run", lose)
+    losses = 99
+    with pytest.raises(Contention, match="lost"):
+        migrate.up(fresh)
+    assert lost == 5
+    lost, losses = 0, 2
+    assert migrate.up(fresh) == migrate.revisions()
+    assert lost == 3
 
 
 @on("mysql", "mariadb")
