@@ -66,8 +66,8 @@ class Settings:
     migration_lock_timeout: float = DATABASE.setting(
         kinds.duration(),
         "60s",
-        "Longest wait for another process that migrates the same database, before a server or `llm-proxy migrate` gives "
-        "up. On SQLite there is no wait: one process has the file.",
+        "Longest wait for another process that migrates the same database; then the server or `llm-proxy migrate` gives up. "
+        "On SQLite nobody waits: one process has the file.",
     )
     database_tls_ca: Path | None = DATABASE.optional(
         kinds.EXISTING_FILE,
