@@ -8,6 +8,7 @@
 
     cpu         CPU time per request, as a ratio to a bare application on stock Hypercorn
     throughput  capacity, with one worker, two, and two instances
+    sqlite      the upper bound of SQLite, on a fast disk and on a slow one
     latency     added latency, over the upstream called directly
     streaming   streams: first byte, cost of a chunk, how many are held
     growth      cost as ledger, tokens, connections and bodies grow

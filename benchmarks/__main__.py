@@ -32,6 +32,7 @@ from benchmarks.report import Report
 PARTS = {
     "cpu": "CPU time per request, over that of a bare application on stock Hypercorn.",
     "throughput": "Capacity: requests per second with one worker, two, and two instances.",
+    "sqlite": "SQLite's upper bound: commits that last or may not, a fast disk and a slow one.",
     "latency": "Added latency, over the upstream called directly.",
     "streaming": "Streams: time to the first byte, cost of a chunk, and how many are held.",
     "growth": "Cost as ledger, tokens, connections and bodies grow.",

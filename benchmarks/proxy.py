@@ -9,7 +9,7 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -62,12 +62,20 @@ class Proxy:
 
     @classmethod
     def start(
-        cls, upstream: str, directory: Path, env: Mapping[str, str] | None = None, *, timeout: float = 30.0
+        cls,
+        upstream: str,
+        directory: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        under: Sequence[str] = (),
+        timeout: float = 30.0,
     ) -> Self:
         """Start `llm-proxy server` in front of an upstream and wait until `/ready` says 200.
 
-        `env` adds to, or replaces, what is set here: SQLite in `directory`, log at info to a file there. Raises
-        ProcessFailed with the end of its stderr when it does not get ready in time.
+        `env` adds to, or replaces, what is set here: SQLite in `directory`, log at info to a file there. `under` is a
+        command that runs the one that follows it, in its own process, such as a tracer.
+
+        Raises ProcessFailed with the end of its stderr when it does not get ready in time.
         """
         port = free_port()
         settings = {
@@ -83,7 +91,8 @@ class Proxy:
             **(env or {}),
         }
         stderr = directory / "proxy.err"
-        process = Process.start_python("llm_proxy", "server", env=settings, stderr=stderr)
+        command = [*under, sys.executable, "-m", "llm_proxy", "server"]
+        process = Process.start(command, env=settings, stderr=stderr)
         proxy = cls(process, f"http://127.0.0.1:{port}", directory, settings)
         try:
             proxy._await_ready(timeout)

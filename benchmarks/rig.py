@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
@@ -183,15 +183,28 @@ class Rig:
         upstream = Upstream.start("--key", KEY, "--keep", "0", *more, stderr=self.directory / "upstream.err")
         return self.stack.enter_context(upstream)
 
-    def serve(self, kind: Kind, upstream: Upstream, *, workers: int = 1, instances: int = 1) -> Served:
-        """Start a proxy with everything on, and give it a project and a token with a limit."""
+    def serve(
+        self,
+        kind: Kind,
+        upstream: Upstream,
+        *,
+        workers: int = 1,
+        instances: int = 1,
+        name: str = "",
+        settings: Mapping[str, str] | None = None,
+        under: Sequence[str] = (),
+    ) -> Served:
+        """Start a proxy with everything on, and give it a project and a token with a limit.
+
+        Several on one kind of database have a `name` each. `settings` are further ones, `under` is as for `Proxy`.
+        """
         database = self.stack.enter_context(self.bench.databases.empty(kind))
-        env = {**database.env, "WORKERS": str(workers)}
+        env = {**database.env, "WORKERS": str(workers), **(settings or {})}
         proxies: list[Proxy] = []
         for number in range(1, instances + 1):
-            folder = self.directory / f"{kind}-{workers}-workers-{number}-of-{instances}"
+            folder = self.directory / (name or f"{kind}-{workers}-workers-{number}-of-{instances}")
             folder.mkdir(parents=True, exist_ok=True)
-            proxy = self.stack.enter_context(Proxy.start(upstream.url, folder, env))
+            proxy = self.stack.enter_context(Proxy.start(upstream.url, folder, env, under=under))
             # The others must read the same secrets.
             env |= {name: proxy.env[name] for name in ("ENCRYPTION_KEY", "MANAGEMENT_TOKEN")}
             proxies.append(proxy)

@@ -5,7 +5,8 @@
 `database` runs plain functions `(Connection, …) -> T` in one transaction and one thread hop each.
 `dialects` is the only place that knows how SQLite, PostgreSQL, MySQL and MariaDB differ.
 `types`, `schema` and `records` declare the tables and what rows look like in Python; `queries` holds the functions.
-`migrate` brings a database to the schema, with the revisions of the `migrations` package.
+`migrate` brings a database to the schema, with the revisions of the `migrations` package; `suitability` says whether a
+newer schema still serves this version.
 `errors` is all that callers have to catch: its messages are fit for users and never hold a driver's words.
 """
 

@@ -166,19 +166,20 @@ class Database:
         )
 
     @contextmanager
-    def migrating(self, deadline: float) -> Iterator[Connection]:
+    def migrating(self, deadline: float, tell: Callable[[str], None] | None = None) -> Iterator[Connection]:
         """A connection without a deadline of its own that holds the lock of migrations until the block ends.
 
         Everything in it is one transaction where the database can define tables in one; it commits at the end.
 
         Args:
             deadline: how long to wait for the lock, in seconds.
+            tell: told in a sentence who holds it, where that takes a moment, and again every ten seconds.
 
         Raises:
-            Contention: another process held the lock all the while.
+            Contention: another process held the lock all the while; the message says which.
         """
         try:
-            with self._backend.migrating(deadline) as connection:
+            with self._backend.migrating(deadline, tell or _keep_silent) as connection:
                 yield connection
         except (DBAPIError, PoolTimeout) as error:
             raise self._error(self._failure(error), writes=True) from error
@@ -279,6 +280,10 @@ def _abandon(connection: Connection, *, roll_back: bool) -> None:
         pass
     with suppress(SQLAlchemyError):
         connection.invalidate()
+
+
+def _keep_silent(words: str) -> None:
+    """For callers who do not want to be told."""
 
 
 def _pauses(seconds: float) -> Iterator[float]:

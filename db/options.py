@@ -19,6 +19,7 @@ class Options:
         connect_timeout: for reaching the server and logging in.
         statement_timeout: for one statement, enforced by the server where it can; the socket's own deadline is a
             little later, so that the server has stopped working on the statement by then.
+        migration_lock_timeout: how long to wait for another process that migrates.
         tls_ca: certificates to trust, PEM; the system's where it is None.
         tls_cert, tls_key: client certificate and key, PEM.
         sqlite_synchronous: FULL survives a power cut, NORMAL may lose the last commits in one.
@@ -29,6 +30,7 @@ class Options:
     max_lifetime: float = field(default=3600.0, validator=validators.gt(0.0))
     connect_timeout: float = field(default=5.0, validator=validators.gt(0.0))
     statement_timeout: float = field(default=10.0, validator=validators.gt(0.0))
+    migration_lock_timeout: float = field(default=60.0, validator=validators.gt(0.0))
     tls_ca: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None

@@ -58,6 +58,7 @@ def database_options(settings: Settings) -> Options:
         max_lifetime=settings.database_conn_max_lifetime,
         connect_timeout=settings.database_connect_timeout,
         statement_timeout=settings.database_statement_timeout,
+        migration_lock_timeout=settings.migration_lock_timeout,
         tls_ca=settings.database_tls_ca,
         tls_cert=settings.database_tls_cert,
         tls_key=settings.database_tls_key,
@@ -109,11 +110,11 @@ class Services:
             reasons.append("writer")
         try:
             with trio.fail_after(READY_DEADLINE):
-                at_head = await self.database.read(migrate.is_at_head)
+                suits = await self.database.read(migrate.suits)
         except (DatabaseError, trio.TooSlowError):
             reasons.append("database")
         else:
-            if not at_head:
+            if not suits:
                 reasons.append("schema")
         return reasons
 
@@ -189,7 +190,9 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
     metrics = Metrics(providers.by_name, VERSION)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(target, options))
-        await trio.to_thread.run_sync(migrate.up, database)
+        newer = await trio.to_thread.run_sync(migrate.prepare, database, events.warning)
+        if newer is not None:
+            events.warning(newer)
         await trio.to_thread.run_sync(_check_keys, database, keyring)
         if settings.workers == 1:  # else whoever started the workers has looked, once for all of them
             complaint = await trio.to_thread.run_sync(capacity.complaint, database, settings)

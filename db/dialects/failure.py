@@ -43,8 +43,6 @@ DUPLICATE = Failure(Kind.DUPLICATE, "a row with the same unique value exists alr
 REFERENCE = Failure(Kind.REFERENCE, "a row that is referred to does not exist, or is still referred to")
 SCHEMA = Failure(Kind.SCHEMA, "a table or column is missing; run 'llm-proxy migrate up'")
 READ_ONLY = Failure(Kind.READ_ONLY, "it only allows reading: it is a replica, a full or a read-only server")
-#: For a message about the lock of migrations.
-MIGRATING = "another process is migrating it, and was not done within the deadline"
 REFUSED = Failure(Kind.REFUSED, "a statement was refused")
 LOGIN = Failure(Kind.UNAVAILABLE, "the user name or password was refused")
 NO_DATABASE = Failure(Kind.UNAVAILABLE, "there is no such database, or this user may not use it")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pymysql
@@ -13,16 +15,17 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.mysql.mysqldb import MySQLCompiler_mysqldb
 from sqlalchemy.dialects.mysql.pymysql import MySQLDialect_pymysql
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, Pool
 from sqlalchemy.sql.selectable import GenerativeSelect
 
 from db.dialects import failure as failures
 from db.dialects.facts import Facts, tls_version
 from db.dialects.failure import Failure, Kind, network_failure
+from db.dialects.migration_lock import AGAIN, Holder, acquire, program
 from db.dialects.mysql_connection import MySqlConnection
 from db.dialects.pools import LOCK_TIMEOUT, MIGRATION_TIMEOUT, SOCKET_GRACE, ServerPool
 from db.dialects.tls import client_context
-from db.errors import Contention
 from db.options import Options
 from db.target import Target, Tls
 
@@ -142,18 +145,23 @@ class MySqlBackend:
         return _failure(error)
 
     @contextmanager
-    def migrating(self, deadline: float) -> Iterator[Connection]:
+    def migrating(self, deadline: float, tell: Callable[[str], None]) -> Iterator[Connection]:
         """Hold the lock of migrations on one connection; every statement that defines something commits at once.
 
         The lock belongs to the session and ends with it, so the connection is closed afterwards, not pooled.
         """
         name = "llm-proxy:" + hashlib.sha256(self._target.database.encode()).hexdigest()[:32]
-        engine = _engine(NullPool(self._connect_patiently))
+        engine = _engine(NullPool(self._connect_to_migrate))
         with engine.connect() as connection:
-            got = connection.exec_driver_sql("SELECT GET_LOCK(%s, %s)", (name, int(deadline))).scalar_one()
-            if got != 1:
-                raise Contention(f"{self._target}: {failures.MIGRATING}")
-            connection.commit()
+            acquire(
+                self._target,
+                deadline,
+                tell,
+                take=partial(_take_lock, connection, name),
+                holder=partial(_holder, connection, name),
+            )
+            raw: Any = connection.connection.driver_connection
+            raw.set_timeouts(MIGRATION_TIMEOUT, MIGRATION_TIMEOUT)
             yield connection
             connection.commit()
 
@@ -179,13 +187,13 @@ class MySqlBackend:
         connection.set_timeouts(self._target.read_timeout or timeout, self._target.write_timeout or timeout)
         return connection
 
-    def _connect_patiently(self) -> Any:
-        connection = self._login()
+    def _connect_to_migrate(self) -> Any:
+        connection = self._login(program("llm-proxy"))
         connection.prepare(MIGRATION_TIMEOUT, LOCK_TIMEOUT)
-        connection.set_timeouts(MIGRATION_TIMEOUT, MIGRATION_TIMEOUT)
+        connection.set_timeouts(AGAIN + SOCKET_GRACE, AGAIN + SOCKET_GRACE)
         return connection
 
-    def _login(self) -> MySqlConnection:
+    def _login(self, program_name: str = "llm-proxy") -> MySqlConnection:
         target = self._target
         try:
             return MySqlConnection(
@@ -204,7 +212,7 @@ class MySqlBackend:
                 ssl=self._tls,
                 ssl_disabled=target.tls is Tls.OFF,
                 tls_optional=target.tls is Tls.PREFERRED,
-                program_name="llm-proxy",
+                program_name=program_name,
             )
         except pymysql.err.Error:
             raise
@@ -214,6 +222,42 @@ class MySqlBackend:
 
 def _engine(pool: Pool, begin: tuple[str, ...] = ()) -> Engine:
     return create_engine("mysql+llm_proxy://", begin=begin, pool=pool, hide_parameters=True)
+
+
+def _take_lock(connection: Connection, name: str, seconds: float) -> bool:
+    got = connection.exec_driver_sql("SELECT GET_LOCK(%s, %s)", (name, math.ceil(seconds))).scalar_one()
+    connection.commit()
+    return bool(got == 1)
+
+
+def _holder(connection: Connection, name: str) -> Holder | None:
+    session = connection.exec_driver_sql("SELECT IS_USED_LOCK(%s)", (name,)).scalar_one()
+    if session is None:
+        return None
+    # Without the PROCESS privilege, these are the sessions of the same user; nobody else migrates, as a rule.
+    sessions = {row[0]: row for row in connection.exec_driver_sql("SHOW PROCESSLIST")}
+    address = activity = ""
+    if session in sessions:
+        _, _, address, _, command, seconds, *_ = sessions[session]
+        activity = f"silent for {seconds} s" if command == "Sleep" else f"at one statement for {seconds} s"
+    found = Holder(session, _program(connection, session), address, activity, f"KILL {session}")
+    connection.commit()
+    return found
+
+
+def _program(connection: Connection, session: int) -> str:
+    """What a session calls itself. MariaDB's performance schema, which would know, is off by default."""
+    try:
+        name = connection.exec_driver_sql(
+            "SELECT attr_value FROM performance_schema.session_account_connect_attrs "
+            "WHERE processlist_id = %s AND attr_name = 'program_name'",
+            (session,),
+        ).scalar()
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise
+        return ""
+    return str(name or "")
 
 
 def _failure(error: BaseException) -> Failure:

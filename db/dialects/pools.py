@@ -18,6 +18,9 @@ SOCKET_GRACE = 2.0
 MIGRATION_TIMEOUT = 6 * 3600.0
 #: What it waits for statements of others that use the table, in seconds; while it waits, new ones wait behind it.
 LOCK_TIMEOUT = 60.0
+#: After so many seconds without a word from it, the server ends its session: its process is frozen, or cut off, and
+#: must not keep others from migrating for ever.
+SILENCE = 60.0
 
 
 class ServerPool(Pool):

@@ -7,12 +7,13 @@ deadlines (`SET LOCAL`), in the message that begins it, and everything happens i
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from pg8000 import legacy
-from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.dialects import registry
 from sqlalchemy.dialects.postgresql.base import PGCompiler
 from sqlalchemy.dialects.postgresql.pg8000 import PGDialect_pg8000
@@ -22,15 +23,24 @@ from sqlalchemy.pool import NullPool, Pool
 from db.dialects import failure as failures
 from db.dialects.facts import Facts, tls_version
 from db.dialects.failure import Failure, Kind, network_failure
-from db.dialects.pools import MIGRATION_TIMEOUT, SOCKET_GRACE, ServerPool
+from db.dialects.migration_lock import AGAIN, Holder, acquire, program
+from db.dialects.pools import LOCK_TIMEOUT, MIGRATION_TIMEOUT, SILENCE, SOCKET_GRACE, ServerPool
 from db.dialects.postgresql_connection import PostgresConnection
 from db.dialects.tls import client_context
-from db.errors import Contention
 from db.options import Options
 from db.target import Target, Tls
 
 #: Any number that no other program's advisory lock in the same database is likely to have.
 _MIGRATION_LOCK = 0x6C6C6D2D70726F78  # "llm-prox"
+#: Its holder. Of other users' sessions only the number and the name are shown (PostgreSQL documentation, 28.2.3).
+_HOLDER = text(f"""
+    SELECT pid, application_name, client_addr::text, to_char(xact_start AT TIME ZONE 'UTC', 'HH24:MI:SS'),
+        state = 'active', round(extract(epoch FROM clock_timestamp() - state_change))::integer
+    FROM pg_locks JOIN pg_stat_activity USING (pid)
+    WHERE locktype = 'advisory' AND granted AND objsubid = 1
+        AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+        AND classid::bigint = {_MIGRATION_LOCK >> 32} AND objid::bigint = {_MIGRATION_LOCK & 0xFFFFFFFF}
+""")  # noqa: S608 - constants
 
 #: Version, `max_connections`, what of it this user may have, and what all clients have. Some are kept for superusers,
 #: and since PostgreSQL 16 for a role; -1 is no limit.
@@ -147,21 +157,26 @@ class PostgresBackend:
         return _failure(error)
 
     @contextmanager
-    def migrating(self, deadline: float) -> Iterator[Connection]:
+    def migrating(self, deadline: float, tell: Callable[[str], None]) -> Iterator[Connection]:
         """Hold the lock of migrations in one transaction, which commits at the end of the block.
 
         A session's lock would not do: behind PgBouncer, another client could get hold of the session.
         """
-        engine = _engine("BEGIN ISOLATION LEVEL READ COMMITTED", NullPool(self._connect_patiently))
-        with engine.begin() as connection:
-            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(deadline * 1000)}")
-            try:
-                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
-            except DBAPIError as error:
-                if error.orig is None or _failure(error.orig).kind is not Kind.CONTENTION:
-                    raise
-                raise Contention(f"{self._target}: {failures.MIGRATING}") from error
-            yield connection
+        engine = _engine("BEGIN ISOLATION LEVEL READ COMMITTED", NullPool(self._connect_to_wait))
+        with engine.connect() as connection:
+            acquire(
+                self._target, deadline, tell, take=partial(_take_lock, connection), holder=partial(_holder, connection)
+            )
+            raw: Any = connection.connection.driver_connection
+            raw.set_timeout(MIGRATION_TIMEOUT)
+            transaction = connection.get_transaction()
+            assert transaction is not None  # noqa: S101 - the lock lives in it
+            with transaction:
+                connection.exec_driver_sql(
+                    f"SET LOCAL lock_timeout = '{LOCK_TIMEOUT:g}s'; "
+                    f"SET LOCAL idle_in_transaction_session_timeout = '{SILENCE:g}s'"
+                )
+                yield connection
 
     def facts(self, connection: Connection) -> Facts:
         """What the server says about itself."""
@@ -169,21 +184,21 @@ class PostgresBackend:
         return Facts(f"PostgreSQL {version}", tls_version(connection, "_usock"), limit, allowed, connected)
 
     def _connect(self) -> PostgresConnection:
-        return self._login(self._statement_timeout + SOCKET_GRACE)
+        return self._login(self._statement_timeout + SOCKET_GRACE, self._target.application_name)
 
-    def _connect_patiently(self) -> PostgresConnection:
-        return self._login(MIGRATION_TIMEOUT)
+    def _connect_to_wait(self) -> PostgresConnection:
+        return self._login(AGAIN + SOCKET_GRACE, program(self._target.application_name))
 
-    def _login(self, timeout: float) -> PostgresConnection:
+    def _login(self, timeout: float, application_name: str) -> PostgresConnection:
         first, then = _WAYS.get(self._target.tls, (True, None))
         try:
-            return self._login_by(self._tls if first else None, timeout)
+            return self._login_by(self._tls if first else None, timeout, application_name)
         except legacy.Error as error:
             if then is None or not _other_way_may_help(error):
                 raise
-        return self._login_by(self._tls if then else None, timeout)
+        return self._login_by(self._tls if then else None, timeout, application_name)
 
-    def _login_by(self, tls: ssl.SSLContext | None, timeout: float) -> PostgresConnection:
+    def _login_by(self, tls: ssl.SSLContext | None, timeout: float, application_name: str) -> PostgresConnection:
         target = self._target
         try:
             connection = PostgresConnection(
@@ -195,7 +210,7 @@ class PostgresBackend:
                 database=target.database,
                 ssl_context=tls or False,  # what pg8000 makes of None would be a new context for each connection
                 timeout=self._connect_timeout,
-                application_name=target.application_name,
+                application_name=application_name,
                 # PgBouncer knows these two, and gives each client its own.
                 startup_params={"TimeZone": "UTC", "DateStyle": "ISO"},
             )
@@ -220,6 +235,33 @@ def _other_way_may_help(error: legacy.Error) -> bool:
     if isinstance(details, dict):
         return str(details.get("C", "")).startswith("28")
     return details == "Server refuses SSL" or isinstance(error.__cause__, ssl.SSLError)
+
+
+def _take_lock(connection: Connection, seconds: float) -> bool:
+    """Wait for the lock of migrations in a transaction of its own, which lasts if it is had."""
+    connection.begin()
+    # Zero would be no limit at all.
+    connection.exec_driver_sql(f"SET LOCAL lock_timeout = {max(1, int(seconds * 1000))}")
+    try:
+        connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
+    except DBAPIError as error:
+        connection.rollback()
+        if error.orig is None or _failure(error.orig).kind is not Kind.CONTENTION:
+            raise
+        return False
+    return True
+
+
+def _holder(connection: Connection) -> Holder | None:
+    with connection.begin():
+        found = connection.execute(_HOLDER).first()
+    if found is None:
+        return None
+    pid, name, address, since, active, seconds = found
+    activity = "" if since is None else f"since {since} UTC"
+    if activity and not active:
+        activity += f", silent for {seconds} s"
+    return Holder(pid, name or "", address or "", activity, f"SELECT pg_terminate_backend({pid})")
 
 
 def _failure(error: BaseException) -> Failure:

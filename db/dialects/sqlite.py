@@ -19,7 +19,7 @@ from sqlalchemy.pool import QueuePool
 from db.dialects import failure as failures
 from db.dialects.facts import Facts
 from db.dialects.failure import Failure, Kind
-from db.dialects.sqlite_file import FileLock, prepare
+from db.dialects.sqlite_file import FileLock, look, prepare
 from db.errors import SchemaMismatch
 from db.options import Options
 from db.target import Target
@@ -72,9 +72,15 @@ class SqliteBackend:
             self.read = _engine("BEGIN", self.pools[1])
 
     def open(self) -> None:
-        """Lock the file and connect the writer, if it is to write. Raises FileInUse, or the driver's error."""
-        if self._target.path is not None and self._exclusive:
-            self._lock = prepare(self._target.path)
+        """Lock the file and connect the writer, if it is to write.
+
+        Raises FileInUse, BadDsn, Unavailable, or the driver's error.
+        """
+        if self._target.path is not None:
+            if self._exclusive:
+                self._lock = prepare(self._target.path)
+            else:
+                look(self._target.path)
         # The writer comes first: it makes the file and its log, which read-only connections cannot.
         self.write.connect().close()
 
@@ -96,7 +102,7 @@ class SqliteBackend:
         return _BY_CODE.get(code) or _BY_CODE.get(code & 0xFF) or failures.REFUSED
 
     @contextmanager
-    def migrating(self, deadline: float) -> Iterator[Connection]:
+    def migrating(self, deadline: float, tell: Callable[[str], None]) -> Iterator[Connection]:
         """One transaction, which commits at the end of the block; the lock of the file is held already.
 
         Foreign keys are checked at its end instead of all the while, because a table is changed by building it anew

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import fcntl
 import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from db.dialects.sqlite_place import check
 from db.errors import BadDsn, FileInUse, Unavailable
-
-_NETWORK = frozenset(("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "fuse.sshfs"))
 
 
 class FileLock:
@@ -35,68 +37,71 @@ def prepare(path: Path) -> FileLock:
     """
     if path.is_dir():
         raise BadDsn(f"DATABASE_PATH {path} is a folder; it must be a file")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        filesystem = _filesystem(path.parent.resolve())
-        if filesystem in _NETWORK:
-            raise BadDsn(
-                f"DATABASE_PATH {path} is on a network file system ({filesystem}), where SQLite's write-ahead log does "
-                "not work; put it on a local disk, or use PostgreSQL or MySQL"
-            )
-        lock = _lock(path)
+    with _in_words(path):
+        # Whatever name leads to the file, there is one lock.
+        real = path.resolve()
+        real.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        check(real)
+        lock = _lock(path, real)
         try:
-            _make_private(path)
+            _make_private(real)
         except BaseException:
             lock.release()
             raise
+    return lock
+
+
+def look(path: Path) -> None:
+    """Refuse to read a file where SQLite cannot work, beside its owner. Raises BadDsn and Unavailable."""
+    with _in_words(path):
+        if path.exists():
+            check(path.resolve())
+
+
+@contextmanager
+def _in_words(path: Path) -> Iterator[None]:
+    try:
+        yield
     except (FileExistsError, NotADirectoryError) as error:
         raise BadDsn(f"DATABASE_PATH {path}: a part of it that must be a folder is a file") from error
     except OSError as error:
         raise Unavailable(f"SQLite file {path} cannot be opened: {error.strerror}") from error
-    return lock
+    except RuntimeError as error:  # what `resolve` raises
+        raise BadDsn(f"DATABASE_PATH {path} is a symbolic link that leads back to itself") from error
 
 
-def _lock(path: Path) -> FileLock:
-    descriptor = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+def _lock(path: Path, real: Path) -> FileLock:
+    descriptor = os.open(real.with_name(real.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).strip().decode("ascii", "replace")
-            who = f"another llm-proxy process (pid {holder})" if holder.isdecimal() else "another llm-proxy process"
             raise FileInUse(
-                f"{who} is using {path}; one process per SQLite file; stop it first, or use PostgreSQL or MySQL for "
-                "more than one"
+                f"{_holder(descriptor)} is using {path}; one process per SQLite file; stop it first, or use PostgreSQL "
+                "or MySQL for more than one"
             ) from None
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode("ascii"), 0)
+        os.pwrite(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode(), 0)
     except BaseException:
         os.close(descriptor)
         raise
     return FileLock(descriptor)
 
 
+def _holder(descriptor: int) -> str:
+    """Who has the lock. In containers a process's number alone says little."""
+    pid, _, host = os.pread(descriptor, 300, 0).decode(errors="replace").strip().partition(" ")
+    if not pid.isdecimal():
+        return "another llm-proxy process"
+    return f"another llm-proxy process (pid {pid}{f' on {host}' if host not in ('', socket.gethostname()) else ''})"
+
+
 def _make_private(path: Path) -> None:
     # SQLite gives its -wal and -shm files the permissions of the database, so this one is made before it is opened.
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    # One that is there is not opened here: closing it would take SQLite's locks away, should this process have any.
     try:
-        status = os.fstat(descriptor)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except FileExistsError:
+        status = path.stat()
         if status.st_mode & 0o077 and status.st_uid == os.geteuid():
-            os.fchmod(descriptor, 0o600)
-    finally:
-        os.close(descriptor)
-
-
-def _filesystem(folder: Path) -> str:
-    """The type of the file system that holds `folder`, empty where the system does not tell."""
-    try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    longest, kind = "", ""
-    for line in mounts.splitlines():
-        _, point, name, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        if len(point) >= len(longest) and folder.is_relative_to(point):
-            longest, kind = point, name
-    return kind
+            path.chmod(0o600)

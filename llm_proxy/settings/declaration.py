@@ -63,6 +63,12 @@ class Settings:
     database_statement_timeout: float = DATABASE.setting(
         kinds.duration(), "10s", "Longest that one statement may run on a database server."
     )
+    migration_lock_timeout: float = DATABASE.setting(
+        kinds.duration(),
+        "60s",
+        "Longest wait for another process that migrates the same database; then the server or `llm-proxy migrate` gives "
+        "up. On SQLite nobody waits: one process has the file.",
+    )
     database_tls_ca: Path | None = DATABASE.optional(
         kinds.EXISTING_FILE,
         "PEM file of the authorities that sign the database server's certificate, for `sslmode=verify-ca`, "

@@ -75,14 +75,22 @@ def test_exit_status_follows_targets_and_problems(
 
 def test_all_runs_every_part_but_peers_and_one_failure_does_not_end_it(parts: Parts, tmp_path: Path) -> None:
     result = invoke(tmp_path, "all", "--db", "sqlite", "--rounds", "2", "--scale", "0.25")
-    assert [name for name, _ in parts.ran] == ["cpu", "throughput", "latency", "streaming", "growth", "memory"]
+    assert [name for name, _ in parts.ran] == [
+        "cpu",
+        "throughput",
+        "sqlite",
+        "latency",
+        "streaming",
+        "growth",
+        "memory",
+    ]
     bench = parts.ran[0][1]
     assert (bench.kinds, bench.rounds, bench.scaled(1000), bench.scaled(1, 3)) == ([Kind.SQLITE], 2, 250, 3)
     assert result.exit_code == 1
     assert "PROBLEM: Growth: the part failed: ValueError: no room to grow" in result.output
     (written,) = (tmp_path / "results").glob("all-*.json")
     titles = [chapter["title"] for chapter in msgspec.json.decode(written.read_bytes())["chapters"]]
-    assert titles == ["cpu", "throughput", "latency", "streaming", "Growth", "memory"]
+    assert titles == ["cpu", "throughput", "sqlite", "latency", "streaming", "Growth", "memory"]
 
 
 def test_missing_database_is_named_and_the_others_are_measured(

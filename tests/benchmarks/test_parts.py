@@ -6,22 +6,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 
-from benchmarks import cpu, latency, rig, throughput
+from benchmarks import cpu, latency, rig, sqlite, throughput
 from benchmarks.bench import Bench
 from benchmarks.databases import Databases, Kind
 from benchmarks.findings import Chapter
 from benchmarks.processes import ProcessFailed, Upstream
 from benchmarks.proxy import Proxy
 from benchmarks.rig import KEY, LoadFailed, Rig, Sample, Subject, bottlenecks, generate_load, put_load
-from benchmarks.targets import ADDED_P50_MS, CPU_RATIO, RATE, SEED_RATE
+from benchmarks.targets import ADDED_P50_MS, CPU_RATIO, RATE, SEED_RATE, SLOW_FLUSH_MS
 
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(cpu, "SETTLE", 0.05)
-    for part in (latency, throughput):
+    for part in (latency, sqlite, throughput):
         monkeypatch.setattr(part, "_FEWEST", 0.05)
     databases = Databases()
     yield Bench(tmp_path, databases, [Kind.SQLITE], 1, 0.01, lambda _: None)
@@ -56,6 +57,28 @@ def test_capacity_is_measured_and_the_books_balance(bench: Bench) -> None:
     assert bounds_of(chapter) == [RATE, SEED_RATE]
     assert [check.met for check in chapter.checks][1]
     assert "one writer" in chapter.method
+
+
+def test_the_bound_of_sqlite_is_measured_and_a_slow_disk_is_slow(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    setups = [setup for setup in sqlite._SETUPS if setup != ("NORMAL", sqlite._SLOW)]
+    monkeypatch.setattr(sqlite, "_SETUPS", [*setups[:2], setups[-1]])
+    (chapter,) = sqlite.run(bench)
+    assert problems_of(chapter) == []
+    (table,) = chapter.tables
+    assert [row[0] for row in table.rows[:2]] == ["FULL", "NORMAL"]
+    if not sqlite.tracing_works():
+        assert chapter.checks == []
+        assert "strace" in chapter.unchecked[0]
+        return
+    assert bounds_of(chapter) == [SEED_RATE]
+    alone = {(row[0], row[1]): float(row[-1]) for row in table.rows}
+    # An answer waits for one flush at least, with FULL.
+    assert alone["FULL", "5 ms a flush"] > SLOW_FLUSH_MS
+    assert chapter.unchecked == ()
+
+
+def test_the_bound_of_sqlite_is_sqlites(bench: Bench) -> None:
+    assert sqlite.run(attrs.evolve(bench, kinds=[Kind.POSTGRES])) == []
 
 
 def test_added_latency_is_measured_and_the_books_balance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

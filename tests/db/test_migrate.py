@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -11,29 +10,19 @@ from typing import Any
 import pymysql
 import pytest
 from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    DateTime,
-    Integer,
-    MetaData,
-    SmallInteger,
-    Table,
-    insert,
     inspect,
-    select,
     text,
 )
-from sqlalchemy.types import TypeEngine
 
 from db import Connection, migrate, schema
 from db.database import Database, opened
-from db.errors import Refused, SchemaMismatch, Unavailable
+from db.dsn import Target
+from db.errors import Contention, Refused, SchemaMismatch, Unavailable
 from db.migrate import Revision
 from db.options import Options
-from db.types import Digest, Moment
 from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Databases
+from tests.db.rows import contents, fill, fill_new
 from tests.db.schemas import TABLES, describe, differences
 
 HEAD = migrate.revisions()[-1].id
@@ -94,54 +83,6 @@ def test_at_head_nothing_is_done_and_no_lock_taken(fresh: Database, monkeypatch:
     assert migrate.up(fresh) == ()
 
 
-def value_for(column: Column[Any], number: int) -> object:
-    """Any value that the column takes; the same for keys and what refers to them."""
-    if column.name == "id" or column.foreign_keys:
-        return f"id-{number}"
-    values: list[tuple[type[TypeEngine[Any]], object]] = [
-        (Boolean, True),
-        (SmallInteger, 200),
-        (BigInteger, 2**40 + number),
-        (Integer, number),
-        (Moment, datetime(2026, 1, 1, 0, 0, 0, number, tzinfo=UTC)),
-        (Digest, bytes([number]) * 32),
-    ]
-    return next((value for kind, value in values if isinstance(column.type, kind)), f"{column.name}-{number}")
-
-
-def fill(connection: Connection, table: Table) -> None:
-    """Put two rows into a table as it is at this revision, whatever its columns."""
-    rows = [{column.name: value_for(column, number) for column in table.columns} for number in (1, 2)]
-    connection.execute(insert(table), rows)
-
-
-def reflect(connection: Connection) -> dict[str, Table]:
-    """The tables as they are, with moments and digests as our types."""
-    found = MetaData()
-    found.reflect(connection, only=lambda name, _: name in TABLES)
-    for table in found.tables.values():
-        for column in table.columns:
-            if isinstance(column.type, DateTime):
-                column.type = Moment()
-            elif column.name == "digest":
-                column.type = Digest()
-    return dict(found.tables)
-
-
-def contents(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
-    return {
-        name: sorted((tuple(row) for row in connection.execute(select(table))), key=str)
-        for name, table in reflect(connection).items()
-    }
-
-
-def fill_new(connection: Connection, already: set[str]) -> None:
-    found = reflect(connection)
-    for table in schema.metadata.sorted_tables:
-        if table.name in found and table.name not in already:
-            fill(connection, found[table.name])
-
-
 def test_rows_survive_every_revision_up_and_down(fresh: Database) -> None:
     """Up one by one with rows in every table, then down one by one: what a revision does not drop, stays."""
     states: list[dict[str, list[tuple[Any, ...]]]] = []
@@ -199,10 +140,31 @@ def test_tables_of_another_program_are_left_alone(fresh: Database) -> None:
     assert fresh.read_now(migrate.version) is None
 
 
-def test_the_plan_is_what_up_would_run(fresh: Database) -> None:
+def test_the_plan_is_what_up_would_run(fresh: Database, migrated_target: Target) -> None:
     plan = migrate.plan(fresh)
     assert fresh.read_now(ours) == set()
     assert [name for name in TABLES if f"CREATE TABLE {name} (" in plan] == list(TABLES)
+    follow(fresh, plan)
+    assert fresh.read_now(migrate.is_at_head)
+    assert migrate.plan(fresh) == ""
+    with opened(migrated_target, Options()) as migrated:
+        assert fresh.read_now(describe) == migrated.read_now(describe)
+
+
+def test_the_plan_is_for_what_is_missing(fresh: Database, migrated_target: Target) -> None:
+    """From anywhere in the history, and after a plan `down` and `up` go on as after `up`."""
+    migrate.up(fresh)
+    assert len(migrate.down(fresh, "0003")) == len(migrate.revisions()) - 3
+    follow(fresh, migrate.plan(fresh))
+    with opened(migrated_target, Options()) as migrated:
+        assert fresh.read_now(describe) == migrated.read_now(describe)
+    assert migrate.up(fresh) == ()
+    assert migrate.down(fresh, "base") == migrate.revisions()[::-1]
+    assert migrate.up(fresh) == migrate.revisions()
+
+
+def follow(database: Database, plan: str) -> None:
+    """Run the SQL of a plan by hand."""
 
     def run(connection: Connection) -> None:
         for statement in plan.split(";\n"):
@@ -210,10 +172,7 @@ def test_the_plan_is_what_up_would_run(fresh: Database) -> None:
             if any(lines) and "".join(lines).strip() not in ("BEGIN", "COMMIT"):
                 connection.execute(text("\n".join(lines).replace(":", "\\:"))).close()
 
-    fresh.write_now(run)
-    assert fresh.read_now(migrate.is_at_head)
-    assert fresh.read_now(differences) == []
-    assert migrate.plan(fresh) == ""
+    database.write_now(run)
 
 
 def test_a_revision_that_fails_leaves_what_was_before(
@@ -232,6 +191,27 @@ def test_a_revision_that_fails_leaves_what_was_before(
     assert (fresh.read_now(ours) == set()) is transactional
     migrate.up(fresh)
     assert fresh.read_now(differences) == []
+
+
+def test_one_that_loses_against_others_runs_again(fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of the version before goes on meanwhile, and a database with a deadlock picks who loses."""
+    run, lost = migrate._run, 0
+
+    def lose(*arguments: Any) -> None:
+        nonlocal lost
+        lost += 1
+        if lost <= losses:
+            raise Contention("lost")
+        run(*arguments)
+
+    monkeypatch.setattr(migrate, "_run", lose)
+    losses = 99
+    with pytest.raises(Contention, match="lost"):
+        migrate.up(fresh)
+    assert lost == 5
+    lost, losses = 0, 2
+    assert migrate.up(fresh) == migrate.revisions()
+    assert lost == 3
 
 
 @on("mysql", "mariadb")

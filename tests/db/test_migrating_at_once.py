@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 import pytest
 
 from db import Connection, migrate
 from db.database import Database, opened
+from db.dialects import mysql_connection, postgresql
 from db.dsn import Target
-from db.errors import Contention, FileInUse
+from db.errors import Contention, FileInUse, Unavailable
 from db.options import Options
 from tests.databases.kinds import SERVERS, Kind, on
 from tests.databases.scratch import Databases
+from tests.db import crashes
+from tests.db.crashes import End
 from tests.db.schemas import differences
 
 
@@ -23,7 +29,10 @@ def test_whoever_waits_too_long_for_the_lock_is_told(fresh: Database, database_t
     """The deadline for the lock is not that of a statement."""
     with opened(database_target, Options(statement_timeout=0.3)) as hasty:
         began = time.monotonic()
-        with fresh.migrating(5), pytest.raises(Contention, match="another process is migrating"):
+        with (
+            fresh.migrating(5),
+            pytest.raises(Contention, match=r"migrating it, and was not done within .* \(1 s\)"),
+        ):
             migrate.up(hasty, deadline=1)
         assert time.monotonic() - began > 0.9
         assert len(migrate.up(hasty, deadline=1)) == len(migrate.revisions())
@@ -78,6 +87,94 @@ def test_eight_processes_migrate_at_once(databases: Databases, database_kind: Ki
         assert set(said) - {done} <= others
         with opened(scratch.target, Options()) as database:
             assert database.read_now(differences) == []
+
+
+@on(*SERVERS)
+def test_whoever_waits_says_for_whom_and_goes_on_when_that_one_dies(
+    fresh: Database, database_target: Target, database_kind: Kind
+) -> None:
+    """The holder stands still in the middle of its work, as a frozen machine would, and then is killed."""
+    holder = crashes.start(crashes.up_to, database_target, "head", End.FREEZE, 4)
+    assert holder.pid is not None
+    crashes.await_stop(holder.pid)
+    with pytest.raises(Contention) as told, opened(database_target, Options(migration_lock_timeout=1)) as hasty:
+        migrate.up(hasty)
+    words = str(told.value)
+    heard: list[str] = []
+
+    def end(said: str) -> None:
+        heard.append(said)
+        holder.kill()
+
+    began = time.monotonic()
+    assert len(migrate.up(fresh, deadline=60, waiting=end)) in {len(migrate.revisions()), len(migrate.revisions()) - 1}
+    assert time.monotonic() - began < 30
+    holder.join()
+    assert fresh.read_now(differences) == []
+    assert heard[0].startswith(f"{database_target}: ")
+    assert re.search(r"is migrating it; waiting for that, for \d+ s more at most", heard[0])
+    name = f"llm-proxy on {socket.gethostname()}"[:40]
+    for sentence in (words, heard[0]):
+        # MariaDB's list of sessions has no names of programs.
+        assert (name in sentence) is (database_kind is not Kind.MARIADB), sentence
+        assert (f"pid {holder.pid}" in sentence) is (database_kind is not Kind.MARIADB), sentence
+        assert re.search(r"\(connection \d+, from \S+, .*silent for \d+ s\)", sentence), sentence
+    assert "MIGRATION_LOCK_TIMEOUT (1 s)" in words
+    number = re.search(r"connection (\d+)", words)
+    assert number is not None
+    cure = f"SELECT pg_terminate_backend({number[1]})" if database_kind is Kind.POSTGRES else f"KILL {number[1]}"
+    assert words.endswith(f"; try again, or, if it hangs, end it: {cure}")
+
+
+def migrate_by_hand(database: Database, meanwhile: Callable[[], object]) -> None:
+    """Hold the lock while something else goes on, then define something."""
+    with database.migrating(5) as connection:
+        meanwhile()
+        connection.exec_driver_sql("CREATE TABLE late (id INTEGER)")
+
+
+@on(*SERVERS)
+def test_the_cure_that_is_offered_works(fresh: Database, database_target: Target) -> None:
+    def end_it() -> None:
+        with pytest.raises(Contention) as told:
+            migrate.up(fresh, deadline=0.1)
+        with fresh._backend.write.connect() as other:
+            other.exec_driver_sql(str(told.value).rpartition(": ")[2])
+            other.rollback()
+
+    with opened(database_target, Options()) as stuck:
+        with pytest.raises(Unavailable, match="connection was lost"):
+            migrate_by_hand(stuck, end_it)
+        assert len(migrate.up(fresh, deadline=30)) == len(migrate.revisions())
+
+
+@on(*SERVERS)
+def test_a_holder_that_says_nothing_is_put_out_by_the_server(
+    fresh: Database, database_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgresql, "SILENCE", 1)
+    monkeypatch.setattr(mysql_connection, "_IDLE_TIMEOUT", 1)
+    done: list[int] = []
+    with (
+        opened(database_target, Options()) as silent,
+        pytest.raises(Unavailable, match="connection was lost"),
+    ):
+        migrate_by_hand(silent, lambda: done.append(len(migrate.up(fresh, deadline=60))))
+    assert done == [len(migrate.revisions())]
+
+
+@on(*SERVERS)
+def test_five_replicas_of_which_one_dies_in_the_middle(database_target: Target, fresh: Database) -> None:
+    first = crashes.start(crashes.up_to, database_target, "head", End.FREEZE, 6)
+    assert first.pid is not None
+    crashes.await_stop(first.pid)
+    others = [crashes.start(crashes.up_to, database_target, "head", End.KILL, 1_000) for _ in range(4)]
+    first.kill()
+    for process in [first, *others]:
+        process.join(crashes.PATIENCE)
+    assert [process.exitcode for process in [first, *others]] == [-9, 0, 0, 0, 0]
+    assert fresh.read_now(migrate.is_at_head)
+    assert fresh.read_now(differences) == []
 
 
 @on("sqlite")

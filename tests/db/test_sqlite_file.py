@@ -12,7 +12,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, select
 
 from db import Connection
 from db.database import open_database, opened
-from db.dialects import sqlite_file
+from db.dialects import sqlite_place
 from db.dsn import Target
 from db.errors import BadDsn, Contention, FileInUse, Unavailable
 from db.options import Options
@@ -164,16 +164,154 @@ async def test_another_program_that_holds_the_file_is_contention(target: Target)
         assert len(calls) == 1
 
 
-@pytest.mark.parametrize("kind", ["nfs4", "cifs"])
-def test_a_network_file_system_is_refused(target: Target, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite_file, "_filesystem", lambda _: kind)
-    with pytest.raises(BadDsn, match=f"network file system \\({kind}\\)"), opened(target, Options()):
+def pretend(monkeypatch: pytest.MonkeyPatch, proc: Path, place: Path, kind: str) -> None:
+    """Let the file system that holds `place` be of another type."""
+    real = sqlite_place.mount_of(place)
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    mine = next(line for line in lines if line.startswith(f"{real.number} "))
+    changed = mine.replace(f" - {real.kind} ", f" - {kind} ")
+    proc.mkdir()
+    (proc / "fdinfo").symlink_to("/proc/self/fdinfo")
+    (proc / "mountinfo").write_text("\n".join(changed if line == mine else line for line in lines))
+    monkeypatch.setattr(sqlite_place, "_PROC", proc)
+
+
+@pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "ceph", "lustre", "fuse.sshfs", "fuse.s3fs", "fuse.rclone"])
+def test_a_network_file_system_is_refused(
+    target: Target, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, tmp_path / "proc", tmp_path, kind)
+    for exclusive in (True, False):
+        with (
+            pytest.raises(BadDsn, match=f"is on a network file system \\({kind}\\), where SQLite's write-ahead log"),
+            opened(target, Options(), exclusive=exclusive),
+        ):
+            pass
+        path_of(target).touch()
+
+
+@pytest.mark.parametrize("kind", ["9p", "vboxsf", "drvfs"])
+def test_a_folder_of_the_host_is_refused(
+    target: Target, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, tmp_path / "proc", tmp_path, kind)
+    with pytest.raises(BadDsn, match=f"of the machine that hosts this one \\({kind}\\)"), opened(target, Options()):
+        pass
+
+
+@pytest.mark.parametrize("kind", ["ext4", "overlay", "tmpfs", "xfs", "virtiofs", "fuseblk", "fuse.fuse-overlayfs"])
+def test_what_is_on_this_machine_is_not(
+    target: Target, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend(monkeypatch, tmp_path / "proc", tmp_path, kind)
+    assert sqlite_place.mount_of(tmp_path).kind == kind
+    with opened(target, Options()):
+        pass
+
+
+def test_a_symbolic_link_does_not_hide_the_file_system(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What counts is where the file is, not where its name is."""
+    link = tmp_path / "link.db"
+    link.symlink_to("/proc/self/there-is-no-such-file.db")
+    with pytest.raises(Unavailable, match="cannot be opened"), opened(Target("sqlite", path=link), Options()):
+        pass
+    path_of(target).parent.mkdir(parents=True)
+    link.unlink()
+    link.symlink_to(path_of(target))
+    pretend(monkeypatch, tmp_path / "proc", tmp_path, "nfs4")
+    with (
+        pytest.raises(BadDsn, match=f"{path_of(target)} is on a network"),
+        opened(Target("sqlite", path=link), Options()),
+    ):
+        pass
+
+
+def test_a_link_that_leads_to_itself(tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    link.symlink_to(link)
+    with pytest.raises(BadDsn, match="leads back to itself"), opened(Target("sqlite", path=link), Options()):
+        pass
+
+
+def test_where_the_system_does_not_tell_it_is_trusted(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite_place, "_PROC", tmp_path / "none")
+    assert sqlite_place.mount_of(tmp_path).kind == ""
+    with opened(target, Options()):
         pass
 
 
 def test_the_file_system_of_a_folder(tmp_path: Path) -> None:
-    assert sqlite_file._filesystem(Path("/proc/self")) == "proc"
-    assert sqlite_file._filesystem(tmp_path) not in ("", "proc")
+    assert sqlite_place.mount_of(Path("/proc/self")).kind == "proc"
+    assert sqlite_place.mount_of(tmp_path).kind not in ("", "proc")
+
+
+def test_a_file_that_is_mounted_alone_is_refused(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its log and its lock would stay in the container, where others who mount it do not see them."""
+    path = path_of(target)
+    with opened(target, Options()):
+        pass
+    mount_of = sqlite_place.mount_of
+    alone = sqlite_place.Mount(-1, "ext4")
+    monkeypatch.setattr(sqlite_place, "mount_of", lambda place: alone if place == path else mount_of(place))
+    with pytest.raises(BadDsn, match="mounted as a single file"), opened(target, Options()):
+        pass
+
+
+def test_another_name_leads_to_the_same_lock(target: Target, tmp_path: Path) -> None:
+    names = [tmp_path / "link.db", tmp_path / "folder" / "llm-proxy.db"]
+    with opened(target, Options()):
+        names[0].symlink_to(path_of(target))
+        names[1].parent.symlink_to(path_of(target).parent)
+        for name in names:
+            with (
+                pytest.raises(FileInUse, match=f"pid {os.getpid()}\\) is using {name}; one process"),
+                opened(Target("sqlite", path=name), Options()),
+            ):
+                pass
+    for name in names:
+        with opened(Target("sqlite", path=name), Options()):
+            assert not (tmp_path / "link.db-wal").exists()
+
+
+def test_a_second_hard_link_is_refused(target: Target, tmp_path: Path) -> None:
+    """The log belongs to one name; who came by the other would not see it."""
+    name = tmp_path / "other.db"
+    with opened(target, Options()):
+        name.hardlink_to(path_of(target))
+        for exclusive in (True, False):
+            with (
+                pytest.raises(BadDsn, match=f"{name} has 2 names .*-samefile {name}"),
+                opened(Target("sqlite", path=name), Options(), exclusive=exclusive),
+            ):
+                pass
+    with pytest.raises(BadDsn, match="has 2 names"), opened(target, Options()):
+        pass
+    name.unlink()
+    with opened(target, Options()):
+        pass
+
+
+def test_a_process_on_another_host_is_named_with_it(target: Target) -> None:
+    """The same folder in two containers: numbers of processes say nothing by themselves."""
+    with opened(target, Options()):
+        path_of(target).with_name("llm-proxy.db.lock").write_text("7 web-2\n")
+        with pytest.raises(FileInUse, match=r"another llm-proxy process \(pid 7 on web-2\) is using"):
+            opened(target, Options()).__enter__()
+
+
+def test_an_owner_who_comes_and_goes_leaves_a_reader_of_the_same_process_its_locks(target: Target) -> None:
+    """Else SQLite would take the owner for the last one, and throw the log away under the reader."""
+    with opened(target, Options()) as owner:
+        owner.write_now(METADATA.create_all)
+    with opened(target, Options(), exclusive=False) as guest:
+        for number in range(3):
+            assert guest.read_now(numbers) == list(range(number))
+            with opened(target, Options()) as owner:
+                owner.write_now(add, number)
 
 
 def test_a_folder_is_not_a_file(tmp_path: Path) -> None:

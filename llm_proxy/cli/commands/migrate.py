@@ -30,7 +30,7 @@ def command() -> None:
 def up(db: str | None, config: Path | None) -> None:
     """Run the revisions that the database does not have yet."""
     with change(load_settings(config, db)) as database:
-        done = migrate.up(database, report=_tell("applied"))
+        done = migrate.up(database, report=_tell("applied"), waiting=_say)
     if not done:
         click.echo(f"Nothing to do: the schema is at head ({migrate.revisions()[-1].id}).")
 
@@ -43,7 +43,7 @@ def up(db: str | None, config: Path | None) -> None:
 def down(to: str | None, db: str | None, config: Path | None) -> None:
     """Undo revisions, the newest first. Their tables go, with all rows."""
     with change(load_settings(config, db)) as database:
-        done = migrate.down(database, to, report=_tell("undone"))
+        done = migrate.down(database, to, report=_tell("undone"), waiting=_say)
     if not done:
         click.echo("Nothing to do: no revision was applied after that one.")
 
@@ -89,6 +89,10 @@ def plan(db: str | None, config: Path | None) -> None:
     """
     with look_at_or_imagine(load_settings(config, db)) as database:
         click.echo(migrate.plan(database), nl=False)
+
+
+def _say(words: str) -> None:
+    click.echo(words, err=True)
 
 
 def _tell(verb: str) -> Callable[[Revision], None]:

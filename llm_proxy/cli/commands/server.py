@@ -49,7 +49,7 @@ def command(addr: str | None, db: str | None, workers: str | None, config: Path 
 def _supervise(settings: Settings, sockets: Sequence[socket]) -> None:
     # What keeps every worker from starting is found here, and said once.
     with opened(database_target(settings), database_options(settings)) as database:
-        migrate.up(database)
+        migrate.prepare(database, partial(click.echo, err=True))
         if complaint := capacity.complaint(database, settings):
             click.echo(f"warning: {complaint}", err=True)
     status = supervise(

@@ -80,7 +80,7 @@ def command(  # noqa: PLR0913 (one parameter per option)
             _imagine(old, write_to, as_json=as_json)
             return
         with _open_target(settings, write_to) as new:
-            migrate.up(new, deadline=migrate.LOCK_DEADLINE)
+            migrate.up(new)
             if not allow_live:
                 dead_after = timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat)
                 copying.check_idle(old, dead_after)

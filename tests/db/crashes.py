@@ -1,0 +1,121 @@
+"""Migrations that end in the middle, each in a process of its own: killed, frozen, or by a statement that fails.
+
+What counts are the statements that change something; `after` is how many of them a run still gets done.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, event
+
+from db import migrate
+from db.database import opened
+from db.errors import DatabaseError
+from db.options import Options
+from db.target import Target
+
+_CHANGES = ("CREATE", "ALTER", "DROP", "INSERT", "UPDATE", "DELETE", "COMMENT")
+#: Exit status of a run in which a statement failed.
+FAILED = 3
+#: Seconds that one run may take.
+PATIENCE = 120.0
+
+
+class End(StrEnum):
+    """How a run ends."""
+
+    KILL = "kill"
+    FREEZE = "freeze"
+    FAIL = "fail"
+
+
+class Trap:
+    """Watches the statements of this process, and springs after so many changes."""
+
+    def __init__(self, end: End, after: int) -> None:
+        self._end = end
+        self._left = after
+        event.listen(Engine, "before_cursor_execute", self._before, retval=True)
+        event.listen(Engine, "after_cursor_execute", self._after)
+
+    def _before(self, connection: Any, cursor: Any, statement: str, parameters: Any, *_: Any) -> tuple[str, Any]:
+        if self._end is End.FAIL and self._left == 0 and changes(statement):
+            return "SELECT 1 FROM a_table_that_is_not_there", ()
+        return statement, parameters
+
+    def _after(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if not changes(statement):
+            return
+        self._left -= 1
+        if self._left == 0 and self._end is not End.FAIL:
+            os.kill(os.getpid(), signal.SIGKILL if self._end is End.KILL else signal.SIGSTOP)
+
+
+def changes(statement: str) -> bool:
+    """Whether a statement changes something."""
+    return statement.lstrip().upper().startswith(_CHANGES)
+
+
+def up_to(target: Target, revision: str, end: End, after: int) -> None:
+    """Migrate up to a revision, with a trap."""
+    with opened(target, Options()) as database:
+        Trap(end, after)
+        with _failing():
+            if revision == "head":
+                migrate.up(database)
+            else:
+                with database.migrating(30) as connection:
+                    migrate._run("upgrade", connection, revision, None)
+
+
+def down(target: Target, end: End, after: int) -> None:
+    """Migrate down to before the first revision, with a trap."""
+    with opened(target, Options()) as database:
+        Trap(end, after)
+        with _failing():
+            migrate.down(database, "base")
+
+
+@contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except DatabaseError:
+        raise SystemExit(FAILED) from None
+
+
+def start(run: Callable[..., None], *arguments: object) -> BaseProcess:
+    """Start one of these in a process of its own, forked from one that has everything imported."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.db.crashes", "alembic.command", "pymysql", "pg8000"])
+    process = context.Process(target=run, args=arguments)
+    process.start()
+    return process
+
+
+def run(function: Callable[..., None], *arguments: object) -> int:
+    """Run one of these to its end; its exit status, -9 where it was killed."""
+    process = start(function, *arguments)
+    process.join(PATIENCE)
+    status = process.exitcode
+    assert status is not None
+    process.close()
+    return status
+
+
+def await_stop(pid: int) -> None:
+    """Wait until a process has frozen itself."""
+    deadline = time.monotonic() + PATIENCE
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

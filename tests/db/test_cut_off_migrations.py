@@ -1,0 +1,118 @@
+"""A migration that ends between any two of its statements: the next one goes on, and rows stay."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import pytest
+from sqlalchemy import inspect
+
+from db import Connection, migrate
+from db.database import Database, opened
+from db.options import Options
+from db.target import Target
+from tests.databases.kinds import Kind
+from tests.databases.scratch import Databases
+from tests.db import crashes
+from tests.db.crashes import FAILED, End
+from tests.db.rows import contents, fill_new
+from tests.db.schemas import describe
+
+TRANSACTIONAL = (Kind.SQLITE, Kind.POSTGRES)
+ENDS = {End.KILL: -9, End.FAIL: FAILED}
+#: More changes than any history makes: for a run that goes wrong for ever.
+ENOUGH = 500
+
+
+def found(connection: Connection) -> object:
+    """All that a change changes."""
+    return migrate.version(connection), describe(connection)
+
+
+def outline(connection: Connection) -> object:
+    """Enough to see that a transaction has left nothing behind."""
+    return migrate.version(connection), sorted(inspect(connection).get_table_names())
+
+
+def walk(database: Database, kind: Kind, end: End, run: Callable[..., None], *arguments: object) -> int:
+    """Run again and again until it comes to its end, and look after each time. Says how often it was cut off.
+
+    Where a transaction holds it all, each run gets one change further than the one before, and leaves nothing. On
+    MySQL and MariaDB each begins with what the one before has left, and adds the least that is more.
+    """
+    together = kind in TRANSACTIONAL
+    look = outline if together else found
+    before = database.read_now(look)
+    kept = database.read_now(contents)
+    after = 1 if end is End.KILL else 0
+    for number in range(ENOUGH):
+        status = crashes.run(run, database.target, *arguments, end, after)
+        if status == 0:
+            return number
+        assert status == ENDS[end]
+        left = database.read_now(look)
+        assert left == before or not together
+        after = after + 1 if left == before else 1
+        before = left
+        rows = database.read_now(contents) if number % 5 == 0 or not together else {}
+        assert all(kept[name] == rows[name] for name in kept.keys() & rows.keys())
+    raise AssertionError("it never came to its end")
+
+
+@pytest.fixture(scope="module")
+def shape(databases: Databases, database_kind: Kind) -> object:
+    """The schema as it is where nothing was cut off."""
+    with databases.migrated(database_kind) as scratch, opened(scratch.target, Options()) as database:
+        return database.read_now(describe)
+
+
+@pytest.fixture
+def watcher(database_target: Target) -> Iterator[Database]:
+    """An empty database, to look at while others have it."""
+    with opened(database_target, Options()):
+        pass  # a SQLite file has to be there
+    with opened(database_target, Options(), exclusive=False) as database:
+        yield database
+
+
+def fill_the_rest(target: Target) -> None:
+    with opened(target, Options()) as database:
+        full = {name for name, rows in database.read_now(contents).items() if rows}
+        database.write_now(fill_new, full)
+
+
+@pytest.mark.parametrize("end", list(ENDS))
+def test_cut_off_anywhere_it_goes_on(watcher: Database, database_kind: Kind, shape: object, end: End) -> None:
+    walked = partial(walk, watcher, database_kind, end)
+    cuts = walked(crashes.up_to, "0001")
+    fill_the_rest(watcher.target)
+    cuts += walked(crashes.up_to, "head")
+    # For each revision a table and its place in the history, at least.
+    assert cuts >= 2 * len(migrate.revisions())
+    assert watcher.read_now(describe) == shape
+    assert watcher.read_now(migrate.is_at_head)
+    assert [name for name, rows in watcher.read_now(contents).items() if rows] == ["projects"]
+    fill_the_rest(watcher.target)
+    assert walked(crashes.down) >= len(migrate.revisions())
+    assert watcher.read_now(describe) == {}
+    assert migrate.upgrade(watcher.target) == migrate.revisions()
+    assert watcher.read_now(describe) == shape
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_what_was_half_undone_is_made_again(watcher: Database, database_kind: Kind, shape: object, after: int) -> None:
+    """`up` after a `down` that was cut off: the revision counts as applied, and its table has gone already."""
+    migrate.upgrade(watcher.target)
+    fill_the_rest(watcher.target)
+    before = watcher.read_now(contents)
+    assert crashes.run(crashes.down, watcher.target, End.KILL, after) == -9
+    pending = watcher.read_now(migrate.status).pending
+    if database_kind in TRANSACTIONAL:
+        assert pending == ()
+    assert migrate.upgrade(watcher.target) == pending
+    assert watcher.read_now(describe) == shape
+    rows = watcher.read_now(contents)
+    # What was undone comes back empty, all else is as it was.
+    assert {name for name in rows if rows[name] != before[name]} <= {"usage_hourly", "requests"}
+    assert migrate.upgrade(watcher.target) == ()
