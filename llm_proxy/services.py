@@ -6,6 +6,7 @@ import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,7 +20,7 @@ from db.records import Worker
 from llm_proxy import log
 from llm_proxy.crypto import KeyRing, load_or_create_key_file
 from llm_proxy.identifiers import new_id
-from llm_proxy.ledger import Ledger
+from llm_proxy.ledger import Adopter, Grace, Ledger, SpoolError, SpoolFile, Terms
 from llm_proxy.metrics import Metrics
 from llm_proxy.proxy import provider_file
 from llm_proxy.proxy.relay import Relay
@@ -90,9 +91,15 @@ class Services:
     database: Database
     keyring: KeyRing
     ledger: Ledger
+    grace: Grace | None
     providers: Providers
     relay: Relay
     metrics: Metrics
+
+    @property
+    def carries_on(self) -> bool:
+        """Whether requests are served although the database is away."""
+        return self.grace is not None and self.grace.carries
 
     def begin_drain(self) -> None:
         """Turn new requests away and report not ready; running ones go on."""
@@ -105,6 +112,9 @@ class Services:
             reasons.append("draining")
         if not self.ledger.alive:
             reasons.append("writer")
+        if self.carries_on:
+            # It is known to be away, and who asks may not be as patient as a connection.
+            return [*reasons, "database"]
         try:
             with trio.fail_after(READY_DEADLINE):
                 at_head = await self.database.read(migrate.is_at_head)
@@ -140,6 +150,35 @@ def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str,
     return upstreams
 
 
+def spool_folder(settings: Settings) -> Path:
+    """Where the spools of outages are."""
+    if settings.db_outage_spool is not None:
+        return settings.db_outage_spool
+    in_memory = str(settings.database_path) == ":memory:"
+    return Path("data") if in_memory else settings.database_path.parent
+
+
+def _open_grace(settings: Settings, ledger: Ledger, database: Database, worker: Worker, metrics: Metrics) -> Grace:
+    """What goes on in an outage; raises `SettingsError` where there can be no spool."""
+    try:
+        file = SpoolFile.create(spool_folder(settings), worker.id)
+    except SpoolError as error:
+        remedy = f"{error}; set DB_OUTAGE_SPOOL to a folder that this user can write to"
+        raise SettingsError([Problem("DB_OUTAGE_POLICY=grace", remedy)]) from None
+    terms = Terms(settings.db_outage_grace_window, settings.db_outage_grace_requests, settings.db_outage_grace_duration)
+    grace = Grace(ledger, database, worker, file, terms, review=settings.ledger_heartbeat)
+    metrics.watch_grace(admissions=lambda: grace.admissions, spooled=lambda: grace.spooled)
+    return grace
+
+
+async def _adopt_once(settings: Settings, database: Database, worker: Worker) -> None:
+    """Bring into the books what a server with `grace` may have left here, although this one has no use for it."""
+    try:
+        await Adopter(spool_folder(settings), database, worker.id).look()
+    except (DatabaseError, OSError) as error:
+        log.logger("services").error("a spool was left for the next start", reason=str(error))
+
+
 @asynccontextmanager
 async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[Services]:
     """Migrate the database, open everything, and close it again in order.
@@ -164,6 +203,9 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         ledger = Ledger(
             database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
         )
+        grace = None
+        if settings.db_outage_policy == "grace":
+            grace = _open_grace(settings, ledger, database, worker, metrics)
         metrics.watch_ledger(waiting=lambda: ledger.waiting, unsettled=lambda: ledger.unsettled, lag=lambda: ledger.lag)
         metrics.counter(
             "llm_proxy_log_lines_lost", "Log lines that could not be written.", lambda: request_log.lines_lost
@@ -180,7 +222,7 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         relay = Relay(
             providers=providers,
             upstreams=upstreams,
-            ledger=ledger,
+            ledger=grace or ledger,
             keyring=keyring,
             metrics=metrics,
             request_log=request_log,
@@ -189,11 +231,20 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(ledger.run)
+            if grace is None:
+                nursery.start_soon(_adopt_once, settings, database, worker)
+            else:
+                await nursery.start(grace.run)
             try:
-                yield Services(settings, database, keyring, ledger, providers, relay, metrics)
+                yield Services(settings, database, keyring, ledger, grace, providers, relay, metrics)
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_DEADLINE) as drain:
+                    if grace is not None:
+                        await grace.drain()
                     await ledger.drain()
                 if drain.cancelled_caught:
                     events.error("the database did not take the last settlements", unsettled=ledger.unsettled)
+                    if grace is not None and grace.spooled:
+                        with trio.CancelScope(shield=True, deadline=trio.current_time() + READY_DEADLINE):
+                            await grace.leave()
                 nursery.cancel_scope.cancel()

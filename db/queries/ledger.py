@@ -59,6 +59,9 @@ _lock_tokens = SelectByKeys(
     tokens.c.digest.type,
     Token,
 )
+_find_tokens = SelectByKeys(
+    select(*columns(tokens, Token)).where(tokens.c.digest.in_(_keys())), tokens.c.digest.type, Token
+)
 _find_projects = SelectByKeys(
     select(*columns(projects, Project)).where(projects.c.id.in_(_keys())), projects.c.id.type, Project
 )
@@ -83,6 +86,13 @@ def find_projects(connection: Connection, ids: Iterable[str]) -> dict[str, Proje
     return {project.id: project for project in _find_projects(connection, sorted(set(ids)))}
 
 
+def look_up(connection: Connection, digests: Iterable[bytes]) -> dict[bytes, tuple[Token, Project]]:
+    """Read the tokens that have these digests, each with its project; locks nothing."""
+    found = {token.digest: token for token in _find_tokens(connection, sorted(set(digests)))}
+    owners = find_projects(connection, {token.project_id for token in found.values()})
+    return {digest: (token, owners[token.project_id]) for digest, token in found.items()}
+
+
 def add_to_counters(connection: Connection, added: Mapping[str, int], used_at: datetime | None) -> None:
     """Add to the request counters of tokens (by id; negative gives back), in one statement.
 
@@ -96,6 +106,29 @@ def add_to_counters(connection: Connection, added: Mapping[str, int], used_at: d
 def reserve(connection: Connection, reservations: Sequence[Reservation]) -> None:
     """Write one row per admitted request."""
     _reserve(connection, reservations)
+
+
+def reserve_late(connection: Connection, reserved: Mapping[bytes, Sequence[Reservation]]) -> int:
+    """Write and count the reservations, by the digests of their tokens, that are neither open nor settled yet.
+
+    For requests that were admitted while the database was away: the limit is not looked at any more.
+
+    Returns:
+        How many were written.
+    """
+    ids = [row.id for rows in reserved.values() for row in rows]
+    # In this order: a row may be on its way from the one to the other.
+    there = set(connection.scalars(select(in_flight.c.id).where(in_flight.c.id.in_(ids))))
+    there.update(connection.scalars(select(requests.c.id).where(requests.c.id.in_(ids))))
+    missing = {digest: [row for row in rows if row.id not in there] for digest, rows in reserved.items()}
+    missing = {digest: rows for digest, rows in missing.items() if rows}
+    for digest, token in lock_tokens(connection, missing).items():
+        used_at = max(row.admitted_at for row in missing[digest])
+        newer = token.last_used_at is None or token.last_used_at < used_at
+        add_to_counters(connection, {token.id: len(missing[digest])}, used_at if newer else None)
+    rows = [row for rows in missing.values() for row in rows]
+    reserve(connection, rows)
+    return len(rows)
 
 
 def settle(connection: Connection, settled: Sequence[SettledRequest]) -> None:

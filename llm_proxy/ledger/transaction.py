@@ -42,11 +42,16 @@ class Application:
 
 @frozen
 class Grant:
-    """An admitted request: its reservation, and its project's API key in sealed form."""
+    """An admitted request: its reservation, and its project's API key in sealed form.
+
+    `token` is as it was before, and `counted` its counter with this request in it.
+    """
 
     reservation: Reservation
     digest: bytes
     sealed_key: str
+    token: Token
+    counted: int
 
     @property
     def provider(self) -> str:
@@ -167,7 +172,7 @@ def _decide(
         if refusal is not None:
             decisions.append(refusal)
             continue
-        counts[token.id] += 1
+        count = counts[token.id] = counts[token.id] + 1
         reservation = Reservation(
             application.id,
             batch.worker_id,
@@ -179,7 +184,7 @@ def _decide(
             now,
         )
         reservations.append(reservation)
-        decisions.append(Grant(reservation, application.digest, project.api_key))
+        decisions.append(Grant(reservation, application.digest, project.api_key, token, token.request_count + count))
     books.add_to_counters(connection, counts, now if reservations else None)
     books.reserve(connection, reservations)
     return decisions
