@@ -192,11 +192,11 @@ class Metrics:
 
         Args:
             admissions: how many requests were admitted without it so far.
-            spooled: how many of them are not in the database yet.
+            spooled: how many requests were admitted or have ended without it, and are not in it yet.
         """
         name = "llm_proxy_ledger_grace_admissions"
         self.counter(name, "Requests that were admitted while the database was away.", admissions)
-        text = "Requests that were admitted while the database was away, and are not in it yet."
+        text = "Requests that were admitted or have ended while the database was away, and are not in it yet."
         self.gauge("llm_proxy_ledger_spooled_requests", text, spooled)
 
     def watch_database(self, *, up: Callable[[], bool], pool: Callable[[], Mapping[str, int]]) -> None:

@@ -108,27 +108,34 @@ def reserve(connection: Connection, reservations: Sequence[Reservation]) -> None
     _reserve(connection, reservations)
 
 
-def reserve_late(connection: Connection, reserved: Mapping[bytes, Sequence[Reservation]]) -> int:
-    """Write and count the reservations, by the digests of their tokens, that are neither open nor settled yet.
+def reserve_late(connection: Connection, reservations: Sequence[Reservation]) -> int:
+    """Write and count the reservations that are neither open nor settled yet; return how many those were.
 
-    For requests that were admitted while the database was away: the limit is not looked at any more.
-
-    Returns:
-        How many were written.
+    For requests that were admitted while the database was away: the limit is not looked at any more. Tokens are found
+    by their ids, because their digests may have changed meanwhile. They count as used when the last of all these
+    requests was admitted, unless they were used later.
     """
-    ids = [row.id for rows in reserved.values() for row in rows]
+    ids = [row.id for row in reservations]
     # In this order: a row may be on its way from the one to the other.
     there = set(connection.scalars(select(in_flight.c.id).where(in_flight.c.id.in_(ids))))
     there.update(connection.scalars(select(requests.c.id).where(requests.c.id.in_(ids))))
-    missing = {digest: [row for row in rows if row.id not in there] for digest, rows in reserved.items()}
-    missing = {digest: rows for digest, rows in missing.items() if rows}
-    for digest, token in lock_tokens(connection, missing).items():
-        used_at = max(row.admitted_at for row in missing[digest])
-        newer = token.last_used_at is None or token.last_used_at < used_at
-        add_to_counters(connection, {token.id: len(missing[digest])}, used_at if newer else None)
-    rows = [row for rows in missing.values() for row in rows]
-    reserve(connection, rows)
-    return len(rows)
+    missing = [row for row in reservations if row.id not in there]
+    uses = Counter(row.token_id for row in missing)
+    latest = max((row.admitted_at for row in missing), default=None)
+    last_used = select(tokens.c.id, tokens.c.last_used_at).where(tokens.c.id.in_(sorted(uses))).order_by(tokens.c.id)
+    late: set[str] = set()
+    if latest is not None:
+        late = {key for key, moment in connection.execute(for_update(last_used)) if moment and moment > latest}
+    add_to_counters(connection, {key: count for key, count in uses.items() if key not in late}, latest)
+    add_to_counters(connection, {key: count for key, count in uses.items() if key in late}, None)
+    reserve(connection, missing)
+    return len(missing)
+
+
+def are_tokens(connection: Connection, ids: Sequence[str]) -> bool:
+    """Whether there is a token for each of these different ids."""
+    count = select(func.count()).select_from(tokens).where(tokens.c.id.in_(ids))
+    return connection.execute(count).scalar_one() == len(ids)
 
 
 def settle(connection: Connection, settled: Sequence[SettledRequest]) -> None:

@@ -75,10 +75,9 @@ class Adopter:
 
     async def _knows(self, requests: Sequence[Spooled]) -> bool:
         """Whether the database has all the tokens, which are never deleted: a folder may serve several databases."""
-        digests = sorted({request.digest for request in requests})
-        for start in range(0, len(digests), CHUNK):
-            chunk = digests[start : start + CHUNK]
-            if len(await self.database.read(books.look_up, chunk)) < len(chunk):
+        ids = sorted({request.reservation.token_id for request in requests})
+        for start in range(0, len(ids), CHUNK):
+            if not await self.database.read(books.are_tokens, ids[start : start + CHUNK]):
                 return False
         return True
 

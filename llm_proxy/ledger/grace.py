@@ -55,10 +55,15 @@ _log = log.logger("ledger")
 
 @define(eq=False)
 class _Spooled:
-    """A request that was admitted here, and is not in the books yet. `durable` once its admission is on the disk."""
+    """A request of which the books lack something.
+
+    Attributes:
+        acquaintance: what it was admitted on; None where the ledger has admitted it.
+        durable: its admission is on a disk.
+    """
 
     grant: Grant
-    acquaintance: Acquaintance
+    acquaintance: Acquaintance | None = None
     durable: bool = False
     settlement: Settlement | None = None
 
@@ -105,7 +110,7 @@ class Grace:
 
     @property
     def spooled(self) -> int:
-        """Requests that were admitted here and are not in the books yet."""
+        """Requests whose admission or end is spooled, and not in the books yet."""
         return len(self._pending)
 
     @property
@@ -147,10 +152,13 @@ class Grace:
         """Note how an admitted request ended; exactly one call per grant."""
         spooled = self._pending.get(grant.reservation.id)
         if spooled is None:
-            self._ledger.settle(grant, result)
-            return
+            if self._began is None or self._ledger.alive:
+                self._ledger.settle(grant, result)
+                return
+            # The ledger admitted it before the outage; its end is safer on the disk than in the ledger's memory.
+            spooled = self._pending[grant.reservation.id] = _Spooled(grant, durable=True)
         spooled.settlement = Settlement.of(grant, result)
-        if result.outcome == "void":
+        if result.outcome == "void" and spooled.acquaintance is not None:
             spooled.acquaintance.used -= 1
         self._spool.append(encode(Settled(spooled.settlement.row, grant.digest)))
 

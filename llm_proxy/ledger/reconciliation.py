@@ -48,10 +48,7 @@ def enter(connection: Connection, requests: Sequence[Spooled], worker_id: str, n
 
     Those without a settlement stay open: they are their worker's to settle, and `unknown` once it is gone.
     """
-    reserved: dict[bytes, list[Reservation]] = {}
-    for request in requests:
-        reserved.setdefault(request.digest, []).append(request.reservation)
-    books.reserve_late(connection, reserved)
+    books.reserve_late(connection, [request.reservation for request in requests])
     settlements = [request.settlement for request in requests if request.settlement is not None]
     transact(connection, Batch(worker_id, (), settlements, doubtful=True), now)
 

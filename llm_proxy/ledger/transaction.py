@@ -140,7 +140,8 @@ def transact(connection: Connection, batch: Batch, now: datetime) -> list[Grant 
         tokens = books.lock_tokens(connection, digests)
         counts = dict.fromkeys((token.id for token in tokens.values()), 0)
         for row in given_back:
-            counts[row.token_id] -= 1
+            # Its digest does not find a token whose secret was replaced meanwhile.
+            counts[row.token_id] = counts.get(row.token_id, 0) - 1
         decisions = _decide(connection, batch, tokens, counts, now)
     books.roll_up(connection, written, replaced)
     return decisions

@@ -36,12 +36,15 @@ class Faulty:
     after: Callable[[], Exception | None] = lambda: None
     gate: trio.Event | None = None
     writes: int = 0
+    #: The function that was last begun.
+    running: Callable[..., Any] | None = None
 
     async def read(self, fn: Callable[..., Any], *args: Any) -> Any:
         return await self.real.read(fn, *args)
 
     async def write(self, fn: Callable[..., Any], *args: Any) -> Any:
         self.writes += 1
+        self.running = fn
         if self.gate is not None:
             await self.gate.wait()
         if error := self.before():
