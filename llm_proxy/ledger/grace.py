@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import define
 
 from db.errors import DatabaseError
 from db.queries import ledger as books
@@ -25,11 +24,10 @@ from llm_proxy.errors import DatabaseAway, DatabaseUnavailable
 from llm_proxy.ledger import writer
 from llm_proxy.ledger.acquaintance import Circle
 from llm_proxy.ledger.adoption import Adopter
-from llm_proxy.ledger.reconciliation import CHUNK, Spooled, reconcile
+from llm_proxy.ledger.backlog import Backlog
 from llm_proxy.ledger.spool import Spool
 from llm_proxy.ledger.spool_file import SpoolError
-from llm_proxy.ledger.spool_lines import Admitted, Settled, encode
-from llm_proxy.ledger.transaction import Grant, Result, Settlement
+from llm_proxy.ledger.transaction import Grant
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,10 +35,10 @@ if TYPE_CHECKING:
     from db.database import Database
     from db.records import Worker
     from llm_proxy.errors import ProxyError
-    from llm_proxy.ledger.acquaintance import Acquaintance, Terms
+    from llm_proxy.ledger.acquaintance import Terms
     from llm_proxy.ledger.portion import Ticket
     from llm_proxy.ledger.spool_file import SpoolFile
-    from llm_proxy.ledger.transaction import Application
+    from llm_proxy.ledger.transaction import Application, Result
     from llm_proxy.ledger.writer import Ledger
 
 #: Requests that may wait in memory (and on the disk) for the database; beyond this, none is admitted.
@@ -51,24 +49,6 @@ ADOPTION_INTERVAL = 60.0
 REVIEW_CHUNK = 500
 
 _log = log.logger("ledger")
-
-
-@define(eq=False)
-class _Spooled:
-    """A request of which the books lack something.
-
-    Attributes:
-        acquaintance: what it was admitted on; None where the ledger has admitted it.
-        durable: its admission is on a disk.
-    """
-
-    grant: Grant
-    acquaintance: Acquaintance | None = None
-    durable: bool = False
-    settlement: Settlement | None = None
-
-    def entry(self) -> Spooled:
-        return Spooled(self.grant.reservation, self.grant.digest, self.settlement)
 
 
 class Grace:
@@ -96,7 +76,7 @@ class Grace:
         self._terms = terms
         self._review = review
         self._circle = Circle()
-        self._pending: dict[str, _Spooled] = {}
+        self._backlog = Backlog(self._spool)
         # The clock when the first request was admitted here; None while the ledger decides.
         self._began: float | None = None
         self._over = False
@@ -111,7 +91,7 @@ class Grace:
     @property
     def spooled(self) -> int:
         """Requests whose admission or end is spooled, and not in the books yet."""
-        return len(self._pending)
+        return len(self._backlog)
 
     @property
     def open(self) -> bool:
@@ -120,7 +100,7 @@ class Grace:
         return (
             not self._over
             and self._spool.failure is None
-            and len(self._pending) < MAX_SPOOLED
+            and len(self._backlog) < MAX_SPOOLED
             and (began is None or trio.current_time() < began + self._terms.duration)
         )
 
@@ -150,17 +130,9 @@ class Grace:
 
     def settle(self, grant: Grant, result: Result) -> None:
         """Note how an admitted request ended; exactly one call per grant."""
-        spooled = self._pending.get(grant.reservation.id)
-        if spooled is None:
-            if self._began is None or self._ledger.alive:
-                self._ledger.settle(grant, result)
-                return
-            # The ledger admitted it before the outage; its end is safer on the disk than in the ledger's memory.
-            spooled = self._pending[grant.reservation.id] = _Spooled(grant, durable=True)
-        spooled.settlement = Settlement.of(grant, result)
-        if result.outcome == "void" and spooled.acquaintance is not None:
-            spooled.acquaintance.used -= 1
-        self._spool.append(encode(Settled(spooled.settlement.row, grant.digest)))
+        # The ledger's memory is no place for an end that comes in an outage, if there is a disk.
+        if not self._backlog.end(grant, result, known_to_books=self._began is not None and not self._ledger.alive):
+            self._ledger.settle(grant, result)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write the spool, and bring it and those of dead workers into the books, until cancelled."""
@@ -181,7 +153,7 @@ class Grace:
                 if self._began is not None:
                     await self._return_to_the_books(self._began)
                 elif self._spool.failure is not None:
-                    await self._empty()
+                    await self._backlog.empty_spool()
 
     async def drain(self) -> None:
         """Wait until nothing is spooled any more, and take the file away. Waits as long as the database is away."""
@@ -218,24 +190,13 @@ class Grace:
             now,
         )
         grant = Grant(reservation, application.digest, known.sealed_key, known.token, known.counted + known.used)
-        spooled = self._pending[reservation.id] = _Spooled(grant, known)
         self._begin()
-        self._spool.append(encode(Admitted(reservation, application.digest)))
         try:
-            with trio.fail_after(writer.ADMISSION_DEADLINE):
-                await self._spool.written()
+            await self._backlog.admit(grant, known)
         except SpoolError:
-            del self._pending[reservation.id]
-            known.used -= 1
-            self._end()
+            if self._spool.failure is not None:
+                self._end()
             raise DatabaseUnavailable from None
-        except trio.TooSlowError:
-            self.settle(grant, Result(outcome="void"))
-            raise DatabaseUnavailable from None
-        except trio.Cancelled:
-            self.settle(grant, Result(outcome="void"))
-            raise
-        spooled.durable = True
         self.admissions += 1
         return grant
 
@@ -274,69 +235,50 @@ class Grace:
         if failure is not None:
             _log.error("grace ends: requests are refused until the database is back", reason=str(failure))
         else:
-            full = len(self._pending) >= MAX_SPOOLED
+            full = len(self._backlog) >= MAX_SPOOLED
             reason = "the spool is full" if full else f"it has lasted for {self._terms.duration:g} s"
             _log.warning("grace ends: requests are refused until the database is back", reason=reason)
 
     async def _return_to_the_books(self, began: float) -> None:
         """Wait for the database, write down all that was spooled, and let the ledger decide again."""
-        reconciled = 0
+        before = self._backlog.brought
         while self._began is not None:
             await trio.sleep(writer.RETRY_INTERVAL)
             # What the ledger kept is written: its own transactions get through.
             if not self._ledger.alive or self._ledger.busy:
                 continue
             try:
-                reconciled += await self._reconcile()
+                await self._backlog.bring(self._database, self._worker.id, self._hold)
+                await self._backlog.empty_spool()
             except DatabaseError:
                 continue
+            else:
+                self._rest()
             finally:
-                if self._resuming is not None:
-                    self._resuming.set()
-                    self._resuming = None
+                self._release()
         _log.warning(
             "grace is over: the database is back, and all that was spooled is in the books",
-            requests=reconciled,
+            requests=self._backlog.brought - before,
             lasted_s=round(trio.current_time() - began, 3),
         )
 
-    async def _reconcile(self) -> int:
-        """Bring everything that was spooled into the books, and say how many requests that were.
-
-        Raises:
-            DatabaseError: the database is away again.
-        """
-        count = 0
-        while self._pending:
-            if len(self._pending) <= CHUNK and self._resuming is None:
-                self._resuming = trio.Event()
-            due = [one for one in self._pending.values() if one.durable or one.settlement is not None][:CHUNK]
-            if not due:
-                # They wait for the disk, and for nothing else.
-                with suppress(SpoolError):
-                    await self._spool.written()
-                continue
-            entries = [one.entry() for one in due]
-            await reconcile(self._database, entries, self._worker.id)
-            for one, entry in zip(due, entries, strict=True):
-                if one.settlement is entry.settlement:
-                    del self._pending[one.grant.reservation.id]
-                    count += 1
-        await self._empty()
-        return count
-
-    async def _empty(self) -> None:
-        """Empty the spool, and be ready for the next time, unless somebody has been spooled meanwhile."""
-        try:
-            await self._spool.empty()
-        except SpoolError as error:
-            # What it says is in the books, where its ids are found should anybody bring it again.
-            _log.error("the spool cannot be emptied", reason=str(error))
-        if not self._pending:
+    def _rest(self) -> None:
+        """Let the ledger decide again, unless a request has come in meanwhile."""
+        if not self._backlog:
             self._began = None
             self._over = False
             self._begun = trio.Event()
             self._ended.set()
+
+    def _hold(self) -> None:
+        """Let who comes now wait for the ledger."""
+        if self._resuming is None:
+            self._resuming = trio.Event()
+
+    def _release(self) -> None:
+        if self._resuming is not None:
+            self._resuming.set()
+            self._resuming = None
 
     async def _look_again(self) -> None:
         """Look at the rows of the tokens that are remembered, so that one that was revoked is forgotten here too."""

@@ -49,6 +49,9 @@ class GraceScene:
         now = datetime.now(UTC)
         await self.stage.database.real.write(tokens.change, self.stage.token, tokens.Changes(active=False), now)
 
+    def carries(self) -> bool:
+        return self.grace.carries
+
     def go_away(self) -> None:
         self.stage.database.before = lambda: Unavailable("away")
 

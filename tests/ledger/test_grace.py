@@ -7,11 +7,12 @@ import errno
 import os
 import threading
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
-from attrs import evolve
+from attrs import define, evolve
 
 from db.errors import CommitUnknown, Unavailable
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded, TokenInactive
@@ -20,6 +21,23 @@ from llm_proxy.ledger.adoption import Adopter
 from llm_proxy.ledger.reconciliation import enter
 from tests.ledger.graceful import OK, TERMS, GraceScene, grace_scene
 from tests.ledger.test_spool_file import fail_with
+
+TOO_MANY = 100
+
+
+@define(eq=False)
+class Stop(trio.abc.Instrument):
+    """Cancels when the task of one request is about to take its n-th step."""
+
+    at: int
+    action: Callable[[], None]
+    taken: int = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task.name.endswith("one"):
+            self.taken += 1
+            if self.taken == self.at:
+                self.action()
 
 
 async def everything(scene: GraceScene) -> tuple[dict[str, int], int]:
@@ -136,12 +154,12 @@ async def test_grace_ends_for_all_after_a_while(tmp_path: Path, monkeypatch: pyt
     async with grace_scene(tmp_path, evolve(TERMS, duration=100)) as scene:
         scene.go_away()
         assert await scene.serve() == 1
-        assert scene.grace.carries
+        assert scene.carries()
         now = trio.current_time()
         with monkeypatch.context() as later:
             later.setattr(trio, "current_time", lambda: now + 100)
             assert await scene.serve() == 0
-            assert not scene.grace.carries
+            assert not scene.carries()
         # It does not begin again by itself.
         assert await scene.serve() == 0
         await scene.come_back()
@@ -169,8 +187,12 @@ async def test_a_request_whose_commit_is_unknown_is_not_admitted_twice(tmp_path:
             scene.go_away()
             return CommitUnknown("lost")
 
+        def lose_once() -> Exception:
+            database.after = lambda: None
+            return lose()
+
         if committed:
-            database.after = lambda: database.__setattr__("after", lambda: None) or lose()
+            database.after = lose_once
         else:
             database.before = lose
         assert await scene.serve() == 0, "it may be in the books already"
@@ -267,7 +289,7 @@ async def test_a_full_disk_ends_grace_and_nothing_else(tmp_path: Path, monkeypat
         with monkeypatch.context() as disk:
             disk.setattr(os, "write", fail_with(errno.ENOSPC))
             assert await scene.serve() == 0
-            assert not scene.grace.carries
+            assert not scene.carries()
             scene.grace.settle(running, OK)
         assert await scene.serve() == 0, "until the database is back, it is as under closed"
         await scene.come_back()
@@ -312,3 +334,36 @@ async def test_a_spool_of_another_database_is_left_alone(tmp_path: Path) -> None
         assert await adopter.look() == 0
         assert dead.path.read_bytes() == said
         assert await everything(scene) == ({"ok": 1}, 1)
+
+
+async def test_cancelled_at_any_step_there_is_one_settlement(tmp_path: Path) -> None:
+    async with grace_scene(tmp_path, evolve(TERMS, requests=TOO_MANY)) as scene:
+        scene.go_away()
+        assert await scene.serve() == 1
+        ends: Counter[str] = Counter()
+
+        async def one(scope: trio.CancelScope) -> None:
+            with scope:
+                # As the relay does it: what comes after the admission settles in any case.
+                grant = await scene.admit()
+                result = Result(outcome="void")
+                try:
+                    await trio.lowlevel.checkpoint()
+                    result = OK
+                finally:
+                    scene.grace.settle(grant, result)
+                ends["whole"] += 1
+
+        at = 0
+        while not ends:
+            at += 1
+            assert at < TOO_MANY
+            scope = trio.CancelScope()
+            stop = Stop(at, scope.cancel)
+            trio.lowlevel.add_instrument(stop)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(one, scope)
+            trio.lowlevel.remove_instrument(stop)
+        assert at > 2
+        await scene.come_back()
+        assert await everything(scene) == ({"ok": 3, "void": at - 1}, 3)
