@@ -44,6 +44,12 @@ class GraceScene:
             served += 1
         return served
 
+    async def everything(self) -> tuple[dict[str, int], int]:
+        """Rows by outcome, none of them open, and the token's counter."""
+        open_rows, outcomes = await self.stage.outcomes()
+        assert open_rows == 0
+        return outcomes, await self.stage.count()
+
     async def revoke(self) -> None:
         """Revoke the token where this worker does not see it: in the database itself."""
         now = datetime.now(UTC)
@@ -55,9 +61,12 @@ class GraceScene:
     def go_away(self) -> None:
         self.stage.database.before = lambda: Unavailable("away")
 
+    def go_on(self) -> None:
+        self.stage.database.before = lambda: None
+
     async def come_back(self) -> None:
         """The database is there again, and all that was spooled is in it."""
-        self.stage.database.before = lambda: None
+        self.go_on()
         with trio.fail_after(10):
             while self.grace.spooled or self.grace.carries or not self.stage.alive():
                 await trio.sleep(0.005)

@@ -1,50 +1,21 @@
-"""Grace under concurrency, cancellation, crash, and with a disk that fails. SQLite stands for every database here."""
+"""How long requests go on, and that the books know of them afterwards. SQLite stands for every database here."""
 # ruff: noqa: ASYNC110 (the tests look at the ledger from outside, where there is no event to wait for)
 
 from __future__ import annotations
 
-import errno
-import os
-import threading
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trio
-from attrs import define, evolve
+import trio.testing
+from attrs import evolve
 
 from db.errors import CommitUnknown, Unavailable
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded, TokenInactive
-from llm_proxy.ledger import Result, SpoolFile, grace, writer
-from llm_proxy.ledger.adoption import Adopter
+from llm_proxy.ledger import Result, grace, writer
 from llm_proxy.ledger.reconciliation import enter
-from tests.ledger.graceful import OK, TERMS, GraceScene, grace_scene
-from tests.ledger.test_spool_file import fail_with
-
-TOO_MANY = 100
-
-
-@define(eq=False)
-class Stop(trio.abc.Instrument):
-    """Cancels when the task of one request is about to take its n-th step."""
-
-    at: int
-    action: Callable[[], None]
-    taken: int = 0
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        if task.name.endswith("one"):
-            self.taken += 1
-            if self.taken == self.at:
-                self.action()
-
-
-async def everything(scene: GraceScene) -> tuple[dict[str, int], int]:
-    """Rows by outcome, none of them open, and the token's counter."""
-    open_rows, outcomes = await scene.stage.outcomes()
-    assert open_rows == 0
-    return outcomes, await scene.stage.count()
+from tests.ledger.graceful import OK, TERMS, grace_scene
 
 
 async def test_requests_go_on_so_often_and_are_in_the_books_afterwards(tmp_path: Path) -> None:
@@ -54,9 +25,42 @@ async def test_requests_go_on_so_often_and_are_in_the_books_afterwards(tmp_path:
         assert (scene.grace.spooled, scene.grace.admissions) == (5, 5)
         assert len(scene.file.read()) == 5
         await scene.come_back()
-        assert await everything(scene) == ({"ok": 6}, 6)
+        assert await scene.everything() == ({"ok": 6}, 6)
         assert scene.file.path.stat().st_size == 0
         assert await scene.serve() == 1
+
+
+async def test_an_admission_is_on_the_disk_before_it_is_one(tmp_path: Path) -> None:
+    async with grace_scene(tmp_path) as scene:
+        scene.go_away()
+        grants = []
+        for number in range(1, 4):
+            grants.append(await scene.admit())
+            assert len(scene.file.read().reservations) == number
+        for grant in grants:
+            scene.grace.settle(grant, OK)
+        await scene.come_back()
+        assert await scene.everything() == ({"ok": 4}, 4)
+
+
+async def test_who_comes_while_the_last_are_written_waits_for_the_ledger(tmp_path: Path) -> None:
+    async with grace_scene(tmp_path) as scene:
+        database = scene.stage.database
+        scene.go_away()
+        assert await scene.serve() == 1
+        database.hold(enter)
+        scene.go_on()
+        with trio.fail_after(10):
+            while database.running is not enter:
+                await trio.sleep(0.005)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(scene.serve)
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            assert scene.grace.spooled == 1
+            database.let_go()
+        await scene.come_back()
+        assert await scene.everything() == ({"ok": 3}, 3)
+        assert scene.grace.admissions == 1
 
 
 async def test_nobody_is_refused_at_the_moment_when_the_database_goes(tmp_path: Path) -> None:
@@ -70,7 +74,7 @@ async def test_nobody_is_refused_at_the_moment_when_the_database_goes(tmp_path: 
             for _ in range(100):
                 nursery.start_soon(one)
         await scene.come_back()
-        assert await everything(scene) == ({"ok": 101}, 101)
+        assert await scene.everything() == ({"ok": 101}, 101)
 
 
 async def test_without_grace_nobody_goes_on(tmp_path: Path) -> None:
@@ -86,7 +90,7 @@ async def test_the_limit_of_the_token_holds(tmp_path: Path) -> None:
         scene.go_away()
         assert await scene.serve(8) == 3
         await scene.come_back()
-        assert await everything(scene) == ({"ok": 4}, 4)
+        assert await scene.everything() == ({"ok": 4}, 4)
         with pytest.raises(RequestLimitExceeded):
             await scene.admit()
 
@@ -98,7 +102,7 @@ async def test_what_was_never_sent_is_given_back_in_the_outage_too(tmp_path: Pat
             scene.grace.settle(await scene.admit(), Result(outcome="void"))
         assert await scene.serve(5) == 3
         await scene.come_back()
-        assert await everything(scene) == ({"ok": 4, "void": 10}, 4)
+        assert await scene.everything() == ({"ok": 4, "void": 10}, 4)
 
 
 async def test_a_request_that_outlasts_the_outage_is_settled_by_the_ledger(tmp_path: Path) -> None:
@@ -115,7 +119,7 @@ async def test_a_request_that_outlasts_the_outage_is_settled_by_the_ledger(tmp_p
         assert await scene.stage.outcomes() == (1, {"ok": 2})
         scene.grace.settle(grant, OK)
         await scene.stage.settled()
-        assert await everything(scene) == ({"ok": 3}, 3)
+        assert await scene.everything() == ({"ok": 3}, 3)
 
 
 async def test_a_token_that_was_revoked_before_the_outage_does_not_go_on(tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ async def test_a_token_that_is_revoked_in_the_outage_goes_on_until_the_end_of_it
             later.setattr(trio, "current_time", lambda: now + TERMS.window)
             assert await scene.serve() == 0
         await scene.come_back()
-        assert await everything(scene) == ({"ok": 3}, 3)
+        assert await scene.everything() == ({"ok": 3}, 3)
         with pytest.raises(TokenInactive):
             await scene.admit()
 
@@ -163,7 +167,7 @@ async def test_grace_ends_for_all_after_a_while(tmp_path: Path, monkeypatch: pyt
         # It does not begin again by itself.
         assert await scene.serve() == 0
         await scene.come_back()
-        assert await everything(scene) == ({"ok": 2}, 2)
+        assert await scene.everything() == ({"ok": 2}, 2)
         scene.go_away()
         assert await scene.serve() == 1, "the next outage is another one"
         await scene.come_back()
@@ -175,7 +179,7 @@ async def test_the_spool_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         scene.go_away()
         assert await scene.serve(5) == 2
         await scene.come_back()
-        assert await everything(scene) == ({"ok": 3}, 3)
+        assert await scene.everything() == ({"ok": 3}, 3)
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -199,7 +203,7 @@ async def test_a_request_whose_commit_is_unknown_is_not_admitted_twice(tmp_path:
         assert scene.grace.spooled == 0
         assert await scene.serve() == 1, "this one cannot be"
         await scene.come_back()
-        outcomes, count = await everything(scene)
+        outcomes, count = await scene.everything()
         assert (outcomes, count) == ({"ok": 2} | ({"void": 1} if committed else {}), 2)
 
 
@@ -230,7 +234,7 @@ async def test_who_was_in_a_transaction_that_hangs_is_refused_and_the_next_go_on
         database.gate = None
         gate.set()
         await scene.come_back()
-        assert await everything(scene) == ({"ok": 5, "void": 1}, 5)
+        assert await scene.everything() == ({"ok": 5, "void": 1}, 5)
 
 
 @pytest.mark.parametrize("committed", [True, False])
@@ -250,120 +254,4 @@ async def test_an_outage_in_the_middle_of_reconciliation_loses_nothing(tmp_path:
         assert await scene.stage.outcomes() == (1, {"ok": 3})
         scene.grace.settle(kept, OK)
         await scene.stage.settled()
-        assert await everything(scene) == ({"ok": 4}, 4)
-
-
-async def test_cancelled_while_it_waits_for_the_disk_settles_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with grace_scene(tmp_path) as scene:
-        scene.go_away()
-        slow, sync = threading.Event(), os.fdatasync
-        monkeypatch.setattr(os, "fdatasync", lambda fd: slow.wait(10) and sync(fd))
-        with trio.move_on_after(0.05) as patience:
-            await scene.admit()
-        assert patience.cancelled_caught
-        slow.set()
-        assert await scene.serve(9) == 5, "it has not used up anything"
-        await scene.come_back()
-        assert await everything(scene) == ({"ok": 6, "void": 1}, 6)
-
-
-async def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.1)
-    async with grace_scene(tmp_path) as scene:
-        scene.go_away()
-        slow, sync = threading.Event(), os.fdatasync
-        monkeypatch.setattr(os, "fdatasync", lambda fd: slow.wait(10) and sync(fd))
-        assert await scene.serve() == 0
-        slow.set()
-        await scene.come_back()
-        assert await everything(scene) == ({"ok": 1, "void": 1}, 1)
-
-
-async def test_a_full_disk_ends_grace_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with grace_scene(tmp_path) as scene:
-        scene.go_away()
-        assert await scene.serve() == 1
-        running = await scene.admit()
-        with monkeypatch.context() as disk:
-            disk.setattr(os, "write", fail_with(errno.ENOSPC))
-            assert await scene.serve() == 0
-            assert not scene.carries()
-            scene.grace.settle(running, OK)
-        assert await scene.serve() == 0, "until the database is back, it is as under closed"
-        await scene.come_back()
-        assert await everything(scene) == ({"ok": 3}, 3)
-        scene.go_away()
-        assert await scene.serve() == 1, "the disk is tried again in the next outage"
-        await scene.come_back()
-
-
-async def test_what_a_killed_worker_has_spooled_is_adopted(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path) as scene:
-        scene.go_away()
-        assert await scene.serve(2) == 2
-        left_open = await scene.admit()
-        copied = scene.file.path.read_bytes()
-        # As a worker leaves it that dies in the middle of a line.
-        dead = SpoolFile.create(tmp_path / "elsewhere", "dead")
-        dead.append(copied + copied[:50])
-        dead.close()
-        adopter = Adopter(tmp_path / "elsewhere", scene.stage.database.real, "another")
-        assert await adopter.look() == 3
-        assert await adopter.look() == 0
-        assert list((tmp_path / "elsewhere").iterdir()) == []
-        assert await scene.stage.outcomes() == (1, {"ok": 3})
-        await scene.come_back()
-        scene.grace.settle(left_open, OK)
-        await scene.stage.settled()
-        assert await everything(scene) == ({"ok": 4}, 4), "brought twice, by two, and there once"
-
-
-async def test_a_spool_of_another_database_is_left_alone(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path / "one") as scene:
-        scene.go_away()
-        assert await scene.serve() == 1
-        said = scene.file.path.read_bytes()
-        await scene.come_back()
-    dead = SpoolFile.create(tmp_path / "spools", "dead")
-    dead.append(said)
-    dead.close()
-    async with grace_scene(tmp_path / "other") as scene:
-        adopter = Adopter(tmp_path / "spools", scene.stage.database.real, "another")
-        assert await adopter.look() == 0
-        assert dead.path.read_bytes() == said
-        assert await everything(scene) == ({"ok": 1}, 1)
-
-
-async def test_cancelled_at_any_step_there_is_one_settlement(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path, evolve(TERMS, requests=TOO_MANY)) as scene:
-        scene.go_away()
-        assert await scene.serve() == 1
-        ends: Counter[str] = Counter()
-
-        async def one(scope: trio.CancelScope) -> None:
-            with scope:
-                # As the relay does it: what comes after the admission settles in any case.
-                grant = await scene.admit()
-                result = Result(outcome="void")
-                try:
-                    await trio.lowlevel.checkpoint()
-                    result = OK
-                finally:
-                    scene.grace.settle(grant, result)
-                ends["whole"] += 1
-
-        at = 0
-        while not ends:
-            at += 1
-            assert at < TOO_MANY
-            scope = trio.CancelScope()
-            stop = Stop(at, scope.cancel)
-            trio.lowlevel.add_instrument(stop)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(one, scope)
-            trio.lowlevel.remove_instrument(stop)
-        assert at > 2
-        await scene.come_back()
-        assert await everything(scene) == ({"ok": 3, "void": at - 1}, 3)
+        assert await scene.everything() == ({"ok": 4}, 4)

@@ -119,7 +119,12 @@ def test_emptied_and_written_in_one_go(file: SpoolFile) -> None:
 async def test_those_who_wait_share_an_fsync(file: SpoolFile, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
     sync = os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda fd: synced.append(fd) or sync(fd))
+
+    def count(descriptor: int) -> None:
+        synced.append(descriptor)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fdatasync", count)
     spool = Spool(file)
 
     async def write() -> None:
@@ -133,7 +138,7 @@ async def test_those_who_wait_share_an_fsync(file: SpoolFile, monkeypatch: pytes
                 writers.start_soon(write)
         assert len(file.read()) == 100
         nursery.cancel_scope.cancel()
-    assert len(synced) <= 3
+    assert 1 <= len(synced) <= 3
     file.close()
 
 

@@ -7,9 +7,10 @@ Each request has a path of its own, so that what the provider has seen can be co
 from __future__ import annotations
 
 import itertools
+import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +27,7 @@ from db.schema import requests
 from db.target import Target
 from tests.databases.kinds import Kind, on
 from tests.harness.deployment import Deployment
+from tests.harness.server import ServerFailed
 from tests.harness.wire import Wire
 from tests.scenarios import books
 from tests.scenarios.aftermath import metric
@@ -117,7 +119,6 @@ async def assert_balanced(env: dict[str, str], target: Target, upstream: Upstrea
     return found
 
 
-@pytest.mark.parametrize("fault", ["stopped", "hanging"])
 @on("postgres", "mysql", "mariadb")
 async def test_requests_go_on_and_are_in_the_books_afterwards(
     start_server: StartServer,
@@ -125,19 +126,12 @@ async def test_requests_go_on_and_are_in_the_books_afterwards(
     migrated_env: dict[str, str],
     migrated_target: Target,
     database_kind: Kind,
-    fault: str,
 ) -> None:
     async with started(start_server, migrated_env) as ((server,), wire):
         caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
         assert await caller.ask(server) == 404
-        if fault == "stopped":
-            cut_off(wire)
-            assert await caller.ask_often(server, 8) == {404: MOST, 503: 3}
-        else:
-            wire.freeze()
-            # Who is on the way to the database when it stops answering might get there yet, and is refused.
-            await caller.ask_until(server, 404)
-            assert await caller.ask_often(server, 8) == {404: MOST - 1, 503: 8 - (MOST - 1)}
+        cut_off(wire)
+        assert await caller.ask_often(server, 8) == {404: MOST, 503: 3}
         ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
         assert (ready.status, ready.content["status"]) == (200, "grace")
         assert "database" in ready.content["failing"]
@@ -147,10 +141,7 @@ async def test_requests_go_on_and_are_in_the_books_afterwards(
         assert spool.stat().st_mode & 0o777 == 0o600
         assert caller.secret.encode() not in spool.read_bytes()
 
-        if fault == "stopped":
-            await wire.accept()
-        else:
-            wire.thaw()
+        await wire.accept()
         await caller.ask_until(server, 404)
         with trio.fail_after(PATIENCE):
             while spool.stat().st_size:
@@ -162,6 +153,24 @@ async def test_requests_go_on_and_are_in_the_books_afterwards(
         assert found["ok"] == 1 + MOST + 1
     told = [event["event"] for event in server.events if str(event.get("event", "")).startswith("grace")]
     assert [words.partition(":")[0] for words in told] == ["grace begins", "grace is over"]
+    assert "Traceback" not in server.output
+
+
+@on("postgres", "mysql")
+async def test_requests_go_on_where_the_database_hangs(
+    start_server: StartServer, upstream: Upstream, migrated_env: dict[str, str], migrated_target: Target
+) -> None:
+    async with started(start_server, migrated_env) as ((server,), wire):
+        caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
+        assert await caller.ask(server) == 404
+        wire.freeze()
+        # Who is on the way to the database when it stops answering might get there yet, and is refused.
+        await caller.ask_until(server, 404)
+        assert await caller.ask_often(server, 8) == {404: MOST - 1, 503: 8 - (MOST - 1)}
+        wire.thaw()
+        await caller.ask_until(server, 404)
+        found = await assert_balanced(migrated_env, migrated_target, upstream)
+        assert found["ok"] == 1 + MOST + 1
     assert "Traceback" not in server.output
 
 
@@ -247,3 +256,39 @@ async def test_the_worst_overshoot_is_requests_times_workers_less_what_was_left(
         await assert_balanced(migrated_env, migrated_target, upstream)
         found = await trio.to_thread.run_sync(servers[0].manage, "GET", f"/tokens/{token['id']}")
     assert found["request_count"] - limit == MOST * workers - left
+
+
+@on("sqlite")
+async def test_a_file_that_another_program_locks_and_a_server_that_has_given_grace_up(
+    start_server: StartServer, upstream: Upstream, migrated_env: dict[str, str], migrated_target: Target
+) -> None:
+    path = Path(migrated_env["DATABASE_PATH"])
+    server = start_server(migrated_env, SETTINGS)
+    caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
+    assert await caller.ask(server) == 404
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await caller.ask_until(server, 404)
+        assert await caller.ask_often(server, MOST) == {404: MOST - 1, 503: 1}
+        (spool,) = spools(path.parent)
+        server.kill()
+    next_one = start_server(migrated_env)
+    with trio.fail_after(PATIENCE):
+        while spool.exists():
+            await trio.sleep(0.05)
+    assert await caller.ask(next_one) == 404
+    assert await next_one.stopped() == 0, next_one.output
+    await assert_balanced(migrated_env, migrated_target, upstream)
+
+
+@on("sqlite")
+def test_grace_without_a_place_for_its_spool_is_no_start(
+    start_server: StartServer, migrated_env: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    words = (
+        r"DB_OUTAGE_POLICY=grace: .*/spools/outage-.*\.spool cannot be made: Not a directory; set DB_OUTAGE_SPOOL to"
+    )
+    with pytest.raises(ServerFailed, match=words) as failed:
+        start_server(migrated_env, {**SETTINGS, "DB_OUTAGE_SPOOL": str(tmp_path / "file" / "spools")})
+    assert "Traceback" not in str(failed.value)
