@@ -16,6 +16,7 @@ from db.errors import Unavailable
 from db.queries import tokens
 from llm_proxy.errors import DatabaseUnavailable
 from llm_proxy.ledger import Application, Grace, Grant, Result, SpoolFile, Terms
+from llm_proxy.ledger.reconciliation import enter
 from tests.ledger.stage import Scene, scene
 
 TERMS = Terms(window=300, requests=5, duration=600)
@@ -61,12 +62,18 @@ class GraceScene:
     def go_away(self) -> None:
         self.stage.database.before = lambda: Unavailable("away")
 
-    def go_on(self) -> None:
-        self.stage.database.before = lambda: None
+    async def hold_reconciliation(self) -> None:
+        """The database is there again, and what was spooled is on its way until the database is told to `let_go`."""
+        database = self.stage.database
+        database.hold(enter)
+        database.before = lambda: None
+        with trio.fail_after(10):
+            while database.running is not enter:
+                await trio.sleep(0.005)
 
     async def come_back(self) -> None:
         """The database is there again, and all that was spooled is in it."""
-        self.go_on()
+        self.stage.database.before = lambda: None
         with trio.fail_after(10):
             while self.grace.spooled or self.grace.carries or not self.stage.alive():
                 await trio.sleep(0.005)

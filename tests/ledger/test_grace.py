@@ -48,11 +48,7 @@ async def test_who_comes_while_the_last_are_written_waits_for_the_ledger(tmp_pat
         database = scene.stage.database
         scene.go_away()
         assert await scene.serve() == 1
-        database.hold(enter)
-        scene.go_on()
-        with trio.fail_after(10):
-            while database.running is not enter:
-                await trio.sleep(0.005)
+        await scene.hold_reconciliation()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scene.serve)
             await trio.testing.wait_all_tasks_blocked(0.02)
@@ -61,6 +57,35 @@ async def test_who_comes_while_the_last_are_written_waits_for_the_ledger(tmp_pat
         await scene.come_back()
         assert await scene.everything() == ({"ok": 3}, 3)
         assert scene.grace.admissions == 1
+
+
+async def test_one_that_ends_while_its_admission_is_written_is_settled(tmp_path: Path) -> None:
+    async with grace_scene(tmp_path) as scene:
+        scene.go_away()
+        grant = await scene.admit()
+        await scene.hold_reconciliation()
+        scene.grace.settle(grant, OK)
+        scene.stage.database.let_go()
+        await scene.come_back()
+        assert await scene.everything() == ({"ok": 2}, 2)
+
+
+async def test_what_the_ledger_decides_late_does_not_begin_the_count_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.2)
+    async with grace_scene(tmp_path) as scene:
+        database = scene.stage.database
+        database.gate = gate = trio.Event()
+        assert await scene.serve(TERMS.requests) == TERMS.requests - 1, "the first one hangs in a transaction"
+        assert await scene.serve() == 1
+        database.gate = None
+        gate.set()
+        await scene.hold_reconciliation()
+        assert await scene.serve() == 0, "the transaction was written after all, but knows nothing of these"
+        database.let_go()
+        await scene.come_back()
+        assert await scene.everything() == ({"ok": 1 + TERMS.requests, "void": 1}, 1 + TERMS.requests)
 
 
 async def test_nobody_is_refused_at_the_moment_when_the_database_goes(tmp_path: Path) -> None:

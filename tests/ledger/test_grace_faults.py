@@ -64,7 +64,9 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatc
         assert await scene.everything() == ({"ok": 1, "void": 1}, 1)
 
 
-async def test_a_full_disk_ends_grace_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_disk_ends_grace_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     async with grace_scene(tmp_path) as scene:
         scene.go_away()
         assert await scene.serve() == 1
@@ -72,6 +74,7 @@ async def test_a_full_disk_ends_grace_and_nothing_else(tmp_path: Path, monkeypat
         with monkeypatch.context() as disk:
             disk.setattr(os, "write", fail_with(errno.ENOSPC))
             assert await scene.serve() == 0
+            assert "No space left on device" in capsys.readouterr().out
             assert not scene.carries()
             scene.grace.settle(running, OK)
         assert await scene.serve() == 0, "until the database is back, it is as under closed"
