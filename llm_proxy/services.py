@@ -110,7 +110,7 @@ class Services:
         reasons = []
         if self.relay.draining:
             reasons.append("draining")
-        if not self.ledger.alive:
+        if not self.ledger.alive or (self.grace is not None and self.grace.refuses):
             reasons.append("writer")
         if self.carries_on:
             # It is known to be away, and who asks may not be as patient as a connection.
@@ -243,8 +243,10 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
                         await grace.drain()
                     await ledger.drain()
                 if drain.cancelled_caught:
-                    events.error("the database did not take the last settlements", unsettled=ledger.unsettled)
-                    if grace is not None and grace.spooled:
+                    left = grace is not None and grace.spooled
+                    if ledger.unsettled or not left:
+                        events.error("the database did not take the last settlements", unsettled=ledger.unsettled)
+                    if grace is not None and left:
                         with trio.CancelScope(shield=True, deadline=trio.current_time() + READY_DEADLINE):
                             await grace.leave()
                 nursery.cancel_scope.cancel()

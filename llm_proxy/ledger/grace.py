@@ -110,6 +110,11 @@ class Grace:
         away = self._began is not None or not self._ledger.alive
         return away and self.open and self._circle.answers(self._terms, trio.current_time())
 
+    @property
+    def refuses(self) -> bool:
+        """Whether everybody is refused, because grace has ended and the ledger does not decide yet."""
+        return self._began is not None and not self.open
+
     async def admit(self, application: Application) -> Grant:
         """Wait for the ledger's decision; decide here where the database is away.
 

@@ -188,7 +188,7 @@ async def test_grace_ends_for_all_after_a_while(tmp_path: Path, monkeypatch: pyt
         with monkeypatch.context() as later:
             later.setattr(trio, "current_time", lambda: now + 100)
             assert await scene.serve() == 0
-            assert not scene.carries()
+            assert (scene.carries(), scene.grace.refuses) == (False, True)
         # It does not begin again by itself.
         assert await scene.serve() == 0
         await scene.come_back()
