@@ -68,7 +68,7 @@ class SpoolFile:
             view = memoryview(data)
             while view:
                 view = view[os.write(self._descriptor, view) :]
-            os.fdatasync(self._descriptor)
+            os.fsync(self._descriptor)
         except OSError as error:
             # A line that nobody was told of must not be found later.
             with suppress(OSError):

@@ -41,8 +41,8 @@ async def test_cancelled_while_it_waits_for_the_disk_settles_once(
 ) -> None:
     async with grace_scene(tmp_path) as scene:
         scene.go_away()
-        slow, sync = threading.Event(), os.fdatasync
-        monkeypatch.setattr(os, "fdatasync", lambda fd: slow.wait(10) and sync(fd))
+        slow, sync = threading.Event(), os.fsync
+        monkeypatch.setattr(os, "fsync", lambda fd: slow.wait(10) and sync(fd))
         with trio.move_on_after(0.05) as patience:
             await scene.admit()
         assert patience.cancelled_caught
@@ -56,8 +56,8 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatc
     monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.1)
     async with grace_scene(tmp_path) as scene:
         scene.go_away()
-        slow, sync = threading.Event(), os.fdatasync
-        monkeypatch.setattr(os, "fdatasync", lambda fd: slow.wait(10) and sync(fd))
+        slow, sync = threading.Event(), os.fsync
+        monkeypatch.setattr(os, "fsync", lambda fd: slow.wait(10) and sync(fd))
         assert await scene.serve() == 0
         slow.set()
         await scene.come_back()

@@ -86,7 +86,7 @@ def test_a_spool_that_cannot_be_made_says_why(tmp_path: Path) -> None:
         SpoolFile.create(tmp_path / "file" / "spools", "x")
 
 
-@pytest.mark.parametrize("step", ["write", "fdatasync"])
+@pytest.mark.parametrize("step", ["write", "fsync"])
 def test_a_write_that_fails_leaves_nothing_behind(file: SpoolFile, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
     file.append(encode(admitted()))
     if step == "write":
@@ -99,7 +99,7 @@ def test_a_write_that_fails_leaves_nothing_behind(file: SpoolFile, monkeypatch: 
 
         monkeypatch.setattr(os, "write", write_a_part)
     else:
-        monkeypatch.setattr(os, "fdatasync", fail_with(errno.ENOSPC))
+        monkeypatch.setattr(os, "fsync", fail_with(errno.ENOSPC))
     with pytest.raises(SpoolError, match=r"\.spool cannot be written: No space left on device"):
         file.append(encode(admitted()))
     monkeypatch.undo()
@@ -118,13 +118,13 @@ def test_emptied_and_written_in_one_go(file: SpoolFile) -> None:
 
 async def test_those_who_wait_share_an_fsync(file: SpoolFile, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[int] = []
-    sync = os.fdatasync
+    sync = os.fsync
 
     def count(descriptor: int) -> None:
         synced.append(descriptor)
         sync(descriptor)
 
-    monkeypatch.setattr(os, "fdatasync", count)
+    monkeypatch.setattr(os, "fsync", count)
     spool = Spool(file)
 
     async def write() -> None:
@@ -148,7 +148,7 @@ async def test_nothing_is_written_after_a_failure_until_it_is_emptied(
     spool = Spool(file)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(spool.run)
-        monkeypatch.setattr(os, "fdatasync", fail_with(errno.EIO))
+        monkeypatch.setattr(os, "fsync", fail_with(errno.EIO))
         spool.append(encode(admitted()))
         with pytest.raises(SpoolError):
             await spool.written()
