@@ -10,7 +10,6 @@ import trio
 from attrs import define, field
 
 from llm_proxy import log
-from llm_proxy.ledger import writer
 from llm_proxy.ledger.acquaintance import Acquaintance
 from llm_proxy.ledger.reconciliation import CHUNK, Spooled, reconcile
 from llm_proxy.ledger.spool import Spool
@@ -20,6 +19,9 @@ from llm_proxy.ledger.transaction import Grant, Result, Settlement
 
 if TYPE_CHECKING:
     from db.database import Database
+
+#: Seconds that a request waits for the disk before it is told that it cannot go on.
+DISK_DEADLINE = 1.5
 
 _log = log.logger("ledger")
 
@@ -73,7 +75,7 @@ class Backlog:
         request = self._requests[key] = _Request(grant, acquaintance)
         self.spool.append(encode(Admitted(grant.reservation, grant.digest)))
         try:
-            with trio.fail_after(writer.ADMISSION_DEADLINE):
+            with trio.fail_after(DISK_DEADLINE):
                 await self.spool.written()
         except SpoolError:
             del self._requests[key]
@@ -125,7 +127,7 @@ class Backlog:
             due = [one for one in self._requests.values() if one.durable or one.settlement is not None][:CHUNK]
             if not due:
                 # They wait for the disk, and for nothing else.
-                with suppress(SpoolError), trio.move_on_after(writer.ADMISSION_DEADLINE):
+                with suppress(SpoolError), trio.move_on_after(DISK_DEADLINE):
                     await self.spool.written()
                 continue
             brought = [one.spooled() for one in due]
@@ -139,7 +141,7 @@ class Backlog:
     async def empty_spool(self) -> None:
         """Take from the disk what the books have. Where that fails, nothing is spooled until it does not."""
         try:
-            with trio.fail_after(writer.ADMISSION_DEADLINE):
+            with trio.fail_after(DISK_DEADLINE):
                 await self.spool.empty()
         except SpoolError as error:
             self.spool.failure = error

@@ -67,14 +67,14 @@ class GraceScene:
         database = self.stage.database
         database.hold(enter)
         database.before = lambda: None
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while database.running is not enter:
                 await trio.sleep(0.005)
 
     async def come_back(self) -> None:
         """The database is there again, and all that was spooled is in it."""
         self.stage.database.before = lambda: None
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while self.grace.spooled or self.grace.carries or not self.stage.alive():
                 await trio.sleep(0.005)
         await self.stage.settled()
@@ -95,7 +95,7 @@ async def grace_scene(
             assert await scene_.serve() == 1
             await stage.settled()
             yield scene_
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 await grace.drain()
             nursery.cancel_scope.cancel()
         assert list(file.path.parent.glob("*.spool")) == []
