@@ -13,7 +13,7 @@ import pytest
 import trio
 from attrs import define, evolve
 
-from llm_proxy.ledger import Result, SpoolFile, writer
+from llm_proxy.ledger import Result, SpoolFile, backlog
 from llm_proxy.ledger.adoption import Adopter
 from tests.ledger.graceful import OK, TERMS, grace_scene
 from tests.ledger.test_spool_file import fail_with
@@ -53,7 +53,7 @@ async def test_cancelled_while_it_waits_for_the_disk_settles_once(
 
 
 async def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.1)
+    monkeypatch.setattr(backlog, "DISK_DEADLINE", 0.1)
     async with grace_scene(tmp_path) as scene:
         scene.go_away()
         slow, sync = threading.Event(), os.fsync
