@@ -224,7 +224,7 @@ async def _until_cut_off(caller: Caller, server: Server) -> None:
         await caller.ask(server)
 
 
-@on("postgres", "mysql", "mariadb")
+@on("postgres", "mysql")
 async def test_the_worst_overshoot_is_requests_times_workers_less_what_was_left(
     start_server: StartServer,
     upstream: Upstream,
