@@ -154,6 +154,7 @@ def _context(services: Services) -> manage.Context:
         metrics=services.metrics,
         metrics_path=settings.metrics_path if settings.enable_metrics else None,
         not_ready=services.not_ready,
+        carries_on=lambda: services.carries_on,
     )
 
 

@@ -231,6 +231,10 @@ class DatabaseUnavailable(Unavailable):
     default_message = "The proxy's database is not available at the moment. Nothing was sent to the provider."
 
 
+class DatabaseAway(DatabaseUnavailable):
+    """Likewise, and it is certain that nothing of the request is, or will be, in the database."""
+
+
 class Overloaded(Unavailable):
     """`MAX_CONCURRENT_REQUESTS` are running already."""
 

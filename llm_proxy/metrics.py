@@ -187,6 +187,18 @@ class Metrics:
         if lag is not None:
             self.gauge("llm_proxy_ledger_settle_lag_seconds", "Age of the oldest settlement that is not written.", lag)
 
+    def watch_grace(self, *, admissions: Callable[[], int], spooled: Callable[[], int]) -> None:
+        """Show what is admitted while the database is away.
+
+        Args:
+            admissions: how many requests were admitted without it so far.
+            spooled: how many requests were admitted or have ended without it, and are not in it yet.
+        """
+        name = "llm_proxy_ledger_grace_admissions"
+        self.counter(name, "Requests that were admitted while the database was away.", admissions)
+        text = "Requests that were admitted or have ended while the database was away, and are not in it yet."
+        self.gauge("llm_proxy_ledger_spooled_requests", text, spooled)
+
     def watch_database(self, *, up: Callable[[], bool], pool: Callable[[], Mapping[str, int]]) -> None:
         """Show whether the database answers, and the connections by state (such as `in_use`, `idle`, `limit`)."""
         self.gauge("llm_proxy_database_up", "Whether the database answered when it was last asked.", up)

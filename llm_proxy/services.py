@@ -6,6 +6,7 @@ import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
@@ -19,7 +20,7 @@ from db.records import Worker
 from llm_proxy import capacity, keys, log
 from llm_proxy.crypto import KeyRing, KeyRingError, load_or_create_key_file
 from llm_proxy.identifiers import new_id
-from llm_proxy.ledger import Ledger
+from llm_proxy.ledger import Adopter, Grace, Ledger, SpoolError, SpoolFile, Terms
 from llm_proxy.ledger.pruning import Pruner
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.metrics import Metrics
@@ -31,8 +32,7 @@ from llm_proxy.settings.problems import Problem, SettingsError
 from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
-    from pathlib import Path
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     from llm_proxy.log import Log
     from llm_proxy.proxy.providers import Provider, Providers
@@ -93,9 +93,15 @@ class Services:
     database: Database
     keyring: KeyRing
     ledger: Ledger
+    grace: Grace | None
     providers: Providers
     relay: Relay
     metrics: Metrics
+
+    @property
+    def carries_on(self) -> bool:
+        """Whether requests are served although the database is away."""
+        return self.grace is not None and self.grace.carries
 
     def begin_drain(self) -> None:
         """Turn new requests away and report not ready; running ones go on."""
@@ -106,8 +112,11 @@ class Services:
         reasons = []
         if self.relay.draining:
             reasons.append("draining")
-        if not self.ledger.alive:
+        if not self.ledger.alive or (self.grace is not None and self.grace.refuses):
             reasons.append("writer")
+        if self.carries_on:
+            # It is known to be away, and who asks may not be as patient as a connection.
+            return [*reasons, "database"]
         try:
             with trio.fail_after(READY_DEADLINE):
                 suits = await self.database.read(migrate.suits)
@@ -172,6 +181,67 @@ def _pruner(settings: Settings, database: Database, worker: Worker, metrics: Met
     return pruner
 
 
+def spool_folder(settings: Settings) -> Path:
+    """Where the spools of outages are."""
+    if settings.db_outage_spool is not None:
+        return settings.db_outage_spool
+    in_memory = str(settings.database_path) == ":memory:"
+    return Path("data") if in_memory else settings.database_path.parent
+
+
+def _open_grace(settings: Settings, ledger: Ledger, database: Database, worker: Worker, metrics: Metrics) -> Grace:
+    """What goes on in an outage; raises `SettingsError` where there can be no spool."""
+    try:
+        file = SpoolFile.create(spool_folder(settings), worker.id)
+    except SpoolError as error:
+        remedy = f"{error}; set DB_OUTAGE_SPOOL to a folder that this user can write to"
+        raise SettingsError([Problem("DB_OUTAGE_POLICY=grace", remedy)]) from None
+    terms = Terms(settings.db_outage_grace_window, settings.db_outage_grace_requests, settings.db_outage_grace_duration)
+    grace = Grace(ledger, database, worker, file, terms, review=settings.ledger_heartbeat)
+    metrics.watch_grace(admissions=lambda: grace.admissions, spooled=lambda: grace.spooled)
+    return grace
+
+
+async def _adopt_once(settings: Settings, database: Database, worker: Worker) -> None:
+    """Bring into the books what a server with `grace` may have left here, although this one has no use for it."""
+    try:
+        await Adopter(spool_folder(settings), database, worker.id).look()
+    except (DatabaseError, OSError) as error:
+        log.logger("services").error("a spool was left for the next start", reason=str(error))
+
+
+def _prepare(settings: Settings, database: Database, keyring: KeyRing, warn: Callable[[str], None]) -> None:
+    """Bring the database to where this worker can serve from it, and say what its operator should know. Blocks."""
+    newer = migrate.prepare(database, warn)
+    if newer is not None:
+        warn(newer)
+    _check_keys(database, keyring)
+    if settings.workers == 1:  # else whoever started the workers has looked, once for all of them
+        complaint = capacity.complaint(database, settings)
+        if complaint is not None:
+            warn(complaint)
+
+
+async def _drain(ledger: Ledger, grace: Grace | None) -> None:
+    """Write what is not written yet, for as long as that may take; then it is left for the next start."""
+    events = log.logger("services")
+    with trio.move_on_after(DRAIN_DEADLINE) as drain:
+        if grace is not None:
+            await grace.drain()
+        try:
+            await ledger.drain()
+        except DatabaseError as error:
+            # Nothing is unsettled by then; the others will find that its heartbeat has stopped.
+            events.warning("the database does not know that this worker has ended", why=str(error))
+    if drain.cancelled_caught:
+        left = grace is not None and grace.spooled
+        if ledger.unsettled or not left:
+            events.error("the database did not take the last settlements", unsettled=ledger.unsettled)
+        if grace is not None and left:
+            with trio.move_on_after(READY_DEADLINE):
+                await grace.leave()
+
+
 @asynccontextmanager
 async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[Services]:
     """Migrate the database, open everything, and close it again in order.
@@ -190,19 +260,15 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
     metrics = Metrics(providers.by_name, VERSION)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(target, options))
-        newer = await trio.to_thread.run_sync(migrate.prepare, database, events.warning)
-        if newer is not None:
-            events.warning(newer)
-        await trio.to_thread.run_sync(_check_keys, database, keyring)
-        if settings.workers == 1:  # else whoever started the workers has looked, once for all of them
-            complaint = await trio.to_thread.run_sync(capacity.complaint, database, settings)
-            if complaint is not None:
-                events.warning(complaint)
+        await trio.to_thread.run_sync(_prepare, settings, database, keyring, events.warning)
         now = datetime.now(UTC)
         worker = Worker(new_id(), socket.gethostname()[:255], os.getpid(), VERSION, now, now)
         ledger = Ledger(
             database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
         )
+        grace = None
+        if settings.db_outage_policy == "grace":
+            grace = _open_grace(settings, ledger, database, worker, metrics)
         metrics.watch_ledger(waiting=lambda: ledger.waiting, unsettled=lambda: ledger.unsettled, lag=lambda: ledger.lag)
         pruner = _pruner(settings, database, worker, metrics)
         metrics.counter(
@@ -220,7 +286,7 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         relay = Relay(
             providers=providers,
             upstreams=upstreams,
-            ledger=ledger,
+            ledger=grace or ledger,
             keyring=keyring,
             metrics=metrics,
             request_log=request_log,
@@ -231,15 +297,13 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
             await nursery.start(ledger.run)
             if pruner is not None:
                 nursery.start_soon(pruner.run)
+            if grace is None:
+                nursery.start_soon(_adopt_once, settings, database, worker)
+            else:
+                await nursery.start(grace.run)
             try:
-                yield Services(settings, database, keyring, ledger, providers, relay, metrics)
+                yield Services(settings, database, keyring, ledger, grace, providers, relay, metrics)
             finally:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_DEADLINE) as drain:
-                    try:
-                        await ledger.drain()
-                    except DatabaseError as error:
-                        # Nothing is unsettled by then; the others will find that its heartbeat has stopped.
-                        events.warning("the database does not know that this worker has ended", why=str(error))
-                if drain.cancelled_caught:
-                    events.error("the database did not take the last settlements", unsettled=ledger.unsettled)
+                with trio.CancelScope(shield=True):
+                    await _drain(ledger, grace)
                 nursery.cancel_scope.cancel()

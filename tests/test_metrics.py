@@ -157,6 +157,12 @@ def test_names_are_ours_and_unique(metrics: Metrics) -> None:
             metrics.gauge(name, "Twice.", lambda: 1)
 
 
+def test_what_is_spooled_is_shown(metrics: Metrics) -> None:
+    metrics.watch_grace(admissions=lambda: 7, spooled=lambda: 3)
+    assert value(metrics, "llm_proxy_ledger_grace_admissions_total") == 7
+    assert value(metrics, "llm_proxy_ledger_spooled_requests") == 3
+
+
 def test_every_name_begins_with_ours(metrics: Metrics) -> None:
     names = {name for name, _ in samples(metrics)}
     assert names

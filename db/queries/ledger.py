@@ -62,6 +62,9 @@ _lock_tokens = SelectByKeys(
     tokens.c.digest.type,
     Token,
 )
+_find_tokens = SelectByKeys(
+    select(*columns(tokens, Token)).where(tokens.c.digest.in_(_keys())), tokens.c.digest.type, Token
+)
 _find_projects = SelectByKeys(
     select(*columns(projects, Project)).where(projects.c.id.in_(_keys())), projects.c.id.type, Project
 )
@@ -86,6 +89,13 @@ def find_projects(connection: Connection, ids: Iterable[str]) -> dict[str, Proje
     return {project.id: project for project in _find_projects(connection, sorted(set(ids)))}
 
 
+def look_up(connection: Connection, digests: Iterable[bytes]) -> dict[bytes, tuple[Token, Project]]:
+    """Read the tokens that have these digests, each with its project; locks nothing."""
+    found = {token.digest: token for token in _find_tokens(connection, sorted(set(digests)))}
+    owners = find_projects(connection, {token.project_id for token in found.values()})
+    return {digest: (token, owners[token.project_id]) for digest, token in found.items()}
+
+
 def add_to_counters(connection: Connection, added: Mapping[str, int], used_at: datetime | None) -> None:
     """Add to the request counters of tokens (by id; negative gives back), in one statement.
 
@@ -99,6 +109,36 @@ def add_to_counters(connection: Connection, added: Mapping[str, int], used_at: d
 def reserve(connection: Connection, reservations: Sequence[Reservation]) -> None:
     """Write one row per admitted request."""
     _reserve(connection, reservations)
+
+
+def reserve_late(connection: Connection, reservations: Sequence[Reservation]) -> int:
+    """Write and count the reservations that are neither open nor settled yet; return how many those were.
+
+    For requests that were admitted while the database was away: the limit is not looked at any more. Tokens are found
+    by their ids, because their digests may have changed meanwhile. They count as used when the last of all these
+    requests was admitted, unless they were used later.
+    """
+    ids = [row.id for row in reservations]
+    # In this order: a row may be on its way from the one to the other.
+    there = set(connection.scalars(select(in_flight.c.id).where(in_flight.c.id.in_(ids))))
+    there.update(connection.scalars(select(requests.c.id).where(requests.c.id.in_(ids))))
+    missing = [row for row in reservations if row.id not in there]
+    uses = Counter(row.token_id for row in missing)
+    latest = max((row.admitted_at for row in missing), default=None)
+    last_used = select(tokens.c.id, tokens.c.last_used_at).where(tokens.c.id.in_(sorted(uses))).order_by(tokens.c.id)
+    late: set[str] = set()
+    if latest is not None:
+        late = {key for key, moment in connection.execute(for_update(last_used)) if moment and moment > latest}
+    add_to_counters(connection, {key: count for key, count in uses.items() if key not in late}, latest)
+    add_to_counters(connection, {key: count for key, count in uses.items() if key in late}, None)
+    reserve(connection, missing)
+    return len(missing)
+
+
+def are_tokens(connection: Connection, ids: Sequence[str]) -> bool:
+    """Whether there is a token for each of these different ids."""
+    count = select(func.count()).select_from(tokens).where(tokens.c.id.in_(ids))
+    return connection.execute(count).scalar_one() == len(ids)
 
 
 def settle(connection: Connection, settled: Sequence[SettledRequest]) -> None:

@@ -42,11 +42,16 @@ class Application:
 
 @frozen
 class Grant:
-    """An admitted request: its reservation, and its project's API key in sealed form."""
+    """An admitted request: its reservation, and its project's API key in sealed form.
+
+    `token` is as it was before, and `counted` its counter with this request in it.
+    """
 
     reservation: Reservation
     digest: bytes
     sealed_key: str
+    token: Token
+    counted: int
 
     @property
     def provider(self) -> str:
@@ -135,7 +140,8 @@ def transact(connection: Connection, batch: Batch, now: datetime) -> list[Grant 
         tokens = books.lock_tokens(connection, digests)
         counts = dict.fromkeys((token.id for token in tokens.values()), 0)
         for row in given_back:
-            counts[row.token_id] -= 1
+            # Its digest does not find a token whose secret was replaced meanwhile.
+            counts[row.token_id] = counts.get(row.token_id, 0) - 1
         decisions = _decide(connection, batch, tokens, counts, now)
     books.roll_up(connection, written, replaced)
     return decisions
@@ -167,7 +173,7 @@ def _decide(
         if refusal is not None:
             decisions.append(refusal)
             continue
-        counts[token.id] += 1
+        count = counts[token.id] = counts[token.id] + 1
         reservation = Reservation(
             application.id,
             batch.worker_id,
@@ -179,7 +185,7 @@ def _decide(
             now,
         )
         reservations.append(reservation)
-        decisions.append(Grant(reservation, application.digest, project.api_key))
+        decisions.append(Grant(reservation, application.digest, project.api_key, token, token.request_count + count))
     books.add_to_counters(connection, counts, now if reservations else None)
     books.reserve(connection, reservations)
     return decisions

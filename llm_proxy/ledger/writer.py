@@ -14,12 +14,12 @@ from trio.testing import wait_all_tasks_blocked
 from db.errors import BrokenReference, CommitUnknown, DatabaseError, Duplicate, Refused
 from db.queries import ledger as books
 from llm_proxy import log
-from llm_proxy.errors import DatabaseUnavailable, ProxyError
+from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
 from llm_proxy.ledger.portion import Portion, Ticket
 from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, transact
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from db.database import Database
     from db.records import Worker
@@ -90,6 +90,8 @@ class Ledger:
         self._uncertain: list[str] = []
         self._wake = trio.Event()
         self._idle = trio.Event()
+        # Told of every decision of a committed transaction, whether or not anybody still waits for it.
+        self.witness: Callable[[Sequence[Ticket], Sequence[Grant | ProxyError]], None] | None = None
         # Settlements wait for company: no news of further ones is wanted.
         self._lingering = False
         # The work of the running transaction comes last; before it what follows, the next one last.
@@ -132,9 +134,12 @@ class Ledger:
         Cancelling is safe at any moment: where the reservation was made all the same, it is given back.
 
         Raises:
+            DatabaseAway: the request came into no transaction that can have been, or can yet be, committed.
             ProxyError: the request is refused.
         """
-        if not self.alive or len(self._unsettled) + len(self._doubtful) >= MAX_UNSETTLED:
+        if self._away:
+            raise DatabaseAway
+        if not self._running or len(self._unsettled) + len(self._doubtful) >= MAX_UNSETTLED:
             raise DatabaseUnavailable
         ticket = Ticket(application)
         self._waiting.append(ticket)
@@ -200,10 +205,11 @@ class Ledger:
         while True:
             await trio.sleep(ADMISSION_DEADLINE / 6)
             latest = trio.current_time() - ADMISSION_DEADLINE
-            for tickets in (*(portion.tickets for portion in self._under_way), self._waiting):
+            under_way = [(portion.tickets, DatabaseUnavailable) for portion in self._under_way]
+            for tickets, refusal in (*under_way, (self._waiting, DatabaseAway)):
                 for ticket in tickets:
                     if ticket.queued <= latest:
-                        ticket.answer(DatabaseUnavailable())
+                        ticket.answer(refusal())
 
     async def drain(self) -> None:
         """Wait until every settlement so far is in the database, then take this worker off the list.
@@ -243,6 +249,8 @@ class Ledger:
         self._observer.observe_transaction(
             trio.current_time() - started, len(portion.tickets), len(portion.settlements)
         )
+        if self.witness is not None:
+            self.witness(portion.tickets, decisions)
         for ticket, decision in zip(portion.tickets, decisions, strict=True):
             if not ticket.answer(decision) and isinstance(decision, Grant):
                 self.settle(decision, Result(outcome="void"))
@@ -283,10 +291,12 @@ class Ledger:
         self._away = True
         running = self._under_way[-1]
         for portion in self._under_way:
-            doubtful = portion.doubtful or (unknown and portion is running)
+            uncertain = unknown and portion is running
+            doubtful = portion.doubtful or uncertain
             (self._doubtful if doubtful else self._unsettled).extendleft(reversed(portion.settlements))
+            refusal = DatabaseUnavailable if uncertain else DatabaseAway
             for ticket in portion.tickets:
-                ticket.answer(DatabaseUnavailable())
+                ticket.answer(refusal())
         if unknown:
             self._uncertain += [ticket.application.id for ticket in running.tickets]
         self._under_way.clear()
@@ -294,7 +304,7 @@ class Ledger:
     async def _wait_for_database(self) -> None:
         """Refuse all comers and probe until a transaction gets through."""
         while self._away:
-            self._refuse_waiting()
+            self._refuse_waiting(DatabaseAway)
             await trio.sleep(RETRY_INTERVAL)
             try:
                 await self._database.write(books.beat, self._worker)
@@ -304,9 +314,9 @@ class Ledger:
             self._uncertain.clear()
             self._away = False
 
-    def _refuse_waiting(self) -> None:
+    def _refuse_waiting(self, refusal: type[DatabaseUnavailable] = DatabaseUnavailable) -> None:
         while self._waiting:
-            self._waiting.popleft().answer(DatabaseUnavailable())
+            self._waiting.popleft().answer(refusal())
 
     async def _tend(self) -> None:
         """Send the heartbeat when it is due, and settle what dead workers have left."""

@@ -30,6 +30,7 @@ class Context:
         metrics: shown at `metrics_path`.
         metrics_path: None where the metrics are not served.
         not_ready: names what keeps this process from serving: some of `database`, `schema`, `writer`, `draining`.
+        carries_on: whether requests are served although the database is away.
         clock: the time, aware UTC.
     """
 
@@ -42,4 +43,5 @@ class Context:
     metrics: Metrics
     metrics_path: str | None
     not_ready: Callable[[], Awaitable[Iterable[str]]]
+    carries_on: Callable[[], bool] = lambda: False
     clock: Callable[[], datetime] = _now

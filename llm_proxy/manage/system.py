@@ -12,6 +12,8 @@ from llm_proxy.manage.problems import HEADERS
 
 #: What `/ready` may name.
 CHECKS: Final = ("database", "schema", "writer", "draining")
+#: What requests can do without for a while, where `DB_OUTAGE_POLICY` lets them.
+_NEEDED_BY_BOOKS: Final = {"database", "writer"}
 
 
 def blueprint(context: Context, document: dict[str, Any]) -> Blueprint:
@@ -30,6 +32,8 @@ def blueprint(context: Context, document: dict[str, Any]) -> Blueprint:
     @routes.get("/ready")
     async def ready() -> Response:
         failing = sorted(await context.not_ready())
+        if failing and set(failing) <= _NEEDED_BY_BOOKS and context.carries_on():
+            return _json({"status": "grace", "failing": failing})
         if failing:
             return _json({"status": "not ready", "failing": failing}, 503)
         return _json({"status": "ready", "failing": []})
@@ -56,7 +60,7 @@ def paths(metrics_path: str | None) -> dict[str, Any]:
     """Describe the open routes to OpenAPI."""
     readiness = _object(
         {
-            "status": {"type": "string", "enum": ["ready", "not ready"]},
+            "status": {"type": "string", "enum": ["ready", "grace", "not ready"]},
             "failing": {
                 "type": "array",
                 "items": {"type": "string", "enum": list(CHECKS)},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 from attrs import define, field
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from llm_proxy.crypto import KeyRing
-    from llm_proxy.ledger import Application, Grant, Ledger
+    from llm_proxy.ledger import Application, Grant, Result
     from llm_proxy.log import Log
     from llm_proxy.metrics import Metrics
     from llm_proxy.proxy.providers import Providers, Route
@@ -30,6 +30,16 @@ if TYPE_CHECKING:
 
     Receive = Callable[[], Awaitable[Any]]
     Send = Callable[[Any], Awaitable[None]]
+
+
+class Admissions(Protocol):
+    """Who decides on requests and keeps the books: `Ledger`, or `Grace` in front of it."""
+
+    async def admit(self, application: Application) -> Grant:
+        """Wait for the decision; raises ProxyError where the request is refused."""
+
+    def settle(self, grant: Grant, result: Result) -> None:
+        """Note how an admitted request ended; exactly one call per grant."""
 
 
 @define(eq=False, kw_only=True)
@@ -45,7 +55,7 @@ class Relay:
 
     providers: Providers
     upstreams: Mapping[str, Upstream]
-    ledger: Ledger
+    ledger: Admissions
     keyring: KeyRing
     metrics: Metrics
     request_log: Log

@@ -19,7 +19,7 @@ from llm_proxy.settings.problems import Problem, SettingsError
 
 Driver = Literal["sqlite", "postgres", "mysql"]
 Synchronous = Literal["FULL", "NORMAL"]
-OutagePolicy = Literal["closed"]
+OutagePolicy = Literal["closed", "grace"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "text"]
 
@@ -66,8 +66,8 @@ class Settings:
     migration_lock_timeout: float = DATABASE.setting(
         kinds.duration(),
         "60s",
-        "Longest wait for another process that migrates the same database; then the server or `llm-proxy migrate` gives "
-        "up. On SQLite nobody waits: one process has the file.",
+        "Longest wait for another process that migrates the same database; then the server or `llm-proxy migrate` "
+        "gives up. On SQLite nobody waits: one process has the file.",
     )
     database_tls_ca: Path | None = DATABASE.optional(
         kinds.EXISTING_FILE,
@@ -88,7 +88,29 @@ class Settings:
     db_outage_policy: OutagePolicy = DATABASE.setting(
         kinds.choice(OutagePolicy),
         "closed",
-        "What happens to requests while the database is away: `closed` answers them with 503.",
+        "What happens to requests while the database is away: `closed` answers them with 503, `grace` lets tokens that "
+        "were used lately go on for a while.",
+    )
+    db_outage_grace_window: float = DATABASE.setting(
+        kinds.duration(),
+        "5m",
+        "With `grace`: how long a token goes on after the database has last opened it to the same worker.",
+    )
+    db_outage_grace_requests: int = DATABASE.setting(
+        kinds.integer(1, 1_000_000),
+        "100",
+        "With `grace`: most requests of one token that one worker admits in an outage; never more than the limit of "
+        "the token left when the worker last saw it.",
+    )
+    db_outage_grace_duration: float = DATABASE.setting(
+        kinds.duration(),
+        "5m",
+        "With `grace`: how long it lasts for all tokens together, from its first request on.",
+    )
+    db_outage_spool: Path | None = DATABASE.optional(
+        kinds.PATH,
+        "Folder where each worker keeps a file of the requests that it admitted by `grace`, until they are in the "
+        "database. Default: the folder of `DATABASE_PATH`.",
     )
     ledger_heartbeat: float = DATABASE.setting(
         kinds.duration(),

@@ -9,7 +9,7 @@ import pytest
 from db.database import Database, opened
 from db.dsn import Target
 from db.options import Options
-from llm_proxy.ledger import writer
+from llm_proxy.ledger import backlog, writer
 
 
 @pytest.fixture
@@ -22,3 +22,5 @@ def database(migrated_target: Target) -> Iterator[Database]:
 @pytest.fixture(autouse=True)
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "RETRY_INTERVAL", 0.02)
+    # Disks of test machines may be slow; what a slow one means has a test of its own.
+    monkeypatch.setattr(backlog, "DISK_DEADLINE", 30.0)

@@ -36,12 +36,26 @@ class Faulty:
     after: Callable[[], Exception | None] = lambda: None
     gate: trio.Event | None = None
     writes: int = 0
+    #: The function that was last begun, and one that waits for its own gate.
+    running: Callable[..., Any] | None = None
+    _held: Callable[..., Any] | None = None
+    _release: trio.Event = field(factory=trio.Event)
+
+    def hold(self, fn: Callable[..., Any]) -> None:
+        """Let this function wait until `let_go`."""
+        self._held = fn
+
+    def let_go(self) -> None:
+        self._release.set()
 
     async def read(self, fn: Callable[..., Any], *args: Any) -> Any:
         return await self.real.read(fn, *args)
 
     async def write(self, fn: Callable[..., Any], *args: Any) -> Any:
         self.writes += 1
+        self.running = fn
+        if fn is self._held:
+            await self._release.wait()
         if self.gate is not None:
             await self.gate.wait()
         if error := self.before():

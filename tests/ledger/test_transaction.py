@@ -14,6 +14,7 @@ from db.queries import ledger as books
 from db.queries import projects, tokens
 from db.records import Project, Token, Worker
 from db.schema import in_flight, requests, usage_hourly
+from llm_proxy.crypto import digest
 from llm_proxy.errors import (
     EndpointNotAllowed,
     ProjectInactive,
@@ -181,6 +182,14 @@ def test_a_swept_void_gives_its_count_back_late(database: Database, token: Token
     (grant,) = granted(admit(database, apply(token)))
     database.write_now(books.sweep, [grant.reservation.id], now())
     settle(database, Settlement.of(grant, Result(outcome="void")), doubtful=True)
+    assert counter(database, token) == 0
+    assert database.read_now(books.verify) == []
+
+
+def test_a_void_gives_its_count_back_to_a_token_that_has_a_new_secret(database: Database, token: Token) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    database.write_now(tokens.rotate, token, digest("another"), "0000", now())
+    settle(database, Settlement.of(grant, Result(outcome="void")))
     assert counter(database, token) == 0
     assert database.read_now(books.verify) == []
 

@@ -26,6 +26,23 @@ async def test_ready_names_what_fails(api: Api, failing: list[str]) -> None:
     assert (reply.status, reply.json) == (503, {"status": "not ready", "failing": sorted(failing)})
 
 
+@pytest.mark.parametrize(
+    ("failing", "status"),
+    [(["database"], 200), (["writer", "database"], 200), (["schema"], 503), (["database", "draining"], 503)],
+)
+async def test_ready_is_good_while_requests_go_on_without_the_database(
+    api: Api, failing: list[str], status: int
+) -> None:
+    api.failing += failing
+    carrying = make_api(evolve(api.context, carries_on=lambda: True), api.failing)
+    reply = await carrying("GET", "/ready", token=None)
+    assert (reply.status, reply.json["failing"]) == (status, sorted(failing))
+    assert reply.json["status"] == ("grace" if status == 200 else "not ready")
+    api.failing.clear()
+    reply = await carrying("GET", "/ready", token=None)
+    assert (reply.status, reply.json["status"]) == (200, "ready")
+
+
 async def test_the_metrics_are_at_their_path(api: Api) -> None:
     api.context.metrics.refusal("token_invalid")
     reply = await api("GET", "/metrics", token=None)

@@ -13,9 +13,6 @@ from llm_proxy.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
-#: Settings whose one value is what the program always does.
-WITHOUT_CHOICE = {"db_outage_policy"}
-
 
 @cache
 def read_outside() -> frozenset[str]:
@@ -37,4 +34,4 @@ def _is_settings(node: ast.expr) -> bool:
 
 @pytest.mark.parametrize("name", [field.name for field in attrs.fields(Settings)])
 def test_every_setting_is_read_where_something_is_done(name: str) -> None:
-    assert (name in read_outside()) != (name in WITHOUT_CHOICE)
+    assert name in read_outside()

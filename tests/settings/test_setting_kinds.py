@@ -40,7 +40,7 @@ def problem(name: str, value: str) -> str:
         ("DATABASE_STATEMENT_TIMEOUT", "-3s", DURATION),
         ("DATABASE_TLS_CA", "/no/ca.pem", NO_FILE),
         ("SQLITE_SYNCHRONOUS", "OFF", "allowed: one of FULL, NORMAL"),
-        ("DB_OUTAGE_POLICY", "grace", "allowed: closed"),
+        ("DB_OUTAGE_POLICY", "open", "allowed: one of closed, grace"),
         ("SHUTDOWN_GRACE", "1w", "allowed: a duration such as 1h30m, 90s, 500ms, or a number of seconds"),
         ("LISTEN_ADDR", "8080", ADDRESS),
         ("LISTEN_ADDR", ":65536", ADDRESS),

@@ -1,0 +1,294 @@
+"""DB_OUTAGE_POLICY=grace: the database goes away, tokens that were used lately go on, and the books know it afterwards.
+
+Each request has a path of its own, so that what the provider has seen can be compared with what is written down.
+"""
+# ruff: noqa: ASYNC110 (what is waited for happens in other processes)
+
+from __future__ import annotations
+
+import itertools
+import sqlite3
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from attrs import define, field
+from sqlalchemy import select
+
+from db import Connection
+from db.database import opened
+from db.options import Options
+from db.schema import requests
+from db.target import Target
+from tests.databases.kinds import Kind, on
+from tests.harness.deployment import Deployment
+from tests.harness.server import ServerFailed
+from tests.harness.wire import Wire
+from tests.scenarios import books
+from tests.scenarios.aftermath import metric
+from tests.scenarios.test_outage import cut_off_able
+
+if TYPE_CHECKING:
+    from benchmarks.processes import Upstream
+    from tests.harness.server import Server, StartServer
+
+#: Most requests of one token per worker in these outages.
+MOST = 5
+SETTINGS = {
+    "DB_OUTAGE_POLICY": "grace",
+    "DB_OUTAGE_GRACE_REQUESTS": str(MOST),
+    "DATABASE_STATEMENT_TIMEOUT": "2s",
+    "LEDGER_HEARTBEAT": "250ms",
+}
+#: Seconds for everything that somebody is waited for.
+PATIENCE = 30.0
+
+
+@define
+class Caller:
+    """A client whose requests each have a path of their own. The provider knows none of them: its 404 is an answer."""
+
+    secret: str
+    numbers: Iterator[int] = field(factory=itertools.count)
+
+    async def ask(self, server: Server) -> int:
+        """One request; its status."""
+        path = f"/v1/models/m-{next(self.numbers)}"
+        return (await server.request("GET", path, [("Authorization", f"Bearer {self.secret}")])).status
+
+    async def ask_often(self, server: Server, times: int) -> Counter[int]:
+        """So many, one after the other; how often each status came."""
+        return Counter([await self.ask(server) for _ in range(times)])
+
+    async def ask_until(self, server: Server, status: int) -> None:
+        """Ask until the answer has this status."""
+        with trio.fail_after(PATIENCE):
+            while await self.ask(server) != status:
+                await trio.sleep(0.05)
+
+
+@asynccontextmanager
+async def started(
+    start_server: StartServer, env: dict[str, str], number: int = 1, **settings: str
+) -> AsyncIterator[tuple[list[Server], Wire]]:
+    """Servers that reach their database over one wire."""
+    async with cut_off_able(env) as (reached, wire):
+        servers: list[Server] = []
+        for _ in range(number):
+            start = partial(start_server, reached, SETTINGS | settings, ready=False)
+            servers.append(await trio.to_thread.run_sync(start))
+        for server in servers:
+            await server.ready(PATIENCE)
+        yield servers, wire
+        for server in servers:
+            if server.process.running:
+                assert await server.stopped() == 0, server.output
+                assert spools(server.folder / "data") == [], "what is in the books needs no spool"
+
+
+def cut_off(wire: Wire) -> None:
+    wire.refuse()
+    wire.cut()
+
+
+def spools(folder: Path) -> list[Path]:
+    return list(folder.glob("*.spool"))
+
+
+async def assert_balanced(env: dict[str, str], target: Target, upstream: Upstream) -> Counter[str]:
+    """Whatever the provider has seen is in the books, once; return the outcomes."""
+
+    def paths(connection: Connection) -> Counter[str]:
+        return Counter(connection.scalars(select(requests.c.path).where(requests.c.outcome != "void")))
+
+    def read() -> Counter[str]:
+        with opened(target, Options(), exclusive=False) as database:
+            return database.read_now(paths)
+
+    with trio.fail_after(PATIENCE):
+        while (found := await trio.to_thread.run_sync(books.outcomes, target))["in_flight"]:
+            await trio.sleep(0.05)
+    seen = Counter(seen["target"] for seen in await trio.to_thread.run_sync(upstream.requests))
+    assert await trio.to_thread.run_sync(read) == seen
+    await trio.to_thread.run_sync(books.verify, env)
+    return found
+
+
+@on("postgres", "mysql", "mariadb")
+async def test_requests_go_on_and_are_in_the_books_afterwards(
+    start_server: StartServer,
+    upstream: Upstream,
+    migrated_env: dict[str, str],
+    migrated_target: Target,
+    database_kind: Kind,
+) -> None:
+    async with started(start_server, migrated_env) as ((server,), wire):
+        caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
+        assert await caller.ask(server) == 404
+        cut_off(wire)
+        assert await caller.ask_often(server, 8) == {404: MOST, 503: 3}
+        ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
+        assert (ready.status, ready.content["status"]) == (200, "grace")
+        assert "database" in ready.content["failing"]
+        assert await trio.to_thread.run_sync(metric, server, "llm_proxy_ledger_grace_admissions_total") == MOST
+        assert await trio.to_thread.run_sync(metric, server, "llm_proxy_ledger_spooled_requests") == MOST
+        (spool,) = spools(server.folder / "data")
+        assert spool.stat().st_mode & 0o777 == 0o600
+        assert caller.secret.encode() not in spool.read_bytes()
+
+        await wire.accept()
+        await caller.ask_until(server, 404)
+        with trio.fail_after(PATIENCE):
+            while spool.stat().st_size:
+                await trio.sleep(0.05)
+        assert await trio.to_thread.run_sync(metric, server, "llm_proxy_ledger_spooled_requests") == 0
+        ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
+        assert (ready.status, ready.content["status"]) == (200, "ready")
+        found = await assert_balanced(migrated_env, migrated_target, upstream)
+        assert found["ok"] == 1 + MOST + 1
+    told = [event["event"] for event in server.events if str(event.get("event", "")).startswith("grace")]
+    assert [words.partition(":")[0] for words in told] == ["grace begins", "grace is over"]
+    assert "Traceback" not in server.output
+
+
+@on("postgres", "mysql")
+async def test_requests_go_on_where_the_database_hangs(
+    start_server: StartServer, upstream: Upstream, migrated_env: dict[str, str], migrated_target: Target
+) -> None:
+    async with started(start_server, migrated_env) as ((server,), wire):
+        caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
+        assert await caller.ask(server) == 404
+        wire.freeze()
+        # Who is on the way to the database when it stops answering might get there yet, and is refused.
+        await caller.ask_until(server, 404)
+        assert await caller.ask_often(server, 8) == {404: MOST - 1, 503: 8 - (MOST - 1)}
+        wire.thaw()
+        await caller.ask_until(server, 404)
+        found = await assert_balanced(migrated_env, migrated_target, upstream)
+        assert found["ok"] == 1 + MOST + 1
+    assert "Traceback" not in server.output
+
+
+@on("postgres", "mysql", "mariadb")
+async def test_a_server_that_is_killed_in_the_outage_loses_nothing(
+    start_server: StartServer,
+    upstream: Upstream,
+    migrated_env: dict[str, str],
+    migrated_target: Target,
+    database_kind: Kind,
+    tmp_path: Path,
+) -> None:
+    async with started(start_server, migrated_env, DB_OUTAGE_SPOOL=str(tmp_path)) as ((server,), wire):
+        caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
+        assert await caller.ask(server) == 404
+        with trio.fail_after(PATIENCE):
+            while (await trio.to_thread.run_sync(books.outcomes, migrated_target))["ok"] < 1:
+                await trio.sleep(0.02)
+        cut_off(wire)
+        assert await caller.ask_often(server, 3) == {404: 3}
+        upstream.hold()
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(partial(_until_cut_off, caller, server))
+            with trio.fail_after(PATIENCE):
+                while (await trio.to_thread.run_sync(upstream.counts))["in_flight"] < 2:
+                    await trio.sleep(0.02)
+            # What has ended is on the disk a moment later.
+            with trio.fail_after(PATIENCE):
+                while sum(path.read_bytes().count(b'"settled"') for path in spools(tmp_path)) < 3:
+                    await trio.sleep(0.02)
+            server.kill()
+        upstream.release()
+        await wire.accept()
+        (spool,) = spools(tmp_path)
+        with spool.open("ab") as file:
+            file.write(spool.read_bytes()[:60])
+        async with started(start_server, migrated_env, DB_OUTAGE_SPOOL=str(tmp_path)) as ((next_one,), _):
+            with trio.fail_after(PATIENCE):
+                while spool.exists():
+                    await trio.sleep(0.05)
+            assert await caller.ask(next_one) == 404
+            found = await assert_balanced(migrated_env, migrated_target, upstream)
+    assert found == {"ok": 1 + 3 + 1, "unknown": 2}
+    assert "cut off by a crash" in next_one.output
+    assert spools(tmp_path) == []
+
+
+async def _until_cut_off(caller: Caller, server: Server) -> None:
+    with pytest.raises((ConnectionError, trio.BrokenResourceError)):
+        await caller.ask(server)
+
+
+@on("postgres", "mysql")
+async def test_the_worst_overshoot_is_requests_times_workers_less_what_was_left(
+    start_server: StartServer,
+    upstream: Upstream,
+    migrated_env: dict[str, str],
+    migrated_target: Target,
+    database_kind: Kind,
+) -> None:
+    workers, limit = 3, 10
+    async with started(start_server, migrated_env, workers) as (servers, wire):
+        make = partial(Deployment(servers[0], upstream).new_token, max_requests=limit)
+        token = await trio.to_thread.run_sync(make)
+        caller = Caller(token["token"])
+        for server in servers:
+            assert await caller.ask(server) == 404
+        left = limit - workers
+        cut_off(wire)
+        statuses: list[Counter[int]] = []
+        async with trio.open_nursery() as nursery:
+
+            async def use_up(server: Server) -> None:
+                statuses.append(await caller.ask_often(server, MOST + 3))
+
+            for server in servers:
+                nursery.start_soon(use_up, server)
+        assert statuses == [{404: MOST, 503: 3}] * workers
+        await wire.accept()
+        for server in servers:
+            await caller.ask_until(server, 429)
+        await assert_balanced(migrated_env, migrated_target, upstream)
+        found = await trio.to_thread.run_sync(servers[0].manage, "GET", f"/tokens/{token['id']}")
+    assert found["request_count"] - limit == MOST * workers - left
+
+
+@on("sqlite")
+async def test_a_file_that_another_program_locks_and_a_server_that_has_given_grace_up(
+    start_server: StartServer, upstream: Upstream, migrated_env: dict[str, str], migrated_target: Target
+) -> None:
+    path = Path(migrated_env["DATABASE_PATH"])
+    server = start_server(migrated_env, SETTINGS)
+    caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
+    assert await caller.ask(server) == 404
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        await caller.ask_until(server, 404)
+        assert await caller.ask_often(server, MOST) == {404: MOST - 1, 503: 1}
+        (spool,) = spools(path.parent)
+        server.kill()
+    next_one = start_server(migrated_env)
+    with trio.fail_after(PATIENCE):
+        while spool.exists():
+            await trio.sleep(0.05)
+    assert await caller.ask(next_one) == 404
+    assert await next_one.stopped() == 0, next_one.output
+    await assert_balanced(migrated_env, migrated_target, upstream)
+
+
+@on("sqlite")
+def test_grace_without_a_place_for_its_spool_is_no_start(
+    start_server: StartServer, migrated_env: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    words = (
+        r"DB_OUTAGE_POLICY=grace: .*/spools/outage-.*\.spool cannot be made: Not a directory; set DB_OUTAGE_SPOOL to"
+    )
+    with pytest.raises(ServerFailed, match=words) as failed:
+        start_server(migrated_env, {**SETTINGS, "DB_OUTAGE_SPOOL": str(tmp_path / "file" / "spools")})
+    assert "Traceback" not in str(failed.value)
