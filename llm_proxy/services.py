@@ -20,12 +20,13 @@ from llm_proxy import log
 from llm_proxy.crypto import KeyRing, load_or_create_key_file
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
-from llm_proxy.metrics import Metrics
+from llm_proxy.metrics import Metrics, Slate, families
 from llm_proxy.proxy import provider_file
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.upstream import open_pool
 from llm_proxy.proxy.upstream.origin import Timeouts
 from llm_proxy.settings.problems import Problem, SettingsError
+from llm_proxy.survey import Survey
 from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ if TYPE_CHECKING:
 
 #: Seconds that the last settlements may take to reach the database when the process ends.
 DRAIN_DEADLINE = 10.0
+#: Seconds between the moments at which a worker writes down what it does not count as it happens.
+PUBLISH_INTERVAL = 1.0
 #: Seconds that `/ready` waits for the database.
 READY_DEADLINE = 2.0
 
@@ -86,6 +89,7 @@ class Services:
     providers: Providers
     relay: Relay
     metrics: Metrics
+    survey: Survey
 
     def begin_drain(self) -> None:
         """Turn new requests away and report not ready; running ones go on."""
@@ -133,8 +137,14 @@ def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str,
     return upstreams
 
 
+async def _publish(metrics: Metrics) -> None:
+    while True:
+        metrics.publish()
+        await trio.sleep(PUBLISH_INTERVAL)
+
+
 @asynccontextmanager
-async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, request_log: Log, slate: Slate) -> AsyncIterator[Services]:
     """Migrate the database, open everything, and close it again in order.
 
     The body runs while the writer does; should the writer die, the body is cancelled and its error raised, because a
@@ -148,7 +158,7 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
     target, options = database_target(settings), database_options(settings)
     providers = provider_file.load(settings)
     keyring = open_keyring(settings)
-    metrics = Metrics(providers.by_name, VERSION)
+    metrics = Metrics(providers.by_name, VERSION, slate)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(target, options))
         await trio.to_thread.run_sync(migrate.up, database)
@@ -157,18 +167,16 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         ledger = Ledger(
             database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
         )
-        metrics.watch_ledger(waiting=lambda: ledger.waiting, unsettled=lambda: ledger.unsettled, lag=lambda: ledger.lag)
-        metrics.counter(
-            "llm_proxy_log_lines_lost", "Log lines that could not be written.", lambda: request_log.lines_lost
-        )
-        metrics.watch_database(
-            up=lambda: ledger.alive,
-            pool=lambda: {"in_use": database.checked_out, "limit": options.pool_size},
-        )
+        survey = Survey(database, ledger)
+        survey.watch(metrics)
         upstreams = _open_upstreams(providers, stack)
-        metrics.watch_upstreams(
-            idle=lambda: sum(upstream.idle for upstream in upstreams.values()),
-            in_use=lambda: sum(upstream.in_use for upstream in upstreams.values()),
+        metrics.watch(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
+        metrics.watch(
+            families.UPSTREAM_CONNECTIONS,
+            lambda: {
+                "in_use": sum(upstream.in_use for upstream in upstreams.values()),
+                "idle": sum(upstream.idle for upstream in upstreams.values()),
+            },
         )
         relay = Relay(
             providers=providers,
@@ -182,8 +190,11 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(ledger.run)
+            nursery.start_soon(survey.run)
+            if metrics.shared:
+                nursery.start_soon(_publish, metrics)
             try:
-                yield Services(settings, database, keyring, ledger, providers, relay, metrics)
+                yield Services(settings, database, keyring, ledger, providers, relay, metrics, survey)
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_DEADLINE) as drain:
                     await ledger.drain()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -160,6 +160,13 @@ class MySqlBackend:
         version, limit = connection.exec_driver_sql("SELECT VERSION(), @@max_connections").one()
         product = "MariaDB" if "MariaDB" in version else "MySQL"
         return Facts(f"{product} {version.partition('-')[0]}", tls_version(connection, "_sock"), int(limit))
+
+    def sizes(self, connection: Connection) -> Mapping[str, int]:
+        """How large the database is, by the server's own statistics, which may be some hours old."""
+        size = connection.exec_driver_sql(
+            "SELECT SUM(data_length + index_length) FROM information_schema.tables WHERE table_schema = DATABASE()"
+        ).scalar_one()
+        return {"bytes": int(size or 0)}
 
     def _connect(self) -> MySqlConnection:
         connection = self._login()

@@ -7,7 +7,7 @@ deadlines (`SET LOCAL`), in the message that begins it, and everything happens i
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -152,6 +152,10 @@ class PostgresBackend:
             tls=tls_version(connection, "_usock"),
             max_connections=int(connection.exec_driver_sql("SHOW max_connections").scalar_one()),
         )
+
+    def sizes(self, connection: Connection) -> Mapping[str, int]:
+        """How large the database is."""
+        return {"bytes": int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())}
 
     def _connect(self) -> PostgresConnection:
         return self._login(self._statement_timeout + SOCKET_GRACE)

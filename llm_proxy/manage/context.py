@@ -28,6 +28,7 @@ class Context:
         default_provider: the one of projects that name none.
         version: of this program.
         metrics: shown at `metrics_path`.
+        survey: brings the metrics of the database up to date.
         metrics_path: None where the metrics are not served.
         not_ready: names what keeps this process from serving: some of `database`, `schema`, `writer`, `draining`.
         clock: the time, aware UTC.
@@ -42,4 +43,5 @@ class Context:
     metrics: Metrics
     metrics_path: str | None
     not_ready: Callable[[], Awaitable[Iterable[str]]]
+    survey: Callable[[], Awaitable[None]]
     clock: Callable[[], datetime] = _now
