@@ -87,7 +87,11 @@ def _process_metrics(processes: Sequence[tuple[int, int]]) -> Iterator[Metric]:
     """What the system knows of each worker; nothing where it does not tell, or not as Linux does."""
     merged: dict[str, Metric] = {}
     for number, process in processes:
-        for metric in _process_collector(process).collect():
+        try:
+            found = list(_process_collector(process).collect())
+        except (ValueError, UnboundLocalError):
+            continue  # it has just ended, or the library does not understand what this system says
+        for metric in found:
             family = _NAMED[metric.name]
             known = merged.setdefault(metric.name, Metric(metric.name, family.text, family.kind))
             for sample in metric.samples:
