@@ -2,7 +2,7 @@
 
 `dsn` turns `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` into a `Target` (`target`): `dsn_syntax` takes URLs apart,
 `dsn_parameters` judges their parameters. `options` says how to connect.
-`database` runs plain functions `(Connection, …) -> T` in one transaction and one thread hop each.
+`database` runs plain functions `(Connection, …) -> T` in one transaction and one thread hop each; `tally` counts them.
 `dialects` is the only place that knows how SQLite, PostgreSQL, MySQL and MariaDB differ.
 `types`, `schema` and `records` declare the tables and what rows look like in Python; `queries` holds the functions.
 `migrate` brings a database to the schema, with the revisions of the `migrations` package; `suitability` says whether a

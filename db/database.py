@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import takewhile
@@ -38,6 +38,7 @@ from db.errors import (
     Unavailable,
 )
 from db.options import Options
+from db.tally import COMMIT_UNKNOWN, Connections, Tally, cause
 from db.target import Target
 
 T = TypeVar("T")
@@ -73,18 +74,11 @@ class _Side:
 class _Retry(Exception):
     """The transaction was rolled back and may run again: at once, or after a pause. `error` is for when it may not."""
 
-    def __init__(self, error: DatabaseError, *, at_once: bool) -> None:
+    def __init__(self, error: DatabaseError, kind: Kind) -> None:
         super().__init__()
         self.error = error
-        self.at_once = at_once
-
-
-@frozen
-class Connections:
-    """The state of the pool at one moment: connections in use, and open ones that wait for use."""
-
-    in_use: int
-    idle: int
+        self.cause = cause(kind)
+        self.at_once = kind is not Kind.CONTENTION
 
 
 @frozen
@@ -116,6 +110,7 @@ class Database:
         """Nothing is opened yet. Raises BadDsn for TLS files that cannot be used."""
         self.target = target
         self.options = options
+        self.tally = Tally()
         self._backend: Backend = backend_for(target, options, exclusive=exclusive)
         shared = len(self._backend.pools) == 1
         limiter = trio.CapacityLimiter(self._backend.writers)
@@ -165,6 +160,10 @@ class Database:
             clock_skew=theirs - ours,
         )
 
+    def sizes(self, connection: Connection) -> Mapping[str, int]:
+        """How large it is: its `bytes`, and of SQLite `wal_bytes`, `pages` and `free_pages`; a function for `read`."""
+        return self._backend.sizes(connection)
+
     @contextmanager
     def migrating(self, deadline: float, tell: Callable[[str], None] | None = None) -> Iterator[Connection]:
         """A connection without a deadline of its own that holds the lock of migrations until the block ends.
@@ -193,7 +192,14 @@ class Database:
     def connections(self) -> Connections:
         """The state of the pool at this moment."""
         pools = self._backend.pools
-        return Connections(sum(pool.checkedout() for pool in pools), sum(pool.checkedin() for pool in pools))
+        limiters = {self._writing.limiter, self._reading.limiter}
+        return Connections(
+            in_use=sum(pool.checkedout() for pool in pools),
+            idle=sum(pool.checkedin() for pool in pools),
+            limit=sum(int(limiter.total_tokens) for limiter in limiters),
+            waiting=self._readers.statistics().tasks_waiting
+            + sum(limiter.statistics().tasks_waiting for limiter in limiters),
+        )
 
     def open(self) -> None:
         """Make ready for use: a SQLite file is locked and opened, a server is not asked yet. Blocks."""
@@ -215,7 +221,7 @@ class Database:
                     self._attempt, side, fn, args, abandon_on_cancel=False, limiter=side.limiter
                 )
             except _Retry as retry:
-                await trio.sleep(_next(pauses, retry))
+                await trio.sleep(self._pause(pauses, retry))
 
     def _run_now(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         pauses = _pauses(self.options.statement_timeout)
@@ -223,7 +229,7 @@ class Database:
             try:
                 return self._attempt(side, fn, args)
             except _Retry as retry:
-                time.sleep(_next(pauses, retry))
+                time.sleep(self._pause(pauses, retry))
 
     def _attempt(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         used = committing = False
@@ -239,6 +245,7 @@ class Database:
                     _abandon(connection, roll_back=not committing)
                     raise
                 connection.info["used"] = True
+                self.tally.commit("write" if side.writes else "read")
                 return result
         except (DBAPIError, PoolTimeout, StatementError) as error:
             self._raise(error, side, committing=committing, used=used)
@@ -248,14 +255,24 @@ class Database:
             raise error.orig from error  # a value of the wrong kind, found by a type of `db.types`
         failure = self._failure(error)
         if committing and failure.kind in (Kind.DISCONNECTED, Kind.UNANSWERED):
+            self.tally.failure(COMMIT_UNKNOWN)
             raise CommitUnknown(f"{self.target}: {failure.words} during a commit; its fate is unknown") from error
         meant = self._error(failure, writes=side.writes)
         # A server that only allows reading was perhaps another one, before a failover, when it was connected to.
         stale = failure.kind is Kind.DISCONNECTED or (failure.kind is Kind.READ_ONLY and side.writes)
         if failure.kind is Kind.CONTENTION or (stale and used):
             meant.__cause__ = error
-            raise _Retry(meant, at_once=stale)
+            raise _Retry(meant, failure.kind)
+        self.tally.failure(cause(failure.kind))
         raise meant from error
+
+    def _pause(self, pauses: Iterator[float], retry: _Retry) -> float:
+        pause = next(pauses, None)
+        if pause is None:
+            self.tally.failure(retry.cause)
+            raise retry.error
+        self.tally.retry(retry.cause)
+        return 0 if retry.at_once else pause
 
     def _failure(self, error: SQLAlchemyError) -> Failure:
         if isinstance(error, PoolTimeout):
@@ -295,13 +312,6 @@ def _pauses(seconds: float) -> Iterator[float]:
     longest = (_FIRST_PAUSE * 2**number for number in range(1, _ATTEMPTS))
     pauses = (pause * random.uniform(0.25, 0.75) for pause in longest)  # noqa: S311 - it spreads retries, no more
     return takewhile(lambda _: time.monotonic() < end, pauses)
-
-
-def _next(pauses: Iterator[float], retry: _Retry) -> float:
-    pause = next(pauses, None)
-    if pause is None:
-        raise retry.error
-    return 0 if retry.at_once else pause
 
 
 @contextmanager

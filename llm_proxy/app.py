@@ -17,6 +17,7 @@ from llm_proxy import log, manage
 from llm_proxy.asgi import RequestConnection
 from llm_proxy.cors import CrossOrigin
 from llm_proxy.forwarded import TrustedProxies
+from llm_proxy.metrics import Slate
 from llm_proxy.services import open_services
 from llm_proxy.settings import Settings
 from llm_proxy.version import VERSION
@@ -42,7 +43,10 @@ class ServicesLifespan(TrioASGILifespan):
         await receive()
         started = False
         try:
-            async with open_services(app.settings, app.request_log) as services, trio.open_nursery() as nursery:
+            async with (
+                open_services(app.settings, app.request_log, app.slate) as services,
+                trio.open_nursery() as nursery,
+            ):
                 app.nursery = nursery
                 app.assemble(services)
                 await app.startup()
@@ -67,6 +71,7 @@ class LLMProxy(QuartTrio):
     Attributes:
         settings: what it is configured with.
         request_log: where the line of each request goes.
+        slate: where its figures stand.
         services: what its routes work with, from startup on.
         cross_origin: which web pages may call it; None for none.
         trusted_proxies: who is believed about whose request it is; None for nobody.
@@ -77,11 +82,12 @@ class LLMProxy(QuartTrio):
     asgi_lifespan_class = ServicesLifespan
     services: Services
 
-    def __init__(self, settings: Settings, request_log: Log) -> None:
+    def __init__(self, settings: Settings, request_log: Log, slate: Slate) -> None:
         """Nothing is opened yet."""
         super().__init__("llm_proxy", static_folder=None)
         self.settings = settings
         self.request_log = request_log
+        self.slate = slate
         self.failure: Exception | None = None
         origins, networks = settings.cors_allowed_origins, settings.trusted_proxies
         self.cross_origin = CrossOrigin(origins) if origins else None
@@ -108,12 +114,15 @@ class LLMProxy(QuartTrio):
         self.services.begin_drain()
 
 
-def create_app(settings: Settings | None = None, request_log: Log | None = None) -> LLMProxy:
+def create_app(
+    settings: Settings | None = None, request_log: Log | None = None, slate: Slate | None = None
+) -> LLMProxy:
     """Make the application.
 
     Args:
         settings: the process's environment and `.env` file where None.
         request_log: where the line of each request goes; set up from the settings where None.
+        slate: where the figures of this worker stand, if it is one of several.
 
     Raises:
         llm_proxy.settings.SettingsError: what is wrong with the settings, all of it.
@@ -127,7 +136,7 @@ def create_app(settings: Settings | None = None, request_log: Log | None = None)
             path=settings.log_file,
             secrets=(settings.management_token, settings.encryption_key, settings.database_url),
         )
-    return LLMProxy(settings, request_log)
+    return LLMProxy(settings, request_log, slate or Slate())
 
 
 def _relieve_the_collector() -> None:
@@ -155,6 +164,7 @@ def _context(services: Services) -> manage.Context:
         metrics_path=settings.metrics_path if settings.enable_metrics else None,
         not_ready=services.not_ready,
         carries_on=lambda: services.carries_on,
+        survey=services.survey.look,
     )
 
 

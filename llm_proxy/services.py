@@ -23,12 +23,13 @@ from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Adopter, Grace, Ledger, SpoolError, SpoolFile, Terms
 from llm_proxy.ledger.pruning import Pruner
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
-from llm_proxy.metrics import Metrics
+from llm_proxy.metrics import Metrics, Slate, families
 from llm_proxy.proxy import provider_file
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.upstream import open_pool
 from llm_proxy.proxy.upstream.origin import Timeouts
 from llm_proxy.settings.problems import Problem, SettingsError
+from llm_proxy.survey import Survey
 from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
 
 #: Seconds that the last settlements may take to reach the database when the process ends.
 DRAIN_DEADLINE = 10.0
+#: Seconds between the moments at which a worker writes down what it does not count as it happens.
+PUBLISH_INTERVAL = 1.0
 #: Seconds that `/ready` waits for the database.
 READY_DEADLINE = 2.0
 
@@ -97,6 +100,7 @@ class Services:
     providers: Providers
     relay: Relay
     metrics: Metrics
+    survey: Survey
 
     @property
     def carries_on(self) -> bool:
@@ -172,12 +176,8 @@ def _pruner(settings: Settings, database: Database, worker: Worker, metrics: Met
         retention=timedelta(seconds=settings.ledger_retention),
         dead_after=timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat),
     )
-    metrics.counter("llm_proxy_ledger_pruned_requests", "Rows that were too old for the ledger.", lambda: pruner.rows)
-    metrics.gauge(
-        "llm_proxy_ledger_last_pruning_timestamp_seconds",
-        "When this worker last looked through the old rows to the end, 0 where it never did.",
-        lambda: pruner.last_pass,
-    )
+    metrics.watch(families.PRUNED, lambda: pruner.rows)
+    metrics.watch(families.LAST_PRUNING, lambda: pruner.last_pass)
     return pruner
 
 
@@ -198,7 +198,8 @@ def _open_grace(settings: Settings, ledger: Ledger, database: Database, worker: 
         raise SettingsError([Problem("DB_OUTAGE_POLICY=grace", remedy)]) from None
     terms = Terms(settings.db_outage_grace_window, settings.db_outage_grace_requests, settings.db_outage_grace_duration)
     grace = Grace(ledger, database, worker, file, terms, review=settings.ledger_heartbeat)
-    metrics.watch_grace(admissions=lambda: grace.admissions, spooled=lambda: grace.spooled)
+    metrics.watch(families.GRACE_ADMISSIONS, lambda: grace.admissions)
+    metrics.watch(families.SPOOLED, lambda: grace.spooled)
     return grace
 
 
@@ -242,8 +243,14 @@ async def _drain(ledger: Ledger, grace: Grace | None) -> None:
                 await grace.leave()
 
 
+async def _publish(metrics: Metrics) -> None:
+    while True:
+        metrics.publish()
+        await trio.sleep(PUBLISH_INTERVAL)
+
+
 @asynccontextmanager
-async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[Services]:
+async def open_services(settings: Settings, request_log: Log, slate: Slate) -> AsyncIterator[Services]:
     """Migrate the database, open everything, and close it again in order.
 
     The body runs while the writer does; should the writer die, the body is cancelled and its error raised, because a
@@ -257,7 +264,7 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
     target, options = database_target(settings), database_options(settings)
     providers = provider_file.load(settings)
     keyring = open_keyring(settings)
-    metrics = Metrics(providers.by_name, VERSION)
+    metrics = Metrics(providers.by_name, VERSION, slate)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(target, options))
         await trio.to_thread.run_sync(_prepare, settings, database, keyring, events.warning)
@@ -269,19 +276,17 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         grace = None
         if settings.db_outage_policy == "grace":
             grace = _open_grace(settings, ledger, database, worker, metrics)
-        metrics.watch_ledger(waiting=lambda: ledger.waiting, unsettled=lambda: ledger.unsettled, lag=lambda: ledger.lag)
         pruner = _pruner(settings, database, worker, metrics)
-        metrics.counter(
-            "llm_proxy_log_lines_lost", "Log lines that could not be written.", lambda: request_log.lines_lost
-        )
-        metrics.watch_database(
-            up=lambda: ledger.alive,
-            pool=lambda: {"in_use": database.checked_out, "limit": options.pool_size},
-        )
+        survey = Survey(database, ledger)
+        survey.watch(metrics)
         upstreams = _open_upstreams(providers, stack)
-        metrics.watch_upstreams(
-            idle=lambda: sum(upstream.idle for upstream in upstreams.values()),
-            in_use=lambda: sum(upstream.in_use for upstream in upstreams.values()),
+        metrics.watch(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
+        metrics.watch(
+            families.UPSTREAM_CONNECTIONS,
+            lambda: {
+                "in_use": sum(upstream.in_use for upstream in upstreams.values()),
+                "idle": sum(upstream.idle for upstream in upstreams.values()),
+            },
         )
         relay = Relay(
             providers=providers,
@@ -295,6 +300,9 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         )
         async with trio.open_nursery() as nursery:
             await nursery.start(ledger.run)
+            nursery.start_soon(survey.run)
+            if metrics.shared:
+                nursery.start_soon(_publish, metrics)
             if pruner is not None:
                 nursery.start_soon(pruner.run)
             if grace is None:
@@ -302,7 +310,7 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
             else:
                 await nursery.start(grace.run)
             try:
-                yield Services(settings, database, keyring, ledger, grace, providers, relay, metrics)
+                yield Services(settings, database, keyring, ledger, grace, providers, relay, metrics, survey)
             finally:
                 with trio.CancelScope(shield=True):
                     await _drain(ledger, grace)

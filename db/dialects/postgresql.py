@@ -7,7 +7,7 @@ deadlines (`SET LOCAL`), in the message that begins it, and everything happens i
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -182,6 +182,10 @@ class PostgresBackend:
         """What the server says about itself."""
         version, limit, allowed, connected = connection.exec_driver_sql(_FACTS).one()
         return Facts(f"PostgreSQL {version}", tls_version(connection, "_usock"), limit, allowed, connected)
+
+    def sizes(self, connection: Connection) -> Mapping[str, int]:
+        """How large the database is."""
+        return {"bytes": int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())}
 
     def _connect(self) -> PostgresConnection:
         return self._login(self._statement_timeout + SOCKET_GRACE, self._target.application_name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -122,6 +122,16 @@ class SqliteBackend:
     def facts(self, connection: Connection) -> Facts:
         """What the library says about itself."""
         return Facts(f"SQLite {sqlite3.sqlite_version}", None)
+
+    def sizes(self, connection: Connection) -> Mapping[str, int]:
+        """How large the database is, and of what its file consists."""
+        asked = ("page_size", "page_count", "freelist_count")
+        size, pages, free = (int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()) for name in asked)
+        found = {"bytes": size * pages, "pages": pages, "free_pages": free}
+        if self._target.path is not None:
+            wal = self._target.path.with_name(self._target.path.name + "-wal")
+            found["wal_bytes"] = wal.stat().st_size if wal.exists() else 0
+        return found
 
     def _connect_writer(self) -> sqlite3.Connection:
         path = self._target.path

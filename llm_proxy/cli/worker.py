@@ -14,6 +14,7 @@ from attrs import define
 from llm_proxy import log
 from llm_proxy.app import create_app
 from llm_proxy.cli.failures import Failure
+from llm_proxy.metrics import Slate
 from llm_proxy.proxy import provider_file
 from llm_proxy.serving.asgi import Address
 from llm_proxy.serving.listener import bind
@@ -100,19 +101,26 @@ class Termination:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def work(settings: Settings, sockets: Sequence[socket.socket]) -> None:
+def work(settings: Settings, sockets: Sequence[socket.socket], slate: Slate | None = None) -> None:
     """Migrate, serve until SIGTERM or Ctrl-C, and drain.
+
+    Args:
+        settings: of the server.
+        sockets: bound already.
+        slate: where the figures of this worker stand, if it is one of several.
 
     Raises:
         Exception: whatever kept the application from starting, in the words of its maker.
     """
     termination = Termination()
-    trio.run(_work, settings, sockets, termination)
+    trio.run(_work, settings, sockets, slate, termination)
     termination.ignore()
 
 
-async def _work(settings: Settings, sockets: Sequence[socket.socket], termination: Termination) -> None:
-    app = create_app(settings)
+async def _work(
+    settings: Settings, sockets: Sequence[socket.socket], slate: Slate | None, termination: Termination
+) -> None:
+    app = create_app(settings, slate=slate)
     config = serve_config(settings, sockets)
     events = log.logger("server")
 

@@ -28,6 +28,7 @@ class Context:
         default_provider: the one of projects that name none.
         version: of this program.
         metrics: shown at `metrics_path`.
+        survey: brings the metrics of the database up to date.
         metrics_path: None where the metrics are not served.
         not_ready: names what keeps this process from serving: some of `database`, `schema`, `writer`, `draining`.
         carries_on: whether requests are served although the database is away.
@@ -43,5 +44,6 @@ class Context:
     metrics: Metrics
     metrics_path: str | None
     not_ready: Callable[[], Awaitable[Iterable[str]]]
+    survey: Callable[[], Awaitable[None]]
     carries_on: Callable[[], bool] = lambda: False
     clock: Callable[[], datetime] = _now

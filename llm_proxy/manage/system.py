@@ -46,6 +46,7 @@ def blueprint(context: Context, document: dict[str, Any]) -> Blueprint:
 
         @routes.get(context.metrics_path)
         async def metrics() -> Response:
+            await context.survey()
             body, content_type = context.metrics.render()
             return Response(body, 200, HEADERS, content_type=content_type)
 

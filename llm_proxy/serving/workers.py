@@ -79,14 +79,14 @@ def _to_stderr(message: str) -> None:
 
 
 def supervise(
-    worker_main: Callable[[Sequence[socket.socket]], None],
+    worker_main: Callable[[Sequence[socket.socket], int], None],
     sockets: Sequence[socket.socket],
     *,
     workers: int,
     shutdown_grace: float,
     report: Callable[[str], None] = _to_stderr,
 ) -> int:
-    """Run `worker_main(sockets)` in `workers` child processes until SIGTERM or SIGINT; return an exit status.
+    """Run `worker_main(sockets, number)` in `workers` child processes until SIGTERM or SIGINT; return an exit status.
 
     Call it from the main thread, before any other thread exists. The children are forks that share the listening
     sockets. One that ends without having been asked to is replaced, after a pause that doubles from 0.1 to 30 s while
@@ -95,7 +95,8 @@ def supervise(
     children drain and end.
 
     Args:
-        worker_main: serves on the sockets until SIGTERM; what it raises is printed and makes the child's status 1.
+        worker_main: serves on the sockets until SIGTERM; what it raises is printed and makes the child's status 1. The
+            number, below `workers`, is one that no other living child has; who replaces a child has its number.
         sockets: bound sockets; they are closed here when the shutdown begins.
         workers: how many processes.
         shutdown_grace: what the workers were given as `ServeConfig.shutdown_grace`, in seconds.
@@ -120,7 +121,7 @@ class _Slot:
 class _Supervisor:
     def __init__(
         self,
-        worker_main: Callable[[Sequence[socket.socket]], None],
+        worker_main: Callable[[Sequence[socket.socket], int], None],
         sockets: Sequence[socket.socket],
         workers: int,
         shutdown_grace: float,
@@ -217,7 +218,7 @@ class _Supervisor:
         self._report(f"worker {pid} ended {cause}; another one starts in {delay:g} s")
 
     def _start(self, now: float) -> None:
-        for slot in self._slots:
+        for number, slot in enumerate(self._slots):
             if slot.pid is None and slot.next_start <= now:
                 sys.stdout.flush()
                 sys.stderr.flush()
@@ -225,23 +226,23 @@ class _Supervisor:
                 former = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
                 pid = os.fork()
                 if pid == 0:
-                    self._be_worker(former)
+                    self._be_worker(number, former)
                 signal.pthread_sigmask(signal.SIG_SETMASK, former)
                 slot.pid, slot.started = pid, now
 
-    def _be_worker(self, signal_mask: Iterable[int]) -> None:
+    def _be_worker(self, number: int, signal_mask: Iterable[int]) -> None:
         """Become a worker in the new process; never returns."""
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            for number in (signal.SIGTERM, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
+            for ours in (signal.SIGTERM, signal.SIGCHLD):
+                signal.signal(ours, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
             lifeline, parents_end = self._lifeline
             os.close(parents_end)
             threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
-            self._worker_main(self._sockets)
+            self._worker_main(self._sockets, number)
             code = 0
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

@@ -12,6 +12,7 @@ from db.database import Database, open_database, opened
 from db.dsn import Target
 from db.errors import BrokenReference, Contention, DatabaseError, Duplicate, Refused, SchemaMismatch, Unavailable
 from db.options import Options
+from db.tally import Connections
 from tests.databases.kinds import SERVERS, on
 
 METADATA = MetaData()
@@ -218,18 +219,21 @@ async def test_slow_readers_leave_a_connection_to_writers(database: Database) ->
 @on(*SERVERS)
 async def test_no_more_connections_than_the_pool_is_large(database: Database) -> None:
     seen: list[int] = []
+    waiting: list[int] = []
     gate = threading.Barrier(4)
 
     def note(_: Connection) -> None:
         gate.wait(10)
         seen.append(database.checked_out)
+        waiting.append(database.connections.waiting)
         gate.wait(10)
 
     async with trio.open_nursery() as nursery:
         for _ in range(12):
             nursery.start_soon(database.write, note)
     assert set(seen) == {4}
-    assert (database.connections.in_use, database.connections.idle) == (0, 2)
+    assert set(waiting) == {8, 4, 0}
+    assert database.connections == Connections(in_use=0, idle=2, limit=4, waiting=0)
 
 
 @on(*SERVERS)
@@ -264,6 +268,7 @@ async def test_a_deadlock_is_run_again_until_both_are_through(database: Database
         nursery.start_soon(database.write, swap, 1, 2)
         nursery.start_soon(database.write, swap, 2, 1)
     assert len(calls) == 3
+    assert database.tally.retries == {"contention": 1, "disconnected": 0}
     words = await database.read(lambda connection: connection.scalars(select(ROWS.c.word)).all())
     assert set(words) in ({"12"}, {"21"})
 
@@ -284,6 +289,7 @@ async def test_a_lock_that_never_comes_free_is_contention_in_the_end(database: D
 
     await database.write(hold)
     assert len(calls) == 5
+    assert (database.tally.retries["contention"], database.tally.failures["contention"]) == (4, 1)
     await database.write(take_at_once)
 
 
@@ -325,4 +331,5 @@ def test_a_database_in_memory_is_one_connection(database: Database) -> None:
         memory.write_now(METADATA.create_all)
         memory.write_now(add, 1)
         assert memory.read_now(count) == 1
-        assert memory.connections.idle == 1
+        assert memory.connections == Connections(in_use=0, idle=1, limit=1, waiting=0)
+        assert memory.read_now(memory.sizes).keys() == {"bytes", "pages", "free_pages"}

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+import trio
 from attrs import define, evolve, frozen
 from quart_trio import QuartTrio
 
@@ -115,6 +116,7 @@ async def _open(target: Target) -> AsyncIterator[Api]:
             metrics=Metrics(["openai", "anthropic"], "1.2.3"),
             metrics_path="/metrics",
             not_ready=not_ready,
+            survey=trio.lowlevel.checkpoint,
             clock=lambda: NOON,
         )
         yield make_api(context, failing)

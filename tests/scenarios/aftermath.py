@@ -63,8 +63,8 @@ def holdings(server: Server, upstream: Upstream) -> Holdings:
         connections=metric(server, "llm_proxy_upstream_connections", 'state="in_use"'),
         clients=metric(server, "llm_proxy_upstream_in_flight_requests"),
         upstream=counts["in_flight"],
-        waiting=metric(server, "llm_proxy_ledger_waiting_requests"),
-        unsettled=metric(server, "llm_proxy_ledger_unsettled_requests"),
+        waiting=metric(server, "llm_proxy_database_waiting_requests"),
+        unsettled=metric(server, "llm_proxy_database_unsettled_requests"),
     )
 
 

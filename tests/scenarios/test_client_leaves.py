@@ -309,8 +309,8 @@ def nothing_held(server: Server) -> bool:
     held = [
         r'llm_proxy_upstream_connections{state="in_use"}',
         r'llm_proxy_database_connections{state="in_use"}',
-        "llm_proxy_ledger_waiting_requests",
-        "llm_proxy_ledger_unsettled_requests",
+        "llm_proxy_database_waiting_requests",
+        "llm_proxy_database_unsettled_requests",
     ]
     in_flight = sum(map(float, re.findall(r"^llm_proxy_upstream_in_flight_requests{.*} (\S+)$", text, re.MULTILINE)))
     return not in_flight and all(f"\n{name} 0.0\n" in text for name in held)

@@ -135,8 +135,8 @@ async def test_requests_go_on_and_are_in_the_books_afterwards(
         ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
         assert (ready.status, ready.content["status"]) == (200, "grace")
         assert "database" in ready.content["failing"]
-        assert await trio.to_thread.run_sync(metric, server, "llm_proxy_ledger_grace_admissions_total") == MOST
-        assert await trio.to_thread.run_sync(metric, server, "llm_proxy_ledger_spooled_requests") == MOST
+        assert await trio.to_thread.run_sync(metric, server, "llm_proxy_database_grace_admissions_total") == MOST
+        assert await trio.to_thread.run_sync(metric, server, "llm_proxy_database_spooled_requests") == MOST
         (spool,) = spools(server.folder / "data")
         assert spool.stat().st_mode & 0o777 == 0o600
         assert caller.secret.encode() not in spool.read_bytes()
@@ -146,7 +146,7 @@ async def test_requests_go_on_and_are_in_the_books_afterwards(
         with trio.fail_after(PATIENCE):
             while spool.stat().st_size:
                 await trio.sleep(0.05)
-        assert await trio.to_thread.run_sync(metric, server, "llm_proxy_ledger_spooled_requests") == 0
+        assert await trio.to_thread.run_sync(metric, server, "llm_proxy_database_spooled_requests") == 0
         ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
         assert (ready.status, ready.content["status"]) == (200, "ready")
         found = await assert_balanced(migrated_env, migrated_target, upstream)

@@ -81,7 +81,7 @@ def figures(deployment: Deployment) -> dict[str, float]:
         text = deployment.server.call("GET", "/figures/of/mine").content
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
         shown = {name: float(value) for name, _, value in lines}
-        return None if shown["llm_proxy_ledger_unsettled_requests"] else shown
+        return None if shown["llm_proxy_database_unsettled_requests"] else shown
 
     return wait_for(look, 5.0, lambda: "there is something left to be settled")
 
@@ -101,7 +101,7 @@ async def test_a_preflight_needs_no_token_and_leaves_no_trace(deployment: Deploy
         "vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
     }
     after = figures(deployment)
-    ours = [name for name in after if name.startswith(("llm_proxy_ledger_batch", "llm_proxy_refusals"))]
+    ours = [name for name in after if name.startswith(("llm_proxy_database_batch", "llm_proxy_refusals"))]
     assert [after[name] for name in ours] == [before[name] for name in ours]
     assert deployment.upstream.counts()["requests"] == 0
 
@@ -230,7 +230,7 @@ async def test_the_log_is_in_its_file(deployment: Deployment, secret: str) -> No
 def test_the_metrics_are_at_their_path_and_complete(deployment: Deployment) -> None:
     assert deployment.server.call("GET", "/metrics").status == 404
     shown = figures(deployment)
-    assert shown["llm_proxy_ledger_settle_lag_seconds"] == 0
+    assert shown["llm_proxy_database_settle_lag_seconds"] == 0
     assert shown["llm_proxy_log_lines_lost_total"] == 0
 
 

@@ -31,7 +31,7 @@ async def app(scope: Scope, _receive: Receive, send: Send) -> None:
     await respond(send, str(os.getpid()).encode())
 
 
-def serve_here(sockets: Sequence[socket.socket]) -> None:
+def serve_here(sockets: Sequence[socket.socket], _number: int = 0) -> None:
     if MODE == "broken":
         raise RuntimeError("no worker can start")
     config = ServeConfig(sockets=tuple(sockets), shutdown_grace=GRACE)

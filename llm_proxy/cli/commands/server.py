@@ -17,6 +17,7 @@ from llm_proxy.cli.configuration import config_option, load_settings
 from llm_proxy.cli.management_token import with_management_token
 from llm_proxy.cli.program import Command, report
 from llm_proxy.cli.worker import bind_listeners, check_files, work
+from llm_proxy.metrics import Slates
 from llm_proxy.services import database_options, database_target
 from llm_proxy.serving.workers import supervise
 from llm_proxy.settings import Settings
@@ -53,7 +54,7 @@ def _supervise(settings: Settings, sockets: Sequence[socket]) -> None:
         if complaint := capacity.complaint(database, settings):
             click.echo(f"warning: {complaint}", err=True)
     status = supervise(
-        partial(_be_worker, settings),
+        partial(_be_worker, settings, Slates(settings.workers)),
         sockets,
         workers=settings.workers,
         shutdown_grace=settings.shutdown_grace,
@@ -62,9 +63,9 @@ def _supervise(settings: Settings, sockets: Sequence[socket]) -> None:
     raise click.exceptions.Exit(status)
 
 
-def _be_worker(settings: Settings, sockets: Sequence[socket]) -> None:
+def _be_worker(settings: Settings, slates: Slates, sockets: Sequence[socket], number: int) -> None:
     try:
-        work(settings, sockets)
+        work(settings, sockets, slates.take(number))
     except Exception as error:  # noqa: BLE001 (whatever it is becomes a line and an exit code)
         log.logger("server").debug("the worker failed", exc_info=error)
         sys.exit(report(error, debug=False))

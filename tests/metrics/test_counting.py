@@ -7,7 +7,9 @@ from attrs import frozen
 from prometheus_client.parser import text_string_to_metric_families
 
 from llm_proxy.errors import ProxyError, TokenInvalid
-from llm_proxy.metrics import Histogram, Metrics
+from llm_proxy.metrics import Metrics, families
+from llm_proxy.metrics.counting import Histogram
+from llm_proxy.metrics.families import Family
 
 PROVIDERS = ("openai", "anthropic")
 
@@ -117,50 +119,43 @@ def test_upstream_requests_in_flight_go_up_and_down(metrics: Metrics) -> None:
 def test_transactions_of_the_ledger(metrics: Metrics) -> None:
     metrics.observe_transaction(0.002, 3, 0)
     metrics.observe_transaction(0.2, 64, 65)
-    assert value(metrics, "llm_proxy_ledger_transaction_seconds_bucket", {"le": "0.0025"}) == 1
-    assert value(metrics, "llm_proxy_ledger_transaction_seconds_count") == 2
-    assert value(metrics, "llm_proxy_ledger_batch_admitted_requests_sum") == 67
-    assert value(metrics, "llm_proxy_ledger_batch_admitted_requests_bucket", {"le": "64.0"}) == 2
-    assert value(metrics, "llm_proxy_ledger_batch_settled_requests_bucket", {"le": "0.0"}) == 1
-    assert value(metrics, "llm_proxy_ledger_batch_settled_requests_bucket", {"le": "64.0"}) == 1
+    assert value(metrics, "llm_proxy_database_transaction_seconds_bucket", {"le": "0.0025"}) == 1
+    assert value(metrics, "llm_proxy_database_transaction_seconds_count") == 2
+    assert value(metrics, "llm_proxy_database_batch_admitted_requests_sum") == 67
+    assert value(metrics, "llm_proxy_database_batch_admitted_requests_bucket", {"le": "64.0"}) == 2
+    assert value(metrics, "llm_proxy_database_batch_settled_requests_bucket", {"le": "0.0"}) == 1
+    assert value(metrics, "llm_proxy_database_batch_settled_requests_bucket", {"le": "64.0"}) == 1
 
 
-def test_queues_and_the_database_are_asked_when_prometheus_asks(metrics: Metrics) -> None:
-    waiting, up = 3, True
-    metrics.watch_ledger(waiting=lambda: waiting, unsettled=lambda: 7, lag=lambda: 1.5)
-    metrics.watch_database(up=lambda: up, pool=lambda: {"in_use": 2, "limit": 10})
-    metrics.watch_upstreams(idle=lambda: 4, in_use=lambda: 5)
-    assert value(metrics, "llm_proxy_ledger_waiting_requests") == 3
-    assert value(metrics, "llm_proxy_ledger_unsettled_requests") == 7
-    assert value(metrics, "llm_proxy_ledger_settle_lag_seconds") == 1.5
-    assert value(metrics, "llm_proxy_database_up") == 1
+def test_what_is_watched_is_read_when_prometheus_asks(metrics: Metrics) -> None:
+    waiting: float | None = 3
+    states = {"in_use": 2, "idle": 1}
+    metrics.watch(families.WAITING, lambda: waiting)
+    metrics.watch(families.CONNECTIONS, lambda: states)
+    assert value(metrics, "llm_proxy_database_waiting_requests") == 3
     assert value(metrics, "llm_proxy_database_connections", {"state": "in_use"}) == 2
-    assert value(metrics, "llm_proxy_upstream_connections", {"state": "idle"}) == 4
-    assert value(metrics, "llm_proxy_upstream_connections", {"state": "in_use"}) == 5
-    waiting, up = 0, False
-    assert value(metrics, "llm_proxy_ledger_waiting_requests") == 0
-    assert value(metrics, "llm_proxy_database_up") == 0
+    assert value(metrics, "llm_proxy_database_connections", {"state": "idle"}) == 1
+    waiting, states = 0, {"in_use": 5}
+    assert value(metrics, "llm_proxy_database_waiting_requests") == 0
+    assert value(metrics, "llm_proxy_database_connections", {"state": "in_use"}) == 5
+    assert value(metrics, "llm_proxy_database_connections", {"state": "idle"}) is None
+    waiting = None
+    assert value(metrics, "llm_proxy_database_waiting_requests") is None
 
 
 def test_a_figure_that_cannot_be_had_hides_no_other(metrics: Metrics) -> None:
-    metrics.gauge("llm_proxy_broken", "Broken.", lambda: 1 / 0)
-    metrics.gauge("llm_proxy_odd", "Odd.", lambda: {"a": "b"}, label="x")  # type: ignore[dict-item]  # on purpose
-    metrics.counter("llm_proxy_log_lines_lost", "Lines.", lambda: 4)
+    metrics.watch(families.UNSETTLED, lambda: 1 / 0)
+    metrics.watch(families.RETRIES, lambda: {"contention": "many"})  # type: ignore[dict-item]  # on purpose
+    metrics.watch(families.LOG_LINES_LOST, lambda: 4)
     assert value(metrics, "llm_proxy_log_lines_lost_total") == 4
-    assert value(metrics, "llm_proxy_broken") is None
+    assert value(metrics, "llm_proxy_database_unsettled_requests") is None
+    assert value(metrics, "llm_proxy_database_retries_total", {"cause": "contention"}) is None
 
 
-def test_names_are_ours_and_unique(metrics: Metrics) -> None:
-    metrics.gauge("llm_proxy_once", "Once.", lambda: 1)
-    for name in ("once", "llm_proxy_once", "llm_proxy_refusals"):
-        with pytest.raises(ValueError, match=name):
-            metrics.gauge(name, "Twice.", lambda: 1)
-
-
-def test_what_is_spooled_is_shown(metrics: Metrics) -> None:
-    metrics.watch_grace(admissions=lambda: 7, spooled=lambda: 3)
-    assert value(metrics, "llm_proxy_ledger_grace_admissions_total") == 7
-    assert value(metrics, "llm_proxy_ledger_spooled_requests") == 3
+def test_nothing_is_watched_twice(metrics: Metrics) -> None:
+    metrics.watch(families.WAITING, lambda: 1)
+    with pytest.raises(ValueError, match=r"watched already: llm_proxy_database_waiting_requests"):
+        metrics.watch(families.WAITING, lambda: 2)
 
 
 def test_every_name_begins_with_ours(metrics: Metrics) -> None:
@@ -168,7 +163,7 @@ def test_every_name_begins_with_ours(metrics: Metrics) -> None:
     assert names
     assert {name for name in names if not name.startswith("llm_proxy_")} == set()
     assert value(metrics, "llm_proxy_build_info", {"version": "1.2.3"}) == 1
-    assert value(metrics, "llm_proxy_process_open_fds") is not None
+    assert value(metrics, "llm_proxy_process_open_fds", {"worker": "0"}) is not None
 
 
 def test_two_sets_of_metrics_share_nothing() -> None:
@@ -182,8 +177,13 @@ def test_the_content_type_is_that_of_the_text_format(metrics: Metrics) -> None:
 
 
 def test_bounds_of_a_histogram_are_inclusive() -> None:
-    histogram = Histogram((1.0, 2.0))
+    cells = [0.0] * 4
+    histogram = Histogram((1.0, 2.0), cells)
     for number in (0.5, 1.0, 1.5, 2.0, 2.5):
         histogram.observe(number)
-    assert histogram.buckets() == [("1.0", 2), ("2.0", 4), ("+Inf", 5)]
-    assert histogram.sum == 7.5
+    assert cells == [2, 2, 1, 7.5]
+
+
+def test_a_family_has_as_many_cells_as_its_kind_needs() -> None:
+    assert Family("llm_proxy_x", "histogram", "X.", bounds=(1.0, 2.0)).size == 4
+    assert Family("llm_proxy_x", "counter", "X.").size == Family("llm_proxy_x", "gauge", "X.").size == 1

@@ -1,0 +1,92 @@
+"""Looks at the database for those who read the metrics: how far its schema is, and how large it is.
+
+Nobody on the path of a request waits for it, and no reader for long: while the database is away, the last look counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define, field
+
+from db import migrate
+from db.errors import DatabaseError
+from llm_proxy.metrics import families
+
+if TYPE_CHECKING:
+    from db import Connection
+    from db.database import Database
+    from llm_proxy.ledger import Ledger
+    from llm_proxy.metrics import Metrics
+    from llm_proxy.metrics.counting import Read
+    from llm_proxy.metrics.families import Family
+
+#: Seconds that a reader waits for a fresh look.
+PATIENCE = 1.0
+
+
+@define(eq=False)
+class Survey:
+    """One look at a time, each when it is asked for.
+
+    Attributes:
+        database: what is looked at.
+        ledger: who writes to it.
+        revision: of its schema, as a number; None before the first look, 0 before the first revision.
+        sizes: `db.database.Database.sizes`; empty before the first look.
+    """
+
+    database: Database
+    ledger: Ledger
+    revision: int | None = None
+    sizes: Mapping[str, int] = field(factory=dict)
+    _wanted: trio.Event = field(factory=trio.Event)
+    _done: trio.Event = field(factory=trio.Event)
+
+    def watch(self, metrics: Metrics) -> None:
+        """Have everything shown that there is to say about the database."""
+        database, ledger, tally = self.database, self.ledger, self.database.tally
+        watched: dict[Family, Read] = {
+            families.DATABASE_UP: lambda: ledger.alive,
+            families.DATABASE_INFO: lambda: {database.target.driver: 1},
+            families.LAST_TRANSACTION: lambda: tally.last_success,
+            families.CONNECTIONS: lambda: {"in_use": database.connections.in_use, "idle": database.connections.idle},
+            families.CONNECTIONS_LIMIT: lambda: database.connections.limit,
+            families.CONNECTIONS_WAITING: lambda: database.connections.waiting,
+            families.TRANSACTIONS: lambda: tally.committed,
+            families.RETRIES: lambda: tally.retries,
+            families.FAILURES: lambda: tally.failures,
+            families.WAITING: lambda: ledger.waiting,
+            families.UNSETTLED: lambda: ledger.unsettled,
+            families.SETTLE_LAG: lambda: ledger.lag,
+            families.SCHEMA_REVISION: lambda: self.revision,
+            families.SCHEMA_HEAD: lambda: int(migrate.revisions()[-1].id),
+            families.SIZE: lambda: self.sizes.get("bytes"),
+            families.SQLITE_WAL: lambda: self.sizes.get("wal_bytes"),
+            families.SQLITE_PAGES: lambda: self.sizes.get("pages"),
+            families.SQLITE_FREE_PAGES: lambda: self.sizes.get("free_pages"),
+        }
+        for family, read in watched.items():
+            metrics.watch(family, read)
+
+    async def look(self) -> None:
+        """Bring the figures up to date, if the database answers in time; it is not waited for a second time."""
+        if not self._wanted.is_set():
+            self._wanted.set()
+            with trio.move_on_after(PATIENCE):
+                await self._done.wait()
+
+    async def run(self) -> None:
+        """Look whenever somebody asks, until cancelled."""
+        while True:
+            await self._wanted.wait()
+            with suppress(DatabaseError):
+                self.revision, self.sizes = await self.database.read(self._read)
+            self._done.set()
+            self._wanted, self._done = trio.Event(), trio.Event()
+
+    def _read(self, connection: Connection) -> tuple[int, Mapping[str, int]]:
+        return int(migrate.version(connection) or 0), self.database.sizes(connection)

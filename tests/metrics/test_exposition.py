@@ -1,0 +1,141 @@
+"""One answer for all workers, whichever gives it. Workers are taken for alive here as long as this process is."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from llm_proxy.metrics import Metrics, Slates, families
+
+
+def shown(metrics: Metrics) -> dict[str, float]:
+    text, _ = metrics.render()
+    return {
+        sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text.decode())
+        for sample in family.samples
+    }
+
+
+@pytest.fixture
+def slates() -> Slates:
+    return Slates(3)
+
+
+@contextmanager
+def dead(slates: Slates, number: int, use: Callable[[Metrics], None] | None = None) -> Iterator[None]:
+    """A worker that has served and was killed."""
+    pid = os.fork()
+    if pid == 0:
+        metrics = Metrics(["openai"], "1", slates.take(number))
+        if use is not None:
+            use(metrics)
+        os._exit(0)
+    os.waitpid(pid, 0)
+    yield
+
+
+def served(metrics: Metrics) -> None:
+    metrics.request("openai", "ok", 200, 0.3, 0.1, None)
+    metrics.observe_transaction(0.002, 3, 1)
+    metrics.refusal("token_invalid")
+    metrics.upstream_started("openai")
+
+
+def test_counts_and_histograms_are_those_of_all(slates: Slates) -> None:
+    one, other = (Metrics(["openai"], "1", slates.take(number)) for number in (0, 1))
+    served(one)
+    served(other)
+    served(other)
+    for metrics in (one, other):
+        found = shown(metrics)
+        assert found["llm_proxy_requests_total{ok}{openai}{2xx}"] == 3
+        assert found["llm_proxy_refusals_total{token_invalid}"] == 3
+        assert found["llm_proxy_database_batch_admitted_requests_sum"] == 9
+        assert found["llm_proxy_database_batch_admitted_requests_bucket{2.0}"] == 0
+        assert found["llm_proxy_database_batch_admitted_requests_bucket{4.0}"] == 3
+        assert found["llm_proxy_database_batch_admitted_requests_count"] == 3
+        assert found["llm_proxy_request_duration_seconds_sum{openai}"] == pytest.approx(0.9)
+        assert found["llm_proxy_upstream_in_flight_requests{openai}"] == 3
+        assert found["llm_proxy_workers"] == 2
+        assert found["llm_proxy_build_info{1}"] == 1
+
+
+def test_gauges_are_summed_or_the_lowest_or_the_highest_or_of_who_answers(slates: Slates) -> None:
+    one, other = (Metrics(["openai"], "1", slates.take(number)) for number in (0, 1))
+    for metrics, figure, up in ((one, 3, 1), (other, 5, 0)):
+        for family in (families.WAITING, families.SETTLE_LAG, families.SCHEMA_REVISION):
+            metrics.watch(family, partial(int, figure))
+        metrics.watch(families.DATABASE_UP, partial(bool, up))
+    one.publish()
+    found = shown(other)
+    assert found["llm_proxy_database_waiting_requests"] == 8
+    assert found["llm_proxy_database_up"] == 0
+    assert found["llm_proxy_database_settle_lag_seconds"] == 5
+    assert found["llm_proxy_database_schema_revision"] == 5
+    assert shown(one)["llm_proxy_database_schema_revision"] == 3
+
+
+def test_the_dead_are_counted_but_hold_nothing(slates: Slates) -> None:
+    alive = Metrics(["openai"], "1", slates.take(0))
+    served(alive)
+
+    def use(metrics: Metrics) -> None:
+        served(metrics)
+        metrics.watch(families.WAITING, lambda: 7)
+        metrics.watch(families.LOG_LINES_LOST, lambda: 2)
+        metrics.publish()
+
+    with dead(slates, 1, use):
+        found = shown(alive)
+        assert found["llm_proxy_requests_total{ok}{openai}{2xx}"] == 2
+        assert found["llm_proxy_log_lines_lost_total"] == 2
+        assert found["llm_proxy_upstream_in_flight_requests{openai}"] == 1
+        assert found["llm_proxy_workers"] == 1
+        assert found["llm_proxy_worker_starts_total"] == 2
+        assert "llm_proxy_database_waiting_requests" not in found
+
+
+def test_who_replaces_a_worker_goes_on_counting(slates: Slates) -> None:
+    def use(metrics: Metrics) -> None:
+        served(metrics)
+        metrics.watch(families.LOG_LINES_LOST, lambda: 2)
+        metrics.render()
+
+    with dead(slates, 0, use):
+        heir = Metrics(["anthropic"], "1", slates.take(0))
+        heir.request("openai", "ok", 200, 0.1, None, None)
+        heir.watch(families.LOG_LINES_LOST, lambda: 1)
+        for _ in range(2):
+            found = shown(heir)
+            assert found["llm_proxy_requests_total{ok}{openai}{2xx}"] == 1  # by the name of a provider that is gone
+            assert found["llm_proxy_requests_total{ok}{other}{2xx}"] == 1
+            assert found["llm_proxy_database_batch_admitted_requests_sum"] == 3
+            assert found["llm_proxy_log_lines_lost_total"] == 3
+            assert "llm_proxy_upstream_in_flight_requests{openai}" not in found
+            assert found["llm_proxy_worker_starts_total"] == 2
+
+
+def test_each_worker_has_its_own_process_figures(slates: Slates) -> None:
+    metrics = Metrics(["openai"], "1", slates.take(2))
+    found = shown(metrics)
+    assert found["llm_proxy_process_open_fds{2}"] > 0
+    assert found["llm_proxy_process_cpu_seconds_total{2}"] > 0
+    assert [name for name in found if name.startswith("llm_proxy_process_open_fds")] == [
+        "llm_proxy_process_open_fds{2}"
+    ]
+
+
+def test_every_family_has_a_name_of_ours_and_a_sentence() -> None:
+    every = [family for section in families.SECTIONS.values() for family in section]
+    assert len({family.name for family in every}) == len(every)
+    for family in every:
+        assert family.name.startswith(families.PREFIX)
+        assert family.text.endswith(".")
+        assert bool(family.bounds) == (family.kind == "histogram")
+    assert all(family.name.startswith("llm_proxy_database_") for family in families.SECTIONS["Database"])
