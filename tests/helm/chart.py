@@ -58,7 +58,9 @@ def merged(*values: Values) -> dict[str, Any]:
     return result
 
 
-def rendered(values: Values | Path, *, kubernetes: str = KUBERNETES, chart: Path = CHART, release: str = "llm-proxy") -> str:
+def rendered(
+    values: Values | Path, *, kubernetes: str = KUBERNETES, chart: Path = CHART, release: str = "llm-proxy"
+) -> str:
     """What Helm makes of the chart with these values, as text. Raises `Refused`."""
     with tempfile.TemporaryDirectory() as folder:
         file = values if isinstance(values, Path) else Path(folder, "values.yaml")
@@ -108,7 +110,9 @@ def notes(values: Values, folder: Path) -> str:
     copy = folder / "llm-proxy"
     shutil.copytree(CHART, copy)
     text = (copy / "templates" / "NOTES.txt").read_text()
-    wrapped = f'{{{{- define "notes" }}}}{text}{{{{ end -}}}}\nkind: Notes\ntext: {{{{ include "notes" . | toJson }}}}\n'
+    wrapped = (
+        f'{{{{- define "notes" }}}}{text}{{{{ end -}}}}\nkind: Notes\ntext: {{{{ include "notes" . | toJson }}}}\n'
+    )
     (copy / "templates" / "notes.yaml").write_text(wrapped)
     (found,) = of_kind("Notes", render(values, chart=copy))
     return str(found["text"])

@@ -75,7 +75,9 @@ def check_policy(manifest: Manifest) -> None:
         for container in containers_of(pod):
             _check_container(container)
         if kind in {"Deployment", "StatefulSet"}:
-            assert all({"readinessProbe", "livenessProbe", "startupProbe"} <= set(each) for each in pod["containers"][:1])
+            assert all(
+                {"readinessProbe", "livenessProbe", "startupProbe"} <= set(each) for each in pod["containers"][:1]
+            )
 
 
 def _check_pod(pod: Manifest) -> None:

@@ -238,7 +238,9 @@ def test_a_migration_job_runs_before_anything_else_and_needs_no_server_secrets()
     (job,) = of_kind("Job", objects)
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     pod = job["spec"]["template"]["spec"]
-    accounts = {each["metadata"]["name"]: each["metadata"].get("annotations", {}) for each in of_kind("ServiceAccount", objects)}
+    accounts = {
+        each["metadata"]["name"]: each["metadata"].get("annotations", {}) for each in of_kind("ServiceAccount", objects)
+    }
     assert accounts[pod["serviceAccountName"]]["helm.sh/hook"] == "pre-install,pre-upgrade"
     (source,) = next(each for each in pod["volumes"] if each["name"] == "secrets")["projected"]["sources"]
     assert source["secret"]["items"] == [{"key": "DATABASE_URL", "path": "database-url"}]

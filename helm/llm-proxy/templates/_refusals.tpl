@@ -201,7 +201,7 @@ holds a value that may be a secret.
 
 {{- define "llm-proxy.refusals.environment" -}}
 {{- $found := list -}}
-{{- $secret := "(?i)(^|_)(token|password|passwd|secret|api_?key|access_?key|private_?key|encryption_?key|credentials?|database_?url|dsn)$" -}}
+{{- $secret := "(?i)(token|passw(or)?d|secret|api_?key|access_?key|private_?key|encryption_?key|credentials?|database_?url|dsn)$" -}}
 {{- $containers := list (dict "subject" "extraEnv" "env" .Values.extraEnv) -}}
 {{- range .Values.sidecars -}}
 {{- $containers = append $containers (dict "subject" (printf "sidecars %s, env" .name) "env" .env) -}}
