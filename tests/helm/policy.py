@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import kubernetes_validate
 
@@ -101,16 +100,3 @@ def _check_container(container: Manifest) -> None:
         assert set(container["resources"][share]) >= {"cpu", "memory"}
     for variable in container.get("env", []):
         assert variable["name"] not in SECRETS
-
-
-def texts(value: Any) -> Iterator[str]:
-    """Every text in an object, names of fields too."""
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield str(name)
-            yield from texts(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from texts(inner)
-    else:
-        yield str(value)

@@ -124,13 +124,16 @@ def test_kubernetes_waits_longer_for_readiness_than_the_server_for_its_database(
 
 
 def test_kubernetes_gets_what_its_version_has() -> None:
-    """A native sleep from 1.30 on, sidecars that are started first from 1.29 on."""
+    """A native sleep from 1.30 on, sidecars that are started first from 1.29 on, spreading by version from 1.27 on."""
     example = next(path for path in EXAMPLES if path.stem == "gcp-cloud-sql")
     old, new = (
         deployment(render(example, kubernetes=version))["spec"]["template"]["spec"] for version in ("1.28", "1.30")
     )
     assert old["containers"][0]["lifecycle"]["preStop"] == {"exec": {"command": ["sleep", "5"]}}
     assert new["containers"][0]["lifecycle"]["preStop"] == {"sleep": {"seconds": 5}}
+    assert all("matchLabelKeys" in each for each in new["topologySpreadConstraints"])
+    oldest = deployment(render(example, kubernetes="1.26"))["spec"]["template"]["spec"]
+    assert not any("matchLabelKeys" in each for each in oldest["topologySpreadConstraints"])
     assert [each["name"] for each in old["containers"]] == ["llm-proxy", "cloud-sql-proxy"]
     assert [each["name"] for each in new["containers"]] == ["llm-proxy"]
     assert [(each["name"], each["restartPolicy"]) for each in new["initContainers"]] == [("cloud-sql-proxy", "Always")]

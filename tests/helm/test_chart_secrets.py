@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import base64
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from llm_proxy.cli import program
 from llm_proxy.settings import Settings
-from tests.helm.chart import EXAMPLES, Manifest, Values, environment, merged, notes, render, server
-from tests.helm.policy import texts
+from tests.helm.chart import EXAMPLES, Manifest, Values, environment, merged, notes, render, rendered, server
 from tests.helm.test_chart_values import DATABASES, FEATURES
 
 #: Secrets of every kind, each to be told from the others and from all else.
@@ -44,10 +47,10 @@ def encoded(secret: str) -> tuple[str, str]:
 @pytest.mark.parametrize("name", IN_CLEAR)
 def test_a_secret_from_values_is_in_secrets_and_nowhere_else(name: str, tmp_path: Path) -> None:
     values = merged(IN_CLEAR[name], FEATURES["https"])
-    objects = render(values)
-    kept = "\n".join(text for each in objects if each["kind"] == "Secret" for text in texts(each))
-    shown = "\n".join(text for each in objects if each["kind"] != "Secret" for text in texts(each))
-    shown += notes(values, tmp_path)
+    # As text, so that comments count too.
+    documents = rendered(values).split("\n---\n")
+    kept = "".join(each for each in documents if "\nkind: Secret\n" in each)
+    shown = "".join(each for each in documents if each not in kept) + notes(values, tmp_path)
     assert TOKEN in kept
     assert KEY in kept
     assert (PASSWORD in kept) == (name != "sqlite")
@@ -105,6 +108,18 @@ def _address(driver: str, objects: list[Manifest]) -> str:
 def test_an_example_makes_no_secret_of_its_own(name: Path) -> None:
     """People copy examples, so they show secrets by reference only."""
     assert [each for each in render(name) if each["kind"] == "Secret"] == []
+
+
+@pytest.mark.parametrize("name", IN_CLEAR)
+def test_the_commands_in_the_notes_are_commands_of_the_program(name: str, tmp_path: Path) -> None:
+    said = notes(IN_CLEAR[name], tmp_path)
+    commands = re.findall(r"-- llm-proxy (.*)", said)
+    assert len(commands) == 2
+    for command in commands:
+        # Options are looked at before the help is shown.
+        done = CliRunner().invoke(program, [*shlex.split(command), "--help"])
+        assert done.exit_code == 0, done.output
+    assert len(re.findall(r"helm|kubectl", said)) >= 5
 
 
 def test_notes_say_what_matters(tmp_path: Path) -> None:
