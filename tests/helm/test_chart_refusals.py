@@ -1,0 +1,78 @@
+"""What cannot work is refused before anything is installed, each with a sentence that says what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.helm.chart import Refused, Values, merged, render
+from tests.helm.test_chart_values import DATABASES
+
+#: Each with its values and its sentence; a file, because it is a list of sentences.
+REFUSED: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("refusals.yaml").read_text())
+POSTGRES = DATABASES["postgres"]
+
+
+def values_of(name: str) -> Values:
+    case = REFUSED[name]
+    return merged(DATABASES[case["over"]] if "over" in case else {}, case["values"])
+
+
+def sentences(error: pytest.ExceptionInfo[Refused]) -> list[str]:
+    """What the chart said, one by one."""
+    said = str(error.value)
+    assert "These values cannot work:" in said
+    return re.findall(r"^- (.*)$", said, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_work_is_refused_with_what_to_do(name: str) -> None:
+    with pytest.raises(Refused) as error:
+        render(values_of(name))
+    assert REFUSED[name]["sentence"] in sentences(error)
+    assert "canary" not in str(error.value)
+
+
+def test_all_that_is_wrong_is_said_at_once() -> None:
+    wrong = ["sqlite, pods", "sqlite, workers", "pods without a certificate", "budget that lets none go"]
+    with pytest.raises(Refused) as error:
+        render(merged(*map(values_of, wrong)))
+    assert sorted(sentences(error)) == sorted(REFUSED[name]["sentence"] for name in wrong)
+
+
+def test_a_job_beside_sidecars_that_never_end_is_refused() -> None:
+    sidecar = {"name": "proxy", "image": "proxy:1", "resources": {"limits": {"cpu": "1"}}}
+    values = merged(POSTGRES, {"migrations": {"mode": "job"}, "sidecars": [sidecar]})
+    with pytest.raises(Refused) as error:
+        render(values, kubernetes="1.28")
+    (sentence,) = sentences(error)
+    assert sentence.startswith("migrations.mode job: before Kubernetes 1.29 sidecars never end")
+    assert render(values, kubernetes="1.29")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"replica": 2}, "Additional property replica is not allowed"),
+        ({"config": {"LOG_LEVLE": "debug"}}, "Additional property LOG_LEVLE is not allowed"),
+        ({"database": {"driver": "oracle"}}, "database.driver"),
+        ({"secrets": {"existingSecret": "a\nkind: Pod"}}, "secrets.existingSecret"),
+        ({"securityContext": {"readOnlyRootFilesystem": False}}, "securityContext.readOnlyRootFilesystem"),
+        ({"securityContext": {"runAsUser": 0}}, "securityContext.runAsUser"),
+        ({"securityContext": {"privileged": True}}, "securityContext.privileged"),
+        ({"podSecurityContext": {"runAsNonRoot": False}}, "podSecurityContext.runAsNonRoot"),
+        ({"podSecurityContext": {"runAsUser": 0}}, "podSecurityContext.runAsUser"),
+        ({"resources": {"limits": None}}, "limits is required"),
+        ({"sqlite": {"persistence": {"accessMode": "ReadWriteMany"}}}, "sqlite.persistence.accessMode"),
+        ({"shutdown": {"marginSeconds": 1}}, "shutdown.marginSeconds"),
+        ({"postgresql": {"password": 12345678}}, "postgresql.password"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_what_is_no_value_is_refused_by_the_schema(values: Values, said: str) -> None:
+    with pytest.raises(Refused, match=re.escape(said)):
+        render(values)
