@@ -62,3 +62,9 @@ def fill_new(connection: Connection, already: Collection[str]) -> None:
     for table in schema.metadata.sorted_tables:
         if table.name in found and table.name not in already:
             fill(connection, found[table.name])
+
+
+def agree(some: list[tuple[Any, ...]], others: list[tuple[Any, ...]]) -> bool:
+    """Whether both are the same rows, as far as both have their columns; a revision adds columns behind the others."""
+    width = min((len(row) for row in [*some, *others]), default=0)
+    return [row[:width] for row in some] == [row[:width] for row in others]
