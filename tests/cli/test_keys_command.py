@@ -67,3 +67,14 @@ def test_the_key_of_a_file_beside_the_database_is_the_only_one(run: Run, file: P
     assert result.exit_code == 1
     assert "stored in plain text" in result.stderr
     assert KeyRing.from_setting(OLD).key_ids[0] in result.stdout
+
+
+def test_a_check_misses_a_key(run: Run, file: Path) -> None:
+    assert run("db", "check", "--db", "x.db").exit_code == 0
+    assert run("db", "check", "--db", "x.db", env={"ENCRYPTION_KEY": f"{NEW},{OLD}"}).exit_code == 0
+    result = run("db", "check", "--db", "x.db", env={"ENCRYPTION_KEY": NEW})
+    assert result.exit_code == 1
+    assert (
+        f"problem: the API keys of 1 of 1 projects need the key with the id {ring(OLD).key_ids[0]} (1); "
+        in result.stderr
+    )

@@ -8,15 +8,17 @@ from pathlib import Path
 import click
 
 from db import migrate
-from db.database import ServerFacts
+from db.database import Database, ServerFacts
 from db.migrate import Status
 from db.options import Options
+from llm_proxy import keys
 from llm_proxy.capacity import too_many, wanted_connections
 from llm_proxy.cli.configuration import database_options, load_settings
 from llm_proxy.cli.database import look_at
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.output import print_json, record
 from llm_proxy.cli.program import Command
+from llm_proxy.services import key_file, open_keyring
 from llm_proxy.settings import Settings
 
 #: Seconds by which the clocks may differ before it is worth a word: a token's expiry is judged by the worker's.
@@ -31,15 +33,19 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
     """Connect, and show what a proxy would meet.
 
     That is the version, TLS, the schema, the pool against the database's limit, and the difference of the clocks.
-    Exits 1 when the schema is not at head, the pool does not fit, or the clocks differ by more than a second.
+    Exits 1 when the schema is not at head, the pool does not fit, the clocks differ by more than a second, or
+    ENCRYPTION_KEY does not open all API keys.
     """
     settings = load_settings(config, db)
     with look_at(settings) as database:
         facts = database.read_now(database.describe)
         schema = database.read_now(migrate.status)
         where, options = str(database.target), database.options
+        locked = _locked(database, settings) if schema.at_head else None
     skew = facts.clock_skew.total_seconds()
     complaints = list(_complaints(facts, schema, wanted_connections(settings), skew))
+    if locked is not None:
+        complaints.append(f"{locked}; they cannot be used until ENCRYPTION_KEY has it")
     if as_json:
         print_json(
             {
@@ -63,6 +69,14 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
             click.echo(f"{click.style('problem:', fg='yellow', bold=True)} {complaint}", err=True)
     if complaints:
         context.exit(ERROR)
+
+
+def _locked(database: Database, settings: Settings) -> keys.Locked | None:
+    """API keys that the configured key does not open; None also where a server would only just make its key."""
+    file = key_file(settings)
+    if file is not None and not file.exists():
+        return None
+    return keys.look_for_locked(database, open_keyring(settings))
 
 
 def _words(where: str, facts: ServerFacts, schema: Status, options: Options, settings: Settings) -> dict[str, object]:
