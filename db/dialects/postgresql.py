@@ -34,7 +34,7 @@ from db.target import Target, Tls
 _MIGRATION_LOCK = 0x6C6C6D2D70726F78  # "llm-prox"
 #: Its holder. Of other users' sessions only the number and the name are shown (PostgreSQL documentation, 28.2.3).
 _HOLDER = text(f"""
-    SELECT pid, application_name, client_addr::text, to_char(xact_start AT TIME ZONE 'UTC', 'HH24:MI:SS'),
+    SELECT pid, application_name, host(client_addr), to_char(xact_start AT TIME ZONE 'UTC', 'HH24:MI:SS'),
         state = 'active', round(extract(epoch FROM clock_timestamp() - state_change))::integer
     FROM pg_locks JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND granted AND objsubid = 1
