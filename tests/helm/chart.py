@@ -41,7 +41,13 @@ def helm(*arguments: str) -> str:
     # Nobody's plugins, and no cluster.
     environ = {"PATH": os.defpath, "HOME": "/nonexistent", "KUBECONFIG": "/dev/null"}
     done = subprocess.run(
-        [program, *arguments], env=environ, capture_output=True, text=True, timeout=PATIENCE, check=False
+        [program, *arguments],
+        cwd=CHART.parents[1],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
     )
     if done.returncode != 0:
         raise Refused(done.stderr)

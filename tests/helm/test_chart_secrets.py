@@ -128,6 +128,8 @@ def test_notes_say_what_matters(tmp_path: Path) -> None:
     assert "the secrets of this release are in its values" in said
     assert "http://llm-proxy.gateway:80" in said
     assert "get secret llm-proxy-secrets -o jsonpath='{.data.managementToken}'" in said
+    grace = merged(DATABASES["postgres"], {"config": {"DB_OUTAGE_POLICY": "grace"}})
+    assert "is kept in the pod until it is back" in notes(grace, tmp_path / "grace")
     said = notes({"sqlite": {"persistence": {"enabled": False}}}, tmp_path / "sqlite")
     assert "the database is gone when its pod is" in said
     assert "cat /data/llm-proxy.db.management-token" in said

@@ -69,6 +69,10 @@ holds a value that may be a secret.
 {{- $found = append $found "database.tls.ca: configMap and secret are both set; keep the one that has the authorities" -}}
 {{- end -}}
 {{- if eq .driver "sqlite" -}}
+{{- $given := include "llm-proxy.secretKeys" $ | fromYaml -}}
+{{- if and $.Values.sqlite.persistence.enabled $.Values.podSecurityContext.fsGroup (ne (toString $.Values.podSecurityContext.fsGroupChangePolicy) "OnRootMismatch") (not (and $given.managementToken $given.encryptionKey)) -}}
+{{- $found = append $found "podSecurityContext.fsGroupChangePolicy: at each start Kubernetes would open the server's key files to their group, and the server refuses such files; set it to OnRootMismatch, or name a Secret in secrets.existingSecret" -}}
+{{- end -}}
 {{- if .existingSecret -}}
 {{- $found = append $found "database.existingSecret: SQLite has no address; set database.driver to postgres or mysql, or leave the Secret out" -}}
 {{- end -}}
