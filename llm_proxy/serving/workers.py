@@ -32,7 +32,7 @@ Only those that gave up by themselves count.
 """
 _KILL_MARGIN: Final = 5.0
 _OURS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
-_WELL: Final = frozenset({0, -signal.SIGTERM})
+_WELL: Final = frozenset({0, -signal.SIGTERM, -signal.SIGUSR1})
 
 
 async def serve_until_signal(
@@ -44,6 +44,8 @@ async def serve_until_signal(
 ) -> None:
     """Serve `app` until SIGTERM or SIGINT, then drain; a second SIGINT ends everything at once.
 
+    SIGUSR1 is a supervisor's word that another worker takes this one's place: all that was accepted is served.
+
     A SIGINT that the process was started to ignore is ignored, as the workers of a supervisor do: Ctrl-C in a terminal
     reaches them too, but it is their parent that decides.
 
@@ -51,22 +53,27 @@ async def serve_until_signal(
         Exception: what `serve` raises.
     """
     stop = trio.Event()
-    numbers = [signal.SIGTERM]
+    replaced = False
+    numbers = [signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         numbers.append(signal.SIGINT)
     with trio.open_signal_receiver(*numbers) as signals, trio.CancelScope() as serving:
 
         async def listen() -> None:
+            nonlocal replaced
             async for number in signals:
                 if stop.is_set() and number == signal.SIGINT:
                     serving.cancel()
+                replaced = replaced or (number == signal.SIGUSR1 and not stop.is_set())
                 stop.set()
 
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
             try:
-                await serve(app, config, stop=stop, on_drain=on_drain, task_status=task_status)
+                await serve(
+                    app, config, stop=stop, on_drain=on_drain, others_accept=lambda: replaced, task_status=task_status
+                )
             except Exception as error:  # noqa: BLE001 - raised below, where the nursery does not make a group of it
                 failure = error
             nursery.cancel_scope.cancel()
@@ -153,7 +160,7 @@ class _Supervisor:
         self._kill_at: float | None = None
         self._lifeline = os.pipe()
         # A child writes its number here once it serves.
-        self._news = os.pipe()
+        self._news: tuple[int, int] = os.pipe()
         os.set_blocking(self._news[0], False)
 
     def run(self) -> int:
@@ -174,7 +181,7 @@ class _Supervisor:
                     break
                 elif now >= self._kill_at:
                     self._send(signal.SIGKILL)
-                select.select([wakeup, self._news[0]], [], [], self._patience(now))
+                select.select([wakeup.fileno(), self._news[0]], [], [], self._patience(now))
                 with contextlib.suppress(BlockingIOError):
                     wakeup.recv(4096)
         for end in (*self._lifeline, *self._news):
@@ -222,7 +229,7 @@ class _Supervisor:
             pid = self._slots[self._to_roll[0]].pid
             self._told = pid or 0
             if pid is not None:
-                os.kill(pid, signal.SIGTERM)
+                os.kill(pid, signal.SIGUSR1)
 
     def _stop(self, now: float) -> None:
         self._kill_at = now + self._shutdown_grace + _KILL_MARGIN
