@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import trio
@@ -101,24 +101,35 @@ class Termination:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def work(settings: Settings, sockets: Sequence[socket.socket], slate: Slate | None = None) -> None:
+def work(
+    settings: Settings,
+    sockets: Sequence[socket.socket],
+    slate: Slate | None = None,
+    *,
+    on_serving: Callable[[], None] = lambda: None,
+) -> None:
     """Migrate, serve until SIGTERM or Ctrl-C, and drain.
 
     Args:
         settings: of the server.
         sockets: bound already.
         slate: where the figures of this worker stand, if it is one of several.
+        on_serving: called once it serves.
 
     Raises:
         Exception: whatever kept the application from starting, in the words of its maker.
     """
     termination = Termination()
-    trio.run(_work, settings, sockets, slate, termination)
+    trio.run(_work, settings, sockets, slate, termination, on_serving)
     termination.ignore()
 
 
 async def _work(
-    settings: Settings, sockets: Sequence[socket.socket], slate: Slate | None, termination: Termination
+    settings: Settings,
+    sockets: Sequence[socket.socket],
+    slate: Slate | None,
+    termination: Termination,
+    on_serving: Callable[[], None],
 ) -> None:
     app = create_app(settings, slate=slate)
     config = serve_config(settings, sockets)
@@ -133,6 +144,7 @@ async def _work(
             serving = partial(serve_until_signal, app, config, on_drain=begin_drain)
             addresses = await nursery.start(serving)
             events.info("serving", urls=[url_of(settings, address) for address in addresses])
+            on_serving()
     except* LifespanFailed:
         if app.failure is not None:
             raise app.failure from None

@@ -30,6 +30,7 @@ async def serve(
     *,
     stop: trio.Event,
     on_drain: Callable[[], None] | None = None,
+    others_accept: Callable[[], bool] = lambda: False,
     task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` until `stop` is set, then drain and return.
@@ -44,11 +45,15 @@ async def serve(
     4. When nothing is running, or `shutdown_grace` seconds after `stop`, what is left is cancelled and cut.
     5. The application is shut down.
 
+    Where other processes go on with the same sockets, there is nothing to tell a load balancer, and nobody to turn
+    away: `on_drain` is not called, the listeners are closed first, and what was accepted until then is served.
+
     Args:
         app: an ASGI 3 application.
         config: addresses, limits and deadlines.
         stop: asks for the end.
         on_drain: is called as soon as `stop` is set.
+        others_accept: asked then, whether others accept connections on these sockets from now on.
         task_status: for `nursery.start`; gets the addresses that are listened on, when connections are accepted.
 
     Raises:
@@ -59,7 +64,7 @@ async def serve(
     tls = server_context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     lifespan = Lifespan(app, config.report, config.lifespan_timeout)
     hang_ups = HangUps() if HangUps.available() else None
-    server = _Server(Site(app, config, lifespan.state, hang_ups=hang_ups), tls, on_drain)
+    server = _Server(Site(app, config, lifespan.state, hang_ups=hang_ups), tls, on_drain, others_accept)
     with contextlib.ExitStack() as stack:
         if hang_ups is not None:
             stack.callback(hang_ups.close)
@@ -76,10 +81,17 @@ async def serve(
 
 
 class _Server:
-    def __init__(self, site: Site, tls: ssl.SSLContext | None, on_drain: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        site: Site,
+        tls: ssl.SSLContext | None,
+        on_drain: Callable[[], None] | None,
+        others_accept: Callable[[], bool],
+    ) -> None:
         self._site = site
         self._tls = tls
         self._on_drain = on_drain
+        self._others_accept = others_accept
 
     async def run(
         self,
@@ -115,7 +127,9 @@ class _Server:
 
     async def _drain(self, nursery: trio.Nursery, listening: trio.CancelScope) -> None:
         traffic = self._site.traffic
-        if self._on_drain is not None:
+        if self._others_accept():
+            listening.cancel()
+        elif self._on_drain is not None:
             self._on_drain()
         traffic.draining = True
         before = tuple(traffic.connections)

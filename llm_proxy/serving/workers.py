@@ -31,8 +31,8 @@ ATTEMPTS: Final = 3
 Only those that gave up by themselves count.
 """
 _KILL_MARGIN: Final = 5.0
-_OURS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD})
-_WELL: Final = frozenset({0, -signal.SIGTERM})
+_OURS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
+_WELL: Final = frozenset({0, -signal.SIGTERM, -signal.SIGUSR1})
 
 
 async def serve_until_signal(
@@ -44,6 +44,8 @@ async def serve_until_signal(
 ) -> None:
     """Serve `app` until SIGTERM or SIGINT, then drain; a second SIGINT ends everything at once.
 
+    SIGUSR1 is a supervisor's word that another worker takes this one's place: all that was accepted is served.
+
     A SIGINT that the process was started to ignore is ignored, as the workers of a supervisor do: Ctrl-C in a terminal
     reaches them too, but it is their parent that decides.
 
@@ -51,22 +53,27 @@ async def serve_until_signal(
         Exception: what `serve` raises.
     """
     stop = trio.Event()
-    numbers = [signal.SIGTERM]
+    replaced = False
+    numbers = [signal.SIGTERM, signal.SIGUSR1]
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         numbers.append(signal.SIGINT)
     with trio.open_signal_receiver(*numbers) as signals, trio.CancelScope() as serving:
 
         async def listen() -> None:
+            nonlocal replaced
             async for number in signals:
                 if stop.is_set() and number == signal.SIGINT:
                     serving.cancel()
+                replaced = replaced or (number == signal.SIGUSR1 and not stop.is_set())
                 stop.set()
 
         failure: Exception | None = None
         async with trio.open_nursery() as nursery:
             nursery.start_soon(listen)
             try:
-                await serve(app, config, stop=stop, on_drain=on_drain, task_status=task_status)
+                await serve(
+                    app, config, stop=stop, on_drain=on_drain, others_accept=lambda: replaced, task_status=task_status
+                )
             except Exception as error:  # noqa: BLE001 - raised below, where the nursery does not make a group of it
                 failure = error
             nursery.cancel_scope.cancel()
@@ -78,15 +85,20 @@ def _to_stderr(message: str) -> None:
     sys.stderr.write(f"{message}\n")
 
 
+WorkerMain = Callable[[Sequence[socket.socket], int, Callable[[], None]], None]
+"""Serves on these sockets until SIGTERM, as the worker of this number, and calls the function once it serves."""
+
+
 def supervise(
-    worker_main: Callable[[Sequence[socket.socket], int], None],
+    worker_main: WorkerMain,
     sockets: Sequence[socket.socket],
     *,
     workers: int,
     shutdown_grace: float,
     report: Callable[[str], None] = _to_stderr,
+    before_roll: Callable[[], bool] = lambda: True,
 ) -> int:
-    """Run `worker_main(sockets, number)` in `workers` child processes until SIGTERM or SIGINT; return an exit status.
+    """Run `worker_main` in `workers` child processes until SIGTERM or SIGINT; return an exit status.
 
     Call it from the main thread, before any other thread exists. The children are forks that share the listening
     sockets. One that ends without having been asked to is replaced, after a pause that doubles from 0.1 to 30 s while
@@ -94,18 +106,22 @@ def supervise(
     five seconds after `shutdown_grace`, or at a second SIGINT, are killed. Should the supervisor itself be killed, its
     children drain and end.
 
+    SIGHUP replaces the children one by one: one drains and ends, the next one in its place serves, then it is the next
+    one's turn. The sockets stay open all the while, and the others accept, so no connection is refused.
+
     Args:
         worker_main: serves on the sockets until SIGTERM; what it raises is printed and makes the child's status 1. The
             number, below `workers`, is one that no other living child has; who replaces a child has its number.
         sockets: bound sockets; they are closed here when the shutdown begins.
         workers: how many processes.
         shutdown_grace: what the workers were given as `ServeConfig.shutdown_grace`, in seconds.
-        report: is told in one line of each worker that died.
+        report: is told in one line of each worker that died, and of the beginning and the end of a roll.
+        before_roll: called in the parent at SIGHUP; where it returns False, nothing is replaced.
 
     Returns:
         0 when all workers ended well after a signal, 1 when one did not or when none could ever be started.
     """
-    return _Supervisor(worker_main, sockets, workers, shutdown_grace, report).run()
+    return _Supervisor(worker_main, sockets, workers, shutdown_grace, report, before_roll).run()
 
 
 @attrs.define
@@ -121,12 +137,18 @@ class _Slot:
 class _Supervisor:
     def __init__(
         self,
-        worker_main: Callable[[Sequence[socket.socket], int], None],
+        worker_main: WorkerMain,
         sockets: Sequence[socket.socket],
         workers: int,
         shutdown_grace: float,
         report: Callable[[str], None],
+        before_roll: Callable[[], bool],
     ) -> None:
+        self._before_roll = before_roll
+        # The numbers of the workers whose turn is yet to come; the first of them is being replaced.
+        self._to_roll: list[int] = []
+        # The process that was told to end for that; 0 where there was none at the time.
+        self._told: int | None = None
         self._worker_main = worker_main
         self._sockets = sockets
         self._shutdown_grace = shutdown_grace
@@ -137,13 +159,18 @@ class _Supervisor:
         self._ended_well = True
         self._kill_at: float | None = None
         self._lifeline = os.pipe()
+        # A child writes its number here once it serves.
+        self._news: tuple[int, int] = os.pipe()
+        os.set_blocking(self._news[0], False)
 
     def run(self) -> int:
         with _signals() as (wakeup, received):
             while True:
                 now = time.monotonic()
                 self._reap(now)
+                self._hear()
                 self._obey(received, now)
+                self._roll()
                 if self._kill_at is None and self._is_hopeless():
                     self._report("no worker could be started")
                     self._ended_well = False
@@ -154,10 +181,10 @@ class _Supervisor:
                     break
                 elif now >= self._kill_at:
                     self._send(signal.SIGKILL)
-                select.select([wakeup], [], [], self._patience(now))
+                select.select([wakeup.fileno(), self._news[0]], [], [], self._patience(now))
                 with contextlib.suppress(BlockingIOError):
                     wakeup.recv(4096)
-        for end in self._lifeline:
+        for end in (*self._lifeline, *self._news):
             os.close(end)
         return 0 if self._ended_well else 1
 
@@ -181,6 +208,28 @@ class _Supervisor:
                     self._stop(now)
                 elif number == signal.SIGINT:
                     self._kill_at = now
+            elif number == signal.SIGHUP and self._kill_at is None and self._before_roll():
+                self._report(f"replacing {len(self._slots)} workers, one by one")
+                self._to_roll = [*self._to_roll[:1], *range(len(self._slots))]
+
+    def _hear(self) -> None:
+        """Take note of the workers that serve now: where one has taken another's place, it is the next one's turn."""
+        with contextlib.suppress(BlockingIOError):
+            for number in os.read(self._news[0], 4096):
+                rolling = self._to_roll[:1] == [number] and self._told not in {None, self._slots[number].pid}
+                if rolling:
+                    self._told = None
+                    del self._to_roll[0]
+                    if not self._to_roll:
+                        self._report("all workers are replaced")
+
+    def _roll(self) -> None:
+        """Have the worker end whose turn it is; the next one takes its place as that of any other would."""
+        if self._to_roll and self._told is None and self._kill_at is None:
+            pid = self._slots[self._to_roll[0]].pid
+            self._told = pid or 0
+            if pid is not None:
+                os.kill(pid, signal.SIGUSR1)
 
     def _stop(self, now: float) -> None:
         self._kill_at = now + self._shutdown_grace + _KILL_MARGIN
@@ -207,6 +256,9 @@ class _Supervisor:
         pid, slot.pid = slot.pid, None
         if self._kill_at is not None:
             self._ended_well = self._ended_well and code in _WELL
+            return
+        if pid == self._told and code in _WELL:
+            slot.next_start, slot.delay = now, FIRST_DELAY
             return
         if code >= 0:
             # It gave up by itself; one that was killed says nothing about whether another could serve.
@@ -236,13 +288,16 @@ class _Supervisor:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+            # Terminals send SIGHUP to everybody; it means something to the parent alone.
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
             for ours in (signal.SIGTERM, signal.SIGCHLD):
                 signal.signal(ours, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, signal_mask)
             lifeline, parents_end = self._lifeline
             os.close(parents_end)
             threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
-            self._worker_main(self._sockets, number)
+            os.close(self._news[0])
+            self._worker_main(self._sockets, number, lambda: self._tell(number))
             code = 0
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
@@ -253,6 +308,10 @@ class _Supervisor:
                 sys.stdout.flush()
                 sys.stderr.flush()
             os._exit(code)
+
+    def _tell(self, number: int) -> None:
+        """Let the parent know that this worker serves."""
+        os.write(self._news[1], bytes([number]))
 
 
 def _end_with_parent(lifeline: int) -> None:

@@ -40,6 +40,15 @@ class Program:
             finally:
                 connection.close()
 
+    def ask_once(self) -> int:
+        """The number of the process that answers; a connection that is refused or broken off is an error."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        try:
+            connection.request("GET", "/")
+            return int(connection.getresponse().read())
+        finally:
+            connection.close()
+
     def children(self) -> set[int]:
         path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
         return {int(child) for child in path.read_text().split()}
@@ -63,10 +72,11 @@ class Program:
 
 
 @contextmanager
-def program(workers: int, *, grace: float = 10, mode: str = "") -> Iterator[Program]:
+def program(workers: int, *, grace: float = 10, mode: str = "", broken: Path | None = None) -> Iterator[Program]:
     command = [sys.executable, "-m", "tests.serving.worker_target", str(workers), str(grace)]
+    env = os.environ | {"MODE": mode} | ({} if broken is None else {"BROKEN": str(broken)})
     with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"MODE": mode}
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
     ) as process:
         assert process.stdout is not None
         started = Program(process, int(process.stdout.readline()))
@@ -184,3 +194,40 @@ def test_workers_do_not_outlive_their_supervisor() -> None:
         while not all(gone(pid) for pid in pids):
             assert time.monotonic() < deadline
             time.sleep(0.05)
+
+
+def test_workers_are_replaced_one_by_one_and_nobody_is_refused() -> None:
+    with program(2, grace=1) as running:
+        before = running.workers(2)
+        held = running.hold()
+        running.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + 3 * PATIENCE
+        answered: set[int] = set()
+        while not (answered - before and running.children().isdisjoint(before)):
+            assert time.monotonic() < deadline
+            answered.add(running.ask_once())
+        held.close()
+        assert len(running.workers(2, other_than=frozenset(before))) == 2
+        running.process.terminate()
+        assert running.process.wait(PATIENCE) == 0
+        assert running.process.stderr is not None
+        told = running.process.stderr.read().splitlines()
+        assert told == ["replacing 2 workers, one by one", "all workers are replaced"]
+
+
+def test_a_worker_that_cannot_be_replaced_leaves_the_others(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    with program(2, broken=broken) as running:
+        before = running.workers(2)
+        broken.touch()
+        running.process.send_signal(signal.SIGHUP)
+        deadline = time.monotonic() + PATIENCE
+        while len(running.children() & before) == 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        for _ in range(50):
+            assert running.ask_once() in before
+        broken.unlink()
+        assert len(running.workers(2, other_than=frozenset(before))) == 2
+        running.process.terminate()
+        assert running.process.wait(PATIENCE) == 0

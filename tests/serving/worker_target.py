@@ -1,7 +1,8 @@
 """A program under a supervisor: `worker_target COUNT GRACE`, or without one where COUNT is 0.
 
 It prints its port. Each answer is the number of the process that gives it; `/hold` never comes, `/die` ends the worker
-with status 3. With MODE=broken in the environment no worker can start, with MODE=sour none ends well.
+with status 3. With MODE=broken in the environment, and while the file is there that BROKEN names, no worker can start;
+with MODE=sour none ends well.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import trio
 
@@ -20,6 +22,7 @@ from llm_proxy.serving.workers import serve_until_signal, supervise
 from tests.serving.applications import respond, with_lifespan
 
 MODE = os.environ.get("MODE")
+BROKEN = Path(os.environ["BROKEN"]) if "BROKEN" in os.environ else None
 GRACE = float(sys.argv[2])
 
 
@@ -31,11 +34,19 @@ async def app(scope: Scope, _receive: Receive, send: Send) -> None:
     await respond(send, str(os.getpid()).encode())
 
 
-def serve_here(sockets: Sequence[socket.socket], _number: int = 0) -> None:
-    if MODE == "broken":
+def serve_here(
+    sockets: Sequence[socket.socket], _number: int = 0, on_serving: Callable[[], None] = lambda: None
+) -> None:
+    if MODE == "broken" or (BROKEN is not None and BROKEN.exists()):
         raise RuntimeError("no worker can start")
     config = ServeConfig(sockets=tuple(sockets), shutdown_grace=GRACE)
-    trio.run(serve_until_signal, with_lifespan(app), config)
+
+    async def serve() -> None:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_until_signal, with_lifespan(app), config)
+            on_serving()
+
+    trio.run(serve)
     if MODE == "sour":
         sys.exit(4)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -31,11 +31,13 @@ from llm_proxy.settings import Settings
 def command(addr: str | None, db: str | None, workers: str | None, config: Path | None) -> None:
     """Serve the proxy, after migrating its database.
 
-    SIGTERM or Ctrl-C lets running requests end, for at most SHUTDOWN_GRACE, and then ends the server.
+    SIGTERM or Ctrl-C lets running requests end, for at most SHUTDOWN_GRACE, and then ends the server. SIGHUP, with
+    several workers, reads settings, provider file and certificates anew and replaces the workers one by one.
 
     On SQLite with no MANAGEMENT_TOKEN set, the server makes one and keeps it in a file beside the database.
     """
-    settings = load_settings(config, db, serving=True, LISTEN_ADDR=addr, WORKERS=workers)
+    load = partial(load_settings, config, db, serving=True, LISTEN_ADDR=addr, WORKERS=workers)
+    settings = load()
     check_files(settings)
     settings, token_file = with_management_token(settings)
     if token_file is not None:
@@ -44,28 +46,49 @@ def command(addr: str | None, db: str | None, workers: str | None, config: Path 
     if settings.workers == 1:
         work(settings, sockets)
     else:
-        _supervise(settings, sockets)
+        _supervise(settings, sockets, load)
 
 
-def _supervise(settings: Settings, sockets: Sequence[socket]) -> None:
+def _supervise(settings: Settings, sockets: Sequence[socket], load: Callable[[], Settings]) -> None:
+    current = [settings]
     # What keeps every worker from starting is found here, and said once.
     with opened(database_target(settings), database_options(settings)) as database:
         migrate.prepare(database, partial(click.echo, err=True))
         if complaint := capacity.complaint(database, settings):
             click.echo(f"warning: {complaint}", err=True)
     status = supervise(
-        partial(_be_worker, settings, Slates(settings.workers)),
+        partial(_be_worker, current, Slates(settings.workers)),
         sockets,
         workers=settings.workers,
         shutdown_grace=settings.shutdown_grace,
         report=lambda message: click.echo(message, err=True),
+        before_roll=partial(_read_anew, current, load),
     )
     raise click.exceptions.Exit(status)
 
 
-def _be_worker(settings: Settings, slates: Slates, sockets: Sequence[socket], number: int) -> None:
+def _read_anew(current: list[Settings], load: Callable[[], Settings]) -> bool:
+    """Give the workers to come the settings as they are now; where these are wrong, say so, and keep those before."""
     try:
-        work(settings, sockets, slates.take(number))
+        settings = load()
+        check_files(settings)
+    except Exception as error:  # noqa: BLE001 (whatever it is, the running workers go on)
+        report(error, debug=False)
+        click.echo("the workers go on with the settings that they have", err=True)
+        return False
+    before = current[0]
+    for name in ("listen_addr", "workers"):
+        if getattr(settings, name) != getattr(before, name):
+            click.echo(f"warning: {name.upper()} has changed, which takes a restart", err=True)
+    current[0] = settings
+    return True
+
+
+def _be_worker(
+    current: list[Settings], slates: Slates, sockets: Sequence[socket], number: int, on_serving: Callable[[], None]
+) -> None:
+    try:
+        work(current[0], sockets, slates.take(number), on_serving=on_serving)
     except Exception as error:  # noqa: BLE001 (whatever it is becomes a line and an exit code)
         log.logger("server").debug("the worker failed", exc_info=error)
         sys.exit(report(error, debug=False))
