@@ -1,0 +1,49 @@
+"""The reference page of all commands, generated from the command line itself.
+
+Write it anew with `python -m llm_proxy.cli.reference > docs/commands.md`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import click
+
+from llm_proxy.cli.program import program
+
+_INTRODUCTION = """\
+# Commands
+
+One program, `llm-proxy`, which is also `python -m llm_proxy`. What follows is what `--help` says of each command.
+
+- **Exit codes**: 0 done, 1 error, 2 wrong usage or cannot connect, 3 not authorised.
+- **Errors** are one line on stderr that says what is wrong and what to do. `--debug` shows the traceback, too.
+- **Listings** take `--json`. Long work shows a progress bar on a terminal, and plain lines elsewhere.
+- **Settings** come from flags, the environment, a `.env` file, and defaults, in this order: see
+  [Settings](configuration.md).
+"""
+_WIDTH = 100
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    return "\n".join([_INTRODUCTION, *_sections(program, click.Context(program, info_name="llm-proxy"))])
+
+
+def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
+    """A section for each command that does something, in the order of `--help`."""
+    if isinstance(command, click.Group) and not command.invoke_without_command:
+        for name in command.list_commands(context):
+            found = command.get_command(context, name)
+            if found is not None and not found.hidden:
+                yield from _sections(found, click.Context(found, info_name=name, parent=context))
+        return
+    formatter = click.HelpFormatter(width=_WIDTH, max_width=_WIDTH)
+    command.format_help(context, formatter)
+    yield f"## {context.command_path}\n"
+    yield f"```text\n{formatter.getvalue().rstrip()}\n```\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())
