@@ -13,7 +13,6 @@ from attrs import define
 
 from db import dsn, migrate
 from db.database import Database, open_database
-from db.errors import DatabaseError
 from db.options import Options
 from db.records import Worker
 from llm_proxy import log
@@ -21,6 +20,7 @@ from llm_proxy.crypto import KeyRing, load_or_create_key_file
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
 from llm_proxy.metrics import Metrics
+from llm_proxy.probe import Probe
 from llm_proxy.proxy import provider_file
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.upstream import open_pool
@@ -93,6 +93,7 @@ class Services:
     providers: Providers
     relay: Relay
     metrics: Metrics
+    probe: Probe
 
     def begin_drain(self) -> None:
         """Turn new requests away and report not ready; running ones go on."""
@@ -105,15 +106,7 @@ class Services:
             reasons.append("draining")
         if not self.ledger.alive:
             reasons.append("writer")
-        try:
-            with trio.fail_after(READY_DEADLINE):
-                at_head = await self.database.read(migrate.is_at_head)
-        except (DatabaseError, trio.TooSlowError):
-            reasons.append("database")
-        else:
-            if not at_head:
-                reasons.append("schema")
-        return reasons
+        return [*reasons, *await self.probe.reasons()]
 
 
 def _timeouts(provider: Provider) -> Timeouts:
@@ -190,7 +183,8 @@ async def open_services(settings: Settings, request_log: Log) -> AsyncIterator[S
         async with trio.open_nursery() as nursery:
             await nursery.start(ledger.run)
             try:
-                yield Services(settings, database, keyring, ledger, providers, relay, metrics)
+                probe = Probe(database, nursery, READY_DEADLINE)
+                yield Services(settings, database, keyring, ledger, providers, relay, metrics, probe)
             finally:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + DRAIN_DEADLINE) as drain:
                     await ledger.drain()
