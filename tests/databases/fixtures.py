@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import NoReturn
 
 import pytest
 
@@ -45,9 +46,14 @@ def require(databases: Databases, kind: Kind) -> None:
     try:
         databases.server(kind)
     except Missing as error:
-        if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+        lack(str(error))
+
+
+def lack(what: str) -> NoReturn:
+    """Go no further for want of something: skip, or fail where `CI` is set."""
+    if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
+        pytest.fail(what, pytrace=False)
+    pytest.skip(what)
 
 
 @pytest.fixture

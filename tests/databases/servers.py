@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from attrs import field, frozen
@@ -79,8 +80,8 @@ def open_server(kind: Kind, environ: Mapping[str, str] = os.environ, *, durable:
 
 
 @contextmanager
-def own_instance(kind: Kind) -> Iterator[programs.Instance]:
-    """A server for one test alone, to be stopped, killed or frozen under a proxy's feet.
+def own_instance(kind: Kind, within: Path | None = None) -> Iterator[programs.Instance]:
+    """A server for one test alone, to be stopped, killed or frozen under a proxy's feet; `within` as for `launch`.
 
     After `start` on it, `wait_until_answers` tells when it is back.
 
@@ -91,7 +92,7 @@ def own_instance(kind: Kind) -> Iterator[programs.Instance]:
     if program is None:
         message = f"no {kind} programs: {_ADVICE[kind]}"
         raise Missing(message)
-    instance = programs.launch(kind, program)
+    instance = programs.launch(kind, program, within=within)
     try:
         wait_until_answers(kind, instance, lambda: instance.log)
         yield instance
