@@ -24,6 +24,7 @@ from llm_proxy.ledger import Adopter, Grace, Ledger, SpoolError, SpoolFile, Term
 from llm_proxy.ledger.pruning import Pruner
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.metrics import Metrics, Slate, families
+from llm_proxy.probe import Probe
 from llm_proxy.proxy import provider_file
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.upstream import open_pool
@@ -101,6 +102,7 @@ class Services:
     relay: Relay
     metrics: Metrics
     survey: Survey
+    probe: Probe
 
     @property
     def carries_on(self) -> bool:
@@ -121,15 +123,7 @@ class Services:
         if self.carries_on:
             # It is known to be away, and who asks may not be as patient as a connection.
             return [*reasons, "database"]
-        try:
-            with trio.fail_after(READY_DEADLINE):
-                suits = await self.database.read(migrate.suits)
-        except (DatabaseError, trio.TooSlowError):
-            reasons.append("database")
-        else:
-            if not suits:
-                reasons.append("schema")
-        return reasons
+        return [*reasons, *await self.probe.reasons()]
 
 
 def _timeouts(provider: Provider) -> Timeouts:
@@ -189,7 +183,7 @@ def spool_folder(settings: Settings) -> Path:
     return Path("data") if in_memory else settings.database_path.parent
 
 
-def _open_grace(settings: Settings, ledger: Ledger, database: Database, worker: Worker, metrics: Metrics) -> Grace:
+def _open_grace(settings: Settings, ledger: Ledger, database: Database, worker: Worker) -> Grace:
     """What goes on in an outage; raises `SettingsError` where there can be no spool."""
     try:
         file = SpoolFile.create(spool_folder(settings), worker.id)
@@ -197,10 +191,7 @@ def _open_grace(settings: Settings, ledger: Ledger, database: Database, worker: 
         remedy = f"{error}; set DB_OUTAGE_SPOOL to a folder that this user can write to"
         raise SettingsError([Problem("DB_OUTAGE_POLICY=grace", remedy)]) from None
     terms = Terms(settings.db_outage_grace_window, settings.db_outage_grace_requests, settings.db_outage_grace_duration)
-    grace = Grace(ledger, database, worker, file, terms, review=settings.ledger_heartbeat)
-    metrics.watch(families.GRACE_ADMISSIONS, lambda: grace.admissions)
-    metrics.watch(families.SPOOLED, lambda: grace.spooled)
-    return grace
+    return Grace(ledger, database, worker, file, terms, review=settings.ledger_heartbeat)
 
 
 async def _adopt_once(settings: Settings, database: Database, worker: Worker) -> None:
@@ -275,8 +266,10 @@ async def open_services(settings: Settings, request_log: Log, slate: Slate) -> A
         )
         grace = None
         if settings.db_outage_policy == "grace":
-            grace = _open_grace(settings, ledger, database, worker, metrics)
+            grace = _open_grace(settings, ledger, database, worker)
         pruner = _pruner(settings, database, worker, metrics)
+        metrics.watch(families.GRACE_ADMISSIONS, lambda: 0 if grace is None else grace.admissions)
+        metrics.watch(families.SPOOLED, lambda: 0 if grace is None else grace.spooled)
         survey = Survey(database, ledger)
         survey.watch(metrics)
         upstreams = _open_upstreams(providers, stack)
@@ -310,7 +303,8 @@ async def open_services(settings: Settings, request_log: Log, slate: Slate) -> A
             else:
                 await nursery.start(grace.run)
             try:
-                yield Services(settings, database, keyring, ledger, grace, providers, relay, metrics, survey)
+                probe = Probe(database, nursery, READY_DEADLINE)
+                yield Services(settings, database, keyring, ledger, grace, providers, relay, metrics, survey, probe)
             finally:
                 with trio.CancelScope(shield=True):
                     await _drain(ledger, grace)

@@ -51,6 +51,13 @@ FULL_HOUSE = Failure(
 )
 TOO_SLOW = Failure(Kind.UNAVAILABLE, "a statement took longer than DATABASE_STATEMENT_TIMEOUT")
 NOT_SERVING = Failure(Kind.UNAVAILABLE, "it is starting, stopping, or cannot serve at the moment")
+DISK_FULL = Failure(Kind.UNAVAILABLE, "its disk or a table is full")
+STORAGE = Failure(
+    Kind.UNAVAILABLE, "its storage failed: its disk, a damaged table or an internal error; its own log says which"
+)
+#: Not a refusal of a row, so that what was to be written is kept until an administrator has mended it.
+PRIVILEGE = Failure(Kind.UNAVAILABLE, "this user lacks a privilege on its tables")
+STRANGER = Failure(Kind.UNAVAILABLE, "it does not let this host connect")
 NO_TLS = Failure(Kind.UNAVAILABLE, "the server does not offer TLS, which the URL asks for")
 SILENT = Failure(Kind.UNANSWERED, "no answer within the deadline")
 CLIENT_CERTIFICATE = Failure(

@@ -24,6 +24,7 @@ from db.dialects.facts import Facts, tls_version
 from db.dialects.failure import Failure, Kind, network_failure
 from db.dialects.migration_lock import AGAIN, Holder, acquire, program
 from db.dialects.mysql_connection import MySqlConnection
+from db.dialects.mysql_troubles import TROUBLES
 from db.dialects.pools import LOCK_TIMEOUT, MIGRATION_TIMEOUT, SOCKET_GRACE, ServerPool
 from db.dialects.tls import client_context
 from db.options import Options
@@ -40,39 +41,29 @@ _CONTENTION = frozenset((1205, 1213, 3572, 1020, 1412))
 #: The driver's own codes, behind which stands an error of the operating system.
 _NETWORK = frozenset((CR.CR_CONNECTION_ERROR, CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST))
 _BY_CODE = {
+    **TROUBLES,
     1040: failures.FULL_HOUSE,
     1044: failures.NO_DATABASE,
-    1045: failures.LOGIN,
-    1047: failures.NOT_SERVING,  # Galera: not part of the cluster
     1049: failures.NO_DATABASE,
-    1053: failures.DISCONNECTED,  # shutdown in progress
     1054: failures.SCHEMA,
     1062: failures.DUPLICATE,
-    1114: Failure(Kind.UNAVAILABLE, "its disk or a table is full"),
-    1142: Failure(Kind.REFUSED, "this user lacks a privilege on its tables"),
+    1142: failures.PRIVILEGE,
+    1143: failures.PRIVILEGE,
     1146: failures.SCHEMA,
     1203: failures.FULL_HOUSE,
     1216: failures.REFERENCE,
     1217: failures.REFERENCE,
     1226: failures.FULL_HOUSE,
-    1290: failures.READ_ONLY,
-    1317: failures.DISCONNECTED,  # interrupted by an administrator, who may have ended the session too
+    1227: failures.PRIVILEGE,
+    1370: failures.PRIVILEGE,
     1451: failures.REFERENCE,
     1452: failures.REFERENCE,
     1586: failures.DUPLICATE,
-    1698: failures.LOGIN,
-    1792: failures.READ_ONLY,  # a write in a transaction that was begun to read
-    1836: failures.READ_ONLY,
     3989: failures.READ_ONLY,  # MySQL: this database alone
-    1927: failures.DISCONNECTED,  # MariaDB: killed
     1969: failures.TOO_SLOW,  # MariaDB
-    2014: failures.DISCONNECTED,
     2026: failures.NO_TLS,
-    2055: failures.DISCONNECTED,
     3024: failures.TOO_SLOW,
     3159: Failure(Kind.UNAVAILABLE, "it insists on TLS: add tls=true to DATABASE_URL"),
-    3169: failures.DISCONNECTED,  # killed
-    4031: failures.DISCONNECTED,  # silent for longer than the server allows
 }
 
 

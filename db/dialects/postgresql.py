@@ -69,23 +69,32 @@ _BY_CODE = {
         "this user may not log in from here like this: its pg_hba.conf may ask for TLS (sslmode=require) or for a "
         "client certificate (DATABASE_TLS_CERT)",
     ),
+    "25P04": failures.DISCONNECTED,
     "28P01": failures.LOGIN,
     "3D000": failures.NO_DATABASE,
-    "42501": Failure(Kind.REFUSED, "this user lacks a privilege on its tables"),
+    "3F000": failures.SCHEMA,
+    "42501": failures.PRIVILEGE,
     "42703": failures.SCHEMA,
     "42P01": failures.SCHEMA,
-    "53100": Failure(Kind.UNAVAILABLE, "its disk is full"),
+    "53100": failures.DISK_FULL,
     "53300": failures.FULL_HOUSE,
     "57014": failures.TOO_SLOW,
     "57P03": failures.NOT_SERVING,
+    "72000": failures.TOO_SLOW,
     _READ_ONLY: failures.READ_ONLY,
 }
-#: Classes of SQLSTATE: broken connections, lack of resources, operators at work, failing disks.
+#: Classes of SQLSTATE (appendix A of the documentation) in which no statement is to blame: broken connections, lost
+#: transactions, lack of resources, a database that takes no connections, operators at work, failing disks, a wrong
+#: configuration, internal errors. What else a file can suffer, such as a used-up quota, comes as an internal error.
 _BY_CLASS = {
     "08": failures.DISCONNECTED,
+    "40": failures.CONTENTION,
     "53": failures.NOT_SERVING,
+    "55": failures.NOT_SERVING,
     "57": failures.DISCONNECTED,
-    "58": failures.NOT_SERVING,
+    "58": failures.STORAGE,
+    "F0": failures.NOT_SERVING,
+    "XX": failures.STORAGE,
 }
 
 

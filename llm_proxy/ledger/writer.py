@@ -15,6 +15,7 @@ from db.errors import BrokenReference, CommitUnknown, DatabaseError, Duplicate, 
 from db.queries import ledger as books
 from llm_proxy import log
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
+from llm_proxy.ledger.outage import Outage
 from llm_proxy.ledger.portion import Portion, Ticket
 from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, transact
 
@@ -97,6 +98,7 @@ class Ledger:
         # The work of the running transaction comes last; before it what follows, the next one last.
         self._under_way: list[Portion] = []
         self._away = False
+        self._outage = Outage()
         self._running = False
         self._next_beat = -math.inf
 
@@ -232,6 +234,7 @@ class Ledger:
             while self._under_way:
                 await self._write_portion(self._under_way[-1])
         except DatabaseError as error:
+            self._outage.note(error)
             self._put_back(unknown=isinstance(error, CommitUnknown))
             await self._wait_for_database()
 
@@ -246,6 +249,7 @@ class Ledger:
             await self._cut(portion, error)
             return
         self._under_way.pop()
+        self._outage.over()
         self._observer.observe_transaction(
             trio.current_time() - started, len(portion.tickets), len(portion.settlements)
         )
@@ -309,7 +313,8 @@ class Ledger:
             try:
                 await self._database.write(books.beat, self._worker)
                 await self._database.write(books.give_back, self._uncertain, datetime.now(UTC))
-            except DatabaseError:
+            except DatabaseError as error:
+                self._outage.note(error)
                 continue
             self._uncertain.clear()
             self._away = False
@@ -327,6 +332,7 @@ class Ledger:
         dead_after = timedelta(seconds=0 if self._exclusive else self._dead_after)
         try:
             moment = await self._database.write(books.beat, self._worker)
+            self._outage.over()
             orphans = await self._database.read(books.find_orphans, moment, dead_after, SWEEP_CHUNK)
             if orphans:
                 swept = await self._sweep(orphans, moment)
@@ -334,7 +340,8 @@ class Ledger:
                     self._next_beat = now
             else:
                 await self._database.write(books.forget_dead_workers, moment, timedelta(seconds=self._dead_after))
-        except DatabaseError:
+        except DatabaseError as error:
+            self._outage.note(error)
             self._away = True
             await self._wait_for_database()
 

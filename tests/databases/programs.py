@@ -10,10 +10,12 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from attrs import define, frozen
 
+from benchmarks.processes import family
 from tests.databases.kinds import Kind
 from tests.harness.ports import free_port
 
@@ -137,7 +139,7 @@ class Instance:
         self._end(signal.SIGINT if self.kind is Kind.POSTGRES else signal.SIGTERM)
 
     def kill(self) -> None:
-        """Take the whole process group away at once."""
+        """Take it away at once, with its children."""
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
@@ -156,8 +158,12 @@ class Instance:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self.running:
-            os.killpg(self._process.pid, number)
+        if self._process is None or not self.running:
+            return
+        # Each of PostgreSQL's children leads a group of its own.
+        for pid in family(self._process.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def _end(self, number: signal.Signals) -> None:
         if self._process is None:
@@ -180,6 +186,7 @@ def launch(
     *,
     durable: bool = False,
     prepare: Callable[[Instance], Sequence[str]] | None = None,
+    within: Path | None = None,
 ) -> Instance:
     """Make a data folder and start a server on it. It may not answer yet.
 
@@ -189,13 +196,14 @@ def launch(
         durable: leave the server's own settings for what a commit survives, as who measures it must. A test's data need
             not be flushed to the disk: a killed process does not lose it, and a power cut may.
         prepare: called before the first start; returns further arguments of the server.
+        within: the folder to make the data folder in, such as a small disk; `/tmp` where None.
 
     Raises:
         RuntimeError: the data folder could not be made; the message holds the program's words.
     """
     account = _Account.choose("postgres" if kind is Kind.POSTGRES else "mysql")
     # A short path: a socket's may have no more than about 100 characters.
-    folder = Path(tempfile.mkdtemp(prefix=f"llm-proxy-{kind}-"))
+    folder = Path(tempfile.mkdtemp(prefix=f"llm-proxy-{kind}-", dir=within))
     if account.uid is not None and account.gid is not None:
         os.chown(folder, account.uid, account.gid)
     port = free_port()

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Protocol
 
 from attrs import field, frozen
@@ -80,11 +81,13 @@ def open_server(kind: Kind, environ: Mapping[str, str] = os.environ, *, durable:
 
 @contextmanager
 def own_instance(
-    kind: Kind, prepare: Callable[[programs.Instance], Sequence[str]] | None = None
+    kind: Kind,
+    prepare: Callable[[programs.Instance], Sequence[str]] | None = None,
+    within: Path | None = None,
 ) -> Iterator[programs.Instance]:
     """A server for one test alone, to be stopped, killed or frozen under a proxy's feet.
 
-    After `start` on it, `wait_until_answers` tells when it is back. `prepare` as in `programs.launch`.
+    After `start` on it, `wait_until_answers` tells when it is back. `prepare` and `within` as in `programs.launch`.
 
     Raises:
         Missing: its programs are not installed here; a server that the environment names will not do.
@@ -93,7 +96,7 @@ def own_instance(
     if program is None:
         message = f"no {kind} programs: {_ADVICE[kind]}"
         raise Missing(message)
-    instance = programs.launch(kind, program, prepare=prepare)
+    instance = programs.launch(kind, program, prepare=prepare, within=within)
     try:
         wait_until_answers(kind, instance, lambda: instance.log)
         yield instance

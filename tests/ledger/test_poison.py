@@ -137,7 +137,7 @@ async def test_where_not_even_a_heartbeat_is_taken_the_database_is_away(tmp_path
             assert stage.ledger.unsettled == 5
             stage.database.before = lambda: None
             await stage.settled()
-        assert logs == []
+        assert [entry["event"] for entry in logs] == ["the database is away", "the database is back"]
         assert await stage.outcomes() == (0, {"ok": 5})
 
 

@@ -7,6 +7,7 @@ Each request has a path of its own, so that what the provider has seen can be co
 from __future__ import annotations
 
 import itertools
+import re
 import sqlite3
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -28,10 +29,9 @@ from db.target import Target
 from tests.databases.kinds import Kind, on
 from tests.harness.deployment import Deployment
 from tests.harness.server import ServerFailed
-from tests.harness.wire import Wire
+from tests.harness.wire import Wire, wire_to
 from tests.scenarios import books
 from tests.scenarios.aftermath import metric
-from tests.scenarios.test_outage import cut_off_able
 
 if TYPE_CHECKING:
     from benchmarks.processes import Upstream
@@ -89,6 +89,16 @@ async def started(
             if server.process.running:
                 assert await server.stopped() == 0, server.output
                 assert spools(server.folder / "data") == [], "what is in the books needs no spool"
+
+
+@asynccontextmanager
+async def cut_off_able(env: dict[str, str]) -> AsyncIterator[tuple[dict[str, str], Wire]]:
+    """The same database, reached over a wire."""
+    address = re.search(r"(?<=[@(])([\w.]+):(\d+)", env["DATABASE_URL"])
+    assert address is not None
+    async with wire_to(address[1], int(address[2])) as wire:
+        url = env["DATABASE_URL"].replace(address[0], f"{wire.host}:{wire.port}", 1)
+        yield {**env, "DATABASE_URL": url}, wire
 
 
 def cut_off(wire: Wire) -> None:

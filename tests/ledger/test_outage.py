@@ -1,0 +1,44 @@
+"""What the log tells of an outage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import trio
+from structlog.testing import capture_logs
+
+from db.errors import DatabaseError, Unavailable
+from llm_proxy.ledger import Result
+from llm_proxy.ledger.outage import Outage
+from tests.ledger.stage import scene
+
+
+async def test_each_reason_is_told_once_and_its_end_too() -> None:
+    outage = Outage()
+    with capture_logs() as logs:
+        outage.over()
+        for words in ("lost", "lost", "refused", "lost"):
+            outage.note(DatabaseError(words))
+        outage.over()
+        outage.over()
+        outage.note(DatabaseError("lost"))
+    assert [(line["event"], line.get("reason")) for line in logs] == [
+        ("the database is away", "lost"),
+        ("the database is away", "refused"),
+        ("the database is back", None),
+        ("the database is away", "lost"),
+    ]
+
+
+async def test_an_outage_under_way_is_told_when_it_begins_and_when_a_transaction_got_through(tmp_path: Path) -> None:
+    failures: list[Any] = [Unavailable("full"), Unavailable("full"), Unavailable("busy")]
+    async with scene(tmp_path / "ledger.db") as stage:
+        grant = await stage.admit()
+        with capture_logs() as logs:
+            stage.database.before = lambda: failures.pop(0) if failures else None
+            stage.ledger.settle(grant, Result(outcome="ok", status=200))
+            with trio.fail_after(10):
+                await stage.settled()
+    assert [line.get("reason") for line in logs] == ["full", "busy", None]
+    assert logs[-1]["seconds"] > 0
