@@ -38,8 +38,8 @@ def helm(*arguments: str) -> str:
     if program is None:
         sentence = "there is no Helm here: name it in HELM, put it on the PATH, or run python -m tests.helm.install"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(sentence)
-    # Nobody's plugins, and no cluster.
-    environ = {"PATH": os.defpath, "HOME": "/nonexistent", "KUBECONFIG": "/dev/null"}
+    # Nobody's plugins, and no cluster; so short a run needs no garbage collector either.
+    environ = {"PATH": os.defpath, "HOME": "/nonexistent", "KUBECONFIG": "/dev/null", "GOGC": "off"}
     done = subprocess.run(
         [program, *arguments],
         cwd=CHART.parents[1],
@@ -78,7 +78,8 @@ def rendered(
 
 def manifests(text: str) -> list[Manifest]:
     """The objects in a text of Helm's."""
-    return [document for document in yaml.safe_load_all(text) if document]
+    # The loader that is written in C, which takes a tenth of the time.
+    return [document for document in yaml.load_all(text, Loader=yaml.CSafeLoader) if document]
 
 
 def render(values: Values | Path, **options: Any) -> list[Manifest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Iterator
 
 import kubernetes_validate
@@ -100,3 +101,5 @@ def _check_container(container: Manifest) -> None:
         assert set(container["resources"][share]) >= {"cpu", "memory"}
     for variable in container.get("env", []):
         assert variable["name"] not in SECRETS
+    if container.get("command", [])[:2] == ["python", "-c"]:
+        ast.parse(container["command"][2])

@@ -1,4 +1,4 @@
-"""Where secrets are, and that the program understands what the chart tells it."""
+"""Where secrets are, and what the notes say after an install."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ import base64
 import re
 import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from llm_proxy.cli import program
-from llm_proxy.settings import Settings
-from tests.helm.chart import EXAMPLES, Manifest, Values, environment, merged, notes, render, rendered, server
+from tests.helm.chart import EXAMPLES, Values, merged, notes, render, rendered
+from tests.helm.pod import KEY, PASSWORD, TOKEN, URL
 from tests.helm.test_chart_values import DATABASES, FEATURES
 
-#: Secrets of every kind, each to be told from the others and from all else.
-TOKEN = "canary-management-token"
-KEY = base64.b64encode(b"canary encryption key, 32 bytes.").decode()
-PASSWORD = "canary-password"
-URL = f"postgres://llmproxy:{PASSWORD}@db:5432/llmproxy"
 CLEAR = {"create": True, "managementToken": TOKEN, "encryptionKey": KEY}
 
 IN_CLEAR: dict[str, Values] = {
@@ -56,52 +50,6 @@ def test_a_secret_from_values_is_in_secrets_and_nowhere_else(name: str, tmp_path
     assert (PASSWORD in kept) == (name != "sqlite")
     for secret in (TOKEN, KEY, PASSWORD):
         assert all(form not in shown for form in encoded(secret))
-
-
-@pytest.mark.parametrize("name", [*DATABASES, *(path.stem for path in EXAMPLES)])
-def test_the_program_understands_what_the_chart_tells_it(name: str, tmp_path: Path) -> None:
-    values = DATABASES.get(name) or next(path for path in EXAMPLES if path.stem == name) if name != "sqlite" else {}
-    if isinstance(values, dict):
-        values = merged(values, FEATURES["settings"], FEATURES["https"])
-    objects = render(values)
-    environ = _in_a_folder(environment(server(objects)), objects, tmp_path)
-    settings = Settings.load(environ, serving=True)
-    assert Settings.warnings({**environ, "PROXY_TOKEN": "x"}) == []
-    assert settings.listen_addr.port == 8080
-    assert settings.db_driver == environ["DB_DRIVER"]
-    if isinstance(values, dict):
-        assert settings.max_request_size == 200_000_000
-        assert settings.enable_tls
-
-
-def _in_a_folder(environ: dict[str, str], objects: list[Manifest], root: Path) -> dict[str, str]:
-    """Make the files that a pod would have, below `root`, and name them there."""
-    driver = environ["DB_DRIVER"]
-    secrets = {
-        "management-token": TOKEN,
-        "encryption-key": KEY,
-        "database-url": _address(driver, objects),
-    }
-    found = {}
-    for name, value in environ.items():
-        found[name] = value
-        if value.startswith(("/run/", "/etc/", "/data/")):
-            file = root / value.removeprefix("/")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            found[name] = str(file)
-            if not value.startswith("/data/"):
-                file.write_text(secrets.get(file.name, "x"))
-    return found
-
-
-def _address(driver: str, objects: list[Manifest]) -> str:
-    """The one that the chart makes, where it makes one, else one of the kind."""
-    for each in objects:
-        made: dict[str, Any] = each.get("stringData", {}) if each["kind"] == "Secret" else {}
-        for name in ("database-url", "databaseUrl"):
-            if name in made:
-                return str(made[name])
-    return URL if driver == "postgres" else f"llmproxy:{PASSWORD}@tcp(db:3306)/llmproxy?parseTime=true&tls=true"
 
 
 @pytest.mark.parametrize("name", EXAMPLES, ids=lambda path: path.stem)
