@@ -28,6 +28,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,7 +227,7 @@ async def not_ready(stage: Stage) -> None:
     assert set(ready.content["failing"]) & {"database", "writer"}
     asked = trio.current_time()
     for path in ("/live", "/health"):
-        assert (await looked(lambda path=path: call("GET", path))).status == 200
+        assert (await looked(partial(call, "GET", path))).status == 200
     assert trio.current_time() - asked < PROMPT
 
 
