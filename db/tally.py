@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 from db.dialects.failure import Kind
 
 #: Why a transaction runs again: what the database layer mends by itself.
-RETRIES: Final = (Kind.CONTENTION, Kind.DISCONNECTED)
+RETRIES: Final = (Kind.CONTENTION, Kind.DISCONNECTED, Kind.READ_ONLY)
 #: What a commit whose fate is not known is counted as.
 COMMIT_UNKNOWN: Final = "commit_unknown"
 
