@@ -28,7 +28,13 @@ _WIDTH = 100
 
 def page() -> str:
     """The whole page, in Markdown."""
-    return "\n".join([_INTRODUCTION, *_sections(program, click.Context(program, info_name="llm-proxy"))])
+    return "\n".join([_INTRODUCTION, *_sections(program, _context(program, "llm-proxy"))])
+
+
+def _context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
+    # With the program's own settings: click keeps the help option that it makes first, whoever asked for it.
+    settings = {} if parent is not None else program.context_settings
+    return click.Context(command, info_name=name, parent=parent, **settings)
 
 
 def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
@@ -37,7 +43,7 @@ def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
         for name in command.list_commands(context):
             found = command.get_command(context, name)
             if found is not None and not found.hidden:
-                yield from _sections(found, click.Context(found, info_name=name, parent=context))
+                yield from _sections(found, _context(found, name, context))
         return
     formatter = click.HelpFormatter(width=_WIDTH, max_width=_WIDTH)
     command.format_help(context, formatter)
