@@ -268,7 +268,7 @@ async def test_a_deadlock_is_run_again_until_both_are_through(database: Database
         nursery.start_soon(database.write, swap, 1, 2)
         nursery.start_soon(database.write, swap, 2, 1)
     assert len(calls) == 3
-    assert database.tally.retries == {"contention": 1, "disconnected": 0}
+    assert database.tally.retries == {"contention": 1, "disconnected": 0, "read_only": 0}
     words = await database.read(lambda connection: connection.scalars(select(ROWS.c.word)).all())
     assert set(words) in ({"12"}, {"21"})
 
