@@ -330,7 +330,8 @@ class Ledger:
         dead_after = timedelta(seconds=0 if self._exclusive else self._dead_after)
         try:
             moment = await self._database.write(books.beat, self._worker)
-            self._outage.over()
+            if not self.unsettled:
+                self._outage.over()
             orphans = await self._database.read(books.find_orphans, moment, dead_after, SWEEP_CHUNK)
             if orphans:
                 swept = await sweep(self._database, orphans, moment)

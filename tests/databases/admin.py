@@ -33,6 +33,9 @@ class Admin(Protocol):
     def clone(self, template: str, name: str) -> None:
         """Make a database with the tables and rows of another, which nobody is connected to."""
 
+    def sessions(self, name: str) -> int:
+        """How many are connected to a database."""
+
     def end_sessions(self, name: str) -> int:
         """Disconnect whoever is connected to a database, as a restart would; say how many they were."""
 
@@ -82,6 +85,10 @@ class PostgresAdmin:
     def clone(self, template: str, name: str) -> None:
         with self._session() as session:
             session.run(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+
+    def sessions(self, name: str) -> int:
+        with self._session() as session:
+            return len(session.run("SELECT pid FROM pg_stat_activity WHERE datname = :name", name=name))
 
     def end_sessions(self, name: str) -> int:
         with self._session() as session:
@@ -139,6 +146,10 @@ class MySQLAdmin:
             for table, definition in zip(tables, definitions, strict=True):
                 session.execute(str(definition))
                 session.execute(f"INSERT INTO `{table}` SELECT * FROM `{template}`.`{table}`")
+
+    def sessions(self, name: str) -> int:
+        with self._session() as session:
+            return sum(row[3] == name for row in _rows(session, "SHOW PROCESSLIST"))
 
     def end_sessions(self, name: str) -> int:
         with self._session() as session:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -84,6 +85,31 @@ async def test_idle_connections_that_were_ended_are_not_noticed(
     assert await database.read(count) == 1
     assert database.tally.retries["disconnected"] == 1
     assert set(database.tally.failures.values()) == {0}
+
+
+def test_a_session_that_was_silent_for_longer_than_the_server_allows_goes_unnoticed(
+    databases: Databases, database_kind: Kind, shared_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`idle_session_timeout` of PostgreSQL, `wait_timeout` of the others."""
+    admin = databases.server(database_kind).admin
+    monkeypatch.setattr("db.dialects.mysql_connection._IDLE_TIMEOUT", 1)
+    with opened(shared_target, Options(pool_size=1)) as database:
+        if database_kind is Kind.POSTGRES:
+            database.write_now(_set_idle_timeout)
+        admin.end_sessions(shared_target.database)
+        database.write_now(add, 1)
+        deadline = time.monotonic() + 30
+        while admin.sessions(shared_target.database):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert database.connections.idle == 1
+        database.write_now(add, 2)
+        assert database.read_now(count) == 2
+
+
+def _set_idle_timeout(connection: Connection) -> None:
+    name = connection.exec_driver_sql("SELECT current_database()").scalar_one()
+    connection.exec_driver_sql(f'ALTER DATABASE "{name}" SET idle_session_timeout = 500')
 
 
 async def test_a_session_ended_in_the_middle_is_taken_up_once_then_unavailable(database: Database) -> None:

@@ -168,7 +168,8 @@ FULL_DISK = Fault(
     name="full-disk",
     strike=lambda s: s.disk.fill(),
     heal=_free,
-    reason=r"disk or a table is full|the disk is full",
+    # MariaDB sometimes waits for room without a word.
+    reason=r"disk or a table is full|the disk is full|no answer within the deadline",
     of_disk=True,
 )
 #: What is written of a file is limited for the process: the error is the operating system's (EFBIG).

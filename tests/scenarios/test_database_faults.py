@@ -27,8 +27,8 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
-from functools import partial
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ from db.target import Target
 from tests.databases.addresses import Address, with_database, with_endpoint
 from tests.databases.admin import admin_of
 from tests.databases.disks import Disk, small_disk
-from tests.databases.fixtures import lacking
+from tests.databases.fixtures import lacking, require
 from tests.databases.kinds import Kind
 from tests.databases.programs import find_program
 from tests.databases.scratch import Databases
@@ -104,38 +104,47 @@ def a_disk(kind: Kind, stack: ExitStack) -> Disk | None:
         return None
 
 
-@pytest.fixture(scope="module")
-def stage(
-    database_kind: Kind, databases: Databases, seeing_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stage]:
+@contextmanager
+def staged(kind: Kind, databases: Databases, upstream: Upstream, folder: Path) -> Iterator[Stage]:
     """A proxy on a database of its own: on a small disk where there can be one, on a server of its own likewise."""
-    kind, wire, admin, instance = database_kind, None, None, None
+    wire, admin, instance, disk = None, None, None, None
     with ExitStack() as stack:
         if kind is Kind.SQLITE:
             disk = a_disk(kind, stack)
-            folder = tmp_path_factory.mktemp("sqlite") if disk is None else disk.folder
-            env = {"DB_DRIVER": "sqlite", "DATABASE_PATH": str(folder / "llm-proxy.db")}
-            target = parse("sqlite", None, env["DATABASE_PATH"])
+            path = str((folder if disk is None else disk.folder) / "llm-proxy.db")
+            env, target = {"DB_DRIVER": "sqlite", "DATABASE_PATH": path}, parse("sqlite", None, path)
         else:
-            disk = None
             if find_program(kind):
                 disk = a_disk(kind, stack)
                 instance = stack.enter_context(own_instance(kind, within=None if disk is None else disk.folder))
                 admin, url = admin_of(kind, instance.url), with_database(instance.url, "faults")
                 admin.create("faults")
             else:
-                scratch = stack.enter_context(databases.empty(kind))
-                admin, url = databases.server(kind).admin, scratch.url
+                require(databases, kind)
+                admin, url = databases.server(kind).admin, stack.enter_context(databases.empty(kind)).url
             address = Address.parse(url, default_port=0)
             wire = stack.enter_context(wire_beside(address.host, address.port))
             env = {"DB_DRIVER": kind.driver, "DATABASE_URL": with_endpoint(url, wire.host, wire.port)}
             target = parse(kind.driver, url, "")
-        settings = provider_settings(seeing_upstream) | SETTINGS
-        server = stack.enter_context(running_server(env, settings))
-        deployment = Deployment(server, seeing_upstream)
+        server = stack.enter_context(running_server(env, provider_settings(upstream) | SETTINGS))
+        deployment = Deployment(server, upstream)
         yield Stage(kind, target, deployment, deployment.new_secret(), wire, admin, instance, disk)
         assert server.stop() == 0, server.output
         books.verify(env)
+
+
+@pytest.fixture(scope="module")
+def stages(
+    databases: Databases, seeing_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[Kind], Stage]]:
+    """One stage per database, set up when it is first asked for: pytest would make one for each pair of the table."""
+    with ExitStack() as stack:
+
+        @cache
+        def stage(kind: Kind) -> Stage:
+            return stack.enter_context(staged(kind, databases, seeing_upstream, tmp_path_factory.mktemp(kind)))
+
+        yield stage
 
 
 @pytest.mark.parametrize(
@@ -143,7 +152,10 @@ def stage(
     [pytest.param(kind, fault, id=f"{kind}-{fault}") for kind, row in TABLE.items() for fault in row],
     indirect=["database_kind"],
 )
-async def test_a_fault_under_load(stage: Stage, fault: Fault, upstream_log: Path) -> None:
+async def test_a_fault_under_load(
+    stages: Callable[[Kind], Stage], database_kind: Kind, fault: Fault, upstream_log: Path
+) -> None:
+    stage = await looked(partial(stages, database_kind))
     if stage.lacks(fault):
         lacking(f"{fault} on {stage.kind} needs {'a small disk' if fault.of_disk else 'a server'} of the test's own")
     server = stage.deployment.server
@@ -222,12 +234,11 @@ async def not_ready(stage: Stage) -> None:
     call = stage.deployment.server.call
     with trio.fail_after(PATIENCE):
         # On a full disk there may be room for a heartbeat now and then.
-        while (ready := await looked(lambda: call("GET", "/ready"))).status != 503:
+        while (ready := await looked(partial(call, "GET", "/ready"))).status != 503:
             await trio.sleep(0.05)
     assert set(ready.content["failing"]) & {"database", "writer"}
     asked = trio.current_time()
-    for path in ("/live", "/health"):
-        assert (await looked(partial(call, "GET", path))).status == 200
+    assert {(await looked(partial(call, "GET", path))).status for path in ("/live", "/health")} == {200}
     assert trio.current_time() - asked < PROMPT
 
 
