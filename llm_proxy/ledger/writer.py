@@ -11,12 +11,12 @@ import trio
 from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
-from db.errors import BrokenReference, CommitUnknown, DatabaseError, Duplicate, Refused
+from db.errors import REFUSALS, CommitUnknown, DatabaseError
 from db.queries import ledger as books
-from llm_proxy import log
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
 from llm_proxy.ledger.outage import Outage
 from llm_proxy.ledger.portion import Portion, Ticket
+from llm_proxy.ledger.sweeping import sweep
 from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, transact
 
 if TYPE_CHECKING:
@@ -42,11 +42,6 @@ HEARTBEAT_INTERVAL = 5.0
 MISSED_HEARTBEATS = 4
 #: Reservations of dead workers swept in one transaction.
 SWEEP_CHUNK = 200
-
-#: What the database says of rows that it will not have, however often they are tried.
-_REFUSALS = (BrokenReference, Duplicate, Refused)
-
-_log = log.logger("ledger")
 
 
 class Observer(Protocol):
@@ -244,7 +239,7 @@ class Ledger:
         try:
             decisions = await self._commit(portion)
         except Exception as error:
-            if isinstance(error, DatabaseError) and not isinstance(error, _REFUSALS):
+            if isinstance(error, DatabaseError) and not isinstance(error, REFUSALS):
                 raise
             await self._cut(portion, error)
             return
@@ -336,7 +331,7 @@ class Ledger:
                 self._outage.over()
             orphans = await self._database.read(books.find_orphans, moment, dead_after, SWEEP_CHUNK)
             if orphans:
-                swept = await self._sweep(orphans, moment)
+                swept = await sweep(self._database, orphans, moment)
                 if swept and len(orphans) == SWEEP_CHUNK:
                     self._next_beat = now
             else:
@@ -345,14 +340,3 @@ class Ledger:
             self._outage.note(error)
             self._away = True
             await self._wait_for_database()
-
-    async def _sweep(self, orphans: Sequence[str], now: datetime) -> int:
-        """Settle orphans as `unknown`, but for those that the database will not have so; return how many it had."""
-        try:
-            return await self._database.write(books.sweep, orphans, now)
-        except _REFUSALS as error:
-            if len(orphans) == 1:
-                _log.error("a dead worker's request cannot be settled", request_id=orphans[0], exc_info=error)
-                return 0
-        middle = len(orphans) // 2
-        return await self._sweep(orphans[:middle], now) + await self._sweep(orphans[middle:], now)

@@ -18,6 +18,7 @@ from db.errors import CommitUnknown, Refused, Unavailable
 from db.queries import ledger as books
 from llm_proxy.errors import DatabaseUnavailable
 from llm_proxy.ledger import Application, Grant, Result
+from llm_proxy.ledger.sweeping import sweep
 from llm_proxy.ledger.transaction import Settlement
 from tests.db.queries.books import a_settled_request
 from tests.ledger.stage import Scene, scene
@@ -175,7 +176,7 @@ async def test_a_dead_worker_s_row_that_is_refused_keeps_no_other_from_being_swe
         await a_double(stage, grants[1])
         ids = [grant.reservation.id for grant in grants]
         with capture_logs() as logs:
-            swept = await stage.ledger._sweep(ids, grants[0].reservation.admitted_at)
+            swept = await sweep(stage.database.real, ids, grants[0].reservation.admitted_at)
         assert swept == 4
         assert [entry["request_id"] for entry in logs] == [ids[1]]
         assert await stage.outcomes() == (1, {"unknown": 4, "void": 1})
