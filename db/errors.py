@@ -45,3 +45,7 @@ class SchemaMismatch(DatabaseError):
 
 class Refused(DatabaseError):
     """The database refused a statement for a reason that trying again does not mend. Nothing was written."""
+
+
+#: What the database says of rows that it will not have, however often they are tried.
+REFUSALS = (BrokenReference, Duplicate, Refused)

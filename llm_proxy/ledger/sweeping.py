@@ -1,10 +1,10 @@
-"""Reservations that dead workers have left are settled as `unknown`."""
+"""Settling what dead workers have left open."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from db.errors import BrokenReference, Duplicate, Refused
+from db.errors import REFUSALS
 from db.queries import ledger as books
 from llm_proxy import log
 
@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from db.database import Database
 
-#: What the database says of rows that it will not have, however often they are tried.
-REFUSALS = (BrokenReference, Duplicate, Refused)
-
 _log = log.logger("ledger")
 
 
@@ -24,7 +21,7 @@ async def sweep(database: Database, orphans: Sequence[str], now: datetime) -> in
     """Settle orphans as `unknown`, but for those that the database will not have so; return how many it had.
 
     Raises:
-        DatabaseError: the database is away.
+        DatabaseError: it is not the orphans that are to blame.
     """
     try:
         return await database.write(books.sweep, orphans, now)

@@ -11,13 +11,12 @@ import trio
 from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
-from db.errors import CommitUnknown, DatabaseError
+from db.errors import REFUSALS, CommitUnknown, DatabaseError
 from db.queries import ledger as books
-from llm_proxy import log
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
 from llm_proxy.ledger.outage import Outage
 from llm_proxy.ledger.portion import Portion, Ticket
-from llm_proxy.ledger.sweeping import REFUSALS, sweep
+from llm_proxy.ledger.sweeping import sweep
 from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, transact
 
 if TYPE_CHECKING:
@@ -43,8 +42,6 @@ HEARTBEAT_INTERVAL = 5.0
 MISSED_HEARTBEATS = 4
 #: Reservations of dead workers swept in one transaction.
 SWEEP_CHUNK = 200
-
-_log = log.logger("ledger")
 
 
 class Observer(Protocol):

@@ -176,7 +176,7 @@ async def test_a_dead_worker_s_row_that_is_refused_keeps_no_other_from_being_swe
         await a_double(stage, grants[1])
         ids = [grant.reservation.id for grant in grants]
         with capture_logs() as logs:
-            swept = await sweep(stage.ledger._database, ids, grants[0].reservation.admitted_at)
+            swept = await sweep(stage.database.real, ids, grants[0].reservation.admitted_at)
         assert swept == 4
         assert [entry["request_id"] for entry in logs] == [ids[1]]
         assert await stage.outcomes() == (1, {"unknown": 4, "void": 1})
