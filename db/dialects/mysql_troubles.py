@@ -2,8 +2,8 @@
 
 Such an error must never be taken for a refusal: a row that was refused is given up, and one that met a full disk is
 written later. The codes are those of "Server Error Message Reference" (dev.mysql.com) and "MariaDB Error Codes"
-(mariadb.com/kb), both gone through to their ends. Left out on purpose, because smaller transactions help, which is what
-a refusal leads to: 1153 (a packet too large), 1197 (a transaction too large for the binary log).
+(mariadb.com/kb). Left out on purpose, because smaller transactions help, which is what a refusal leads to: 1153 (a
+packet too large), 1197 (a transaction too large for the binary log).
 """
 
 from __future__ import annotations
