@@ -85,12 +85,12 @@ async def test_a_deployment_moves(
 ) -> None:
     require(databases, NEXT[database_kind])
     old = migrated_database
-    with opened(old.target, Options()) as database:
-        write_past(database, requests=PAST)
     before = Deployment(start_server(env_of(old)), upstream)
     secret = before.new_secret(max_requests=3)
     assert (await before.chat(secret)).status == http.client.OK
     assert before.server.stop() == 0
+    with opened(old.target, Options()) as database:
+        write_past(database, requests=PAST)
 
     with databases.migrated(NEXT[database_kind]) as new:
         reached = kill_in_the_middle(start_copy(old, new), new)
