@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_proxy.metrics.families import SECTIONS
+from db.tally import Tally
+from llm_proxy.metrics.families import FAILURES, RETRIES, SECTIONS, Family
 from tests.docs.blocks import TYPED, blocks
 from tests.harness.server import ROOT
 
@@ -36,6 +37,13 @@ def test_the_page_about_monitoring_speaks_of_every_metric_of_the_database() -> N
     for family in SECTIONS["Database"]:
         name = f"{family.name}_total" if family.kind == "counter" else family.name
         assert f"| `{name}` |" in text
+
+
+@pytest.mark.parametrize(("family", "causes"), [(RETRIES, Tally().retries), (FAILURES, Tally().failures)])
+def test_the_causes_are_named_where_the_metrics_are_explained(family: Family, causes: dict[str, int]) -> None:
+    text = (DATABASE / "monitoring.md").read_text()
+    assert set(re.findall(r"`(\w+)`", family.labels[0].values)) == set(causes)
+    assert all(f"`{cause}`" in text for cause in causes)
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
