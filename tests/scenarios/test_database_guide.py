@@ -1,144 +1,208 @@
-"""The guide to choosing and running a database, step by step and in its order, as somebody would follow it.
+"""docs/database/choosing.md, step by step and in its order, as somebody would follow it.
 
-Hosts, ports, users and passwords are those of the test servers; everything else stands as the guide has it. Steps that
-start database servers with Docker are left out here, because the test servers are there already.
+Hosts, ports, accounts and names of databases are those of the test servers; all else is typed as the page has it.
 """
 
 from __future__ import annotations
 
 import http.client
-import os
-import shutil
-import sqlite3
-import subprocess
-import sys
-from collections.abc import Mapping
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from attrs import frozen
 
 from benchmarks.processes import Upstream
+from db import dsn
+from llm_proxy.settings import Settings
+from tests.databases.addresses import Address
 from tests.databases.console import run
-from tests.databases.fixtures import require
 from tests.databases.kinds import SERVERS, Kind, on
-from tests.databases.scratch import Databases, Scratch
-from tests.harness.deployment import Deployment
+from tests.databases.scratch import Scratch
+from tests.docs.blocks import block
+from tests.docs.prompt import done, exported, typed
+from tests.harness.deployment import UPSTREAM_KEY, Deployment
 from tests.harness.server import ROOT, Server, StartServer
 
-#: The table of pool sizes: pool, idle connections, lifetime.
-SIZES = {"small": ("10", "5", "1h"), "medium": ("20", "10", "30m"), "large": ("50", "20", "15m")}
 PAGE = ROOT / "docs" / "database" / "choosing.md"
+#: What the page calls an account, a place and a database, in the forms of both servers.
+PLACES = ("user:password@localhost:5432/llmproxy", "llmproxy:secret@localhost:5432/llmproxy")
+GO_PLACE = "llmproxy:secret@tcp(localhost:3306)/llmproxy"
+#: The blocks that lead to a server, by its driver.
+TARGETS = {"postgres": "to postgres", "mysql": "to mysql"}
+#: The harness's own secrets are taken away, so that the server makes its own beside the file.
+NO_SECRETS = {"MANAGEMENT_TOKEN": "", "ENCRYPTION_KEY": ""}
 
 
-def pool(size: str) -> dict[str, str]:
-    names = ("DATABASE_POOL_SIZE", "DATABASE_MAX_IDLE_CONNS", "DATABASE_CONN_MAX_LIFETIME")
-    return dict(zip(names, SIZES[size], strict=True))
+@frozen
+class Account:
+    """A user of the test server with a password, as in the guide, who owns the database of the test."""
+
+    name: str
+    scratch: Scratch
+
+    def fill(self, text: str) -> str:
+        """What the page says, for this account and this server."""
+        default = 5432 if self.scratch.kind is Kind.POSTGRES else 3306
+        address = Address.parse(self.scratch.url, default_port=default)
+        end, who = f"{address.host}:{address.port}", f"{self.name}:secret"
+        for place in PLACES:
+            text = text.replace(place, f"{who}@{end}/{self.scratch.name}")
+        return text.replace(GO_PLACE, f"{who}@tcp({end})/{self.scratch.name}")
 
 
-def grep_database(server: Server) -> list[str]:
-    """`curl http://localhost:8080/metrics | grep database`."""
-    text = str(server.call("GET", "/metrics").content)
-    return [line for line in text.splitlines() if "database" in line]
+@contextmanager
+def account(scratch: Scratch) -> Iterator[Account]:
+    name = f"guide_{secrets.token_hex(4)}"
+    if scratch.kind is Kind.POSTGRES:
+        begin = [f"CREATE ROLE {name} LOGIN PASSWORD 'secret'", f'ALTER DATABASE "{scratch.name}" OWNER TO {name}']
+        end = [f"REASSIGN OWNED BY {name} TO CURRENT_USER", f"DROP OWNED BY {name}", f"DROP ROLE {name}"]
+    else:
+        who = [f"'{name}'@'%'", f"'{name}'@'localhost'"]  # an anonymous user of localhost would come before '%'
+        begin = [f"CREATE USER {one} IDENTIFIED BY 'secret'" for one in who]
+        begin += [f"GRANT ALL ON `{scratch.name}`.* TO {one}" for one in who]
+        end = [f"DROP USER {one}" for one in who]
+    for statement in begin:
+        run(scratch, statement)
+    yield Account(name, scratch)
+    for statement in end:
+        run(scratch, statement)
 
 
-def dump(path: Path, table: str) -> str:
-    """`sqlite3 FILE ".dump TABLE"`, beside a running server; without that program, what its library says."""
-    if shutil.which("sqlite3"):
-        done = subprocess.run(
-            ["sqlite3", str(path), f".dump {table}"], capture_output=True, text=True, check=True, timeout=60
-        )
-        return done.stdout
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        return "\n".join(line for line in connection.iterdump() if table in line)
-    finally:
-        connection.close()
+def grep_database(server: Server) -> str:
+    return done(block(PAGE, "metrics").replace("http://localhost:8080", server.url), server.folder)
 
 
-def copy(env: Mapping[str, str], old: str, new: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "llm_proxy", "db", "copy", "--from", old, "--to", new],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **env},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+def manage(server: Server, method: str, path: str, content: Any = None) -> Any:
+    """Ask the management API with the token that the server has made for itself, or was given."""
+    file = server.settings.get("MANAGEMENT_TOKEN_FILE", str(server.folder / "data/llm-proxy.db.management-token"))
+    answer = server.call(method, f"/manage{path}", content, token=Path(file).read_text().strip())
+    assert answer.status < http.client.BAD_REQUEST, answer
+    return answer.content
 
 
-async def use(deployment: Deployment, secret: str) -> None:
-    assert (await deployment.chat(secret)).status == http.client.OK
+async def use(server: Server, upstream: Upstream, secret: str) -> None:
+    assert (await Deployment(server, upstream).chat(secret)).status == http.client.OK
 
 
 @on(*SERVERS)
 async def test_from_sqlite_to_a_server(
-    start_server: StartServer, empty_database: Scratch, upstream: Upstream, tmp_path: Path
+    empty_database: Scratch, start_server: StartServer, upstream: Upstream, tmp_path: Path
 ) -> None:
-    # SQLite is the default: no additional configuration needed.
-    file = tmp_path / "data" / "llm-proxy.db"
-    server = start_server({"DB_DRIVER": "sqlite", "DATABASE_PATH": str(file), "DATABASE_POOL_SIZE": "10"})
-    before = Deployment(server, upstream)
-    secret = before.new_secret()
-    await use(before, secret)
-    assert any(line.startswith("llm_proxy_database_up 1") for line in grep_database(server))
+    kind = empty_database.kind.driver
+    old = start_server({**exported(block(PAGE, "sqlite"), tmp_path), **NO_SECRETS})
+    file = old.folder / "data" / "llm-proxy.db"
+    assert file.exists()
+    project = manage(old, "POST", "/projects", {"name": "first", "api_key": UPSTREAM_KEY})
+    secret = manage(old, "POST", "/tokens", {"project_id": project["id"]})["token"]
+    await use(old, upstream, secret)
+    assert "llm_proxy_database_up 1.0\n" in grep_database(old)
+    assert "llm_proxy_database_sqlite_pages " in grep_database(old)
 
-    # 1. Export data from SQLite.
-    assert 'INSERT INTO "projects"' in dump(file, "projects").replace("INSERT INTO projects", 'INSERT INTO "projects"')
-    assert "INSERT INTO" in dump(file, "tokens")
-    assert server.stop() == 0
+    done(block(PAGE, "dump"), old.folder)
+    dumped = {name: (old.folder / f"{name}.sql").read_text() for name in ("projects", "tokens")}
+    for name, text in dumped.items():
+        assert re.search(rf"INSERT INTO \"?{name}\"? ", text)
+        assert UPSTREAM_KEY not in text
+        assert secret not in text
+    await use(old, upstream, secret)
+    assert old.stop() == 0
 
-    # 2. to 4. Start the target, update the configuration, start the proxy: migrations run automatically. What the guide
-    # leaves to hand-edited SQL comes before the start, and is one command.
-    copy({}, str(file), empty_database.url)
-    after = Deployment(start_server(empty_database.env | pool("small")), upstream)
-    await use(after, secret)
-    (token,) = after.server.manage("GET", "/tokens")["data"]
-    assert token["request_count"] == 2
-    assert any(line.startswith("llm_proxy_database_up 1") for line in grep_database(after.server))
-
-
-@pytest.mark.parametrize("size", SIZES)
-def test_the_sizes_of_the_table(start_server: StartServer, migrated_database: Scratch, size: str) -> None:
-    server = start_server(migrated_database.env | pool(size))
-    assert f"llm_proxy_database_connections_limit {float(SIZES[size][0])}" in "\n".join(
-        line.replace("connections_limit 11.0", "connections_limit 10.0")  # SQLite has one more, which writes
-        .replace("connections_limit 21.0", "connections_limit 20.0")
-        .replace("connections_limit 51.0", "connections_limit 50.0")
-        for line in grep_database(server)
-    )
-
-
-def test_the_default_is_a_file_in_a_folder_that_is_made(start_server: StartServer) -> None:
-    server = start_server({"DB_DRIVER": "sqlite", "DATABASE_PATH": "./data/llm-proxy.db"})
-    assert (server.folder / "data" / "llm-proxy.db").exists()
+    with account(empty_database) as owner:
+        env = exported(owner.fill(block(PAGE, TARGETS[kind])), old.folder) | exported(
+            block(PAGE, "secrets"), old.folder
+        )
+        assert "equal" in done(block(PAGE, "copy"), old.folder, env)
+        (start,) = block(PAGE, "start").splitlines()
+        assert start == "llm-proxy server"  # which is what the harness starts
+        new = start_server({**env, **NO_SECRETS})
+        await use(new, upstream, secret)
+        assert [token["request_count"] for token in manage(new, "GET", "/tokens")["data"]] == [3]
+        assert f'llm_proxy_database_info{{driver="{kind}"}} 1.0\n' in grep_database(new)
+        if kind == "postgres":
+            look_at_the_statistics(empty_database)
+        assert new.stop() == 0
 
 
-@on("postgres")
-def test_what_monitors_postgresql(migrated_database: Scratch) -> None:
-    name = migrated_database.name
-    columns, ((count,),) = run(migrated_database, f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}';")
-    assert columns == ["count"]
-    assert count >= 1
-    columns, rows = run(
-        migrated_database,
-        "SELECT relname, pg_size_pretty(pg_total_relation_size(relid)) FROM pg_catalog.pg_statio_user_tables "
-        "ORDER BY pg_total_relation_size(relid) DESC;",
-    )
+def look_at_the_statistics(scratch: Scratch) -> None:
+    first, second, _ = block(PAGE, "statistics of postgres").split(";")
+    assert run(scratch, first)[0] == ["count"]
+    ((connections,),) = run(scratch, first.replace("'llmproxy'", f"'{scratch.name}'"))[1]
+    assert connections >= 2  # the server's, and this one
+    columns, rows = run(scratch, second)
     assert columns == ["relname", "pg_size_pretty"]
     assert {"projects", "tokens", "requests"} <= {row[0] for row in rows}
 
 
-def test_the_forms_of_both_servers_stand_as_they_are_written(databases: Databases, start_server: StartServer) -> None:
-    """`postgres://user:password@host:port/db?sslmode=disable` and `user:password@tcp(host:port)/db?parseTime=true`."""
-    for kind, form in ((Kind.POSTGRES, "postgres://"), (Kind.MYSQL, "@tcp(")):
-        require(databases, kind)
-        with databases.empty(kind) as scratch:
-            assert form in scratch.url
-            assert start_server({"DB_DRIVER": kind.driver, "DATABASE_URL": scratch.url}).stop() == 0
+@on(*SERVERS)
+def test_a_new_database_is_migrated_at_the_start(
+    empty_database: Scratch, start_server: StartServer, tmp_path: Path
+) -> None:
+    """With the secrets that a server must be given, those of the harness."""
+    kind = empty_database.kind.driver
+    with account(empty_database) as owner:
+        env = exported(owner.fill(block(PAGE, TARGETS[kind])), tmp_path)
+        production = exported(block(PAGE, "pool of production"), tmp_path)
+        server = start_server(env | production)
+        assert "llm_proxy_database_connections_limit 20.0\n" in grep_database(server)
+        done("llm-proxy migrate status", tmp_path, env)
+        assert server.stop() == 0
 
 
-@pytest.mark.parametrize("name", ["SQLite", "PostgreSQL", "MySQL", "MariaDB"])
-def test_the_page_speaks_of_every_database(name: str) -> None:
-    assert name in PAGE.read_text()
+@on(*SERVERS)
+def test_the_block_with_tls_connects_or_says_that_tls_is_what_is_missing(
+    empty_database: Scratch, tmp_path: Path
+) -> None:
+    """Which of the two depends on the test server; what TLS does in each mode is tested with certificates elsewhere."""
+    name = "postgres with TLS" if empty_database.kind is Kind.POSTGRES else "mysql with TLS"
+    with account(empty_database) as owner:
+        env = exported(owner.fill(block(PAGE, name)), tmp_path)
+        assert {name: env[name] for name in env if "POOL" in name or "CONN" in name} == {
+            "DATABASE_POOL_SIZE": "10",
+            "DATABASE_MAX_IDLE_CONNS": "5",
+            "DATABASE_CONN_MAX_LIFETIME": "1h",
+        }
+        result = typed("llm-proxy db check", tmp_path, env)
+        if result.returncode == 2:
+            assert re.search(r"does not offer TLS|certificate was not accepted", result.stderr), result.stderr
+        else:
+            assert re.search(r"^TLS +TLSv1", result.stdout, re.MULTILINE), result
+
+
+@pytest.mark.parametrize(
+    ("name", "driver", "number"), [("urls of postgres", "postgres", 4), ("urls of mysql", "mysql", 5)]
+)
+def test_every_url_is_understood_as_a_line_of_an_env_file(tmp_path: Path, name: str, driver: str, number: int) -> None:
+    lines = [line for line in block(PAGE, name).splitlines() if line.startswith("DATABASE_URL=")]
+    assert len(lines) == number
+    for line in lines:
+        (tmp_path / ".env").write_text(line)
+        settings = Settings.load({"DB_DRIVER": driver}, dotenv_path=tmp_path / ".env")
+        target = dsn.parse(driver, settings.database_url, "")
+        assert target.database == "llmproxy"
+        assert target.user in ("llmproxy", "user", "user@server", "admin", "root", "admin@server")
+        assert target.password in ("secret", "pass", "password")
+
+
+def rows() -> Iterator[Mapping[str, str]]:
+    """The table of pool sizes."""
+    names = ("DATABASE_POOL_SIZE", "DATABASE_MAX_IDLE_CONNS", "DATABASE_CONN_MAX_LIFETIME")
+    for cells in re.findall(r"^\| [^|]*\d+[^|]* \| (\d+) \| (\d+) \| (\w+) \|$", PAGE.read_text(), re.MULTILINE):
+        yield dict(zip(names, cells, strict=True))
+
+
+def test_the_table_has_the_sizes_of_the_guide() -> None:
+    assert [tuple(row.values()) for row in rows()] == [("10", "5", "1h"), ("20", "10", "30m"), ("50", "20", "15m")]
+
+
+@on("sqlite", "postgres", "mysql")
+@pytest.mark.parametrize("sizes", list(rows()), ids=lambda row: row["DATABASE_POOL_SIZE"])
+def test_the_sizes_of_the_table(migrated_database: Scratch, start_server: StartServer, sizes: dict[str, str]) -> None:
+    server = start_server(migrated_database.env | sizes)
+    limit = int(sizes["DATABASE_POOL_SIZE"]) + (migrated_database.kind is Kind.SQLITE)  # one more, which writes
+    assert f"llm_proxy_database_connections_limit {limit:.1f}\n" in grep_database(server)
+    assert server.stop() == 0
