@@ -23,6 +23,9 @@ from llm_proxy.serving.transport import SocketTransport
 
 __all__ = ["LifespanFailed", "ServeConfig", "serve"]
 
+#: Seconds for which idle connections are kept where others go on with the sockets.
+HAND_OVER = 1.0
+
 
 async def serve(
     app: Application,
@@ -46,7 +49,8 @@ async def serve(
     5. The application is shut down.
 
     Where other processes go on with the same sockets, there is nothing to tell a load balancer, and nobody to turn
-    away: `on_drain` is not called, the listeners are closed first, and what was accepted until then is served.
+    away: `on_drain` is not called, the listeners are closed first, and what was accepted until then is served; for a
+    second, no connection is closed but behind a response.
 
     Args:
         app: an ASGI 3 application.
@@ -127,13 +131,17 @@ class _Server:
 
     async def _drain(self, nursery: trio.Nursery, listening: trio.CancelScope) -> None:
         traffic = self._site.traffic
-        if self._others_accept():
+        handing_over = self._others_accept()
+        if handing_over:
             listening.cancel()
         elif self._on_drain is not None:
             self._on_drain()
         traffic.draining = True
-        before = tuple(traffic.connections)
         with trio.move_on_after(self._site.config.shutdown_grace):
+            if handing_over:
+                # Requests are on their way on connections that have just been made, or have just been answered on.
+                await trio.sleep(HAND_OVER)
+            before = tuple(traffic.connections)
             for connection in before:
                 connection.drain()
             await traffic.settled(before)
