@@ -140,6 +140,10 @@ class SqliteBackend:
             connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._options.sqlite_synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
+        # Room for the end of each token's part of the indices, where new rows go: 16 MiB instead of 2.
+        connection.execute("PRAGMA cache_size = -16384")
+        # The pages that take new rows are written again and again: back into the file a quarter as often, 16 MB of wal.
+        connection.execute("PRAGMA wal_autocheckpoint = 4000")
         # A wal that has once grown large is cut back to this many bytes.
         connection.execute("PRAGMA journal_size_limit = 67108864")
         return connection
