@@ -105,8 +105,8 @@ def _why_not_anew(settings: Settings) -> str:
     """Why SIGHUP does not give a server of one process new settings, and what does."""
     if settings.db_driver == "sqlite":
         return (
-            "SIGHUP changes nothing: a SQLite file has one server process, so the next one can start only when this one "
-            "has ended; restart the server to have its settings read anew"
+            "SIGHUP changes nothing: a SQLite file has one server process, and the next one can start only when this "
+            "one has ended; restart the server to have its settings read anew"
         )
     return (
         "SIGHUP changes nothing: this server has one process, and nobody to serve while it is replaced; restart it to "

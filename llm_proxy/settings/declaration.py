@@ -158,8 +158,8 @@ class Settings:
     shutdown_delay: float = SERVER.setting(
         kinds.duration(zero=True),
         "0s",
-        "How long the server goes on as ever after SIGTERM, while `/ready` says that it is about to end. Let it be longer "
-        "than a load balancer takes to notice, where one asks for `/ready`.",
+        "How long the server goes on as ever after SIGTERM, while `/ready` says that it is about to end. Let it be "
+        "longer than a load balancer takes to notice, where one asks for `/ready`.",
     )
     shutdown_grace: float = SERVER.setting(
         kinds.duration(zero=True),
