@@ -75,6 +75,7 @@ class Nginx:
 
 def configuration(folder: Path, port: int, certificate: Path) -> str:
     """The page's configuration with addresses and files of the test."""
+    text: str
     (text,) = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
     for there, here in (
         ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
