@@ -7,7 +7,6 @@ restarts servers of the test.
 from __future__ import annotations
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import aclosing
@@ -23,6 +22,7 @@ from benchmarks.processes import Upstream
 from tests.databases.fixtures import lacking
 from tests.databases.kinds import on
 from tests.databases.scratch import Scratch
+from tests.docs.blocks import blocks
 from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers
 from tests.harness.nginx import ADVICE, Nginx, find_nginx, running_nginx
@@ -91,7 +91,7 @@ def folder() -> Iterator[Path]:
 
 async def roll(fleet: Fleet, folder: Path, restart: Callable[[int], Server]) -> None:
     """Run the script of the page; the test is its systemd."""
-    (script,) = re.findall(r"```bash\n(#!.*?)```", PAGE.read_text(), re.DOTALL)
+    (script,) = [block.text for block in blocks(PAGE) if block.run == "roll"]
     assert "/etc/nginx/llm-proxy" in script
     (folder / "roll").write_text(script.replace("/etc/nginx/llm-proxy", str(fleet.nginx.replicas)))
     (folder / "systemctl").write_text(SYSTEMCTL.format(folder=folder))
