@@ -109,6 +109,10 @@ class LLMProxy(QuartTrio):
         self.services = services
         manage.register(self, _context(services))
 
+    def leave(self) -> None:
+        """Report not ready and serve as ever, so that load balancers send their requests elsewhere."""
+        self.services.leave()
+
     def begin_drain(self) -> None:
         """Turn new requests away and report not ready; running ones go on."""
         self.services.begin_drain()

@@ -103,20 +103,25 @@ class Services:
     metrics: Metrics
     survey: Survey
     probe: Probe
+    leaving: bool = False
 
     @property
     def carries_on(self) -> bool:
         """Whether requests are served although the database is away."""
         return self.grace is not None and self.grace.carries
 
+    def leave(self) -> None:
+        """Report not ready from now on, and serve as ever."""
+        self.leaving = True
+
     def begin_drain(self) -> None:
         """Turn new requests away and report not ready; running ones go on."""
-        self.relay.draining = True
+        self.leaving = self.relay.draining = True
 
     async def not_ready(self) -> list[str]:
         """What keeps this worker from serving, named; empty when it is ready."""
         reasons = []
-        if self.relay.draining:
+        if self.leaving:
             reasons.append("draining")
         if not self.ledger.alive or (self.grace is not None and self.grace.refuses):
             reasons.append("writer")

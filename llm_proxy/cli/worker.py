@@ -18,9 +18,9 @@ from llm_proxy.metrics import Slate
 from llm_proxy.proxy import provider_file
 from llm_proxy.serving.asgi import Address
 from llm_proxy.serving.listener import bind
+from llm_proxy.serving.process import serve_until_signal
 from llm_proxy.serving.server import LifespanFailed, ServeConfig
 from llm_proxy.serving.tls import BadCertificate, server_context
-from llm_proxy.serving.workers import serve_until_signal
 from llm_proxy.settings import ListenAddress, Problem, Settings, SettingsError
 
 
@@ -101,6 +101,19 @@ class Termination:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def _why_not_anew(settings: Settings) -> str:
+    """Why SIGHUP does not give a server of one process new settings, and what does."""
+    if settings.db_driver == "sqlite":
+        return (
+            "SIGHUP changes nothing: a SQLite file has one server process, and the next one can start only when this "
+            "one has ended; restart the server to have its settings read anew"
+        )
+    return (
+        "SIGHUP changes nothing: this server has one process, and nobody to serve while it is replaced; restart it to "
+        "have its settings read anew, or set WORKERS to 2 or more, which are replaced one by one"
+    )
+
+
 def work(
     settings: Settings,
     sockets: Sequence[socket.socket],
@@ -135,13 +148,28 @@ async def _work(
     config = serve_config(settings, sockets)
     events = log.logger("server")
 
-    def begin_drain() -> None:
+    in_terminal = os.isatty(0)
+
+    def leave() -> None:
         termination.obeyed = True
-        app.begin_drain()
+        app.leave()
+
+    def hang_up() -> bool:
+        if not in_terminal:
+            events.warning(_why_not_anew(settings))
+        return not in_terminal
 
     try:
         async with trio.open_nursery() as nursery:
-            serving = partial(serve_until_signal, app, config, on_drain=begin_drain)
+            serving = partial(
+                serve_until_signal,
+                app,
+                config,
+                delay=settings.shutdown_delay,
+                on_leave=leave,
+                on_drain=app.begin_drain,
+                on_hang_up=hang_up,
+            )
             addresses = await nursery.start(serving)
             events.info("serving", urls=[url_of(settings, address) for address in addresses])
             on_serving()

@@ -11,6 +11,8 @@ Everything crosses byte for byte and in order, except:
   another organisation with our key, nor learn whose key it is.
 - The client's address and the way that it came (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via` and the like of a
   request): who calls the proxy is no business of the provider.
+- Orders to a reverse proxy in front of this one (`X-Accel-*`, `X-Sendfile` and the like of a response): a provider
+  could have it hand out another path, or a file. Ours to give is `X-Accel-Buffering: no` for streams.
 
 Names are lower-case bytes, as in ASGI; a name from upstream is made lower-case, its value stays as it is.
 """
@@ -80,7 +82,22 @@ _NOT_UPSTREAM = (
     | {b"content-length", b"cookie", b"cookie2", b"expect", b"host"}
 )
 
-_NOT_DOWNSTREAM = _HOP_BY_HOP | _ACCOUNT | _ONE_LEG | {b"x-llm-proxy-request-id", b"x-llm-proxy-overhead-ms"}
+#: What nginx (ngx_http_proxy_module), Apache (mod_xsendfile), lighttpd and Perlbal obey.
+_ORDERS = frozenset(
+    {
+        b"x-accel-buffering",
+        b"x-accel-charset",
+        b"x-accel-expires",
+        b"x-accel-limit-rate",
+        b"x-accel-redirect",
+        b"x-lighttpd-send-file",
+        b"x-reproxy-file",
+        b"x-reproxy-url",
+        b"x-sendfile",
+    }
+)
+
+_NOT_DOWNSTREAM = _HOP_BY_HOP | _ACCOUNT | _ONE_LEG | _ORDERS | {b"x-llm-proxy-request-id", b"x-llm-proxy-overhead-ms"}
 
 
 class _GoesUpstream(dict[bytes, bool]):
@@ -177,7 +194,6 @@ def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) ->
         raise UpstreamUnreachable("The provider answered with a header that holds a control character.")
     names = dict(kept)
     if b"content-type" in names and is_event_stream(names[b"content-type"]):
-        kept = [field for field in kept if field[0] != b"x-accel-buffering"]
         kept.append((b"x-accel-buffering", b"no"))
     if b"x-request-id" not in names:
         kept.append((b"x-request-id", request_id))

@@ -1,4 +1,4 @@
-"""Processes: the signals that end one, and a supervisor that keeps several running."""
+"""Several processes on the same sockets: a supervisor that keeps them running, and replaces them one by one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import attrs
-import trio
-
-from llm_proxy.serving.asgi import Address, Application
-from llm_proxy.serving.config import ServeConfig
-from llm_proxy.serving.server import serve
 
 STEADY: Final = 5.0
 """Seconds after which a worker counts as having started well."""
@@ -33,52 +28,6 @@ Only those that gave up by themselves count.
 _KILL_MARGIN: Final = 5.0
 _OURS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
 _WELL: Final = frozenset({0, -signal.SIGTERM, -signal.SIGUSR1})
-
-
-async def serve_until_signal(
-    app: Application,
-    config: ServeConfig,
-    *,
-    on_drain: Callable[[], None] | None = None,
-    task_status: trio.TaskStatus[list[Address]] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """Serve `app` until SIGTERM or SIGINT, then drain; a second SIGINT ends everything at once.
-
-    SIGUSR1 is a supervisor's word that another worker takes this one's place: all that was accepted is served.
-
-    A SIGINT that the process was started to ignore is ignored, as the workers of a supervisor do: Ctrl-C in a terminal
-    reaches them too, but it is their parent that decides.
-
-    Raises:
-        Exception: what `serve` raises.
-    """
-    stop = trio.Event()
-    replaced = False
-    numbers = [signal.SIGTERM, signal.SIGUSR1]
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        numbers.append(signal.SIGINT)
-    with trio.open_signal_receiver(*numbers) as signals, trio.CancelScope() as serving:
-
-        async def listen() -> None:
-            nonlocal replaced
-            async for number in signals:
-                if stop.is_set() and number == signal.SIGINT:
-                    serving.cancel()
-                replaced = replaced or (number == signal.SIGUSR1 and not stop.is_set())
-                stop.set()
-
-        failure: Exception | None = None
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(listen)
-            try:
-                await serve(
-                    app, config, stop=stop, on_drain=on_drain, others_accept=lambda: replaced, task_status=task_status
-                )
-            except Exception as error:  # noqa: BLE001 - raised below, where the nursery does not make a group of it
-                failure = error
-            nursery.cancel_scope.cancel()
-        if failure is not None:
-            raise failure
 
 
 def _to_stderr(message: str) -> None:

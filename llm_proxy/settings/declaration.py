@@ -155,8 +155,16 @@ class Settings:
         "How long a client's connection is kept open between two requests, and before the first. Let it be longer than "
         "that of a load balancer in front.",
     )
+    shutdown_delay: float = SERVER.setting(
+        kinds.duration(zero=True),
+        "0s",
+        "How long the server goes on as ever after SIGTERM, while `/ready` says that it is about to end. Let it be "
+        "longer than a load balancer takes to notice, where one asks for `/ready`.",
+    )
     shutdown_grace: float = SERVER.setting(
-        kinds.duration(zero=True), "30s", "How long running requests may take to end after SIGTERM."
+        kinds.duration(zero=True),
+        "30s",
+        "How long running requests may take to end after SIGTERM and `SHUTDOWN_DELAY`.",
     )
     max_concurrent_requests: int = SERVER.setting(
         kinds.integer(1, 1_000_000),

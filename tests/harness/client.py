@@ -11,7 +11,7 @@ import json
 import socket
 import ssl
 import struct
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import urlsplit
@@ -110,7 +110,7 @@ class Connection:
                 headers = tuple((name.decode("latin-1"), value.decode("latin-1")) for name, value in event.headers)
                 return Response(event.status_code, headers, b"")
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self) -> AsyncGenerator[bytes]:
         """The body as it comes, one piece for each read."""
         while True:
             event = self._parser.next_event()

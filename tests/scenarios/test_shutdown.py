@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,41 @@ def test_a_server_that_is_told_again_and_again_ends_as_well(
         server.terminate()
         time.sleep(0.001)
     assert server.wait() == 0, server.output
+
+
+@on("sqlite")
+async def test_load_balancers_have_time_to_notice(
+    start_server: StartServer, upstream: Any, migrated_env: dict[str, str]
+) -> None:
+    server = await start(start_server, migrated_env, SHUTDOWN_DELAY="1000s")
+    deployment = Deployment(server, upstream)
+    secret: str = await trio.to_thread.run_sync(deployment.new_secret)
+    server.process.signal(signal.SIGINT)
+    with trio.fail_after(30):
+        while True:
+            answer = await trio.to_thread.run_sync(server.call, "GET", "/ready")
+            if answer.status == 503:
+                break
+    assert answer.content == {"status": "not ready", "failing": ["draining"]}
+    assert (await deployment.chat(secret)).status == 200
+    server.process.signal(signal.SIGINT)
+    assert await server.ended(60) == 0, server.output
+
+
+@on("sqlite", "postgres")
+def test_one_process_says_why_it_is_not_replaced(
+    start_server: StartServer, migrated_env: dict[str, str], database_kind: Kind
+) -> None:
+    server = start_server(migrated_env)
+    server.process.signal(signal.SIGHUP)
+    deadline = time.monotonic() + 30
+    while "SIGHUP changes nothing" not in server.output:
+        assert time.monotonic() < deadline, server.output
+        time.sleep(0.02)
+    (told,) = [event["event"] for event in server.events if "SIGHUP" in event["event"]]
+    assert ("one server process" if database_kind is Kind.SQLITE else "set WORKERS to 2 or more") in told
+    assert server.is_ready()
+    assert server.stop() == 0
 
 
 @on("postgres", "mysql", "mariadb")

@@ -16,8 +16,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llm_proxy.serving.asgi import Receive, Scope, Send
 from llm_proxy.serving.listener import bind
+from llm_proxy.serving.process import serve_until_signal
 from llm_proxy.serving.server import LifespanFailed, ServeConfig, serve
-from llm_proxy.serving.workers import serve_until_signal
 from tests.serving.applications import Echo, Hold, respond, with_lifespan
 from tests.serving.conftest import Connect
 from tests.serving.running import run_server

@@ -17,8 +17,9 @@ import trio
 
 from llm_proxy.serving.asgi import Receive, Scope, Send
 from llm_proxy.serving.listener import bind
+from llm_proxy.serving.process import serve_until_signal
 from llm_proxy.serving.server import ServeConfig
-from llm_proxy.serving.workers import serve_until_signal, supervise
+from llm_proxy.serving.workers import supervise
 from tests.serving.applications import respond, with_lifespan
 
 MODE = os.environ.get("MODE")

@@ -31,8 +31,9 @@ from llm_proxy.settings import Settings
 def command(addr: str | None, db: str | None, workers: str | None, config: Path | None) -> None:
     """Serve the proxy, after migrating its database.
 
-    SIGTERM or Ctrl-C lets running requests end, for at most SHUTDOWN_GRACE, and then ends the server. SIGHUP, with
-    several workers, reads settings, provider file and certificates anew and replaces the workers one by one.
+    SIGTERM or Ctrl-C lets running requests end, for at most SHUTDOWN_GRACE, and then ends the server. With
+    SHUTDOWN_DELAY it first goes on for a while, not ready, for load balancers to notice. SIGHUP, with several workers,
+    reads settings, provider file and certificates anew and replaces the workers one by one.
 
     On SQLite with no MANAGEMENT_TOKEN set, the server makes one and keeps it in a file beside the database.
     """
@@ -60,7 +61,7 @@ def _supervise(settings: Settings, sockets: Sequence[socket], load: Callable[[],
         partial(_be_worker, current, Slates(settings.workers)),
         sockets,
         workers=settings.workers,
-        shutdown_grace=settings.shutdown_grace,
+        shutdown_grace=settings.shutdown_delay + settings.shutdown_grace,
         report=lambda message: click.echo(message, err=True),
         before_roll=partial(_read_anew, current, load),
     )
