@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from attrs import frozen
+
 from benchmarks.processes import Process, family
 from tests.harness.ports import free_port
 from tests.harness.server import ROOT, Server
@@ -33,7 +35,8 @@ else:
     "openssl": """\
 import base64, secrets, sys
 _, form, size = sys.argv[1:]
-print({"-hex": bytes.hex, "-base64": lambda data: base64.b64encode(data).decode()}[form](secrets.token_bytes(int(size))))
+made = secrets.token_bytes(int(size))
+print({"-hex": made.hex(), "-base64": base64.b64encode(made).decode()}[form])
 """,
     "mysql": "import os, sys; os.execvp('mariadb', ['mariadb', *sys.argv[1:]])",
     "mysqldump": "import os, sys; os.execvp('mariadb-dump', ['mariadb-dump', *sys.argv[1:]])",
@@ -42,7 +45,11 @@ print({"-hex": bytes.hex, "-base64": lambda data: base64.b64encode(data).decode(
 #: Where programs are that only write down how they are called.
 RECORDERS = ".recorders"
 #: Stands in for a program that a test machine cannot have: writes down how it was called, as JSON, a call a line.
-_RECORDER = "import json, sys; print(json.dumps([{name!r}, *sys.argv[1:]]), file=open({file!r}, 'a'))"
+_RECORDER = """\
+import json, os, sys
+with open({file!r}, "a") as file:
+    print(json.dumps([os.getcwd(), {name!r}, *sys.argv[1:]]), file=file)
+"""
 
 
 def programs(folder: Path) -> Path:
@@ -51,11 +58,11 @@ def programs(folder: Path) -> Path:
     made.mkdir(exist_ok=True)
     for name, source in _STAND_INS.items():
         if name == "llm-proxy" or shutil.which(name) is None:
-            place(made / name, source)
+            make_program(made / name, source)
     return made
 
 
-def place(path: Path, source: str) -> None:
+def make_program(path: Path, source: str) -> None:
     """Make a program of some lines of Python, unless it is there."""
     if not path.exists():
         path.write_text(f"#!{sys.executable}\n{source}")
@@ -103,15 +110,25 @@ def exported(script: str, folder: Path) -> dict[str, str]:
     return {name: found[name] for name in names}
 
 
-def recorded(script: str, folder: Path, names: Sequence[str], env: Mapping[str, str] | None = None) -> list[list[str]]:
-    """Run a script in which these programs do nothing; return how they were called, their names first."""
+@frozen
+class Call:
+    """How a program was called: its name, its arguments, and the folder in which."""
+
+    name: str
+    arguments: list[str]
+    folder: Path
+
+
+def recorded(script: str, folder: Path, names: Sequence[str], env: Mapping[str, str] | None = None) -> list[Call]:
+    """Run a script in which these programs do nothing; return how they were called."""
     file, made = folder / ".calls", folder / RECORDERS
     file.write_text("")
     made.mkdir(exist_ok=True)
     for name in names:
-        place(made / name, _RECORDER.format(name=name, file=str(file)))
+        make_program(made / name, _RECORDER.format(name=name, file=str(file)))
     done(f"PATH={made}:$PATH\n{script}", folder, env)
-    return [json.loads(line) for line in file.read_text().splitlines()]
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    return [Call(name, arguments, Path(place)) for place, name, *arguments in lines]
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from tests.databases import fixtures
 from tests.databases.kinds import on
 from tests.databases.scratch import Databases
 from tests.docs.blocks import block, blocks
-from tests.docs.prompt import RECORDERS, done, place, recorded, serving
+from tests.docs.prompt import RECORDERS, done, make_program, recorded, serving
 from tests.harness.deployment import UPSTREAM_KEY
 from tests.harness.server import ROOT, Server
 from tests.helm import generate
@@ -42,7 +42,7 @@ def checkout(folder: Path) -> Path:
     tools = folder / ".venv" / "bin"
     tools.mkdir(parents=True)
     for name in TOOLS:
-        place(tools / name, PROGRAMS.get(name, "raise SystemExit('not here')"))
+        make_program(tools / name, PROGRAMS.get(name, "raise SystemExit('not here')"))
     for stamp in (".runtime", ".development", ".servers"):
         (folder / ".venv" / stamp).touch()
     return folder
@@ -59,7 +59,7 @@ def calls(fresh: Path, script: str) -> list[list[str]]:
     for name in TOOLS:
         (tools / name).unlink(missing_ok=True)
         (tools / name).symlink_to(fresh / RECORDERS / name)
-    return recorded(script, fresh, TOOLS)
+    return [[call.name, *call.arguments] for call in recorded(script, fresh, TOOLS)]
 
 
 def test_the_first_commands(fresh: Path) -> None:

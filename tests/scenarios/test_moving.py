@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from benchmarks.processes import Upstream
 from db import copy
@@ -19,10 +20,13 @@ from tests.databases.fixtures import require
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases, Scratch
 from tests.db.pasts import write_past
+from tests.docs.blocks import block
+from tests.docs.prompt import environment
 from tests.harness.deployment import Deployment
 from tests.harness.server import ROOT, StartServer
 from tests.scenarios.books import verify
 
+PAGE = ROOT / "docs" / "database" / "moving.md"
 #: Where each database moves to.
 NEXT = {
     Kind.SQLITE: Kind.POSTGRES,
@@ -40,6 +44,18 @@ def start_copy(old: Scratch, new: Scratch, *flags: str) -> subprocess.Popen[str]
         [sys.executable, "-m", "llm_proxy", "db", "copy", *places, *flags],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_typed(line: str, folder: Path) -> subprocess.Popen[str]:
+    """A line of the page, in a folder with the files that it names."""
+    return subprocess.Popen(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -116,8 +132,10 @@ async def test_a_short_cut_over(
     migrated_database: Scratch,
     start_server: StartServer,
     upstream: Upstream,
+    tmp_path: Path,
 ) -> None:
-    """The bulk is copied beside the running server, and what has changed since once it is stopped."""
+    """The bulk is copied beside the running server, and what has changed since once it is stopped: as the page says."""
+    beside, rest = [line for line in block(PAGE, "cut-over").splitlines() if line.startswith("llm-proxy")]
     require(databases, NEXT[database_kind])
     old = migrated_database
     before = Deployment(start_server(env_of(old)), upstream)
@@ -129,14 +147,16 @@ async def test_a_short_cut_over(
         told = refused.communicate(timeout=PATIENCE)[0]
         assert refused.returncode == 1
         assert "is in use by" in told or "another llm-proxy process" in told
-        live = start_copy(old, new, "--allow-live")
+        for name, there in (("old-url", old), ("new-url", new)):
+            (tmp_path / name).write_text(there.url or f"sqlite:///{there.path}")
+        live = start_typed(beside, tmp_path)
         for _ in range(5):
             assert (await before.chat(secret)).status == http.client.OK
         live.communicate(timeout=PATIENCE)
         assert live.returncode in (0, 1)  # equal already, or not yet
         assert (await before.chat(secret)).status == http.client.OK
         assert before.server.stop() == 0
-        finish(start_copy(old, new, "--resume"))
+        assert finish(start_typed(rest, tmp_path)).count(" equal") == len(copy.TABLES)
         verify(new.env)
         after = Deployment(start_server(env_of(new)), upstream)
         assert (await after.chat(secret)).status == http.client.OK
