@@ -75,7 +75,7 @@ def test_on_sqlite_the_token_is_in_the_volume(engine_with_image: Engine) -> None
 
 @on("postgres")
 def test_on_a_server_the_secrets_are_in_files(engine_with_image: Engine, migrated_database: Scratch) -> None:
-    folder = engine_with_image.folder / "etc" / "llm-proxy" / "secrets"
+    folder = engine_with_image.folder / "etc/llm-proxy/secrets"
     folder.mkdir(parents=True)
     secrets = {"database-url": migrated_database.url, "management-token": MANAGEMENT_TOKEN}
     for name, secret in (secrets | {"encryption-key": ENCRYPTION_KEY}).items():
@@ -96,8 +96,8 @@ def test_a_database_alone(engine: Engine, page: Path, name: str) -> None:
     """What the proxy is told of it is what the stack's own proxy is told, but for the name of the host."""
     follow(engine, f'{block(page, name)}\nprintf %s "${{DATABASE_URL:-}}" > "$HOME/url"')
     assert engine.started == ["postgres", "mysql"]
-    inside = (engine.folder / "containers" / "secrets" / "postgres-url").read_text()
+    inside = (engine.folder / "containers/secrets/postgres-url").read_text()
     outside = (engine.folder / "url").read_text()
     assert outside in ("", inside.replace("@postgres:", "@localhost:"))
     assert "llmproxy:secret@" in inside
-    assert "llmproxy:secret@" in (engine.folder / "containers" / "secrets" / "mysql-url").read_text()
+    assert "llmproxy:secret@" in (engine.folder / "containers/secrets/mysql-url").read_text()

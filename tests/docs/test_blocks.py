@@ -35,14 +35,15 @@ each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROO
 
 @cache
 def words() -> dict[Path, frozenset[str]]:
-    """What each test file names: its strings, and the last parts of those that are paths."""
+    """What each test file names: its strings, and of those that are paths of pages the last part."""
     found = {}
     for path in sorted((ROOT / "tests").rglob("*.py")):
         if path != Path(__file__):
             nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             values = [node.value for node in nodes if isinstance(node, ast.Constant)]
             strings = [value for value in values if isinstance(value, str) and "\n" not in value]
-            found[path] = frozenset(chain(strings, (text.rpartition("/")[2] for text in strings)))
+            pages = [text.rpartition("/")[2] for text in strings if text.endswith(".md")]
+            found[path] = frozenset(chain(strings, pages))
     return found
 
 

@@ -73,7 +73,7 @@ async def test_from_sqlite_to_a_server(
 
     with account(empty_database) as owner:
         env = exported(owner.fill(block(PAGE, TARGETS[kind])), old.folder) | exported(
-            block(PAGE, "secrets"), old.folder
+            block(PAGE, "secrets of SQLite"), old.folder
         )
         assert "equal" in done(block(PAGE, "copy"), old.folder, env)
         (start,) = block(PAGE, "start").splitlines()
