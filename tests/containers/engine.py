@@ -117,6 +117,7 @@ def build(obj: tuple[Engine, Path], file: str, tag: str, context: str) -> None:
 @click.pass_obj
 def run(
     obj: tuple[Engine, Path],
+    /,
     *,
     detached: bool,
     removed: bool,

@@ -55,12 +55,11 @@ def runners(page: Path, name: str) -> list[Path]:
 @each_page
 def test_every_block_is_run_or_has_its_reason(page: Path) -> None:
     for block in blocks(page):
-        if not block.typed:
-            continue
-        assert block.run or block.reason, f"neither `run` nor `not run` stands before\n{block.text}"
-        if block.run is None:
-            assert str(block.reason).startswith(REASONS), f"no reason of blocks.py: {block.reason}"
-        else:
+        if block.typed:
+            assert block.run or block.reason, f"neither `run` nor `not run` stands before\n{block.text}"
+        if block.reason is not None:
+            assert block.reason.startswith(REASONS), f"no reason of blocks.py: {block.reason}"
+        if block.run is not None:
             found = [str(path.relative_to(ROOT)) for path in runners(page, block.run)]
             assert len(found) == 1, f"{page.name}, {block.run!r} is run by {found or 'no test'}"
 

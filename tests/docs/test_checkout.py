@@ -23,6 +23,7 @@ from tests.docs.prompt import RECORDERS, done, make_program, recorded, serving
 from tests.harness.deployment import UPSTREAM_KEY
 from tests.harness.server import ROOT, Server
 from tests.helm import generate
+from tests.helm.chart import EXAMPLES
 
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
@@ -169,7 +170,7 @@ def test_what_the_chart_is_made_into(fresh: Path, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(generate, "rendered", str)
     generate.main()
     assert page.read_bytes() == (ROOT / "docs" / "deployment" / "helm-values.md").read_bytes()
-    assert len(list(golden.iterdir())) == len(generate.EXAMPLES)
+    assert len(list(golden.iterdir())) == len(EXAMPLES)
 
 
 def test_benchmarks_have_what_they_are_asked_for(fresh: Path) -> None:
