@@ -13,7 +13,9 @@ from textwrap import dedent
 
 from attrs import frozen
 
-#: Languages of blocks that are only looked at. All others are typed, or used in some other way.
+#: Languages of blocks that are typed, or used in some other way.
+TYPED = ("bash", "sh", "sql", "ini", "promql", "python", "yaml", "toml", "nginx", "caddyfile", "haproxy")
+#: Languages of blocks that are only looked at.
 SHOWN = ("", "text", "console", "mermaid")
 #: How a reason begins: with what no test can have.
 REASONS = (
@@ -43,7 +45,7 @@ class Block:
     @property
     def typed(self) -> bool:
         """Whether somebody types or uses it."""
-        return self.language not in SHOWN
+        return self.language in TYPED
 
     @property
     def commands(self) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 from db.tally import Tally
 from llm_proxy.cli import program
 from llm_proxy.metrics.families import FAILURES, RETRIES, SECTIONS, Family
-from tests.docs.blocks import REASONS, blocks
+from tests.docs.blocks import REASONS, SHOWN, blocks
 from tests.harness.server import ROOT
 
 DATABASE = ROOT / "docs" / "database"
@@ -47,14 +48,28 @@ def words() -> dict[Path, frozenset[str]]:
     return found
 
 
+@cache
+def followed() -> dict[Path, Path]:
+    """Pages that a test follows from the top to the end, with all that they have typed; each with that test."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        if path != Path(__file__) and "from tests.docs.following import" in path.read_text(encoding="utf-8"):
+            module = importlib.import_module(f"tests.docs.{path.stem}")
+            found |= dict.fromkeys(getattr(module, "PAGES", ()), path)
+    return found
+
+
 def runners(page: Path, name: str) -> list[Path]:
-    """The test files that name both a page and a block."""
+    """The test files that name both a page and a block, or the one that follows the page."""
+    if page in followed():
+        return [followed()[page]]
     return [path for path, named in words().items() if {page.name, name} <= named]
 
 
 @each_page
 def test_every_block_is_run_or_has_its_reason(page: Path) -> None:
     for block in blocks(page):
+        assert block.typed or block.language in SHOWN, f"is {block.language} typed? Say so in blocks.py"
         if block.typed:
             assert block.run or block.reason, f"neither `run` nor `not run` stands before\n{block.text}"
         if block.reason is not None:
