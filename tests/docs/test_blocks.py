@@ -70,7 +70,7 @@ def runners(page: Path, name: str) -> list[Path]:
 def test_every_block_is_run_or_has_its_reason(page: Path) -> None:
     for block in blocks(page):
         assert block.typed or block.language in SHOWN, f"is {block.language} typed? Say so in blocks.py"
-        if block.typed:
+        if block.typed or block.commands:
             assert block.run or block.reason, f"neither `run` nor `not run` stands before\n{block.text}"
         if block.reason is not None:
             assert block.reason.startswith(REASONS), f"no reason of blocks.py: {block.reason}"

@@ -17,6 +17,7 @@ import yaml
 
 from llm_proxy.services import READY_DEADLINE
 from llm_proxy.version import VERSION
+from tests.docs.blocks import blocks
 from tests.helm import generate, install, reference
 from tests.helm.chart import (
     CHART,
@@ -223,8 +224,9 @@ def test_what_the_guide_shows_is_what_helm_says(tmp_path: Path) -> None:
     )
     said = [
         part.partition("\n")
-        for block in re.findall(r"```console\n(.*?)```\n", text, re.DOTALL)
-        for part in re.split(r"^\$ helm ", block, flags=re.MULTILINE)[1:]
+        for block in blocks(GUIDE)
+        if block.run == "what Helm says"
+        for part in re.split(r"^\$ helm ", block.text, flags=re.MULTILINE)[1:]
     ]
     assert len(said) == 5
     for command, _, output in said:
