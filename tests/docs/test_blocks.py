@@ -51,7 +51,7 @@ def words() -> dict[Path, frozenset[str]]:
 @cache
 def followed() -> dict[Path, Path]:
     """Pages that a test follows from the top to the end, with all that they have typed; each with that test."""
-    found = {}
+    found: dict[Path, Path] = {}
     for path in sorted(Path(__file__).parent.glob("test_*.py")):
         if path != Path(__file__) and "from tests.docs.following import" in path.read_text(encoding="utf-8"):
             module = importlib.import_module(f"tests.docs.{path.stem}")
