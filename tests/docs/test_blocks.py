@@ -21,13 +21,7 @@ from tests.docs.blocks import REASONS, SHOWN, blocks
 from tests.harness.server import ROOT
 
 DATABASE = ROOT / "docs" / "database"
-#: Pages that are made from the code, where tests of their own hold them to it, and records of decisions.
-MADE = {"commands.md", "configuration.md", "metrics.md", "benchmarks.md", "helm-values.md"}
-PAGES = [
-    page
-    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
-    if page.name not in MADE and page.parent.name != "adr"
-]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _METRIC = re.compile(r"\bllm_proxy_(?!_)[a-z_]+[a-z]\b")
 #: A command of ours in prose, in a table or in a block, up to what the shell does with it.
 _COMMAND = re.compile(r"(?:^ *|`|\$ |-- |\| )(?:\w+=\S+ )*llm-proxy ((?:[\w./:=@$'\",…-]+ ?)*)", re.MULTILINE)

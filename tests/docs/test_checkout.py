@@ -1,4 +1,4 @@
-"""README.md and CONTRIBUTING.md in a folder that is as empty as a new checkout, and has its environment already."""
+"""README.md and CONTRIBUTING.md in a folder that is as empty as a new checkout, but has its environment already."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from tests.helm.chart import EXAMPLES
 
 README = ROOT / "README.md"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+METRICS = ROOT / "docs" / "metrics.md"
 #: The tools that `make` may start, all of them in the environment.
 TOOLS = ("python", "llm-proxy", "ruff", "mypy", "lint-imports")
 PROGRAMS = {
@@ -114,6 +115,11 @@ def test_anthropic(server: Server, secret: str) -> None:
     made = server.call("POST", "/manage/tokens", {"project_id": project["id"]}, token=token).content
     names = run(server, block(README, "anthropic"), "http://localhost:8080", made["token"])
     assert names["message"].content[0].text
+
+
+def test_figures(server: Server) -> None:
+    shown = done(block(METRICS, "figures").replace("http://localhost:8080", server.url), server.folder)
+    assert "llm_proxy_database_up 1.0\n" in shown
 
 
 def run(server: Server, text: str, url: str, secret: str) -> dict[str, Any]:
