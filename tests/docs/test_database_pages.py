@@ -67,7 +67,14 @@ def test_a_server_connects_as_its_page_says(empty_database: Scratch, wire: TlsWi
             checked = server.output
             assert re.search(r"^TLS +TLSv1", checked, re.MULTILINE), checked
             assert re.search(r"^1$", checked, re.MULTILINE), checked
+            (shown,) = re.findall(r"^```\n(database .*?)```", page.read_text(), re.MULTILINE | re.DOTALL)
+            assert heads(shown) <= heads(checked)
             assert server.manage("GET", "/projects")["data"] == []
+
+
+def heads(text: str) -> set[str]:
+    """The first words of lines."""
+    return {line.split()[0] for line in text.splitlines() if line.strip()}
 
 
 def client_of(kind: Kind) -> None:
