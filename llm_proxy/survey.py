@@ -45,11 +45,16 @@ class Survey:
     def watch(self, metrics: Metrics) -> None:
         """Have everything shown that there is to say about the database."""
         database, ledger, tally = self._database, self._ledger, self._database.tally
+
+        def connections() -> dict[str, float]:
+            now = database.connections
+            return {"in_use": now.in_use, "idle": now.idle}
+
         watched: dict[Family, Read] = {
             families.DATABASE_UP: lambda: ledger.alive,
             families.DATABASE_INFO: lambda: {database.target.driver: 1},
             families.LAST_TRANSACTION: lambda: tally.last_success,
-            families.CONNECTIONS: lambda: {"in_use": database.connections.in_use, "idle": database.connections.idle},
+            families.CONNECTIONS: connections,
             families.CONNECTIONS_LIMIT: lambda: database.connections.limit,
             families.CONNECTIONS_WAITING: lambda: database.connections.waiting,
             families.TRANSACTIONS: lambda: tally.committed,
