@@ -68,9 +68,11 @@ def account(scratch: Scratch) -> Iterator[Account]:
         end = [f"DROP USER {one}" for one in who]
     for statement in begin:
         run(scratch, statement)
-    yield Account(name, scratch)
-    for statement in end:
-        run(scratch, statement)
+    try:
+        yield Account(name, scratch)
+    finally:
+        for statement in end:
+            run(scratch, statement)
 
 
 def grep_database(server: Server) -> str:
