@@ -66,7 +66,6 @@ class Image:
         name: where buildah has it.
         root: its file system.
         config: what it says about running it, as the OCI image specification has it.
-        size: bytes of its files.
     """
 
     name: str
@@ -153,7 +152,8 @@ class Containers:
         config = self.image.config
         with tempfile.TemporaryDirectory(prefix="llm-proxy-container-") as name, Path(name, "output").open("wb") as out:
             command = [*config["Entrypoint"], *config["Cmd"]]
-            server = Server(Process(self._start(command, wanted, out)), "127.0.0.1", port, Path(name), wanted)
+            popen = subprocess.Popen(stdout=out, **self._entering(command, wanted))
+            server = Server(Process(popen), "127.0.0.1", port, Path(name), wanted)
             try:
                 if ready:
                     server.wait_ready()
@@ -163,29 +163,25 @@ class Containers:
 
     def run(self, *command: str, settings: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run another command in a container, to its end."""
-        popen = self._start(command, settings or {}, subprocess.PIPE)
-        output, _ = popen.communicate(timeout=120)
-        return subprocess.CompletedProcess(command, popen.returncode, output.decode(errors="replace"))
+        return subprocess.run(
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=120,
+            check=False,
+            **self._entering(command, settings or {}),
+        )
 
-    def _start(self, command: Sequence[str], settings: Mapping[str, str], output: Any) -> subprocess.Popen[bytes]:
+    def _entering(self, command: Sequence[str], settings: Mapping[str, str]) -> dict[str, Any]:
+        """What to start so that a command runs in a container."""
         config = self.image.config
         tools = {tool: shutil.which(tool) for tool in _TOOLS}
         place = [str(self.image.root), str(self.data), config["User"], config["WorkingDir"]]
         mounts = [word for there, here in self.mounts.items() for word in (str(here), there)]
-        return subprocess.Popen(
-            [
-                str(tools["unshare"]),
-                "--mount",
-                str(tools["sh"]),
-                "-c",
-                _ENTER.format(**tools),
-                *place,
-                *mounts,
-                "--",
-                *command,
-            ],
-            env={**self.image.environment, **settings},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        enter = [str(tools["unshare"]), "--mount", str(tools["sh"]), "-c", _ENTER.format(**tools)]
+        return {
+            "args": [*enter, *place, *mounts, "--", *command],
+            "env": {**self.image.environment, **settings},
+            "stdin": subprocess.DEVNULL,
+            "stderr": subprocess.STDOUT,
+        }

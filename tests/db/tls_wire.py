@@ -11,11 +11,12 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from attrs import define, field
+from attrs import define
+
+from tests.db.threaded_server import threaded_server
 
 #: CLIENT_SSL is bit 11 of the capabilities: the fourth of their second byte.
 _SSL_BIT = 0x08
@@ -36,25 +37,9 @@ class TlsWire:
     port: int
     _server: tuple[str, int]
     context: ssl.SSLContext | None = None
-    _threads: list[threading.Thread] = field(factory=list)
 
-    def serve(self, listener: socket.socket) -> None:
-        """Take connections until the listener is shut down."""
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._forward, args=(client,))
-            thread.start()
-            self._threads.append(thread)
-
-    def join(self) -> None:
-        """Wait for the end of all connections."""
-        for thread in self._threads:
-            thread.join()
-
-    def _forward(self, client: socket.socket) -> None:
+    def forward(self, client: socket.socket) -> None:
+        """Forward one connection to its end."""
         with client, socket.create_connection(self._server) as server, suppress(OSError):
             # An OSError is a client that did not like the certificate, or has none, or has hung up.
             near, far = self._greet(client, server)
@@ -128,12 +113,5 @@ def tls_wire_to(host: str, port: int, kind: type[TlsWire] = TlsWire) -> Iterator
     """A wire on a port of its own; whoever uses it must have closed its connections at the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         wire = kind(listener.getsockname()[1], (host, port))
-        accepting = threading.Thread(target=wire.serve, args=(listener,))
-        accepting.start()
-        try:
+        with threaded_server(listener, wire.forward):
             yield wire
-        finally:
-            with suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            accepting.join()
-            wire.join()

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterable
@@ -147,7 +148,7 @@ def test_alerts_and_dashboard_are_taken_where_the_chart_has_them(tmp_path: Path)
     wanted = {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}
     bare, full = tmp_path / "bare", tmp_path / "full"
     for copy in (bare, full):
-        _copy_without_files(copy)
+        shutil.copytree(CHART, copy, ignore=shutil.ignore_patterns("files"))
     (full / "files").mkdir()
     rule = {
         "alert": "Down",
@@ -165,14 +166,6 @@ def test_alerts_and_dashboard_are_taken_where_the_chart_has_them(tmp_path: Path)
     (dashboard,) = of_kind("ConfigMap", objects)
     assert dashboard["data"] == {"llm-proxy.json": '{"title": "{{ pod }}"}\n'}
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
-
-
-def _copy_without_files(copy: Path) -> None:
-    for path in CHART.rglob("*"):
-        relative = path.relative_to(CHART)
-        if path.is_file() and relative.parts[0] != "files":
-            (copy / relative).parent.mkdir(parents=True, exist_ok=True)
-            (copy / relative).write_bytes(path.read_bytes())
 
 
 def test_a_released_chart_can_be_packaged(tmp_path: Path) -> None:
