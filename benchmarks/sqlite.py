@@ -76,7 +76,7 @@ def tracing_works() -> bool:
     """Whether `strace` is here and may hold calls back."""
     if shutil.which("strace") is None:
         return False
-    done = subprocess.run([*_TRACED.tracer, "true"], capture_output=True, check=False)  # noqa: S603 - as above
+    done = subprocess.run([*_TRACED.tracer, "true"], capture_output=True, check=False)  # noqa: S603 - the words are ours
     return done.returncode == 0
 
 

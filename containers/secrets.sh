@@ -23,18 +23,20 @@ keep() {
     fi
 }
 
+# What has a meaning of its own in a URL would have to be escaped; Go's form for MySQL takes a password as it is.
+password=${POSTGRES_PASSWORD:-}
+[ ! -s "$folder/postgres-password" ] || password=$(cat "$folder/postgres-password")
+case $password in
+    *[!A-Za-z0-9._~-]*)
+        echo "POSTGRES_PASSWORD: letters, digits, '.', '_', '~' and '-' only: it becomes a part of a URL" >&2
+        exit 2 ;;
+esac
+
 keep management-token "$(random)"
 keep encryption-key "$(head -c 32 /dev/urandom | base64 | tr -d '\n')"
 keep grafana-password "$(random)"
 keep postgres-password "${POSTGRES_PASSWORD:-$(random)}"
 keep mysql-password "${MYSQL_PASSWORD:-$(random)}"
 
-# What has a meaning of its own in a URL would have to be escaped; Go's form for MySQL takes a password as it is.
-case $(cat "$folder/postgres-password") in
-    *[!A-Za-z0-9._~-]*)
-        echo "POSTGRES_PASSWORD: letters, digits, '.', '_', '~' and '-' only: it becomes a part of a URL" >&2
-        rm -f "$folder/postgres-password"
-        exit 2 ;;
-esac
 keep postgres-url "postgres://llmproxy:$(cat "$folder/postgres-password")@postgres:5432/llmproxy?sslmode=disable"
 keep mysql-url "llmproxy:$(cat "$folder/mysql-password")@tcp(mysql:3306)/llmproxy?parseTime=true&tls=skip-verify"

@@ -133,7 +133,7 @@ def digest_of(database: Database, table: Table) -> Digest:
 
 def _pieces(database: Database, table: Table) -> Iterator[list[Row]]:
     after: Key | None = None
-    while rows := database.read_now(tables.piece, table, after, PIECE):
+    while rows := database.read_now(tables.stretch, table, after, None, PIECE):
         yield rows
         after = tables.key_of(table, rows[-1])
 

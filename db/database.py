@@ -20,12 +20,13 @@ from itertools import takewhile
 from typing import NoReturn, TypeVar, TypeVarTuple
 
 import trio
-from attrs import frozen
+from attrs import asdict, field, frozen
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db.dialects import Backend, backend_for, clock
+from db.dialects.facts import Facts
 from db.dialects.failure import FULL_HOUSE, Failure, Kind
 from db.errors import (
     BrokenReference,
@@ -82,25 +83,10 @@ class _Retry(Exception):
 
 
 @frozen
-class ServerFacts:
-    """What `Database.describe` finds out.
+class ServerFacts(Facts):
+    """What `Database.describe` finds out: what the server says, and `clock_skew`, the database's clock minus ours."""
 
-    Attributes:
-        version: product and version.
-        tls: TLS version of the connection, None where it is not encrypted.
-        max_connections: the server's limit for all its clients, None for SQLite.
-        allowed_connections: how many of those this user may have at most: some are reserved for administrators, and a
-            role or a database may have a limit of its own. None for SQLite.
-        open_connections: how many all clients have at this moment, the one that asks left out. None for SQLite.
-        clock_skew: the database's clock minus ours.
-    """
-
-    version: str
-    tls: str | None
-    max_connections: int | None
-    allowed_connections: int | None
-    open_connections: int | None
-    clock_skew: timedelta
+    clock_skew: timedelta = field(kw_only=True)
 
 
 class Database:
@@ -151,14 +137,7 @@ class Database:
         before = datetime.now(UTC)
         theirs = clock(connection)
         ours = before + (datetime.now(UTC) - before) / 2
-        return ServerFacts(
-            version=facts.version,
-            tls=facts.tls,
-            max_connections=facts.max_connections,
-            allowed_connections=facts.allowed_connections,
-            open_connections=facts.open_connections,
-            clock_skew=theirs - ours,
-        )
+        return ServerFacts(**asdict(facts), clock_skew=theirs - ours)
 
     def sizes(self, connection: Connection) -> Mapping[str, int]:
         """How large it is: its `bytes`, and of SQLite `wal_bytes`, `pages` and `free_pages`; a function for `read`."""

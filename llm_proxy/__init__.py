@@ -16,6 +16,7 @@ The map, from the outside in; imports go downwards only.
 - `settings`, `errors`, `crypto`, `private_file`, `identifiers`, `log`, `redaction`, `metrics`: what all stands on
 - `survey`: what there is to say about the database, for the metrics
 - `probe`: whether the database can be used, for `/ready`
+- `looks`: looks at the database for those two, answered in time
 - `watch`: deadlines that cost next to nothing
 - `serving`: sockets, HTTP/1.1 and HTTP/2, workers; serves any ASGI application and knows nothing of the above
 - `load`: a load generator, which knows nothing of the above either

@@ -37,11 +37,16 @@ def create(path: Path, text: str) -> None:
             path.hardlink_to(draft)
     finally:
         draft.unlink()
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    keep_names(path.parent)
+
+
+def keep_names(folder: Path) -> None:
+    """Have names that came into a folder, or went, outlast a power cut. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)
 
 
 def read(path: Path) -> bytes:

@@ -275,8 +275,6 @@ async def open_services(settings: Settings, request_log: Log, slate: Slate) -> A
         pruner = _pruner(settings, database, worker, metrics)
         metrics.watch(families.GRACE_ADMISSIONS, lambda: 0 if grace is None else grace.admissions)
         metrics.watch(families.SPOOLED, lambda: 0 if grace is None else grace.spooled)
-        survey = Survey(database, ledger)
-        survey.watch(metrics)
         upstreams = _open_upstreams(providers, stack)
         metrics.watch(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
         metrics.watch(
@@ -297,8 +295,9 @@ async def open_services(settings: Settings, request_log: Log, slate: Slate) -> A
             max_concurrent=settings.max_concurrent_requests,
         )
         async with trio.open_nursery() as nursery:
+            survey = Survey(database, ledger, nursery)
+            survey.watch(metrics)
             await nursery.start(ledger.run)
-            nursery.start_soon(survey.run)
             if metrics.shared:
                 nursery.start_soon(_publish, metrics)
             if pruner is not None:

@@ -6,17 +6,15 @@ Nobody on the path of a request waits for it, and no reader for long: while the 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
-import trio
-from attrs import define, field
-
 from db import migrate
-from db.errors import DatabaseError
+from llm_proxy.looks import Looks
 from llm_proxy.metrics import families
 
 if TYPE_CHECKING:
+    import trio
+
     from db import Connection
     from db.database import Database
     from llm_proxy.ledger import Ledger
@@ -28,32 +26,35 @@ if TYPE_CHECKING:
 PATIENCE = 1.0
 
 
-@define(eq=False)
 class Survey:
-    """One look at a time, each when it is asked for.
+    """What the last look has found.
 
     Attributes:
-        database: what is looked at.
-        ledger: who writes to it.
-        revision: of its schema, as a number; None before the first look, 0 before the first revision.
+        revision: of the schema, as a number; None before the first look, 0 before the first revision.
         sizes: `db.database.Database.sizes`; empty before the first look.
     """
 
-    database: Database
-    ledger: Ledger
-    revision: int | None = None
-    sizes: Mapping[str, int] = field(factory=dict)
-    _wanted: trio.Event = field(factory=trio.Event)
-    _done: trio.Event = field(factory=trio.Event)
+    def __init__(self, database: Database, ledger: Ledger, nursery: trio.Nursery) -> None:
+        """Look at a database, from tasks in `nursery`; `ledger` is who writes to it."""
+        self.revision: int | None = None
+        self.sizes: Mapping[str, int] = {}
+        self._database = database
+        self._ledger = ledger
+        self._looks = Looks(nursery, self._look, PATIENCE)
 
     def watch(self, metrics: Metrics) -> None:
         """Have everything shown that there is to say about the database."""
-        database, ledger, tally = self.database, self.ledger, self.database.tally
+        database, ledger, tally = self._database, self._ledger, self._database.tally
+
+        def connections() -> dict[str, float]:
+            now = database.connections
+            return {"in_use": now.in_use, "idle": now.idle}
+
         watched: dict[Family, Read] = {
             families.DATABASE_UP: lambda: ledger.alive,
             families.DATABASE_INFO: lambda: {database.target.driver: 1},
             families.LAST_TRANSACTION: lambda: tally.last_success,
-            families.CONNECTIONS: lambda: {"in_use": database.connections.in_use, "idle": database.connections.idle},
+            families.CONNECTIONS: connections,
             families.CONNECTIONS_LIMIT: lambda: database.connections.limit,
             families.CONNECTIONS_WAITING: lambda: database.connections.waiting,
             families.TRANSACTIONS: lambda: tally.committed,
@@ -74,19 +75,10 @@ class Survey:
 
     async def look(self) -> None:
         """Bring the figures up to date, if the database answers in time; it is not waited for a second time."""
-        if not self._wanted.is_set():
-            self._wanted.set()
-            with trio.move_on_after(PATIENCE):
-                await self._done.wait()
+        await self._looks.ask()
 
-    async def run(self) -> None:
-        """Look whenever somebody asks, until cancelled."""
-        while True:
-            await self._wanted.wait()
-            with suppress(DatabaseError):
-                self.revision, self.sizes = await self.database.read(self._read)
-            self._done.set()
-            self._wanted, self._done = trio.Event(), trio.Event()
+    async def _look(self) -> None:
+        self.revision, self.sizes = await self._database.read(self._read)
 
     def _read(self, connection: Connection) -> tuple[int, Mapping[str, int]]:
-        return int(migrate.version(connection) or 0), self.database.sizes(connection)
+        return int(migrate.version(connection) or 0), self._database.sizes(connection)

@@ -33,30 +33,26 @@ class Away:
         return 7, {"bytes": 1}
 
 
-def survey_of(database: object) -> Survey:
-    return Survey(cast("Database", database), cast("Ledger", None))
+def survey_of(database: object, nursery: trio.Nursery) -> Survey:
+    return Survey(cast("Database", database), cast("Ledger", None), nursery)
 
 
 @on("sqlite", "postgres", "mysql", "mariadb")
 async def test_it_sees_the_schema_and_the_size(migrated_target: Target, nursery: trio.Nursery) -> None:
     async with open_database(migrated_target, Options()) as database:
-        survey = survey_of(database)
-        with trio.CancelScope() as scope:
-            nursery.start_soon(survey.run)
-            with trio.fail_after(30):
-                while survey.revision is None:
-                    await survey.look()
-            assert survey.revision > 0
-            assert survey.sizes["bytes"] > 0
-            scope.cancel()
+        survey = survey_of(database, nursery)
+        with trio.fail_after(30):
+            while survey.revision is None:
+                await survey.look()
+        assert survey.revision > 0
+        assert survey.sizes["bytes"] > 0
 
 
 async def test_one_reader_waits_for_a_moment_and_no_other(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
     away = Away()
-    survey = survey_of(away)
-    nursery.start_soon(survey.run)
+    survey = survey_of(away, nursery)
     for seconds in (PATIENCE, 0, 0):
         before = trio.current_time()
         await survey.look()
@@ -74,8 +70,7 @@ async def test_what_was_seen_last_stays_while_the_database_is_away(
 ) -> None:
     away = Away()
     away.answer.set()
-    survey = survey_of(away)
-    nursery.start_soon(survey.run)
+    survey = survey_of(away, nursery)
     await survey.look()
     away.error = Unavailable("it is away")
     await survey.look()

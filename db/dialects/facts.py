@@ -12,10 +12,11 @@ class Facts:
 
     Attributes:
         version: product and version.
-        tls: the TLS version of the connection, None where it is plain or there is no wire.
-        max_connections: the server's limit for all its clients, None where there is none.
-        allowed_connections: how many of those this user may have at most, if nobody else had any.
-        open_connections: how many the server's clients have at this moment, this one left out.
+        tls: TLS version of the connection, None where it is not encrypted or there is no wire.
+        max_connections: the server's limit for all its clients, None for SQLite.
+        allowed_connections: how many of those this user may have at most, if nobody else had any: some are reserved for
+            administrators, and a role or a database may have a limit of its own. None for SQLite.
+        open_connections: how many all clients have at this moment, the one that asks left out. None for SQLite.
     """
 
     version: str

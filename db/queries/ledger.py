@@ -176,6 +176,11 @@ def settle_doubtful(
     return written, list(swept.values())
 
 
+def hour_of(moment: datetime) -> datetime:
+    """The hour whose sums a request of this moment belongs to."""
+    return moment.replace(minute=0, second=0, microsecond=0)
+
+
 def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: Iterable[SettledRequest] = ()) -> None:
     """Add settled rows to the hourly sums (void ones do not count), in one statement."""
     sums: dict[tuple[datetime, str, str], dict[str, Any]] = {}
@@ -183,7 +188,7 @@ def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: It
         for row in rows:
             if row.outcome == "void":
                 continue
-            hour = row.admitted_at.replace(minute=0, second=0, microsecond=0)
+            hour = hour_of(row.admitted_at)
             key = (hour, row.token_id, row.model)
             bucket = sums.get(key)
             if bucket is None:

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, and_, bindparam, delete, or_, select
 
 from db.dialects.bulk import BulkInsert, DeleteByKeys
 from db.dialects.statements import for_update, upsert_add
-from db.queries.ledger import live_workers
+from db.queries.ledger import hour_of, live_workers
 from db.schema import requests, usage_hourly
 
 _Bucket = tuple[datetime, str, str]
@@ -111,7 +111,7 @@ def _first_id(moment: datetime) -> str:
 
 
 def _bucket(row: Any) -> _Bucket:
-    return row.admitted_at.replace(minute=0, second=0, microsecond=0), row.token_id, row.model
+    return hour_of(row.admitted_at), row.token_id, row.model
 
 
 def _known(connection: Connection, buckets: list[_Bucket]) -> dict[_Bucket, int]:

@@ -13,7 +13,7 @@ from attrs import frozen
 from sqlalchemy import Connection, delete, func, select, update
 
 from db import dialects
-from db.queries.ledger import roll_up
+from db.queries.ledger import hour_of, roll_up
 from db.queries.rows import columns
 from db.records import SettledRequest
 from db.schema import in_flight, requests, tokens, usage_hourly
@@ -73,7 +73,7 @@ def _settled(connection: Connection, token_id: str) -> Counter[_Bucket]:
         ),
         execution_options={"yield_per": 1000},
     )
-    return Counter((moment.replace(minute=0, second=0, microsecond=0), model) for moment, model in rows)
+    return Counter((hour_of(moment), model) for moment, model in rows)
 
 
 def _sum_up(connection: Connection, token_id: str, bucket: _Bucket, before: _Sum | None) -> None:

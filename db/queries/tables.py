@@ -56,14 +56,6 @@ def count(connection: Connection, table: Table) -> int:
     return connection.execute(select(func.count()).select_from(table)).scalar_one()
 
 
-def piece(connection: Connection, table: Table, after: Key | None, limit: int) -> list[Row]:
-    """The next rows, at most `limit`, behind a key; None is the beginning."""
-    query = select(table).order_by(*table.primary_key.columns).limit(limit)
-    if after is not None:
-        query = query.where(_behind(table, after))
-    return [tuple(row) for row in connection.execute(query)]
-
-
 def stretch(connection: Connection, table: Table, after: Key | None, last: Key | None, limit: int) -> list[Row]:
     """The rows behind one key up to and with another, at most `limit`; None is the beginning, or the end."""
     query = select(table).order_by(*table.primary_key.columns).limit(limit)

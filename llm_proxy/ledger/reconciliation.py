@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import asdict, fields, frozen
 
-from db.errors import BrokenReference, Duplicate, Refused
+from db.errors import REFUSALS
 from db.queries import ledger as books
 from db.records import Reservation, SettledRequest
 from llm_proxy import log
@@ -63,7 +63,7 @@ async def reconcile(database: Database, requests: Sequence[Spooled], worker_id: 
     """
     try:
         await database.write(enter, requests, worker_id, datetime.now(UTC))
-    except (BrokenReference, Duplicate, Refused) as error:
+    except REFUSALS as error:
         if len(requests) > 1:
             middle = len(requests) // 2
             for half in (requests[:middle], requests[middle:]):

@@ -15,6 +15,7 @@ from pathlib import Path
 from attrs import define, field
 
 from llm_proxy.ledger.spool_lines import Contents, decode
+from llm_proxy.private_file import keep_names
 
 _PREFIX = "outage-"
 _SUFFIX = ".spool"
@@ -50,7 +51,7 @@ class SpoolFile:
                     break
                 # Somebody took it for an orphan between the two steps, and takes it away.
                 os.close(descriptor)
-            _sync_folder(folder)
+            keep_names(folder)
         except OSError as error:
             raise SpoolError(f"{path} cannot be made: {error.strerror}") from error
         return cls(path, descriptor)
@@ -86,7 +87,7 @@ class SpoolFile:
             self.path.rename(self.path.with_name(self.path.name + _DAMAGED))
         else:
             self.path.unlink(missing_ok=True)
-        _sync_folder(self.path.parent)
+        keep_names(self.path.parent)
 
     def close(self) -> None:
         """Give the lock back; a file that is still there is left to whoever wants it."""
@@ -118,12 +119,3 @@ def _locked(descriptor: int, path: Path) -> bool:
     with suppress(FileNotFoundError):
         return os.path.samestat(os.fstat(descriptor), path.stat())
     return False
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make names outlast a power cut too."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

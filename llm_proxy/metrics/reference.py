@@ -14,6 +14,7 @@ _INTRODUCTION = """\
 
 `/metrics` (`METRICS_PATH`) answers in Prometheus' text format, without a token; `ENABLE_METRICS=false` takes it away.
 
+<!-- run: figures -->
 ```bash
 curl http://localhost:8080/metrics
 ```

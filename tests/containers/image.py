@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from attrs import define, frozen
+from attrs import Factory, define, frozen
 
 from benchmarks.processes import Process
 from tests.harness.ports import free_port
 from tests.harness.server import ROOT, Server
 
-_TOOLS = ("buildah", "chroot", "mount", "setpriv", "sh", "unshare")
+_TOOLS = ("buildah", "chroot", "mkdir", "mount", "setpriv", "sh", "unshare")
 _BUILD_SECONDS = 600
 
 # The caller's environment is the container's, so every tool outside of the image goes by its whole path.
@@ -38,10 +38,18 @@ set -e
 {mount} --rbind /dev "$0/dev"
 {mount} -t tmpfs -o mode=1777 tmpfs "$0/tmp"
 {mount} --bind "$1" "$0/data"
+{mount} -t tmpfs -o mode=755 tmpfs "$0/run"
 root=$0
 user=$2
 folder=$3
 shift 3
+while [ "$1" != -- ]; do
+    {mkdir} -p "$root$2"
+    {mount} --bind "$1" "$root$2"
+    {mount} -o remount,bind,ro "$root$2"
+    shift 2
+done
+shift
 exec {setpriv} --no-new-privs --inh-caps=-all {chroot} --userspec="$user" --groups= "$root" env -C "$folder" "$@"
 """
 
@@ -58,7 +66,6 @@ class Image:
         name: where buildah has it.
         root: its file system.
         config: what it says about running it, as the OCI image specification has it.
-        size: bytes of its files.
     """
 
     name: str
@@ -130,10 +137,12 @@ class Containers:
     Attributes:
         image: what they are made of.
         data: the folder, owned by the image's user.
+        mounts: further folders, by where they are mounted below /run; to be read only.
     """
 
     image: Image
     data: Path
+    mounts: Mapping[str, Path] = Factory(dict)
 
     @contextmanager
     def running(self, settings: Mapping[str, str], *, ready: bool = True) -> Iterator[Server]:
@@ -143,7 +152,8 @@ class Containers:
         config = self.image.config
         with tempfile.TemporaryDirectory(prefix="llm-proxy-container-") as name, Path(name, "output").open("wb") as out:
             command = [*config["Entrypoint"], *config["Cmd"]]
-            server = Server(Process(self._start(command, wanted, out)), "127.0.0.1", port, Path(name), wanted)
+            popen = subprocess.Popen(stdout=out, **self._entering(command, wanted))
+            server = Server(Process(popen), "127.0.0.1", port, Path(name), wanted)
             try:
                 if ready:
                     server.wait_ready()
@@ -153,18 +163,25 @@ class Containers:
 
     def run(self, *command: str, settings: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         """Run another command in a container, to its end."""
-        popen = self._start(command, settings or {}, subprocess.PIPE)
-        output, _ = popen.communicate(timeout=120)
-        return subprocess.CompletedProcess(command, popen.returncode, output.decode(errors="replace"))
+        return subprocess.run(
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+            timeout=120,
+            check=False,
+            **self._entering(command, settings or {}),
+        )
 
-    def _start(self, command: Sequence[str], settings: Mapping[str, str], output: Any) -> subprocess.Popen[bytes]:
+    def _entering(self, command: Sequence[str], settings: Mapping[str, str]) -> dict[str, Any]:
+        """What to start so that a command runs in a container."""
         config = self.image.config
         tools = {tool: shutil.which(tool) for tool in _TOOLS}
         place = [str(self.image.root), str(self.data), config["User"], config["WorkingDir"]]
-        return subprocess.Popen(
-            [str(tools["unshare"]), "--mount", str(tools["sh"]), "-c", _ENTER.format(**tools), *place, *command],
-            env={**self.image.environment, **settings},
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
+        mounts = [word for there, here in self.mounts.items() for word in (str(here), there)]
+        enter = [str(tools["unshare"]), "--mount", str(tools["sh"]), "-c", _ENTER.format(**tools)]
+        return {
+            "args": [*enter, *place, *mounts, "--", *command],
+            "env": {**self.image.environment, **settings},
+            "stdin": subprocess.DEVNULL,
+            "stderr": subprocess.STDOUT,
+        }

@@ -99,13 +99,18 @@ def test_no_secret_stands_in_the_file() -> None:
                 assert value.startswith("/run/secrets/"), (name, variable)
 
 
-def make_secrets(folder: Path, **environment: str) -> Path:
+def run_secrets(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run secrets.sh in a folder."""
     script = folder / "secrets.sh"
     script.write_bytes((FOLDER / "secrets.sh").read_bytes())
-    done = subprocess.run(
+    return subprocess.run(
         ["sh", str(script)], capture_output=True, text=True, check=False, env={**os.environ, **environment}
     )
+
+
+def make_secrets(folder: Path, **environment: str) -> Path:
+    """The folder that secrets.sh makes."""
+    done = run_secrets(folder, **environment)
     assert done.returncode == 0, done.stderr
     return folder / "secrets"
 
@@ -121,7 +126,7 @@ class TestSecrets:
         before = {path.name: path.read_text() for path in make_secrets(tmp_path).iterdir()}
         after = {path.name: path.read_text() for path in make_secrets(tmp_path, POSTGRES_PASSWORD="x").iterdir()}
         assert before == after
-        assert len({before[name] for name in before}) == len(before)
+        assert len(set(before.values())) == len(before)
 
     def test_passwords_of_ones_choice(self, tmp_path: Path) -> None:
         folder = make_secrets(tmp_path, POSTGRES_PASSWORD="secret", MYSQL_PASSWORD="s€cret:@/")
@@ -131,10 +136,7 @@ class TestSecrets:
         assert "llmproxy:s€cret:@/@tcp(mysql:3306)/llmproxy" in (folder / "mysql-url").read_text()
 
     def test_a_password_that_a_url_cannot_hold_is_refused(self, tmp_path: Path) -> None:
-        script = tmp_path / "secrets.sh"
-        script.write_bytes((FOLDER / "secrets.sh").read_bytes())
-        environment = {**os.environ, "POSTGRES_PASSWORD": "a@b"}
-        done = subprocess.run(["sh", str(script)], capture_output=True, text=True, check=False, env=environment)
+        done = run_secrets(tmp_path, POSTGRES_PASSWORD="a@b")
         assert done.returncode == 2
         assert "POSTGRES_PASSWORD" in done.stderr
         assert not (tmp_path / "secrets" / "postgres-url").exists()

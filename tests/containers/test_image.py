@@ -84,12 +84,6 @@ async def test_a_killed_container_goes_on_where_it_was(containers: Containers, u
     assert verified.returncode == 0, verified.stdout
 
 
-def test_the_tour_runs_in_it(containers: Containers) -> None:
-    done = containers.run("llm-proxy", "demo", "--once")
-    assert done.returncode == 0, done.stdout
-    assert "The books balance" in done.stdout
-
-
 def test_its_health_check_tells_a_ready_server_from_none(containers: Containers, upstream: Upstream) -> None:
     check = ("python", "/opt/llm-proxy/health.py")
     with containers.running({**SECRETS, **provider_settings(upstream)}) as server:

@@ -1,4 +1,4 @@
-"""Installs what the tests want and this machine lacks: database servers, PgBouncer for one of them, and nginx.
+"""Installs what the tests want and this machine lacks: database servers, PgBouncer for one of them, reverse proxies.
 
 `python -m tests.databases.install`. Only on Debian and its relatives, as root or with a sudo that asks nothing; and a
 server only where neither a named one nor Docker stands in. What is missing afterwards is named at the end of the tests,
@@ -17,6 +17,7 @@ from tests.databases.docker import docker_works
 from tests.databases.kinds import SERVERS, Kind
 from tests.databases.pgbouncer import find_pgbouncer
 from tests.databases.programs import find_program
+from tests.harness.balancers import BALANCERS, find_balancer
 from tests.harness.nginx import find_nginx
 
 #: Where a release has a package with just the programs, without a service, it comes first.
@@ -54,6 +55,9 @@ def main() -> None:
         packages["pgbouncer"] = "pgbouncer"
     if find_nginx() is None:
         packages["nginx"] = "nginx-light|nginx"
+    for balancer in BALANCERS:
+        if find_balancer(balancer) is None:
+            packages[balancer] = balancer
     if shutil.which("curl") is None:
         packages["curl"] = "curl"
     if packages:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pg8000.native
-from attrs import define, evolve, field
+from attrs import define, evolve
 
 from db.dsn import Target, parse
 from tests.databases.addresses import Address
@@ -64,13 +64,12 @@ def certified(kind: Kind, authority: Authority, server: Server) -> Iterator[Cert
             return
 
         def prepare(instance: Instance) -> Sequence[str]:
-            instance.place("authority.pem", authority.file.read_bytes())
+            trusted = instance.place("authority.pem", authority.file.read_bytes())
             if kind is Kind.POSTGRES:
                 instance.place("pg_hba.conf", _HBA)
                 return ()
-            files = {"cert": instance.place("server.pem", first), "ca": instance.place("authority.pem", b"")}
-            instance.place("authority.pem", authority.file.read_bytes())
-            return [f"--ssl-cert={files['cert']}", f"--ssl-key={files['cert']}", f"--ssl-ca={files['ca']}"]
+            shown = instance.place("server.pem", first)
+            return [f"--ssl-cert={shown}", f"--ssl-key={shown}", f"--ssl-ca={trusted}"]
 
         instance = stack.enter_context(own_instance(kind, prepare))
         target = evolve(parse(kind.driver, instance.url, None), host="localhost")
@@ -161,8 +160,8 @@ class _CertifiedMariaDb:
 class _WiredMySql:
     _target: Target
     _wire: TlsWire
-    _insisting: str = field()
-    _authority: Authority = field()
+    _insisting: str
+    _authority: Authority
 
     def present(self, certificate: Path | None) -> Target:
         self._wire.context = None if certificate is None else _server_context(certificate)

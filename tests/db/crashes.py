@@ -105,15 +105,33 @@ def start(run: Callable[..., None], *arguments: object) -> BaseProcess:
 
 def run(function: Callable[..., None], *arguments: object) -> int:
     """Run one of these to its end; its exit status, -9 where it was killed."""
-    process = start(function, *arguments)
-    process.join(PATIENCE)
-    status = process.exitcode
-    assert status is not None
-    process.close()
-    return status
+    with killed_at_the_end(start(function, *arguments)) as process:
+        process.join(PATIENCE)
+        status = process.exitcode
+        assert status is not None
+        return status
 
 
-def await_stop(pid: int) -> None:
+@contextmanager
+def frozen(target: Target, after: int) -> Iterator[BaseProcess]:
+    """A migration up to the head that has frozen itself after so many changes."""
+    with killed_at_the_end(start(up_to, target, "head", End.FREEZE, after)) as process:
+        assert process.pid is not None
+        _await_stop(process.pid)
+        yield process
+
+
+@contextmanager
+def killed_at_the_end(process: BaseProcess) -> Iterator[BaseProcess]:
+    """Whatever comes between: an interpreter waits for its children before it ends, and a frozen one never does."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.join()
+
+
+def _await_stop(pid: int) -> None:
     """Wait until a process has frozen itself."""
     deadline = time.monotonic() + PATIENCE
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "Tt":

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+from attrs import fields
+
 from db import Connection
 from db.database import Database
 from db.queries import ledger, projects, tokens
-from db.records import Reservation
+from db.records import Reservation, SettledRequest
 from llm_proxy.identifiers import new_id, request_id
 from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
 
@@ -61,6 +63,5 @@ def _write(connection: Connection, number: int) -> list[str]:
     return [token.id for token in owned]
 
 
-def _open(row: object) -> Reservation:
-    names = ("id", "worker_id", "token_id", "project_id", "provider", "method", "path", "admitted_at")
-    return Reservation(*(getattr(row, name) for name in names))
+def _open(row: SettledRequest) -> Reservation:
+    return Reservation(*(getattr(row, column.name) for column in fields(Reservation)))

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum, auto
 
-from attrs import define, field
+from attrs import define
+
+from tests.db.threaded_server import threaded_server
 
 
 class Loss(Enum):
@@ -26,31 +28,9 @@ class Relay:
     port: int
     _server: tuple[str, int]
     loss: Loss = Loss.NONE
-    _threads: list[threading.Thread] = field(factory=list)
 
-    def serve(self, listener: socket.socket) -> None:
-        """Take connections until the listener is shut down."""
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._forward, args=(client,))
-            thread.start()
-            self._threads.append(thread)
-
-    def join(self) -> None:
-        """Wait for the end of all connections."""
-        for thread in self._threads:
-            thread.join()
-
-    def _loses(self, what: Loss) -> bool:
-        if self.loss is not what:
-            return False
-        self.loss = Loss.NONE
-        return True
-
-    def _forward(self, client: socket.socket) -> None:
+    def forward(self, client: socket.socket) -> None:
+        """Forward one connection to its end."""
         with client, socket.create_connection(self._server) as server:
             back = threading.Thread(target=self._answer, args=(server, client))
             back.start()
@@ -61,6 +41,12 @@ class Relay:
             _end(server)
             _end(client)
             back.join()
+
+    def _loses(self, what: Loss) -> bool:
+        if self.loss is not what:
+            return False
+        self.loss = Loss.NONE
+        return True
 
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
         while data := _read(server):
@@ -90,11 +76,5 @@ def relay_to(host: str, port: int) -> Iterator[Relay]:
     """A relay on a port of its own; whoever uses it must have closed its connections at the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         relay = Relay(listener.getsockname()[1], (host, port))
-        accepting = threading.Thread(target=relay.serve, args=(listener,))
-        accepting.start()
-        try:
+        with threaded_server(listener, relay.forward):
             yield relay
-        finally:
-            _end(listener)
-            accepting.join()
-            relay.join()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 
 import pytest
 
@@ -94,22 +95,20 @@ def test_whoever_waits_says_for_whom_and_goes_on_when_that_one_dies(
     fresh: Database, database_target: Target, database_kind: Kind
 ) -> None:
     """The holder stands still in the middle of its work, as a frozen machine would, and then is killed."""
-    holder = crashes.start(crashes.up_to, database_target, "head", End.FREEZE, 4)
-    assert holder.pid is not None
-    crashes.await_stop(holder.pid)
-    with pytest.raises(Contention) as told, opened(database_target, Options(migration_lock_timeout=1)) as hasty:
-        migrate.up(hasty)
-    words = str(told.value)
     heard: list[str] = []
 
     def end(said: str) -> None:
         heard.append(said)
         holder.kill()
 
-    began = time.monotonic()
-    assert len(migrate.up(fresh, deadline=60, waiting=end)) in {len(migrate.revisions()), len(migrate.revisions()) - 1}
-    assert time.monotonic() - began < 30
-    holder.join()
+    with crashes.frozen(database_target, 4) as holder:
+        with pytest.raises(Contention) as told, opened(database_target, Options(migration_lock_timeout=1)) as hasty:
+            migrate.up(hasty)
+        words = str(told.value)
+        began = time.monotonic()
+        done = migrate.up(fresh, deadline=60, waiting=end)
+        assert time.monotonic() - began < 30
+    assert len(done) in {len(migrate.revisions()), len(migrate.revisions()) - 1}
     assert fresh.read_now(differences) == []
     assert heard[0].startswith(f"{database_target}: ")
     assert re.search(r"is migrating it; waiting for that, for \d+ s more at most", heard[0])
@@ -165,14 +164,17 @@ def test_a_holder_that_says_nothing_is_put_out_by_the_server(
 
 @on(*SERVERS)
 def test_five_replicas_of_which_one_dies_in_the_middle(database_target: Target, fresh: Database) -> None:
-    first = crashes.start(crashes.up_to, database_target, "head", End.FREEZE, 6)
-    assert first.pid is not None
-    crashes.await_stop(first.pid)
-    others = [crashes.start(crashes.up_to, database_target, "head", End.KILL, 1_000) for _ in range(4)]
-    first.kill()
-    for process in [first, *others]:
-        process.join(crashes.PATIENCE)
-    assert [process.exitcode for process in [first, *others]] == [-9, 0, 0, 0, 0]
+    with crashes.frozen(database_target, 6) as first, ExitStack() as stack:
+        others = [
+            stack.enter_context(
+                crashes.killed_at_the_end(crashes.start(crashes.up_to, database_target, "head", End.KILL, 1_000))
+            )
+            for _ in range(4)
+        ]
+        first.kill()
+        for process in [first, *others]:
+            process.join(crashes.PATIENCE)
+        assert [process.exitcode for process in [first, *others]] == [-9, 0, 0, 0, 0]
     assert fresh.read_now(migrate.is_at_head)
     assert fresh.read_now(differences) == []
 

@@ -1,8 +1,9 @@
-"""TLS in front of a MySQL server: its greeting passes through, and the handshake is the test's own.
+"""TLS in front of a server whose certificates a test cannot choose: the handshake is the test's own.
 
-For servers whose certificates a test cannot choose. The wire speaks TLS with the server too, so that both sides agree
-on the packets' numbers and on whether a password may be said aloud (MySQL documentation, "Connection Phase": the client
-asks for TLS with a packet of 32 bytes, and goes on inside).
+MySQL's greeting passes through, and the wire speaks TLS with the server too, so that both sides agree on the packets'
+numbers and on whether a password may be said aloud (MySQL documentation, "Connection Phase": the client asks for TLS
+with a packet of 32 bytes, and goes on inside). PostgreSQL's clients ask before anything else is said, so its server
+need not know ("Message Flow", SSL Session Encryption: eight bytes, answered by one).
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ from __future__ import annotations
 import select
 import socket
 import ssl
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from attrs import define, field
+from attrs import define
+
+from tests.db.threaded_server import threaded_server
 
 #: CLIENT_SSL is bit 11 of the capabilities: the fourth of their second byte.
 _SSL_BIT = 0x08
 _REQUEST_BYTES = 32
+#: PostgreSQL's request: its bytes, and the number in the last four of them.
+_SSL_REQUEST = (8, 80877103)
 
 
 @define(eq=False)
@@ -33,25 +37,9 @@ class TlsWire:
     port: int
     _server: tuple[str, int]
     context: ssl.SSLContext | None = None
-    _threads: list[threading.Thread] = field(factory=list)
 
-    def serve(self, listener: socket.socket) -> None:
-        """Take connections until the listener is shut down."""
-        while True:
-            try:
-                client, _ = listener.accept()
-            except OSError:
-                return
-            thread = threading.Thread(target=self._forward, args=(client,))
-            thread.start()
-            self._threads.append(thread)
-
-    def join(self) -> None:
-        """Wait for the end of all connections."""
-        for thread in self._threads:
-            thread.join()
-
-    def _forward(self, client: socket.socket) -> None:
+    def forward(self, client: socket.socket) -> None:
+        """Forward one connection to its end."""
         with client, socket.create_connection(self._server) as server, suppress(OSError):
             # An OSError is a client that did not like the certificate, or has none, or has hung up.
             near, far = self._greet(client, server)
@@ -72,6 +60,20 @@ class TlsWire:
         unverified = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         unverified.check_hostname, unverified.verify_mode = False, ssl.CERT_NONE
         return self.context.wrap_socket(client, server_side=True), unverified.wrap_socket(server)
+
+
+@define(eq=False)
+class PostgresWire(TlsWire):
+    """Forwards connections to a PostgreSQL server, in plain."""
+
+    def _greet(self, client: socket.socket, server: socket.socket) -> tuple[socket.socket, socket.socket]:
+        if self.context is None:
+            return client, server
+        asked = _exactly(client, _SSL_REQUEST[0])
+        if int.from_bytes(asked[4:]) != _SSL_REQUEST[1]:
+            raise ConnectionError
+        client.sendall(b"S")
+        return self.context.wrap_socket(client, server_side=True), server
 
 
 def _packet(source: socket.socket) -> bytearray:
@@ -107,16 +109,9 @@ def _shuttle(near: socket.socket, far: socket.socket) -> None:
 
 
 @contextmanager
-def tls_wire_to(host: str, port: int) -> Iterator[TlsWire]:
+def tls_wire_to(host: str, port: int, kind: type[TlsWire] = TlsWire) -> Iterator[TlsWire]:
     """A wire on a port of its own; whoever uses it must have closed its connections at the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        wire = TlsWire(listener.getsockname()[1], (host, port))
-        accepting = threading.Thread(target=wire.serve, args=(listener,))
-        accepting.start()
-        try:
+        wire = kind(listener.getsockname()[1], (host, port))
+        with threaded_server(listener, wire.forward):
             yield wire
-        finally:
-            with suppress(OSError):
-                listener.shutdown(socket.SHUT_RDWR)
-            accepting.join()
-            wire.join()

@@ -1,7 +1,8 @@
 """The code blocks of a page, each with what a test does with it, or why none can.
 
-A comment stands before each block that somebody may type: `<!-- run: NAME -->`, or `<!-- not run: REASON -->`. What a
-program prints is a `text` or `console` block, and needs none.
+A comment stands before each block that somebody may type or use: `<!-- run: NAME -->`, or `<!-- not run: REASON -->`
+with a reason that begins as one of `REASONS`. A `console` block shows commands, behind `$`, and what they print, and
+has a comment too. What a program prints, and no more, is a `text` block, and needs none.
 """
 
 from __future__ import annotations
@@ -12,12 +13,24 @@ from textwrap import dedent
 
 from attrs import frozen
 
-#: Languages of blocks that are typed.
-TYPED = ("bash", "sql", "ini", "promql")
+#: Languages of blocks that are typed, or used in some other way.
+TYPED = ("bash", "sh", "sql", "ini", "promql", "python", "yaml", "toml", "nginx", "caddyfile", "haproxy")
+#: Languages of blocks that are only looked at.
+SHOWN = ("", "text", "console", "mermaid")
+#: How a reason begins: with what no test can have.
+REASONS = (
+    "it needs a cloud account",
+    "it needs a cluster",
+    "it needs a network",
+    "it needs systemd",
+    "it needs ten minutes",
+    "they need a Prometheus that has scraped",
+)
 _BLOCK = re.compile(
-    r"(?:^ *<!-- (?P<not>not )?run: (?P<words>[^\n]+) -->\n)?^ *```(?P<language>\w*)\n(?P<text>.*?)^ *```$",
+    r"(?:^ *<!-- (?P<not>not )?run: (?P<words>[^\n]+) -->\n)?^ *```(?P<language>[\w-]*)[^\n`]*\n(?P<text>.*?)^ *```$",
     re.MULTILINE | re.DOTALL,
 )
+_FENCE = re.compile(r"^ *(?:```|~~~)", re.MULTILINE)
 
 
 @frozen
@@ -29,13 +42,25 @@ class Block:
     run: str | None
     reason: str | None
 
+    @property
+    def typed(self) -> bool:
+        """Whether somebody types or uses it."""
+        return self.language in TYPED
+
+    @property
+    def commands(self) -> list[str]:
+        """The commands of a `console` block."""
+        return re.findall(r"^\$ (.*)$", self.text, re.MULTILINE) if self.language == "console" else []
+
 
 def blocks(page: Path) -> list[Block]:
     """All code blocks of a page, in their order."""
+    content = page.read_text(encoding="utf-8")
     found = []
-    for match in _BLOCK.finditer(page.read_text(encoding="utf-8")):
+    for match in _BLOCK.finditer(content):
         run, reason = (None, match["words"]) if match["not"] else (match["words"], None)
         found.append(Block(match["language"], dedent(match["text"]), run, reason))
+    assert len(_FENCE.findall(content)) == 2 * len(found), f"{page.name} has a fence that is not understood"
     return found
 
 

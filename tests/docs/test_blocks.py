@@ -2,34 +2,97 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
+import shlex
+from collections.abc import Iterator
+from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from db.tally import Tally
+from llm_proxy.cli import program
 from llm_proxy.metrics.families import FAILURES, RETRIES, SECTIONS, Family
-from tests.docs.blocks import TYPED, blocks
+from tests.docs.blocks import REASONS, SHOWN, blocks
 from tests.harness.server import ROOT
 
 DATABASE = ROOT / "docs" / "database"
-#: The pages that hold to it, and what runs their blocks.
-PAGES = {
-    "choosing.md": ROOT / "tests" / "scenarios" / "test_database_guide.py",
-    "monitoring.md": ROOT / "tests" / "scenarios" / "test_monitoring_guide.py",
-}
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 _METRIC = re.compile(r"\bllm_proxy_(?!_)[a-z_]+[a-z]\b")
+#: A command of ours in prose, in a table or in a block, up to what the shell does with it.
+_COMMAND = re.compile(r"(?:^ *|`|\$ |-- |\| )(?:\w+=\S+ )*llm-proxy ((?:[\w./:=@$'\",…-]+ ?)*)", re.MULTILINE)
+each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_every_block_is_run_or_has_its_reason(name: str) -> None:
-    source = PAGES[name].read_text()
-    typed = [block for block in blocks(DATABASE / name) if block.language in TYPED]
-    assert typed
-    for block in typed:
-        assert block.run or (block.reason and len(block.reason) > 10), block.text
-        assert block.run is None or f'"{block.run}"' in source, f"{PAGES[name].name} does not run {block.run!r}"
+@cache
+def words() -> dict[Path, frozenset[str]]:
+    """What each test file names: its strings, and of those that are paths of pages the last part."""
+    found = {}
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        if path != Path(__file__):
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            values = [node.value for node in nodes if isinstance(node, ast.Constant)]
+            strings = [value for value in values if isinstance(value, str) and "\n" not in value]
+            pages = [text.rpartition("/")[2] for text in strings if text.endswith(".md")]
+            found[path] = frozenset(chain(strings, pages))
+    return found
+
+
+@cache
+def followed() -> dict[Path, Path]:
+    """Pages that a test follows from the top to the end, with all that they have typed; each with that test."""
+    found: dict[Path, Path] = {}
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        if path != Path(__file__) and "from tests.docs.following import" in path.read_text(encoding="utf-8"):
+            module = importlib.import_module(f"tests.docs.{path.stem}")
+            found |= dict.fromkeys(getattr(module, "PAGES", ()), path)
+    return found
+
+
+def runners(page: Path, name: str) -> list[Path]:
+    """The test files that name both a page and a block, or the one that follows the page."""
+    if page in followed():
+        return [followed()[page]]
+    return [path for path, named in words().items() if {page.name, name} <= named]
+
+
+@each_page
+def test_every_block_is_run_or_has_its_reason(page: Path) -> None:
+    for block in blocks(page):
+        assert block.typed or block.language in SHOWN, f"is {block.language} typed? Say so in blocks.py"
+        if block.typed or block.commands:
+            assert block.run or block.reason, f"neither `run` nor `not run` stands before\n{block.text}"
+        if block.reason is not None:
+            assert block.reason.startswith(REASONS), f"no reason of blocks.py: {block.reason}"
+        if block.run is not None:
+            found = [str(path.relative_to(ROOT)) for path in runners(page, block.run)]
+            assert len(found) == 1, f"{page.name}, {block.run!r} is run by {found or 'no test'}"
+
+
+@each_page
+def test_what_is_typed_is_not_hidden_among_what_is_shown(page: Path) -> None:
+    for block in blocks(page):
+        if block.language in ("", "text"):
+            assert re.search(r"^(?:\$ |(?:llm-proxy|make|docker|helm|kubectl|curl|psql|export) )", block.text) is None
+
+
+def commands(page: Path) -> Iterator[str]:
+    """Our commands on a page, wherever they stand, as far as they are more than an example of a form."""
+    for found in _COMMAND.findall(page.read_text(encoding="utf-8").replace("\\\n", " ")):
+        yield found.replace("…", "ANY").strip()
+
+
+@each_page
+def test_our_commands_are_commands_of_the_program(page: Path) -> None:
+    """With options that it has; what they do is for those tests that run them."""
+    for command in commands(page):
+        # Options are looked at before the help is shown.
+        done = CliRunner().invoke(program, [*shlex.split(command), "--help"])
+        assert done.exit_code == 0, f"llm-proxy {command}\n{done.output}"
 
 
 def test_the_page_about_monitoring_speaks_of_every_metric_of_the_database() -> None:

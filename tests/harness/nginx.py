@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import ssl
@@ -16,6 +15,7 @@ from pathlib import Path
 from attrs import define
 
 from benchmarks.processes import Process
+from tests.docs.blocks import block
 from tests.harness.certificates import Authority
 from tests.harness.ports import free_port
 from tests.harness.server import ROOT
@@ -33,6 +33,7 @@ _COMMAND = """\
 master=$(cat {folder}/nginx.pid)
 before=$(cat /proc/$master/task/$master/children)
 {program} -p {folder} -c {folder}/nginx.conf "$@" || exit
+[ "$*" = "-s reload" ] || exit 0
 for worker in $before; do
     while [ -e /proc/$worker ] && ! grep -aq 'shutting down' /proc/$worker/cmdline; do sleep 0.02; done
 done
@@ -75,8 +76,7 @@ class Nginx:
 
 def configuration(folder: Path, port: int, certificate: Path) -> str:
     """The page's configuration with addresses and files of the test."""
-    text: str
-    (text,) = re.findall(r"```nginx\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    text = block(PAGE, "configuration of nginx")
     for there, here in (
         ("listen 443 ssl;", f"listen 127.0.0.1:{port} ssl;"),
         ("/etc/nginx/llm-proxy/", f"{folder}/llm-proxy/"),
@@ -119,13 +119,14 @@ def running_nginx(program: str, folder: Path, *ports: int) -> Iterator[Nginx]:
     log = folder / "nginx.log"
     with Process.start((program, "-p", folder, "-c", file), stderr=log) as process:
         deadline = time.monotonic() + _READY_SECONDS
-        while not _listens(port):
+        while not listens(port):
             assert process.running, log.read_text()
             assert time.monotonic() < deadline
             time.sleep(0.02)
         yield nginx
 
 
-def _listens(port: int) -> bool:
+def listens(port: int) -> bool:
+    """Whether somebody listens on a port of 127.0.0.1."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -113,6 +113,13 @@ class Server:
             self._check_alive(deadline, f"was not ready within {within:g} s")
             await trio.sleep(_LOOK_EVERY)
 
+    def wait_said(self, words: str, timeout: float = READY_SECONDS) -> None:
+        """Wait until these words are in its output."""
+        deadline = time.monotonic() + timeout
+        while words not in self.output:
+            self._check_time(deadline, f"did not say {words!r} within {timeout:g} s")
+            time.sleep(_LOOK_EVERY)
+
     def wait(self, timeout: float = STOP_SECONDS) -> int:
         """Wait until it has ended, and return its exit status."""
         deadline = time.monotonic() + timeout

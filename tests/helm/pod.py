@@ -6,7 +6,8 @@ import base64
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -45,10 +46,16 @@ def variables(container: Manifest, url: str, root: Path) -> dict[str, str]:
     return found
 
 
-def start(container: Manifest, variables: Mapping[str, str], root: Path) -> subprocess.Popen[bytes]:
-    """Run a container's command; its output goes to the file `output` below `root`."""
+@contextmanager
+def running(container: Manifest, variables: Mapping[str, str], root: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A container's command, killed at the end if it still runs; its output goes to the file `output` below `root`."""
     command = container["command"]
     program = Path(sys.executable).with_name(command[0])
     environ = {"PATH": os.environ["PATH"], **variables}
     with (root / "output").open("wb") as output:
-        return subprocess.Popen([program, *command[1:]], cwd=root, env=environ, stdout=output, stderr=output)
+        process = subprocess.Popen([program, *command[1:]], cwd=root, env=environ, stdout=output, stderr=output)
+    with process:
+        try:
+            yield process
+        finally:
+            process.kill()

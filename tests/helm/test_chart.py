@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Iterable
@@ -17,6 +18,7 @@ import yaml
 
 from llm_proxy.services import READY_DEADLINE
 from llm_proxy.version import VERSION
+from tests.docs.blocks import blocks
 from tests.helm import generate, install, reference
 from tests.helm.chart import (
     CHART,
@@ -146,7 +148,7 @@ def test_alerts_and_dashboard_are_taken_where_the_chart_has_them(tmp_path: Path)
     wanted = {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}
     bare, full = tmp_path / "bare", tmp_path / "full"
     for copy in (bare, full):
-        _copy_without_files(copy)
+        shutil.copytree(CHART, copy, ignore=shutil.ignore_patterns("files"))
     (full / "files").mkdir()
     rule = {
         "alert": "Down",
@@ -164,14 +166,6 @@ def test_alerts_and_dashboard_are_taken_where_the_chart_has_them(tmp_path: Path)
     (dashboard,) = of_kind("ConfigMap", objects)
     assert dashboard["data"] == {"llm-proxy.json": '{"title": "{{ pod }}"}\n'}
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
-
-
-def _copy_without_files(copy: Path) -> None:
-    for path in CHART.rglob("*"):
-        relative = path.relative_to(CHART)
-        if path.is_file() and relative.parts[0] != "files":
-            (copy / relative).parent.mkdir(parents=True, exist_ok=True)
-            (copy / relative).write_bytes(path.read_bytes())
 
 
 def test_a_released_chart_can_be_packaged(tmp_path: Path) -> None:
@@ -223,8 +217,9 @@ def test_what_the_guide_shows_is_what_helm_says(tmp_path: Path) -> None:
     )
     said = [
         part.partition("\n")
-        for block in re.findall(r"```console\n(.*?)```\n", text, re.DOTALL)
-        for part in re.split(r"^\$ helm ", block, flags=re.MULTILINE)[1:]
+        for block in blocks(GUIDE)
+        if block.run == "what Helm says"
+        for part in re.split(r"^\$ helm ", block.text, flags=re.MULTILINE)[1:]
     ]
     assert len(said) == 5
     for command, _, output in said:

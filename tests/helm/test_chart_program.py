@@ -52,15 +52,14 @@ def test_the_commands_of_the_chart_migrate_serve_and_answer_its_probes(
     url = database_env.get("DATABASE_URL", "")
     for each in of_kind("Job", objects):
         (container,) = each["spec"]["template"]["spec"]["containers"]
-        migration = pod.start(container, pod.variables(container, url, tmp_path), tmp_path)
-        assert migration.wait(PATIENCE) == 0, (tmp_path / "output").read_text()
+        with pod.running(container, pod.variables(container, url, tmp_path), tmp_path) as migration:
+            assert migration.wait(PATIENCE) == 0, (tmp_path / "output").read_text()
         assert b"applied" in (tmp_path / "output").read_bytes()
 
     container = server(objects)
     port = free_port()
     variables = {**pod.variables(container, url, tmp_path), "LISTEN_ADDR": f"127.0.0.1:{port}"}
-    serving = pod.start(container, variables, tmp_path)
-    try:
+    with pod.running(container, variables, tmp_path) as serving:
         for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
             path = container[probe]["httpGet"]["path"]
             deadline = time.monotonic() + PATIENCE
@@ -71,9 +70,6 @@ def test_the_commands_of_the_chart_migrate_serve_and_answer_its_probes(
         serving.terminate()
         patience = deployment(objects)["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
         assert serving.wait(patience) == 0
-    finally:
-        serving.kill()
-        serving.wait()
 
 
 def look(port: int, path: str) -> int:

@@ -34,12 +34,21 @@ class Faulty:
     real: Database
     before: Callable[[], Exception | None] = lambda: None
     after: Callable[[], Exception | None] = lambda: None
-    gate: trio.Event | None = None
     writes: int = 0
     #: The function that was last begun, and one that waits for its own gate.
     running: Callable[..., Any] | None = None
     _held: Callable[..., Any] | None = None
     _release: trio.Event = field(factory=trio.Event)
+    _gate: trio.Event | None = None
+
+    def hang(self) -> None:
+        """Let whoever writes from now on wait until `go_on`."""
+        self._gate = trio.Event()
+
+    def go_on(self) -> None:
+        assert self._gate is not None
+        self._gate.set()
+        self._gate = None
 
     def hold(self, fn: Callable[..., Any]) -> None:
         """Let this function wait until `let_go`."""
@@ -56,8 +65,8 @@ class Faulty:
         self.running = fn
         if fn is self._held:
             await self._release.wait()
-        if self.gate is not None:
-            await self.gate.wait()
+        if self._gate is not None:
+            await self._gate.wait()
         if error := self.before():
             raise error
         result = await self.real.write(fn, *args)

@@ -76,11 +76,10 @@ async def test_what_the_ledger_decides_late_does_not_begin_the_count_anew(
     monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.2)
     async with grace_scene(tmp_path) as scene:
         database = scene.stage.database
-        database.gate = gate = trio.Event()
+        database.hang()
         assert await scene.serve(TERMS.requests) == TERMS.requests - 1, "the first one hangs in a transaction"
         assert await scene.serve() == 1
-        database.gate = None
-        gate.set()
+        database.go_on()
         await scene.hold_reconciliation()
         assert await scene.serve() == 0, "the transaction was written after all, but knows nothing of these"
         database.let_go()
@@ -238,7 +237,7 @@ async def test_who_was_in_a_transaction_that_hangs_is_refused_and_the_next_go_on
     monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.2)
     async with grace_scene(tmp_path) as scene:
         database = scene.stage.database
-        database.gate = gate = trio.Event()
+        database.hang()
         served: list[int] = []
         async with trio.open_nursery() as nursery:
 
@@ -256,8 +255,7 @@ async def test_who_was_in_a_transaction_that_hangs_is_refused_and_the_next_go_on
         started = trio.current_time()
         assert await scene.serve() == 1
         assert trio.current_time() - started < writer.ADMISSION_DEADLINE
-        database.gate = None
-        gate.set()
+        database.go_on()
         await scene.come_back()
         assert await scene.everything() == ({"ok": 5, "void": 1}, 5)
 

@@ -36,17 +36,23 @@ class Stop(trio.abc.Instrument):
                 self.action()
 
 
+def hanging_disk(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A disk that flushes nothing until it is told to."""
+    told, flush = threading.Event(), os.fsync
+    monkeypatch.setattr(os, "fsync", lambda descriptor: told.wait(10) and flush(descriptor))
+    return told
+
+
 async def test_cancelled_while_it_waits_for_the_disk_settles_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with grace_scene(tmp_path) as scene:
         scene.go_away()
-        slow, sync = threading.Event(), os.fsync
-        monkeypatch.setattr(os, "fsync", lambda fd: slow.wait(10) and sync(fd))
+        disk = hanging_disk(monkeypatch)
         with trio.move_on_after(0.05) as patience:
             await scene.admit()
         assert patience.cancelled_caught
-        slow.set()
+        disk.set()
         assert await scene.serve(9) == 5, "it has not used up anything"
         await scene.come_back()
         assert await scene.everything() == ({"ok": 6, "void": 1}, 6)
@@ -56,10 +62,9 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatc
     monkeypatch.setattr(backlog, "DISK_DEADLINE", 0.1)
     async with grace_scene(tmp_path) as scene:
         scene.go_away()
-        slow, sync = threading.Event(), os.fsync
-        monkeypatch.setattr(os, "fsync", lambda fd: slow.wait(10) and sync(fd))
+        disk = hanging_disk(monkeypatch)
         assert await scene.serve() == 0
-        slow.set()
+        disk.set()
         await scene.come_back()
         assert await scene.everything() == ({"ok": 1, "void": 1}, 1)
 

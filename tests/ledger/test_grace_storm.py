@@ -82,10 +82,9 @@ class Storm:
     @contextmanager
     def hanging(self) -> Iterator[None]:
         database = self.scene.stage.database
-        database.gate = gate = trio.Event()
+        database.hang()
         yield
-        database.gate = None
-        gate.set()
+        database.go_on()
 
     @contextmanager
     def failing_disk(self) -> Iterator[None]:

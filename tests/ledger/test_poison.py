@@ -186,7 +186,7 @@ async def test_the_lag_is_the_age_of_the_oldest_settlement(tmp_path: Path) -> No
     async with scene(tmp_path / "ledger.db") as stage:
         first, second = await stage.admit(), await stage.admit()
         assert stage.ledger.lag == 0
-        stage.database.gate = trio.Event()
+        stage.database.hang()
         settlement = Settlement.of(first, OK)
         minute_ago = settlement.row.settled_at - timedelta(minutes=1)
         stage.ledger._unsettled.append(evolve(settlement, row=evolve(settlement.row, settled_at=minute_ago)))
@@ -195,7 +195,6 @@ async def test_the_lag_is_the_age_of_the_oldest_settlement(tmp_path: Path) -> No
         await trio.sleep(0.01)  # they are in a transaction now, which hangs
         assert stage.ledger.unsettled == 2
         assert 60 <= stage.ledger.lag < 65
-        stage.database.gate.set()
-        stage.database.gate = None
+        stage.database.go_on()
         await stage.settled()
         assert stage.ledger.lag == 0

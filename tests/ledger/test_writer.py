@@ -60,11 +60,10 @@ async def test_the_limit_holds_for_many_at_once(tmp_path: Path) -> None:
 
 async def test_cancelled_while_its_transaction_runs_is_void(tmp_path: Path) -> None:
     async with scene(tmp_path / "ledger.db") as stage:
-        stage.database.gate = trio.Event()
+        stage.database.hang()
         with trio.move_on_after(0.02):
             await stage.admit()
-        stage.database.gate.set()
-        stage.database.gate = None
+        stage.database.go_on()
         await stage.settled()
         assert await stage.outcomes() == (0, {"void": 1})
         assert await stage.count() == 0
@@ -72,7 +71,7 @@ async def test_cancelled_while_its_transaction_runs_is_void(tmp_path: Path) -> N
 
 async def test_cancelled_in_the_queue_never_reaches_the_database(tmp_path: Path) -> None:
     async with scene(tmp_path / "ledger.db") as stage:
-        stage.database.gate = trio.Event()
+        stage.database.hang()
         async with trio.open_nursery() as nursery:
 
             async def ahead() -> None:
@@ -82,8 +81,7 @@ async def test_cancelled_in_the_queue_never_reaches_the_database(tmp_path: Path)
             await trio.sleep(0.01)
             with trio.move_on_after(0.01):
                 await stage.admit()
-            stage.database.gate.set()
-            stage.database.gate = None
+            stage.database.go_on()
         await stage.settled()
         assert await stage.outcomes() == (0, {"ok": 1})
 
@@ -93,11 +91,10 @@ async def test_a_hanging_database_is_unavailable_and_what_it_grants_later_is_giv
 ) -> None:
     monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.1)
     async with scene(tmp_path / "ledger.db") as stage:
-        stage.database.gate = trio.Event()
+        stage.database.hang()
         with pytest.raises(DatabaseUnavailable):
             await stage.admit()
-        stage.database.gate.set()
-        stage.database.gate = None
+        stage.database.go_on()
         await stage.settled()
         assert await stage.outcomes() == (0, {"void": 1})
         assert await stage.count() == 0

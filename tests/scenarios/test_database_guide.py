@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import http.client
 import re
-import secrets
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from attrs import frozen
 
 from benchmarks.processes import Upstream
 from db import dsn
 from llm_proxy.settings import Settings
-from tests.databases.addresses import Address
+from tests.databases.accounts import account
 from tests.databases.console import run
 from tests.databases.kinds import SERVERS, Kind, on
 from tests.databases.scratch import Scratch
@@ -29,48 +26,10 @@ from tests.harness.deployment import UPSTREAM_KEY, Deployment
 from tests.harness.server import ROOT, Server, StartServer
 
 PAGE = ROOT / "docs" / "database" / "choosing.md"
-#: What the page calls an account, a place and a database, in the forms of both servers.
-PLACES = ("user:password@localhost:5432/llmproxy", "llmproxy:secret@localhost:5432/llmproxy")
-GO_PLACE = "llmproxy:secret@tcp(localhost:3306)/llmproxy"
 #: The blocks that lead to a server, by its driver.
 TARGETS = {"postgres": "to postgres", "mysql": "to mysql"}
 #: The harness's own secrets are taken away, so that the server makes its own beside the file.
 NO_SECRETS = {"MANAGEMENT_TOKEN": "", "ENCRYPTION_KEY": ""}
-
-
-@frozen
-class Account:
-    """A user of the test server with a password, as in the guide, who owns the database of the test."""
-
-    name: str
-    scratch: Scratch
-
-    def fill(self, text: str) -> str:
-        """What the page says, for this account and this server."""
-        default = 5432 if self.scratch.kind is Kind.POSTGRES else 3306
-        address = Address.parse(self.scratch.url, default_port=default)
-        end, who = f"{address.host}:{address.port}", f"{self.name}:secret"
-        for place in PLACES:
-            text = text.replace(place, f"{who}@{end}/{self.scratch.name}")
-        return text.replace(GO_PLACE, f"{who}@tcp({end})/{self.scratch.name}")
-
-
-@contextmanager
-def account(scratch: Scratch) -> Iterator[Account]:
-    name = f"guide_{secrets.token_hex(4)}"
-    if scratch.kind is Kind.POSTGRES:
-        begin = [f"CREATE ROLE {name} LOGIN PASSWORD 'secret'", f'ALTER DATABASE "{scratch.name}" OWNER TO {name}']
-        end = [f"REASSIGN OWNED BY {name} TO CURRENT_USER", f"DROP OWNED BY {name}", f"DROP ROLE {name}"]
-    else:
-        who = [f"'{name}'@'%'", f"'{name}'@'localhost'"]  # an anonymous user of localhost would come before '%'
-        begin = [f"CREATE USER {one} IDENTIFIED BY 'secret'" for one in who]
-        begin += [f"GRANT ALL ON `{scratch.name}`.* TO {one}" for one in who]
-        end = [f"DROP USER {one}" for one in who]
-    for statement in begin:
-        run(scratch, statement)
-    yield Account(name, scratch)
-    for statement in end:
-        run(scratch, statement)
 
 
 def grep_database(server: Server) -> str:
@@ -114,7 +73,7 @@ async def test_from_sqlite_to_a_server(
 
     with account(empty_database) as owner:
         env = exported(owner.fill(block(PAGE, TARGETS[kind])), old.folder) | exported(
-            block(PAGE, "secrets"), old.folder
+            block(PAGE, "secrets of SQLite"), old.folder
         )
         assert "equal" in done(block(PAGE, "copy"), old.folder, env)
         (start,) = block(PAGE, "start").splitlines()

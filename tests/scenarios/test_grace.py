@@ -10,7 +10,7 @@ import itertools
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from db.database import opened
 from db.options import Options
 from db.schema import requests
 from db.target import Target
-from tests.databases.kinds import Kind, on
+from tests.databases.kinds import on
 from tests.harness.deployment import Deployment
 from tests.harness.server import ServerFailed
 from tests.harness.wire import Wire, wire_to
@@ -70,6 +70,20 @@ class Caller:
         with trio.fail_after(PATIENCE):
             while await self.ask(server) != status:
                 await trio.sleep(0.05)
+
+
+async def known(server: Server, upstream: Upstream) -> Caller:
+    """A client that the server has seen before the outage."""
+    caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
+    assert await caller.ask(server) == 404
+    return caller
+
+
+async def until(look: Callable[[], bool]) -> None:
+    """Look, in a thread, until it is the case."""
+    with trio.fail_after(PATIENCE):
+        while not await trio.to_thread.run_sync(look):
+            await trio.sleep(0.02)
 
 
 @asynccontextmanager
@@ -120,9 +134,8 @@ async def assert_balanced(env: dict[str, str], target: Target, upstream: Upstrea
         with opened(target, Options(), exclusive=False) as database:
             return database.read_now(paths)
 
-    with trio.fail_after(PATIENCE):
-        while (found := await trio.to_thread.run_sync(books.outcomes, target))["in_flight"]:
-            await trio.sleep(0.05)
+    await until(lambda: books.outcomes(target)["in_flight"] == 0)
+    found = await trio.to_thread.run_sync(books.outcomes, target)
     seen = Counter(seen["target"] for seen in await trio.to_thread.run_sync(upstream.requests))
     assert await trio.to_thread.run_sync(read) == seen
     await trio.to_thread.run_sync(books.verify, env)
@@ -135,11 +148,9 @@ async def test_requests_go_on_and_are_in_the_books_afterwards(
     upstream: Upstream,
     migrated_env: dict[str, str],
     migrated_target: Target,
-    database_kind: Kind,
 ) -> None:
     async with started(start_server, migrated_env) as ((server,), wire):
-        caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
-        assert await caller.ask(server) == 404
+        caller = await known(server, upstream)
         cut_off(wire)
         assert await caller.ask_often(server, 8) == {404: MOST, 503: 3}
         ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
@@ -153,9 +164,7 @@ async def test_requests_go_on_and_are_in_the_books_afterwards(
 
         await wire.accept()
         await caller.ask_until(server, 404)
-        with trio.fail_after(PATIENCE):
-            while spool.stat().st_size:
-                await trio.sleep(0.05)
+        await until(lambda: spool.stat().st_size == 0)
         assert await trio.to_thread.run_sync(metric, server, "llm_proxy_database_spooled_requests") == 0
         ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
         assert (ready.status, ready.content["status"]) == (200, "ready")
@@ -171,8 +180,7 @@ async def test_requests_go_on_where_the_database_hangs(
     start_server: StartServer, upstream: Upstream, migrated_env: dict[str, str], migrated_target: Target
 ) -> None:
     async with started(start_server, migrated_env) as ((server,), wire):
-        caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
-        assert await caller.ask(server) == 404
+        caller = await known(server, upstream)
         wire.freeze()
         # Who is on the way to the database when it stops answering might get there yet, and is refused.
         await caller.ask_until(server, 404)
@@ -190,28 +198,20 @@ async def test_a_server_that_is_killed_in_the_outage_loses_nothing(
     upstream: Upstream,
     migrated_env: dict[str, str],
     migrated_target: Target,
-    database_kind: Kind,
     tmp_path: Path,
 ) -> None:
     async with started(start_server, migrated_env, DB_OUTAGE_SPOOL=str(tmp_path)) as ((server,), wire):
-        caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
-        assert await caller.ask(server) == 404
-        with trio.fail_after(PATIENCE):
-            while (await trio.to_thread.run_sync(books.outcomes, migrated_target))["ok"] < 1:
-                await trio.sleep(0.02)
+        caller = await known(server, upstream)
+        await until(lambda: books.outcomes(migrated_target)["ok"] == 1)
         cut_off(wire)
         assert await caller.ask_often(server, 3) == {404: 3}
         upstream.hold()
         async with trio.open_nursery() as nursery:
             for _ in range(2):
                 nursery.start_soon(partial(_until_cut_off, caller, server))
-            with trio.fail_after(PATIENCE):
-                while (await trio.to_thread.run_sync(upstream.counts))["in_flight"] < 2:
-                    await trio.sleep(0.02)
+            await until(lambda: upstream.counts()["in_flight"] == 2)
             # What has ended is on the disk a moment later.
-            with trio.fail_after(PATIENCE):
-                while sum(path.read_bytes().count(b'"settled"') for path in spools(tmp_path)) < 3:
-                    await trio.sleep(0.02)
+            await until(lambda: sum(path.read_bytes().count(b'"settled"') for path in spools(tmp_path)) == 3)
             server.kill()
         upstream.release()
         await wire.accept()
@@ -219,9 +219,7 @@ async def test_a_server_that_is_killed_in_the_outage_loses_nothing(
         with spool.open("ab") as file:
             file.write(spool.read_bytes()[:60])
         async with started(start_server, migrated_env, DB_OUTAGE_SPOOL=str(tmp_path)) as ((next_one,), _):
-            with trio.fail_after(PATIENCE):
-                while spool.exists():
-                    await trio.sleep(0.05)
+            await until(lambda: not spool.exists())
             assert await caller.ask(next_one) == 404
             found = await assert_balanced(migrated_env, migrated_target, upstream)
     assert found == {"ok": 1 + 3 + 1, "unknown": 2}
@@ -240,7 +238,6 @@ async def test_the_worst_overshoot_is_requests_times_workers_less_what_was_left(
     upstream: Upstream,
     migrated_env: dict[str, str],
     migrated_target: Target,
-    database_kind: Kind,
 ) -> None:
     workers, limit = 3, 10
     async with started(start_server, migrated_env, workers) as (servers, wire):
@@ -274,8 +271,7 @@ async def test_a_file_that_another_program_locks_and_a_server_that_has_given_gra
 ) -> None:
     path = Path(migrated_env["DATABASE_PATH"])
     server = start_server(migrated_env, SETTINGS)
-    caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
-    assert await caller.ask(server) == 404
+    caller = await known(server, upstream)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         await caller.ask_until(server, 404)
@@ -283,9 +279,7 @@ async def test_a_file_that_another_program_locks_and_a_server_that_has_given_gra
         (spool,) = spools(path.parent)
         server.kill()
     next_one = start_server(migrated_env)
-    with trio.fail_after(PATIENCE):
-        while spool.exists():
-            await trio.sleep(0.05)
+    await until(lambda: not spool.exists())
     assert await caller.ask(next_one) == 404
     assert await next_one.stopped() == 0, next_one.output
     await assert_balanced(migrated_env, migrated_target, upstream)

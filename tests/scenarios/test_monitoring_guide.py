@@ -51,8 +51,8 @@ def test_who_waits_for_whom_is_seen(migrated_database: Scratch, database_kind: K
     started, release = threading.Event(), threading.Event()
 
     def lock(connection: Connection) -> None:
+        # MySQL, too, locks a row that is set to what it is.
         connection.exec_driver_sql("UPDATE alembic_version SET version_num = version_num")
-        # On MySQL a row that is set to what it is is locked all the same.
 
     def hold(connection: Connection) -> None:
         lock(connection)

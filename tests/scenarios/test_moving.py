@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from pathlib import Path
 
 from benchmarks.processes import Upstream
 from db import copy
@@ -19,10 +19,13 @@ from tests.databases.fixtures import require
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases, Scratch
 from tests.db.pasts import write_past
+from tests.docs.blocks import block
+from tests.docs.prompt import environment
 from tests.harness.deployment import Deployment
 from tests.harness.server import ROOT, StartServer
 from tests.scenarios.books import verify
 
+PAGE = ROOT / "docs" / "database" / "moving.md"
 #: Where each database moves to.
 NEXT = {
     Kind.SQLITE: Kind.POSTGRES,
@@ -40,6 +43,18 @@ def start_copy(old: Scratch, new: Scratch, *flags: str) -> subprocess.Popen[str]
         [sys.executable, "-m", "llm_proxy", "db", "copy", *places, *flags],
         cwd=ROOT,
         env={"PATH": os.environ["PATH"]},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def start_typed(line: str, folder: Path) -> subprocess.Popen[str]:
+    """A line of the page, in a folder with the files that it names."""
+    return subprocess.Popen(
+        ["bash", "-c", line],
+        cwd=folder,
+        env=environment(folder),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -72,8 +87,11 @@ def finish(process: subprocess.Popen[str]) -> str:
     return output
 
 
-def env_of(scratch: Scratch) -> Mapping[str, str]:
-    return scratch.env
+def assert_refused(process: subprocess.Popen[str], *words: str) -> None:
+    """One of the words says why."""
+    output, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1, output
+    assert any(reason in output for reason in words), output
 
 
 async def test_a_deployment_moves(
@@ -85,7 +103,7 @@ async def test_a_deployment_moves(
 ) -> None:
     require(databases, NEXT[database_kind])
     old = migrated_database
-    before = Deployment(start_server(env_of(old)), upstream)
+    before = Deployment(start_server(old.env), upstream)
     secret = before.new_secret(max_requests=3)
     assert (await before.chat(secret)).status == http.client.OK
     assert before.server.stop() == 0
@@ -95,14 +113,12 @@ async def test_a_deployment_moves(
     with databases.migrated(NEXT[database_kind]) as new:
         reached = kill_in_the_middle(start_copy(old, new), new)
         assert reached > 0
-        refused = start_copy(old, new)
-        assert "is not empty" in refused.communicate(timeout=PATIENCE)[0]
-        assert refused.returncode == 1
+        assert_refused(start_copy(old, new), "is not empty")
         output = finish(start_copy(old, new, "--resume"))
         assert output.count(" equal") == len(copy.TABLES), output
         verify(new.env)
 
-        after = Deployment(start_server(env_of(new)), upstream)
+        after = Deployment(start_server(new.env), upstream)
         assert (await after.chat(secret)).status == http.client.OK
         assert (await after.chat(secret)).status == http.client.OK
         assert (await after.chat(secret)).status == http.client.TOO_MANY_REQUESTS
@@ -116,29 +132,30 @@ async def test_a_short_cut_over(
     migrated_database: Scratch,
     start_server: StartServer,
     upstream: Upstream,
+    tmp_path: Path,
 ) -> None:
-    """The bulk is copied beside the running server, and what has changed since once it is stopped."""
+    """The bulk is copied beside the running server, and what has changed since once it is stopped: as the page says."""
+    beside, rest = [line for line in block(PAGE, "cut-over").splitlines() if line.startswith("llm-proxy")]
     require(databases, NEXT[database_kind])
     old = migrated_database
-    before = Deployment(start_server(env_of(old)), upstream)
+    before = Deployment(start_server(old.env), upstream)
     secret = before.new_secret()
     for _ in range(5):
         assert (await before.chat(secret)).status == http.client.OK
     with databases.migrated(NEXT[database_kind]) as new:
-        refused = start_copy(old, new)
-        told = refused.communicate(timeout=PATIENCE)[0]
-        assert refused.returncode == 1
-        assert "is in use by" in told or "another llm-proxy process" in told
-        live = start_copy(old, new, "--allow-live")
+        assert_refused(start_copy(old, new), "is in use by", "another llm-proxy process")
+        for name, there in (("old-url", old), ("new-url", new)):
+            (tmp_path / name).write_text(there.url or f"sqlite:///{there.path}")
+        live = start_typed(beside, tmp_path)
         for _ in range(5):
             assert (await before.chat(secret)).status == http.client.OK
-        live.communicate(timeout=PATIENCE)
-        assert live.returncode in (0, 1)  # equal already, or not yet
+        told, _ = live.communicate(timeout=PATIENCE)
+        assert live.returncode == 0 or "the source has changed meanwhile" in told, told
         assert (await before.chat(secret)).status == http.client.OK
         assert before.server.stop() == 0
-        finish(start_copy(old, new, "--resume"))
+        assert finish(start_typed(rest, tmp_path)).count(" equal") == len(copy.TABLES)
         verify(new.env)
-        after = Deployment(start_server(env_of(new)), upstream)
+        after = Deployment(start_server(new.env), upstream)
         assert (await after.chat(secret)).status == http.client.OK
         (token,) = after.server.manage("GET", "/tokens")["data"]
         assert token["request_count"] == 12

@@ -12,6 +12,7 @@ import trio
 
 from tests.databases.kinds import SERVERS, Kind, on
 from tests.databases.scratch import Databases, Scratch
+from tests.docs.blocks import block
 from tests.harness.deployment import Deployment
 from tests.harness.server import ROOT
 
@@ -23,25 +24,26 @@ PASSWORD = "s3cret-of-a-user"
 PAGES = {Kind.POSTGRES: "postgresql.md", Kind.MYSQL: "mysql.md", Kind.MARIADB: "mysql.md"}
 
 
-def statements(page: Path, heading: str) -> Sequence[str]:
-    """The SQL that stands under a heading of a page."""
-    found = re.search(rf"^### {re.escape(heading)}$.*?^```sql\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
-    assert found is not None, f"{page} has no SQL under {heading!r}"
-    text = re.sub(r"--.*", "", found[1])
+def statements(page: Path, name: str) -> Sequence[str]:
+    """The SQL of a block."""
+    text = re.sub(r"--.*", "", block(page, name))
     return [statement.strip() for statement in text.split(";") if statement.strip()]
 
 
 @pytest.fixture
 def grant(databases: Databases, database_kind: Kind, empty_database: Scratch) -> Iterator[Callable[[str], Scratch]]:
-    """Runs the statements under a heading for this test's database, and leads to it as the user that they make."""
+    """Runs the statements of a block for this test's database, and leads to it as the user that they make."""
     page = ROOT / "docs" / "database" / PAGES[database_kind]
     admin, name = databases.server(database_kind).admin, empty_database.name
     users = {"llmproxy_owner": f"o_{name[-12:]}", "llmproxy_server": f"s_{name[-12:]}"}
 
-    def run(heading: str) -> Scratch:
+    def run(block_name: str) -> Scratch:
         made = ""
-        for statement in statements(page, heading):
+        for statement in statements(page, block_name):
             if statement.startswith("CREATE DATABASE"):
+                # The test has its database already.
+                admin.execute(re.sub(r"\bllmproxy\b", f"{name}_new", statement))
+                admin.drop(f"{name}_new")
                 continue
             if user := re.match(r"CREATE (?:USER|ROLE) (\w+)", statement):
                 made = users[user[1]]
@@ -79,6 +81,6 @@ async def serve(start_server: StartServer, upstream: Upstream, scratch: Scratch)
 async def test_the_documented_privileges_are_enough(
     grant: Callable[[str], Scratch], start_server: StartServer, upstream: Upstream
 ) -> None:
-    owner = grant("A user that migrates and serves")
+    owner = grant("owner")
     await serve(start_server, upstream, owner)
-    await serve(start_server, upstream, grant("A user that only serves"))
+    await serve(start_server, upstream, grant("server only"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import signal
-import time
 
 import trio
 
@@ -12,18 +11,11 @@ from benchmarks.processes import Upstream
 from tests.databases.kinds import on
 from tests.databases.scratch import Scratch
 from tests.harness.deployment import Deployment
-from tests.harness.server import Server, StartServer
+from tests.harness.server import StartServer
 from tests.scenarios.books import outcomes, verify
 
 PATIENCE = 120.0
 CLIENTS = 6
-
-
-async def told(server: Server, words: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while words not in server.output:
-        assert time.monotonic() < deadline, server.output
-        await trio.sleep(0.05)
 
 
 @on("postgres", "mysql")
@@ -52,7 +44,7 @@ async def test_new_settings_reach_all_workers_and_no_request_fails(
             nursery.start_soon(stream)
         await trio.to_thread.run_sync(dotenv.write_text, "MAX_REQUEST_SIZE=10kB\n")
         server.process.signal(signal.SIGHUP)
-        await told(server, "all workers are replaced")
+        await trio.to_thread.run_sync(server.wait_said, "all workers are replaced", PATIENCE)
         done.set()
     assert (
         await server.request("POST", "/v1/chat/completions", [("Authorization", f"Bearer {secret}")], b"x" * 20_000)
@@ -60,7 +52,7 @@ async def test_new_settings_reach_all_workers_and_no_request_fails(
 
     dotenv.write_text("MAX_REQUEST_SIZE=nonsense\n")
     server.process.signal(signal.SIGHUP)
-    await told(server, "the workers go on with the settings that they have")
+    server.wait_said("the workers go on with the settings that they have", PATIENCE)
     assert (await deployment.chat(secret)).status == http.client.OK
     assert server.stop() == 0
     assert outcomes(migrated_database.target) == {"ok": whole + 1}

@@ -14,7 +14,6 @@ from db.options import Options
 from db.target import Target
 from tests.databases.kinds import Kind, on
 from tests.db import crashes
-from tests.db.crashes import End
 from tests.harness.deployment import provider_settings
 from tests.harness.server import running_server
 
@@ -72,11 +71,9 @@ def test_servers_wait_for_one_that_is_stuck_and_say_so(
     upstream: Upstream, database_env: dict[str, str], database_target: Target
 ) -> None:
     """One is frozen in the middle of its migration: the hasty one gives up, the patient one goes on when it is gone."""
-    stuck = crashes.start(crashes.up_to, database_target, "head", End.FREEZE, 4)
-    assert stuck.pid is not None
-    crashes.await_stop(stuck.pid)
     settings = provider_settings(upstream)
     with (
+        crashes.frozen(database_target, 4) as stuck,
         running_server(database_env, settings | {"MIGRATION_LOCK_TIMEOUT": "2s"}, ready=False) as hasty,
         running_server(database_env, settings | {"WORKERS": "2"}, ready=False) as patient,
     ):
@@ -84,17 +81,9 @@ def test_servers_wait_for_one_that_is_stuck_and_say_so(
         (line,) = [line for line in hasty.output.splitlines() if line.startswith("error:")]
         assert "is migrating it, and was not done within MIGRATION_LOCK_TIMEOUT (2 s); try again, or, if it" in line
         assert any("is migrating it; waiting for that, for" in event["event"] for event in hasty.events)
-        await_words(patient, "is migrating it; waiting for that, for ")
+        patient.wait_said("is migrating it; waiting for that, for ", PATIENCE)
         stuck.kill()
-        stuck.join()
         patient.wait_ready(PATIENCE)
         assert patient.stop() == 0, patient.output
     with opened(database_target, Options()) as database:
         assert database.read_now(migrate.is_at_head)
-
-
-def await_words(server: Server, words: str) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while words not in server.output:
-        assert time.monotonic() < deadline, server.output
-        time.sleep(0.05)

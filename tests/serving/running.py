@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, Self
 
 import trio
@@ -15,27 +16,50 @@ from tests.serving.answers import Answer, Truncated, read_answers
 
 
 @define
-class Running:
-    """A server that `run_server` has started.
+class Listening:
+    """A server of this process.
 
     Attributes:
         port: where it listens.
+        ended: it does no more.
+    """
+
+    port: int = 0
+    ended: trio.Event = Factory(trio.Event)
+
+    async def connect(self) -> Client:
+        return Client(await trio.open_tcp_stream("127.0.0.1", self.port))
+
+    @asynccontextmanager
+    async def run(self, serve: Callable[..., Awaitable[object]]) -> AsyncIterator[None]:
+        """Serve while the block runs, by a function that tells a `task_status` its addresses."""
+
+        async def to_the_end(task_status: trio.TaskStatus[Any]) -> None:
+            await serve(task_status=task_status)
+            self.ended.set()
+
+        async with trio.open_nursery() as nursery:
+            addresses = await nursery.start(to_the_end)
+            self.port = addresses[0][1]
+            yield
+            nursery.cancel_scope.cancel()
+
+
+@define
+class Running(Listening):
+    """A server that `run_server` has started.
+
+    Attributes:
         stop: asks it to end.
-        ended: it has.
         drains: how often it has called `on_drain`.
         reports: the exceptions that it has reported.
         at_drain: is called by `on_drain`.
     """
 
-    port: int = 0
     stop: trio.Event = Factory(trio.Event)
-    ended: trio.Event = Factory(trio.Event)
     drains: int = 0
     reports: list[BaseException] = Factory(list)
     at_drain: Callable[[], object] = lambda: None
-
-    async def connect(self) -> Client:
-        return Client(await trio.open_tcp_stream("127.0.0.1", self.port))
 
     async def get(self, path: str = "/") -> Answer:
         """One request on a connection of its own."""
@@ -92,13 +116,5 @@ async def run_server(app: Application, **fields: Any) -> AsyncIterator[Running]:
     """Serve `app` while the block runs; keywords are fields of `ServeConfig`."""
     running = Running()
     config = ServeConfig(**{"port": 0, "report": running.reports.append, **fields})
-
-    async def run(task_status: trio.TaskStatus[Any]) -> None:
-        await serve(app, config, stop=running.stop, on_drain=running.on_drain, task_status=task_status)
-        running.ended.set()
-
-    async with trio.open_nursery() as nursery:
-        addresses = await nursery.start(run)
-        running.port = addresses[0][1]
+    async with running.run(partial(serve, app, config, stop=running.stop, on_drain=running.on_drain)):
         yield running
-        nursery.cancel_scope.cancel()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,19 +14,14 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from llm_proxy.serving.config import ServeConfig
 from llm_proxy.serving.process import serve_until_signal
 from tests.serving.applications import Echo, Hold
-from tests.serving.running import Client
+from tests.serving.running import Listening
 
 
 @define
-class Serving:
+class Serving(Listening):
     """A server in this process that obeys signals."""
 
-    port: int = 0
-    ended: trio.Event = Factory(trio.Event)
     journal: list[str] = Factory(list)
-
-    async def connect(self) -> Client:
-        return Client(await trio.open_tcp_stream("127.0.0.1", self.port))
 
     async def told(self, number: signal.Signals) -> None:
         # To this thread, which has noticed when the call returns; one to the process may go to any other.
@@ -38,25 +34,18 @@ class Serving:
 async def serving(
     app: Any = None, *, hang_up: Callable[[], bool] = lambda: False, **more: Any
 ) -> AsyncIterator[Serving]:
-    running = Serving()
-
-    async def run(task_status: trio.TaskStatus[Any]) -> None:
-        await serve_until_signal(
-            Echo() if app is None else app,
-            ServeConfig(port=0),
-            on_leave=lambda: running.journal.append("leave"),
-            on_drain=lambda: running.journal.append("drain"),
-            on_hang_up=hang_up,
-            task_status=task_status,
-            **more,
-        )
-        running.ended.set()
-
-    async with trio.open_nursery() as nursery:
-        addresses = await nursery.start(run)
-        running.port = addresses[0][1]
-        yield running
-        nursery.cancel_scope.cancel()
+    server = Serving()
+    serve = partial(
+        serve_until_signal,
+        Echo() if app is None else app,
+        ServeConfig(port=0),
+        on_leave=lambda: server.journal.append("leave"),
+        on_drain=lambda: server.journal.append("drain"),
+        on_hang_up=hang_up,
+        **more,
+    )
+    async with server.run(serve):
+        yield server
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -2,8 +2,9 @@
 The in-cluster databases: FOR DEVELOPMENT AND TESTING ONLY. One pod each, whatever the values say: no high availability,
 no failover, no backup. In production use a managed service: RDS, Aurora, Cloud SQL, Azure Database.
 
-Takes the root, `kind` (`postgresql` or `mysql`) and what differs: `port`, `path` of the data, `env`, `args`, `scratch`
-folders, and the command of the probes. Both official images have their user at 999.
+Takes the root, `kind` (`postgresql` or `mysql`) and what differs: `port`, `path` of the data, `env`, `secrets` and
+which `keys` of them it reads, `scratch` folders, and the command of the probes. Both official images have their user at
+999.
 */}}
 {{- define "llm-proxy.statefulDatabase" -}}
 {{- $root := .root -}}
@@ -67,10 +68,6 @@ spec:
       containers:
         - name: {{ .kind }}
           image: {{ $values.image.repository }}:{{ $values.image.tag }}
-          {{- with .args }}
-          args:
-            {{- toYaml . | nindent 12 }}
-          {{- end }}
           env:
             {{- .env | nindent 12 }}
           ports:
