@@ -43,14 +43,14 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path, source in FROM_THE_TOP.items():
         files.append(File.generated(config, path, abs_src_path=str(source)))
     pages = [file.src_uri for file in files.documentation_pages()]
-    config.nav = _filled(config.nav or [], pages)
+    config.nav = filled(config.nav or [], pages)
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Turn a page for the forge into one for the site."""
     source = FROM_THE_TOP.get(page.file.src_uri, DOCS / page.file.src_uri)
-    return _indented(rewritten(markdown, source, page.file.src_uri))
+    return indented(rewritten(markdown, source, page.file.src_uri))
 
 
 def rewritten(markdown: str, source: Path, uri: str) -> str:
@@ -90,22 +90,27 @@ def _link(match: re.Match[str], source: Path, uri: str) -> str:
     return f"`{name}`" if match["text"].strip("`") in name else f"{match['text']} (`{name}`)"
 
 
-def _filled(entries: Iterable[object], pages: list[str]) -> list[object]:
-    """The navigation with its folders filled."""
-    filled: list[object] = []
+def filled(entries: Iterable[object], pages: list[str]) -> list[object]:
+    """Fill the folders of a navigation, which are the entries that end in a slash.
+
+    Args:
+        entries: the navigation as it is configured.
+        pages: the paths of all pages.
+    """
+    made: list[object] = []
     for entry in entries:
         if isinstance(entry, dict):
             ((title, what),) = entry.items()
             if isinstance(what, list):
-                filled.append({title: _filled(what, pages)})
+                made.append({title: filled(what, pages)})
                 continue
             if what.endswith("/"):
                 found = _in_order(what, [page for page in pages if page.startswith(what)])
                 if found:
-                    filled.append({title: found})
+                    made.append({title: found})
                 continue
-        filled.append(entry)
-    return filled
+        made.append(entry)
+    return made
 
 
 def _in_order(folder: str, pages: list[str]) -> list[str]:
@@ -119,8 +124,8 @@ def _in_order(folder: str, pages: list[str]) -> list[str]:
     return sorted(pages, key=lambda page: (order.get(page, len(linked)), page))
 
 
-def _indented(markdown: str) -> str:
-    """Widen the indentation of what belongs to a list item of the first level."""
+def indented(markdown: str) -> str:
+    """Widen the indentation of what belongs to a list item of the first level; there are no deeper ones with blocks."""
     lines = []
     width, fence = 0, ""
     for line in markdown.split("\n"):

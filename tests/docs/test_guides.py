@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -59,7 +58,7 @@ def outcomes(server: Server, warm: Warm, tmp_path_factory: pytest.TempPathFactor
 
     def one(page: Path) -> Outcome:
         folder = tmp_path_factory.mktemp(page.stem)
-        shutil.copytree(server.folder / "data", folder / "data")
+        (folder / "data").symlink_to(server.folder / "data")
         before = known(server, f"{page.stem} page", PROVIDER_OF.get(page.stem, "openai"))
         # The server goes on beside the page, wherever that starts it.
         key = f"{UPSTREAM_KEY}\n"
