@@ -14,6 +14,7 @@ import pytest
 from attrs import Factory, define
 
 from tests.docs.blocks import blocks
+from tests.docs.test_links import anchors
 from tests.harness.server import ROOT
 
 DOCS = ROOT / "docs"
@@ -53,11 +54,12 @@ class Page(HTMLParser):
     classes: set[str] = Factory(set)
     #: Where the sidebar leads.
     navigation: list[str] = Factory(list)
-    #: How often each element stands in the text.
+    #: How often each element stands in the text; `li pre` is code inside a list.
     content: dict[str, int] = Factory(dict)
     text: str = ""
     _sidebar: int = 0
     _article: int = 0
+    _items: int = 0
 
     def __attrs_post_init__(self) -> None:
         """Let the parser begin."""
@@ -84,7 +86,9 @@ class Page(HTMLParser):
         if tag == "article":
             self._article += 1
         if self._article:
-            self.content[tag] = self.content.get(tag, 0) + 1
+            for name in (tag, f"li {tag}") if self._items else (tag,):
+                self.content[name] = self.content.get(name, 0) + 1
+        self._items += tag == "li" and self._article
 
     def handle_endtag(self, tag: str) -> None:
         """Note the end of an element."""
@@ -92,6 +96,7 @@ class Page(HTMLParser):
             self._sidebar -= 1
         if tag == "article":
             self._article -= 1
+        self._items -= tag == "li" and self._article
 
     def handle_data(self, data: str) -> None:
         """Note text."""
@@ -181,9 +186,11 @@ def test_a_page_looks_as_its_markdown_means(pages: dict[str, Page], source: str)
     prose = _CODE.sub("", text)
     content = pages[html_of(source)].content
     assert content.get("pre", 0) == len(blocks(SOURCES[source])) + len(re.findall(r"\n\n {4}\S", prose))
+    assert content.get("li pre", 0) == sum(bool(indent) for indent in _CODE.findall(text))
     assert content.get("li", 0) == len(re.findall(r"^ *(?:[-*]|\d+\.) ", prose, re.MULTILINE))
     assert content.get("table", 0) == len(re.findall(r"^\|(?: *:?-+:? *\|)+$", prose, re.MULTILINE))
     assert sum(content.get(f"h{level}", 0) for level in range(1, 7)) == len(re.findall(r"^#+ ", prose, re.MULTILINE))
+    assert anchors(SOURCES[source]) <= pages[html_of(source)].ids
     assert pages[html_of(source)].text.count("<!--") == len(re.findall(r"`<!--", prose))
 
 
