@@ -33,6 +33,7 @@ _OWN = re.compile(
 _COMMAND = re.compile(r"^llm-proxy .*[^\\\n]\n", re.MULTILINE)
 
 _BEGINNING = """\
+export PATH="$PWD/.warm:$PATH"
 _found() {
     awk -v wanted="$1" '
         /^id /{id=$2} /^provider /{project=id} /^ends in /{token=id} /^token /{secret=$2}
@@ -100,7 +101,7 @@ def follow(
     scripts.mkdir()
     (out / "00").write_text(known)
     for program in ("llm-proxy", "python"):
-        warm.put(folder / ".programs", program, program)
+        warm.put(folder / ".warm", program)
     (scripts / "answers").write_text(answers)
     lines = [_BEGINNING]
     for language, group in groupby(found, key=lambda step: step.block.language):

@@ -59,10 +59,10 @@ class Warm:
 
     path: Path
 
-    def put(self, folder: Path, name: str, program: str) -> None:
-        """Put a program into a folder of the path: `program` is `llm-proxy` or `python`."""
+    def put(self, folder: Path, program: str) -> None:
+        """Put a program, which is `llm-proxy` or `python`, into a folder of the path."""
         folder.mkdir(exist_ok=True)
-        file = folder / name
+        file = folder / program
         file.write_text(_CLIENT.format(python=sys.executable, path=self.path, program=program))
         file.chmod(0o755)
 
