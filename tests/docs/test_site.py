@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,16 +14,17 @@ from urllib.parse import unquote, urljoin, urlsplit
 import pytest
 from attrs import Factory, define
 
-from tests.docs.blocks import blocks
+from tests.docs.blocks import block, blocks
 from tests.docs.test_links import anchors
 from tests.harness.server import ROOT
 
 DOCS = ROOT / "docs"
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 #: The pages of the site, each with the Markdown that it is made of.
 SOURCES = {
     **{page.relative_to(DOCS).as_posix(): page for page in sorted(DOCS.rglob("*.md"))},
     "changelog.md": ROOT / "CHANGELOG.md",
-    "contributing.md": ROOT / "CONTRIBUTING.md",
+    "contributing.md": CONTRIBUTING,
 }
 #: What the sidebar begins with, top to bottom. A folder that has no pages is not there.
 SECTIONS = [
@@ -39,6 +41,8 @@ SECTIONS = [
     "Contributing",
     "Change log",
 ]
+#: What `make docs` has MkDocs do.
+BUILD = ("build", "--clean", "--config-file", ".mkdocs.yaml")
 #: Where an element names something that a browser fetches by itself.
 LOADING = {"script": "src", "img": "src", "iframe": "src", "source": "src", "video": "src", "object": "data"}
 _CODE = re.compile(r"^( *)```.*?^\1```$", re.MULTILINE | re.DOTALL)
@@ -108,7 +112,7 @@ class Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built site; a warning fails the build."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", ".mkdocs.yaml", "-d", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", *BUILD, "--strict", "--site-dir", str(folder)]
     env = {"PATH": "", "NO_MKDOCS_2_WARNING": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     built = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
     assert built.returncode == 0, built.stderr
@@ -135,6 +139,18 @@ def target_of(page: str, link: str) -> tuple[str, str]:
     parts = urlsplit(urljoin(f"http://site/{page}", link))
     path = parts.path.lstrip("/")
     return unquote(path if path and not path.endswith("/") else f"{path}index.html"), unquote(parts.fragment)
+
+
+def test_make_builds_the_same_site() -> None:
+    """And shows it, where that is asked for."""
+    build, serve = block(CONTRIBUTING, "documentation").splitlines()
+    for line, wanted in ((build, " ".join(BUILD)), (serve, " ".join(("serve", *BUILD[2:])))):
+        command = line.partition("#")[0].replace("make", "make --dry-run")
+        # What the make that runs the tests was told is not for this one.
+        env = {"PATH": os.environ["PATH"]}
+        bash = ["bash", "-c", command]
+        said = subprocess.run(bash, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+        assert f"bin/mkdocs {wanted}\n" in said.stdout
 
 
 def test_there_is_a_page_for_each_source_and_no_other(pages: dict[str, Page]) -> None:
