@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -10,7 +12,8 @@ from tests.docs.warm import Warm, warm_programs
 
 
 @pytest.fixture(scope="session")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+def warm() -> Iterator[Warm]:
     """The process that runs what pages have typed."""
-    with warm_programs(tmp_path_factory.mktemp("warm")) as warm:
+    # A short path: the name of a socket has a hundred characters at most.
+    with TemporaryDirectory(prefix="warm-") as folder, warm_programs(Path(folder)) as warm:
         yield warm
