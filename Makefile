@@ -17,7 +17,7 @@ DEVELOPMENT := $(VENV)/.development
 SERVERS := $(VENV)/.servers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo run test lint format bench lock clean
+.PHONY: help demo run test lint format bench docs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -46,15 +46,18 @@ format: $(DEVELOPMENT) ## Format the code, and mend what can be mended without t
 bench: $(SERVERS) ## Measure the proxy on this machine: ten minutes, and a report (ARGS='cpu --db sqlite': a part of it)
 	@$(BIN)/python -m benchmarks $(if $(ARGS),$(ARGS),all)
 
+docs: $(DEVELOPMENT) ## Build the documentation into build/site (ARGS=serve: show it, and every change at once)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(ARGS),$(ARGS),build --clean) --config-file .mkdocs.yaml
+
 lock: .cache/lock/bin/uv ## Write the locked requirements anew from pyproject.toml (ARGS=--upgrade: newest versions)
 	@$(UV_COMPILE) --output-file containers/requirements.txt pyproject.toml
 	@$(UV_COMPILE) --output-file containers/build.txt --group build
 	@$(UV_COMPILE) --output-file tests/requirements.txt --constraints containers/requirements.txt \
-		--group test --group lint --group bench pyproject.toml
+		--group test --group lint --group bench --group docs pyproject.toml
 
 clean: ## Remove what these targets made, and nothing of yours: data and .env stay
 	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
-	@find llm_proxy db migrations benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	@find llm_proxy db migrations benchmarks docs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 UV_COMPILE = .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command 'make lock' $(ARGS)

@@ -126,9 +126,10 @@ class MethodNotAllowed(ProxyError):
 
 
 class BadRequest(ProxyError):
-    """The request itself is at fault (400)."""
+    """A header that must not be passed on, because it holds a control character (400)."""
 
     status = 400
+    code = "bad_request"
     openai_type = "invalid_request_error"
     anthropic_type = "invalid_request_error"
 

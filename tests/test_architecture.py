@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("llm_proxy", "db", "migrations", "benchmarks", "tests")
+ROOMS = ("llm_proxy", "db", "migrations", "benchmarks", "docs", "tests")
 #: What may stand at the top, beside dot-files and what tools leave behind.
-TOP = {*ROOMS, "containers", "helm", "docs", "pyproject.toml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md"} | {
+TOP = {*ROOMS, "containers", "helm", "pyproject.toml", "Makefile", "README.md", "LICENSE", "CHANGELOG.md"} | {
     "CONTRIBUTING.md"
 }
 LEFT_BEHIND = {"build", "data", "dist", "__pycache__"}

@@ -24,7 +24,7 @@ __all__ = ["Context", "register"]
 
 def register(app: Quart, context: Context) -> None:
     """Put the control plane's routes on an app, and make its own errors JSON."""
-    resources = (projects.resource(context), tokens.RESOURCE, requests.RESOURCE)
+    resources = (projects.resource(context.providers, context.default_provider), tokens.RESOURCE, requests.RESOURCE)
     document = openapi.document(resources, system.paths(context.metrics_path), context.version)
     # The framework would otherwise redirect `//` to a URL made from the client's own Host header.
     app.url_map.merge_slashes = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from db import Connection
@@ -12,7 +13,6 @@ from db.records import Project
 from llm_proxy import crypto, log
 from llm_proxy.identifiers import new_id
 from llm_proxy.manage import pages
-from llm_proxy.manage.context import Context
 from llm_proxy.manage.fields import BOOLEAN, ID, MOMENT, Field, credential, integer, one_of, text
 from llm_proxy.manage.operations import Answer, Body, Call, Operation, Resource
 from llm_proxy.manage.problems import InvalidBody, NameTaken, ProjectNotFound
@@ -125,12 +125,12 @@ async def _revoke_tokens(call: Call) -> Answer:
     return Answer({"revoked": revoked})
 
 
-def resource(context: Context) -> Resource:
+def resource(providers: Iterable[str], default_provider: str) -> Resource:
     """Say what can be done with projects, for the configured providers."""
     provider = Field(
         "provider",
-        one_of(context.providers),
-        f"Which provider the key belongs to; {context.default_provider} where it is left out.",
+        one_of(providers),
+        f"Which provider the key belongs to; {default_provider} where it is left out.",
     )
     api_key = Field(
         "api_key", _API_KEY, "The provider's API key. It is stored encrypted and never shown.", required=True

@@ -28,7 +28,7 @@ from llm_proxy.errors import BadRequest, TokenInvalid, UpstreamUnreachable
 Headers = Sequence[tuple[bytes, bytes]]
 HeaderList = list[tuple[bytes, bytes]]
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     {
         b"connection",
         b"http2-settings",
@@ -44,17 +44,17 @@ _HOP_BY_HOP = frozenset(
     }
 )
 
-_ACCOUNT = frozenset(
+ACCOUNT = frozenset(
     {b"openai-organization", b"openai-project", b"anthropic-organization-id", b"anthropic-workspace-id"}
 )
 
-_ONE_LEG = frozenset({b"alt-svc", b"server", b"set-cookie", b"set-cookie2"})
+ONE_LEG = frozenset({b"alt-svc", b"server", b"set-cookie", b"set-cookie2"})
 
 #: The fields that a client may put its token in.
-_CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
+CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 
 #: Fields of reverse proxies and content networks that tell the client's address; `x-forwarded-*` goes by its prefix.
-_CLIENT_ADDRESS = frozenset(
+CLIENT_ADDRESS = frozenset(
     {
         b"cf-connecting-ip",
         b"cf-connecting-ipv6",
@@ -73,17 +73,13 @@ _CLIENT_ADDRESS = frozenset(
     }
 )
 
-_NOT_UPSTREAM = (
-    _HOP_BY_HOP
-    | _ACCOUNT
-    | _ONE_LEG
-    | _CREDENTIALS
-    | _CLIENT_ADDRESS
-    | {b"content-length", b"cookie", b"cookie2", b"expect", b"host"}
-)
+#: What the upstream connection makes anew, and what clients keep for the proxy's own origin.
+REQUEST_ONLY = frozenset({b"content-length", b"cookie", b"cookie2", b"expect", b"host"})
+
+_NOT_UPSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | CREDENTIALS | CLIENT_ADDRESS | REQUEST_ONLY
 
 #: What nginx (ngx_http_proxy_module), Apache (mod_xsendfile), lighttpd and Perlbal obey.
-_ORDERS = frozenset(
+ORDERS = frozenset(
     {
         b"x-accel-buffering",
         b"x-accel-charset",
@@ -97,7 +93,7 @@ _ORDERS = frozenset(
     }
 )
 
-_NOT_DOWNSTREAM = _HOP_BY_HOP | _ACCOUNT | _ONE_LEG | _ORDERS | {b"x-llm-proxy-request-id", b"x-llm-proxy-overhead-ms"}
+_NOT_DOWNSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | ORDERS | {b"x-llm-proxy-request-id", b"x-llm-proxy-overhead-ms"}
 
 
 class _GoesUpstream(dict[bytes, bool]):
@@ -132,7 +128,7 @@ def token_of(headers: Headers) -> bytes | None:
     """
     token: bytes | None = None
     for name, value in headers:
-        if name not in _CREDENTIALS:
+        if name not in CREDENTIALS:
             continue
         found = value.strip(b" \t")
         if name == b"authorization":

@@ -41,10 +41,10 @@ def read_entry(
         request_timeout: the setting of that name, in seconds.
         address_is_set: whether the address of `start` comes from the settings, which go before the file.
     """
-    members = document.members(api.value, api.place, tuple(_READERS))
+    members = document.members(api.value, api.place, tuple(READERS))
     values: Values = {}
     for name, member in members.items():
-        values |= _READERS[name](document, member)
+        values |= READERS[name](document, member)
     if start is None and isinstance(api.value, MappingNode):
         for name, example in (("base_url", "https://api.example.com"), ("allowed_endpoints", "[/v1/chat/completions]")):
             if name not in members:
@@ -188,7 +188,8 @@ def _one_of(words: tuple[str, ...]) -> Callable[[str], str]:
     return parse
 
 
-_READERS: dict[str, Callable[[Document, Member], Values]] = {
+#: What reads each key.
+READERS: dict[str, Callable[[Document, Member], Values]] = {
     "base_url": _base_url,
     "auth": _auth,
     "allowed_endpoints": _endpoints,

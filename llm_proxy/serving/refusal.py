@@ -6,7 +6,8 @@ import json
 from http import HTTPStatus
 from typing import Final
 
-_CODES: Final = {
+#: The code of each status.
+CODES: Final = {
     400: "bad_request",
     408: "request_timeout",
     414: "uri_too_long",
@@ -39,7 +40,7 @@ class Refusal(Exception):
             "message": self.message,
             "type": "server_error" if self.status == 500 else "invalid_request_error",
             "param": None,
-            "code": _CODES[self.status],
+            "code": CODES[self.status],
         }
         return json.dumps({"error": error}, separators=(",", ":")).encode()
 

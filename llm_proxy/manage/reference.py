@@ -1,0 +1,166 @@
+"""The reference page of everything that is asked over HTTP, generated from the tables that decide on it.
+
+Write it anew with `python -m llm_proxy.manage.reference > docs/http.md`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from llm_proxy.manage import operations, pages, problems, projects, requests, system, tokens
+from llm_proxy.manage.fields import Field
+from llm_proxy.manage.operations import Operation, Resource
+from llm_proxy.manage.problems import Problem
+from llm_proxy.proxy import reference as data_plane
+
+_INTRODUCTION = """\
+# HTTP
+
+One port (`LISTEN_ADDR`) serves everything, over HTTP/1.1, and with `ENABLE_TLS` over HTTP/2 too.
+
+| path | what is there | opened by |
+|---|---|---|
+| `/v1/…`, `/<provider>/…` | [the providers](#to-a-provider) | a token |
+| `/manage/…` | [the management API](#management-api) | `MANAGEMENT_TOKEN` |
+| `/health`, `/live`, `/ready` | [whether it lives, and can serve](#open-to-all) | nothing |
+| `/metrics` (`METRICS_PATH`) | [figures for Prometheus](metrics.md) | nothing |
+| `/openapi.json` | the management API in OpenAPI 3.1 | nothing |
+
+`/manage` and `/metrics` are for inner networks: see [behind a reverse proxy](deployment/reverse-proxy.md). Web pages of
+other origins may call the proxy where `CORS_ALLOWED_ORIGINS` names them.
+"""
+
+_MANAGEMENT = f"""\
+## Management API
+
+JSON in, JSON out, with `Authorization: Bearer MANAGEMENT_TOKEN`. The commands under `llm-proxy manage` use it; how is
+told step by step in [The first project and token](guides/first-project.md).
+
+- A body is a JSON object with `Content-Type: application/json`, of {operations.BODY_LIMIT // 1024} KiB at most.
+- Unknown fields and parameters are refused, and all that is wrong is told at once.
+- Moments are RFC 3339 in UTC. Ids are UUIDs, and no secrets.
+- What is changed holds for the next request on every server of this database.
+- Lists come in pages: `{{"data": […], "next_cursor": …}}`. `limit` says how many entries ({pages.DEFAULT_LIMIT}, and at
+  most {pages.LARGEST_LIMIT}), `cursor` asks for the next page; on the last one `next_cursor` is null.
+- Every answer has an `X-LLM-Proxy-Request-ID`, under which the log speaks of it.
+- API keys go in and never come out; the secret of a token comes out once.
+"""
+
+_PROBLEMS = """\
+### Errors of the management API
+
+`{"error": …, "code": …, "description": …}`: what is the case, a code to act upon, and what is wrong with this request.
+"""
+
+_SYSTEM = """\
+## Open to all
+
+| path | answers |
+|---|---|
+| `/health` | 200 as long as the process runs: `{"status": "ok", "version": "…"}` |
+| `/live` | 200 as long as it is not stuck: `{"status": "alive"}`. Does not look at the database |
+"""
+
+#: What the kinds and formats of JSON Schema are called.
+_VALUES = {
+    "boolean": "`true`, `false`",
+    "date-time": "moment",
+    "integer": "whole number",
+    "string": "text",
+    "uuid": "UUID",
+}
+
+
+def page() -> str:
+    """The whole page, in Markdown."""
+    parts = [_INTRODUCTION, *data_plane.sections(), _MANAGEMENT, *_management(), _SYSTEM + _readiness()]
+    return "\n".join([*parts, *data_plane.endpoints()])
+
+
+def resources() -> Sequence[Resource]:
+    """What the management API has, with the providers that are there without a provider file."""
+    return (projects.resource(("openai", "anthropic"), "openai"), tokens.RESOURCE, requests.RESOURCE)
+
+
+def refusals() -> list[type[Problem]]:
+    """All kinds of problems that have a code, by status, in the order of their declaration."""
+    found = [kind for kind in _kinds(Problem) if "code" in vars(kind)]
+    return sorted(found, key=lambda kind: kind.status)
+
+
+def _kinds(kind: type[Problem]) -> Iterator[type[Problem]]:
+    for inner in kind.__subclasses__():
+        yield inner
+        yield from _kinds(inner)
+
+
+def _management() -> Iterator[str]:
+    for resource in resources():
+        yield f"### {resource.name}\n"
+        for operation in resource.operations:
+            yield from _operation(operation)
+        before: tuple[Field, ...] = ()
+        for name, fields in resource.schemas.items():
+            yield f"#### {name}\n"
+            same = len(before) if before and fields[: len(before)] == before else 0
+            if same:
+                yield "The same, and:\n"
+            yield _table(fields[same:], sent=False)
+            before = fields
+    yield _PROBLEMS
+    rows = ["| status | `code` | `error` |", "|---|---|---|"]
+    rows += [f"| {kind.status} | `{kind.code}` | {kind.error} |" for kind in refusals()]
+    yield "\n".join([*rows, ""])
+
+
+def _operation(operation: Operation) -> Iterator[str]:
+    yield f"#### {operation.method} {operation.path}\n"
+    # A page holds things of the kind that its name begins with.
+    answer = "nothing"
+    if operation.answer is not None:
+        entry = operation.answer.removesuffix("Page")
+        link = f"[{entry}](#{entry.lower()})"
+        answer = link if entry == operation.answer else f"a page of {link}"
+    own = [kind for kind in (*operation.problems, operation.missing) if kind is not problems.NotFound]
+    refused = f" Refused with {', '.join(f'{kind.status} `{kind.code}`' for kind in own)}." if own else ""
+    yield f"{operation.summary} Answers {operation.status} with {answer}.{refused}\n"
+    if operation.query:
+        yield "In the query:\n"
+        yield _table(operation.query)
+    if operation.body is not None:
+        some = ", at least one of:" if operation.body.some else ":"
+        yield f"In the body{some}\n"
+        yield _table(operation.body.fields)
+
+
+def _table(fields: Iterable[Field], *, sent: bool = True) -> str:
+    rows = ["| field | value | |", "|---|---|---|"]
+    for field in fields:
+        value = _words(field) + (" or null" if field.nullable else "")
+        needed = "Required. " if sent and field.required else ""
+        rows.append(f"| `{field.name}` | {value} | {needed}{field.help} |")
+    return "\n".join([*rows, ""])
+
+
+def _words(field: Field) -> str:
+    """What a value is, in fewer words than its error message takes."""
+    schema: Any = field.kind.schema
+    if "enum" in schema:
+        return ", ".join(f"`{word}`" for word in schema["enum"])
+    return _VALUES[schema.get("format", schema["type"])]
+
+
+def _readiness() -> str:
+    checks = ", ".join(f"`{name}`" for name in system.CHECKS)
+    return (
+        '| `/ready` | 200 `{"status": "ready", "failing": []}` where requests are served; 503 with `not ready`, and in'
+        f" `failing` some of {checks}; 200 with `grace` while `DB_OUTAGE_POLICY=grace` does without the database |\n"
+        "| `/metrics` | Prometheus' text format: see [Metrics](metrics.md) |\n"
+        "| `/openapi.json` | the management API, as OpenAPI describes it |\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

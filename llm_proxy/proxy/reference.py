@@ -1,0 +1,156 @@
+"""The data plane's part of the HTTP reference (`manage/reference.py` makes the page), from the code that decides."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from http import HTTPStatus
+from textwrap import fill
+
+from llm_proxy.errors import ProxyError, RequestLimitExceeded
+from llm_proxy.proxy import builtin, headers
+from llm_proxy.proxy.faults import Shape, fault
+from llm_proxy.serving.refusal import CODES
+
+#: What stands for an id in the examples.
+_REQUEST_ID = "01a220b4-1337-7000-a3b3-ef6f71a95071"
+
+_INTRODUCTION = """\
+## To a provider
+
+Every request under `/v1/` or `/<provider>/` goes to a provider, if its token and the provider's lists allow it. `/v1/…`
+means the provider of the token's project. `/<provider>/…` names it, and everything behind the name is the path there; a
+project's key goes to no other provider than its own.
+
+The token stands in one of these headers, or in several of them if it is the same one: `Authorization: Bearer TOKEN`,
+`x-api-key`, `api-key`, `x-goog-api-key`.
+
+### What crosses, and what does not
+
+Method, path, query, body and all other headers go to the provider as they came, and its status, headers and body come
+back as they are: bodies byte for byte, streams piece by piece, compressed ones compressed. Redirects are passed on, and
+not followed. Not passed on are:
+"""
+
+_PATHS = """\
+### Paths
+
+One path decides on the endpoint and is forwarded: the one that was sent. What different readers could take for
+different paths gets 400 `invalid_path`, and is never repaired: dot segments (`/../`, `/%2e/`), an empty segment (`//`),
+`;`, `\\`, `#`, and escapes that stand for one of `. / \\ % ; # ?` or for a control character.
+
+Endpoints are matched by whole segments: those [without a provider file](#endpoints-without-a-provider-file), or those
+that [the file](guides/providers.md) allows.
+"""
+
+_ENDPOINTS = """\
+## Endpoints without a provider file
+
+All of them take GET, POST and DELETE. Left out is what administers the account behind the key, what carries long-lived
+secrets of its own, and what needs a protocol upgrade.
+"""
+
+_ERRORS = """\
+### Errors of the proxy
+
+They have the form that the client expects of its provider, so that SDKs raise their usual exceptions: Anthropic's under
+`/v1/messages` and `/v1/complete`, and for a provider that has only those; OpenAI's everywhere else. An error that comes
+from the provider itself is passed on as it is; one of the proxy has an `X-LLM-Proxy-Request-ID` and no
+`X-LLM-Proxy-Overhead-Ms`. What to do about each is told in [Errors](guides/errors.md).
+"""
+
+_IMPROPER = """\
+What is not proper HTTP is refused before anything looks at its path, in OpenAI's form, and the connection is closed:
+both `Content-Length` and `Transfer-Encoding`, no `Host`, a header twice that may stand once, a header name with `_`, a
+folded line, a head that is too long or too slow. The codes are
+"""
+
+
+def sections() -> Iterator[str]:
+    """What a client can send, and how it is answered, in Markdown, heading by heading."""
+    yield _INTRODUCTION
+    yield _crossing()
+    yield _PATHS
+    yield _ERRORS
+    for shape in ("openai", "anthropic"):
+        yield _example(shape)
+    yield _table()
+    yield _below()
+
+
+def endpoints() -> Iterator[str]:
+    """What is allowed where nobody has said anything else; long, and best at the end of a page."""
+    yield _ENDPOINTS
+    for provider in builtin.built_in(builtin.OPENAI_URL, 300.0).values():
+        yield f"`{provider.name}`:\n\n```text\n" + "\n".join(provider.allowed_endpoints) + "\n```\n"
+
+
+def errors() -> list[type[ProxyError]]:
+    """All kinds of errors that have a code of their own, by status, in the order of their declaration."""
+    waiting, found = [ProxyError], []
+    while waiting:
+        kind = waiting.pop(0)
+        waiting += kind.__subclasses__()
+        if "code" in vars(kind):
+            found.append(kind)
+    return sorted(found, key=lambda kind: kind.status)
+
+
+def _crossing() -> str:
+    def row(what: str, names: frozenset[bytes], why: str) -> str:
+        return f"| {what} | {', '.join(f'`{name.decode()}`' for name in sorted(names))} | {why} |"
+
+    return "\n".join(
+        [
+            "| | headers | because |",
+            "|---|---|---|",
+            row("both ways", headers.HOP_BY_HOP, "they concern one connection, and so do all that `Connection` names"),
+            row("both ways", headers.ACCOUNT, "they tell whose account the key belongs to, or choose another one"),
+            row("to the provider", headers.CREDENTIALS, "the provider's key takes the token's place"),
+            row("to the provider", headers.REQUEST_ONLY, "they are made anew, or belong to the proxy's own origin"),
+            row("to the provider", headers.CLIENT_ADDRESS, "likewise `x-forwarded-*`: who calls is no business of it"),
+            row("to the client", headers.ONE_LEG, "they are about the provider's own server (nor to the provider)"),
+            row("to the client", headers.ORDERS, "they would give orders to a reverse proxy in front"),
+            "",
+            "Added to answers:",
+            "",
+            "| header | |",
+            "|---|---|",
+            "| `X-LLM-Proxy-Request-ID` | the id of the request in the ledger and in the log |",
+            "| `X-Request-ID` | the same, where the provider sent none |",
+            "| `X-LLM-Proxy-Overhead-Ms` | milliseconds until the request was on its way to the provider |",
+            "| `X-Accel-Buffering: no` | on event streams, so that nginx passes them on at once |",
+            "",
+        ]
+    )
+
+
+def _example(shape: Shape) -> str:
+    status, fields, body = fault(RequestLimitExceeded(), shape, _REQUEST_ID)
+    shown = {"content-type", "x-llm-proxy-request-id", "request-id", "retry-after", "x-should-retry"}
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+    lines += [f"{name.decode()}: {value.decode()}" for name, value in fields if name.decode() in shown]
+    return "\n".join(["```text", *lines, "", json.dumps(json.loads(body), indent=2), "```", ""])
+
+
+def _table() -> str:
+    rows = ["| status | `code` | `type` (OpenAI) | `type` (Anthropic) | when |", "|---|---|---|---|---|"]
+    for kind in errors():
+        when = re.sub(r" \(\d{3}\)", "", " ".join((kind.__doc__ or "").split("\n\n")[0].split()))
+        if kind is ProxyError:
+            when = "The proxy itself is at fault; its log has the story, under the request's id."
+        types = f"`{kind.openai_type}` | `{kind.anthropic_type}`"
+        rows.append(f"| {kind.status} | `{kind.code}` | {types} | {when} |")
+    rows += [
+        "",
+        "Every 503 has `Retry-After: 1`. A 429 has none, because waiting does not help, but `X-Should-Retry: false`. A",
+        "405 has `Allow`, a 401 `WWW-Authenticate: Bearer`.",
+        "",
+    ]
+    return "\n".join(rows)
+
+
+def _below() -> str:
+    codes = fill(", ".join(f"{status} `{code}`" for status, code in CODES.items()) + ".", 120)
+    return f"{_IMPROPER}{codes}\n"
