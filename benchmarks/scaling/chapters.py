@@ -48,8 +48,8 @@ def tell(bench: Bench, contests: Sequence[Contest]) -> Chapter:
             f"Each load lasts {seconds_of(bench):g} s in each round ({bench.rounds} of them); the loads take turns, "
             f"and a figure is the median of its rounds. Processes are workers of one server. Many tokens are {TOKENS}, "
             f"used in turn. CPU time is that of all processes of the proxy, of the database server, and of the load "
-            f"generator with the provider. What one and two processes cost gives the parameters of the model, and the model says "
-            f"what eight do here, where all of them share {os.cpu_count()} cores with everybody else."
+            f"generator with the provider. What one and two processes cost gives the parameters of the model, and the "
+            f"model says what eight do here, where all of them share {os.cpu_count()} cores with everybody else."
         ),
         tables=[_table_of_loads(contests), _table_of_parameters(contests), _table_of_predictions(contests)],
         plots=[
