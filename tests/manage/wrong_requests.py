@@ -6,7 +6,6 @@ from typing import Any
 
 from attrs import frozen
 
-
 ID = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
 NEW_PROJECT_FIELDS = "(fields: name, api_key, provider)"
 NEW_TOKEN_FIELDS = "(fields: project_id, name, duration_minutes, duration_hours, expires_at, max_requests)"
