@@ -29,7 +29,7 @@ run: $(RUNTIME) ## Start the proxy with the settings of .env and the environment
 	@$(BIN)/llm-proxy server $(ARGS)
 
 test: $(SERVERS) ## Run the tests on SQLite, PostgreSQL, MySQL and MariaDB
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(or $(ARGS),$(ALL_TESTS))
 
 lint: $(DEVELOPMENT) ## Check style, format, types and the directions of imports
 	@status=0; \
@@ -58,6 +58,9 @@ lock: .cache/lock/bin/uv ## Write the locked requirements anew from pyproject.to
 clean: ## Remove what these targets made, and nothing of yours: data and .env stay
 	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	@find llm_proxy db migrations benchmarks docs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each process has database servers of its own, and tests of one file share what they start.
+ALL_TESTS := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 UV_COMPILE = .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command 'make lock' $(ARGS)

@@ -36,11 +36,12 @@ PARTS = {
     "latency": "Added latency, over the upstream called directly.",
     "streaming": "Streams: time to the first byte, cost of a chunk, and how many are held.",
     "growth": "Cost as ledger, tokens, connections and bodies grow.",
+    "scaling": "Many processes on one database: costs, a model of fleets, and a check with eight.",
     "memory": "Memory after many requests.",
     "peers": "Other gateways side by side, on the same upstream.",
 }
-#: Installs other people's programs, and takes its time: only by its name.
-_NOT_IN_ALL = ("peers",)
+#: Only by their names: what installs other people's programs, and what wants the machine for minutes.
+_NOT_IN_ALL = ("peers", "scaling")
 #: For all parts together, to take less than ten minutes on two cores and four databases.
 _SCALE_OF_ALL = 0.25
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import attrs
@@ -118,13 +117,6 @@ def _serve(rig: Rig, filled: Filled, upstream: Upstream, name: str) -> Served:
     return Served(filled.scratch.kind, [proxy], filled.secrets[0])
 
 
-def _spread(served: Served, secrets: Sequence[str], path: Path) -> list[tuple[str, ...]]:
-    """Return the load generator's options for requests with each of these tokens in turn."""
-    path.write_text("".join(f"{secret}\n" for secret in secrets))
-    ((where, url, *_),) = served.loads()
-    return [(where, url, "--tokens", str(path))]
-
-
 def _take_turns(rig: Rig, upstream: Upstream, plan: Plan, contest: Contest) -> None:
     for entry in contest.entries:
         requests = max(entry.connections, entry.requests // 5)
@@ -152,7 +144,7 @@ def _grow_rows(bench: Bench, kind: Kind, plan: Plan) -> Contest:
         for rows in plan.rows:
             filled = _filled(rig, kind, Past(plan.owners, rows))
             served = _serve(rig, filled, upstream, f"{rows}-rows")
-            loads = _spread(served, filled.secrets, rig.directory / f"{kind}-{rows}-tokens")
+            loads = served.spread(filled.secrets, rig.directory / f"{kind}-{rows}-tokens")
             subject = Costed(f"{rows:,} rows", loads, process=served.proxies[0].process)
             entries.append(Entry(subject, rows, plan.usual, plan.requests))
             all_served.append(served)
@@ -170,7 +162,7 @@ def _grow_tokens(bench: Bench, kind: Kind, plan: Plan) -> Contest:
         many = _filled(rig, kind, Past(plan.many_tokens, 0))
         small = _serve(rig, few, upstream, "few-tokens")
         large = _serve(rig, many, upstream, "many-tokens")
-        spread = _spread(large, many.secrets[: plan.spread], rig.directory / f"{kind}-tokens")
+        spread = large.spread(many.secrets[: plan.spread], rig.directory / f"{kind}-tokens")
         loads = (
             (small, few, f"{plan.few_tokens:,} exist, load on one", small.loads()),
             (large, many, f"{plan.many_tokens:,} exist, load on {plan.spread:,}", spread),

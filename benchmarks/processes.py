@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +24,8 @@ from attrs import define, field, frozen
 ROOT = Path(__file__).resolve().parent.parent
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
+#: The state of a listening socket in /proc/net/tcp.
+_LISTENS = "0A"
 
 
 class ProcessFailed(Exception):
@@ -67,6 +70,34 @@ def cpu_seconds(pid: int) -> float:
     """Return the CPU time of a process with its threads and descendants, in seconds (steps of a tick, 10 ms)."""
     stats = [stat for member in family(pid) if (stat := _stat(member)) is not None]
     return sum(stat.own + stat.reaped for stat in stats) / _TICK
+
+
+def listener(port: int) -> int:
+    """Return the id of the process that listens on a TCP port of this machine (proc(5), /proc/net/tcp).
+
+    Raises:
+        ProcessFailed: there is none, or it belongs to somebody whose processes we may not look into.
+    """
+    sockets = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            local, _, state, *fields = line.split()[1:]
+            if state == _LISTENS and int(local.rpartition(":")[2], 16) == port:
+                sockets.add(f"socket:[{fields[5]}]")
+    for entry in os.listdir("/proc"):  # noqa: PTH208 - a name is all that is needed
+        if entry.isdigit() and not sockets.isdisjoint(_open_targets(int(entry))):
+            return int(entry)
+    raise ProcessFailed(f"no process of ours listens on port {port}")
+
+
+def _open_targets(pid: int) -> Iterator[str]:
+    """What the file descriptors of a process lead to."""
+    try:
+        for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - a name is all that is needed
+            with suppress(FileNotFoundError):
+                yield str(Path(f"/proc/{pid}/fd/{name}").readlink())
+    except (FileNotFoundError, PermissionError, ProcessLookupError):
+        return
 
 
 def resident_bytes(pid: int) -> int:

@@ -9,6 +9,7 @@ import secrets
 import socket
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 from attrs import define
+from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.processes import Process, ProcessFailed
 
@@ -134,6 +136,17 @@ class Proxy:
         """Create a token; returns it as the API does, its secret under `token`."""
         token: dict[str, Any] = self.manage("POST", "/tokens", {"project_id": project_id, **fields})
         return token
+
+    def metrics(self) -> dict[str, float]:
+        """Return what `/metrics` shows, by the names of its samples; those with labels are added up."""
+        status, text = call("GET", f"{self.url}/metrics")
+        if status != http.HTTPStatus.OK:
+            raise ValueError(f"/metrics: {status}")
+        found: defaultdict[str, float] = defaultdict(float)
+        for family in text_string_to_metric_families(text.decode()):
+            for sample in family.samples:
+                found[sample.name] += sample.value
+        return dict(found)
 
     def run_command(self, *arguments: str, timeout: float = 60.0) -> int:
         """Run another `llm-proxy` command with the server's settings; returns its exit status."""

@@ -20,6 +20,8 @@ from benchmarks.databases import NAMES, Kind
 from benchmarks.load import BUSY
 from benchmarks.processes import ROOT, Upstream
 from benchmarks.proxy import Proxy
+from db.dsn import parse
+from db.target import Target
 
 #: The key that the upstream accepts and the proxy must put in place of the token.
 KEY = "sk-upstream-real-key"
@@ -148,6 +150,17 @@ class Served:
     def loads(self, *options: str) -> list[tuple[str, ...]]:
         """Return the load generator's options for a chat completion, for each instance."""
         return [("--url", proxy.url + CHAT, "--token", self.token, *options) for proxy in self.proxies]
+
+    def spread(self, tokens: Sequence[str], path: Path, *options: str) -> list[tuple[str, ...]]:
+        """Return the same for requests with each of these tokens in turn, which are written to a file for it."""
+        path.write_text("".join(f"{token}\n" for token in tokens))
+        return [("--url", proxy.url + CHAT, "--tokens", str(path), *options) for proxy in self.proxies]
+
+    @property
+    def target(self) -> Target:
+        """Where the database is."""
+        env = self.proxies[0].env
+        return parse(env["DB_DRIVER"], env.get("DATABASE_URL", ""), env["DATABASE_PATH"])
 
     def check_books(self) -> list[str]:
         """Stop all instances, so that all is settled, and return what is wrong with the ledger."""

@@ -59,3 +59,7 @@ MANY_CONNECTIONS = 1.3
 #: Growth of resident memory, in bytes for each request. The least that a request can leave behind is an object of
 #: Python's: 32 bytes for a number in a list, 100 for an id in a dictionary, thousands for a task.
 BYTES_PER_REQUEST = 24.0
+
+#: How far what the model of scaling says of eight processes may be from what they do. It is there to choose between one
+#: machine and ten, not between ten and eleven.
+MODEL_ERROR = 0.35

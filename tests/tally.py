@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import pytest
 from attrs import Factory, define
@@ -24,6 +25,7 @@ class Tally:
     _outcomes: dict[str, str] = Factory(dict)
     _kinds: dict[str, set[Kind]] = Factory(dict)
     _reasons: dict[Kind, str] = Factory(dict)
+    _servers: dict[Kind, str] = Factory(dict)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Note on each test which databases its parameters name; reports carry it to whoever counts."""
@@ -61,17 +63,28 @@ class Tally:
             if not of["passed"] and not of["failed"]:
                 yield f"NOT TESTED ON {kind.upper()}: {self._reasons.get(kind, 'no test for it was selected')}"
 
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Take note of the servers; where several processes run the tests, tell them to the one that counts."""
+        databases = session.config.stash.get(DATABASES, None)
+        if databases is not None:
+            self._servers |= databases.describe()
+        if hasattr(session.config, "workeroutput"):
+            session.config.workeroutput[_PROPERTY] = {kind.value: server for kind, server in self._servers.items()}
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        """Hear of the servers that a process had."""
+        told = getattr(node, "workeroutput", {}).get(_PROPERTY, {})
+        self._servers |= {Kind(name): server for name, server in told.items()}
+
     @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_terminal_summary(
-        self, terminalreporter: pytest.TerminalReporter, config: pytest.Config
-    ) -> Generator[None]:
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> Generator[None]:
         """Print it after everything but pytest's own closing line, if any database test ran."""
         yield
         if not self._outcomes:
             return
-        databases = config.stash.get(DATABASES, None)
         terminalreporter.section("tests per database")
-        for line in self.lines({} if databases is None else databases.describe()):
+        for line in self.lines(self._servers):
             terminalreporter.write_line(line, red=line.startswith("NOT TESTED"))
 
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import Column, Connection, Insert, Select, Table, insert
+from sqlalchemy import Column, Connection, Insert, Select, Table, UniqueConstraint, insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import SyntaxExtension
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -15,13 +15,31 @@ from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.visitors import InternalTraversal
 
 
-def for_update(statement: Select[*tuple[Any, ...]], *, skip_locked: bool = False) -> Select[*tuple[Any, ...]]:
-    """Lock the rows that are read until the transaction ends; or leave out those that others have locked.
+def for_update(
+    statement: Select[*tuple[Any, ...]], *, by: Column[Any] | None = None, skip_locked: bool = False
+) -> Select[*tuple[Any, ...]]:
+    """Lock the rows that are read until the transaction ends.
 
-    On SQLite a write transaction has the whole file to itself, so nothing is added. MariaDB before 10.6 cannot leave
-    rows out; there it waits.
+    On SQLite a write transaction has the whole file to itself, so nothing is added.
+
+    Args:
+        statement: the rows.
+        by: the column, unique or the primary key, by whose values the statement names its rows. They are reached by
+            its index: MySQL and MariaDB read a small table whole otherwise, and wait for each row that somebody else
+            has locked, whether or not it is wanted.
+        skip_locked: leave out rows that others have locked. MariaDB before 10.6 cannot; there it waits.
     """
-    return statement.with_for_update(skip_locked=skip_locked)
+    locking = statement.with_for_update(skip_locked=skip_locked)
+    return locking if by is None else locking.with_hint(by.table, f"FORCE INDEX ({_index_of(by)})", "mysql")
+
+
+def _index_of(column: Column[Any]) -> str:
+    """The name that MySQL has for the index of a unique column."""
+    if column.primary_key:
+        return "PRIMARY"
+    unique = (constraint for constraint in column.table.constraints if isinstance(constraint, UniqueConstraint))
+    (name,) = [str(constraint.name) for constraint in unique if list(constraint.columns) == [column]]
+    return name
 
 
 def upsert_add(table: Table, *, keys: Sequence[str], sums: Sequence[str]) -> Insert:
@@ -114,7 +132,10 @@ def _by_arrays(add: _Addition) -> tuple[str, Any]:
 
 
 def _by_cases(add: _Addition) -> tuple[str, Any]:
-    """MySQL and MariaDB: as many cases as there are different amounts, which are mostly few."""
+    """MySQL and MariaDB: as many cases as there are different amounts, which are mostly few.
+
+    Rows are reached by the index: see `for_update`.
+    """
     further = "".join(f", {column} = %s" for column in add.columns)
     rows: dict[int, list[str]] = {}
     for key, amount in add.amounts.items():
@@ -123,8 +144,8 @@ def _by_cases(add: _Addition) -> tuple[str, Any]:
     added = f"CASE{cases} END" if len(rows) > 1 else "%s"
     parameters = [part for amount, keys in rows.items() for part in (*(keys if len(rows) > 1 else ()), amount)]
     statement = (
-        f"UPDATE {add.table} SET {add.counter} = {add.counter} + {added}{further} "  # noqa: S608 - our own names
-        f"WHERE {add.key} IN ({_places(add.amounts)})"
+        f"UPDATE {add.table} FORCE INDEX (PRIMARY) "  # noqa: S608 - our own names
+        f"SET {add.counter} = {add.counter} + {added}{further} WHERE {add.key} IN ({_places(add.amounts)})"
     )
     return statement, (*parameters, *add.values, *add.amounts)
 

@@ -58,7 +58,9 @@ def _keys() -> BindParameter[Any]:
 
 # What every transaction needs, compiled once.
 _lock_tokens = SelectByKeys(
-    for_update(select(*columns(tokens, Token)).where(tokens.c.digest.in_(_keys())).order_by(tokens.c.id)),
+    for_update(
+        select(*columns(tokens, Token)).where(tokens.c.digest.in_(_keys())).order_by(tokens.c.id), by=tokens.c.digest
+    ),
     tokens.c.digest.type,
     Token,
 )
@@ -69,7 +71,8 @@ _find_projects = SelectByKeys(
     select(*columns(projects, Project)).where(projects.c.id.in_(_keys())), projects.c.id.type, Project
 )
 _reserve = BulkInsert(insert(in_flight), _names(Reservation))
-_release = DeleteByKeys(delete(in_flight).where(in_flight.c.id.in_(_keys())), in_flight.c.id.type)
+_release = DeleteByKeys(in_flight.c.id)
+_withdraw = DeleteByKeys(requests.c.id)
 _settle = BulkInsert(insert(requests), _names(SettledRequest))
 _roll_up = BulkInsert(
     upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=_COUNTED),
@@ -128,7 +131,11 @@ def reserve_late(connection: Connection, reservations: Sequence[Reservation]) ->
     last_used = select(tokens.c.id, tokens.c.last_used_at).where(tokens.c.id.in_(sorted(uses))).order_by(tokens.c.id)
     late: set[str] = set()
     if latest is not None:
-        late = {key for key, moment in connection.execute(for_update(last_used)) if moment and moment > latest}
+        late = {
+            key
+            for key, moment in connection.execute(for_update(last_used, by=tokens.c.id))
+            if moment and moment > latest
+        }
     add_to_counters(connection, {key: count for key, count in uses.items() if key not in late}, latest)
     add_to_counters(connection, {key: count for key, count in uses.items() if key in late}, None)
     reserve(connection, missing)
@@ -163,15 +170,15 @@ def settle_doubtful(
         The rows that were written, and the `unknown` rows that they replaced (to be taken out of the roll-up).
     """
     ids = [row.id for row in settled]
-    open_rows = connection.execute(for_update(_reservations.where(in_flight.c.id.in_(ids))))
+    open_rows = connection.execute(for_update(_reservations.where(in_flight.c.id.in_(ids)), by=in_flight.c.id))
     open_ids = {row.id for row in open_rows}
     unknown = select(*columns(requests, SettledRequest)).where(
         requests.c.id.in_(set(ids) - open_ids), requests.c.outcome == "unknown"
     )
-    swept = {row.id: SettledRequest(*row) for row in connection.execute(for_update(unknown))}
+    swept = {row.id: SettledRequest(*row) for row in connection.execute(for_update(unknown, by=requests.c.id))}
     written = [row for row in settled if row.id in open_ids or row.id in swept]
     _release(connection, sorted(open_ids))
-    connection.execute(delete(requests).where(requests.c.id.in_(sorted(swept))))
+    _withdraw(connection, sorted(swept))
     _settle(connection, written)
     return written, list(swept.values())
 
@@ -252,7 +259,7 @@ def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     Returns:
         How many were swept.
     """
-    locked = for_update(_reservations.where(in_flight.c.id.in_(ids)), skip_locked=True)
+    locked = for_update(_reservations.where(in_flight.c.id.in_(ids)), by=in_flight.c.id, skip_locked=True)
     swept = [_unheard_of(Reservation(*row), "unknown", now) for row in connection.execute(locked)]
     if swept:
         settle(connection, swept)
@@ -262,7 +269,7 @@ def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
 
 def give_back(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     """Settle as `void` those of these reservations that exist, and give their counts back; return how many did."""
-    locked = for_update(_reservations.where(in_flight.c.id.in_(ids)))
+    locked = for_update(_reservations.where(in_flight.c.id.in_(ids)), by=in_flight.c.id)
     rows = [_unheard_of(Reservation(*row), "void", now) for row in connection.execute(locked)] if ids else []
     settle(connection, rows)
     add_to_counters(connection, {token: -n for token, n in Counter(row.token_id for row in rows).items()}, None)

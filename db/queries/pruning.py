@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import Connection, and_, bindparam, delete, or_, select
+from sqlalchemy import Connection, and_, or_, select
 
 from db.dialects.bulk import BulkInsert, DeleteByKeys
 from db.dialects.statements import for_update, upsert_add
@@ -39,7 +39,7 @@ class Pruned:
 _note = BulkInsert(upsert_add(usage_hourly, keys=_KEYS, sums=("pruned",)), [*_KEYS, "project_id", *_ZERO, "pruned"])
 
 
-_delete = DeleteByKeys(delete(requests).where(requests.c.id.in_(bindparam("keys", expanding=True))), requests.c.id.type)
+_delete = DeleteByKeys(requests.c.id)
 
 
 def is_first(connection: Connection, worker_id: str, dead_after: timedelta) -> bool:

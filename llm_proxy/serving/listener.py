@@ -76,6 +76,7 @@ async def accept_forever(
     handle: Callable[[socket.socket], object],
     has_room: Callable[[], bool],
     make_room: Callable[[], None],
+    turn: float = 0.0,
 ) -> NoReturn:
     """Accept connections and never fail: what `accept` can raise concerns one connection, or passes.
 
@@ -86,6 +87,8 @@ async def accept_forever(
         handle: is given each connected socket.
         has_room: whether another connection may be accepted.
         make_room: is called when it may not, or when the process has run out of files.
+        turn: seconds for which others are let in first behind each connection. Where several processes share the
+            listener, all of them wake for a burst of connections, and the first one awake would get most of it.
     """
     while True:
         await trio.lowlevel.wait_readable(listener)
@@ -102,3 +105,5 @@ async def accept_forever(
                 await trio.sleep(_BACK_OFF)
         else:
             handle(sock)
+            if turn:
+                await trio.sleep(turn)

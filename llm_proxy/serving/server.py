@@ -25,6 +25,9 @@ __all__ = ["LifespanFailed", "ServeConfig", "serve"]
 
 #: Seconds for which idle connections are kept where others go on with the sockets.
 HAND_OVER = 1.0
+#: Seconds for which a process leaves further connections to those that it shares its sockets with. A process that has
+#: anything else to do is not held up by it, and one that has not can wait.
+TURN = 0.0003
 
 
 async def serve(
@@ -127,6 +130,7 @@ class _Server:
             handle=lambda sock: nursery.start_soon(self._serve, sock),
             has_room=lambda: len(traffic.connections) < limit,
             make_room=traffic.close_idlest,
+            turn=TURN if self._site.config.sockets else 0.0,
         )
 
     async def _drain(self, nursery: trio.Nursery, listening: trio.CancelScope) -> None:

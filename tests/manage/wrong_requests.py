@@ -6,8 +6,6 @@ from typing import Any
 
 from attrs import frozen
 
-from llm_proxy.crypto import new_token_secret
-
 ID = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
 NEW_PROJECT_FIELDS = "(fields: name, api_key, provider)"
 NEW_TOKEN_FIELDS = "(fields: project_id, name, duration_minutes, duration_hours, expires_at, max_requests)"
@@ -60,6 +58,10 @@ TOO_LARGE = (
     "request_too_large",
     "Bodies of the management API have at most 1 MB.",
 )
+
+
+#: In the form of a token, where an id is wanted.
+SECRET = f"sk-{'a' * 43}"
 
 
 def not_allowed(allowed: str) -> tuple[int, str, str, str]:
@@ -193,7 +195,7 @@ CASES = [
     Case(TOKEN, TOKEN_NOT_FOUND, body={"active": False}),
     Case(f"GET /manage/tokens/{ID}", TOKEN_NOT_FOUND),
     Case(f"DELETE /manage/tokens/{ID}", TOKEN_NOT_FOUND),
-    Case(f"DELETE /manage/tokens/{new_token_secret()}", TOKEN_NOT_FOUND),
+    Case(f"DELETE /manage/tokens/{SECRET}", TOKEN_NOT_FOUND),
     Case(f"POST /manage/tokens/{ID}/rotate", TOKEN_NOT_FOUND),
     # Queries.
     Case("GET /manage/projects?limit=0", query("'limit' must be a whole number from 1 to 500.")),

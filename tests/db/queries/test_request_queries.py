@@ -62,7 +62,7 @@ def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:
         (Filter(outcome="ok", project_id=TOKEN.project_id), [0]),
         (Filter(outcome="OK"), []),
     ],
-    ids=str,
+    ids=["a project", "a token", "a token of another project", "an outcome", "both", "another case"],
 )
 def test_filters_narrow_down(database: Database, wanted: Filter, places: list[int]) -> None:
     assert database.read_now(requests.page, 10, None, wanted) == [ROWS[place] for place in places]
