@@ -11,13 +11,8 @@ from benchmarks.bench import Bench
 from benchmarks.databases import NAMES
 from benchmarks.findings import Chapter, Check, Plot, Series, Table
 from benchmarks.scaling.measurement import CONNECTIONS, PROCESSES, TOKENS, Contest, Load, seconds_of
-from benchmarks.scaling.model import Fleet, HotToken
+from benchmarks.scaling.sizes import fleets, hot_tokens
 from benchmarks.targets import MODEL_ERROR
-
-#: Fleets in the table of sizes: replicas, and requests per second of all together.
-_FLEETS = ((1, 100), (2, 1000), (10, 100), (10, 1000), (10, 5000), (100, 1000), (100, 5000), (100, 20_000))
-#: One token that every replica of these has: replicas, and requests per second on it.
-_HOT = ((1, 1000), (10, 100), (10, 1000), (100, 100), (100, 1000))
 
 
 def _predictions(contest: Contest) -> list[tuple[Load, float, float]]:
@@ -126,20 +121,7 @@ def _table_of_predictions(contests: Sequence[Contest]) -> Table:
 
 def size(contests: Sequence[Contest]) -> Chapter:
     """Write what fleets of several sizes take, by the model."""
-    fleets: list[Sequence[str | float]] = []
-    tokens: list[Sequence[str | float]] = []
-    for contest in contests:
-        for replicas, rate in _FLEETS:
-            fleet = Fleet.sized(contest.parameters, replicas, rate)
-            cores = (fleet.proxy_cores, fleet.database_cores)
-            fleets.append((NAMES[contest.kind], str(replicas), rate, fleet.n, fleet.commits, *cores))
-        for replicas, rate in _HOT:
-            hot = HotToken.sized(contest.parameters, replicas, rate)
-            tokens.append((NAMES[contest.kind], str(replicas), rate, hot.n, hot.wait * 1000))
-    columns = (
-        *("database", "replicas", "requests/s of all", "requests in a transaction", "transactions/s"),
-        *("cores of the proxies", "cores of the database"),
-    )
+    found = {NAMES[contest.kind]: contest.parameters for contest in contests}
     return Chapter(
         title="Sizes of fleets",
         method=(
@@ -148,11 +130,5 @@ def size(contests: Sequence[Contest]) -> Chapter:
             "replicas and over many tokens; the second has one token that all replicas serve, whose transactions "
             "take turns."
         ),
-        tables=[
-            Table(columns, fleets),
-            Table(
-                ("database", "replicas", "requests/s on the token", "requests in a transaction", "ms until one's turn"),
-                tokens,
-            ),
-        ],
+        tables=[fleets(found), hot_tokens(found)],
     )

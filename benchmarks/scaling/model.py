@@ -138,16 +138,22 @@ class HotToken:
     Attributes:
         rate: requests per second.
         n: requests in a transaction, so that the turns are enough; endless where no size is.
-        wait: seconds until it is a replica's turn, with all others before it.
+        seconds: from a transaction's begin to its commit, on average, waiting for its turn included.
     """
 
     rate: float
     n: float
-    wait: float
+    seconds: float
 
     @classmethod
     def sized(cls, found: Parameters, replicas: int, rate: float) -> HotToken:
-        """Work it out from what was measured."""
-        n = filled(rate, found.seconds)
-        at_least = max(1.0, n)
-        return cls(rate, n, replicas * found.seconds.per_transaction(at_least))
+        """Work it out from what was measured.
+
+        Those who come at random to one who takes a constant time wait as Pollaczek and Khinchine have it; and never
+        longer than for all others, because each replica has one transaction at a time.
+        """
+        n = max(1.0, filled(rate, found.seconds))
+        turn = found.seconds.per_transaction(n)
+        load = rate * found.seconds.per_transaction(1)
+        longest = replicas * turn
+        return cls(rate, n, min(longest, turn * (1 + load / (2 * (1 - load)))) if load < 1 else longest)

@@ -62,8 +62,16 @@ def test_the_same_load_on_more_processes_shares_less_and_costs_more() -> None:
 
 def test_on_one_token_the_transactions_take_turns() -> None:
     assert FOUND.on_one_token(64, 8) == pytest.approx(4 / 0.0024)
-    assert HotToken.sized(FOUND, 10, 100).wait == pytest.approx(10 * 0.0021)
     assert HotToken.sized(FOUND, 10, 20_000).n == math.inf
+
+
+def test_turns_at_one_token_are_waited_for() -> None:
+    # With a fifth of the time in use, hardly ever anybody is there before; and never more than all others.
+    assert HotToken.sized(FOUND, 10, 100).seconds == pytest.approx(0.0021 * (1 + 0.21 / 1.58))
+    assert HotToken.sized(FOUND, 2, 470).seconds == pytest.approx(2 * 0.0021)
+    busy = HotToken.sized(FOUND, 10, 5000)
+    assert busy.n == pytest.approx(20)
+    assert busy.seconds == pytest.approx(10 * 0.004)
 
 
 def test_a_fleet_is_the_sum_of_its_requests() -> None:
@@ -112,7 +120,10 @@ def test_costs_are_measured_and_the_books_balance(bench: Bench) -> None:
         "2 processes, 8 connections, one token",
     ]
     assert len(told.checks) == 2
-    assert {row[0] for table in sized.tables for row in table.rows} == {"PostgreSQL"}
+    assert [table.columns[-1] for table in sized.tables] == [
+        "cores of proxies + PostgreSQL",
+        "PostgreSQL, a transaction",
+    ]
 
 
 def test_sqlite_has_one_process(bench: Bench) -> None:
