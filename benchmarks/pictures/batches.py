@@ -134,7 +134,7 @@ def _draw_window(axes: Axes, window: Window) -> None:
     for one in window.transactions:
         begin, width, admitted = one.begin * 1e3, (one.end - one.begin) * 1e3, len(one.waited_since)
         for place, since in enumerate(sorted(one.waited_since)):
-            axes.plot((since * 1e3, begin), (place + 0.5,) * 2, color=INK, linewidth=0.6, zorder=3)
+            axes.plot((since * 1e3, begin), (place + 0.5,) * 2, color=INK, linewidth=0.6, alpha=0.6, zorder=3)
         axes.bar(begin, admitted, width, align="edge", color=_BLUE, zorder=2)
         axes.bar(begin, one.settled, width, bottom=admitted, align="edge", color=_ORANGE, zorder=2)
         for number, bottom in ((admitted, 0), (one.settled, admitted)):

@@ -154,7 +154,7 @@ def draw(found: Record) -> bytes:
         figure = Figure(figsize=(WIDTH, 5.6), facecolor="white")
         FigureCanvasAgg(figure)
         entitle(figure, title, "streams that each server has with the provider")
-        figure.subplots_adjust(left=0.105, right=0.985, top=0.8, bottom=0.095, hspace=0.22)
+        figure.subplots_adjust(left=0.045, right=0.985, top=0.785, bottom=0.095, hspace=0.38)
         names = [Patch(color=_COLOURS[state], label=words) for state, words in _WORDS.items()]
         look = {"frameon": False, "handlelength": 1.0, "columnspacing": 1.2, "borderaxespad": 0}
         figure.legend(handles=names, loc="center left", bbox_to_anchor=(0.012, 1 - 0.82 / 5.6), ncols=4, **look)
@@ -170,8 +170,7 @@ def _draw_server(axes: Axes, number: int, found: Record) -> None:
     axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, found.seconds)
     axes.set_ylim(0, CLIENTS * 0.75)
-    axes.set_ylabel(f"server {number + 1}", rotation=0, ha="right", va="center", color=INK, fontweight="bold")
-    axes.yaxis.set_label_coords(-0.035, 0.5)
+    axes.set_title(f"server {number + 1}", loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=4)
     axes.set_yticks([0, CLIENTS // 3, CLIENTS * 2 // 3])
     for stay in found.stays:
         if stay.server == number:
