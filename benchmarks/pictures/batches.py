@@ -139,5 +139,5 @@ def _draw_window(axes: Axes, window: Window) -> None:
         axes.bar(begin, one.settled, width, bottom=admitted, align="edge", color=_ORANGE, zorder=2)
         for number, bottom in ((admitted, 0), (one.settled, admitted)):
             if number >= tallest * 0.12 and one.end - one.begin >= _ROOM and one.end <= SHOWN:
-                place = (begin + width / 2, bottom + number / 2)
-                axes.annotate(str(number), place, ha="center", va="center", color="white", fontsize=9, zorder=3)
+                middle = (begin + width / 2, bottom + number / 2)
+                axes.annotate(str(number), middle, ha="center", va="center", color="white", fontsize=9, zorder=3)

@@ -1,7 +1,7 @@
 """Runs `llm-proxy` and writes down its shared transactions: `python -m benchmarks.pictures.journal FILE … COMMAND`.
 
-Everything from `COMMAND`'s own name on (`server`) is as for `llm-proxy`; what comes before it is passed over, so that it
-can stand before a whole command line. Each line of the file is one transaction, as JSON: when it began and ended, in
+Everything from `COMMAND`'s own name on (`server`) is as for `llm-proxy`; what comes before it is passed over, so that
+it can stand before a whole command line. Each line of the file is one transaction, as JSON: when it began and ended, in
 seconds, how many requests it settled, and since when each of those waited that it decided on.
 """
 

@@ -10,8 +10,7 @@ from pathlib import Path
 from tests.databases.fixtures import lacking
 from tests.docs.blocks import block
 from tests.docs.prompt import done
-from tests.harness.fixtures import StartServer
-from tests.harness.server import ROOT
+from tests.harness.server import ROOT, StartServer
 
 SYSTEMD = ROOT / "docs" / "deployment" / "systemd.md"
 SECURITY = ROOT / "docs" / "operations" / "security.md"
