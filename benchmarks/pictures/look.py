@@ -28,7 +28,7 @@ def entitle(figure: Figure, title: str, under: str) -> None:
 
 
 def written(figure: Figure, title: str) -> bytes:
-    """Return the picture as SVG: the same bytes for the same figures, with rounded corners on any background."""
+    """Return the picture as SVG: the same bytes for the same figures, on white, which is readable in dark pages too."""
     with mpl.rc_context(LOOK):
         file = io.BytesIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
