@@ -20,10 +20,10 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 from benchmarks.findings import Plot, Series
 
 #: Inches; 72 points to each, so that the picture is 700 pixels wide where nothing scales it.
-_WIDTH, _HEIGHT = 7.3, 4.2
-_INK, _SOFT, _GRID = "#1f2328", "#59636e", "#e4e7eb"
+WIDTH, _HEIGHT = 7.3, 4.2
+INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
 #: The palette of Okabe and Ito, which colour-blind people can tell apart; its yellow is too light for lines.
-_PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _REFERENCE = "#8c959f"
 #: The same thing has the same colour in all plots.
 _KNOWN = {"SQLite": "#0072B2", "PostgreSQL": "#D55E00", "MySQL": "#009E73", "MariaDB": "#CC79A7"} | {
@@ -49,23 +49,23 @@ _WORDS_OF_LEVEL: Any = {**_BY_POINTS, "color": _LEVEL, "fontsize": 8.5}
 #: Behind a value that a line may cross.
 _PATCH: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
 #: Inches above the axes for title and unit, and the share of the width that they stand off the edge.
-_HEADER, _EDGE = 0.62, 0.012
+_HEADER, EDGE = 0.62, 0.012
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.hashsalt": "llm-proxy",
     # Letters as outlines: the picture looks the same wherever it is shown.
     "svg.fonttype": "path",
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
-    "text.color": _INK,
-    "axes.edgecolor": _SOFT,
-    "axes.labelcolor": _SOFT,
+    "text.color": INK,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": SOFT,
     "axes.linewidth": 0.8,
     "axes.axisbelow": True,
-    "xtick.color": _SOFT,
-    "ytick.color": _SOFT,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _SOFT,
+    "xtick.color": SOFT,
+    "ytick.color": SOFT,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": SOFT,
 }
 
 
@@ -82,10 +82,10 @@ class _End:
 
 def draw(plot: Plot, kind: str = "svg") -> bytes:
     """Return the picture; `kind` may be "png" for a look at it."""
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         flat = plot.kind == "bars" and len(plot.series) == 1
         height = max(1.8, _HEADER + 0.4 + 0.36 * len(plot.series[0].points)) if flat else _HEIGHT
-        figure = Figure(figsize=(_WIDTH, height), facecolor="white", layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), facecolor="white", layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
@@ -106,8 +106,8 @@ def draw(plot: Plot, kind: str = "svg") -> bytes:
 def _entitle(figure: Figure, plot: Plot) -> None:
     """Write the title, and under it what the values are: easier to read than words on their side."""
     height = figure.get_figheight()
-    figure.text(_EDGE, 1 - 0.2 / height, plot.title, fontsize=12.5, fontweight="bold", va="center")
-    figure.text(_EDGE, 1 - 0.46 / height, plot.y, color=_SOFT, va="center")
+    figure.text(EDGE, 1 - 0.2 / height, plot.title, fontsize=12.5, fontweight="bold", va="center")
+    figure.text(EDGE, 1 - 0.46 / height, plot.y, color=SOFT, va="center")
     if _has_legend(plot):
         _explain(figure, plot)
     engine = figure.get_layout_engine()
@@ -126,7 +126,7 @@ def _explain(figure: Figure, plot: Plot) -> None:
     look: Any = {"frameon": False, "handlelength": 1, "borderaxespad": 0}
     letters = sum(len(series.name) + 4 for series in plot.series)
     if letters <= _HEADER_LETTERS:
-        place = (1 - _EDGE, 1 - 0.46 / figure.get_figheight())
+        place = (1 - EDGE, 1 - 0.46 / figure.get_figheight())
         figure.legend(loc="center right", bbox_to_anchor=place, ncols=len(plot.series), **look)
     else:
         figure.legend(loc="outside lower left", ncols=2, **look)
@@ -134,7 +134,7 @@ def _explain(figure: Figure, plot: Plot) -> None:
 
 def _colours(series: Sequence[Series]) -> list[str]:
     taken = {colour for name, colour in _KNOWN.items() if name in {one.name for one in series}}
-    free = itertools.cycle([colour for colour in _PALETTE if colour not in taken] or _PALETTE)
+    free = itertools.cycle([colour for colour in PALETTE if colour not in taken] or PALETTE)
     return [_colour(one.name, free) for one in series]
 
 
@@ -168,11 +168,11 @@ def _draw_flat_bars(axes: Axes, plot: Plot) -> None:
     (series,) = plot.series
     names = [str(name) for name, _ in series.points]
     values = [value if math.isfinite(value) else 0.0 for _, value in series.points]
-    colours = [_REFERENCE if name.lower().startswith(_REFERENCES) else _PALETTE[0] for name in names]
+    colours = [_REFERENCE if name.lower().startswith(_REFERENCES) else PALETTE[0] for name in names]
     places = range(len(names))
     axes.barh(places, values, color=colours, height=0.62)
     axes.set_yticks(places, names)
-    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    axes.tick_params(axis="y", length=0, labelcolor=INK)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.spines["bottom"].set_visible(False)
     if plot.log_y:
@@ -258,7 +258,7 @@ def _scale_y(axes: Axes, plot: Plot) -> None:
         axes.set_ylim(min([0.0, *values]), 1.08 * max([0.0, *values]) or 1.0)
     axes.yaxis.set_major_formatter(FuncFormatter(_short))
     axes.yaxis.set_minor_locator(NullLocator())
-    axes.grid(axis="y", color=_GRID, linewidth=0.8)
+    axes.grid(axis="y", color=GRID, linewidth=0.8)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
 

@@ -58,6 +58,8 @@ def main() -> None:
     for balancer in BALANCERS:
         if find_balancer(balancer) is None:
             packages[balancer] = balancer
+    if shutil.which("systemd-analyze") is None:
+        packages["systemd"] = "systemd"
     if shutil.which("curl") is None:
         packages["curl"] = "curl"
     if packages:
