@@ -14,6 +14,12 @@ from benchmarks.scaling.measurement import CONNECTIONS, PROCESSES, TOKENS, Conte
 from benchmarks.scaling.sizes import fleets, hot_tokens
 from benchmarks.targets import MODEL_ERROR
 
+#: Columns: the parameters of a database, and what else its replicas take.
+PARAMETERS = (
+    *("database", "proxy, µs a transaction", "and a request", "database, µs a transaction", "and a request"),
+    *("ms a transaction", "and a request", "sharing, of the connections", "cores in use", "connections of a process"),
+)
+
 
 def _predictions(contest: Contest) -> list[tuple[Load, float, float]]:
     """Return what was not measured for the model: each load, what the model says of it, and what was measured."""
@@ -99,15 +105,10 @@ def _table_of_parameters(contests: Sequence[Contest]) -> Table:
                 NAMES[contest.kind],
                 *(found.proxy.fixed, found.proxy.each, found.database.fixed, found.database.each),
                 *(found.seconds.fixed * 1000, found.seconds.each * 1000, found.shared, found.busy),
-                *(contest.connections / PROCESSES, float(contest.limit)),
+                contest.connections / PROCESSES,
             )
         )
-    columns = (
-        *("database", "proxy, µs a transaction", "and a request", "database, µs a transaction", "and a request"),
-        *("ms a transaction", "and a request", "sharing, of the connections", "cores in use"),
-        *("database connections of a process", "that the server allows"),
-    )
-    return Table(columns, rows)
+    return Table(PARAMETERS, rows)
 
 
 def _table_of_predictions(contests: Sequence[Contest]) -> Table:

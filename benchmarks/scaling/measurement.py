@@ -15,8 +15,6 @@ from benchmarks.databases import NAMES, Kind
 from benchmarks.processes import Upstream, cpu_seconds, listener
 from benchmarks.rig import ENOUGH, KEY, Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
 from benchmarks.scaling.model import Cost, Parameters
-from db.database import opened
-from db.options import Options
 from llm_proxy.metrics import families
 
 _SECONDS = 4.0
@@ -147,13 +145,11 @@ class Contest:
     """All loads on one database, which took turns.
 
     Attributes:
-        limit: connections that the database server allows.
         connections: that the eight processes have open, under load.
     """
 
     kind: Kind
     runs: Mapping[Load, Run]
-    limit: int = 0
     connections: float = 0
     problems: list[str] = Factory(list)
 
@@ -167,14 +163,14 @@ class Contest:
             return Cost.fitted([(run.median("n"), run.median(figure)) for run in single])
 
         times = [(run.median("n"), run.median("seconds") / run.median("n")) for run in pressed]
-        largest = self.runs[Load(1, CONNECTIONS)]
+        # Processes that contend for the cores share less than one that has them for itself.
         both = self.runs[Load(2, CONNECTIONS)]
         return Parameters(
             proxy=fitted("proxy_us"),
             database=fitted("database_us"),
             others=both.median("others_us"),
             seconds=Cost.fitted(times),
-            shared=largest.median("n") / CONNECTIONS,
+            shared=both.median("n") / (CONNECTIONS / 2),
             busy=both.median("busy"),
         )
 
@@ -222,8 +218,6 @@ def measure(bench: Bench, kind: Kind) -> Contest:
         contest.problems += check_upstream(upstream, samples)
         last = contest.runs[LOADS[-1]].served
         contest.connections = last.proxies[0].metrics()[families.CONNECTIONS.name]
-        with opened(last.target, Options()) as database:
-            contest.limit = database.read_now(database.describe).max_connections or 0
         for each in contest.runs.values():
             contest.problems += bottlenecks(each.subject)
         for served in {id(each.served): each.served for each in contest.runs.values()}.values():

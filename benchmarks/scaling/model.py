@@ -48,7 +48,8 @@ class Parameters:
         database: CPU time of the database server, in µs.
         others: CPU time of the load and the provider, µs per request, where they share the machine.
         seconds: that a transaction takes, where one replica has the database for itself.
-        shared: requests in a transaction over connections that each send one request after the other.
+        shared: requests in a transaction over a process's connections, each of which sends one request after the other,
+            where processes contend for the cores.
         busy: the part of the cores in use when nothing more gets through.
     """
 

@@ -113,8 +113,7 @@ def test_costs_are_measured_and_the_books_balance(bench: Bench) -> None:
     assert float(lone[3]) < 1 < float(loads.rows[1][3])
     assert parameters.rows[0][0] == "PostgreSQL"
     # The writer of each process has one; whoever read last has one more.
-    assert 1 <= float(parameters.rows[0][-2]) <= 3
-    assert float(parameters.rows[0][-1]) >= 20
+    assert 1 <= float(parameters.rows[0][-1]) <= 3
     assert [row[1] for row in predictions.rows] == [
         "2 processes, 8 connections, many tokens",
         "2 processes, 8 connections, one token",
