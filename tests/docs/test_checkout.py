@@ -50,6 +50,10 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
+#: What `make test` starts where nothing more is said.
+ALL_TESTS = ["python", "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+
+
 @pytest.fixture
 def fresh(tmp_path: Path) -> Path:
     return checkout(tmp_path)
@@ -74,7 +78,7 @@ def test_the_first_commands(fresh: Path) -> None:
     toured = done(tour.replace("make demo", "make demo ARGS=--once"), fresh)
     (ending,) = [one.text for one in blocks(README) if one.language == ""]
     assert words(ending) == words(toured)[-len(words(ending)) :]
-    assert calls(fresh, tests) == [["python", "-m", "pytest"]]
+    assert calls(fresh, tests) == [ALL_TESTS]
     listed = done("make help", fresh)
     assert {"demo", "run", "test", "lint", "bench"} <= set(re.findall(r"^ +make (\w+)", listed, re.MULTILINE))
 
@@ -142,7 +146,7 @@ def run(server: Server, text: str, url: str, secret: str) -> dict[str, Any]:
 def test_setting_up(fresh: Path) -> None:
     assert calls(fresh, block(CONTRIBUTING, "set up")) == [
         ["llm-proxy", "demo"],
-        ["python", "-m", "pytest"],
+        ALL_TESTS,
         ["ruff", "check"],
         ["ruff", "format", "--check"],
         ["mypy"],
