@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import math
 import shutil
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import yaml
 from attrs import frozen
@@ -33,18 +32,16 @@ def find_prometheus() -> str | None:
 
 @frozen
 class Prometheus:
-    """A running Prometheus, asked by its HTTP API. Its methods block."""
+    """A running Prometheus on 127.0.0.1, asked by its HTTP API. Its methods block."""
 
-    url: str
+    port: int
 
     def ask(self, path: str, **parameters: str) -> Any:
         """The `data` of an answer; raises ValueError with Prometheus's words where it refuses."""
-        try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(parameters)}") as answer:
-                return json.load(answer)["data"]
-        except urllib.error.HTTPError as error:
-            with error:
-                raise ValueError(f"{parameters}: {error.read().decode()}") from None
+        status, body = self._get(f"/api/v1/{path}?{urlencode(parameters)}")
+        if status != http.client.OK:
+            raise ValueError(f"{parameters}: {body.decode()}")
+        return json.loads(body)["data"]
 
     def now(self, query: str) -> list[float]:
         """The values of an instant query."""
@@ -62,10 +59,15 @@ class Prometheus:
     def ready(self) -> bool:
         """Whether it answers."""
         try:
-            with urllib.request.urlopen(f"{self.url}/-/ready", timeout=5):
-                return True
+            return self._get("/-/ready")[0] == http.client.OK
         except OSError:
             return False
+
+    def _get(self, target: str) -> tuple[int, bytes]:
+        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=_READY_SECONDS)) as connection:
+            connection.request("GET", target)
+            answer = connection.getresponse()
+            return answer.status, answer.read()
 
 
 def configuration(targets: Sequence[str], interval: str) -> str:
@@ -93,7 +95,7 @@ def running_prometheus(folder: Path, *targets: str, interval: str = "250ms") -> 
         ),
         stderr=log,
     ) as process:
-        prometheus = Prometheus(f"http://127.0.0.1:{port}")
+        prometheus = Prometheus(port)
         deadline = time.monotonic() + _READY_SECONDS
         while not prometheus.ready():
             assert process.running, log.read_text()
