@@ -1,4 +1,4 @@
-"""Installs what the tests want and this machine lacks: database servers, PgBouncer for one of them, reverse proxies.
+"""Installs what the tests want and this machine lacks: database servers, PgBouncer, reverse proxies, Prometheus.
 
 `python -m tests.databases.install`. Only on Debian and its relatives, as root or with a sudo that asks nothing; and a
 server only where neither a named one nor Docker stands in. What is missing afterwards is named at the end of the tests,
@@ -19,6 +19,7 @@ from tests.databases.pgbouncer import find_pgbouncer
 from tests.databases.programs import find_program
 from tests.harness.balancers import BALANCERS, find_balancer
 from tests.harness.nginx import find_nginx
+from tests.harness.prometheus import find_prometheus
 
 #: Where a release has a package with just the programs, without a service, it comes first.
 _PACKAGES = {
@@ -60,6 +61,8 @@ def main() -> None:
             packages[balancer] = balancer
     if shutil.which("systemd-analyze") is None:
         packages["systemd"] = "systemd"
+    if find_prometheus() is None:
+        packages["prometheus"] = "prometheus"
     if shutil.which("curl") is None:
         packages["curl"] = "curl"
     if packages:
