@@ -68,6 +68,7 @@ def tell(bench: Bench, contests: Sequence[Contest]) -> Chapter:
                     for single in [[run for load, run in contest.runs.items() if load.processes == 1]]
                 ],
                 log_x=True,
+                log_y=True,
             )
         ],
         checks=checks,
