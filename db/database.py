@@ -237,9 +237,9 @@ class Database:
             self.tally.failure(COMMIT_UNKNOWN)
             raise CommitUnknown(f"{self.target}: {failure.words} during a commit; its fate is unknown") from error
         meant = self._error(failure, writes=side.writes)
-        # A server that only allows reading was perhaps another one, before a failover, when it was connected to.
-        stale = failure.kind is Kind.DISCONNECTED or (failure.kind is Kind.READ_ONLY and side.writes)
-        if failure.kind is Kind.CONTENTION or (stale and used):
+        # A connection that served before may have led to a server that has gone since, or only reads since.
+        stale = used and failure.ends_connection(writes=side.writes)
+        if failure.kind is Kind.CONTENTION or stale:
             meant.__cause__ = error
             raise _Retry(meant, failure.kind)
         self.tally.failure(cause(failure.kind))

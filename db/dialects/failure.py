@@ -36,6 +36,14 @@ class Failure:
     kind: Kind
     words: str
 
+    def ends_connection(self, *, writes: bool) -> bool:
+        """Whether the connection, and all others of its pool, are to be given up.
+
+        So it is also for a writer on a server that only allows reading: after a failover the name of the server may
+        lead elsewhere by now.
+        """
+        return self.kind is Kind.DISCONNECTED or (self.kind is Kind.READ_ONLY and writes)
+
 
 CONTENTION = Failure(Kind.CONTENTION, "the transaction kept losing against others; try again")
 DISCONNECTED = Failure(Kind.DISCONNECTED, "the connection was lost")

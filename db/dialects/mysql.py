@@ -96,15 +96,8 @@ class MySqlDialect(MySQLDialect_pymysql):
             dbapi_connection.dbapi_connection.query(statement)
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        """Whether the connection, and all others of the pool, are to be given up.
-
-        So it is also for a writer on a server that only allows reading: after a failover the name of the server may
-        lead elsewhere by now.
-        """
-        kind = _failure(e).kind
-        if kind is Kind.DISCONNECTED or (kind is Kind.READ_ONLY and not self._begin):
-            return True
-        return super().is_disconnect(e, connection, cursor)
+        """Whether the connection, and all others of the pool, are to be given up."""
+        return _failure(e).ends_connection(writes=not self._begin) or super().is_disconnect(e, connection, cursor)
 
 
 registry.register("mysql.llm_proxy", __name__, "MySqlDialect")

@@ -118,17 +118,8 @@ class PostgresDialect(PGDialect_pg8000):
         dbapi_connection.dbapi_connection.begin(self._begin)
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
-        """Whether the connection, and all others of the pool, are to be given up.
-
-        So it is also for a writer on a server that only allows reading: after a failover the name of the server may
-        lead elsewhere by now.
-        """
-        kind = _failure(e).kind
-        return (
-            kind is Kind.DISCONNECTED
-            or isinstance(e, legacy.InterfaceError)
-            or (kind is Kind.READ_ONLY and self._writes)
-        )
+        """Whether the connection, and all others of the pool, are to be given up."""
+        return isinstance(e, legacy.InterfaceError) or _failure(e).ends_connection(writes=self._writes)
 
 
 registry.register("postgresql.llm_proxy", __name__, "PostgresDialect")

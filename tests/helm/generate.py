@@ -43,10 +43,11 @@ def main() -> None:
     SCHEMA.write_text(schema())
     REFERENCE.parent.mkdir(parents=True, exist_ok=True)
     REFERENCE.write_text(reference.page())
+    golden = {example.name: rendered(example) for example in EXAMPLES}
     for old in GOLDEN.glob("*.yaml"):
         old.unlink()
-    for example in EXAMPLES:
-        (GOLDEN / example.name).write_text(rendered(example))
+    for name, text in golden.items():
+        (GOLDEN / name).write_text(text)
 
 
 if __name__ == "__main__":

@@ -229,8 +229,10 @@ def test_pods_are_replaced_when_their_files_change() -> None:
     one, other = ({"providers": {"config": {"default_api": name}}} for name in ("openai", "anthropic"))
     assert annotations(one)["checksum/providers"] != annotations(other)["checksum/providers"]
     created = DATABASES["postgres, created"]
-    changed = merged(created, {"secrets": {"managementToken": "f" * 32}})
-    assert annotations(created)["checksum/secrets"] != annotations(changed)["checksum/secrets"]
+    changes = ({"managementToken": "f" * 32}, {"databaseUrl": "postgres://user:changed@database/llmproxy"})
+    for secrets in changes:
+        changed = merged(created, {"secrets": secrets})
+        assert annotations(created)["checksum/secrets"] != annotations(changed)["checksum/secrets"]
 
 
 def test_a_migration_job_runs_before_anything_else_and_needs_no_server_secrets() -> None:
