@@ -60,6 +60,7 @@ def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServeC
     tls = settings.enable_tls
     return ServeConfig(
         sockets=tuple(sockets),
+        shared=settings.workers > 1,
         tls_cert=settings.tls_cert_file if tls else None,
         tls_key=settings.tls_key_file if tls else None,
         shutdown_grace=settings.shutdown_grace,

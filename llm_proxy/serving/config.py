@@ -19,6 +19,7 @@ class ServeConfig:
             several addresses (or an empty host: every address) makes one listener for each.
         sockets: sockets that are bound already, as a worker process inherits them; the server listens on them and
             closes its own handles of them at the end.
+        shared: whether other processes accept from these sockets too.
         tls_cert, tls_key: PEM files; when both are given every socket speaks TLS, and HTTP/2 to who asks for it.
         shutdown_grace: how long running requests may go on after `stop`.
         lifespan_timeout: how long the application's own shutdown may take after that.
@@ -36,6 +37,7 @@ class ServeConfig:
     host: str = "127.0.0.1"
     port: int = 8080
     sockets: tuple[socket.socket, ...] = ()
+    shared: bool = False
     tls_cert: Path | None = None
     tls_key: Path | None = None
     shutdown_grace: float = 30.0

@@ -130,7 +130,7 @@ class _Server:
             handle=lambda sock: nursery.start_soon(self._serve, sock),
             has_room=lambda: len(traffic.connections) < limit,
             make_room=traffic.close_idlest,
-            turn=TURN if self._site.config.sockets else 0.0,
+            turn=TURN if self._site.config.shared else 0.0,
         )
 
     async def _drain(self, nursery: trio.Nursery, listening: trio.CancelScope) -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import family
+from llm_proxy.cli.worker import serve_config
+from llm_proxy.settings import Settings
 from tests.cli.conftest import Run
 from tests.databases.kinds import Kind, on
 from tests.harness.server import ENCRYPTION_KEY, MANAGEMENT_TOKEN, Server, StartServer
@@ -185,3 +187,15 @@ def test_several_workers_serve_and_end_together(start_server: StartServer, migra
     assert len(workers) == 2
     assert server.stop() == 0
     assert [event["event"] for event in server.events].count("stopped") == 2
+
+
+@pytest.mark.parametrize(("workers", "shared"), [("1", False), ("2", True)])
+def test_workers_share_their_sockets_and_one_process_has_them_for_itself(workers: str, *, shared: bool) -> None:
+    environment = {
+        "DB_DRIVER": "postgres",
+        "DATABASE_URL": "postgres://u:p@localhost/d",
+        "MANAGEMENT_TOKEN": MANAGEMENT_TOKEN,
+        "ENCRYPTION_KEY": ENCRYPTION_KEY,
+        "WORKERS": workers,
+    }
+    assert serve_config(Settings.load(environment, {}, None, serving=True), ()).shared is shared

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 from attrs import define, evolve
+from structlog.testing import capture_logs
 
 from llm_proxy.ledger import Result, SpoolFile, backlog
 from llm_proxy.ledger.adoption import Adopter
@@ -69,17 +70,15 @@ async def test_a_disk_that_hangs_keeps_nobody_waiting(tmp_path: Path, monkeypatc
         assert await scene.everything() == ({"ok": 1, "void": 1}, 1)
 
 
-async def test_a_full_disk_ends_grace_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+async def test_a_full_disk_ends_grace_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with grace_scene(tmp_path) as scene:
         scene.go_away()
         assert await scene.serve() == 1
         running = await scene.admit()
-        with monkeypatch.context() as disk:
+        with monkeypatch.context() as disk, capture_logs() as logs:
             disk.setattr(os, "write", fail_with(errno.ENOSPC))
             assert await scene.serve() == 0
-            assert "No space left on device" in capsys.readouterr().out
+            assert any("No space left on device" in str(line) for line in logs), logs
             assert not scene.carries()
             scene.grace.settle(running, OK)
         assert await scene.serve() == 0, "until the database is back, it is as under closed"

@@ -20,7 +20,7 @@ CLIENTS = 60
 SECONDS = 10.0
 #: Longest time that a client of the storm stays, in seconds.
 SOON = 0.02
-#: Requests after the storm, all at once, and the seconds that each may take.
+#: Requests after the storm, all at once, and the seconds that each may take beyond what it took before the storm twice.
 CALM_REQUESTS = 40
 PROMPT = 1.0
 #: Seconds until nothing is left of the storm.
@@ -82,7 +82,7 @@ def test_a_storm_leaves_nothing_behind(
 ) -> None:
     deployment, server, upstream = own_deployment, own_deployment.server, own_deployment.upstream
     token = deployment.new_token()
-    trio.run(calm, deployment, token["token"])
+    usual = max(took for _, took in trio.run(calm, deployment, token["token"]))
     before = aftermath.at_rest(server, upstream)
 
     made = trio.run(storm, deployment, token["token"])
@@ -90,10 +90,10 @@ def test_a_storm_leaves_nothing_behind(
     upstream.wait(timeout=GONE, in_flight=0)
     answers = trio.run(calm, deployment, token["token"])
     aftermath.assert_nothing_left(server, upstream, before, within=GONE)
-    assert time.monotonic() - over < GONE + PROMPT + GONE
+    assert time.monotonic() - over < GONE + 2 * usual + PROMPT + GONE
 
     assert [(answer.status, answer.complete) for answer, _ in answers] == [(200, True)] * CALM_REQUESTS
-    assert max(took for _, took in answers) < PROMPT
+    assert max(took for _, took in answers) < 2 * usual + PROMPT
 
     rows = list(aftermath.every_row(server))
     found = aftermath.outcomes(rows)
