@@ -32,8 +32,8 @@ def main() -> int:
         connection.request("GET", "/ready")
         answer = connection.getresponse()
         words = answer.read(300).decode("utf-8", "replace")
-    except OSError as error:
-        print(f"not reachable: {error.strerror or error}")  # noqa: T201 - what `docker inspect` shows
+    except (OSError, http.client.HTTPException) as error:
+        print(f"not reachable: {getattr(error, 'strerror', None) or error!r}")  # noqa: T201 - what `docker inspect` shows
         return 1
     finally:
         connection.close()

@@ -63,8 +63,9 @@ def main() -> None:
         packages["systemd"] = "systemd"
     if find_prometheus() is None:
         packages["prometheus"] = "prometheus"
-    if shutil.which("curl") is None:
-        packages["curl"] = "curl"
+    for program in ("curl", "wget"):
+        if shutil.which(program) is None:
+            packages[program] = program
     if packages:
         sys.stdout.write(f"Installing for the tests: {', '.join(packages)}\n")
         sys.stdout.flush()
