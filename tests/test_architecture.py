@@ -43,7 +43,12 @@ FENCED = {
     ),
     "hypercorn": ("llm_proxy/serving/", "tests/"),
     "benchmarks": ("benchmarks/", "tests/"),
-    "tests": ("tests/", "benchmarks/databases.py", "benchmarks/pictures/roll_out.py"),
+    "tests": (
+        "tests/",
+        "benchmarks/databases.py",
+        "benchmarks/pictures/roll_out.py",
+        "benchmarks/pictures/dashboard.py",
+    ),
 }
 #: Names of databases, which `db/dialects` alone may compare with.
 DATABASES = {"sqlite", "postgresql", "mysql", "mariadb"}

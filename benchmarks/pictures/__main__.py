@@ -1,4 +1,4 @@
-"""`python -m benchmarks.pictures`: record what the pictures of docs/architecture show, and draw them."""
+"""`python -m benchmarks.pictures`: record what pictures of the documentation show, and draw them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import msgspec
 
 from benchmarks.bench import Bench
 from benchmarks.databases import Databases, Kind
-from benchmarks.pictures import batches, roll_out
+from benchmarks.pictures import batches, dashboard, roll_out
 from benchmarks.processes import ROOT
 from benchmarks.proxy import clean_environment
 
 RECORDS = Path(__file__).parent
 IMAGES = ROOT / "docs" / "images" / "architecture"
-PICTURES = ("batches", "roll-out")
+PICTURES = ("batches", "roll-out", "dashboard")
 
 
 @click.group(help=__doc__)
@@ -28,7 +28,10 @@ def main() -> None:
 @main.command()
 @click.option("--only", type=click.Choice(PICTURES), help="One of them; all otherwise.")
 def record(only: str | None) -> None:
-    """Run proxies under load and write down what they do, in JSON beside the program; needs PostgreSQL and nginx."""
+    """Run proxies under load and write down what they do, in JSON beside the program.
+
+    It takes PostgreSQL, nginx and Prometheus.
+    """
     clean_environment()
     databases = Databases(durable=True)
     try:
@@ -38,6 +41,8 @@ def record(only: str | None) -> None:
                 _write("batches", [attrs.asdict(window) for window in batches.record(bench)])
             if only in {None, "roll-out"}:
                 _write("roll-out", attrs.asdict(roll_out.record(bench)))
+            if only in {None, "dashboard"}:
+                _write("dashboard", [attrs.asdict(panel) for panel in dashboard.record(bench)])
     finally:
         databases.close()
 
@@ -51,7 +56,8 @@ def drawn() -> dict[str, bytes]:
     """The pictures of what was recorded last, by their names."""
     windows = msgspec.json.decode((RECORDS / "batches.json").read_bytes(), type=list[batches.Window])
     roll = msgspec.json.decode((RECORDS / "roll-out.json").read_bytes(), type=roll_out.Record)
-    return {"batches": batches.draw(windows), "roll-out": roll_out.draw(roll)}
+    panels = msgspec.json.decode((RECORDS / "dashboard.json").read_bytes(), type=list[dashboard.Panel])
+    return {"batches": batches.draw(windows), "roll-out": roll_out.draw(roll), "dashboard": dashboard.draw(panels)}
 
 
 @main.command()

@@ -12,7 +12,7 @@ import trio
 import yaml
 
 from benchmarks.processes import Upstream
-from tests.containers import dashboard
+from tests.containers import dashboard, monitoring_pages
 from tests.containers.traffic import Traffic
 from tests.databases.fixtures import lacking
 from tests.databases.kinds import on
@@ -80,6 +80,7 @@ async def test_every_panel_and_alert_has_data_and_the_sums_are_right(
     with running_prometheus(tmp_path, f"127.0.0.1:{deployment.server.port}", interval="250ms") as prometheus:
         missing = [(query.panel, query.legend, query.asked(INTERVAL)) for query in lines()]
         missing += [("alert", name, query) for name, query in zip(RULES, alert_queries(), strict=True)]
+        missing += [("page", "", COMPARISON.sub("", query)) for query in monitoring_pages.expressions()]
 
         def all_have_data() -> bool:
             missing[:] = [one for one in missing if not prometheus.series(one[2], start, INTERVAL)]
@@ -131,6 +132,18 @@ class TestRules:
             check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+    def test_the_configuration_of_the_page_is_one(self, tmp_path: Path) -> None:
+        there, here = "/etc/prometheus/llm-proxy-alerts.yaml", str(FOLDER / "alerts.yaml")
+        (tmp_path / "prometheus.yaml").write_text(monitoring_pages.configuration().replace(there, here))
+        done = subprocess.run(
+            ["promtool", "check", "config", str(tmp_path / "prometheus.yaml")],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert f"{len(RULES)} rules found" in done.stdout
 
     def test_each_fires_when_it_should_and_not_before(self) -> None:
         done = subprocess.run(["promtool", "test", "rules", str(CASES)], capture_output=True, text=True, check=False)

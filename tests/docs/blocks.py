@@ -24,7 +24,6 @@ REASONS = (
     "it needs a network",
     "it needs systemd",
     "it needs ten minutes",
-    "they need a Prometheus that has scraped",
 )
 _BLOCK = re.compile(
     r"(?:^ *<!-- (?P<not>not )?run: (?P<words>[^\n]+) -->\n)?^ *```(?P<language>[\w-]*)[^\n`]*\n(?P<text>.*?)^ *```$",
