@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +21,8 @@ import yaml
 
 from benchmarks.processes import Process
 from db.database import opened
-from db.dsn import parse
+from db.dsn import Target, parse
+from db.migrate import is_at_head
 from db.options import Options
 from tests.containers.image import Containers, Image
 from tests.containers.test_compose import COMPOSE, FOLDER, PROXIES, SERVICES, make_secrets
@@ -92,6 +94,14 @@ def stop_in_time(name: str, process: Process) -> None:
     assert process.popen.wait(grace(name)) == 0
 
 
+def stop_a_database(name: str, instance: Instance) -> None:
+    """The signal of its image (SIGINT for PostgreSQL, SIGTERM for MySQL) ends it within its time, and cleanly."""
+    began = time.monotonic()
+    instance.stop()
+    assert time.monotonic() - began < grace(name)
+    assert instance.status == 0, instance.log
+
+
 def test_every_service_is_started_here() -> None:
     assert {*PROXIES, "postgres", "mysql", "prometheus", "grafana"} == set(SERVICES)
 
@@ -125,8 +135,18 @@ def watch_a_proxy(name: str, image: Image, tmp_path: Path, secrets: Path) -> Non
             assert tries < TRIES
             pause(server.process)(0.1)
         assert server.is_ready()
+        with opened(target(name, tmp_path, secrets), Options(), exclusive=False) as database:
+            assert database.read_now(is_at_head), "healthy without its tables"
         assert server.stop(grace(name)) == 0, server.output
         assert answer() == 1
+
+
+def target(name: str, tmp_path: Path, secrets: Path) -> Target:
+    """The database of a proxy, as it is reached from outside of the container."""
+    settings = SERVICES[name]["environment"]
+    if file := settings.get("DATABASE_URL_FILE"):
+        return parse(settings["DB_DRIVER"], (secrets / Path(file).name).read_text(), None)
+    return parse(settings["DB_DRIVER"], "", str(tmp_path / settings["DATABASE_PATH"].removeprefix("/")))
 
 
 def test_proxy_sqlite(image: Image, tmp_path: Path, secrets: Path) -> None:
@@ -146,7 +166,14 @@ def set_up_postgres(instance: Instance, secrets: Path) -> None:
 
 def test_postgres_and_its_proxy(image: Image, tmp_path: Path, secrets: Path) -> None:
     require_programs(Kind.POSTGRES)
-    with own_instance(Kind.POSTGRES) as instance:
+    # As the image has it: over the network, only the password lets its user in.
+    rules = b"host all postgres all trust\nhost all all all scram-sha-256\n"
+
+    def prepare(instance: Instance) -> tuple[()]:
+        instance.place("pg_hba.conf", rules)
+        return ()
+
+    with own_instance(Kind.POSTGRES, prepare) as instance:
         port = Address.parse(instance.url, default_port=5432).port
         companions = str(Path(instance.command[0]).parent)
         command = check("postgres", paths={}, env={"PGPORT": str(port), "PATH": f"{companions}:{os.environ['PATH']}"})
@@ -155,8 +182,7 @@ def test_postgres_and_its_proxy(image: Image, tmp_path: Path, secrets: Path) -> 
         assert list(SERVICES["proxy-postgres"]["depends_on"]) == ["postgres"]
         redirect(secrets / "postgres-url", "@postgres:5432/", f"@{HOST}:{port}/")
         watch_a_proxy("proxy-postgres", image, tmp_path, secrets)
-        instance.stop()
-        assert not instance.running
+        stop_a_database("postgres", instance)
         assert not healthy(command)
 
 
@@ -182,8 +208,7 @@ def test_the_command_and_the_check_of_mysql_on_mariadb(secrets: Path) -> None:
                 lambda connection: connection.exec_driver_sql("SELECT @@collation_server").scalar()
             )
         assert collation == "utf8mb4_bin"
-        instance.stop()
-        assert not instance.running
+        stop_a_database("mysql", instance)
         assert not healthy(command)
 
 
@@ -204,9 +229,10 @@ def test_mysql_and_its_proxy(
             f"GRANT ALL PRIVILEGES ON `{scratch.name}`.* TO '{account}'@'%'",
         )
         try:
-            assert healthy(
-                check("mysql", paths={"/run/secrets": str(secrets)}, env={"MYSQL_TCP_PORT": str(address.port)})
-            )
+            paths = {"/run/secrets": str(secrets), f"--user={user} ": f"--user={account} "}
+            command = check("mysql", paths=paths, env={"MYSQL_TCP_PORT": str(address.port)})
+            # It says more, and still ends with 0, where it is not let in.
+            assert subprocess.check_output(command, text=True, timeout=PATIENCE) == "mysqld is alive\n"
             redirect(secrets / "mysql-url", "@tcp(mysql:3306)/", f"@tcp({address.host}:{address.port})/")
             redirect(secrets / "mysql-url", f"/{name}?", f"/{scratch.name}?")
             redirect(secrets / "mysql-url", f"{user}:", f"{account}:")
@@ -257,3 +283,23 @@ def test_grafana_is_given_a_source_and_a_dashboard_that_are_there() -> None:
         assert used <= {source["uid"], "${datasource}"}
     password = SERVICES["grafana"]["environment"]["GF_SECURITY_ADMIN_PASSWORD__FILE"]
     assert Path(password).name in COMPOSE["secrets"]
+
+
+@pytest.mark.parametrize("wget", [["wget"], ["busybox", "wget"]], ids=" ".join)
+def test_checks_with_wget_are_understood_by_both_of_that_name(wget: list[str]) -> None:
+    """The images have busybox's, which knows fewer flags than the one that is run here."""
+    if shutil.which(wget[0]) is None:
+        lacking(f"no {wget[0]}: install the package {wget[0]}")
+    checks = [service["healthcheck"]["test"] for service in SERVICES.values()]
+    flags = {word for words in checks if words[1] == "wget" for word in words[2:-1]}
+    assert flags
+    url = f"http://{HOST}:{free_port()}/"  # where nobody listens
+    assert "unrecognized option" in complaint([*wget, "--no-such-flag", url])
+    assert "unrecognized option" not in complaint([*wget, *sorted(flags), url])
+
+
+def complaint(command: list[str]) -> str:
+    """What a program says that fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert done.returncode != 0
+    return done.stdout + done.stderr

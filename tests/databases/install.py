@@ -63,7 +63,7 @@ def main() -> None:
         packages["systemd"] = "systemd"
     if find_prometheus() is None:
         packages["prometheus"] = "prometheus"
-    for program in ("curl", "wget"):
+    for program in ("curl", "wget", "busybox"):
         if shutil.which(program) is None:
             packages[program] = program
     if packages:

@@ -110,6 +110,11 @@ class Instance:
         """Whether the process exists."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def status(self) -> int | None:
+        """The exit status of the process; None while it runs, or before it was started."""
+        return None if self._process is None else self._process.poll()
+
     def place(self, name: str, content: bytes) -> Path:
         """Put a file that only the server may read into its data folder, or replace it; return its path."""
         path = self._folder / "data" / name
