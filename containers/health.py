@@ -33,7 +33,8 @@ def main() -> int:
         answer = connection.getresponse()
         words = answer.read(300).decode("utf-8", "replace")
     except (OSError, http.client.HTTPException) as error:
-        print(f"not reachable: {getattr(error, 'strerror', None) or error!r}")  # noqa: T201 - what `docker inspect` shows
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        print(f"not reachable: {reason}")  # noqa: T201 - what `docker inspect` shows
         return 1
     finally:
         connection.close()
