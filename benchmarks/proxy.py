@@ -22,6 +22,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.processes import Process, ProcessFailed
 
+_SERVER = (sys.executable, "-m", "llm_proxy", "server")
 _LOOK_EVERY = 0.05
 _ERROR_TAIL = 2000
 
@@ -93,8 +94,7 @@ class Proxy:
             **(env or {}),
         }
         stderr = directory / "proxy.err"
-        command = [*under, sys.executable, "-m", "llm_proxy", "server"]
-        process = Process.start(command, env=settings, stderr=stderr)
+        process = Process.start([*under, *_SERVER], env=settings, stderr=stderr)
         proxy = cls(process, f"http://127.0.0.1:{port}", directory, settings)
         try:
             proxy._await_ready(timeout)
@@ -102,6 +102,12 @@ class Proxy:
             process.kill()
             raise
         return proxy
+
+    def restart(self, timeout: float = 30.0) -> None:
+        """Start it again with the same settings, after it has ended. Raises ProcessFailed as `start` does."""
+        stderr = self.directory / "proxy.err"
+        self.process = Process.start(_SERVER, env=self.env, stderr=stderr)
+        self._await_ready(timeout)
 
     def _await_ready(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,9 +18,9 @@ from benchmarks.bench import Bench
 from benchmarks.databases import Kind
 from benchmarks.pictures.look import LOOK, entitle, written
 from benchmarks.plots import INK, PALETTE, SOFT, WIDTH
-from benchmarks.processes import Process
-from benchmarks.proxy import Proxy, call
+from benchmarks.proxy import Proxy
 from benchmarks.rig import CHAT, Rig, generate_load
+from llm_proxy.metrics.families import UPSTREAM_REQUESTS
 from tests.harness.nginx import find_nginx, running_nginx
 
 SERVERS, CLIENTS = 3, 24
@@ -31,7 +29,6 @@ DELAY, CHUNKS, GAP = 1.0, 30, 0.1
 _BEFORE, _BETWEEN, _LOOK = 3.0, 1.5, 0.1
 #: One connection for each request: nginx ends kept ones at each reload, which clients have to expect of any server.
 _ALONE = ("--header", "Connection: close")
-_IN_FLIGHT = re.compile(r'^llm_proxy_upstream_in_flight_requests\{provider="openai"\} (\d+)', re.MULTILINE)
 _COLOURS = {"serves": "#d3ead9", "leaves": "#fbe3c0", "drains": "#f3c4b0", "starts": "#d9dde2"}
 _WORDS = {
     "serves": "serves",
@@ -95,7 +92,7 @@ def record(bench: Bench) -> Record:
         began = time.monotonic()
         rig.stack.callback(over.set)
         for number, proxy in enumerate(served.proxies):
-            pool.submit(_look_on, number, proxy.url, began, over, found.looks)
+            pool.submit(_look_on, number, proxy, began, over, found.looks)
         since = dict.fromkeys(range(SERVERS), 0.0)
         time.sleep(_BEFORE)
         for number, (proxy, port) in enumerate(zip(served.proxies, ports, strict=True)):
@@ -104,7 +101,7 @@ def record(bench: Bench) -> Record:
             nginx.reload()
             proxy.stop(timeout=60)
             moments += [moments[1] + DELAY, time.monotonic() - began]
-            _start_again(proxy)
+            proxy.restart()
             moments.append(time.monotonic() - began)
             nginx.put_in(port)
             nginx.reload()
@@ -123,28 +120,15 @@ def record(bench: Bench) -> Record:
     return found
 
 
-def _start_again(proxy: Proxy) -> None:
-    command = [sys.executable, "-m", "llm_proxy", "server"]
-    proxy.process = Process.start(command, env=proxy.env, stderr=proxy.directory / "proxy.err")
-    while True:
-        try:
-            if call("GET", f"{proxy.url}/ready")[0] == 200:
-                return
-        except OSError:
-            pass
-        time.sleep(0.02)
-
-
-def _look_on(number: int, url: str, began: float, over: Event, looks: list[Look]) -> None:
+def _look_on(number: int, proxy: Proxy, began: float, over: Event, looks: list[Look]) -> None:
     while not over.wait(_LOOK):
         at = round(time.monotonic() - began, 2)
         try:
-            text = call("GET", f"{url}/metrics")[1].decode()
+            in_flight = int(proxy.metrics().get(UPSTREAM_REQUESTS.name, 0))
         except OSError:
             looks.append(Look(number, at, None))
-            continue
-        match = _IN_FLIGHT.search(text)
-        looks.append(Look(number, at, int(match[1]) if match else 0))
+        else:
+            looks.append(Look(number, at, in_flight))
 
 
 def draw(found: Record) -> bytes:

@@ -103,16 +103,12 @@ class Fleet:
     """What a number of replicas, each with one worker, take at a rate that is spread evenly over them and many tokens.
 
     Attributes:
-        replicas: each with one worker.
-        rate: requests per second of all together.
         n: requests that share a transaction.
         proxy_cores: in use, of all replicas together.
         database_cores: in use at the database.
         commits: transactions per second.
     """
 
-    replicas: int
-    rate: float
     n: float
     proxy_cores: float
     database_cores: float
@@ -123,8 +119,6 @@ class Fleet:
         """Work it out from what was measured."""
         n = found.sharing(rate / replicas)
         return cls(
-            replicas,
-            rate,
             n,
             rate * found.proxy.per_request(n) / 1e6,
             rate * found.database.per_request(n) / 1e6,
@@ -137,12 +131,10 @@ class HotToken:
     """What one token carries that all replicas serve: their transactions take turns at its row.
 
     Attributes:
-        rate: requests per second.
         n: requests in a transaction, so that the turns are enough; endless where no size is.
         seconds: from a transaction's begin to its commit, on average, waiting for its turn included.
     """
 
-    rate: float
     n: float
     seconds: float
 
@@ -157,4 +149,4 @@ class HotToken:
         turn = found.seconds.per_transaction(n)
         load = rate * found.seconds.per_transaction(1)
         longest = replicas * turn
-        return cls(rate, n, min(longest, turn * (1 + load / (2 * (1 - load)))) if load < 1 else longest)
+        return cls(n, min(longest, turn * (1 + load / (2 * (1 - load)))) if load < 1 else longest)

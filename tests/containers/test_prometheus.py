@@ -122,32 +122,26 @@ async def rules_are_evaluated(prometheus: Prometheus) -> None:
     assert health == dict.fromkeys(RULES, "ok")
 
 
+def approved(*arguments: str) -> str:
+    """What promtool prints that finds nothing wrong."""
+    done = subprocess.run(["promtool", *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
 @pytest.mark.usefixtures("prometheus_program")
 class TestRules:
     def test_the_configuration_is_one(self) -> None:
-        done = subprocess.run(
-            ["promtool", "check", "config", "--syntax-only", str(FOLDER / "prometheus.yaml")],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
+        approved("check", "config", "--syntax-only", str(FOLDER / "prometheus.yaml"))
 
     def test_the_configuration_of_the_page_is_one(self, tmp_path: Path) -> None:
         there, here = "/etc/prometheus/llm-proxy-alerts.yaml", str(FOLDER / "alerts.yaml")
         (tmp_path / "prometheus.yaml").write_text(monitoring_pages.configuration().replace(there, here))
-        done = subprocess.run(
-            ["promtool", "check", "config", str(tmp_path / "prometheus.yaml")],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert f"{len(RULES)} rules found" in done.stdout
+        said = approved("check", "config", str(tmp_path / "prometheus.yaml"))
+        assert f"{len(RULES)} rules found" in said
 
     def test_each_fires_when_it_should_and_not_before(self) -> None:
-        done = subprocess.run(["promtool", "test", "rules", str(CASES)], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        approved("test", "rules", str(CASES))
 
     def test_each_has_a_case_in_which_it_fires_and_one_in_which_it_does_not(self) -> None:
         cases = [case for test in yaml.safe_load(CASES.read_text())["tests"] for case in test["alert_rule_test"]]
