@@ -19,12 +19,11 @@ from llm_proxy.manage.problems import (
     Problem,
     RequestTimeout,
     RequestTooLarge,
-    TooManyAttempts,
     Unauthorized,
     UnsupportedMediaType,
 )
 
-_EVERYWHERE: Final = (Unauthorized, MethodNotAllowed, TooManyAttempts, InternalError, DatabaseUnavailable)
+_EVERYWHERE: Final = (Unauthorized, MethodNotAllowed, InternalError, DatabaseUnavailable)
 _WITH_BODY: Final = (InvalidJson, InvalidBody, RequestTimeout, RequestTooLarge, UnsupportedMediaType)
 
 _PROBLEM: Final = {

@@ -130,7 +130,7 @@ def blueprint(context: Context, resources: Sequence[Resource]) -> Blueprint:
         g.request_id = request_id()
         # A request has a task of its own, so this ends with it.
         structlog.contextvars.bind_contextvars(request_id=g.request_id)
-        await guard.admit(request.remote_addr or "", request.headers.getlist("Authorization"))
+        guard.admit(request.remote_addr or "", request.headers.getlist("Authorization"))
 
     @routes.after_request
     async def name_request(response: Response) -> Response:

@@ -189,18 +189,6 @@ class UnsupportedMediaType(Problem):
     usual = "Send it with the header 'Content-Type: application/json'."
 
 
-class TooManyAttempts(Problem):
-    """Too many wrong management tokens came from one address."""
-
-    status = 429
-    code = "too_many_attempts"
-    error = "Too many wrong management tokens"
-
-    def __init__(self, seconds: int) -> None:
-        """Tell when to try again, in seconds."""
-        super().__init__(f"Try again in {seconds} s, with the right one.", {"Retry-After": str(seconds)})
-
-
 class InternalError(Problem):
     """The program is at fault."""
 

@@ -192,8 +192,8 @@ class Settings:
     trusted_proxies: tuple[Network, ...] = SERVER.setting(
         kinds.NETWORKS,
         "",
-        "Networks of reverse proxies whose `X-Forwarded-For` is believed, separated by commas. It tells the clients "
-        "apart that guess the management token.",
+        "Networks of reverse proxies whose `X-Forwarded-For` is believed, separated by commas; the log then shows the "
+        "client's own address.",
     )
 
     management_token: str | None = SECRETS.optional(

@@ -3,12 +3,13 @@ from __future__ import annotations
 import hmac
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
 from llm_proxy.manage import auth
 from llm_proxy.manage.auth import Guard
-from llm_proxy.manage.problems import TooManyAttempts, Unauthorized
+from llm_proxy.manage.problems import Unauthorized
 from tests.manage.conftest import MANAGEMENT_TOKEN, Api
 
 RIGHT = ["Bearer right-token"]
@@ -21,10 +22,10 @@ def guard() -> Guard:
     return Guard("right-token")
 
 
-async def refused(guard: Guard, address: str = HERE, times: int = 1) -> None:
+def refused(guard: Guard, address: str = HERE, times: int = 1) -> None:
     for _ in range(times):
         with pytest.raises(Unauthorized):
-            await guard.admit(address, WRONG)
+            guard.admit(address, WRONG)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ async def refused(guard: Guard, address: str = HERE, times: int = 1) -> None:
     [["Bearer right-token"], ["bearer right-token"], ["BEARER   right-token "]],
 )
 async def test_the_right_token_opens(guard: Guard, authorization: list[str]) -> None:
-    await guard.admit(HERE, authorization)
+    guard.admit(HERE, authorization)
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,14 @@ async def test_the_right_token_opens(guard: Guard, authorization: list[str]) -> 
 )
 async def test_anything_else_does_not(guard: Guard, authorization: list[str], description: str) -> None:
     with pytest.raises(Unauthorized) as refusal:
-        await guard.admit(HERE, authorization)
+        guard.admit(HERE, authorization)
     assert refusal.value.description == description
 
 
 @pytest.mark.parametrize("authorization", [[], [""], ["Bearer"], ["Bearer "], ["Bearer \xa0"], ["Bearer x"]])
 async def test_where_no_token_is_set_nothing_opens(authorization: list[str]) -> None:
     with pytest.raises(Unauthorized):
-        await Guard("").admit(HERE, authorization)
+        Guard("").admit(HERE, authorization)
 
 
 async def test_tokens_are_compared_in_constant_time(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,83 +75,30 @@ async def test_tokens_are_compared_in_constant_time(guard: Guard, monkeypatch: p
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for token in ("r", "right-token", "x" * 1000):
         with pytest.raises(Unauthorized):
-            await guard.admit(HERE, [f"Bearer {token}"])
+            guard.admit(HERE, [f"Bearer {token}"])
     assert {len(side) for sides in compared for side in sides} == {32}, "of one length, whatever was guessed"
     assert len(compared) == 3
 
 
-async def test_a_guesser_is_refused_unseen(guard: Guard, autojump_clock: trio.testing.MockClock) -> None:
-    await refused(guard, times=auth.ATTEMPTS)
-    for authorization in (WRONG, RIGHT):
-        with pytest.raises(TooManyAttempts) as refusal:
-            await guard.admit(HERE, authorization)
-        assert refusal.value.headers == {"Retry-After": "6"}
-    await guard.admit(THERE, RIGHT)
-    await trio.sleep(4.5)
-    with pytest.raises(TooManyAttempts) as refusal:
-        await guard.admit(HERE, WRONG)
-    assert refusal.value.headers == {"Retry-After": "2"}
-    await trio.sleep(1.5)
-    await refused(guard)
-    with pytest.raises(TooManyAttempts):
-        await guard.admit(HERE, RIGHT)
+async def test_the_right_token_passes_after_any_number_of_wrong_ones(guard: Guard) -> None:
+    refused(guard, times=1000)
+    guard.admit(HERE, RIGHT)
 
 
-async def test_attempts_come_back_up_to_their_number(guard: Guard, autojump_clock: trio.testing.MockClock) -> None:
-    await refused(guard, times=auth.ATTEMPTS)
-    await trio.sleep(100 * auth.ATTEMPTS * auth.ATTEMPT_INTERVAL)
-    await refused(guard, times=auth.ATTEMPTS)
-    with pytest.raises(TooManyAttempts):
-        await guard.admit(HERE, WRONG)
-
-
-async def test_whoever_shares_an_address_with_a_guesser_is_not_locked_out(
+async def test_wrong_tokens_are_logged_at_most_once_in_an_interval_and_counted(
     guard: Guard, autojump_clock: trio.testing.MockClock
 ) -> None:
-    await guard.admit(HERE, RIGHT)
-    await refused(guard, times=auth.ATTEMPTS)
-    before = trio.current_time()
-    await guard.admit(HERE, RIGHT)
-    assert trio.current_time() == before
-    await refused(guard)
-    assert trio.current_time() == before + auth.SLOWNESS, "but the guesser waits"
-    await trio.sleep(auth.KNOWN_FOR + 1)
-    await refused(guard, times=auth.ATTEMPTS)
-    with pytest.raises(TooManyAttempts):
-        await guard.admit(HERE, RIGHT)
+    with structlog.testing.capture_logs() as logged:
+        refused(guard, times=500)
+        await trio.sleep(auth.LOG_INTERVAL)
+        refused(guard, THERE)
+    assert [(line["address"], line["attempts"]) for line in logged] == [(HERE, 1), (THERE, 500)]
 
 
-async def test_a_missing_token_is_no_guess(guard: Guard) -> None:
-    for _ in range(3 * auth.ATTEMPTS):
-        with pytest.raises(Unauthorized):
-            await guard.admit(HERE, [])
-    await guard.admit(HERE, RIGHT)
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "same"),
-    [
-        ("2001:db8::1", "2001:db8::ffff:1", True),
-        ("2001:db8::1", "2001:db8:0:1::1", False),
-        ("fe80::1%eth0", "fe80::2%eth1", True),
-        ("192.0.2.1", "192.0.2.2", False),
-        ("::ffff:192.0.2.1", "192.0.2.1", True),
-        ("", "unix", False),
-    ],
-)
-async def test_one_client_is_one_address_or_one_ipv6_network(guard: Guard, one: str, other: str, same: bool) -> None:
-    await refused(guard, one, times=auth.ATTEMPTS)
-    if same:
-        with pytest.raises(TooManyAttempts):
-            await guard.admit(other, RIGHT)
-    else:
-        await guard.admit(other, RIGHT)
-
-
-async def test_the_memory_of_addresses_is_bounded(guard: Guard) -> None:
-    for n in range(auth._ADDRESSES + 100):
-        await refused(guard, f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}")
-    assert len(guard._records) == auth._ADDRESSES
+async def test_a_missing_token_is_not_logged(guard: Guard) -> None:
+    with structlog.testing.capture_logs() as logged, pytest.raises(Unauthorized):
+        guard.admit(HERE, [])
+    assert logged == []
 
 
 async def test_every_route_of_the_api_is_behind_the_token(api: Api) -> None:
@@ -172,18 +120,11 @@ async def test_every_route_of_the_api_is_behind_the_token(api: Api) -> None:
             assert reply.headers["WWW-Authenticate"] == 'Bearer realm="llm-proxy management"'
 
 
-async def test_guessing_over_http(api: Api, autojump_clock: trio.testing.MockClock) -> None:
-    for _ in range(auth.ATTEMPTS):
-        reply = await api("GET", "/manage/projects", token="guess")
+async def test_the_right_token_passes_over_http_after_ten_wrong_ones_from_its_address(api: Api) -> None:
+    for _ in range(11):
+        reply = await api("GET", "/manage/projects", token="wrong")
         assert (reply.status, reply.json["description"]) == (401, "The management token is wrong.")
-    reply = await api("GET", "/manage/projects", token=MANAGEMENT_TOKEN)
-    assert (reply.status, reply.headers["Retry-After"]) == (429, "6")
-    assert reply.json == {
-        "error": "Too many wrong management tokens",
-        "code": "too_many_attempts",
-        "description": "Try again in 6 s, with the right one.",
-    }
-    assert (await api("GET", "/manage/projects", address=THERE)).status == 200
+    assert (await api("GET", "/manage/projects", token=MANAGEMENT_TOKEN)).status == 200
 
 
 def test_a_guard_never_shows_its_token() -> None:
