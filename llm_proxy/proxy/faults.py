@@ -4,7 +4,8 @@ OpenAI's is `{"error": {"message", "type", "param", "code"}}`, Anthropic's `{"ty
 "message", "details": {"error_code"}}, "request_id"}`, and our `code` is a further member of its `error`, so that it
 stands in one place for both. The SDKs choose the exception by the status, and take what they show from the body:
 OpenAI's has the code as `error.code`, Anthropic's as `error.error_code`. Both retry 408, 409, 429 and every 5xx unless
-the response says `x-should-retry: false`, and wait for `Retry-After` seconds where it stands.
+the response says `x-should-retry: false`, and wait for `Retry-After` seconds where it stands. Claude Code
+retries a 401 too, for minutes, and obeys that header.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import msgspec
 from llm_proxy.errors import ProxyError
 
 Shape = Literal["openai", "anthropic"]
+
+#: Longest `Retry-After` in seconds that the SDKs obey; after a longer one they try again much too early.
+_PATIENCE = 60
 
 _encode = msgspec.json.Encoder().encode
 
@@ -51,9 +55,9 @@ class _AnthropicBody(msgspec.Struct):
 def fault(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Turn `error` into a response: status, headers and JSON body.
 
-    The headers carry what the client can act upon: `Retry-After` where waiting helps, `X-Should-Retry: false` on a 429
-    where it does not, `Allow` on a 405 (RFC 9110 §15.5.6), `WWW-Authenticate` on a 401 (§15.5.2), and the request's id
-    under each name by which an SDK looks for it.
+    The headers carry what the client can act upon: `Retry-After` if waiting helps, `X-Should-Retry: false` on a 4xx
+    that neither a short wait nor sending it again heals, `Allow` on a 405 (RFC 9110 §15.5.6), `WWW-Authenticate` on a
+    401 (§15.5.2), and the request's id under each name by which an SDK looks for it.
     """
     body: _OpenAIBody | _AnthropicBody
     if shape == "anthropic":
@@ -75,7 +79,7 @@ def fault(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[t
         headers.append((b"request-id", identifier))
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after))
-    elif error.status == 429:
+    if error.status < 500 and error.status != 408 and (error.retry_after is None or error.retry_after > _PATIENCE):
         headers.append((b"x-should-retry", b"false"))
     if error.status == 405:
         headers.append((b"allow", ", ".join(error.allow).encode("ascii")))

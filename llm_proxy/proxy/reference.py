@@ -82,7 +82,7 @@ def sections() -> Iterator[str]:
 def endpoints() -> Iterator[str]:
     """What is allowed where nobody has said anything else; long, and best at the end of a page."""
     yield _ENDPOINTS
-    for provider in builtin.built_in(builtin.OPENAI_URL, 300.0).values():
+    for provider in builtin.built_in(builtin.OPENAI_URL, 600.0).values():
         yield f"`{provider.name}`:\n\n```text\n" + "\n".join(provider.allowed_endpoints) + "\n```\n"
 
 
@@ -144,8 +144,9 @@ def _table() -> str:
         rows.append(f"| {kind.status} | `{kind.code}` | {types} | {when} |")
     rows += [
         "",
-        "Every 503 has `Retry-After: 1`. A 429 has none, because waiting does not help, but `X-Should-Retry: false`. A",
-        "405 has `Allow`, a 401 `WWW-Authenticate: Bearer`.",
+        "Every 503 has `Retry-After: 1`. Every 4xx but 408 has `X-Should-Retry: false`, unless its `Retry-After` is at",
+        "most 60 seconds: SDKs and Claude Code then show the error at once. A 405 has `Allow`, a 401",
+        "`WWW-Authenticate: Bearer`.",
         "",
     ]
     return "\n".join(rows)

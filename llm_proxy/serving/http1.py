@@ -149,12 +149,11 @@ class Http1Connection:
 
     async def answer(self, refusal: Refusal) -> None:
         """Answer for the application; nothing can follow on the connection. A client that is gone is no error."""
-        body = refusal.body
         head = self.reader.head
         writer = ResponseWriter(method="GET" if head is None else head.method, version="1.1", keep_alive=False)
-        fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await self.stream.send_all(writer.start(refusal.status, fields) + writer.body(body, more=False))
+            answer = writer.start(refusal.status, refusal.headers) + writer.body(refusal.body, more=False)
+            await self.stream.send_all(answer)
 
     async def _next_head(self) -> Head | None:
         """Wait for the head of a request; None when the client has ended the connection instead."""

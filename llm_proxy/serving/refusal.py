@@ -18,6 +18,9 @@ CODES: Final = {
     505: "http_version_not_supported",
 }
 
+#: The statuses where the same request may succeed when it is sent again.
+_TRANSIENT: Final = frozenset({408, 500})
+
 
 class Refusal(Exception):
     """A request that never reaches the application, or that the application failed to answer.
@@ -43,6 +46,12 @@ class Refusal(Exception):
             "code": CODES[self.status],
         }
         return json.dumps({"error": error}, separators=(",", ":")).encode()
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The header fields that go with `body`; SDKs and Claude Code obey `X-Should-Retry`."""
+        fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(self.body))]
+        return fields if self.status in _TRANSIENT else [*fields, (b"x-should-retry", b"false")]
 
 
 class PriorKnowledge(Exception):

@@ -161,8 +161,7 @@ class Http2Stream:
     async def answer(self, refusal: Refusal) -> None:
         """Answer in the application's place."""
         self._start, self._remaining = None, None
-        fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(refusal.body))]
-        await self.send({"type": "http.response.start", "status": refusal.status, "headers": fields})
+        await self.send({"type": "http.response.start", "status": refusal.status, "headers": refusal.headers})
         await self.send({"type": "http.response.body", "body": refusal.body})
 
     async def finish(self) -> None:

@@ -66,10 +66,16 @@ def test_waiting_is_advised_where_it_helps() -> None:
     assert b"x-should-retry" not in headers_of(errors.TooManyRequests(retry_after=3))
 
 
-def test_retrying_is_advised_against_where_it_is_hopeless() -> None:
-    headers = headers_of(errors.RequestLimitExceeded())
-    assert headers[b"x-should-retry"] == b"false"
-    assert b"retry-after" not in headers
+@pytest.mark.parametrize("kind", sorted(every_error(), key=str))
+def test_a_4xx_that_a_retry_does_not_heal_says_so(kind: type[ProxyError]) -> None:
+    hopeless = 400 <= kind.status < 500 and kind is not errors.RequestTimeout
+    assert headers_of(kind()).get(b"x-should-retry") == (b"false" if hopeless else None)
+
+
+def test_a_wait_of_more_than_a_minute_is_no_reason_to_retry() -> None:
+    assert b"x-should-retry" not in headers_of(errors.TooManyRequests(retry_after=60))
+    headers = headers_of(errors.TooManyRequests(retry_after=61))
+    assert (headers[b"retry-after"], headers[b"x-should-retry"]) == (b"61", b"false")
 
 
 def test_the_methods_are_told_on_405_and_the_scheme_on_401() -> None:

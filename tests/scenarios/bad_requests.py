@@ -145,12 +145,14 @@ def openai(
         "param": more.get("param"),
         "code": code,
     }
-    return Bad(says, head, body, status, {"error": error}, more.get("headers", {}))
+    retry = {"x-should-retry": None if status == 408 or status >= 500 else "false"}
+    return Bad(says, head, body, status, {"error": error}, retry | more.get("headers", {}))
 
 
 def refused(says: str, head: str, status: int, code: str, message: str, body: str = "") -> Bad:
     """A request that never gets past the server itself; nothing can follow on its connection."""
-    return openai(says, head, status, code, message, body, headers={"connection": "close"})
+    headers = {"connection": "close", "x-should-retry": "false"}
+    return openai(says, head, status, code, message, body, headers=headers)
 
 
 def manage(says: str, head: str, status: int, code: str, error: str, description: str, **more: Any) -> Bad:

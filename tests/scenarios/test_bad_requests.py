@@ -94,7 +94,7 @@ DATA_PLANE = (
         "The API token has used up its request limit. Ask the operator of this proxy to raise it.",
         BODY,
         type="insufficient_quota",
-        headers={"x-should-retry": "false", "retry-after": None},
+        headers={"retry-after": None},
     ),
     # Where to.
     openai("an endpoint that is not allowed", start("GET", "/v1/secrets"), 404, "endpoint_not_allowed", NOT_THERE),

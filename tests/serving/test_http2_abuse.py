@@ -53,6 +53,7 @@ async def test_the_rules_of_http_1_1_hold_too(
         reply = await client.get(path, extra=extra)
         assert (reply.status, reply.ended) == (400, True)
         assert b'"code":"bad_request"' in reply.body
+        assert reply.headers["x-should-retry"] == "false"
     assert app.scopes == []
 
 
