@@ -132,7 +132,7 @@ class Settings:
     )
     request_timeout: float = SERVER.setting(
         kinds.duration(),
-        "5m",
+        "10m",
         "Longest silence of a provider, before its response and between two pieces of it, where the provider file sets "
         "no other.",
     )

@@ -14,7 +14,7 @@ class TestWithoutFile:
         providers = load(tmp_path, None)
         assert list(providers.by_name) == ["openai", "anthropic"]
         assert providers.default.name == "openai"
-        assert providers.default.timeouts == Timeouts(connect=10, response_header=300, idle=90, request=300)
+        assert providers.default.timeouts == Timeouts(connect=10, response_header=600, idle=90, request=600)
 
     def test_settings_choose_default_address_and_timeout(self, tmp_path: Path) -> None:
         environ = {

@@ -148,7 +148,7 @@ def test_flags_come_before_environment_before_dotenv_before_defaults(tmp_path: P
     assert settings.listen_addr == ListenAddress("", 3)
     assert settings.log_level == "debug"
     assert settings.log_format == "text"
-    assert settings.request_timeout == 300.0
+    assert settings.request_timeout == 600.0
 
 
 def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
