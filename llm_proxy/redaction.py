@@ -7,6 +7,7 @@ one errs on the side of caution: a word that merely looks like a key is lost fro
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, MutableMapping
 from typing import Any, Final
@@ -111,6 +112,15 @@ class Redactor:
 
     def _name(self, name: object) -> str:
         return self.text(name if isinstance(name, str) else str(self.value(name, _DEEPEST)))
+
+
+_FORMS_ONLY: Final = Redactor()
+
+
+def quoted(text: str, longest: int = 64) -> str:
+    """Give what a client sent as an error message may show it: in quotes, ASCII, shortened, without credentials."""
+    shortened = text if len(text) <= longest else text[:longest] + "..."
+    return json.dumps(_FORMS_ONLY.text(shortened))
 
 
 def _is_credential(name: object) -> bool:

@@ -18,6 +18,7 @@ from attrs import frozen
 
 from llm_proxy.errors import InvalidJson, ParameterNotAllowed
 from llm_proxy.proxy.headers import Headers, media_type
+from llm_proxy.redaction import quoted
 
 #: Each parameter's values as text, in order of appearance; None stands for a list, an object or a file.
 Parameters = Mapping[str, Sequence[str | None]]
@@ -60,6 +61,7 @@ def read(body: bytes, headers: Headers) -> Parameters:
 class ParameterRules:
     """The compiled `param_whitelist` of a provider."""
 
+    _whitelist: Mapping[str, Sequence[str]]
     _patterns: Mapping[str, re.Pattern[str] | None]
     _folded: Mapping[str, str]
 
@@ -70,7 +72,7 @@ class ParameterRules:
             name: None if "*" in globs else re.compile("|".join(map(fnmatch.translate, globs)))
             for name, globs in whitelist.items()
         }
-        return cls(patterns, {name.casefold(): name for name in whitelist})
+        return cls(whitelist, patterns, {name.casefold(): name for name in whitelist})
 
     def refusal(self, parameters: Parameters) -> ParameterNotAllowed | None:
         """Judge `parameters`; one that is absent is allowed, for the provider's own default applies."""
@@ -81,10 +83,13 @@ class ParameterRules:
             if known != name:
                 return ParameterNotAllowed(f"Write the parameter '{known}' in exactly this way.", param=known)
             pattern = self._patterns[name]
-            if pattern is not None and not all(value is not None and pattern.match(value) for value in values):
-                return ParameterNotAllowed(
-                    f"The value of the parameter '{name}' is not allowed through this proxy.", param=name
-                )
+            if pattern is None:
+                continue
+            for value in values:
+                if value is None or not pattern.match(value):
+                    shown = "as a list, an object or a file" if value is None else quoted(value)
+                    allowed = ", ".join(self._whitelist[name])
+                    return ParameterNotAllowed(f"{name} {shown} is not allowed here (allowed: {allowed})", param=name)
         return None
 
 

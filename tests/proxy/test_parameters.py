@@ -161,11 +161,23 @@ class TestRules:
         found = parameters.read(json.dumps(document).encode(), JSON)
         assert (self.RULES.refusal(found) is None) is allowed
 
-    def test_the_refusal_names_the_parameter_and_not_the_value(self) -> None:
-        refusal = self.RULES.refusal({"model": ("secret",)})
+    @pytest.mark.parametrize(
+        ("value", "shown"),
+        [
+            ("o9", '"o9"'),
+            (None, "as a list, an object or a file"),
+            ("x" * 1000, '"' + "x" * 64 + '..."'),
+            ('a"\n\u202eb', r'"a\"\n\u202eb"'),
+            ("sk-" + "a" * 43, '"[redacted]"'),
+        ],
+    )
+    def test_the_refusal_names_the_value_without_secrets_and_what_is_allowed(
+        self, value: str | None, shown: str
+    ) -> None:
+        refusal = self.RULES.refusal({"model": ("gpt-4o", value)})
         assert refusal is not None
         assert refusal.param == "model"
-        assert "secret" not in refusal.message
+        assert refusal.message == f"model {shown} is not allowed here (allowed: gpt-4o, gpt-4.1-*, o[13])"
 
     def test_each_of_several_values_counts(self) -> None:
         assert self.RULES.refusal({"model": ("gpt-4o", "gpt-5")}) is not None

@@ -149,14 +149,14 @@ DATA_PLANE = (
         "a model that is not allowed",
         '{"model": "o1"}',
         "parameter_not_allowed",
-        "The value of the parameter 'model' is not allowed through this proxy.",
+        'model "o1" is not allowed here (allowed: gpt-4o*)',
         param="model",
     ),
     strict(
         "a list of models",
         '{"model": ["gpt-4o"]}',
         "parameter_not_allowed",
-        "The value of the parameter 'model' is not allowed through this proxy.",
+        "model as a list, an object or a file is not allowed here (allowed: gpt-4o*)",
         param="model",
     ),
     strict(
