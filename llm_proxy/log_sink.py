@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import stat
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 
 class LogError(Exception):
@@ -16,9 +19,13 @@ class LogError(Exception):
 
 
 class Sink:
-    """Where lines go: stderr, or a file that may be moved away by log rotation (it is opened anew within a second)."""
+    """Where lines go: stderr, or a file that may be moved away by log rotation (it is opened anew within a second).
 
-    __slots__ = ("_checked", "_close", "_identity", "_path", "_put", "_torn", "lost")
+    Any thread may write. A lock makes the thread that has it the owner of the descriptor: a descriptor that another
+    thread closes meanwhile may already belong to somebody else's file or socket.
+    """
+
+    __slots__ = ("_checked", "_close", "_identity", "_lock", "_path", "_put", "_torn", "lost")
 
     def __init__(self, path: Path | None) -> None:
         """Open the file, or stderr where `path` is None.
@@ -26,6 +33,8 @@ class Sink:
         Raises:
             LogError: the file cannot be opened.
         """
+        # Reentrant: the garbage collector may make this thread log while it writes a line.
+        self._lock = threading.RLock()
         self._path = path
         self._torn = False
         self._checked = 0
@@ -40,7 +49,7 @@ class Sink:
             try:
                 self._open(path)
             except OSError as error:
-                raise LogError(f"the log file {path} cannot be opened: {error.strerror}; set LOG_FILE anew") from error
+                raise LogError(f"the log file {path} cannot be opened: {_reason(path, error)}; {_ALLOWED}") from error
 
     def write(self, line: bytes, second: int) -> None:
         """Write one line, newline included, at once or not at all. Never raises.
@@ -49,29 +58,33 @@ class Sink:
             line: the bytes.
             second: the time, by which a moved file is noticed.
         """
-        try:
-            if second != self._checked and self._path is not None:
-                self._checked = second
-                self._follow(self._path)
-            if self._torn:
-                line = b"\n" + line
-            written = self._put(line)
-        except OSError:
-            self.lost += 1
-            return
-        # A pipe takes a line longer than its room in part: the next one must not continue it.
-        self._torn = written != len(line)
-        self.lost += self._torn
+        with self._lock:
+            try:
+                if second != self._checked and self._path is not None:
+                    self._checked = second
+                    self._follow(self._path)
+                if self._torn:
+                    line = b"\n" + line
+                written = self._put(line)
+            except OSError:
+                self.lost += 1
+                return
+            # A pipe takes a line longer than its room in part: the next one must not continue it.
+            self._torn = written != len(line)
+            self.lost += self._torn
 
     def close(self) -> None:
         """Close what is open here; lines that come later go straight to stderr."""
-        close = self._close
-        self._path = None
-        self._put, self._close = _plain_stderr()
-        close()
+        with self._lock:
+            close = self._close
+            self._path = None
+            self._put, self._close = _plain_stderr()
+            close()
 
     def _open(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        # Without O_NONBLOCK, opening a FIFO waits until somebody reads it.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        descriptor = os.open(path, flags, 0o640)
         found = os.fstat(descriptor)
         self._identity = (found.st_dev, found.st_ino)
         close = self._close
@@ -86,6 +99,15 @@ class Sink:
         else:
             if (found.st_dev, found.st_ino) != self._identity:
                 self._open(path)
+
+
+_ALLOWED: Final = "set LOG_FILE to a file, to /dev/stdout or /dev/stderr, or to a FIFO that a process reads"
+
+
+def _reason(path: Path, error: OSError) -> str | None:
+    if error.errno != errno.ENXIO:
+        return error.strerror
+    return "it is a socket" if path.is_socket() else "it is a FIFO that no process reads"
 
 
 def _open_stderr() -> tuple[Callable[[bytes], int], Callable[[], None]]:

@@ -6,10 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -337,3 +338,57 @@ def test_a_log_file_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
         LogError, match=rf"the log file {tmp_path}/no/x\.log cannot be opened: No such file or directory"
     ):
         log.configure(path=tmp_path / "no" / "x.log")
+
+
+@pytest.mark.parametrize("kind", ["FIFO that no process reads", "socket"])
+def test_a_log_file_that_would_wait_for_a_reader_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "socket":
+            listener.bind(str(place))
+        else:
+            os.mkfifo(place)
+        with pytest.raises(LogError, match=rf"{place} cannot be opened: it is a {kind}; set LOG_FILE to a file, "):
+            log.configure(path=place)
+
+
+def test_a_fifo_with_a_reader_is_a_log_file_and_loses_lines_when_the_reader_leaves(tmp_path: Path) -> None:
+    fifo = tmp_path / "log"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    with log.configure(path=fifo) as process_log:
+        process_log.request(line())
+        assert b'"event":"request"' in os.read(reader, 1 << 16)
+        os.close(reader)
+        process_log.request(line())
+        assert process_log.lines_lost == 1
+
+
+def test_two_threads_that_notice_a_rotation_at_once_close_the_old_file_once(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both_opening = threading.Barrier(2, timeout=0.2)
+    closed: list[int] = []
+    open_file, close_file = os.open, os.close
+
+    def open_together(*arguments: Any) -> int:
+        with suppress(threading.BrokenBarrierError):
+            both_opening.wait()
+        return open_file(*arguments)
+
+    def close(descriptor: int) -> None:
+        closed.append(descriptor)
+        close_file(descriptor)
+
+    monkeypatch.setattr(os, "close", close)
+    sink = Sink(path)
+    with closing(sink):
+        path.rename(path.with_suffix(".1"))
+        monkeypatch.setattr(os, "open", open_together)
+        writers = [threading.Thread(target=sink.write, args=(b"{}\n", second)) for second in (1, 2)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+    assert (len(closed), len(set(closed)), sink.lost) == (2, 2, 0)
+    assert path.read_text() == "{}\n{}\n"

@@ -264,7 +264,10 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
             "",
             0o600,
             {"LOG_FILE": "{file}/server.log"},
-            "the log file {file}/server.log cannot be opened: Not a directory; set LOG_FILE anew",
+            (
+                "the log file {file}/server.log cannot be opened: Not a directory; set LOG_FILE to a file, to "
+                "/dev/stdout or /dev/stderr, or to a FIFO that a process reads"
+            ),
             2,
         ),
     ],
