@@ -6,11 +6,10 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ import structlog
 
 from llm_proxy import log
 from llm_proxy.log import LogError, RequestLine
-from llm_proxy.log_sink import Sink
 
 CANARY = "sk-canary-0123456789abcdef"
 MANAGEMENT_TOKEN = "hunter2-hunter2"
@@ -244,22 +242,6 @@ def test_a_full_pipe_costs_lines_and_never_waits() -> None:
         os.close(write)
 
 
-def test_a_line_after_one_that_was_cut_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    taken: list[bytes] = []
-
-    def put(line: bytes) -> int:
-        taken.append(line[:5])
-        return len(taken[-1])
-
-    sink = Sink(None)
-    with closing(sink):
-        monkeypatch.setattr(sink, "_put", put)
-        for line in (b"one\n", b"too long\n", b"two\n", b"six\n"):
-            sink.write(line, 0)
-    assert b"".join(taken) == b"one\ntoo l\ntwo\nsix\n"
-    assert sink.lost == 1
-
-
 def test_a_socket_as_stderr_is_not_waited_for() -> None:
     reader, writer = socket.socketpair()
     with closing(reader), closing(writer):
@@ -338,57 +320,3 @@ def test_a_log_file_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
         LogError, match=rf"the log file {tmp_path}/no/x\.log cannot be opened: No such file or directory"
     ):
         log.configure(path=tmp_path / "no" / "x.log")
-
-
-@pytest.mark.parametrize("kind", ["FIFO that no process reads", "socket"])
-def test_a_log_file_that_would_wait_for_a_reader_is_refused_at_once(kind: str, tmp_path: Path) -> None:
-    place = tmp_path / "log"
-    with socket.socket(socket.AF_UNIX) as listener:
-        if kind == "socket":
-            listener.bind(str(place))
-        else:
-            os.mkfifo(place)
-        with pytest.raises(LogError, match=rf"{place} cannot be opened: it is a {kind}; set LOG_FILE to a file, "):
-            log.configure(path=place)
-
-
-def test_a_fifo_with_a_reader_is_a_log_file_and_loses_lines_when_the_reader_leaves(tmp_path: Path) -> None:
-    fifo = tmp_path / "log"
-    os.mkfifo(fifo)
-    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
-    with log.configure(path=fifo) as process_log:
-        process_log.request(line())
-        assert b'"event":"request"' in os.read(reader, 1 << 16)
-        os.close(reader)
-        process_log.request(line())
-        assert process_log.lines_lost == 1
-
-
-def test_two_threads_that_notice_a_rotation_at_once_close_the_old_file_once(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    both_opening = threading.Barrier(2, timeout=0.2)
-    closed: list[int] = []
-    open_file, close_file = os.open, os.close
-
-    def open_together(*arguments: Any) -> int:
-        with suppress(threading.BrokenBarrierError):
-            both_opening.wait()
-        return open_file(*arguments)
-
-    def close(descriptor: int) -> None:
-        closed.append(descriptor)
-        close_file(descriptor)
-
-    monkeypatch.setattr(os, "close", close)
-    sink = Sink(path)
-    with closing(sink):
-        path.rename(path.with_suffix(".1"))
-        monkeypatch.setattr(os, "open", open_together)
-        writers = [threading.Thread(target=sink.write, args=(b"{}\n", second)) for second in (1, 2)]
-        for writer in writers:
-            writer.start()
-        for writer in writers:
-            writer.join()
-    assert (len(closed), len(set(closed)), sink.lost) == (2, 2, 0)
-    assert path.read_text() == "{}\n{}\n"

@@ -14,8 +14,9 @@ from db.errors import Refused, Unavailable
 def back_up(source: Path, to: Path, *, overwrite: bool = False) -> int:
     """Write a copy of the database as it is at this moment, and return its size in bytes.
 
-    The copy appears whole or not at all, is one file without a log beside it, and is for its owner alone. It is made in
-    one step: in several, the library would begin anew whenever somebody writes, and a busy server always does.
+    The copy appears whole or not at all, is one file without a log beside it, and is for its owner alone, as is its
+    folder if that has to be made. It is made in one step: in several, the library would begin anew whenever somebody
+    writes, and a busy server always does.
 
     Raises:
         Refused: there is something at `to` already, or the copy is damaged, as the source then is.
@@ -25,6 +26,7 @@ def back_up(source: Path, to: Path, *, overwrite: bool = False) -> int:
         raise Refused(f"{to} exists; choose another name, or --force to replace it")
     partial = to.with_name(to.name + ".partial")
     try:
+        to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
         partial.chmod(0o600)
         try:

@@ -16,6 +16,13 @@ from llm_proxy.version import VERSION
 #: Seconds until a server that does not answer is given up.
 _TIMEOUT = 30.0
 
+#: The header that every answer of `/manage` has, and no other server's.
+_MARK = "X-LLM-Proxy-Request-ID"
+
+#: A field of the API as its errors name it, and the options that are not called as their fields are.
+_FIELD = re.compile(r"'([a-z_]+)'")
+_OPTIONS = {"duration_minutes": "--duration"}
+
 #: What to do about some of the API's problems, for people who do not write requests.
 _REMEDIES = {
     "project_inactive": "the project is deactivated; 'llm-proxy manage project activate' takes that back",
@@ -77,15 +84,13 @@ class ManagementClient:
         except httpx.TransportError as error:
             raise CannotConnect(self._unreachable(error)) from None
         if response.is_success:
-            return self._json(response) if response.content else None
+            return self._json(response)
         raise self._refused(response)
 
     def _json(self, response: httpx.Response) -> Any:
-        try:
-            return response.json()
-        except json.JSONDecodeError:
-            message = f"{self._base_url} does not answer like an llm-proxy server; check --manage-api-base-url"
-            raise Failure(message) from None
+        if _MARK not in response.headers:
+            raise Failure(f"{self._base_url} does not answer like an llm-proxy server; check --manage-api-base-url")
+        return response.json() if response.content else None
 
     def _unreachable(self, error: httpx.TransportError) -> str:
         reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)).rstrip(".") or type(error).__name__
@@ -120,5 +125,11 @@ def _problem(response: httpx.Response) -> tuple[str, list[str]]:
         return str(error.get("code", "")), [str(error.get("message", ""))]
     code = str(body.get("code", ""))
     # What is wrong with a body or a query is all in the description.
-    keys = ("description",) if code in ("invalid_body", "invalid_query") else ("error", "description")
-    return code, [str(body[key]) for key in keys if body.get(key)]
+    if code in ("invalid_body", "invalid_query"):
+        return code, [_FIELD.sub(_option, str(body.get("description", "")))]
+    return code, [str(body[key]) for key in ("error", "description") if body.get(key)]
+
+
+def _option(field: re.Match[str]) -> str:
+    """Call a field of the API by the option that sets it."""
+    return _OPTIONS.get(field[1]) or "--" + field[1].replace("_", "-")

@@ -44,13 +44,14 @@ class Kind:
 
 @frozen
 class Field:
-    """A named value in a body, a query or an answer."""
+    """A named value in a body, a query or an answer; `null` says what null stands for, in messages."""
 
     name: str
     kind: Kind
     help: str
     required: bool = False
     nullable: bool = False
+    null: str = ""
 
     @property
     def schema(self) -> dict[str, Any]:
@@ -69,7 +70,8 @@ class Field:
         try:
             return self.kind.read(value)
         except (ValueError, OverflowError, msgspec.MsgspecError):
-            raise ValueError(f"'{self.name}' must be {self.kind.words}{' or null' * self.nullable}") from None
+            null = (f" or null ({self.null})" if self.null else " or null") if self.nullable else ""
+            raise ValueError(f"'{self.name}' must be {self.kind.words}{null}") from None
 
 
 def read_values(fields: Collection[Field], given: Mapping[str, object], what: str) -> tuple[dict[str, Any], list[str]]:

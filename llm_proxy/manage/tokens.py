@@ -33,7 +33,11 @@ _EXPIRY: Final = (
     Field("expires_at", MOMENT, "Expires at this time, which is at most ten years ahead."),
 )
 _MAX_REQUESTS: Final = Field(
-    "max_requests", integer(0, MAX_SAFE_INTEGER), "Most requests that it opens; 0 or null: unlimited.", nullable=True
+    "max_requests",
+    integer(1, MAX_SAFE_INTEGER),
+    "Maximum number of requests; null: unlimited.",
+    nullable=True,
+    null="unlimited",
 )
 _NAME: Final = Field("name", text(0, 255), "For people; not unique.")
 
@@ -118,7 +122,7 @@ async def _create(call: Call) -> Answer:
         name=body.get("name", ""),
         active=True,
         expires_at=_expiry(body, now) or now + DEFAULT_LIFE,
-        max_requests=body.get("max_requests") or None,
+        max_requests=body.get("max_requests"),
         request_count=0,
         created_at=now,
         updated_at=now,
@@ -154,7 +158,7 @@ async def _update(call: Call) -> Answer:
     if "active" in body:
         changes["active"] = body["active"]
     if "max_requests" in body:
-        changes["max_requests"] = body["max_requests"] or None
+        changes["max_requests"] = body["max_requests"]
     if (expires_at := _expiry(body, call.now)) is not None:
         changes["expires_at"] = expires_at
 
@@ -197,13 +201,7 @@ _FIELDS: Final = (
     Field("last4", text(4, 4), "The last characters of its secret.", required=True),
     Field("active", BOOLEAN, "False once it is revoked.", required=True),
     Field("expires_at", MOMENT, "When it withers; null: never.", required=True, nullable=True),
-    Field(
-        "max_requests",
-        _MAX_REQUESTS.kind,
-        "Most requests that it opens; null: unlimited.",
-        required=True,
-        nullable=True,
-    ),
+    Field("max_requests", _MAX_REQUESTS.kind, _MAX_REQUESTS.help, required=True, nullable=True),
     Field("request_count", integer(0, MAX_SAFE_INTEGER), "Requests that it has opened.", required=True),
     Field("created_at", MOMENT, "When it was created.", required=True),
     Field("updated_at", MOMENT, "When it was last changed here.", required=True),

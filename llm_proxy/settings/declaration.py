@@ -127,6 +127,12 @@ class Settings:
     listen_addr: ListenAddress = SERVER.setting(
         kinds.LISTEN_ADDRESS, ":8080", "Where the server listens; without a host, on every interface.", flag="--addr"
     )
+    llm_proxy_url: str | None = SERVER.optional(
+        kinds.BASE_URL,
+        "Base URL at which `llm-proxy manage` finds the server. Default: this machine, at `LISTEN_ADDR`, with HTTPS if "
+        "`ENABLE_TLS` is set.",
+        flag="--manage-api-base-url",
+    )
     workers: int = SERVER.setting(
         kinds.integer(1, 256), "1", "Worker processes. More than one needs PostgreSQL or MySQL.", flag="--workers"
     )
@@ -175,7 +181,10 @@ class Settings:
     log_format: LogFormat = SERVER.setting(
         kinds.choice(LogFormat), "json", "One JSON object per line, or lines for people."
     )
-    log_file: Path | None = SERVER.optional(kinds.PATH, "File that the log is appended to; without it, stderr.")
+    log_file: Path | None = SERVER.optional(
+        kinds.PATH,
+        "File that the log is appended to; also `/dev/stdout`, or a FIFO that a process reads. Default: stderr.",
+    )
     metrics_path: str = SERVER.setting(kinds.ROUTE, "/metrics", "Path of the Prometheus metrics.")
     enable_metrics: bool = SERVER.setting(kinds.BOOLEAN, "true", "Whether the metrics are served.")
     cors_allowed_origins: tuple[str, ...] = SERVER.setting(

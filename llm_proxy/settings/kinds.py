@@ -7,6 +7,7 @@ more about the fault raises `Unfit` with its own sentence.
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import re
 from collections.abc import Callable
@@ -67,14 +68,16 @@ def integer(minimum: int, maximum: int | None = None) -> Kind[int]:
 def choice(options: Any) -> Kind[Any]:
     """One of the words of a `Literal`, in any case."""
     words = {word.lower(): word for word in get_args(options)}
+    allowed = ("one of " if len(words) > 1 else "") + ", ".join(words.values())
 
     def parse(text: str) -> Any:
         try:
             return words[text.lower()]
         except KeyError:
+            for close in difflib.get_close_matches(text.lower(), words, n=1):
+                raise Unfit(f"allowed: {allowed}; did you mean {words[close]}?") from None
             raise ValueError from None
 
-    allowed = ("one of " if len(words) > 1 else "") + ", ".join(words.values())
     return Kind(", ".join(f"`{word}`" for word in words.values()), allowed, parse)
 
 

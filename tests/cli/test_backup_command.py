@@ -105,10 +105,17 @@ def test_a_damaged_file_is_not_passed_off_as_a_backup(run: Run, live: Path, fold
     assert not any(path.name.startswith("copy.db") for path in folder.iterdir())
 
 
-def test_a_place_that_cannot_be_written(run: Run, live: Path) -> None:
-    result = run("db", "backup", "missing/copy.db", "--db", "live.db")
+def test_a_place_that_cannot_be_written(run: Run, live: Path, folder: Path) -> None:
+    (folder / "file").touch()
+    result = run("db", "backup", "file/copy.db", "--db", "live.db")
     assert result.exit_code == 2
-    assert result.stderr == "error: the backup missing/copy.db cannot be written: No such file or directory\n"
+    assert result.stderr == "error: the backup file/copy.db cannot be written: File exists\n"
+
+
+def test_a_folder_that_is_missing_is_made_for_its_owner_alone(run: Run, live: Path, folder: Path) -> None:
+    result = run("db", "backup", "backups/copy.db", "--db", "live.db")
+    assert result.exit_code == 0, result.stderr
+    assert oct((folder / "backups").stat().st_mode)[-3:] == "700"
 
 
 @on(*SERVERS)

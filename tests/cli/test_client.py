@@ -20,6 +20,7 @@ class Server:
     url: str = ""
     status: int = 200
     body: bytes = b"{}"
+    headers: dict[str, str] = Factory(lambda: {"X-LLM-Proxy-Request-ID": "r1"})
     asked: list[tuple[str, str, dict[str, str], bytes]] = Factory(list)
 
 
@@ -33,6 +34,8 @@ def server() -> Iterator[Server]:
             answers.asked.append((self.command, self.path, dict(self.headers.items()), body))
             self.send_response(answers.status)
             self.send_header("Content-Length", str(len(answers.body)))
+            for name, value in answers.headers.items():
+                self.send_header(name, value)
             self.end_headers()
             self.wfile.write(answers.body)
 
@@ -95,7 +98,11 @@ def test_what_comes_back(server: Server) -> None:
         ),
         (500, b"[]", "{url} answered with HTTP status 500"),
         (302, b"", "{url} answered with HTTP status 302"),
-        (200, b"<html>", "{url} does not answer like an llm-proxy server; check --manage-api-base-url"),
+        (
+            400,
+            b'{"error":"wrong","code":"invalid_body","description":"\'duration_minutes\' must be x; \'name\' is y."}',
+            "--duration must be x; --name is y",
+        ),
     ],
 )
 def test_refusals_in_words(server: Server, status: int, body: bytes, message: str) -> None:
@@ -106,6 +113,18 @@ def test_refusals_in_words(server: Server, status: int, body: bytes, message: st
 
     assert caught.value.message == message.format(url=server.url)
     assert caught.value.exit_code == 1
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"data": "x"}', b"[1]", b"null"])
+def test_the_answer_of_another_server_is_not_read(server: Server, body: bytes) -> None:
+    server.body, server.headers = body, {}
+
+    with ManagementClient(server.url, "secret") as client, pytest.raises(Failure) as caught:
+        client.get("/manage/projects")
+
+    assert caught.value.message == (
+        f"{server.url} does not answer like an llm-proxy server; check --manage-api-base-url"
+    )
 
 
 @pytest.mark.parametrize("status", [401, 403])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llm_proxy.cli.commands.manage import project
+from llm_proxy.cli.commands.manage.connection import find_server
 from tests.cli.conftest import Run
 from tests.harness.server import MANAGEMENT_TOKEN, Server, running_server
 
@@ -182,10 +183,26 @@ def test_all_tokens_of_a_project_are_revoked(manage: Run, token: dict[str, Any])
         (
             ("token", "generate", "--project-id", "x", "--max-requests", "-1"),
             (
-                "Invalid value for '--max-requests': '-1' is not a whole number, nor 'unlimited'; "
+                "Invalid value for '--max-requests': '-1' is not a whole number above zero, nor 'unlimited'; "
                 "see 'llm-proxy manage token generate --help'"
             ),
             2,
+        ),
+        (
+            ("token", "update", "x", "--max-requests", "0"),
+            (
+                "Invalid value for '--max-requests': '0' is not a whole number above zero, nor 'unlimited'; "
+                "see 'llm-proxy manage token update --help'"
+            ),
+            2,
+        ),
+        (
+            ("token", "generate", "--project-id", "x", "--name", " x", "--max-requests", "99999999999999999999"),
+            (
+                "--project-id must be a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11; --name must be text of up "
+                "to 255 characters, without control characters and without space at its ends; --max-requests must be "
+            ),
+            1,
         ),
         (("token", "generate"), "Missing option '--project-id'; see 'llm-proxy manage token generate --help'", 2),
     ],
@@ -244,6 +261,40 @@ def test_the_token_of_a_server_here_is_sent_to_no_other(run: Run, folder: Path) 
         "run chmod 600 on it\n"
     )
     assert exposed.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("dotenv", "url"),
+    [
+        ("", "http://127.0.0.1:8080"),
+        ("LISTEN_ADDR=:9", "http://127.0.0.1:9"),
+        ("LISTEN_ADDR=0.0.0.0:9", "http://127.0.0.1:9"),
+        ("LISTEN_ADDR=[::]:9", "http://127.0.0.1:9"),
+        ("LISTEN_ADDR=[::1]:9", "http://[::1]:9"),
+        ("LISTEN_ADDR=proxy.example.com:9\nENABLE_TLS=true", "https://proxy.example.com:9"),
+        ("LISTEN_ADDR=:9\nLLM_PROXY_URL=https://proxy.example.com/", "https://proxy.example.com"),
+    ],
+)
+def test_the_server_is_found_by_the_settings(folder: Path, dotenv: str, url: str) -> None:
+    (folder / ".env").write_text(dotenv)
+
+    assert find_server(None, None) == url
+    assert find_server("http://flag:1", None) == "http://flag:1"
+
+
+def test_manage_needs_no_address_beside_the_dotenv_file_of_the_server(run: Run, server: Server, folder: Path) -> None:
+    (folder / ".env").write_text(f"LISTEN_ADDR=:{server.port}\nMANAGEMENT_TOKEN={MANAGEMENT_TOKEN}\n")
+
+    assert run("manage", "project", "list").exit_code == 0
+    elsewhere = run("manage", "project", "list", env={"LLM_PROXY_URL": "http://127.0.0.1:9"})
+    assert elsewhere.stderr.startswith("error: cannot connect to http://127.0.0.1:9 ")
+
+
+def test_a_wrong_address_in_the_settings_is_told(run: Run) -> None:
+    result = run("manage", "project", "list", env={"LLM_PROXY_URL": "localhost:8080"})
+
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: LLM_PROXY_URL='localhost:8080': allowed: an http or https URL")
 
 
 def test_a_base_url_that_is_none(run: Run) -> None:

@@ -124,7 +124,7 @@ CONTROL_PLANE = (
     new(
         "a negative limit",
         {"project_id": UNKNOWN, "max_requests": -1},
-        "'max_requests' must be a whole number from 0 to 9007199254740991 or null.",
+        "'max_requests' must be a whole number from 1 to 9007199254740991 or null (unlimited).",
     ),
     manage(
         "a project that there is not",

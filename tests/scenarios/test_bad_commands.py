@@ -19,7 +19,10 @@ from tests.scenarios.bad_input import CANARY, Command, assert_fit_for_users
 UNKNOWN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
 
 USAGE = (
-    Command("no such command", ("sever",), "No such command 'sever'; see 'llm-proxy --help'"),
+    Command("no such command", ("spam",), "No such command 'spam'; see 'llm-proxy --help'"),
+    Command(
+        "a misspelt command", ("mange",), "No such command 'mange'. Did you mean 'manage'?; see 'llm-proxy --help'"
+    ),
     Command(
         "a command that is nearly there",
         ("manage", "projects"),
@@ -91,11 +94,11 @@ def listing(says: str, url: str, token: str | None, line: str, code: int = 2) ->
 
 
 RANGE = "is not a duration from a minute to ten years, such as 30d, 12h or 90m"
-LIMIT = "is not a whole number, nor 'unlimited'"
+LIMIT = "is not a whole number above zero, nor 'unlimited'"
 HELP = "; see 'llm-proxy manage token generate --help'"
 NO_PROJECT = "There is no such project: No project has this id"
 NO_TOKEN = "There is no such token: No token has this id. A token's id is not its secret"
-NAME = "'name' must be text of 1 to 255 characters, without control characters and without space at its ends"
+NAME = "--name must be text of 1 to 255 characters, without control characters and without space at its ends"
 
 ACCESS = (
     listing(
@@ -176,7 +179,7 @@ REFUSED = (
     manage(
         "a key with a line end",
         f"project create --name a --api-key {CANARY}\n{CANARY}",
-        "'api_key' must be 1 to 4096 printable ASCII characters without spaces",
+        "--api-key must be 1 to 4096 printable ASCII characters without spaces",
     ),
     manage("an empty name", f"project create --name  --api-key {CANARY}", NAME),
     manage(
@@ -187,13 +190,13 @@ REFUSED = (
     manage(
         "a provider that is misspelt",
         f"project create --name a --provider opanai --api-key {CANARY}",
-        "'provider' must be one of openai, anthropic",
+        "--provider must be one of openai, anthropic",
     ),
     manage("no change", "project update {project}", "nothing to change; give --name, --api-key or --provider", 2),
     manage(
         "another provider with the old key",
         "project update {project} --provider anthropic",
-        "'provider' can change from openai only together with 'api_key'",
+        "--provider can change from openai only together with --api-key",
     ),
     manage("a token for nobody", f"token generate --project-id {UNKNOWN}", NO_PROJECT),
     manage(
@@ -228,17 +231,23 @@ REFUSED = (
     manage(
         "no moment",
         "token generate --project-id {project} --expires-at tomorrow",
-        "'expires_at' must be a time with its offset from UTC, such as 2030-01-31T12:00:00Z",
+        "--expires-at must be a time with its offset from UTC, such as 2030-01-31T12:00:00Z",
     ),
     manage(
         "a moment in the past",
         "token generate --project-id {project} --expires-at 2020-01-01T00:00:00Z",
-        "'expires_at' must be in the future, and at most ten years ahead",
+        "--expires-at must be in the future, and at most ten years ahead",
     ),
     manage(
         "a negative limit",
         "token generate --project-id {project} --max-requests -1",
         f"Invalid value for '--max-requests': '-1' {LIMIT}{HELP}",
+        2,
+    ),
+    manage(
+        "a limit of zero",
+        "token generate --project-id {project} --max-requests 0",
+        f"Invalid value for '--max-requests': '0' {LIMIT}{HELP}",
         2,
     ),
     manage(

@@ -16,15 +16,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @cache
 def read_outside() -> frozenset[str]:
-    """Names of attributes that are taken from something called settings, in all modules but those that declare them."""
+    """Names of settings that are read in modules that do not declare them: from settings, or one by `load_setting`."""
     modules = [path for path in (ROOT / "llm_proxy").rglob("*.py") if "settings" not in path.relative_to(ROOT).parts]
     assert len(modules) > 50
-    return frozenset(
+    nodes = [node for path in modules for node in ast.walk(ast.parse(path.read_text()))]
+    attributes = {
         node.attr
-        for path in modules
-        for node in ast.walk(ast.parse(path.read_text()))
+        for node in nodes
         if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and _is_settings(node.value)
-    )
+    }
+    alone = {
+        str(node.args[0].value).lower()
+        for node in nodes
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "load_setting"
+        and isinstance(node.args[0], ast.Constant)
+    }
+    return frozenset(attributes | alone)
 
 
 def _is_settings(node: ast.expr) -> bool:

@@ -12,8 +12,9 @@ import click
 
 from llm_proxy.cli.base_url import BaseUrl
 from llm_proxy.cli.client import ManagementClient
-from llm_proxy.cli.configuration import config_option
+from llm_proxy.cli.configuration import config_option, load_setting
 from llm_proxy.cli.management_token import find_management_token
+from llm_proxy.settings import ListenAddress
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -26,21 +27,31 @@ def with_client(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(
-        *, manage_api_base_url: str, management_token: str | None, config: Path | None, **parameters: Any
+        *, manage_api_base_url: str | None, management_token: str | None, config: Path | None, **parameters: Any
     ) -> None:
-        token = find_management_token(manage_api_base_url, management_token, config)
-        with ManagementClient(manage_api_base_url, token) as client:
+        url = find_server(manage_api_base_url, config)
+        token = find_management_token(url, management_token, config)
+        with ManagementClient(url, token) as client:
             function(client, **parameters)
 
     url = click.option(
         "--manage-api-base-url",
         type=BaseUrl(),
-        default="http://localhost:8080",
-        show_default=True,
-        help="Where the server is.",
+        help="Where the server is.  [LLM_PROXY_URL; default: this machine, at LISTEN_ADDR]",
     )
     token = click.option("--management-token", metavar="TOKEN", help="The server's.  [MANAGEMENT_TOKEN]")
     return url(token(config_option(command)))
+
+
+def find_server(url: str | None, config: Path | None) -> str:
+    """Find the server's base URL: the given one, LLM_PROXY_URL, or the address at which a server here listens."""
+    configured = load_setting("LLM_PROXY_URL", config, LLM_PROXY_URL=url)
+    if configured is not None:
+        return str(configured)
+    address: ListenAddress = load_setting("LISTEN_ADDR", config)
+    host = "127.0.0.1" if address.host in ("", "0.0.0.0", "::") else address.host  # noqa: S104 - compared, not bound
+    scheme = "https" if load_setting("ENABLE_TLS", config) else "http"
+    return f"{scheme}://{ListenAddress(host, address.port)}"
 
 
 def json_option(function: F) -> F:

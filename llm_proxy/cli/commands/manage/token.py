@@ -49,7 +49,7 @@ class _Duration(click.ParamType[int]):
 
 
 class _Limit(click.ParamType[int]):
-    """A number of requests; 0 stands for no limit."""
+    """A number of requests; 'unlimited' becomes 0, which nobody can type."""
 
     name = "limit"
 
@@ -59,15 +59,15 @@ class _Limit(click.ParamType[int]):
         try:
             number = int(value)
         except ValueError:
-            number = -1
-        if number < 0:
-            self.fail(f"{value!r} is not a whole number, nor 'unlimited'", param, ctx)
+            number = 0
+        if number < 1:
+            self.fail(f"{value!r} is not a whole number above zero, nor 'unlimited'", param, ctx)
         return number
 
 
 _DURATION_HELP = "Expires so long from now, such as 30d, 12h or 90m."
 _EXPIRES_HELP = "Expires at this time, such as 2030-01-31T12:00:00Z."
-_LIMIT_HELP = "Most requests that it opens, or 'unlimited'."
+_LIMIT_HELP = "Maximum number of requests, e.g. 1000, or 'unlimited'."
 
 
 @click.group("token", cls=Group)
@@ -187,7 +187,8 @@ def _body(
     if duration is not None and expires_at is not None:
         raise WrongUsage("--duration and --expires-at exclude each other; give one of them")
     body = {"name": name, "duration_minutes": duration, "expires_at": expires_at, "max_requests": max_requests}
-    return {key: value for key, value in body.items() if value is not None}
+    given: dict[str, object] = {key: value for key, value in body.items() if value is not None}
+    return given | ({"max_requests": None} if max_requests == 0 else {})
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
