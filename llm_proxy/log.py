@@ -89,7 +89,7 @@ class Log:
         if not (self._show_failures if failed else self._show_requests):
             return
         try:
-            line.path = self._redactor.text(line.path.partition("?")[0][:_LONGEST_PATH])
+            line.path = self.path(line.path.partition("?")[0][:_LONGEST_PATH])
             if line.model:
                 line.model = self._redactor.text(line.model[:_LONGEST_MODEL])
             if line.reason:
@@ -98,6 +98,10 @@ class Log:
             self._sink.write(self._encode(stamp, "warning" if failed else "info", line), second)
         except Exception:  # noqa: BLE001 (a request must not fail for its log line)
             self._sink.lost += 1
+
+    def path(self, path: str) -> str:
+        """The path of a request as it may be kept, here and in the ledger: without credentials."""
+        return self._redactor.path(path)
 
     @property
     def lines_lost(self) -> int:

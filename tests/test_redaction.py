@@ -41,6 +41,27 @@ def test_what_has_the_form_of_a_credential_is_cut_out(text: str, shown: str) -> 
     assert Redactor().text(text) == shown
 
 
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/v1/models/gpt-4o", "/v1/models/gpt-4o"),
+        ("/v1/models/a%20b%2Fc", "/v1/models/a%20b%2Fc"),
+        (f"/v1/{KEY}/chat/completions", f"/v1/{REDACTED}/chat/completions"),
+        (f"/v1/models/{KEY}", f"/v1/models/{REDACTED}"),
+        ("/v1/models/%73%6B-" + KEY[3:], f"/v1/models/{REDACTED}"),
+        ("/v1/models/s%6b%2D" + KEY[3:] + "%20x", f"/v1/models/{REDACTED} x"),
+        ("/v1/models/%2573k-" + KEY[3:], f"/v1/models/{REDACTED}"),
+        ("/v1/models/the-management-token", f"/v1/models/{REDACTED}"),
+        ("/v1/models/the%2Dmanagement%2dtoken", f"/v1/models/{REDACTED}"),
+        ("/v1/" + "a" * 500 + "/" + KEY, "/v1/" + "a" * 500 + "/" + REDACTED),
+    ],
+)
+def test_a_credential_in_a_path_is_cut_out_however_it_is_encoded(path: str, shown: str) -> None:
+    redactor = Redactor(["the-management-token"])
+    assert redactor.path(path) == redactor.path(path) == shown
+    assert redactor.path(shown) == shown
+
+
 def test_the_secrets_of_the_process_are_cut_out_wherever_they_are() -> None:
     redactor = Redactor(["hunter2-management", "first-key,second-key", None, "", "short", "management"])
     assert redactor.text("xxhunter2-managementyy") == f"xx{REDACTED}yy"

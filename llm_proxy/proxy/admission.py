@@ -37,7 +37,9 @@ def needs_body(inbound: Inbound, providers: Providers) -> bool:
     return inbound.has_body and any(candidate.needs_body for candidate in candidates)
 
 
-def application(inbound: Inbound, token_digest: bytes, providers: Providers, body: bytes | None) -> Application:
+def application(
+    inbound: Inbound, token_digest: bytes, providers: Providers, body: bytes | None, path: str
+) -> Application:
     """Put together what the ledger has to decide on.
 
     Args:
@@ -45,6 +47,7 @@ def application(inbound: Inbound, token_digest: bytes, providers: Providers, bod
         token_digest: the digest of its token.
         providers: all that are configured.
         body: the whole body, where `needs_body` asked for it.
+        path: the path as it may be kept, without credentials.
     """
     found: parameters.Parameters | None = None
     unreadable: ProxyError | None = None
@@ -68,6 +71,6 @@ def application(inbound: Inbound, token_digest: bytes, providers: Providers, bod
         digest=token_digest,
         provider=None if named is None else named.name,
         method=inbound.method,
-        path=inbound.path.decode("ascii"),
+        path=path,
         refusal=refusal,
     )

@@ -101,7 +101,8 @@ class Relay:
         digest = admission.digest(inbound)
         await inbound.begin()
         body = await inbound.whole() if admission.needs_body(inbound, self.providers) else None
-        application = admission.application(inbound, digest, self.providers, body)
+        path = self.request_log.path(inbound.path.decode("ascii"))
+        application = admission.application(inbound, digest, self.providers, body, path)
         if inbound.notify is not None:
             inbound.notify(inbound.leave)
             if inbound.ended:
