@@ -34,6 +34,7 @@ ORIGINS: list[tuple[CrossOrigin, list[bytes], bytes | None]] = [
 @pytest.mark.parametrize(("policy", "values", "allowed"), ORIGINS)
 def test_an_origin_is_allowed_or_it_is_not(policy: CrossOrigin, values: list[bytes], allowed: bytes | None) -> None:
     headers = [(b"host", b"proxy"), *((b"origin", value) for value in values), (b"accept", APP)]
+    assert policy.preflight("OPTIONS", [*headers, (b"access_control_request_method", b"POST")]) is None
     assert policy.origin(headers) == allowed
 
 

@@ -40,6 +40,9 @@ One path decides on the endpoint and is forwarded: the one that was sent. What d
 different paths gets 400 `invalid_path`, and is never repaired: dot segments (`/../`, `/%2e/`), an empty segment (`//`),
 `;`, `\\`, `#`, and escapes that stand for one of `. / \\ % ; # ?` or for a control character.
 
+The target of a request may be a whole URL (`GET http://proxy:8080/v1/models HTTP/1.1`). Its host then takes the place
+of the `Host` header, and its path is judged like any other. `CONNECT` is refused.
+
 Endpoints are matched by whole segments: those [without a provider file](#endpoints-without-a-provider-file), or those
 that [the file](guides/providers.md) allows.
 """
@@ -62,8 +65,8 @@ from the provider itself is passed on as it is; one of the proxy has an `X-LLM-P
 
 _IMPROPER = """\
 What is not proper HTTP is refused before anything looks at its path, in OpenAI's form, and the connection is closed:
-both `Content-Length` and `Transfer-Encoding`, no `Host`, a header twice that may stand once, a header name with `_`, a
-folded line, a head that is too long or too slow. The codes are
+both `Content-Length` and `Transfer-Encoding`, no `Host`, a header twice that may stand once, a folded line, a head
+that is too long or too slow. The codes are
 """
 
 

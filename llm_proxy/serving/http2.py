@@ -1,12 +1,13 @@
 """HTTP/2 connections (RFC 9113), which TLS clients ask for by ALPN.
 
-Framing, header compression, priorities and outgoing flow control are Hypercorn's. This is the only module that touches
-its internals, which is why the version of Hypercorn is pinned exactly. What is changed of them, and why:
+Framing, header compression and outgoing flow control are Hypercorn's. This is the only module that touches its
+internals, which is why the version of Hypercorn is pinned exactly. What is changed of them, and why:
 
 - Streams run in `Http2Stream` instead of Hypercorn's ASGI glue, so that `send` raises once the client is gone, broken
   responses are reset and not silently dropped, and each stream has its deadlines.
 - The reader of a connection never waits for an application: incoming data goes to its stream, within its window.
 - Requests that Hypercorn would trip over, and CONNECT with its WebSockets, are reset before they reach it.
+- The priorities of clients are ignored (RFC 9113 section 5.3.2): a thousand of them would overflow Hypercorn's tree.
 - Whatever escapes nonetheless ends this connection alone: the server reports it, as `run` lets it out.
 """
 
@@ -34,6 +35,7 @@ from llm_proxy.serving.asgi import VERSIONS, Scope
 from llm_proxy.serving.exchange import ClientGone, report_each
 from llm_proxy.serving.frames import FrameLengths
 from llm_proxy.serving.listener import address_of
+from llm_proxy.serving.response import TOKEN
 from llm_proxy.serving.stream import Http2Stream, refusal_of
 from llm_proxy.serving.traffic import Site
 from llm_proxy.serving.transport import RECEIVE_SIZE, SocketTransport
@@ -171,7 +173,7 @@ class Http2Connection:
         stream = Http2Stream(
             self._protocol,
             self.opening,
-            scope["method"],
+            scope,
             write_timeout=config.write_timeout,
             body_timeout=config.body_idle_timeout,
         )
@@ -255,6 +257,11 @@ class _Protocol(H2Protocol):
         if stream is not None:
             await stream.app_send(message)
 
+    async def send_continue(self, stream_id: int) -> None:
+        with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
+            self.connection.send_headers(stream_id, [(b":status", b"100")])
+        await self._flush()
+
     async def consumed(self, stream_id: int, octets: int, *, more: bool) -> None:
         self.held -= octets
         if more:
@@ -307,7 +314,7 @@ class _Protocol(H2Protocol):
                 await self.go_away(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
                 await self.send(Closed())
                 return
-            else:
+            elif not isinstance(event, h2.events.PriorityUpdated):
                 await super()._handle_events([event])
         # h2 answers by itself what it tells nobody of, such as data on a stream that is over: that counts too.
         await self._flush()
@@ -329,7 +336,8 @@ class _Protocol(H2Protocol):
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
         stream_id = request.stream_id
         pseudo = {bytes(name): bytes(value) for name, value in request.headers if name.startswith(b":")}
-        if pseudo[b":method"] == b"CONNECT" or not all(0x20 < octet < 0x7F for octet in pseudo[b":path"]):
+        method, path = pseudo[b":method"], pseudo.get(b":path", b"")  # CONNECT has no path
+        if method == b"CONNECT" or not TOKEN.fullmatch(method) or not all(0x20 < octet < 0x7F for octet in path):
             await self.reset(stream_id, "PROTOCOL_ERROR")
         else:
             self._owner.opening = stream_id

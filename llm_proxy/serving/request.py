@@ -3,8 +3,9 @@
 Theory of operation. llhttp (by way of httptools) parses; this module decides what it is given, and where it stops:
 
 - A head is collected until its empty line has arrived and is fed whole. So every limit is exact however the bytes were
-  cut, `Upgrade` can be left out (RFC 9110 section 7.8 lets a server ignore it), and what llhttp would tolerate is
-  refused first: other protocols and versions, repeated spaces, stray line ends.
+  cut, `Upgrade` can be kept from llhttp (RFC 9110 section 7.8 lets a server ignore it; the application sees it behind
+  the other headers), and what llhttp would tolerate is refused first: other protocols and versions, repeated spaces,
+  stray line ends.
 - A body is fed up to its end and never past it: a `Content-Length` says where that is, and a chunked message always
   ends in CRLF CRLF, so cutting behind each such pair makes the end of the message the end of a piece.
 - What follows belongs to the next request and stays unparsed until `next_request`. Responses are therefore in order by
@@ -28,6 +29,7 @@ _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTT
 _STRAY: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n[ \t]|\x00")
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 HOST: Final = re.compile(rb"(?:[A-Za-z0-9\-._~%!$&'()*+,;=]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
+_ABSOLUTE: Final = re.compile(rb"https?://(?!:)([^/?#@]+)(/[^#]*)?(\?[^#]*)?", re.IGNORECASE)
 _JUDGED: Final = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"})
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n"
 _CHUNK_OVERHEAD: Final = 16 * 1024
@@ -42,9 +44,10 @@ class Head:
 
     Attributes:
         method: as sent; methods are case-sensitive.
-        target: the request target, origin-form or `*`, exactly as sent.
+        target: the request target, origin-form or `*`, exactly as sent; of absolute-form, what follows the authority.
         version: `1.0` or `1.1`.
-        headers: in order, names in lower case, values without surrounding white space.
+        headers: in order, names in lower case, values without surrounding white space. `host` is the authority of an
+            absolute-form target.
         keep_alive: the client lets the connection live on (RFC 9112 section 9.3).
         expects_continue: the client waits for `100 Continue` before it sends its body (RFC 9110 section 10.1.1).
         content_length: octets of the body; None when the body is chunked.
@@ -75,6 +78,7 @@ class RequestReader:
         self._searched = 0
         self._parser = httptools.HttpRequestParser(self)
         self._line: tuple[bytes, bytes, bytes] = (b"", b"", b"")
+        self._authority: bytes | None = None
         self._headers: list[tuple[bytes, bytes]] = []
         self._judged: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
@@ -172,17 +176,25 @@ class RequestReader:
         if match is None:
             raise Refusal(400, "The request line is malformed.")
         method, target, version = match.group(1, 2, 3)
-        self._line = method, target, version
         if version not in {b"1.1", b"1.0"}:
             if head.startswith(_PREFACE):
                 raise PriorKnowledge
             raise Refusal(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+        self._authority = None
         if method == b"CONNECT" or (not target.startswith(b"/") and (method, target) != (b"OPTIONS", b"*")):
-            raise Refusal(400, "The request target has to be a path that begins with '/'.")
+            absolute = _ABSOLUTE.fullmatch(target)
+            if method == b"CONNECT" or absolute is None:
+                raise Refusal(400, "The request target has to be a path that begins with '/', or an http or https URL.")
+            self._authority, path, query = absolute.group(1, 2, 3)
+            # RFC 9112 section 3.2.4: OPTIONS of a URL without a path asks about the server as a whole.
+            target = (path or (b"*" if method == b"OPTIONS" and not query else b"/")) + (query or b"")
+        self._line = method, target, version
+        upgrades: list[tuple[bytes, bytes]] = []
         try:
             self._parse(head)
         except httptools.HttpParserUpgrade:
             # llhttp takes an upgrade for granted and stops behind the head, whose body would then be read as a request.
+            upgrades = [field for field in self._headers if field[0] == b"upgrade"]
             self.head, self.complete, self._refusal = None, False, None
             self._parser = httptools.HttpRequestParser(self)
             self._parse(_UPGRADE.sub(b"", head))
@@ -190,6 +202,7 @@ class RequestReader:
             raise self._refusal
         if self.head is None:
             raise Refusal(400, "The request head is malformed.")
+        self.head.headers += upgrades
 
     def _read_body(self, data: bytes) -> None:
         if self._remaining:
@@ -238,7 +251,7 @@ class RequestReader:
             name = name.lower()
             field = (name, value.rstrip(b" \t"))
             self._headers.append(field)
-            if name in _JUDGED or b"_" in name:
+            if name in _JUDGED:
                 self._judged.append(field)
 
     def on_headers_complete(self) -> None:
@@ -248,7 +261,7 @@ class RequestReader:
             method.decode("ascii"), target, version.decode("ascii"), self._headers, self._parser.should_keep_alive()
         )
         try:
-            _judge(head, self._judged)
+            _judge(head, self._judged, self._authority)
         except Refusal as refusal:
             self._refusal = refusal
         self.head = head
@@ -270,26 +283,28 @@ class RequestReader:
         self.complete = True
 
 
-def _judge(head: Head, fields: list[tuple[bytes, bytes]]) -> None:
+def _judge(head: Head, fields: list[tuple[bytes, bytes]], authority: bytes | None) -> None:
     """Take from the header section what concerns the connection, and refuse what it may not hold.
 
-    `fields` are those of `_JUDGED`, and those with an underscore in their names. llhttp has made sure before that there
-    is at most one `Content-Length`, a number, and no `Transfer-Encoding` beside.
+    `fields` are those of `_JUDGED`, by their exact names: `Content_Length` is a header like any other. llhttp has made
+    sure before that there is at most one `Content-Length`, a number, and no `Transfer-Encoding` beside.
     """
     judged: dict[bytes, bytes] = {}
     for name, value in fields:
-        if name in _JUDGED:
-            if name in judged and name != b"connection":
-                raise Refusal(400, f"The header '{name.decode()}' was sent twice.")
-            judged[name] = judged[name] + b"," + value if name in judged else value
-        else:
-            raise Refusal(400, "Header names with an underscore are refused, for some readers take it for a '-'.")
+        if name in judged and name != b"connection":
+            raise Refusal(400, f"The header '{name.decode()}' was sent twice.")
+        judged[name] = judged[name] + b"," + value if name in judged else value
     modern = head.version == "1.1"
     host = judged.get(b"host", None if modern else b"")
     if host is None:
         raise Refusal(400, "The Host header is missing.")
     if not HOST.fullmatch(host):
         raise Refusal(400, "The Host header is malformed.")
+    if authority is not None:  # RFC 9112 section 3.2.2: it takes the place of Host
+        if not HOST.fullmatch(authority):
+            raise Refusal(400, "The authority of the request target is malformed.")
+        head.headers = [field for field in head.headers if field[0] != b"host"]
+        head.headers.insert(0, (b"host", authority))
     if b"content-length" in judged:
         head.content_length = int(judged[b"content-length"])
     if b"connection" in judged and b"close" in [word.strip().lower() for word in judged[b"connection"].split(b",")]:

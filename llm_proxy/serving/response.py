@@ -10,7 +10,7 @@ from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
 
-_TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+TOKEN: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _CONTROLS: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
 _DIGITS: Final = re.compile(rb"[0-9]{1,19}")
 _STATUS_LINES: Final = {
@@ -192,7 +192,7 @@ def _length(value: bytes, before: int | None) -> int:
 def _check_name(name: bytes) -> None:
     if name in _KNOWN_NAMES:
         return
-    if not _TOKEN.fullmatch(name):
+    if not TOKEN.fullmatch(name):
         raise InvalidResponse(f"{bytes(name)!r} is not a header name")
     if len(_KNOWN_NAMES) < _KNOWN_NAMES_LIMIT:
         _KNOWN_NAMES.add(bytes(name))

@@ -21,6 +21,9 @@ class Line(Protocol):
     async def forward(self, stream_id: int, message: Any) -> None:
         """Send an ASGI message of a response; waits for flow control."""
 
+    async def send_continue(self, stream_id: int) -> None:
+        """Send the interim response 100 (RFC 9110 section 15.2.1)."""
+
     async def consumed(self, stream_id: int, octets: int, *, more: bool) -> None:
         """Note that so much of the request was used up; the client may send as much again, where more is due."""
 
@@ -38,11 +41,12 @@ class Http2Stream:
     takes the data, so one slow reader does not hold up the other streams of a connection.
     """
 
-    def __init__(self, line: Line, stream_id: int, method: str, *, write_timeout: float, body_timeout: float) -> None:
+    def __init__(self, line: Line, stream_id: int, scope: Scope, *, write_timeout: float, body_timeout: float) -> None:
         """Begin a stream; the timeouts are `ServeConfig.write_timeout` and `body_idle_timeout`."""
         self._line = line
         self._id = stream_id
-        self._head_only = method == "HEAD"
+        self._head_only = scope["method"] == "HEAD"
+        self._continue_due = any(name == b"expect" for name, _ in scope["headers"])
         self._write_timeout = write_timeout
         self._body_timeout = body_timeout
         self._inbox: list[bytes] = []
@@ -62,6 +66,7 @@ class Http2Stream:
     def data_arrived(self, data: bytes, octets: int) -> None:
         """Take a piece of the request's body, which used `octets` of flow control."""
         self._inbox.append(data)
+        self._continue_due = False
         self.owed += octets
         self._arrival.set()
 
@@ -94,6 +99,10 @@ class Http2Stream:
                 if self._body_read:
                     patience.deadline = float("inf")
                 self._arrival = trio.Event()
+                if self._continue_due and not self._body_read and self._start is None:
+                    self._continue_due = False
+                    await self._line.send_continue(self._id)
+                    continue
                 await self._arrival.wait()
         if patience.cancelled_caught and not self._gone:
             await self._overdue()
@@ -183,8 +192,8 @@ def refusal_of(scope: Scope) -> Refusal | None:
     if not scope["raw_path"].startswith(b"/"):
         return Refusal(400, "The path has to begin with '/'.")
     for name, value in scope["headers"]:
-        if b"_" in name:
-            return Refusal(400, "Header names with an underscore are refused, for some readers take it for a '-'.")
         if name == b"host" and not HOST.fullmatch(value):
             return Refusal(400, "The authority is malformed.")
+        if name == b"expect" and value.lower() != b"100-continue":
+            return Refusal(417, "The only expectation that is known here is '100-continue'.")
     return None

@@ -120,6 +120,15 @@ async def test_every_route_of_the_api_is_behind_the_token(api: Api) -> None:
             assert reply.headers["WWW-Authenticate"] == 'Bearer realm="llm-proxy management"'
 
 
+async def test_a_header_name_with_an_underscore_is_another_name(api: Api) -> None:
+    """As WSGI would not have it, where `Content_Type` and `Content-Type` are one variable."""
+    body = {"name": "p", "api_key": "sk-key-1234"}
+    ignored = {"Content_Type": "text/plain", "X_HTTP_Method_Override": "DELETE", "Content_Length": "1"}
+    assert (await api("POST", "/manage/projects", body, headers=ignored)).status == 201
+    alone = {"Authorization_": f"Bearer {MANAGEMENT_TOKEN}", "Authorization": "Bearer wrong-token"}
+    assert (await api("GET", "/manage/projects", headers=alone)).status == 401
+
+
 async def test_the_right_token_passes_over_http_after_ten_wrong_ones_from_its_address(api: Api) -> None:
     for _ in range(11):
         reply = await api("GET", "/manage/projects", token="wrong")

@@ -172,7 +172,7 @@ ROWS = (
     ),
     Row(
         "RFC 6455 4",
-        "a WebSocket handshake with one byte more is a plain request, and half of another",
+        "a WebSocket handshake with one byte more is a request like any other, and half of another",
         get(b"Connection: Upgrade", b"Upgrade: websocket", b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Key: eA==")
         + b"\x01",
     ),

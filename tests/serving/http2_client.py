@@ -23,9 +23,11 @@ class Reply:
     """What has come back on one stream.
 
     Attributes:
+        interim: the statuses of the interim responses.
         ended: the server has finished it; `reset` holds the error code when it broke it off.
     """
 
+    interim: list[str] = Factory(list)
     headers: dict[str, str] = Factory(dict)
     body: bytes = b""
     ended: bool = False
@@ -130,6 +132,9 @@ class Http2Client:
             case h2.events.ResponseReceived(stream_id=number, headers=headers):
                 assert number is not None
                 self.replies[number].headers = {str(name): str(value) for name, value in headers or []}
+            case h2.events.InformationalResponseReceived(stream_id=number, headers=headers):
+                assert number is not None
+                self.replies[number].interim += [str(value) for name, value in headers or [] if str(name) == ":status"]
             case h2.events.DataReceived(stream_id=number, data=data, flow_controlled_length=length):
                 assert number is not None
                 self.replies[number].body += data or b""

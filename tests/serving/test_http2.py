@@ -293,6 +293,55 @@ async def test_an_answer_before_the_end_of_the_request_stops_the_client(
         assert (await client.get()).status == 413
 
 
+@pytest.mark.parametrize("body_follows", [True, False])
+async def test_100_is_sent_once_and_only_when_the_body_is_wanted(
+    body_follows: bool, serve_tls: ServeTls, trust: ssl.SSLContext
+) -> None:
+    app = Echo()
+    async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
+        expects = [("expect", "100-Continue")]
+        if body_follows:
+            number = await client.ask(method="POST", extra=expects, end=False)
+            with trio.fail_after(5):
+                while not client.replies[number].interim:
+                    await client.change()
+            await client.send(number, b"bo")
+            await client.send(number, b"dy", end=True)
+            reply = await client.reply(number)
+        else:
+            reply = await client.get(extra=expects)
+        assert (reply.status, reply.body, reply.ended) == (200, b"body" if body_follows else b"", True)
+        assert reply.interim == ["100"] * body_follows
+    assert server.reports == []
+
+
+async def test_there_is_no_100_when_the_body_has_begun(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    gate = trio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"
+        await gate.wait()
+        await respond(send, await read_all(receive))
+
+    async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
+        number = await client.ask(method="POST", extra=[("expect", "100-continue")], end=False)
+        await client.send(number, b"bo")
+        await wait_all_tasks_blocked(0.02)
+        gate.set()
+        await wait_all_tasks_blocked(0.02)
+        await client.send(number, b"dy", end=True)
+        reply = await client.reply(number)
+        assert (reply.body, reply.interim) == (b"body", [])
+
+
+async def test_a_refusal_comes_at_once_and_without_100(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    async with serve_tls(saying(start(401), body(b"no"))) as server, connect_http2(server.port, trust) as client:
+        number = await client.ask(method="POST", extra=[("expect", "100-continue")], end=False)
+        with trio.fail_after(5):
+            reply = await client.reply(number)
+        assert (reply.status, reply.body, reply.interim) == (401, b"no", [])
+
+
 async def test_a_silent_body_is_given_up(serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock) -> None:
     app = Echo()
     async with serve_tls(app, body_idle_timeout=60) as server, connect_http2(server.port, trust) as client:

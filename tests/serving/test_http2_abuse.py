@@ -29,6 +29,9 @@ CODES = h2.errors.ErrorCodes
         GET | {":path": "/a b"},
         GET | {":path": "/\x01"},
         GET | {":path": "/\x7f"},
+        GET | {":method": "GÉT"},
+        GET | {":method": "G T"},
+        GET | {":method": ""},
         {":method": "CONNECT", ":authority": "a:443"},
         GET | {":method": "CONNECT", ":protocol": "websocket"},
     ],
@@ -44,17 +47,46 @@ async def test_what_is_no_request_is_reset_and_others_go_on(
     assert server.reports == []
 
 
-@pytest.mark.parametrize(("path", "extra"), [("*", []), ("a", []), ("/", [("x_y", "z")]), ("http://localhost/", [])])
+@pytest.mark.parametrize(
+    ("path", "extra", "status"),
+    [
+        ("*", [], 400),
+        ("a", [], 400),
+        ("http://localhost/", [], 400),
+        ("/", [("expect", "200-maybe")], 417),
+    ],
+)
 async def test_the_rules_of_http_1_1_hold_too(
-    path: str, extra: Headers, serve_tls: ServeTls, trust: ssl.SSLContext
+    path: str, extra: Headers, status: int, serve_tls: ServeTls, trust: ssl.SSLContext
 ) -> None:
     app = Echo()
     async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
         reply = await client.get(path, extra=extra)
-        assert (reply.status, reply.ended) == (400, True)
-        assert b'"code":"bad_request"' in reply.body
+        assert (reply.status, reply.ended) == (status, True)
+        assert b'"code":"' in reply.body
         assert reply.headers["x-should-retry"] == "false"
     assert app.scopes == []
+    assert server.reports == []
+
+
+async def test_a_name_with_an_underscore_is_a_header_like_any_other(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    app = Echo()
+    extra = [("session_id", "z"), ("content_length", "99"), ("transfer_encoding", "chunked"), ("expect_", "x")]
+    async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
+        number = await client.ask(method="POST", extra=extra, end=False)
+        await client.send(number, b"hello", end=True)
+        assert (await client.reply(number)).body == b"hello"
+    assert app.scopes[0]["headers"][1:] == [(name.encode(), value.encode()) for name, value in extra]
+
+
+async def test_priorities_of_any_number_are_ignored(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    async with serve_tls(Echo()) as server, connect_http2(server.port, trust) as client:
+        await client.get()
+        for number in range(1, 6001, 2):
+            client.h2.prioritize(number, depends_on=number + 2, weight=7, exclusive=True)
+        await client.flush()
+        assert (await client.get()).status == 200
+    assert server.reports == []
 
 
 @pytest.mark.parametrize(
