@@ -113,10 +113,6 @@ class LLMProxy(QuartTrio):
         """Report not ready and serve as ever, so that load balancers send their requests elsewhere."""
         self.services.leave()
 
-    def begin_drain(self) -> None:
-        """Turn new requests away and report not ready; running ones go on."""
-        self.services.begin_drain()
-
 
 def create_app(
     settings: Settings | None = None, request_log: Log | None = None, slate: Slate | None = None

@@ -184,6 +184,16 @@ class RequestTooLarge(ProxyError):
     default_message = "The request body is larger than this proxy accepts."
 
 
+class UpgradeRequired(ProxyError):
+    """A WebSocket handshake: the endpoints are served over HTTP alone (RFC 9110 section 15.5.22)."""
+
+    status = 426
+    code = "upgrade_required"
+    openai_type = "invalid_request_error"
+    anthropic_type = "invalid_request_error"
+    default_message = "This proxy does not speak WebSocket. Send the request as a plain HTTP request."
+
+
 class TooManyRequests(ProxyError):
     """A limit was reached (429)."""
 
@@ -241,10 +251,3 @@ class Overloaded(Unavailable):
 
     code = "overloaded"
     default_message = "The proxy is handling as many requests as it is configured for."
-
-
-class ShuttingDown(Unavailable):
-    """The process has been told to stop and takes no new requests."""
-
-    code = "shutting_down"
-    default_message = "This proxy process is shutting down. Send the request again."

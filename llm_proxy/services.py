@@ -114,10 +114,6 @@ class Services:
         """Report not ready from now on, and serve as ever."""
         self.leaving = True
 
-    def begin_drain(self) -> None:
-        """Turn new requests away and report not ready; running ones go on."""
-        self.leaving = self.relay.draining = True
-
     async def not_ready(self) -> list[str]:
         """What keeps this worker from serving, named; empty when it is ready."""
         reasons = []

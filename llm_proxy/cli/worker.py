@@ -168,7 +168,7 @@ async def _work(
                 config,
                 delay=settings.shutdown_delay,
                 on_leave=leave,
-                on_drain=app.begin_drain,
+                on_drain=app.leave,
                 on_hang_up=hang_up,
             )
             addresses = await nursery.start(serving)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from llm_proxy.errors import EndpointNotAllowed, ProxyError, TokenInvalid, TokenMissing
+from llm_proxy.errors import EndpointNotAllowed, ProxyError, TokenInvalid, TokenMissing, UpgradeRequired
 from llm_proxy.ledger import Application
 from llm_proxy.proxy import headers, parameters, paths
 
@@ -20,6 +20,8 @@ def digest(inbound: Inbound) -> bytes:
     Raises:
         ProxyError: the request is refused before its body is read.
     """
+    if inbound.websocket:
+        raise UpgradeRequired
     paths.check(inbound.path)
     paths.check_query(inbound.query)
     token = headers.token_of(inbound.headers)

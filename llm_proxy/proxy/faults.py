@@ -57,7 +57,7 @@ def fault(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[t
 
     The headers carry what the client can act upon: `Retry-After` if waiting helps, `X-Should-Retry: false` on a 4xx
     that neither a short wait nor sending it again heals, `Allow` on a 405 (RFC 9110 §15.5.6), `WWW-Authenticate` on a
-    401 (§15.5.2), and the request's id under each name by which an SDK looks for it.
+    401 (§15.5.2), `Upgrade` on a 426 (§15.5.22), and the request's id under each name by which an SDK looks for it.
     """
     body: _OpenAIBody | _AnthropicBody
     if shape == "anthropic":
@@ -83,6 +83,8 @@ def fault(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[t
         headers.append((b"x-should-retry", b"false"))
     if error.status == 405:
         headers.append((b"allow", ", ".join(error.allow).encode("ascii")))
+    if error.status == 426:
+        headers += [(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade")]
     if error.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     return error.status, headers, content

@@ -23,7 +23,7 @@ HANG_UP = "llm_proxy.hang_up"
 #: Bytes of a body that are read ahead of the upstream, so that a client which leaves during an upload is noticed.
 READ_AHEAD = 64 * 1024
 
-_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect"})
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"sec-websocket-key"})
 
 
 class ClientGone(Exception):
@@ -44,6 +44,7 @@ class Inbound:
         received: bytes of the body so far.
         content_length: what the client declared; None for a chunked body.
         has_body: whether the message is framed as having one.
+        websocket: whether it is the handshake of a WebSocket (RFC 6455 §4.1).
         scope: what is cancelled when the client leaves, where the server does not do that by itself.
         notify: the server's own news of that, where it has any: takes a function that is called then, and says whether
             to cancel this task.
@@ -74,6 +75,7 @@ class Inbound:
         # HTTP/2 frames a body without any header that says so (RFC 9113 §8.1).
         self.has_body = not str(scope.get("http_version", "1.1")).startswith("1")
         self.expects_continue = False
+        self.websocket = False
         self.scope: trio.CancelScope | None = None
         extension = (scope.get("extensions") or {}).get(HANG_UP)
         self.notify: Callable[[Callable[[], bool]], None] | None = extension and extension["notify"]
@@ -92,8 +94,12 @@ class Inbound:
                 self.has_body = self.content_length > 0
             elif name == b"transfer-encoding":
                 self.has_body = True
-            else:
+            elif name == b"expect":
                 self.expects_continue = True
+            elif name == b"sec-websocket-key" or b"websocket" in value.lower():
+                # Reverse proxies take `Upgrade` out of a request, and leave the rest of the handshake in it. Any other
+                # upgrade is an offer that a server may ignore (RFC 9110 §7.8): Java's client and curl offer `h2c`.
+                self.websocket = True
         if not self.has_body:
             self.content_length = 0
 

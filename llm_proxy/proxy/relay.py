@@ -9,7 +9,7 @@ import trio
 from attrs import define, field
 
 from llm_proxy import log
-from llm_proxy.errors import Overloaded, ProxyError, ShuttingDown
+from llm_proxy.errors import Overloaded, ProxyError
 from llm_proxy.identifiers import request_id
 from llm_proxy.log import RequestLine
 from llm_proxy.proxy import admission, faults
@@ -50,7 +50,6 @@ class Relay:
         max_request_size: bytes of the longest request body that is accepted.
         max_concurrent: most requests at once; further ones are turned away.
         running: requests that are in the relay now.
-        draining: whether new requests are turned away because the process is about to end.
     """
 
     providers: Providers
@@ -62,7 +61,6 @@ class Relay:
     max_request_size: int
     max_concurrent: int
     running: int = 0
-    draining: bool = False
     _events: FilteringBoundLogger = field(factory=lambda: log.logger("relay"), init=False)
 
     def route(self, raw_path: bytes) -> Route | None:
@@ -74,8 +72,6 @@ class Relay:
         inbound = Inbound(request_id(), trio.current_time(), route, scope, receive, self.max_request_size)
         self.running += 1
         try:
-            if self.draining:
-                raise ShuttingDown
             if self.running > self.max_concurrent:
                 raise Overloaded
             await self._handle(inbound, send)

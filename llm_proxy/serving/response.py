@@ -51,7 +51,7 @@ class ResponseWriter:
             ends; false only where the end of the connection is the end of the body.
     """
 
-    __slots__ = ("_bodiless", "_chunked", "_modern", "_remaining", "delimited", "keep_alive")
+    __slots__ = ("_bodiless", "_chunked", "_modern", "_remaining", "_upgrade", "delimited", "keep_alive")
 
     def __init__(self, *, method: str, version: str, keep_alive: bool) -> None:
         """Prepare the answer to a request with this method and HTTP version."""
@@ -60,6 +60,7 @@ class ResponseWriter:
         self._modern = version == "1.1"
         self._bodiless = method == "HEAD"
         self._chunked = False
+        self._upgrade = b""
         self._remaining: int | None = None
 
     def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -104,26 +105,29 @@ class ResponseWriter:
 
     def _note_framing(self, name: bytes, value: bytes) -> None:
         if name == b"connection":
-            if b"close" in [option.strip().lower() for option in value.split(b",")]:
+            options = [option.strip().lower() for option in value.split(b",")]
+            if b"close" in options:
                 self.keep_alive = False
+            if b"upgrade" in options:  # RFC 9110 section 7.8: without it, `Upgrade` says nothing
+                self._upgrade = b"connection: upgrade\r\n"
         elif name == b"transfer-encoding" and value.strip().lower() != b"chunked":
             raise InvalidResponse(f"cannot send the transfer coding {bytes(value)!r}")
 
     def _frame(self, status: int, length: int | None) -> bytes:
         """Decide how the end of the body will be known (RFC 9112 section 6.3)."""
-        framing = b""
+        framing = self._upgrade
         if status == 204:
             self._bodiless = True
         elif status == 304 or self._bodiless:
             self._bodiless = True
             if length is not None:
-                framing = b"content-length: %d\r\n" % length
+                framing += b"content-length: %d\r\n" % length
         elif length is not None:
             self._remaining = length
-            framing = b"content-length: %d\r\n" % length
+            framing += b"content-length: %d\r\n" % length
         elif self._modern:
             self._chunked = True
-            framing = b"transfer-encoding: chunked\r\n"
+            framing += b"transfer-encoding: chunked\r\n"
         else:
             self.delimited = False
             self.keep_alive = False

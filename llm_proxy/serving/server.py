@@ -45,8 +45,8 @@ async def serve(
 
     1. `on_drain` is called. Connections that are idle behind a request are closed; from now on every response closes
        its connection.
-    2. New connections are still accepted and answered while any request is running that had begun before `stop`, so
-       that a load balancer can see the application say that it is not ready.
+    2. New connections are still accepted, and all requests are served, while any request is running that had begun
+       before `stop`, so that a load balancer can see the application say that it is not ready.
     3. The listeners are closed, and what is still running is waited for.
     4. When nothing is running, or `shutdown_grace` seconds after `stop`, what is left is cancelled and cut.
     5. The application is shut down.

@@ -206,6 +206,15 @@ DATA_PLANE = (
         BODY,
         param="x-team",
     ),
+    # Other protocols.
+    openai(
+        "a WebSocket handshake",
+        start("GET", "/v1/responses", "token", "Connection: keep-alive, Upgrade", "Upgrade: websocket"),
+        426,
+        "upgrade_required",
+        "This proxy does not speak WebSocket. Send the request as a plain HTTP request.",
+        headers={"upgrade": "HTTP/1.1"},
+    ),
     # Sizes.
     openai("a body too long", start("POST", CHAT), 413, "request_too_large", TOO_LARGE, "x" * (LARGEST + 1)),
     openai(

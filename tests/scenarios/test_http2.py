@@ -1,4 +1,5 @@
 """HTTP/2 under TLS, from the client to the books: the same data plane behind another framing."""
+# ruff: noqa: ASYNC110 (what is waited for happens in another process)
 
 from __future__ import annotations
 
@@ -86,6 +87,19 @@ async def test_requests_and_streams_side_by_side(secured: tuple[str, ssl.SSLCont
         assert models.status_code == 200
         refused = await client.get("/v1/models", headers={"Authorization": "Bearer nothing"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (401, "token_invalid")
-    assert await server.stopped() == 0, server.output
-    assert books.outcomes(scratch.target) == {"ok": 22}
+        # An open connection is served until the drain ends.
+        upstream.hold()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(ask, stream=False))
+            await trio.to_thread.run_sync(lambda: upstream.wait(in_flight=1))
+            server.terminate()
+            with trio.fail_after(10):
+                while (await client.get("/ready")).status_code != 503:
+                    await trio.sleep(0.01)
+            nursery.start_soon(partial(ask, stream=True))
+            await trio.to_thread.run_sync(lambda: upstream.wait(in_flight=2))
+            upstream.release()
+        assert {answer.status_code for answer in answers} == {200}
+    assert await server.ended() == 0, server.output
+    assert books.outcomes(scratch.target) == {"ok": 24}
     books.verify(scratch.env)
