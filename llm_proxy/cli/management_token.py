@@ -13,6 +13,7 @@ from llm_proxy import private_file
 from llm_proxy.cli.configuration import load_setting
 from llm_proxy.cli.failures import Failure, WrongUsage
 from llm_proxy.settings import Settings
+from llm_proxy.settings.checks import SHORTEST_MANAGEMENT_TOKEN
 
 _RANDOM_BYTES = 32
 
@@ -68,6 +69,6 @@ def _read(path: Path) -> str:
         token = private_file.read(path).decode("ascii", "replace").strip()
     except private_file.ExposedFile as error:
         raise Failure(f"the management token's file {error}") from None
-    if not token.isascii() or not token.isprintable() or not token:
+    if not token.isascii() or not token.isprintable() or len(token) < SHORTEST_MANAGEMENT_TOKEN:
         raise Failure(f"the management token's file {path} is damaged; remove it, and the server makes a new one")
     return token

@@ -172,6 +172,11 @@ async def _work(
                 on_hang_up=hang_up,
             )
             addresses = await nursery.start(serving)
+            if settings.allow_weak_management_token:
+                events.warning(
+                    "ALLOW_WEAK_MANAGEMENT_TOKEN is set: a short MANAGEMENT_TOKEN can be guessed; give it at least 20 "
+                    "characters, the next release does not start with fewer"
+                )
             events.info("serving", urls=[url_of(settings, address) for address in addresses])
             on_serving()
     except* LifespanFailed:

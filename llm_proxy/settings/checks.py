@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from db import dsn
 from db.errors import BadDsn
@@ -12,6 +12,9 @@ from llm_proxy.settings.problems import Problem
 if TYPE_CHECKING:
     from llm_proxy.settings.declaration import Settings
     from llm_proxy.settings.fields import Found
+
+#: Characters. Nothing but its length keeps the management token from being guessed.
+SHORTEST_MANAGEMENT_TOKEN: Final = 20
 
 #: Paths that the server answers itself, so that the metrics may not be there.
 _RESERVED = ("/v1", "/manage", "/health", "/live", "/ready", "/openapi.json")
@@ -62,6 +65,13 @@ def _paths(settings: Settings) -> Iterator[Problem]:
 
 
 def _secrets(settings: Settings, given: Collection[str]) -> Iterator[Problem]:
+    token, allowed = settings.management_token, settings.allow_weak_management_token
+    if token is not None and len(token) < SHORTEST_MANAGEMENT_TOKEN and not allowed:
+        reason = (
+            f"it has fewer than {SHORTEST_MANAGEMENT_TOKEN} characters and can be guessed; make one with: openssl rand "
+            "-hex 32; or set ALLOW_WEAK_MANAGEMENT_TOKEN=true, which works in this release only"
+        )
+        yield Problem("MANAGEMENT_TOKEN (value hidden)", reason)
     if settings.db_driver != "sqlite":
         condition = f"DB_DRIVER={settings.db_driver}"
     elif str(settings.database_path) == ":memory:":

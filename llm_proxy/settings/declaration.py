@@ -207,10 +207,16 @@ class Settings:
 
     management_token: str | None = SECRETS.optional(
         kinds.HEADER_WORD,
-        "Opens the management API. Required with PostgreSQL and MySQL; on SQLite one is made when it is not set, and "
-        "kept in a file beside the database.",
+        f"Opens the management API; at least {checks.SHORTEST_MANAGEMENT_TOKEN} characters. Required with PostgreSQL "
+        "and MySQL; on SQLite one is made when it is not set, and kept in a file beside the database.",
         secret=True,
         flag="--management-token",
+    )
+    allow_weak_management_token: bool = SECRETS.setting(
+        kinds.BOOLEAN,
+        "false",
+        f"Whether the server may start with a management token of fewer than {checks.SHORTEST_MANAGEMENT_TOKEN} "
+        "characters, which can be guessed. The next release does not have this setting any more.",
     )
     encryption_key: str | None = SECRETS.optional(
         kinds.KEYS,

@@ -71,6 +71,20 @@ def test_a_token_that_is_set_is_kept_nowhere(start_server: StartServer, database
     assert ENCRYPTION_KEY not in server.output
 
 
+def test_a_server_with_a_short_management_token_warns_in_its_log_if_that_is_allowed(
+    start_server: StartServer, database: Path
+) -> None:
+    weak = {"MANAGEMENT_TOKEN": "hunter2"}
+    refused = start_server({"DATABASE_PATH": str(database)}, weak, ready=False)
+    assert refused.wait() == 2
+    assert refused.output.startswith("error: MANAGEMENT_TOKEN (value hidden): it has fewer than 20 characters")
+
+    allowed = started(start_server, database, weak | {"ALLOW_WEAK_MANAGEMENT_TOKEN": "true"})
+    (warning,) = [event for event in allowed.events if event["level"] == "warning"]
+    assert "a short MANAGEMENT_TOKEN can be guessed" in warning["event"]
+    assert "hunter2" not in allowed.output
+
+
 def test_sigterm_lets_what_runs_end_and_exits_well(start_server: StartServer, database: Path) -> None:
     server = started(start_server, database)
 

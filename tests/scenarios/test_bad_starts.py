@@ -233,7 +233,7 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
         ),
         (
             "books.db.management-token",
-            "\n",
+            "short\n",
             0o600,
             {"MANAGEMENT_TOKEN": ""},
             "the management token's file {file} is damaged; remove it, and the server makes a new one",

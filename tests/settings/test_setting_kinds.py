@@ -30,7 +30,7 @@ def problem(name: str, value: str) -> str:
     ("name", "value", "reason"),
     [
         ("DB_DRIVER", "oracle", "allowed: one of sqlite, postgres, mysql"),
-        ("DB_DRIVER", "postgresql", "allowed: one of sqlite, postgres, mysql"),
+        ("DB_DRIVER", "postgresql", "allowed: one of sqlite, postgres, mysql; did you mean postgres?"),
         ("DATABASE_POOL_SIZE", "0", "allowed: a whole number from 1 to 1000"),
         ("DATABASE_POOL_SIZE", "ten", "allowed: a whole number from 1 to 1000"),
         ("DATABASE_POOL_SIZE", "1_0", "allowed: a whole number from 1 to 1000"),

@@ -11,6 +11,7 @@ from llm_proxy.settings.fields import declared
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 
+TOKEN = "a-token-of-20-chars."
 POSTGRES = {"DB_DRIVER": "postgres", "DATABASE_URL": "postgres://user:hunter2@db/llmproxy"}
 
 
@@ -91,8 +92,25 @@ def test_a_server_with_no_folder_of_its_own_needs_its_secrets(environ: dict[str,
             "or set ALLOW_PLAINTEXT_API_KEYS=true to store API keys unencrypted"
         ),
     ]
-    Settings.load(environ | {"MANAGEMENT_TOKEN": "m", "ALLOW_PLAINTEXT_API_KEYS": "true"}, serving=True)
-    Settings.load(environ | {"MANAGEMENT_TOKEN": "m", "ENCRYPTION_KEY": KEY}, serving=True)
+    Settings.load(environ | {"MANAGEMENT_TOKEN": TOKEN, "ALLOW_PLAINTEXT_API_KEYS": "true"}, serving=True)
+    Settings.load(environ | {"MANAGEMENT_TOKEN": TOKEN, "ENCRYPTION_KEY": KEY}, serving=True)
+
+
+@pytest.mark.parametrize("token", ["a", "hunter2", TOKEN[:19]])
+def test_a_server_refuses_a_management_token_under_20_characters_unless_that_is_allowed(
+    token: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(f"{token}\n")
+    for environ in ({"MANAGEMENT_TOKEN": token}, {"MANAGEMENT_TOKEN_FILE": str(file)}):
+        (found,) = problems(environ, serving=True)
+        assert found == (
+            "MANAGEMENT_TOKEN (value hidden): it has fewer than 20 characters and can be guessed; make one with: "
+            "openssl rand -hex 32; or set ALLOW_WEAK_MANAGEMENT_TOKEN=true, which works in this release only"
+        )
+        Settings.load(environ | {"ALLOW_WEAK_MANAGEMENT_TOKEN": "true"}, serving=True)
+        Settings.load(environ)  # a command may still have to talk to such a server
+    Settings.load({"MANAGEMENT_TOKEN": TOKEN}, serving=True)
 
 
 def test_a_wrong_secret_is_not_reported_as_missing_too() -> None:
@@ -203,7 +221,7 @@ def test_what_can_be_wrong_with_a_secret_file(tmp_path: Path) -> None:
 
 
 def test_no_secret_is_shown_anywhere() -> None:
-    environ = POSTGRES | {"MANAGEMENT_TOKEN": "canary-1", "ENCRYPTION_KEY": KEY}
+    environ = POSTGRES | {"MANAGEMENT_TOKEN": "canary-1-of-20-chars", "ENCRYPTION_KEY": KEY}
     settings = Settings.load(environ, serving=True)
 
     for secret in ("hunter2", "canary-1", KEY):

@@ -128,8 +128,8 @@ holds a value that may be a secret.
 {{- $found = append $found "secrets: there is a secret in clear, but create is false; put it into a Secret and name that in secrets.existingSecret, or set secrets.create to true" -}}
 {{- end -}}
 {{- if .create -}}
-{{- if and .managementToken (not (regexMatch "^[!-~]{16,}$" .managementToken)) -}}
-{{- $found = append $found "secrets.managementToken: at least 16 characters without spaces; make one with: openssl rand -hex 32" -}}
+{{- if and .managementToken (not (regexMatch "^[!-~]{20,}$" .managementToken)) -}}
+{{- $found = append $found "secrets.managementToken: at least 20 characters without spaces; make one with: openssl rand -hex 32" -}}
 {{- end -}}
 {{- if and .encryptionKey (not (regexMatch "^[A-Za-z0-9+/_-]{43}=?( *, *[A-Za-z0-9+/_-]{43}=?)*$" .encryptionKey)) -}}
 {{- $found = append $found "secrets.encryptionKey: base64 of 32 bytes, several separated by commas; make one with: openssl rand -base64 32" -}}

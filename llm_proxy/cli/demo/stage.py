@@ -22,7 +22,7 @@ from llm_proxy.settings import ListenAddress, Settings
 #: The provider's key, which the proxy keeps to itself. It opens nothing but the script.
 API_KEY = "sk-scripted-provider-7f3a"
 #: Opens the management API of the demo, which is reachable from this machine only and holds no secrets.
-MANAGEMENT_TOKEN = "demo"  # noqa: S105 (no secret)
+MANAGEMENT_TOKEN = "management-token-of-the-demo"  # noqa: S105 (no secret)
 #: Seconds between the pieces of a streamed answer, so that one can see it come.
 _GAP = 0.03
 #: Seconds that running requests have when the demo ends.
