@@ -273,7 +273,7 @@ def _read_key_file(path: Path) -> KeyRing:
     try:
         content = private_file.read(path)
     except private_file.ExposedFile as error:
-        raise KeyRingError(f"the key file {error}") from None
+        raise KeyRingError(f"the key file {path} {error}") from None
     try:
         return KeyRing.from_setting(content.decode("ascii").strip())
     except (KeyRingError, UnicodeDecodeError) as error:

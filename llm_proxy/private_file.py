@@ -1,16 +1,20 @@
-"""Small secrets in files of their own: readable by their owner only, complete or not there at all."""
+"""Secrets in files: those that are made here are for their owner only, and complete or not there at all."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import stat
 from contextlib import suppress
 from pathlib import Path
 
+#: Container engines mount secrets here, as files that every user of the container may read: it has one.
+_MOUNTED_SECRETS = "/run/secrets/"
+
 
 class ExposedFile(Exception):
-    """Other users can read or write the file; the message names it and says what to do."""
+    """Other users can read or write the file; the message goes on after its name, and says what to do."""
 
 
 def create(path: Path, text: str) -> None:
@@ -57,7 +61,23 @@ def read(path: Path) -> bytes:
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
-        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-        if mode & 0o077:
-            raise ExposedFile(f"{path} is open to other users (mode {mode:04o}): run chmod 600 on it")
+        _refuse(path, os.fstat(file.fileno()), 0o077, "600")
         return file.read()
+
+
+def check(path: Path) -> None:
+    """Look at a file with a secret that somebody else has made: its owner and its group may read it.
+
+    Raises:
+        ExposedFile: every user of this machine may read or change it.
+        OSError: it cannot be looked at.
+    """
+    if not os.path.realpath(path).startswith(_MOUNTED_SECRETS):
+        _refuse(path, path.stat(), 0o006, "o-rwx")
+
+
+def _refuse(path: Path, found: os.stat_result, bits: int, remedy: str) -> None:
+    mode = stat.S_IMODE(found.st_mode)
+    if mode & bits:
+        command = f"chmod {remedy} {shlex.quote(str(path))}"
+        raise ExposedFile(f"is open to other users (mode {mode:04o}): run {command}")

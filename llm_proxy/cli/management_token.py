@@ -68,7 +68,7 @@ def _read(path: Path) -> str:
     try:
         token = private_file.read(path).decode("ascii", "replace").strip()
     except private_file.ExposedFile as error:
-        raise Failure(f"the management token's file {error}") from None
+        raise Failure(f"the management token's file {path} {error}") from None
     if not token.isascii() or not token.isprintable() or len(token) < SHORTEST_MANAGEMENT_TOKEN:
         raise Failure(f"the management token's file {path} is damaged; remove it, and the server makes a new one")
     return token

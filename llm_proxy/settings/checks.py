@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from db import dsn
 from db.errors import BadDsn
+from llm_proxy import private_file
 from llm_proxy.settings.problems import Problem
 
 if TYPE_CHECKING:
@@ -35,15 +36,21 @@ def across(settings: Settings, found: Found, *, serving: bool) -> Iterator[Probl
 def _database(settings: Settings, found: Found) -> Iterator[Problem]:
     given = found.given
     try:
-        told = dsn.parse(found.values.get("DB_DRIVER"), settings.database_url, str(settings.database_path)).driver
+        target = dsn.parse(found.values.get("DB_DRIVER"), settings.database_url, str(settings.database_path))
     except BadDsn as error:
         yield Problem("", str(error))
     else:
         # The address alone would tell the driver; but a default must not quietly give way to a variable that some
         # platform sets unasked.
-        if told != settings.db_driver and "DB_DRIVER" not in given:
-            reason = f"it is set, but DB_DRIVER is not, so that SQLite would be used; set DB_DRIVER={told} too"
+        if target.driver != settings.db_driver and "DB_DRIVER" not in given:
+            reason = f"it is set, but DB_DRIVER is not, so that SQLite would be used; set DB_DRIVER={target.driver} too"
             yield Problem("DATABASE_URL (value hidden)", reason)
+        # A certificate's file may hold its key as well.
+        if (key := target.tls_key or target.tls_cert) is not None and key.exists():
+            try:
+                private_file.check(key)
+            except private_file.ExposedFile as error:
+                yield Problem("DATABASE_URL (value hidden)", f"its key file {error}")
     if settings.db_driver == "sqlite" and settings.workers > 1 and "DATABASE_URL" not in given:
         reason = (
             "SQLite serves one process only, because its file has one writer; "

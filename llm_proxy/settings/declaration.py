@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
+from llm_proxy import private_file
 from llm_proxy.settings import checks, dotenv, kinds
 from llm_proxy.settings.fields import FLAGS, Layer, Section, declared, find, near_misses
 from llm_proxy.settings.kinds import ListenAddress, Network
@@ -77,9 +78,7 @@ class Settings:
     database_tls_cert: Path | None = DATABASE.optional(
         kinds.EXISTING_FILE, "PEM file of the client certificate that the database server asks for."
     )
-    database_tls_key: Path | None = DATABASE.optional(
-        kinds.EXISTING_FILE, "PEM file of the key to `DATABASE_TLS_CERT`."
-    )
+    database_tls_key: Path | None = DATABASE.optional(kinds.KEY_FILE, "PEM file of the key to `DATABASE_TLS_CERT`.")
     sqlite_synchronous: Synchronous = DATABASE.setting(
         kinds.choice(Synchronous),
         "FULL",
@@ -197,7 +196,7 @@ class Settings:
         kinds.BOOLEAN, "false", "Whether the server speaks HTTPS; needs `TLS_CERT_FILE` and `TLS_KEY_FILE`."
     )
     tls_cert_file: Path | None = SERVER.optional(kinds.EXISTING_FILE, "PEM file of the server's certificate chain.")
-    tls_key_file: Path | None = SERVER.optional(kinds.EXISTING_FILE, "PEM file of the key to `TLS_CERT_FILE`.")
+    tls_key_file: Path | None = SERVER.optional(kinds.KEY_FILE, "PEM file of the key to `TLS_CERT_FILE`.")
     trusted_proxies: tuple[Network, ...] = SERVER.setting(
         kinds.NETWORKS,
         "",
@@ -291,4 +290,9 @@ def _layers(
     if dotenv_path is None:
         return layers, []
     values, problems = dotenv.read(dotenv_path)
+    if any(values.get(name) for name, field in declared(Settings).items() if field.secret):
+        try:
+            private_file.check(dotenv_path)
+        except private_file.ExposedFile as error:
+            problems.append(Problem(str(dotenv_path), f"the file holds a secret and {error}"))
     return [*layers, Layer(f" in {dotenv_path}", values)], problems

@@ -9,6 +9,7 @@ from typing import Any, TypeVar, cast
 
 import attrs
 
+from llm_proxy import private_file
 from llm_proxy.settings.kinds import Kind, Unfit
 from llm_proxy.settings.problems import Problem
 
@@ -158,6 +159,9 @@ def _quoted(text: str) -> str:
 def _read_secret(subject: str, file: str) -> str:
     try:
         text = Path(file).read_text(encoding="utf-8").strip()
+        private_file.check(Path(file))
+    except private_file.ExposedFile as error:
+        raise _WrongError(subject, f"the file {error}") from None
     except UnicodeDecodeError:
         raise _WrongError(subject, "the file is not UTF-8 text") from None
     except OSError as error:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
+from llm_proxy import private_file
 from llm_proxy.crypto import KeyRing, KeyRingError
 
 T = TypeVar("T")
@@ -169,6 +170,18 @@ def _existing_file(text: str) -> Path:
 
 
 EXISTING_FILE = Kind("path", "the path of a file that exists", _existing_file)
+
+
+def _key_file(text: str) -> Path:
+    path = _existing_file(text)
+    try:
+        private_file.check(path)
+    except private_file.ExposedFile as error:
+        raise Unfit(f"the file {error}") from None
+    return path
+
+
+KEY_FILE = Kind("path", "the path of a file that exists", _key_file)
 
 
 def _listen_address(text: str) -> ListenAddress:

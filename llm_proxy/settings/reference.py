@@ -21,7 +21,9 @@ set. All wrong settings are reported together, each with its value (secrets neve
 - **Durations** are written as in Go: `1h30m`, `90s`, `500ms`, with `d` for days too; or as a number of seconds.
 - **Sizes** are `10MB`, `512KiB` or a number of bytes: kB, MB, GB count in thousands, KiB, MiB, GiB in 1024s.
 - **Booleans** are `true` or `false`; `yes`, `no`, `on`, `off`, `1` and `0` are understood as well.
-- **Secrets** may come from files: `MANAGEMENT_TOKEN_FILE=/run/secrets/management-token`.
+- **Secrets** may come from files: `MANAGEMENT_TOKEN_FILE=/run/secrets/management-token`. Such a file, and a `.env` file
+  with a secret in it, is refused if other users can read or change it (`chmod o-rwx FILE`), except below
+  `/run/secrets`, where container engines mount secrets.
 
 A line of the `.env` file is `NAME=value`, `NAME='value'` (literally) or `NAME="value"` (with `\\n`, `\\t`, `\\"`).
 Nothing is expanded. A line that is none of these, or a name that is set twice, is an error.

@@ -12,6 +12,7 @@ from db.options import Options
 from tests.cli.conftest import Run
 from tests.databases.scratch import Databases, Scratch
 from tests.db.pasts import write_past
+from tests.harness.files import write_secret
 
 
 @pytest.fixture
@@ -39,8 +40,8 @@ def test_a_copy_shows_both_sides(run: Run, full: Scratch, folder: Path) -> None:
 
 
 def test_the_urls_may_come_from_files(run: Run, full: Scratch, folder: Path) -> None:
-    (folder / "from").write_text(url_of(full) + "\n")
-    (folder / "to").write_text("sqlite:new.db")
+    write_secret(folder / "from", url_of(full) + "\n")
+    write_secret(folder / "to", "sqlite:new.db")
     result = run("db", "copy", "--from-file", "from", "--to-file", "to", "--json")
 
     assert result.exit_code == 0, result.stderr

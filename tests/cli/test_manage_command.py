@@ -11,6 +11,7 @@ import pytest
 from llm_proxy.cli.commands.manage import project
 from llm_proxy.cli.commands.manage.connection import find_server
 from tests.cli.conftest import Run
+from tests.harness.files import write_secret
 from tests.harness.server import MANAGEMENT_TOKEN, Server, running_server
 
 API_KEY = "sk-canary-of-the-provider"
@@ -235,13 +236,13 @@ def test_without_any_token_nothing_is_sent(run: Run, server: Server) -> None:
 
 def test_the_token_can_be_in_the_environment_a_file_or_dotenv(run: Run, server: Server, folder: Path) -> None:
     where = ("manage", "project", "list", "--manage-api-base-url", server.url)
-    (folder / "secret").write_text(MANAGEMENT_TOKEN)
+    write_secret(folder / "secret", MANAGEMENT_TOKEN)
 
     assert run(*where, env={"MANAGEMENT_TOKEN": MANAGEMENT_TOKEN}).exit_code == 0
     assert run(*where, env={"MANAGEMENT_TOKEN_FILE": "secret"}).exit_code == 0
-    (folder / "other.env").write_text(f"MANAGEMENT_TOKEN={MANAGEMENT_TOKEN}\n")
+    write_secret(folder / "other.env", f"MANAGEMENT_TOKEN={MANAGEMENT_TOKEN}\n")
     assert run(*where, "--config", "other.env").exit_code == 0
-    (folder / ".env").write_text(f"MANAGEMENT_TOKEN={MANAGEMENT_TOKEN}\n")
+    write_secret(folder / ".env", f"MANAGEMENT_TOKEN={MANAGEMENT_TOKEN}\n")
     assert run(*where).exit_code == 0
 
 
@@ -258,7 +259,7 @@ def test_the_token_of_a_server_here_is_sent_to_no_other(run: Run, folder: Path) 
     exposed = run("manage", "project", "list", "--manage-api-base-url", "http://127.0.0.1:9")
     assert exposed.stderr == (
         "error: the management token's file data/llm-proxy.db.management-token is open to other users (mode 0644): "
-        "run chmod 600 on it\n"
+        "run chmod 600 data/llm-proxy.db.management-token\n"
     )
     assert exposed.exit_code == 1
 
@@ -283,7 +284,7 @@ def test_the_server_is_found_by_the_settings(folder: Path, dotenv: str, url: str
 
 
 def test_manage_needs_no_address_beside_the_dotenv_file_of_the_server(run: Run, server: Server, folder: Path) -> None:
-    (folder / ".env").write_text(f"LISTEN_ADDR=:{server.port}\nMANAGEMENT_TOKEN={MANAGEMENT_TOKEN}\n")
+    write_secret(folder / ".env", f"LISTEN_ADDR=:{server.port}\nMANAGEMENT_TOKEN={MANAGEMENT_TOKEN}\n")
 
     assert run("manage", "project", "list").exit_code == 0
     elsewhere = run("manage", "project", "list", env={"LLM_PROXY_URL": "http://127.0.0.1:9"})

@@ -20,6 +20,7 @@ from tests.databases.scratch import Scratch
 from tests.db.pasts import write_past
 from tests.db.queries.books import a_project, a_token
 from tests.docs.blocks import block
+from tests.harness.files import write_secret
 from tests.harness.ports import free_port
 from tests.harness.server import ROOT
 
@@ -68,7 +69,7 @@ def test_a_copy(run: Run, folder: Path) -> None:
     assert run("migrate", "up").exit_code == 0
     with opened(FILE, Options()) as database:
         write_past(database, 20)
-    (folder / "new-url").write_text(f"sqlite:///{folder}/new.db")
+    write_secret(folder / "new-url", f"sqlite:///{folder}/new.db")
     ((command, lines),) = transcript("moving.md", "a copy")
     result = run(*command)
     assert result.exit_code == 0, result.output

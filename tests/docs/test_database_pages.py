@@ -31,6 +31,7 @@ from tests.db.tls_wire import PostgresWire, TlsWire, tls_wire_to
 from tests.docs.blocks import block
 from tests.docs.prompt import done, serving
 from tests.harness.certificates import Authority
+from tests.harness.files import write_secret
 from tests.harness.server import ENCRYPTION_KEY, MANAGEMENT_TOKEN, ROOT
 from tests.scenarios import books
 
@@ -56,7 +57,7 @@ def test_a_server_connects_as_its_page_says(empty_database: Scratch, wire: TlsWi
     """Checked before it has a schema, which is one thing to say; then the server makes that, and serves."""
     page = SERVER_PAGES[empty_database.kind.driver]
     for name, secret in (("management-token", MANAGEMENT_TOKEN), ("encryption-key", ENCRYPTION_KEY)):
-        (tmp_path / name).write_text(secret)
+        write_secret(tmp_path / name, secret)
         (tmp_path / name).chmod(0o600)
     with account(empty_database) as owner:
         script = owner.fill(block(page, "connect"), f"localhost:{wire.port}")
@@ -152,7 +153,7 @@ def test_sqlite_is_the_default(tmp_path: Path) -> None:
 
 def test_the_settings_of_grace_are_those_that_it_has_by_default(tmp_path: Path) -> None:
     text = block(PAGES / "outages.md", "grace")
-    (tmp_path / ".env").write_text(text)
+    write_secret(tmp_path / ".env", text)
     settings = Settings.load({}, dotenv_path=tmp_path / ".env")
     default = Settings.load({}, dotenv_path=None)
     names = {line.partition("=")[0].lower() for line in text.splitlines()}
@@ -174,7 +175,7 @@ def test_the_strings_of_services_are_understood(tmp_path: Path, driver: str, num
         if below.startswith("DATABASE_TLS_CA="):
             own.append(below)
             Path(below.partition("=")[2]).touch()
-        (tmp_path / ".env").write_text("\n".join(own))
+        write_secret(tmp_path / ".env", "\n".join(own))
         settings = Settings.load({"DB_DRIVER": driver}, dotenv_path=tmp_path / ".env")
         assert done("\n".join([*own, 'printf %s "$DATABASE_URL"']), tmp_path) == settings.database_url
         target = dsn.parse(driver, settings.database_url, "")

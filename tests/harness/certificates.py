@@ -41,4 +41,5 @@ class Authority:
         )
         file = self.folder / f"{name}.pem"
         leaf.private_key_and_cert_chain_pem.write_to_path(str(file))
+        file.chmod(0o600)
         return file

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from tests.harness.files import write_secret
 from tests.helm.chart import Manifest, environment
 
 #: Secrets of every kind, each to be told from the others and from all else.
@@ -42,7 +43,7 @@ def variables(container: Manifest, url: str, root: Path) -> dict[str, str]:
             file.parent.mkdir(parents=True, exist_ok=True)
             found[name] = str(file)
             if not value.startswith("/data/"):
-                file.write_text(contents.get(file.name, "x"))
+                write_secret(file, contents.get(file.name, "x"))
     return found
 
 

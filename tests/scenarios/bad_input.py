@@ -61,6 +61,7 @@ class Command:
         """
         for name, content in _FILES.items():
             (folder / name).write_bytes(content)
+            (folder / name).chmod(0o600)
         (folder / "folder").mkdir()
         before = set(folder.iterdir())
         unset = dict.fromkeys(name for name in os.environ if name.removesuffix("_FILE") in declared(Settings))

@@ -199,6 +199,8 @@ def make_certificates(folder: Path) -> None:
     (folder / "key.pem").write_bytes(key.private_bytes(pem, form, plain))
     (folder / "locked.pem").write_bytes(key.private_bytes(pem, form, phrase))
     (folder / "other.pem").write_bytes(other.private_bytes(pem, form, plain))
+    for file in folder.iterdir():
+        file.chmod(0o600)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +230,7 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
             CANARY,
             0o644,
             {"MANAGEMENT_TOKEN": ""},
-            "the management token's file {file} is open to other users (mode 0644): run chmod 600 on it",
+            "the management token's file {file} is open to other users (mode 0644): run chmod 600 {file}",
             1,
         ),
         (
@@ -244,7 +246,7 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
             CANARY,
             0o604,
             {"ENCRYPTION_KEY": ""},
-            "the key file {file} is open to other users (mode 0604): run chmod 600 on it",
+            "the key file {file} is open to other users (mode 0604): run chmod 600 {file}",
             1,
         ),
         (

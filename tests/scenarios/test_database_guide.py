@@ -23,6 +23,7 @@ from tests.databases.scratch import Scratch
 from tests.docs.blocks import block
 from tests.docs.prompt import done, exported, typed
 from tests.harness.deployment import UPSTREAM_KEY, Deployment
+from tests.harness.files import write_secret
 from tests.harness.server import ROOT, Server, StartServer
 
 PAGE = ROOT / "docs" / "database" / "choosing.md"
@@ -139,7 +140,7 @@ def test_every_url_is_understood_as_a_line_of_an_env_file(tmp_path: Path, name: 
     lines = [line for line in block(PAGE, name).splitlines() if line.startswith("DATABASE_URL=")]
     assert len(lines) == number
     for line in lines:
-        (tmp_path / ".env").write_text(line)
+        write_secret(tmp_path / ".env", line)
         settings = Settings.load({"DB_DRIVER": driver}, dotenv_path=tmp_path / ".env")
         target = dsn.parse(driver, settings.database_url, "")
         assert target.database == "llmproxy"

@@ -28,6 +28,7 @@ def secured(databases: Databases, upstream: Upstream, tmp_path: Path) -> Iterato
     leaf = authority.issue_cert("localhost", "127.0.0.1")
     chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
     leaf.private_key_pem.write_to_path(key)
+    key.chmod(0o600)
     for part in leaf.cert_chain_pems:
         part.write_to_path(chain, append=True)
     trusting = ssl.create_default_context()

@@ -22,6 +22,7 @@ from tests.db.pasts import write_past
 from tests.docs.blocks import block
 from tests.docs.prompt import environment
 from tests.harness.deployment import Deployment
+from tests.harness.files import write_secret
 from tests.harness.server import ROOT, StartServer
 from tests.scenarios.books import verify
 
@@ -145,7 +146,7 @@ async def test_a_short_cut_over(
     with databases.migrated(NEXT[database_kind]) as new:
         assert_refused(start_copy(old, new), "is in use by", "another llm-proxy process")
         for name, there in (("old-url", old), ("new-url", new)):
-            (tmp_path / name).write_text(there.url or f"sqlite:///{there.path}")
+            write_secret(tmp_path / name, there.url or f"sqlite:///{there.path}")
         live = start_typed(beside, tmp_path)
         for _ in range(5):
             assert (await before.chat(secret)).status == http.client.OK

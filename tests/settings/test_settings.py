@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -8,6 +9,7 @@ import pytest
 
 from llm_proxy.settings import ListenAddress, Settings, SettingsError, read_one, reference
 from llm_proxy.settings.fields import declared
+from tests.harness.files import write_secret
 
 KEY = base64.b64encode(bytes(range(32))).decode()
 
@@ -55,11 +57,11 @@ def problems(environ: dict[str, str], *, serving: bool = False) -> list[str]:
             ),
         ),
         (
-            {"ENABLE_TLS": "true", "TLS_KEY_FILE": __file__},
+            {"ENABLE_TLS": "true", "TLS_KEY_FILE": "key.pem"},
             "ENABLE_TLS=true: TLS_CERT_FILE is not set; name the PEM file, or set ENABLE_TLS=false",
         ),
         (
-            {"DATABASE_TLS_KEY": __file__},
+            {"DATABASE_TLS_KEY": "key.pem"},
             "DATABASE_TLS_KEY: it is of no use without DATABASE_TLS_CERT; set both or neither",
         ),
         (
@@ -69,7 +71,11 @@ def problems(environ: dict[str, str], *, serving: bool = False) -> list[str]:
         ({"METRICS_PATH": "/v1"}, "METRICS_PATH='/v1': /v1 is taken by the server itself; choose another path"),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(environ: dict[str, str], problem: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(
+    environ: dict[str, str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_secret(tmp_path / "key.pem", "")
     assert problems(environ) == [problem]
 
 
@@ -101,7 +107,7 @@ def test_a_server_refuses_a_management_token_under_20_characters_unless_that_is_
     token: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "token"
-    file.write_text(f"{token}\n")
+    write_secret(file, f"{token}\n")
     for environ in ({"MANAGEMENT_TOKEN": token}, {"MANAGEMENT_TOKEN_FILE": str(file)}):
         (found,) = problems(environ, serving=True)
         assert found == (
@@ -171,7 +177,7 @@ def test_flags_come_before_environment_before_dotenv_before_defaults(tmp_path: P
 
 def test_an_empty_variable_is_not_set(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
-    dotenv.write_text("WORKERS=\nDB_DRIVER=mysql\nDATABASE_URL=u@tcp(h)/d\n")
+    write_secret(dotenv, "WORKERS=\nDB_DRIVER=mysql\nDATABASE_URL=u@tcp(h)/d\n")
 
     settings = Settings.load({"WORKERS": "", "DB_DRIVER": "  "}, {}, dotenv)
 
@@ -192,7 +198,7 @@ def test_defaults_are_those_of_the_contract() -> None:
 
 def test_secrets_come_from_files(tmp_path: Path) -> None:
     file = tmp_path / "token"
-    file.write_text("from-a-file\n")
+    write_secret(file, "from-a-file\n")
 
     assert Settings.load({"MANAGEMENT_TOKEN_FILE": str(file)}).management_token == "from-a-file"
 
@@ -206,8 +212,9 @@ def test_a_secret_of_a_higher_layer_beats_a_file_of_a_lower_one(tmp_path: Path) 
 
 def test_what_can_be_wrong_with_a_secret_file(tmp_path: Path) -> None:
     empty, binary = tmp_path / "empty", tmp_path / "binary"
-    empty.write_text("\n")
+    write_secret(empty, "\n")
     binary.write_bytes(b"\xff\xfe")
+    binary.chmod(0o600)
 
     def with_file(path: object) -> list[str]:
         return problems({"MANAGEMENT_TOKEN_FILE": str(path)})
@@ -218,6 +225,57 @@ def test_what_can_be_wrong_with_a_secret_file(tmp_path: Path) -> None:
     assert problems({"MANAGEMENT_TOKEN": "m", "MANAGEMENT_TOKEN_FILE": str(empty)}) == [
         "MANAGEMENT_TOKEN and MANAGEMENT_TOKEN_FILE: both are set; keep one"
     ]
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o602, 0o444, 0o666])
+@pytest.mark.parametrize(
+    ("environ", "subject"),
+    [
+        ({"MANAGEMENT_TOKEN_FILE": "{0}"}, "MANAGEMENT_TOKEN_FILE='{0}': the file"),
+        ({"TLS_KEY_FILE": "{0}"}, "TLS_KEY_FILE='{0}': the file"),
+        ({"DATABASE_TLS_CERT": "{0}", "DATABASE_TLS_KEY": "{0}"}, "DATABASE_TLS_KEY='{0}': the file"),
+        (
+            {"DB_DRIVER": "postgres", "DATABASE_URL": "postgres://u@h/d?sslcert={0}&sslkey={0}"},
+            "DATABASE_URL (value hidden): its key file",
+        ),
+        (
+            {"DB_DRIVER": "mysql", "DATABASE_URL": "u@tcp(h)/d?ssl-key={0}"},
+            "DATABASE_URL (value hidden): its key file",
+        ),
+    ],
+)
+def test_a_secret_in_a_file_that_other_users_may_read_or_change_is_refused(
+    environ: dict[str, str], subject: str, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("secret")
+    file.write_text("a-secret")
+    environ = {name: value.format(file) for name, value in environ.items()}
+
+    file.chmod(mode)
+    assert problems(environ)[0] == (
+        f"{subject.format(file)} is open to other users (mode {mode:04o}): run chmod o-rwx {file}"
+    )
+
+    for private in (0o640, 0o600, 0o400):
+        file.chmod(private)
+        Settings.load(environ)
+
+
+def test_a_dotenv_file_with_a_secret_that_other_users_may_read_is_refused(tmp_path: Path) -> None:
+    dotenv = tmp_path / "settings.env"
+    dotenv.write_text("MANAGEMENT_TOKEN=canary\n")
+    dotenv.chmod(0o644)
+
+    for load in (Settings.load, partial(read_one, "LISTEN_ADDR")):
+        with pytest.raises(SettingsError) as caught:
+            load({}, {}, dotenv)
+        assert str(caught.value) == (
+            f"{dotenv}: the file holds a secret and is open to other users (mode 0644): run chmod o-rwx {dotenv}"
+        )
+
+    dotenv.write_text("LISTEN_ADDR=:1\nMANAGEMENT_TOKEN=\nMANAGEMENT_TOKEN_FILE=/run/secrets/x\n")
+    assert read_one("LISTEN_ADDR", {}, {}, dotenv).port == 1, "there is no secret in it"
 
 
 def test_no_secret_is_shown_anywhere() -> None:

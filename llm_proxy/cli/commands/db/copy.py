@@ -15,6 +15,7 @@ from db.copy import Comparison
 from db.database import Database, opened
 from db.errors import BadDsn
 from db.target import Target
+from llm_proxy import private_file
 from llm_proxy.cli.commands.db.progress import TableProgress
 from llm_proxy.cli.configuration import config_option, load_settings
 from llm_proxy.cli.database import patient_options
@@ -106,7 +107,10 @@ def _target(option: str, url: str | None, file: Path | None) -> Target:
         raise WrongUsage(f"give either {option} or {option}-file")
     if file is not None:
         try:
+            private_file.check(file)
             url = file.read_text(encoding="utf-8").strip()
+        except private_file.ExposedFile as error:
+            raise WrongUsage(f"{option}-file {file} {error}") from None
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is not text"
             raise WrongUsage(f"{option}-file {file} cannot be read: {reason}") from None
