@@ -102,7 +102,7 @@ class Exchange:
         return await upstream.send(
             inbound.method.encode("ascii"),
             provider.target(inbound.route.path, inbound.query),
-            headers.request_headers(inbound.headers, provider.credential(api_key)),
+            headers.request_headers(inbound.headers, provider.credential(api_key), provider.judged_headers),
             body,
             dispatch=self.dispatch,
         )

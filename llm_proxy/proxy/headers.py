@@ -9,10 +9,19 @@ Everything crosses byte for byte and in order, except:
 - Credentials: the client's token in whatever field it came, and cookies, which belong to the proxy's own origin.
 - The provider account behind the key: organisation, project and workspace headers, both ways. A client must not pick
   another organisation with our key, nor learn whose key it is.
-- The client's address and the way that it came (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via` and the like of a
-  request): who calls the proxy is no business of the provider.
+- The client's address, place and identity, and the way that it came (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via`
+  and the like of a request): who calls the proxy is no business of the provider.
+- Another method or URL than the one that was judged (`X-HTTP-Method-Override`, `X-Original-URL` and the like of a
+  request): frameworks behind the provider's front obey them.
 - Orders to a reverse proxy in front of this one (`X-Accel-*`, `X-Sendfile` and the like of a response): a provider
   could have it hand out another path, or a file. Ours to give is `X-Accel-Buffering: no` for streams.
+- What a browser applies to the whole origin of a response (`Strict-Transport-Security`, `Clear-Site-Data` and the
+  like): the origin is the proxy's. What acts on one response alone, as `Content-Security-Policy` does, is forwarded.
+
+Some readers take `_` in a name for `-` (RFC 3875 §4.1.18 and what follows it). So a name with `_` is forwarded unless
+it would then become one of these, one that the proxy judges or reads, or one that it sets itself.
+
+Of `Accept-Encoding` the codings go upstream that the usage meter can read (`codings.py`).
 
 Names are lower-case bytes, as in ASGI; a name from upstream is made lower-case, its value stays as it is.
 """
@@ -24,6 +33,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 
 from llm_proxy.errors import BadRequest, TokenInvalid, UpstreamUnreachable
+from llm_proxy.proxy.codings import readable_offer
 
 Headers = Sequence[tuple[bytes, bytes]]
 HeaderList = list[tuple[bytes, bytes]]
@@ -53,64 +63,183 @@ ONE_LEG = frozenset({b"alt-svc", b"server", b"set-cookie", b"set-cookie2"})
 #: The fields that a client may put its token in.
 CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 
-#: Fields of reverse proxies and content networks that tell the client's address; `x-forwarded-*` goes by its prefix.
+#: What reverse proxies, load balancers and content networks tell of the client: its address, its place, its identity.
 CLIENT_ADDRESS = frozenset(
     {
+        b"akamai-origin-hop",
+        b"ali-cdn-real-ip",
+        b"cdn-src-ip",
+        b"cf-access-authenticated-user-email",
+        b"cf-access-jwt-assertion",
         b"cf-connecting-ip",
         b"cf-connecting-ipv6",
+        b"cf-metro-code",
+        b"cf-postal-code",
+        b"cf-pseudo-ipv4",
+        b"cf-region",
+        b"cf-region-code",
+        b"cf-timezone",
+        b"cf-visitor",
+        b"client-cert",
+        b"client-cert-chain",
         b"client-ip",
+        b"do-connecting-ip",
         b"fastly-client-ip",
         b"fly-client-ip",
         b"forwarded",
         b"forwarded-for",
+        b"http-client-ip",
+        b"http-forwarded",
+        b"http-forwarded-for",
+        b"http-via",
+        b"http-x-cluster-client-ip",
+        b"http-x-forwarded",
+        b"http-x-forwarded-for",
+        b"proxy-client-ip",
+        b"remote-addr",
         b"true-client-ip",
         b"via",
+        b"wl-proxy-client-ip",
+        b"x-akamai-edgescape",
+        b"x-azure-clientip",
+        b"x-azure-socketip",
+        b"x-client-geo-location",
         b"x-client-ip",
         b"x-cluster-client-ip",
-        b"x-envoy-external-address",
+        b"x-forwarded",
+        b"x-nf-client-connection-ip",
         b"x-original-forwarded-for",
+        b"x-originating-ip",
+        b"x-proxyuser-ip",
         b"x-real-ip",
+        b"x-remote-addr",
+        b"x-remote-ip",
+        b"x-true-client-ip",
+        b"x-vercel-forwarded-for",
+    }
+)
+
+#: The same, by their beginning; `x-envoy-` is also how Envoy is told where to and how often to send a request.
+CLIENT_ADDRESS_PREFIXES = (
+    b"cf-ip",
+    b"cloudfront-viewer-",
+    b"x-appengine-",
+    b"x-envoy-",
+    b"x-forwarded-",
+    b"x-vercel-ip-",
+)
+
+#: What frameworks (Rails, Symfony, Express, Django), IIS and nginx ingresses take for the method, path or host.
+OVERRIDES = frozenset(
+    {
+        b"x-http-host-override",
+        b"x-http-method",
+        b"x-http-method-override",
+        b"x-host",
+        b"x-method-override",
+        b"x-original-host",
+        b"x-original-method",
+        b"x-original-uri",
+        b"x-original-url",
+        b"x-rewrite-url",
     }
 )
 
 #: What the upstream connection makes anew, and what clients keep for the proxy's own origin.
 REQUEST_ONLY = frozenset({b"content-length", b"cookie", b"cookie2", b"expect", b"host"})
 
-_NOT_UPSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | CREDENTIALS | CLIENT_ADDRESS | REQUEST_ONLY
+_NOT_UPSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | CREDENTIALS | CLIENT_ADDRESS | OVERRIDES | REQUEST_ONLY
 
-#: What nginx (ngx_http_proxy_module), Apache (mod_xsendfile), lighttpd and Perlbal obey.
+#: What the proxy reads in a request (`parameters.py`, `codings.py`), beside what it strips.
+_READ = frozenset({b"accept-encoding", b"content-encoding", b"content-type"})
+
+#: What nginx (ngx_http_proxy_module), Apache (mod_xsendfile), lighttpd, LiteSpeed, Perlbal, Envoy (its router and its
+#: health checks) and content networks (RFC 9213, Surrogate-Control) obey; `x-accel-*` by its prefix.
 ORDERS = frozenset(
     {
-        b"x-accel-buffering",
-        b"x-accel-charset",
-        b"x-accel-expires",
-        b"x-accel-limit-rate",
-        b"x-accel-redirect",
+        b"cdn-cache-control",
+        b"cloudflare-cdn-cache-control",
+        b"edge-control",
+        b"surrogate-control",
+        b"x-envoy-decorator-operation",
+        b"x-envoy-degraded",
+        b"x-envoy-immediate-health-check-fail",
+        b"x-envoy-overloaded",
+        b"x-envoy-ratelimited",
+        b"x-envoy-upstream-canary",
+        b"x-envoy-upstream-healthchecked-cluster",
         b"x-lighttpd-send-file",
+        b"x-lighttpd-send-tempfile",
+        b"x-litespeed-cache-control",
+        b"x-litespeed-location",
+        b"x-litespeed-purge",
         b"x-reproxy-file",
         b"x-reproxy-url",
         b"x-sendfile",
+        b"x-sendfile-temporary",
+        b"x-sendfile2",
     }
 )
 
-_NOT_DOWNSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | ORDERS | {b"x-llm-proxy-request-id", b"x-llm-proxy-overhead-ms"}
+#: What browsers keep for the origin, which is the proxy's: transport, storage, reports, workers, hints, sign-in.
+WHOLE_ORIGIN = frozenset(
+    {
+        b"accept-ch",
+        b"clear-site-data",
+        b"critical-ch",
+        b"expect-ct",
+        b"nel",
+        b"public-key-pins",
+        b"public-key-pins-report-only",
+        b"report-to",
+        b"reporting-endpoints",
+        b"service-worker-allowed",
+        b"set-login",
+        b"strict-transport-security",
+        b"use-as-dictionary",
+    }
+)
+
+_NOT_DOWNSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | ORDERS | WHOLE_ORIGIN
+
+#: What the proxy reads in a response or sets itself, beside what it strips.
+_SET = frozenset(
+    {
+        b"access-control-allow-origin",
+        b"access-control-expose-headers",
+        b"content-encoding",
+        b"content-length",
+        b"content-type",
+        b"x-request-id",
+    }
+)
 
 
-class _GoesUpstream(dict[bytes, bool]):
-    """Whether a field of a request crosses, by its name; names are looked up far more often than there are new ones."""
+class _Crossing(dict[bytes, bool]):
+    """Whether a header is forwarded, by its name; names are looked up far more often than there are new ones."""
+
+    def __init__(self, stripped: frozenset[bytes], prefixes: tuple[bytes, ...], handled: frozenset[bytes]) -> None:
+        """Strip these names and prefixes, and what becomes one of them or of `handled` if `_` is read as `-`."""
+        self._stripped = stripped
+        self._prefixes = prefixes
+        self._read_as_dash = stripped | handled
 
     def __missing__(self, name: bytes) -> bool:
-        goes = name not in _NOT_UPSTREAM and not name.startswith(b"x-forwarded-")
+        crosses = name not in self._stripped and not name.startswith(self._prefixes)
+        if b"_" in name:
+            dashed = name.replace(b"_", b"-")
+            crosses = dashed not in self._read_as_dash and not dashed.startswith(self._prefixes)
         if len(self) < _KNOWN_NAMES and len(name) <= _KNOWN_LENGTH:
-            self[name] = goes
-        return goes
+            self[name] = crosses
+        return crosses
 
 
 #: Names that are remembered at most, and how long they are at most: clients can make up as many as they like.
 _KNOWN_NAMES = 1024
 _KNOWN_LENGTH = 64
 
-_goes_upstream = _GoesUpstream()
+_goes_upstream = _Crossing(_NOT_UPSTREAM, CLIENT_ADDRESS_PREFIXES, _READ)
+_goes_downstream = _Crossing(_NOT_DOWNSTREAM, (b"x-accel-", b"x-llm-proxy-"), _SET)
 
 _CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
 
@@ -149,13 +278,26 @@ def is_token(candidate: bytes) -> bool:
     return _TOKEN.fullmatch(candidate) is not None
 
 
-def request_headers(headers: Headers, credential: tuple[bytes, bytes]) -> HeaderList:
+def request_headers(
+    headers: Headers, credential: tuple[bytes, bytes], judged: frozenset[bytes] = frozenset()
+) -> HeaderList:
     """Turn a client's headers into those for the provider, with the provider's `credential` as the last one.
 
     `Host` and the framing are left to the upstream connection. Raises `BadRequest` where a value holds a control
     character: HTTP/2 can carry one, and it would split the HTTP/1.1 request that is written from it.
+
+    Args:
+        headers: as received; names in lower case.
+        credential: the header that carries the provider's key.
+        judged: names of headers that the provider's entry judges.
     """
     kept = [field for field in headers if _goes_upstream[field[0]]]
+    if judged:
+        kept = [field for field in kept if b"_" not in field[0] or field[0].replace(b"_", b"-") not in judged]
+    offers = [value for name, value in kept if name == b"accept-encoding"]
+    if offers and (offer := readable_offer(b", ".join(offers))) is not None:
+        kept = [field for field in kept if field[0] != b"accept-encoding"]
+        kept.append((b"accept-encoding", offer))
     connection = [value for name, value in headers if name == b"connection"]
     if connection:
         kept = _without_named(kept, connection)
@@ -180,7 +322,7 @@ def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) ->
     connection: list[bytes] = []
     for raw_name, value in headers:
         name = raw_name.lower()
-        if name not in _NOT_DOWNSTREAM:
+        if _goes_downstream[name]:
             kept.append((name, value))
         elif name == b"connection":
             connection.append(value)
@@ -211,6 +353,8 @@ def media_type(content_type: bytes) -> bytes:
 
 def _without_named(kept: HeaderList, connection: list[bytes]) -> HeaderList:
     """Remove what the values of `Connection` name; `close` and `keep-alive` are options, and no field has the name."""
-    names = {name.strip(b" \t").lower() for value in connection for name in value.split(b",")}
+    if connection == [b"keep-alive"]:
+        return kept
+    names = {name.strip(b" \t").lower().replace(b"_", b"-") for value in connection for name in value.split(b",")}
     names -= _CONNECTION_OPTIONS
-    return [field for field in kept if field[0] not in names] if names else kept
+    return [field for field in kept if field[0].replace(b"_", b"-") not in names] if names else kept

@@ -102,7 +102,8 @@ class Provider:
             takes_self=True,
         ),
     )
-    _required: frozenset[bytes] = field(
+    #: The same names, as headers have them.
+    judged_headers: frozenset[bytes] = field(
         init=False,
         repr=False,
         default=Factory(
@@ -149,8 +150,8 @@ class Provider:
             return MethodNotAllowed(allow=tuple(sorted(self.allowed_methods)))
         if self._origins and not all(value in self._origins for name, value in headers if name == b"origin"):
             return OriginNotAllowed()
-        if self._required:
-            missing = self._required.difference(name for name, value in headers if value)
+        if self.judged_headers:
+            missing = self.judged_headers.difference(name for name, value in headers if value)
             if missing:
                 name = min(missing).decode("ascii")
                 return HeaderRequired(f"The header '{name}' is required here.", param=name)

@@ -10,6 +10,7 @@ from textwrap import fill
 
 from llm_proxy.errors import ProxyError, RequestLimitExceeded
 from llm_proxy.proxy import builtin, headers
+from llm_proxy.proxy.codings import DECODERS
 from llm_proxy.proxy.faults import Shape, fault
 from llm_proxy.serving.refusal import CODES
 
@@ -104,6 +105,8 @@ def _crossing() -> str:
     def row(what: str, names: frozenset[bytes], why: str) -> str:
         return f"| {what} | {', '.join(f'`{name.decode()}`' for name in sorted(names))} | {why} |"
 
+    prefixes = ", ".join(f"`{prefix.decode()}*`" for prefix in headers.CLIENT_ADDRESS_PREFIXES)
+    codings = ", ".join(f"`{coding.decode()}`" for coding in DECODERS)
     return "\n".join(
         [
             "| | headers | because |",
@@ -112,9 +115,26 @@ def _crossing() -> str:
             row("both ways", headers.ACCOUNT, "they tell whose account the key belongs to, or choose another one"),
             row("to the provider", headers.CREDENTIALS, "the provider's key takes the token's place"),
             row("to the provider", headers.REQUEST_ONLY, "they are made anew, or belong to the proxy's own origin"),
-            row("to the provider", headers.CLIENT_ADDRESS, "likewise `x-forwarded-*`: who calls is no business of it"),
+            row(
+                "to the provider",
+                headers.CLIENT_ADDRESS,
+                f"who calls the proxy, and from where, is no business of the provider; {prefixes} are stripped too",
+            ),
+            row("to the provider", headers.OVERRIDES, "they name another method or URL than the one that was judged"),
             row("to the client", headers.ONE_LEG, "they are about the provider's own server (nor to the provider)"),
-            row("to the client", headers.ORDERS, "they would give orders to a reverse proxy in front"),
+            row(
+                "to the client",
+                headers.ORDERS,
+                "they give orders to a reverse proxy or a content network in front; `x-accel-*` is stripped too",
+            ),
+            row("to the client", headers.WHOLE_ORIGIN, "browsers apply them to the whole origin, which is the proxy's"),
+            "",
+            "A header name with `_` is forwarded, unless it would become one of these, one that the proxy judges or",
+            "reads (`content-type`, `content-encoding`, `accept-encoding`, the provider's `required_headers`), or one",
+            "that it sets itself, if `_` were read as `-`: then it is stripped.",
+            "",
+            f"Of `Accept-Encoding` the codings go to the provider that the usage meter can read: {codings}.",
+            "Without any of them it is `identity`. An answer in another coding is passed on all the same.",
             "",
             "Added to answers:",
             "",

@@ -44,6 +44,32 @@ NEVER_UPSTREAM = [
     b"x-forwarded-host",
     b"x-forwarded-proto",
     b"true-client-ip",
+    b"x-azure-clientip",
+    b"x-azure-socketip",
+    b"wl-proxy-client-ip",
+    b"proxy-client-ip",
+    b"x-appengine-user-ip",
+    b"x-appengine-country",
+    b"x-remote-ip",
+    b"x-remote-addr",
+    b"remote-addr",
+    b"x-originating-ip",
+    b"x-akamai-edgescape",
+    b"cf-ipcountry",
+    b"cf-ipcity",
+    b"cf-access-jwt-assertion",
+    b"cloudfront-viewer-address",
+    b"x-vercel-ip-country",
+    b"x-envoy-external-address",
+    b"x-envoy-retry-on",
+    b"client-cert",
+    b"x-forwarded",
+    b"x-http-method-override",
+    b"x-http-method",
+    b"x-method-override",
+    b"x-original-url",
+    b"x-rewrite-url",
+    b"x-original-host",
 ]
 
 NEVER_DOWNSTREAM = [
@@ -71,6 +97,23 @@ NEVER_DOWNSTREAM = [
     b"x-lighttpd-send-file",
     b"x-reproxy-url",
     b"x-reproxy-file",
+    b"x-sendfile2",
+    b"x-litespeed-location",
+    b"x-accel-something-new",
+    b"x-envoy-immediate-health-check-fail",
+    b"x-envoy-ratelimited",
+    b"surrogate-control",
+    b"cdn-cache-control",
+    b"clear-site-data",
+    b"strict-transport-security",
+    b"public-key-pins",
+    b"expect-ct",
+    b"nel",
+    b"report-to",
+    b"reporting-endpoints",
+    b"service-worker-allowed",
+    b"set-login",
+    b"accept-ch",
 ]
 
 
@@ -162,8 +205,73 @@ class TestRequestHeaders:
         with pytest.raises(BadRequest):
             headers.request_headers([(b"x-custom", value)], CREDENTIAL)
 
+    @pytest.mark.parametrize("name", [b"session_id", b"X_Trace".lower(), b"http_referer", b"anthropic_version", b"_"])
+    def test_a_name_with_an_underscore_is_forwarded(self, name: bytes) -> None:
+        assert headers.request_headers([(name, b"1")], CREDENTIAL) == [(name, b"1"), CREDENTIAL]
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            *[name.replace(b"-", b"_") for name in NEVER_UPSTREAM if b"-" in name],
+            b"x_forwarded-anything",
+            b"x-api_key",
+            b"http_x_forwarded_for",
+            b"content_type",
+            b"content_encoding",
+            b"accept_encoding",
+        ],
+    )
+    def test_a_name_that_becomes_a_stripped_or_judged_one_with_dashes_is_stripped(self, name: bytes) -> None:
+        assert headers.request_headers([(name, b"1")], CREDENTIAL) == [CREDENTIAL]
+
+    def test_a_name_that_becomes_one_that_the_provider_entry_judges_is_stripped(self) -> None:
+        sent = [(b"x-team", b"a"), (b"x_team", b"b"), (b"x_te-am", b"c")]
+        assert headers.request_headers(sent, CREDENTIAL, frozenset({b"x-team"})) == [sent[0], sent[2], CREDENTIAL]
+
+    def test_a_name_that_connection_names_with_dashes_is_stripped(self) -> None:
+        sent = [(b"connection", b"x-hop"), (b"x_hop", b"1"), (b"x-hop", b"1")]
+        assert headers.request_headers(sent, CREDENTIAL) == [CREDENTIAL]
+
+    @pytest.mark.parametrize(
+        "offer",
+        [
+            b"gzip, deflate, br, zstd",
+            b"GZIP;q=0.8 ,\tx-gzip",
+            b"br;q=1.0, gzip;q=0.8, *;q=0",
+            b"identity",
+            b"identity;q=0, zstd",
+            b"",
+        ],
+    )
+    def test_an_offer_of_codings_that_the_meter_can_read_is_forwarded_unchanged(self, offer: bytes) -> None:
+        assert headers.request_headers([(b"accept-encoding", offer)], CREDENTIAL) == [
+            (b"accept-encoding", offer),
+            CREDENTIAL,
+        ]
+
+    @pytest.mark.parametrize(
+        ("offers", "left"),
+        [
+            ([b"gzip, compress"], b"gzip"),
+            ([b"dcb, dcz, br;q=0.5"], b"br;q=0.5"),
+            ([b"compress"], b"identity"),
+            ([b"compress, identity;q=0"], b"identity;q=0"),
+            ([b"*"], b"gzip, br, zstd, deflate"),
+            ([b"gzip;q=0.5, *;q=0.1"], b"gzip;q=0.5, br;q=0.1, zstd;q=0.1, deflate;q=0.1"),
+            ([b"gzip;q=0, compress, *"], b"gzip;q=0, br, zstd, deflate"),
+            ([b"compress, *;q=0.000"], b"*;q=0.000"),
+            ([b"br;q=0", b"*"], b"br;q=0, gzip, zstd, deflate"),
+        ],
+    )
+    def test_codings_that_the_meter_cannot_read_are_taken_out_of_an_offer(
+        self, offers: list[bytes], left: bytes
+    ) -> None:
+        sent = [(b"accept-encoding", offer) for offer in offers]
+        assert headers.request_headers(sent, CREDENTIAL) == [(b"accept-encoding", left), CREDENTIAL]
+
     def test_remembers_a_bounded_number_of_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(headers, "_goes_upstream", remembered := type(headers._goes_upstream)())
+        remembered = type(headers._goes_upstream)(frozenset({b"host"}), (), frozenset())
+        monkeypatch.setattr(headers, "_goes_upstream", remembered)
         sent = [(b"x-%d" % number, b"") for number in range(3000)] + [(b"x-" + b"y" * 100, b"")]
         assert headers.request_headers(sent, (b"k", b"v"))[:-1] == sent
         assert len(remembered) == 1024
@@ -206,6 +314,20 @@ class TestResponseHeaders:
     def test_keeps_back_what_is_not_for_the_client(self, name: bytes, upper: bool) -> None:
         received = [(name.upper() if upper else name, b"x")]
         assert name not in dict(headers.response_headers(received, b"0190", 0))
+
+    @pytest.mark.parametrize("name", [name.replace(b"-", b"_") for name in NEVER_DOWNSTREAM if b"-" in name])
+    def test_a_name_that_becomes_a_stripped_one_with_dashes_is_stripped(self, name: bytes) -> None:
+        assert name not in dict(headers.response_headers([(name.title(), b"x")], b"0190", 0))
+
+    @pytest.mark.parametrize("name", [b"content_length", b"content_type", b"x_request_id", b"x_llm_proxy_anything"])
+    def test_a_name_that_becomes_one_that_the_proxy_reads_or_sets_is_stripped(self, name: bytes) -> None:
+        assert name not in dict(headers.response_headers([(name, b"x")], b"0190", 0))
+
+    @pytest.mark.parametrize(
+        "name", [b"x_trace", b"content-security-policy", b"x-envoy-upstream-service-time", b"refresh", b"cache-control"]
+    )
+    def test_what_acts_on_the_response_alone_is_forwarded(self, name: bytes) -> None:
+        assert (name, b"x") in headers.response_headers([(name, b"x")], b"0190", 0)
 
     def test_the_provider_cannot_speak_for_the_proxy(self) -> None:
         received = [(b"X-LLM-Proxy-Request-ID", b"forged"), (b"x-llm-proxy-overhead-ms", b"0")]
