@@ -115,14 +115,16 @@ class _Brotli:
                 raise Undecodable
         for start in range(0, len(data), _INPUT):
             rest = data[start : start + _INPUT]
+            if start:
+                yield b""
             while not self._decompressor.is_finished():
                 try:
                     decoded = self._decompressor.process(rest, output_buffer_limit=PIECE)
                 except brotli.error:
                     raise Undecodable from None
-                yield decoded
                 if not decoded and self._decompressor.can_accept_more_data():
                     break  # only then nothing is left inside
+                yield decoded
                 rest = b""
 
 

@@ -127,7 +127,8 @@ class Exchange:
             if data:
                 if self.first_byte is None:
                     self.first_byte = trio.current_time()
-                self.meter.feed(data)
+                for _ in self.meter.feed(data):
+                    await trio.lowlevel.checkpoint()
                 self.relayed += len(data)
             if response.ended or not data:
                 # All of it is here: the client may leave as soon as it has the last piece, and that is no failure.

@@ -11,9 +11,14 @@ JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
 
 
+def feed(meter: UsageMeter, piece: bytes) -> None:
+    for _ in meter.feed(piece):
+        pass
+
+
 def metered(meter: UsageMeter, *pieces: bytes) -> Usage:
     for piece in pieces:
-        meter.feed(piece)
+        feed(meter, piece)
     return meter.result()
 
 

@@ -7,7 +7,7 @@ import pytest
 from llm_proxy.proxy.usage import UNKNOWN, Usage, meter_for
 from llm_proxy.proxy.usage.events import KEPT
 from llm_proxy.proxy.usage.tally import MAX_TOKENS
-from tests.proxy.metering import EVENTS, JSON, metered, of_events, of_json, of_usage
+from tests.proxy.metering import EVENTS, JSON, feed, metered, of_events, of_json, of_usage
 
 
 class TestShapes:
@@ -154,7 +154,7 @@ class TestBodies:
         assert len(body) > 500_000
         meter = meter_for(200, [JSON])
         for start in range(0, len(body), 1000):
-            meter.feed(body[start : start + 1000])
+            feed(meter, body[start : start + 1000])
             scanner = getattr(meter, "_scanner", None)
             assert len(getattr(meter, "_kept", b"")) <= KEPT
             assert scanner is None or len(scanner._copy) <= 65536
@@ -240,7 +240,7 @@ class TestEvents:
         stream = b"".join(b"event: e\ndata: %s\n\n" % json.dumps(event).encode() for event in (image, whole))
         meter = meter_for(200, [EVENTS])
         for start in range(0, len(stream), 777):
-            meter.feed(stream[start : start + 777])
+            feed(meter, stream[start : start + 777])
             assert len(getattr(meter, "_pending", b"")) <= KEPT + 777
         assert meter.result() == Usage("m", 3, 4)
 

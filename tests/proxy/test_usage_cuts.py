@@ -8,15 +8,19 @@ import zlib
 from itertools import pairwise
 from typing import Any
 
+import brotli
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_proxy.proxy.codings import DECODERS
 from llm_proxy.proxy.usage import Usage, meter_for
 from llm_proxy.proxy.usage import body as body_module
 from llm_proxy.proxy.usage import events as events_module
 from llm_proxy.proxy.usage.scan import Scanner
 from llm_proxy.proxy.usage.tally import Tally
+from tests.proxy.metering import feed
 
 JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream")
@@ -41,11 +45,12 @@ def chunked(draw: st.DrawFn, source: st.SearchStrategy[bytes]) -> tuple[bytes, l
     return whole, [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)])]
 
 
-def metered(headers: list[tuple[bytes, bytes]], pieces: list[bytes]) -> Usage:
+def metered(headers: list[tuple[bytes, bytes]], pieces: list[bytes]) -> tuple[Usage, bool, bool, bool]:
+    """What a meter says in the end: the usage, and whether the stream ended, failed, or could not be read."""
     meter = meter_for(200, headers)
     for piece in pieces:
-        meter.feed(piece)
-    return meter.result()
+        feed(meter, piece)
+    return meter.result(), meter.ended, meter.failed, meter.unmetered
 
 
 FIGURES = st.dictionaries(
@@ -72,6 +77,8 @@ DOCUMENTS = st.fixed_dictionaries(
         "response": REPORTS | VALUES,
         "model": st.text(max_size=8) | VALUES,
         "message": REPORTS | VALUES,
+        "type": st.sampled_from(["error", "response.completed", "message_stop", "x"]) | VALUES,
+        "error": FIGURES | st.none(),
         "usage": FIGURES | VALUES,
         "z": VALUES,
     },
@@ -84,7 +91,10 @@ DUMPED = st.builds(
 )
 LINE_ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 FIELDS = st.sampled_from([b"data: ", b"data:", b"event: ", b"data", b": ", b"", b"\xef\xbb\xbf", b"id"])
-LINES = st.tuples(FIELDS, DUMPED.map(lambda text: text.replace(b"\n", b" ")) | st.just(b""), LINE_ENDS).map(b"".join)
+CONTENTS = DUMPED.map(lambda text: text.replace(b"\n", b" ")) | st.sampled_from(
+    [b"", b"[DONE]", b"error", b"message_stop", b"response.completed"]
+)
+LINES = st.tuples(FIELDS, CONTENTS, LINE_ENDS).map(b"".join)
 STREAMS = st.lists(LINES | LINE_ENDS, max_size=12).map(b"".join)
 DAMAGED = st.builds(
     lambda text, at, junk: text[: at % (len(text) + 1)] + junk + text[at % (len(text) + 1) :],
@@ -94,17 +104,21 @@ DAMAGED = st.builds(
 )
 
 
-CHAT = b"".join(
-    b"data: " + json.dumps(event).encode() + b"\n\n"
-    for event in (
-        {"model": "m", "choices": [{"delta": {"content": 'say "usage"'}}], "usage": None},
-        {"model": "m", "choices": [{"delta": {"content": "{}"}}]},
-        {"model": "m", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}},
+CHAT = (
+    b"".join(
+        b"data: " + json.dumps(event).encode() + b"\n\n"
+        for event in (
+            {"model": "m", "choices": [{"delta": {"content": 'say "usage"'}}], "usage": None},
+            {"model": "m", "choices": [{"delta": {"content": "{}"}}]},
+            {"model": "m", "choices": [], "usage": {"prompt_tokens": 7, "completion_tokens": 3}},
+        )
     )
+    + b"data: [DONE]\n\n"
 )
 MESSAGES = (
     b'\xef\xbb\xbfevent: message_start\r\ndata: {"message":{"model":"m","usage":{"input_tokens":7}}}\r\n\r\n'
     b'event: ping\r\ndata: {}\r\n\r\n: comment\r\n\r\ndata: {"usage":\r\ndata: {"output_tokens":3}}\r\n\r\n'
+    b'event: message_stop\r\ndata: {"type":"message_stop"}\r\n\r\n'
 )
 RESPONSES = (
     b'data: {"type":"response.created","response":{"model":"m","usage":null}}\r\r'
@@ -120,7 +134,7 @@ def test_a_real_stream_may_be_cut_at_any_two_places(stream: bytes, kept: int, mo
     for first in range(len(stream) + 1):
         for length in (0, 1, 2, 7, 50):
             pieces = [stream[:first], stream[first : first + length], stream[first + length :]]
-            assert metered([EVENTS], pieces) == Usage("m", 7, 3)
+            assert metered([EVENTS], pieces) == (Usage("m", 7, 3), True, False, False)
 
 
 @given(chunked(DUMPED | DAMAGED | st.binary()))
@@ -139,7 +153,16 @@ def test_a_stream_may_be_cut_anywhere(source: tuple[bytes, list[bytes]]) -> None
 
 
 @given(
-    st.sampled_from([gzip.compress, zlib.compress, lambda text: zlib.compress(text)[2:-4], lambda text: text]),
+    st.sampled_from(
+        [
+            gzip.compress,
+            zlib.compress,
+            lambda text: zlib.compress(text)[2:-4],
+            brotli.compress,
+            zstandard.compress,
+            lambda text: text,
+        ]
+    ),
     chunked(DUMPED),
     st.data(),
 )
@@ -148,7 +171,7 @@ def test_a_compressed_body_may_be_cut_anywhere(
 ) -> None:
     plain, _ = source
     whole, pieces = data.draw(chunked(st.just(pack(plain)) | st.just(pack(plain)[:-1] + b"\x00" + pack(b"x"))))
-    for encoding in (b"gzip", b"deflate"):
+    for encoding in DECODERS:
         headers = [JSON, (b"content-encoding", encoding)]
         assert metered(headers, pieces) == metered(headers, [whole])
 
@@ -160,7 +183,7 @@ def test_scanning_finds_what_decoding_finds(document: bytes) -> None:
     decoded.read(document)
     scanner.feed(document)
     scanner.report(scanned)
-    assert scanned.result() == decoded.result()
+    assert scanned == decoded
 
 
 @given(STREAMS)

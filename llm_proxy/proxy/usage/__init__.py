@@ -4,7 +4,7 @@
 - `events.py`: server-sent events
 - `body.py`: JSON bodies
 - `scan.py`: JSON of any length in constant memory, for what is too long to be kept
-- `inflate.py`: gzip and deflate, with caps against bombs
+- `decoding.py`: compressed bodies, with caps against bombs
 - `tally.py`: what `usage` objects mean, and the sum of several
 """
 

@@ -2,39 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 from attrs import define, field
 
 from llm_proxy.proxy.usage.scan import Scanner, read
 from llm_proxy.proxy.usage.tally import BYTE_ORDER_MARK, Tally, Usage
 
 #: Longest body, in bytes, that is kept. Which way is taken depends on the length alone, never on how it was cut.
-KEPT = 256 * 1024
+KEPT = 32 * 1024
+
+#: Bytes that are scanned at a time.
+_SLICE = 16 * 1024
 
 
 @define
 class BodyMeter:
     """Meters a response whose body is one JSON document."""
 
+    unmetered: bool = False
     _kept: bytearray = field(factory=bytearray)
     _scanner: Scanner | None = None
     _tally: Tally = field(factory=Tally)
 
-    def feed(self, data: bytes) -> None:
-        """Take the next piece of the body."""
-        if self._scanner is not None:
-            self._scanner.feed(data)
-        elif len(self._kept) + len(data) <= KEPT:
+    @property
+    def ended(self) -> bool:
+        """A document has no event that ends it."""
+        return False
+
+    @property
+    def failed(self) -> bool:
+        """What a document says is told by its status."""
+        return False
+
+    def feed(self, data: bytes) -> Iterable[None]:
+        """Take the next piece of the body; see `UsageMeter.feed`."""
+        if self._scanner is None and len(self._kept) + len(data) <= KEPT:
             self._kept += data
-        else:
-            self._scanner = Scanner()
-            self._scanner.feed(bytes(self._kept))
-            self._scanner.feed(data)
-            self._kept = bytearray()
+            return ()
+        return self._scan(data)
+
+    def _scan(self, data: bytes) -> Iterator[None]:
+        scanner = self._scanner
+        if scanner is None:
+            scanner = self._scanner = Scanner()
+            data = bytes(self._kept) + data
+            self._kept.clear()
+        for start in range(0, len(data), _SLICE):
+            if start:
+                yield
+            scanner.feed(data[start : start + _SLICE])
 
     def result(self) -> Usage:
         """The usage that the body reported; call it once the body has ended, in whatever way."""
         if self._scanner is not None:
             self._scanner.report(self._tally)
+            self.unmetered = self._scanner.gave_up
         else:
-            read(bytes(self._kept.removeprefix(BYTE_ORDER_MARK)), self._tally)
+            self.unmetered = not read(bytes(self._kept.removeprefix(BYTE_ORDER_MARK)), self._tally)
         return self._tally.result()

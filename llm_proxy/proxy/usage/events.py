@@ -1,7 +1,8 @@
 """Usage in a stream of server-sent events (WHATWG HTML §9.2): lines, fields and events, as a browser reads them.
 
-A stream has thousands of events, and two or three that matter. So events are not taken apart unless they hold a name
-that matters: a look for two short strings in each chunk is nearly all the work. What is not a whole event yet is kept
+A stream has thousands of events, and two or three that matter: those with usage, the one that ends it, and one that
+says that it has failed. So events are not taken apart unless they hold a word that matters: a look for a few short
+strings in each chunk is nearly all the work. What is not a whole event yet is kept
 until the rest has come; an event that grows too long to be kept is scanned as it passes.
 
 Line ends are brought to LF first, across chunks, so that an empty line is always two LFs in a row.
@@ -10,6 +11,7 @@ Line ends are brought to LF first, across chunks, so that an empty line is alway
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
 from attrs import define, field
 
@@ -17,27 +19,49 @@ from llm_proxy.proxy.usage.scan import Scanner, read
 from llm_proxy.proxy.usage.tally import BYTE_ORDER_MARK, Tally, Usage
 
 #: Longest event, in bytes, that is kept. Which way is taken depends on the length alone, never on how it was cut.
-KEPT = 256 * 1024
+KEPT = 32 * 1024
+
+#: Bytes that are handled at a time, where any of them matter.
+_SLICE = 4 * 1024
 
 _EMPTY_LINE = b"\n\n"
 _DATA = b"data:"
+_NAME = b"event:"
+#: The data of the last event of OpenAI's streams and of those that imitate them.
+_DONE = b"[DONE]"
 
 #: `usage` with figures; most chunks of OpenAI's chat streams say `"usage":null`.
 _FIGURES = re.compile(rb'"usage"\s*:\s*\{')
+
+_RESPONSES_LAST = (b"response.completed", b"response.incomplete", b"response.failed")
+
+#: A candidate of Gemini's that is complete. Its streams have no event to end them: the last chunk says this.
+_FINISHED = re.compile(rb'"finishReason"\s*:\s*"')
 
 
 @define
 class EventMeter:
     """Meters a response whose body is a stream of events."""
 
+    unmetered: bool = False
     _pending: bytearray = field(factory=bytearray)
     _long: _LongEvent | None = None
     _started: bool = False
     _after_cr: bool = False
     _tally: Tally = field(factory=Tally)
 
-    def feed(self, data: bytes) -> None:
-        """Take the next piece of the stream."""
+    @property
+    def ended(self) -> bool:
+        """Whether the event that ends the stream was seen."""
+        return self._tally.ended
+
+    @property
+    def failed(self) -> bool:
+        """Whether an event was seen that says that the answer has failed."""
+        return self._tally.failed
+
+    def feed(self, data: bytes) -> Iterable[None]:
+        """Take the next piece of the stream; see `UsageMeter.feed`."""
         if (
             data.endswith(_EMPTY_LINE)
             and not self._pending
@@ -48,27 +72,30 @@ class EventMeter:
             # Whole events, none of which matters: nearly always.
             self._started = True
             self._after_cr = False
-            return
-        if len(data) > KEPT:
-            for start in range(0, len(data), KEPT):
-                self.feed(data[start : start + KEPT])
-            return
-        data = self._line_feeds(data)
-        while data:
-            if self._long is None:
-                data = self._gather(data)
-            else:
-                data = self._long.feed(data)
-                if self._long.ended:
-                    self._end_long()
+            return ()
+        return self._take(data)
+
+    def _take(self, data: bytes) -> Iterator[None]:
+        for start in range(0, len(data), _SLICE):
+            if start:
+                yield
+            rest = self._line_feeds(data[start : start + _SLICE])
+            while rest:
+                if self._long is None:
+                    rest = self._gather(rest)
+                else:
+                    rest = self._long.feed(rest[:_SLICE]) + rest[_SLICE:]
+                    if self._long.ended:
+                        self._end_long()
+                    if rest:
+                        yield
 
     def result(self) -> Usage:
         """The usage that the stream reported; call it once the stream has ended, in whatever way.
 
         An event that was cut off by the end counts if it is whole apart from its empty line.
         """
-        if self._long is not None:
-            self._end_long()
+        self._end_long()
         self._event(bytes(self._pending).strip(b"\n"))
         self._pending.clear()
         return self._tally.result()
@@ -128,17 +155,36 @@ class EventMeter:
         if event.startswith(_DATA) and b"\n" not in event:
             document = event[len(_DATA) :]
         else:
-            document = b"\n".join([line[len(_DATA) :] for line in event.split(b"\n") if line.startswith(_DATA)])
-        if not self._tally.model or _FIGURES.search(document):
-            read(document, self._tally)
+            lines = event.split(b"\n")
+            for line in lines:
+                if line.startswith(_NAME):
+                    self._tally.note(line[len(_NAME) :].strip(b" ").decode("latin-1"))
+            document = b"\n".join([line[len(_DATA) :] for line in lines if line.startswith(_DATA)])
+        if document.strip() == _DONE or _FINISHED.search(document):
+            self._tally.ended = True
+        if not self._tally.model or _FIGURES.search(document) or _may_end(document):
+            self.unmetered |= not read(document, self._tally)
 
     def _matters(self, text: bytes) -> bool:
-        return b'"usage"' in text or (not self._tally.model and b'"model"' in text)
+        return b'"usage"' in text or (not self._tally.model and b'"model"' in text) or _may_end(text)
 
     def _end_long(self) -> None:
         if self._long is not None:
             self._long.scanner.report(self._tally)
+            self.unmetered |= self._long.scanner.gave_up
             self._long = None
+
+
+def _may_end(text: bytes) -> bool:
+    """Whether a word is in it that events have which end a stream (see `tally.py`)."""
+    return (
+        b"error" in text
+        or _DONE in text
+        or b"message_stop" in text
+        or b"finishReason" in text
+        or b"message-end" in text
+        or (b"response." in text and any(kind in text for kind in _RESPONSES_LAST))
+    )
 
 
 @define

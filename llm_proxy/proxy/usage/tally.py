@@ -43,6 +43,14 @@ _FIGURES = frozenset(
 
 _DETAILS = frozenset({"prompt_tokens_details", "input_tokens_details"})
 
+#: Types of the events that end a stream: Anthropic's, those of OpenAI's Responses API, and Cohere's.
+_LAST = frozenset({"message_stop", "response.completed", "response.incomplete", "message-end"})
+#: Types of the events that say that the answer has failed; they end a stream too.
+_FAILED = frozenset({"error", "response.failed"})
+
+#: Longest `usage` object that is decoded, in bytes of JSON text.
+MAX_USAGE = 65536
+
 
 @frozen
 class Usage:
@@ -64,6 +72,9 @@ class _Report(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw()
     message: msgspec.Raw = msgspec.Raw()
     response: msgspec.Raw = msgspec.Raw()
+    type: msgspec.Raw = msgspec.Raw()
+    object: msgspec.Raw = msgspec.Raw()
+    error: msgspec.Raw = msgspec.Raw()
 
 
 _decode_report = msgspec.json.Decoder(_Report).decode
@@ -83,9 +94,17 @@ def decode(text: bytes) -> object:
 
 @define
 class Tally:
-    """Collects the reports of one response."""
+    """Collects the reports of one response.
+
+    Attributes:
+        model: the model that answered, as far as it is known.
+        ended: an event that ends a stream was among them.
+        failed: one that says that the answer has failed.
+    """
 
     model: str = ""
+    ended: bool = False
+    failed: bool = False
     _figures: dict[str, int] = field(factory=dict)
 
     def read(self, document: bytes) -> bool:
@@ -103,13 +122,25 @@ class Tally:
                 except _MALFORMED:
                     continue
                 self._take(inner.model, inner.usage)
+        if bytes(report.error)[:1] in (b"{", b'"') and bytes(report.error) != b'""':
+            self.failed = True
+        for kind in (bytes(report.type), bytes(report.object)):
+            if kind.startswith(b'"'):
+                self.note(kind.strip(b'"').decode("latin-1"))
         return True
+
+    def note(self, kind: str) -> None:
+        """Take in the type of an event."""
+        if kind in _FAILED:
+            self.failed = True
+        elif kind in _LAST:
+            self.ended = True
 
     def take(self, model: bytes, usage: bytes) -> None:
         """Take in the JSON texts of a `model` and a `usage` member; empty where there is none."""
         if model and not self.model:
             self.model = _model(decode(model))
-        figures = decode(usage)
+        figures = decode(usage) if len(usage) <= MAX_USAGE else None
         if isinstance(figures, dict):
             self._add(figures)
 
