@@ -66,18 +66,13 @@ CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-ap
 #: What reverse proxies, load balancers and content networks tell of the client: its address, its place, its identity.
 CLIENT_ADDRESS = frozenset(
     {
-        b"akamai-origin-hop",
         b"ali-cdn-real-ip",
         b"cdn-src-ip",
         b"cf-access-authenticated-user-email",
         b"cf-access-jwt-assertion",
-        b"cf-connecting-ip",
-        b"cf-connecting-ipv6",
         b"cf-metro-code",
         b"cf-postal-code",
         b"cf-pseudo-ipv4",
-        b"cf-region",
-        b"cf-region-code",
         b"cf-timezone",
         b"cf-visitor",
         b"client-cert",
@@ -89,12 +84,7 @@ CLIENT_ADDRESS = frozenset(
         b"forwarded",
         b"forwarded-for",
         b"http-client-ip",
-        b"http-forwarded",
-        b"http-forwarded-for",
         b"http-via",
-        b"http-x-cluster-client-ip",
-        b"http-x-forwarded",
-        b"http-x-forwarded-for",
         b"proxy-client-ip",
         b"remote-addr",
         b"true-client-ip",
@@ -106,11 +96,9 @@ CLIENT_ADDRESS = frozenset(
         b"x-client-geo-location",
         b"x-client-ip",
         b"x-cluster-client-ip",
-        b"x-forwarded",
         b"x-nf-client-connection-ip",
         b"x-original-forwarded-for",
         b"x-originating-ip",
-        b"x-proxyuser-ip",
         b"x-real-ip",
         b"x-remote-addr",
         b"x-remote-ip",
@@ -121,11 +109,15 @@ CLIENT_ADDRESS = frozenset(
 
 #: The same, by their beginning; `x-envoy-` is also how Envoy is told where to and how often to send a request.
 CLIENT_ADDRESS_PREFIXES = (
+    b"cf-connecting-ip",
     b"cf-ip",
+    b"cf-region",
     b"cloudfront-viewer-",
+    b"http-forwarded",
+    b"http-x-forwarded",
     b"x-appengine-",
     b"x-envoy-",
-    b"x-forwarded-",
+    b"x-forwarded",
     b"x-vercel-ip-",
 )
 
@@ -154,7 +146,7 @@ _NOT_UPSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | CREDENTIALS | CLIENT_ADDRESS | 
 _READ = frozenset({b"accept-encoding", b"content-encoding", b"content-type"})
 
 #: What nginx (ngx_http_proxy_module), Apache (mod_xsendfile), lighttpd, LiteSpeed, Perlbal, Envoy (its router and its
-#: health checks) and content networks (RFC 9213, Surrogate-Control) obey; `x-accel-*` by its prefix.
+#: health checks) and content networks (RFC 9213, Surrogate-Control) obey; `x-accel-*` and `x-litespeed-*` too.
 ORDERS = frozenset(
     {
         b"cdn-cache-control",
@@ -170,9 +162,6 @@ ORDERS = frozenset(
         b"x-envoy-upstream-healthchecked-cluster",
         b"x-lighttpd-send-file",
         b"x-lighttpd-send-tempfile",
-        b"x-litespeed-cache-control",
-        b"x-litespeed-location",
-        b"x-litespeed-purge",
         b"x-reproxy-file",
         b"x-reproxy-url",
         b"x-sendfile",
@@ -239,7 +228,7 @@ _KNOWN_NAMES = 1024
 _KNOWN_LENGTH = 64
 
 _goes_upstream = _Crossing(_NOT_UPSTREAM, CLIENT_ADDRESS_PREFIXES, _READ)
-_goes_downstream = _Crossing(_NOT_DOWNSTREAM, (b"x-accel-", b"x-llm-proxy-"), _SET)
+_goes_downstream = _Crossing(_NOT_DOWNSTREAM, (b"x-accel-", b"x-litespeed-", b"x-llm-proxy-"), _SET)
 
 _CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
 

@@ -125,7 +125,7 @@ def _crossing() -> str:
             row(
                 "to the client",
                 headers.ORDERS,
-                "they give orders to a reverse proxy or a content network in front; `x-accel-*` is stripped too",
+                "they give orders to a proxy or content network in front; `x-accel-*` and `x-litespeed-*` too",
             ),
             row("to the client", headers.WHOLE_ORIGIN, "browsers apply them to the whole origin, which is the proxy's"),
             "",
