@@ -22,7 +22,7 @@ def digest(inbound: Inbound) -> bytes:
     """
     if inbound.websocket:
         raise UpgradeRequired
-    paths.check(inbound.path)
+    paths.check_request(inbound.path)
     paths.check_query(inbound.query)
     token = headers.token_of(inbound.headers)
     if token is None:

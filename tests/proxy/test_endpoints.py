@@ -61,6 +61,68 @@ def test_patterns_match_whole_segments(path: bytes, allowed: bool) -> None:
     assert (path in Endpoints(PATTERNS)) is allowed
 
 
+MODELS = [
+    "/v1/models",
+    "/v1/models/{model}",
+    "/v1/models/{model}/endpoints",
+    "/v1/files/{id}",
+    "/v1/all/**",
+    "/v1beta/models/{model}:{verb}",
+    "/model/{model}/invoke",
+    "/model/{model}/versions/**",
+    "/v1/x/{model}",
+    "/v1/x/{id}/{part}",
+    "/v1/y/{model}",
+    "/v1/y/known/one",
+    "/v1/z/{model}",
+]
+DENIED = {"/v1/z/{id}/results": "because"}
+ARN = b"arn%3Aaws%3Abedrock%3Aus-east-1%3A123%3Ainference-profile%2Fus.claude"
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"),
+    [
+        (b"/v1/models/openai%2Fgpt-oss-120b", True),
+        (b"/v1/models/openai%2fgpt-oss-120b", True),
+        (b"/v1/models/openrouter%2Fauto%3Afree", True),
+        (b"/v1/models/a%2Fb%2Fc", True),
+        (b"/v1/models/a%2Fb/endpoints", True),
+        (b"/model/" + ARN + b"/invoke", True),
+        (b"/model/" + ARN + b"/versions/1/x", True),
+        (b"/v1beta/models/a%2Fb:generateContent", True),
+        # Only the segment of a model.
+        (b"/v1/files/a%2Fb", False),
+        (b"/v1/files/a%3Ab", False),
+        (b"/v1/all/a%2Fb", False),
+        (b"/v1/all/a%3ab", False),
+        (b"/v1/all/a%20b", True),
+        (b"/v1beta/models/a:b%2Fc", False),
+        (b"/v1beta/models/a%3Ab", False),
+        (b"/model/m/versions/a%2Fb", False),
+        (b"/v1%2Fmodels", False),
+        # With a slash in its place, another endpoint.
+        (b"/v1/models/a%2Fendpoints", False),
+        (b"/model/a%2Finvoke/invoke", True),
+        (b"/model/a%2Fversions/versions/b", False),
+        (b"/v1/x/a%2Fb", False),
+        (b"/v1/x/a%2Fb%2Fc", True),
+        (b"/v1/y/known%2Fone", False),
+        (b"/v1/y/known%2Ftwo", True),
+        (b"/v1/z/a%2Fresults", False),
+        (b"/v1/z/a%2Fother", True),
+    ],
+)
+def test_only_the_name_of_a_model_may_have_an_escaped_slash_or_colon(path: bytes, allowed: bool) -> None:
+    assert (path in Endpoints(MODELS, DENIED)) is allowed
+
+
+def test_a_denied_pattern_gives_its_reason() -> None:
+    endpoints = Endpoints(MODELS, DENIED)
+    assert endpoints.denial(b"/v1/z/a/results") == "because"
+    assert endpoints.denial(b"/v1/z/a/other") is None
+
+
 def as_one_expression(pattern: str) -> str:
     """The reading of a pattern that the documentation gives, in the plainest form."""
     text = re.escape(pattern.replace("**", "\0"))
@@ -101,6 +163,8 @@ def test_all_patterns_together_match_what_each_matches(patterns: list[str], rest
         ("/v1/{id", "placeholder"),
         ("/v1/{}", "placeholder"),
         ("/v1/{a b}", "placeholder"),
+        ("/v1/{model}/{model}", "once"),
+        ("/v1/a%2Fb", "plain path"),
     ],
 )
 def test_a_pattern_that_could_never_match_is_refused(pattern: str, words: str) -> None:

@@ -104,6 +104,42 @@ def test_ambiguous_paths_are_refused_each_time(path: bytes) -> None:
             paths.check(path)
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1/models/openai%2Fgpt-oss-120b",
+        b"/v1/models/openai%2fgpt-oss-120b",
+        b"/model/arn%3Aaws%3Abedrock%3Aeu-west-1%3A1%3Ainference-profile%2Fx.y-v1%3A0/invoke",
+        b"/v1/models/a%2Fb%2Fc",
+        *TAKEN,
+    ],
+)
+def test_a_request_may_have_an_escaped_slash(path: bytes) -> None:
+    paths.check_request(path)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1/models/a%2F",
+        b"/v1/models/%2Fa",
+        b"/v1/models/a%2F/x",
+        b"/v1/models/a%2F%2fb",
+        b"/v1/models/a%2F%2E%2E",
+        b"/v1/models/..%2Fa",
+        b"/v1/models/a%2F.%2Fb",
+        b"/v1/models/a%2F..",
+        b"/v1/models/a%2F%20/x",
+        b"/v1/models/a%252Fb",
+        b"%2Fv1/models",
+        *(path for path in REFUSED if b"%2f" not in path.lower()),
+    ],
+)
+def test_an_escaped_slash_may_not_make_another_path_of_a_request(path: bytes) -> None:
+    with pytest.raises(InvalidPath):
+        paths.check_request(path)
+
+
 PIECES = st.sampled_from(
     [b" ", b"\n", *rb"/ . .. a v1 % %2 %2e %2F %25 %61 %c0 %ae %e2%82%ac ; \ # ? %20 : %5c %3b * { %zz".split()]
 )
