@@ -18,6 +18,7 @@ from llm_proxy.asgi import RequestConnection
 from llm_proxy.cors import CrossOrigin
 from llm_proxy.forwarded import TrustedProxies
 from llm_proxy.metrics import Slate
+from llm_proxy.proxy import paths, provider_file
 from llm_proxy.services import open_services
 from llm_proxy.settings import Settings
 from llm_proxy.version import VERSION
@@ -92,6 +93,7 @@ class LLMProxy(QuartTrio):
         origins, networks = settings.cors_allowed_origins, settings.trusted_proxies
         self.cross_origin = CrossOrigin(origins) if origins else None
         self.trusted_proxies = TrustedProxies(networks) if networks else None
+        self._own = frozenset(name.encode("ascii") for name in provider_file.reserved(settings) - {"v1"})
         # Streams may last for as long as they like; the server has deadlines of its own for a client that stalls.
         self.config["RESPONSE_TIMEOUT"] = None
         self.config["BODY_TIMEOUT"] = MANAGE_BODY_TIMEOUT
@@ -103,6 +105,13 @@ class LLMProxy(QuartTrio):
             await RequestConnection(self, scope)(receive, send)
         else:
             await super().__call__(scope, receive, send)
+
+    def is_own(self, raw_path: bytes) -> bool:
+        """Whether a path is one of the control plane's, and means the same to everybody: it has no escape at all.
+
+        Quart matches the decoded path, and a reverse proxy in front may have matched the one that was sent.
+        """
+        return raw_path[1:].partition(b"/")[0] in self._own and b"%" not in raw_path and paths.is_clear(raw_path)
 
     def assemble(self, services: Services) -> None:
         """Put up the control plane's routes on open services."""

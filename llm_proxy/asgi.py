@@ -1,4 +1,4 @@
-"""Where a request turns off: provider paths go to the data plane, everything else to Quart.
+"""Where a request turns off: paths of the control plane go to Quart, all others to the data plane.
 
 What concerns both alike happens here, before and after: whose request it is, and which web pages may see the answer.
 """
@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 from quart_trio.asgi import TrioASGIHTTPConnection
 
-from llm_proxy.proxy import paths
 from llm_proxy.proxy.providers import Route
 
 if TYPE_CHECKING:
@@ -47,13 +46,12 @@ class RequestConnection:
         relay = app.services.relay
         raw_path = scope["raw_path"]
         route = relay.route(raw_path)
-        if route is None and not paths.is_clear(raw_path):
-            # Nobody can say whose path it would have been, so that nobody gets to guess: it is refused here.
-            route = Route(None, raw_path, "openai")
-        if route is None:
+        if route is not None:
+            await relay(route, scope, receive, send)
+        elif app.is_own(raw_path):
             await TrioASGIHTTPConnection(app, cast("HTTPScope", scope))(receive, send)
         else:
-            await relay(route, scope, receive, send)
+            await relay(Route(None, raw_path, "openai"), scope, receive, send, relay.providers.unknown(raw_path))
 
 
 async def _permit(permission: HeaderList, send: Send) -> None:

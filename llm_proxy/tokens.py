@@ -44,7 +44,10 @@ def verdict(
     if not project.active:
         return ProjectInactive()
     if provider is not None and provider != project.provider:
-        return EndpointNotAllowed(f"This token's project uses the provider '{project.provider}', not '{provider}'.")
+        return EndpointNotAllowed(
+            f"This token's project uses the provider '{project.provider}', not '{provider}': send its requests to"
+            f" /v1/... or /{project.provider}/v1/..."
+        )
     return None
 
 

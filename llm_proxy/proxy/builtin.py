@@ -1,7 +1,8 @@
 """The providers that are there without a file, with the endpoints that applications use.
 
 Left out on purpose: what administers the account behind the key (organisation, projects, keys, webhooks, credential
-vaults), what carries long-lived secrets of its own (client secrets), and what needs a protocol upgrade (realtime).
+vaults), what carries long-lived secrets of its own (client secrets), what needs a protocol upgrade (realtime), and what
+answers with an address to which SDKs would send the token of the proxy (a batch of Anthropic's and its `results_url`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _OPENAI = """
 /v1/conversations/{id}/items/{item}
 /v1/embeddings
 /v1/models
-/v1/models/{id}
+/v1/models/{model}
 /v1/moderations
 /v1/files
 /v1/files/{id}
@@ -103,12 +104,10 @@ _ANTHROPIC = """
 /v1/messages
 /v1/messages/count_tokens
 /v1/messages/batches
-/v1/messages/batches/{id}
 /v1/messages/batches/{id}/cancel
-/v1/messages/batches/{id}/results
 /v1/complete
 /v1/models
-/v1/models/{id}
+/v1/models/{model}
 /v1/files
 /v1/files/{id}
 /v1/files/{id}/content
@@ -118,6 +117,15 @@ _ANTHROPIC = """
 /v1/skills/{id}/versions/{version}
 /v1/skills/{id}/versions/{version}/content
 """
+
+#: SDKs read a batch before they fetch its results, so that they show this instead of sending the token elsewhere.
+_BATCH_REASON = (
+    "Batches cannot be read through this proxy: Anthropic answers with an absolute results_url, and SDKs would send"
+    " the token of this proxy there. Poll with GET /v1/messages/batches (client.messages.batches.list()). For the"
+    " results, ask the operator to allow /v1/messages/batches/{id}/results in allowed_endpoints, and download them with"
+    ' client.get("/v1/messages/batches/ID/results", cast_to=str) instead of client.messages.batches.results().'
+)
+_ANTHROPIC_DENIED = dict.fromkeys(("/v1/messages/batches/{id}", "/v1/messages/batches/{id}/results"), _BATCH_REASON)
 
 
 def default_timeouts(request_timeout: float) -> Timeouts:
@@ -149,6 +157,7 @@ def built_in(openai_url: str, request_timeout: float) -> dict[str, Provider]:
             auth="x-api-key",
             shape="anthropic",
             allowed_endpoints=tuple(_ANTHROPIC.split()),
+            denied_endpoints=_ANTHROPIC_DENIED,
             allowed_methods=_METHODS,
             timeouts=timeouts,
             max_idle_conns_per_host=MAX_IDLE_CONNECTIONS,

@@ -7,7 +7,7 @@ The file is YAML:
       openai:                                  # also the prefix /openai/…
         base_url: https://api.openai.com
         auth: bearer                           # or x-api-key, api-key
-        allowed_endpoints: [/v1/chat/completions, "/v1/models/{id}"]
+        allowed_endpoints: [/v1/chat/completions, "/v1/models/{model}"]
         allowed_methods: [GET, POST]
         param_whitelist: {model: [gpt-4o, "gpt-4.1-*"]}
         allowed_origins: [https://app.example.com]
@@ -37,7 +37,7 @@ from llm_proxy.settings import Problem, SettingsError
 if TYPE_CHECKING:
     from llm_proxy.settings import Settings
 
-#: First path segments that the server keeps for itself.
+#: Those of `reserved` that no setting moves.
 RESERVED = frozenset({"manage", "admin", "health", "live", "ready", "metrics", "v1", "openapi.json"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -70,6 +70,11 @@ def load(settings: Settings) -> Providers:
     if problems:
         raise SettingsError(problems)
     return Providers(by_name, by_name[default])
+
+
+def reserved(settings: Settings) -> frozenset[str]:
+    """The first path segments that the server keeps for itself."""
+    return RESERVED | {_metrics_prefix(settings)}
 
 
 def _openai_url(settings: Settings, problems: list[Problem]) -> str:
@@ -141,7 +146,7 @@ class _File:
 
     def _provider(self, api: Member) -> Provider | None:
         settings = self._settings
-        if api.name in RESERVED | {_metrics_prefix(settings)}:
+        if api.name in reserved(settings):
             self.document.report(api.key, f"{api.place}: the path /{api.name} is the server's own; choose another name")
         elif not _NAME.fullmatch(api.name):
             rule = "1 to 32 lower-case letters, digits, - and _, beginning with a letter"

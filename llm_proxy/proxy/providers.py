@@ -22,16 +22,22 @@ from llm_proxy.errors import (
     ProxyError,
 )
 from llm_proxy.proxy import paths
-from llm_proxy.proxy.endpoints import Endpoints
+from llm_proxy.proxy.endpoints import Endpoints, has_name_escape
 from llm_proxy.proxy.faults import Shape
 from llm_proxy.proxy.headers import Headers
 from llm_proxy.proxy.parameters import ParameterRules, Parameters
 from llm_proxy.proxy.upstream.origin import Origin
+from llm_proxy.redaction import quoted
 
 Auth = Literal["bearer", "x-api-key", "api-key"]
 
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
 _KEY = re.compile(r"[\x21-\x7e]+")
+#: How many endpoints an error names.
+_EXAMPLES = 4
+#: Segments longer than this are left out of errors: they are ids and secrets, and tell nothing about the endpoint.
+_LONGEST_SEGMENT = 24
+_LONGEST_PATH = 100
 _ANTHROPIC_PATH = re.compile(rb"/v1/(?:messages|complete)(?:/|\Z)")
 
 
@@ -63,6 +69,7 @@ class Provider:
         auth: the header that the project's API key travels in.
         shape: whose error bodies the provider's clients expect.
         allowed_endpoints: patterns of paths, see `endpoints.py`.
+        denied_endpoints: patterns that are left out for a reason that the client is told.
         allowed_methods: upper-case.
         param_whitelist: globs per body parameter; see `parameters.py`.
         allowed_origins: values of `Origin` that browsers may send; empty or `*` allows all.
@@ -77,6 +84,7 @@ class Provider:
     auth: Auth
     shape: Shape
     allowed_endpoints: tuple[str, ...]
+    denied_endpoints: Mapping[str, str] = field(factory=dict)
     allowed_methods: frozenset[str]
     param_whitelist: Mapping[str, tuple[str, ...]] = field(factory=dict)
     allowed_origins: frozenset[str] = frozenset()
@@ -85,7 +93,9 @@ class Provider:
     max_idle_conns_per_host: int
 
     _endpoints: Endpoints = field(
-        init=False, repr=False, default=Factory(lambda self: Endpoints(self.allowed_endpoints), takes_self=True)
+        init=False,
+        repr=False,
+        default=Factory(lambda self: Endpoints(self.allowed_endpoints, self.denied_endpoints), takes_self=True),
     )
     _rules: ParameterRules = field(
         init=False,
@@ -145,9 +155,11 @@ class Provider:
         None means that it may pass. Without `parameters` (where the body is not read yet) those are not judged.
         """
         if path not in self._endpoints:
-            return EndpointNotAllowed()
+            return self._endpoint_refusal(method, path)
         if method not in self.allowed_methods:
-            return MethodNotAllowed(allow=tuple(sorted(self.allowed_methods)))
+            allowed = tuple(sorted(self.allowed_methods))
+            message = f"{_shown(path, method)} is not allowed here (allowed methods: {', '.join(allowed)})"
+            return MethodNotAllowed(message, allow=allowed)
         if self._origins and not all(value in self._origins for name, value in headers if name == b"origin"):
             return OriginNotAllowed()
         if self.judged_headers:
@@ -158,6 +170,31 @@ class Provider:
         if parameters is not None:
             return self._rules.refusal(parameters)
         return None
+
+    def allows(self, path: bytes) -> bool:
+        """Whether the path is in the list of endpoints."""
+        return path in self._endpoints
+
+    def _endpoint_refusal(self, method: str, path: bytes) -> ProxyError:
+        if (reason := self._endpoints.denial(path)) is not None:
+            return EndpointNotAllowed(reason)
+        if has_name_escape(path):
+            return InvalidPath(
+                "The escapes %2F and %3A are only allowed in the name of a model, where allowed_endpoints has {model},"
+                " and only if the path with '/' in place of %2F is no other endpoint."
+            )
+        if path.startswith(b"/v1/v1/"):
+            fix = "/v1 is there twice; leave it off the base URL of the client"
+        elif self.allows(b"/v1" + path):
+            fix = "the base URL of the client must end in /v1"
+        else:
+            literal = [endpoint for endpoint in self.allowed_endpoints if not re.search(r"[{*]", endpoint)]
+            examples = (literal or self.allowed_endpoints)[:_EXAMPLES]
+            fix = f"it takes {', '.join(examples)}{', ...' if len(self.allowed_endpoints) > len(examples) else ''}"
+        return EndpointNotAllowed(
+            f"{_shown(path, method)} is not available with this token, whose project uses the provider"
+            f' "{self.name}": {fix}'
+        )
 
     def shape_for(self, path: bytes) -> Shape:
         """Whose error bodies a client of `path` expects: some providers speak Anthropic's API beside OpenAI's."""
@@ -192,6 +229,19 @@ class Providers:
         ),
     )
 
+    def unknown(self, raw_path: bytes) -> ProxyError:
+        """The refusal of a path that is neither a provider's nor the control plane's."""
+        if b"%" in raw_path or not paths.is_clear(raw_path):
+            # It is refused before somebody decodes it and finds a path of the control plane.
+            return InvalidPath()
+        known = any(provider.allows(b"/v1" + raw_path) for provider in self.by_name.values())
+        fix = (
+            "the base URL of the client must end in /v1"
+            if known
+            else "paths to a provider begin with /v1/ or /<provider>/v1/, as in /v1/chat/completions"
+        )
+        return EndpointNotAllowed(f"The path {_shown(raw_path)} is not known here; {fix}")
+
     def route(self, raw_path: bytes) -> Route | None:
         """Tell which provider `raw_path` means; None where it is not a provider's path. Does not check the path."""
         end = raw_path.find(b"/", 1)
@@ -205,6 +255,12 @@ class Providers:
             return None
         path = raw_path[end:]
         return Route(provider, path, provider.shape_for(path))
+
+
+def _shown(path: bytes, method: str = "") -> str:
+    """A request as an error shows it: in quotes, shortened, and without what may be a secret."""
+    segments = [text if len(text) <= _LONGEST_SEGMENT else "..." for text in path.decode("latin-1").split("/")]
+    return quoted(f"{method[:_LONGEST_SEGMENT]} {'/'.join(segments)}".strip(), _LONGEST_PATH)
 
 
 def split_base_url(url: str) -> tuple[Origin, bytes]:
@@ -226,8 +282,6 @@ def split_base_url(url: str) -> tuple[Origin, bytes]:
     if not _HOST.fullmatch(host) or port == 0:
         raise ValueError("its host or port cannot be read; write it like https://api.example.com:8443")
     base_path = parts.path.rstrip("/").encode("ascii")
-    try:
-        paths.check(base_path or b"/")
-    except InvalidPath:
-        raise ValueError("its path is ambiguous: no //, dot segments, ';' or encoded separators") from None
+    if not paths.is_clear(base_path or b"/"):
+        raise ValueError("its path is ambiguous: no //, dot segments, ';' or encoded separators")
     return Origin(parts.scheme, host, port or (443 if parts.scheme == "https" else 80)), base_path

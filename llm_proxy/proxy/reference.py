@@ -45,14 +45,20 @@ The target of a request may be a whole URL (`GET http://proxy:8080/v1/models HTT
 of the `Host` header, and its path is judged like any other. `CONNECT` is refused.
 
 Endpoints are matched by whole segments: those [without a provider file](#endpoints-without-a-provider-file), or those
-that [the file](guides/providers.md) allows.
+that [the file](guides/providers.md) allows. Names of models may have a slash or a colon: only in a segment that the
+pattern of the endpoint calls `{model}`, the escapes `%2F` and `%3A` are allowed. Such a path is also read with `/` in
+place of `%2F`, and gets 400 if that has an empty, `.` or `..` part or is another endpoint.
+
+A path of the server itself, such as `/manage/projects` or `/metrics`, has no escapes at all: with one it gets 400, so
+that a rule of a reverse proxy in front on `/manage` cannot be passed by as `/%6danage`.
 """
 
 _ENDPOINTS = """\
 ## Endpoints without a provider file
 
 All of them take GET, POST and DELETE. Left out is what administers the account behind the key, what carries long-lived
-secrets of its own, and what needs a protocol upgrade.
+secrets of its own, what needs a protocol upgrade, and what answers with an address to which SDKs would send the token
+of the proxy ([Anthropic's batches](guides/anthropic.md#batches)).
 """
 
 _ERRORS = """\
@@ -62,6 +68,10 @@ They have the form that the client expects of its provider, so that SDKs raise t
 `/v1/messages` and `/v1/complete`, and for a provider that has only those; OpenAI's everywhere else. An error that comes
 from the provider itself is passed on as it is; one of the proxy has an `X-LLM-Proxy-Request-ID` and no
 `X-LLM-Proxy-Overhead-Ms`. What to do about each is told in [Errors](guides/errors.md).
+
+A path that is neither a provider's nor the server's own is answered in this form too, with the cause and the fix:
+`The path "/chat/completions" is not known here; the base URL of the client must end in /v1`. An `anthropic-version`
+header makes it Anthropic's form.
 """
 
 _IMPROPER = """\

@@ -67,11 +67,15 @@ class Relay:
         """Where the path leads; None where it is not a provider's."""
         return self.providers.route(raw_path)
 
-    async def __call__(self, route: Route, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        """Serve one request."""
+    async def __call__(
+        self, route: Route, scope: dict[str, Any], receive: Receive, send: Send, refusal: ProxyError | None = None
+    ) -> None:
+        """Serve one request, or answer it with `refusal`."""
         inbound = Inbound(request_id(), trio.current_time(), route, scope, receive, self.max_request_size)
         self.running += 1
         try:
+            if refusal is not None:
+                raise refusal
             if self.running > self.max_concurrent:
                 raise Overloaded
             await self._handle(inbound, send)

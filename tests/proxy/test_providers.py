@@ -15,7 +15,7 @@ from llm_proxy.errors import (
     ProxyError,
 )
 from llm_proxy.proxy import paths
-from llm_proxy.proxy.builtin import ANTHROPIC_URL, OPENAI_URL, built_in
+from llm_proxy.proxy.builtin import OPENAI_URL, built_in
 from llm_proxy.proxy.faults import Shape
 from llm_proxy.proxy.providers import Auth, Provider, Providers, split_base_url
 from llm_proxy.proxy.upstream.origin import Origin
@@ -89,6 +89,39 @@ class TestRoute:
         assert PROVIDERS.route(path) is None
 
 
+class TestUnknown:
+    @pytest.mark.parametrize(
+        "path",
+        [
+            b"/chat/completions",
+            b"/messages",
+            b"/responses",
+            b"/embeddings",
+            b"/models",
+            b"/models/gpt-4o",
+            b"/audio/speech",
+        ],
+    )
+    def test_a_missing_v1_is_named(self, path: bytes) -> None:
+        refusal = PROVIDERS.unknown(path)
+        assert isinstance(refusal, EndpointNotAllowed)
+        assert refusal.message == (
+            f'The path "{path.decode()}" is not known here; the base URL of the client must end in /v1'
+        )
+
+    @pytest.mark.parametrize("path", [b"/", b"/wp-login.php", b"/openaiX/v1/models", b"/v1"])
+    def test_a_path_that_looks_like_none_is_told_where_paths_begin(self, path: bytes) -> None:
+        refusal = PROVIDERS.unknown(path)
+        assert isinstance(refusal, EndpointNotAllowed)
+        assert f'"{path.decode()}" is not known here; paths to a provider begin with /v1/' in refusal.message
+
+    @pytest.mark.parametrize(
+        "path", [b"/%6danage/projects", b"/manage%2Fprojects", b"/manage/../x", b"//x", b"*", b"", b"/%6detrics"]
+    )
+    def test_a_path_that_somebody_could_decode_is_ambiguous(self, path: bytes) -> None:
+        assert isinstance(PROVIDERS.unknown(path), InvalidPath)
+
+
 class TestRefusal:
     def test_a_good_request_passes(self) -> None:
         headers = [*TEAM, (b"origin", b"https://app.example")]
@@ -109,10 +142,53 @@ class TestRefusal:
     ) -> None:
         assert type(STRICT.refusal(method, path, headers, {"model": (model,)})) is error
 
-    def test_the_allowed_methods_are_told(self) -> None:
+    def test_a_405_names_method_and_path_and_the_allowed_methods(self) -> None:
         refusal = STRICT.refusal("PUT", b"/v1/files/x", TEAM)
         assert refusal is not None
         assert refusal.allow == ("GET", "POST")
+        assert refusal.message == '"PUT /v1/files/x" is not allowed here (allowed methods: GET, POST)'
+
+    @pytest.mark.parametrize(
+        ("provider", "method", "path", "shown", "takes"),
+        [
+            (
+                ANTHROPIC,
+                "POST",
+                b"/v1/chat/completions",
+                "POST /v1/chat/completions",
+                "/v1/messages, /v1/messages/count_tokens, /v1/messages/batches, /v1/complete, ...",
+            ),
+            (
+                attrs.evolve(OPENAI, name="one", allowed_endpoints=("/v1/{a}/b",)),
+                "GET",
+                b"/v1/x",
+                "GET /v1/x",
+                "/v1/{a}/b",
+            ),
+            (
+                OPENAI,
+                "G\u20acT" * 100,
+                b"/v1/" + b"sk-" + b"a" * 43 + b"/sk-canary1/x",
+                r"G\u20acT" * 8 + " /v1/.../[redacted]/x",
+                "/v1/chat/completions, /v1/completions, /v1/responses, /v1/responses/compact, ...",
+            ),
+        ],
+    )
+    def test_a_404_names_method_path_provider_and_what_works(
+        self, provider: Provider, method: str, path: bytes, shown: str, takes: str
+    ) -> None:
+        refusal = provider.refusal(method, path, [])
+        assert isinstance(refusal, EndpointNotAllowed)
+        assert refusal.message == (
+            f'"{shown}" is not available with this token, whose project uses the provider'
+            f' "{provider.name}": it takes {takes}'
+        )
+
+    @pytest.mark.parametrize("path", [b"/v1/files/a%2Fb", b"/v1/files/a%3Ab", b"/v1/chat%2fcompletions", b"/v1/%2F"])
+    def test_an_escape_that_only_a_model_may_have_is_a_400_elsewhere(self, path: bytes) -> None:
+        refusal = STRICT.refusal("GET", path, TEAM)
+        assert isinstance(refusal, InvalidPath)
+        assert "{model}" in refusal.message
 
     def test_an_empty_or_missing_header_is_named(self) -> None:
         refusal = STRICT.refusal("GET", b"/v1/files/x", [(b"x-team", b""), (b"x-cost-centre", b"7")])
@@ -187,54 +263,6 @@ def test_what_is_checked_and_allowed_is_forwarded_byte_for_byte(segments: list[b
             inner[:3] == [b"", b"v1", b"x"] and len(inner) > 3 and inner[3] != b"",
         ]
         assert any(matches)
-
-
-class TestBuiltIn:
-    @pytest.mark.parametrize(
-        ("name", "method", "path"),
-        [
-            ("openai", "POST", b"/v1/chat/completions"),
-            ("openai", "POST", b"/v1/responses"),
-            ("openai", "DELETE", b"/v1/responses/resp_1"),
-            ("openai", "POST", b"/v1/embeddings"),
-            ("openai", "GET", b"/v1/models"),
-            ("openai", "GET", b"/v1/files/file-1/content"),
-            ("openai", "POST", b"/v1/uploads/u/parts"),
-            ("openai", "POST", b"/v1/images/edits"),
-            ("openai", "POST", b"/v1/audio/transcriptions"),
-            ("openai", "POST", b"/v1/fine_tuning/jobs"),
-            ("openai", "POST", b"/v1/vector_stores/vs/search"),
-            ("openai", "GET", b"/v1/threads/t/runs/r/steps/s"),
-            ("anthropic", "POST", b"/v1/messages"),
-            ("anthropic", "POST", b"/v1/messages/count_tokens"),
-            ("anthropic", "GET", b"/v1/messages/batches/b/results"),
-            ("anthropic", "GET", b"/v1/models/claude"),
-        ],
-    )
-    def test_applications_reach_what_they_need(self, name: str, method: str, path: bytes) -> None:
-        assert BUILT_IN[name].refusal(method, path, []) is None
-
-    @pytest.mark.parametrize(
-        ("name", "path"),
-        [
-            ("openai", b"/v1/organization/projects"),
-            ("openai", b"/v1/organization/admin_api_keys"),
-            ("openai", b"/v1/organization/usage/completions"),
-            ("openai", b"/v1/projects/p/users/u/roles"),
-            ("openai", b"/v1/realtime/client_secrets"),
-            ("openai", b"/v1/fine_tuning/checkpoints/c/permissions"),
-            ("anthropic", b"/v1/organizations/api_keys"),
-            ("anthropic", b"/v1/organizations/me"),
-            ("anthropic", b"/v1/tunnels/t/reveal_token"),
-        ],
-    )
-    def test_the_account_behind_the_key_is_out_of_reach(self, name: str, path: bytes) -> None:
-        assert isinstance(BUILT_IN[name].refusal("GET", path, []), EndpointNotAllowed)
-
-    def test_their_addresses(self) -> None:
-        assert OPENAI.origin == Origin("https", "api.openai.com", 443)
-        assert split_base_url(ANTHROPIC_URL) == (ANTHROPIC.origin, b"")
-        assert (OPENAI.auth, ANTHROPIC.auth) == ("bearer", "x-api-key")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from benchmarks.processes import Upstream
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.scenarios.bad_input import CANARY
-from tests.scenarios.bad_requests import BODY, UNKNOWN, Bad, World, manage, open_world, start
+from tests.scenarios.bad_requests import UNKNOWN, Bad, World, manage, open_world, start
 
 NOT_FOUND = (404, "not_found", "There is nothing here")
 ELSEWHERE = (
@@ -48,8 +48,6 @@ CONTROL_PLANE = (
         "a token for the data plane", start("GET", PROJECTS), *LOCKED, "The management token is wrong.", headers=REALM
     ),
     manage("no path of the API", start("GET", "/manage/nothing", "manager"), *NOT_FOUND, ELSEWHERE),
-    manage("a base URL without its version", start("POST", "/chat/completions"), *NOT_FOUND, ELSEWHERE, content=BODY),
-    manage("a provider that there is not", start("GET", "/opanai/v1/models"), *NOT_FOUND, ELSEWHERE),
     manage(
         "a method of another path",
         start("DELETE", TOKENS, "manager"),

@@ -17,10 +17,6 @@ NO_TOKEN = (
     "No API token was sent. Put your proxy token in the Authorization header as 'Bearer <token>', or in x-api-key."
 )
 NOT_KNOWN = "The API token is not known here. Ask the operator of this proxy for a new one."
-AMBIGUOUS = (
-    "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators."
-)
-NOT_THERE = "This endpoint is not available through this proxy."
 STRAY = "The request has a stray line end, a folded line or a null byte in its head."
 NOT_JSON = "The request body is not valid JSON."
 TOO_LARGE = f"The request body is larger than the {LARGEST} bytes that this proxy accepts."
@@ -32,11 +28,6 @@ def strict(says: str, body: str, code: str, message: str, *fields: str, **more: 
     """A body that a provider with rules refuses."""
     head = start("POST", CHAT, "strict", "X-Team: a", *(fields or ("Content-Type: application/json",)))
     return openai(says, head, more.pop("status", 400), code, message, body, **more)
-
-
-def path(target: str, **more: Any) -> Bad:
-    """A path that could mean more than one thing."""
-    return openai(f"the path {target}", start("GET", target), 400, "invalid_path", more.get("message", AMBIGUOUS))
 
 
 DATA_PLANE = (
@@ -96,43 +87,6 @@ DATA_PLANE = (
         type="insufficient_quota",
         headers={"retry-after": None},
     ),
-    # Where to.
-    openai("an endpoint that is not allowed", start("GET", "/v1/secrets"), 404, "endpoint_not_allowed", NOT_THERE),
-    openai("one that begins like another", start("POST", CHAT + "X"), 404, "endpoint_not_allowed", NOT_THERE, BODY),
-    openai("one with a slash behind it", start("POST", CHAT + "/"), 404, "endpoint_not_allowed", NOT_THERE, BODY),
-    openai("none", start("GET", "/v1/"), 404, "endpoint_not_allowed", NOT_THERE),
-    openai(
-        "another provider than the project's",
-        start("POST", "/strict" + CHAT, "token", "X-Team: a"),
-        404,
-        "endpoint_not_allowed",
-        "This token's project uses the provider 'openai', not 'strict'.",
-        BODY,
-    ),
-    openai(
-        "a method that is not allowed",
-        start("PUT", CHAT),
-        405,
-        "method_not_allowed",
-        "This method is not allowed here.",
-        BODY,
-        headers={"allow": "DELETE, GET, POST"},
-    ),
-    path("/v1/../manage"),
-    path("/v1/%2e%2e/manage"),
-    path("/v1/..;/manage"),
-    path("/v1//models"),
-    path("//v1/models"),
-    path("/v1/models;x"),
-    path("/v1/a%2fb"),
-    path("/v1/a%5Cb"),
-    path("/v1/a%25b"),
-    path("/v1/a%00b"),
-    path("/v1/a\\b"),
-    path("/v1/models#x"),
-    path("/v1/models%"),
-    path("/manage/../v1/models"),
-    path("/v1/models?a=#", message="The query of the request has a character that must be percent-encoded."),
     # What the provider's rules say.
     strict("a body that is no JSON", "{", "invalid_json", NOT_JSON),
     strict("a body that is no object", "[1]", "invalid_json", "The request body is not a JSON object."),

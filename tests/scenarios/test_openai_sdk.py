@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any
 
+import openai
 import pytest
 
 from tests.harness.deployment import Deployment
@@ -89,6 +90,18 @@ async def test_models(clients: Any) -> None:
     assert dumped(said) == dumped(meant)
     one, other = [await result(client.models.retrieve(said[0].id)) for client in clients]
     assert one.model_dump() == other.model_dump()
+
+
+async def test_a_model_whose_name_has_a_slash(clients: Any, gateway: Deployment) -> None:
+    """The SDK escapes it, as `/v1/models/openai%2Fgpt-oss-120b`, and that reaches the provider byte for byte."""
+    errors = []
+    for client in clients:
+        with pytest.raises(openai.NotFoundError, match="The model 'openai/gpt-oss-120b' does not exist") as caught:
+            await result(client.models.retrieve("openai/gpt-oss-120b"))
+        errors.append(caught.value)
+    assert errors[0].body == errors[1].body
+    proxied, direct = gateway.upstream.requests()
+    assert proxied["target"] == direct["target"] == "/v1/models/openai%2Fgpt-oss-120b"
 
 
 @pytest.mark.parametrize("streamed", [False, True])

@@ -10,6 +10,7 @@ from contextlib import ExitStack, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import httpx2
 import pytest
 import trio
@@ -20,7 +21,7 @@ from tests.databases.scratch import Databases
 from tests.harness.deployment import UPSTREAM_KEY, Deployment
 from tests.scenarios.gateway import figure, open_gateway
 from tests.scenarios.refusals import ANTHROPIC, CASES, LARGEST, OPENAI, STRICT, Case, Sdk, ask_gpt
-from tests.scenarios.sdk import LAX_GENERATORS, gpt, items
+from tests.scenarios.sdk import LAX_GENERATORS, claude, gpt, items
 
 pytestmark = [pytest.mark.filterwarnings(*LAX_GENERATORS)]
 
@@ -41,7 +42,7 @@ def strict_providers() -> bool:
 
 
 @asynccontextmanager
-async def raises(sdk: Sdk, code: str, status: int, exception: type[Exception]) -> AsyncIterator[None]:
+async def raises(sdk: Sdk, code: str, status: int, exception: type[Exception], words: str = "") -> AsyncIterator[None]:
     """Expect a refusal, and look at everything that the SDK makes of it."""
     with pytest.raises(exception) as caught:
         yield
@@ -51,6 +52,7 @@ async def raises(sdk: Sdk, code: str, status: int, exception: type[Exception]) -
     assert error.request_id == error.response.headers["x-llm-proxy-request-id"]
     message = error.body["message"] if sdk is OPENAI else error.body["error"]["message"]
     assert message in str(error)
+    assert words in message
     if status == 503:
         assert int(error.response.headers["retry-after"]) >= 1
 
@@ -70,6 +72,46 @@ def test_each_refusal_is_the_sdks_own_exception(gateway: Deployment, sdk: Sdk, c
             await (case.call or (lambda sdk, client: sdk.ask(client)))(sdk, client)
 
     trio.run(meet)
+
+
+@pytest.mark.parametrize(
+    ("sdk", "provider", "base", "words"),
+    [
+        (
+            OPENAI,
+            "openai",
+            "",
+            'The path "/chat/completions" is not known here; the base URL of the client must end in /v1',
+        ),
+        (OPENAI, "openai", "/openai", "the base URL of the client must end in /v1"),
+        (OPENAI, "openai", "/v1/v1", "/v1 is there twice; leave it off the base URL of the client"),
+        (ANTHROPIC, "anthropic", "/v1", "/v1 is there twice; leave it off the base URL of the client"),
+        (OPENAI, "anthropic", "/v1", 'uses the provider "anthropic": it takes /v1/messages'),
+        (ANTHROPIC, "openai", "", 'uses the provider "openai": it takes /v1/chat/completions'),
+        (OPENAI, "anthropic", "/openai/v1", "send its requests to /v1/... or /anthropic/v1/..."),
+        (ANTHROPIC, "openai", "/anthropic", "send its requests to /v1/... or /openai/v1/..."),
+    ],
+)
+async def test_a_wrong_base_url_or_token_is_an_error_that_says_what_to_do(
+    gateway: Deployment, sdk: Sdk, provider: str, base: str, words: str
+) -> None:
+    secret = gateway.new_secret(gateway.new_project(provider=provider)["id"])
+    url = gateway.server.url
+    async with (
+        sdk.make("async", url, secret) as client,
+        raises(sdk, "endpoint_not_allowed", 404, sdk.errors.NotFoundError, words),
+    ):
+        await sdk.ask(client.with_options(base_url=url + base))
+    assert gateway.upstream.counts()["requests"] == 0
+
+
+async def test_an_anthropic_client_without_the_version_in_its_path_gets_anthropics_error(gateway: Deployment) -> None:
+    """As the AI SDK does, whose base URL has the version."""
+    async with (
+        claude("async", gateway.server.url, "sk-" + "x" * 43) as client,
+        raises(ANTHROPIC, "endpoint_not_allowed", 404, anthropic.NotFoundError, "must end in /v1"),
+    ):
+        await client.post("/messages", cast_to=object)
 
 
 @SDKS
