@@ -79,6 +79,10 @@ class Connection:
         """Would `receive` return without waiting?"""
         return bool(self.parser.pieces) or self.parser.complete
 
+    def fileno(self) -> int:
+        """The descriptor of the socket; -1 once it is closed."""
+        return self._wire.fileno()
+
     def is_quiet(self) -> bool:
         """Is the idle connection still there, with nothing to read on it?"""
         return self._wire.is_quiet()

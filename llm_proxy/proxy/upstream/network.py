@@ -58,12 +58,16 @@ class Network(httpcore.AsyncNetworkBackend):
         self.is_http2 = protocol == "h2"
         self.witness.begin(bodiless=self._head_only)
 
+    def fileno(self) -> int:
+        """The descriptor of the socket; -1 before there is one, and once it is closed."""
+        return -1 if self._tcp is None else self._tcp.socket.fileno()
+
     def is_quiet(self) -> bool:
         """Is the idle connection alive, and (in HTTP/1.1, where all that comes was asked for) nothing to be read?"""
-        if self._tcp is None or self._tcp.socket.fileno() == -1:
+        if self.fileno() == -1:
             return False
         poll = select.poll()
-        poll.register(self._tcp.socket.fileno(), select.POLLRDHUP | (0 if self.is_http2 else select.POLLIN))
+        poll.register(self.fileno(), select.POLLRDHUP | (0 if self.is_http2 else select.POLLIN))
         return not poll.poll(0)
 
     def close(self) -> None:

@@ -1,14 +1,17 @@
 """The connections to one origin.
 
 Idle connections form a stack: the one used last is used next, so the fewest are kept warm and the oldest expire. A
-request costs the same however many there are: it looks at the top only, and a connection that comes back looks at the
-bottom only. There is no bound on connections in use; whoever admits requests bounds those.
+request costs the same however many there are: it looks at the top only. One task closes what has been idle for too
+long, another one what the upstream has closed. There is no bound on connections in use; whoever admits requests bounds
+those.
 """
 
 from __future__ import annotations
 
+import math
 import ssl
-from collections import deque
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -20,6 +23,7 @@ from llm_proxy.proxy.upstream.request import write_down
 from llm_proxy.proxy.upstream.response import PooledConnection, PooledResponse
 from llm_proxy.proxy.upstream.tls import client_context
 from llm_proxy.proxy.upstream.wire import dial, words
+from llm_proxy.serving.hang_up import HangUps
 from llm_proxy.watch import Watch
 
 if TYPE_CHECKING:
@@ -33,6 +37,10 @@ IDLE_EXPIRY: Final = 50.0
 
 #: Unused connections that are kept.
 MAX_IDLE: Final = 100
+
+#: Methods that ask for nothing to be done (RFC 9110 §9.2.1). PUT and DELETE may be sent again as well (§9.2.2), but the
+#: second answer can be another one: a 404 for what the first has deleted.
+_SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 
 
 class UpstreamPool:
@@ -62,14 +70,22 @@ class UpstreamPool:
         self._max_idle = max_idle
         self._idle_expiry = idle_expiry
         self._connect = connect or DirectConnector(origin, timeouts, ssl_context).connect
-        self._stack: deque[PooledConnection] = deque()
+        #: By descriptor, the one that was used last at the end.
+        self._idle: dict[int, PooledConnection] = {}
         self._in_use = 0
         self._closed = False
+        #: What waits until the next idle connection is due, and when that is.
+        self._sweeping: trio.CancelScope | None = None
+        self._due = math.inf
+        self._hang_ups: HangUps | None = None
+        self._listening = trio.CancelScope()
+        #: Descriptors of connections in use that the upstream has closed behind its response.
+        self._ended: set[int] = set()
 
     @property
     def idle(self) -> int:
         """Connections kept for the next request."""
-        return len(self._stack)
+        return len(self._idle)
 
     @property
     def in_use(self) -> int:
@@ -92,23 +108,35 @@ class UpstreamPool:
         """Send one request and wait for the head of its final response; see `interface.Upstream.send`.
 
         A kept connection may turn out to be dead when the first byte is to be sent: then the next one is taken, and
-        at last a fresh one. Once a byte is out nothing is sent a second time.
+        at last a fresh one. Once a byte is out nothing is sent a second time, with one exception: what has no body and
+        a safe method, and met the end of a kept connection instead of a response, is sent once more on a fresh one
+        (RFC 9110 §9.2.2).
         """
         request = write_down(method, target, self._origin.authority, headers, body)
         dispatch = dispatch or Dispatch()
+        repeatable = body is None and method in _SAFE
+        lost: Disconnected | None = None
         self._in_use += 1
         try:
             while True:
-                connection = self._take()
+                connection = None if lost else self._take()
                 kept = connection is not None
                 if connection is None:
-                    connection = await self._connect()
+                    try:
+                        connection = await self._connect()
+                    except ConnectFailed:
+                        if lost is None:
+                            raise
+                        raise lost from None
                 try:
                     head = await connection.exchange(request, dispatch)
                 except Disconnected as failure:
-                    if failure.sent or not kept:
+                    if not kept or (failure.sent and not repeatable):
                         raise
+                    lost = failure if failure.sent else None
                 else:
+                    if not kept:
+                        self._listen_to(connection)
                     return PooledResponse(head, connection, self._release)
         except BaseException:
             self._in_use -= 1
@@ -117,17 +145,19 @@ class UpstreamPool:
     def close(self) -> None:
         """Drop all idle connections; those in use end with their exchanges. Idempotent, never waits."""
         self._closed = True
-        while self._stack:
-            self._stack.pop().close()
+        self._listening.cancel()
+        if self._sweeping is not None:
+            self._sweeping.cancel()
+        while self._idle:
+            self._idle.popitem()[1].close()
 
     def _take(self) -> PooledConnection | None:
         """Take the connection that was used last and is still good; those that are not are closed."""
-        stack = self._stack
-        if not stack:
+        if not self._idle:
             return None
         now = trio.current_time()
-        while stack:
-            connection = stack.pop()
+        while self._idle:
+            _, connection = self._idle.popitem()
             if now < connection.best_before and connection.is_quiet():
                 return connection
             connection.close()
@@ -136,22 +166,68 @@ class UpstreamPool:
     def _release(self, connection: PooledConnection) -> None:
         """Keep a connection whose exchange ended cleanly, close any other."""
         self._in_use -= 1
-        if self._closed or not connection.is_reusable:
-            connection.close()
-            return
-        now = trio.current_time()
+        descriptor = connection.fileno()
         expiry = self._idle_expiry
         promised = connection.lifetime
         if promised is not None and promised - 1 < expiry:
             # The server says when it will close (`Keep-Alive: timeout`): be gone a second before, or requests get lost.
             expiry = promised - 1
-        connection.best_before = now + expiry
-        stack = self._stack
-        stack.append(connection)
-        while len(stack) > self._max_idle or stack[0].best_before <= now:
-            stack.popleft().close()
-            if not stack:
-                return
+        if self._closed or not connection.is_reusable or descriptor in self._ended or expiry <= 0:
+            connection.close()
+            return
+        connection.best_before = trio.current_time() + expiry
+        self._idle[descriptor] = connection
+        if len(self._idle) > self._max_idle:
+            self._idle.pop(next(iter(self._idle))).close()
+        if connection.best_before < self._due:
+            self._sweep_at(connection.best_before)
+
+    def _sweep_at(self, due: float) -> None:
+        self._due = due
+        if self._sweeping is None:
+            self._sweeping = trio.CancelScope(deadline=due)
+            trio.lowlevel.spawn_system_task(self._sweep)
+        else:
+            self._sweeping.deadline = due
+
+    async def _sweep(self) -> None:
+        """Close what has been idle for too long, as long as anything is idle."""
+        while self._sweeping is not None:
+            with self._sweeping:
+                await trio.sleep_forever()
+            now = trio.current_time()
+            for descriptor, connection in list(self._idle.items()):
+                if connection.best_before <= now:
+                    del self._idle[descriptor]
+                    connection.close()
+            self._due = min((connection.best_before for connection in self._idle.values()), default=math.inf)
+            self._sweeping = trio.CancelScope(deadline=self._due) if self._idle else None
+
+    def _listen_to(self, connection: PooledConnection) -> None:
+        """Learn when the upstream closes a new connection: nobody reads from it while it is idle."""
+        descriptor = connection.fileno()
+        self._ended.discard(descriptor)
+        if self._closed or not HangUps.available():
+            return
+        with suppress(OSError):  # out of descriptors: idle connections expire all the same
+            if self._hang_ups is None:
+                self._hang_ups = HangUps()
+                trio.lowlevel.spawn_system_task(self._listen, self._hang_ups)
+            self._hang_ups.watch(descriptor, partial(self._hung_up, descriptor))
+
+    async def _listen(self, hang_ups: HangUps) -> None:
+        try:
+            with self._listening:
+                await hang_ups.run()
+        finally:
+            hang_ups.close()
+
+    def _hung_up(self, descriptor: int) -> None:
+        connection = self._idle.pop(descriptor, None)
+        if connection is None:
+            self._ended.add(descriptor)
+        else:
+            connection.close()
 
 
 class DirectConnector:

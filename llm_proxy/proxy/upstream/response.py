@@ -42,6 +42,9 @@ class PooledConnection(Protocol):
     def is_ready(self) -> bool:
         """Would `receive` return without waiting?"""
 
+    def fileno(self) -> int:
+        """The descriptor of the socket; -1 once it is closed."""
+
     def is_quiet(self) -> bool:
         """Is the idle connection still there, with nothing to read on it?"""
 

@@ -141,6 +141,10 @@ class HttpxConnection:
         """Would `receive` return without waiting? It cannot be told."""
         return False
 
+    def fileno(self) -> int:
+        """The descriptor of the socket; -1 once it is closed."""
+        return self._network.fileno()
+
     def is_quiet(self) -> bool:
         """Is the idle connection still there, with nothing to read on it?"""
         return self._network.is_quiet()

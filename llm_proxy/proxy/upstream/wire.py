@@ -30,13 +30,14 @@ class Wire:
     trio.ClosedResourceError where `close` is called while they wait.
     """
 
-    __slots__ = ("_poll", "_recv", "_send", "_socket", "is_tls")
+    __slots__ = ("_poll", "_recv", "_send", "_socket", "fileno", "is_tls")
 
     def __init__(self, connected: socket.socket) -> None:
         """Take over a connected, non-blocking socket; an `ssl.SSLSocket` after its handshake."""
         self._socket = connected
         self._recv = connected.recv
         self._send = connected.send
+        self.fileno = connected.fileno
         self.is_tls = isinstance(connected, ssl.SSLSocket)
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN | select.POLLRDHUP)

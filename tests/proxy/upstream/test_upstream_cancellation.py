@@ -136,7 +136,7 @@ async def test_cancelled_at_every_checkpoint(
                 assert pool.idle == 0
             if fresh:
                 while pool.idle:
-                    pool._stack.pop().close()
+                    pool._idle.popitem()[1].close()
             if not cancelled:
                 break
         assert count > at_least

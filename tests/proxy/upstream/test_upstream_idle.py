@@ -178,24 +178,135 @@ async def test_a_request_is_sent_again_only_while_nothing_of_it_went_out(monkeyp
         pool.close()
 
 
-async def test_a_request_that_went_out_is_never_sent_again() -> None:
-    async def handler(peer: Peer) -> None:
-        await peer.request()
-        await peer.send(OK)
-        await peer.request()
-        peer.close()
+async def dying(peer: Peer) -> None:
+    """Answer one request, and reset the connection at the next."""
+    await peer.request()
+    await peer.send(OK)
+    await peer.request()
+    peer.reset()
 
-    async with stage(handler) as upstream:
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [(b"POST", b"x"), (b"POST", None), (b"PUT", None), (b"PATCH", None), (b"DELETE", None), (b"GET", b"x")],
+)
+async def test_a_request_that_went_out_and_may_change_something_is_never_sent_again(
+    method: bytes, body: bytes | None
+) -> None:
+    async with stage(dying) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         await ask(pool)
         dispatch = Dispatch()
         with pytest.raises(Disconnected) as caught:
-            await pool.send(b"GET", b"/", [], None, dispatch=dispatch)
+            await pool.send(method, b"/", [], body, dispatch=dispatch)
         assert caught.value.sent
         assert dispatch.sent
         assert len(upstream.peers) == 1
         assert counts(pool) == "0 idle, 0 in use"
         assert client_sockets(upstream.origin) == 0
+
+
+@pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
+async def test_a_safe_request_that_meets_a_dying_connection_is_sent_once_more_on_a_fresh_one(method: bytes) -> None:
+    async with stage(dying) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        two = [await pool.send(b"GET", b"/", [], None) for _ in range(2)]
+        for response in two:
+            await whole(response)
+        again = await pool.send(method, b"/again", [], None)
+        assert again.status == 200
+        # Neither of the two others, which may be dying as well.
+        assert [len(peer.asked) for peer in upstream.peers] == [1, 2, 1]
+        assert upstream.peers[2].asked[0].target == b"/again"
+        again.close()
+        pool.close()
+
+
+async def test_a_safe_request_is_not_sent_a_third_time() -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        if len(upstream.peers) == 1:
+            await peer.send(OK)
+            await peer.request()
+        peer.reset()
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        await ask(pool)
+        with pytest.raises(Disconnected):
+            await pool.send(b"GET", b"/", [], None)
+        assert len(upstream.peers) == 2
+        assert counts(pool) == "0 idle, 0 in use"
+
+
+async def test_idle_connections_expire_without_traffic(autojump_clock: MockClock) -> None:
+    async with stage(answering(OK)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=10)
+        responses = [await pool.send(b"GET", b"/", [], None) for _ in range(3)]
+        await whole(responses[0])
+        await trio.sleep(6)
+        await whole(responses[1])
+        await whole(responses[2])
+        assert counts(pool) == "3 idle, 0 in use"
+        await trio.sleep(4.1)
+        assert counts(pool) == "2 idle, 0 in use"
+        await trio.sleep(6)
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+        # And again, after nothing was left to wait for.
+        await ask(pool)
+        await trio.sleep(10.1)
+        assert client_sockets(upstream.origin) == 0
+
+
+async def test_a_connection_that_the_server_keeps_for_less_time_expires_earlier(autojump_clock: MockClock) -> None:
+    promise = OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=5\r\n\r\n")
+    async with stage(answering(OK, promise)) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=60)
+        for response in [await pool.send(b"GET", b"/", [], None) for _ in range(2)]:
+            await whole(response)
+        await ask(pool)
+        await trio.sleep(4.1)
+        assert counts(pool) == "1 idle, 0 in use"
+        pool.close()
+
+
+@pytest.mark.parametrize("end", [close, reset])
+async def test_idle_connections_that_the_upstream_closes_are_closed_at_once(end: Handler) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await over.wait()
+        await end(peer)
+
+    over = trio.Event()
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        for response in [await pool.send(b"GET", b"/", [], None) for _ in range(50)]:
+            await whole(response)
+        assert counts(pool) == "50 idle, 0 in use"
+        over.set()
+        await settled()
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+        pool.close()
+
+
+async def test_a_connection_that_the_upstream_closes_behind_its_response_is_not_kept() -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        peer.close()
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        response = await pool.send(b"GET", b"/", [], None)
+        await settled()
+        assert await whole(response) == b"ok"
+        assert counts(pool) == "0 idle, 0 in use"
+        assert client_sockets(upstream.origin) == 0
+        assert await ask(pool) == b"ok"
+        pool.close()
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import trio
 
-from llm_proxy.proxy.upstream import UpstreamPool
+from llm_proxy.proxy.upstream import Origin, UpstreamPool
 from tests.proxy.upstream.stage import (
     HEADERS,
     OK,
@@ -183,17 +186,22 @@ async def test_a_closed_pool_keeps_nothing() -> None:
 
 
 def test_a_pool_can_be_closed_after_its_run() -> None:
-    pools = []
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as executor:
 
-    async def main() -> None:
-        async with stage(answering(OK)) as upstream:
-            pools.append(UpstreamPool(upstream.origin, PATIENT))
-            await ask(pools[0])
+        def answer() -> socket.socket:
+            peer, _ = listener.accept()
+            peer.recv(65536)
+            peer.sendall(OK)
+            return peer
 
-    trio.run(main)
-    assert counts(pools[0]) == "1 idle, 0 in use"
-    pools[0].close()
-    assert counts(pools[0]) == "0 idle, 0 in use"
+        answered = executor.submit(answer)
+        pool = UpstreamPool(Origin("http", "127.0.0.1", listener.getsockname()[1]), PATIENT)
+        trio.run(ask, pool)
+        assert counts(pool) == "1 idle, 0 in use"
+        pool.close()
+        assert counts(pool) == "0 idle, 0 in use"
+        with answered.result() as peer:
+            assert peer.recv(1) == b""
 
 
 async def test_many_at_once() -> None:
