@@ -6,6 +6,7 @@ Two of the three servers of the page are away. A fleet behind nginx that is rest
 from __future__ import annotations
 
 import http.client
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from tests.harness.nginx import ADVICE as NGINX_ADVICE
 from tests.harness.nginx import find_nginx, running_nginx
 from tests.harness.ports import free_port
 from tests.harness.server import MANAGEMENT_TOKEN, ROOT
+from tests.scenarios.evasions import ask, evasions
 
 PAGE = ROOT / "docs" / "deployment" / "reverse-proxy.md"
 
@@ -83,3 +85,19 @@ async def test_requests_and_streams_pass(deployment: Deployment, balancer: Balan
     assert manage(balancer, "127.0.0.1") == 200
     if sys.platform == "linux":  # where all of 127.0.0.0/8 is this machine's
         assert manage(balancer, "127.0.0.2") == 403
+
+
+@on("sqlite")
+@pytest.mark.skipif(sys.platform != "linux", reason="only there all of 127.0.0.0/8 is this machine's")
+@pytest.mark.parametrize(("path", "content"), [("/manage/projects", b'"next_cursor"'), ("/metrics", b"# HELP")])
+def test_no_request_from_outside_gets_past_the_rule(balancer: Balancer, path: str, content: bytes) -> None:
+    requests = evasions(path, urlsplit(balancer.url).netloc)
+    assert content in ask(balancer, "127.0.0.1", requests[0])
+    reached = {}
+    for request in requests:
+        answer = ask(balancer, "127.0.0.2", request)
+        # Caddy answers 200 without content where the request is for another site.
+        good = re.search(rb"^HTTP/1\.[01] [23]..(?s:.*)\r\ncontent-type:", answer, re.MULTILINE | re.IGNORECASE)
+        if good or content in answer:
+            reached[request] = answer
+    assert reached == {}
