@@ -12,7 +12,6 @@ target: the first server there settles them as `unknown`, as it does with those 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 
 from attrs import define, frozen
 from sqlalchemy import Connection, Table
@@ -20,7 +19,7 @@ from sqlalchemy import Connection, Table
 from db import migrate
 from db.database import Database
 from db.errors import DatabaseError
-from db.queries import ledger, tables
+from db.queries import tables
 from db.queries.tables import Digest, Key, Row
 from db.schema import in_flight, projects, requests, tokens, usage_hourly
 
@@ -65,28 +64,6 @@ def check_schema(source: Database) -> None:
         raise CopyRefused(
             f"{source.target}: the schema is at {status.current or 'base'}, and {status.head} is needed; "
             "run 'llm-proxy migrate up' on it, or start a server of this version once"
-        )
-
-
-def check_idle(database: Database, dead_after: timedelta) -> None:
-    """Make sure that no server works on the database.
-
-    Args:
-        database: at head.
-        dead_after: how long a worker's heartbeat must be missing.
-
-    Raises:
-        CopyRefused: one does, or did a moment ago.
-    """
-
-    def live(connection: Connection) -> list[str]:
-        return [f"{worker.hostname} (pid {worker.pid})" for worker in ledger.live_workers(connection, dead_after)]
-
-    found = database.read_now(live)
-    if found:
-        raise CopyRefused(
-            f"{database.target} is in use by {', '.join(found)}; stop the servers first (one that was killed counts "
-            f"as live for {dead_after.total_seconds():g} s), or copy beside them with --allow-live"
         )
 
 

@@ -188,17 +188,22 @@ def down(
         SchemaMismatch: the database belongs to a newer version.
     """
     with database.migrating(_deadline(database, deadline), waiting) as connection:
-        found = status(connection)
-        done = revisions()[: len(revisions()) - len(found.pending)]
-        if found.pending and found.pending[0].id == version(connection):
-            done += found.pending[:1]  # half undone
-        kept = _kept(done, to)
-        undone = done[len(kept) :][::-1]
+        kept, undone = steps_down(connection, to)
         for revision, before in zip(undone, [*undone[1:], *kept[-1:], None], strict=False):
             mark(connection, revision.id)
             _run("downgrade", connection, "base" if before is None else before.id, report)
             unmark(connection)
         return undone
+
+
+def steps_down(connection: Connection, to: str | None) -> tuple[tuple[Revision, ...], tuple[Revision, ...]]:
+    """The revisions that `down` keeps, oldest first, and those that it undoes, newest first. Raises as `down` does."""
+    found = status(connection)
+    done = revisions()[: len(revisions()) - len(found.pending)]
+    if found.pending and found.pending[0].id == version(connection):
+        done += found.pending[:1]  # half undone
+    kept = _kept(done, to)
+    return kept, done[len(kept) :][::-1]
 
 
 def plan(database: Database) -> str:

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from attrs import asdict, evolve, fields, frozen
-from sqlalchemy import BindParameter, bindparam, delete, func, insert, or_, select, update
+from sqlalchemy import BindParameter, bindparam, delete, func, insert, inspect, or_, select, update
 
 from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
 from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
@@ -235,7 +235,9 @@ def list_workers(connection: Connection) -> list[Worker]:
 
 
 def live_workers(connection: Connection, dead_after: timedelta) -> list[Worker]:
-    """Workers that have been seen within `dead_after`, by the database's clock."""
+    """Workers that have been seen within `dead_after`, by the database's clock; none before their table is made."""
+    if not inspect(connection).has_table(workers.name):
+        return []
     seen = workers.c.seen_at >= clock(connection) - dead_after
     rows = connection.execute(select(*columns(workers, Worker)).where(seen).order_by(workers.c.started_at))
     return [Worker(*row) for row in rows]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from datetime import timedelta
 
 from attrs import evolve
 
 from db import dsn
 from db.database import Database, opened
 from db.options import Options
+from db.queries import ledger
 from llm_proxy.cli.failures import Failure
+from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.services import database_options, database_target
 from llm_proxy.settings import Settings
 
@@ -52,6 +55,18 @@ def change(settings: Settings, *, patiently: bool = False) -> AbstractContextMan
         db.errors.DatabaseError: it cannot be opened.
     """
     return opened(database_target(settings), _options(settings, patiently=patiently))
+
+
+def check_idle(database: Database, settings: Settings) -> None:
+    """Make sure that no server works on the database. Raises `Failure` if one does, or did a moment ago."""
+    dead_after = timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat)
+    live = database.read_now(ledger.live_workers, dead_after)
+    if live:
+        names = ", ".join(f"{worker.hostname} (pid {worker.pid})" for worker in live)
+        raise Failure(
+            f"{database.target} is in use by {names}; stop the servers first (one that was killed counts as live for "
+            f"{dead_after.total_seconds():g} s), or go on beside them with --allow-live"
+        )
 
 
 def patient_options(settings: Settings) -> Options:

@@ -113,7 +113,7 @@ def test_a_check_says_what_the_database_is(run: Run, migrated_database: Scratch)
 
 def test_a_check_complains_about_an_old_schema(run: Run, database_env: dict[str, str]) -> None:
     run("migrate", "up", env=database_env)
-    run("migrate", "down", env=database_env)
+    run("migrate", "down", "--yes", env=database_env)
 
     result = run("db", "check", env=database_env)
 

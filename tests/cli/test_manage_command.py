@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from llm_proxy.cli import confirmation
 from llm_proxy.cli.commands.manage import project
 from llm_proxy.cli.commands.manage.connection import find_server
 from tests.cli.conftest import Run
@@ -151,10 +152,28 @@ def test_a_token_is_changed_rotated_and_revoked(manage: Run, token: dict[str, An
 
 
 def test_all_tokens_of_a_project_are_revoked(manage: Run, token: dict[str, Any]) -> None:
-    revoked = manage("token", "revoke-all", token["project_id"])
+    revoked = manage("token", "revoke-all", token["project_id"], "--yes")
 
     assert revoked.stdout == "Tokens revoked: 1\n"
     assert shown(manage("token", "get", token["id"]).stdout)["state"] == "revoked"
+
+
+def test_revoking_all_tokens_takes_a_yes(
+    manage: Run, token: dict[str, Any], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    question = f"Revoke 1 tokens of the project {request.node.name}?"
+
+    silent = manage("token", "revoke-all", token["project_id"])
+    assert (silent.exit_code, silent.stdout) == (2, "")
+    assert silent.stderr == f"error: without a terminal, --yes is required as the answer to: {question}\n"
+
+    monkeypatch.setattr(confirmation, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    refused = manage("token", "revoke-all", token["project_id"], input="n\n")
+    assert (refused.exit_code, refused.stdout) == (130, "")
+    assert refused.stderr.startswith(question)
+    assert shown(manage("token", "get", token["id"]).stdout)["state"] == "active"
+
+    assert manage("token", "revoke-all", token["project_id"], input="y\n").stdout == "Tokens revoked: 1\n"
 
 
 @pytest.mark.parametrize(

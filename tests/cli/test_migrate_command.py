@@ -1,12 +1,27 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from attrs import asdict
+from click.testing import Result
+from sqlalchemy import delete, insert
 
-from db import migrate
+from db import Connection, migrate
+from db.database import opened
+from db.dialects.statements import clock
+from db.losses import Loss, losses
+from db.options import Options
+from db.records import Worker
+from db.schema import workers
+from llm_proxy.cli import confirmation
 from tests.cli.conftest import Run
+from tests.databases.kinds import SERVERS, on
+from tests.databases.scratch import Scratch
+from tests.db.pasts import write_past
 
 HEAD = migrate.revisions()[-1].id
 TITLES = [f"{revision.id} {revision.title}" for revision in migrate.revisions()]
@@ -27,8 +42,8 @@ def test_all_the_way_up_and_down(run: Run, database_env: dict[str, str]) -> None
     assert run("migrate", "plan", env=env).stdout == ""
     assert run("migrate", "up", env=env).stdout == f"Nothing to do: the schema is at head ({HEAD}).\n"
 
-    assert run("migrate", "down", env=env).stdout == f"undone {TITLES[-1]}\n"
-    assert run("migrate", "down", "--to", "base", env=env).stdout.splitlines() == [
+    assert run("migrate", "down", "--yes", env=env).stdout == f"undone {TITLES[-1]}\n"
+    assert run("migrate", "down", "--to", "base", "--yes", env=env).stdout.splitlines() == [
         f"undone {title}" for title in reversed(TITLES[:-1])
     ]
     assert run("migrate", "version", env=env).stdout == "base\n"
@@ -52,7 +67,7 @@ def test_looking_makes_no_file(run: Run, folder: Path) -> None:
 
 def test_status_for_people_and_programs(run: Run) -> None:
     run("migrate", "up", "--db", "proxy.db")
-    run("migrate", "down", "--db", "proxy.db")
+    run("migrate", "down", "--yes", "--db", "proxy.db")
 
     lines = run("migrate", "status", "--db", "proxy.db").stdout.splitlines()
     assert lines[0] == "REVISION  STATE    TITLE"
@@ -64,6 +79,83 @@ def test_status_for_people_and_programs(run: Run) -> None:
     assert status["head"] == HEAD
     assert [revision["id"] for revision in status["pending"]] == [HEAD]
     assert status["at_head"] is False
+
+
+def tables_of(scratch: Scratch) -> dict[str, int]:
+    """How many rows each table has that is still there."""
+    with opened(scratch.target, Options(), exclusive=False) as database:
+        return {loss.table: loss.rows for loss in losses(database, "base") or ()}
+
+
+def test_down_lists_what_it_deletes_and_takes_a_yes(
+    run: Run, migrated_database: Scratch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(migrated_database.target, Options()) as database:
+        write_past(database, requests=20)
+    before = tables_of(migrated_database)
+    assert before["requests"] == 20
+
+    def down(answer: str = "", *options: str) -> Result:
+        return run("migrate", "down", "--to", "0004", *options, env=migrated_database.env, input=answer)
+
+    question = f"Delete this from {migrated_database.target}?"
+    silent = down()
+    assert (silent.exit_code, silent.stdout) == (2, "")
+    *listed, last = silent.stderr.splitlines()
+    sums = before["usage_hourly"]
+    assert [line.split() for line in listed] == [
+        ["TO", "BE", "DELETED", "ROWS"],
+        ["requests", "20"],
+        ["usage_hourly", str(sums)],
+    ]
+    assert last == f"error: without a terminal, --yes is required as the answer to: {question}"
+
+    monkeypatch.setattr(confirmation, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    refused = down("n\n")
+    assert (refused.exit_code, refused.stdout) == (130, "")
+    assert question in refused.stderr
+    assert tables_of(migrated_database) == before, "nothing was deleted"
+
+    assert down("y\n").exit_code == 0
+    assert set(tables_of(migrated_database)) == {"projects", "tokens", "workers", "in_flight"}
+    assert down("", "--yes").stdout == "Nothing to do: no revision was applied after that one.\n"
+
+
+def test_down_counts_the_rows_that_lose_a_column(run: Run, migrated_database: Scratch) -> None:
+    with opened(migrated_database.target, Options()) as database:
+        write_past(database, requests=20)
+        found = losses(database, "0006")
+    assert found == (Loss("usage_hourly", "pruned", tables_of(migrated_database)["usage_hourly"]),)
+
+
+@on(*SERVERS)
+def test_down_is_refused_beside_a_live_server(run: Run, migrated_database: Scratch) -> None:
+    """On SQLite the lock of the file refuses it, of which a test of the server command knows."""
+
+    def seen(connection: Connection, seconds_ago: float) -> None:
+        now = clock(connection)
+        worker = Worker("w", "host-1", 4711, "0", now, now - timedelta(seconds=seconds_ago))
+        connection.execute(delete(workers))
+        connection.execute(insert(workers).values(asdict(worker)))
+
+    def down(*options: str) -> Result:
+        return run("migrate", "down", "--to", "0003", "--yes", *options, env=migrated_database.env)
+
+    with opened(migrated_database.target, Options()) as database:
+        database.write_now(seen, 1.0)
+        refused = down()
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert refused.stderr == (
+            f"error: {migrated_database.target} is in use by host-1 (pid 4711); stop the servers first (one that was "
+            "killed counts as live for 20 s), or go on beside them with --allow-live\n"
+        )
+        assert "requests" in tables_of(migrated_database)
+        assert down("--allow-live").exit_code == 0
+
+        assert run("migrate", "up", env=migrated_database.env).exit_code == 0
+        database.write_now(seen, 3600.0)
+        assert down().exit_code == 0
+    assert run("migrate", "down", "--to", "base", "--yes", env=migrated_database.env).exit_code == 0
 
 
 def test_an_unknown_revision_is_refused(run: Run) -> None:

@@ -193,7 +193,7 @@ def test_the_short_helps_fit_into_their_lists(run: Run) -> None:
         ("server", "--addr --db --workers --config --debug --help"),
         ("demo", "--once --addr --debug --help"),
         ("migrate up", "--db --config --debug --help"),
-        ("migrate down", "--to --db --config --debug --help"),
+        ("migrate down", "--to --allow-live --yes --db --config --debug --help"),
         ("migrate status", "--json --db --config --debug --help"),
         ("ledger verify", "--repair --json --db --config --debug --help"),
         ("db check", "--json --db --config --debug --help"),

@@ -118,7 +118,7 @@ def test_looking_is_possible_beside_a_server_and_changing_is_not(
 
     for command in (("ledger", "verify"), ("db", "check"), ("migrate", "status"), ("migrate", "plan")):
         assert (run(*command, env=env).exit_code, run(*command, env=env).stderr) == (0, "")
-    down = run("migrate", "down", env=env)
+    down = run("migrate", "down", "--yes", env=env)
 
     assert down.exit_code == 1
     assert down.stderr.startswith(f"error: another llm-proxy process (pid {server.pid}) is using {database}; ")

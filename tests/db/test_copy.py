@@ -11,11 +11,10 @@ from sqlalchemy import Table, delete, insert, select, update
 from db import Connection, copy
 from db.copy import CopyRefused
 from db.database import Database, opened
-from db.dialects import clock
 from db.options import Options
 from db.queries import ledger, tables
 from db.queries.tables import Digest
-from db.schema import in_flight, projects, requests, tokens, usage_hourly, workers
+from db.schema import in_flight, projects, requests, tokens, usage_hourly
 from tests.databases.fixtures import require
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
@@ -184,29 +183,6 @@ def test_a_copy_that_differs_in_the_end_says_so(
     found = {one.table: one for one in copy.copy(source, target, progress=ignore)}
     assert not found["requests"].equal
     assert found["requests"].source.rows - found["requests"].target.rows == 3
-
-
-def test_live_servers_are_named(target: Database) -> None:
-    def appear(connection: Connection, seconds_ago: float) -> None:
-        now = clock(connection)
-        connection.execute(delete(workers))
-        connection.execute(
-            insert(workers).values(
-                id="00000000-0000-7000-8000-000000000000",
-                hostname="host-1",
-                pid=4711,
-                version="0",
-                started_at=now,
-                seen_at=now - timedelta(seconds=seconds_ago),
-            )
-        )
-
-    copy.check_idle(target, timedelta(seconds=20))
-    target.write_now(appear, 1.0)
-    with pytest.raises(CopyRefused, match=r"is in use by host-1 \(pid 4711\); stop the servers first .* 20 s"):
-        copy.check_idle(target, timedelta(seconds=20))
-    target.write_now(appear, 3600.0)
-    copy.check_idle(target, timedelta(seconds=20))
 
 
 def test_a_source_of_another_version_is_not_copied(databases: Databases, database_kind: Kind) -> None:

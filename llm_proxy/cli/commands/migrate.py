@@ -9,9 +9,11 @@ import click
 from attrs import asdict
 
 from db import migrate
+from db.losses import losses
 from db.migrate import Revision
 from llm_proxy.cli.configuration import database_options, load_settings
-from llm_proxy.cli.database import change, look_at_or_imagine
+from llm_proxy.cli.confirmation import confirm, yes_option
+from llm_proxy.cli.database import change, check_idle, look_at_or_imagine
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.output import Column, print_json, table
 from llm_proxy.cli.program import Group
@@ -39,13 +41,31 @@ def up(db: str | None, config: Path | None) -> None:
 @click.option(
     "--to", metavar="REVISION", help="Go back to this revision; 'base' is before the first.  [default: one back]"
 )
+@click.option(
+    "--allow-live",
+    is_flag=True,
+    help="Go on beside running servers, which cannot serve without what they need.",
+)
+@yes_option
 @database_options
-def down(to: str | None, db: str | None, config: Path | None) -> None:
-    """Undo revisions, the newest first. Their tables go, with all rows."""
-    with change(load_settings(config, db)) as database:
-        done = migrate.down(database, to, report=_tell("undone"), waiting=_say)
-    if not done:
-        click.echo("Nothing to do: no revision was applied after that one.")
+def down(*, to: str | None, allow_live: bool, yes: bool, db: str | None, config: Path | None) -> None:
+    """Undo revisions, the newest first. Their tables are deleted, with all rows.
+
+    Lists first how many rows are lost, and asks. Stop the servers before: it refuses to run beside one.
+    """
+    settings = load_settings(config, db)
+    with change(settings, patiently=True) as database:
+        deleted = losses(database, to)
+        if deleted is None:
+            click.echo("Nothing to do: no revision was applied after that one.")
+            return
+        if not allow_live:
+            check_idle(database, settings)
+        if deleted:
+            rows = [(f"{one.table}.{one.column}" if one.column else one.table, f"{one.rows:,}") for one in deleted]
+            click.echo(table([Column("TO BE DELETED"), Column("ROWS", number=True)], rows), err=True)
+        confirm(f"Delete this from {database.target}?" if deleted else f"Change {database.target}?", yes=yes)
+        migrate.down(database, to, report=_tell("undone"), waiting=_say)
 
 
 @command.command()

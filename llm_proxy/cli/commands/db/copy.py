@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -18,11 +17,10 @@ from db.target import Target
 from llm_proxy import private_file
 from llm_proxy.cli.commands.db.progress import TableProgress
 from llm_proxy.cli.configuration import config_option, load_settings
-from llm_proxy.cli.database import patient_options
+from llm_proxy.cli.database import check_idle, patient_options
 from llm_proxy.cli.failures import ERROR, Failure, WrongUsage
 from llm_proxy.cli.output import Column, print_json, table
 from llm_proxy.cli.program import Command
-from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.settings import Settings
 
 _COLUMNS = [
@@ -83,9 +81,8 @@ def command(  # noqa: PLR0913 (one parameter per option)
         with _open_target(settings, write_to) as new:
             migrate.up(new)
             if not allow_live:
-                dead_after = timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat)
-                copying.check_idle(old, dead_after)
-                copying.check_idle(new, dead_after)
+                check_idle(old, settings)
+                check_idle(new, settings)
             if not resume:
                 copying.check_empty(new)
             with TableProgress() as progress:

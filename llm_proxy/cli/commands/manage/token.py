@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,8 +10,9 @@ import click
 
 from llm_proxy.cli.client import ManagementClient
 from llm_proxy.cli.commands.manage.connection import entries, json_option, path, with_client
+from llm_proxy.cli.confirmation import confirm, yes_option
 from llm_proxy.cli.failures import WrongUsage
-from llm_proxy.cli.output import Column, moment, print_json, record, table
+from llm_proxy.cli.output import Column, moment, print_json, printable, record, table
 from llm_proxy.cli.program import Group
 from llm_proxy.settings import parse_duration
 
@@ -154,13 +154,15 @@ def revoke(client: ManagementClient, token_id: str) -> None:
 
 @command.command("revoke-all")
 @click.argument("project_id", metavar="PROJECT_ID")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@yes_option
 @json_option
 @with_client
 def revoke_all(client: ManagementClient, project_id: str, *, yes: bool, as_json: bool) -> None:
     """Revoke every active token of a project."""
-    if not yes and sys.stdin.isatty():
-        click.confirm(f"Revoke all tokens of project {project_id}?", abort=True, err=True)
+    if not yes:
+        project = client.get(path("projects", project_id))
+        active = sum(token["active"] for token in entries(client, path("tokens"), project_id=project_id))
+        confirm(f"Revoke {active} tokens of the project {printable(project['name'])}?", yes=False)
     answer = client.post(path("projects", project_id, "tokens", "revoke"))
     if as_json:
         print_json(answer)
