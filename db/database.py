@@ -21,11 +21,12 @@ from typing import NoReturn, TypeVar, TypeVarTuple
 
 import trio
 from attrs import asdict, field, frozen
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db.dialects import Backend, backend_for, clock
+from db.dialects import failure as failures
 from db.dialects.facts import Facts
 from db.dialects.failure import FULL_HOUSE, Failure, Kind
 from db.errors import (
@@ -105,6 +106,8 @@ class Database:
             limiter = trio.CapacityLimiter(options.pool_size)
         self._reading = _Side(self._backend.read, limiter, writes=False)
         # Readers leave one connection of a common pool to writers: the ledger must not wait for slow reports.
+        for engine in (self._backend.write, self._backend.read):
+            event.listen(engine, "handle_error", self._refuse_value)
         self._readers = trio.Semaphore(max(1, options.pool_size - shared))
 
     async def read(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
@@ -228,6 +231,15 @@ class Database:
                 return result
         except (DBAPIError, PoolTimeout, StatementError) as error:
             self._raise(error, side, committing=committing, used=used)
+
+    def _refuse_value(self, context: ExceptionContext) -> None:
+        """Call a value that the driver cannot even send refused, as one that the database does not take is.
+
+        Raises Refused.
+        """
+        if isinstance(context.original_exception, OverflowError | UnicodeError):
+            self.tally.failure(cause(Kind.REFUSED))
+            raise Refused(f"{self.target}: {failures.REFUSED.words}") from context.original_exception
 
     def _raise(self, error: SQLAlchemyError, side: _Side, *, committing: bool, used: bool) -> NoReturn:
         if not isinstance(error, DBAPIError | PoolTimeout) and isinstance(error, StatementError) and error.orig:

@@ -84,6 +84,11 @@ class Portion:
             return []
         return [part for part in cut if part.tickets or part.settlements]
 
+    def refuse(self, refusal: type[DatabaseUnavailable]) -> None:
+        """Answer all that wait for their admission."""
+        for ticket in self.tickets:
+            ticket.answer(refusal())
+
     def give_up(self, error: Exception) -> None:
         """Leave undone what the database does not take even alone, and tell the log everything about it."""
         for settlement in self.settlements:

@@ -52,8 +52,11 @@ class Spool:
         Raises:
             SpoolError: it is not.
         """
-        if self.failure is not None:
-            raise self.failure
+        failure = self.failure
+        if failure is not None:
+            # Callers try again in loops: other tasks must get their turn.
+            await trio.lowlevel.checkpoint()
+            raise failure
         group = self._next
         self._wake.set()
         await group.done.wait()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from db import Connection
-    from db.records import Token
+    from db.records import Project, Token
 
 
 @frozen
@@ -147,6 +147,24 @@ def transact(connection: Connection, batch: Batch, now: datetime) -> list[Grant 
     return decisions
 
 
+def _judge(application: Application, token: Token, project: Project, count: int, now: datetime) -> ProxyError | None:
+    """Why this request is refused, None if it is admitted. `count` is how much the token's counter moves before it.
+
+    A mistake in the rules must not stop the worker, because a client could then do so again and again: it refuses the
+    one request. The exception is the refusal's cause.
+    """
+    try:
+        return (
+            verdict(token, project, now, provider=application.provider)
+            or application.refusal(project.provider)
+            or limit_verdict(token, count)
+        )
+    except Exception as error:  # noqa: BLE001 - whatever a rule raises
+        refusal = ProxyError()
+        refusal.__cause__ = error
+        return refusal
+
+
 def _decide(
     connection: Connection,
     batch: Batch,
@@ -165,11 +183,7 @@ def _decide(
         if token is None or project is None:
             decisions.append(TokenInvalid())
             continue
-        refusal = (
-            verdict(token, project, now, provider=application.provider)
-            or application.refusal(project.provider)
-            or limit_verdict(token, counts[token.id])
-        )
+        refusal = _judge(application, token, project, counts[token.id], now)
         if refusal is not None:
             decisions.append(refusal)
             continue

@@ -13,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from db.errors import REFUSALS, CommitUnknown, DatabaseError
 from db.queries import ledger as books
+from llm_proxy import log
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
 from llm_proxy.ledger.outage import Outage
 from llm_proxy.ledger.portion import Portion, Ticket
@@ -42,6 +43,8 @@ HEARTBEAT_INTERVAL = 5.0
 MISSED_HEARTBEATS = 4
 #: Reservations of dead workers swept in one transaction.
 SWEEP_CHUNK = 200
+
+_log = log.logger("ledger")
 
 
 class Observer(Protocol):
@@ -163,7 +166,10 @@ class Ledger:
                 await self._write()
         finally:
             self._running = False
+            for portion in self._under_way:
+                portion.refuse(DatabaseUnavailable)
             self._refuse_waiting()
+            self._idle.set()
 
     async def _write(self) -> None:
         while True:
@@ -211,11 +217,13 @@ class Ledger:
     async def drain(self) -> None:
         """Wait until every settlement so far is in the database, then take this worker off the list.
 
-        No request may be admitted or settled any more. Waits for ever while the database is away: give it a deadline.
+        No request may be admitted or settled any more. Waits as long as the database is away: give it a deadline. If
+        the writer has failed, nothing is written: what is open becomes `unknown` when the heartbeat is missing.
         """
-        while self.busy:
+        while self.busy and self._running:
             await self._idle.wait()
-        await self._database.write(books.retire, self._worker.id)
+        if self._running:
+            await self._database.write(books.retire, self._worker.id)
 
     async def _write_next(self) -> None:
         """Commit what has come together in one transaction, or in several where that one is refused."""
@@ -238,9 +246,9 @@ class Ledger:
         started = trio.current_time()
         try:
             decisions = await self._commit(portion)
-        except Exception as error:
-            if isinstance(error, DatabaseError) and not isinstance(error, REFUSALS):
-                raise
+        except REFUSALS as error:
+            # Any other exception but the database's is a mistake in the program, and ends the worker: no row is to
+            # blame, and what it has open is settled as `unknown`.
             await self._cut(portion, error)
             return
         self._under_way.pop()
@@ -251,6 +259,10 @@ class Ledger:
         if self.witness is not None:
             self.witness(portion.tickets, decisions)
         for ticket, decision in zip(portion.tickets, decisions, strict=True):
+            if isinstance(decision, ProxyError) and decision.__cause__ is not None:
+                _log.error(
+                    "a request could not be judged", request_id=ticket.application.id, exc_info=decision.__cause__
+                )
             if not ticket.answer(decision) and isinstance(decision, Grant):
                 self.settle(decision, Result(outcome="void"))
 
@@ -293,9 +305,7 @@ class Ledger:
             uncertain = unknown and portion is running
             doubtful = portion.doubtful or uncertain
             (self._doubtful if doubtful else self._unsettled).extendleft(reversed(portion.settlements))
-            refusal = DatabaseUnavailable if uncertain else DatabaseAway
-            for ticket in portion.tickets:
-                ticket.answer(refusal())
+            portion.refuse(DatabaseUnavailable if uncertain else DatabaseAway)
         if unknown:
             self._uncertain += [ticket.application.id for ticket in running.tickets]
         self._under_way.clear()

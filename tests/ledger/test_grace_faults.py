@@ -14,9 +14,12 @@ import trio
 from attrs import define, evolve
 from structlog.testing import capture_logs
 
-from llm_proxy.ledger import Result, SpoolFile, backlog
+from llm_proxy.ledger import Result, SpoolError, SpoolFile, backlog
 from llm_proxy.ledger.adoption import Adopter
+from llm_proxy.ledger.backlog import Backlog, _Request
+from llm_proxy.ledger.spool import Spool
 from tests.ledger.graceful import OK, TERMS, grace_scene
+from tests.ledger.stage import scene as ledger_scene
 from tests.ledger.test_spool_file import fail_with
 
 TOO_MANY = 100
@@ -87,6 +90,28 @@ async def test_a_full_disk_ends_grace_and_nothing_else(tmp_path: Path, monkeypat
         scene.go_away()
         assert await scene.serve() == 1, "the disk is tried again in the next outage"
         await scene.come_back()
+
+
+async def test_a_disk_that_fails_while_the_database_comes_back_lets_other_tasks_run(tmp_path: Path) -> None:
+    """Admissions wait for the disk when it fails: whoever waits for them must not keep the event loop to itself."""
+    async with ledger_scene(tmp_path / "ledger.db") as stage:
+        grant = await stage.admit()
+        backlog = Backlog(Spool(SpoolFile.create(tmp_path, "w")))
+        backlog._requests = {grant.reservation.id: _Request(grant)}
+        backlog.spool.failure = SpoolError("No space left on device")
+        rounds = 0
+
+        def looked() -> None:
+            nonlocal rounds
+            rounds += 1
+            assert rounds < TOO_MANY, "nobody else got a turn"
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(backlog.bring, stage.database.real, "w", looked)
+            await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+        assert 0 < rounds < TOO_MANY
+        stage.ledger.settle(grant, OK)
 
 
 async def test_what_a_killed_worker_has_spooled_is_adopted(tmp_path: Path) -> None:

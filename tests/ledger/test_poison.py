@@ -13,10 +13,12 @@ import trio
 from attrs import asdict, evolve
 from structlog.testing import capture_logs
 
+from db.database import open_database
 from db.dsn import Target
 from db.errors import CommitUnknown, Refused, Unavailable
+from db.options import Options
 from db.queries import ledger as books
-from llm_proxy.errors import DatabaseUnavailable
+from llm_proxy.errors import DatabaseUnavailable, ProxyError
 from llm_proxy.ledger import Application, Grant, Result
 from llm_proxy.ledger.sweeping import sweep
 from llm_proxy.ledger.transaction import Settlement
@@ -74,22 +76,32 @@ async def test_one_refused_row_costs_a_few_transactions(tmp_path: Path) -> None:
         assert [settled for _, settled in stage.observed.transactions if settled] == [32, 8, 1, 2, 4, 16]
 
 
-@pytest.mark.parametrize("poison", ["method", "refusal"])
-async def test_a_request_that_cannot_be_written_down_is_turned_away_alone(migrated_target: Target, poison: str) -> None:
-    def burst(_name: str) -> None:
-        raise KeyError("a rule with a mistake in it")
+def burst(_name: str) -> None:
+    raise KeyError("a rule with a mistake in it")
 
+
+@pytest.mark.parametrize(
+    ("bad", "code"),
+    [
+        ({"method": None}, "database_unavailable"),
+        ({"path": "/v1/\ud800"}, "database_unavailable"),
+        ({"refusal": burst}, "internal_error"),
+    ],
+    ids=["refused by the database", "refused by the driver", "not judged"],
+)
+async def test_a_request_that_cannot_be_written_down_is_turned_away_alone(
+    migrated_target: Target, bad: dict[str, Any], code: str
+) -> None:
     async with scene(migrated_target) as stage:
-        bad: dict[str, Any] = {"method": None} if poison == "method" else {"refusal": burst}
         applications = [evolve(stage.apply(), **bad) if n == 3 else stage.apply() for n in range(8)]
         earlier = await stage.admit()
-        turned_away: list[str] = []
+        turned_away: dict[str, str] = {}
 
         async def one(application: Application) -> None:
             try:
                 stage.ledger.settle(await stage.ledger.admit(application), OK)
-            except DatabaseUnavailable:
-                turned_away.append(application.id)
+            except ProxyError as error:
+                turned_away[application.id] = error.code
 
         with capture_logs() as logs:
             async with trio.open_nursery() as nursery:
@@ -98,10 +110,56 @@ async def test_a_request_that_cannot_be_written_down_is_turned_away_alone(migrat
                     nursery.start_soon(one, application)
             await stage.settled()
             assert stage.alive()
-        assert turned_away == [applications[3].id]
-        assert [entry["request_id"] for entry in logs] == turned_away
+        assert turned_away == {applications[3].id: code}
+        assert [entry["request_id"] for entry in logs] == list(turned_away)
+        assert logs[0]["exc_info"] is not None, "the log has the traceback"
         assert await stage.outcomes() == (0, {"ok": 8})
         assert await stage.count() == 8
+
+
+async def test_a_mistake_in_the_transaction_ends_the_writer_and_settles_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = 0
+
+    async def one(stage: Scene) -> None:
+        nonlocal refused
+        try:
+            await stage.admit()
+        except DatabaseUnavailable:
+            refused += 1
+
+    def mistaken(*_: object) -> None:
+        raise AttributeError("a mistake in the program")
+
+    stages: list[Scene] = []
+
+    async def break_down() -> None:
+        async with scene(tmp_path / "ledger.db") as stage:
+            stages.append(stage)
+            grants = [await stage.admit() for _ in range(3)]
+            monkeypatch.setattr(books, "reserve", mistaken)
+            for grant in grants:
+                stage.ledger.settle(grant, OK)
+            for _ in range(4):
+                clients.start_soon(one, stage)
+            await trio.sleep_forever()
+
+    async with trio.open_nursery() as clients:
+        with capture_logs() as logs, pytest.raises(ExceptionGroup) as ended:
+            await break_down()
+    (stage,) = stages
+    assert ended.group_contains(AttributeError, match="a mistake in the program")
+    assert refused == 4
+    assert not stage.alive()
+    with pytest.raises(DatabaseUnavailable):
+        await stage.admit()
+    with trio.fail_after(1):
+        await stage.ledger.drain()  # it has nothing to wait for
+    assert logs == [], "no settlement is called refused or lost"
+    async with open_database(stage.database.real.target, Options()) as real:
+        assert len(await real.read(books.find_reservations)) == 3
+        assert [worker.id for worker in await real.read(books.list_workers)] == [stage.ledger._worker.id]
 
 
 async def test_those_who_leave_meanwhile_are_not_admitted(tmp_path: Path) -> None:
