@@ -42,7 +42,8 @@ class Exchange:
     """The two ASGI callables of one request.
 
     `receive` reads from the client when the application asks for more than has arrived, so the application's own pace
-    is the back-pressure; behind the body it waits for the client to leave. `send` writes to the client, the head
+    is the back-pressure; behind the body it waits for the client to leave. If the server has `HangUps`, a client that
+    has only ended its own side has not left: it may wait for its answer. `send` writes to the client, the head
     together with the first piece of the body, as ASGI asks: an application that wants its headers on the wire before it
     has a body sends an empty piece with `more_body`. The two may be used from two tasks at once, one each.
     """
@@ -55,11 +56,13 @@ class Exchange:
         "_gone",
         "_head",
         "_pieces",
+        "_probed",
         "_refused",
         "_sent",
         "_unsent_head",
         "_waiting",
         "_writer",
+        "parked",
     )
 
     def __init__(self, connection: Http1Connection, head: Head) -> None:
@@ -76,6 +79,24 @@ class Exchange:
         self._pieces = 0
         self._refused = False  # the server has answered in the application's place
         self._waiting: trio.CancelScope | None = None
+        self._probed = False
+        self.parked = False  # `receive` waits for `leave` alone: nothing more can be read
+
+    def probe(self) -> None:
+        """Find out whether a client that has ended its side is still there, by sending what changes nothing.
+
+        One that waits for its answer passes over an interim response (RFC 9110 section 15.2), or a zero in front of the
+        size of the next chunk (RFC 9112 section 7.1). The system of one that has closed its socket answers with a
+        reset, of which `HangUps` tells. In other responses the next piece does the same.
+        """
+        if self._probed or self._gone or self._complete:
+            return
+        self._probed = True
+        if not self._sent:
+            data = CONTINUE if self._head.version == "1.1" else b""
+        else:
+            data = b"" if self._writer is None else self._writer.probe
+        self._connection.transport.offer(data)
 
     def leave(self) -> None:
         """Take note that the client has left: nothing can reach it any more."""
@@ -112,10 +133,15 @@ class Exchange:
         data: bytes | bytearray = b""
         with trio.CancelScope(deadline=trio.current_time() + patience) as self._waiting:
             try:
-                if reader.pending > PIPELINE_LIMIT:
-                    await connection.transport.wait_hang_up()
-                else:
+                told = connection.site.hang_ups is not None and self._body_read
+                if reader.pending <= PIPELINE_LIMIT:
                     data = await connection.stream.receive_some(RECEIVE_SIZE)
+                elif not told:
+                    await connection.transport.wait_hang_up()
+                if not data and told:
+                    self.parked = True
+                    connection.heed()
+                    await trio.sleep_forever()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
         overdue, self._waiting = self._waiting.cancelled_caught, None

@@ -57,6 +57,7 @@ class Http1Connection:
             "server": address_of(transport.socket),
         }
         self._left = False
+        self._half_closed = False
         self._on_hang_up: Callable[[], bool | None] | None = None
         self._descriptor = transport.socket.fileno()
         if site.hang_ups is not None:
@@ -126,16 +127,35 @@ class Http1Connection:
     def _notify(self, listener: Callable[[], bool | None]) -> None:
         """Tell the application that runs when the client leaves."""
         self._on_hang_up = listener
-        if self._left:
-            self._hang_up()
+        self.heed()
 
-    def _hang_up(self) -> None:
+    def _hang_up(self, gone: bool) -> None:  # noqa: FBT001 - as `HangUps` tells it
+        self._half_closed = True
+        self._left = self._left or gone
+        if self._on_hang_up is not None or (self._exchange is not None and self._exchange.parked):
+            self.heed()
+
+    def heed(self) -> None:
+        """Act on what is known of the client of the running request: it is gone, or has ended its side.
+
+        A client that has ended its side may wait for its answer (RFC 9112 section 9.6), unless the end of its request
+        is missing. Under TLS it would say so within TLS (RFC 8446 section 6.1): the end of TCP is the end of both.
+        """
+        exchange = self._exchange
+        if exchange is None or not self._half_closed:
+            return
+        if not self._left and self.stream is self.transport and not self._is_cut_off():
+            exchange.probe()
+            return
         self._left = True
-        if self._on_hang_up is not None:
-            if self._exchange is not None:
-                self._exchange.leave()
-            if self._on_hang_up():
-                self._scope.cancel()
+        exchange.leave()
+        if self._on_hang_up is not None and self._on_hang_up():
+            self._scope.cancel()
+
+    def _is_cut_off(self) -> bool:
+        """Whether the body of the request cannot become complete with what the kernel still holds of it."""
+        reader = self.reader
+        return not reader.complete and self.transport.unread < (reader.remaining or 1)
 
     def expire(self, watch: Watch) -> None:
         """The next head did not come in time."""
@@ -210,4 +230,5 @@ class Http1Connection:
             report_each(errors, self.site.config.report)
         finally:
             self._on_hang_up = None
+            exchange.parked = False
         return await exchange.finish()

@@ -135,6 +135,11 @@ class ResponseWriter:
             return framing + b"connection: close\r\n\r\n"
         return framing + (b"\r\n" if self._modern else b"connection: keep-alive\r\n\r\n")
 
+    @property
+    def probe(self) -> bytes:
+        """What can be sent between two pieces of the body and means nothing: a zero in front of a chunk's size."""
+        return b"0" if self._chunked else b""
+
     def body(self, data: bytes, *, more: bool) -> bytes:
         """Return a piece of the body as it goes over the wire.
 

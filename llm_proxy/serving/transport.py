@@ -142,12 +142,26 @@ class SocketTransport(trio.abc.HalfCloseableStream):
                 self.abort()
                 raise trio.BrokenResourceError(f"the peer took nothing for {self._write_timeout:g} s")
 
+    def offer(self, data: bytes) -> None:
+        """Send a few bytes now, unless others are on their way that have the same effect on the peer."""
+        if data and not self._writing and not self._queued:
+            with contextlib.suppress(OSError):
+                self._socket.send(data)
+
     @property
     def _queued(self) -> int:
         """Bytes that the kernel has and the peer's has not confirmed; 0 where the system does not tell."""
+        return self._count(termios.TIOCOUTQ)
+
+    @property
+    def unread(self) -> int:
+        """Bytes that have arrived and were not read; 0 where the system does not tell."""
+        return self._count(termios.FIONREAD)
+
+    def _count(self, request: int) -> int:
         count = array("i", [0])
         with contextlib.suppress(OSError, ValueError):
-            fcntl.ioctl(self._socket.fileno(), termios.TIOCOUTQ, count)
+            fcntl.ioctl(self._socket.fileno(), request, count)
         return count[0]
 
     async def wait_send_all_might_not_block(self) -> None:

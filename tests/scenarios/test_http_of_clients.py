@@ -71,6 +71,25 @@ async def test_a_header_with_an_underscore_does_not_stop_a_request(deployment: D
     assert (await deployment.chat(secret, ("session_id", "x"), ("Content_Length", "3"))).status == 200
 
 
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_client_that_ends_its_side_behind_its_request_gets_its_answer(
+    deployment: Deployment, stream: bool, version: str
+) -> None:
+    """As `nc -N` does, and old SOAP clients."""
+    token = await trio.to_thread.run_sync(deployment.new_token)
+    paced = (("x-scripted-chunks", "10"), ("x-scripted-gap", "0.02")) if stream else (("x-scripted-delay", "0.3"),)
+    async with client.connect(deployment.server.url) as connection:
+        request = client.encode("POST", CHAT, chat_headers(token["token"], *paced), chat_body(stream=stream))
+        await connection.send(request.replace(b"HTTP/1.1", f"HTTP/{version}".encode(), 1))
+        await connection.finish()
+        answer = await connection.response("POST")
+    assert (answer.status, answer.complete) == (200, True)
+    assert (b"[DONE]" in answer.body) == stream
+    (row,) = await trio.to_thread.run_sync(aftermath.settled, deployment.server, token["id"], 1)
+    assert row["outcome"] == "ok"
+
+
 @pytest.mark.parametrize("refused", [False, True])
 async def test_who_waits_for_100_continue_gets_it_or_the_refusal(deployment: Deployment, refused: bool) -> None:
     secret = "" if refused else await trio.to_thread.run_sync(deployment.new_secret)
