@@ -10,9 +10,16 @@ from typing import Literal
 
 from attrs import field, frozen
 
-#: How a request ended. `void`: admitted, but no byte went upstream, so its count is given back.
-#: `unknown`: its worker died before it could say; counted as served.
-Outcome = Literal["ok", "client_closed", "upstream_error", "upstream_timeout", "proxy_error", "void", "unknown"]
+#: How a request ended. `ok`: relayed whole with a status below 400, or its terminal event was relayed. `rejected`: the
+#: provider answered 4xx. `upstream_error`: it answered 5xx, reported an error inside a stream, or broke off. `void`:
+#: admitted, but no byte went upstream, so its count is given back. `unknown`: its worker died before it could say;
+#: counted as served.
+Outcome = Literal[
+    "ok", "rejected", "client_closed", "upstream_error", "upstream_timeout", "proxy_error", "void", "unknown"
+]
+
+#: The outcomes that the hourly sums count as errors.
+ERRORS: frozenset[Outcome] = frozenset({"rejected", "upstream_error", "upstream_timeout", "proxy_error", "unknown"})
 
 
 @frozen
@@ -81,7 +88,9 @@ class Reservation:
 class SettledRequest:
     """One row of the ledger: a request that has ended, in whatever way.
 
-    Durations are microseconds since admission. Token counts are None where the provider reported none.
+    Durations are microseconds since admission. Token counts are None where the provider reported none; `unmetered`
+    says that it may have, in a form that could not be read. `provider_request_id` is the id by which the provider, and
+    the error that an SDK raises, names the request.
     """
 
     id: str
@@ -104,3 +113,5 @@ class SettledRequest:
     input_tokens: int | None
     output_tokens: int | None
     cached_tokens: int | None
+    unmetered: bool = False
+    provider_request_id: str | None = None

@@ -108,9 +108,15 @@ requests = Table(
     Column("input_tokens", BigInteger, nullable=True),
     Column("output_tokens", BigInteger, nullable=True),
     Column("cached_tokens", BigInteger, nullable=True),
+    # The answer may have reported usage in a form that the proxy could not read.
+    Column("unmetered", Boolean, nullable=False, server_default="0"),
+    # The id that the provider gave the request, null if it named none.
+    Column("provider_request_id", Name, nullable=True),
     # Ids are UUIDv7, so the order of ids is the order of time: it serves listing and pruning without a further index.
     Index("ix_requests_token_id_id", "token_id", "id"),
     Index("ix_requests_project_id_id", "project_id", "id"),
+    Index("ix_requests_outcome_id", "outcome", "id"),
+    Index("ix_requests_provider_request_id", "provider_request_id"),
 )
 
 # Sums per hour, token and model; survives the pruning of `requests`. Counts every settled request that is not void.
@@ -128,6 +134,7 @@ usage_hourly = Table(
     Column("output_tokens", BigInteger, nullable=False),
     Column("cached_tokens", BigInteger, nullable=False),
     Column("pruned", BigInteger, nullable=False, server_default="0"),
+    Column("client_closed", BigInteger, nullable=False, server_default="0"),
     Index("ix_usage_hourly_token_id", "token_id"),
     Index("ix_usage_hourly_project_id_hour", "project_id", "hour"),
 )

@@ -36,7 +36,7 @@ _QUIET: Final = ("alembic", "hypercorn.access", "httpx", "httpcore", "sqlalchemy
 
 _FAILURES: Final = frozenset({"upstream_error", "upstream_timeout", "proxy_error", "unknown"})
 # Fields of a request's line that others choose, or that are sentences; all else is a word of ours.
-_FOREIGN: Final = frozenset({"method", "path", "reason", "model"})
+_FOREIGN: Final = frozenset({"method", "path", "reason", "model", "provider_request_id"})
 _LONGEST_PATH: Final = 1024
 _LONGEST_MODEL: Final = 128
 
@@ -66,6 +66,8 @@ class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    unmetered: bool = False
+    provider_request_id: str | None = None
 
 
 class Log:
@@ -263,6 +265,6 @@ def _text_line(stamp: str, level: str, line: RequestLine) -> bytes:
         value = getattr(line, name)
         if name in _FOREIGN:
             value = value and _quoted(value)
-        if value is not None and value != "":
+        if value is not None and value is not False and value != "":
             words.append(f"{name}={value}")
     return (" ".join(words) + "\n").encode("utf-8", "backslashreplace")

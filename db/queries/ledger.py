@@ -16,7 +16,7 @@ from sqlalchemy import BindParameter, bindparam, delete, func, insert, inspect, 
 from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
 from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
 from db.queries.rows import columns
-from db.records import Outcome, Project, Reservation, SettledRequest, Token, Worker
+from db.records import ERRORS, Outcome, Project, Reservation, SettledRequest, Token, Worker
 from db.schema import in_flight, projects, requests, tokens, usage_hourly, workers
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class ReservationsMissing(Exception):
     """Some of the reservations to settle are not there: swept meanwhile, settled already, or never committed."""
 
 
-_COUNTED = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens")
+_COUNTED = ("requests", "errors", "client_closed", "input_tokens", "output_tokens", "cached_tokens")
 
 
 def _names(record: type) -> list[str]:
@@ -207,7 +207,8 @@ def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: It
                     **dict.fromkeys(_COUNTED, 0),
                 }
             bucket["requests"] += sign
-            bucket["errors"] += sign * (row.outcome != "ok")
+            bucket["errors"] += sign * (row.outcome in ERRORS)
+            bucket["client_closed"] += sign * (row.outcome == "client_closed")
             bucket["input_tokens"] += sign * (row.input_tokens or 0)
             bucket["output_tokens"] += sign * (row.output_tokens or 0)
             bucket["cached_tokens"] += sign * (row.cached_tokens or 0)

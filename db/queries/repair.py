@@ -21,7 +21,7 @@ from db.schema import in_flight, requests, tokens, usage_hourly
 _HOUR = timedelta(hours=1)
 
 #: What cannot be known any more of requests that were pruned.
-_TOKENS = ("errors", "input_tokens", "output_tokens", "cached_tokens")
+_LOST = ("errors", "client_closed", "input_tokens", "output_tokens", "cached_tokens")
 
 
 @frozen
@@ -31,6 +31,7 @@ class _Sum:
     requests: int
     pruned: int
     errors: int
+    client_closed: int
     input_tokens: int
     output_tokens: int
     cached_tokens: int
@@ -96,7 +97,7 @@ def _sum_up(connection: Connection, token_id: str, bucket: _Bucket, before: _Sum
     if before is None or not before.pruned:
         return
     now = _Sum(*map(int, connection.execute(select(*_FIGURES).where(*this)).one()))
-    mended = {name: max(getattr(before, name), getattr(now, name)) for name in _TOKENS}
+    mended = {name: max(getattr(before, name), getattr(now, name)) for name in _LOST}
     connection.execute(
         update(usage_hourly).where(*this).values(requests=now.requests + before.pruned, pruned=before.pruned, **mended)
     )

@@ -74,6 +74,8 @@ class Result:
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
+    unmetered: bool = False
+    provider_request_id: str | None = None
 
 
 @frozen
@@ -88,26 +90,28 @@ class Settlement:
         """The final row of a reservation that ends now with this result."""
         reservation = grant.reservation
         row = SettledRequest(
-            reservation.id,
-            reservation.worker_id,
-            reservation.token_id,
-            reservation.project_id,
-            reservation.provider,
-            reservation.method,
-            reservation.path,
-            result.outcome,
-            result.status,
-            result.model,
-            result.streamed,
-            reservation.admitted_at,
-            datetime.now(UTC),
-            result.first_byte_us,
-            result.duration_us,
-            result.request_bytes,
-            result.response_bytes,
-            result.input_tokens,
-            result.output_tokens,
-            result.cached_tokens,
+            id=reservation.id,
+            worker_id=reservation.worker_id,
+            token_id=reservation.token_id,
+            project_id=reservation.project_id,
+            provider=reservation.provider,
+            method=reservation.method,
+            path=reservation.path,
+            outcome=result.outcome,
+            status=result.status,
+            model=result.model,
+            streamed=result.streamed,
+            admitted_at=reservation.admitted_at,
+            settled_at=datetime.now(UTC),
+            first_byte_us=result.first_byte_us,
+            duration_us=result.duration_us,
+            request_bytes=result.request_bytes,
+            response_bytes=result.response_bytes,
+            input_tokens=result.input_tokens,
+            output_tokens=result.output_tokens,
+            cached_tokens=result.cached_tokens,
+            unmetered=result.unmetered,
+            provider_request_id=result.provider_request_id,
         )
         return cls(row, grant.digest)
 

@@ -50,6 +50,14 @@ _FIELDS: Final = (
     Field("input_tokens", _COUNT, "Tokens of the prompt.", required=True, nullable=True),
     Field("output_tokens", _COUNT, "Tokens of the answer.", required=True, nullable=True),
     Field("cached_tokens", _COUNT, "Tokens of the prompt from the provider's cache.", required=True, nullable=True),
+    Field("unmetered", BOOLEAN, "Whether the answer may have reported usage that could not be read.", required=True),
+    Field(
+        "provider_request_id",
+        text(0, 255),
+        "The id that the provider gave the request, and that SDKs show.",
+        required=True,
+        nullable=True,
+    ),
 )
 
 RESOURCE: Final = Resource(

@@ -65,7 +65,8 @@ REQUESTS: Final = Family(
         _PROVIDER,
         Label(
             "outcome",
-            "`ok`, `client_closed`, `upstream_error`, `upstream_timeout`, `proxy_error`, `void`, `unknown` or `other`",
+            "`ok`, `rejected`, `client_closed`, `upstream_error`, `upstream_timeout`, `proxy_error`, `void`, `unknown` "
+            "or `other`",
         ),
         Label("status", "`1xx` to `5xx`, or `none` where the client was sent nothing"),
     ),

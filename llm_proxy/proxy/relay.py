@@ -173,6 +173,8 @@ class Relay:
                 input_tokens=result.input_tokens,
                 output_tokens=result.output_tokens,
                 cached_tokens=result.cached_tokens,
+                unmetered=result.unmetered,
+                provider_request_id=result.provider_request_id,
             )
         )
 

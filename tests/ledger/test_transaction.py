@@ -12,7 +12,7 @@ from db import Connection
 from db.database import Database
 from db.queries import ledger as books
 from db.queries import projects, tokens
-from db.records import Project, Token, Worker
+from db.records import Outcome, Project, Token, Worker
 from db.schema import in_flight, requests, usage_hourly
 from llm_proxy.crypto import digest
 from llm_proxy.errors import (
@@ -108,6 +108,34 @@ def test_settlement_moves_the_reservation(database: Database, token: Token) -> N
     assert rows(database) == (0, {"ok": 1})
     assert rolled_up(database) == [("m", 1, 0, 7)]
     assert database.read_now(books.verify) == []
+
+
+@pytest.mark.parametrize(
+    ("outcome", "errors", "client_closed"),
+    [
+        ("ok", 0, 0),
+        ("rejected", 1, 0),
+        ("client_closed", 0, 1),
+        ("upstream_error", 1, 0),
+        ("upstream_timeout", 1, 0),
+        ("proxy_error", 1, 0),
+        ("unknown", 1, 0),
+    ],
+)
+def test_hourly_sums_tell_errors_from_clients_that_left(
+    database: Database, token: Token, outcome: Outcome, errors: int, client_closed: int
+) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    settle(database, Settlement.of(grant, Result(outcome=outcome)))
+    sums = select(usage_hourly.c.requests, usage_hourly.c.errors, usage_hourly.c.client_closed)
+    assert database.read_now(lambda connection: connection.execute(sums).all()) == [(1, errors, client_closed)]
+
+
+def test_a_settled_row_keeps_the_providers_id_and_whether_usage_was_readable(database: Database, token: Token) -> None:
+    (grant,) = granted(admit(database, apply(token)))
+    settle(database, Settlement.of(grant, Result(outcome="ok", unmetered=True, provider_request_id="req_1")))
+    kept = select(requests.c.unmetered, requests.c.provider_request_id)
+    assert database.read_now(lambda connection: connection.execute(kept).all()) == [(True, "req_1")]
 
 
 def test_void_gives_the_count_back(database: Database, token: Token) -> None:

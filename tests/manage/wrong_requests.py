@@ -226,7 +226,8 @@ CASES = [
     Case(
         "GET /manage/requests?outcome=fine",
         query(
-            "'outcome' must be one of ok, client_closed, upstream_error, upstream_timeout, proxy_error, void, unknown."
+            "'outcome' must be one of ok, rejected, client_closed, upstream_error, upstream_timeout, proxy_error, "
+            "void, unknown."
         ),
     ),
     # Paths and methods.

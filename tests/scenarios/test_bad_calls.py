@@ -163,7 +163,8 @@ CONTROL_PLANE = (
         "an outcome that there is not",
         start("GET", "/manage/requests?outcome=good", "manager"),
         *QUERY,
-        "'outcome' must be one of ok, client_closed, upstream_error, upstream_timeout, proxy_error, void, unknown.",
+        "'outcome' must be one of ok, rejected, client_closed, upstream_error, upstream_timeout, proxy_error, void, "
+        "unknown.",
     ),
     manage(
         "a method that does not look",
