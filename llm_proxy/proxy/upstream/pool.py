@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import ssl
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -213,7 +212,7 @@ class UpstreamPool:
             if self._hang_ups is None:
                 self._hang_ups = HangUps()
                 trio.lowlevel.spawn_system_task(self._listen, self._hang_ups)
-            self._hang_ups.watch(descriptor, partial(self._hung_up, descriptor))
+            self._hang_ups.watch(descriptor, lambda _gone: self._hung_up(descriptor))
 
     async def _listen(self, hang_ups: HangUps) -> None:
         try:
@@ -223,6 +222,7 @@ class UpstreamPool:
             hang_ups.close()
 
     def _hung_up(self, descriptor: int) -> None:
+        """An upstream that has ended its side will not answer another request: there is no half of that."""
         connection = self._idle.pop(descriptor, None)
         if connection is None:
             self._ended.add(descriptor)
