@@ -11,8 +11,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from db.dsn_parameters import Parameters, drop_go_only, mysql_tls, postgres_tls
-from db.dsn_syntax import Parts, parse_port, split_endpoint, split_go, split_url
+from attrs import evolve
+
+from db.dsn_parameters import (
+    MYSQL_SETTLED,
+    POSTGRES_SETTLED,
+    Parameters,
+    check_collation,
+    mysql_tls,
+    postgres_tls,
+)
+from db.dsn_syntax import Parts, parse_address, parse_port, split_endpoint, split_go, split_url
 from db.errors import BadDsn
 from db.target import PRODUCTS, Driver, Target, Tls
 
@@ -40,8 +49,12 @@ _POSTGRES = (
     "sslrootcert",
     "sslcert",
     "sslkey",
+    "user",
+    "password",
     "host",
+    "hostaddr",
     "port",
+    "dbname",
     "connect_timeout",
     "application_name",
     "channel_binding",
@@ -114,8 +127,17 @@ def _sqlite(url: str, path: str) -> Target:
 
 
 def _postgres(parts: Parts) -> Target:
+    # As for libpq, a parameter wins over the same thing before the `?`.
+    query = dict(parts.parameters)
+    parts = evolve(
+        parts,
+        user=query.get("user") or parts.user,
+        password=query.get("password") or parts.password,
+        database=query.get("dbname") or parts.database,
+    )
     _check(parts, "postgres")
     parameters = Parameters.of(parts.parameters)
+    parameters.drop("user", "password", "dbname")
     host, port, socket = parts.host, parts.port, parts.socket
     if given := parameters.text("host"):
         if given.startswith("/"):
@@ -123,9 +145,14 @@ def _postgres(parts: Parts) -> Target:
         else:
             host, further = split_endpoint(given)
             port = further or port
+    if given := parameters.text("hostaddr"):
+        if host or socket:
+            raise BadDsn("DATABASE_URL: hostaddr beside a host is not supported: certificates are checked for the host")
+        host = parse_address(given)
     if number := parameters.text("port"):
         port = parse_port(number)
     tls, authority = postgres_tls(parameters)
+    fallback = parameters.text("fallback_application_name")
     binding = parameters.choice("channel_binding", ("disable", "prefer", "require"))
     target = Target(
         "postgres",
@@ -140,9 +167,10 @@ def _postgres(parts: Parts) -> Target:
         tls_cert=parameters.path("sslcert"),
         tls_key=parameters.path("sslkey"),
         connect_timeout=parameters.seconds("connect_timeout"),
-        application_name=parameters.text("application_name") or "llm-proxy",
+        application_name=parameters.text("application_name") or fallback or "llm-proxy",
         channel_binding=binding == "require",
     )
+    parameters.settle(POSTGRES_SETTLED)
     parameters.complete(_POSTGRES)
     return target
 
@@ -152,7 +180,8 @@ def _mysql(parts: Parts, default_host: str) -> Target:
     parameters = Parameters.of(parts.parameters)
     socket = parts.socket or parameters.text("unix_socket") or parameters.text("socket")
     tls, authority = mysql_tls(parameters)
-    drop_go_only(parameters)
+    check_collation(parameters)
+    parameters.settle(MYSQL_SETTLED)
     target = Target(
         "mysql",
         host="" if socket else parts.host or default_host,
@@ -169,7 +198,7 @@ def _mysql(parts: Parts, default_host: str) -> Target:
         read_timeout=parameters.duration("readTimeout"),
         write_timeout=parameters.duration("writeTimeout"),
     )
-    parameters.complete(_MYSQL)
+    parameters.complete(_MYSQL, "; set a system variable on the server or for the account")
     return target
 
 

@@ -6,7 +6,7 @@ A parameter that is passed over in silence might be the one that was to make the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from attrs import define, field
@@ -46,19 +46,80 @@ _MYSQL_SSLMODES = {
     "verify_ca": Tls.VERIFY_CA,
     "verify_identity": Tls.VERIFY_FULL,
 }
-#: Parameters of Go's MySQL driver that are about Go, or about what is settled here anyway.
-_GO_ONLY = (
-    "allowNativePasswords",
-    "checkConnLiveness",
-    "clientFoundRows",
-    "columnsWithAlias",
-    "interpolateParams",
-    "loc",
-    "maxAllowedPacket",
-    "multiStatements",
-    "parseTime",
-)
-_CHARSETS = ("utf8mb4", "utf8mb4,utf8", "utf8")
+_ON = ("true", "1", "on", "yes")
+_OFF = ("false", "0", "off", "no")
+_ANY = None
+
+#: Parameters of libpq (PostgreSQL 17 and 18, "Parameter Key Words") that change nothing here, each with the values that
+#: are accepted and what is to be said of any other. No value is accepted where `()` stands.
+POSTGRES_SETTLED: Mapping[str, tuple[tuple[str, ...] | None, str]] = {
+    "client_encoding": (("utf8", "utf-8", "unicode", "auto"), "the encoding is always UTF8"),
+    "gssdelegation": (_OFF, "Kerberos is not supported"),
+    "gssencmode": (("disable", "prefer"), "Kerberos is not supported"),
+    "gsslib": (_ANY, ""),
+    "keepalives": (_ANY, ""),
+    "keepalives_count": (_ANY, ""),
+    "keepalives_idle": (_ANY, ""),
+    "keepalives_interval": (_ANY, ""),
+    "krbsrvname": (_ANY, ""),
+    "load_balance_hosts": (("disable",), "one host is connected to"),
+    "max_protocol_version": (_ANY, ""),
+    "min_protocol_version": (("3.0",), "version 3.0 of the protocol is spoken"),
+    "oauth_client_id": ((), "OAuth is not supported"),
+    "oauth_client_secret": ((), "OAuth is not supported"),
+    "oauth_issuer": ((), "OAuth is not supported"),
+    "oauth_scope": ((), "OAuth is not supported"),
+    "options": ((), "set parameters of sessions with ALTER ROLE … SET"),
+    "passfile": ((), "give the password in the URL, and the URL in a file with DATABASE_URL_FILE"),
+    "replication": (_OFF, "a replication connection runs no SQL"),
+    "require_auth": ((), "use channel_binding=require, or sslmode=verify-full"),
+    "requirepeer": ((), "who owns the socket is not checked; let nobody else write into its folder"),
+    "requiressl": (_OFF, "use sslmode=require"),
+    "scram_client_key": ((), "give the password"),
+    "scram_server_key": ((), "give the password"),
+    "service": ((), "give host, user and database in the URL"),
+    "servicefile": ((), "give host, user and database in the URL"),
+    "ssl_max_protocol_version": (("tlsv1.3",), "the newest version of TLS that both sides speak is used"),
+    "ssl_min_protocol_version": (("tlsv1", "tlsv1.1", "tlsv1.2"), "TLS 1.2 and 1.3 are accepted"),
+    "sslcertmode": (
+        ("allow",),
+        "the client certificate is sent if the server asks for it; or leave sslcert out",
+    ),
+    "sslcompression": (_OFF, "TLS is never compressed"),
+    "sslcrl": ((), "revocation lists are not read"),
+    "sslcrldir": ((), "revocation lists are not read"),
+    "sslkeylogfile": ((), "session keys are not written to a file"),
+    "sslnegotiation": (("postgres",), "TLS begins after a request of PostgreSQL's protocol"),
+    "sslpassword": ((), "store the key without a password"),
+    "sslsni": (_ON, "the host's name is always sent"),
+    "target_session_attrs": (("any", "read-write", "primary"), "the ledger needs a server that takes writes"),
+    "tcp_user_timeout": (_ANY, ""),
+}
+#: Those of Go's MySQL driver (its README, "Parameters"), and the system variables that it names.
+MYSQL_SETTLED: Mapping[str, tuple[tuple[str, ...] | None, str]] = {
+    "allowAllFiles": (_OFF, "the server could read files of this machine"),
+    "allowCleartextPasswords": (_OFF, "the password would be readable on the wire"),
+    "allowFallbackToPlaintext": (_OFF, "use tls=preferred"),
+    "allowNativePasswords": (_ON, "the server chooses how passwords are proved; require another way of the account"),
+    "allowOldPasswords": (_OFF, "passwords of MySQL before 4.1 can be read by others"),
+    "autocommit": (_ON, "transactions begin and end explicitly"),
+    "charset": (("utf8mb4", "utf8mb4,utf8", "utf8"), "names may hold any character"),
+    "checkConnLiveness": (_ANY, ""),
+    "clientFoundRows": (_ANY, ""),
+    "columnsWithAlias": (_ANY, ""),
+    "compress": (_OFF, "the protocol is never compressed"),
+    "connectionAttributes": (_ANY, ""),
+    "interpolateParams": (_ANY, ""),
+    "loc": (_ANY, ""),
+    "maxAllowedPacket": (_ANY, ""),
+    "multiStatements": (_ANY, ""),
+    "parseTime": (_ANY, ""),
+    "rejectReadOnly": (_ANY, ""),
+    "serverPubKey": ((), "use tls=true, which proves who the server is"),
+    "time_zone": (("'+00:00'", "'utc'"), "times are in UTC"),
+    "timeTruncate": (_ANY, ""),
+    "transaction_isolation": (("'read-committed'",), "transactions are READ COMMITTED"),
+}
 
 
 @define
@@ -76,7 +137,7 @@ class Parameters:
         left: dict[str, str] = {}
         for name, value in pairs:
             if name in left:
-                raise BadDsn(f"DATABASE_URL: {_shown(name)} is given more than once")
+                raise BadDsn(f"DATABASE_URL: {shown(name)} is given more than once")
             left[name] = value
         return cls(left)
 
@@ -115,21 +176,27 @@ class Parameters:
         for name in names:
             self._left.pop(name, None)
 
-    def refuse(self, name: str, why: str) -> None:
-        """Refuse a parameter with a reason, if it is there and not switched off."""
-        if self._left.pop(name, "false").lower() not in ("false", "0", ""):
-            raise BadDsn(f"DATABASE_URL: {name} {why}")
+    def settle(self, settled: Mapping[str, tuple[tuple[str, ...] | None, str]]) -> None:
+        """Pass over parameters whose value is what is done anyway, and refuse the others with the reason."""
+        for name, (accepted, why) in settled.items():
+            value = self._left.pop(name, "")
+            if value and accepted is not None and value.lower() not in accepted:
+                allowed = accepted[:1] if accepted in (_ON, _OFF) else accepted
+                verdict = f"must be {' or '.join(allowed)}" if allowed else "is not supported"
+                raise BadDsn(f"DATABASE_URL: {name} {verdict}: {why}")
 
-    def complete(self, known: Iterable[str]) -> None:
+    def complete(self, known: Iterable[str], advice: str = "") -> None:
         """Refuse what is left."""
         if self._left:
-            names = ", ".join(sorted(map(_shown, self._left)))
-            raise BadDsn(f"DATABASE_URL: unknown parameter {names}; known are {', '.join(known)}")
+            names = ", ".join(sorted(map(shown, self._left)))
+            raise BadDsn(f"DATABASE_URL: unknown parameter {names}; known are {', '.join(known)}{advice}")
 
 
 def postgres_tls(parameters: Parameters) -> tuple[Tls, Path | None]:
     """`sslmode` and `sslrootcert`, by libpq's rules: `prefer` where nothing is said."""
-    mode = _SSLMODES[parameters.choice("sslmode", _SSLMODES) or "prefer"]
+    # libpq takes the spelling of JDBC too.
+    usual = "require" if parameters.choice("ssl", ("true",)) else "prefer"
+    mode = _SSLMODES[parameters.choice("sslmode", _SSLMODES) or usual]
     authority = parameters.path("sslrootcert")
     if authority == Path("system"):
         return Tls.VERIFY_FULL, None
@@ -151,18 +218,13 @@ def mysql_tls(parameters: Parameters) -> tuple[Tls, Path | None]:
     return (Tls.OFF if authority is None else Tls.VERIFY_FULL), authority
 
 
-def drop_go_only(parameters: Parameters) -> None:
-    """Pass over what only Go needs, and refuse what would make the connection another one than it seems."""
-    charset = parameters.text("charset")
-    if charset is not None and charset.lower() not in _CHARSETS:
-        raise BadDsn("DATABASE_URL: charset must be utf8mb4")
+def check_collation(parameters: Parameters) -> None:
+    """Refuse a collation of another character set."""
     collation = parameters.text("collation")
     if collation is not None and not collation.lower().startswith("utf8mb4_"):
         raise BadDsn("DATABASE_URL: collation must be one of utf8mb4's")
-    parameters.refuse("allowCleartextPasswords", "is not supported: the password would be readable on the wire")
-    parameters.refuse("allowAllFiles", "is not supported: the server could read files of this machine")
-    parameters.drop("allowCleartextPasswords", "allowAllFiles", *_GO_ONLY)
 
 
-def _shown(name: str) -> str:
+def shown(name: str) -> str:
+    """The name of a parameter, unless it may be something else."""
     return name if _NAME.fullmatch(name) else "(not a name)"

@@ -11,11 +11,12 @@ Messages quote nothing of what they were given: any piece of a broken DSN may be
 from __future__ import annotations
 
 import re
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_address
 from urllib.parse import parse_qsl, unquote
 
 from attrs import field, frozen
 
+from db.dsn_parameters import shown
 from db.errors import BadDsn
 
 # Labels of at most 63 characters (RFC 1035 section 2.3.4): resolvers fail oddly on longer ones.
@@ -24,6 +25,7 @@ _ENDPOINT = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<host>[^:\[\]]*))(?::(?P<por
 _GO_NETWORK = re.compile(r"(?P<name>[a-z0-9]*)(?:\((?P<address>.*)\))?", re.DOTALL)
 # Parameters of Go's form that a `/` follows, which is then taken for the one before the name of the database.
 _PARAMETERS_BEFORE_SLASH = re.compile(r"\)/[^/()]*\?[A-Za-z_-]+=")
+_BROKEN_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 # A host, a path and a query before an `@`: then that `@` belongs to the query, and the credentials ended before.
 _QUERY_BEFORE_AT = re.compile(r"@[^@/]*/[^@]*\?[A-Za-z_-]+=", re.DOTALL)
 
@@ -61,7 +63,8 @@ def split_url(url: str) -> Parts:
         port=port,
         socket=socket,
         database=_decoded(database),
-        parameters=_parameters(query),
+        # libpq decodes no +, MySQL's URLs are read as Go reads them.
+        parameters=_parameters(query, user=user, plus="%2B" if url.lower().startswith("postgres") else "+"),
     )
 
 
@@ -89,7 +92,7 @@ def split_go(dsn: str) -> Parts:
         port=port,
         socket=socket,
         database=_decoded(database),
-        parameters=_parameters(query),
+        parameters=_parameters(query, user=user),
     )
 
 
@@ -114,6 +117,16 @@ def parse_port(port: str) -> int:
     return int(port)
 
 
+def parse_address(address: str) -> str:
+    """A numeric address, as libpq's `hostaddr` has it: IPv6 without brackets."""
+    if "," in address:
+        split_endpoint(address)
+    try:
+        return str(ip_address(address))
+    except ValueError:
+        raise BadDsn("DATABASE_URL: hostaddr must be an IPv4 or IPv6 address") from None
+
+
 def _is_v6(address: str | None) -> bool:
     try:
         return address is None or bool(IPv6Address(address))
@@ -131,8 +144,15 @@ def _decoded(text: str) -> str:
     return text
 
 
-def _parameters(query: str) -> tuple[tuple[str, str], ...]:
+def _parameters(query: str, *, user: str, plus: str = "+") -> tuple[tuple[str, str], ...]:
+    """Take a query apart. `plus` is what stands for a `+` in it; without a user, its names may be of a password."""
+    for item in query.split("&"):
+        name, _, value = item.partition("=")
+        if _BROKEN_ESCAPE.search(item):
+            what = f"the value of {shown(name)}" if user and _BROKEN_ESCAPE.search(value) else "a parameter"
+            raise BadDsn(f"DATABASE_URL: {what} has a % without two hexadecimal digits behind it; write %25 for a %")
     try:
+        query = query.replace("+", plus)
         # Without a limit here, thousands of parameters would be a slow way to say that one is unknown.
         pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query), errors="strict", max_num_fields=64)
     except ValueError:

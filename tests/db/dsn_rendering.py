@@ -105,7 +105,7 @@ def postgres_url(target: Target) -> str:
         "channel_binding": "require" if target.channel_binding else "prefer",
     }
     where = "" if folder else f"{_endpoint(target)}"
-    query = urlencode({name: value for name, value in parameters.items() if value})
+    query = urlencode({name: value for name, value in parameters.items() if value}, quote_via=quote)
     return f"postgres://{_credentials(target)}@{where}/{quote(target.database, safe='')}?{query}"
 
 

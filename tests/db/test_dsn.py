@@ -209,7 +209,6 @@ BAD = [
     ("u:s3cretpass@tcp(h)/d?tls=custom&ssl-ca=/etc/ca.pem", "%2F"),
     ("u:s3cretpass@tcp(h)/d?tls=true&tls-verify=ca", "tls-verify"),
     ("mysql://u:s3cretpass@h1,h2/d", "several hosts"),
-    ("postgres://u@h/d?password=s3cretpass", "password"),
     ("u:s3cretpass@tcp(h)/d?timeout=5", "duration"),
     ("u:s3cretpass@tcp(h)/d?charset=latin1", "utf8mb4"),
     ("u:s3cretpass@tcp(h)/d?collation=latin1_bin", "utf8mb4"),

@@ -94,9 +94,9 @@ DATABASES = (
     ),
     postgres(
         "a parameter that there is not",
-        f"postgres://me:{CANARY}@db/books?ssl=true",
-        "DATABASE_URL: unknown parameter ssl; known are sslmode, sslrootcert, sslcert, sslkey, host, port, "
-        "connect_timeout, application_name, channel_binding",
+        f"postgres://me:{CANARY}@db/books?pool_max_conns=5",
+        "DATABASE_URL: unknown parameter pool_max_conns; known are sslmode, sslrootcert, sslcert, sslkey, user, "
+        "password, host, hostaddr, port, dbname, connect_timeout, application_name, channel_binding",
     ),
     postgres(
         "no number of seconds",
@@ -122,9 +122,13 @@ DATABASES = (
     mysql(
         "a password on the wire",
         f"me:{CANARY}@tcp(db)/books?allowCleartextPasswords=true",
-        "DATABASE_URL: allowCleartextPasswords is not supported: the password would be readable on the wire",
+        "DATABASE_URL: allowCleartextPasswords must be false: the password would be readable on the wire",
     ),
-    mysql("another charset", f"me:{CANARY}@tcp(db)/books?charset=latin1", "DATABASE_URL: charset must be utf8mb4"),
+    mysql(
+        "another charset",
+        f"me:{CANARY}@tcp(db)/books?charset=latin1",
+        "DATABASE_URL: charset must be utf8mb4 or utf8mb4,utf8 or utf8: names may hold any character",
+    ),
     mysql(
         "no unit",
         f"me:{CANARY}@tcp(db)/books?timeout=5",
