@@ -50,7 +50,7 @@ _HIGH_ESCAPE = re.compile(rb"%[89a-f]", re.IGNORECASE)
 #: What no character of a path may turn into when it is brought into its compatibility form.
 _DELIMITERS = frozenset("./\\%;#?")
 
-#: Paths longer than this are checked each time, so that the cache stays below a megabyte.
+#: Paths longer than this are checked each time, so that each cache stays below a megabyte.
 _CACHED_LENGTH = 256
 
 
@@ -63,17 +63,16 @@ def check(raw_path: bytes) -> None:
 
 
 def check_request(raw_path: bytes) -> None:
-    """Raise `InvalidPath` unless `raw_path` is one that `check` accepts, read with `%2F` as a slash too."""
-    decoded = with_slashes(raw_path)
-    check(decoded)
-    if decoded != raw_path and (decoded.endswith(b"/") or not raw_path.startswith(b"/")):
-        # The grammar has an empty part at the end of a path, where no segment of a model can have it.
-        raise InvalidPath
+    """The same for a request to a provider: `%2F` is accepted if the path with `/` in its place is."""
+    if len(raw_path) <= _CACHED_LENGTH:
+        _check_request_cached(raw_path)
+    else:
+        _check_request(raw_path)
 
 
 def with_slashes(raw_path: bytes) -> bytes:
     """The path as a reader takes it that decodes `%2F` before it looks for segments."""
-    return _ESCAPED_SLASH.sub(b"/", raw_path) if b"%2" in raw_path else raw_path
+    return _ESCAPED_SLASH.sub(b"/", raw_path)
 
 
 def is_clear(raw_path: bytes) -> bool:
@@ -100,8 +99,17 @@ def _check(raw_path: bytes) -> None:
         raise InvalidPath
 
 
+def _check_request(raw_path: bytes) -> None:
+    decoded = with_slashes(raw_path)
+    _check(decoded)
+    # The grammar has an empty part at the end of a path, which the segment of a model may not have.
+    if decoded != raw_path and (decoded.endswith(b"/") or not raw_path.startswith(b"/")):
+        raise InvalidPath
+
+
 #: Exceptions are not cached, so refused paths cannot push good ones out.
 _check_cached = lru_cache(maxsize=2048)(_check)
+_check_request_cached = lru_cache(maxsize=2048)(_check_request)
 
 
 def _plain_text(raw_path: bytes) -> bool:

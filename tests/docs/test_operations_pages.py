@@ -37,7 +37,7 @@ def test_the_settings_are_a_server_s(tmp_path: Path, start_server: StartServer) 
     assert (tmp_path / "var/lib/llm-proxy/llm-proxy.db").exists()
     found = done(block(SECURITY, "check"), tmp_path, {"URL": server.url})
     lines = [line.split() for line in found.splitlines()]
-    assert len(lines) == 7
+    assert len(lines) == 8
     assert all(expected == seen for expected, seen in lines), found
 
 
