@@ -48,6 +48,12 @@ CONTROL_PLANE = (
         "a token for the data plane", start("GET", PROJECTS), *LOCKED, "The management token is wrong.", headers=REALM
     ),
     manage("no path of the API", start("GET", "/manage/nothing", "manager"), *NOT_FOUND, ELSEWHERE),
+    *(
+        manage(
+            f"the path {path}/", start("GET", f"{path}/", "manager"), *NOT_FOUND, ELSEWHERE, headers={"location": None}
+        )
+        for path in (PROJECTS, "/manage", "/metrics", "/health", "/openapi.json")
+    ),
     manage(
         "a method of another path",
         start("DELETE", TOKENS, "manager"),

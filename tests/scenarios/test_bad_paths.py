@@ -62,6 +62,7 @@ PATHS = (
     unknown("a path that is a token", "/{token}/v1", "/.../v1", BEGIN),
     unknown("a path that is a short secret", "/sk-canary1/v1", "/[redacted]/v1", BEGIN),
     unknown("a path that is long", "/a" * 90, "/a" * 50 + "...", BEGIN),
+    unknown("the control plane in another case", "/Manage/projects", "/Manage/projects", BEGIN),
     unknown("the root", "/", "/", BEGIN),
     unknown("the version alone", "/v1", "/v1", BEGIN),
     openai(
