@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 from attrs import define, field
@@ -20,16 +21,22 @@ from llm_proxy.proxy.upstream.failures import (
     UpstreamFailure,
 )
 from llm_proxy.proxy.upstream.interface import Dispatch
-from llm_proxy.proxy.usage import meter_for
+from llm_proxy.proxy.usage import NOTHING, meter_for
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from db.records import Outcome
     from llm_proxy.proxy.inbound import Inbound
     from llm_proxy.proxy.providers import Provider
     from llm_proxy.proxy.upstream.interface import Upstream, UpstreamResponse
     from llm_proxy.proxy.usage import UsageMeter
+
+#: Steps of reading usage that may go before a piece is sent: all of a piece that is not compressed. Which event ends a
+#: stream has to be known before the client has it, and leaves.
+_STEPS_AHEAD: Final = 32
+#: Bytes that are read behind the event that ends a stream, once the client has left.
+_REST: Final = 64 * 1024
 
 
 @define(eq=False)
@@ -40,6 +47,8 @@ class Exchange:
         admitted, asked: trio's clock when the request was admitted, and when it was handed to the upstream.
         dispatch: knows whether a byte of the request can have reached the provider.
         status: what the client was sent, None before that.
+        finished: the client was sent all that it waits for: the whole response, or the event that ends a stream.
+        whole: the whole response was received.
         outcome: how it ended, as far as is known.
         code: the error code of the answer, where the proxy itself had to answer.
         reason: what the provider did wrong, in words for the operator.
@@ -55,10 +64,12 @@ class Exchange:
     streamed: bool = False
     first_byte: float | None = None
     relayed: int = 0
+    finished: bool = False
+    whole: bool = False
     outcome: Outcome = "proxy_error"
     code: str = ""
     reason: str = ""
-    meter: UsageMeter | None = None
+    meter: UsageMeter = NOTHING
 
     async def run(self, provider: Provider, upstream: Upstream, api_key: str) -> None:
         """Forward the request and relay the response.
@@ -87,7 +98,8 @@ class Exchange:
         except BaseException as error:
             # Who was cancelled in two tasks at once, as during an upload, sees a group and not `trio.Cancelled` itself.
             was_cancelled = not isinstance(error, Exception)
-            self.outcome = "client_closed" if was_cancelled and self.inbound.gone else "proxy_error"
+            if not (was_cancelled and self.finished):
+                self.outcome = "client_closed" if was_cancelled and self.inbound.gone else "proxy_error"
             raise
         finally:
             if response is not None:
@@ -121,24 +133,59 @@ class Exchange:
         if not response.ready:
             # Servers hold the head back until there is a body to go with it; a slow one must not delay it.
             await send({"type": "http.response.body", "body": b"", "more_body": True})
-        more = True
-        while more:
-            data = await response.receive()
-            if data:
-                if self.first_byte is None:
-                    self.first_byte = trio.current_time()
-                for _ in self.meter.feed(data):
+        while not self.finished:
+            await self._pass_on(response, await response.receive())
+        if not self.whole:
+            await self._relay_rest(response)
+
+    async def _pass_on(self, response: UpstreamResponse, data: bytes) -> None:
+        """Send a piece of the body to the client; an empty one ends it."""
+        meter = self.meter
+        work: Iterable[None] = ()
+        if data:
+            if self.first_byte is None:
+                self.first_byte = trio.current_time()
+            self.relayed += len(data)
+            if work := meter.feed(data):
+                work = iter(work)
+                for _ in islice(work, _STEPS_AHEAD):
                     await trio.lowlevel.checkpoint()
-                self.relayed += len(data)
-            if response.ended or not data:
-                # All of it is here: the client may leave as soon as it has the last piece, and that is no failure.
-                more = False
-                self.outcome = "ok"
-                self.inbound.answered = True
-                response.close()
-            await send({"type": "http.response.body", "body": data, "more_body": more})
+        if not data or response.ended:
+            # All of it is here, and the provider is free.
+            self.whole = True
+            response.close()
+        last = self.whole or (self.streamed and (meter.ended or meter.failed))
+        if last:
+            # The client may leave as soon as it has this piece, and that is no failure.
+            self.inbound.answered = True
+        await self.send({"type": "http.response.body", "body": data, "more_body": not self.whole})
+        if last:
+            self.finished = True
+            self.outcome = "ok"
+        for _ in work:
+            await trio.lowlevel.checkpoint()
+
+    async def _relay_rest(self, response: UpstreamResponse) -> None:
+        """Relay what comes behind the event that ends a stream, which is little or nothing.
+
+        A client that leaves now misses nothing. If the body ends in a moment, the connection can be used again.
+        """
+        inbound = self.inbound
+        enough = self.relayed + _REST
+        with trio.CancelScope() as inbound.rest:
+            if inbound.left:
+                inbound.leave()
+            while not self.whole and not (inbound.left and self.relayed > enough):
+                data = await response.receive()
+                try:
+                    await self._pass_on(response, data)
+                except OSError:
+                    if not inbound.left:
+                        inbound.leave()
 
     def _fail(self, failure: UpstreamFailure, outcome: Outcome) -> None:
+        if self.finished:
+            return
         error = _in_words(failure)
         self.outcome = outcome
         self.code = error.code
@@ -153,20 +200,29 @@ class Exchange:
 
     def result(self) -> Result:
         """The final row's figures."""
-        usage = None if self.meter is None else self.meter.result()
+        usage = self.meter.result()
         return Result(
-            outcome=self.outcome if self.dispatch.sent else "void",
+            outcome=self._judged() if self.dispatch.sent else "void",
             status=self.status,
-            model="" if usage is None else usage.model,
+            model=usage.model,
             streamed=self.streamed,
             first_byte_us=None if self.first_byte is None else round((self.first_byte - self.admitted) * 1e6),
             duration_us=round((trio.current_time() - self.admitted) * 1e6),
             request_bytes=self.inbound.received,
             response_bytes=self.relayed,
-            input_tokens=None if usage is None else usage.input_tokens,
-            output_tokens=None if usage is None else usage.output_tokens,
-            cached_tokens=None if usage is None else usage.cached_tokens,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cached_tokens=usage.cached_tokens,
         )
+
+    def _judged(self) -> Outcome:
+        """The outcome, with a look at what the provider itself said."""
+        if self.started and self.status is not None and self.outcome in ("ok", "client_closed"):
+            if self.meter.failed or self.status >= 500:
+                return "upstream_error"
+            if self.status >= 400:
+                return "rejected"
+        return self.outcome
 
 
 def _in_words(failure: UpstreamFailure) -> ProxyError:

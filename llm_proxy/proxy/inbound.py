@@ -23,6 +23,9 @@ HANG_UP = "llm_proxy.hang_up"
 #: Bytes of a body that are read ahead of the upstream, so that a client which leaves during an upload is noticed.
 READ_AHEAD = 64 * 1024
 
+#: Seconds that a provider has to end its body once a client has left that misses nothing.
+REST_TIMEOUT = 0.1
+
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"sec-websocket-key"})
 
 
@@ -39,8 +42,10 @@ class Inbound:
         method, path, query, headers: as they came; names of headers in lower case.
         arrived: trio's clock at arrival.
         admitted: whether the ledger has a reservation for it.
-        answered: whether the last piece of the answer is on its way, so that leaving is no failure any more.
+        answered: whether the client is about to have all that it waits for, so that leaving is no failure any more.
         gone: whether the client has left before that.
+        left: whether it has left after that.
+        rest: covers what is read from the provider after that; it ends soon after the client has left.
         received: bytes of the body so far.
         content_length: what the client declared; None for a chunked body.
         has_body: whether the message is framed as having one.
@@ -70,6 +75,8 @@ class Inbound:
         self.admitted = False
         self.answered = False
         self.gone = False
+        self.left = False
+        self.rest: trio.CancelScope | None = None
         self.received = 0
         self.content_length: int | None = None
         # HTTP/2 frames a body without any header that says so (RFC 9113 §8.1).
@@ -171,6 +178,9 @@ class Inbound:
         """Take note that the client has left, and cancel the request; False where it is answered already."""
         # Servers tell of the end behind an answer in the same way, some of them before its last `send` returns.
         if self.answered:
+            self.left = True
+            if self.rest is not None:
+                self.rest.deadline = trio.current_time() + REST_TIMEOUT
             return False
         self.gone = True
         if self.scope is not None:

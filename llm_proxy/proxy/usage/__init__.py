@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from llm_proxy.proxy.usage.meter import UsageMeter, meter_for
+from llm_proxy.proxy.usage.meter import NOTHING, UsageMeter, meter_for
 from llm_proxy.proxy.usage.tally import UNKNOWN, Usage
 
-__all__ = ["UNKNOWN", "Usage", "UsageMeter", "meter_for"]
+__all__ = ["NOTHING", "UNKNOWN", "Usage", "UsageMeter", "meter_for"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Protocol
+from typing import Final, Protocol
 
 from attrs import frozen
 
@@ -81,7 +81,8 @@ class _Unbilled:
         return UNKNOWN
 
 
-_NULL = _NullMeter()
+#: For what has no response, or none that reports usage.
+NOTHING: Final[UsageMeter] = _NullMeter()
 _UNREADABLE = _NullMeter(unmetered=True)
 
 
@@ -92,7 +93,7 @@ def meter_for(status: int, headers: Headers, method: str = "POST") -> UsageMeter
     counted when it was made. Stacked codings are not read, and neither are those that `codings.py` does not know.
     """
     if not 200 <= status < 300:
-        return _NULL
+        return NOTHING
     kind, coding = b"", b""
     for name, value in headers:
         if len(name) == 12 and name.lower() == b"content-type":
@@ -106,10 +107,10 @@ def meter_for(status: int, headers: Headers, method: str = "POST") -> UsageMeter
     elif is_post and (kind == b"application/json" or kind.endswith(b"+json")):
         meter = BodyMeter()
     else:
-        return _UNREADABLE if is_post and kind in _UNREAD_STREAMS else _NULL
+        return _UNREADABLE if is_post and kind in _UNREAD_STREAMS else NOTHING
     coding = coding.strip(b" \t").lower()
     if coding not in (b"", b"identity"):
         if coding not in DECODERS:
-            return _UNREADABLE if is_post else _NULL
+            return _UNREADABLE if is_post else NOTHING
         meter = DecodingMeter(meter, DECODERS[coding]())
     return meter if is_post else _Unbilled(meter)

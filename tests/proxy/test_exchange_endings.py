@@ -1,0 +1,281 @@
+"""How an exchange ends: what the client has got, what the provider has said, and what becomes of the connection."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import trio
+from attrs import define, field
+
+from llm_proxy.ledger import Result
+from llm_proxy.proxy import provider_file
+from llm_proxy.proxy.exchange import Exchange
+from llm_proxy.proxy.inbound import REST_TIMEOUT, Inbound
+from llm_proxy.proxy.providers import Route
+from llm_proxy.proxy.upstream import UpstreamPool
+from llm_proxy.settings import Settings
+from tests.proxy.upstream.stage import PATIENT, Handler, Peer, Stage, counts, settled, stage
+
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+END = b"0\r\n\r\n"
+USAGE = {"prompt_tokens": 7, "completion_tokens": 3}
+CHUNK = b'data: {"model":"m","choices":[{"delta":{"content":"an error, they say: [DONE]?"}}]}\n\n'
+
+
+def event(document: object, name: str = "") -> bytes:
+    line = f"event: {name}\n" if name else ""
+    return f"{line}data: {json.dumps(document)}\n\n".encode()
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST = {
+    "chat": event({"model": "m", "choices": [], "usage": USAGE}) + b"data: [DONE]\n\n",
+    "anthropic": event({"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 7}}})
+    + event({"type": "message_delta", "usage": {"output_tokens": 3}}, "message_delta")
+    + event({"type": "message_stop"}, "message_stop"),
+    "responses": event(
+        {
+            "type": "response.completed",
+            "response": {"model": "m", "output": "x" * 50_000, "usage": {"input_tokens": 7, "output_tokens": 3}},
+        },
+        "response.completed",
+    ),
+    "responses-incomplete": event(
+        {
+            "type": "response.incomplete",
+            "response": {"model": "m", "usage": {"input_tokens": 7, "output_tokens": 3}},
+        }
+    ),
+    "gemini": event({"candidates": [{"content": {}, "finishReason": "STOP"}], "model": "m", "usage": USAGE}),
+    "cohere": event({"type": "message-end", "model": "m", "usage": USAGE}, "message-end"),
+}
+
+FAILED = {
+    "anthropic": event({"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}, "error"),
+    "named": b"event: error\ndata: it broke\n\n",
+    "chat": event({"error": {"message": "The server had an error", "type": "server_error"}}),
+    "openrouter": event({"id": "1", "error": {"code": 502, "message": "x"}, "choices": [{"finish_reason": "error"}]}),
+    "vllm": event({"object": "error", "message": "x", "code": 400}),
+    "words": event({"error": "overloaded"}),
+    "responses": event({"type": "response.failed", "response": {"status": "failed", "error": {"code": "x"}}}),
+    "long": event({"type": "response.failed", "response": {"output": "x" * 50_000, "error": {"code": "x"}}}),
+    "long-error": event({"x": "x" * 50_000, "error": {"message": "x"}}),
+}
+
+HARMLESS = [
+    event({"choices": [], "error": None}),
+    event({"type": "response.created", "response": {"error": None}}),
+    event({"type": "response.output_text.delta", "delta": "event: error\ndata: [DONE]"}),
+    event({"type": "x", "delta": '{"type":"error","error":{}}'}),
+    event({"type": "response.output_text.done", "text": "response.completed message_stop response.failed"}),
+]
+
+
+@define
+class Ended:
+    exchange: Exchange
+    result: Result
+    counts: str
+    received: bytes
+    took: float
+
+
+@define
+class Client:
+    """Receives what is sent, and leaves as soon as it has seen `until`."""
+
+    until: bytes | None
+    inbound: Inbound | None = None
+    received: bytes = b""
+    left: bool = False
+    messages: list[dict[str, Any]] = field(factory=list)
+
+    async def send(self, message: dict[str, Any]) -> None:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        if self.left:
+            raise BrokenPipeError("the client has left")
+        self.messages.append(message)
+        self.received += message.get("body", b"")
+        if self.until is not None and self.until in self.received and self.inbound is not None:
+            self.left = True
+            self.inbound.leave()
+
+
+async def ended(handler: Handler, until: bytes | None = None, method: str = "POST") -> Ended:
+    """Run one exchange with a provider that does what `handler` says."""
+
+    async def receive() -> Any:
+        await trio.sleep_forever()
+
+    async with stage(handler) as upstream:
+        pool = UpstreamPool(upstream.origin, PATIENT)
+        client = Client(until)
+        scope = {"method": method, "raw_path": b"/v1/x", "query_string": b"", "headers": []}
+        route = Route(None, b"/v1/x", "openai")
+        inbound = client.inbound = Inbound("0190", trio.current_time(), route, scope, receive, 1000)
+        exchange = Exchange(inbound, client.send)
+        began = trio.current_time()
+        with trio.CancelScope() as inbound.scope:
+            await exchange.run(provider_of(upstream), pool, "key")
+        took = trio.current_time() - began
+        result = exchange.result()
+        await settled()
+        found = Ended(exchange, result, counts(pool), client.received, took)
+        pool.close()
+        return found
+
+
+def provider_of(upstream: Stage) -> Any:
+    url = f"http://127.0.0.1:{upstream.origin.port}"
+    return provider_file.load(Settings.load({"OPENAI_API_URL": url}, {}, None)).default
+
+
+def streaming(*pieces: bytes, rest: bytes = b"", after: float = 0.0) -> Handler:
+    """Send the pieces of a stream as chunks, and `rest` as it is, some time `after` them."""
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD)
+        for piece in pieces:
+            await peer.send(chunk(piece))
+            await settled()
+        await trio.sleep(after)
+        await peer.send(rest)
+        await trio.sleep_forever()
+
+    return handler
+
+
+@pytest.mark.parametrize("kind", LAST)
+async def test_a_stream_whose_last_event_was_relayed_is_ok_when_the_client_leaves_then(kind: str) -> None:
+    found = await ended(streaming(CHUNK, LAST[kind], rest=END, after=0.01), until=LAST[kind][-20:])
+    assert found.result.outcome == "ok"
+    assert (found.result.model, found.result.input_tokens, found.result.output_tokens) == ("m", 7, 3)
+    # And the connection can be used again, because its body has ended in a moment.
+    assert found.counts == "1 idle, 0 in use"
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_the_last_event_may_be_cut_anywhere(method: str) -> None:
+    for cut in range(1, 14):
+        done = b"data: [DONE]\n\n"
+        found = await ended(streaming(done[:cut], done[cut:], rest=END), until=done, method=method)
+        assert found.result.outcome == "ok"
+
+
+async def test_a_stream_that_the_client_leaves_before_its_last_event_is_client_closed() -> None:
+    for piece in [CHUNK, *HARMLESS]:
+        found = await ended(streaming(CHUNK + piece, rest=END, after=0.01), until=piece)
+        assert found.result.outcome == "client_closed", piece
+        assert found.counts == "0 idle, 0 in use"
+
+
+@pytest.mark.parametrize("until", [b"[DONE]", None], ids=["client-leaves", "client-stays"])
+async def test_a_provider_that_breaks_off_behind_the_last_event_changes_nothing(until: bytes | None) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunk(LAST["chat"]))
+        await settled()
+        peer.reset()
+
+    found = await ended(handler, until)
+    assert found.result.outcome == "ok"
+    assert found.result.input_tokens == 7
+    assert found.counts == "0 idle, 0 in use"
+
+
+async def test_a_body_that_does_not_end_is_read_for_a_moment_only_once_the_client_has_left(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    found = await ended(streaming(LAST["chat"], after=10), until=b"[DONE]")
+    assert found.result.outcome == "ok"
+    assert found.took <= REST_TIMEOUT + 0.01
+    assert found.counts == "0 idle, 0 in use"
+
+
+async def test_a_body_that_goes_on_and_on_is_not_read_far_once_the_client_has_left() -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunk(LAST["chat"]))
+        while True:
+            await peer.send(chunk(b": " + b"x" * 10_000 + b"\n\n"))
+
+    found = await ended(handler, until=b"[DONE]")
+    assert found.result.outcome == "ok"
+    assert (found.result.response_bytes or 0) < 64 * 1024 + 3 * 65536
+    assert found.counts == "0 idle, 0 in use"
+
+
+async def test_a_client_that_stays_gets_what_comes_behind_the_last_event(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    found = await ended(streaming(LAST["chat"], rest=chunk(b": bye\n\n") + END, after=30))
+    assert found.received.endswith(b"data: [DONE]\n\n: bye\n\n")
+    assert found.result.outcome == "ok"
+    assert found.counts == "1 idle, 0 in use"
+
+
+@pytest.mark.parametrize("kind", FAILED)
+@pytest.mark.parametrize("leaves", [True, False], ids=["client-leaves", "client-stays"])
+async def test_an_error_event_in_a_stream_is_an_upstream_error(kind: str, *, leaves: bool) -> None:
+    done = b"data: [DONE]\n\n"
+    handler = streaming(CHUNK + FAILED[kind], rest=chunk(done) + END)
+    found = await ended(handler, until=FAILED[kind] if leaves else None)
+    assert found.result.outcome == "upstream_error"
+    # The [DONE] that some send behind it changes nothing.
+    assert found.received.endswith(FAILED[kind] if leaves else done)
+
+
+@pytest.mark.parametrize("harmless", HARMLESS)
+async def test_what_only_looks_like_an_error_or_an_end_is_none(harmless: bytes) -> None:
+    found = await ended(streaming(CHUNK, harmless, rest=END))
+    assert found.result.outcome == "ok"
+    assert not found.exchange.meter.failed
+    assert not found.exchange.meter.ended
+
+
+@pytest.mark.parametrize(
+    ("status", "outcome"),
+    [
+        (200, "ok"),
+        (204, "ok"),
+        (302, "ok"),
+        (304, "ok"),
+        (400, "rejected"),
+        (401, "rejected"),
+        (404, "rejected"),
+        (429, "rejected"),
+        (499, "rejected"),
+        (500, "upstream_error"),
+        (503, "upstream_error"),
+        (529, "upstream_error"),
+    ],
+)
+async def test_the_outcome_follows_the_status_of_the_provider(status: int, outcome: str) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        content = b"" if status in (204, 304) else b"Content-Length: 2\r\n"
+        await peer.send(b"HTTP/1.1 %d X\r\n%b\r\n" % (status, content) + (b"{}" if content else b""))
+        await trio.sleep_forever()
+
+    found = await ended(handler)
+    assert found.result.outcome == outcome
+    assert found.result.status == status
+
+
+@pytest.mark.parametrize(("status", "outcome"), [(200, "client_closed"), (400, "rejected"), (500, "upstream_error")])
+async def test_a_client_that_leaves_an_error_of_the_provider_halfway_does_not_change_what_it_was(
+    status: int, outcome: str
+) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"HTTP/1.1 %d X\r\nContent-Length: 9\r\n\r\n{}" % status)
+        await trio.sleep_forever()
+
+    found = await ended(handler, until=b"{}")
+    assert found.result.outcome == outcome
