@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ from llm_proxy.proxy.upstream.interface import Dispatch
 from llm_proxy.proxy.usage import NOTHING, meter_for
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from db.records import Outcome
     from llm_proxy.proxy.inbound import Inbound
@@ -37,6 +38,10 @@ if TYPE_CHECKING:
 _STEPS_AHEAD: Final = 32
 #: Bytes that are read behind the event that ends a stream, once the client has left.
 _REST: Final = 64 * 1024
+
+#: Where providers put the id of a request: OpenAI and those like it, Anthropic, Azure's gateway, AWS.
+_REQUEST_IDS: Final = (b"x-request-id", b"request-id", b"apim-request-id", b"x-amzn-requestid")
+_REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,255}")
 
 
 @define(eq=False)
@@ -52,6 +57,7 @@ class Exchange:
         outcome: how it ended, as far as is known.
         code: the error code of the answer, where the proxy itself had to answer.
         reason: what the provider did wrong, in words for the operator.
+        provider_request_id: the id that the provider gave the request, which SDKs show.
     """
 
     inbound: Inbound
@@ -69,6 +75,7 @@ class Exchange:
     outcome: Outcome = "proxy_error"
     code: str = ""
     reason: str = ""
+    provider_request_id: str | None = None
     meter: UsageMeter = NOTHING
 
     async def run(self, provider: Provider, upstream: Upstream, api_key: str) -> None:
@@ -123,9 +130,12 @@ class Exchange:
         """Pass the response on as it arrives."""
         status = response.status
         overhead_ms = (self.asked - self.inbound.arrived) * 1000
-        head = headers.response_headers(response.headers, self.inbound.id.encode("ascii"), overhead_ms)
+        request_id = self.inbound.id.encode("ascii")
+        head = headers.response_headers(response.headers, request_id, overhead_ms)
         self.meter = meter_for(status, response.headers, self.inbound.method)
-        self.streamed = is_event_stream(dict(head).get(b"content-type", b""))
+        names = dict(head)
+        self.provider_request_id = _provider_request_id(names, request_id)
+        self.streamed = is_event_stream(names.get(b"content-type", b""))
         send = self.send
         await send({"type": "http.response.start", "status": status, "headers": head})
         self.started = True
@@ -213,6 +223,8 @@ class Exchange:
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cached_tokens=usage.cached_tokens,
+            unmetered=self.meter.unmetered,
+            provider_request_id=self.provider_request_id,
         )
 
     def _judged(self) -> Outcome:
@@ -223,6 +235,15 @@ class Exchange:
             if self.status >= 400:
                 return "rejected"
         return self.outcome
+
+
+def _provider_request_id(names: Mapping[bytes, bytes], request_id: bytes) -> str | None:
+    """The id that the provider gave the request, by the client's response headers; `request_id` is the proxy's own."""
+    for name in _REQUEST_IDS:
+        value = names.get(name)
+        if value is not None and value != request_id and _REQUEST_ID.fullmatch(value):
+            return value.decode("ascii")
+    return None
 
 
 def _in_words(failure: UpstreamFailure) -> ProxyError:

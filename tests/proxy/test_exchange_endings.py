@@ -279,3 +279,43 @@ async def test_a_client_that_leaves_an_error_of_the_provider_halfway_does_not_ch
 
     found = await ended(handler, until=b"{}")
     assert found.result.outcome == outcome
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([b"X-Request-ID: req_1"], "req_1"),
+        ([b"request-id: req_2"], "req_2"),
+        ([b"apim-request-id: req_3"], "req_3"),
+        ([b"x-amzn-RequestId: req_4"], "req_4"),
+        ([b"request-id: req_2", b"x-request-id: req_1"], "req_1"),
+        ([b"x-request-id: with a blank", b"request-id: req_2"], "req_2"),
+        ([b"x-request-id: " + b"x" * 255], "x" * 255),
+        ([b"x-request-id: " + b"x" * 256], None),
+        ([b"x-request-id: \xff"], None),
+        ([], None),
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400])
+async def test_the_provider_s_own_request_id_is_kept(names: list[bytes], found: str | None, status: int) -> None:
+    head = b"\r\n".join([b"HTTP/1.1 %d X" % status, *names, b"Content-Length: 2", b"", b"{}"])
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(head)
+        await trio.sleep_forever()
+
+    assert (await ended(handler)).result.provider_request_id == found
+
+
+@pytest.mark.parametrize(("method", "unmetered"), [("POST", True), ("GET", False)])
+async def test_an_answer_in_a_coding_that_cannot_be_read_is_unmetered(method: str, *, unmetered: bool) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        head = b"Content-Type: application/json\r\nContent-Encoding: compress\r\nContent-Length: 2\r\n\r\n"
+        await peer.send(b"HTTP/1.1 200 OK\r\n" + head + b"xx")
+        await trio.sleep_forever()
+
+    found = await ended(handler, method=method)
+    assert found.result.unmetered is unmetered
+    assert found.received == b"xx"
