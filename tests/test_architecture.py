@@ -20,9 +20,6 @@ LEFT_BEHIND = {"build", "data", "dist", "__pycache__"}
 #: Rooms of the tests that mirror no room of the program: the ground they stand on, and stories about the whole.
 TEST_ROOMS = {"databases", "harness", "scenarios"}
 
-LONGEST = 350
-#: Files that are one long table, each with what the table is.
-TABLES: dict[str, str] = {}
 VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "manager", "managers", "misc", "shared", "core"}
 
 #: Modules, and the only places that may import them.
@@ -93,12 +90,6 @@ def test_the_top_level_is_fixed() -> None:
     entries = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     found = {name for name in entries - LEFT_BEHIND if not name.endswith(".egg-info")}
     assert found <= TOP
-
-
-def test_no_file_is_longer_than_a_noun_needs() -> None:
-    exempt = {name for name in map(name_of, sources()) if name.startswith("migrations/versions/")} | set(TABLES)
-    lengths = {name_of(path): len(path.read_text().splitlines()) for path in sources()}
-    assert {name: length for name, length in lengths.items() if length > LONGEST and name not in exempt} == {}
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
