@@ -7,7 +7,6 @@ import os
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
@@ -30,8 +29,22 @@ _OURS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.
 _WELL: Final = frozenset({0, -signal.SIGTERM, -signal.SIGUSR1})
 
 
-def _to_stderr(message: str) -> None:
-    sys.stderr.write(f"{message}\n")
+_LONGEST_LINE: Final = 4000
+"""Bytes; a pipe that has room at all has room for so many (PIPE_BUF)."""
+
+
+def say(message: str) -> None:
+    """Write to stderr, and lose what nobody takes: a supervisor must not wait for a reader, nor end with it.
+
+    It bypasses `sys.stderr`, which would keep what it could not write and fail once more at the end of the process.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for line in message.splitlines():
+            poll = select.poll()
+            poll.register(2, select.POLLOUT)
+            if not poll.poll(0):
+                return
+            os.write(2, line.encode("utf-8", "backslashreplace")[:_LONGEST_LINE] + b"\n")
 
 
 WorkerMain = Callable[[Sequence[socket.socket], int, Callable[[], None]], None]
@@ -44,7 +57,7 @@ def supervise(
     *,
     workers: int,
     shutdown_grace: float,
-    report: Callable[[str], None] = _to_stderr,
+    report: Callable[[str], None] = say,
     before_roll: Callable[[], bool] = lambda: True,
 ) -> int:
     """Run `worker_main` in `workers` child processes until SIGTERM or SIGINT; return an exit status.
@@ -64,7 +77,8 @@ def supervise(
         sockets: bound sockets; they are closed here when the shutdown begins.
         workers: how many processes.
         shutdown_grace: what the workers were given as `ServeConfig.shutdown_grace`, in seconds.
-        report: is told in one line of each worker that died, and of the beginning and the end of a roll.
+        report: is told in one line of each worker that died, and of the beginning and the end of a roll. It must not
+            wait, nor raise.
         before_roll: called in the parent at SIGHUP; where it returns False, nothing is replaced.
 
     Returns:
@@ -221,8 +235,6 @@ class _Supervisor:
     def _start(self, now: float) -> None:
         for number, slot in enumerate(self._slots):
             if slot.pid is None and slot.next_start <= now:
-                sys.stdout.flush()
-                sys.stderr.flush()
                 # A signal between the fork and the child's own handlers would be lost in this process's handlers.
                 former = signal.pthread_sigmask(signal.SIG_BLOCK, _OURS)
                 pid = os.fork()
@@ -251,11 +263,8 @@ class _Supervisor:
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
         except BaseException:  # noqa: BLE001 - the parent's stack must not be unwound in the child
-            traceback.print_exc()
+            say(traceback.format_exc())
         finally:
-            with contextlib.suppress(OSError, ValueError):
-                sys.stdout.flush()
-                sys.stderr.flush()
             os._exit(code)
 
     def _tell(self, number: int) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -118,6 +118,50 @@ def test_workers_share_one_port_and_the_dead_are_replaced() -> None:
         assert running.process.wait(PATIENCE) == 0
         assert running.process.stderr is not None
         assert f"worker {victim} ended by SIGKILL; another one starts in 0.1 s" in running.process.stderr.read()
+
+
+@pytest.mark.parametrize("reader", ["gone", "stopped"])
+def test_nobody_has_to_read_what_a_supervisor_says(reader: str) -> None:
+    with program(2) as running:
+        before = running.workers(2)
+        assert running.process.stderr is not None
+        if reader == "gone":
+            running.process.stderr.close()
+        else:
+            fill(running.process.stderr.fileno())
+        victim = min(before)
+        os.kill(victim, signal.SIGKILL)
+        running.workers(2, other_than=frozenset({victim}))
+        running.process.send_signal(signal.SIGHUP)
+        running.workers(2, other_than=frozenset(before))
+        running.process.terminate()
+        assert running.process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("reader", ["gone", "stopped"])
+def test_workers_that_cannot_start_are_given_up_whoever_reads(reader: str, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    with program(2, broken=broken) as running:
+        running.workers(2)
+        assert running.process.stderr is not None
+        broken.touch()
+        if reader == "gone":
+            running.process.stderr.close()
+        else:
+            fill(running.process.stderr.fileno())
+        for worker in running.children():
+            os.kill(worker, signal.SIGKILL)
+        assert running.process.wait(PATIENCE) == 1
+
+
+def fill(pipe: int) -> None:
+    """Write into a pipe, by way of its reader's end, until it takes no more."""
+    writer = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
+    for size in (4096, 1):
+        with suppress(BlockingIOError):
+            while True:
+                os.write(writer, b"x" * size)
+    os.close(writer)
 
 
 def test_a_worker_that_ends_by_itself_is_replaced_too() -> None:

@@ -14,12 +14,13 @@ from db import migrate
 from db.database import opened
 from llm_proxy import capacity, log
 from llm_proxy.cli.configuration import config_option, load_settings
+from llm_proxy.cli.failures import explain
 from llm_proxy.cli.management_token import with_management_token
-from llm_proxy.cli.program import Command, report
+from llm_proxy.cli.program import Command
 from llm_proxy.cli.worker import bind_listeners, check_files, work
 from llm_proxy.metrics import Slates
 from llm_proxy.services import database_options, database_target
-from llm_proxy.serving.workers import supervise
+from llm_proxy.serving.workers import say, supervise
 from llm_proxy.settings import Settings
 
 
@@ -54,15 +55,14 @@ def _supervise(settings: Settings, sockets: Sequence[socket], load: Callable[[],
     current = [settings]
     # What keeps every worker from starting is found here, and said once.
     with opened(database_target(settings), database_options(settings)) as database:
-        migrate.prepare(database, partial(click.echo, err=True))
+        migrate.prepare(database, say)
         if complaint := capacity.complaint(database, settings):
-            click.echo(f"warning: {complaint}", err=True)
+            say(f"warning: {complaint}")
     status = supervise(
         partial(_be_worker, current, Slates(settings.workers)),
         sockets,
         workers=settings.workers,
         shutdown_grace=settings.shutdown_delay + settings.shutdown_grace,
-        report=lambda message: click.echo(message, err=True),
         before_roll=partial(_read_anew, current, load),
     )
     raise click.exceptions.Exit(status)
@@ -74,13 +74,13 @@ def _read_anew(current: list[Settings], load: Callable[[], Settings]) -> bool:
         settings = load()
         check_files(settings)
     except Exception as error:  # noqa: BLE001 (whatever it is, the running workers go on)
-        report(error, debug=False)
-        click.echo("the workers go on with the settings that they have", err=True)
+        _say_why(error)
+        say("the workers go on with the settings that they have")
         return False
     before = current[0]
     for name in ("listen_addr", "workers"):
         if getattr(settings, name) != getattr(before, name):
-            click.echo(f"warning: {name.upper()} has changed, which takes a restart", err=True)
+            say(f"warning: {name.upper()} has changed, which takes a restart")
     current[0] = settings
     return True
 
@@ -92,4 +92,11 @@ def _be_worker(
         work(current[0], sockets, slates.take(number), on_serving=on_serving)
     except Exception as error:  # noqa: BLE001 (whatever it is becomes a line and an exit code)
         log.logger("server").debug("the worker failed", exc_info=error)
-        sys.exit(report(error, debug=False))
+        sys.exit(_say_why(error))
+
+
+def _say_why(error: Exception) -> int:
+    """Say what went wrong, and give the exit code."""
+    message, code = explain(error)
+    say(f"error: {message}")
+    return code
