@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
+from typing import Final
 
 import trio
 from attrs import define
@@ -17,11 +20,17 @@ from llm_proxy.cli.failures import Failure
 from llm_proxy.metrics import Slate
 from llm_proxy.proxy import provider_file
 from llm_proxy.serving.asgi import Address
+from llm_proxy.serving.config import MAX_CONNECTIONS
 from llm_proxy.serving.listener import bind
 from llm_proxy.serving.process import serve_until_signal
 from llm_proxy.serving.server import LifespanFailed, ServeConfig
 from llm_proxy.serving.tls import BadCertificate, server_context
 from llm_proxy.settings import ListenAddress, Problem, Settings, SettingsError
+
+#: Files that a process needs besides its connections to clients, providers and the database.
+OWN_FILES: Final = 64
+#: Files of one database connection: SQLite has the database, its log and its shared memory open.
+FILES_PER_DATABASE_CONNECTION: Final = 3
 
 
 def check_files(settings: Settings) -> None:
@@ -54,6 +63,29 @@ def bind_listeners(settings: Settings) -> tuple[socket.socket, ...]:
         raise Failure(f"cannot listen on {address}: {error.strerror}; choose another address with --addr") from None
 
 
+def connection_limit(settings: Settings) -> int:
+    """How many connections of clients fit below the limit on open files, which is raised as far as this user may.
+
+    Half of what is left beside the process's own files is kept for connections to providers, but no more than requests
+    may run at once.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if limit == resource.RLIM_INFINITY:
+        return MAX_CONNECTIONS
+    room = limit - OWN_FILES - FILES_PER_DATABASE_CONNECTION * settings.database_pool_size
+    connections = min(MAX_CONNECTIONS, max(1, room - min(settings.max_concurrent_requests, room // 2)))
+    if connections < MAX_CONNECTIONS:
+        log.logger("server").warning(
+            "the limit on open files bounds the connections of clients; raise it (ulimit -n, LimitNOFILE=)",
+            open_files=limit,
+            connections=connections,
+        )
+    return connections
+
+
 def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServeConfig:
     """What the settings mean for the server."""
     events = log.logger("server")
@@ -66,6 +98,7 @@ def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServeC
         shutdown_grace=settings.shutdown_grace,
         write_timeout=settings.client_write_timeout,
         keep_alive_timeout=settings.keep_alive_timeout,
+        max_connections=connection_limit(settings),
         report=lambda error: events.error("unexpected failure", exc_info=error),
     )
 

@@ -6,8 +6,11 @@ import socket
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 import attrs
+
+MAX_CONNECTIONS: Final = 10_000
 
 
 @attrs.frozen(kw_only=True)
@@ -28,8 +31,8 @@ class ServeConfig:
         keep_alive_timeout: the longest silence between two requests, and before the first.
         write_timeout: the longest time in which a client takes nothing of what is sent to it.
         max_header_size: request line and headers together.
-        max_connections: connections at once; beyond it the one that has been idle longest is closed, and where none
-            is idle new ones wait in the listen queue.
+        max_connections: connections at once; beyond it those that have been idle longest are closed, and if none is
+            idle, new ones wait in the listen queue. Keep it below the limit on open files.
         backlog: length of the listen queue.
         report: is told of every exception that an application or a connection lets escape.
     """
@@ -47,7 +50,7 @@ class ServeConfig:
     keep_alive_timeout: float = 75.0
     write_timeout: float = 30.0
     max_header_size: int = 64 * 1024
-    max_connections: int = 10_000
+    max_connections: int = MAX_CONNECTIONS
     backlog: int = 1024
     report: Callable[[BaseException], None] = traceback.print_exception
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final, NoReturn
 
 import trio
@@ -14,8 +14,6 @@ from llm_proxy.serving.asgi import Address
 
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _NOT_HERE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
-_BACK_OFF: Final = 0.1
-"""Seconds without accepting after the process or the system has run out of files or memory."""
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, ...]:
@@ -75,7 +73,7 @@ async def accept_forever(
     listener: socket.socket,
     handle: Callable[[socket.socket], object],
     has_room: Callable[[], bool],
-    make_room: Callable[[], None],
+    make_room: Callable[[], Awaitable[None]],
     turn: float = 0.0,
 ) -> NoReturn:
     """Accept connections and never fail: what `accept` can raise concerns one connection, or passes.
@@ -86,23 +84,20 @@ async def accept_forever(
         listener: a listening socket in non-blocking mode.
         handle: is given each connected socket.
         has_room: whether another connection may be accepted.
-        make_room: is called when it may not, or when the process has run out of files.
+        make_room: is called when it may not, or when the process has run out of files; it waits for a while.
         turn: seconds for which others are let in first behind each connection. Where several processes share the
             listener, all of them wake for a burst of connections, and the first one awake would get most of it.
     """
     while True:
         await trio.lowlevel.wait_readable(listener)
         if not has_room():
-            make_room()
-            if not has_room():
-                await trio.sleep(_BACK_OFF)
+            await make_room()
             continue
         try:
             sock, _ = listener.accept()
         except OSError as error:
             if error.errno in _NO_ROOM:
-                make_room()
-                await trio.sleep(_BACK_OFF)
+                await make_room()
         else:
             handle(sock)
             if turn:

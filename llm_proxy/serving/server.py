@@ -129,7 +129,7 @@ class _Server:
             listener,
             handle=lambda sock: nursery.start_soon(self._serve, sock),
             has_room=lambda: len(traffic.connections) < limit,
-            make_room=traffic.close_idlest,
+            make_room=traffic.make_room,
             turn=TURN if self._site.config.shared else 0.0,
         )
 

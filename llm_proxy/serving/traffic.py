@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import attrs
 import trio
@@ -13,6 +14,11 @@ from llm_proxy.serving.asgi import Application
 from llm_proxy.serving.config import ServeConfig
 from llm_proxy.serving.hang_up import HangUps
 from llm_proxy.watch import Watch
+
+_BACK_OFF: Final = 0.1
+"""Seconds without accepting when there is no room, unless a connection ends before."""
+_CLOSED_AT_ONCE: Final = 0.01
+"""Part of the idle connections that is closed when there is no room: looking for the idlest ones takes time as well."""
 
 
 class Connection(Protocol):
@@ -52,6 +58,7 @@ class Traffic:
         self.draining = False
         self.connections: set[Connection] = set()
         self._changed = trio.Event()
+        self._ended = trio.lowlevel.ParkingLot()
 
     @contextmanager
     def connection(self, connection: Connection) -> Iterator[None]:
@@ -61,6 +68,7 @@ class Traffic:
             yield
         finally:
             self.connections.discard(connection)
+            self._ended.unpark_all()
             self.notify()
 
     def notify(self) -> None:
@@ -74,11 +82,13 @@ class Traffic:
             self._changed = trio.Event()
             await self._changed.wait()
 
-    def close_idlest(self) -> None:
-        """Close the connection that has been idle for the longest time, if there is one."""
+    async def make_room(self) -> None:
+        """Close the connections that have been idle for the longest time, and wait until one has ended, or a moment."""
         idle = [connection for connection in self.connections if connection.idle_since is not None]
-        if idle:
-            min(idle, key=_idle_since).close_if_idle()
+        for connection in heapq.nsmallest(1 + int(len(idle) * _CLOSED_AT_ONCE), idle, key=_idle_since):
+            connection.close_if_idle()
+        with trio.move_on_after(_BACK_OFF):
+            await self._ended.park()
 
 
 def _idle_since(connection: Connection) -> float:

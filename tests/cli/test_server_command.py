@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import socket
 import stat
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import family
-from llm_proxy.cli.worker import serve_config
+from llm_proxy.cli.worker import connection_limit, serve_config
 from llm_proxy.settings import Settings
 from tests.cli.conftest import Run
 from tests.databases.kinds import Kind, on
@@ -213,3 +214,36 @@ def test_workers_share_their_sockets_and_one_process_has_them_for_itself(workers
         "WORKERS": workers,
     }
     assert serve_config(Settings.load(environment, {}, None, serving=True), ()).shared is shared
+
+
+@pytest.mark.parametrize(
+    ("allowed", "concurrent", "connections"),
+    [
+        (1024, "1000", 465),
+        (1024, "100", 830),
+        (4096, "1000", 3002),
+        (65536, "1000", 10_000),
+        (resource.RLIM_INFINITY, "1000", 10_000),
+        (64, "1000", 1),
+    ],
+)
+def test_connections_are_bounded_below_the_limit_on_open_files(
+    allowed: int, concurrent: str, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"now": (32, allowed)}
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits["now"])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: limits.update(now=wanted))
+    environment = {"MANAGEMENT_TOKEN": MANAGEMENT_TOKEN, "MAX_CONCURRENT_REQUESTS": concurrent}
+    settings = Settings.load(environment, {}, None, serving=True)
+    assert connection_limit(settings) == serve_config(settings, ()).max_connections == connections
+    assert limits["now"] == (allowed, allowed)
+
+
+def test_a_limit_on_open_files_that_cannot_be_raised_is_kept_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int, __: tuple[int, int]) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    settings = Settings.load({"MANAGEMENT_TOKEN": MANAGEMENT_TOKEN}, {}, None, serving=True)
+    assert connection_limit(settings) == 81

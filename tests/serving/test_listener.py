@@ -33,7 +33,9 @@ async def accepted(listener: socket.socket, clock: MockClock, turn: float) -> li
     """How many connections there are, at the start and behind each turn."""
     got: list[socket.socket] = []
     seen = []
-    accept = partial(accept_forever, listener, got.append, has_room=lambda: True, make_room=lambda: None, turn=turn)
+    accept = partial(
+        accept_forever, listener, got.append, has_room=lambda: True, make_room=trio.lowlevel.checkpoint, turn=turn
+    )
     async with trio.open_nursery() as nursery:
         nursery.start_soon(accept)
         for _ in range(WAITING):

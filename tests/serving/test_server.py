@@ -241,6 +241,34 @@ async def test_the_idlest_connection_makes_room_for_a_new_one() -> None:
         assert (await second.ask()).status == 200
 
 
+@pytest.mark.parametrize("limit", ["connections", "files"])
+async def test_silent_connections_make_room_at_full_speed(limit: str) -> None:
+    """Four hundred of them took 0.1 s each when each one had to wait for the next look."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    at_once = 100
+    async with run_server(Echo(), max_connections=at_once if limit == "connections" else 10_000) as server:
+        waiting = [socket.socket() for _ in range(400)]
+        if limit == "files":
+            resource.setrlimit(resource.RLIMIT_NOFILE, (waiting[-1].fileno() + at_once, hard))
+        try:
+            began = trio.current_time()
+            for sock in waiting:
+                sock.connect(("127.0.0.1", server.port))
+                await trio.lowlevel.checkpoint()
+            last = waiting[-1]
+            last.settimeout(0)
+            last.send(CONNECTION_CLOSE)
+            with trio.fail_after(10):
+                await trio.lowlevel.wait_readable(last)
+            assert b"200 OK" in last.recv(1000)
+            assert trio.current_time() - began < 5
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            for sock in waiting:
+                sock.close()
+        assert server.reports == []
+
+
 async def test_a_full_server_lets_new_connections_wait(autojump_clock: MockClock) -> None:
     app = Hold()
     async with run_server(app, max_connections=1) as server, trio.open_nursery() as nursery:
