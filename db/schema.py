@@ -116,7 +116,7 @@ requests = Table(
     Index("ix_requests_token_id_id", "token_id", "id"),
     Index("ix_requests_project_id_id", "project_id", "id"),
     Index("ix_requests_outcome_id", "outcome", "id"),
-    Index("ix_requests_provider_request_id", "provider_request_id"),
+    Index("ix_requests_provider_request_id_id", "provider_request_id", "id"),
 )
 
 # Sums per hour, token and model; survives the pruning of `requests`. Counts every settled request that is not void.

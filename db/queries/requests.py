@@ -22,6 +22,15 @@ class Filter:
 _NEWEST_FIRST = select(*columns(requests, SettledRequest)).order_by(requests.c.id.desc())
 
 
+def find(connection: Connection, identity: str) -> SettledRequest | None:
+    """Find a settled request by its own id or by the provider's: the newest that has it, if several do."""
+    for wanted in (requests.c.id == identity.lower(), requests.c.provider_request_id == identity):
+        row = connection.execute(_NEWEST_FIRST.where(wanted).limit(1)).first()
+        if row is not None:
+            return SettledRequest(*row)
+    return None
+
+
 def page(connection: Connection, limit: int, after_id: str | None, wanted: Filter) -> list[SettledRequest]:
     """List settled requests in the order of their admission, the newest first.
 

@@ -190,21 +190,14 @@ def _parse_boolean(text: str) -> object:
 BOOLEAN: Final = Kind("true or false", {"type": "boolean"}, _read_boolean, _parse_boolean)
 
 
-def is_id(value: object) -> bool:
-    """Whether a value is a UUID in its canonical text form: the only form that ids have here."""
-    try:
-        return isinstance(value, str) and str(uuid.UUID(value)) == value
-    except ValueError:
-        return False
-
-
-def _read_id(value: object) -> str:
-    if not isinstance(value, str) or not is_id(value):
+def read_id(value: object) -> str:
+    """Read a UUID, whose letters may be capitals (RFC 9562 section 4), as ids are kept: in lower case."""
+    if not isinstance(value, str) or str(uuid.UUID(value)) != value.lower():
         raise ValueError
-    return value
+    return value.lower()
 
 
-ID: Final = Kind("a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", {"type": "string", "format": "uuid"}, _read_id)
+ID: Final = Kind("a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", {"type": "string", "format": "uuid"}, read_id)
 
 
 def _read_moment(value: object) -> datetime:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from llm_proxy.manage.fields import ID, Field
+from llm_proxy.manage.fields import Field
 from llm_proxy.manage.operations import Operation, Resource
 from llm_proxy.manage.problems import (
     DatabaseUnavailable,
@@ -86,7 +86,7 @@ def _operation(resource: Resource, operation: Operation) -> dict[str, Any]:
         "security": [{"management": []}],
     }
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": dict(ID.schema)}
+        {"name": name, "in": "path", "required": True, "schema": dict(operation.id_kind.schema)}
         for name in re.findall(r"{(\w+)}", operation.path)
     ]
     for field in operation.query:

@@ -20,7 +20,7 @@ from llm_proxy.identifiers import request_id
 from llm_proxy.manage import problems
 from llm_proxy.manage.auth import Guard
 from llm_proxy.manage.context import Context
-from llm_proxy.manage.fields import Field, is_id, parse_query, read_values
+from llm_proxy.manage.fields import ID, Field, Kind, parse_query, read_values
 from llm_proxy.manage.problems import (
     InvalidBody,
     InvalidJson,
@@ -80,14 +80,15 @@ class Operation:
     """One method of one path.
 
     Attributes:
-        method, path: the path as OpenAPI writes it; every `{…_id}` in it is a UUID.
+        method, path: the path as OpenAPI writes it.
         name: unique; OpenAPI's `operationId`.
         summary: one sentence.
         handle: does it.
         answer: name of the schema of its answer, None where that is empty.
         status: of its answer.
         problems: how it can fail, beyond what holds for all.
-        missing: the problem where an id of the path is not even a UUID.
+        missing: the problem where an id of the path is not even of the right kind.
+        id_kind: what the ids of the path may be.
     """
 
     method: str
@@ -101,6 +102,7 @@ class Operation:
     body: Body | None = None
     problems: tuple[type[Problem], ...] = ()
     missing: type[Problem] = NotFound
+    id_kind: Kind = ID
 
 
 @frozen
@@ -166,9 +168,11 @@ def _view(
         operation = operations.get(request.method)
         if operation is None:
             raise MethodNotAllowed(operations, hints.get((path, request.method), ""))
-        if not all(map(is_id, ids.values())):
-            raise operation.missing
-        return await _perform(context, operation, ids)
+        try:
+            known = {name: operation.id_kind.read(value) for name, value in ids.items()}
+        except ValueError:
+            raise operation.missing from None
+        return await _perform(context, operation, known)
 
     return view
 

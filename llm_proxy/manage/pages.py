@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Final, TypeVar
 
 from db.queries.rows import Position
-from llm_proxy.manage.fields import Field, Kind, integer, is_id
+from llm_proxy.manage.fields import Field, Kind, integer, read_id
 
 DEFAULT_LIMIT: Final = 50
 LARGEST_LIMIT: Final = 500
@@ -50,20 +50,14 @@ def _encode(text: str) -> str:
 
 def _read_position(text: str) -> Position:
     match = re.fullmatch(r"([0-9]{1,18}):(.*)", text, re.ASCII)
-    if match is None or not is_id(match[2]):
+    if match is None:
         raise ValueError
-    return Position(_EPOCH + int(match[1]) * _MICROSECOND, match[2])
-
-
-def _read_id(text: str) -> str:
-    if not is_id(text):
-        raise ValueError
-    return text
+    return Position(_EPOCH + int(match[1]) * _MICROSECOND, read_id(match[2]))
 
 
 #: The parameters of lists in the order of creation, and of lists in the order of ids.
 BY_CREATION: Final = (LIMIT, _cursor(_read_position))
-BY_ID: Final = (LIMIT, _cursor(_read_id))
+BY_ID: Final = (LIMIT, _cursor(read_id))
 
 
 def position_cursor(created_at: datetime, identity: str) -> str:

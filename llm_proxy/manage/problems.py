@@ -117,6 +117,14 @@ class TokenNotFound(NotFound):
     usual = "No token has this id. A token's id is not its secret."
 
 
+class RequestNotFound(NotFound):
+    """No settled request has this id."""
+
+    code = "request_not_found"
+    error = "There is no such request"
+    usual = "No request that has ended has this id, neither from this proxy nor from its provider."
+
+
 class MethodNotAllowed(Problem):
     """The path does not take this method."""
 

@@ -9,8 +9,9 @@ from attrs import asdict
 from db.queries import requests as queries
 from db.records import Outcome, SettledRequest
 from llm_proxy.manage import pages
-from llm_proxy.manage.fields import BOOLEAN, ID, MAX_SAFE_INTEGER, MOMENT, Field, integer, one_of, text
+from llm_proxy.manage.fields import BOOLEAN, ID, MAX_SAFE_INTEGER, MOMENT, Field, credential, integer, one_of, text
 from llm_proxy.manage.operations import Answer, Call, Operation, Resource
+from llm_proxy.manage.problems import RequestNotFound
 
 _COUNT: Final = integer(0, MAX_SAFE_INTEGER)
 _OUTCOME: Final = one_of(get_args(Outcome))
@@ -27,6 +28,13 @@ async def _list(call: Call) -> Answer:
     wanted = queries.Filter(query.get("project_id"), query.get("token_id"), query.get("outcome"))
     rows = await call.context.database.read(queries.page, limit + 1, query.get("cursor"), wanted)
     return Answer(pages.page(rows, limit, show, lambda row: pages.id_cursor(row.id)))
+
+
+async def _get(call: Call) -> Answer:
+    found = await call.context.database.read(queries.find, call.ids["request_id"])
+    if found is None:
+        raise RequestNotFound
+    return Answer(show(found))
 
 
 _FIELDS: Final = (
@@ -76,6 +84,16 @@ RESOURCE: Final = Resource(
                 Field("token_id", ID, "Only those of this token."),
                 Field("outcome", _OUTCOME, "Only those that ended like this."),
             ),
+        ),
+        Operation(
+            "GET",
+            "/manage/requests/{request_id}",
+            "getRequest",
+            "Show a request that has ended, by its own id or by the provider's: the newest, if several have that.",
+            _get,
+            "Request",
+            missing=RequestNotFound,
+            id_kind=credential(255),
         ),
     ),
     {"Request": _FIELDS},

@@ -15,8 +15,8 @@ depends_on = None
 
 
 def upgrade() -> None:
-    op.create_index("ix_requests_provider_request_id", "requests", ["provider_request_id"])
+    op.create_index("ix_requests_provider_request_id_id", "requests", ["provider_request_id", "id"])
 
 
 def downgrade() -> None:
-    op.drop_index("ix_requests_provider_request_id", "requests")
+    op.drop_index("ix_requests_provider_request_id_id", "requests")

@@ -132,7 +132,7 @@ async def test_a_database_that_fails_is_said_to_be_away(api: Api, error: Excepti
 async def test_what_cannot_be_an_id_is_not_looked_up(api: Api) -> None:
     database: Any = Broken(ZeroDivisionError())
     broken = make_api(evolve(api.context, database=database), [])
-    for identity in ("1", ID.upper(), new_token_secret()):
+    for identity in ("1", ID.replace("-", ""), new_token_secret()):
         assert (await broken("GET", f"/manage/projects/{identity}")).json["code"] == "project_not_found"
         assert (await broken("DELETE", f"/manage/tokens/{identity}")).json["code"] == "token_not_found"
 

@@ -19,9 +19,9 @@ from llm_proxy.manage.fields import (
     Kind,
     credential,
     integer,
-    is_id,
     one_of,
     parse_query,
+    read_id,
     read_values,
     text,
 )
@@ -160,7 +160,7 @@ def test_there_is_a_next_page_where_there_is_one_row_more(rows: int, shown: int,
     ("value", "good"),
     [
         ("6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", True),
-        ("6F1B4A52-8A39-4C0E-9D0E-6C1F7D1F3B11", False),
+        ("6F1B4A52-8A39-4C0E-9D0E-6C1F7D1F3B11", True),
         ("6f1b4a528a394c0e9d0e6c1f7d1f3b11", False),
         ("{6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11}", False),
         ("urn:uuid:6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", False),
@@ -170,8 +170,12 @@ def test_there_is_a_next_page_where_there_is_one_row_more(rows: int, shown: int,
         (5, False),
     ],
 )
-def test_an_id_has_one_form(value: object, good: bool) -> None:
-    assert is_id(value) is good
+def test_an_id_is_a_uuid_in_either_case_and_read_in_lower_case(value: object, good: bool) -> None:
+    if good:
+        assert read_id(value) == "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
+    else:
+        with pytest.raises(ValueError):  # noqa: PT011 (that it is not an id says it all)
+            read_id(value)
 
 
 def test_times_of_cursors_are_exact_to_the_microsecond() -> None:

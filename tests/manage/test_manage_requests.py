@@ -82,3 +82,41 @@ async def test_requests_are_listed_by_page_and_filter(api: Api) -> None:
     assert await listed("&outcome=ok") == [4, 1, 0]
     assert await listed(f"&outcome=unknown&token_id={OTHER_TOKEN}") == [3]
     assert await listed("&outcome=void") == []
+
+
+async def test_a_request_is_found_by_its_own_id_and_by_the_providers(api: Api) -> None:
+    rows = await settled(
+        api,
+        evolve(ROW, provider_request_id="req_1"),
+        evolve(ROW, provider_request_id="Req_1"),
+        evolve(ROW, provider_request_id="req_1"),
+    )
+    # The provider gave this request an id that another one has here.
+    (stranger,) = await settled(api, evolve(ROW, provider_request_id=rows[0].id))
+    for identity, found in (
+        (rows[0].id, rows[0]),
+        (rows[0].id.upper(), rows[0]),
+        ("req_1", rows[2]),
+        ("Req_1", rows[1]),
+        (stranger.id, stranger),
+    ):
+        reply = await api("GET", f"/manage/requests/{identity}")
+        assert (reply.status, reply.json["id"]) == (200, found.id)
+    for identity in ("req_2", "r", "%20", "r\u00e9q", "x" * 256):
+        reply = await api("GET", f"/manage/requests/{identity}")
+        assert (reply.status, reply.json["code"]) == (404, "request_not_found")
+
+
+async def test_ids_in_capitals_are_the_same_ids(api: Api) -> None:
+    project = await api.project()
+    token = await api.token(project)
+    (row,) = await settled(api, evolve(ROW, project_id=project["id"], token_id=token["id"]))
+    project_id, token_id = project["id"].upper(), token["id"].upper()
+    assert (await api("GET", f"/manage/projects/{project_id}")).json["id"] == project["id"]
+    assert (await api("PATCH", f"/manage/projects/{project_id}", {"name": "new"})).status == 200
+    assert (await api("GET", f"/manage/tokens/{token_id}")).json["id"] == token["id"]
+    assert (await api("GET", f"/manage/tokens?project_id={project_id}")).json["data"][0]["id"] == token["id"]
+    assert (await api("POST", "/manage/tokens", {"project_id": project_id})).json["project_id"] == project["id"]
+    for query in (f"project_id={project_id}", f"token_id={token_id}"):
+        assert [found["id"] for found in (await api("GET", f"/manage/requests?{query}")).json["data"]] == [row.id]
+    assert (await api("POST", f"/manage/projects/{project_id}/tokens/revoke")).json == {"revoked": 2}

@@ -70,3 +70,29 @@ def test_filters_narrow_down(database: Database, wanted: Filter, places: list[in
 
 def test_filters_hold_on_every_page(database: Database) -> None:
     assert database.read_now(requests.page, 1, ROWS[3].id, Filter(token_id=TOKEN.id)) == [ROWS[0]]
+
+
+def test_a_request_is_found_by_its_own_id_before_the_providers(database: Database) -> None:
+    database.write_now(
+        lambda connection: connection.execute(
+            insert(table),
+            [
+                asdict(a_settled_request(TOKEN, id=number * 8 + ROWS[0].id[8:], provider_request_id=identity))
+                for number, identity in (("1", "req_1"), ("2", "Req_1"), ("3", "req_1"), ("4", ROWS[0].id), ("5", None))
+            ],
+        )
+    )
+    found = {
+        identity: request and request.id[:8]
+        for identity in ("req_1", "Req_1", "REQ_1", ROWS[0].id, ROWS[0].id.upper(), "")
+        for request in [database.read_now(requests.find, identity)]
+    }
+    own = ROWS[0].id[:8]
+    assert found == {
+        "req_1": "3" * 8,
+        "Req_1": "2" * 8,
+        "REQ_1": None,
+        ROWS[0].id: own,
+        ROWS[0].id.upper(): own,
+        "": None,
+    }
