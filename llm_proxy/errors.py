@@ -6,7 +6,7 @@ provider that the client believes it is talking to, so that provider SDKs raise 
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 
 class ProxyError(Exception):
@@ -20,6 +20,8 @@ class ProxyError(Exception):
         param: the request parameter that is at fault, where there is one.
         retry_after: whole seconds after which trying again may help; becomes the `Retry-After` header.
         allow: methods for the `Allow` header of a 405.
+        token_id, project_id, provider: whose request it was and where it was meant to go, for the log; empty as long
+            as that is not known.
     """
 
     status: ClassVar[int] = 500
@@ -42,7 +44,13 @@ class ProxyError(Exception):
         self.param = param
         self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.allow = allow
+        self.token_id = self.project_id = self.provider = ""
         super().__init__(self.message)
+
+    def about(self, token_id: str, project_id: str, provider: str) -> Self:
+        """Note whose request it was."""
+        self.token_id, self.project_id, self.provider = token_id, project_id, provider
+        return self
 
 
 class Unauthenticated(ProxyError):

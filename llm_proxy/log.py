@@ -44,8 +44,9 @@ _LONGEST_MODEL: Final = 128
 class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """What is logged of one request on the data plane. Fields that keep their default are left out of the line.
 
-    `path` is shown without its query. `code` is the error code where the proxy itself refused the request, `reason`
-    what the provider did wrong, where it did.
+    `path` is shown without its query. `client` is the client's address: behind `TRUSTED_PROXIES`, the one that they
+    name. `code` is the error code where the proxy itself refused the request, `reason` what the provider did wrong,
+    where it did. Of a request that was refused, `model` is what it asked for, if a rule had to read that.
     """
 
     request_id: str
@@ -61,6 +62,7 @@ class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     model: str = ""
     token_id: str = ""
     project_id: str = ""
+    client: str = ""
     request_bytes: int = 0
     response_bytes: int = 0
     input_tokens: int | None = None

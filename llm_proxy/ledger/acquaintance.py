@@ -143,15 +143,16 @@ class Circle:
         if known is None or known.verified < clock - terms.window or known.used >= terms.requests:
             raise DatabaseUnavailable
         token = known.token
-        if token.expires_at is not None and token.expires_at <= now:
-            raise DatabaseUnavailable
-        if limit_verdict(token, known.counted - token.request_count + known.used) is not None:
-            raise DatabaseUnavailable
-        if application.provider is not None and application.provider != known.provider:
-            raise DatabaseUnavailable
-        refusal = application.refusal(known.provider)
+        if (
+            (token.expires_at is not None and token.expires_at <= now)
+            or limit_verdict(token, known.counted - token.request_count + known.used) is not None
+            or (application.provider is not None and application.provider != known.provider)
+        ):
+            refusal: ProxyError | None = DatabaseUnavailable()
+        else:
+            refusal = application.refusal(known.provider)
         if refusal is not None:
-            raise refusal
+            raise refusal.about(token.id, known.project_id, known.provider)
         known.used += 1
         return known
 

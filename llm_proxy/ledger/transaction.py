@@ -99,7 +99,8 @@ class Settlement:
             path=reservation.path,
             outcome=result.outcome,
             status=result.status,
-            model=result.model,
+            # MySQL and MariaDB compare a key without the space at its end: the sums would differ from the rows.
+            model=result.model.strip(),
             streamed=result.streamed,
             admitted_at=reservation.admitted_at,
             settled_at=datetime.now(UTC),
@@ -189,7 +190,7 @@ def _decide(
             continue
         refusal = _judge(application, token, project, counts[token.id], now)
         if refusal is not None:
-            decisions.append(refusal)
+            decisions.append(refusal.about(token.id, project.id, project.provider))
             continue
         count = counts[token.id] = counts[token.id] + 1
         reservation = Reservation(

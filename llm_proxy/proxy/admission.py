@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from llm_proxy.errors import EndpointNotAllowed, ProxyError, TokenInvalid, TokenMissing, UpgradeRequired
 from llm_proxy.ledger import Application
 from llm_proxy.proxy import headers, parameters, paths
+from llm_proxy.proxy.usage import model_name
 
 if TYPE_CHECKING:
     from llm_proxy.proxy.inbound import Inbound
@@ -56,6 +57,7 @@ def application(
     if body is not None:
         try:
             found = parameters.read(body, inbound.headers)
+            inbound.model = model_name(next(iter(found.get("model", ())), None))
         except ProxyError as error:
             # Whether that matters depends on the project's provider.
             unreadable = error

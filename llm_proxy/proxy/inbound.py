@@ -40,6 +40,8 @@ class Inbound:
         id: the request's id.
         route: where its path leads.
         method, path, query, headers: as they came; names of headers in lower case.
+        client: the client's address, empty if it has none (a Unix socket).
+        model: the model that the body asks for, if a rule had to read it.
         arrived: trio's clock at arrival.
         admitted: whether the ledger has a reservation for it.
         answered: whether the client is about to have all that it waits for, so that leaving is no failure any more.
@@ -71,6 +73,8 @@ class Inbound:
         self.path: bytes = scope["raw_path"]
         self.query: bytes = scope["query_string"]
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.client: str = (scope.get("client") or ("",))[0]
+        self.model = ""
         self.arrived = arrived
         self.admitted = False
         self.answered = False

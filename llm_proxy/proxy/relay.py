@@ -168,6 +168,7 @@ class Relay:
                 model=result.model,
                 token_id=reservation.token_id,
                 project_id=reservation.project_id,
+                client=inbound.client,
                 request_bytes=result.request_bytes,
                 response_bytes=result.response_bytes,
                 input_tokens=result.input_tokens,
@@ -179,6 +180,7 @@ class Relay:
         )
 
     def _report_refusal(self, inbound: Inbound, error: ProxyError) -> None:
+        named = inbound.route.provider
         self.metrics.refusal(error.code)
         self.request_log.request(
             RequestLine(
@@ -189,6 +191,11 @@ class Relay:
                 status=error.status,
                 code=error.code,
                 duration_us=round((trio.current_time() - inbound.arrived) * 1e6),
+                provider=error.provider or ("" if named is None else named.name),
+                model=inbound.model,
+                token_id=error.token_id,
+                project_id=error.project_id,
+                client=inbound.client,
                 request_bytes=inbound.received,
             )
         )

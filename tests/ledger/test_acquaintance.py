@@ -158,3 +158,12 @@ def test_the_old_ones_are_forgotten_in_passing() -> None:
     assert circle.answers(TERMS, 500.0)
     assert circle.fresh(301.0, 300.0) == [young.digest]
     assert not circle.answers(TERMS, 501.0)
+
+
+@pytest.mark.parametrize("refusal", [None, MethodNotAllowed()])
+def test_a_refusal_of_a_known_token_says_whose_it_is(refusal: ProxyError | None) -> None:
+    circle, token = knowing()
+    with pytest.raises(ProxyError) as refused:
+        circle.vouch(apply(token, "openai" if refusal else "anthropic", refusal), TERMS, 1.0, NOON)
+    found = refused.value
+    assert (found.token_id, found.project_id, found.provider) == (token.id, PROJECT.id, "openai")

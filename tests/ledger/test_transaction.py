@@ -131,6 +131,27 @@ def test_hourly_sums_tell_errors_from_clients_that_left(
     assert database.read_now(lambda connection: connection.execute(sums).all()) == [(1, errors, client_closed)]
 
 
+def test_models_are_told_apart_by_every_code_point(database: Database, token: Token) -> None:
+    models = ["abc", "ABC", "Abc", "\u00e0bc", "a\u0300bc", "ab", "ab\u00df", "abss"]
+    for model in models:
+        (grant,) = granted(admit(database, apply(token)))
+        settle(database, Settlement.of(grant, Result(outcome="ok", model=model)))
+    sums = select(usage_hourly.c.model, usage_hourly.c.requests)
+    found = database.read_now(lambda connection: connection.execute(sums).all())
+    assert sorted(found) == sorted((model, 1) for model in models)
+    assert database.read_now(books.verify) == []
+
+
+@pytest.mark.parametrize("model", ["abc ", " abc", "\tabc\u3000", "abc\n"])
+def test_a_model_has_no_space_at_its_ends(database: Database, token: Token, model: str) -> None:
+    for name in ("abc", model):
+        (grant,) = granted(admit(database, apply(token)))
+        settle(database, Settlement.of(grant, Result(outcome="ok", model=name)))
+    sums = select(usage_hourly.c.model, usage_hourly.c.requests)
+    assert database.read_now(lambda connection: connection.execute(sums).all()) == [("abc", 2)]
+    assert set(database.read_now(lambda connection: connection.scalars(select(requests.c.model)).all())) == {"abc"}
+
+
 def test_a_settled_row_keeps_the_providers_id_and_whether_usage_was_readable(database: Database, token: Token) -> None:
     (grant,) = granted(admit(database, apply(token)))
     settle(database, Settlement.of(grant, Result(outcome="ok", unmetered=True, provider_request_id="req_1")))

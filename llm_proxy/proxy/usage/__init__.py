@@ -11,6 +11,6 @@
 from __future__ import annotations
 
 from llm_proxy.proxy.usage.meter import NOTHING, UsageMeter, meter_for
-from llm_proxy.proxy.usage.tally import UNKNOWN, Usage
+from llm_proxy.proxy.usage.tally import UNKNOWN, Usage, model_name
 
-__all__ = ["NOTHING", "UNKNOWN", "Usage", "UsageMeter", "meter_for"]
+__all__ = ["NOTHING", "UNKNOWN", "Usage", "UsageMeter", "meter_for", "model_name"]

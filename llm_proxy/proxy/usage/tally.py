@@ -139,7 +139,7 @@ class Tally:
     def take(self, model: bytes, usage: bytes) -> None:
         """Take in the JSON texts of a `model` and a `usage` member; empty where there is none."""
         if model and not self.model:
-            self.model = _model(decode(model))
+            self.model = model_name(decode(model))
         figures = decode(usage) if len(usage) <= MAX_USAGE else None
         if isinstance(figures, dict):
             self._add(figures)
@@ -182,10 +182,10 @@ def _count(value: object) -> int | None:
     return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
 
 
-def _model(value: object) -> str:
+def model_name(value: object) -> str:
     """A model's name as it is kept: one line of printable characters, of bounded length."""
     if not isinstance(value, str):
         return ""
     if len(value) <= MAX_MODEL and value.isprintable():
         return value.strip()
-    return "".join(char for char in value[: 4 * MAX_MODEL] if char.isprintable()).strip()[:MAX_MODEL]
+    return "".join(char for char in value[: 4 * MAX_MODEL] if char.isprintable()).strip()[:MAX_MODEL].rstrip()

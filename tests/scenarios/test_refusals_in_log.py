@@ -1,0 +1,130 @@
+"""The log's line of a refused request: whose it was, where it came from, what it wanted, and why it was refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from benchmarks.processes import Upstream
+from tests.databases.kinds import Kind
+from tests.databases.scratch import Databases
+from tests.harness.deployment import Deployment, chat_body
+from tests.scenarios.aftermath import wait_for
+from tests.scenarios.gateway import ORIGIN, TEAM, open_gateway
+
+CHAT = "/v1/chat/completions"
+CLIENT = "203.0.113.7"
+JSON = ("Content-Type", "application/json")
+
+
+@pytest.fixture(scope="module")
+def gateway(
+    databases: Databases, session_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    with (
+        databases.migrated(Kind.SQLITE) as scratch,
+        open_gateway(
+            scratch,
+            session_upstream,
+            tmp_path_factory.mktemp("gateway"),
+            {"TRUSTED_PROXIES": "127.0.0.0/8"},
+            strict=True,
+        ) as deployment,
+    ):
+        yield deployment
+
+
+def line(gateway: Deployment, request_id: str | None) -> dict[str, Any]:
+    """The line of a request, without what differs from run to run."""
+
+    def look() -> dict[str, Any] | None:
+        found = [event for event in gateway.server.events if event.get("request_id") == request_id]
+        return found[0] if found else None
+
+    event = wait_for(look, 5, lambda: f"there is no line of {request_id}")
+    for name in ("timestamp", "request_id", "duration_us"):
+        assert event.pop(name)
+    event.pop("request_bytes", None)
+    return event
+
+
+async def refused(
+    gateway: Deployment, secret: str, target: str = CHAT, body: bytes = b"", *headers: tuple[str, str]
+) -> dict[str, Any]:
+    """What the log says of a request that is refused."""
+    fields = [("X-Forwarded-For", CLIENT), *headers]
+    if secret:
+        fields.append(("Authorization", f"Bearer {secret}"))
+    response = await gateway.server.request("POST", target, fields, body)
+    return line(gateway, response.header("x-llm-proxy-request-id"))
+
+
+def common(status: int, code: str, path: str = CHAT) -> dict[str, Any]:
+    return {
+        "level": "info",
+        "event": "request",
+        "method": "POST",
+        "path": path,
+        "outcome": "refused",
+        "status": status,
+        "code": code,
+        "client": CLIENT,
+    }
+
+
+def owner(token: dict[str, Any], provider: str = "openai") -> dict[str, Any]:
+    return {"token_id": token["id"], "project_id": token["project_id"], "provider": provider}
+
+
+async def test_a_refusal_before_the_token_is_known_names_the_client_and_the_path(gateway: Deployment) -> None:
+    assert await refused(gateway, "") == common(401, "token_missing")
+    assert await refused(gateway, "sk-" + "a" * 43) == common(401, "token_invalid")
+    named = "/anthropic/v1/messages"
+    assert await refused(gateway, "", named) == common(401, "token_missing", named) | {"provider": "anthropic"}
+
+
+async def test_a_refusal_of_a_known_token_names_it_and_its_project(gateway: Deployment) -> None:
+    manage = gateway.server.manage
+    revoked = gateway.new_token()
+    manage("DELETE", f"/tokens/{revoked['id']}")
+    assert await refused(gateway, revoked["token"]) == common(401, "token_inactive") | owner(revoked)
+
+    expired = gateway.new_token(expires_at=(datetime.now(UTC) + timedelta(seconds=1)).isoformat())
+    wait_for(
+        lambda: datetime.fromisoformat(expired["expires_at"]) < datetime.now(UTC) or None, 5, lambda: "no time passes"
+    )
+    assert await refused(gateway, expired["token"]) == common(401, "token_expired") | owner(expired)
+
+    used_up = gateway.new_token(max_requests=1)
+    assert (await gateway.chat(used_up["token"])).status == 200
+    assert await refused(gateway, used_up["token"]) == common(429, "request_limit_exceeded") | owner(used_up)
+
+    elsewhere = gateway.new_token()
+    path = "/v1/secrets"
+    assert await refused(gateway, elsewhere["token"], path) == common(404, "endpoint_not_allowed", path) | owner(
+        elsewhere
+    )
+
+    closed = gateway.new_project()
+    token = gateway.new_token(closed["id"])
+    manage("PATCH", f"/projects/{closed['id']}", {"active": False})
+    assert await refused(gateway, token["token"]) == common(403, "project_inactive") | owner(token)
+
+
+@pytest.mark.parametrize(("model", "shown"), [("gpt-9", "gpt-9"), ("a\\ud800b", "ab"), ("\\u0007", None)])
+async def test_a_refusal_by_the_body_names_the_model_that_was_asked_for(
+    gateway: Deployment, model: str, shown: str | None
+) -> None:
+    token = gateway.new_token(gateway.new_project(provider="openai-strict")["id"])
+    body = chat_body().replace(b"gpt-scripted", model.encode())
+    found = await refused(gateway, token["token"], CHAT, body, JSON, ("Origin", ORIGIN), (TEAM, "a"))
+    wanted = common(400, "parameter_not_allowed") | owner(token, "openai-strict")
+    assert found == (wanted if shown is None else wanted | {"model": shown})
+
+
+async def test_an_admitted_request_names_the_client_too(gateway: Deployment) -> None:
+    response = await gateway.chat(gateway.new_secret(), ("X-Forwarded-For", CLIENT))
+    assert line(gateway, response.header("x-llm-proxy-request-id"))["client"] == CLIENT
