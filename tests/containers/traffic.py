@@ -43,7 +43,8 @@ class Traffic:
                 nursery.start_soon(self._chat, self.secret)
             for pace in ("0.02", "0.005"):
                 nursery.start_soon(self._stream, ("x-scripted-chunks", "12"), ("x-scripted-gap", pace))
-            nursery.start_soon(self._chat, self.secret, ("x-scripted-status", "500"))
+            for status in ("500", "404"):
+                nursery.start_soon(self._chat, self.secret, ("x-scripted-status", status))
             nursery.start_soon(self._chat, self.secret, ("x-scripted-abort", "0"))
             for secret in (self.revoked, self.limited, "sk-nobody"):
                 nursery.start_soon(self._chat, secret)

@@ -1,18 +1,24 @@
-"""The log's line of a refused request: whose it was, where it came from, what it wanted, and why it was refused."""
+"""The log's line of a request: whose it was, where it came from, what became of it, and how to find its row."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from benchmarks.processes import Upstream
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
+from tests.docs.blocks import block
+from tests.docs.prompt import done
 from tests.harness.deployment import Deployment, chat_body
-from tests.scenarios.aftermath import wait_for
+from tests.harness.server import MANAGEMENT_TOKEN, ROOT
+from tests.scenarios.aftermath import settled, wait_for
 from tests.scenarios.gateway import ORIGIN, TEAM, open_gateway
 
 CHAT = "/v1/chat/completions"
@@ -128,3 +134,17 @@ async def test_a_refusal_by_the_body_names_the_model_that_was_asked_for(
 async def test_an_admitted_request_names_the_client_too(gateway: Deployment) -> None:
     response = await gateway.chat(gateway.new_secret(), ("X-Forwarded-For", CLIENT))
     assert line(gateway, response.header("x-llm-proxy-request-id"))["client"] == CLIENT
+
+
+def test_a_request_is_found_by_the_id_that_sdks_show(gateway: Deployment, tmp_path: Path) -> None:
+    token = gateway.new_token()
+    response = trio.run(gateway.chat, token["token"])
+    settled(gateway.server, token["id"], 1)
+    own, shown = response.header("x-llm-proxy-request-id"), response.header("x-request-id")
+    script = block(ROOT / "docs" / "operations" / "monitoring.md", "find a request")
+    script = script.replace("http://localhost:8080", gateway.server.url)
+    script = script.replace("req_011CSHoEeqs5C35K2UUqR7Fy", str(shown))
+    found: dict[str, Any] = json.loads(done(script, tmp_path, {"MANAGEMENT_TOKEN": MANAGEMENT_TOKEN}))
+    assert found["id"] == own != shown
+    assert (found["provider_request_id"], found["unmetered"]) == (shown, False)
+    assert line(gateway, own)["provider_request_id"] == shown
