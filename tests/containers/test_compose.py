@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_proxy import private_file
 from llm_proxy.settings import Settings
 from tests.harness.server import ROOT
 
@@ -85,9 +86,10 @@ def test_a_proxy_can_do_no_more_than_it_must(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_a_proxy_reads_its_secrets_from_files(name: str, tmp_path: Path) -> None:
+def test_a_proxy_reads_its_secrets_from_files(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of each service is one that a server starts with, once the secrets are there."""
     folder = make_secrets(tmp_path)
+    monkeypatch.setattr(private_file, "_MOUNTED_SECRETS", f"{folder}/")
     service = SERVICES[name]
     environment = dict(service["environment"])
     for variable, value in environment.items():
