@@ -28,6 +28,8 @@ WORST = {
     "brackets": (JSON, b'{"a":' + many(b"[]")),
     "brackets-in-an-array": (JSON, b'{"a":[' + many(b"[],")),
     "deep-brackets": (JSON, b'{"a":[' + many(b"[" * 200 + b"]" * 200)),
+    "numbers": (JSON, b'{"a":[' + many(b"0.0123,")),
+    "blanks": (JSON, b'{"a":[' + many(b" ")),
     "members": (JSON, b"{" + many(b'"a":1,')),
     "members-with-arrays": (JSON, b"{" + many(b'"a":[],')),
     "empty-strings": (JSON, b'{"a":[' + many(b'"",[],')),

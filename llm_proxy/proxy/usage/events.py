@@ -1,9 +1,9 @@
 """Usage in a stream of server-sent events (WHATWG HTML §9.2): lines, fields and events, as a browser reads them.
 
 A stream has thousands of events, and two or three that matter: those with usage, the one that ends it, and one that
-says that it has failed. So events are not taken apart unless they hold a word that matters: a look for a few short
-strings in each chunk is nearly all the work. What is not a whole event yet is kept
-until the rest has come; an event that grows too long to be kept is scanned as it passes.
+says that it has failed. So events are not taken apart unless they hold a word that matters: a look for a few words in
+each chunk is nearly all the work. What is not a whole event yet is kept until the rest has come; an event that grows
+too long to be kept is scanned as it passes.
 
 Line ends are brought to LF first, across chunks, so that an empty line is always two LFs in a row.
 """
@@ -30,10 +30,12 @@ _NAME = b"event:"
 #: The data of the last event of OpenAI's streams and of those that imitate them.
 _DONE = b"[DONE]"
 
-#: `usage` with figures; most chunks of OpenAI's chat streams say `"usage":null`.
-_FIGURES = re.compile(rb'"usage"\s*:\s*\{')
-
-_RESPONSES_LAST = (b"response.completed", b"response.incomplete", b"response.failed")
+#: What events have that matter: usage (most chunks of OpenAI's chat streams say `"usage":null`), and the words of those
+#: that end a stream (see `tally.py`).
+_WORDS = re.compile(
+    rb'"usage"(?!: ?null)|error|\[DONE\]|message_stop|message-end|finishReason'
+    rb"|response\.(?:completed|incomplete|failed)"
+)
 
 #: A candidate of Gemini's that is complete. Its streams have no event to end them: the last chunk says this.
 _FINISHED = re.compile(rb'"finishReason"\s*:\s*"')
@@ -162,29 +164,17 @@ class EventMeter:
             document = b"\n".join([line[len(_DATA) :] for line in lines if line.startswith(_DATA)])
         if document.strip() == _DONE or _FINISHED.search(document):
             self._tally.ended = True
-        if not self._tally.model or _FIGURES.search(document) or _may_end(document):
+        if document:
             self.unmetered |= not read(document, self._tally)
 
     def _matters(self, text: bytes) -> bool:
-        return b'"usage"' in text or (not self._tally.model and b'"model"' in text) or _may_end(text)
+        return _WORDS.search(text) is not None or (not self._tally.model and b'"model"' in text)
 
     def _end_long(self) -> None:
         if self._long is not None:
             self._long.scanner.report(self._tally)
             self.unmetered |= self._long.scanner.gave_up
             self._long = None
-
-
-def _may_end(text: bytes) -> bool:
-    """Whether a word is in it that events have which end a stream (see `tally.py`)."""
-    return (
-        b"error" in text
-        or _DONE in text
-        or b"message_stop" in text
-        or b"finishReason" in text
-        or b"message-end" in text
-        or (b"response." in text and any(kind in text for kind in _RESPONSES_LAST))
-    )
 
 
 @define

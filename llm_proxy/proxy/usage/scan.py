@@ -44,8 +44,8 @@ _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 #: Strings in a row, up to one that is not whole.
 _WHOLE_STRINGS = re.compile(rb'(?:[^"]*+%b)*+' % _STRING, re.DOTALL)
 
-#: Strings in a row without brackets between them.
-_STRINGS = re.compile(rb'(?:[^"{}\[\]]*+%b)++' % _STRING, re.DOTALL)
+#: Strings in a row without brackets between them. It begins with a quote, which is quick to find.
+_STRINGS = re.compile(rb'%b(?:[^"{}\[\]]*+%b)*+' % (_STRING, _STRING), re.DOTALL)
 
 _STRING_OR_BRACKET = re.compile(rb"%b|[{}\[\]]" % _STRING, re.DOTALL)
 
@@ -174,8 +174,9 @@ class Scanner:
         stretch = _FIRST_STRETCH
         while True:
             limit = min(start + stretch, len(data))
-            whole = _WHOLE_STRINGS.match(data, start, limit)
-            string = data.find(_QUOTE, whole.end() if whole else start, limit)
+            string = data.find(_QUOTE, start, limit)
+            if string >= 0 and (whole := _WHOLE_STRINGS.match(data, start, limit)):
+                string = data.find(_QUOTE, whole.end(), limit)
             end = string if string >= 0 else limit
             brackets = _STRINGS.sub(b"", data[start:end]).translate(_OPENING, _NO_BRACKETS)
             for _ in range(_ROUNDS):
