@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator, Sequence
@@ -9,6 +10,7 @@ from random import Random
 
 import h2.config
 import h2.connection
+import h2.exceptions
 import trio
 
 from tests.serving.bodies_table import ROWS as BODIES
@@ -100,3 +102,97 @@ async def attack(port: int, data: bytes, random: Random, waits: Sequence[float] 
                 stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
     except (OSError, trio.BrokenResourceError):
         pass
+
+
+_METHODS = ("GET", "POST", "HEAD", "OPTIONS", "CONNECT", "get", "GÉT", "G T", "", "PATCH", "BREW")
+_PATHS = (
+    "/",
+    "/é",
+    "*",
+    "//",
+    "",
+    "/%zz",
+    "/%ff%00",
+    "/a?b=é",
+    "/v1/models",
+    "/manage/tokens",
+    "/health",
+    "/a b",
+    "/..;/",
+)
+_AUTHORITIES = ("localhost", "localhost:1", "é", "a b", "", "a/b", "[::1]", "u@a")
+_FIELDS = (
+    *(("content-length", value) for value in ("5", "0", "x", "-1", "+5", "1_0", "9" * 5000)),
+    *(("expect", value) for value in ("100-continue", "é")),
+    *(("content-type", value) for value in ("application/json; charset=é", "multipart/form-data; boundary=", "é")),
+    *(("cookie", value) for value in ("a=b", "é", ";;;=", '"\\777"')),
+    *(
+        (name, "é\x80")
+        for name in ("authorization", "x-api-key", "origin", "x-forwarded-for", "range", "accept", "date")
+    ),
+    *(
+        (name, "x")
+        for name in ("te", "connection", "transfer-encoding", "upgrade", "host", "sec-websocket-key", "X-Y", "x y")
+    ),
+    ("access-control-request-method", "é"),
+    ("x", "a\r\nb"),
+    ("x", "\x00"),
+    ("session_id", "x"),
+    (":path", "/twice"),
+    (":protocol", "websocket"),
+    (":é", "x"),
+    ("", "x"),
+)
+
+
+def _act(client: h2.connection.H2Connection, stream: int, random: Random) -> None:
+    """Do something that may follow a request."""
+    match random.randrange(8):
+        case 0:
+            client.send_data(stream, b"x" * random.randrange(20), end_stream=True)
+        case 1:
+            client.send_headers(stream, [("x", "y")], end_stream=True)
+        case 2:
+            client.reset_stream(stream, random.randrange(20))
+        case 3:
+            client.increment_flow_control_window(random.randint(1, 2**31 - 1), stream)
+        case 4:
+            client.prioritize(random.randint(1, 99), random.randint(1, 256), random.randrange(99))
+        case 5:
+            client.ping(bytes(8))
+        case 6:
+            client.close_connection(random.randrange(20))
+        case _:
+            client.update_settings({random.randint(1, 8): random.randrange(2**31)})
+
+
+def spoilt_http2(random: Random, count: int) -> Iterator[bytes]:
+    """So many first flights of HTTP/2 clients, with faults in their fields, in their order and in their bytes."""
+    for _ in range(count):
+        client = h2.connection.H2Connection(
+            h2.config.H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False)
+        )
+        client.initiate_connection()
+        for _ in range(random.randint(1, 4)):
+            stream = client.get_next_available_stream_id()
+            head = [
+                (":method", random.choice(_METHODS[:2] if random.random() < 0.7 else _METHODS)),
+                (":scheme", "https"),
+                (":authority", random.choice(_AUTHORITIES[:2] if random.random() < 0.7 else _AUTHORITIES)),
+                (":path", random.choice(_PATHS)),
+                *random.sample(_FIELDS, random.choice((0, 0, 1, 1, 2))),
+            ]
+            if random.random() < 0.1:
+                random.shuffle(head)
+            with contextlib.suppress(h2.exceptions.ProtocolError, ValueError):
+                client.send_headers(stream, head, end_stream=random.random() < 0.5)
+            with contextlib.suppress(h2.exceptions.ProtocolError, ValueError):
+                _act(client, stream, random)
+        data = bytearray(client.data_to_send())
+        for _ in range(random.choice((0, 0, 0, 1, 3))):
+            place = random.randrange(len(data))
+            if random.random() < 0.7:
+                data[place] = random.randrange(256)
+            else:
+                data[place:place] = bytes([random.randrange(256)]) * random.randint(1, 20)
+        yield bytes(data)

@@ -1,17 +1,25 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from random import Random
+from typing import Any, cast
 
 import pytest
 import trio
+import trio.testing
 
+from llm_proxy.serving.config import ServeConfig
+from llm_proxy.serving.http2 import Http2Connection
+from llm_proxy.serving.traffic import Site
+from llm_proxy.serving.transport import SocketTransport
 from tests.serving.answers import read_answers
-from tests.serving.mutations import attack, spoilt
+from tests.serving.applications import Echo
+from tests.serving.mutations import attack, spoilt, spoilt_http2
 
 ROOT = Path(__file__).parents[2]
 REQUESTS = 3000
@@ -19,10 +27,13 @@ AT_ONCE = 16
 
 
 @contextmanager
-def target(kind: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server in a process of its own, and its port."""
+def target(kind: str, reports: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server in a process of its own, and its port; what it has to report goes into a file."""
     command = [sys.executable, "-m", "tests.serving.mutation_target", kind]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    with (
+        reports.open("w") as stderr,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr, text=True) as process,
+    ):
         try:
             assert process.stdout is not None
             yield process, int(process.stdout.readline())
@@ -70,8 +81,9 @@ async def seconds_of_a_request(port: int) -> float:
     return trio.current_time() - began
 
 
-async def test_no_request_hurts_the_server() -> None:
-    with target("ours") as (process, port):
+async def test_no_request_hurts_the_server_or_writes_to_its_log(tmp_path: Path) -> None:
+    reports = tmp_path / "reports"
+    with target("ours", reports) as (process, port):
         await seconds_of_a_request(port)
         before = open_files(process)
         assert await attack_all(process, port) == REQUESTS
@@ -80,11 +92,31 @@ async def test_no_request_hurts_the_server() -> None:
         with trio.fail_after(10):
             while open_files(process) > before:  # noqa: ASYNC110 - another process's files tell nobody
                 await trio.sleep(0.1)
+    assert reports.read_text() == ""
 
 
-async def test_they_kill_the_server_that_this_one_replaces() -> None:
+async def test_no_http2_writes_to_the_log() -> None:
+    """Whoever reaches the port can send all of it, without a token and as often as they like."""
+    app = Echo()
+    reports: list[BaseException] = []
+    site = Site(app, ServeConfig(report=reports.append), {})
+    for data in spoilt_http2(Random(42), REQUESTS // 2):
+        client, server = socket.socketpair()
+        with client, trio.fail_after(10):
+            transport = SocketTransport(server, site.config.write_timeout)
+            async with trio.open_nursery() as nursery:
+                # Under TLS in earnest; here only what is in it matters.
+                nursery.start_soon(Http2Connection(site, transport, cast("Any", transport)).run)
+                client.sendall(data)
+                await trio.testing.wait_all_tasks_blocked()
+                client.close()
+    assert len(app.scopes) > REQUESTS // 20, "too little of it was HTTP to prove anything"
+    assert reports == []
+
+
+async def test_they_kill_the_server_that_this_one_replaces(tmp_path: Path) -> None:
     """Else the test above proves nothing."""
-    with target("stock") as (process, port):
+    with target("stock", tmp_path / "reports") as (process, port):
         sent = await attack_all(process, port)
         assert process.wait(5) != 0
         assert sent < REQUESTS
