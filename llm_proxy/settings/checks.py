@@ -46,11 +46,13 @@ def _database(settings: Settings, found: Found) -> Iterator[Problem]:
             reason = f"it is set, but DB_DRIVER is not, so that SQLite would be used; set DB_DRIVER={target.driver} too"
             yield Problem("DATABASE_URL (value hidden)", reason)
         # A certificate's file may hold its key as well.
-        if (key := target.tls_key or target.tls_cert) is not None and key.exists():
+        if (key := target.tls_key or target.tls_cert) is not None:
             try:
                 private_file.check(key)
             except private_file.ExposedFile as error:
                 yield Problem("DATABASE_URL (value hidden)", f"its key file {error}")
+            except OSError:
+                pass  # connecting says what is wrong with it
     if settings.db_driver == "sqlite" and settings.workers > 1 and "DATABASE_URL" not in given:
         reason = (
             "SQLite serves one process only, because its file has one writer; "
