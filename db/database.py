@@ -35,6 +35,7 @@ from db.errors import (
     Contention,
     DatabaseError,
     Duplicate,
+    Locked,
     Refused,
     SchemaMismatch,
     Unavailable,
@@ -53,6 +54,7 @@ _FIRST_PAUSE = 0.005
 
 _ERRORS: dict[Kind, type[DatabaseError]] = {
     Kind.CONTENTION: Contention,
+    Kind.LOCKED: Locked,
     Kind.DISCONNECTED: Unavailable,
     Kind.UNANSWERED: Unavailable,
     Kind.UNAVAILABLE: Unavailable,
@@ -66,11 +68,12 @@ _ERRORS: dict[Kind, type[DatabaseError]] = {
 
 @frozen
 class _Side:
-    """Reading or writing: on which connections, and how many at once."""
+    """Reading or writing: on which connections, how many at once, and whether to try again after waiting for a lock."""
 
     engine: Engine
     limiter: trio.CapacityLimiter
     writes: bool
+    patient: bool = True
 
 
 class _Retry(Exception):
@@ -80,7 +83,7 @@ class _Retry(Exception):
         super().__init__()
         self.error = error
         self.cause = cause(kind)
-        self.at_once = kind is not Kind.CONTENTION
+        self.at_once = kind not in (Kind.CONTENTION, Kind.LOCKED)
 
 
 @frozen
@@ -102,11 +105,12 @@ class Database:
         shared = len(self._backend.pools) == 1
         limiter = trio.CapacityLimiter(self._backend.writers)
         self._writing = _Side(self._backend.write, limiter, writes=True)
+        self._unless_locked = _Side(self._backend.write_unless_locked, limiter, writes=True, patient=False)
         if not shared:
             limiter = trio.CapacityLimiter(options.pool_size)
         self._reading = _Side(self._backend.read, limiter, writes=False)
         # Readers leave one connection of a common pool to writers: the ledger must not wait for slow reports.
-        for engine in (self._backend.write, self._backend.read):
+        for engine in {self._backend.write, self._backend.write_unless_locked, self._backend.read}:
             event.listen(engine, "handle_error", self._refuse_value)
         self._readers = trio.Semaphore(max(1, options.pool_size - shared))
 
@@ -125,6 +129,21 @@ class Database:
         transaction is there or not; after any other error it is not.
         """
         return await self._run(self._writing, fn, args)
+
+    async def write_unless_locked(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+        """`write` that gives up where another transaction holds a row for long, instead of waiting and trying again.
+
+        Raises Locked then, and what `write` raises.
+        """
+        return await self._run(self._unless_locked, fn, args)
+
+    async def end_frozen(self) -> str | None:
+        """End transactions of other processes of ours that are frozen, where the server does not do that by itself.
+
+        Returns:
+            What keeps it from doing so; None if nothing does. Raises as `write` does.
+        """
+        return await self._run(self._unless_locked, self._backend.end_frozen, ())
 
     def read_now(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
         """`read` in the calling thread."""
@@ -251,7 +270,7 @@ class Database:
         meant = self._error(failure, writes=side.writes)
         # A connection that served before may have led to a server that has gone since, or only reads since.
         stale = used and failure.ends_connection(writes=side.writes)
-        if failure.kind is Kind.CONTENTION or stale:
+        if failure.kind is Kind.CONTENTION or (failure.kind is Kind.LOCKED and side.patient) or stale:
             meant.__cause__ = error
             raise _Retry(meant, failure.kind)
         self.tally.failure(cause(failure.kind))

@@ -27,6 +27,10 @@ class Contention(DatabaseError):
     """The transaction lost against others more often than it may be retried. Nothing was written."""
 
 
+class Locked(Contention):
+    """Another transaction held a row for longer than this one was to wait. Nothing was written."""
+
+
 class CommitUnknown(DatabaseError):
     """The connection was lost while the commit was on its way: the transaction is either wholly there or not at all."""
 

@@ -69,4 +69,4 @@ class Tally:
 
 def cause(kind: Kind) -> str:
     """The name that a kind of failure is counted under."""
-    return kind.name.lower()
+    return "contention" if kind is Kind.LOCKED else kind.name.lower()

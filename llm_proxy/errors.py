@@ -254,6 +254,14 @@ class DatabaseAway(DatabaseUnavailable):
     """Likewise, and it is certain that nothing of the request is, or will be, in the database."""
 
 
+class TokenLocked(DatabaseUnavailable):
+    """Another transaction holds the token's row; nothing of the request is in the database."""
+
+    default_message = (
+        "Another transaction in the proxy's database holds this API token. Nothing was sent to the provider."
+    )
+
+
 class Overloaded(Unavailable):
     """`MAX_CONCURRENT_REQUESTS` are running already."""
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
+from db.dialects.bulk import BulkInsert, DeleteByKeys, LockByKeys, SelectByKeys
 from db.dialects.mysql import MySqlBackend
 from db.dialects.postgresql import PostgresBackend
 from db.dialects.sqlite import SqliteBackend
@@ -18,6 +18,7 @@ __all__ = [
     "Backend",
     "BulkInsert",
     "DeleteByKeys",
+    "LockByKeys",
     "SelectByKeys",
     "add_to_counter",
     "backend_for",

@@ -15,9 +15,15 @@ from weakref import WeakKeyDictionary
 
 from attrs import evolve, frozen
 from sqlalchemy import Column, Connection, CursorResult, Delete, Dialect, Insert, Select, bindparam, delete
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeEngine
 
+from db.dialects.statements import skips_locked
+
 T = TypeVar("T")
+
+#: What MariaDB says of a lock that was not to be waited for.
+_LOCKED = 1205
 
 #: Values to convert, by position.
 _Conversions = tuple[tuple[int, Callable[[Any], Any]], ...]
@@ -118,6 +124,40 @@ class SelectByKeys(_ByKeys, Generic[T]):
         text, make = self._text(connection), self._make
         rows = self._execute(connection, text, keys).all()
         return [make(*_converted(row, text.read)) for row in rows]
+
+
+class LockByKeys(SelectByKeys[T]):
+    """A SELECT … FOR UPDATE SKIP LOCKED by keys: it locks those of the rows that nobody else has locked.
+
+    Where there is no SKIP LOCKED, each row is asked for by itself, without waiting for it.
+    """
+
+    def __call__(self, connection: Connection, keys: Sequence[Any]) -> list[T]:
+        """The records of the rows that were free."""
+        ask = super().__call__
+        if skips_locked(connection.dialect):
+            return ask(connection, keys)
+        free = list(keys)
+        while True:
+            found: list[T] = []
+            locked: list[Any] = []
+            for key in free:
+                try:
+                    found += ask(connection, [key])
+                except OperationalError as error:
+                    if error.orig is None or error.orig.args[0] != _LOCKED:
+                        raise
+                    locked.append(key)
+            if not locked:
+                return found
+            # That may have rolled back everything so far (innodb_rollback_on_timeout), so all are locked once more.
+            free = [key for key in free if key not in locked]
+
+    def _compile(self, dialect: Dialect) -> _Text:
+        text = super()._compile(dialect)
+        if not skips_locked(dialect):
+            text = self._compiled[dialect] = evolve(text, tail=f"{text.tail} NOWAIT")
+        return text
 
 
 class DeleteByKeys(_ByKeys):

@@ -15,6 +15,7 @@ class Kind(Enum):
     """How to go on after an error."""
 
     CONTENTION = auto()  #: lost against another transaction: run the whole function again
+    LOCKED = auto()  #: waited in vain for a lock of another transaction; else as CONTENTION
     DISCONNECTED = auto()  #: the connection has gone; on a fresh one the function may run again
     UNANSWERED = auto()  #: no word of what became of the statement; the connection is of no more use
     UNAVAILABLE = auto()  #: the server cannot serve now, or took too long, and said so
@@ -46,6 +47,7 @@ class Failure:
 
 
 CONTENTION = Failure(Kind.CONTENTION, "the transaction kept losing against others; try again")
+LOCKED = Failure(Kind.LOCKED, "another transaction holds a row that is needed")
 DISCONNECTED = Failure(Kind.DISCONNECTED, "the connection was lost")
 DUPLICATE = Failure(Kind.DUPLICATE, "a row with the same unique value exists already")
 REFERENCE = Failure(Kind.REFERENCE, "a row that is referred to does not exist, or is still referred to")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -25,7 +25,8 @@ from db.dialects.failure import Failure, Kind, network_failure
 from db.dialects.migration_lock import AGAIN, Holder, acquire, program
 from db.dialects.mysql_connection import MySqlConnection
 from db.dialects.mysql_troubles import TROUBLES
-from db.dialects.pools import LOCK_TIMEOUT, MIGRATION_TIMEOUT, SOCKET_GRACE, ServerPool
+from db.dialects.pools import FROZEN, LOCK_TIMEOUT, LOCK_WAIT, MIGRATION_TIMEOUT, SOCKET_GRACE, ServerPool
+from db.dialects.statements import skips_locked
 from db.dialects.tls import client_context
 from db.options import Options
 from db.target import Target, Tls
@@ -35,9 +36,16 @@ _BEGIN_READING = (
     "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY",
 )
 
-#: Lock wait timeout, deadlock, a lock that was not to be waited for, and a row or a table that has changed since the
-#: snapshot that is being read.
-_CONTENTION = frozenset((1205, 1213, 3572, 1020, 1412))
+#: Deadlock, and a row or a table that has changed since the snapshot that is being read.
+_CONTENTION = frozenset((1213, 1020, 1412))
+#: Sessions of ours in the same database that hold rows and have said nothing for a while. Their own user needs no
+#: privilege to see and to end them, but one to see what they hold (MySQL manual, "The INFORMATION_SCHEMA INNODB_TRX").
+_FROZEN = """
+SELECT ours.id FROM information_schema.processlist AS ours
+JOIN information_schema.innodb_trx ON trx_mysql_thread_id = ours.id
+WHERE ours.user = SUBSTRING_INDEX(USER(), '@', 1) AND ours.db = DATABASE() AND ours.command = 'Sleep'
+    AND ours.time >= %s AND trx_rows_locked + trx_rows_modified > 0
+"""
 #: The driver's own codes, behind which stands an error of the operating system.
 _NETWORK = frozenset((CR.CR_CONNECTION_ERROR, CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST))
 _BY_CODE = {
@@ -51,6 +59,7 @@ _BY_CODE = {
     1143: failures.PRIVILEGE,
     1146: failures.SCHEMA,
     1203: failures.FULL_HOUSE,
+    1205: failures.LOCKED,
     1216: failures.REFERENCE,
     1217: failures.REFERENCE,
     1226: failures.FULL_HOUSE,
@@ -63,6 +72,7 @@ _BY_CODE = {
     1969: failures.TOO_SLOW,  # MariaDB
     2026: failures.NO_TLS,
     3024: failures.TOO_SLOW,
+    3572: failures.LOCKED,  # it was not to be waited for
     3159: Failure(Kind.UNAVAILABLE, "it insists on TLS: add tls=true to DATABASE_URL"),
 }
 
@@ -73,9 +83,7 @@ class MySqlCompiler(MySQLCompiler_mysqldb):
     def for_update_clause(self, select: GenerativeSelect, **kw: Any) -> str:
         """The clause that locks the rows of a SELECT."""
         clause = super().for_update_clause(select, **kw)
-        if self.dialect.is_mariadb and self.dialect.server_version_info < (10, 6):
-            return clause.replace(" SKIP LOCKED", "")
-        return clause
+        return clause if skips_locked(self.dialect) else clause.replace(" SKIP LOCKED", "")
 
 
 class MySqlDialect(MySQLDialect_pymysql):
@@ -84,16 +92,23 @@ class MySqlDialect(MySQLDialect_pymysql):
     supports_statement_cache = True
     statement_compiler = MySqlCompiler
 
-    def __init__(self, begin: tuple[str, ...] = (), **kwargs: Any) -> None:
-        """Take the statements that begin a transaction; without any, it begins with its first statement."""
+    def __init__(self, begin: tuple[str, ...] = (), lock_wait: float | None = None, **kwargs: Any) -> None:
+        """Take the statements that begin a transaction; without any, it begins with its first statement.
+
+        `lock_wait` is how many seconds it waits for each lock.
+        """
         kwargs.setdefault("paramstyle", "format")
         super().__init__(**kwargs)
         self._begin = begin
+        self._lock_wait = lock_wait
 
     def do_begin(self, dbapi_connection: Any) -> None:
         """Begin a transaction."""
+        connection: MySqlConnection = dbapi_connection.dbapi_connection
+        if self._lock_wait is not None:
+            connection.wait_for_locks(self._lock_wait)
         for statement in self._begin:
-            dbapi_connection.dbapi_connection.query(statement)
+            connection.query(statement)
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
         """Whether the connection, and all others of the pool, are to be given up."""
@@ -114,7 +129,8 @@ class MySqlBackend:
         self._statement_timeout = options.statement_timeout
         self._tls = client_context(target, options)
         self.pools = (ServerPool(self._connect, options),)
-        self.write = _engine(self.pools[0])
+        self.write = _engine(self.pools[0], lock_wait=self._statement_timeout)
+        self.write_unless_locked = _engine(self.pools[0], lock_wait=LOCK_WAIT)
         self.read = _engine(self.pools[0], _BEGIN_READING)
 
     def open(self) -> None:
@@ -164,6 +180,25 @@ class MySqlBackend:
             open_connections=int(connected) - 1,
         )
 
+    def end_frozen(self, connection: Connection) -> str | None:
+        """End transactions of our own user whose process is frozen. MariaDB does so by itself.
+
+        Returns:
+            What keeps it from doing so; None if nothing does.
+        """
+        if getattr(connection.dialect, "is_mariadb", False):
+            return None
+        try:
+            frozen = connection.exec_driver_sql(_FROZEN, (int(FROZEN),)).scalars().all()
+        except DBAPIError as error:
+            if error.orig is None or _failure(error.orig) is not failures.PRIVILEGE:
+                raise
+            return f"{self._target}: this user lacks the privilege PROCESS (GRANT PROCESS ON *.* TO …)"
+        for session in frozen:
+            with suppress(DBAPIError):  # it has ended meanwhile
+                connection.exec_driver_sql(f"KILL {int(session)}")
+        return None
+
     def sizes(self, connection: Connection) -> Mapping[str, int]:
         """How large the database is, by the server's own statistics, which may be some hours old."""
         size = connection.exec_driver_sql(
@@ -211,8 +246,8 @@ class MySqlBackend:
             raise pymysql.err.OperationalError(CR.CR_CONN_HOST_ERROR, "greeting") from error
 
 
-def _engine(pool: Pool, begin: tuple[str, ...] = ()) -> Engine:
-    return create_engine("mysql+llm_proxy://", begin=begin, pool=pool, hide_parameters=True)
+def _engine(pool: Pool, begin: tuple[str, ...] = (), lock_wait: float | None = None) -> Engine:
+    return create_engine("mysql+llm_proxy://", begin=begin, lock_wait=lock_wait, pool=pool, hide_parameters=True)
 
 
 def _take_lock(connection: Connection, name: str, seconds: float) -> bool:

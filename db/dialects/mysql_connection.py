@@ -11,6 +11,7 @@ from pymysql.connections import Connection
 from pymysql.constants import CLIENT
 
 from db.dialects.keepalive import keep_alive
+from db.dialects.pools import FROZEN
 
 if TYPE_CHECKING:  # generic for type checkers only
     from pymysql.cursors import Cursor
@@ -66,15 +67,22 @@ class MySqlConnection(_Connection):
         """Set the session up: UTC, strict, READ COMMITTED, deadlines in seconds for statements and for locks."""
         version: str = self.get_server_info()  # type: ignore[no-untyped-call]  # its stub has no types
         if "MariaDB" in version:
-            deadline = f"max_statement_time = {statement_timeout}, idle_transaction_timeout = {_IDLE_TIMEOUT}"
+            deadline = f"max_statement_time = {statement_timeout}, idle_transaction_timeout = {int(FROZEN)}"
         else:
             deadline = f"max_execution_time = {max(1, int(statement_timeout * 1000))}"
-        lock = max(1, int(lock_timeout))
+        lock = self._lock_wait = max(1, int(lock_timeout))
         self.query("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         self.query(
             f"SET SESSION time_zone = '+00:00', sql_mode = '{_SQL_MODE}', wait_timeout = {_IDLE_TIMEOUT}, "
             f"innodb_lock_wait_timeout = {lock}, lock_wait_timeout = {lock}, {deadline}"
         )
+
+    def wait_for_locks(self, seconds: float) -> None:
+        """Set how long each lock is waited for from now on, at least a second. Nothing is sent if it is so already."""
+        lock = max(1, int(seconds))
+        if lock != self._lock_wait:
+            self.query(f"SET SESSION innodb_lock_wait_timeout = {lock}, lock_wait_timeout = {lock}")
+            self._lock_wait = lock
 
     def escape(self, obj: Any, mapping: Any = None) -> str:
         """Write a value as a literal: the usual ones, which are plain beyond doubt, more quickly than PyMySQL does.

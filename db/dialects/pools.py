@@ -18,6 +18,11 @@ SOCKET_GRACE = 2.0
 MIGRATION_TIMEOUT = 6 * 3600.0
 #: What it waits for statements of others that use the table, in seconds; while it waits, new ones wait behind it.
 LOCK_TIMEOUT = 60.0
+#: What a transaction waits for a row's lock if it has other things to do, in seconds. MySQL and MariaDB take a second.
+LOCK_WAIT = 0.5
+#: After so many seconds without a word in the middle of a transaction that writes, its process counts as frozen. The
+#: transaction is ended, so that its locks do not last.
+FROZEN = 5.0
 #: After so many seconds without a word from it, the server ends its session: its process is frozen, or cut off, and
 #: must not keep others from migrating for ever.
 SILENCE = 60.0

@@ -24,7 +24,15 @@ from db.dialects import failure as failures
 from db.dialects.facts import Facts, tls_version
 from db.dialects.failure import Failure, Kind, network_failure
 from db.dialects.migration_lock import AGAIN, Holder, acquire, program
-from db.dialects.pools import LOCK_TIMEOUT, MIGRATION_TIMEOUT, SILENCE, SOCKET_GRACE, ServerPool
+from db.dialects.pools import (
+    FROZEN,
+    LOCK_TIMEOUT,
+    LOCK_WAIT,
+    MIGRATION_TIMEOUT,
+    SILENCE,
+    SOCKET_GRACE,
+    ServerPool,
+)
 from db.dialects.postgresql_connection import PostgresConnection
 from db.dialects.tls import client_context
 from db.options import Options
@@ -58,7 +66,7 @@ WHERE rolname = current_user AND datname = current_database()
 #: Where TLS is optional: whether it is tried first, and whether then.
 _WAYS = {Tls.PREFERRED: (True, False), Tls.ALLOWED: (False, True)}
 
-_CONTENTION = frozenset(("40001", "40P01", "55P03"))
+_CONTENTION = frozenset(("40001", "40P01"))
 _READ_ONLY = "25006"
 _BY_CODE = {
     "23503": failures.REFERENCE,
@@ -78,6 +86,7 @@ _BY_CODE = {
     "42P01": failures.SCHEMA,
     "53100": failures.DISK_FULL,
     "53300": failures.FULL_HOUSE,
+    "55P03": failures.LOCKED,
     "57014": failures.TOO_SLOW,
     "57P03": failures.NOT_SERVING,
     "72000": failures.TOO_SLOW,
@@ -136,14 +145,15 @@ class PostgresBackend:
         self._statement_timeout = options.statement_timeout
         self._tls = client_context(target, options)
         milliseconds = max(1, int(options.statement_timeout * 1000))
-        # The second limit is for a process that is stopped in the middle of a transaction: its locks must not last.
-        limits = (
-            f"; SET LOCAL statement_timeout = {milliseconds}"
-            f"; SET LOCAL idle_in_transaction_session_timeout = {milliseconds}"
-        )
+        limits = f"; SET LOCAL statement_timeout = {milliseconds}; SET LOCAL idle_in_transaction_session_timeout = "
+        # A process that is stopped in the middle of a transaction must not keep its locks.
+        writing = f"BEGIN ISOLATION LEVEL READ COMMITTED{limits}{min(milliseconds, int(FROZEN * 1000))}"
         self.pools = (ServerPool(self._connect, options),)
-        self.write = _engine("BEGIN ISOLATION LEVEL READ COMMITTED" + limits, self.pools[0])
-        self.read = _engine("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY" + limits, self.pools[0])
+        self.write = _engine(writing, self.pools[0])
+        self.write_unless_locked = _engine(
+            f"{writing}; SET LOCAL lock_timeout = {int(LOCK_WAIT * 1000)}", self.pools[0]
+        )
+        self.read = _engine(f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{limits}{milliseconds}", self.pools[0])
 
     def open(self) -> None:
         """Do nothing: connections are made when they are needed."""
@@ -182,6 +192,10 @@ class PostgresBackend:
         """What the server says about itself."""
         version, limit, allowed, connected = connection.exec_driver_sql(_FACTS).one()
         return Facts(f"PostgreSQL {version}", tls_version(connection, "_usock"), limit, allowed, connected)
+
+    def end_frozen(self, connection: Connection) -> str | None:
+        """Do nothing: the server ends transactions of frozen processes by itself."""
+        return None
 
     def sizes(self, connection: Connection) -> Mapping[str, int]:
         """How large the database is."""
@@ -250,7 +264,7 @@ def _take_lock(connection: Connection, seconds: float) -> bool:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     except DBAPIError as error:
         connection.rollback()
-        if error.orig is None or _failure(error.orig).kind is not Kind.CONTENTION:
+        if error.orig is None or _failure(error.orig).kind is not Kind.LOCKED:
             raise
         return False
     return True

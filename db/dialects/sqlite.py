@@ -62,10 +62,11 @@ class SqliteBackend:
         self.writers = 1
         if target.path is not None and not exclusive:
             self.pools: tuple[QueuePool, ...] = (_reader_pool(target.path, options),)
-            self.write = self.read = _engine("BEGIN", self.pools[0])
+            self.write = self.write_unless_locked = self.read = _engine("BEGIN", self.pools[0])
             return
         self.pools = (_pool(self._connect_writer, 1),)
-        self.write = _engine("BEGIN IMMEDIATE", self.pools[0])
+        # Only another program can lock it, and then it has the whole file.
+        self.write = self.write_unless_locked = _engine("BEGIN IMMEDIATE", self.pools[0])
         self.read = self.write  # a database in memory is its one connection
         if target.path is not None:
             self.pools += (_reader_pool(target.path, options),)
@@ -122,6 +123,10 @@ class SqliteBackend:
     def facts(self, connection: Connection) -> Facts:
         """What the library says about itself."""
         return Facts(f"SQLite {sqlite3.sqlite_version}", None)
+
+    def end_frozen(self, connection: Connection) -> str | None:
+        """Do nothing: nobody else writes to the file."""
+        return None
 
     def sizes(self, connection: Connection) -> Mapping[str, int]:
         """How large the database is, and of what its file consists."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import Column, Connection, Insert, Select, Table, UniqueConstraint, insert
+from sqlalchemy import Column, Connection, Dialect, Insert, Select, Table, UniqueConstraint, insert
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import SyntaxExtension
 from sqlalchemy.sql.compiler import SQLCompiler
@@ -31,6 +31,11 @@ def for_update(
     """
     locking = statement.with_for_update(skip_locked=skip_locked)
     return locking if by is None else locking.with_hint(by.table, f"FORCE INDEX ({_index_of(by)})", "mysql")
+
+
+def skips_locked(dialect: Dialect) -> bool:
+    """Whether the database knows SKIP LOCKED, or needs none; MariaDB does from 10.6 on."""
+    return not getattr(dialect, "is_mariadb", False) or (dialect.server_version_info or ()) >= (10, 6)
 
 
 def _index_of(column: Column[Any]) -> str:

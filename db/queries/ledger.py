@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import asdict, evolve, fields, frozen
 from sqlalchemy import BindParameter, bindparam, delete, func, insert, inspect, or_, select, update
 
-from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
+from db.dialects.bulk import BulkInsert, DeleteByKeys, LockByKeys, SelectByKeys
 from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
 from db.queries.rows import columns
 from db.records import ERRORS, Outcome, Project, Reservation, SettledRequest, Token, Worker
@@ -64,6 +64,15 @@ _lock_tokens = SelectByKeys(
     tokens.c.digest.type,
     Token,
 )
+_lock_free_tokens = LockByKeys(
+    for_update(
+        select(*columns(tokens, Token)).where(tokens.c.digest.in_(_keys())).order_by(tokens.c.id),
+        by=tokens.c.digest,
+        skip_locked=True,
+    ),
+    tokens.c.digest.type,
+    Token,
+)
 _find_tokens = SelectByKeys(
     select(*columns(tokens, Token)).where(tokens.c.digest.in_(_keys())), tokens.c.digest.type, Token
 )
@@ -85,6 +94,19 @@ _reservations = select(*columns(in_flight, Reservation)).order_by(in_flight.c.id
 def lock_tokens(connection: Connection, digests: Iterable[bytes]) -> dict[bytes, Token]:
     """Read and lock the tokens that have these digests, until the transaction ends."""
     return {token.digest: token for token in _lock_tokens(connection, sorted(set(digests)))}
+
+
+def lock_free_tokens(connection: Connection, digests: Iterable[bytes]) -> tuple[dict[bytes, Token], set[bytes]]:
+    """Lock tokens as `lock_tokens` does, but wait for nobody.
+
+    Returns:
+        The tokens, and the digests of those that are left out because another transaction holds them.
+    """
+    wanted = sorted(set(digests))
+    free = {token.digest: token for token in _lock_free_tokens(connection, wanted)}
+    # A token that is not there is no token; one that was passed over is.
+    held = _find_tokens(connection, [digest for digest in wanted if digest not in free])
+    return free, {token.digest for token in held}
 
 
 def find_projects(connection: Connection, ids: Iterable[str]) -> dict[str, Project]:

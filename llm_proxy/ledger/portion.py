@@ -55,15 +55,17 @@ class Ticket:
 
 @frozen(eq=False)
 class Portion:
-    """What one transaction is to write. `doubtful` is that of the batch."""
+    """What one transaction is to write. `doubtful` and `skip_locked` are those of the batch."""
 
     tickets: Sequence[Ticket]
     settlements: Sequence[Settlement]
     doubtful: bool = False
+    skip_locked: bool = False
 
     def batch(self, worker_id: str) -> Batch:
         """The portion as the transaction takes it."""
-        return Batch(worker_id, [ticket.application for ticket in self.tickets], self.settlements, self.doubtful)
+        applications = [ticket.application for ticket in self.tickets]
+        return Batch(worker_id, applications, self.settlements, self.doubtful, self.skip_locked)
 
     def parts(self) -> list[Portion]:
         """The same work for two transactions, in the same order; empty where it cannot be cut.
@@ -73,13 +75,14 @@ class Portion:
         tickets = [ticket for ticket in self.tickets if not ticket.answered]
         settlements = self.settlements
         if settlements and self.tickets:
-            cut = [Portion([], settlements, self.doubtful), Portion(tickets, [])]
+            cut = [Portion([], settlements, self.doubtful), Portion(tickets, [], skip_locked=self.skip_locked)]
         elif len(settlements) > 1:
             middle = len(settlements) // 2
             cut = [Portion([], half, self.doubtful) for half in (settlements[:middle], settlements[middle:])]
         elif len(self.tickets) > 1:
             middle = len(tickets) // 2
-            cut = [Portion(half, []) for half in (tickets[:middle], tickets[middle:])]
+            halves = (tickets[:middle], tickets[middle:])
+            cut = [Portion(half, [], skip_locked=self.skip_locked) for half in halves]
         else:
             return []
         return [part for part in cut if part.tickets or part.settlements]

@@ -62,7 +62,7 @@ async def reconcile(database: Database, requests: Sequence[Spooled], worker_id: 
         DatabaseError: the database is away; what is written is written, and may be brought again.
     """
     try:
-        await database.write(enter, requests, worker_id, datetime.now(UTC))
+        await database.write_unless_locked(enter, requests, worker_id, datetime.now(UTC))
     except REFUSALS as error:
         if len(requests) > 1:
             middle = len(requests) // 2

@@ -24,7 +24,7 @@ async def sweep(database: Database, orphans: Sequence[str], now: datetime) -> in
         DatabaseError: it is not the orphans that are to blame.
     """
     try:
-        return await database.write(books.sweep, orphans, now)
+        return await database.write_unless_locked(books.sweep, orphans, now)
     except REFUSALS as error:
         if len(orphans) == 1:
             _log.error("a dead worker's request cannot be settled", request_id=orphans[0], exc_info=error)

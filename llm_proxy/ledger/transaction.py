@@ -10,7 +10,7 @@ from attrs import frozen
 
 from db.queries import ledger as books
 from db.records import Outcome, Reservation, SettledRequest
-from llm_proxy.errors import ProxyError, TokenInvalid
+from llm_proxy.errors import ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.tokens import limit_verdict, verdict
 
 if TYPE_CHECKING:
@@ -126,6 +126,8 @@ class Batch:
     settlements: Sequence[Settlement] = ()
     # Some of the settlements may have been written, swept or never reserved.
     doubtful: bool = False
+    # Wait for no token that another transaction holds: its applications are decided with `TokenLocked`.
+    skip_locked: bool = False
 
 
 def transact(connection: Connection, batch: Batch, now: datetime) -> list[Grant | ProxyError]:
@@ -142,12 +144,16 @@ def transact(connection: Connection, batch: Batch, now: datetime) -> list[Grant 
         returning = {row.id for row in given_back}
         digests = {application.digest for application in batch.applications}
         digests.update(settlement.digest for settlement in batch.settlements if settlement.row.id in returning)
-        tokens = books.lock_tokens(connection, digests)
+        locked: set[bytes] = set()
+        if batch.skip_locked:
+            tokens, locked = books.lock_free_tokens(connection, digests)
+        else:
+            tokens = books.lock_tokens(connection, digests)
         counts = dict.fromkeys((token.id for token in tokens.values()), 0)
         for row in given_back:
             # Its digest does not find a token whose secret was replaced meanwhile.
             counts[row.token_id] = counts.get(row.token_id, 0) - 1
-        decisions = _decide(connection, batch, tokens, counts, now)
+        decisions = _decide(connection, batch, tokens, locked, counts, now)
     books.roll_up(connection, written, replaced)
     return decisions
 
@@ -174,6 +180,7 @@ def _decide(
     connection: Connection,
     batch: Batch,
     tokens: dict[bytes, Token],
+    locked: set[bytes],
     counts: dict[str, int],
     now: datetime,
 ) -> list[Grant | ProxyError]:
@@ -186,7 +193,7 @@ def _decide(
         token = tokens.get(application.digest)
         project = None if token is None else projects.get(token.project_id)
         if token is None or project is None:
-            decisions.append(TokenInvalid())
+            decisions.append(TokenLocked() if application.digest in locked else TokenInvalid())
             continue
         refusal = _judge(application, token, project, counts[token.id], now)
         if refusal is not None:

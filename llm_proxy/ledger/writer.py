@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import trio
 from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
-from db.errors import REFUSALS, CommitUnknown, DatabaseError
+from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
 from db.queries import ledger as books
 from llm_proxy import log
-from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
+from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenLocked
+from llm_proxy.ledger.locked import LockedRequests
 from llm_proxy.ledger.outage import Outage
 from llm_proxy.ledger.portion import Portion, Ticket
 from llm_proxy.ledger.sweeping import sweep
 from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, transact
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from db.database import Database
     from db.records import Worker
@@ -41,6 +44,11 @@ MAX_UNSETTLED = 50_000
 #: Seconds between heartbeats where nothing else is said, and how many may be missing before a worker counts as dead.
 HEARTBEAT_INTERVAL = 5.0
 MISSED_HEARTBEATS = 4
+#: Seconds after a lock that was waited for in vain in which no request waits for a lock: where one row is locked, as
+#: by a frozen process, there are mostly more.
+CAUTION = 5.0
+#: Seconds between attempts at what is still locked, beside the writer.
+LOCK_RETRY = 0.25
 #: Reservations of dead workers swept in one transaction.
 SWEEP_CHUNK = 200
 
@@ -86,7 +94,13 @@ class Ledger:
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[Settlement] = deque()
         # Admissions that were refused because their commit's fate is unknown, by request id.
-        self._uncertain: list[str] = []
+        self._uncertain: set[str] = set()
+        # What other transactions hold up: requests, and settlements by their token's digest, the oldest first.
+        self._locked = LockedRequests()
+        self._aside: dict[bytes, deque[Settlement]] = {}
+        self._lock_met = trio.Event()
+        self._cautious_until = -math.inf
+        self._unended: str | None = None
         self._wake = trio.Event()
         self._idle = trio.Event()
         # Told of every decision of a committed transaction, whether or not anybody still waits for it.
@@ -108,25 +122,31 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """Requests that wait for their admission."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self._locked)
 
     @property
     def unsettled(self) -> int:
         """Settlements that are not written yet."""
         under_way = sum(len(portion.settlements) for portion in self._under_way)
-        return under_way + len(self._unsettled) + len(self._doubtful) + len(self._uncertain)
+        return under_way + self._kept + len(self._uncertain)
+
+    @property
+    def _kept(self) -> int:
+        """Settlements that no transaction has yet."""
+        return len(self._unsettled) + len(self._doubtful) + sum(map(len, self._aside.values()))
 
     @property
     def lag(self) -> float:
         """Seconds since the oldest of the requests ended that are not settled yet; 0 where there is none."""
-        queues = [self._unsettled, self._doubtful, *(portion.settlements for portion in self._under_way)]
+        waiting = [self._unsettled, self._doubtful, *self._aside.values()]
+        queues = [*waiting, *(portion.settlements for portion in self._under_way)]
         ends = [queue[0].row.settled_at for queue in queues if queue]
         return max(0.0, (datetime.now(UTC) - min(ends)).total_seconds()) if ends else 0.0
 
     @property
     def busy(self) -> bool:
         """Whether anything is queued, or on its way to the database."""
-        return bool(self._waiting) or self.unsettled > 0 or bool(self._under_way)
+        return self.waiting > 0 or self.unsettled > 0 or bool(self._under_way)
 
     async def admit(self, application: Application) -> Grant:
         """Wait for the decision of the next shared transaction.
@@ -139,7 +159,7 @@ class Ledger:
         """
         if self._away:
             raise DatabaseAway
-        if not self._running or len(self._unsettled) + len(self._doubtful) >= MAX_UNSETTLED:
+        if not self._running or self._kept >= MAX_UNSETTLED:
             raise DatabaseUnavailable
         ticket = Ticket(application)
         self._waiting.append(ticket)
@@ -163,6 +183,7 @@ class Ledger:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._refuse_overdue)
+                nursery.start_soon(self._write_aside)
                 await self._write()
         finally:
             self._running = False
@@ -176,10 +197,11 @@ class Ledger:
             await self._tend()
             await self._gather()
             await self._write_next()
-            if not self._waiting and not self.unsettled:
-                self._idle.set()
-                self._idle = trio.Event()
-                with trio.move_on_at(self._next_beat):
+            if not self._waiting and not self._unsettled and not self._doubtful:
+                if not self.busy:
+                    self._idle.set()
+                    self._idle = trio.Event()
+                with trio.move_on_at(min(self._next_beat, self._locked.retry_at)):
                     await self._wake.wait()
                 self._wake = trio.Event()
 
@@ -208,8 +230,10 @@ class Ledger:
         while True:
             await trio.sleep(ADMISSION_DEADLINE / 6)
             latest = trio.current_time() - ADMISSION_DEADLINE
-            under_way = [(portion.tickets, DatabaseUnavailable) for portion in self._under_way]
-            for tickets, refusal in (*under_way, (self._waiting, DatabaseAway)):
+            queues: list[tuple[Iterable[Ticket], type[DatabaseUnavailable]]]
+            queues = [(portion.tickets, DatabaseUnavailable) for portion in self._under_way]
+            queues += [(self._locked, TokenLocked), (self._waiting, DatabaseAway)]
+            for tickets, refusal in queues:
                 for ticket in tickets:
                     if ticket.queued <= latest:
                         ticket.answer(refusal())
@@ -227,12 +251,22 @@ class Ledger:
 
     async def _write_next(self) -> None:
         """Commit what has come together in one transaction, or in several where that one is refused."""
-        tickets = self._take_tickets()
+        tickets, held = self._take_tickets(), []
+        cautious = trio.current_time() < self._cautious_until
+        if (tickets and cautious) or trio.current_time() >= self._locked.retry_at:
+            held = self._locked.take(MAX_BATCH)
+        if cautious:
+            held, tickets = held + tickets, []
+            for queue in (self._doubtful, self._unsettled):
+                self._set_aside(queue)
+                queue.clear()
         doubtful = bool(self._doubtful)
         queue = self._doubtful if doubtful else self._unsettled
         settlements = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
         if tickets or settlements:
             self._under_way.append(Portion(tickets, settlements, doubtful))
+        if held:
+            self._under_way.append(Portion(held, [], skip_locked=True))
         try:
             while self._under_way:
                 await self._write_portion(self._under_way[-1])
@@ -246,6 +280,9 @@ class Ledger:
         started = trio.current_time()
         try:
             decisions = await self._commit(portion)
+        except Locked:
+            self._step_round_locks(portion)
+            return
         except REFUSALS as error:
             # Any other exception but the database's is a mistake in the program, and ends the worker: no row is to
             # blame, and what it has open is settled as `unknown`.
@@ -253,18 +290,97 @@ class Ledger:
             return
         self._under_way.pop()
         self._outage.over()
-        self._observer.observe_transaction(
-            trio.current_time() - started, len(portion.tickets), len(portion.settlements)
-        )
+        decided = list(zip(portion.tickets, decisions, strict=True))
+        if portion.skip_locked:
+            still_locked = [ticket for ticket, decision in decided if isinstance(decision, TokenLocked)]
+            self._locked.put_back(still_locked, trio.current_time())
+            decided = [pair for pair in decided if not isinstance(pair[1], TokenLocked)]
+        self._observer.observe_transaction(trio.current_time() - started, len(decided), len(portion.settlements))
         if self.witness is not None:
             self.witness(portion.tickets, decisions)
-        for ticket, decision in zip(portion.tickets, decisions, strict=True):
+        for ticket, decision in decided:
             if isinstance(decision, ProxyError) and decision.__cause__ is not None:
                 _log.error(
                     "a request could not be judged", request_id=ticket.application.id, exc_info=decision.__cause__
                 )
             if not ticket.answer(decision) and isinstance(decision, Grant):
                 self.settle(decision, Result(outcome="void"))
+
+    def _step_round_locks(self, portion: Portion) -> None:
+        """Write at once what no other transaction holds up, and leave the rest for later."""
+        self._under_way.pop()
+        self._meet_lock()
+        self._set_aside(portion.settlements)
+        if portion.skip_locked:
+            # The table itself is locked.
+            self._locked.put_back(portion.tickets, trio.current_time())
+        elif portion.tickets:
+            self._under_way.append(Portion(portion.tickets, [], skip_locked=True))
+
+    def _meet_lock(self) -> None:
+        self._cautious_until = trio.current_time() + CAUTION
+        self._lock_met.set()
+
+    def _set_aside(self, settlements: Iterable[Settlement]) -> None:
+        for settlement in settlements:
+            self._aside.setdefault(settlement.digest, deque()).append(settlement)
+
+    async def _write_aside(self) -> None:
+        """Write what may have to wait for a lock, token by token, so that nobody else waits for it."""
+        while True:
+            await self._lock_met.wait()
+            began = trio.current_time()
+            _log.warning("another transaction holds rows of the ledger: what needs them waits, all else goes on")
+            while self._aside or self._uncertain or self._locked or trio.current_time() < self._cautious_until:
+                # Else the writer waits for the database, and keeps what is here for afterwards.
+                if not self._away:
+                    with suppress(DatabaseError):
+                        await self._end_frozen()
+                        await self._give_back_aside()
+                        for digest in list(self._aside):
+                            await self._settle_aside(digest)
+                await trio.sleep(LOCK_RETRY)
+            self._lock_met = trio.Event()
+            self._wake.set()
+            _log.info("no row of the ledger is locked any more", seconds=round(trio.current_time() - began, 3))
+
+    async def _end_frozen(self) -> None:
+        unended = await self._database.end_frozen()
+        if unended is not None and unended != self._unended:
+            _log.warning("transactions of frozen processes cannot be ended, and may last for a minute", reason=unended)
+        self._unended = unended
+
+    async def _give_back_aside(self) -> None:
+        for key in list(self._uncertain):
+            with suppress(Locked):
+                await self._database.write_unless_locked(books.give_back, [key], datetime.now(UTC))
+                self._uncertain.discard(key)
+
+    async def _settle_aside(self, digest: bytes) -> None:
+        """Write the settlements of one token, unless they are still held up."""
+        queue = self._aside[digest]
+        settlements = list(islice(queue, MAX_BATCH))
+        with suppress(Locked):
+            # All of them as doubtful: then it does no harm if some are written and the others have to wait.
+            await self._commit_aside(Portion([], settlements, doubtful=True))
+            for _ in settlements:
+                queue.popleft()
+            if not queue:
+                del self._aside[digest]
+            self._wake.set()
+
+    async def _commit_aside(self, portion: Portion) -> None:
+        started = trio.current_time()
+        try:
+            await self._commit(portion)
+        except REFUSALS as error:
+            parts = portion.parts()
+            if not parts:
+                portion.give_up(error)
+            for part in parts:
+                await self._commit_aside(part)
+            return
+        self._observer.observe_transaction(trio.current_time() - started, 0, len(portion.settlements))
 
     async def _cut(self, portion: Portion, error: Exception) -> None:
         """Look for the rows that are to blame for a refusal, so that they keep nobody else from being written.
@@ -274,22 +390,22 @@ class Ledger:
         """
         parts = portion.parts()
         if not parts:
-            await self._database.write(books.beat, self._worker)
+            await self._beat()
             portion.give_up(error)
         self._under_way[-1:] = reversed(parts)
 
     async def _commit(self, portion: Portion) -> list[Grant | ProxyError]:
         now, batch = datetime.now(UTC), portion.batch(self._worker.id)
         try:
-            return await self._database.write(transact, batch, now)
+            return await self._database.write_unless_locked(transact, batch, now)
         except books.ReservationsMissing:
-            return await self._database.write(transact, evolve(batch, doubtful=True), now)
+            return await self._database.write_unless_locked(transact, evolve(batch, doubtful=True), now)
 
     def _take_tickets(self) -> list[Ticket]:
         tickets: list[Ticket] = []
         while self._waiting and len(tickets) < MAX_BATCH:
             ticket = self._waiting.popleft()
-            if not ticket.answered:
+            if not ticket.answered and not self._locked.join(ticket):
                 tickets.append(ticket)
         return tickets
 
@@ -307,7 +423,7 @@ class Ledger:
             (self._doubtful if doubtful else self._unsettled).extendleft(reversed(portion.settlements))
             portion.refuse(DatabaseUnavailable if uncertain else DatabaseAway)
         if unknown:
-            self._uncertain += [ticket.application.id for ticket in running.tickets]
+            self._uncertain.update(ticket.application.id for ticket in running.tickets)
         self._under_way.clear()
 
     async def _wait_for_database(self) -> None:
@@ -316,17 +432,34 @@ class Ledger:
             self._refuse_waiting(DatabaseAway)
             await trio.sleep(RETRY_INTERVAL)
             try:
-                await self._database.write(books.beat, self._worker)
-                await self._database.write(books.give_back, self._uncertain, datetime.now(UTC))
+                await self._beat()
+                await self._give_back()
             except DatabaseError as error:
                 self._outage.note(error)
                 continue
-            self._uncertain.clear()
             self._away = False
 
     def _refuse_waiting(self, refusal: type[DatabaseUnavailable] = DatabaseUnavailable) -> None:
-        while self._waiting:
-            self._waiting.popleft().answer(refusal())
+        for ticket in (*self._locked, *self._waiting):
+            ticket.answer(refusal())
+        self._waiting.clear()
+
+    async def _beat(self) -> datetime | None:
+        """Send the heartbeat; return the database's clock, None if another transaction holds the worker's row."""
+        try:
+            return await self._database.write_unless_locked(books.beat, self._worker)
+        except Locked:
+            self._meet_lock()
+            return None
+
+    async def _give_back(self) -> None:
+        """Give back what was refused, as far as it exists; beside the writer where that has to wait for a lock."""
+        refused = sorted(self._uncertain)
+        try:
+            await self._database.write_unless_locked(books.give_back, refused, datetime.now(UTC))
+            self._uncertain.difference_update(refused)
+        except Locked:
+            self._meet_lock()
 
     async def _tend(self) -> None:
         """Send the heartbeat when it is due, and settle what dead workers have left."""
@@ -336,16 +469,25 @@ class Ledger:
         self._next_beat = now + self._heartbeat
         dead_after = timedelta(seconds=0 if self._exclusive else self._dead_after)
         try:
-            moment = await self._database.write(books.beat, self._worker)
+            moment = await self._beat()
+            if moment is None:
+                return
             if not self.unsettled:
                 self._outage.over()
+            if now < self._cautious_until:
+                # What a dead worker has left may be locked, and can wait.
+                return
             orphans = await self._database.read(books.find_orphans, moment, dead_after, SWEEP_CHUNK)
             if orphans:
                 swept = await sweep(self._database, orphans, moment)
                 if swept and len(orphans) == SWEEP_CHUNK:
                     self._next_beat = now
             else:
-                await self._database.write(books.forget_dead_workers, moment, timedelta(seconds=self._dead_after))
+                await self._database.write_unless_locked(
+                    books.forget_dead_workers, moment, timedelta(seconds=self._dead_after)
+                )
+        except Locked:
+            self._meet_lock()
         except DatabaseError as error:
             self._outage.note(error)
             self._away = True

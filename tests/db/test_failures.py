@@ -32,7 +32,7 @@ SQLITE = backend_for(Target("sqlite"), Options(), exclusive=True)
     [
         ("40001", Kind.CONTENTION),
         ("40P01", Kind.CONTENTION),
-        ("55P03", Kind.CONTENTION),
+        ("55P03", Kind.LOCKED),
         ("23505", Kind.DUPLICATE),
         ("23503", Kind.REFERENCE),
         ("42P01", Kind.SCHEMA),
@@ -83,9 +83,9 @@ def test_what_postgresql_says(code: str, kind: Kind) -> None:
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
-        (1205, Kind.CONTENTION),
+        (1205, Kind.LOCKED),
         (1213, Kind.CONTENTION),
-        (3572, Kind.CONTENTION),
+        (3572, Kind.LOCKED),
         (1020, Kind.CONTENTION),
         (1412, Kind.CONTENTION),
         (1062, Kind.DUPLICATE),

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from db.database import opened
+from db.options import Options
 from tests.databases.kinds import SERVERS, Kind, on
 from tests.databases.scratch import Databases, Scratch
 from tests.docs.blocks import block
@@ -84,3 +86,14 @@ async def test_the_documented_privileges_are_enough(
     owner = grant("owner")
     await serve(start_server, upstream, owner)
     await serve(start_server, upstream, grant("server only"))
+
+
+@on("mysql")
+def test_frozen_transactions_can_be_ended_only_by_a_user_that_may_see_them(grant: Callable[[str], Scratch]) -> None:
+    grant("owner")
+    target = grant("server only").target
+    with opened(target, Options()) as database:
+        assert "lacks the privilege PROCESS" in str(trio.run(database.end_frozen))
+    grant("process")
+    with opened(target, Options()) as database:
+        assert trio.run(database.end_frozen) is None

@@ -1,0 +1,72 @@
+"""Requests whose token's row another transaction has locked: they keep their place and are tried again."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from llm_proxy.ledger.portion import Ticket
+
+#: Seconds until they are first tried again, and at most; each pause is twice as long as the one before.
+FIRST_PAUSE = 0.01
+LONGEST_PAUSE = 0.1
+
+
+@define(eq=False)
+class LockedRequests:
+    """By token, each in order of arrival.
+
+    Attributes:
+        retry_at: trio's time when they are to be tried again; infinite if there are none.
+    """
+
+    retry_at: float = field(default=math.inf, init=False)
+    _pause: float = field(default=FIRST_PAUSE, init=False)
+    _by_token: dict[bytes, deque[Ticket]] = field(factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        """How many requests wait."""
+        return sum(map(len, self._by_token.values()))
+
+    def __iter__(self) -> Iterator[Ticket]:
+        """All of them."""
+        return chain.from_iterable(self._by_token.values())
+
+    def join(self, ticket: Ticket) -> bool:
+        """Queue a new request behind those of the same token; False if there are none."""
+        queue = self._by_token.get(ticket.application.digest)
+        if queue is None:
+            return False
+        queue.append(ticket)
+        return True
+
+    def take(self, limit: int) -> list[Ticket]:
+        """Take out those that are to be tried now, and drop those that have been answered meanwhile."""
+        taken: list[Ticket] = []
+        for digest, queue in list(self._by_token.items()):
+            while queue and len(taken) < limit:
+                ticket = queue.popleft()
+                if not ticket.answered:
+                    taken.append(ticket)
+            if not queue:
+                del self._by_token[digest]
+        if not self._by_token:
+            self.retry_at = math.inf
+        return taken
+
+    def put_back(self, tickets: Sequence[Ticket], now: float) -> None:
+        """Give those that were still locked their places back; other tokens have their turn before them."""
+        for ticket in reversed(tickets):
+            digest = ticket.application.digest
+            queue = self._by_token.pop(digest, deque())
+            queue.appendleft(ticket)
+            self._by_token[digest] = queue
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if tickets else FIRST_PAUSE
+        self.retry_at = now + self._pause if self._by_token else math.inf
