@@ -41,8 +41,8 @@ _CONTENTION = frozenset((1213, 1020, 1412))
 #: Sessions of ours in the same database that hold rows and have said nothing for a while. Their own user needs no
 #: privilege to see and to end them, but one to see what they hold (MySQL manual, "The INFORMATION_SCHEMA INNODB_TRX").
 _FROZEN = """
-SELECT ours.id FROM information_schema.processlist AS ours
-JOIN information_schema.innodb_trx ON trx_mysql_thread_id = ours.id
+SELECT STRAIGHT_JOIN ours.id FROM information_schema.innodb_trx
+JOIN information_schema.processlist AS ours ON ours.id = trx_mysql_thread_id
 WHERE ours.user = SUBSTRING_INDEX(USER(), '@', 1) AND ours.db = DATABASE() AND ours.command = 'Sleep'
     AND ours.time >= %s AND trx_rows_locked + trx_rows_modified > 0
 """
