@@ -165,3 +165,35 @@ async def test_over_http2(authority: Authority, tmp_path: Path) -> None:
         pool.close()
         assert client_sockets(upstream.origin) == 0
         await settled()
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_safe_request_that_meets_a_dying_connection_is_sent_once_more(open_scene: Any, way: Way) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        if await peer.request() and len(scene.upstream.peers) > 1:
+            await peer.send(OK)
+
+    async with open_scene(way, handler) as scene:
+        assert await ask(scene.pool) == b"ok"
+        assert await whole(await scene.pool.send(b"GET", b"/", [], None)) == b"ok"
+        assert len(scene.upstream.peers) == 2
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_an_idle_connection_that_the_other_side_closes_is_closed_at_once(open_scene: Any, way: Way) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(OK)
+        await over.wait()
+        peer.close()
+
+    over = trio.Event()
+    async with open_scene(way, handler) as scene:
+        assert await ask(scene.pool) == b"ok"
+        assert counts(scene.pool) == "1 idle, 0 in use"
+        over.set()
+        await settled()
+        assert counts(scene.pool) == "0 idle, 0 in use"
+        assert scene.sockets == 0
