@@ -20,6 +20,7 @@ from tests.databases.scratch import Databases
 from tests.harness.deployment import UPSTREAM_KEY, chat_body, chat_headers, provider_settings
 from tests.harness.server import MANAGEMENT_TOKEN, running_server
 from tests.scenarios import books
+from tests.serving.http2_client import connect_http2
 
 
 @pytest.fixture
@@ -104,3 +105,27 @@ async def test_requests_and_streams_side_by_side(secured: tuple[str, ssl.SSLCont
     assert await server.ended() == 0, server.output
     assert books.outcomes(scratch.target) == {"ok": 24}
     books.verify(scratch.env)
+
+
+async def test_who_waits_for_100_continue_gets_it_or_the_refusal(
+    secured: tuple[str, ssl.SSLContext, Any],
+) -> None:
+    """Java's client waits for one of them before it sends its body."""
+    url, trusting, (server, _) = secured
+    async with httpx.AsyncClient(base_url=url, verify=trusting, timeout=20) as client:
+        await first_answer(client)
+        management = {"Authorization": f"Bearer {MANAGEMENT_TOKEN}"}
+        project = await client.post("/manage/projects", headers=management, json={"name": "p", "api_key": UPSTREAM_KEY})
+        wanted = {"project_id": project.json()["id"]}
+        secret = (await client.post("/manage/tokens", headers=management, json=wanted)).json()["token"]
+    with trio.fail_after(20):
+        async with connect_http2(server.port, trusting) as streams:
+            for token, status in [(secret, 200), ("unknown", 401)]:
+                fields = [("expect", "100-continue"), *((name.lower(), value) for name, value in chat_headers(token))]
+                number = await streams.ask("/v1/chat/completions", method="POST", extra=fields, end=False)
+                if status == 200:
+                    while not streams.replies[number].interim:
+                        await streams.change()
+                    await streams.send(number, chat_body(), end=True)
+                reply = await streams.reply(number)
+                assert (reply.status, reply.interim) == (status, ["100"] * (status == 200))
