@@ -183,6 +183,6 @@ def _copy(connection: Connection, number: int) -> None:
 
 def _multiply(connection: Connection, copies: int) -> None:
     """Have counters and sums tell of all blocks instead of one."""
-    sums = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens")
+    sums = ("requests", "errors", "client_closed", "input_tokens", "output_tokens", "cached_tokens")
     connection.execute(usage_hourly.update().values({name: usage_hourly.c[name] * copies for name in sums}))
     connection.execute(tokens.update().values(request_count=tokens.c.request_count * copies))

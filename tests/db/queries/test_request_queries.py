@@ -1,10 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from attrs import asdict, evolve
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection, event, insert
 
 from db.database import Database, opened
 from db.dsn import Target
@@ -13,6 +14,7 @@ from db.queries import requests
 from db.queries.requests import Filter
 from db.records import SettledRequest
 from db.schema import requests as table
+from tests.databases.kinds import on
 from tests.db.queries.books import a_project, a_settled_request, a_token
 
 TOKEN = a_token(a_project().id)
@@ -96,3 +98,30 @@ def test_a_request_is_found_by_its_own_id_before_the_providers(database: Databas
         ROWS[0].id.upper(): own,
         "": None,
     }
+
+
+@on("sqlite")
+@pytest.mark.parametrize(
+    ("look", "index"),
+    [
+        (lambda connection: requests.page(connection, 10, None, Filter(outcome="void")), "ix_requests_outcome_id"),
+        (lambda connection: requests.page(connection, 10, "x", Filter(outcome="void")), "ix_requests_outcome_id"),
+        (lambda connection: requests.page(connection, 10, None, Filter(token_id="t")), "ix_requests_token_id_id"),
+        (lambda connection: requests.page(connection, 10, None, Filter(project_id="p")), "ix_requests_project_id_id"),
+        (lambda connection: requests.find(connection, "req_1"), "ix_requests_provider_request_id_id"),
+    ],
+)
+def test_rows_are_found_by_an_index_in_its_order(
+    database: Database, look: Callable[[Connection], object], index: str
+) -> None:
+    def plan(connection: Connection) -> list[str]:
+        statements: list[tuple[str, Any]] = []
+        event.listen(
+            connection, "before_cursor_execute", lambda _c, _u, text, values, *_: statements.append((text, values))
+        )
+        look(connection)
+        text, values = statements[-1]
+        return [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
+
+    (step,) = database.read_now(plan)
+    assert f"USING INDEX {index} " in step
