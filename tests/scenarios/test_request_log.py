@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -148,3 +150,17 @@ def test_a_request_is_found_by_the_id_that_sdks_show(gateway: Deployment, tmp_pa
     assert found["id"] == own != shown
     assert (found["provider_request_id"], found["unmetered"]) == (shown, False)
     assert line(gateway, own)["provider_request_id"] == shown
+    for identity in (str(own).upper(), str(shown)):
+        assert json.loads(manage(gateway, "request", "get", identity, "--json").stdout) == found
+    fields = dict(row.split(maxsplit=1) for row in manage(gateway, "request", "get", str(own)).stdout.splitlines())
+    assert (fields["outcome"], fields["status"], fields["provider_request_id"]) == ("ok", "200", shown)
+    absent = manage(gateway, "request", "get", "req_none")
+    assert (absent.returncode, absent.stdout) == (1, "")
+    assert absent.stderr.startswith("error: There is no such request: No request that has ended has this id")
+
+
+def manage(gateway: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `llm-proxy manage` against the server."""
+    where = ("--manage-api-base-url", gateway.server.url, "--management-token", MANAGEMENT_TOKEN)
+    command = [sys.executable, "-m", "llm_proxy", "manage", *arguments, *where]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
