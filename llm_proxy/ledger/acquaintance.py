@@ -131,7 +131,13 @@ class Circle:
         known.provider, known.sealed_key = project.provider, project.api_key
 
     def vouch(self, application: Application, terms: Terms, clock: float, now: datetime) -> Acquaintance:
-        """Judge a request by what is known, and count it.
+        """Judge a request by what is known, and count it; raises as `check`."""
+        known = self.check(application, terms, clock, now)
+        known.used += 1
+        return known
+
+    def check(self, application: Application, terms: Terms, clock: float, now: datetime) -> Acquaintance:
+        """Judge a request by what is known.
 
         Whatever about the token stands against it is `DatabaseUnavailable`, because it may have been changed for the
         better where we cannot see it.
@@ -153,7 +159,6 @@ class Circle:
             refusal = application.refusal(known.provider)
         if refusal is not None:
             raise refusal.about(token.id, known.project_id, known.provider)
-        known.used += 1
         return known
 
     def answers(self, terms: Terms, clock: float) -> bool:

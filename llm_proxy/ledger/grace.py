@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from db.database import Database
-    from db.records import Worker
+    from db.records import Token, Worker
     from llm_proxy.errors import ProxyError
     from llm_proxy.ledger.acquaintance import Terms
     from llm_proxy.ledger.portion import Ticket
@@ -114,6 +114,22 @@ class Grace:
     def refuses(self) -> bool:
         """Whether everybody is refused, because grace has ended and the ledger does not decide yet."""
         return self._began is not None and not self.open
+
+    async def check(self, application: Application) -> tuple[Token, str]:
+        """Judge a request by its head before its body is waited for, by what is remembered if the database is away.
+
+        Raises:
+            ProxyError: the request is refused.
+        """
+        if self._began is None:
+            try:
+                return await self._ledger.check(application)
+            except DatabaseAway:
+                pass
+        if not self.open:
+            raise DatabaseUnavailable
+        known = self._circle.check(application, self._terms, trio.current_time(), datetime.now(UTC))
+        return known.token, known.provider
 
     async def admit(self, application: Application) -> Grant:
         """Wait for the ledger's decision; decide here where the database is away.

@@ -130,6 +130,11 @@ class Batch:
     skip_locked: bool = False
 
 
+def judge(application: Application, token: Token, project: Project, now: datetime) -> ProxyError | None:
+    """Judge everything about a request but the limit of its token; None means that it may pass."""
+    return verdict(token, project, now, provider=application.provider) or application.refusal(project.provider)
+
+
 def transact(connection: Connection, batch: Batch, now: datetime) -> list[Grant | ProxyError]:
     """Run the shared transaction: settle, then admit. Decisions come in the order of the applications."""
     written: Sequence[SettledRequest] = [settlement.row for settlement in batch.settlements]
@@ -165,11 +170,7 @@ def _judge(application: Application, token: Token, project: Project, count: int,
     one request. The exception is the refusal's cause.
     """
     try:
-        return (
-            verdict(token, project, now, provider=application.provider)
-            or application.refusal(project.provider)
-            or limit_verdict(token, count)
-        )
+        return judge(application, token, project, now) or limit_verdict(token, count)
     except Exception as error:  # noqa: BLE001 - whatever a rule raises
         refusal = ProxyError()
         refusal.__cause__ = error

@@ -16,18 +16,19 @@ from trio.testing import wait_all_tasks_blocked
 from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
 from db.queries import ledger as books
 from llm_proxy import log
-from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenLocked
+from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger.locked import LockedRequests
+from llm_proxy.ledger.lookup import Lookups
 from llm_proxy.ledger.outage import Outage
 from llm_proxy.ledger.portion import Portion, Ticket
 from llm_proxy.ledger.sweeping import sweep
-from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, transact
+from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, judge, transact
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from db.database import Database
-    from db.records import Worker
+    from db.records import Token, Worker
 
 #: Most admissions, and most settlements, in one transaction: bounds its locks and the size of its statements.
 MAX_BATCH = 500
@@ -90,6 +91,7 @@ class Ledger:
         self._exclusive = exclusive
         self._heartbeat = heartbeat
         self._dead_after = MISSED_HEARTBEATS * heartbeat
+        self._lookups = Lookups(database, ADMISSION_DEADLINE)
         self._waiting: deque[Ticket] = deque()
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[Settlement] = deque()
@@ -148,6 +150,28 @@ class Ledger:
         """Whether anything is queued, or on its way to the database."""
         return self.waiting > 0 or self.unsettled > 0 or bool(self._under_way)
 
+    async def check(self, application: Application) -> tuple[Token, str]:
+        """Judge a request by its head before its body is waited for; nothing is counted, and `admit` judges it again.
+
+        Returns the token, and the name of its project's provider. Cancelling is safe at any moment.
+
+        Raises:
+            DatabaseAway: the database does not answer.
+            ProxyError: the request is refused.
+        """
+        if self._away:
+            raise DatabaseAway
+        if not self._running:
+            raise DatabaseUnavailable
+        found = await self._lookups.find(application.digest)
+        if found is None:
+            raise TokenInvalid
+        token, project = found
+        refusal = judge(application, token, project, datetime.now(UTC))
+        if refusal is not None:
+            raise refusal.about(token.id, project.id, project.provider)
+        return token, project.provider
+
     async def admit(self, application: Application) -> Grant:
         """Wait for the decision of the next shared transaction.
 
@@ -184,6 +208,7 @@ class Ledger:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._refuse_overdue)
                 nursery.start_soon(self._write_aside)
+                nursery.start_soon(self._lookups.run)
                 await self._write()
         finally:
             self._running = False

@@ -5,13 +5,21 @@ from __future__ import annotations
 import hashlib
 from typing import TYPE_CHECKING
 
-from llm_proxy.errors import EndpointNotAllowed, ProxyError, TokenInvalid, TokenMissing, UpgradeRequired
+from llm_proxy.errors import (
+    BadRequest,
+    EndpointNotAllowed,
+    Overloaded,
+    ProxyError,
+    TokenInvalid,
+    TokenMissing,
+    UpgradeRequired,
+)
 from llm_proxy.ledger import Application
-from llm_proxy.proxy import headers, parameters, paths
-from llm_proxy.proxy.usage import model_name
+from llm_proxy.proxy import headers, paths
 
 if TYPE_CHECKING:
     from llm_proxy.proxy.inbound import Inbound
+    from llm_proxy.proxy.parameters import Parameters
     from llm_proxy.proxy.providers import Providers
 
 
@@ -41,7 +49,11 @@ def needs_body(inbound: Inbound, providers: Providers) -> bool:
 
 
 def application(
-    inbound: Inbound, token_digest: bytes, providers: Providers, body: bytes | None, path: str
+    inbound: Inbound,
+    token_digest: bytes,
+    providers: Providers,
+    found: Parameters | BadRequest | None,
+    path: str,
 ) -> Application:
     """Put together what the ledger has to decide on.
 
@@ -49,25 +61,23 @@ def application(
         inbound: the request.
         token_digest: the digest of its token.
         providers: all that are configured.
-        body: the whole body, where `needs_body` asked for it.
+        found: the parameters of its body, or why they cannot be read; none before the body is read, and None if it is
+            not going to be.
         path: the path as it may be kept, without credentials.
     """
-    found: parameters.Parameters | None = None
-    unreadable: ProxyError | None = None
-    if body is not None:
-        try:
-            found = parameters.read(body, inbound.headers)
-            inbound.model = model_name(next(iter(found.get("model", ())), None))
-        except ProxyError as error:
-            # Whether that matters depends on the project's provider.
-            unreadable = error
 
     def refusal(name: str) -> ProxyError | None:
         provider = providers.by_name.get(name)
         if provider is None:
             return EndpointNotAllowed(f"The project's provider '{name}' is not configured in this proxy.")
-        refused = provider.refusal(inbound.method, inbound.route.path, inbound.headers, found)
-        return refused or (unreadable if provider.needs_body else None)
+        known = None if isinstance(found, BadRequest) else found
+        refused = provider.refusal(inbound.method, inbound.route.path, inbound.headers, known)
+        if refused is not None or not (provider.needs_body and inbound.has_body):
+            return refused
+        if found is None:
+            # It belonged to a provider without such rules when it began to arrive.
+            return Overloaded("The project's provider was changed meanwhile. Send the request again.")
+        return found if isinstance(found, BadRequest) else None
 
     named = inbound.route.provider
     return Application(

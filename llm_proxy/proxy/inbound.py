@@ -6,11 +6,14 @@ afterwards the only event left is the disconnect. A body is never held whole unl
 
 from __future__ import annotations
 
+import math
+import sys
 from typing import TYPE_CHECKING, Any
 
 import trio
+from attrs import define
 
-from llm_proxy.errors import RequestTooLarge
+from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, RequestTooLarge
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,12 +28,33 @@ READ_AHEAD = 64 * 1024
 
 #: Seconds that a provider has to end its body once a client has left that misses nothing.
 REST_TIMEOUT = 0.1
+#: Seconds for which a client may keep a request waiting for its body, and bytes that buy a further second: a body has
+#: to come at 1 KiB/s on average from then on.
+BODY_PATIENCE = 10.0
+BODY_RATE = 1024
+#: Bytes of a body that are joined into one piece, so that all of it can be sent again on another connection. Up to here
+#: bodies that have to be judged are bounded by the number of requests, beyond it by `HELD_LIMIT`.
+JOINED = 1024 * 1024
+#: Bytes of longer bodies that a process holds at once because they have to be judged: two of the longest that
+#: `MAX_REQUEST_SIZE` accepts by default, and a small part of what a container usually has.
+HELD_LIMIT = 256 * 1024 * 1024
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"sec-websocket-key"})
 
 
 class ClientGone(Exception):
     """The client closed its connection before its body was complete."""
+
+
+@define(eq=False)
+class HeldBodies:
+    """What the long bodies that have to be judged take of the process's memory, all together.
+
+    Attributes:
+        size: bytes, what Python needs to keep them included.
+    """
+
+    size: int = 0
 
 
 class Inbound:
@@ -43,6 +67,7 @@ class Inbound:
         client: the client's address, empty if it has none (a Unix socket).
         model: the model that the body asks for, if a rule had to read it.
         arrived: trio's clock at arrival.
+        has_slot: whether it counts as running.
         admitted: whether the ledger has a reservation for it.
         answered: whether the client is about to have all that it waits for, so that leaving is no failure any more.
         gone: whether the client has left before that.
@@ -76,6 +101,7 @@ class Inbound:
         self.client: str = (scope.get("client") or ("",))[0]
         self.model = ""
         self.arrived = arrived
+        self.has_slot = False
         self.admitted = False
         self.answered = False
         self.gone = False
@@ -90,11 +116,16 @@ class Inbound:
         self.scope: trio.CancelScope | None = None
         extension = (scope.get("extensions") or {}).get(HANG_UP)
         self.notify: Callable[[Callable[[], bool]], None] | None = extension and extension["notify"]
+        self._arrived: Callable[[], bool] | None = extension and extension.get("arrived")
         self._receive = receive
         self._max_size = max_size
         self._ended = False
         self._pieces: list[bytes] = []
         self._held = 0
+        self._waited = 0.0
+        self._fault: ProxyError | None = None
+        self._charged = 0
+        self._held_bodies: HeldBodies | None = None
         self._news = trio.Event()
         self._room = trio.Event()
         for name, value in self.headers:
@@ -120,22 +151,58 @@ class Inbound:
             raise self._too_large()
 
     async def begin(self) -> None:
-        """Take the first piece of the body, which usually came with the head, and often is all of it.
+        """Take what came with the head of the body, without waiting for the client; often that is all of it.
 
-        A client that expects `100 Continue` is not asked for its body before it is admitted.
+        A client that expects `100 Continue` is not asked for its body yet.
         """
-        if self.has_body and not self.expects_continue:
-            await self._take()
-            if self._ended and not self.received:
-                self.has_body = False
-        elif not self.has_body:
+        if not self.has_body:
             self._ended = True
-
-    async def whole(self) -> bytes:
-        """Wait for the whole body and keep it, for rules that need to read it."""
-        while not self._ended:
+        elif self.expects_continue:
+            pass
+        elif self._arrived is None:
+            with trio.CancelScope(deadline=-math.inf):
+                await self._take()
+        elif self._arrived():
             await self._take()
-        return b"".join(self._pieces)
+
+    async def first_piece(self) -> None:
+        """Wait until some of the body is here; a client that expects `100 Continue` is not asked for it yet."""
+        while not (self._ended or self._pieces or self.expects_continue):
+            await self._wait()
+
+    async def hold(self, held: HeldBodies, see: Callable[[bytes], Awaitable[None]]) -> None:
+        """Wait for the whole body and keep it; each piece is shown to `see` as it arrives.
+
+        Raises:
+            Overloaded: the bodies that are held take too much memory.
+            RequestTimeout, RequestTooLarge: as for all bodies.
+        """
+        seen = charged = 0
+        self._held_bodies = held
+        while True:
+            if self.received > JOINED:
+                self._charge(held, self._pieces[charged:])
+                charged = len(self._pieces)
+            for piece in self._pieces[seen:]:
+                await see(piece)
+            if self._ended:
+                return
+            seen = len(self._pieces)
+            await self._wait()
+
+    def _charge(self, held: HeldBodies, pieces: list[bytes]) -> None:
+        size = sum(map(sys.getsizeof, pieces))
+        if held.size + size > HELD_LIMIT:
+            raise Overloaded("The proxy holds as many long request bodies as it has memory for.")
+        held.size += size
+        self._charged += size
+
+    def release(self, size: int | None = None) -> None:
+        """Give back what some of the body, or all of it, was charged for."""
+        if self._held_bodies is not None:
+            given = self._charged if size is None else min(size, self._charged)
+            self._charged -= given
+            self._held_bodies.size -= given
 
     @property
     def shape(self) -> Shape:
@@ -154,10 +221,14 @@ class Inbound:
         return self._ended
 
     def complete(self) -> bytes | None:
-        """The whole body, if it is here already; raises `RequestTooLarge` where it came to be too long meanwhile."""
-        if self.received > self._max_size:
-            raise self._too_large()
-        return b"".join(self._pieces) if self._ended else None
+        """The whole body, if it is here already and not too long to be joined.
+
+        Raises:
+            RequestTooLarge, RequestTimeout: it came to be too long meanwhile, or too slow.
+        """
+        if self._fault is not None:
+            raise self._fault
+        return b"".join(self._pieces) if self._ended and self._held <= JOINED else None
 
     async def watch(self) -> None:
         """Read on until the client leaves, then cancel the request."""
@@ -167,13 +238,13 @@ class Inbound:
                     await self._room.wait()
                     self._room = trio.Event()
                 else:
-                    await self._take()
+                    await self._wait()
             event = await self._receive()
             while event["type"] != "http.disconnect":
                 event = await self._receive()
         except ClientGone:
             pass
-        except RequestTooLarge:
+        except ProxyError:
             # The upload learns of it from the iterator, and can still be answered.
             return
         self.leave()
@@ -195,16 +266,17 @@ class Inbound:
         """Hand on the pieces as they arrive, while `watch` is reading.
 
         Raises:
-            RequestTooLarge: the body has grown beyond the limit.
+            RequestTooLarge, RequestTimeout: the body has grown beyond the limit, or comes too slowly.
         """
         while True:
             while self._pieces:
                 piece = self._pieces.pop(0)
                 self._held -= len(piece)
+                self.release(sys.getsizeof(piece))
                 self._room.set()
                 yield piece
-            if self.received > self._max_size:
-                raise self._too_large()
+            if self._fault is not None:
+                raise self._fault
             if self._ended:
                 return
             await self._news.wait()
@@ -221,9 +293,31 @@ class Inbound:
             self._pieces.append(piece)
             self._held += len(piece)
         self._ended = not event.get("more_body", False)
-        self._news.set()
+        if self._ended and not self.received:
+            self.has_body = False
         if self.received > self._max_size:
-            raise self._too_large()
+            self._fault = self._too_large()
+        self._news.set()
+        if self._fault is not None:
+            raise self._fault
+
+    async def _wait(self) -> None:
+        """Take the next piece, if the client does not keep us waiting for too long, all its pauses together.
+
+        Only the time counts in which there was room for more, so a provider that takes slowly does not matter.
+        """
+        began = trio.current_time()
+        allowed = max(BODY_PATIENCE, self.received / BODY_RATE)
+        with trio.move_on_at(began + allowed - self._waited) as patience:
+            await self._take()
+        self._waited += trio.current_time() - began
+        if patience.cancelled_caught:
+            self._fault = RequestTimeout(
+                f"The body of the request came too slowly: {self.received} bytes while the proxy waited for it for "
+                f"{self._waited:.0f} s (allowed: {BODY_RATE} bytes per second after {BODY_PATIENCE:.0f} s)"
+            )
+            self._news.set()
+            raise self._fault
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"The request body is larger than the {self._max_size} bytes that this proxy accepts.")

@@ -1,60 +1,94 @@
 """The parameters in a request body, for providers that limit their values (`param_whitelist`).
 
 A whitelist holds only if the provider cannot read another value than the one that was judged. So a body that readers
-may understand differently is refused: JSON with a name twice in one object, or with a limited name in another case
-(some readers ignore case), JSON that is not UTF-8, a compressed body, a form that is not written in the plainest way.
+may understand differently is refused: a media type that the endpoint does not take, a compressed body, JSON that is
+ambiguous (`json_members.py`), a form that is not written in the plainest way (`multipart.py`), and a name that some
+reader takes for that of a limited parameter.
+
+A body is read while it arrives, in memory that does not grow with it.
 """
 
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Any
-from urllib.parse import parse_qsl
+from typing import Protocol
 
 from attrs import frozen
 
 from llm_proxy.errors import InvalidJson, ParameterNotAllowed
-from llm_proxy.proxy.headers import Headers, media_type
+from llm_proxy.proxy import multipart
+from llm_proxy.proxy.headers import Headers
+from llm_proxy.proxy.json_members import JsonMembers
+from llm_proxy.proxy.multipart import Multipart
 from llm_proxy.redaction import quoted
 
-#: Each parameter's values as text, in order of appearance; None stands for a list, an object or a file.
+#: Each parameter's values as text, in order of appearance; None stands for a list, an object, a file or a long text.
 Parameters = Mapping[str, Sequence[str | None]]
 
-_BOUNDARY = re.compile(rb"""boundary=(?:"([^"\\]{1,70})"|([^\s"\\;,]{1,70}))""", re.IGNORECASE)
+#: Bytes of a body that are read without giving other requests a turn; a few milliseconds at worst.
+SLICE = 16 * 1024
 
-_DISPOSITION = re.compile(
-    rb"""content-disposition: ?form-data; ?name="([^"\\\r\n%]+)"(; ?filename="[^"\\\r\n]*")?""", re.IGNORECASE
+_JSON = re.compile(rb"""application/json(?:[ \t]*;[ \t]*charset="?utf-8"?)?""", re.IGNORECASE)
+
+#: Endpoints that take files, and so forms: of OpenAI's API files, uploads, images, audio, videos, containers and skills
+#: (https://platform.openai.com/docs/api-reference), of Anthropic's files and skills (https://docs.claude.com/en/api).
+#: All others take JSON only, and none takes `application/x-www-form-urlencoded`.
+_UPLOAD = re.compile(
+    rb".*/(?:files|parts|edits|variations|transcriptions|translations|videos|remix|extensions|characters|skills|versions)"
 )
 
-#: Fields of a form part that do not change what its content says; a transfer encoding would.
-_HARMLESS_FIELDS = frozenset({b"content-type", b"content-length"})
-
-_UNREADABLE_FORM = "The form cannot be read safely, so that its parameters cannot be checked."
+#: Where the rest of a name is an index, a key or not read at all: `model[0]`, `model.x`, and C strings.
+_INDEX = re.compile(r"[\[.\0]")
 
 
-def read(body: bytes, headers: Headers) -> Parameters:
-    """Read the parameters of a whole request body; an empty body has none.
+class Reader(Protocol):
+    """Reads one body: `feed` it in pieces, then ask for its parameters with `end`."""
 
-    JSON is assumed unless `Content-Type` says that it is a form. Raises `InvalidJson` for what is not a JSON object or
-    is ambiguous, `ParameterNotAllowed` for a form or an encoding that cannot be read safely.
+    def feed(self, data: bytes) -> None:
+        """Take the next piece; raises `InvalidJson` or `ParameterNotAllowed` for what cannot be read safely."""
+
+    def end(self) -> Parameters:
+        """All parameters; raises likewise. An empty body has none."""
+
+
+def reader(headers: Headers, path: bytes) -> Reader:
+    """Make the reader of a request's body; JSON is assumed if the request has no `Content-Type`.
+
+    Args:
+        headers: of the request.
+        path: of the endpoint, which says whether forms are taken.
+
+    Raises:
+        InvalidJson, ParameterNotAllowed: the body has a type or an encoding that cannot be read here.
     """
-    if not body:
-        return {}
     content_types = [value for name, value in headers if name == b"content-type"]
     if len(content_types) > 1:
         raise InvalidJson("The request has more than one Content-Type.")
     if any(name == b"content-encoding" and value.strip().lower() != b"identity" for name, value in headers):
         raise ParameterNotAllowed("A compressed body is not accepted here, because its parameters have to be checked.")
-    content_type = content_types[0] if content_types else b""
-    kind = media_type(content_type)
-    if kind == b"multipart/form-data":
-        return _multipart(body, content_type)
-    if kind == b"application/x-www-form-urlencoded":
-        return _form(body)
-    return _json(body)
+    takes_forms = _UPLOAD.fullmatch(path) is not None
+    if not content_types or _JSON.fullmatch(content_types[0]):
+        return JsonMembers()
+    form = multipart.CONTENT_TYPE.fullmatch(content_types[0])
+    if takes_forms and form is not None:
+        return Multipart(form[1] or form[2])
+    allowed = "application/json" + (", multipart/form-data with one plain boundary" if takes_forms else "")
+    shown = quoted(content_types[0].decode("latin-1"))
+    raise ParameterNotAllowed(
+        f"Content-Type {shown} is not allowed here, because the parameters have to be checked (allowed: {allowed})"
+    )
+
+
+def read(body: bytes, headers: Headers, path: bytes) -> Parameters:
+    """Read the parameters of a whole body; an empty one has none whatever its type. Raises as `reader` and `Reader`."""
+    if not body:
+        return {}
+    found = reader(headers, path)
+    found.feed(body)
+    return found.end()
 
 
 @frozen
@@ -63,7 +97,7 @@ class ParameterRules:
 
     _whitelist: Mapping[str, Sequence[str]]
     _patterns: Mapping[str, re.Pattern[str] | None]
-    _folded: Mapping[str, str]
+    _bare: Mapping[str, str]
 
     @classmethod
     def compile(cls, whitelist: Mapping[str, Sequence[str]]) -> ParameterRules:
@@ -72,16 +106,16 @@ class ParameterRules:
             name: None if "*" in globs else re.compile("|".join(map(fnmatch.translate, globs)))
             for name, globs in whitelist.items()
         }
-        return cls(whitelist, patterns, {name.casefold(): name for name in whitelist})
+        return cls(whitelist, patterns, {_bare(name): name for name in whitelist})
 
     def refusal(self, parameters: Parameters) -> ParameterNotAllowed | None:
         """Judge `parameters`; one that is absent is allowed, for the provider's own default applies."""
         for name, values in parameters.items():
-            known = self._folded.get(name.casefold())
-            if known is None:
+            if name not in self._patterns:
+                known = self._bare.get(_bare(name)) or self._bare.get(_bare(_INDEX.split(name, maxsplit=1)[0]))
+                if known is not None:
+                    return ParameterNotAllowed(f"Write the parameter '{known}' in exactly this way.", param=known)
                 continue
-            if known != name:
-                return ParameterNotAllowed(f"Write the parameter '{known}' in exactly this way.", param=known)
             pattern = self._patterns[name]
             if pattern is None:
                 continue
@@ -93,80 +127,6 @@ class ParameterRules:
         return None
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise InvalidJson("The request body is ambiguous: a JSON object has the same name twice.")
-    return members
-
-
-def _json(body: bytes) -> Parameters:
-    try:
-        document = json.loads(body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        raise InvalidJson from None
-    if not isinstance(document, dict):
-        raise InvalidJson("The request body is not a JSON object.")
-    return {name: (_text(value),) for name, value in document.items()}
-
-
-def _refuse_constant(constant: str) -> None:
-    raise ValueError(constant)
-
-
-def _text(value: object) -> str | None:
-    """A scalar in JSON's own notation, strings without their quotes."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (list, dict)):
-        return None
-    return json.dumps(value)
-
-
-def _form(body: bytes) -> Parameters:
-    try:
-        pairs = parse_qsl(
-            body.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=1000
-        )
-    except ValueError:
-        raise ParameterNotAllowed(_UNREADABLE_FORM) from None
-    values: dict[str, list[str | None]] = {}
-    for name, value in pairs:
-        values.setdefault(name, []).append(value)
-    return values
-
-
-def _multipart(body: bytes, content_type: bytes) -> Parameters:
-    """Read a form (RFC 7578) whose parts each begin with a plain `Content-Disposition`, the way that clients write."""
-    boundaries = _BOUNDARY.findall(content_type)
-    if len(boundaries) != 1:
-        raise ParameterNotAllowed(_UNREADABLE_FORM)
-    boundary = b"--" + (boundaries[0][0] or boundaries[0][1])
-    opening, *parts = (b"\r\n" + body).split(b"\r\n" + boundary)
-    # A boundary after a bare line feed is content to us, and would be a delimiter to a lenient reader.
-    if opening or not parts or parts.pop() not in (b"--", b"--\r\n") or body.count(boundary) != len(parts) + 1:
-        raise ParameterNotAllowed(_UNREADABLE_FORM)
-    values: dict[str, list[str | None]] = {}
-    for part in parts:
-        name, value = _part(part)
-        values.setdefault(name, []).append(value)
-    return values
-
-
-def _part(part: bytes) -> tuple[str, str | None]:
-    """The name of a form part and its value, None for a file."""
-    head, blank, content = part.partition(b"\r\n\r\n")
-    match: re.Match[bytes] | None = None
-    first, *fields = head.split(b"\r\n")
-    for field in fields:
-        name = field.partition(b":")[0].lower()
-        if name == b"content-disposition" and match is None:
-            match = _DISPOSITION.fullmatch(field)
-        elif name not in _HARMLESS_FIELDS:
-            raise ParameterNotAllowed(_UNREADABLE_FORM)
-    if first or not blank or match is None:
-        raise ParameterNotAllowed(_UNREADABLE_FORM)
-    try:
-        return match[1].decode("utf-8"), None if match[2] else content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ParameterNotAllowed(_UNREADABLE_FORM) from None
+def _bare(name: str) -> str:
+    """What is left of a name for readers that ignore case, punctuation, blanks and Unicode's variants of a letter."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", name).casefold()))

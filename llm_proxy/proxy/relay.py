@@ -9,31 +9,43 @@ import trio
 from attrs import define, field
 
 from llm_proxy import log
-from llm_proxy.errors import Overloaded, ProxyError
+from llm_proxy.errors import BadRequest, Overloaded, ProxyError
 from llm_proxy.identifiers import request_id
 from llm_proxy.log import RequestLine
-from llm_proxy.proxy import admission, faults
+from llm_proxy.proxy import admission, faults, parameters
 from llm_proxy.proxy.exchange import Exchange
-from llm_proxy.proxy.inbound import ClientGone, Inbound
+from llm_proxy.proxy.inbound import ClientGone, HeldBodies, Inbound
+from llm_proxy.proxy.usage import model_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
     from structlog.typing import FilteringBoundLogger
 
+    from db.records import Token
     from llm_proxy.crypto import KeyRing
     from llm_proxy.ledger import Application, Grant, Result
     from llm_proxy.log import Log
     from llm_proxy.metrics import Metrics
+    from llm_proxy.proxy.parameters import Parameters
     from llm_proxy.proxy.providers import Providers, Route
     from llm_proxy.proxy.upstream.interface import Upstream
 
     Receive = Callable[[], Awaitable[Any]]
     Send = Callable[[Any], Awaitable[None]]
 
+#: Seconds in which a client has to take the answer to a request that is refused.
+REFUSAL_PATIENCE = 10.0
+
 
 class Admissions(Protocol):
     """Who decides on requests and keeps the books: `Ledger`, or `Grace` in front of it."""
+
+    async def check(self, application: Application) -> tuple[Token, str]:
+        """Judge a request by its head, before its body is waited for: its token, and its provider's name.
+
+        Raises ProxyError where the request is refused.
+        """
 
     async def admit(self, application: Application) -> Grant:
         """Wait for the decision; raises ProxyError where the request is refused."""
@@ -49,7 +61,8 @@ class Relay:
     Attributes:
         max_request_size: bytes of the longest request body that is accepted.
         max_concurrent: most requests at once; further ones are turned away.
-        running: requests that are in the relay now.
+        running: requests with a good token that are in the relay now.
+        held: what the long bodies that have to be judged take of the memory.
     """
 
     providers: Providers
@@ -61,6 +74,7 @@ class Relay:
     max_request_size: int
     max_concurrent: int
     running: int = 0
+    held: HeldBodies = field(factory=HeldBodies)
     _events: FilteringBoundLogger = field(factory=lambda: log.logger("relay"), init=False)
 
     def route(self, raw_path: bytes) -> Route | None:
@@ -72,23 +86,24 @@ class Relay:
     ) -> None:
         """Serve one request, or answer it with `refusal`."""
         inbound = Inbound(request_id(), trio.current_time(), route, scope, receive, self.max_request_size)
-        self.running += 1
         try:
             if refusal is not None:
                 raise refusal
-            if self.running > self.max_concurrent:
+            if self.running >= self.max_concurrent:
                 raise Overloaded
             await self._handle(inbound, send)
         except ProxyError as error:
             if not inbound.admitted:
                 self._report_refusal(inbound, error)
-            with suppress(OSError):
+            with suppress(OSError), trio.move_on_after(REFUSAL_PATIENCE):
                 await _answer(inbound, error, send)
         except ClientGone:
             # It left before there was anything to write down.
             return
         finally:
-            self.running -= 1
+            inbound.release()
+            if inbound.has_slot:
+                self.running -= 1
 
     async def _handle(self, inbound: Inbound, send: Send) -> None:
         """Decide what can be decided at once, then run the request until the client leaves.
@@ -100,9 +115,28 @@ class Relay:
         inbound.check_size()
         digest = admission.digest(inbound)
         await inbound.begin()
-        body = await inbound.whole() if admission.needs_body(inbound, self.providers) else None
         path = self.request_log.path(inbound.path.decode("ascii"))
-        application = admission.application(inbound, digest, self.providers, body, path)
+        found: Parameters | BadRequest | None = None
+        if inbound.ended:
+            if admission.needs_body(inbound, self.providers):
+                try:
+                    found = await self._read(inbound)
+                except BadRequest as error:
+                    # Whether that matters depends on the project's provider.
+                    found = error
+        else:
+            # A body is worth waiting for only if the token is good, and only then the request may take a slot.
+            head = admission.application(inbound, digest, self.providers, {}, path)
+            token, provider = await self.ledger.check(head)
+            try:
+                self._take_slot(inbound)
+                if self.providers.by_name[provider].needs_body:
+                    found = await self._read(inbound)
+                else:
+                    await inbound.first_piece()
+            except ProxyError as error:
+                raise error.about(token.id, token.project_id, provider)
+        application = admission.application(inbound, digest, self.providers, found, path)
         if inbound.notify is not None:
             inbound.notify(inbound.leave)
             if inbound.ended:
@@ -121,6 +155,29 @@ class Relay:
         if refusal is not None:
             raise refusal
 
+    async def _read(self, inbound: Inbound) -> Parameters:
+        """Wait for the whole body, and read its parameters as it arrives; raises `BadRequest` if they are ambiguous."""
+        reader = parameters.reader(inbound.headers, inbound.route.path)
+
+        async def see(piece: bytes) -> None:
+            for start in range(0, len(piece), parameters.SLICE):
+                if start:
+                    await trio.lowlevel.checkpoint()
+                reader.feed(piece[start : start + parameters.SLICE])
+
+        await inbound.hold(self.held, see)
+        found = reader.end()
+        inbound.model = model_name(next(iter(found.get("model", ())), None))
+        return found
+
+    def _take_slot(self, inbound: Inbound) -> None:
+        """Count the request as running; raises `Overloaded` if there are enough of them."""
+        if not inbound.has_slot:
+            if self.running >= self.max_concurrent:
+                raise Overloaded
+            self.running += 1
+            inbound.has_slot = True
+
     async def _serve(self, application: Application, inbound: Inbound, send: Send) -> None:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
         grant = await self.ledger.admit(application)
@@ -129,6 +186,8 @@ class Relay:
         name = grant.provider
         self.metrics.upstream_started(name)
         try:
+            # Until here nobody knew the token of a request that came in one piece. Beyond the bound it is void.
+            self._take_slot(inbound)
             api_key = self.keyring.open(grant.sealed_key, grant.reservation.project_id)
             await exchange.run(self.providers.by_name[name], self.upstreams[name], api_key)
         except ProxyError as error:

@@ -61,7 +61,7 @@ class Http1Connection:
         self._on_hang_up: Callable[[], bool | None] | None = None
         self._descriptor = transport.socket.fileno()
         if site.hang_ups is not None:
-            self._scope_of_all["extensions"] = {EXTENSION: {"notify": self._notify}}
+            self._scope_of_all["extensions"] = {EXTENSION: {"notify": self._notify, "arrived": self._body_arrived}}
 
     @property
     def busy(self) -> bool:
@@ -128,6 +128,10 @@ class Http1Connection:
         """Tell the application that runs when the client leaves."""
         self._on_hang_up = listener
         self.heed()
+
+    def _body_arrived(self) -> bool:
+        """Whether the application would get a piece of the body, or its end, without waiting."""
+        return self.reader.has_body or self.reader.complete
 
     def _hang_up(self, gone: bool) -> None:  # noqa: FBT001 - as `HangUps` tells it
         self._half_closed = True

@@ -91,6 +91,9 @@ class Http2Stream:
 
     async def receive(self) -> Message:
         """Return the next piece of the body; behind it, and when the client has left, `http.disconnect`."""
+        if not self._gone and not self._body_read and (self._inbox or self._ended):
+            # At once, for applications that want no more than what is here.
+            return await self._take()
         await trio.lowlevel.checkpoint()
         with trio.move_on_after(self._body_timeout) as patience:
             while not self._gone:

@@ -4,40 +4,17 @@ Each test runs the same request over and over. The first time it is stopped at i
 second, and so on, until it runs to its end. After each run the pool has nothing in use, no database connection is
 checked out, nothing is in flight, the books balance, and there is exactly one settlement for each admission.
 """
-# ruff: noqa: ASYNC110 (the test looks at the ledger and the provider from outside, where there is no event)
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
-from attrs import define, field
-from sqlalchemy import func, select
+from attrs import define
 
-from db import dsn
-from db.database import Database, open_database
-from db.options import Options
-from db.queries import ledger as books
-from db.queries import projects, tokens
-from db.records import Worker
-from db.schema import in_flight, metadata, requests
-from llm_proxy import log
-from llm_proxy.crypto import KeyRing, digest, new_token_secret
-from llm_proxy.identifiers import new_id
-from llm_proxy.ledger import Ledger
-from llm_proxy.metrics import Metrics
-from llm_proxy.proxy import provider_file
-from llm_proxy.proxy.inbound import HANG_UP
-from llm_proxy.proxy.relay import Relay
-from llm_proxy.proxy.upstream import open_pool
-from llm_proxy.proxy.upstream.origin import Timeouts
-from llm_proxy.settings import Settings
-from tests.db.queries.books import a_project, a_token
+from tests.proxy.stage import Client, Scene, scene
 
 #: More steps than any of these requests takes.
 TOO_MANY = 400
@@ -61,176 +38,19 @@ class Stop(trio.abc.Instrument):
             self.action()
 
 
-@define
-class Client:
-    """The client's end of an ASGI connection: sends its body in pieces, and leaves when it is told to."""
-
-    pieces: list[bytes]
-    left: trio.Event = field(factory=trio.Event)
-    on_leaving: Callable[[], None] = lambda: None
-    received: list[dict[str, Any]] = field(factory=list)
-
-    def leave(self) -> None:
-        self.left.set()
-        self.on_leaving()
-
-    def notify(self, listener: Callable[[], None]) -> None:
-        """The server's offer to tell when the client leaves."""
-        self.on_leaving = listener
-
-    async def receive(self) -> dict[str, Any]:
-        if self.pieces and not self.left.is_set():
-            await trio.lowlevel.checkpoint()
-            piece = self.pieces.pop(0)
-            return {"type": "http.request", "body": piece, "more_body": bool(self.pieces)}
-        await self.left.wait()
-        return {"type": "http.disconnect"}
-
-    async def send(self, message: dict[str, Any]) -> None:
-        await trio.lowlevel.checkpoint()
-        if self.left.is_set():
-            raise BrokenPipeError("the client has left")
-        self.received.append(message)
-
-    @property
-    def complete(self) -> bool:
-        return bool(self.received) and not self.received[-1].get("more_body", True)
+#: The pieces that a body comes in, whether the first comes with the head, and whether it has a declared length.
+BODIES = {
+    "small-body": ([b"{}"], True, False),
+    "body-behind-the-head": ([b"{}"], False, False),
+    "streamed-body": ([b'{"model":', b'"m"}'], True, True),
+    "streamed-body-behind-the-head": ([b'{"model":', b'"m"}'], False, True),
+}
 
 
-@define
-class Provider:
-    """A provider on loopback that answers in small pieces, and knows which connections are open."""
-
-    port: int = 0
-    open: int = 0
-    answered: int = 0
-
-    async def serve(self, task_status: trio.TaskStatus[None]) -> None:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        self.port = listeners[0].socket.getsockname()[1]
-        task_status.started()
-        await trio.serve_listeners(self._handle, listeners)
-
-    async def _handle(self, stream: trio.SocketStream) -> None:
-        self.open += 1
-        try:
-            data = b""
-            while chunk := await stream.receive_some():
-                data += chunk
-                head, blank, body = data.partition(b"\r\n\r\n")
-                if not blank or not (body.endswith(b"0\r\n\r\n") or len(body) == _declared(head)):
-                    continue
-                data = b""
-                self.answered += 1
-                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
-                await stream.send_all(b"Transfer-Encoding: chunked\r\n\r\n")
-                for piece in (b"data: 1\n\n", b"data: [DONE]\n\n"):
-                    await trio.lowlevel.checkpoint()
-                    await stream.send_all(b"%x\r\n%b\r\n" % (len(piece), piece))
-                await stream.send_all(b"0\r\n\r\n")
-        except trio.BrokenResourceError:
-            pass
-        finally:
-            self.open -= 1
-            await trio.aclose_forcefully(stream)
-
-
-def _declared(head: bytes) -> int:
-    for line in head.lower().split(b"\r\n"):
-        if line.startswith(b"content-length:"):
-            return int(line.partition(b":")[2])
-    return -1 if b"transfer-encoding" in head.lower() else 0
-
-
-@define
-class Scene:
-    database: Database
-    ledger: Ledger
-    relay: Relay
-    pool: Any
-    provider: Provider
-    secret: bytes
-    settled: int = 0
-
-    async def request(self, client: Client, *, chunked: bool, told: bool) -> None:
-        size = sum(map(len, client.pieces))
-        framing = (b"transfer-encoding", b"chunked") if chunked else (b"content-length", b"%d" % size)
-        scope = {
-            "type": "http",
-            "method": "POST",
-            "raw_path": b"/v1/chat/completions",
-            "query_string": b"",
-            "headers": [(b"authorization", b"Bearer " + self.secret), (b"content-type", b"application/json"), framing],
-            "extensions": {HANG_UP: {"notify": client.notify}} if told else {},
-        }
-        route = self.relay.route(b"/v1/chat/completions")
-        assert route is not None
-        await self.relay(route, scope, client.receive, client.send)
-
-    async def figures(self) -> tuple[int, int]:
-        def read(connection: Any) -> tuple[int, int]:
-            return tuple(connection.scalar(select(func.count()).select_from(table)) for table in (requests, in_flight))
-
-        return await self.database.read(read)
-
-    async def assert_nothing_is_left(self) -> None:
-        assert self.pool.in_use == 0, self.pool
-        assert self.relay.running == 0
-        with trio.fail_after(2):
-            while self.ledger.busy:
-                await trio.sleep(0.001)
-            while self.provider.open > self.pool.idle:
-                await trio.sleep(0.001)
-        settled, flying = await self.figures()
-        assert flying == 0
-        assert settled - self.settled in (0, 1)
-        self.settled = settled
-        assert await self.database.read(books.verify) == []
-        with trio.fail_after(2):
-            # The writer may be sending its heartbeat at this moment.
-            while self.database.checked_out:
-                await trio.sleep(0.001)
-
-
-@asynccontextmanager
-async def scene(folder: Path) -> AsyncIterator[Scene]:
-    provider = Provider()
-    async with trio.open_nursery() as nursery:
-        await nursery.start(provider.serve)
-        url = f"http://127.0.0.1:{provider.port}"
-        providers = provider_file.load(Settings.load({"OPENAI_API_URL": url}, {}, None))
-        target = dsn.parse("sqlite", None, str(folder / "ledger.db"))
-        async with open_database(target, Options(sqlite_synchronous="NORMAL")) as database:
-            await database.write(metadata.create_all)
-            keyring, secret = KeyRing.generate(), new_token_secret()
-            identity = new_id()
-            project = a_project(id=identity, api_key=keyring.seal("the-real-key", identity))
-            await database.write(projects.create, project)
-            await database.write(tokens.create, a_token(project.id, digest=digest(secret)))
-            now = datetime.now(UTC)
-            metrics = Metrics()
-            ledger = Ledger(database, Worker(new_id(), "here", 1, "0", now, now), metrics, exclusive=True)
-            pool = open_pool(providers.default.origin, Timeouts(5, 5, 5), environ={})
-            relay = Relay(
-                providers=providers,
-                upstreams={"openai": pool},
-                ledger=ledger,
-                keyring=keyring,
-                metrics=metrics,
-                request_log=log.configure(path=folder / "log"),
-                max_request_size=1 << 20,
-                max_concurrent=100,
-            )
-            await nursery.start(ledger.run)
-            yield Scene(database, ledger, relay, pool, provider, secret.encode())
-            pool.close()
-            await ledger.drain()
-            nursery.cancel_scope.cancel()
-
-
-async def run_until_step(stage: Scene, step: int, how: str, *, chunked: bool) -> bool:
+async def run_until_step(stage: Scene, step: int, how: str, body: str) -> bool:
     """Run one request and stop it at a step; True when it had ended before that."""
-    client = Client([b'{"model":', b'"m"}'] if chunked else [b"{}"])
+    pieces, at_once, chunked = BODIES[body]
+    client = Client(list(pieces), at_once)
     with trio.CancelScope() as outer:
         stop = Stop(step, outer.cancel if how == "cancelled" else client.leave)
         stop.root = trio.lowlevel.current_task()
@@ -243,19 +63,29 @@ async def run_until_step(stage: Scene, step: int, how: str, *, chunked: bool) ->
     return stop.taken < step and client.complete
 
 
-@pytest.mark.parametrize("chunked", [False, True], ids=["small-body", "streamed-body"])
+@pytest.mark.parametrize("body", list(BODIES))
 @pytest.mark.parametrize("how", ["cancelled", "client-leaves", "server-tells"])
 @pytest.mark.parametrize("warm", [False, True], ids=["new-connection", "kept-connection"])
-async def test_at_every_checkpoint(tmp_path: Path, how: str, *, chunked: bool, warm: bool) -> None:
+async def test_at_every_checkpoint(tmp_path: Path, how: str, body: str, *, warm: bool) -> None:
     async with scene(tmp_path) as stage:
-        for step in range(1, TOO_MANY):
-            if warm:
-                assert await run_until_step(stage, TOO_MANY, how, chunked=False)
-            else:
-                stage.pool.close()
-            if await run_until_step(stage, step, how, chunked=chunked):
-                break
+        await run_until_every_step(stage, how, body, warm=warm)
+
+
+@pytest.mark.parametrize("how", ["cancelled", "client-leaves", "server-tells"])
+async def test_at_every_checkpoint_of_a_body_that_is_judged(tmp_path: Path, how: str) -> None:
+    async with scene(tmp_path, judged=True) as stage:
+        await run_until_every_step(stage, how, "streamed-body", warm=True)
+
+
+async def run_until_every_step(stage: Scene, how: str, body: str, *, warm: bool) -> None:
+    for step in range(1, TOO_MANY):
+        if warm:
+            assert await run_until_step(stage, TOO_MANY, how, "small-body")
         else:
-            pytest.fail("the request never came to its end")
-        assert step > 8, "too few steps to prove anything"
-        assert stage.provider.answered > 0
+            stage.pool.close()
+        if await run_until_step(stage, step, how, body):
+            break
+    else:
+        pytest.fail("the request never came to its end")
+    assert step > 8, "too few steps to prove anything"
+    assert stage.provider.answered > 0

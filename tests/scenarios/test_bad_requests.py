@@ -20,7 +20,6 @@ NOT_KNOWN = "The API token is not known here. Ask the operator of this proxy for
 STRAY = "The request has a stray line end, a folded line or a null byte in its head."
 NOT_JSON = "The request body is not valid JSON."
 TOO_LARGE = f"The request body is larger than the {LARGEST} bytes that this proxy accepts."
-BAD_FORM = "The form cannot be read safely, so that its parameters cannot be checked."
 BEARER = {"www-authenticate": "Bearer"}
 
 
@@ -92,7 +91,12 @@ DATA_PLANE = (
     strict("a body that is no object", "[1]", "invalid_json", "The request body is not a JSON object."),
     strict("a body that is no text", '{"model": "\xe9"}', "invalid_json", NOT_JSON),
     strict("a number that JSON does not have", '{"model": NaN}', "invalid_json", NOT_JSON),
-    strict("a body that is nested for ever", "[" * 900, "invalid_json", NOT_JSON),
+    strict(
+        "a body that is nested too deeply",
+        '{"x": ' + "[" * 900,
+        "invalid_json",
+        "The request body is nested more than 500 levels deep.",
+    ),
     strict(
         "a name twice",
         '{"model": "gpt-4o", "model": "o1"}',
@@ -127,12 +131,20 @@ DATA_PLANE = (
         "A compressed body is not accepted here, because its parameters have to be checked.",
         "Content-Encoding: gzip",
     ),
-    strict("a form without a boundary", BODY, "parameter_not_allowed", BAD_FORM, "Content-Type: multipart/form-data"),
     strict(
-        "a form that is none",
+        "a form where none is taken",
         BODY,
         "parameter_not_allowed",
-        BAD_FORM,
+        'Content-Type "multipart/form-data; boundary=x" is not allowed here, because the parameters have to be checked '
+        "(allowed: application/json)",
+        "Content-Type: multipart/form-data; boundary=x",
+    ),
+    strict(
+        "JSON that is labelled as a form",
+        BODY,
+        "parameter_not_allowed",
+        'Content-Type "application/x-www-form-urlencoded" is not allowed here, because the parameters have to be '
+        "checked (allowed: application/json)",
         "Content-Type: application/x-www-form-urlencoded",
     ),
     strict(

@@ -1,0 +1,87 @@
+"""Reads tokens for requests whose bodies have not arrived yet: all that wait at the same time share one SELECT.
+
+A request must show a good token before its body is waited for, and admission comes only behind the body. The look-up
+locks nothing, counts nothing and decides nothing for good: admission judges the request again.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define, field
+
+from db.errors import DatabaseError
+from db.queries import ledger as books
+from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, Overloaded
+
+if TYPE_CHECKING:
+    from db.database import Database
+    from db.records import Project, Token
+
+#: Requests that may wait for a look-up at once. Each holds its head and at most one read of its body.
+MAX_WAITING = 1000
+
+
+@define(eq=False)
+class _Round:
+    """The digests of one SELECT, and what it found; None if the database did not answer."""
+
+    digests: set[bytes] = field(factory=set)
+    done: trio.Event = field(factory=trio.Event)
+    found: dict[bytes, tuple[Token, Project]] | None = None
+
+
+@define(eq=False)
+class Lookups:
+    """One SELECT at a time, for all that have come since the one before began. `run` does the work.
+
+    Attributes:
+        deadline: seconds that a request waits at most.
+        waiting: requests that wait now.
+    """
+
+    _database: Database
+    deadline: float
+    waiting: int = 0
+    _next: _Round = field(factory=_Round)
+    _wanted: trio.Event = field(factory=trio.Event)
+
+    async def find(self, digest: bytes) -> tuple[Token, Project] | None:
+        """The token that has this digest, with its project; None if there is none.
+
+        Raises:
+            Overloaded: too many requests wait already.
+            DatabaseAway: the database did not answer.
+            DatabaseUnavailable: it did not answer in time.
+        """
+        if self.waiting >= MAX_WAITING:
+            raise Overloaded
+        this = self._next
+        this.digests.add(digest)
+        self._wanted.set()
+        self.waiting += 1
+        try:
+            with trio.move_on_after(self.deadline) as patience:
+                await this.done.wait()
+        finally:
+            self.waiting -= 1
+        if patience.cancelled_caught:
+            raise DatabaseUnavailable
+        if this.found is None:
+            raise DatabaseAway
+        return this.found.get(digest)
+
+    async def run(self) -> None:
+        """Look up until cancelled."""
+        while True:
+            await self._wanted.wait()
+            self._wanted = trio.Event()
+            this, self._next = self._next, _Round()
+            try:
+                this.found = await self._database.read(books.look_up, this.digests)
+            except DatabaseError:
+                # The writer says so in the log when it finds the same.
+                pass
+            finally:
+                this.done.set()

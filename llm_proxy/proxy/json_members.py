@@ -1,0 +1,222 @@
+"""Reads the top-level members of a JSON body that arrives in pieces, and checks that every reader reads the same.
+
+Theory of operation. A generator walks over the tokens of the document (RFC 8259) and asks for the next piece whenever
+one of them may be cut. Nothing is built: it keeps the names of the objects that are open at the moment, to find
+duplicates, and the names and scalar values of the top level. So memory and time are bounded by `MAX_TOKENS` and
+`MAX_DEPTH` beside the length of the body, and a piece of 16 KiB takes a few milliseconds at worst.
+
+Long strings are passed over by one regular expression per piece, and so are the scalars of an array.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Generator
+
+from llm_proxy.errors import InvalidJson
+
+#: Names, strings, brackets, commas, colons and scalars in one document. A conversation of 100,000 messages has fewer.
+MAX_TOKENS = 1_000_000
+#: Arrays and objects in one another. Readers give up at different depths, some of them at 512.
+MAX_DEPTH = 500
+#: Longest value that can be compared, in bytes of JSON text; a longer one counts as a list or an object does.
+LONGEST_VALUE = 64 * 1024
+#: Longest name and longest number, in bytes of JSON text.
+_LONGEST_NAME = 4096
+_LONGEST_NUMBER = 4300
+
+_SPACE = b" \t\n\r"
+_SCALAR = rb"(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+|true|false|null)"
+#: A scalar counts once it is known where it ends.
+_TOKEN = re.compile(rb'[ \t\n\r]*+(?:([{}\[\]:,"])|(' + _SCALAR + rb")(?=[ \t\n\r,\]}]))")
+#: Scalars and plain strings of an array, each with its comma.
+_ROW = re.compile(rb"(?:[ \t\n\r]*+(?:" + _SCALAR + rb'|"[^"\\\x00-\x1f]*+")[ \t\n\r]*+,)++')
+#: What may stand in a string, up to its closing quote, or to an escape whose rest has not come yet.
+_TEXT = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
+_LONGEST_ESCAPE = 6
+
+# What may come next, and where each token may stand; None is a scalar.
+_VALUE, _VALUE_OR_END, _NAME, _NAME_OR_END, _COLON, _COMMA_OR_END = range(6)
+_VALUES = frozenset({_VALUE, _VALUE_OR_END})
+_PLACES: dict[bytes | None, frozenset[int]] = {
+    None: _VALUES,
+    b'"': _VALUES | {_NAME, _NAME_OR_END},
+    b"{": _VALUES,
+    b"[": _VALUES,
+    b"}": frozenset({_NAME_OR_END, _COMMA_OR_END}),
+    b"]": frozenset({_VALUE_OR_END, _COMMA_OR_END}),
+    b":": frozenset({_COLON}),
+    b",": frozenset({_COMMA_OR_END}),
+}
+
+
+class JsonMembers:
+    """`feed` it a body in pieces cut anywhere, then ask for its members with `end`.
+
+    Refused are: what RFC 8259 does not allow, what is not UTF-8 or begins with a byte order mark, a name twice in one
+    object at any depth, and numbers that are infinite to most readers on the top level.
+    """
+
+    def __init__(self) -> None:
+        """Begin with an empty body, which has no members."""
+        self._found: dict[str, tuple[str | None]] = {}
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._begun = self._complete = False
+        self._tokens = 0
+        # The names of each open object, None for an array; and of the innermost one.
+        self._open: list[set[str] | None] = []
+        self._names: set[str] | None = None
+        self._expected = _VALUE
+        # The member of the top level that is being read.
+        self._member = ""
+        self._document = self._walk()
+        next(self._document)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece; raises `InvalidJson` as soon as nothing can follow that makes it a JSON object."""
+        if data:
+            self._begun = True
+            try:
+                self._utf8.decode(data)
+                self._document.send(data)
+            except ValueError:
+                raise InvalidJson from None
+
+    def end(self) -> dict[str, tuple[str | None]]:
+        """The scalar members as text, strings without their quotes, others as None; raises `InvalidJson`."""
+        # It refers back to this object.
+        self._document.close()
+        if self._begun and not self._complete:
+            raise InvalidJson
+        return self._found
+
+    def _walk(self) -> Generator[None, bytes, None]:
+        data, at = (yield), 0
+        while not self._complete:
+            if self._names is None and self._open and self._expected in _VALUES and (row := _ROW.match(data, at)):
+                at, self._expected = row.end(), _VALUE
+            match = _TOKEN.match(data, at)
+            if match is None:
+                data, at = (yield from _more(data[at:].lstrip(_SPACE), _LONGEST_NUMBER)), 0
+                continue
+            at, token = match.end(), match[1]
+            self._check(token)
+            if token != b'"':
+                self._take(token, match[2])
+                continue
+            longest = self._longest
+            end = _end_of_text(data, at)
+            if data[end : end + 1] == b'"':
+                text = data[at:end] if end - at <= longest else None
+                at = end + 1
+            else:
+                text, data, at = yield from _string(data, at, longest)
+            self._take_string(text)
+        while not data[at:].strip(_SPACE):
+            data, at = (yield), 0
+        raise ValueError
+
+    def _check(self, token: bytes | None) -> None:
+        if self._expected not in _PLACES[token]:
+            raise ValueError
+        self._tokens += 1
+        if self._tokens > MAX_TOKENS:
+            raise InvalidJson(f"The request body has more than {MAX_TOKENS} JSON tokens, and cannot be checked.")
+        if not self._open and token != b"{":
+            raise InvalidJson("The request body is not a JSON object.")
+
+    def _take(self, token: bytes | None, scalar: bytes) -> None:
+        """Take a token that is no string."""
+        if token == b",":
+            self._expected = _VALUE if self._names is None else _NAME
+        elif token == b":":
+            self._expected = _VALUE
+        elif token is None:
+            if len(self._open) == 1:
+                self._found[self._member] = (json.dumps(json.loads(scalar), allow_nan=False),)
+            self._expected = _COMMA_OR_END
+        elif token in b"{[":
+            self._opens(is_object=token == b"{")
+        else:
+            self._closes(is_object=token == b"}")
+
+    def _opens(self, *, is_object: bool) -> None:
+        if len(self._open) == 1:
+            self._found[self._member] = (None,)
+        elif len(self._open) >= MAX_DEPTH:
+            raise InvalidJson(f"The request body is nested more than {MAX_DEPTH} levels deep.")
+        self._names = set() if is_object else None
+        self._open.append(self._names)
+        self._expected = _NAME_OR_END if is_object else _VALUE_OR_END
+
+    def _closes(self, *, is_object: bool) -> None:
+        if is_object is (self._names is None):
+            raise ValueError
+        self._open.pop()
+        self._complete = not self._open
+        self._names = self._open[-1] if self._open else None
+        self._expected = _COMMA_OR_END
+
+    @property
+    def _longest(self) -> int:
+        """Bytes of the string that comes now, up to which its text is of interest."""
+        if self._expected in (_NAME, _NAME_OR_END):
+            return _LONGEST_NAME
+        return LONGEST_VALUE if len(self._open) == 1 else 0
+
+    def _take_string(self, text: bytes | None) -> None:
+        """Take a string, None if it is too long to be of interest."""
+        top = len(self._open) == 1
+        if self._expected in _VALUES:
+            if top:
+                self._found[self._member] = (None if text is None else _decoded(text),)
+            self._expected = _COMMA_OR_END
+            return
+        if text is None or self._names is None:
+            raise InvalidJson(f"A name in the request body is longer than {_LONGEST_NAME} bytes.")
+        name = _decoded(text)
+        if name in self._names:
+            raise InvalidJson("The request body is ambiguous: a JSON object has the same name twice.")
+        self._names.add(name)
+        if top:
+            self._member = name
+        self._expected = _COLON
+
+
+def _more(rest: bytes, longest: int) -> Generator[None, bytes, bytes]:
+    """Wait for the next piece, behind what could not be read yet."""
+    if len(rest) > longest:
+        raise ValueError
+    return rest + (yield)
+
+
+def _string(data: bytes, at: int, longest: int) -> Generator[None, bytes, tuple[bytes | None, bytes, int]]:
+    """Read a string that ends in a later piece.
+
+    Returns its text, None where it has more than `longest` bytes; and the piece that it ends in, with the place behind.
+    """
+    text = bytearray()
+    kept = True
+    while True:
+        end = _end_of_text(data, at)
+        kept = kept and len(text) + end - at <= longest
+        if kept:
+            text += data[at:end]
+        if data[end : end + 1] == b'"':
+            return bytes(text) if kept else None, data, end + 1
+        rest = data[end:]
+        if rest and not rest.startswith(b"\\"):
+            raise ValueError
+        data, at = (yield from _more(rest, _LONGEST_ESCAPE - 1)), 0
+
+
+def _end_of_text(data: bytes, at: int) -> int:
+    match = _TEXT.match(data, at)
+    return at if match is None else match.end()
+
+
+def _decoded(text: bytes) -> str:
+    """What the text between two quotes says."""
+    return str(json.loads(b'"' + text + b'"')) if b"\\" in text else text.decode("utf-8")
