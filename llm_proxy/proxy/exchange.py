@@ -95,6 +95,10 @@ class Exchange:
             self._fail(failure, "client_closed" if failure.waiting_for == "body" else "upstream_timeout")
         except UpstreamFailure as failure:
             self._fail(failure, "upstream_error")
+        except RequestTimeout:
+            # Only the body raises it, when it comes too slowly.
+            self.outcome = "client_closed"
+            raise
         except UpstreamUnreachable:
             # The provider answered with something that must not be passed on.
             self.outcome = "upstream_error"

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 PIPELINE_LIMIT: Final = 64 * 1024
 """Bytes behind the current request that are read ahead while the application waits for the client to leave."""
-DISCARD_LIMIT: Final = 256 * 1024
+DISCARD_LIMIT: Final = 16 * 1024
 """Octets of an unread request body that are read and forgotten to keep the connection alive."""
-DISCARD_TIMEOUT: Final = 5.0
+DISCARD_TIMEOUT: Final = 2.0
 YIELD_EVERY: Final = 16
 """Pieces of a body that are sent in a row before other tasks get their turn, where the application does not wait."""
 

@@ -18,7 +18,7 @@ HANG_UP_POLL: Final = 1.0
 """Seconds between two looks at a connection that cannot be read for lack of room."""
 
 LINGER_GAP: Final = 2.0
-LINGER_TOTAL: Final = 10.0
+LINGER_TOTAL: Final = 8.0
 _LOOKS: Final = 4
 _NOT_SENT_LOW_WATER: Final = 16 * 1024
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
@@ -188,7 +188,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
 
         A socket that is closed with unread data in it makes the kernel send a reset, which destroys an answer that is
         still on its way. So: end of data first, then read and forget until the peer has closed as well, is silent for
-        two seconds, or ten seconds have passed (RFC 9112 section 9.6).
+        two seconds, or eight seconds have passed (RFC 9112 section 9.6).
         """
         with trio.move_on_after(LINGER_TOTAL), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self.send_eof()
