@@ -173,7 +173,7 @@ class InvalidJson(BadRequest):
 
 
 class RequestTimeout(ProxyError):
-    """The client fell silent in the middle of its body (408)."""
+    """The body of the request stopped in the middle, or came at less than 1 KiB/s after 10 s (408)."""
 
     status = 408
     code = "request_timeout"
@@ -263,7 +263,7 @@ class TokenLocked(DatabaseUnavailable):
 
 
 class Overloaded(Unavailable):
-    """`MAX_CONCURRENT_REQUESTS` are running already."""
+    """`MAX_CONCURRENT_REQUESTS` are running already, or request bodies take all memory that is meant for them."""
 
     code = "overloaded"
     default_message = "The proxy is handling as many requests as it is configured for."

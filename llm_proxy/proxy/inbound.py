@@ -228,7 +228,10 @@ class Inbound:
         """
         if self._fault is not None:
             raise self._fault
-        return b"".join(self._pieces) if self._ended and self._held <= JOINED else None
+        if not self._ended or self._held > JOINED:
+            return None
+        self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0]
 
     async def watch(self) -> None:
         """Read on until the client leaves, then cancel the request."""

@@ -19,6 +19,8 @@ from llm_proxy.errors import InvalidJson
 
 #: Names, strings, brackets, commas, colons and scalars in one document. A conversation of 100,000 messages has fewer.
 MAX_TOKENS = 1_000_000
+#: Members of the top level. Each is judged while a transaction waits; the APIs know some dozens.
+MAX_MEMBERS = 256
 #: Arrays and objects in one another. Readers give up at different depths, some of them at 512.
 MAX_DEPTH = 500
 #: Longest value that can be compared, in bytes of JSON text; a longer one counts as a list or an object does.
@@ -181,6 +183,8 @@ class JsonMembers:
             raise InvalidJson("The request body is ambiguous: a JSON object has the same name twice.")
         self._names.add(name)
         if top:
+            if len(self._names) > MAX_MEMBERS:
+                raise InvalidJson(f"The request body has more than {MAX_MEMBERS} members, and cannot be checked.")
             self._member = name
         self._expected = _COLON
 

@@ -13,7 +13,7 @@ from llm_proxy.errors import ParameterNotAllowed
 from llm_proxy.proxy.json_members import LONGEST_VALUE
 
 #: Parts of one form.
-MAX_PARTS = 1000
+MAX_PARTS = 256
 #: Longest head of a part, in bytes.
 _LONGEST_HEAD = 8192
 

@@ -151,6 +151,12 @@ class TestJson:
         with pytest.raises(InvalidJson, match="more than 1000000 JSON tokens"):
             read(b'{"x":[' + b"[]," * 400_000 + b"[]]}", size=SLICE)
 
+    def test_more_members_than_can_be_judged_are_refused(self) -> None:
+        members = [b'"%d":1' % number for number in range(257)]
+        assert len(read(b"{" + b",".join(members[:256]) + b"}")) == 256
+        with pytest.raises(InvalidJson, match="more than 256 members"):
+            read(b"{" + b",".join(members) + b"}")
+
     def test_a_million_numbers_are_no_burden(self) -> None:
         assert read(b'{"input":[' + b"1234," * 1_000_000 + b"1]}", size=SLICE) == {"input": [None]}
 
@@ -341,7 +347,7 @@ class TestForms:
             b'--XX\r\nContent-Disposition: form-data; name="model"\r\na\r\n--XX--',
             b'--XX\r\nContent-Disposition: form-data; name="model"\r\n\r\n\xff\r\n--XX--',
             b"--XX\r\n\r\na\r\n--XX--",
-            part("a", "b") * 1001 + b"--XX--",
+            part("a", "b") * 257 + b"--XX--",
             b"--XX\r\n" + b"x" * 10_000,
         ],
     )

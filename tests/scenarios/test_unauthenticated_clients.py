@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 import trio
-import trustme
 
 from benchmarks.processes import Upstream
 from llm_proxy.crypto import new_token_secret
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness import client
+from tests.harness.certificates import Authority
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, chat_body, chat_headers, provider_settings
 from tests.harness.server import MANAGEMENT_TOKEN, READY_SECONDS, running_server
 from tests.scenarios import aftermath
@@ -230,19 +230,14 @@ async def test_the_control_plane_keeps_no_body_of_a_stranger(guarded: Deployment
 async def test_ten_http2_connections_of_a_hundred_heads_hold_nothing(
     databases: Databases, upstream: Upstream, tmp_path: Path
 ) -> None:
-    authority = trustme.CA()
-    leaf = authority.issue_cert("localhost", "127.0.0.1")
-    leaf.private_key_pem.write_to_path(tmp_path / "key.pem")
-    (tmp_path / "key.pem").chmod(0o600)
-    for part in leaf.cert_chain_pems:
-        part.write_to_path(tmp_path / "chain.pem", append=True)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
+    authority = Authority.make(tmp_path)
+    certificate = str(authority.issue("localhost", "localhost"))
+    trusting = ssl.create_default_context(cafile=authority.file)
     settings = {
         **provider_settings(upstream),
         "ENABLE_TLS": "true",
-        "TLS_CERT_FILE": str(tmp_path / "chain.pem"),
-        "TLS_KEY_FILE": str(tmp_path / "key.pem"),
+        "TLS_CERT_FILE": certificate,
+        "TLS_KEY_FILE": certificate,
         "MAX_CONCURRENT_REQUESTS": str(SLOTS),
     }
     with databases.migrated(Kind.SQLITE) as scratch, running_server(scratch.env, settings, ready=False) as server:
