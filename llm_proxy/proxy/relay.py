@@ -135,7 +135,8 @@ class Relay:
                 else:
                     await inbound.first_piece()
             except ProxyError as error:
-                raise error.about(token.id, token.project_id, provider)
+                error.about(token.id, token.project_id, provider)
+                raise
         application = admission.application(inbound, digest, self.providers, found, path)
         if inbound.notify is not None:
             inbound.notify(inbound.leave)

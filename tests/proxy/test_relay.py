@@ -6,12 +6,15 @@ import json
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
 from attrs import define, evolve, field
 
+from db.queries.ledger import look_up
 from llm_proxy.crypto import new_token_secret
+from llm_proxy.ledger.transaction import transact
 from llm_proxy.proxy import relay
 from tests.proxy.stage import Client, Scene, scene
 
@@ -27,15 +30,11 @@ def error(client: Client) -> str:
     return str(json.loads(client.received[-1]["body"])["error"]["code"])
 
 
-async def ask(stage: Scene, *pieces: bytes, at_once: bool = True, secret: bytes | None = None) -> Client:
+async def ask(stage: Scene, *pieces: bytes, at_once: bool = True) -> Client:
     client = Client(list(pieces), at_once)
     with trio.fail_after(20):
-        await evolve_secret(stage, secret).request(client, chunked=len(pieces) > 1, told=True)
+        await stage.request(client, chunked=len(pieces) > 1, told=True)
     return client
-
-
-def evolve_secret(stage: Scene, secret: bytes | None) -> Scene:
-    return stage if secret is None else evolve(stage, secret=secret)
 
 
 @pytest.mark.parametrize(
@@ -44,30 +43,29 @@ def evolve_secret(stage: Scene, secret: bytes | None) -> Scene:
     ids=["complete", "behind-the-head", "in-pieces"],
 )
 async def test_only_a_body_that_is_not_complete_costs_a_look_up(
-    tmp_path: Path, pieces: list[bytes], at_once: bool, looked_up: int
+    tmp_path: Path, pieces: list[bytes], at_once: bool, looked_up: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with scene(tmp_path) as stage:
         await ask(stage, b"{}")
         await stage.assert_nothing_is_left()
-        calls = count_calls(stage)
+        calls = count_calls(stage, monkeypatch)
         client = await ask(stage, *pieces, at_once=at_once)
         assert status(client) == OK
         assert calls == ["look_up"] * looked_up + ["transact"]
         await stage.assert_nothing_is_left()
 
 
-def count_calls(stage: Scene) -> list[str]:
+def count_calls(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The functions that visit the database from now on, settlements, heartbeats and sweeps left out."""
     calls: list[str] = []
     attempt = stage.database._attempt
 
-    def noting(side: object, fn: object, args: tuple[object, ...]) -> object:
-        name = getattr(fn, "__name__", "")
-        if name == "look_up" or (name == "transact" and args[0].applications):  # type: ignore[attr-defined]
-            calls.append(name)
-        return attempt(side, fn, args)  # type: ignore[arg-type]
+    def noting(side: Any, fn: Any, args: Any) -> Any:
+        if fn is look_up or (fn is transact and args[0].applications):
+            calls.append(fn.__name__)
+        return attempt(side, fn, args)
 
-    stage.database._attempt = noting  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(stage.database, "_attempt", noting)
     return calls
 
 
