@@ -140,7 +140,7 @@ class Exchange:
                     await connection.transport.wait_hang_up()
                 if not data and told:
                     self.parked = True
-                    connection.heed()
+                    connection.check_client()
                     await trio.sleep_forever()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass

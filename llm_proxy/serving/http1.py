@@ -127,7 +127,7 @@ class Http1Connection:
     def _notify(self, listener: Callable[[], bool | None]) -> None:
         """Tell the application that runs when the client leaves."""
         self._on_hang_up = listener
-        self.heed()
+        self.check_client()
 
     def _body_arrived(self) -> bool:
         """Whether the application would get a piece of the body, or its end, without waiting."""
@@ -137,9 +137,9 @@ class Http1Connection:
         self._half_closed = True
         self._left = self._left or gone
         if self._on_hang_up is not None or (self._exchange is not None and self._exchange.parked):
-            self.heed()
+            self.check_client()
 
-    def heed(self) -> None:
+    def check_client(self) -> None:
         """Act on what is known of the client of the running request: it is gone, or has ended its side.
 
         A client that has ended its side may wait for its answer (RFC 9112 section 9.6), unless the end of its request
