@@ -90,9 +90,11 @@ async def test_a_client_that_ends_its_side_behind_its_request_gets_its_answer(
     assert row["outcome"] == "ok"
 
 
-@pytest.mark.parametrize("refused", [False, True])
-async def test_who_waits_for_100_continue_gets_it_or_the_refusal(deployment: Deployment, refused: bool) -> None:
-    secret = "" if refused else await trio.to_thread.run_sync(deployment.new_secret)
+@pytest.mark.parametrize("token", ["good", "unknown", "none"])
+async def test_who_waits_for_100_continue_gets_it_or_the_refusal(deployment: Deployment, token: str) -> None:
+    refused = token != "good"
+    made_up = {"unknown": "sk-" + "a" * 43, "none": ""}
+    secret = made_up[token] if refused else await trio.to_thread.run_sync(deployment.new_secret)
     async with client.connect(deployment.server.url) as connection:
         headers = chat_headers(secret, ("Expect", "100-continue"), ("Content-Length", str(len(chat_body()))))
         await connection.send(client.encode("POST", CHAT, headers))
