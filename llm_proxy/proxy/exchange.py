@@ -234,7 +234,11 @@ class Exchange:
     def _judged(self) -> Outcome:
         """The outcome, with a look at what the provider itself said."""
         if self.started and self.status is not None and self.outcome in ("ok", "client_closed"):
-            if self.meter.failed or self.status >= 500:
+            if self.meter.failed:
+                self.reason = "an event in the stream says that the answer has failed"
+                return "upstream_error"
+            if self.status >= 500:
+                self.reason = f"the provider answered {self.status}"
                 return "upstream_error"
             if self.status >= 400:
                 return "rejected"

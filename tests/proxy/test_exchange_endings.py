@@ -161,6 +161,7 @@ async def test_an_error_event_in_a_stream_is_an_upstream_error(kind: str, *, lea
     handler = streaming(CHUNK + FAILED[kind], rest=chunk(done) + END)
     found = await ended(handler, until=FAILED[kind] if leaves else None)
     assert found.result.outcome == "upstream_error"
+    assert found.exchange.reason == "an event in the stream says that the answer has failed"
     # The [DONE] that some send behind it changes nothing.
     assert found.received.endswith(FAILED[kind] if leaves else done)
 
@@ -200,6 +201,7 @@ async def test_the_outcome_follows_the_status_of_the_provider(status: int, outco
     found = await ended(handler)
     assert found.result.outcome == outcome
     assert found.result.status == status
+    assert found.exchange.reason == (f"the provider answered {status}" if status >= 500 else "")
 
 
 @pytest.mark.parametrize(("status", "outcome"), [(200, "client_closed"), (400, "rejected"), (500, "upstream_error")])
