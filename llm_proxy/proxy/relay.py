@@ -95,6 +95,9 @@ class Relay:
         except ProxyError as error:
             if not inbound.admitted:
                 self._report_refusal(inbound, error)
+            elif isinstance(error, Overloaded):
+                # It was refused all the same, and operators look for that among the refusals.
+                self.metrics.refusal(error.code)
             with suppress(OSError), trio.move_on_after(REFUSAL_PATIENCE):
                 await _answer(inbound, error, send)
         except ClientGone:

@@ -115,6 +115,8 @@ async def test_requests_that_come_at_once_never_exceed_the_bound_and_the_rest_is
         assert most.seen == 3
         assert {status(client) for client in clients} == {OK, UNAVAILABLE}
         assert {error(client) for client in clients if status(client) != OK} == {"overloaded"}
+        refused = sum(status(client) != OK for client in clients)
+        assert f'llm_proxy_refusals_total{{code="overloaded"}} {refused}' in stage.relay.metrics.render()[0].decode()
         assert stage.provider.answered == sum(status(client) == OK for client in clients)
         assert stage.relay.running == 0
 
