@@ -235,6 +235,11 @@ class Database:
     def _attempt(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
         used = committing = False
         try:
+            self._backend.check_files()
+        except Unavailable:
+            self.tally.failure(cause(Kind.UNAVAILABLE))
+            raise
+        try:
             with side.engine.connect() as connection:
                 used = "used" in connection.info
                 transaction = connection.begin()

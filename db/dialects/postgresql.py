@@ -158,6 +158,9 @@ class PostgresBackend:
     def open(self) -> None:
         """Do nothing: connections are made when they are needed."""
 
+    def check_files(self) -> None:
+        """Do nothing: the server looks after its files."""
+
     def close(self) -> None:
         """Close every connection."""
         self.pools[0].dispose()

@@ -19,8 +19,8 @@ from sqlalchemy.pool import QueuePool
 from db.dialects import failure as failures
 from db.dialects.facts import Facts
 from db.dialects.failure import Failure, Kind
-from db.dialects.sqlite_file import FileLock, look, prepare
-from db.errors import SchemaMismatch
+from db.dialects.sqlite_file import FileLock, identity, look, prepare
+from db.errors import SchemaMismatch, Unavailable
 from db.options import Options
 from db.target import Target
 
@@ -59,6 +59,8 @@ class SqliteBackend:
         self._options = options
         self._exclusive = exclusive
         self._lock: FileLock | None = None
+        # Which files are open, by path; of the log it is known once it is there.
+        self._open_files: dict[str, tuple[int, int] | None] = {}
         self.writers = 1
         if target.path is not None and not exclusive:
             self.pools: tuple[QueuePool, ...] = (_reader_pool(target.path, options),)
@@ -84,6 +86,24 @@ class SqliteBackend:
                 look(self._target.path)
         # The writer comes first: it makes the file and its log, which read-only connections cannot.
         self.write.connect().close()
+        if self._lock is not None:
+            path = str(self._target.path)
+            self._open_files[path] = identity(path)
+
+    def check_files(self) -> None:
+        """Notice that the file or its log was deleted or replaced while it is open: what is written would be lost.
+
+        Raises Unavailable until the same file is there again.
+        """
+        for path, known in self._open_files.items():
+            found = identity(path)
+            if known is None:
+                self._open_files[path] = found
+            elif found != known:
+                raise Unavailable(
+                    f"SQLite file {path} was deleted or replaced while it is in use; move the same file back, or stop "
+                    "the server and restore a backup"
+                )
 
     def close(self) -> None:
         """Close every connection, the writer last: it folds the wal into the file. Gives the lock back."""
@@ -92,6 +112,7 @@ class SqliteBackend:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+        self._open_files.clear()
 
     def failure(self, error: BaseException) -> Failure:
         """Read an error of `sqlite3`."""
@@ -143,6 +164,7 @@ class SqliteBackend:
         connection = _connect(":memory:" if path is None else _uri(path, "rwc"))
         if path is not None:
             connection.execute("PRAGMA journal_mode = WAL")
+            self._open_files[f"{path}-wal"] = None
         connection.execute(f"PRAGMA synchronous = {self._options.sqlite_synchronous}")
         connection.execute("PRAGMA foreign_keys = ON")
         # Room for the end of each token's part of the indices, where new rows go: 16 MiB instead of 2.

@@ -324,3 +324,30 @@ def test_a_file_in_place_of_a_folder(tmp_path: Path) -> None:
     target = Target("sqlite", path=tmp_path / "file" / "x.db")
     with pytest.raises(BadDsn, match="must be a folder"), opened(target, Options()):
         pass
+
+
+def test_a_file_that_is_moved_away_is_noticed_and_so_is_its_return(target: Target, tmp_path: Path) -> None:
+    path = path_of(target)
+    with opened(target, Options()) as database:
+        database.write_now(METADATA.create_all)
+        away = path.rename(tmp_path / "away.db")
+        for run in (database.write_now, database.read_now):
+            with pytest.raises(Unavailable, match=f"{path} was deleted or replaced"):
+                run(numbers)
+        path.touch()
+        with pytest.raises(Unavailable, match="was deleted or replaced"):
+            database.write_now(numbers)
+        away.replace(path)
+        assert database.write_now(numbers) == []
+
+
+def test_a_log_that_is_deleted_is_noticed_and_stopping_keeps_what_it_holds(target: Target) -> None:
+    path = path_of(target)
+    with opened(target, Options()) as database:
+        database.write_now(METADATA.create_all)
+        database.write_now(add, 1)
+        path.with_name(path.name + "-wal").unlink()
+        with pytest.raises(Unavailable, match="-wal was deleted or replaced"):
+            database.write_now(add, 2)
+    with opened(target, Options()) as database:
+        assert database.read_now(numbers) == [1]
