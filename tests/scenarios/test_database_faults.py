@@ -292,6 +292,6 @@ async def balanced(target: Target, load: Load, upstream_log: Path) -> None:
     served = {path for path, answer in load.answers.items() if answer.status == SERVED}
     assert served == seen.keys()
     outcomes = dict(found)
-    assert {outcomes[path] for path in served} == {"ok"}
+    assert {outcomes[path] for path in served} == {"rejected"}
     # Admitted, and refused because nobody knew: given back.
     assert {outcomes[path] for path in written.keys() - served} <= {"void"}
