@@ -40,6 +40,7 @@ FENCED = {
     ),
     "hypercorn": ("llm_proxy/serving/", "tests/"),
     "benchmarks": ("benchmarks/", "tests/"),
+    "docs": ("docs/", "tests/docs/"),
     "tests": (
         "tests/",
         "benchmarks/databases.py",

@@ -4,7 +4,6 @@
 - `slate` is where figures stand: a process's own memory, or memory that all workers of a server share
 - `counting` counts: `Metrics`
 - `exposition` sums up the slates of all workers and writes Prometheus' text
-- `reference` makes the reference page, docs/metrics.md
 
 On the path of a request there are only additions to cells that were found before; everything else happens when
 Prometheus asks. Every label has a bounded set of values: configured providers, outcomes, error codes. There is no label

@@ -5,7 +5,6 @@
 - `fields.py`: how a setting is declared, and found among flags, environment, `.env` file and defaults
 - `checks.py`: rules across settings
 - `dotenv.py`: the `.env` file
-- `reference.py`: the reference page
 """
 
 from __future__ import annotations

@@ -175,6 +175,11 @@ def test_the_fixtures_are_there(request: pytest.FixtureRequest) -> None:
                 assert kind in (given, *get_args(given)), name
 
 
+def test_the_pages_that_the_code_makes(fresh: Path) -> None:
+    """That what it writes is what is there, test_generated_pages.py holds."""
+    assert calls(fresh, block(CONTRIBUTING, "generated pages")) == [["python", "-m", "docs.generate"]]
+
+
 def test_what_the_chart_is_made_into(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That what it writes is what is there, test_chart.py holds."""
     assert calls(fresh, block(CONTRIBUTING, "chart")) == [["python", "-m", "tests.helm.generate"]]

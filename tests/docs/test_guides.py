@@ -11,9 +11,9 @@ import pytest
 import yaml
 
 from benchmarks.processes import Upstream
+from docs.generate.data_plane import errors
 from llm_proxy.proxy import provider_file
 from llm_proxy.proxy.provider_entry import READERS
-from llm_proxy.proxy.reference import errors
 from llm_proxy.settings import Settings
 from tests.docs.blocks import block, blocks
 from tests.docs.following import RUN, Outcome, follow, matches, steps

@@ -7,7 +7,7 @@ from pathlib import Path
 import attrs
 import pytest
 
-from llm_proxy.settings import ListenAddress, Settings, SettingsError, read_one, reference
+from llm_proxy.settings import ListenAddress, Settings, SettingsError, read_one
 from llm_proxy.settings.fields import declared
 from tests.harness.files import write_secret
 
@@ -322,20 +322,3 @@ def test_every_field_is_a_declared_setting_with_help() -> None:
     for name, field in fields.items():
         assert field.help.endswith("."), name
         assert field.kind.allowed, name
-
-
-def test_the_reference_has_every_setting_and_no_broken_row() -> None:
-    text = reference.tables()
-
-    rows = [line for line in text.splitlines() if line.startswith("| `")]
-    assert [row.split("`")[1] for row in rows] == list(declared(Settings))
-    assert {row.count("|") for row in rows} == {5}
-    assert "| `DATABASE_CONN_MAX_LIFETIME` | duration | `1h` | Age at which" in text
-
-
-def test_the_reference_page_is_the_declaration() -> None:
-    page = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
-
-    assert page.read_text() == reference.page(), (
-        "write it anew: python -m llm_proxy.settings.reference > docs/configuration.md"
-    )

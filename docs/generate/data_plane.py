@@ -1,4 +1,4 @@
-"""The data plane's part of the HTTP reference (`manage/reference.py` makes the page), from the code that decides."""
+"""The part of the HTTP reference about requests to providers, from the code that decides on them."""
 
 from __future__ import annotations
 

@@ -1,11 +1,7 @@
-"""The reference page of all settings, generated from their declaration.
-
-Write it anew with `python -m llm_proxy.settings.reference > docs/configuration.md`.
-"""
+"""The reference of all settings, from their declaration."""
 
 from __future__ import annotations
 
-import sys
 from itertools import groupby
 
 from llm_proxy.settings.declaration import Settings
@@ -31,13 +27,8 @@ Nothing is expanded. A line that is none of these, or a name that is set twice, 
 
 
 def page() -> str:
-    """The whole page, in Markdown."""
-    return f"{_INTRODUCTION}\n{tables()}"
-
-
-def tables() -> str:
-    """One table per section: name, kind, default, what it does."""
-    blocks: list[str] = []
+    """The whole page, in Markdown: one table per section, with name, kind, default, what it does."""
+    blocks = [_INTRODUCTION.rstrip()]
     for section, members in groupby(declared(Settings).items(), key=lambda item: item[1].section):
         rows = ["| setting | kind | default | what it does |", "|---|---|---|---|"]
         for name, field in members:
@@ -50,7 +41,3 @@ def tables() -> str:
             rows.append(f"| `{name}` | {field.kind.name} | {default} | {notes} |")
         blocks.append("\n".join([f"## {section}", "", *rows]))
     return "\n\n".join(blocks) + "\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -1,11 +1,7 @@
-"""The reference page of all commands, generated from the command line itself.
-
-Write it anew with `python -m llm_proxy.cli.reference > docs/commands.md`.
-"""
+"""The reference of all commands, from the command line itself."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import click
@@ -49,7 +45,3 @@ def _sections(command: click.Command, context: click.Context) -> Iterator[str]:
     command.format_help(context, formatter)
     yield f"## {context.command_path}\n"
     yield f"```text\n{formatter.getvalue().rstrip()}\n```\n"
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

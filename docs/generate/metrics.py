@@ -1,11 +1,6 @@
-"""The reference page of all metrics, generated from their declaration.
-
-Write it anew with `python -m llm_proxy.metrics.reference > docs/metrics.md`.
-"""
+"""The reference of all metrics, from their declaration."""
 
 from __future__ import annotations
-
-import sys
 
 from llm_proxy.metrics.families import SECTIONS, Family
 
@@ -53,7 +48,3 @@ def _section(title: str, members: tuple[Family, ...]) -> str:
         over_workers = "one series each" if by_worker else _OVER_WORKERS[family.over_workers]
         rows.append(f"| `{name}` | {family.kind} | {labels} | {family.text} | {over_workers} |")
     return "\n".join([f"## {title}", "", *rows, ""])
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -1,19 +1,15 @@
-"""The reference page of everything that is asked over HTTP, generated from the tables that decide on it.
-
-Write it anew with `python -m llm_proxy.manage.reference > docs/http.md`.
-"""
+"""The reference of HTTP, from the tables of the management API."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from docs.generate import data_plane
 from llm_proxy.manage import operations, pages, problems, projects, requests, system, tokens
 from llm_proxy.manage.fields import Field
 from llm_proxy.manage.operations import Operation, Resource
 from llm_proxy.manage.problems import Problem
-from llm_proxy.proxy import reference as data_plane
 
 _INTRODUCTION = """\
 # HTTP
@@ -160,7 +156,3 @@ def _readiness() -> str:
         "| `/metrics` | Prometheus' text format: see [Metrics](metrics.md) |\n"
         "| `/openapi.json` | the management API, as OpenAPI describes it |\n"
     )
-
-
-if __name__ == "__main__":
-    sys.stdout.write(page())

@@ -1,0 +1,76 @@
+"""The pages that are made from the code say what the code says, all of it."""
+
+from __future__ import annotations
+
+import runpy
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from docs import generate
+from docs.generate import DOCS, PAGES, commands, configuration, data_plane, http, metrics
+from llm_proxy.manage.problems import Problem
+from llm_proxy.metrics.families import SECTIONS
+from llm_proxy.settings import Settings
+from llm_proxy.settings.fields import declared
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_what_the_code_says(name: str) -> None:
+    written = (DOCS / name).read_text(encoding="utf-8")
+    assert written == PAGES[name](), "write it anew: python -m docs.generate"
+
+
+def test_the_command_writes_all_pages_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generate, "DOCS", tmp_path)
+    runpy.run_module("docs.generate", run_name="__main__")
+    assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
+        name: page() for name, page in PAGES.items()
+    }
+
+
+def test_http_has_every_operation_and_field() -> None:
+    text = http.page()
+    for resource in http.resources():
+        for operation in resource.operations:
+            assert f"#### {operation.method} {operation.path}\n\n{operation.summary} Answers {operation.status}" in text
+            for field in (*operation.query, *(operation.body.fields if operation.body else ())):
+                assert f"| `{field.name}` | " in text
+
+
+@pytest.mark.parametrize("kind", data_plane.errors(), ids=lambda kind: kind.code)
+def test_http_has_each_error_of_the_data_plane(kind: type[Exception]) -> None:
+    (found,) = [known for known in data_plane.errors() if known is kind]
+    assert f"\n| {found.status} | `{found.code}` | `{found.openai_type}` | `{found.anthropic_type}` | " in http.page()
+
+
+def test_what_http_says_about_all_errors_of_a_kind_is_true() -> None:
+    for kind in data_plane.errors():
+        assert kind.default_retry_after == (1 if kind.status == 503 else None)
+    assert {kind.code for kind in http.refusals()} >= {"unauthorized", "name_taken", "token_revoked"}
+    assert all(issubclass(kind, Problem) for kind in http.refusals())
+
+
+def test_configuration_has_every_setting_and_no_broken_row() -> None:
+    text = configuration.page()
+    rows = [line for line in text.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(declared(Settings))
+    assert {row.count("|") for row in rows} == {5}
+    assert "| `DATABASE_CONN_MAX_LIFETIME` | duration | `1h` | Age at which" in text
+
+
+def test_metrics_has_every_metric_with_its_labels() -> None:
+    text = metrics.page()
+    for family in chain.from_iterable(SECTIONS.values()):
+        name = f"{family.name}_total" if family.kind == "counter" else family.name
+        (row,) = [line for line in text.splitlines() if line.startswith(f"| `{name}` |")]
+        assert family.text in row
+        assert all(f"`{label.name}`: {label.values}" in row for label in family.labels)
+
+
+def test_commands_has_every_command() -> None:
+    text = commands.page()
+    for command in ("db copy", "db backup", "db check", "keys rotate", "ledger verify", "migrate up", "server"):
+        assert f"## llm-proxy {command}\n" in text
+    assert "Commands:" not in text
