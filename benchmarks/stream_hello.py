@@ -14,9 +14,9 @@ import trio
 from benchmarks.hello import Message, follow_lifespan
 from benchmarks.load import CHAT
 from benchmarks.upstream.rendering import PlainAuthor
-from llm_proxy.scripted import ScriptedProvider
-from llm_proxy.scripted.directions import read_directions
-from llm_proxy.scripted.message import Reply, Request
+from tests.scripted.directions import read_directions
+from tests.scripted.message import Reply, Request
+from tests.scripted.provider import ScriptedProvider
 
 
 def _reply() -> Reply:

@@ -20,7 +20,6 @@ The map, from the outside in; imports go downwards only.
 - `watch`: deadlines that cost next to nothing
 - `serving`: sockets, HTTP/1.1 and HTTP/2, workers; serves any ASGI application and knows nothing of the above
 - `load`: a load generator, which knows nothing of the above either
-- `scripted`: a provider that needs no network, for the demo and tests
 
 Below the package stands `db`, the database layer, which knows nothing of it.
 """

@@ -18,7 +18,7 @@ TOP = {*ROOMS, "containers", "helm", "pyproject.toml", "Makefile", "README.md", 
 }
 LEFT_BEHIND = {"build", "data", "dist", "__pycache__"}
 #: Rooms of the tests that mirror no room of the program: the ground they stand on, and stories about the whole.
-TEST_ROOMS = {"databases", "harness", "scenarios"}
+TEST_ROOMS = {"databases", "harness", "scenarios", "scripted"}
 
 VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "manager", "managers", "misc", "shared", "core"}
 
@@ -46,6 +46,9 @@ FENCED = {
         "benchmarks/databases.py",
         "benchmarks/pictures/roll_out.py",
         "benchmarks/pictures/dashboard.py",
+        # The upstream of the benchmarks and of the tests is one process, which serves the scripted provider.
+        "benchmarks/upstream/",
+        "benchmarks/stream_hello.py",
     ),
 }
 #: Names of databases, which `db/dialects` alone may compare with.

@@ -2,12 +2,12 @@
 
     journal     what it remembers of each request, the counts, and the log file
     latency     distributions of delays
-    rendering   replies of `llm_proxy.scripted` as bytes on the wire, rendered once
+    rendering   replies of `tests.scripted` as bytes on the wire, rendered once
     faults      answers that no sane server gives, byte by byte
     control     `/__counts`, `/__requests`, `/__reset`, `/__hold`, `/__release`, `/__wait`
     connection  one client connection: llhttp over a non-blocking socket
     server      the listener
 
-It speaks plain HTTP/1.1. Requests may carry the directions of `llm_proxy.scripted.directions` (`x-scripted-status`,
+It speaks plain HTTP/1.1. Requests may carry the directions of `tests.scripted.directions` (`x-scripted-status`,
 `-delay`, `-gap`, `-chunks`, `-abort`, `-echo`), and `x-upstream-fault` with a name from `faults`.
 """

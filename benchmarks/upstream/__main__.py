@@ -17,7 +17,7 @@ from benchmarks.upstream.journal import Journal
 from benchmarks.upstream.latency import Delay, delay, seconds
 from benchmarks.upstream.rendering import Author, PlainAuthor, Renderer
 from benchmarks.upstream.server import listen, serve
-from llm_proxy.scripted import ScriptedProvider
+from tests.scripted.provider import ScriptedProvider
 
 
 def _delay(_context: click.Context, _parameter: click.Parameter, text: str) -> Delay | None:
@@ -88,7 +88,7 @@ def main(  # noqa: PLR0913 - one for each option
     log: Path | None,
 ) -> None:
     """Serve until told to stop."""
-    scripted = ScriptedProvider(key, scriptable=True)
+    scripted = ScriptedProvider(key)
     author: Author = PlainAuthor(scripted, chunks) if answers == "plain" else scripted
     behaviour = Behaviour(
         Renderer(author),

@@ -7,9 +7,9 @@ from typing import Protocol
 import msgspec
 from attrs import define, evolve, field, frozen
 
-from llm_proxy.scripted import ScriptedProvider
-from llm_proxy.scripted.directions import PREFIX, Directions
-from llm_proxy.scripted.message import Headers, Reply, Request, event
+from tests.scripted.directions import PREFIX, Directions
+from tests.scripted.message import Headers, Reply, Request, event
+from tests.scripted.provider import ScriptedProvider
 
 _CACHE = 4096
 #: Headers that a reply may depend on, beside the directions.

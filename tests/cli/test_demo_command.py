@@ -8,12 +8,16 @@ import socket
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import httpx2
+import openai
 import pytest
 
+from llm_proxy.cli.demo.provider import DemoProvider
 from llm_proxy.cli.demo.screen import Screen
 from tests.harness.server import ROOT
 
@@ -26,6 +30,9 @@ STEPS = [
     "The ledger has a row for each admitted request",
     "The books balance",
 ]
+
+
+TEXT = "This answer comes from a script; no model was asked. You said: “{}”"
 
 
 @contextmanager
@@ -127,3 +134,50 @@ def test_streamed_text_is_wrapped_as_it_comes(
         "    six",
         "    Anew.",
     ]
+
+
+@pytest.fixture
+async def provider() -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the demo's provider, without a network."""
+    app: Any = DemoProvider("sk-real", 0.01)
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://provider/v1/") as client:
+        yield client
+
+
+# OpenAI's SDK stops reading at `[DONE]` and leaves its own generators to the garbage collector.
+@pytest.mark.filterwarnings("ignore:Async generator 'openai:ResourceWarning")
+@pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
+@pytest.mark.parametrize("content", ["Hello", [{"type": "text", "text": "Hello"}]])
+async def test_the_provider_streams_what_it_says_in_one_piece(
+    provider: httpx2.AsyncClient, content: object, autojump_clock: object
+) -> None:
+    gpt = openai.AsyncOpenAI(api_key="sk-real", base_url=provider.base_url, http_client=provider, max_retries=0)
+    ask: Any = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": content}]}
+    plain = await gpt.chat.completions.create(**ask)
+    stream = await gpt.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True})
+    chunks = [chunk async for chunk in stream]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
+    assert text == plain.choices[0].message.content == TEXT.format("Hello")
+    assert chunks[-1].usage == plain.usage
+    bare = await gpt.chat.completions.create(**ask, stream=True)
+    assert [chunk.usage async for chunk in bare] == [None] * (len(chunks) - 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "body", "status"),
+    [
+        ("chat/completions", "sk-proxy-token", b"{}", 401),
+        ("models", "sk-real", b"", 404),
+        ("chat/completions", "sk-real", b"{", 400),
+        ("chat/completions", "sk-real", b"\xff", 400),
+        ("chat/completions", "sk-real", b'{"model": "m", "messages": []}', 400),
+        ("chat/completions", "sk-real", b'{"messages": [{"content": "Hello"}]}', 400),
+    ],
+)
+async def test_the_provider_refuses_in_the_form_of_openai_what_it_cannot_answer(
+    provider: httpx2.AsyncClient, path: str, key: str, body: bytes, status: int
+) -> None:
+    response = await provider.post(path, content=body, headers={"Authorization": f"Bearer {key}"})
+    assert response.status_code == status
+    assert response.json()["error"]["message"]

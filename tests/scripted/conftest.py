@@ -9,18 +9,25 @@ import httpx2
 import openai
 import pytest
 
-from llm_proxy.scripted import ScriptedProvider
 from tests.scripted.conversation import KEY
+from tests.scripted.message import Request
+from tests.scripted.provider import ScriptedProvider
 
 
 @pytest.fixture
 def provider() -> ScriptedProvider:
-    return ScriptedProvider(KEY, scriptable=True)
+    return ScriptedProvider(KEY)
 
 
 @pytest.fixture
 async def client(provider: ScriptedProvider) -> AsyncIterator[httpx2.AsyncClient]:
-    transport = httpx2.ASGITransport(provider)
+    def answer(request: httpx2.Request) -> httpx2.Response:
+        headers = tuple((name.lower(), value) for name, value in request.headers.raw)
+        path, _, query = request.url.raw_path.partition(b"?")
+        reply = provider.respond(Request(request.method, path, query, headers, request.content))
+        return httpx2.Response(reply.status, headers=list(reply.headers), content=b"".join(reply.chunks))
+
+    transport = httpx2.MockTransport(answer)
     async with httpx2.AsyncClient(transport=transport, base_url="http://scripted") as client:
         yield client
 

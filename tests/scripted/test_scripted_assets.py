@@ -10,8 +10,8 @@ import httpx2
 import openai
 import pytest
 
-from llm_proxy.scripted import ScriptedProvider
 from tests.scripted.conversation import MODEL, bearer
+from tests.scripted.provider import ScriptedProvider
 
 
 async def test_embeddings_are_the_same_in_both_encodings(client: httpx2.AsyncClient, gpt: openai.AsyncOpenAI) -> None:

@@ -11,8 +11,8 @@ import msgspec
 import openai
 import pytest
 
-from llm_proxy.scripted import ScriptedAbort, ScriptedProvider
 from tests.scripted.conversation import ASK, KEY, MODEL, bearer
+from tests.scripted.provider import ScriptedProvider
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,6 @@ async def test_directed_number_of_pieces(client: httpx2.AsyncClient) -> None:
     assert response.text.count("data: ") == 53
 
 
-async def test_directed_delay_and_gaps_take_their_time(client: httpx2.AsyncClient, autojump_clock: Any) -> None:
-    started = autojump_clock.current_time()
-    headers = bearer(chunks="10", delay="30", gap="2")
-    await client.post("/v1/chat/completions", json=ASK | {"stream": True}, headers=headers)
-    assert autojump_clock.current_time() - started == pytest.approx(30 + 2 * 12)
-
-
 async def test_echo_returns_the_bytes_and_the_head(client: httpx2.AsyncClient) -> None:
     body = bytes(range(256)) * 3
     response = await client.request(
@@ -115,13 +108,6 @@ async def test_echo_returns_the_bytes_and_the_head(client: httpx2.AsyncClient) -
     assert ["authorization", f"Bearer {KEY}"] in received["headers"]
 
 
-@pytest.mark.parametrize("pieces", [0, 3, 99])
-async def test_directed_abort_breaks_off(client: httpx2.AsyncClient, pieces: int) -> None:
-    headers = bearer(abort=str(pieces), chunks="5")
-    with pytest.raises(ScriptedAbort):
-        await client.post("/v1/chat/completions", json=ASK | {"stream": True}, headers=headers)
-
-
 @pytest.mark.parametrize(
     "direction", [{"status": "99"}, {"delay": "-1"}, {"gap": "nan"}, {"chunks": "0"}, {"abort": "x"}, {"wobble": "1"}]
 )
@@ -129,29 +115,8 @@ async def test_senseless_directions_are_refused(client: httpx2.AsyncClient, dire
     assert (await client.get("/v1/models", headers=bearer(**direction))).status_code == 400
 
 
-async def test_directions_are_ignored_unless_scriptable() -> None:
-    transport = httpx2.ASGITransport(ScriptedProvider(KEY))
-    async with httpx2.AsyncClient(transport=transport, base_url="http://scripted") as client:
-        response = await client.get("/v1/models", headers=bearer(status="500", abort="0", wobble="1"))
-    assert response.status_code == 200
-
-
 def test_the_key_is_not_in_the_repr(provider: ScriptedProvider) -> None:
     assert KEY not in repr(provider)
-
-
-async def test_lifespan_is_acknowledged(provider: ScriptedProvider) -> None:
-    waiting = [{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}]
-    sent: list[str] = []
-
-    async def receive() -> Any:
-        return waiting.pop(0)
-
-    async def send(message: Any) -> None:
-        sent.append(message["type"])
-
-    await provider({"type": "lifespan"}, receive, send)
-    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 @pytest.mark.parametrize(

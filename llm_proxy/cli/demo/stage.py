@@ -6,16 +6,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import trio
 from attrs import frozen
 
 from llm_proxy.app import create_app
+from llm_proxy.cli.demo.provider import DemoProvider
 from llm_proxy.cli.worker import bind_listeners, serve_config, url_of
-from llm_proxy.scripted import ScriptedProvider
 from llm_proxy.services import Services
-from llm_proxy.serving.asgi import Address, Application
+from llm_proxy.serving.asgi import Address
 from llm_proxy.serving.server import LifespanFailed, ServeConfig, serve
 from llm_proxy.settings import ListenAddress, Settings
 
@@ -82,9 +81,9 @@ async def open_stage(folder: Path, address: ListenAddress) -> AsyncIterator[Stag
 
 
 async def _start_provider(nursery: trio.Nursery, ending: trio.Event) -> str:
-    provider = ScriptedProvider(API_KEY, gap=_GAP)
+    provider = DemoProvider(API_KEY, _GAP)
     config = ServeConfig(host="127.0.0.1", port=0, shutdown_grace=_GRACE)
-    ((host, port),) = await nursery.start(partial(serve, cast("Application", provider), config, stop=ending))
+    ((host, port),) = await nursery.start(partial(serve, provider, config, stop=ending))
     return f"http://{host}:{port}"
 
 

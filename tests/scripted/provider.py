@@ -1,4 +1,17 @@
-"""The ASGI 3 application: credential, routing, and the sending of replies."""
+"""The scripted provider: it speaks enough of OpenAI's and Anthropic's APIs for their SDKs, without a model.
+
+`benchmarks.upstream` serves it, and tests use that to prove what the proxy does to a request on its way.
+
+    message     what a handler is given (Request) and what it returns (Reply): plain values, no I/O
+    directions  `x-scripted-…` request headers: delays, gaps, statuses, echoes and aborts on demand
+    answers     the script: deterministic texts, token counts and examples of JSON schemas
+    chat        OpenAI: chat completions and completions
+    responses   OpenAI: responses
+    assets      OpenAI: models, embeddings, files, images, audio
+    anthropic   Anthropic: messages, token counts, models
+
+The same request always gets the same bytes back, except that files remember what was uploaded.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +19,19 @@ import base64
 import hashlib
 import hmac
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import msgspec
-import trio
 from attrs import define, evolve, field
 
-from llm_proxy.scripted import anthropic, assets, chat, responses
-from llm_proxy.scripted.answers import slices
-from llm_proxy.scripted.directions import PREFIX, BadDirection, ScriptedAbort, read_directions
-from llm_proxy.scripted.message import Dialect, Headers, Refusal, Reply, Request, refuse
+from tests.scripted import anthropic, assets, chat, responses
+from tests.scripted.answers import slices
+from tests.scripted.directions import PREFIX, BadDirection, read_directions
+from tests.scripted.message import Dialect, Headers, Refusal, Reply, Request, refuse
 
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 Handler = Callable[[Request], Reply]
 
-#: Longest request body that is taken, in bytes.
-MAX_BODY: Final = 128 * 1024 * 1024
 #: Where clients and gateways put credentials, and the scheme that precedes them there.
 _CREDENTIALS: Final = {
     b"authorization": b"bearer ",
@@ -59,26 +65,15 @@ _DIALECT_HEADERS: Final[dict[Dialect, Headers]] = {
 _REQUEST_ID_HEADER: Final[dict[Dialect, bytes]] = {"openai": b"x-request-id", "anthropic": b"request-id"}
 
 
-class _ClientGone(Exception):
-    """The client left while its request was being read."""
-
-
 @define
 class ScriptedProvider:
-    """An offline provider of OpenAI's and Anthropic's APIs, as an ASGI 3 application for trio.
+    """A provider of OpenAI's and Anthropic's APIs: a function from requests to replies.
 
     It answers 401 in the provider's shape unless every credential header that is present holds `api_key`, and at
     least one is: a caller's own token that slipped through beside the right key is refused like a wrong key.
-
-    Attributes:
-        api_key: the only key that is accepted.
-        scriptable: whether `x-scripted-…` headers are obeyed (see `directions`); ignored otherwise.
-        gap: seconds between the pieces of a streamed answer, unless a direction says otherwise.
     """
 
     api_key: str = field(repr=False)
-    scriptable: bool = field(default=False, kw_only=True)
-    gap: float = field(default=0.0, kw_only=True)
     _routes: tuple[tuple[str, re.Pattern[str], Dialect | None, Handler], ...] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -106,33 +101,11 @@ class ScriptedProvider:
         )
         self._routes = tuple((method, re.compile(path), dialect, handler) for method, path, dialect, handler in table)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one ASGI scope; lifespan is acknowledged, anything but HTTP is refused."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-            return
-        if scope["type"] != "http":
-            raise NotImplementedError(f"the scripted provider does not speak {scope['type']}")
-        try:
-            body = await _read_body(receive)
-        except _ClientGone:
-            return
-        request = Request(
-            method=scope["method"],
-            raw_path=scope.get("raw_path") or scope["path"].encode("latin-1", "replace"),
-            query=scope["query_string"],
-            headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
-            body=body,
-        )
-        reply = self.respond(request)
-        await self._send(send, reply, request.method)
-
     def respond(self, request: Request) -> Reply:
         """Return the reply to a request, refusals included, with all its headers but the framing. No I/O."""
         dialect = _dialect(request)
         try:
-            if self.scriptable:
-                request = evolve(request, directions=read_directions(request.headers))
+            request = evolve(request, directions=read_directions(request.headers))
             reply = self._answer(request, dialect)
         except BadDirection as error:
             reply = refuse(Refusal(400, str(error)), dialect)
@@ -149,8 +122,6 @@ class ScriptedProvider:
         return evolve(reply, headers=tuple(headers), directions=request.directions)
 
     def _answer(self, request: Request, dialect: Dialect) -> Reply:
-        if len(request.body) > MAX_BODY:
-            raise Refusal(413, "The request body is too large.")
         self._authenticate(request)
         directions = request.directions
         if directions.echo:
@@ -186,27 +157,6 @@ class ScriptedProvider:
             raise Refusal(405, f"Not allowed to {request.method} on {request.path}.")
         raise Refusal(404, f"Unknown request URL: {request.method} {request.path}.", code="unknown_url")
 
-    async def _send(self, send: Send, reply: Reply, method: str) -> None:
-        directions = reply.directions
-        if directions.delay:
-            await trio.sleep(directions.delay)
-        if directions.abort == 0:
-            raise ScriptedAbort("the script breaks off before the head")
-        headers = list(reply.headers)
-        if not reply.streamed:
-            headers.append((b"content-length", b"%d" % sum(map(len, reply.chunks))))
-        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-        gap = self.gap if directions.gap is None else directions.gap
-        for number, chunk in enumerate(reply.chunks if method != "HEAD" else ()):
-            if number == directions.abort:
-                raise ScriptedAbort(f"the script breaks off after {number} pieces")
-            if number and gap and reply.streamed:
-                await trio.sleep(gap)
-            await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        if directions.abort is not None and directions.abort >= len(reply.chunks):
-            raise ScriptedAbort("the script breaks off before the end")
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
 
 def _dialect(request: Request) -> Dialect:
     """Say whose API a request speaks: Anthropic's clients always send `anthropic-version`."""
@@ -235,23 +185,3 @@ def _echo(request: Request) -> Reply:
         ((PREFIX + b"received", encoded),),
         streamed=count is not None,
     )
-
-
-async def _read_body(receive: Receive) -> bytes:
-    """Read a request's body to its end, keeping one byte more than `MAX_BODY` at most; raises _ClientGone."""
-    body = bytearray()
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise _ClientGone
-        body += message.get("body", b"")[: MAX_BODY + 1 - len(body)]
-        if not message.get("more_body", False):
-            return bytes(body)
-
-
-async def _lifespan(receive: Receive, send: Send) -> None:
-    while True:
-        message = await receive()
-        await send({"type": f"{message['type']}.complete"})
-        if message["type"] == "lifespan.shutdown":
-            return

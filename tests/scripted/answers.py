@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
-from llm_proxy.scripted.message import JsonObject, Refusal
+from tests.scripted.message import JsonObject, Refusal
 
 #: The moment at which everything was created, in Unix seconds (2026-01-01T00:00:00Z).
 CREATED = 1_767_225_600

@@ -7,8 +7,8 @@ from urllib.parse import unquote
 
 import msgspec
 
-from llm_proxy.scripted import answers
-from llm_proxy.scripted.message import JsonObject, Refusal, Reply, Request, event, event_stream, json_reply
+from tests.scripted import answers
+from tests.scripted.message import JsonObject, Refusal, Reply, Request, event, event_stream, json_reply
 
 #: Name for people by id.
 MODELS = {

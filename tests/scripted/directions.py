@@ -22,10 +22,6 @@ PREFIX = b"x-scripted-"
 MAX_CHUNKS = 100_000
 
 
-class ScriptedAbort(Exception):
-    """Raised out of the application where a direction says to break off, so that the server drops the connection."""
-
-
 class BadDirection(ValueError):
     """A direction whose value makes no sense."""
 

@@ -13,8 +13,8 @@ from urllib.parse import unquote
 
 from attrs import define, field, frozen
 
-from llm_proxy.scripted import answers
-from llm_proxy.scripted.message import JsonObject, Refusal, Reply, Request, json_reply
+from tests.scripted import answers
+from tests.scripted.message import JsonObject, Refusal, Reply, Request, json_reply
 
 MODELS: Final = ("gpt-scripted", "gpt-scripted-mini", "text-embedding-scripted")
 #: Length of an embedding where the request names none.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import msgspec
 from attrs import frozen
 
-from llm_proxy.scripted.directions import NONE, Directions
+from tests.scripted.directions import NONE, Directions
 
 JsonObject = dict[str, Any]
 Headers = tuple[tuple[bytes, bytes], ...]

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import msgspec
 
-from llm_proxy.scripted import answers
-from llm_proxy.scripted.chat import chosen_tool
-from llm_proxy.scripted.message import JsonObject, Refusal, Reply, Request, event, event_stream, json_reply
+from tests.scripted import answers
+from tests.scripted.chat import chosen_tool
+from tests.scripted.message import JsonObject, Refusal, Reply, Request, event, event_stream, json_reply
 
 
 def _turns(body: JsonObject) -> list[JsonObject]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import msgspec
 from attrs import frozen
 
-from llm_proxy.scripted import answers
-from llm_proxy.scripted.message import JsonObject, Refusal, Reply, Request, event, event_stream, json_reply
+from tests.scripted import answers
+from tests.scripted.message import JsonObject, Refusal, Reply, Request, event, event_stream, json_reply
 
 _DONE = b"data: [DONE]\n\n"
 _FINGERPRINT = "fp_scripted"
