@@ -13,7 +13,7 @@ watch.py        deadlines
 tls.py          certificates are verified
 routes.py       which way leads to an origin: straight, or through an outbound proxy
 outbound.py     the outbound proxy that the environment names
-via_httpx.py    connections through an outbound proxy, or over HTTP/2
+via_httpx.py    connections through an outbound proxy
 network.py      the network as those see it
 """
 

@@ -37,10 +37,6 @@ class UpstreamResponse(Protocol):
     """The head of a response, and its body as it arrives. Must be closed."""
 
     @property
-    def sent_any(self) -> bool:
-        """Did a byte of the request go out? Always true of a response."""
-
-    @property
     def status(self) -> int:
         """Status code of the final response."""
 

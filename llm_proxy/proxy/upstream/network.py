@@ -1,7 +1,7 @@
 """The network as httpcore sees it: trio streams that can be closed at once, with a witness.
 
 h11, which httpcore reads HTTP/1.1 with, keeps bytes that come after a response and takes them for the next one. So
-our own parser reads along on every HTTP/1.1 stream: what it refuses is refused, and a connection is used again only
+our own parser reads along on every stream: what it refuses is refused, and a connection is used again only
 if it says so. Unlike httpcore's own backend this one sees a TLS stream that was cut off as broken, not as ended.
 """
 
@@ -23,14 +23,12 @@ class Network(httpcore.AsyncNetworkBackend):
     """The socket of one httpcore connection, and what is known of the bytes that came over it.
 
     Attributes:
-        witness: reads along; only meaningful where `is_http2` is false.
-        is_http2: HTTP/2 was negotiated.
+        witness: reads along.
     """
 
     def __init__(self) -> None:
         """Connect to nothing yet."""
         self.witness = ResponseParser()
-        self.is_http2 = False
         self._head_only = False
         self._tcp: trio.SocketStream | None = None
 
@@ -45,17 +43,14 @@ class Network(httpcore.AsyncNetworkBackend):
         Raises:
             UpstreamFailure: it is malformed, or has ended too early.
         """
-        if self.is_http2:
-            return
         if data:
             self.witness.feed(data)
             self.witness.pieces.clear()
         else:
             self.witness.end()
 
-    def encrypted(self, protocol: str | None) -> None:
-        """TLS stands, with `protocol` by ALPN: what came before it was a proxy's."""
-        self.is_http2 = protocol == "h2"
+    def encrypted(self) -> None:
+        """TLS stands: what came before it was a proxy's."""
         self.witness.begin(bodiless=self._head_only)
 
     def fileno(self) -> int:
@@ -63,11 +58,11 @@ class Network(httpcore.AsyncNetworkBackend):
         return -1 if self._tcp is None else self._tcp.socket.fileno()
 
     def is_quiet(self) -> bool:
-        """Is the idle connection alive, and (in HTTP/1.1, where all that comes was asked for) nothing to be read?"""
+        """Is the idle connection alive with nothing to read?"""
         if self.fileno() == -1:
             return False
         poll = select.poll()
-        poll.register(self.fileno(), select.POLLRDHUP | (0 if self.is_http2 else select.POLLIN))
+        poll.register(self.fileno(), select.POLLRDHUP | select.POLLIN)
         return not poll.poll(0)
 
     def close(self) -> None:
@@ -133,12 +128,8 @@ class _Stream(httpcore.AsyncNetworkStream):
             await stream.do_handshake()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise httpcore.ConnectError(_cause(error)) from error
-        self._network.encrypted(stream.selected_alpn_protocol())
+        self._network.encrypted()
         return _Stream(self._network, stream)
-
-    def get_extra_info(self, info: str) -> Any:
-        # httpcore asks only which protocol was negotiated.
-        return self._stream if info == "ssl_object" and isinstance(self._stream, trio.SSLStream) else None
 
 
 def _cause(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from functools import cached_property
 from typing import Final
 
@@ -27,15 +26,6 @@ class Origin:
         """The value of `Host` (RFC 9110 §7.2): IPv6 addresses in brackets, the scheme's default port left out."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return (host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}").encode("ascii")
-
-    @cached_property
-    def is_address(self) -> bool:
-        """Is the host an IP address, rather than a name to be resolved?"""
-        try:
-            ipaddress.ip_address(self.host)
-        except ValueError:
-            return False
-        return True
 
     def __str__(self) -> str:
         """Host and port, as messages speak of it."""

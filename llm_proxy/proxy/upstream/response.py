@@ -80,11 +80,6 @@ class PooledResponse:
         return f"<PooledResponse {self.status} {state}>"
 
     @property
-    def sent_any(self) -> bool:
-        """A response always comes after a byte of its request."""
-        return True
-
-    @property
     def ready(self) -> bool:
         """Would `receive` return without waiting?"""
         return self._connection is None or self._connection.is_ready

@@ -1,9 +1,8 @@
-"""Connections through an outbound proxy, or over HTTP/2: httpcore, the transport under httpx, in a pool of ours.
+"""Connections through an outbound proxy: httpcore, the transport under httpx, in a pool of ours.
 
 Of httpx nothing is used that adds to a request or a response: no client, so no cookies, no redirects, no default
 headers, no decoding, and nothing is read from the environment. httpcore's own pool is left out too: it walks all its
-connections for every request, and loses slots when requests are cancelled. Each connection carries one exchange at a
-time, over HTTP/2 as well, so that ending an exchange can end its socket.
+connections for every request, and loses slots when requests are cancelled.
 
 A request's body is sent before its response is read; an upstream that answers early is heard when it stops reading.
 """
@@ -47,47 +46,41 @@ class HttpxConnector:
         origin: Origin,
         timeouts: Timeouts,
         *,
-        proxy: OutboundProxy | None,
-        http2: bool,
-        ssl_context: ssl.SSLContext | None,
+        proxy: OutboundProxy,
+        ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         """Prepare what all connections share.
 
         Args:
             origin: where to.
             timeouts: how long it may take.
-            proxy: the way there, None for straight.
-            http2: offer HTTP/2 to the origin; HTTP/1.1 is always offered.
+            proxy: the way there.
             ssl_context: for an `https` origin and an `https` proxy, instead of one for each that verifies against the
-                system's roots. httpcore sets its ALPN protocols.
+                system's roots.
         """
         self.origin = origin
         self.timeouts = timeouts
         self._proxy = proxy
-        self._http2 = http2
         self._context = (ssl_context or client_context()) if origin.scheme == "https" else None
-        secured = proxy is not None and proxy.scheme == "https"
-        self._proxy_context = (ssl_context or client_context()) if secured else None
+        self._proxy_context = (ssl_context or client_context()) if proxy.scheme == "https" else None
 
     async def connect(self) -> HttpxConnection:
         """Make a connection that connects with its first exchange."""
         network = Network()
-        proxy = None
-        if self._proxy is not None:
-            proxy = httpcore.Proxy(
-                httpcore.URL(scheme=self._proxy.scheme, host=self._proxy.host, port=self._proxy.port, target=b"/"),
-                auth=self._proxy.credentials,
-                ssl_context=self._proxy_context,
-            )
+        proxy = httpcore.Proxy(
+            httpcore.URL(scheme=self._proxy.scheme, host=self._proxy.host, port=self._proxy.port, target=b"/"),
+            auth=self._proxy.credentials,
+            ssl_context=self._proxy_context,
+        )
         factory = httpcore.AsyncConnectionPool(
-            ssl_context=self._context, proxy=proxy, max_connections=None, http2=self._http2, network_backend=network
+            ssl_context=self._context, proxy=proxy, max_connections=None, network_backend=network
         )
         origin = httpcore.Origin(self.origin.scheme.encode(), self.origin.host.encode(), self.origin.port)
         return HttpxConnection(self, factory.create_connection(origin), network)
 
     def __str__(self) -> str:
         """The origin, and the way there."""
-        return str(self.origin) if self._proxy is None else f"{self.origin} through {self._proxy}"
+        return f"{self.origin} through {self._proxy}"
 
 
 @define
@@ -132,9 +125,8 @@ class HttpxConnection:
     @property
     def is_reusable(self) -> bool:
         """Has the exchange ended cleanly on both sides, with the connection fit for the next?"""
-        if not self._complete or not self._connection.is_idle() or self._connection.is_closed():
-            return False
-        return self._network.is_http2 or self._network.witness.reusable
+        idle = self._complete and self._connection.is_idle() and not self._connection.is_closed()
+        return idle and self._network.witness.reusable
 
     @property
     def is_ready(self) -> bool:
@@ -270,7 +262,7 @@ class HttpxConnection:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        """Turn httpcore's errors into ours. Those of h11 and h2 quote what they complain of: they stay out."""
+        """Turn httpcore's errors into ours. Those of h11 quote what they complain of: they stay out."""
         try:
             yield
         except (httpcore.ConnectError, httpcore.ProxyError) as error:

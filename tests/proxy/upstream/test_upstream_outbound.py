@@ -98,8 +98,8 @@ def test_what_is_no_proxy(url: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-def connector(environ: Mapping[str, str], *, http2: bool = False) -> type:
-    pool = open_pool(API, PATIENT, environ=environ, http2=http2)
+def connector(environ: Mapping[str, str]) -> type:
+    pool = open_pool(API, PATIENT, environ=environ)
     assert repr(pool) == "<UpstreamPool https://api.example:443, 0 idle, 0 in use>"
     connect: Any = pool._connect  # type: ignore[attr-defined]  # not a part of the interface
     return type(connect.__self__)
@@ -109,4 +109,3 @@ def test_which_implementation() -> None:
     assert connector({}) is DirectConnector
     assert connector({"HTTPS_PROXY": PROXY, "NO_PROXY": "api.example"}) is DirectConnector
     assert connector({"HTTPS_PROXY": PROXY}) is HttpxConnector
-    assert connector({}, http2=True) is HttpxConnector

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,24 +8,17 @@ import trio
 from llm_proxy.proxy.upstream import (
     MalformedResponse,
     UpstreamFailure,
-    UpstreamPool,
 )
-from llm_proxy.proxy.upstream.via_httpx import HttpxConnector
-from tests.proxy.upstream.conftest import Authority
 from tests.proxy.upstream.framing_rows import ROWS, Row, Seen
-from tests.proxy.upstream.gateway import over_http2
 from tests.proxy.upstream.stage import (
     HEADERS,
     OK,
-    PATIENT,
     Body,
     Peer,
     answering,
     ask,
-    client_sockets,
     counts,
     settled,
-    stage,
     whole,
 )
 from tests.proxy.upstream.test_upstream_cancellation import Upload, is_cancelled_at, slow
@@ -73,14 +65,13 @@ async def test_a_tunnel_is_asked_for_with_the_credentials(open_scene: Any) -> No
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
-async def test_responses_are_judged_as_on_the_direct_way(row: Row) -> None:
+async def test_responses_are_judged_as_on_the_direct_way(open_scene: Any, row: Row) -> None:
     async def handler(peer: Peer) -> None:
         if await peer.request():
             await peer.send(row.wire)
 
-    async with stage(handler) as upstream:
-        connector = HttpxConnector(upstream.origin, PATIENT, proxy=None, http2=True, ssl_context=None)
-        pool = UpstreamPool(upstream.origin, PATIENT, connect=connector.connect)
+    async with open_scene("forwarded", handler) as scene:
+        pool = scene.pool
         verdict: Seen | type[UpstreamFailure]
         try:
             response = await pool.send(row.method, b"/", [], None)
@@ -89,7 +80,7 @@ async def test_responses_are_judged_as_on_the_direct_way(row: Row) -> None:
         except UpstreamFailure as failure:
             verdict = type(failure)
         assert pool.in_use == 0
-        assert client_sockets(upstream.origin) == pool.idle
+        assert scene.sockets == pool.idle
         if isinstance(row.expected, Seen) and isinstance(verdict, type):
             # h11 may be stricter, never laxer.
             assert verdict is MalformedResponse
@@ -97,7 +88,6 @@ async def test_responses_are_judged_as_on_the_direct_way(row: Row) -> None:
             assert verdict == Seen(200, b"hello", reusable=False)
         else:
             assert verdict == row.expected
-        pool.close()
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -139,32 +129,6 @@ async def test_words_that_nobody_asked_for_spoil_the_connection(open_scene: Any)
     async with open_scene("forwarded", answering(b"HTTP/1.1 204 No\r\n\r\n" + OK)) as scene:
         assert await ask(scene.pool) == b""
         assert counts(scene.pool) == "0 idle, 0 in use"
-
-
-async def test_over_http2(authority: Authority, tmp_path: Path) -> None:
-    context = authority.server(tmp_path)
-    context.set_alpn_protocols(["h2"])
-    async with stage(over_http2, context, "localhost") as upstream:
-        connector = HttpxConnector(upstream.origin, PATIENT, proxy=None, http2=True, ssl_context=authority.client())
-        pool = UpstreamPool(upstream.origin, PATIENT, connect=connector.connect)
-        for body in (b"abc", Body([b"a", b"bc"]), b"x" * 200_000):
-            response = await pool.send(b"POST", b"/v1/x?y", HEADERS, body)
-            assert (response.status, response.reason) == (200, b"")
-            assert response.headers == [(b"x-h2", b"yes")]
-            said = await whole(response)
-            assert said.startswith(b"POST %b https /v1/x?y Bearer sk-1" % upstream.origin.authority)
-            assert said.endswith(b" %d" % (200_000 if isinstance(body, bytes) and len(body) > 3 else 3))
-            assert counts(pool) == "1 idle, 0 in use"
-            # Time for the upstream's PING to come.
-            for _ in range(3):
-                await settled()
-        assert len(upstream.peers) == 1
-        response = await pool.send(b"GET", b"/", [], None)
-        response.close()
-        assert client_sockets(upstream.origin) == pool.idle
-        pool.close()
-        assert client_sockets(upstream.origin) == 0
-        await settled()
 
 
 @pytest.mark.parametrize("way", WAYS)

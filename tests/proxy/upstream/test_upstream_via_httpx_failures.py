@@ -38,7 +38,6 @@ from tests.proxy.upstream.stage import (
     settled,
     stage,
 )
-from tests.proxy.upstream.ways import Way
 
 
 async def test_a_response_closed_early_ends_its_connection_at_once(open_scene: Any) -> None:
@@ -60,14 +59,13 @@ async def test_a_response_closed_early_ends_its_connection_at_once(open_scene: A
         await settled()
 
 
-@pytest.mark.parametrize("way", ["tunnelled", "HTTP/2 offered"])
-async def test_a_tls_stream_cut_off_is_no_clean_end(open_scene: Any, way: Way) -> None:
+async def test_a_tls_stream_cut_off_is_no_clean_end(open_scene: Any) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
         peer.close()
 
-    async with open_scene(way, handler) as scene:
+    async with open_scene("tunnelled", handler) as scene:
         response = await scene.pool.send(b"GET", b"/", [], None)
         assert await response.receive() == b"half"
         with pytest.raises(Disconnected):
@@ -105,14 +103,14 @@ async def test_a_proxy_that_refuses(authority: Authority, refusal: bytes, words:
     async with stage(answering(OK)) as upstream, gateway(upstream, refusal=refusal) as running:
         origin = Origin("https", "api.example", 443)
         proxy = OutboundProxy("http", "127.0.0.1", running.port, (b"us", b"pw"))
-        connector = HttpxConnector(origin, PATIENT, proxy=proxy, http2=False, ssl_context=authority.client())
+        connector = HttpxConnector(origin, PATIENT, proxy=proxy, ssl_context=authority.client())
         await connect_failure(UpstreamPool(origin, PATIENT, connect=connector.connect), words)
         assert client_sockets(Origin("http", "127.0.0.1", running.port)) == 0
 
 
 async def test_a_proxy_that_is_not_there() -> None:
     proxy = OutboundProxy("http", "127.0.0.1", 1, None)
-    connector = HttpxConnector(Origin("http", "api.example", 80), PATIENT, proxy=proxy, http2=False, ssl_context=None)
+    connector = HttpxConnector(Origin("http", "api.example", 80), PATIENT, proxy=proxy)
     pool = UpstreamPool(Origin("http", "api.example", 80), PATIENT, connect=connector.connect)
     await connect_failure(pool, "api.example:80 through http://127.0.0.1:1: connection refused")
 
@@ -121,7 +119,7 @@ async def test_a_certificate_that_is_not_trusted_behind_the_proxy(authority: Aut
     context = authority.server(tmp_path, "localhost")
     async with stage(answering(OK), context, "localhost") as upstream, gateway(upstream) as running:
         proxy = OutboundProxy("http", "127.0.0.1", running.port, None)
-        connector = HttpxConnector(upstream.origin, PATIENT, proxy=proxy, http2=False, ssl_context=None)
+        connector = HttpxConnector(upstream.origin, PATIENT, proxy=proxy)
         await connect_failure(UpstreamPool(upstream.origin, PATIENT, connect=connector.connect), "TLS: .*cert")
         assert upstream.asked == []
 
@@ -171,7 +169,7 @@ async def test_connecting_takes_too_long(mock_clock: MockClock) -> None:
     async with stage(mute) as listening:
         origin = Origin("https", "api.example", 443)
         proxy = OutboundProxy("http", "127.0.0.1", listening.origin.port, None)
-        connector = HttpxConnector(origin, timeouts, proxy=proxy, http2=False, ssl_context=ssl.create_default_context())
+        connector = HttpxConnector(origin, timeouts, proxy=proxy, ssl_context=ssl.create_default_context())
         pool = UpstreamPool(origin, timeouts, connect=connector.connect)
         with pytest.raises(ConnectTimeout, match="within 3 s"):
             await ask(pool)

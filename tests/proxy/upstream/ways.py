@@ -1,4 +1,4 @@
-"""The ways to an upstream that lead through httpx."""
+"""The ways to an upstream that lead through an outbound proxy."""
 
 from __future__ import annotations
 
@@ -26,22 +26,21 @@ from tests.proxy.upstream.stage import (
 if TYPE_CHECKING:
     from tests.proxy.upstream.conftest import Authority
 
-Way = Literal["forwarded", "tunnelled", "tunnelled in TLS", "HTTP/2 offered"]
-WAYS: list[Way] = ["forwarded", "tunnelled", "tunnelled in TLS", "HTTP/2 offered"]
+Way = Literal["forwarded", "tunnelled", "tunnelled in TLS"]
+WAYS: list[Way] = ["forwarded", "tunnelled", "tunnelled in TLS"]
 
 
 class Scene:
     """An upstream, the way to it, and the sockets that lead there."""
 
-    def __init__(self, upstream: Stage, proxy: Gateway | None, pool: UpstreamPool) -> None:
+    def __init__(self, upstream: Stage, proxy: Gateway, pool: UpstreamPool) -> None:
         self.upstream = upstream
         self.proxy = proxy
         self.pool = pool
 
     @property
     def sockets(self) -> int:
-        port = self.upstream.origin.port if self.proxy is None else self.proxy.port
-        return client_sockets(Origin("http", "localhost", port))
+        return client_sockets(Origin("http", "localhost", self.proxy.port))
 
 
 @asynccontextmanager
@@ -56,16 +55,10 @@ async def scene(
         context.set_alpn_protocols(["http/1.1"])
     client = authority.client()
     async with stage(handler, context, "localhost") as upstream:
-        if way == "HTTP/2 offered":
-            connector = HttpxConnector(upstream.origin, timeouts, proxy=None, http2=True, ssl_context=client)
-            pool = UpstreamPool(upstream.origin, timeouts, connect=connector.connect)
-            yield Scene(upstream, None, pool)
-            pool.close()
-            return
         outer = authority.server(folder, "localhost") if way == "tunnelled in TLS" else None
         async with gateway(upstream, context=outer) as running:
             proxy = OutboundProxy("https" if outer else "http", "localhost", running.port, (b"us", b"pw"))
-            connector = HttpxConnector(upstream.origin, timeouts, proxy=proxy, http2=False, ssl_context=client)
+            connector = HttpxConnector(upstream.origin, timeouts, proxy=proxy, ssl_context=client)
             pool = UpstreamPool(upstream.origin, timeouts, connect=connector.connect)
             yield Scene(upstream, running, pool)
             pool.close()
