@@ -185,11 +185,6 @@ class Database:
             raise self._error(self._failure(error), writes=True) from error
 
     @property
-    def checked_out(self) -> int:
-        """Connections in use at this moment."""
-        return self.connections.in_use
-
-    @property
     def connections(self) -> Connections:
         """The state of the pool at this moment."""
         pools = self._backend.pools

@@ -23,12 +23,10 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 from sqlalchemy import Connection, inspect, text
 
-from db.database import Database, opened
+from db.database import Database
 from db.errors import Contention, Refused, SchemaMismatch
-from db.options import Options
 from db.schema import metadata
 from db.suitability import misfits
-from db.target import Target
 from db.undoing import VERSION_TABLE, mark, marked, unmark
 
 if TYPE_CHECKING:
@@ -106,7 +104,6 @@ def status(connection: Connection) -> Status:
 def up(
     database: Database,
     *,
-    deadline: float | None = None,
     report: Callable[[Revision], None] | None = None,
     waiting: Callable[[str], None] | None = None,
 ) -> tuple[Revision, ...]:
@@ -114,7 +111,6 @@ def up(
 
     Args:
         database: open; a SQLite file is thereby locked.
-        deadline: how long to wait for another process that migrates, in seconds; None for what the options say.
         report: called after each revision.
         waiting: told in a sentence whom it waits for.
 
@@ -127,7 +123,7 @@ def up(
     for attempt in itertools.count(1):
         locked = False
         try:
-            with database.migrating(_deadline(database, deadline), waiting) as connection:
+            with database.migrating(database.options.migration_lock_timeout, waiting) as connection:
                 locked = True
                 pending = _pending(connection)
                 if pending:
@@ -169,7 +165,6 @@ def down(
     database: Database,
     to: str | None = None,
     *,
-    deadline: float | None = None,
     report: Callable[[Revision], None] | None = None,
     waiting: Callable[[str], None] | None = None,
 ) -> tuple[Revision, ...]:
@@ -178,7 +173,6 @@ def down(
     Args:
         database: open; a SQLite file is thereby locked.
         to: the revision to go back to, `base` for before the first; None undoes one.
-        deadline: how long to wait for another process that migrates, in seconds; None for what the options say.
         report: called after each revision.
         waiting: told in a sentence whom it waits for.
 
@@ -187,7 +181,7 @@ def down(
         Refused: there is no such revision below the current one.
         SchemaMismatch: the database belongs to a newer version.
     """
-    with database.migrating(_deadline(database, deadline), waiting) as connection:
+    with database.migrating(database.options.migration_lock_timeout, waiting) as connection:
         kept, undone = steps_down(connection, to)
         for revision, before in zip(undone, [*undone[1:], *kept[-1:], None], strict=False):
             mark(connection, revision.id)
@@ -218,16 +212,6 @@ def plan(database: Database) -> str:
         return out.getvalue()
 
     return database.read_now(describe)
-
-
-def upgrade(target: Target, options: Options | None = None) -> tuple[Revision, ...]:
-    """Open a database, migrate it `up`, close it."""
-    with opened(target, options or Options()) as database:
-        return up(database)
-
-
-def _deadline(database: Database, deadline: float | None) -> float:
-    return database.options.migration_lock_timeout if deadline is None else deadline
 
 
 def _look(connection: Connection) -> tuple[str | None, list[str]]:

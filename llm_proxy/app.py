@@ -123,14 +123,11 @@ class LLMProxy(QuartTrio):
         self.services.leave()
 
 
-def create_app(
-    settings: Settings | None = None, request_log: Log | None = None, slate: Slate | None = None
-) -> LLMProxy:
+def create_app(settings: Settings | None = None, slate: Slate | None = None) -> LLMProxy:
     """Make the application.
 
     Args:
         settings: the process's environment and `.env` file where None.
-        request_log: where the line of each request goes; set up from the settings where None.
         slate: where the figures of this worker stand, if it is one of several.
 
     Raises:
@@ -138,13 +135,12 @@ def create_app(
     """
     if settings is None:
         settings = Settings.load(os.environ, {}, None, serving=True)
-    if request_log is None:
-        request_log = log.configure(
-            level=settings.log_level,
-            form=settings.log_format,
-            path=settings.log_file,
-            secrets=(settings.management_token, settings.encryption_key, settings.database_url),
-        )
+    request_log = log.configure(
+        level=settings.log_level,
+        form=settings.log_format,
+        path=settings.log_file,
+        secrets=(settings.management_token, settings.encryption_key, settings.database_url),
+    )
     return LLMProxy(settings, request_log, slate or Slate())
 
 

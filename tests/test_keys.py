@@ -25,7 +25,7 @@ OLD, NEW, OTHER = (base64.b64encode(bytes([number]) * 32).decode() for number in
 def database(migrated_database: Scratch) -> Iterator[Database]:
     with opened(migrated_database.target, Options()) as database:
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 def ring(*texts: str, plain: bool = False) -> KeyRing:

@@ -266,11 +266,6 @@ def live_workers(connection: Connection, dead_after: timedelta) -> list[Worker]:
     return [Worker(*row) for row in rows]
 
 
-def find_reservations(connection: Connection) -> list[Reservation]:
-    """All open reservations, the oldest first."""
-    return [Reservation(*row) for row in connection.execute(_reservations)]
-
-
 def find_orphans(connection: Connection, now: datetime, dead_after: timedelta, limit: int) -> list[str]:
     """Reservations (ids, oldest first) whose worker has not been seen for `dead_after`; locks nothing."""
     live = list(connection.scalars(select(workers.c.id).where(workers.c.seen_at >= now - dead_after)))

@@ -20,7 +20,7 @@ class Column:
     number: bool = False
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, indent: str = "") -> str:
+def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> str:
     """Lay out rows under their titles, two spaces apart. None becomes `-`. The titles are bold on a terminal."""
     texts = [["-" if value is None else printable(str(value)) for value in row] for row in rows]
     widths = [
@@ -31,7 +31,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]], *, indent
         padded = [
             _pad(cell, width, right=column.number) for cell, width, column in zip(cells, widths, columns, strict=True)
         ]
-        return (indent + "  ".join(padded)).rstrip()
+        return "  ".join(padded).rstrip()
 
     titles = click.style(line(column.title for column in columns), bold=True)
     return "\n".join([titles, *map(line, texts)])

@@ -57,7 +57,6 @@ def supervise(
     *,
     workers: int,
     shutdown_grace: float,
-    report: Callable[[str], None] = say,
     before_roll: Callable[[], bool] = lambda: True,
 ) -> int:
     """Run `worker_main` in `workers` child processes until SIGTERM or SIGINT; return an exit status.
@@ -71,20 +70,20 @@ def supervise(
     SIGHUP replaces the children one by one: one drains and ends, the next one in its place serves, then it is the next
     one's turn. The sockets stay open all the while, and the others accept, so no connection is refused.
 
+    One line on standard error tells of each worker that died, and of the beginning and the end of a roll.
+
     Args:
         worker_main: serves on the sockets until SIGTERM; what it raises is printed and makes the child's status 1. The
             number, below `workers`, is one that no other living child has; who replaces a child has its number.
         sockets: bound sockets; they are closed here when the shutdown begins.
         workers: how many processes.
         shutdown_grace: what the workers were given as `ServeConfig.shutdown_grace`, in seconds.
-        report: is told in one line of each worker that died, and of the beginning and the end of a roll. It must not
-            wait, nor raise.
         before_roll: called in the parent at SIGHUP; where it returns False, nothing is replaced.
 
     Returns:
         0 when all workers ended well after a signal, 1 when one did not or when none could ever be started.
     """
-    return _Supervisor(worker_main, sockets, workers, shutdown_grace, report, before_roll).run()
+    return _Supervisor(worker_main, sockets, workers, shutdown_grace, before_roll).run()
 
 
 @attrs.define
@@ -104,7 +103,6 @@ class _Supervisor:
         sockets: Sequence[socket.socket],
         workers: int,
         shutdown_grace: float,
-        report: Callable[[str], None],
         before_roll: Callable[[], bool],
     ) -> None:
         self._before_roll = before_roll
@@ -115,7 +113,6 @@ class _Supervisor:
         self._worker_main = worker_main
         self._sockets = sockets
         self._shutdown_grace = shutdown_grace
-        self._report = report
         self._slots = [_Slot() for _ in range(workers)]
         self._failures = 0
         self._ever_steady = False
@@ -135,7 +132,7 @@ class _Supervisor:
                 self._obey(received, now)
                 self._roll()
                 if self._kill_at is None and self._is_hopeless():
-                    self._report("no worker could be started")
+                    say("no worker could be started")
                     self._ended_well = False
                     self._stop(now)
                 if self._kill_at is None:
@@ -172,7 +169,7 @@ class _Supervisor:
                 elif number == signal.SIGINT:
                     self._kill_at = now
             elif number == signal.SIGHUP and self._kill_at is None and self._before_roll():
-                self._report(f"replacing {len(self._slots)} workers, one by one")
+                say(f"replacing {len(self._slots)} workers, one by one")
                 self._to_roll = [*self._to_roll[:1], *range(len(self._slots))]
 
     def _hear(self) -> None:
@@ -184,7 +181,7 @@ class _Supervisor:
                     self._told = None
                     del self._to_roll[0]
                     if not self._to_roll:
-                        self._report("all workers are replaced")
+                        say("all workers are replaced")
 
     def _roll(self) -> None:
         """Have the worker end whose turn it is; the next one takes its place as that of any other would."""
@@ -230,7 +227,7 @@ class _Supervisor:
         slot.next_start = now + delay
         slot.delay = min(2 * delay, LONGEST_DELAY)
         cause = f"with status {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-        self._report(f"worker {pid} ended {cause}; another one starts in {delay:g} s")
+        say(f"worker {pid} ended {cause}; another one starts in {delay:g} s")
 
     def _start(self, now: float) -> None:
         for number, slot in enumerate(self._slots):

@@ -6,12 +6,12 @@ NAME, COUNT = Column("NAME"), Column("COUNT", number=True)
 
 
 def test_a_table_is_aligned() -> None:
-    text = table([NAME, COUNT, Column("NOTE")], [("a", 1, None), ("a longer one", 12345, "x")], indent="  ")
+    text = table([NAME, COUNT, Column("NOTE")], [("a", 1, None), ("a longer one", 12345, "x")])
 
     assert text.splitlines() == [
-        "  \x1b[1mNAME          COUNT  NOTE\x1b[0m".replace("  \x1b[1m", "\x1b[1m  "),
-        "  a                 1  -",
-        "  a longer one  12345  x",
+        "\x1b[1mNAME          COUNT  NOTE\x1b[0m",
+        "a                 1  -",
+        "a longer one  12345  x",
     ]
 
 

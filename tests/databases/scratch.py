@@ -13,11 +13,19 @@ from pathlib import Path
 
 from attrs import Factory, define, frozen
 
+from db import migrate
+from db.database import opened
 from db.dsn import Target, parse
-from db.migrate import upgrade
+from db.options import Options
 from tests.databases.addresses import with_database
 from tests.databases.kinds import Kind
 from tests.databases.servers import Missing, Server, open_server
+
+
+def upgrade(target: Target) -> tuple[migrate.Revision, ...]:
+    """Bring the schema of a database to head, and return what was missing."""
+    with opened(target, Options()) as database:
+        return migrate.up(database)
 
 
 @frozen

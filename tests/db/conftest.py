@@ -25,7 +25,7 @@ def database(shared_target: Target) -> Iterator[Database]:
     """The module's database, open; the test must leave no connection in use behind."""
     with opened(shared_target, Options(pool_size=4, max_idle=2)) as database:
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 @pytest.fixture
@@ -33,4 +33,4 @@ def fresh(database_target: Target) -> Iterator[Database]:
     """A database with nothing in it, open, of this test alone."""
     with opened(database_target, Options(pool_size=3)) as database:
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0

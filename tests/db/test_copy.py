@@ -60,7 +60,7 @@ def target(databases: Databases, database_kind: Kind) -> Iterator[Database]:
     """An empty database of the same kind, at head."""
     with databases.migrated(database_kind) as scratch, opened(scratch.target, Options()) as database:
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 def all_rows(database: Database) -> dict[str, set[tuple[object, ...]]]:

@@ -13,7 +13,7 @@ from db.database import Database, opened
 from db.options import Options
 from db.target import Target
 from tests.databases.kinds import Kind
-from tests.databases.scratch import Databases
+from tests.databases.scratch import Databases, upgrade
 from tests.db import crashes
 from tests.db.crashes import FAILED, End
 from tests.db.rows import agree, contents, fill_new
@@ -96,23 +96,23 @@ def test_cut_off_anywhere_it_goes_on(watcher: Database, database_kind: Kind, sha
     fill_the_rest(watcher.target)
     assert walked(crashes.down) >= len(migrate.revisions())
     assert watcher.read_now(describe) == {}
-    assert migrate.upgrade(watcher.target) == migrate.revisions()
+    assert upgrade(watcher.target) == migrate.revisions()
     assert watcher.read_now(describe) == shape
 
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
 def test_what_was_half_undone_is_made_again(watcher: Database, database_kind: Kind, shape: object, after: int) -> None:
     """`up` after a `down` that was cut off: the revision counts as applied, and its table has gone already."""
-    migrate.upgrade(watcher.target)
+    upgrade(watcher.target)
     fill_the_rest(watcher.target)
     before = watcher.read_now(contents)
     assert crashes.run(crashes.down, watcher.target, End.KILL, after) == -9
     pending = watcher.read_now(migrate.status).pending
     if database_kind in TRANSACTIONAL:
         assert pending == ()
-    assert migrate.upgrade(watcher.target) == pending
+    assert upgrade(watcher.target) == pending
     assert watcher.read_now(describe) == shape
     rows = watcher.read_now(contents)
     # What was undone comes back empty, all else is as it was.
     assert {name for name in rows if rows[name] != before[name]} <= {"usage_hourly", "requests"}
-    assert migrate.upgrade(watcher.target) == ()
+    assert upgrade(watcher.target) == ()

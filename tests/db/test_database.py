@@ -65,7 +65,7 @@ async def test_an_exception_rolls_back_and_comes_through(database: Database) -> 
     with pytest.raises(Boom):
         await database.write(add_and_fail)
     assert await database.read(count) == 0
-    assert database.checked_out == 0
+    assert database.connections.in_use == 0
 
 
 async def test_a_function_that_reads_cannot_write(database: Database) -> None:
@@ -139,7 +139,7 @@ async def test_errors_have_our_own_words(database: Database, fn: object, error: 
     assert "secret" not in message
     assert "\n" not in message
     assert await database.read(count) == 0
-    assert database.checked_out == 0
+    assert database.connections.in_use == 0
 
 
 async def test_values_are_hidden_from_tracebacks(database: Database) -> None:
@@ -150,9 +150,9 @@ async def test_values_are_hidden_from_tracebacks(database: Database) -> None:
 
 
 async def test_a_connection_is_in_use_for_the_time_of_a_transaction(database: Database) -> None:
-    assert await database.write(lambda _: database.checked_out) == 1
-    assert await database.read(lambda _: database.checked_out) == 1
-    assert database.checked_out == 0
+    assert await database.write(lambda _: database.connections.in_use) == 1
+    assert await database.read(lambda _: database.connections.in_use) == 1
+    assert database.connections.in_use == 0
 
 
 async def test_cancelling_a_wait_for_a_connection_runs_nothing(database: Database) -> None:
@@ -224,7 +224,7 @@ async def test_no_more_connections_than_the_pool_is_large(database: Database) ->
 
     def note(_: Connection) -> None:
         gate.wait(10)
-        seen.append(database.checked_out)
+        seen.append(database.connections.in_use)
         waiting.append(database.connections.waiting)
         gate.wait(10)
 

@@ -185,7 +185,7 @@ def test_a_revision_that_fails_leaves_what_was_before(
 
     with pytest.raises(RuntimeError):
         migrate.up(fresh, report=stop)
-    assert fresh.checked_out == 0
+    assert fresh.connections.in_use == 0
     transactional = database_kind in (Kind.SQLITE, Kind.POSTGRES)
     assert (fresh.read_now(ours) == set()) is transactional
     migrate.up(fresh)

@@ -19,7 +19,7 @@ from db.dsn import Target
 from db.errors import Contention, FileInUse, Unavailable
 from db.options import Options
 from tests.databases.kinds import SERVERS, Kind, on
-from tests.databases.scratch import Databases
+from tests.databases.scratch import Databases, upgrade
 from tests.db import crashes
 from tests.db.crashes import End
 from tests.db.schemas import differences
@@ -28,15 +28,15 @@ from tests.db.schemas import differences
 @on(*SERVERS)
 def test_whoever_waits_too_long_for_the_lock_is_told(fresh: Database, database_target: Target) -> None:
     """The deadline for the lock is not that of a statement."""
-    with opened(database_target, Options(statement_timeout=0.3)) as hasty:
+    with opened(database_target, Options(statement_timeout=0.3, migration_lock_timeout=1)) as hasty:
         began = time.monotonic()
         with (
             fresh.migrating(5),
             pytest.raises(Contention, match=r"migrating it, and was not done within .* \(1 s\)"),
         ):
-            migrate.up(hasty, deadline=1)
+            migrate.up(hasty)
         assert time.monotonic() - began > 0.9
-        assert len(migrate.up(hasty, deadline=1)) == len(migrate.revisions())
+        assert len(migrate.up(hasty)) == len(migrate.revisions())
 
 
 @on(*SERVERS)
@@ -47,7 +47,7 @@ def test_a_reader_whom_a_migration_overtakes_looks_again(fresh: Database, databa
     def look(connection: Connection) -> migrate.Status:
         if not overtaken:
             connection.exec_driver_sql("SELECT 1").scalar_one()
-            overtaken.append(migrate.upgrade(database_target))
+            overtaken.append(upgrade(database_target))
         return migrate.status(connection)
 
     assert fresh.read_now(look).current in {None, migrate.revisions()[-1].id}
@@ -106,7 +106,7 @@ def test_whoever_waits_says_for_whom_and_goes_on_when_that_one_dies(
             migrate.up(hasty)
         words = str(told.value)
         began = time.monotonic()
-        done = migrate.up(fresh, deadline=60, waiting=end)
+        done = migrate.up(fresh, waiting=end)
         assert time.monotonic() - began < 30
     assert len(done) in {len(migrate.revisions()), len(migrate.revisions()) - 1}
     assert fresh.read_now(differences) == []
@@ -135,8 +135,8 @@ def migrate_by_hand(database: Database, meanwhile: Callable[[], object]) -> None
 @on(*SERVERS)
 def test_the_cure_that_is_offered_works(fresh: Database, database_target: Target) -> None:
     def end_it() -> None:
-        with pytest.raises(Contention) as told:
-            migrate.up(fresh, deadline=0.1)
+        with pytest.raises(Contention) as told, opened(database_target, Options(migration_lock_timeout=0.1)) as hasty:
+            migrate.up(hasty)
         with fresh._backend.write.connect() as other:
             other.exec_driver_sql(str(told.value).rpartition(": ")[2])
             other.rollback()
@@ -144,7 +144,7 @@ def test_the_cure_that_is_offered_works(fresh: Database, database_target: Target
     with opened(database_target, Options()) as stuck:
         with pytest.raises(Unavailable, match="connection was lost"):
             migrate_by_hand(stuck, end_it)
-        assert len(migrate.up(fresh, deadline=30)) == len(migrate.revisions())
+        assert len(migrate.up(fresh)) == len(migrate.revisions())
 
 
 @on(*SERVERS)
@@ -158,7 +158,7 @@ def test_a_holder_that_says_nothing_is_put_out_by_the_server(
         opened(database_target, Options()) as silent,
         pytest.raises(Unavailable, match="connection was lost"),
     ):
-        migrate_by_hand(silent, lambda: done.append(len(migrate.up(fresh, deadline=60))))
+        migrate_by_hand(silent, lambda: done.append(len(migrate.up(fresh))))
     assert done == [len(migrate.revisions())]
 
 
@@ -182,5 +182,5 @@ def test_five_replicas_of_which_one_dies_in_the_middle(database_target: Target, 
 @on("sqlite")
 def test_a_live_server_keeps_others_from_migrating(fresh: Database, database_target: Target) -> None:
     with pytest.raises(FileInUse, match="one process per SQLite file"):
-        migrate.upgrade(database_target)
+        upgrade(database_target)
     migrate.up(fresh)

@@ -65,7 +65,7 @@ def through(relay: Relay, shared_target: Target) -> Iterator[Database]:
     with opened(evolve(shared_target, host="127.0.0.1", port=relay.port), Options(pool_size=2)) as database:
         database.write_now(count)
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 def end_sessions(databases: Databases, kind: Kind, target: Target) -> int:
@@ -125,7 +125,7 @@ async def test_a_session_ended_in_the_middle_is_taken_up_once_then_unavailable(d
         await database.write(add_and_die)
     assert len(calls) == 2
     assert (database.tally.retries["disconnected"], database.tally.failures["disconnected"]) == (1, 1)
-    assert database.checked_out == 0
+    assert database.connections.in_use == 0
     assert await database.read(count) == 0
     await database.write(add, 1)
 
@@ -154,7 +154,7 @@ async def test_a_commit_that_is_lost_is_of_unknown_fate(
     with pytest.raises(CommitUnknown, match="fate is unknown"):
         await through.write(add_and_lose)
     assert (through.tally.failures["commit_unknown"], sum(through.tally.failures.values())) == (1, 1)
-    assert through.checked_out == 0
+    assert through.connections.in_use == 0
     # A writer that waits for the other transaction's row sees the end of it.
     assert await database.write(delete_one) == rows
     await through.write(add, 2)
@@ -197,7 +197,7 @@ async def test_a_server_that_does_not_answer(
         await database.write(add, 1)
         await database.write(hold)
         assert len(calls) == 1
-        assert impatient.checked_out == 0
+        assert impatient.connections.in_use == 0
         assert impatient.read_now(count) == 1
 
 
@@ -226,7 +226,7 @@ def test_why_it_cannot_be_reached(shared_target: Target, change: dict[str, objec
         database.read_now(count)
     assert words in str(caught.value)
     assert str(database.target) in str(caught.value)
-    assert database.checked_out == 0
+    assert database.connections.in_use == 0
 
 
 def test_something_else_that_listens_there(shared_target: Target) -> None:

@@ -47,7 +47,7 @@ def bouncer(shared_target: Target) -> Iterator[Target]:
 def database(bouncer: Target) -> Iterator[Database]:
     with opened(bouncer, Options(pool_size=8)) as database:
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 async def test_many_clients_on_few_sessions(database: Database) -> None:

@@ -91,7 +91,7 @@ async def test_a_server_that_became_a_standby_and_a_primary_again(database_insta
         for _ in range(2):
             with pytest.raises(Unavailable, match="only allows reading: it is a replica"):
                 await database.write(add, 2)
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
         with pg8000.native.Connection(
             database="postgres", **Address.parse(instance.url, 5432).postgres_arguments()

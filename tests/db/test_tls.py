@@ -115,7 +115,7 @@ def connect(url: str, options: Options) -> str | None:
     """The TLS version that a connection has."""
     with opened(parse(None, url, None), options) as database:
         facts = database.read_now(database.describe)
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
     return facts.tls
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete
 
-from db import Connection, copy, dsn, migrate
+from db import Connection, copy, dsn
 from db.database import opened
 from db.dsn import Target, Tls
 from db.options import Options
@@ -25,7 +25,7 @@ from tests.databases.accounts import account
 from tests.databases.addresses import Address
 from tests.databases.fixtures import lacking
 from tests.databases.kinds import SERVERS, Kind, on
-from tests.databases.scratch import Scratch
+from tests.databases.scratch import Scratch, upgrade
 from tests.db.pasts import write_past
 from tests.db.tls_wire import PostgresWire, TlsWire, tls_wire_to
 from tests.docs.blocks import block
@@ -106,7 +106,7 @@ def test_a_plan_is_run_by_hand(empty_database: Scratch, database_kind: Kind, tmp
     }
     (place,) = [place for place in here if place in way]
     done(f"{plan}\n{way.replace(place, here[place])}", tmp_path, empty_database.env)
-    assert migrate.upgrade(empty_database.target) == ()
+    assert upgrade(empty_database.target) == ()
 
 
 def digests(target: Target) -> dict[str, object]:

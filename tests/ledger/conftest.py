@@ -16,7 +16,7 @@ from llm_proxy.ledger import backlog, writer
 def database(migrated_target: Target) -> Iterator[Database]:
     with opened(migrated_target, Options()) as database:
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 @pytest.fixture(autouse=True)

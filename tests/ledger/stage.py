@@ -157,4 +157,4 @@ async def scene(where: Path | Target, **limits: Any) -> AsyncIterator[Scene]:
             nursery.cancel_scope.cancel()
         assert await real.read(books.verify) == []
         assert await real.read(books.list_workers) == []
-        assert real.checked_out == 0
+        assert real.connections.in_use == 0

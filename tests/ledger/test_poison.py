@@ -23,6 +23,7 @@ from llm_proxy.ledger import Application, Grant, Result
 from llm_proxy.ledger.sweeping import sweep
 from llm_proxy.ledger.transaction import Settlement
 from tests.db.queries.books import a_settled_request
+from tests.db.rows import contents
 from tests.ledger.stage import Scene, scene
 
 OK = Result(outcome="ok", status=200)
@@ -158,7 +159,7 @@ async def test_a_mistake_in_the_transaction_ends_the_writer_and_settles_nothing(
         await stage.ledger.drain()  # it has nothing to wait for
     assert logs == [], "no settlement is called refused or lost"
     async with open_database(stage.database.real.target, Options()) as real:
-        assert len(await real.read(books.find_reservations)) == 3
+        assert len((await real.read(contents))["in_flight"]) == 3
         assert [worker.id for worker in await real.read(books.list_workers)] == [stage.ledger._worker.id]
 
 

@@ -21,6 +21,7 @@ from db.records import Worker
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger, Result, writer
+from tests.db.rows import contents
 from tests.ledger.stage import Observed, scene
 
 
@@ -203,7 +204,7 @@ async def test_the_next_start_sweeps_what_a_dead_worker_left(tmp_path: Path) -> 
         async with trio.open_nursery() as nursery:
             await nursery.start(ledger.run)
             with trio.fail_after(5):
-                while await real.read(books.find_reservations):
+                while (await real.read(contents))["in_flight"]:
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         assert await real.read(books.verify) == []

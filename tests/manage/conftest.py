@@ -120,7 +120,7 @@ async def _open(target: Target) -> AsyncIterator[Api]:
             clock=lambda: NOON,
         )
         yield make_api(context, failing)
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 @pytest.fixture

@@ -169,7 +169,7 @@ class Scene:
         assert await self.database.read(books.verify) == []
         with trio.fail_after(2):
             # The writer may be sending its heartbeat at this moment.
-            while self.database.checked_out:
+            while self.database.connections.in_use:
                 await trio.sleep(0.001)
 
 

@@ -20,7 +20,7 @@ from tests.db.queries.books import NOON, a_project
 def database(migrated_target: Target) -> Iterator[Database]:
     with opened(migrated_target, Options()) as database:
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 def create(database: Database, *made: Project) -> None:

@@ -26,7 +26,7 @@ TODAY = datetime(2027, 1, 15, 12, 30, tzinfo=UTC)
 def database(migrated_database: Scratch) -> Iterator[Database]:
     with opened(migrated_database.target, Options()) as database:
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 def at(moment: datetime, number: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
 def database(migrated_database: Scratch) -> Iterator[Database]:
     with opened(migrated_database.target, Options()) as database:
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ def database(migrated_target: Target) -> Iterator[Database]:
     with opened(migrated_target, Options()) as database:
         database.write_now(write)
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:

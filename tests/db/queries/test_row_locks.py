@@ -14,6 +14,7 @@ from db.records import Reservation, Token
 from llm_proxy.identifiers import request_id
 from tests.databases.kinds import on
 from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
+from tests.db.rows import contents
 
 PROJECT = a_project()
 #: So many of so few that a database finds it cheaper to read the table whole.
@@ -78,4 +79,4 @@ def test_requests_of_different_tokens_do_not_wait_for_each_other(migrated_target
             second.write_now(settle, ours, again)
 
         first.write_now(meanwhile)
-        assert len(first.read_now(ledger.find_reservations)) == THEIRS
+        assert len(first.read_now(contents)["in_flight"]) == THEIRS

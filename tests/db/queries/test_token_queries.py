@@ -27,7 +27,7 @@ def database(migrated_target: Target) -> Iterator[Database]:
         for project in (PROJECT, OTHER):
             database.write_now(projects.create, project)
         yield database
-        assert database.checked_out == 0
+        assert database.connections.in_use == 0
 
 
 def create(database: Database, *made: Token) -> None:
