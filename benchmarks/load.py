@@ -16,8 +16,9 @@ import click
 import msgspec
 import trio
 
-from llm_proxy.load import BUSY, CannotBegin, Load, Plan, Target, client_context, report, spread
+from llm_proxy.load import BUSY, CannotBegin, Load, Plan, Target, report, spread
 from llm_proxy.load.pacing import Arrivals
+from llm_proxy.net.tls import client_context
 
 __all__ = ["BUSY", "CHAT", "SDK_HEADERS", "Target", "spread"]
 

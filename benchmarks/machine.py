@@ -38,11 +38,11 @@ def _memory() -> str:
     return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GB"
 
 
-def flush_ms(folder: Path, times: int = 20) -> float:
+def flush_ms(folder: Path) -> float:
     """Return how long it takes to add a page to a file and flush it to the disk: what a commit waits for, at least."""
     found = []
     with tempfile.TemporaryFile(dir=folder) as file:
-        for _ in range(times):
+        for _ in range(20):
             file.write(bytes(4096))
             file.flush()
             began = time.perf_counter()

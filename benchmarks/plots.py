@@ -80,8 +80,8 @@ class _End:
     level: bool = False
 
 
-def draw(plot: Plot, kind: str = "svg") -> bytes:
-    """Return the picture; `kind` may be "png" for a look at it."""
+def draw(plot: Plot) -> bytes:
+    """Return the picture, as SVG."""
     with mpl.rc_context(STYLE):
         flat = plot.kind == "bars" and len(plot.series) == 1
         height = max(1.8, _HEADER + 0.4 + 0.36 * len(plot.series[0].points)) if flat else _HEIGHT
@@ -98,8 +98,8 @@ def draw(plot: Plot, kind: str = "svg") -> bytes:
         file = io.BytesIO()
         _entitle(figure, plot)
         # Neither date nor version, so that the same figures make the same file.
-        about = {"Date": None, "Creator": None, "Title": plot.title} if kind == "svg" else None
-        figure.savefig(file, format=kind, dpi=130, metadata=about)
+        about = {"Date": None, "Creator": None, "Title": plot.title}
+        figure.savefig(file, format="svg", dpi=130, metadata=about)
         return file.getvalue()
 
 

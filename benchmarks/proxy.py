@@ -133,9 +133,9 @@ class Proxy:
             raise ValueError(f"{method} /manage{path}: {status} {answer.decode(errors='replace')}")
         return msgspec.json.decode(answer) if answer else None
 
-    def create_project(self, api_key: str, name: str = "benchmark", provider: str = "openai") -> str:
+    def create_project(self, api_key: str, name: str = "benchmark") -> str:
         """Create a project that owns an API key; returns its id."""
-        project = self.manage("POST", "/projects", {"name": name, "provider": provider, "api_key": api_key})
+        project = self.manage("POST", "/projects", {"name": name, "provider": "openai", "api_key": api_key})
         return str(project["id"])
 
     def create_token(self, project_id: str, **fields: Any) -> dict[str, Any]:

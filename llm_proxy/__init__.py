@@ -17,8 +17,8 @@ The map, from the outside in; imports go downwards only.
 - `survey`: what there is to say about the database, for the metrics
 - `probe`: whether the database can be used, for `/ready`
 - `looks`: looks at the database for those two, answered in time
-- `watch`: deadlines that cost next to nothing
 - `serving`: sockets, HTTP/1.1 and HTTP/2, workers; serves any ASGI application and knows nothing of the above
+- `net`: what that server and clients share: trust in certificates, deadlines, the news that a peer has left
 - `load`: a load generator, which knows nothing of the above either
 
 Below the package stands `db`, the database layer, which knows nothing of it.

@@ -26,7 +26,7 @@ VAGUE = {"utils", "util", "helpers", "helper", "common", "base", "manager", "man
 FENCED = {
     "asyncio": (),
     "anyio": (),
-    "trio_asyncio": ("llm_proxy/cache/",),
+    "trio_asyncio": (),
     "sqlalchemy": ("db/", "migrations/", "tests/"),
     "alembic": ("db/", "migrations/", "tests/"),
     "pg8000": ("db/", "tests/databases/", "tests/db/"),

@@ -60,7 +60,7 @@ class Window:
     transactions: Sequence[Transaction]
 
 
-def record(bench: Bench, kind: Kind = Kind.POSTGRES) -> list[Window]:
+def record(bench: Bench) -> list[Window]:
     """Put the load on a server that writes down its transactions. Raises LoadFailed."""
     windows = []
     with Rig(bench, "batches") as rig:
@@ -68,7 +68,7 @@ def record(bench: Bench, kind: Kind = Kind.POSTGRES) -> list[Window]:
         for clients in CLIENTS:
             journal = rig.directory / f"transactions-{clients}.jsonl"
             under = (sys.executable, "-m", "benchmarks.pictures.journal", str(journal))
-            served = rig.serve(kind, upstream, name=f"{NAMES[kind]}-{clients}", under=under)
+            served = rig.serve(Kind.POSTGRES, upstream, name=f"{NAMES[Kind.POSTGRES]}-{clients}", under=under)
             ((*target,),) = served.loads("--connections", str(clients), "--seconds", str(LOAD))
             report = generate_load(target)
             if problems := served.check_books():

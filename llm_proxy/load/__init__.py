@@ -10,7 +10,7 @@
 - `engine`: the connections at work
 - `report`: all of it as one mapping for JSON
 
-It imports nothing else of ours, so that what it measures is not itself.
+It imports nothing else of ours but `net.tls`, so that what it measures is not itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from llm_proxy.load.histogram import Histogram, spread
 from llm_proxy.load.pacing import Plan
 from llm_proxy.load.report import BUSY, report
 from llm_proxy.load.tally import Refusal, Tally
-from llm_proxy.load.target import Target, client_context
+from llm_proxy.load.target import Target
 
 __all__ = [
     "BUSY",
@@ -31,7 +31,6 @@ __all__ = [
     "Refusal",
     "Tally",
     "Target",
-    "client_context",
     "report",
     "spread",
 ]

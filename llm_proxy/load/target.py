@@ -6,11 +6,11 @@ import re
 import ssl
 from collections.abc import Iterator, Sequence
 from itertools import cycle, repeat
-from pathlib import Path
 from urllib.parse import urlsplit
 
-import certifi
 from attrs import field, frozen
+
+from llm_proxy.net.tls import client_context
 
 _USUAL_PORTS = {"http": 80, "https": 443}
 #: What may stand in no line of a request's head (RFC 9110 section 5.5), as it would end the line.
@@ -93,31 +93,6 @@ class Target:
             return repeat(self.request)
         # Not rendered beforehand: a hundred thousand requests are far larger than as many tokens.
         return (self.prefix + credential + self.suffix for credential in cycle(self.credentials))
-
-
-def client_context(*, ca: Path | None = None, insecure: bool = False) -> ssl.SSLContext:
-    """Return how to speak TLS with a server.
-
-    Args:
-        ca: PEM file of the only authorities that are trusted; the system's where None.
-        insecure: trust any certificate.
-
-    Raises:
-        OSError: the file cannot be read, or holds no certificates.
-    """
-    if ca is None and not _system_has_roots():
-        ca = Path(certifi.where())
-    context = ssl.create_default_context(cafile=None if ca is None else str(ca))
-    context.set_alpn_protocols(["http/1.1"])
-    if insecure:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _system_has_roots() -> bool:
-    paths = ssl.get_default_verify_paths()
-    return any(path is not None for path in (paths.cafile, paths.capath))
 
 
 def _line(text: str) -> bytes:

@@ -14,6 +14,7 @@ import trio
 from attrs import define
 
 from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, RequestTooLarge
+from llm_proxy.net.hang_up import EXTENSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from llm_proxy.proxy.faults import Shape
     from llm_proxy.proxy.providers import Route
 
-#: The ASGI extension by which a server offers to tell when the client of a request leaves.
-HANG_UP = "llm_proxy.hang_up"
 #: Bytes of a body that are read ahead of the upstream, so that a client which leaves during an upload is noticed.
 READ_AHEAD = 64 * 1024
 
@@ -114,7 +113,7 @@ class Inbound:
         self.expects_continue = False
         self.websocket = False
         self.scope: trio.CancelScope | None = None
-        extension = (scope.get("extensions") or {}).get(HANG_UP)
+        extension = (scope.get("extensions") or {}).get(EXTENSION)
         self.notify: Callable[[Callable[[], bool]], None] | None = extension and extension["notify"]
         self._arrived: Callable[[], bool] | None = extension and extension.get("arrived")
         self._receive = receive

@@ -9,16 +9,16 @@ from urllib.parse import unquote
 
 import trio
 
+from llm_proxy.net.hang_up import EXTENSION
+from llm_proxy.net.watch import Watch
 from llm_proxy.serving.asgi import VERSIONS
 from llm_proxy.serving.exchange import ClientGone, Exchange, report_each
-from llm_proxy.serving.hang_up import EXTENSION
 from llm_proxy.serving.listener import address_of
 from llm_proxy.serving.refusal import PriorKnowledge, Refusal
 from llm_proxy.serving.request import Head, RequestReader
 from llm_proxy.serving.response import ResponseWriter
 from llm_proxy.serving.traffic import Site
 from llm_proxy.serving.transport import RECEIVE_SIZE, SocketTransport
-from llm_proxy.watch import Watch
 
 ByteStream: TypeAlias = SocketTransport | trio.SSLStream[SocketTransport]
 

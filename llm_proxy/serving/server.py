@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 import trio
 
+from llm_proxy.net.hang_up import HangUps
 from llm_proxy.serving.asgi import Address, Application
 from llm_proxy.serving.config import ServeConfig
 from llm_proxy.serving.exchange import report_each
-from llm_proxy.serving.hang_up import HangUps
 from llm_proxy.serving.http1 import Http1Connection
 from llm_proxy.serving.http2 import Http2Connection
 from llm_proxy.serving.lifespan import Lifespan, LifespanFailed

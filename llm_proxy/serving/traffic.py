@@ -10,10 +10,10 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
+from llm_proxy.net.hang_up import HangUps
+from llm_proxy.net.watch import Watch
 from llm_proxy.serving.asgi import Application
 from llm_proxy.serving.config import ServeConfig
-from llm_proxy.serving.hang_up import HangUps
-from llm_proxy.watch import Watch
 
 _BACK_OFF: Final = 0.1
 """Seconds without accepting when there is no room, unless a connection ends before."""

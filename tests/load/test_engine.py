@@ -7,7 +7,8 @@ import pytest
 import trio
 import trustme
 
-from llm_proxy.load import CannotBegin, Load, Plan, Tally, Target, client_context, report
+from llm_proxy.load import CannotBegin, Load, Plan, Tally, Target, report
+from llm_proxy.net.tls import client_context
 from tests.load.servers import LAST_CHUNK, OK, STREAM, Server, always, start
 
 DENIED = b'{"error":{"message":"No such token.","type":"x","code":"token_invalid"}}'

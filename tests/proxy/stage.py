@@ -25,8 +25,8 @@ from llm_proxy.crypto import KeyRing, digest, new_token_secret
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
 from llm_proxy.metrics import Metrics
+from llm_proxy.net.hang_up import EXTENSION
 from llm_proxy.proxy import provider_file
-from llm_proxy.proxy.inbound import HANG_UP
 from llm_proxy.proxy.relay import Relay
 from llm_proxy.proxy.upstream import open_pool
 from llm_proxy.proxy.upstream.origin import Timeouts
@@ -140,7 +140,7 @@ class Scene:
             "raw_path": b"/v1/chat/completions",
             "query_string": b"",
             "headers": [(b"authorization", b"Bearer " + self.secret), (b"content-type", b"application/json"), framing],
-            "extensions": {HANG_UP: {"notify": client.notify}} if told else {},
+            "extensions": {EXTENSION: {"notify": client.notify}} if told else {},
         }
         route = self.relay.route(b"/v1/chat/completions")
         assert route is not None

@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
+from llm_proxy.net.hang_up import EXTENSION, HangUps
 from llm_proxy.serving.asgi import Receive, Scope, Send
-from llm_proxy.serving.hang_up import EXTENSION, HangUps
 from llm_proxy.serving.server import ServeConfig, serve
 from tests.serving.answers import read_answers
 from tests.serving.applications import body, read_all, saying, start

@@ -22,11 +22,11 @@ from llm_proxy.proxy.upstream.request import LAST_CHUNK, BodyReader, chunk
 from llm_proxy.proxy.upstream.wire import words
 
 if TYPE_CHECKING:
+    from llm_proxy.net.watch import Watch
     from llm_proxy.proxy.upstream.interface import Dispatch, RequestBody
     from llm_proxy.proxy.upstream.request import Request
     from llm_proxy.proxy.upstream.response import Head
     from llm_proxy.proxy.upstream.wire import Wire
-    from llm_proxy.watch import Watch
 
 #: A body up to this many bytes goes out in one write with its head.
 SMALL_BODY: Final = 65536

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from llm_proxy.net.hang_up import HangUps
+from llm_proxy.net.tls import client_context
+from llm_proxy.net.watch import Watch
 from llm_proxy.proxy.upstream.connection import Connection
 from llm_proxy.proxy.upstream.failures import ConnectFailed, ConnectTimeout, Disconnected
 from llm_proxy.proxy.upstream.interface import Dispatch
 from llm_proxy.proxy.upstream.request import write_down
 from llm_proxy.proxy.upstream.response import PooledConnection, PooledResponse
-from llm_proxy.proxy.upstream.tls import client_context
 from llm_proxy.proxy.upstream.wire import dial, words
-from llm_proxy.serving.hang_up import HangUps
-from llm_proxy.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence

@@ -18,6 +18,7 @@ import httpcore
 import trio
 from attrs import define
 
+from llm_proxy.net.tls import client_context
 from llm_proxy.proxy.upstream.failures import (
     ConnectFailed,
     ConnectTimeout,
@@ -30,7 +31,6 @@ from llm_proxy.proxy.upstream.failures import (
 from llm_proxy.proxy.upstream.interface import Dispatch
 from llm_proxy.proxy.upstream.network import Network
 from llm_proxy.proxy.upstream.request import BodyReader
-from llm_proxy.proxy.upstream.tls import client_context
 
 if TYPE_CHECKING:
     from llm_proxy.proxy.upstream.origin import Origin, Timeouts

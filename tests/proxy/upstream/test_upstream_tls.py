@@ -9,7 +9,6 @@ import pytest
 import trio
 
 from llm_proxy.proxy.upstream import ConnectFailed, Disconnected, Origin, UpstreamPool
-from llm_proxy.proxy.upstream.tls import client_context
 from llm_proxy.proxy.upstream.wire import dial
 from tests.proxy.upstream.conftest import Authority
 from tests.proxy.upstream.stage import (
@@ -297,32 +296,3 @@ async def test_an_early_response_over_tls(server: ssl.SSLContext, authority: Aut
         assert await ask(pool, b"x" * 20_000_000) == b"big"
         assert counts(pool) == "0 idle, 0 in use"
         assert client_sockets(upstream.origin) == 0
-
-
-def test_verification_is_on() -> None:
-    context = client_context()
-    assert context.verify_mode is ssl.CERT_REQUIRED
-    assert context.check_hostname
-    assert context.minimum_version >= ssl.TLSVersion.TLSv1_2
-
-
-def test_a_system_without_roots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    assert client_context().cert_store_stats()["x509_ca"] > 50
-
-
-def test_roots_of_the_system(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, authority: Authority) -> None:
-    authority.server(tmp_path, "x.example")
-    root = tmp_path / "root.pem"
-    root.write_bytes(authority.pem())
-    monkeypatch.setenv("SSL_CERT_FILE", str(root))
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    assert client_context().cert_store_stats()["x509_ca"] == 1
-
-
-def test_a_directory_of_roots(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, authority: Authority) -> None:
-    (tmp_path / "12345678.0").write_bytes(authority.pem())
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none"))
-    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
-    assert client_context().cert_store_stats()["x509_ca"] == 0

@@ -21,6 +21,7 @@ from typing import Any, Final
 
 import trio
 
+#: The ASGI extension by which a server offers to tell when the client of a request leaves.
 EXTENSION: Final = "llm_proxy.hang_up"
 
 # Not in the type stubs of every platform, nor in every platform's module.

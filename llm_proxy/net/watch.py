@@ -32,10 +32,6 @@ class Watch:
         self._due: dict[Watched, float] = {}
         self._on_duty = False
 
-    def __len__(self) -> int:
-        """How many are watched."""
-        return len(self._due)
-
     def start(self, watched: Watched) -> float:
         """Watch from now on, and return until when; what is watched already starts anew."""
         due = self._due
