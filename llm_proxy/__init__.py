@@ -13,7 +13,8 @@ The map, from the outside in; imports go downwards only.
 - `ledger`: admits, counts and settles requests in shared transactions
 - `keys`: the seals of all API keys, and their rotation
 - `tokens`: the rules of withering tokens, pure
-- `settings`, `errors`, `crypto`, `private_file`, `identifiers`, `log`, `redaction`, `metrics`: what all stands on
+- `settings`, `errors`, `crypto`, `private_file`, `identifiers`, `log`, `log_sink`, `redaction`, `metrics`, `version`:
+  what all stands on
 - `survey`: what there is to say about the database, for the metrics
 - `probe`: whether the database can be used, for `/ready`
 - `looks`: looks at the database for those two, answered in time

@@ -6,26 +6,14 @@
 
 from __future__ import annotations
 
-from db.dialects.bulk import BulkInsert, DeleteByKeys, LockByKeys, SelectByKeys
 from db.dialects.mysql import MySqlBackend
 from db.dialects.postgresql import PostgresBackend
 from db.dialects.sqlite import SqliteBackend
-from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
+from db.dialects.statements import clock
 from db.options import Options
 from db.target import Target
 
-__all__ = [
-    "Backend",
-    "BulkInsert",
-    "DeleteByKeys",
-    "LockByKeys",
-    "SelectByKeys",
-    "add_to_counter",
-    "backend_for",
-    "clock",
-    "for_update",
-    "upsert_add",
-]
+__all__ = ["Backend", "backend_for", "clock"]
 
 Backend = SqliteBackend | PostgresBackend | MySqlBackend
 

@@ -5,6 +5,9 @@ they are talking to.
 
 - `projects`, `tokens`: what the control plane changes
 - `ledger`: admission, settlement, heartbeats, the sweep, and the proof
+- `pruning`: old rows of the ledger go
+- `repair`: the ledger is mended where it does not balance
 - `requests`: the ledger's rows, listed
+- `tables`: whole tables, for copies
 - `rows`: between rows and records
 """

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from attrs import frozen
 from sqlalchemy import Connection, delete, func, select, update
 
-from db import dialects
+from db.dialects.statements import for_update
 from db.queries.ledger import hour_of, roll_up
 from db.queries.rows import columns
 from db.records import SettledRequest
@@ -45,7 +45,7 @@ _Bucket = tuple[datetime, str]
 
 def repair(connection: Connection, token_id: str) -> None:
     """Make a token's hourly sums and counter agree with its requests. No request is admitted by it meanwhile."""
-    connection.execute(dialects.for_update(select(tokens.c.id).where(tokens.c.id == token_id)))
+    connection.execute(for_update(select(tokens.c.id).where(tokens.c.id == token_id)))
     summed = _summed(connection, token_id)
     for bucket, count in sorted(_settled(connection, token_id).items()):
         known = summed.get(bucket)
@@ -62,7 +62,7 @@ def _summed(connection: Connection, token_id: str) -> dict[_Bucket, _Sum]:
     """The hourly sums. Locks them: what is settled meanwhile is added afterwards."""
     sums = select(usage_hourly.c.hour, usage_hourly.c.model, *_FIGURES)
     ordered = sums.where(usage_hourly.c.token_id == token_id).order_by(usage_hourly.c.hour, usage_hourly.c.model)
-    rows = connection.execute(dialects.for_update(ordered))
+    rows = connection.execute(for_update(ordered))
     return {(hour, model): _Sum(*map(int, figures)) for hour, model, *figures in rows}
 
 

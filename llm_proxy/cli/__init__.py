@@ -5,7 +5,11 @@
 - `commands/`: one module or package per command
 - `configuration.py`: the options and the loading of settings
 - `output.py`: tables, records and JSON
-- `client.py`: the management API's client
+- `client.py`: the management API's client; `base_url.py` and `management_token.py` say where it is and what opens it
+- `confirmation.py`: the question before something is deleted
+- `database.py`: the database itself, for commands that need no server
+- `worker.py`: one serving process
+- `demo/`: the demo's tour
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from llm_proxy.load.engine import CannotBegin, Load
 from llm_proxy.load.histogram import Histogram, spread
 from llm_proxy.load.pacing import Plan
 from llm_proxy.load.report import BUSY, report
-from llm_proxy.load.tally import Refusal, Tally
+from llm_proxy.load.tally import Tally
 from llm_proxy.load.target import Target
 
 __all__ = [
@@ -28,7 +28,6 @@ __all__ = [
     "Histogram",
     "Load",
     "Plan",
-    "Refusal",
     "Tally",
     "Target",
     "report",

@@ -5,7 +5,8 @@ In the order of a request's way:
 - `relay`: opens the request's nursery, answers where the proxy itself has to, and settles
 - `inbound`: the client's side of a request, and the news that the client has gone
 - `paths`, `headers`, `parameters`, `endpoints`: what may pass, and in which form
-- `providers`, `builtin`, `provider_file`, `marked_yaml`: where it may go
+- `json_members`, `multipart`, `codings`: bodies, read as they arrive
+- `providers`, `builtin`, `provider_file`, `provider_entry`, `marked_yaml`: where it may go
 - `admission`: all that is decided before a byte goes upstream
 - `exchange`: request out, response back, byte for byte
 - `upstream/`: connections to providers

@@ -5,25 +5,20 @@
 - `fields.py`: how a setting is declared, and found among flags, environment, `.env` file and defaults
 - `checks.py`: rules across settings
 - `dotenv.py`: the `.env` file
+- `problems.py`: what is wrong with it, in words
 """
 
 from __future__ import annotations
 
-from llm_proxy.settings.declaration import Driver, LogFormat, LogLevel, OutagePolicy, Settings, Synchronous, read_one
-from llm_proxy.settings.kinds import ListenAddress, Network, parse_duration
+from llm_proxy.settings.declaration import Settings, read_one
+from llm_proxy.settings.kinds import ListenAddress, parse_duration
 from llm_proxy.settings.problems import Problem, SettingsError
 
 __all__ = [
-    "Driver",
     "ListenAddress",
-    "LogFormat",
-    "LogLevel",
-    "Network",
-    "OutagePolicy",
     "Problem",
     "Settings",
     "SettingsError",
-    "Synchronous",
     "parse_duration",
     "read_one",
 ]

@@ -11,7 +11,7 @@ from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, delete, ins
 
 from db import Connection, migrate
 from db.database import Database, opened
-from db.dialects import add_to_counter
+from db.dialects.statements import add_to_counter
 from db.dsn import Target
 from db.errors import Contention, Unavailable
 from db.options import Options

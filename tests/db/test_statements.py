@@ -28,7 +28,8 @@ from sqlalchemy import (
 
 from db import Connection
 from db.database import Database
-from db.dialects import BulkInsert, DeleteByKeys, SelectByKeys, add_to_counter, clock, for_update, upsert_add
+from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
+from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
 from db.types import Digest, Id, Moment, Name
 from tests.databases.kinds import SERVERS, on
 

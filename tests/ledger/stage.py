@@ -122,9 +122,6 @@ class Scene:
         assert token is not None
         return token.request_count
 
-    async def balances(self) -> bool:
-        return await self.database.real.read(books.verify) == []
-
 
 @asynccontextmanager
 async def scene(where: Path | Target, **limits: Any) -> AsyncIterator[Scene]:

@@ -27,7 +27,7 @@ from llm_proxy.proxy.upstream.failures import (
     UnexpectedUpgrade,
     UpstreamFailure,
 )
-from llm_proxy.proxy.upstream.interface import Dispatch, RequestBody, Upstream, UpstreamResponse
+from llm_proxy.proxy.upstream.interface import Dispatch
 from llm_proxy.proxy.upstream.origin import Origin, Timeouts
 from llm_proxy.proxy.upstream.pool import UpstreamPool
 from llm_proxy.proxy.upstream.routes import open_pool
@@ -41,12 +41,9 @@ __all__ = [
     "IdleTimeout",
     "MalformedResponse",
     "Origin",
-    "RequestBody",
     "Timeouts",
     "UnexpectedUpgrade",
-    "Upstream",
     "UpstreamFailure",
     "UpstreamPool",
-    "UpstreamResponse",
     "open_pool",
 ]
