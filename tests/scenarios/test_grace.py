@@ -169,7 +169,7 @@ async def test_requests_go_on_and_are_in_the_books_afterwards(
         ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
         assert (ready.status, ready.content["status"]) == (200, "ready")
         found = await assert_balanced(migrated_env, migrated_target, upstream)
-        assert found["ok"] == 1 + MOST + 1
+        assert found["rejected"] == 1 + MOST + 1
     told = [event["event"] for event in server.events if str(event.get("event", "")).startswith("grace")]
     assert [words.partition(":")[0] for words in told] == ["grace begins", "grace is over"]
     assert "Traceback" not in server.output
@@ -188,7 +188,7 @@ async def test_requests_go_on_where_the_database_hangs(
         wire.thaw()
         await caller.ask_until(server, 404)
         found = await assert_balanced(migrated_env, migrated_target, upstream)
-        assert found["ok"] == 1 + MOST + 1
+        assert found["rejected"] == 1 + MOST + 1
     assert "Traceback" not in server.output
 
 
@@ -202,7 +202,7 @@ async def test_a_server_that_is_killed_in_the_outage_loses_nothing(
 ) -> None:
     async with started(start_server, migrated_env, DB_OUTAGE_SPOOL=str(tmp_path)) as ((server,), wire):
         caller = await known(server, upstream)
-        await until(lambda: books.outcomes(migrated_target)["ok"] == 1)
+        await until(lambda: books.outcomes(migrated_target)["rejected"] == 1)
         cut_off(wire)
         assert await caller.ask_often(server, 3) == {404: 3}
         upstream.hold()
@@ -222,7 +222,7 @@ async def test_a_server_that_is_killed_in_the_outage_loses_nothing(
             await until(lambda: not spool.exists())
             assert await caller.ask(next_one) == 404
             found = await assert_balanced(migrated_env, migrated_target, upstream)
-    assert found == {"ok": 1 + 3 + 1, "unknown": 2}
+    assert found == {"rejected": 1 + 3 + 1, "unknown": 2}
     assert "cut off by a crash" in next_one.output
     assert spools(tmp_path) == []
 
