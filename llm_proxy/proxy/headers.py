@@ -7,10 +7,10 @@ Everything crosses byte for byte and in order, except:
 - What belongs to one leg only: `Host`, `Content-Length` and `Expect` of a request (the upstream connection frames its
   own message, and 100-continue is settled with the client), `Server`, `Alt-Svc` and `Set-Cookie` of a response.
 - Credentials: the client's token in whatever field it came, and cookies, which belong to the proxy's own origin.
-- The provider account behind the key: organisation, project and workspace headers, both ways. A client must not pick
-  another organisation with our key, nor learn whose key it is.
-- The client's address, place and identity, and the way that it came (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via`
-  and the like of a request): who calls the proxy is no business of the provider.
+- The provider account behind the key: organisation, project, workspace and subscription headers, both ways. A client
+  must not pick another organisation with our key, nor learn whose key it is.
+- The client's address, place and identity, and the way that it came (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via`,
+  `X-Auth-Request-*` and the like of a request): who calls the proxy is no business of the provider.
 - Another method or URL than the one that was judged (`X-HTTP-Method-Override`, `X-Original-URL` and the like of a
   request): frameworks behind the provider's front obey them.
 - Orders to a reverse proxy in front of this one (`X-Accel-*`, `X-Sendfile` and the like of a response): a provider
@@ -55,7 +55,14 @@ HOP_BY_HOP = frozenset(
 )
 
 ACCOUNT = frozenset(
-    {b"openai-organization", b"openai-project", b"anthropic-organization-id", b"anthropic-workspace-id"}
+    {
+        b"anthropic-organization-id",
+        b"anthropic-workspace-id",
+        b"ocp-apim-subscription-key",
+        b"openai-organization",
+        b"openai-project",
+        b"x-goog-user-project",
+    }
 )
 
 ONE_LEG = frozenset({b"alt-svc", b"server", b"set-cookie", b"set-cookie2"})
@@ -70,44 +77,48 @@ CLIENT_ADDRESS = frozenset(
         b"cdn-src-ip",
         b"cf-access-authenticated-user-email",
         b"cf-access-jwt-assertion",
+        b"cf-ew-via",
         b"cf-metro-code",
         b"cf-postal-code",
         b"cf-pseudo-ipv4",
+        b"cf-ray",
         b"cf-timezone",
         b"cf-visitor",
+        b"cf-worker",
         b"client-cert",
         b"client-cert-chain",
         b"client-ip",
         b"do-connecting-ip",
         b"fastly-client-ip",
         b"fly-client-ip",
+        b"fly-region",
         b"forwarded",
         b"forwarded-for",
         b"http-client-ip",
         b"http-via",
         b"proxy-client-ip",
-        b"remote-addr",
         b"true-client-ip",
         b"via",
         b"wl-proxy-client-ip",
         b"x-akamai-edgescape",
-        b"x-azure-clientip",
-        b"x-azure-socketip",
         b"x-client-geo-location",
         b"x-client-ip",
+        b"x-client-port",
         b"x-cluster-client-ip",
+        b"x-coming-from",
         b"x-nf-client-connection-ip",
         b"x-original-forwarded-for",
         b"x-originating-ip",
-        b"x-real-ip",
-        b"x-remote-addr",
-        b"x-remote-ip",
+        b"x-proxy-authorization",
+        b"x-proxyuser-ip",
         b"x-true-client-ip",
         b"x-vercel-forwarded-for",
     }
 )
 
-#: The same, by their beginning; `x-envoy-` is also how Envoy is told where to and how often to send a request.
+#: The same, by their beginning. Proxies that sign users in (OAuth2 Proxy, Authelia, Tailscale, those of Google, AWS and
+#: Azure) pass on names, certificates and tokens. `x-envoy-` is also how Envoy is told where to and how often to send a
+#: request.
 CLIENT_ADDRESS_PREFIXES = (
     b"cf-connecting-ip",
     b"cf-ip",
@@ -115,24 +126,42 @@ CLIENT_ADDRESS_PREFIXES = (
     b"cloudfront-viewer-",
     b"http-forwarded",
     b"http-x-forwarded",
+    b"remote-",
+    b"ssl-client-",
+    b"tailscale-user-",
+    b"x-amzn-mtls-",
+    b"x-amzn-oidc-",
     b"x-appengine-",
+    b"x-auth-request-",
+    b"x-azure-",
+    b"x-client-cert",
     b"x-envoy-",
     b"x-forwarded",
+    b"x-goog-authenticated-user-",
+    b"x-goog-iap-",
+    b"x-ms-client-principal",
+    b"x-ms-token-",
+    b"x-real-",
+    b"x-remote-",
+    b"x-ssl-client-",
     b"x-vercel-ip-",
 )
 
 #: What frameworks (Rails, Symfony, Express, Django), IIS and nginx ingresses take for the method, path or host.
 OVERRIDES = frozenset(
     {
+        b"x-backend-host",
         b"x-http-host-override",
         b"x-http-method",
         b"x-http-method-override",
+        b"x-http-path-override",
         b"x-host",
         b"x-method-override",
         b"x-original-host",
         b"x-original-method",
         b"x-original-uri",
         b"x-original-url",
+        b"x-override-url",
         b"x-rewrite-url",
     }
 )

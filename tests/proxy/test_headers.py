@@ -50,6 +50,13 @@ NEVER_UPSTREAM = [
         b"cf-ipcountry cf-ipcity cf-access-jwt-assertion cloudfront-viewer-address x-vercel-ip-country "
         b"x-envoy-external-address x-envoy-retry-on client-cert x-forwarded x-http-method-override "
         b"x-http-method x-method-override x-original-url x-rewrite-url x-original-host "
+        b"x-goog-iap-jwt-assertion x-goog-authenticated-user-email x-amzn-oidc-data x-amzn-oidc-accesstoken "
+        b"x-amzn-mtls-clientcert x-auth-request-email x-auth-request-access-token x-ms-client-principal "
+        b"x-ms-client-principal-name x-ms-token-aad-access-token tailscale-user-login remote-user remote-groups "
+        b"x-remote-user x-client-cert x-client-certificate x-ssl-client-cert x-ssl-client-s-dn ssl-client-cert "
+        b"x-proxy-authorization x-proxyuser-ip x-coming-from x-real-port x-client-port cf-ray cf-worker cf-ew-via "
+        b"fly-region x-azure-fdid x-override-url x-http-path-override x-backend-host x-goog-user-project "
+        b"ocp-apim-subscription-key "
     ).split(),
 ]
 
@@ -69,6 +76,8 @@ NEVER_DOWNSTREAM = [
     b"openai-project",
     b"anthropic-organization-id",
     b"anthropic-workspace-id",
+    b"ocp-apim-subscription-key",
+    b"x-goog-user-project",
     b"x-accel-redirect",
     b"x-accel-expires",
     b"x-accel-limit-rate",
@@ -174,6 +183,19 @@ class TestRequestHeaders:
     def test_refuses_values_that_would_split_the_request(self, value: bytes) -> None:
         with pytest.raises(BadRequest):
             headers.request_headers([(b"x-custom", value)], CREDENTIAL)
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            b"x-client-request-id",
+            b"x-goog-api-client",
+            b"cf-aig-metadata",
+            b"x-ms-client-request-id",
+            b"x-amzn-trace-id",
+        ],
+    )
+    def test_what_resembles_a_header_of_a_reverse_proxy_is_forwarded(self, name: bytes) -> None:
+        assert headers.request_headers([(name, b"1")], CREDENTIAL) == [(name, b"1"), CREDENTIAL]
 
     @pytest.mark.parametrize("name", [b"session_id", b"X_Trace".lower(), b"http_referer", b"anthropic_version", b"_"])
     def test_a_name_with_an_underscore_is_forwarded(self, name: bytes) -> None:
