@@ -42,6 +42,10 @@ class Undecodable(Exception):
 class Decoder(Protocol):
     """Decodes one body."""
 
+    @property
+    def ended(self) -> bool:
+        """Whether the body is complete so far: all that has begun in it has ended."""
+
     def decode(self, data: bytes) -> Iterator[bytes]:
         """Decode the next piece of the body, as far as the iterator is advanced; some of what it yields is empty.
 
@@ -61,6 +65,10 @@ class _Deflate:
         self._members = 0
         #: The body is complete: what comes after it is padding.
         self._ended = False
+
+    @property
+    def ended(self) -> bool:
+        return self._members > 0 and self._member is None
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         for start in range(0, len(data), _INPUT):
@@ -108,6 +116,10 @@ class _Brotli:
         self._decompressor = brotli.Decompressor()
         self._started = False
 
+    @property
+    def ended(self) -> bool:
+        return bool(self._decompressor.is_finished())
+
     def decode(self, data: bytes) -> Iterator[bytes]:
         if data and not self._started:
             self._started = True
@@ -132,17 +144,28 @@ class _Zstd:
     """Zstandard (RFC 8878), possibly with several frames."""
 
     def __init__(self) -> None:
-        decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
-        self._frames = decompressor.decompressobj(write_size=PIECE, read_across_frames=True)
+        self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        #: Whether the last frame that has begun has ended.
+        self.ended = False
 
     def decode(self, data: bytes) -> Iterator[bytes]:
         for start in range(0, len(data), _ZSTD_INPUT):
-            try:
-                decoded = self._frames.decompress(data[start : start + _ZSTD_INPUT])
-            except zstandard.ZstdError:
-                raise Undecodable from None
-            for position in range(0, len(decoded), PIECE):
-                yield decoded[position : position + PIECE]
+            rest = data[start : start + _ZSTD_INPUT]
+            while rest:
+                if self._frame is None:
+                    self._frame = self._decompressor.decompressobj(write_size=PIECE)
+                try:
+                    decoded = self._frame.decompress(rest)
+                except zstandard.ZstdError:
+                    raise Undecodable from None
+                self.ended = self._frame.eof
+                rest = self._frame.unused_data
+                if self.ended:
+                    self._frame = None
+                    yield b""
+                for position in range(0, len(decoded), PIECE):
+                    yield decoded[position : position + PIECE]
 
 
 #: What makes the decoder of a body, by the name of its coding.

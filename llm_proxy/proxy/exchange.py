@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from db.records import Outcome
+    from llm_proxy.proxy.faults import Shape
     from llm_proxy.proxy.inbound import Inbound
     from llm_proxy.proxy.providers import Provider
     from llm_proxy.proxy.upstream.interface import Upstream, UpstreamResponse
@@ -38,9 +39,16 @@ if TYPE_CHECKING:
 _STEPS_AHEAD: Final = 32
 #: Bytes that are read behind the event that ends a stream, once the client has left.
 _REST: Final = 64 * 1024
+#: Seconds that the body may go on behind that event while the client stays. Most end at once; a few report something
+#: late, or finish another of several answers. A provider that only keeps its connection alive must not hold a slot.
+_REST_PATIENCE: Final = 60.0
 
-#: Where providers put the id of a request: OpenAI and those like it, Anthropic, Azure's gateway, AWS.
-_REQUEST_IDS: Final = (b"x-request-id", b"request-id", b"apim-request-id", b"x-amzn-requestid")
+#: Where providers put the id of a request: OpenAI and those like it, Anthropic, Azure's gateway, AWS. The first is what
+#: the SDK shows.
+_REQUEST_IDS: Final[Mapping[Shape, tuple[bytes, ...]]] = {
+    "openai": (b"x-request-id", b"request-id", b"apim-request-id", b"x-amzn-requestid"),
+    "anthropic": (b"request-id", b"x-request-id", b"apim-request-id", b"x-amzn-requestid"),
+}
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,255}")
 
 
@@ -88,7 +96,7 @@ class Exchange:
         response: UpstreamResponse | None = None
         try:
             response = await self._ask(provider, upstream, api_key)
-            await self._relay(response)
+            await self._relay(response, provider.shape_for(self.inbound.route.path))
         except (ConnectTimeout, HeaderTimeout) as failure:
             self._fail(failure, "upstream_timeout")
         except IdleTimeout as failure:
@@ -130,7 +138,7 @@ class Exchange:
             dispatch=self.dispatch,
         )
 
-    async def _relay(self, response: UpstreamResponse) -> None:
+    async def _relay(self, response: UpstreamResponse, shape: Shape) -> None:
         """Pass the response on as it arrives."""
         status = response.status
         overhead_ms = (self.asked - self.inbound.arrived) * 1000
@@ -138,7 +146,7 @@ class Exchange:
         head = headers.response_headers(response.headers, request_id, overhead_ms)
         self.meter = meter_for(status, response.headers, self.inbound.method)
         names = dict(head)
-        self.provider_request_id = _provider_request_id(names, request_id)
+        self.provider_request_id = _provider_request_id(names, request_id, shape)
         self.streamed = is_event_stream(names.get(b"content-type", b""))
         send = self.send
         await send({"type": "http.response.start", "status": status, "headers": head})
@@ -182,11 +190,12 @@ class Exchange:
     async def _relay_rest(self, response: UpstreamResponse) -> None:
         """Relay what comes behind the event that ends a stream, which is little or nothing.
 
-        A client that leaves now misses nothing. If the body ends in a moment, the connection can be used again.
+        A client that leaves now misses nothing. If the body ends in a moment, the connection can be used again. A body
+        that does not end is cut off after a while, and not ended as if it were whole: there may be more in it.
         """
         inbound = self.inbound
         enough = self.relayed + _REST
-        with trio.CancelScope() as inbound.rest:
+        with trio.move_on_after(_REST_PATIENCE) as inbound.rest:
             if inbound.left:
                 inbound.leave()
             while not self.whole and not (inbound.left and self.relayed > enough):
@@ -214,7 +223,7 @@ class Exchange:
 
     def result(self) -> Result:
         """The final row's figures."""
-        usage = self.meter.result()
+        usage = self.meter.result(whole=self.whole)
         return Result(
             outcome=self._judged() if self.dispatch.sent else "void",
             status=self.status,
@@ -245,9 +254,9 @@ class Exchange:
         return self.outcome
 
 
-def _provider_request_id(names: Mapping[bytes, bytes], request_id: bytes) -> str | None:
+def _provider_request_id(names: Mapping[bytes, bytes], request_id: bytes, shape: Shape) -> str | None:
     """The id that the provider gave the request, by the client's response headers; `request_id` is the proxy's own."""
-    for name in _REQUEST_IDS:
+    for name in _REQUEST_IDS[shape]:
         value = names.get(name)
         if value is not None and value != request_id and _REQUEST_ID.fullmatch(value):
             return value.decode("ascii")

@@ -23,6 +23,7 @@ class Ended:
     result: Result
     counts: str
     received: bytes
+    messages: list[dict[str, Any]]
     took: float
 
 
@@ -47,7 +48,7 @@ class Client:
             self.inbound.leave()
 
 
-async def ended(handler: Handler, until: bytes | None = None, method: str = "POST") -> Ended:
+async def ended(handler: Handler, until: bytes | None = None, method: str = "POST", path: bytes = b"/v1/x") -> Ended:
     """Run one exchange with a provider that does what `handler` says."""
 
     async def receive() -> Any:
@@ -56,8 +57,8 @@ async def ended(handler: Handler, until: bytes | None = None, method: str = "POS
     async with stage(handler) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         client = Client(until)
-        scope = {"method": method, "raw_path": b"/v1/x", "query_string": b"", "headers": []}
-        route = Route(None, b"/v1/x", "openai")
+        scope = {"method": method, "raw_path": path, "query_string": b"", "headers": []}
+        route = Route(None, path, "openai")
         inbound = client.inbound = Inbound("0190", trio.current_time(), route, scope, receive, 1000)
         exchange = Exchange(inbound, client.send)
         began = trio.current_time()
@@ -66,7 +67,7 @@ async def ended(handler: Handler, until: bytes | None = None, method: str = "POS
         took = trio.current_time() - began
         result = exchange.result()
         await settled()
-        found = Ended(exchange, result, counts(pool), client.received, took)
+        found = Ended(exchange, result, counts(pool), client.received, client.messages, took)
         pool.close()
         return found
 

@@ -154,6 +154,25 @@ async def test_a_client_that_stays_gets_what_comes_behind_the_last_event(
     assert found.counts == "1 idle, 0 in use"
 
 
+async def test_a_body_that_goes_on_behind_the_last_event_is_cut_off_after_a_minute_though_the_client_stays(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(HEAD + chunk(LAST["chat"]))
+        for _ in range(20):
+            await trio.sleep(10)
+            await peer.send(chunk(b": ka\n\n"))
+
+    found = await ended(handler)
+    assert found.took == pytest.approx(60, abs=1)
+    assert found.result.outcome == "ok"
+    assert found.received == LAST["chat"] + b": ka\n\n" * 5
+    # It is not ended as if it were whole: there may have been more.
+    assert all(message["more_body"] for message in found.messages[1:])
+    assert found.counts == "0 idle, 0 in use"
+
+
 @pytest.mark.parametrize("kind", FAILED)
 @pytest.mark.parametrize("leaves", [True, False], ids=["client-leaves", "client-stays"])
 async def test_an_error_event_in_a_stream_is_an_upstream_error(kind: str, *, leaves: bool) -> None:
@@ -242,6 +261,45 @@ async def test_the_provider_s_own_request_id_is_kept(names: list[bytes], found: 
         await trio.sleep_forever()
 
     assert (await ended(handler)).result.provider_request_id == found
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        ([b"x-request-id: gateway", b"request-id: req_2"], "req_2"),
+        ([b"x-request-id: req_1"], "req_1"),
+        ([b"x-request-id: req_1", b"request-id: with a blank"], "req_1"),
+    ],
+)
+async def test_in_an_answer_of_anthropic_s_api_the_id_that_its_sdk_shows_goes_first(
+    names: list[bytes], found: str
+) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(b"\r\n".join([b"HTTP/1.1 200 X", *names, b"Content-Length: 2", b"", b"{}"]))
+        await trio.sleep_forever()
+
+    assert (await ended(handler, path=b"/v1/messages")).result.provider_request_id == found
+
+
+@pytest.mark.parametrize("framing", ["whole", "broken-off", "client-left"])
+async def test_a_truncated_document_is_unmetered_only_where_the_provider_ended_the_body(framing: str) -> None:
+    body = b'{"model":"m","choices":['
+
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        length = len(body) if framing == "whole" else 1000
+        await peer.send(b"HTTP/1.1 200 X\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % length)
+        await peer.send(body)
+        await settled()
+        if framing == "broken-off":
+            peer.reset()
+        await trio.sleep_forever()
+
+    found = await ended(handler, until=body if framing == "client-left" else None)
+    outcome = {"whole": "ok", "broken-off": "upstream_error", "client-left": "client_closed"}[framing]
+    assert (found.result.outcome, found.result.model) == (outcome, "m")
+    assert found.result.unmetered is (framing == "whole")
 
 
 @pytest.mark.parametrize(("method", "unmetered"), [("POST", True), ("GET", False)])

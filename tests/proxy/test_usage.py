@@ -84,6 +84,56 @@ class TestFigures:
         assert of_usage(prompt_tokens=3, prompt_tokens_details=wrong) == Usage("", 3, None, None)
         assert of_usage(prompt_tokens=3, prompt_tokens_details={"cached_tokens": wrong}) == Usage("", 3, None, None)
 
+    @pytest.mark.parametrize("wrong", [-1, MAX_TOKENS + 1, 10**22, 10**300, 1.5, "7", True, [7]])
+    @pytest.mark.parametrize("name", ["prompt_tokens", "output_tokens", "prompt_tokens_details", "cached_tokens"])
+    def test_a_figure_that_is_no_count_makes_the_answer_unmetered(self, name: str, wrong: object) -> None:
+        details = {"cached_tokens": wrong}
+        usage = {"prompt_tokens_details": details} if name == "cached_tokens" else {name: wrong}
+        document = json.dumps({"usage": usage}).encode()
+        for kind, body in ((JSON, document), (EVENTS, b"data: " + document + b"\n\ndata: [DONE]\n\n")):
+            meter = meter_for(200, [kind])
+            metered(meter, body)
+            assert meter.unmetered
+
+    @pytest.mark.parametrize("digits", [5000, 40_000, 100_000, 3_000_000])
+    def test_a_number_of_many_digits_makes_the_answer_unmetered(self, digits: int) -> None:
+        document = b'{"model":"m","usage":{"prompt_tokens":%b,"completion_tokens":4}}' % (b"9" * digits)
+        for kind, body in ((JSON, document), (EVENTS, b"data: " + document + b"\n\ndata: [DONE]\n\n")):
+            meter = meter_for(200, [kind])
+            assert metered(meter, body) == Usage("m")
+            assert meter.unmetered
+
+    @pytest.mark.parametrize(
+        "document",
+        [
+            b"",
+            b"{}",
+            b"[1,",
+            b'"text',
+            b'{"usage":null}',
+            b'{"usage":{}}',
+            b'{"usage":{"type":"duration","seconds":1.5}}',
+            b'{"usage":{"prompt_tokens":3,"output_tokens":null,"prompt_tokens_details":null}}',
+            b'{"usage":{"prompt_tokens":3,"prompt_tokens_details":{"cached_tokens":null,"audio":1.5}}}',
+            b'{"usage":{"prompt_tokens":3},"more":[',
+        ],
+    )
+    def test_where_no_figure_was_given_or_all_were_read_nothing_is_unmetered(self, document: bytes) -> None:
+        meter = meter_for(200, [JSON])
+        metered(meter, document)
+        assert not meter.unmetered
+
+    @pytest.mark.parametrize("length", [0, 50_000])
+    @pytest.mark.parametrize("end", [b'"choices":[{}', b'"usage":{"prompt_tokens":3', b'"usage'])
+    def test_a_document_that_breaks_off_without_usage_is_unmetered(self, length: int, end: bytes) -> None:
+        document = b'{"model":"m","pad":"%b",%b' % (b"x" * length, end)
+        for kind, body in ((JSON, document), (EVENTS, b"data: " + document)):
+            for whole in (True, False):
+                meter = meter_for(200, [kind])
+                feed(meter, body)
+                assert meter.result(whole=whole) == Usage("m")
+                assert meter.unmetered is whole
+
     def test_a_wrong_figure_does_not_replace_a_good_one(self) -> None:
         assert of_events({"usage": {"prompt_tokens": 3}}, {"usage": {"prompt_tokens": -3}}).input_tokens == 3
 

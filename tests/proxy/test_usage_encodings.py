@@ -109,6 +109,42 @@ class TestEncodings:
         assert metered(meter_for(200, headers), body) == UNKNOWN
         assert metered(meter_for(200, headers), *[bytes([byte]) for byte in body], body) == UNKNOWN
 
+    @pytest.mark.parametrize("encoding", PACK)
+    def test_a_compressed_body_that_ends_before_its_end_is_unmetered(self, encoding: bytes) -> None:
+        text = (
+            b'{"model":"m","choices":[%b],' % b",".join(b'"%d"' % (number**5) for number in range(99)) + self.BODY[1:]
+        )
+        packed = PACK[encoding](text)
+        for body, unmetered in (
+            (packed, False),
+            (packed[:-12], True),
+            (packed[:40], True),
+            (packed[:1], True),
+            (b"", False),
+        ):
+            meter = meter_for(200, [JSON, (b"content-encoding", encoding)])
+            found = metered(meter, body)
+            assert (found.input_tokens, meter.unmetered) == (5 if body == packed else None, unmetered)
+
+    @pytest.mark.parametrize("encoding", PACK)
+    def test_a_compressed_stream_is_unmetered_if_neither_it_nor_its_coding_has_ended(self, encoding: bytes) -> None:
+        event = b"data: " + self.BODY + b"\n\n"
+        for text, cut, unmetered in (
+            (event, None, False),
+            (event, -2, True),
+            (event + b"data: [DONE]\n\n: " + b"".join(b"%d" % number**5 for number in range(9999)), -2, False),
+        ):
+            if encoding == b"zstd" and cut and not unmetered:
+                continue  # its last block is handed out as a whole
+            meter = meter_for(200, [EVENTS, (b"content-encoding", encoding)])
+            feed(meter, PACK[encoding](text)[:cut])
+            meter.result()
+            assert meter.unmetered is unmetered
+            meter = meter_for(200, [EVENTS, (b"content-encoding", encoding)])
+            feed(meter, PACK[encoding](text)[:cut])
+            meter.result(whole=False)
+            assert not meter.unmetered
+
     @pytest.mark.parametrize("beyond", range(-2, 8))
     def test_nothing_is_left_inside_where_a_body_ends_beside_a_piece(self, beyond: int) -> None:
         frame = b'{"pad":"%s","usage":{"prompt_tokens":5}}'

@@ -21,14 +21,11 @@ class BodyMeter:
     """Meters a response whose body is one JSON document."""
 
     unmetered: bool = False
+    #: Whether all that matters was seen, so that nothing of it is missing; known with the result.
+    ended: bool = False
     _kept: bytearray = field(factory=bytearray)
     _scanner: Scanner | None = None
     _tally: Tally = field(factory=Tally)
-
-    @property
-    def ended(self) -> bool:
-        """A document has no event that ends it."""
-        return False
 
     @property
     def failed(self) -> bool:
@@ -53,11 +50,14 @@ class BodyMeter:
                 yield
             scanner.feed(data[start : start + _SLICE])
 
-    def result(self) -> Usage:
-        """The usage that the body reported; call it once the body has ended, in whatever way."""
+    def result(self, *, whole: bool = True) -> Usage:
+        """The usage that the body reported; see `UsageMeter.result`."""
+        tally = self._tally
         if self._scanner is not None:
-            self._scanner.report(self._tally)
-            self.unmetered = self._scanner.gave_up
+            self._scanner.report(tally)
         else:
-            self.unmetered = not read(bytes(self._kept.removeprefix(BYTE_ORDER_MARK)), self._tally)
-        return self._tally.result()
+            read(bytes(self._kept.removeprefix(BYTE_ORDER_MARK)), tally)
+        lacks = tally.cut_off and not tally.has_figures
+        self.ended = not lacks and bool(self._kept or self._scanner)
+        self.unmetered = tally.unread or (whole and lacks)
+        return tally.result()

@@ -32,11 +32,12 @@ class DecodingMeter:
     _taken: int = 0
     _given: int = 0
     _given_up: bool = False
+    _cut_off: bool = False
 
     @property
     def unmetered(self) -> bool:
         """Whether the body could not be decoded, or its usage not be read."""
-        return self._given_up or self._meter.unmetered
+        return self._given_up or self._cut_off or self._meter.unmetered
 
     @property
     def ended(self) -> bool:
@@ -69,6 +70,10 @@ class DecodingMeter:
         except Undecodable:
             self._given_up = True
 
-    def result(self) -> Usage:
-        """The usage that the body reported."""
-        return UNKNOWN if self._given_up else self._meter.result()
+    def result(self, *, whole: bool = True) -> Usage:
+        """The usage that the body reported; see `UsageMeter.result`."""
+        if self._given_up:
+            return UNKNOWN
+        usage = self._meter.result(whole=whole)
+        self._cut_off = whole and self._taken > 0 and not (self._decoder.ended or self._meter.ended)
+        return usage

@@ -45,12 +45,18 @@ _FINISHED = re.compile(rb'"finishReason"\s*:\s*"')
 class EventMeter:
     """Meters a response whose body is a stream of events."""
 
-    unmetered: bool = False
+    _whole: bool = False
     _pending: bytearray = field(factory=bytearray)
     _long: _LongEvent | None = None
     _started: bool = False
     _after_cr: bool = False
     _tally: Tally = field(factory=Tally)
+
+    @property
+    def unmetered(self) -> bool:
+        """Whether an event could not be read, or the stream breaks off inside of one."""
+        tally = self._tally
+        return tally.unread or (self._whole and tally.cut_off and not tally.ended)
 
     @property
     def ended(self) -> bool:
@@ -92,11 +98,12 @@ class EventMeter:
                     if rest:
                         yield
 
-    def result(self) -> Usage:
-        """The usage that the stream reported; call it once the stream has ended, in whatever way.
+    def result(self, *, whole: bool = True) -> Usage:
+        """The usage that the stream reported; see `UsageMeter.result`.
 
         An event that was cut off by the end counts if it is whole apart from its empty line.
         """
+        self._whole = whole
         self._end_long()
         self._event(bytes(self._pending).strip(b"\n"))
         self._pending.clear()
@@ -165,7 +172,7 @@ class EventMeter:
         if document.strip() == _DONE or _FINISHED.search(document):
             self._tally.ended = True
         if document:
-            self.unmetered |= not read(document, self._tally)
+            read(document, self._tally)
 
     def _matters(self, text: bytes) -> bool:
         return _WORDS.search(text) is not None or (not self._tally.model and b'"model"' in text)
@@ -173,7 +180,6 @@ class EventMeter:
     def _end_long(self) -> None:
         if self._long is not None:
             self._long.scanner.report(self._tally)
-            self.unmetered |= self._long.scanner.gave_up
             self._long = None
 
 

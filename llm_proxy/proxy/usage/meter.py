@@ -40,8 +40,13 @@ class UsageMeter(Protocol):
         takes a few milliseconds at most. It is empty where nothing is left to do, which is nearly always.
         """
 
-    def result(self) -> Usage:
-        """The usage that the body reported; call it once the body has ended, in whatever way."""
+    def result(self, *, whole: bool = True) -> Usage:
+        """The usage that the body reported; call it once the body has ended, in whatever way.
+
+        Args:
+            whole: the provider ended the body, so one that is incomplete in itself is unmetered. Where it broke off or
+                the client left, the outcome tells that.
+        """
 
 
 @frozen
@@ -55,7 +60,7 @@ class _NullMeter:
     def feed(self, data: bytes) -> Iterable[None]:
         return ()
 
-    def result(self) -> Usage:
+    def result(self, *, whole: bool = True) -> Usage:
         return UNKNOWN
 
 
@@ -77,7 +82,7 @@ class _Unbilled:
     def feed(self, data: bytes) -> Iterable[None]:
         return self._meter.feed(data)
 
-    def result(self) -> Usage:
+    def result(self, *, whole: bool = True) -> Usage:
         return UNKNOWN
 
 

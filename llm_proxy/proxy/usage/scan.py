@@ -61,18 +61,15 @@ _QUOTE, _BACKSLASH, _COMMA = b'"', b"\\", b","
 _NAMES = {b'"%b"' % name.encode(): name for name in ("model", "usage", "message", "response", "type", "error")}
 
 
-def read(document: bytes, tally: Tally) -> bool:
+def read(document: bytes, tally: Tally) -> None:
     """Read a document that is there as a whole: decode it, or scan it where it is not strictly JSON.
 
-    Some servers send `NaN`, halves of surrogate pairs or invalid UTF-8, which should not cost the bill. False means
-    that the document was given up.
+    Some servers send `NaN`, halves of surrogate pairs or invalid UTF-8, which should not cost the bill.
     """
-    if tally.read(document):
-        return True
-    scanner = Scanner()
-    scanner.feed(document)
-    scanner.report(tally)
-    return not scanner.gave_up
+    if not tally.read(document):
+        scanner = Scanner()
+        scanner.feed(document)
+        scanner.report(tally)
 
 
 @define
@@ -95,8 +92,8 @@ class Scanner:
     _found: dict[tuple[str, str], bytes] = field(factory=dict)
     _done: bool = False
     _steps_left: int = _STEPS
-    #: The document took too many steps, so that something may have been missed.
-    gave_up: bool = False
+    #: The document took too many steps, or its usage is too long, so that something may have been missed.
+    _gave_up: bool = False
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the document."""
@@ -114,6 +111,8 @@ class Scanner:
             tally.note(kind)
         if ("", "error") in self._found:
             tally.failed = True
+        tally.unread |= self._gave_up
+        tally.cut_off |= self._level > 0 and not self._done
 
     def _string(self, data: bytes, start: int) -> int:
         """Go past the end of the string that `start` is in."""
@@ -150,7 +149,7 @@ class Scanner:
         """Go past the next token outside of strings that matters."""
         self._steps_left -= 1
         if self._steps_left < 0:
-            self._done = self.gave_up = True
+            self._done = self._gave_up = True
         on_level = self._depth == self._level
         if on_level:
             match = _TOKEN.search(data, start)
@@ -253,6 +252,8 @@ class Scanner:
             return
         if self._copying == "name":
             self._member = ""
+        elif self._copying == "usage":
+            self._gave_up = True
         self._copied()
 
     def _copied(self) -> bytes:

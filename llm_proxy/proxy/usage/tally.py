@@ -100,11 +100,15 @@ class Tally:
         model: the model that answered, as far as it is known.
         ended: an event that ends a stream was among them.
         failed: one that says that the answer has failed.
+        unread: there was usage that could not be read.
+        cut_off: a document among them was not whole.
     """
 
     model: str = ""
     ended: bool = False
     failed: bool = False
+    unread: bool = False
+    cut_off: bool = False
     _figures: dict[str, int] = field(factory=dict)
 
     def read(self, document: bytes) -> bool:
@@ -143,6 +147,13 @@ class Tally:
         figures = decode(usage) if len(usage) <= MAX_USAGE else None
         if isinstance(figures, dict):
             self._add(figures)
+        elif usage.startswith(b"{"):
+            self.unread = True
+
+    @property
+    def has_figures(self) -> bool:
+        """Whether any usage was read."""
+        return bool(self._figures)
 
     def result(self) -> Usage:
         """The usage as far as it is known."""
@@ -165,21 +176,18 @@ class Tally:
     def _add(self, figures: dict[str, Any]) -> None:
         for name, value in figures.items():
             if name in _FIGURES:
-                if (count := _count(value)) is not None:
-                    self._figures[name] = count
-            elif (
-                name in _DETAILS
-                and isinstance(value, dict)
-                and (count := _count(value.get("cached_tokens"))) is not None
-            ):
-                self._figures["cached_tokens"] = count
+                self._put(name, value)
+            elif name in _DETAILS:
+                self._put("cached_tokens", value.get("cached_tokens") if isinstance(value, dict) else value)
         if "prompt_cache_hit_tokens" in self._figures:  # DeepSeek's name for it
             self._figures.setdefault("cached_tokens", self._figures["prompt_cache_hit_tokens"])
 
-
-def _count(value: object) -> int | None:
-    """A plausible number of tokens; None for anything else (a negative one, a fraction, a truth value)."""
-    return value if type(value) is int and 0 <= value <= MAX_TOKENS else None
+    def _put(self, name: str, value: object) -> None:
+        """Take in a figure if it is a plausible number of tokens: no fraction, not negative, no truth value."""
+        if type(value) is int and 0 <= value <= MAX_TOKENS:
+            self._figures[name] = value
+        elif value is not None:
+            self.unread = True
 
 
 def model_name(value: object) -> str:
