@@ -137,9 +137,9 @@ class Inbound:
                 self.has_body = True
             elif name == b"expect":
                 self.expects_continue = True
-            elif name == b"sec-websocket-key" or b"websocket" in value.lower():
-                # Reverse proxies take `Upgrade` out of a request, and leave the rest of the handshake in it. Any other
-                # upgrade is an offer that a server may ignore (RFC 9110 §7.8): Java's client and curl offer `h2c`.
+            elif self.method == "GET" if name == b"sec-websocket-key" else b"websocket" in value.lower():
+                # A handshake is a GET. Reverse proxies take `Upgrade` out of it, and leave the key. Any other upgrade
+                # is an offer that a server may ignore (RFC 9110 §7.8): Java's client and curl offer `h2c`.
                 self.websocket = True
         if not self.has_body:
             self.content_length = 0

@@ -44,6 +44,11 @@ _UPLOAD = re.compile(
 _INDEX = re.compile(r"[\[.\0]")
 
 
+#: What no value of a limited parameter holds: control characters, at which some readers end a text, and halves of
+#: surrogate pairs, which some readers leave out or replace.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
 class Reader(Protocol):
     """Reads one body: `feed` it in pieces, then ask for its parameters with `end`."""
 
@@ -120,7 +125,7 @@ class ParameterRules:
             if pattern is None:
                 continue
             for value in values:
-                if value is None or not pattern.match(value):
+                if value is None or _UNSAFE.search(value) or not pattern.match(value):
                     shown = "as a list, an object or a file" if value is None else quoted(value)
                     allowed = ", ".join(self._whitelist[name])
                     return ParameterNotAllowed(f"{name} {shown} is not allowed here (allowed: {allowed})", param=name)

@@ -60,6 +60,26 @@ async def streamed(body: Inbound) -> None:
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(
+    ("method", "header", "found"),
+    [
+        ("GET", (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="), True),
+        ("POST", (b"sec-websocket-key", b"dGhlIHNhbXBsZSBub25jZQ=="), False),
+        ("POST", (b"sec-websocket-key", b"websocket"), False),
+        ("GET", (b"upgrade", b"h2c, WebSocket"), True),
+        ("POST", (b"upgrade", b"websocket"), True),
+    ],
+)
+def test_a_key_alone_makes_a_websocket_handshake_of_a_get_only(
+    method: str, header: tuple[bytes, bytes], *, found: bool
+) -> None:
+    async def receive() -> None:
+        pass
+
+    scope = {"method": method, "raw_path": ROUTE.path, "query_string": b"", "headers": [header]}
+    assert Inbound("id", 0.0, ROUTE, scope, receive, 1).websocket is found
+
+
 WAYS = pytest.mark.parametrize("way", [held, streamed])
 
 

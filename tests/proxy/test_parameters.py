@@ -383,7 +383,12 @@ class TestRules:
             ({"model": "GPT-4o"}, False),
             ({"model": "gpt-4o\n"}, False),
             ({"model": "gpt-4.1-nano"}, True),
-            ({"model": "gpt-4.1-a\nb"}, True),
+            ({"model": "gpt-4.1-a\nb"}, False),
+            ({"model": "gpt-4.1-a\0"}, False),
+            ({"model": "gpt-4.1-\x7f"}, False),
+            ({"model": "gpt-4.1-\ud800"}, False),
+            ({"model": "gpt-4.1-\u00e9\U0001f600"}, True),
+            ({"tools": "a\0b"}, True),
             ({"model": "o3"}, True),
             ({"model": "o2"}, False),
             ({"model": None}, False),
@@ -400,6 +405,9 @@ class TestRules:
     def test_values_are_judged(self, document: dict[str, object], allowed: bool) -> None:
         found = read(json.dumps(document).encode())
         assert (self.RULES.refusal(found) is None) is allowed
+
+    def test_a_control_character_in_a_field_of_a_form_is_refused(self) -> None:
+        assert self.RULES.refusal(read_form(part("model", "gpt-4.1-a\0b") + b"--XX--")) is not None
 
     @pytest.mark.parametrize(
         ("value", "shown"),
