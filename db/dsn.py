@@ -147,7 +147,7 @@ def _postgres(parts: Parts) -> Target:
             port = further or port
     if given := parameters.text("hostaddr"):
         if host or socket:
-            raise BadDsn("DATABASE_URL: hostaddr beside a host is not supported: certificates are checked for the host")
+            raise BadDsn("DATABASE_URL: give host or hostaddr, not both")
         host = parse_address(given)
     if number := parameters.text("port"):
         port = parse_port(number)

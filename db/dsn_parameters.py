@@ -100,7 +100,7 @@ MYSQL_SETTLED: Mapping[str, tuple[tuple[str, ...] | None, str]] = {
     "allowAllFiles": (_OFF, "the server could read files of this machine"),
     "allowCleartextPasswords": (_OFF, "the password would be readable on the wire"),
     "allowFallbackToPlaintext": (_OFF, "use tls=preferred"),
-    "allowNativePasswords": (_ON, "the server chooses how passwords are proved; require another way of the account"),
+    "allowNativePasswords": (_ON, "change the account's authentication plugin (ALTER USER … IDENTIFIED WITH …)"),
     "allowOldPasswords": (_OFF, "passwords of MySQL before 4.1 can be read by others"),
     "autocommit": (_ON, "transactions begin and end explicitly"),
     "charset": (("utf8mb4", "utf8mb4,utf8", "utf8"), "names may hold any character"),
@@ -222,7 +222,7 @@ def check_collation(parameters: Parameters) -> None:
     """Refuse a collation of another character set."""
     collation = parameters.text("collation")
     if collation is not None and not collation.lower().startswith("utf8mb4_"):
-        raise BadDsn("DATABASE_URL: collation must be one of utf8mb4's")
+        raise BadDsn("DATABASE_URL: collation must begin with utf8mb4_")
 
 
 def shown(name: str) -> str:

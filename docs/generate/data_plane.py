@@ -27,7 +27,7 @@ project's key goes to no other provider than its own.
 The token stands in one of these headers, or in several of them if it is the same one: `Authorization: Bearer TOKEN`,
 `x-api-key`, `api-key`, `x-goog-api-key`.
 
-### What crosses, and what does not
+### Forwarded and stripped headers
 
 Method, path, query, body and all other headers go to the provider as they came, and its status, headers and body come
 back as they are: bodies byte for byte, streams piece by piece, compressed ones compressed. Redirects are passed on, and
@@ -42,7 +42,7 @@ different paths gets 400 `invalid_path`, and is never repaired: dot segments (`/
 `;`, `\\`, `#`, and escapes that stand for one of `. / \\ % ; # ?` or for a control character.
 
 The target of a request may be a whole URL (`GET http://proxy:8080/v1/models HTTP/1.1`). Its host then takes the place
-of the `Host` header, and its path is judged like any other. `CONNECT` is refused.
+of the `Host` header, and its path is checked like any other. `CONNECT` is refused.
 
 Endpoints are matched by whole segments: those [without a provider file](#endpoints-without-a-provider-file), or those
 that [the file](guides/providers.md) allows. Names of models may have a slash or a colon: only in a segment that the
@@ -128,9 +128,9 @@ def _crossing() -> str:
             row(
                 "to the provider",
                 headers.CLIENT_ADDRESS,
-                f"who calls the proxy, and from where, is no business of the provider; {prefixes} are stripped too",
+                f"client identity and address are not sent to the provider; {prefixes} are stripped too",
             ),
-            row("to the provider", headers.OVERRIDES, "they name another method or URL than the one that was judged"),
+            row("to the provider", headers.OVERRIDES, "they name another method or URL than the one that was checked"),
             row("to the client", headers.ONE_LEG, "they are about the provider's own server (nor to the provider)"),
             row(
                 "to the client",
@@ -172,7 +172,7 @@ def _table() -> str:
     for kind in errors():
         when = re.sub(r" \(\d{3}\)", "", " ".join((kind.__doc__ or "").split("\n\n")[0].split()))
         if kind is ProxyError:
-            when = "The proxy itself is at fault; its log has the story, under the request's id."
+            when = "The proxy itself is at fault; see the log (request id)."
         types = f"`{kind.openai_type}` | `{kind.anthropic_type}`"
         rows.append(f"| {kind.status} | `{kind.code}` | {types} | {when} |")
     rows += [

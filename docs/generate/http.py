@@ -36,7 +36,7 @@ told step by step in [The first project and token](guides/first-project.md).
 
 - A body is a JSON object with `Content-Type: application/json`, of {operations.BODY_LIMIT // 1024} KiB at most.
 - Unknown fields and parameters are refused, and all that is wrong is told at once.
-- Moments are RFC 3339 in UTC. Ids are UUIDs, in capitals too, and no secrets.
+- Timestamps are RFC 3339 in UTC. Ids are UUIDs, in capitals too, and no secrets.
 - What is changed holds for the next request on every server of this database.
 - Lists come in pages: `{{"data": […], "next_cursor": …}}`. `limit` says how many entries ({pages.DEFAULT_LIMIT}, and at
   most {pages.LARGEST_LIMIT}), `cursor` asks for the next page; on the last one `next_cursor` is null.
@@ -62,7 +62,7 @@ _SYSTEM = """\
 #: What the kinds and formats of JSON Schema are called.
 _VALUES = {
     "boolean": "`true`, `false`",
-    "date-time": "moment",
+    "date-time": "timestamp",
     "integer": "whole number",
     "string": "text",
     "uuid": "UUID",

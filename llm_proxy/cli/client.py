@@ -99,7 +99,7 @@ class ManagementClient:
 
     def _refused(self, response: httpx.Response) -> Failure:
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-            message = f"{self._base_url} refused the management token; give its own with MANAGEMENT_TOKEN"
+            message = f"the management token is wrong for {self._base_url}; set MANAGEMENT_TOKEN to that server's token"
             return NotAuthorised(message)
         code, words = _problem(response)
         if code == "not_found":

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import click
 
-from llm_proxy.cli.failures import WrongUsage
+from llm_proxy.cli.failures import ERROR, WrongUsage
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -22,11 +22,13 @@ def confirm(question: str, *, yes: bool) -> None:
     """Go on if the answer is yes.
 
     Raises:
-        click.Abort: the answer is no.
+        click.exceptions.Exit: the answer is no.
         WrongUsage: there is no terminal to ask at, and no `--yes`.
     """
     if yes:
         return
     if not sys.stdin.isatty():
-        raise WrongUsage(f"without a terminal, --yes is required as the answer to: {question}")
-    click.confirm(question, abort=True, err=True)
+        raise WrongUsage(f"this needs confirmation ({question}); run it with --yes")
+    if not click.confirm(question, err=True):
+        click.echo("Nothing was changed.", err=True)
+        raise click.exceptions.Exit(ERROR)

@@ -78,7 +78,10 @@ def _only(error: BaseException) -> BaseException:
 
 def _usage(error: click.UsageError) -> str:
     message = error.format_message().rstrip(".")
-    return f"{message}; see '{error.ctx.command_path} --help'" if error.ctx else message
+    if error.ctx is None:
+        return message
+    see = " See" if message.endswith("?") else "; see"
+    return f"{message}{see} '{error.ctx.command_path} --help'"
 
 
 def _operating_system(error: OSError) -> str:

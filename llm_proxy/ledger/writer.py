@@ -326,7 +326,9 @@ class Ledger:
         for ticket, decision in decided:
             if isinstance(decision, ProxyError) and decision.__cause__ is not None:
                 _log.error(
-                    "a request could not be judged", request_id=ticket.application.id, exc_info=decision.__cause__
+                    "the admission check of a request failed",
+                    request_id=ticket.application.id,
+                    exc_info=decision.__cause__,
                 )
             if not ticket.answer(decision) and isinstance(decision, Grant):
                 self.settle(decision, Result(outcome="void"))
@@ -355,7 +357,7 @@ class Ledger:
         while True:
             await self._lock_met.wait()
             began = trio.current_time()
-            _log.warning("another transaction holds rows of the ledger: what needs them waits, all else goes on")
+            _log.warning("another transaction has locked ledger rows: requests that need them wait, others continue")
             while self._aside or self._uncertain or self._locked or trio.current_time() < self._cautious_until:
                 # Else the writer waits for the database, and keeps what is here for afterwards.
                 if not self._away:
@@ -372,7 +374,11 @@ class Ledger:
     async def _end_frozen(self) -> None:
         unended = await self._database.end_frozen()
         if unended is not None and unended != self._unended:
-            _log.warning("transactions of frozen processes cannot be ended, and may last for a minute", reason=unended)
+            _log.warning(
+                "transactions of frozen processes cannot be ended, and may last for a minute: "
+                "grant PROCESS to the database user",
+                reason=unended,
+            )
         self._unended = unended
 
     async def _give_back_aside(self) -> None:

@@ -122,7 +122,7 @@ class RequestNotFound(NotFound):
 
     code = "request_not_found"
     error = "There is no such request"
-    usual = "No request that has ended has this id, neither from this proxy nor from its provider."
+    usual = "No finished request has this id (the proxy's or the provider's). Running requests are not listed."
 
 
 class MethodNotAllowed(Problem):

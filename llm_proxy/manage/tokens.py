@@ -200,7 +200,7 @@ _FIELDS: Final = (
     Field("name", _NAME.kind, _NAME.help, required=True),
     Field("last4", text(4, 4), "The last characters of its secret.", required=True),
     Field("active", BOOLEAN, "False once it is revoked.", required=True),
-    Field("expires_at", MOMENT, "When it withers; null: never.", required=True, nullable=True),
+    Field("expires_at", MOMENT, "When it expires; null: never.", required=True, nullable=True),
     Field("max_requests", _MAX_REQUESTS.kind, _MAX_REQUESTS.help, required=True, nullable=True),
     Field("request_count", integer(0, MAX_SAFE_INTEGER), "Requests that it has opened.", required=True),
     Field("created_at", MOMENT, "When it was created.", required=True),

@@ -192,7 +192,7 @@ class Inbound:
     def _charge(self, held: HeldBodies, pieces: list[bytes]) -> None:
         size = sum(map(sys.getsizeof, pieces))
         if held.size + size > HELD_LIMIT:
-            raise Overloaded("The proxy holds as many long request bodies as it has memory for.")
+            raise Overloaded("The memory for large request bodies is full. Try again later.")
         held.size += size
         self._charged += size
 

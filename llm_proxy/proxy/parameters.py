@@ -119,7 +119,9 @@ class ParameterRules:
             if name not in self._patterns:
                 known = self._bare.get(_bare(name)) or self._bare.get(_bare(_INDEX.split(name, maxsplit=1)[0]))
                 if known is not None:
-                    return ParameterNotAllowed(f"Write the parameter '{known}' in exactly this way.", param=known)
+                    return ParameterNotAllowed(
+                        f'parameter {quoted(name)} is not allowed; write it as "{known}"', param=known
+                    )
                 continue
             pattern = self._patterns[name]
             if pattern is None:

@@ -313,7 +313,7 @@ def _judge(head: Head, fields: list[tuple[bytes, bytes]], authority: bytes | Non
         _judge_coding(head, judged[b"transfer-encoding"])
     if b"expect" in judged and modern:
         if judged[b"expect"].lower() != b"100-continue":
-            raise Refusal(417, "The only expectation that is known here is '100-continue'.")
+            raise Refusal(417, "Only 'Expect: 100-continue' is supported.")
         head.expects_continue = True
 
 

@@ -198,5 +198,5 @@ def refusal_of(scope: Scope) -> Refusal | None:
         if name == b"host" and not HOST.fullmatch(value):
             return Refusal(400, "The authority is malformed.")
         if name == b"expect" and value.lower() != b"100-continue":
-            return Refusal(417, "The only expectation that is known here is '100-continue'.")
+            return Refusal(417, "Only 'Expect: 100-continue' is supported.")
     return None

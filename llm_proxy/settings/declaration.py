@@ -120,7 +120,7 @@ class Settings:
     ledger_retention: float = DATABASE.setting(
         kinds.duration(zero=True),
         "90d",
-        "How long the ledger keeps the row of each request; the hourly sums stay for ever. 0 keeps all rows.",
+        "How long the ledger keeps the row of each request; the hourly sums are never deleted. 0 keeps all rows.",
     )
 
     listen_addr: ListenAddress = SERVER.setting(
@@ -163,7 +163,7 @@ class Settings:
     shutdown_delay: float = SERVER.setting(
         kinds.duration(zero=True),
         "0s",
-        "How long the server goes on as ever after SIGTERM, while `/ready` says that it is about to end. Let it be "
+        "How long the server goes on normally after SIGTERM, while `/ready` says that it is about to end. Let it be "
         "longer than a load balancer takes to notice, where one asks for `/ready`.",
     )
     shutdown_grace: float = SERVER.setting(
@@ -237,7 +237,7 @@ class Settings:
         kinds.TEXT, "Provider of projects that name none. Default: `default_api` of the file, else `openai`."
     )
     openai_api_url: str | None = PROVIDERS.optional(
-        kinds.BASE_URL, "Base URL that stands in for the one of the provider `openai`."
+        kinds.BASE_URL, "Base URL that stands in for the one of the provider `openai`, without `/v1`."
     )
 
     @classmethod

@@ -134,7 +134,10 @@ def test_a_refused_token_is_its_own_failure(server: Server, status: int) -> None
     with ManagementClient(server.url, "canary") as client, pytest.raises(NotAuthorised) as caught:
         client.get("/x")
 
-    assert caught.value.message == f"{server.url} refused the management token; give its own with MANAGEMENT_TOKEN"
+    assert (
+        caught.value.message
+        == f"the management token is wrong for {server.url}; set MANAGEMENT_TOKEN to that server's token"
+    )
     assert "canary" not in repr(caught.value)
 
 

@@ -161,11 +161,11 @@ def test_all_tokens_of_a_project_are_revoked(manage: Run, token: dict[str, Any])
 def test_revoking_all_tokens_takes_a_yes(
     manage: Run, token: dict[str, Any], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    question = f"Revoke 1 tokens of the project {request.node.name}?"
+    question = f"Revoke 1 token of the project {request.node.name}?"
 
     silent = manage("token", "revoke-all", token["project_id"])
     assert (silent.exit_code, silent.stdout) == (2, "")
-    assert silent.stderr == f"error: without a terminal, --yes is required as the answer to: {question}\n"
+    assert silent.stderr == f"error: this needs confirmation ({question}); run it with --yes\n"
 
     monkeypatch.setattr(confirmation, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
     refused = manage("token", "revoke-all", token["project_id"], input="n\n")
@@ -203,7 +203,7 @@ def test_revoking_all_tokens_takes_a_yes(
         (
             ("token", "generate", "--project-id", "x", "--max-requests", "-1"),
             (
-                "Invalid value for '--max-requests': '-1' is not a whole number above zero, nor 'unlimited'; "
+                "Invalid value for '--max-requests': '-1' is not allowed; give 1 or more, or 'unlimited'; "
                 "see 'llm-proxy manage token generate --help'"
             ),
             2,
@@ -211,7 +211,7 @@ def test_revoking_all_tokens_takes_a_yes(
         (
             ("token", "update", "x", "--max-requests", "0"),
             (
-                "Invalid value for '--max-requests': '0' is not a whole number above zero, nor 'unlimited'; "
+                "Invalid value for '--max-requests': '0' is not allowed; give 1 or more, or 'unlimited'; "
                 "see 'llm-proxy manage token update --help'"
             ),
             2,
@@ -241,7 +241,10 @@ def test_a_wrong_token_is_exit_code_3(run: Run, server: Server) -> None:
     )
 
     assert result.exit_code == 3
-    assert result.stderr == f"error: {server.url} refused the management token; give its own with MANAGEMENT_TOKEN\n"
+    assert (
+        result.stderr
+        == f"error: the management token is wrong for {server.url}; set MANAGEMENT_TOKEN to that server's token\n"
+    )
 
 
 def test_without_any_token_nothing_is_sent(run: Run, server: Server) -> None:

@@ -108,7 +108,7 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
         ["requests", "20"],
         ["usage_hourly", str(sums)],
     ]
-    assert last == f"error: without a terminal, --yes is required as the answer to: {question}"
+    assert last == f"error: this needs confirmation ({question}); run it with --yes"
 
     monkeypatch.setattr(confirmation, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
     refused = down("n\n")

@@ -101,7 +101,7 @@ def test_an_interrupt_says_nothing(run: Run, failing: list[BaseException], error
     ("arguments", "line"),
     [
         (("nonsense",), "No such command 'nonsense'; see 'llm-proxy --help'"),
-        (("fail", "--nmber"), "No such option '--nmber'. Did you mean '--number'?; see 'llm-proxy fail --help'"),
+        (("fail", "--nmber"), "No such option '--nmber'. Did you mean '--number'? See 'llm-proxy fail --help'"),
         (("fail", "extra"), "Got unexpected extra argument (extra); see 'llm-proxy fail --help'"),
         (
             ("fail", "--number", "x"),

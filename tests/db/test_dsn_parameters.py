@@ -159,7 +159,7 @@ def test_a_hostaddr_that_is_no_address_is_refused(value: str) -> None:
 
 
 def test_a_hostaddr_beside_a_host_is_refused() -> None:
-    with pytest.raises(BadDsn, match="hostaddr beside a host is not supported"):
+    with pytest.raises(BadDsn, match="give host or hostaddr, not both"):
         parse(None, "postgres://u:p@h/d?hostaddr=::1", None)
     assert parse(None, "postgres://u:p@/d?hostaddr=::1", None).host == "::1"
 

@@ -142,7 +142,7 @@ async def test_the_long_bodies_of_a_process_share_one_bound(monkeypatch: pytest.
     await bodies[0].hold(every, ignore)
     assert every.size >= 3 * JOINED // 2
     async with aclosing(sources[1]):
-        with pytest.raises(Overloaded, match="long request bodies"):
+        with pytest.raises(Overloaded, match="memory for large request bodies is full"):
             await bodies[1].hold(every, ignore)
     bodies[1].release()
     # What goes upstream is given back as it goes.

@@ -20,13 +20,11 @@ UNKNOWN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
 
 USAGE = (
     Command("no such command", ("spam",), "No such command 'spam'; see 'llm-proxy --help'"),
-    Command(
-        "a misspelt command", ("mange",), "No such command 'mange'. Did you mean 'manage'?; see 'llm-proxy --help'"
-    ),
+    Command("a misspelt command", ("mange",), "No such command 'mange'. Did you mean 'manage'? See 'llm-proxy --help'"),
     Command(
         "a command that is nearly there",
         ("manage", "projects"),
-        "No such command 'projects'. Did you mean 'project'?; see 'llm-proxy manage --help'",
+        "No such command 'projects'. Did you mean 'project'? See 'llm-proxy manage --help'",
     ),
     Command(
         "projects are not deleted",
@@ -94,7 +92,7 @@ def listing(says: str, url: str, token: str | None, line: str, code: int = 2) ->
 
 
 RANGE = "is not a duration from a minute to ten years, such as 30d, 12h or 90m"
-LIMIT = "is not a whole number above zero, nor 'unlimited'"
+LIMIT = "is not allowed; give 1 or more, or 'unlimited'"
 HELP = "; see 'llm-proxy manage token generate --help'"
 NO_PROJECT = "There is no such project: No project has this id"
 NO_TOKEN = "There is no such token: No token has this id. A token's id is not its secret"
@@ -133,7 +131,7 @@ ACCESS = (
         "another server",
         "{provider}",
         CANARY,
-        "{provider} refused the management token; give its own with MANAGEMENT_TOKEN",
+        "the management token is wrong for {provider}; set MANAGEMENT_TOKEN to that server's token",
         3,
     ),
     listing(
@@ -150,7 +148,11 @@ ACCESS = (
         "there is no management token; give the server's with MANAGEMENT_TOKEN or --management-token",
     ),
     listing(
-        "a wrong token", "{url}", CANARY, "{url} refused the management token; give its own with MANAGEMENT_TOKEN", 3
+        "a wrong token",
+        "{url}",
+        CANARY,
+        "the management token is wrong for {url}; set MANAGEMENT_TOKEN to that server's token",
+        3,
     ),
     listing(
         "a token that is none",

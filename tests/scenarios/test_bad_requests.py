@@ -121,7 +121,7 @@ DATA_PLANE = (
         "a name in another case",
         '{"Model": "o1"}',
         "parameter_not_allowed",
-        "Write the parameter 'model' in exactly this way.",
+        'parameter "Model" is not allowed; write it as "model"',
         param="model",
     ),
     strict(
@@ -252,7 +252,7 @@ SERVER = (
         start("POST", CHAT, "token", "Expect: 200-maybe"),
         417,
         "expectation_failed",
-        "The only expectation that is known here is '100-continue'.",
+        "Only 'Expect: 100-continue' is supported.",
         BODY,
     ),
     refused(

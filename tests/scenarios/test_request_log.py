@@ -156,7 +156,7 @@ def test_a_request_is_found_by_the_id_that_sdks_show(gateway: Deployment, tmp_pa
     assert (fields["outcome"], fields["status"], fields["provider_request_id"]) == ("ok", "200", shown)
     absent = manage(gateway, "request", "get", "req_none")
     assert (absent.returncode, absent.stdout) == (1, "")
-    assert absent.stderr.startswith("error: There is no such request: No request that has ended has this id")
+    assert absent.stderr.startswith("error: There is no such request: No finished request has this id")
 
 
 def manage(gateway: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:

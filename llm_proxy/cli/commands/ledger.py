@@ -39,8 +39,8 @@ def verify(context: click.Context, *, db: str | None, config: Path | None, mend:
 
     For every token, its counter must be its settled requests + those in flight, and the same by the hourly sums.
     --repair raises sums that are too low to what the requests say, and sets the counter to what the sums and the
-    requests in flight say; what differs after that is shown. Requests that are gone cannot be brought back. On SQLite
-    the server must be stopped for it; without --repair it may go on.
+    requests in flight say; what differs after that is shown. Requests that are gone cannot be brought back. On SQLite,
+    the server must be stopped if there is something to repair; it may run otherwise.
     """
     settings = load_settings(config, db)
     with look_at(settings, patiently=True) as database:

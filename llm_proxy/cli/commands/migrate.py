@@ -44,7 +44,7 @@ def up(db: str | None, config: Path | None) -> None:
 @click.option(
     "--allow-live",
     is_flag=True,
-    help="Go on beside running servers, which cannot serve without what they need.",
+    help="Go on beside running servers, which cannot serve without what they need (PostgreSQL and MySQL only).",
 )
 @yes_option
 @database_options

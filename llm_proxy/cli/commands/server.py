@@ -80,7 +80,7 @@ def _read_anew(current: list[Settings], load: Callable[[], Settings]) -> bool:
     before = current[0]
     for name in ("listen_addr", "workers"):
         if getattr(settings, name) != getattr(before, name):
-            say(f"warning: {name.upper()} has changed, which takes a restart")
+            say(f"warning: {name.upper()} has changed; restart the server to apply it")
     current[0] = settings
     return True
 

@@ -83,7 +83,7 @@ async def _hand_out(stage: Stage, screen: Screen) -> Keys:
         visitor = await post(path("tokens"), {**common, "name": "visitor"})
     secret = token["token"]
     screen.block(f"API key    …{API_KEY[-4:]}, encrypted in the database, shown to nobody")
-    screen.block(f"token      {secret[:6]}…{secret[-4:]}, withers after {_LIMIT} requests or one hour")
+    screen.block(f"token      {secret[:6]}…{secret[-4:]}, expires after {_LIMIT} requests or one hour")
     return Keys(project["id"], token["id"], secret, visitor["token"])
 
 

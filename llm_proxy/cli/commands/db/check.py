@@ -30,9 +30,9 @@ _NOTABLE_SKEW = 1.0
 @database_options
 @click.pass_context
 def command(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
-    """Connect, and show what a proxy would meet.
+    """Connect to the database and run the startup checks.
 
-    That is the version, TLS, the schema, the pool against the database's limit, and the difference of the clocks.
+    Shows the version, TLS, the schema, the pool against the database's limit, and the difference of the clocks.
     Exits 1 when the schema is not at head, the pool does not fit, the clocks differ by more than a second, or
     ENCRYPTION_KEY does not open all API keys.
     """

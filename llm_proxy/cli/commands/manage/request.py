@@ -12,7 +12,10 @@ from llm_proxy.cli.program import Group
 
 @click.group("request", cls=Group)
 def command() -> None:
-    """Requests that have ended: the rows of the ledger."""
+    """Requests that have ended: the rows of the ledger.
+
+    `GET /manage/requests` of the HTTP API lists them.
+    """
 
 
 @command.command()

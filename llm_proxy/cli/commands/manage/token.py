@@ -61,11 +61,11 @@ class _Limit(click.ParamType[int]):
         except ValueError:
             number = 0
         if number < 1:
-            self.fail(f"{value!r} is not a whole number above zero, nor 'unlimited'", param, ctx)
+            self.fail(f"{value!r} is not allowed; give 1 or more, or 'unlimited'", param, ctx)
         return number
 
 
-_DURATION_HELP = "Expires so long from now, such as 30d, 12h or 90m."
+_DURATION_HELP = "Expires so long from now, from a minute to ten years, such as 30d, 12h or 90m."
 _EXPIRES_HELP = "Expires at this time, such as 2030-01-31T12:00:00Z."
 _LIMIT_HELP = "Maximum number of requests, e.g. 1000, or 'unlimited'."
 
@@ -109,7 +109,7 @@ def list_(client: ManagementClient, project_id: str | None, *, active_only: bool
                 t["name"] or None,
                 f"…{t['last4']}",
                 t["request_count"],
-                t["max_requests"],
+                _limit(t),
                 moment(t["expires_at"]),
                 _state(t),
             )
@@ -162,7 +162,7 @@ def revoke_all(client: ManagementClient, project_id: str, *, yes: bool, as_json:
     if not yes:
         project = client.get(path("projects", project_id))
         active = sum(token["active"] for token in entries(client, path("tokens"), project_id=project_id))
-        confirm(f"Revoke {active} tokens of the project {printable(project['name'])}?", yes=False)
+        confirm(f"Revoke {active} token{'s' * (active != 1)} of the project {printable(project['name'])}?", yes=False)
     answer = client.post(path("projects", project_id, "tokens", "revoke"))
     if as_json:
         print_json(answer)
@@ -209,19 +209,22 @@ def _show_secret(found: dict[str, Any], *, as_json: bool) -> None:
 
 
 def _fields(found: dict[str, Any]) -> dict[str, object]:
-    limit = "unlimited" if found["max_requests"] is None else found["max_requests"]
     return {
         "id": found["id"],
         "project": found["project_id"],
         "name": found["name"] or None,
         "ends in": found["last4"],
         "state": _state(found),
-        "requests": f"{found['request_count']} of {limit}",
+        "requests": f"{found['request_count']} of {_limit(found)}",
         "expires": moment(found["expires_at"]),
         "created": moment(found["created_at"]),
         "last used": moment(found["last_used_at"]),
         "revoked": moment(found["revoked_at"]),
     }
+
+
+def _limit(found: dict[str, Any]) -> object:
+    return "unlimited" if found["max_requests"] is None else found["max_requests"]
 
 
 def _state(found: dict[str, Any]) -> str:
