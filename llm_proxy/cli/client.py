@@ -98,6 +98,10 @@ class ManagementClient:
         return f"cannot connect to {self._base_url} ({reason}); is the server running, and --manage-api-base-url right?"
 
     def _refused(self, response: httpx.Response) -> Failure:
+        if _MARK not in response.headers and not response.is_server_error:
+            # A 5xx may be a reverse proxy's that stands in front of the right server.
+            answer = f"answered {response.status_code} and is not an llm-proxy server"
+            return Failure(f"{self._base_url} {answer}; check --manage-api-base-url or LLM_PROXY_URL")
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             message = f"the management token is wrong for {self._base_url}; set MANAGEMENT_TOKEN to that server's token"
             return NotAuthorised(message)

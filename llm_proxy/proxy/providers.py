@@ -231,8 +231,10 @@ class Providers:
 
     def unknown(self, raw_path: bytes) -> ProxyError:
         """The refusal of a path that is neither a provider's nor the control plane's."""
-        if b"%" in raw_path or not paths.is_clear(raw_path):
+        if b"%" in raw_path:
             # It is refused before somebody decodes it and finds a path of the control plane.
+            return InvalidPath("This path must not contain percent escapes.")
+        if not paths.is_clear(raw_path):
             return InvalidPath()
         known = any(provider.allows(b"/v1" + raw_path) for provider in self.by_name.values())
         fix = (

@@ -127,6 +127,18 @@ def test_the_answer_of_another_server_is_not_read(server: Server, body: bytes) -
     )
 
 
+@pytest.mark.parametrize("status", [302, 401, 404])
+def test_the_refusal_of_another_server_is_told_from_one_of_a_proxy(server: Server, status: int) -> None:
+    server.status, server.headers = status, {}
+
+    with ManagementClient(server.url, "secret") as client, pytest.raises(Failure) as caught:
+        client.get("/manage/projects")
+
+    assert caught.value.message == (
+        f"{server.url} answered {status} and is not an llm-proxy server; check --manage-api-base-url or LLM_PROXY_URL"
+    )
+
+
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_refused_token_is_its_own_failure(server: Server, status: int) -> None:
     server.status = status

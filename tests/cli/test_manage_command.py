@@ -11,6 +11,7 @@ import pytest
 from llm_proxy.cli import confirmation
 from llm_proxy.cli.commands.manage import project
 from llm_proxy.cli.commands.manage.connection import find_server
+from llm_proxy.cli.failures import WrongUsage
 from tests.cli.conftest import Run
 from tests.harness.files import write_secret
 from tests.harness.server import MANAGEMENT_TOKEN, Server, running_server
@@ -169,7 +170,8 @@ def test_revoking_all_tokens_takes_a_yes(
 
     monkeypatch.setattr(confirmation, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
     refused = manage("token", "revoke-all", token["project_id"], input="n\n")
-    assert (refused.exit_code, refused.stdout) == (130, "")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.endswith("\nNothing was changed.\n")
     assert refused.stderr.startswith(question)
     assert shown(manage("token", "get", token["id"]).stdout)["state"] == "active"
 
@@ -303,6 +305,12 @@ def test_the_server_is_found_by_the_settings(folder: Path, dotenv: str, url: str
 
     assert find_server(None, None) == url
     assert find_server("http://flag:1", None) == "http://flag:1"
+
+
+@pytest.mark.parametrize("end", ["v1", "manage"])
+def test_an_address_that_ends_in_a_path_of_the_server_is_refused(end: str) -> None:
+    with pytest.raises(WrongUsage, match=f"^the URL must not end in /{end}: use http://flag:1$"):
+        find_server(f"http://flag:1/{end}/", None)
 
 
 def test_manage_needs_no_address_beside_the_dotenv_file_of_the_server(run: Run, server: Server, folder: Path) -> None:

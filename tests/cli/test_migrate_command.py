@@ -112,7 +112,8 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
 
     monkeypatch.setattr(confirmation, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
     refused = down("n\n")
-    assert (refused.exit_code, refused.stdout) == (130, "")
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert refused.stderr.endswith("\nNothing was changed.\n")
     assert question in refused.stderr
     assert tables_of(migrated_database) == before, "nothing was deleted"
 

@@ -131,15 +131,14 @@ ACCESS = (
         "another server",
         "{provider}",
         CANARY,
-        "the management token is wrong for {provider}; set MANAGEMENT_TOKEN to that server's token",
-        3,
+        "{provider} answered 401 and is not an llm-proxy server; check --manage-api-base-url or LLM_PROXY_URL",
+        1,
     ),
     listing(
         "a path too many",
         "{url}/manage",
         MANAGEMENT_TOKEN,
-        "{url}/manage knows nothing of that; check --manage-api-base-url, and the ID",
-        1,
+        "the URL must not end in /manage: use {url}",
     ),
     listing(
         "no token",

@@ -14,6 +14,7 @@ from llm_proxy.cli.base_url import BaseUrl
 from llm_proxy.cli.client import ManagementClient
 from llm_proxy.cli.configuration import config_option, load_setting
 from llm_proxy.cli.management_token import find_management_token
+from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.settings import ListenAddress
 
 F = TypeVar("F", bound=Callable[..., None])
@@ -47,6 +48,9 @@ def find_server(url: str | None, config: Path | None) -> str:
     """Find the server's base URL: the given one, LLM_PROXY_URL, or the address at which a server here listens."""
     configured = load_setting("LLM_PROXY_URL", config, LLM_PROXY_URL=url)
     if configured is not None:
+        if str(configured).endswith(("/v1", "/manage")):
+            base, _, end = str(configured).rpartition("/")
+            raise WrongUsage(f"the URL must not end in /{end}: use {base}")
         return str(configured)
     address: ListenAddress = load_setting("LISTEN_ADDR", config)
     host = "127.0.0.1" if address.host in ("", "0.0.0.0", "::") else address.host  # noqa: S104 - compared, not bound
