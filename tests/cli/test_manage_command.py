@@ -182,7 +182,7 @@ def test_revoking_all_tokens_takes_a_yes(
     ("arguments", "line", "code"),
     [
         (("project", "get", "x"), "There is no such project: No project has this id", 1),
-        (("token", "get", "../projects"), "The request path is ambiguous and is refused: ", 1),
+        (("token", "get", "../projects"), "This path must not contain percent escapes", 1),
         (("project", "update", "x"), "nothing to change; give --name, --api-key or --provider", 2),
         (
             ("token", "update", "x"),

@@ -122,6 +122,13 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
     assert down("", "--yes").stdout == "Nothing to do: no revision was applied after that one.\n"
 
 
+def test_down_that_deletes_no_rows_names_the_revisions(run: Run, migrated_database: Scratch) -> None:
+    latest = migrate.revisions()[-1]
+    silent = run("migrate", "down", env=migrated_database.env)
+    question = f"Undo revision {latest.id} ({latest.title}) in {migrated_database.target}? No rows are deleted."
+    assert silent.stderr == f"error: this needs confirmation ({question}); run it with --yes\n"
+
+
 def test_down_counts_the_rows_that_lose_a_column(run: Run, migrated_database: Scratch) -> None:
     with opened(migrated_database.target, Options()) as database:
         write_past(database, requests=20)

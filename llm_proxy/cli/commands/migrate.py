@@ -64,7 +64,12 @@ def down(*, to: str | None, allow_live: bool, yes: bool, db: str | None, config:
         if deleted:
             rows = [(f"{one.table}.{one.column}" if one.column else one.table, f"{one.rows:,}") for one in deleted]
             click.echo(table([Column("TO BE DELETED"), Column("ROWS", number=True)], rows), err=True)
-        confirm(f"Delete this from {database.target}?" if deleted else f"Change {database.target}?", yes=yes)
+            question = f"Delete this from {database.target}?"
+        else:
+            _, undone = database.write_now(migrate.steps_down, to)
+            names = ", ".join(f"{revision.id} ({revision.title})" for revision in undone)
+            question = f"Undo revision{'s' * (len(undone) != 1)} {names} in {database.target}? No rows are deleted."
+        confirm(question, yes=yes)
         migrate.down(database, to, report=_tell("undone"), waiting=_say)
 
 
