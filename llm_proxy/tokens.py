@@ -46,7 +46,7 @@ def verdict(
     if provider is not None and provider != project.provider:
         return EndpointNotAllowed(
             f"This token's project uses the provider '{project.provider}', not '{provider}': send its requests to"
-            f" /v1/... or /{project.provider}/v1/..."
+            f" /v1/... or /{project.provider}/v1/..., or use a token of a project whose provider is '{provider}'"
         )
     return None
 

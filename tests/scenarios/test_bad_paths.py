@@ -15,6 +15,7 @@ from tests.scenarios.bad_requests import BODY, CHAT, Bad, World, open_world, ope
 AMBIGUOUS = (
     "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators."
 )
+ESCAPED = "This path must not contain percent escapes."
 TAKES = "it takes /v1/chat/completions, /v1/completions, /v1/responses, /v1/responses/compact, ..."
 MODEL_ESCAPE = (
     "The escapes %2F and %3A are only allowed in the name of a model, where allowed_endpoints has {model}, and only if "
@@ -70,7 +71,8 @@ PATHS = (
         start("POST", "/strict" + CHAT, "token", "X-Team: a"),
         404,
         "endpoint_not_allowed",
-        "This token's project uses the provider 'openai', not 'strict': send its requests to /v1/... or /openai/v1/...",
+        "This token's project uses the provider 'openai', not 'strict': send its requests to /v1/... or /openai/v1/...,"
+        " or use a token of a project whose provider is 'strict'",
         BODY,
     ),
     openai(
@@ -95,8 +97,8 @@ PATHS = (
     path("/v1/models/a%2F%2e%2e%2Fb"),
     path("/v1/models/a%2F..%2Fb"),
     path("/v1/models/a%252Fb"),
-    path("/v1%2Fmodels"),
-    path("/openai%2Fv1/models"),
+    path("/v1%2Fmodels", message=ESCAPED),
+    path("/openai%2Fv1/models", message=ESCAPED),
     path("/v1/a%5Cb"),
     path("/v1/a%25b"),
     path("/v1/a%00b"),
@@ -104,10 +106,10 @@ PATHS = (
     path("/v1/models#x"),
     path("/v1/models%"),
     path("/manage/../v1/models"),
-    path("/%6danage/projects"),
-    path("/manage/%70rojects"),
-    path("/manage%2Fprojects"),
-    path("/%6detrics"),
+    path("/%6danage/projects", message=ESCAPED),
+    path("/manage/%70rojects", message=ESCAPED),
+    path("/manage%2Fprojects", message=ESCAPED),
+    path("/%6detrics", message=ESCAPED),
     path("/v1/models?a=#", message="The query of the request has a character that must be percent-encoded."),
 )
 
