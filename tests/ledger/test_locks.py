@@ -127,7 +127,9 @@ async def test_while_a_token_is_locked_all_others_are_served(migrated_target: Ta
                 # It is known by now that rows are locked: the next ones do not even wait once.
                 await all_served(stage, others, within=0.5)
             assert stage.token not in served
-            assert [type(error) for error in refused] == [TokenLocked, TokenLocked], "503, not 401"
+            # Which of the two depends on whether a transaction has it when its time is over.
+            assert len(refused) == 2
+            assert all(isinstance(error, DatabaseUnavailable) for error in refused), "503, not 401"
             assert stage.alive(), "a lock is no outage"
             stage.ledger.settle(await stage.admit(), OK)
             await stage.settled()
