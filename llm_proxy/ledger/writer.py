@@ -123,8 +123,8 @@ class Ledger:
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their admission."""
-        return len(self._waiting) + len(self._locked)
+        """Requests that wait for their admission, or for the look-up before it."""
+        return len(self._waiting) + len(self._locked) + self._lookups.waiting
 
     @property
     def unsettled(self) -> int:
@@ -135,7 +135,9 @@ class Ledger:
     @property
     def _kept(self) -> int:
         """Settlements that no transaction has yet."""
-        return len(self._unsettled) + len(self._doubtful) + sum(map(len, self._aside.values()))
+        kept = len(self._unsettled) + len(self._doubtful)
+        # Asked at each admission, and rows are hardly ever locked.
+        return kept + sum(map(len, self._aside.values())) if self._aside else kept
 
     @property
     def lag(self) -> float:
@@ -148,7 +150,7 @@ class Ledger:
     @property
     def busy(self) -> bool:
         """Whether anything is queued, or on its way to the database."""
-        return self.waiting > 0 or self.unsettled > 0 or bool(self._under_way)
+        return bool(self._waiting or self._locked or self._under_way) or self.unsettled > 0
 
     async def check(self, application: Application) -> tuple[Token, str]:
         """Judge a request by its head before its body is waited for; nothing is counted, and `admit` judges it again.

@@ -8,7 +8,7 @@ into an epoll instance of the server's, edge-triggered, and one task waits for t
 Applications come to it by an ASGI extension: `scope["extensions"][EXTENSION]["notify"]` takes a function which is
 called, from within the event loop, when the client of this request leaves; at once where it has left already. Where it
 returns true, the application's task is cancelled, by the scope that the connection has anyway. An application that does
-not use it, or runs where it does not exist, waits for `http.disconnect` as ever. `["arrived"]` says whether `receive`
+not use it, or runs where it does not exist, waits for `http.disconnect`. `["arrived"]` says whether `receive`
 would return a piece of the body, or its end, without waiting.
 """
 

@@ -56,7 +56,7 @@ class Reader(Protocol):
         """Take the next piece; raises `InvalidJson` or `ParameterNotAllowed` for what cannot be read safely."""
 
     def end(self) -> Parameters:
-        """All parameters; raises likewise. An empty body has none."""
+        """All parameters, raising as `feed` does. An empty body has none."""
 
 
 def reader(headers: Headers, path: bytes) -> Reader:
