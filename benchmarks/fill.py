@@ -21,8 +21,8 @@ from db.options import Options
 from db.queries import ledger, projects
 from db.records import Project, SettledRequest, Token
 from db.schema import requests, tokens, usage_hourly
-from llm_proxy import crypto
 from llm_proxy.identifiers import new_id
+from llm_proxy.secrets import encryption
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -64,7 +64,7 @@ class Filled:
 
 def fill(scratch: Scratch, past: Past, api_key: str) -> Filled:
     """Fill a database whose schema is at head, with one project that owns an API key."""
-    ring = crypto.KeyRing.generate()
+    ring = encryption.KeyRing.generate()
     now = datetime.now(UTC)
     project_id = new_id()
     project = Project(
@@ -72,12 +72,12 @@ def fill(scratch: Scratch, past: Past, api_key: str) -> Filled:
         name="benchmark",
         provider="openai",
         api_key=ring.seal(api_key, project_id),
-        api_key_last4=crypto.last4(api_key),
+        api_key_last4=encryption.last4(api_key),
         active=True,
         created_at=now - _SPAN,
         updated_at=now - _SPAN,
     )
-    secrets = [crypto.new_token_secret() for _ in range(past.tokens)]
+    secrets = [encryption.new_token_secret() for _ in range(past.tokens)]
     records = [_token(secret, project) for secret in secrets]
     with opened(scratch.target, Options(statement_timeout=_TIMEOUT)) as database:
         database.write_now(projects.create, project)
@@ -96,8 +96,8 @@ def _token(secret: str, project: Project) -> Token:
     return Token(
         id=new_id(),
         project_id=project.id,
-        digest=crypto.digest(secret),
-        last4=crypto.last4(secret),
+        digest=encryption.digest(secret),
+        last4=encryption.last4(secret),
         name="",
         active=True,
         expires_at=None,

@@ -15,8 +15,8 @@ import click
 import msgspec
 import trio
 
-from llm_proxy.serving.config import ServeConfig
-from llm_proxy.serving.server import serve
+from llm_proxy.server.config import ServeConfig
+from llm_proxy.server.server import serve
 
 Message = dict[str, Any]
 

@@ -21,7 +21,7 @@ from benchmarks.load import BUSY
 from benchmarks.processes import ROOT, Upstream
 from benchmarks.proxy import Proxy
 from db.dsn import parse
-from db.target import Target
+from db.dsn.target import Target
 
 #: The key that the upstream accepts and the proxy must put in place of the token.
 KEY = "sk-upstream-real-key"

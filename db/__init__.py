@@ -1,7 +1,7 @@
 """Everything that speaks SQL; knows nothing of the proxy.
 
-`dsn` turns `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` into a `Target` (`target`): `dsn_syntax` takes URLs apart,
-`dsn_parameters` judges their parameters. `options` says how to connect.
+The package `dsn` turns `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` into a `Target`: `dsn.syntax` takes URLs apart,
+`dsn.parameters` judges their parameters. `options` says how to connect.
 `database` runs plain functions `(Connection, …) -> T` in one transaction and one thread hop each; `tally` counts them.
 `dialects` is the only place that knows how SQLite, PostgreSQL, MySQL and MariaDB differ.
 `types`, `schema` and `records` declare the tables and what rows look like in Python; `queries` holds the functions.

@@ -29,6 +29,7 @@ from db.dialects import Backend, backend_for, clock
 from db.dialects import failure as failures
 from db.dialects.facts import Facts
 from db.dialects.failure import FULL_HOUSE, Failure, Kind
+from db.dsn.target import Target
 from db.errors import (
     BrokenReference,
     CommitUnknown,
@@ -42,7 +43,6 @@ from db.errors import (
 )
 from db.options import Options
 from db.tally import COMMIT_UNKNOWN, Connections, Tally, cause
-from db.target import Target
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")

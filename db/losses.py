@@ -7,10 +7,10 @@ from sqlalchemy import Connection, inspect
 
 from db import migrate
 from db.database import Database, opened
+from db.dsn.target import Target
 from db.options import Options
 from db.queries import tables
 from db.schema import metadata
-from db.target import Target
 
 
 @frozen

@@ -17,29 +17,31 @@ from db.database import Database, open_database
 from db.errors import DatabaseError
 from db.options import Options
 from db.records import Worker
-from llm_proxy import capacity, keys, log
-from llm_proxy.crypto import KeyRing, KeyRingError, load_or_create_key_file
+from llm_proxy.config.problems import Problem, SettingsError
+from llm_proxy.gateway.providers import provider_file
+from llm_proxy.gateway.relay import Relay
+from llm_proxy.gateway.upstream import open_pool
+from llm_proxy.gateway.upstream.origin import Timeouts
+from llm_proxy.health import capacity
+from llm_proxy.health.database_collector import Survey
+from llm_proxy.health.probe import Probe
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Adopter, Grace, Ledger, SpoolError, SpoolFile, Terms
 from llm_proxy.ledger.pruning import Pruner
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
+from llm_proxy.logging import log
 from llm_proxy.metrics import Metrics, Slate, families
-from llm_proxy.probe import Probe
-from llm_proxy.proxy import provider_file
-from llm_proxy.proxy.relay import Relay
-from llm_proxy.proxy.upstream import open_pool
-from llm_proxy.proxy.upstream.origin import Timeouts
-from llm_proxy.settings.problems import Problem, SettingsError
-from llm_proxy.survey import Survey
+from llm_proxy.secrets import keys
+from llm_proxy.secrets.encryption import KeyRing, KeyRingError, load_or_create_key_file
 from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from llm_proxy.log import Log
-    from llm_proxy.proxy.providers import Provider, Providers
-    from llm_proxy.proxy.upstream.interface import Upstream
-    from llm_proxy.settings import Settings
+    from llm_proxy.config import Settings
+    from llm_proxy.gateway.providers.provider import Provider, Providers
+    from llm_proxy.gateway.upstream.interface import Upstream
+    from llm_proxy.logging.log import Log
 
 #: Seconds that the last settlements may take to reach the database when the process ends.
 DRAIN_DEADLINE = 10.0
@@ -74,7 +76,7 @@ def open_keyring(settings: Settings) -> KeyRing:
     """The keys that seal the providers' API keys: from the settings, or on SQLite from a file beside the database.
 
     Raises:
-        llm_proxy.crypto.KeyRingError: there is no usable key.
+        llm_proxy.secrets.encryption.KeyRingError: there is no usable key.
     """
     if settings.encryption_key is not None:
         return KeyRing.from_setting(settings.encryption_key, allow_plaintext=settings.allow_plaintext_api_keys)
@@ -249,7 +251,7 @@ async def open_services(settings: Settings, request_log: Log, slate: Slate) -> A
     proxy that cannot write its books must not serve.
 
     Raises:
-        db.errors.DatabaseError, llm_proxy.crypto.KeyRingError, llm_proxy.proxy.provider_file.ProviderFileError: with
+        db.errors.DatabaseError, KeyRingError, ProviderFileError: with
             words for the operator.
     """
     events = log.logger("services")

@@ -32,13 +32,13 @@ FENCED = {
     "pg8000": ("db/", "tests/databases/", "tests/db/"),
     "pymysql": ("db/", "tests/databases/", "tests/db/"),
     "httptools": (
-        "llm_proxy/serving/",
-        "llm_proxy/proxy/upstream/",
+        "llm_proxy/server/",
+        "llm_proxy/gateway/upstream/",
         "llm_proxy/load/",
         "benchmarks/",
-        "tests/serving/",
+        "tests/server/",
     ),
-    "hypercorn": ("llm_proxy/serving/", "tests/"),
+    "hypercorn": ("llm_proxy/server/", "tests/"),
     "benchmarks": ("benchmarks/", "tests/"),
     "docs": ("docs/", "tests/docs/"),
     "tests": (

@@ -10,8 +10,8 @@ from db.dialects.mysql import MySqlBackend
 from db.dialects.postgresql import PostgresBackend
 from db.dialects.sqlite import SqliteBackend
 from db.dialects.statements import clock
+from db.dsn.target import Target
 from db.options import Options
-from db.target import Target
 
 __all__ = ["Backend", "backend_for", "clock"]
 

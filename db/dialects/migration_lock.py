@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from attrs import frozen
 
+from db.dsn.target import Target
 from db.errors import Contention
-from db.target import Target
 
 #: How long to wait before anything is said of it, in seconds: most migrations are done by then.
 PATIENCE = 1.0

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import certifi
 
+from db.dsn.target import Target, Tls
 from db.errors import BadDsn
 from db.options import Options
-from db.target import Target, Tls
 
 
 def client_context(target: Target, options: Options) -> ssl.SSLContext | None:

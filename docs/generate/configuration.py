@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from llm_proxy.settings.declaration import Settings
-from llm_proxy.settings.fields import declared
+from llm_proxy.config.declaration import Settings
+from llm_proxy.config.fields import declared
 
 _INTRODUCTION = """\
 # Configuration

@@ -9,10 +9,11 @@ from http import HTTPStatus
 from textwrap import fill
 
 from llm_proxy.errors import ProxyError, RequestLimitExceeded
-from llm_proxy.proxy import builtin, headers
-from llm_proxy.proxy.codings import DECODERS
-from llm_proxy.proxy.faults import Shape, fault
-from llm_proxy.serving.refusal import CODES
+from llm_proxy.gateway.faults import Shape, fault
+from llm_proxy.gateway.http import headers
+from llm_proxy.gateway.http.codings import DECODERS
+from llm_proxy.gateway.providers import builtin
+from llm_proxy.server.refusal import CODES
 
 #: What stands for an id in the examples.
 _REQUEST_ID = "01a220b4-1337-7000-a3b3-ef6f71a95071"

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from docs.generate import data_plane
-from llm_proxy.manage import operations, pages, problems, projects, requests, system, tokens
-from llm_proxy.manage.fields import Field
-from llm_proxy.manage.operations import Operation, Resource
-from llm_proxy.manage.problems import Problem
+from llm_proxy.api import operations, pages, problems, projects, requests, system, tokens
+from llm_proxy.api.fields import Field
+from llm_proxy.api.operations import Operation, Resource
+from llm_proxy.api.problems import Problem
 
 _INTRODUCTION = """\
 # HTTP

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from llm_proxy.settings.kinds import BASE_URL
+from llm_proxy.config.kinds import BASE_URL
 
 
 class BaseUrl(click.ParamType[str]):

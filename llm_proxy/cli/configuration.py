@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
-from llm_proxy.settings import Settings, read_one
+from llm_proxy.config import Settings, read_one
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -12,9 +12,9 @@ from db.database import Database, opened
 from db.options import Options
 from db.queries import ledger
 from llm_proxy.cli.failures import Failure
+from llm_proxy.config import Settings
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.services import database_options, database_target
-from llm_proxy.settings import Settings
 
 #: Seconds that a statement over the whole ledger may take: nobody's request waits for it.
 _PATIENCE = 3600.0

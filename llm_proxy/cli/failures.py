@@ -7,9 +7,9 @@ from typing import Final
 import click
 
 from db.errors import BadDsn, DatabaseError, Unavailable
-from llm_proxy.crypto import CryptoError
-from llm_proxy.log_sink import LogError
-from llm_proxy.settings import SettingsError
+from llm_proxy.config import SettingsError
+from llm_proxy.logging.sink import LogError
+from llm_proxy.secrets.encryption import CryptoError
 
 DONE: Final = 0
 ERROR: Final = 1

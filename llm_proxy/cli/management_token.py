@@ -9,11 +9,11 @@ from urllib.parse import urlsplit
 
 import attrs
 
-from llm_proxy import private_file
 from llm_proxy.cli.configuration import load_setting
 from llm_proxy.cli.failures import Failure, WrongUsage
-from llm_proxy.settings import Settings
-from llm_proxy.settings.checks import SHORTEST_MANAGEMENT_TOKEN
+from llm_proxy.config import Settings
+from llm_proxy.config.checks import SHORTEST_MANAGEMENT_TOKEN
+from llm_proxy.secrets import private_file
 
 _RANDOM_BYTES = 32
 

@@ -14,18 +14,18 @@ from typing import Final
 import trio
 from attrs import define
 
-from llm_proxy import log
-from llm_proxy.app import create_app
 from llm_proxy.cli.failures import Failure
+from llm_proxy.config import ListenAddress, Problem, Settings, SettingsError
+from llm_proxy.gateway.providers import provider_file
+from llm_proxy.logging import log
 from llm_proxy.metrics import Slate
-from llm_proxy.proxy import provider_file
-from llm_proxy.serving.asgi import Address
-from llm_proxy.serving.config import MAX_CONNECTIONS
-from llm_proxy.serving.listener import bind
-from llm_proxy.serving.process import serve_until_signal
-from llm_proxy.serving.server import LifespanFailed, ServeConfig
-from llm_proxy.serving.tls import BadCertificate, server_context
-from llm_proxy.settings import ListenAddress, Problem, Settings, SettingsError
+from llm_proxy.server.asgi import Address
+from llm_proxy.server.config import MAX_CONNECTIONS
+from llm_proxy.server.listener import bind
+from llm_proxy.server.process import serve_until_signal
+from llm_proxy.server.server import LifespanFailed, ServeConfig
+from llm_proxy.server.tls import BadCertificate, server_context
+from llm_proxy.web.app import create_app
 
 #: Files that a process needs besides its connections to clients, providers and the database.
 OWN_FILES: Final = 64

@@ -18,10 +18,10 @@ afterwards (`reconciliation`); what a worker could not bring any more, another o
 
 from __future__ import annotations
 
-from llm_proxy.ledger.acquaintance import Terms
-from llm_proxy.ledger.adoption import Adopter
-from llm_proxy.ledger.grace import Grace
-from llm_proxy.ledger.spool_file import SpoolError, SpoolFile
+from llm_proxy.ledger.outage.adoption import Adopter
+from llm_proxy.ledger.outage.grace import Grace
+from llm_proxy.ledger.outage.spool_file import SpoolError, SpoolFile
+from llm_proxy.ledger.outage.token_cache import Terms
 from llm_proxy.ledger.transaction import Application, Grant, Result
 from llm_proxy.ledger.writer import Ledger
 

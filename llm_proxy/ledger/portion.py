@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import asdict, frozen
 
-from llm_proxy import log
 from llm_proxy.errors import DatabaseUnavailable
 from llm_proxy.ledger.transaction import Batch
+from llm_proxy.logging import log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

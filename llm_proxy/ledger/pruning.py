@@ -14,7 +14,7 @@ import trio
 
 from db.errors import DatabaseError
 from db.queries import pruning
-from llm_proxy import log
+from llm_proxy.logging import log
 
 if TYPE_CHECKING:
     from db.database import Database

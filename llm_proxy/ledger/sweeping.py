@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from db.errors import REFUSALS
 from db.queries import ledger as books
-from llm_proxy import log
+from llm_proxy.logging import log
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,14 +15,14 @@ from trio.testing import wait_all_tasks_blocked
 
 from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
 from db.queries import ledger as books
-from llm_proxy import log
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger.locked import LockedRequests
 from llm_proxy.ledger.lookup import Lookups
-from llm_proxy.ledger.outage import Outage
+from llm_proxy.ledger.outage.outage import Outage
 from llm_proxy.ledger.portion import Portion, Ticket
 from llm_proxy.ledger.sweeping import sweep
 from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, judge, transact
+from llm_proxy.logging import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence

@@ -10,8 +10,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from llm_proxy.cli import program
-from llm_proxy.settings import Settings
-from llm_proxy.settings.fields import declared
+from llm_proxy.config import Settings
+from llm_proxy.config.fields import declared
 
 Run = Callable[..., Result]
 

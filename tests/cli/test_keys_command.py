@@ -10,10 +10,10 @@ from db.database import opened
 from db.dsn import parse
 from db.options import Options
 from db.queries import projects
-from llm_proxy.crypto import KeyRing
+from llm_proxy.secrets.encryption import KeyRing
 from tests.cli.conftest import Run
 from tests.db.queries.books import a_project
-from tests.test_keys import NEW, OLD, OTHER, add_project, opened_with, ring
+from tests.secrets.test_keys import NEW, OLD, OTHER, add_project, opened_with, ring
 
 
 @pytest.fixture

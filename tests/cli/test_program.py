@@ -13,8 +13,8 @@ import pytest
 from db.errors import BadDsn, Contention, SchemaMismatch, Unavailable
 from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised, WrongUsage, explain
 from llm_proxy.cli.program import Command, program
-from llm_proxy.crypto import KeyRingError
-from llm_proxy.settings import Problem, SettingsError
+from llm_proxy.config import Problem, SettingsError
+from llm_proxy.secrets.encryption import KeyRingError
 from llm_proxy.version import VERSION
 from tests.cli.conftest import Run
 

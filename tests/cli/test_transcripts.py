@@ -12,7 +12,7 @@ from db.database import opened
 from db.dsn import parse
 from db.options import Options
 from db.queries import projects, tokens
-from llm_proxy.crypto import KeyRing
+from llm_proxy.secrets.encryption import KeyRing
 from tests.cli.conftest import Run
 from tests.databases.accounts import account
 from tests.databases.kinds import on

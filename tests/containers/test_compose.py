@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_proxy import private_file
-from llm_proxy.settings import Settings
+from llm_proxy.config import Settings
+from llm_proxy.secrets import private_file
 from tests.harness.server import ROOT
 
 FOLDER = ROOT / "containers"

@@ -14,9 +14,9 @@ from tempfile import TemporaryDirectory
 from attrs import evolve
 
 from db.database import opened
+from db.dsn.target import Target
 from db.errors import Unavailable
 from db.options import Options
-from db.target import Target
 from tests.harness.ports import free_port
 
 #: Where packages put it when it is not on the PATH.

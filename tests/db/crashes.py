@@ -20,9 +20,9 @@ from sqlalchemy import Engine, event
 
 from db import migrate
 from db.database import opened
+from db.dsn.target import Target
 from db.errors import DatabaseError
 from db.options import Options
-from db.target import Target
 
 _CHANGES = ("CREATE", "ALTER", "DROP", "INSERT", "UPDATE", "DELETE", "COMMENT")
 #: Exit status of a run in which a statement failed.

@@ -8,7 +8,7 @@ from urllib.parse import quote, urlencode
 
 from hypothesis import strategies as st
 
-from db.target import Target, Tls
+from db.dsn.target import Target, Tls
 
 _SSLMODES = {
     Tls.OFF: "disable",

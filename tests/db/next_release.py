@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from db import migrate
-from db.target import Target
+from db.dsn.target import Target
 from tests.databases import scratch
 
 #: What a running server must not notice: something more of everything.

@@ -10,8 +10,8 @@ from sqlalchemy import inspect
 
 from db import Connection, migrate
 from db.database import Database, opened
+from db.dsn.target import Target
 from db.options import Options
-from db.target import Target
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases, upgrade
 from tests.db import crashes

@@ -16,7 +16,7 @@ from pg8000 import legacy
 from db.database import Database, opened
 from db.dialects import Backend, backend_for
 from db.dialects.failure import Kind, network_failure
-from db.dialects.postgresql_connection import PostgresConnection
+from db.dialects.postgresql.connection import PostgresConnection
 from db.dsn import Target
 from db.errors import Unavailable
 from db.options import Options

@@ -14,7 +14,8 @@ import pytest
 
 from db import Connection, migrate
 from db.database import Database, opened
-from db.dialects import mysql_connection, postgresql
+from db.dialects import postgresql
+from db.dialects.mysql import connection as mysql_connection
 from db.dsn import Target
 from db.errors import Contention, FileInUse, Unavailable
 from db.options import Options

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pymysql.connections import Connection
 
-from db.dialects.mysql_connection import MySqlConnection
+from db.dialects.mysql.connection import MySqlConnection
 
 OURS = MySqlConnection(defer_connect=True)
 THEIRS = Connection(defer_connect=True)

@@ -8,10 +8,10 @@ import pytest
 
 from db import migrate
 from db.database import Database, opened
+from db.dsn.target import Target
 from db.errors import SchemaMismatch
 from db.options import Options
 from db.suitability import misfits
-from db.target import Target
 from tests.databases.kinds import on
 from tests.db.next_release import HARMFUL, HARMLESS, migrate_as_next_release
 from tests.db.rows import contents, fill_new

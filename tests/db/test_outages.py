@@ -92,7 +92,7 @@ def test_a_session_that_was_silent_for_longer_than_the_server_allows_goes_unnoti
 ) -> None:
     """`idle_session_timeout` of PostgreSQL, `wait_timeout` of the others."""
     admin = databases.server(database_kind).admin
-    monkeypatch.setattr("db.dialects.mysql_connection._IDLE_TIMEOUT", 1)
+    monkeypatch.setattr("db.dialects.mysql.connection._IDLE_TIMEOUT", 1)
     with opened(shared_target, Options(pool_size=1)) as database:
         if database_kind is Kind.POSTGRES:
             database.write_now(_set_idle_timeout)

@@ -12,7 +12,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, insert, select
 
 from db import Connection
 from db.database import open_database, opened
-from db.dialects import sqlite_place
+from db.dialects.sqlite import location
 from db.dsn import Target
 from db.errors import BadDsn, Contention, FileInUse, Unavailable
 from db.options import Options
@@ -166,14 +166,14 @@ async def test_another_program_that_holds_the_file_is_contention(target: Target)
 
 def pretend(monkeypatch: pytest.MonkeyPatch, proc: Path, place: Path, kind: str) -> None:
     """Let the file system that holds `place` be of another type."""
-    real = sqlite_place.mount_of(place)
+    real = location.mount_of(place)
     lines = Path("/proc/self/mountinfo").read_text().splitlines()
     mine = next(line for line in lines if line.startswith(f"{real.number} "))
     changed = mine.replace(f" - {real.kind} ", f" - {kind} ")
     proc.mkdir()
     (proc / "fdinfo").symlink_to("/proc/self/fdinfo")
     (proc / "mountinfo").write_text("\n".join(changed if line == mine else line for line in lines))
-    monkeypatch.setattr(sqlite_place, "_PROC", proc)
+    monkeypatch.setattr(location, "_PROC", proc)
 
 
 @pytest.mark.parametrize("kind", ["nfs", "nfs4", "cifs", "ceph", "lustre", "fuse.sshfs", "fuse.s3fs", "fuse.rclone"])
@@ -204,7 +204,7 @@ def test_what_is_on_this_machine_is_not(
     target: Target, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(monkeypatch, tmp_path / "proc", tmp_path, kind)
-    assert sqlite_place.mount_of(tmp_path).kind == kind
+    assert location.mount_of(tmp_path).kind == kind
     with opened(target, Options()):
         pass
 
@@ -238,15 +238,15 @@ def test_a_link_that_leads_to_itself(tmp_path: Path) -> None:
 def test_where_the_system_does_not_tell_it_is_trusted(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite_place, "_PROC", tmp_path / "none")
-    assert sqlite_place.mount_of(tmp_path).kind == ""
+    monkeypatch.setattr(location, "_PROC", tmp_path / "none")
+    assert location.mount_of(tmp_path).kind == ""
     with opened(target, Options()):
         pass
 
 
 def test_the_file_system_of_a_folder(tmp_path: Path) -> None:
-    assert sqlite_place.mount_of(Path("/proc/self")).kind == "proc"
-    assert sqlite_place.mount_of(tmp_path).kind not in ("", "proc")
+    assert location.mount_of(Path("/proc/self")).kind == "proc"
+    assert location.mount_of(tmp_path).kind not in ("", "proc")
 
 
 def test_a_file_that_is_mounted_alone_is_refused(target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,9 +254,9 @@ def test_a_file_that_is_mounted_alone_is_refused(target: Target, monkeypatch: py
     path = path_of(target)
     with opened(target, Options()):
         pass
-    mount_of = sqlite_place.mount_of
-    alone = sqlite_place.Mount(-1, "ext4")
-    monkeypatch.setattr(sqlite_place, "mount_of", lambda place: alone if place == path else mount_of(place))
+    mount_of = location.mount_of
+    alone = location.Mount(-1, "ext4")
+    monkeypatch.setattr(location, "mount_of", lambda place: alone if place == path else mount_of(place))
     with pytest.raises(BadDsn, match="mounted as a single file"), opened(target, Options()):
         pass
 

@@ -20,7 +20,7 @@ from db.database import opened
 from db.dsn import Target, Tls
 from db.options import Options
 from db.schema import in_flight, requests, usage_hourly
-from llm_proxy.settings import Settings
+from llm_proxy.config import Settings
 from tests.databases.accounts import account
 from tests.databases.addresses import Address
 from tests.databases.fixtures import lacking

@@ -10,10 +10,10 @@ import pytest
 
 from docs import generate
 from docs.generate import DOCS, PAGES, commands, configuration, data_plane, http, metrics
-from llm_proxy.manage.problems import Problem
+from llm_proxy.api.problems import Problem
+from llm_proxy.config import Settings
+from llm_proxy.config.fields import declared
 from llm_proxy.metrics.families import SECTIONS
-from llm_proxy.settings import Settings
-from llm_proxy.settings.fields import declared
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -12,9 +12,9 @@ import yaml
 
 from benchmarks.processes import Upstream
 from docs.generate.data_plane import errors
-from llm_proxy.proxy import provider_file
-from llm_proxy.proxy.provider_entry import READERS
-from llm_proxy.settings import Settings
+from llm_proxy.config import Settings
+from llm_proxy.gateway.providers import provider_file
+from llm_proxy.gateway.providers.provider_entry import READERS
 from tests.docs.blocks import block, blocks
 from tests.docs.following import RUN, Outcome, follow, matches, steps
 from tests.docs.warm import Warm

@@ -1,7 +1,7 @@
 """Writes anew what is made from the chart and from the settings: `python -m tests.helm.generate`.
 
 - `tests/helm/golden`: what the examples render to; look at the difference before you commit it
-- `values.schema.json`, its part about `config`: the settings of llm_proxy/settings/declaration.py
+- `values.schema.json`, its part about `config`: the settings of llm_proxy/config/declaration.py
 - `docs/deployment/helm-values.md`: the reference of the values
 """
 
@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from llm_proxy.settings.declaration import Settings
-from llm_proxy.settings.fields import declared
+from llm_proxy.config.declaration import Settings
+from llm_proxy.config.fields import declared
 from tests.helm import reference
 from tests.helm.chart import CHART, EXAMPLES, GOLDEN, rendered
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from db import dsn
-from llm_proxy.settings import Settings
+from llm_proxy.config import Settings
 from tests.docs.blocks import block
 from tests.docs.prompt import recorded
 from tests.harness.server import ROOT

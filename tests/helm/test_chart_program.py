@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_proxy.settings import Settings
+from llm_proxy.config import Settings
 from tests.databases.kinds import on
 from tests.harness.ports import free_port
 from tests.helm import pod

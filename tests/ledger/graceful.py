@@ -16,7 +16,7 @@ from db.errors import Unavailable
 from db.queries import tokens
 from llm_proxy.errors import DatabaseUnavailable
 from llm_proxy.ledger import Application, Grace, Grant, Result, SpoolFile, Terms
-from llm_proxy.ledger.reconciliation import enter
+from llm_proxy.ledger.outage.reconciliation import enter
 from tests.ledger.stage import Scene, scene
 
 TERMS = Terms(window=300, requests=5, duration=600)

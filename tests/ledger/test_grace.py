@@ -13,8 +13,9 @@ from attrs import evolve
 
 from db.errors import CommitUnknown, Unavailable
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded, TokenInactive
-from llm_proxy.ledger import Result, grace, writer
-from llm_proxy.ledger.reconciliation import enter
+from llm_proxy.ledger import Result, writer
+from llm_proxy.ledger.outage import grace
+from llm_proxy.ledger.outage.reconciliation import enter
 from tests.ledger.graceful import OK, TERMS, grace_scene
 
 

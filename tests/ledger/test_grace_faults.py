@@ -15,9 +15,9 @@ from attrs import define, evolve
 from structlog.testing import capture_logs
 
 from llm_proxy.ledger import Result, SpoolError, SpoolFile, backlog
-from llm_proxy.ledger.adoption import Adopter
 from llm_proxy.ledger.backlog import Backlog, _Request
-from llm_proxy.ledger.spool import Spool
+from llm_proxy.ledger.outage.adoption import Adopter
+from llm_proxy.ledger.outage.spool import Spool
 from tests.ledger.graceful import OK, TERMS, grace_scene
 from tests.ledger.stage import scene as ledger_scene
 from tests.ledger.test_spool_file import fail_with

@@ -222,7 +222,7 @@ async def test_a_settlement_that_a_lock_holds_up_holds_up_nothing_else(
 async def test_a_frozen_transaction_is_ended_and_its_tokens_are_served(
     migrated_target: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("postgresql", "mysql", "mysql_connection"):
+    for module in ("postgresql", "mysql", "mysql.connection"):
         monkeypatch.setattr(f"db.dialects.{module}.FROZEN", 2.0)
     async with scene(migrated_target) as stage:
         others = await more_tokens(stage, OTHERS)

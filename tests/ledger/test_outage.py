@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 
 from db.errors import DatabaseError, Unavailable
 from llm_proxy.ledger import Result
-from llm_proxy.ledger.outage import Outage
+from llm_proxy.ledger.outage.outage import Outage
 from tests.ledger.stage import scene
 
 

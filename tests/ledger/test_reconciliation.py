@@ -12,8 +12,8 @@ from db.queries import ledger as books
 from db.queries import projects, tokens
 from db.records import Reservation, Token
 from llm_proxy.identifiers import new_id, request_id
-from llm_proxy.ledger.reconciliation import Spooled, enter, spooled
-from llm_proxy.ledger.spool_lines import Admitted, Contents, Settled
+from llm_proxy.ledger.outage.reconciliation import Spooled, enter, spooled
+from llm_proxy.ledger.outage.spool_lines import Admitted, Contents, Settled
 from llm_proxy.ledger.transaction import Application, Batch, Grant, Result, Settlement, transact
 from tests.db.queries.books import a_project, a_token
 from tests.ledger.test_transaction import counter, granted, rolled_up, rows

@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from llm_proxy.identifiers import new_id
-from llm_proxy.ledger import spool_file
-from llm_proxy.ledger.spool import Spool
-from llm_proxy.ledger.spool_file import SpoolError, SpoolFile, orphans
-from llm_proxy.ledger.spool_lines import encode
+from llm_proxy.ledger.outage import spool_file
+from llm_proxy.ledger.outage.spool import Spool
+from llm_proxy.ledger.outage.spool_file import SpoolError, SpoolFile, orphans
+from llm_proxy.ledger.outage.spool_lines import encode
 from tests.ledger.test_spool_lines import admitted
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from db.records import Reservation, SettledRequest
 from llm_proxy.identifiers import new_id, request_id
-from llm_proxy.ledger.spool_lines import Admitted, Contents, Damage, Line, Settled, decode, encode
+from llm_proxy.ledger.outage.spool_lines import Admitted, Contents, Damage, Line, Settled, decode, encode
 from tests.db.queries.books import NOON, a_settled_request, a_token
 
 TOKEN = a_token(new_id())

@@ -14,7 +14,6 @@ from db.queries import ledger as books
 from db.queries import projects, tokens
 from db.records import Outcome, Project, Token, Worker
 from db.schema import in_flight, requests, usage_hourly
-from llm_proxy.crypto import digest
 from llm_proxy.errors import (
     EndpointNotAllowed,
     ProjectInactive,
@@ -26,6 +25,7 @@ from llm_proxy.errors import (
 )
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import Application, Batch, Grant, Result, Settlement, transact
+from llm_proxy.secrets.encryption import digest
 from tests.db.queries.books import a_project, a_token
 
 WORKER = new_id()

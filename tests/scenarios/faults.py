@@ -14,7 +14,7 @@ from collections.abc import Callable
 from attrs import field, frozen
 
 from benchmarks.processes import family
-from db.target import Target
+from db.dsn.target import Target
 from tests.databases.admin import Admin
 from tests.databases.disks import Disk
 from tests.databases.kinds import Kind

@@ -21,7 +21,7 @@ import pytest
 import trio
 
 from benchmarks.processes import Upstream
-from db.target import Target
+from db.dsn.target import Target
 from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Databases
 from tests.harness import client

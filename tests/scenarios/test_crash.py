@@ -17,9 +17,9 @@ from sqlalchemy import select
 
 from benchmarks.processes import Upstream, family
 from db.database import opened
+from db.dsn.target import Target
 from db.options import Options
 from db.schema import requests
-from db.target import Target
 from tests.databases.kinds import Kind
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, provider_settings
 from tests.harness.server import running_server

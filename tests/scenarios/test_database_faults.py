@@ -41,9 +41,9 @@ from benchmarks.processes import Upstream
 from db import Connection
 from db.database import opened
 from db.dsn import parse
+from db.dsn.target import Target
 from db.options import Options
 from db.schema import in_flight, requests
-from db.target import Target
 from tests.databases.addresses import Address, with_database, with_endpoint
 from tests.databases.admin import admin_of
 from tests.databases.disks import Disk, small_disk

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.processes import Upstream
 from db import dsn
-from llm_proxy.settings import Settings
+from llm_proxy.config import Settings
 from tests.databases.accounts import account
 from tests.databases.console import run
 from tests.databases.kinds import SERVERS, Kind, on

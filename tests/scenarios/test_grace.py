@@ -23,9 +23,9 @@ from sqlalchemy import select
 
 from db import Connection
 from db.database import opened
+from db.dsn.target import Target
 from db.options import Options
 from db.schema import requests
-from db.target import Target
 from tests.databases.kinds import on
 from tests.harness.deployment import Deployment
 from tests.harness.server import ServerFailed

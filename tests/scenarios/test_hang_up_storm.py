@@ -14,7 +14,7 @@ from tests.harness.deployment import Deployment, chat_body, chat_headers
 from tests.scenarios import aftermath, books
 
 if TYPE_CHECKING:
-    from db.target import Target
+    from db.dsn.target import Target
 
 CLIENTS = 60
 SECONDS = 10.0

@@ -13,10 +13,10 @@ from tests.databases.kinds import on
 from tests.harness.deployment import Deployment, chat_body
 from tests.harness.server import MANAGEMENT_TOKEN
 from tests.scenarios import aftermath, books
-from tests.serving.mutations import SEEDS, attack, spoilt
+from tests.server.mutations import SEEDS, attack, spoilt
 
 if TYPE_CHECKING:
-    from db.target import Target
+    from db.dsn.target import Target
 
 REQUESTS = 3000
 AT_ONCE = 16

@@ -1,4 +1,4 @@
-"""The application is plain ASGI: `hypercorn -k trio 'llm_proxy.app:create_app()'` serves it as well."""
+"""The application is plain ASGI: `hypercorn -k trio 'llm_proxy.web.app:create_app()'` serves it as well."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from benchmarks.processes import Upstream
-from db.target import Target
+from db.dsn.target import Target
 from tests.databases.kinds import on
 from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers, provider_settings
@@ -28,7 +28,7 @@ pytestmark = on("sqlite")
 def hypercorn(migrated_env: dict[str, str], upstream: Upstream) -> Iterator[Deployment]:
     """A stock Hypercorn that serves the application; all settings come from the environment."""
     port = free_port()
-    arguments = ("-b", f"127.0.0.1:{port}", "--graceful-timeout", str(GRACE), "llm_proxy.app:create_app()")
+    arguments = ("-b", f"127.0.0.1:{port}", "--graceful-timeout", str(GRACE), "llm_proxy.web.app:create_app()")
     program = ("hypercorn", "-k", "trio")
     with running_server(migrated_env, provider_settings(upstream), *arguments, port=port, program=program) as server:
         yield Deployment(server, upstream)

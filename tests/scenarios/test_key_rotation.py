@@ -13,7 +13,7 @@ from benchmarks.processes import Upstream
 from db.database import opened
 from db.options import Options
 from db.queries import projects
-from llm_proxy.crypto import KeyRing
+from llm_proxy.secrets.encryption import KeyRing
 from tests.databases.kinds import SERVERS, on
 from tests.databases.scratch import Scratch
 from tests.harness.deployment import UPSTREAM_KEY, Deployment

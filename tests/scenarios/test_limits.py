@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.processes import Process
-from db.target import Target
+from db.dsn.target import Target
 from tests.databases.kinds import Kind
 from tests.harness.deployment import Deployment
 from tests.scenarios import books

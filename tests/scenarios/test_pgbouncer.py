@@ -8,8 +8,8 @@ import trio
 
 from db import migrate
 from db.database import opened
+from db.dsn.target import Target
 from db.options import Options
-from db.target import Target
 from tests.databases.addresses import with_endpoint
 from tests.databases.fixtures import lacking
 from tests.databases.kinds import on

@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from benchmarks.processes import Upstream
-from db.target import Target
+from db.dsn.target import Target
 from tests.databases.kinds import SERVERS, on
 from tests.db.next_release import HARMFUL, HARMLESS, migrate_as_next_release
 from tests.harness.deployment import Deployment

@@ -11,7 +11,7 @@ import h11
 import pytest
 import trio
 
-from db.target import Target
+from db.dsn.target import Target
 from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Databases
 from tests.harness import client

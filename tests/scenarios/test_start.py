@@ -10,8 +10,8 @@ from sqlalchemy import text
 
 from db import migrate
 from db.database import opened
+from db.dsn.target import Target
 from db.options import Options
-from db.target import Target
 from tests.databases.kinds import Kind, on
 from tests.db import crashes
 from tests.harness.deployment import provider_settings

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from benchmarks.processes import Upstream
-from llm_proxy.crypto import new_token_secret
+from llm_proxy.secrets.encryption import new_token_secret
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness import client
@@ -25,7 +25,7 @@ from tests.harness.certificates import Authority
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, chat_body, chat_headers, provider_settings
 from tests.harness.server import MANAGEMENT_TOKEN, READY_SECONDS, running_server
 from tests.scenarios import aftermath
-from tests.serving.http2_client import Http2Client, Reply, connect_http2
+from tests.server.http2_client import Http2Client, Reply, connect_http2
 
 CHAT = "/v1/chat/completions"
 #: Requests that the proxy serves at once.

@@ -14,8 +14,8 @@ from llm_proxy.cli.demo.stage import MANAGEMENT_TOKEN, Stage, open_stage
 from llm_proxy.cli.demo.tour import MODEL, Keys, TourFailed, tour
 from llm_proxy.cli.failures import Failure
 from llm_proxy.cli.program import Command
-from llm_proxy.settings import ListenAddress
-from llm_proxy.settings.kinds import LISTEN_ADDRESS
+from llm_proxy.config import ListenAddress
+from llm_proxy.config.kinds import LISTEN_ADDRESS
 
 _ANY_FREE_PORT = ListenAddress("127.0.0.1", 0)
 

@@ -7,12 +7,12 @@ from pathlib import Path
 import click
 from attrs import asdict
 
-from llm_proxy import keys
 from llm_proxy.cli.configuration import database_options, load_settings
 from llm_proxy.cli.database import change, look_at
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.output import print_json, record
 from llm_proxy.cli.program import Group
+from llm_proxy.secrets import keys
 from llm_proxy.services import open_keyring
 
 

@@ -12,16 +12,17 @@ import click
 
 from db import migrate
 from db.database import opened
-from llm_proxy import capacity, log
 from llm_proxy.cli.configuration import config_option, load_settings
 from llm_proxy.cli.failures import explain
 from llm_proxy.cli.management_token import with_management_token
 from llm_proxy.cli.program import Command
 from llm_proxy.cli.worker import bind_listeners, check_files, work
+from llm_proxy.config import Settings
+from llm_proxy.health import capacity
+from llm_proxy.logging import log
 from llm_proxy.metrics import Slates
+from llm_proxy.server.workers import say, supervise
 from llm_proxy.services import database_options, database_target
-from llm_proxy.serving.workers import say, supervise
-from llm_proxy.settings import Settings
 
 
 @click.command(cls=Command)

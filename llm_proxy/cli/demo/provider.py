@@ -13,7 +13,7 @@ import msgspec
 import trio
 from attrs import field, frozen
 
-from llm_proxy.serving.asgi import Message, Receive, Scope, Send
+from llm_proxy.server.asgi import Message, Receive, Scope, Send
 
 #: What counts as one token.
 _TOKEN = re.compile(r"\s*\w{1,8}|\s*[^\w\s]|\s+")

@@ -10,13 +10,13 @@ from pathlib import Path
 import trio
 from attrs import frozen
 
-from llm_proxy.app import create_app
 from llm_proxy.cli.demo.provider import DemoProvider
 from llm_proxy.cli.worker import bind_listeners, serve_config, url_of
+from llm_proxy.config import ListenAddress, Settings
+from llm_proxy.server.asgi import Address
+from llm_proxy.server.server import LifespanFailed, ServeConfig, serve
 from llm_proxy.services import Services
-from llm_proxy.serving.asgi import Address
-from llm_proxy.serving.server import LifespanFailed, ServeConfig, serve
-from llm_proxy.settings import ListenAddress, Settings
+from llm_proxy.web.app import create_app
 
 #: The provider's key, which the proxy keeps to itself. It opens nothing but the script.
 API_KEY = "sk-scripted-provider-7f3a"

@@ -22,9 +22,9 @@ from llm_proxy.cli.commands.benchmark.summary import show_summary
 from llm_proxy.cli.failures import ERROR, INTERRUPTED, CannotConnect, NotAuthorised, WrongUsage
 from llm_proxy.cli.output import print_json, printable
 from llm_proxy.cli.program import Command
+from llm_proxy.config.kinds import duration
 from llm_proxy.load import CannotBegin, Load, Plan, Target, report
 from llm_proxy.net.tls import client_context
-from llm_proxy.settings.kinds import duration
 
 _REQUESTS = 200
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)

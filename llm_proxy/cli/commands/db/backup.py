@@ -8,7 +8,7 @@ import click
 
 from db import dsn, migrate
 from db.database import opened
-from db.dialects.sqlite_backup import back_up
+from db.dialects.sqlite.backup import back_up
 from db.queries import ledger as books
 from llm_proxy.cli.configuration import database_options, load_settings
 from llm_proxy.cli.database import patient_options

@@ -11,15 +11,15 @@ from db import migrate
 from db.database import Database, ServerFacts
 from db.migrate import Status
 from db.options import Options
-from llm_proxy import keys
-from llm_proxy.capacity import too_many, wanted_connections
 from llm_proxy.cli.configuration import database_options, load_settings
 from llm_proxy.cli.database import look_at
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.output import print_json, record
 from llm_proxy.cli.program import Command
+from llm_proxy.config import Settings
+from llm_proxy.health.capacity import too_many, wanted_connections
+from llm_proxy.secrets import keys
 from llm_proxy.services import key_file, open_keyring
-from llm_proxy.settings import Settings
 
 #: Seconds by which the clocks may differ before it is worth a word: a token's expiry is judged by the worker's.
 _NOTABLE_SKEW = 1.0

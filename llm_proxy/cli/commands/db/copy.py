@@ -12,16 +12,16 @@ from db import copy as copying
 from db import dsn, migrate
 from db.copy import Comparison
 from db.database import Database, opened
+from db.dsn.target import Target
 from db.errors import BadDsn
-from db.target import Target
-from llm_proxy import private_file
 from llm_proxy.cli.commands.db.progress import TableProgress
 from llm_proxy.cli.configuration import config_option, load_settings
 from llm_proxy.cli.database import check_idle, patient_options
 from llm_proxy.cli.failures import ERROR, Failure, WrongUsage
 from llm_proxy.cli.output import Column, print_json, table
 from llm_proxy.cli.program import Command
-from llm_proxy.settings import Settings
+from llm_proxy.config import Settings
+from llm_proxy.secrets import private_file
 
 _COLUMNS = [
     Column("TABLE"),

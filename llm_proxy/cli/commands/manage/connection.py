@@ -15,7 +15,7 @@ from llm_proxy.cli.client import ManagementClient
 from llm_proxy.cli.configuration import config_option, load_setting
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.management_token import find_management_token
-from llm_proxy.settings import ListenAddress
+from llm_proxy.config import ListenAddress
 
 F = TypeVar("F", bound=Callable[..., None])
 

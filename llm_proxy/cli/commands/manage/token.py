@@ -14,7 +14,7 @@ from llm_proxy.cli.confirmation import confirm, yes_option
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.output import Column, moment, print_json, printable, record, table
 from llm_proxy.cli.program import Group
-from llm_proxy.settings import parse_duration
+from llm_proxy.config import parse_duration
 
 _COLUMNS = [
     Column("ID"),

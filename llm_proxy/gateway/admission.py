@@ -1,0 +1,90 @@
+"""Everything that is decided before a byte goes upstream: who asks, for what, and whether the books allow it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from llm_proxy.errors import (
+    BadRequest,
+    EndpointNotAllowed,
+    Overloaded,
+    ProxyError,
+    TokenInvalid,
+    TokenMissing,
+    UpgradeRequired,
+)
+from llm_proxy.gateway.http import headers, paths
+from llm_proxy.ledger import Application
+
+if TYPE_CHECKING:
+    from llm_proxy.gateway.http.parameters import Parameters
+    from llm_proxy.gateway.inbound import Inbound
+    from llm_proxy.gateway.providers.provider import Providers
+
+
+def digest(inbound: Inbound) -> bytes:
+    """Check the path and the form of the token, and return the digest that the database knows the token by.
+
+    Raises:
+        ProxyError: the request is refused before its body is read.
+    """
+    if inbound.websocket:
+        raise UpgradeRequired
+    paths.check_request(inbound.path)
+    paths.check_query(inbound.query)
+    token = headers.token_of(inbound.headers)
+    if token is None:
+        raise TokenMissing
+    if not headers.is_token(token):
+        raise TokenInvalid
+    return hashlib.sha256(token).digest()
+
+
+def needs_body(inbound: Inbound, providers: Providers) -> bool:
+    """Whether some rule has to read the body before the request can be admitted."""
+    provider = inbound.route.provider
+    candidates = providers.by_name.values() if provider is None else (provider,)
+    return inbound.has_body and any(candidate.needs_body for candidate in candidates)
+
+
+def application(
+    inbound: Inbound,
+    token_digest: bytes,
+    providers: Providers,
+    found: Parameters | BadRequest | None,
+    path: str,
+) -> Application:
+    """Put together what the ledger has to decide on.
+
+    Args:
+        inbound: the request.
+        token_digest: the digest of its token.
+        providers: all that are configured.
+        found: the parameters of its body, or why they cannot be read; none before the body is read, and None if it is
+            not going to be.
+        path: the path as it may be kept, without credentials.
+    """
+
+    def refusal(name: str) -> ProxyError | None:
+        provider = providers.by_name.get(name)
+        if provider is None:
+            return EndpointNotAllowed(f"The project's provider '{name}' is not configured in this proxy.")
+        known = None if isinstance(found, BadRequest) else found
+        refused = provider.refusal(inbound.method, inbound.route.path, inbound.headers, known)
+        if refused is not None or not (provider.needs_body and inbound.has_body):
+            return refused
+        if found is None:
+            # It belonged to a provider without such rules when it began to arrive.
+            return Overloaded("The project's provider was changed meanwhile. Send the request again.")
+        return found if isinstance(found, BadRequest) else None
+
+    named = inbound.route.provider
+    return Application(
+        id=inbound.id,
+        digest=token_digest,
+        provider=None if named is None else named.name,
+        method=inbound.method,
+        path=path,
+        refusal=refusal,
+    )

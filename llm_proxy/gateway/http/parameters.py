@@ -1,0 +1,139 @@
+"""The parameters in a request body, for providers that limit their values (`param_whitelist`).
+
+A whitelist holds only if the provider cannot read another value than the one that was judged. So a body that readers
+may understand differently is refused: a media type that the endpoint does not take, a compressed body, JSON that is
+ambiguous (`json_members.py`), a form that is not written in the plainest way (`multipart.py`), and a name that some
+reader takes for that of a limited parameter.
+
+A body is read while it arrives, in memory that does not grow with it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from attrs import frozen
+
+from llm_proxy.errors import InvalidJson, ParameterNotAllowed
+from llm_proxy.gateway.http import multipart
+from llm_proxy.gateway.http.headers import Headers
+from llm_proxy.gateway.http.json_members import JsonMembers
+from llm_proxy.gateway.http.multipart import Multipart
+from llm_proxy.logging.redaction import quoted
+
+#: Each parameter's values as text, in order of appearance; None stands for a list, an object, a file or a long text.
+Parameters = Mapping[str, Sequence[str | None]]
+
+#: Bytes of a body that are read without giving other requests a turn; a few milliseconds at worst.
+SLICE = 16 * 1024
+
+_JSON = re.compile(rb"""application/json(?:[ \t]*;[ \t]*charset="?utf-8"?)?""", re.IGNORECASE)
+
+#: Endpoints that take files, and so forms: of OpenAI's API files, uploads, images, audio, videos, containers and skills
+#: (https://platform.openai.com/docs/api-reference), of Anthropic's files and skills (https://docs.claude.com/en/api).
+#: All others take JSON only, and none takes `application/x-www-form-urlencoded`.
+_UPLOAD = re.compile(
+    rb".*/(?:files|parts|edits|variations|transcriptions|translations|videos|remix|extensions|characters|skills|versions)"
+)
+
+#: Where the rest of a name is an index, a key or not read at all: `model[0]`, `model.x`, and C strings.
+_INDEX = re.compile(r"[\[.\0]")
+
+
+#: What no value of a limited parameter holds: control characters, at which some readers end a text, and halves of
+#: surrogate pairs, which some readers leave out or replace.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+class Reader(Protocol):
+    """Reads one body: `feed` it in pieces, then ask for its parameters with `end`."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece; raises `InvalidJson` or `ParameterNotAllowed` for what cannot be read safely."""
+
+    def end(self) -> Parameters:
+        """All parameters, raising as `feed` does. An empty body has none."""
+
+
+def reader(headers: Headers, path: bytes) -> Reader:
+    """Make the reader of a request's body; JSON is assumed if the request has no `Content-Type`.
+
+    Args:
+        headers: of the request.
+        path: of the endpoint, which says whether forms are taken.
+
+    Raises:
+        InvalidJson, ParameterNotAllowed: the body has a type or an encoding that cannot be read here.
+    """
+    content_types = [value for name, value in headers if name == b"content-type"]
+    if len(content_types) > 1:
+        raise InvalidJson("The request has more than one Content-Type.")
+    if any(name == b"content-encoding" and value.strip().lower() != b"identity" for name, value in headers):
+        raise ParameterNotAllowed("A compressed body is not accepted here, because its parameters have to be checked.")
+    takes_forms = _UPLOAD.fullmatch(path) is not None
+    if not content_types or _JSON.fullmatch(content_types[0]):
+        return JsonMembers()
+    form = multipart.CONTENT_TYPE.fullmatch(content_types[0])
+    if takes_forms and form is not None:
+        return Multipart(form[1] or form[2])
+    allowed = "application/json" + (", multipart/form-data with one plain boundary" if takes_forms else "")
+    shown = quoted(content_types[0].decode("latin-1"))
+    raise ParameterNotAllowed(
+        f"Content-Type {shown} is not allowed here, because the parameters have to be checked (allowed: {allowed})"
+    )
+
+
+def read(body: bytes, headers: Headers, path: bytes) -> Parameters:
+    """Read the parameters of a whole body; an empty one has none whatever its type. Raises as `reader` and `Reader`."""
+    if not body:
+        return {}
+    found = reader(headers, path)
+    found.feed(body)
+    return found.end()
+
+
+@frozen
+class ParameterRules:
+    """The compiled `param_whitelist` of a provider."""
+
+    _whitelist: Mapping[str, Sequence[str]]
+    _patterns: Mapping[str, re.Pattern[str] | None]
+    _bare: Mapping[str, str]
+
+    @classmethod
+    def compile(cls, whitelist: Mapping[str, Sequence[str]]) -> ParameterRules:
+        """Compile globs (`*`, `?`, `[…]`, case counts) per parameter; `*` alone allows lists and objects too."""
+        patterns = {
+            name: None if "*" in globs else re.compile("|".join(map(fnmatch.translate, globs)))
+            for name, globs in whitelist.items()
+        }
+        return cls(whitelist, patterns, {_bare(name): name for name in whitelist})
+
+    def refusal(self, parameters: Parameters) -> ParameterNotAllowed | None:
+        """Judge `parameters`; one that is absent is allowed, for the provider's own default applies."""
+        for name, values in parameters.items():
+            if name not in self._patterns:
+                known = self._bare.get(_bare(name)) or self._bare.get(_bare(_INDEX.split(name, maxsplit=1)[0]))
+                if known is not None:
+                    return ParameterNotAllowed(
+                        f'parameter {quoted(name)} is not allowed; write it as "{known}"', param=known
+                    )
+                continue
+            pattern = self._patterns[name]
+            if pattern is None:
+                continue
+            for value in values:
+                if value is None or _UNSAFE.search(value) or not pattern.match(value):
+                    shown = "as a list, an object or a file" if value is None else quoted(value)
+                    allowed = ", ".join(self._whitelist[name])
+                    return ParameterNotAllowed(f"{name} {shown} is not allowed here (allowed: {allowed})", param=name)
+        return None
+
+
+def _bare(name: str) -> str:
+    """What is left of a name for readers that ignore case, punctuation, blanks and Unicode's variants of a letter."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", name).casefold()))

@@ -1,0 +1,325 @@
+"""The client's side of one request: its head, its body as it arrives, and the news that it has gone.
+
+One reader takes events off the ASGI `receive` channel: while the body is coming they go to whoever iterates over it,
+afterwards the only event left is the disconnect. A body is never held whole unless somebody asks for that.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import TYPE_CHECKING, Any
+
+import trio
+from attrs import define
+
+from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, RequestTooLarge
+from llm_proxy.net.hang_up import EXTENSION
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from llm_proxy.gateway.faults import Shape
+    from llm_proxy.gateway.providers.provider import Route
+
+#: Bytes of a body that are read ahead of the upstream, so that a client which leaves during an upload is noticed.
+READ_AHEAD = 64 * 1024
+
+#: Seconds that a provider has to end its body once a client has left that misses nothing.
+REST_TIMEOUT = 0.1
+#: Seconds for which a client may keep a request waiting for its body, and bytes that buy a further second: a body has
+#: to come at 1 KiB/s on average from then on.
+BODY_PATIENCE = 10.0
+BODY_RATE = 1024
+#: Bytes of a body that are joined into one piece, so that all of it can be sent again on another connection. Up to here
+#: bodies that have to be judged are bounded by the number of requests, beyond it by `HELD_LIMIT`.
+JOINED = 1024 * 1024
+#: Bytes of longer bodies that a process holds at once because they have to be judged: two of the longest that
+#: `MAX_REQUEST_SIZE` accepts by default, and a small part of what a container usually has.
+HELD_LIMIT = 256 * 1024 * 1024
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"sec-websocket-key"})
+
+
+class ClientGone(Exception):
+    """The client closed its connection before its body was complete."""
+
+
+@define(eq=False)
+class HeldBodies:
+    """What the long bodies that have to be judged take of the process's memory, all together.
+
+    Attributes:
+        size: bytes, what Python needs to keep them included.
+    """
+
+    size: int = 0
+
+
+class Inbound:
+    """One client request.
+
+    Attributes:
+        id: the request's id.
+        route: where its path leads.
+        method, path, query, headers: as they came; names of headers in lower case.
+        client: the client's address, empty if it has none (a Unix socket).
+        model: the model that the body asks for, if a rule had to read it.
+        arrived: trio's clock at arrival.
+        has_slot: whether it counts as running.
+        admitted: whether the ledger has a reservation for it.
+        answered: whether the client is about to have all that it waits for, so that leaving is no failure any more.
+        gone: whether the client has left before that.
+        left: whether it has left after that.
+        rest: covers what is read from the provider after that; it ends soon after the client has left.
+        received: bytes of the body so far.
+        content_length: what the client declared; None for a chunked body.
+        has_body: whether the message is framed as having one.
+        websocket: whether it is the handshake of a WebSocket (RFC 6455 §4.1).
+        scope: what is cancelled when the client leaves, where the server does not do that by itself.
+        notify: the server's own news of that, where it has any: takes a function that is called then, and says whether
+            to cancel this task.
+    """
+
+    def __init__(
+        self,
+        request_id: str,
+        arrived: float,
+        route: Route,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[Any]],
+        max_size: int,
+    ) -> None:
+        """Read the framing from the headers; `max_size` bytes is the longest body that is accepted."""
+        self.id = request_id
+        self.route = route
+        self.method: str = scope["method"]
+        self.path: bytes = scope["raw_path"]
+        self.query: bytes = scope["query_string"]
+        self.headers: list[tuple[bytes, bytes]] = scope["headers"]
+        self.client: str = (scope.get("client") or ("",))[0]
+        self.model = ""
+        self.arrived = arrived
+        self.has_slot = False
+        self.admitted = False
+        self.answered = False
+        self.gone = False
+        self.left = False
+        self.rest: trio.CancelScope | None = None
+        self.received = 0
+        self.content_length: int | None = None
+        # HTTP/2 frames a body without any header that says so (RFC 9113 §8.1).
+        self.has_body = not str(scope.get("http_version", "1.1")).startswith("1")
+        self.expects_continue = False
+        self.websocket = False
+        self.scope: trio.CancelScope | None = None
+        extension = (scope.get("extensions") or {}).get(EXTENSION)
+        self.notify: Callable[[Callable[[], bool]], None] | None = extension and extension["notify"]
+        self._arrived: Callable[[], bool] | None = extension and extension.get("arrived")
+        self._receive = receive
+        self._max_size = max_size
+        self._ended = False
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._waited = 0.0
+        self._fault: ProxyError | None = None
+        self._charged = 0
+        self._held_bodies: HeldBodies | None = None
+        self._news = trio.Event()
+        self._room = trio.Event()
+        for name, value in self.headers:
+            if name not in _FRAMING:
+                continue
+            if name == b"content-length":
+                self.content_length = int(value)
+                self.has_body = self.content_length > 0
+            elif name == b"transfer-encoding":
+                self.has_body = True
+            elif name == b"expect":
+                self.expects_continue = True
+            elif self.method == "GET" if name == b"sec-websocket-key" else b"websocket" in value.lower():
+                # A handshake is a GET. Reverse proxies take `Upgrade` out of it, and leave the key. Any other upgrade
+                # is an offer that a server may ignore (RFC 9110 §7.8): Java's client and curl offer `h2c`.
+                self.websocket = True
+        if not self.has_body:
+            self.content_length = 0
+
+    def check_size(self) -> None:
+        """Refuse a body that is declared to be too long, before it is read; raises `RequestTooLarge`."""
+        if self.content_length is not None and self.content_length > self._max_size:
+            raise self._too_large()
+
+    async def begin(self) -> None:
+        """Take what came with the head of the body, without waiting for the client; often that is all of it.
+
+        A client that expects `100 Continue` is not asked for its body yet.
+        """
+        if not self.has_body:
+            self._ended = True
+        elif self.expects_continue:
+            pass
+        elif self._arrived is None:
+            with trio.CancelScope(deadline=-math.inf):
+                await self._take()
+        elif self._arrived():
+            await self._take()
+
+    async def first_piece(self) -> None:
+        """Wait until some of the body is here; a client that expects `100 Continue` is not asked for it yet."""
+        while not (self._ended or self._pieces or self.expects_continue):
+            await self._wait()
+
+    async def hold(self, held: HeldBodies, see: Callable[[bytes], Awaitable[None]]) -> None:
+        """Wait for the whole body and keep it; each piece is shown to `see` as it arrives.
+
+        Raises:
+            Overloaded: the bodies that are held take too much memory.
+            RequestTimeout, RequestTooLarge: as for all bodies.
+        """
+        seen = charged = 0
+        self._held_bodies = held
+        while True:
+            if self.received > JOINED:
+                self._charge(held, self._pieces[charged:])
+                charged = len(self._pieces)
+            for piece in self._pieces[seen:]:
+                await see(piece)
+            if self._ended:
+                return
+            seen = len(self._pieces)
+            await self._wait()
+
+    def _charge(self, held: HeldBodies, pieces: list[bytes]) -> None:
+        size = sum(map(sys.getsizeof, pieces))
+        if held.size + size > HELD_LIMIT:
+            raise Overloaded("The memory for large request bodies is full. Try again later.")
+        held.size += size
+        self._charged += size
+
+    def release(self, size: int | None = None) -> None:
+        """Give back what some of the body, or all of it, was charged for."""
+        if self._held_bodies is not None:
+            given = self._charged if size is None else min(size, self._charged)
+            self._charged -= given
+            self._held_bodies.size -= given
+
+    @property
+    def shape(self) -> Shape:
+        """Whose error bodies the client expects.
+
+        Some paths without a provider's name, such as `/v1/models`, are in both APIs; a client of Anthropic's shows
+        itself by `anthropic-version`, which that API wants with every request.
+        """
+        if self.route.provider is None and any(name == b"anthropic-version" for name, _ in self.headers):
+            return "anthropic"
+        return self.route.shape
+
+    @property
+    def ended(self) -> bool:
+        """Whether all of the body is here."""
+        return self._ended
+
+    def complete(self) -> bytes | None:
+        """The whole body, if it is here already and not too long to be joined.
+
+        Raises:
+            RequestTooLarge, RequestTimeout: it came to be too long meanwhile, or too slow.
+        """
+        if self._fault is not None:
+            raise self._fault
+        if not self._ended or self._held > JOINED:
+            return None
+        self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0]
+
+    async def watch(self) -> None:
+        """Read on until the client leaves, then cancel the request."""
+        try:
+            while not self._ended:
+                if self._held > READ_AHEAD:
+                    await self._room.wait()
+                    self._room = trio.Event()
+                else:
+                    await self._wait()
+            event = await self._receive()
+            while event["type"] != "http.disconnect":
+                event = await self._receive()
+        except ClientGone:
+            pass
+        except ProxyError:
+            # The upload learns of it from the iterator, and can still be answered.
+            return
+        self.leave()
+
+    def leave(self) -> bool:
+        """Take note that the client has left, and cancel the request; False where it is answered already."""
+        # Servers tell of the end behind an answer in the same way, some of them before its last `send` returns.
+        if self.answered:
+            self.left = True
+            if self.rest is not None:
+                self.rest.deadline = trio.current_time() + REST_TIMEOUT
+            return False
+        self.gone = True
+        if self.scope is not None:
+            self.scope.cancel()
+        return True
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Hand on the pieces as they arrive, while `watch` is reading.
+
+        Raises:
+            RequestTooLarge, RequestTimeout: the body has grown beyond the limit, or comes too slowly.
+        """
+        while True:
+            while self._pieces:
+                piece = self._pieces.pop(0)
+                self._held -= len(piece)
+                self.release(sys.getsizeof(piece))
+                self._room.set()
+                yield piece
+            if self._fault is not None:
+                raise self._fault
+            if self._ended:
+                return
+            await self._news.wait()
+            self._news = trio.Event()
+
+    async def _take(self) -> None:
+        event = await self._receive()
+        if event["type"] == "http.disconnect":
+            self.gone = True
+            raise ClientGone
+        piece: bytes = event.get("body", b"")
+        self.received += len(piece)
+        if piece:
+            self._pieces.append(piece)
+            self._held += len(piece)
+        self._ended = not event.get("more_body", False)
+        if self._ended and not self.received:
+            self.has_body = False
+        if self.received > self._max_size:
+            self._fault = self._too_large()
+        self._news.set()
+        if self._fault is not None:
+            raise self._fault
+
+    async def _wait(self) -> None:
+        """Take the next piece, if the client does not keep us waiting for too long, all its pauses together.
+
+        Only the time counts in which there was room for more, so a provider that takes slowly does not matter.
+        """
+        began = trio.current_time()
+        allowed = max(BODY_PATIENCE, self.received / BODY_RATE)
+        with trio.move_on_at(began + allowed - self._waited) as patience:
+            await self._take()
+        self._waited += trio.current_time() - began
+        if patience.cancelled_caught:
+            self._fault = RequestTimeout(
+                f"The body of the request came too slowly: {self.received} bytes while the proxy waited for it for "
+                f"{self._waited:.0f} s (allowed: {BODY_RATE} bytes per second after {BODY_PATIENCE:.0f} s)"
+            )
+            self._news.set()
+            raise self._fault
+
+    def _too_large(self) -> RequestTooLarge:
+        return RequestTooLarge(f"The request body is larger than the {self._max_size} bytes that this proxy accepts.")

@@ -1,0 +1,151 @@
+"""The allow-list of a provider's endpoints: patterns of paths, matched by whole segments.
+
+A pattern is a path whose segments are
+
+- literal text, which matches itself byte for byte;
+- `*` or `{name}`, which matches any one segment, never an empty one;
+- `{model}`, at most once: the same, and the only one that matches the escapes `%2F` and `%3A`, for names of models
+  that have a slash or a colon;
+- text with such placeholders in it (`{model}:generateContent`), each standing for one or more characters;
+- `**` as the last segment, which matches all the rest, at least one character of it.
+
+So `/v1/models` does not allow `/v1/modelsX`, `/v1/models/` or `/v1/models/x`.
+
+A provider may decode `%2F` before it looks for segments. So a path that has one is also read with `/` in its place,
+and is not allowed if that is another endpoint, whether the list allows or denies it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+
+from attrs import Factory, define
+
+from llm_proxy.gateway.http import paths
+
+_PLACEHOLDER = re.compile(r"\*|\{[A-Za-z_][A-Za-z0-9_]*\}")
+_MODEL = "{model}"
+
+#: The escapes that only the name of a model may have, and one character that is not the beginning of one.
+_NAME_ESCAPE = re.compile(rb"%2f|%3a", re.IGNORECASE)
+_PLAIN = rb"(?:[^/%]|%(?!2[fF]|3[aA]))"
+
+
+@define
+class _Node:
+    """What may follow after some segments: the next ones, an end, or anything."""
+
+    literal: dict[bytes, _Node] = Factory(dict)
+    wild: list[tuple[re.Pattern[bytes], _Node]] = Factory(list)
+    end: bool = False
+    rest: bool = False
+
+    def matches(self, segments: list[bytes], index: int) -> bool:
+        if index == len(segments):
+            return self.end
+        segment = segments[index]
+        if (node := self.literal.get(segment)) is not None and node.matches(segments, index + 1):
+            return True
+        for pattern, node in self.wild:
+            if pattern.fullmatch(segment) and node.matches(segments, index + 1):
+                return True
+        return self.rest and segments[index:] != [b""]
+
+
+class Endpoints:
+    """A compiled allow-list; `path in endpoints` for raw paths that `paths.check` has let through."""
+
+    def __init__(self, patterns: Iterable[str], denied: Mapping[str, str] | None = None) -> None:
+        """Compile `patterns`, and those that are `denied`, each with the reason why.
+
+        Raises `ValueError`, with a sentence for the operator, for one that is none.
+        """
+        literal: set[bytes] = set()
+        self._root = _Node()
+        self._models: list[re.Pattern[bytes]] = []
+        self._denied = [(Endpoints([pattern]), reason) for pattern, reason in (denied or {}).items()]
+        for pattern in patterns:
+            _check(pattern)
+            if _PLACEHOLDER.search(pattern):
+                self._add(pattern.encode("ascii"))
+            else:
+                literal.add(pattern.encode("ascii"))
+            if _MODEL in pattern:
+                self._models.append(_with_escapes(pattern))
+        self._literal = frozenset(literal)
+
+    def __contains__(self, path: bytes) -> bool:
+        return path in self._literal or (
+            self._root.matches(path.split(b"/"), 1) and (b"%" not in path or self._is_unambiguous(path))
+        )
+
+    def denial(self, path: bytes) -> str | None:
+        """Why the path is denied; None if no denied pattern matches it."""
+        return next((reason for endpoints, reason in self._denied if path in endpoints), None)
+
+    def _is_unambiguous(self, path: bytes) -> bool:
+        """Whether escapes in `path`, which some pattern matches, leave no doubt about its endpoint."""
+        if not has_name_escape(path):
+            return True
+        if not any(pattern.fullmatch(path) for pattern in self._models):
+            return False
+        decoded = paths.with_slashes(path)
+        return decoded == path or (decoded not in self and self.denial(decoded) is None)
+
+    def _add(self, pattern: bytes) -> None:
+        node = self._root
+        for segment in pattern.split(b"/")[1:]:
+            if segment == b"**":
+                node.rest = True
+                return
+            text = segment.decode("ascii")
+            if not _PLACEHOLDER.search(text):
+                node = node.literal.setdefault(segment, _Node())
+                continue
+            expression = re.compile(b".+".join(re.escape(part.encode("ascii")) for part in _PLACEHOLDER.split(text)))
+            for known, following in node.wild:
+                if known.pattern == expression.pattern:
+                    node = following
+                    break
+            else:
+                node.wild.append((expression, following := _Node()))
+                node = following
+        node.end = True
+
+
+def has_name_escape(path: bytes) -> bool:
+    """Whether the path has an escape that only the name of a model may have."""
+    return _NAME_ESCAPE.search(path) is not None
+
+
+def _with_escapes(pattern: str) -> re.Pattern[bytes]:
+    """The whole pattern as an expression, in which nothing but `{model}` matches the escapes of a model's name."""
+    expressions = {_MODEL: b"[^/]+", "/**": rb"/(?:/|" + _PLAIN + b")+"}
+    parts = re.split(rf"(/\*\*\Z|{_PLACEHOLDER.pattern})", pattern)
+    return re.compile(
+        b"".join(
+            expressions.get(part, _PLAIN + b"+") if index % 2 else re.escape(part.encode("ascii"))
+            for index, part in enumerate(parts)
+        )
+    )
+
+
+def _check(pattern: str) -> None:
+    """Raise `ValueError` unless some path that is taken at all can match `pattern`."""
+    if not pattern.startswith("/"):
+        raise ValueError("an endpoint begins with /, such as /v1/chat/completions")
+    if pattern.count(_MODEL) > 1:
+        raise ValueError("{model} can stand in an endpoint once")
+    body = pattern.removesuffix("/**")
+    if "**" in body:
+        raise ValueError("** stands for all the rest and can only be the last segment")
+    try:
+        sample = _PLACEHOLDER.sub("x", body)
+        if re.search(r"[{}]", sample):
+            raise ValueError("a placeholder is * or a name in braces, such as {id}")
+        clear = not sample or paths.is_clear(sample.encode("ascii"))
+    except UnicodeEncodeError:
+        clear = False
+    if not clear:
+        raise ValueError("an endpoint is a plain path: no //, dot segments, query, ';', spaces or encoded separators")

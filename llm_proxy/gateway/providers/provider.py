@@ -1,0 +1,289 @@
+"""The providers that requests can go to, and which of them a path means.
+
+A provider's address, endpoints and limits come from configuration alone (`provider_file.py`); nothing that a client
+sends has a say in where a request goes. All of it is settled at the start, so that a request costs a few look-ups.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+from attrs import Factory, field, frozen
+
+from llm_proxy.errors import (
+    EndpointNotAllowed,
+    HeaderRequired,
+    InvalidPath,
+    MethodNotAllowed,
+    OriginNotAllowed,
+    ProxyError,
+)
+from llm_proxy.gateway.faults import Shape
+from llm_proxy.gateway.http import paths
+from llm_proxy.gateway.http.headers import Headers
+from llm_proxy.gateway.http.parameters import ParameterRules, Parameters
+from llm_proxy.gateway.providers.endpoints import Endpoints, has_name_escape
+from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.logging.redaction import quoted
+
+Auth = Literal["bearer", "x-api-key", "api-key"]
+
+_HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
+_KEY = re.compile(r"[\x21-\x7e]+")
+#: How many endpoints an error names.
+_EXAMPLES = 4
+#: Segments longer than this are left out of errors: they are ids and secrets, and tell nothing about the endpoint.
+_LONGEST_SEGMENT = 24
+_LONGEST_PATH = 100
+_ANTHROPIC_PATH = re.compile(rb"/v1/(?:messages|complete)(?:/|\Z)")
+
+
+@frozen
+class Timeouts:
+    """Deadlines of an exchange with a provider, in seconds.
+
+    Attributes:
+        connect: from the decision to connect to the end of the TLS handshake.
+        response_header: from the last byte of the request to the head of the response.
+        idle: how long a connection without a request is kept for the next one.
+        request: longest silence of the provider, from one piece that it sends to the next.
+    """
+
+    connect: float
+    response_header: float
+    idle: float
+    request: float
+
+
+@frozen(eq=False, kw_only=True)
+class Provider:
+    """An API that requests are forwarded to.
+
+    Attributes:
+        name: what the first path segment `/<name>/…` says.
+        origin: scheme, host and port.
+        base_path: what stands before the client's path; empty, or begins with a slash and does not end with one.
+        auth: the header that the project's API key travels in.
+        shape: whose error bodies the provider's clients expect.
+        allowed_endpoints: patterns of paths, see `endpoints.py`.
+        denied_endpoints: patterns that are left out for a reason that the client is told.
+        allowed_methods: upper-case.
+        param_whitelist: globs per body parameter; see `parameters.py`.
+        allowed_origins: values of `Origin` that browsers may send; empty or `*` allows all.
+        required_headers: lower-case names of headers that a request must have.
+        timeouts: see `Timeouts`.
+        max_idle_conns_per_host: connections without a request that are kept open.
+    """
+
+    name: str
+    origin: Origin
+    base_path: bytes
+    auth: Auth
+    shape: Shape
+    allowed_endpoints: tuple[str, ...]
+    denied_endpoints: Mapping[str, str] = field(factory=dict)
+    allowed_methods: frozenset[str]
+    param_whitelist: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    allowed_origins: frozenset[str] = frozenset()
+    required_headers: frozenset[str] = frozenset()
+    timeouts: Timeouts
+    max_idle_conns_per_host: int
+
+    _endpoints: Endpoints = field(
+        init=False,
+        repr=False,
+        default=Factory(lambda self: Endpoints(self.allowed_endpoints, self.denied_endpoints), takes_self=True),
+    )
+    _rules: ParameterRules = field(
+        init=False,
+        repr=False,
+        default=Factory(lambda self: ParameterRules.compile(self.param_whitelist), takes_self=True),
+    )
+    _origins: frozenset[bytes] = field(
+        init=False,
+        repr=False,
+        default=Factory(
+            lambda self: frozenset(
+                () if "*" in self.allowed_origins else (origin.encode("ascii") for origin in self.allowed_origins)
+            ),
+            takes_self=True,
+        ),
+    )
+    #: The same names, as headers have them.
+    judged_headers: frozenset[bytes] = field(
+        init=False,
+        repr=False,
+        default=Factory(
+            lambda self: frozenset(name.encode("ascii") for name in self.required_headers), takes_self=True
+        ),
+    )
+
+    @property
+    def needs_body(self) -> bool:
+        """Whether the body has to be read whole, with `parameters.read`, before a request can be admitted."""
+        return bool(self.param_whitelist)
+
+    def credential(self, api_key: str) -> tuple[bytes, bytes]:
+        """The header field that carries `api_key` upstream.
+
+        Raises `ProxyError` where the key has characters that no header can carry.
+        """
+        if not _KEY.fullmatch(api_key):
+            raise ProxyError(
+                "The API key of this project cannot be sent to the provider. Ask the operator to set it anew."
+            )
+        key = api_key.encode("ascii")
+        if self.auth == "bearer":
+            return b"authorization", b"Bearer " + key
+        return (b"x-api-key" if self.auth == "x-api-key" else b"api-key"), key
+
+    def target(self, path: bytes, query: bytes) -> bytes:
+        """The request target that is sent upstream: `base_path`, then path and query byte for byte.
+
+        `path` is that of the route: checked, and without the provider's prefix; `query` comes without `?`, checked.
+        """
+        return self.base_path + path + b"?" + query if query else self.base_path + path
+
+    def refusal(
+        self, method: str, path: bytes, headers: Headers, parameters: Parameters | None = None
+    ) -> ProxyError | None:
+        """Judge a request against the provider's lists: endpoint, method, origin, required headers, parameters.
+
+        None means that it may pass. Without `parameters` (where the body is not read yet) those are not judged.
+        """
+        if path not in self._endpoints:
+            return self._endpoint_refusal(method, path)
+        if method not in self.allowed_methods:
+            allowed = tuple(sorted(self.allowed_methods))
+            message = f"{_shown(path, method)} is not allowed here (allowed methods: {', '.join(allowed)})"
+            return MethodNotAllowed(message, allow=allowed)
+        if self._origins and not all(value in self._origins for name, value in headers if name == b"origin"):
+            return OriginNotAllowed()
+        if self.judged_headers:
+            missing = self.judged_headers.difference(name for name, value in headers if value)
+            if missing:
+                name = min(missing).decode("ascii")
+                return HeaderRequired(f"The header '{name}' is required here.", param=name)
+        if parameters is not None:
+            return self._rules.refusal(parameters)
+        return None
+
+    def allows(self, path: bytes) -> bool:
+        """Whether the path is in the list of endpoints."""
+        return path in self._endpoints
+
+    def _endpoint_refusal(self, method: str, path: bytes) -> ProxyError:
+        if (reason := self._endpoints.denial(path)) is not None:
+            return EndpointNotAllowed(reason)
+        if has_name_escape(path):
+            return InvalidPath(
+                "The escapes %2F and %3A are only allowed in the name of a model, where allowed_endpoints has {model},"
+                " and only if the path with '/' in place of %2F is no other endpoint."
+            )
+        if path.startswith(b"/v1/v1/"):
+            fix = "/v1 is there twice; leave it off the base URL of the client"
+        elif self.allows(b"/v1" + path):
+            fix = "the base URL of the client must end in /v1"
+        else:
+            literal = [endpoint for endpoint in self.allowed_endpoints if not re.search(r"[{*]", endpoint)]
+            examples = (literal or self.allowed_endpoints)[:_EXAMPLES]
+            fix = f"it takes {', '.join(examples)}{', ...' if len(self.allowed_endpoints) > len(examples) else ''}"
+        return EndpointNotAllowed(
+            f"{_shown(path, method)} is not available with this token, whose project uses the provider"
+            f' "{self.name}": {fix}'
+        )
+
+    def shape_for(self, path: bytes) -> Shape:
+        """Whose error bodies a client of `path` expects: some providers speak Anthropic's API beside OpenAI's."""
+        return "anthropic" if _ANTHROPIC_PATH.match(path) else self.shape
+
+
+class Route(NamedTuple):
+    """What a path means.
+
+    Attributes:
+        provider: the provider that the path names; None for `/v1/…`, which means the one of the token's project.
+        path: the path without the provider's prefix, as it is judged and forwarded.
+        shape: whose error bodies the client expects, as far as the path tells.
+    """
+
+    provider: Provider | None
+    path: bytes
+    shape: Shape
+
+
+@frozen
+class Providers:
+    """All providers by name, and the one of projects that name none."""
+
+    by_name: Mapping[str, Provider]
+    default: Provider
+    _prefixes: Mapping[bytes, Provider] = field(
+        init=False,
+        repr=False,
+        default=Factory(
+            lambda self: {name.encode("ascii"): provider for name, provider in self.by_name.items()}, takes_self=True
+        ),
+    )
+
+    def unknown(self, raw_path: bytes) -> ProxyError:
+        """The refusal of a path that is neither a provider's nor the control plane's."""
+        if b"%" in raw_path:
+            # It is refused before somebody decodes it and finds a path of the control plane.
+            return InvalidPath("This path must not contain percent escapes.")
+        if not paths.is_clear(raw_path):
+            return InvalidPath()
+        known = any(provider.allows(b"/v1" + raw_path) for provider in self.by_name.values())
+        fix = (
+            "the base URL of the client must end in /v1"
+            if known
+            else "paths to a provider begin with /v1/ or /<provider>/v1/, as in /v1/chat/completions"
+        )
+        return EndpointNotAllowed(f"The path {_shown(raw_path)} is not known here; {fix}")
+
+    def route(self, raw_path: bytes) -> Route | None:
+        """Tell which provider `raw_path` means; None where it is not a provider's path. Does not check the path."""
+        end = raw_path.find(b"/", 1)
+        if end < 0:
+            return None
+        prefix = raw_path[1:end]
+        if prefix == b"v1":
+            return Route(None, raw_path, "anthropic" if _ANTHROPIC_PATH.match(raw_path) else "openai")
+        provider = self._prefixes.get(prefix)
+        if provider is None:
+            return None
+        path = raw_path[end:]
+        return Route(provider, path, provider.shape_for(path))
+
+
+def _shown(path: bytes, method: str = "") -> str:
+    """A request as an error shows it: in quotes, shortened, and without what may be a secret."""
+    segments = [text if len(text) <= _LONGEST_SEGMENT else "..." for text in path.decode("latin-1").split("/")]
+    return quoted(f"{method[:_LONGEST_SEGMENT]} {'/'.join(segments)}".strip(), _LONGEST_PATH)
+
+
+def split_base_url(url: str) -> tuple[Origin, bytes]:
+    """Take a base URL apart into origin and base path. Raises `ValueError`, with a sentence for the operator."""
+    if not url.isascii() or not url.isprintable() or " " in url or "\\" in url:
+        raise ValueError("a base URL holds visible ASCII only; write an international host name in its xn-- form")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise ValueError("its host or port cannot be read; write it like https://api.example.com:8443") from None
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https"):
+        raise ValueError("a base URL begins with https:// or http://")
+    if "@" in parts.netloc:
+        raise ValueError("a base URL holds no user or password; the key comes from the project")
+    if "?" in url or "#" in url:
+        raise ValueError("a base URL has no query and no fragment")
+    if not _HOST.fullmatch(host) or port == 0:
+        raise ValueError("its host or port cannot be read; write it like https://api.example.com:8443")
+    base_path = parts.path.rstrip("/").encode("ascii")
+    if not paths.is_clear(base_path or b"/"):
+        raise ValueError("its path is ambiguous: no //, dot segments, ';' or encoded separators")
+    return Origin(parts.scheme, host, port or (443 if parts.scheme == "https" else 80)), base_path

@@ -1,0 +1,272 @@
+"""The way of a request through the data plane, from the ASGI channel to the provider and back."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Protocol
+
+import trio
+from attrs import define, field
+
+from llm_proxy.errors import BadRequest, Overloaded, ProxyError
+from llm_proxy.gateway import admission, faults
+from llm_proxy.gateway.exchange import Exchange
+from llm_proxy.gateway.http import parameters
+from llm_proxy.gateway.inbound import ClientGone, HeldBodies, Inbound
+from llm_proxy.gateway.usage import model_name
+from llm_proxy.identifiers import request_id
+from llm_proxy.logging import log
+from llm_proxy.logging.log import RequestLine
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from structlog.typing import FilteringBoundLogger
+
+    from db.records import Token
+    from llm_proxy.gateway.http.parameters import Parameters
+    from llm_proxy.gateway.providers.provider import Providers, Route
+    from llm_proxy.gateway.upstream.interface import Upstream
+    from llm_proxy.ledger import Application, Grant, Result
+    from llm_proxy.logging.log import Log
+    from llm_proxy.metrics import Metrics
+    from llm_proxy.secrets.encryption import KeyRing
+
+    Receive = Callable[[], Awaitable[Any]]
+    Send = Callable[[Any], Awaitable[None]]
+
+#: Seconds in which a client has to take the answer to a request that is refused.
+REFUSAL_PATIENCE = 10.0
+
+
+class Admissions(Protocol):
+    """Who decides on requests and keeps the books: `Ledger`, or `Grace` in front of it."""
+
+    async def check(self, application: Application) -> tuple[Token, str]:
+        """Judge a request by its head, before its body is waited for: its token, and its provider's name.
+
+        Raises ProxyError where the request is refused.
+        """
+
+    async def admit(self, application: Application) -> Grant:
+        """Wait for the decision; raises ProxyError where the request is refused."""
+
+    def settle(self, grant: Grant, result: Result) -> None:
+        """Note how an admitted request ended; exactly one call per grant."""
+
+
+@define(eq=False, kw_only=True)
+class Relay:
+    """Handles every request whose path belongs to a provider.
+
+    Attributes:
+        max_request_size: bytes of the longest request body that is accepted.
+        max_concurrent: most requests at once; further ones are turned away.
+        running: requests with a good token that are in the relay now.
+        held: what the long bodies that have to be judged take of the memory.
+    """
+
+    providers: Providers
+    upstreams: Mapping[str, Upstream]
+    ledger: Admissions
+    keyring: KeyRing
+    metrics: Metrics
+    request_log: Log
+    max_request_size: int
+    max_concurrent: int
+    running: int = 0
+    held: HeldBodies = field(factory=HeldBodies)
+    _events: FilteringBoundLogger = field(factory=lambda: log.logger("relay"), init=False)
+
+    def route(self, raw_path: bytes) -> Route | None:
+        """Where the path leads; None where it is not a provider's."""
+        return self.providers.route(raw_path)
+
+    async def __call__(
+        self, route: Route, scope: dict[str, Any], receive: Receive, send: Send, refusal: ProxyError | None = None
+    ) -> None:
+        """Serve one request, or answer it with `refusal`."""
+        inbound = Inbound(request_id(), trio.current_time(), route, scope, receive, self.max_request_size)
+        try:
+            if refusal is not None:
+                raise refusal
+            if self.running >= self.max_concurrent:
+                raise Overloaded
+            await self._handle(inbound, send)
+        except ProxyError as error:
+            if not inbound.admitted:
+                self._report_refusal(inbound, error)
+            elif isinstance(error, Overloaded):
+                # It was refused all the same, and operators look for that among the refusals.
+                self.metrics.refusal(error.code)
+            with suppress(OSError), trio.move_on_after(REFUSAL_PATIENCE):
+                await _answer(inbound, error, send)
+        except ClientGone:
+            # It left before there was anything to write down.
+            return
+        finally:
+            inbound.release()
+            if inbound.has_slot:
+                self.running -= 1
+
+    async def _handle(self, inbound: Inbound, send: Send) -> None:
+        """Decide what can be decided at once, then run the request until the client leaves.
+
+        Where the server tells of that by itself and no body is left to read, nothing else is needed; else a task beside
+        the request reads on from the client. Both watch over an upload: what is read ahead is bounded, so the task sees
+        nothing while the provider takes nothing.
+        """
+        inbound.check_size()
+        digest = admission.digest(inbound)
+        await inbound.begin()
+        path = self.request_log.path(inbound.path.decode("ascii"))
+        found: Parameters | BadRequest | None = None
+        if inbound.ended:
+            if admission.needs_body(inbound, self.providers):
+                try:
+                    found = await self._read(inbound)
+                except BadRequest as error:
+                    # Whether that matters depends on the project's provider.
+                    found = error
+        else:
+            # A body is worth waiting for only if the token is good, and only then the request may take a slot.
+            head = admission.application(inbound, digest, self.providers, {}, path)
+            token, provider = await self.ledger.check(head)
+            try:
+                self._take_slot(inbound)
+                if self.providers.by_name[provider].needs_body:
+                    found = await self._read(inbound)
+                else:
+                    await inbound.first_piece()
+            except ProxyError as error:
+                error.about(token.id, token.project_id, provider)
+                raise
+        application = admission.application(inbound, digest, self.providers, found, path)
+        if inbound.notify is not None:
+            inbound.notify(inbound.leave)
+            if inbound.ended:
+                await self._serve(application, inbound, send)
+                return
+        refusal: ProxyError | None = None
+        async with trio.open_nursery() as nursery:
+            inbound.scope = nursery.cancel_scope
+            nursery.start_soon(inbound.watch)
+            try:
+                await self._serve(application, inbound, send)
+            except ProxyError as error:
+                refusal = error
+            inbound.scope = None
+            nursery.cancel_scope.cancel()
+        if refusal is not None:
+            raise refusal
+
+    async def _read(self, inbound: Inbound) -> Parameters:
+        """Wait for the whole body, and read its parameters as it arrives; raises `BadRequest` if they are ambiguous."""
+        reader = parameters.reader(inbound.headers, inbound.route.path)
+
+        async def see(piece: bytes) -> None:
+            for start in range(0, len(piece), parameters.SLICE):
+                if start:
+                    await trio.lowlevel.checkpoint()
+                reader.feed(piece[start : start + parameters.SLICE])
+
+        await inbound.hold(self.held, see)
+        found = reader.end()
+        inbound.model = model_name(next(iter(found.get("model", ())), None))
+        return found
+
+    def _take_slot(self, inbound: Inbound) -> None:
+        """Count the request as running; raises `Overloaded` if there are enough of them."""
+        if not inbound.has_slot:
+            if self.running >= self.max_concurrent:
+                raise Overloaded
+            self.running += 1
+            inbound.has_slot = True
+
+    async def _serve(self, application: Application, inbound: Inbound, send: Send) -> None:
+        """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
+        grant = await self.ledger.admit(application)
+        inbound.admitted = True
+        exchange = Exchange(inbound, send)
+        name = grant.provider
+        self.metrics.upstream_started(name)
+        try:
+            # Until here nobody knew the token of a request that came in one piece. Beyond the bound it is void.
+            self._take_slot(inbound)
+            api_key = self.keyring.open(grant.sealed_key, grant.reservation.project_id)
+            await exchange.run(self.providers.by_name[name], self.upstreams[name], api_key)
+        except ProxyError as error:
+            exchange.refused_with(error)
+            raise
+        except Exception as error:
+            # A fault of ours. The client gets a plain 500, the log gets the story, the books get a row.
+            self._events.exception("a request failed inside the proxy", request_id=inbound.id)
+            if not exchange.started:
+                failure = ProxyError()
+                exchange.refused_with(failure)
+                raise failure from error
+        finally:
+            self._settle(inbound, grant, exchange)
+
+    def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange) -> None:
+        provider, reservation = grant.provider, grant.reservation
+        self.metrics.upstream_ended(provider)
+        result = exchange.result()
+        self.ledger.settle(grant, result)
+        first_byte = None if result.first_byte_us is None else result.first_byte_us / 1e6
+        self.metrics.request(
+            provider, result.outcome, result.status, (result.duration_us or 0) / 1e6, first_byte, result
+        )
+        self.request_log.request(
+            RequestLine(
+                request_id=inbound.id,
+                method=inbound.method,
+                path=reservation.path,
+                outcome=result.outcome,
+                status=result.status,
+                code=exchange.code,
+                reason=exchange.reason,
+                duration_us=result.duration_us,
+                first_byte_us=result.first_byte_us,
+                provider=provider,
+                model=result.model,
+                token_id=reservation.token_id,
+                project_id=reservation.project_id,
+                client=inbound.client,
+                request_bytes=result.request_bytes,
+                response_bytes=result.response_bytes,
+                input_tokens=result.input_tokens,
+                output_tokens=result.output_tokens,
+                cached_tokens=result.cached_tokens,
+                unmetered=result.unmetered,
+                provider_request_id=result.provider_request_id,
+            )
+        )
+
+    def _report_refusal(self, inbound: Inbound, error: ProxyError) -> None:
+        named = inbound.route.provider
+        self.metrics.refusal(error.code)
+        self.request_log.request(
+            RequestLine(
+                request_id=inbound.id,
+                method=inbound.method,
+                path=inbound.path.decode("latin-1"),
+                outcome="refused",
+                status=error.status,
+                code=error.code,
+                duration_us=round((trio.current_time() - inbound.arrived) * 1e6),
+                provider=error.provider or ("" if named is None else named.name),
+                model=inbound.model,
+                token_id=error.token_id,
+                project_id=error.project_id,
+                client=inbound.client,
+                request_bytes=inbound.received,
+            )
+        )
+
+
+async def _answer(inbound: Inbound, error: ProxyError, send: Send) -> None:
+    """Answer in the provider's own words."""
+    status, headers, body = faults.fault(error, inbound.shape, inbound.id)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,0 +1,97 @@
+"""The outbound proxy that the environment names.
+
+The variables are those of curl and most other programs: `HTTPS_PROXY` for https origins, `HTTP_PROXY` for http ones,
+`ALL_PROXY` for both, `NO_PROXY` for exceptions; in lower case they take precedence. An empty value counts as none.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Mapping
+from typing import Literal
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from attrs import frozen
+
+from llm_proxy.gateway.upstream.origin import Origin
+
+
+@frozen
+class OutboundProxy:
+    """The proxy that leads out of the local network.
+
+    `scheme` is that of the proxy itself: `https` encrypts the way to it. `credentials` are user name and password.
+    """
+
+    scheme: Literal["http", "https"]
+    host: str
+    port: int
+    credentials: tuple[bytes, bytes] | None
+
+    def __repr__(self) -> str:
+        """Leave the credentials out."""
+        return f"<OutboundProxy {self}>"
+
+    def __str__(self) -> str:
+        """Scheme, host and port."""
+        return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+
+
+def outbound_proxy(origin: Origin, environ: Mapping[str, str]) -> OutboundProxy | None:
+    """The proxy that requests to `origin` go through; None for the straight way, which loopback always is.
+
+    Raises:
+        ValueError: the proxy's URL cannot be used.
+    """
+    for name in (f"{origin.scheme}_proxy", "all_proxy"):
+        for variable in (name, name.upper()):
+            if url := environ.get(variable, "").strip():
+                exceptions = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
+                return None if _is_exempt(origin, exceptions) else _parse(variable, url)
+    return None
+
+
+def _parse(variable: str, url: str) -> OutboundProxy:
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        scheme, host, port = parts.scheme.lower(), parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"{variable} is not a URL like http://proxy.example:3128") from None
+    if scheme not in {"http", "https"}:
+        raise ValueError(f"{variable} must begin with http:// or https://: other kinds of proxies are not supported")
+    if not host or parts.path not in {"", "/"} or parts.query or parts.fragment:
+        raise ValueError(f"{variable} is not a URL like http://proxy.example:3128")
+    credentials = None
+    if parts.username is not None:
+        credentials = (unquote_to_bytes(parts.username), unquote_to_bytes(parts.password or ""))
+    secure = scheme == "https"
+    return OutboundProxy("https" if secure else "http", host, port or (443 if secure else 80), credentials)
+
+
+def _is_exempt(origin: Origin, exceptions: str) -> bool:
+    """Does `NO_PROXY` name the origin? Entries are hosts, domains, addresses, networks or `*`, with a port or not."""
+    host = origin.host.lower().rstrip(".")
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        address = None
+    if host == "localhost" or host.endswith(".localhost") or (address is not None and address.is_loopback):
+        return True
+    return any(_matches(entry, host, origin.port, address) for entry in exceptions.lower().replace(",", " ").split())
+
+
+def _matches(entry: str, host: str, port: int, address: ipaddress.IPv4Address | ipaddress.IPv6Address | None) -> bool:
+    if entry == "*":
+        return True
+    if address is not None:
+        try:
+            return address in ipaddress.ip_network(entry.strip("[]"), strict=False)
+        except ValueError:
+            pass
+    name, colon, number = entry.rpartition(":")
+    if colon and number.isdecimal():
+        if int(number) != port:
+            return False
+        entry = name.strip("[]")
+    domain = entry.removeprefix("*").removeprefix(".").rstrip(".")
+    return bool(domain) and (host == domain or host.endswith(f".{domain}"))

@@ -1,0 +1,264 @@
+"""Finds `model` and `usage` in a JSON document of any length, in constant memory.
+
+Theory of operation. The document is one object. Only two levels of it matter: its own members, and those of a member
+`message` or `response`. On these levels a string that stands where a name is expected is a name, and a comma ends a
+member, so the tokens looked for there are `" { } [ ] ,`. Deeper down nothing matters but to find the way out again:
+strings are taken out and brackets are counted, a stretch at a time. Numbers, colons and words are never looked at, and
+whether brackets pair is not our business.
+
+Each stretch is handled by a few calls of C code. The tokens of the levels that matter are handled one by one, in
+Python. No provider sends thousands of those, so a document that has them is given up.
+
+What is wanted is copied out as raw text, bounded: the name of a member, the string after `model` or `type`, the object
+after `usage`. Of `error` it matters only whether it is an object. A document that is not JSON, or breaks off, yields
+whatever was found, and never an exception.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from attrs import define, field
+
+from llm_proxy.gateway.usage.tally import MAX_USAGE, Tally, decode
+
+#: Longest copy of each kind, in bytes of JSON text.
+_LIMITS = {"name": 64, "model": 4096, "type": 64, "usage": MAX_USAGE}
+
+#: Most steps that a document may take, and one more for each so many bytes.
+_STEPS = 1024
+_BYTES_PER_STEP = 1024
+
+#: Bytes in which the way out is looked for at a time: few at first, for most values are short.
+_FIRST_STRETCH = 64
+_LONGEST_STRETCH = 4096
+
+_TOKEN = re.compile(rb'["{}\[\],]')
+
+#: The rest of a string, up to its closing quote, or to a backslash whose character has not come yet.
+_STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
+
+_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+
+#: Strings in a row, up to one that is not whole.
+_WHOLE_STRINGS = re.compile(rb'(?:[^"]*+%b)*+' % _STRING, re.DOTALL)
+
+#: Strings in a row without brackets between them. It begins with a quote, which is quick to find.
+_STRINGS = re.compile(rb'%b(?:[^"{}\[\]]*+%b)*+' % (_STRING, _STRING), re.DOTALL)
+
+_STRING_OR_BRACKET = re.compile(rb"%b|[{}\[\]]" % _STRING, re.DOTALL)
+
+#: Reduces a text without strings to its brackets, opening ones as 1 and closing ones as 0.
+_NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
+_OPENING = bytes.maketrans(b"{[}]", b"\x01\x01\x00\x00")
+_PAIR = b"\x01\x00"
+#: How often pairs are taken out: arrays of arrays, objects and the like need no more.
+_ROUNDS = 8
+
+_QUOTE, _BACKSLASH, _COMMA = b'"', b"\\", b","
+
+_NAMES = {b'"%b"' % name.encode(): name for name in ("model", "usage", "message", "response", "type", "error")}
+
+
+def read(document: bytes, tally: Tally) -> None:
+    """Read a document that is there as a whole: decode it, or scan it where it is not strictly JSON.
+
+    Some servers send `NaN`, halves of surrogate pairs or invalid UTF-8, which should not cost the bill.
+    """
+    if not tally.read(document):
+        scanner = Scanner()
+        scanner.feed(document)
+        scanner.report(tally)
+
+
+@define
+class Scanner:
+    """Reads one document: `feed` it in pieces cut anywhere, then `report` what was found."""
+
+    #: How many brackets are open.
+    _depth: int = 0
+    #: The innermost level that matters: 0 before the document, 1 inside it, 2 inside `message` or `response`.
+    _level: int = 0
+    #: Which of the two level 2 is in.
+    _wrapper: str = ""
+    #: The member whose value is being read, empty if it does not matter; None where a name is expected.
+    _member: str | None = None
+    _in_string: bool = False
+    #: Whether the last piece ended on a backslash that escapes the first character of the next one.
+    _escaped: bool = False
+    _copying: Literal["", "name", "model", "type", "usage"] = ""
+    _copy: bytearray = field(factory=bytearray)
+    _found: dict[tuple[str, str], bytes] = field(factory=dict)
+    _done: bool = False
+    _steps_left: int = _STEPS
+    #: The document took too many steps, or its usage is too long, so that something may have been missed.
+    _gave_up: bool = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next piece of the document."""
+        self._steps_left += len(data) // _BYTES_PER_STEP
+        position = 0
+        while position < len(data) and not self._done:
+            position = self._string(data, position) if self._in_string else self._structure(data, position)
+
+    def report(self, tally: Tally) -> None:
+        """Hand what was found to `tally`."""
+        for wrapper in ("", "message", "response"):
+            tally.take(self._found.get((wrapper, "model"), b""), self._found.get((wrapper, "usage"), b""))
+        kind = decode(self._found.get(("", "type"), b""))
+        if isinstance(kind, str):
+            tally.note(kind)
+        if ("", "error") in self._found:
+            tally.failed = True
+        tally.unread |= self._gave_up
+        tally.cut_off |= self._level > 0 and not self._done
+
+    def _string(self, data: bytes, start: int) -> int:
+        """Go past the end of the string that `start` is in."""
+        position = start + 1 if self._escaped else start
+        self._escaped = False
+        end = data.find(_QUOTE, position)
+        if data.find(_BACKSLASH, position, end if end >= 0 else len(data)) >= 0:
+            match = _STRING_REST.match(data, position)
+            end = match.end() if match else position
+            if data[end : end + 1] != _QUOTE:
+                self._escaped = end < len(data)
+                end = -1
+        if end < 0:
+            self._keep(data, start, len(data))
+            return len(data)
+        self._keep(data, start, end + 1)
+        self._in_string = False
+        self._string_ended()
+        return end + 1
+
+    def _string_ended(self) -> None:
+        if self._copying == "name":
+            text = self._copied()
+            if b"\\" in text:
+                name = decode(text)
+                self._member = name if isinstance(name, str) else ""
+            else:
+                self._member = _NAMES.get(text, "")
+        elif self._copying in ("model", "type"):
+            kind = self._copying
+            self._found[self._wrapper, kind] = self._copied()
+
+    def _structure(self, data: bytes, start: int) -> int:
+        """Go past the next token outside of strings that matters."""
+        self._steps_left -= 1
+        if self._steps_left < 0:
+            self._done = self._gave_up = True
+        on_level = self._depth == self._level
+        if on_level:
+            match = _TOKEN.search(data, start)
+            found = match.start() if match else len(data)
+        else:
+            found = self._way_out(data, start)
+        token = data[found : found + 1]
+        self._keep(data, start, found + len(token))
+        if token == _QUOTE:
+            self._string_begins(on_level=on_level)
+        elif token == _COMMA:
+            self._member = None
+        elif token in (b"{", b"["):
+            self._opens(token)
+        elif token:
+            self._closes()
+        return found + len(token)
+
+    def _way_out(self, data: bytes, start: int) -> int:
+        """Count brackets up to a string that is not whole or long, or the bracket that leads back to the level."""
+        stretch = _FIRST_STRETCH
+        while True:
+            limit = min(start + stretch, len(data))
+            string = data.find(_QUOTE, start, limit)
+            if string >= 0 and (whole := _WHOLE_STRINGS.match(data, start, limit)):
+                string = data.find(_QUOTE, whole.end(), limit)
+            end = string if string >= 0 else limit
+            brackets = _STRINGS.sub(b"", data[start:end]).translate(_OPENING, _NO_BRACKETS)
+            for _ in range(_ROUNDS):
+                if _PAIR not in brackets:
+                    break
+                brackets = brackets.replace(_PAIR, b"")
+            closing = brackets.count(0)
+            if self._depth - closing > self._level:
+                self._depth += len(brackets) - 2 * closing
+            elif (found := self._count(data, start, end)) is not None:
+                return found
+            if limit == len(data) or (end == start and stretch == _LONGEST_STRETCH):
+                return end
+            start = end
+            stretch = min(4 * stretch, _LONGEST_STRETCH)
+
+    def _count(self, data: bytes, start: int, end: int) -> int | None:
+        """Count brackets one by one; the place of the one that leads back to the level, None where none does."""
+        for match in _STRING_OR_BRACKET.finditer(data, start, end):
+            token = match[0]
+            if token in (b"{", b"["):
+                self._depth += 1
+            elif token in (b"}", b"]"):
+                if self._depth == self._level + 1:
+                    return match.start()
+                self._depth -= 1
+        return None
+
+    def _string_begins(self, *, on_level: bool) -> None:
+        self._in_string = True
+        if not on_level:
+            return
+        if self._level == 0:
+            self._done = True  # the document is a string
+        elif self._member is None:
+            self._start_copy("name", _QUOTE)
+        elif self._member == "model":
+            self._start_copy("model", _QUOTE)
+        elif self._member == "type" and self._level == 1:
+            self._start_copy("type", _QUOTE)
+
+    def _opens(self, bracket: bytes) -> None:
+        self._depth += 1
+        if self._level == 0:
+            self._level = 1
+            self._done = bracket != b"{"
+        elif self._member is None:
+            self._done = True  # no name, so this is not JSON
+        elif bracket == b"{" and self._member == "usage":
+            self._start_copy("usage", bracket)
+        elif bracket == b"{" and self._member == "error" and self._level == 1:
+            self._found["", "error"] = bracket
+        elif bracket == b"{" and self._level == 1 and self._member in ("message", "response"):
+            self._level, self._wrapper, self._member = 2, self._member, None
+
+    def _closes(self) -> None:
+        self._depth -= 1
+        if self._depth < self._level:
+            self._done = self._level <= 1
+            self._level, self._wrapper, self._member = 1, "", ""
+        elif self._depth == self._level and self._copying == "usage":
+            self._found[self._wrapper, "usage"] = self._copied()
+
+    def _start_copy(self, kind: Literal["name", "model", "type", "usage"], first: bytes) -> None:
+        self._copying = kind
+        self._copy = bytearray(first)
+
+    def _keep(self, data: bytes, start: int, end: int) -> None:
+        """Copy a stretch of the document, if it is wanted and not too long."""
+        if not self._copying:
+            return
+        if len(self._copy) + end - start <= _LIMITS[self._copying]:
+            self._copy += data[start:end]
+            return
+        if self._copying == "name":
+            self._member = ""
+        elif self._copying == "usage":
+            self._gave_up = True
+        self._copied()
+
+    def _copied(self) -> bytes:
+        """End the copying and return the copy."""
+        text = bytes(self._copy)
+        self._copying = ""
+        self._copy = bytearray()
+        return text

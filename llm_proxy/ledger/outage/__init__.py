@@ -1,0 +1,3 @@
+"""Going on while the database is away: the token cache and the spool."""
+
+from __future__ import annotations

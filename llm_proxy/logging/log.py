@@ -1,0 +1,272 @@
+"""Structured logs: one line per event, JSON or text, to stderr or to a file.
+
+Everything that the process says goes through here: our own events (structlog), those of the libraries (the standard
+library's `logging`) and the line that each request leaves. Every line has been through the redactor, is written by
+one `write` call, so that the lines of several processes do not mix, and is given up rather than waited for: a full
+disk or a stopped reader costs lines, which are counted, and never a request.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Callable, Iterable, MutableMapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Literal, Self, cast
+
+import msgspec
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+from llm_proxy.logging.redaction import Redactor
+from llm_proxy.logging.sink import LogError, Sink
+
+__all__ = ["Form", "Level", "Log", "LogError", "RequestLine", "configure", "logger"]
+
+Level = Literal["debug", "info", "warning", "error"]
+Form = Literal["json", "text"]
+
+_LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+
+# Libraries whose chatter says nothing to an operator, or says too much: SQLAlchemy prints bound values.
+_QUIET: Final = ("alembic", "hypercorn.access", "httpx", "httpcore", "sqlalchemy", "hpack")
+
+_FAILURES: Final = frozenset({"upstream_error", "upstream_timeout", "proxy_error", "unknown"})
+# Fields of a request's line that others choose, or that are sentences; all else is a word of ours.
+_FOREIGN: Final = frozenset({"method", "path", "reason", "model", "provider_request_id"})
+_LONGEST_PATH: Final = 1024
+_LONGEST_MODEL: Final = 128
+
+
+class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """What is logged of one request on the data plane. Fields that keep their default are left out of the line.
+
+    `path` is shown without its query. `client` is the client's address: behind `TRUSTED_PROXIES`, the one that they
+    name. `code` is the error code where the proxy itself refused the request, `reason` what the provider did wrong,
+    where it did. Of a request that was refused, `model` is what it asked for, if a rule had to read that.
+    """
+
+    request_id: str
+    method: str
+    path: str
+    outcome: str
+    status: int | None = None
+    code: str = ""
+    reason: str = ""
+    duration_us: int | None = None
+    first_byte_us: int | None = None
+    provider: str = ""
+    model: str = ""
+    token_id: str = ""
+    project_id: str = ""
+    client: str = ""
+    request_bytes: int = 0
+    response_bytes: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    unmetered: bool = False
+    provider_request_id: str | None = None
+
+
+class Log:
+    """The process's log. Made by `configure`; a context manager that closes its file."""
+
+    __slots__ = ("_clock", "_encode", "_redactor", "_show_failures", "_show_requests", "_sink")
+
+    def __init__(self, sink: Sink, redactor: Redactor, level: Level, form: Form) -> None:
+        """Write request lines to `sink` where `level` lets them through: info, and warning for those that failed."""
+        self._sink = sink
+        self._redactor = redactor
+        self._clock = Clock()
+        self._encode: Callable[[str, str, RequestLine], bytes] = _json_line if form == "json" else _text_line
+        self._show_requests = _LEVELS[level] <= logging.INFO
+        self._show_failures = _LEVELS[level] <= logging.WARNING
+
+    def request(self, line: RequestLine) -> None:
+        """Log one request that has ended. Never raises, and changes `line` (it is the caller's no more)."""
+        status = line.status
+        failed = line.outcome in _FAILURES or (status is not None and status >= 500)
+        if not (self._show_failures if failed else self._show_requests):
+            return
+        try:
+            line.path = self.path(line.path.partition("?")[0][:_LONGEST_PATH])
+            if line.model:
+                line.model = self._redactor.text(line.model[:_LONGEST_MODEL])
+            if line.reason:
+                line.reason = self._redactor.text(line.reason)
+            second, stamp = self._clock.now()
+            self._sink.write(self._encode(stamp, "warning" if failed else "info", line), second)
+        except Exception:  # noqa: BLE001 (a request must not fail for its log line)
+            self._sink.lost += 1
+
+    def path(self, path: str) -> str:
+        """The path of a request as it may be kept, here and in the ledger: without credentials."""
+        return self._redactor.path(path)
+
+    @property
+    def lines_lost(self) -> int:
+        """How many lines could not be written since the start."""
+        return self._sink.lost
+
+    def close(self) -> None:
+        """Close the file; lines that come later go straight to stderr."""
+        self._sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+
+class Clock:
+    """Tells the time as log lines show it, RFC 3339 in UTC with milliseconds; the slow part once per second."""
+
+    __slots__ = ("_cached",)
+
+    def __init__(self) -> None:
+        self._cached = (0, "")
+
+    def now(self) -> tuple[int, str]:
+        """Give the whole second since the epoch, and the stamp."""
+        now = time.time()
+        second = int(now)
+        cached = self._cached
+        if cached[0] != second:
+            # Swapped as one, so that a thread never pairs one second with the text of another.
+            cached = self._cached = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
+        return second, f"{cached[1]}.{int((now - second) * 1000):03d}Z"
+
+
+def configure(
+    *,
+    level: Level = "info",
+    form: Form = "json",
+    path: Path | None = None,
+    secrets: Iterable[str | None] = (),
+) -> Log:
+    """Send everything that this process logs through one chain. Once per process, at its start.
+
+    Args:
+        level: the least level that is shown.
+        form: `json`, or `text` for people.
+        path: `LOG_FILE`, or None for stderr.
+        secrets: the process's own secrets, to be cut out wherever they turn up.
+
+    Raises:
+        LogError: the file cannot be opened.
+    """
+    sink = Sink(path)
+    redactor = Redactor(secrets)
+    clock = Clock()
+    render = _render_json if form == "json" else _render_text
+
+    def finish(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
+        try:
+            second, stamp = clock.now()
+            fields = dict(redactor(None, "", event))
+            head = {"timestamp": stamp, "level": fields.pop("level", "info"), "event": fields.pop("event", "")}
+            sink.write(render(head | fields) + b"\n", second)
+        except Exception:  # noqa: BLE001 (whoever logs must not fail for what is logged)
+            sink.lost += 1
+        raise structlog.DropEvent  # written: nothing is left to do for the logger underneath
+
+    chain: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.format_exc_info,
+        finish,
+    ]
+    structlog.configure(
+        processors=chain,
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
+        logger_factory=structlog.ReturnLoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    logging.root.handlers = [_Routed(chain[2:], sink)]
+    logging.root.setLevel(_LEVELS[level])
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(_LEVELS[level], logging.WARNING))
+    logging.captureWarnings(capture=True)
+    return Log(sink, redactor, level, form)
+
+
+def logger(name: str) -> FilteringBoundLogger:
+    """Give the logger for one part of the program; `name` becomes the field `source`.
+
+    Events are said in plain words, with everything that varies in fields: `log.info("project created", id=…)`.
+    """
+    return cast("FilteringBoundLogger", structlog.get_logger(source=name))
+
+
+class _Routed(logging.Handler):
+    """Brings the libraries' log records onto our chain."""
+
+    def __init__(self, chain: list[Processor], sink: Sink) -> None:
+        super().__init__()
+        self._chain = chain
+        self._sink = sink
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            event: Any = {
+                "event": record.getMessage(),
+                "level": record.levelname.lower(),
+                "source": record.name,
+            }
+            if record.exc_info:
+                event["exc_info"] = record.exc_info
+            for process in self._chain:
+                event = process(None, event["level"], event)
+        except structlog.DropEvent:
+            return
+        except Exception:  # noqa: BLE001 (a library's odd record must not fail the library)
+            self._sink.lost += 1
+
+
+def _render_json(fields: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(fields)
+
+
+def _render_text(fields: dict[str, Any]) -> bytes:
+    stamp, level, event = fields.pop("timestamp"), fields.pop("level"), fields.pop("event")
+    trace = fields.pop("exception", "")
+    words = [str(stamp), f"{level:<7}", _quoted(event) if "\n" in str(event) else str(event)]
+    words += [f"{name}={_quoted(value)}" for name, value in fields.items()]
+    text = " ".join(words)
+    if trace:
+        text += "\n" + "\n".join("    " + line for line in str(trace).splitlines())
+    return text.encode("utf-8", "backslashreplace")
+
+
+_PLAIN_WORD: Final = re.compile(r"[!#-<>-~]+")  # printable ASCII without space, quote and equals sign
+
+
+def _quoted(value: object) -> str:
+    """Show a value so that it cannot be taken for more than one, nor for another line, nor steer a terminal."""
+    if isinstance(value, str):
+        return value if _PLAIN_WORD.fullmatch(value) else json.dumps(value)
+    return msgspec.json.encode(value).decode()
+
+
+_encode_json: Final = msgspec.json.Encoder().encode
+
+
+def _json_line(stamp: str, level: str, line: RequestLine) -> bytes:
+    head = f'{{"timestamp":"{stamp}","level":"{level}","event":"request",'
+    return head.encode() + _encode_json(line)[1:] + b"\n"
+
+
+def _text_line(stamp: str, level: str, line: RequestLine) -> bytes:
+    words = [f"{stamp} {level:<7} request"]
+    for name in RequestLine.__struct_fields__:
+        value = getattr(line, name)
+        if name in _FOREIGN:
+            value = value and _quoted(value)
+        if value is not None and value is not False and value != "":
+            words.append(f"{name}={value}")
+    return (" ".join(words) + "\n").encode("utf-8", "backslashreplace")

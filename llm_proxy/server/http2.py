@@ -1,0 +1,354 @@
+"""HTTP/2 connections (RFC 9113), which TLS clients ask for by ALPN.
+
+Framing, header compression and outgoing flow control are Hypercorn's. This is the only module that touches its
+internals, which is why the version of Hypercorn is pinned exactly. What is changed of them, and why:
+
+- Streams run in `Http2Stream` instead of Hypercorn's ASGI glue, so that `send` raises once the client is gone, broken
+  responses are reset and not silently dropped, and each stream has its deadlines.
+- The reader of a connection never waits for an application: incoming data goes to its stream, within its window.
+- Requests that Hypercorn would trip over, and CONNECT with its WebSockets, are reset before they reach it.
+- The priorities of clients are ignored (RFC 9113 section 5.3.2): a thousand of them would overflow Hypercorn's tree.
+- Whatever escapes nonetheless ends this connection alone: the server reports it, as `run` lets it out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import h2.errors
+import h2.events
+import h2.exceptions
+import h2.settings
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from priority.priority import MissingStreamError
+
+from llm_proxy.server.asgi import VERSIONS, Scope
+from llm_proxy.server.exchange import ClientGone, report_each
+from llm_proxy.server.frames import FrameLengths
+from llm_proxy.server.listener import address_of
+from llm_proxy.server.response import TOKEN
+from llm_proxy.server.stream import Http2Stream, refusal_of
+from llm_proxy.server.traffic import Site
+from llm_proxy.server.transport import RECEIVE_SIZE, SocketTransport
+
+MAX_STREAMS: Final = 100
+RESETS_FORGIVEN: Final = 200
+"""Requests that a client may begin and take back before the connection counts as an attack (CVE-2023-44487)."""
+HELD_LIMIT: Final = 512 * 1024
+"""Octets of request bodies that one connection may keep waiting in memory, over all its streams."""
+_WINDOW_STEP: Final = 16 * 1024
+"""Octets of the connection's own window that are given back at once."""
+
+
+class Http2Connection:
+    """Serves the streams of one connection, each in a task of its own; see `traffic.Connection`."""
+
+    def __init__(self, site: Site, transport: SocketTransport, stream: trio.SSLStream[SocketTransport]) -> None:
+        """Serve on `stream`, which is TLS on `transport` and has agreed on `h2`."""
+        self.site = site
+        self.idle_since: float | None = trio.current_time()
+        self.streams: dict[int, Http2Stream] = {}
+        self.opening = 0
+        self._transport = transport
+        self._stream = stream
+        self._running = 0
+        self._idle = trio.CancelScope()
+        self._write_lock = trio.Lock()
+        self._closing = False
+        self._leaving = False
+        self._nursery: trio.Nursery | None = None
+        self._protocol = _Protocol(self)
+
+    @property
+    def addresses(self) -> tuple[Any, Any]:
+        """The client's address and ours."""
+        sock = self._transport.socket
+        return address_of(sock, peer=True), address_of(sock)
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is running, or the farewell is yet to be said."""
+        return self._running > 0 or self._leaving
+
+    def close_if_idle(self) -> None:
+        """Say goodbye and close, unless a request is running."""
+        if not self._running and not self._closing:
+            self._leaving = True
+            self._idle.cancel()
+
+    def drain(self) -> None:
+        """Close the connection behind the running requests.
+
+        Nothing is announced before that: clients on the h2 library, which httpx is one of, break off what they are
+        receiving when they are told that a connection will end. New requests are answered like any others meanwhile.
+        """
+        self.close_if_idle()
+
+    def cut(self) -> None:
+        """End the connection at once; no stream of it looks finished to the client."""
+        self._transport.close()
+
+    async def run(self) -> None:
+        """Serve until either side ends the connection; leaves it closed."""
+        async with trio.open_nursery() as self._nursery:
+            try:
+                with self._idle:
+                    await self._read()
+                await self._close()
+            finally:
+                self._end()
+                self._transport.close()
+                await self._protocol.handle(Closed())
+
+    async def _close(self) -> None:
+        """Tell the streams, which may still have applications at work, and the client that it is over."""
+        await self._protocol.handle(Closed())
+        at_fault = self._closing
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            if self._idle.cancelled_caught:
+                await self._protocol.go_away(h2.errors.ErrorCodes.NO_ERROR)
+            self._end()
+            if at_fault:
+                await self._transport.linger()
+            else:
+                await self._stream.aclose()
+
+    def _end(self) -> None:
+        self.idle_since = None
+        self._closing = True
+        self._leaving = False
+        self.site.traffic.notify()
+
+    async def _read(self) -> None:
+        self._idle.deadline = trio.current_time() + self.site.config.keep_alive_timeout
+        await self._protocol.initiate()
+        frames = FrameLengths()
+        while not self._closing:
+            try:
+                data = await self._stream.receive_some(RECEIVE_SIZE)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            if not data:
+                return
+            if not frames.allow(data):
+                await self._protocol.go_away(h2.errors.ErrorCodes.FRAME_SIZE_ERROR)
+                self._closing = True
+                return
+            await self._protocol.handle(RawData(bytes(data)))
+
+    async def write(self, event: Event) -> None:
+        """Do what the protocol asks for.
+
+        Writing cannot be cancelled, since half a frame would spoil the connection; the transport's deadline ends it.
+        """
+        if isinstance(event, RawData):
+            with trio.CancelScope(shield=True):
+                async with self._write_lock:
+                    try:
+                        await self._stream.send_all(event.data)
+                    except (trio.BrokenResourceError, trio.ClosedResourceError):
+                        self._transport.close()
+        elif isinstance(event, Closed):
+            self._closing = True
+
+    # What Hypercorn takes for a task group.
+
+    def spawn(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Run the protocol's sending task."""
+        assert self._nursery is not None, "spawned while running"  # noqa: S101 - narrows the type
+        self._nursery.start_soon(function, *args)
+
+    async def spawn_app(self, _app: Any, _config: Config, scope: Any, _send: Any) -> Callable[[Any], Awaitable[None]]:
+        """Run the application for the stream that is being opened; return what takes its incoming events."""
+        config = self.site.config
+        stream = Http2Stream(
+            self._protocol,
+            self.opening,
+            scope,
+            write_timeout=config.write_timeout,
+            body_timeout=config.body_idle_timeout,
+        )
+        self.streams[self.opening] = stream
+        self._running += 1
+        self.idle_since = None
+        self._idle.deadline = math.inf
+        self.spawn(self._respond, self.opening, stream, scope)
+
+        async def put(message: Any) -> None:
+            if message["type"] == "http.disconnect":
+                stream.closed()
+            elif not message["more_body"]:
+                stream.request_ended()
+
+        return put
+
+    async def _respond(self, stream_id: int, stream: Http2Stream, scope: Scope) -> None:
+        try:
+            try:
+                scope.update(asgi=VERSIONS, extensions={})
+                refusal = refusal_of(scope)
+                if refusal is None:
+                    await self.site.app(scope, stream.receive, stream.send)
+                else:
+                    await stream.answer(refusal)
+            except* ClientGone:
+                pass
+            except* Exception as errors:  # noqa: BLE001 - what an application raises ends its own request alone
+                report_each(errors, self.site.config.report)
+            with contextlib.suppress(ClientGone):
+                await stream.finish()
+        finally:
+            del self.streams[stream_id]
+            self._protocol.held -= stream.owed
+            self._running -= 1
+            if not self._running and not self._closing:
+                self.idle_since = trio.current_time()
+                self._idle.deadline = self.idle_since + self.site.config.keep_alive_timeout
+                if self.site.traffic.draining:
+                    self.close_if_idle()
+            self.site.traffic.notify()
+
+
+class _Protocol(H2Protocol):
+    """Hypercorn's protocol, with the changes that the module's docstring tells of."""
+
+    def __init__(self, owner: Http2Connection) -> None:
+        config = Config()
+        config.accesslog = config.errorlog = None
+        config.include_date_header = config.include_server_header = False
+        config.keep_alive_max_requests = sys.maxsize
+        config.h2_max_concurrent_streams = MAX_STREAMS
+        config.h2_max_header_list_size = owner.site.config.max_header_size
+        state = ConnectionState(owner.site.state)
+        super().__init__(
+            owner.site.app,  # type: ignore[arg-type]  # never called: `spawn_app` takes ours
+            config,
+            WorkerContext(None),
+            owner,  # type: ignore[arg-type]  # as much of a task group as the protocol needs
+            state,
+            True,  # noqa: FBT003 - Hypercorn's signature
+            *owner.addresses,
+            owner.write,
+        )
+        self._owner = owner
+        self._owed = 0  # octets of the connection's window that the client has used up and not got back
+        self.held = 0  # octets that wait for their applications
+        self._resets = 0
+        self._unsent: dict[int, trio.Event] = {}
+        self.connection.local_settings = h2.settings.Settings(
+            client=False,
+            initial_values={
+                h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
+                h2.settings.SettingCodes.MAX_HEADER_LIST_SIZE: config.h2_max_header_list_size,
+            },
+        )
+
+    async def forward(self, stream_id: int, message: Any) -> None:
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            await stream.app_send(message)
+
+    async def send_continue(self, stream_id: int) -> None:
+        with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
+            self.connection.send_headers(stream_id, [(b":status", b"100")])
+        await self._flush()
+
+    async def consumed(self, stream_id: int, octets: int, *, more: bool) -> None:
+        self.held -= octets
+        if more:
+            with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
+                self.connection.increment_flow_control_window(octets, stream_id)
+        await self._grant()
+
+    async def _grant(self) -> None:
+        """Give the connection's own window back early, as far as there is room, so that no stream waits for another."""
+        if self._owed >= _WINDOW_STEP and self.held <= HELD_LIMIT:
+            with contextlib.suppress(h2.exceptions.ProtocolError):
+                self.connection.increment_flow_control_window(self._owed)
+            self._owed = 0
+        await self._flush()
+
+    async def reset(self, stream_id: int, reason: str) -> None:
+        with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
+            self.connection.reset_stream(stream_id, h2.errors.ErrorCodes[reason])
+        await self._flush()
+        if stream_id in self.stream_buffers:
+            # The sending task finds the stream closed, and forgets its buffer.
+            await self.stream_buffers[stream_id].close()
+            with contextlib.suppress(MissingStreamError):
+                self.priority.unblock(stream_id)
+        await self._close_stream(stream_id)
+        await self.has_data.set()
+
+    async def go_away(self, code: h2.errors.ErrorCodes) -> None:
+        """Announce the end of the connection (RFC 9113 section 6.8). For h2 it is over with that."""
+        self.connection.close_connection(code)
+        await self._flush()
+
+    async def sent(self, stream_id: int) -> None:
+        """Wait until the buffer of a stream is gone, which is after its end has been written."""
+        while stream_id in self.stream_buffers and not self.closed:
+            self._unsent[stream_id] = trio.Event()
+            await self._unsent[stream_id].wait()
+
+    async def handle(self, event: Event) -> None:
+        await super().handle(event)
+        if isinstance(event, Closed):
+            for unsent in self._unsent.values():
+                unsent.set()
+
+    async def _handle_events(self, events: list[h2.events.Event]) -> None:
+        for event in events:
+            if isinstance(event, h2.events.DataReceived):
+                await self._data_received(event)
+            elif isinstance(event, h2.events.StreamReset) and self._is_flood(event):
+                await self.go_away(h2.errors.ErrorCodes.ENHANCE_YOUR_CALM)
+                await self.send(Closed())
+                return
+            elif not isinstance(event, h2.events.PriorityUpdated):
+                await super()._handle_events([event])
+        # h2 answers by itself what it tells nobody of, such as data on a stream that is over: that counts too.
+        await self._flush()
+
+    def _is_flood(self, event: h2.events.StreamReset) -> bool:
+        if event.stream_id in self.streams:
+            self._resets += 1
+        return self._resets > max(RESETS_FORGIVEN, self.keep_alive_requests // 2)
+
+    async def _data_received(self, event: h2.events.DataReceived) -> None:
+        octets = event.flow_controlled_length or 0
+        self._owed += octets
+        stream = self._owner.streams.get(event.stream_id)
+        if stream is not None:
+            self.held += octets
+            stream.data_arrived(bytes(event.data or b""), octets)
+        await self._grant()
+
+    async def _create_stream(self, request: h2.events.RequestReceived) -> None:
+        stream_id = request.stream_id
+        pseudo = {bytes(name): bytes(value) for name, value in request.headers if name.startswith(b":")}
+        method, path = pseudo[b":method"], pseudo.get(b":path", b"")  # CONNECT has no path
+        if method == b"CONNECT" or not TOKEN.fullmatch(method) or not all(0x20 < octet < 0x7F for octet in path):
+            await self.reset(stream_id, "PROTOCOL_ERROR")
+        else:
+            self._owner.opening = stream_id
+            await super()._create_stream(request)
+
+    async def _send_data(self, stream_id: int) -> None:
+        buffer = self.stream_buffers.get(stream_id)
+        before = 0 if buffer is None else len(buffer.buffer)
+        await super()._send_data(stream_id)
+        stream = self._owner.streams.get(stream_id)
+        if buffer is not None and stream is not None and len(buffer.buffer) < before:
+            stream.progressed()
+        if stream_id in self._unsent and stream_id not in self.stream_buffers:
+            self._unsent.pop(stream_id).set()

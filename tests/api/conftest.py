@@ -1,0 +1,137 @@
+"""The control plane on its own: an app with nothing but its routes, on a scratch database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+import trio
+from attrs import define, evolve, frozen
+from quart_trio import QuartTrio
+
+from db.database import open_database
+from db.dsn import Target
+from db.options import Options
+from llm_proxy.api import Context, register
+from llm_proxy.metrics import Metrics
+from llm_proxy.secrets.encryption import KeyRing
+from tests.databases.kinds import Kind
+from tests.databases.scratch import Databases
+
+MANAGEMENT_TOKEN = "canary-management-token"
+NOON = datetime(2027, 1, 15, 12, 0, 0, 123456, tzinfo=UTC)
+
+
+@frozen
+class Reply:
+    """What the control plane answered."""
+
+    status: int
+    headers: Mapping[str, str]
+    data: bytes
+
+    @property
+    def json(self) -> Any:
+        """The body as Python has it."""
+        return msgspec.json.decode(self.data)
+
+
+@define
+class Api:
+    """Calls the control plane in this process, with the management token unless told otherwise."""
+
+    app: QuartTrio
+    context: Context
+    failing: list[str]
+
+    async def __call__(
+        self,
+        method: str,
+        path: str,
+        body: object = None,
+        *,
+        data: bytes | None = None,
+        headers: dict[str, str] | None = None,
+        token: str | None = MANAGEMENT_TOKEN,
+        address: str = "192.0.2.1",
+    ) -> Reply:
+        """Send one request. `body` is sent as JSON, `data` as it is."""
+        sent = dict(headers or {})
+        if token is not None:
+            sent.setdefault("Authorization", f"Bearer {token}")
+        if body is not None:
+            data = msgspec.json.encode(body)
+        if data is not None:
+            sent.setdefault("Content-Type", "application/json")
+        asgi: Any = self.app  # Quart spells out the types that httpx leaves open
+        transport = httpx.ASGITransport(asgi, client=(address, 4711))
+        async with httpx.AsyncClient(transport=transport, base_url="http://proxy.test") as client:
+            response = await client.request(method, path, headers=sent, content=data)
+        return Reply(response.status_code, response.headers, response.content)
+
+    async def project(self, **fields: Any) -> dict[str, Any]:
+        """Make a project."""
+        reply = await self("POST", "/manage/projects", {"name": "p", "api_key": "sk-key-1234"} | fields)
+        assert reply.status == 201, reply
+        return dict(reply.json)
+
+    async def token(self, project: dict[str, Any], **fields: Any) -> dict[str, Any]:
+        """Make a token of a project."""
+        reply = await self("POST", "/manage/tokens", {"project_id": project["id"]} | fields)
+        assert reply.status == 201, reply
+        return dict(reply.json)
+
+    def at(self, now: datetime) -> Api:
+        """The same server at another time."""
+        return make_api(evolve(self.context, clock=lambda: now), self.failing)
+
+
+def make_api(context: Context, failing: list[str]) -> Api:
+    """Put the routes on an app with the limits that the real one has."""
+    app = QuartTrio("llm_proxy")
+    app.config.update(RESPONSE_TIMEOUT=None, BODY_TIMEOUT=30, MAX_CONTENT_LENGTH=1024 * 1024)
+    register(app, context)
+    return Api(app, context, failing)
+
+
+async def _open(target: Target) -> AsyncIterator[Api]:
+    failing: list[str] = []
+
+    async def not_ready() -> list[str]:
+        return failing
+
+    async with open_database(target, Options(pool_size=3)) as database:
+        context = Context(
+            database=database,
+            keyring=KeyRing.generate(),
+            management_token=MANAGEMENT_TOKEN,
+            providers=("openai", "anthropic"),
+            default_provider="openai",
+            version="1.2.3",
+            metrics=Metrics(["openai", "anthropic"], "1.2.3"),
+            metrics_path="/metrics",
+            not_ready=not_ready,
+            survey=trio.lowlevel.checkpoint,
+            clock=lambda: NOON,
+        )
+        yield make_api(context, failing)
+        assert database.connections.in_use == 0
+
+
+@pytest.fixture
+async def api(databases: Databases) -> AsyncIterator[Api]:
+    """The control plane on SQLite, at noon."""
+    with databases.migrated(Kind.SQLITE) as scratch:
+        async for api in _open(scratch.target):
+            yield api
+
+
+@pytest.fixture
+async def any_api(migrated_target: Target) -> AsyncIterator[Api]:
+    """The control plane on each of the databases, at noon."""
+    async for api in _open(migrated_target):
+        yield api

@@ -1,0 +1,148 @@
+"""The document says what holds: it names every route, and every answer fits to what it says."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.api.conftest import Api
+from tests.api.test_manage_requests import ROW, settled
+
+Document = dict[str, Any]
+
+
+@pytest.fixture
+async def document(api: Api) -> Document:
+    reply = await api("GET", "/openapi.json", token=None)
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "application/json")
+    return dict(reply.json)
+
+
+def mistakes(document: Document, schema: dict[str, Any], value: Any, where: str = "") -> list[str]:
+    """Where a value does not fit to a schema: the part of JSON Schema that the document uses."""
+    if "$ref" in schema:
+        return mistakes(document, document["components"]["schemas"][schema["$ref"].rpartition("/")[2]], value, where)
+    kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", type(None): "null"}
+    if names[type(value)] not in kinds:
+        return [f"{where} is {value!r}, not {kinds}"]
+    found = []
+    if "enum" in schema and value not in schema["enum"]:
+        found.append(f"{where} is {value!r}")
+    if isinstance(value, dict):
+        found += [f"{where}.{name} is missing" for name in set(schema["required"]) - set(value)]
+        found += [f"{where}.{name} is unknown" for name in set(value) - set(schema["properties"])]
+        for name, part in value.items():
+            found += mistakes(document, schema["properties"].get(name, {"type": []}), part, f"{where}.{name}")
+    elif isinstance(value, list):
+        for number, part in enumerate(value):
+            found += mistakes(document, schema["items"], part, f"{where}[{number}]")
+    elif isinstance(value, str):
+        found += [where] * (not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", 1 << 60))
+        if schema.get("format") == "uuid":
+            UUID(value)
+        elif schema.get("format") == "date-time":
+            datetime.fromisoformat(value)
+    elif isinstance(value, int) and not isinstance(value, bool):
+        found += [where] * (not schema["minimum"] <= value <= schema["maximum"])
+    return found
+
+
+async def test_every_route_is_described_and_nothing_else(api: Api, document: Document) -> None:
+    routes = {
+        re.sub(r"<(\w+)>", r"{\1}", rule.rule)
+        for rule in api.app.url_map.iter_rules()
+        if not rule.endpoint.startswith("manage.nothing") and rule.endpoint != "static"
+    }
+    assert set(document["paths"]) == routes
+
+
+async def test_every_method_that_is_described_works_and_no_other(api: Api, document: Document) -> None:
+    identity = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
+    for path, methods in document["paths"].items():
+        for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
+            reply = await api(method, re.sub(r"{\w+}", identity, path), {})
+            assert (reply.status != 405) == (method.lower() in methods), (method, path)
+
+
+async def test_references_lead_somewhere_and_names_are_unique(document: Document) -> None:
+    text = str(document)
+    schemas = document["components"]["schemas"]
+    referred = set(re.findall(r"#/components/schemas/(\w+)", text))
+    assert referred == set(schemas)
+    names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
+    assert len(names) == len(set(names)) == 18
+    assert document["openapi"] == "3.1.0"
+    for path, methods in document["paths"].items():
+        for operation in methods.values():
+            in_path = {p["name"] for p in operation.get("parameters", []) if p["in"] == "path"}
+            assert in_path == set(re.findall(r"{(\w+)}", path))
+            assert all(answer["description"] for answer in operation["responses"].values())
+            assert operation["security"] == ([{"management": []}] if path.startswith("/manage") else [])
+
+
+async def test_every_answer_fits_to_the_document(api: Api, document: Document) -> None:
+    project = await api.project()
+    token = await api.token(project, max_requests=5)
+    await api.token(project)
+    (row,) = await settled(api, ROW)
+    paths = {"project_id": project["id"], "token_id": token["id"], "request_id": row.id}
+    bodies: dict[str, Any] = {
+        "createProject": {"name": "other", "api_key": "k"},
+        "updateProject": {"name": "new"},
+        "createToken": {"project_id": project["id"]},
+        "updateToken": {"max_requests": None},
+    }
+    last = {"revokeToken": 1, "revokeProjectTokens": 2}
+    operations = [
+        (operation["operationId"], method, path, operation)
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+        if path != "/metrics"
+    ]
+    for name, method, path, operation in sorted(operations, key=lambda found: last.get(found[0], 0)):
+        reply = await api(method.upper(), path.format(**paths), bodies.get(name))
+        expected = operation["responses"][str(reply.status)]
+        assert reply.status < 300, (name, reply)
+        assert ("Location" in reply.headers) == ("headers" in expected)
+        if "content" not in expected:
+            assert reply.data == b""
+        elif name != "getOpenApi":
+            schema = expected["content"]["application/json"]["schema"]
+            assert mistakes(document, schema, reply.json) == [], name
+
+
+async def test_every_refusal_is_described(api: Api, document: Document) -> None:
+    identity = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
+    for path, methods in document["paths"].items():
+        if not path.startswith("/manage"):
+            continue
+        for method, operation in methods.items():
+            url = re.sub(r"{\w+}", identity, path)
+            replies = [
+                await api(method.upper(), url, {"nonsense": 1}),
+                await api(method.upper(), url + "?nonsense=1", {}),
+                await api(method.upper(), url, {}, token=None),
+                await api(method.upper(), url, data=b"{", headers={"Content-Type": "text/plain"}),
+            ]
+            for reply in replies:
+                if reply.status >= 400:
+                    described = operation["responses"][str(reply.status)]
+                    assert f"`{reply.json['code']}`" in described["description"]
+                    schema = described["content"]["application/json"]["schema"]
+                    assert mistakes(document, schema, reply.json) == []
+
+
+async def test_what_the_document_forbids_is_refused(api: Api, document: Document) -> None:
+    for name in ("NewProject", "ProjectChanges", "NewToken", "TokenChanges"):
+        assert document["components"]["schemas"][name]["additionalProperties"] is False
+    schemas = document["components"]["schemas"]
+    assert schemas["NewProject"]["required"] == ["name", "api_key"]
+    assert schemas["NewToken"]["required"] == ["project_id"]
+    assert schemas["NewProject"]["properties"]["provider"]["enum"] == ["openai", "anthropic"]
+    assert schemas["NewToken"]["properties"]["max_requests"]["type"] == ["integer", "null"]
+    assert schemas["TokenChanges"]["minProperties"] == 1

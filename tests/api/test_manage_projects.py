@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from db.queries import projects
+from db.records import Project
+from tests.api.conftest import NOON, Api
+
+API_KEY = "sk-canary-api-key-0123456789"
+
+
+async def stored(api: Api, identity: str) -> Project:
+    project = await api.context.database.read(projects.get, identity)
+    assert project is not None
+    return project
+
+
+async def test_a_project_is_created_shown_and_listed(any_api: Api) -> None:
+    reply = await any_api("POST", "/manage/projects", {"name": "Grüße 🚀", "api_key": API_KEY, "provider": "anthropic"})
+    assert reply.status == 201
+    project = reply.json
+    identity = project["id"]
+    assert reply.headers["Location"] == f"/manage/projects/{identity}"
+    assert project == {
+        "id": identity,
+        "name": "Grüße 🚀",
+        "provider": "anthropic",
+        "api_key_last4": "6789",
+        "active": True,
+        "created_at": "2027-01-15T12:00:00.123456Z",
+        "updated_at": "2027-01-15T12:00:00.123456Z",
+    }
+    assert (await any_api("GET", f"/manage/projects/{identity}")).json == project
+    assert (await any_api("GET", "/manage/projects")).json == {"data": [project], "next_cursor": None}
+
+
+async def test_a_key_is_stored_sealed_for_its_project(api: Api) -> None:
+    project = await api.project(api_key=API_KEY)
+    sealed = (await stored(api, project["id"])).api_key
+    assert sealed.startswith("enc:v2:")
+    assert API_KEY not in sealed
+    assert api.context.keyring.open(sealed, project["id"]) == API_KEY
+
+
+async def test_the_provider_is_the_default_one_unless_named(api: Api) -> None:
+    assert (await api.project(name="a"))["provider"] == "openai"
+    assert (await api.project(name="b", provider="anthropic"))["provider"] == "anthropic"
+
+
+async def test_a_name_is_unique(any_api: Api) -> None:
+    await any_api.project(name="taken")
+    other = await any_api.project(name="Taken")
+    for reply in (
+        await any_api("POST", "/manage/projects", {"name": "taken", "api_key": "k"}),
+        await any_api("PATCH", f"/manage/projects/{other['id']}", {"name": "taken"}),
+    ):
+        assert reply.status == 409
+        assert reply.json == {
+            "error": "Another project has this name",
+            "code": "name_taken",
+            "description": "Names of projects are unique. Choose another one.",
+        }
+    assert (await any_api("GET", f"/manage/projects/{other['id']}")).json["name"] == "Taken"
+
+
+async def test_a_project_is_changed(any_api: Api) -> None:
+    project = await any_api.project(name="before")
+    path = f"/manage/projects/{project['id']}"
+    later = any_api.at(NOON + timedelta(hours=1))
+    reply = await later("PATCH", path, {"name": "after", "active": False})
+    assert reply.status == 200
+    expected = project | {"name": "after", "active": False, "updated_at": "2027-01-15T13:00:00.123456Z"}
+    assert reply.json == expected
+    assert (await any_api("GET", path)).json == expected
+    assert (await later("PATCH", path, {"active": True})).json == expected | {"active": True}
+
+
+async def test_a_new_key_replaces_the_old_one(api: Api) -> None:
+    project = await api.project(api_key="sk-the-old-one")
+    reply = await api("PATCH", f"/manage/projects/{project['id']}", {"api_key": API_KEY})
+    assert reply.json["api_key_last4"] == "6789"
+    assert api.context.keyring.open((await stored(api, project["id"])).api_key, project["id"]) == API_KEY
+
+
+async def test_a_key_never_goes_to_another_provider(api: Api) -> None:
+    project = await api.project(provider="openai")
+    path = f"/manage/projects/{project['id']}"
+    reply = await api("PATCH", path, {"provider": "anthropic"})
+    assert reply.status == 400
+    assert reply.json["code"] == "invalid_body"
+    assert reply.json["description"] == "'provider' can change from openai only together with 'api_key'."
+    assert (await api("GET", path)).json == project
+    assert (await api("PATCH", path, {"provider": "openai"})).status == 200
+    reply = await api("PATCH", path, {"provider": "anthropic", "api_key": API_KEY})
+    assert (reply.json["provider"], reply.json["api_key_last4"]) == ("anthropic", "6789")
+
+
+async def test_projects_are_not_deleted(api: Api) -> None:
+    project = await api.project()
+    reply = await api("DELETE", f"/manage/projects/{project['id']}")
+    assert reply.status == 405
+    assert reply.headers["Allow"] == "GET, PATCH"
+    assert reply.json == {
+        "error": "This method is not allowed here",
+        "code": "method_not_allowed",
+        "description": 'Projects are never deleted, because the ledger refers to them: PATCH {"active": false}.'
+        " Allowed: GET, PATCH.",
+    }
+    assert (await api("GET", f"/manage/projects/{project['id']}")).json == project
+
+
+async def test_all_tokens_of_a_project_are_revoked(any_api: Api) -> None:
+    project, other = await any_api.project(name="a"), await any_api.project(name="b")
+    mine = [await any_api.token(project) for _ in range(3)]
+    foreign = await any_api.token(other)
+    assert (await any_api("DELETE", f"/manage/tokens/{mine[0]['id']}")).status == 204
+    path = f"/manage/projects/{project['id']}/tokens/revoke"
+    assert (await any_api("POST", path)).json == {"revoked": 2}
+    assert (await any_api("POST", path, {})).json == {"revoked": 0}
+    for token in mine:
+        assert (await any_api("GET", f"/manage/tokens/{token['id']}")).json["active"] is False
+    assert (await any_api("GET", f"/manage/tokens/{foreign['id']}")).json["active"] is True
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 7, 500])
+async def test_pages_hold_every_project_once(api: Api, limit: int) -> None:
+    made = [await api.at(NOON + timedelta(microseconds=n // 2)).project(name=f"p{n}") for n in range(7)]
+    found: list[str] = []
+    path: str | None = f"/manage/projects?limit={limit}"
+    for _ in range(10):
+        if path is None:
+            break
+        reply = (await api("GET", path)).json
+        assert len(reply["data"]) <= limit
+        found += [project["id"] for project in reply["data"]]
+        cursor = reply["next_cursor"]
+        path = None if cursor is None else f"/manage/projects?limit={limit}&cursor={cursor}"
+    in_order = sorted(made, key=lambda project: (project["created_at"], project["id"]), reverse=True)
+    assert found == [project["id"] for project in in_order]
+
+
+async def test_a_page_has_fifty_entries_unless_told(api: Api) -> None:
+    for n in range(51):
+        await api.project(name=f"p{n}")
+    reply = (await api("GET", "/manage/projects")).json
+    assert len(reply["data"]) == 50
+    assert reply["next_cursor"] is not None

@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+from attrs import asdict, evolve
+from sqlalchemy import Connection, insert
+
+from db.records import SettledRequest
+from db.schema import requests as table
+from llm_proxy.identifiers import request_id
+from tests.api.conftest import NOON, Api
+
+TOKEN, OTHER_TOKEN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", "0d9c2f6e-1d53-4f55-8f0a-3a52a8f2a0c4"
+PROJECT = "b2f8a7f0-5b1c-4b56-9a67-0f3d0a1c2e4d"
+
+ROW = SettledRequest(
+    id="",
+    worker_id="51c7c8a0-6a55-4a53-a1c5-6f3cf1f6a1a3",
+    token_id=TOKEN,
+    project_id=PROJECT,
+    provider="openai",
+    method="POST",
+    path="/v1/chat/completions",
+    outcome="ok",
+    status=200,
+    model="gpt-5",
+    streamed=True,
+    admitted_at=NOON,
+    settled_at=NOON,
+    first_byte_us=1_000,
+    duration_us=2_000,
+    request_bytes=10,
+    response_bytes=20,
+    input_tokens=3,
+    output_tokens=4,
+    cached_tokens=None,
+)
+
+
+async def settled(api: Api, *rows: SettledRequest) -> list[SettledRequest]:
+    made = [evolve(row, id=request_id()) for row in rows]
+
+    def write(connection: Connection) -> None:
+        connection.execute(insert(table), [asdict(row) for row in made])
+
+    await api.context.database.write(write)
+    return made
+
+
+async def test_a_settled_request_is_shown_as_it_is(api: Api) -> None:
+    (row,) = await settled(api, ROW)
+    noon = "2027-01-15T12:00:00.123456Z"
+    assert (await api("GET", "/manage/requests")).json == {
+        "data": [asdict(row) | {"admitted_at": noon, "settled_at": noon}],
+        "next_cursor": None,
+    }
+
+
+async def test_requests_are_listed_by_page_and_filter(api: Api) -> None:
+    rows = await settled(
+        api,
+        ROW,
+        evolve(ROW, token_id=OTHER_TOKEN),
+        evolve(ROW, outcome="client_closed", status=None),
+        evolve(ROW, token_id=OTHER_TOKEN, outcome="unknown", project_id=TOKEN),
+        ROW,
+    )
+
+    async def listed(query: str) -> list[int]:
+        found: list[int] = []
+        path: str | None = f"/manage/requests?limit=2{query}"
+        for _ in range(10):
+            if path is None:
+                break
+            reply = (await api("GET", path)).json
+            found += [[row.id for row in rows].index(shown["id"]) for shown in reply["data"]]
+            cursor = reply["next_cursor"]
+            path = None if cursor is None else f"/manage/requests?limit=2{query}&cursor={cursor}"
+        return found
+
+    assert await listed("") == [4, 3, 2, 1, 0]
+    assert await listed(f"&token_id={TOKEN}") == [4, 2, 0]
+    assert await listed(f"&project_id={PROJECT}") == [4, 2, 1, 0]
+    assert await listed("&outcome=ok") == [4, 1, 0]
+    assert await listed(f"&outcome=unknown&token_id={OTHER_TOKEN}") == [3]
+    assert await listed("&outcome=void") == []
+
+
+async def test_a_request_is_found_by_its_own_id_and_by_the_providers(api: Api) -> None:
+    rows = await settled(
+        api,
+        evolve(ROW, provider_request_id="req_1"),
+        evolve(ROW, provider_request_id="Req_1"),
+        evolve(ROW, provider_request_id="req_1"),
+    )
+    # The provider gave this request an id that another one has here.
+    (stranger,) = await settled(api, evolve(ROW, provider_request_id=rows[0].id))
+    for identity, found in (
+        (rows[0].id, rows[0]),
+        (rows[0].id.upper(), rows[0]),
+        ("req_1", rows[2]),
+        ("Req_1", rows[1]),
+        (stranger.id, stranger),
+    ):
+        reply = await api("GET", f"/manage/requests/{identity}")
+        assert (reply.status, reply.json["id"]) == (200, found.id)
+    for identity in ("req_2", "r", "%20", "r\u00e9q", "x" * 256):
+        reply = await api("GET", f"/manage/requests/{identity}")
+        assert (reply.status, reply.json["code"]) == (404, "request_not_found")
+
+
+async def test_ids_in_capitals_are_the_same_ids(api: Api) -> None:
+    project = await api.project()
+    token = await api.token(project)
+    (row,) = await settled(api, evolve(ROW, project_id=project["id"], token_id=token["id"]))
+    project_id, token_id = project["id"].upper(), token["id"].upper()
+    assert (await api("GET", f"/manage/projects/{project_id}")).json["id"] == project["id"]
+    assert (await api("PATCH", f"/manage/projects/{project_id}", {"name": "new"})).status == 200
+    assert (await api("GET", f"/manage/tokens/{token_id}")).json["id"] == token["id"]
+    assert (await api("GET", f"/manage/tokens?project_id={project_id}")).json["data"][0]["id"] == token["id"]
+    assert (await api("POST", "/manage/tokens", {"project_id": project_id})).json["project_id"] == project["id"]
+    for query in (f"project_id={project_id}", f"token_id={token_id}"):
+        assert [found["id"] for found in (await api("GET", f"/manage/requests?{query}")).json["data"]] == [row.id]
+    assert (await api("POST", f"/manage/projects/{project_id}/tokens/revoke")).json == {"revoked": 2}

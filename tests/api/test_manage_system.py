@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pytest
+from attrs import evolve
+
+from tests.api.conftest import Api, make_api
+
+
+async def test_health_is_good_as_long_as_somebody_answers(api: Api) -> None:
+    api.failing += ["database", "writer"]
+    reply = await api("GET", "/health", token=None)
+    assert (reply.status, reply.json) == (200, {"status": "ok", "version": "1.2.3"})
+    reply = await api("GET", "/live", token=None)
+    assert (reply.status, reply.json) == (200, {"status": "alive"})
+    assert reply.headers["Cache-Control"] == "no-store"
+
+
+@pytest.mark.parametrize("failing", [["database"], ["schema"], ["writer", "draining"]])
+async def test_ready_names_what_fails(api: Api, failing: list[str]) -> None:
+    reply = await api("GET", "/ready", token=None)
+    assert (reply.status, reply.json) == (200, {"status": "ready", "failing": []})
+    api.failing += failing
+    reply = await api("GET", "/ready", token=None)
+    assert (reply.status, reply.json) == (503, {"status": "not ready", "failing": sorted(failing)})
+
+
+@pytest.mark.parametrize(
+    ("failing", "status"),
+    [(["database"], 200), (["writer", "database"], 200), (["schema"], 503), (["database", "draining"], 503)],
+)
+async def test_ready_is_good_while_requests_go_on_without_the_database(
+    api: Api, failing: list[str], status: int
+) -> None:
+    api.failing += failing
+    carrying = make_api(evolve(api.context, carries_on=lambda: True), api.failing)
+    reply = await carrying("GET", "/ready", token=None)
+    assert (reply.status, reply.json["failing"]) == (status, sorted(failing))
+    assert reply.json["status"] == ("grace" if status == 200 else "not ready")
+    api.failing.clear()
+    reply = await carrying("GET", "/ready", token=None)
+    assert (reply.status, reply.json["status"]) == (200, "ready")
+
+
+async def test_the_metrics_are_at_their_path(api: Api) -> None:
+    api.context.metrics.refusal("token_invalid")
+    reply = await api("GET", "/metrics", token=None)
+    assert reply.status == 200
+    assert reply.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert b'llm_proxy_refusals_total{code="token_invalid"} 1.0' in reply.data
+
+
+@pytest.mark.parametrize(("path", "found"), [("/elsewhere", ["/elsewhere"]), (None, [])])
+async def test_the_metrics_may_be_elsewhere_or_nowhere(api: Api, path: str | None, found: list[str]) -> None:
+    other = make_api(evolve(api.context, metrics_path=path), [])
+    statuses = {tried: (await other("GET", tried, token=None)).status for tried in ("/metrics", "/elsewhere")}
+    assert [tried for tried, status in statuses.items() if status == 200] == found
+    described: Iterable[str] = (await other("GET", "/openapi.json")).json["paths"]
+    assert [tried for tried in ("/metrics", "/elsewhere") if tried in described] == found
+
+
+async def test_what_is_nowhere_is_told_in_json(api: Api) -> None:
+    reply = await api("GET", "/nowhere", token=None)
+    assert (reply.status, reply.json["code"]) == (404, "not_found")
+    reply = await api("POST", "/health", {}, token=None)
+    assert (reply.status, reply.json["code"]) == (405, "method_not_allowed")
+    assert reply.headers["Allow"] == "GET, HEAD, OPTIONS"

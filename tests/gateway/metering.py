@@ -1,0 +1,35 @@
+"""Bodies on their way through a meter."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from llm_proxy.gateway.usage import Usage, UsageMeter, meter_for
+
+JSON = (b"content-type", b"application/json")
+EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+
+
+def feed(meter: UsageMeter, piece: bytes) -> None:
+    for _ in meter.feed(piece):
+        pass
+
+
+def metered(meter: UsageMeter, *pieces: bytes) -> Usage:
+    for piece in pieces:
+        feed(meter, piece)
+    return meter.result()
+
+
+def of_json(document: object) -> Usage:
+    return metered(meter_for(200, [JSON]), document if isinstance(document, bytes) else json.dumps(document).encode())
+
+
+def of_events(*events: object) -> Usage:
+    text = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+    return metered(meter_for(200, [EVENTS]), text + b"data: [DONE]\n\n")
+
+
+def of_usage(**figures: Any) -> Usage:
+    return of_json({"usage": figures})

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import attrs
+import pytest
+
+from llm_proxy.errors import EndpointNotAllowed
+from llm_proxy.gateway.providers.builtin import ANTHROPIC_URL, OPENAI_URL, built_in
+from llm_proxy.gateway.providers.provider import split_base_url
+from llm_proxy.gateway.upstream.origin import Origin
+
+BUILT_IN = built_in(OPENAI_URL, 600.0)
+OPENAI, ANTHROPIC = BUILT_IN["openai"], BUILT_IN["anthropic"]
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "path"),
+    [
+        ("openai", "POST", b"/v1/chat/completions"),
+        ("openai", "POST", b"/v1/responses"),
+        ("openai", "DELETE", b"/v1/responses/resp_1"),
+        ("openai", "POST", b"/v1/embeddings"),
+        ("openai", "GET", b"/v1/models"),
+        ("openai", "GET", b"/v1/files/file-1/content"),
+        ("openai", "POST", b"/v1/uploads/u/parts"),
+        ("openai", "POST", b"/v1/images/edits"),
+        ("openai", "POST", b"/v1/audio/transcriptions"),
+        ("openai", "POST", b"/v1/fine_tuning/jobs"),
+        ("openai", "POST", b"/v1/vector_stores/vs/search"),
+        ("openai", "GET", b"/v1/threads/t/runs/r/steps/s"),
+        ("anthropic", "POST", b"/v1/messages"),
+        ("anthropic", "POST", b"/v1/messages/count_tokens"),
+        ("openai", "GET", b"/v1/models/openai%2Fgpt-oss-120b"),
+        ("openai", "DELETE", b"/v1/models/ft%3Agpt-5.4-mini%3Aacme"),
+        ("anthropic", "POST", b"/v1/messages/batches"),
+        ("anthropic", "POST", b"/v1/messages/batches/b/cancel"),
+        ("anthropic", "GET", b"/v1/models/claude"),
+    ],
+)
+def test_applications_reach_what_they_need(name: str, method: str, path: bytes) -> None:
+    assert BUILT_IN[name].refusal(method, path, []) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("openai", b"/v1/organization/projects"),
+        ("openai", b"/v1/organization/admin_api_keys"),
+        ("openai", b"/v1/organization/usage/completions"),
+        ("openai", b"/v1/projects/p/users/u/roles"),
+        ("openai", b"/v1/realtime/client_secrets"),
+        ("openai", b"/v1/fine_tuning/checkpoints/c/permissions"),
+        ("anthropic", b"/v1/organizations/api_keys"),
+        ("anthropic", b"/v1/organizations/me"),
+        ("anthropic", b"/v1/tunnels/t/reveal_token"),
+    ],
+)
+def test_the_account_behind_the_key_is_out_of_reach(name: str, path: bytes) -> None:
+    assert isinstance(BUILT_IN[name].refusal("GET", path, []), EndpointNotAllowed)
+
+
+@pytest.mark.parametrize("path", [b"/v1/messages/batches/b", b"/v1/messages/batches/b/results"])
+def test_batches_whose_results_url_leads_past_the_proxy_are_refused_with_an_explanation(path: bytes) -> None:
+    refusal = ANTHROPIC.refusal("GET", path, [])
+    assert isinstance(refusal, EndpointNotAllowed)
+    for words in (
+        "results_url",
+        "batches.list()",
+        "allowed_endpoints",
+        'client.get("/v1/messages/batches/ID/results"',
+    ):
+        assert words in refusal.message
+
+
+def test_an_operator_may_allow_what_is_denied() -> None:
+    path = "/v1/messages/batches/{id}/results"
+    provider = attrs.evolve(ANTHROPIC, allowed_endpoints=(*ANTHROPIC.allowed_endpoints, path))
+    assert provider.refusal("GET", b"/v1/messages/batches/b/results", []) is None
+    assert isinstance(provider.refusal("GET", b"/v1/messages/batches/b", []), EndpointNotAllowed)
+
+
+def test_their_addresses() -> None:
+    assert OPENAI.origin == Origin("https", "api.openai.com", 443)
+    assert split_base_url(ANTHROPIC_URL) == (ANTHROPIC.origin, b"")
+    assert (OPENAI.auth, ANTHROPIC.auth) == ("bearer", "x-api-key")

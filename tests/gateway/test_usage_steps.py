@@ -1,0 +1,100 @@
+"""Whatever a provider sends, no step of a meter holds up the event loop."""
+
+from __future__ import annotations
+
+import gzip
+import time
+from collections.abc import Callable
+
+import brotli
+import pytest
+import zstandard
+
+from llm_proxy.gateway.usage import meter_for
+from tests.gateway.metering import EVENTS, JSON
+
+#: Seconds of CPU time that a step may take.
+BOUND = 0.01
+#: What one read from a provider brings at most.
+READ = 64 * 1024
+SIZE = 400_000
+
+
+def many(text: bytes) -> bytes:
+    return text * (SIZE // len(text))
+
+
+WORST = {
+    "brackets": (JSON, b'{"a":' + many(b"[]")),
+    "brackets-in-an-array": (JSON, b'{"a":[' + many(b"[],")),
+    "deep-brackets": (JSON, b'{"a":[' + many(b"[" * 200 + b"]" * 200)),
+    "numbers": (JSON, b'{"a":[' + many(b"0.0123,")),
+    "blanks": (JSON, b'{"a":[' + many(b" ")),
+    "members": (JSON, b"{" + many(b'"a":1,')),
+    "members-with-arrays": (JSON, b"{" + many(b'"a":[],')),
+    "empty-strings": (JSON, b'{"a":[' + many(b'"",[],')),
+    "escapes": (JSON, b'{"a":[' + many(b'"\\n",')),
+    "one-string-of-escapes": (JSON, b'{"a":["' + many(b'\\"')),
+    "a-large-usage": (JSON, b'{"usage":{' + b'"a":[],' * 9000),
+    "tiny-events": (EVENTS, many(b'data:{"usage":{}}\n\n')),
+    "tiny-broken-events": (EVENTS, many(b'data:{"usage":{,\n\n')),
+    "tiny-events-without-data": (EVENTS, many(b"error\n\n")),
+    "empty-lines": (EVENTS, many(b"\r")),
+    "tiny-lines": (EVENTS, many(b"x\n")),
+    "tiny-lines-of-data": (EVENTS, many(b"data:\n")),
+    "one-line": (EVENTS, b'data: {"a":[' + many(b"[],")),
+    "large-usages": (EVENTS, many(b'data:{"usage":{' + b'"a":[],' * 3000 + b'"b":1}}\n\n')),
+}
+CODINGS: dict[bytes, Callable[[bytes], bytes]] = {
+    b"identity": bytes,
+    b"gzip": gzip.compress,
+    b"br": lambda text: brotli.compress(text, quality=4),
+    b"zstd": zstandard.compress,
+}
+
+
+def longest_step(kind: tuple[bytes, bytes], coding: bytes, body: bytes) -> float:
+    """The CPU time of the longest step, from one pause to the next."""
+    meter = meter_for(200, [kind, (b"content-encoding", coding)])
+    steps: list[float] = []
+    for start in range(0, len(body), READ):
+        before = time.thread_time()
+        for _ in meter.feed(body[start : start + READ]):
+            steps.append(time.thread_time() - before)
+            before = time.thread_time()
+        steps.append(time.thread_time() - before)
+    before = time.thread_time()
+    meter.result()
+    return max(*steps, time.thread_time() - before)
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("worst", WORST)
+def test_no_step_takes_longer_than_the_bound(worst: str, coding: bytes) -> None:
+    kind, text = WORST[worst]
+    body = CODINGS[coding](text)
+    # What the machine does beside it (page faults, the garbage collector) may fall into one run, not into each.
+    assert min(longest_step(kind, coding, body) for _ in range(3)) < BOUND
+
+
+def test_a_document_that_takes_too_many_steps_is_given_up() -> None:
+    meter = meter_for(200, [JSON])
+    for _ in meter.feed(b"{" + many(b'"a":[],') + b'"usage":{"prompt_tokens":5}}'):
+        pass
+    assert meter.result().input_tokens is None
+    assert meter.unmetered
+
+
+@pytest.mark.parametrize("members", [200, 1])
+def test_a_document_of_many_values_is_read(members: int) -> None:
+    """Far more members than an API has, and many objects with short values, escapes and longer strings."""
+    value = b"[%b{}]" % (
+        b'{"token":" a\\n","logprob":-0.25,"bytes":[32,97],"top":[{"token":"%b"}]},' % (b"x" * 300) * 3000
+    )
+    text = b"{" + b'"a":[1],' * members + b'"b":%b,"usage":{"prompt_tokens":5}}' % value
+    meter = meter_for(200, [JSON])
+    for start in range(0, len(text), READ):
+        for _ in meter.feed(text[start : start + READ]):
+            pass
+    assert meter.result().input_tokens == 5
+    assert not meter.unmetered

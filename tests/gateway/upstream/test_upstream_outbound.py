@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.outbound import OutboundProxy, outbound_proxy
+from llm_proxy.gateway.upstream.pool import DirectConnector
+from llm_proxy.gateway.upstream.routes import open_pool
+from llm_proxy.gateway.upstream.via_httpx import HttpxConnector
+from tests.gateway.upstream.stage import PATIENT
+
+API = Origin("https", "api.example", 443)
+PLAIN = Origin("http", "api.example", 80)
+PROXY = "http://proxy.example:3128"
+
+
+def route(origin: Origin, environ: Mapping[str, str]) -> str:
+    proxy = outbound_proxy(origin, environ)
+    return "straight" if proxy is None else str(proxy)
+
+
+@pytest.mark.parametrize(
+    ("origin", "environ", "expected"),
+    [
+        (API, {}, "straight"),
+        (API, {"HTTPS_PROXY": PROXY}, PROXY),
+        (API, {"https_proxy": PROXY}, PROXY),
+        (API, {"HTTP_PROXY": PROXY}, "straight"),
+        (PLAIN, {"HTTP_PROXY": PROXY}, PROXY),
+        (PLAIN, {"HTTPS_PROXY": PROXY}, "straight"),
+        (PLAIN, {"ALL_PROXY": PROXY}, PROXY),
+        (API, {"all_proxy": PROXY}, PROXY),
+        (API, {"HTTPS_PROXY": "", "ALL_PROXY": PROXY}, PROXY),
+        (API, {"HTTPS_PROXY": "http://upper:1", "https_proxy": "http://lower:1"}, "http://lower:1"),
+        (API, {"HTTPS_PROXY": "http://a:1", "ALL_PROXY": "http://b:1"}, "http://a:1"),
+        (API, {"HTTPS_PROXY": "proxy.example:3128"}, PROXY),
+        (API, {"HTTPS_PROXY": "http://proxy.example"}, "http://proxy.example:80"),
+        (API, {"HTTPS_PROXY": "https://proxy.example/"}, "https://proxy.example:443"),
+        (API, {"HTTPS_PROXY": "http://[::1]:3128"}, "http://[::1]:3128"),
+    ],
+)
+def test_which_proxy(origin: Origin, environ: Mapping[str, str], expected: str) -> None:
+    assert route(origin, environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("host", "exceptions", "straight"),
+    [
+        ("api.example", "", False),
+        ("api.example", "*", True),
+        ("api.example", "api.example", True),
+        ("API.example", "api.EXAMPLE", True),
+        ("api.example", "example", True),
+        ("api.example", ".example", True),
+        ("api.example", "*.example", True),
+        ("api.example", "other.example, api.example", True),
+        ("api.example", "other.example api.example", True),
+        ("api.example", "i.example", False),
+        ("api.example", "api.example.org", False),
+        ("api.example", "api.example:443", True),
+        ("api.example", "api.example:8443", False),
+        ("api.example", ",", False),
+        ("10.1.2.3", "10.0.0.0/8", True),
+        ("10.1.2.3", "10.1.2.3", True),
+        ("10.1.2.3", "10.1.2.3:443", True),
+        ("10.1.2.3", "10.1.2.3:80", False),
+        ("11.1.2.3", "10.0.0.0/8", False),
+        ("fd00::1", "fd00::/8", True),
+        ("fd00::1", "[fd00::1]", True),
+        ("fd00::1", "[fd00::1]:443", True),
+        ("localhost", "", True),
+        ("127.8.9.1", "", True),
+        ("::1", "", True),
+        ("a.localhost", "", True),
+    ],
+)
+def test_exceptions(host: str, exceptions: str, straight: bool) -> None:
+    environ = {"HTTPS_PROXY": PROXY, "NO_PROXY": exceptions}
+    assert (route(Origin("https", host, 443), environ) == "straight") is straight
+
+
+def test_credentials_are_unquoted_and_never_shown() -> None:
+    proxy = outbound_proxy(API, {"HTTPS_PROXY": "http://us%40er:pa%3Ass@proxy.example:3128"})
+    assert proxy == OutboundProxy("http", "proxy.example", 3128, (b"us@er", b"pa:ss"))
+    assert "pa" not in f"{proxy} {proxy!r}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["socks5://secret@proxy:1", "ftp://proxy", "http://", "http://proxy:port", "http://proxy/path", "http://[::1"],
+)
+def test_what_is_no_proxy(url: str) -> None:
+    with pytest.raises(ValueError, match="HTTPS_PROXY") as caught:
+        outbound_proxy(API, {"HTTPS_PROXY": url})
+    assert "secret" not in str(caught.value)
+
+
+def connector(environ: Mapping[str, str]) -> type:
+    pool = open_pool(API, PATIENT, environ=environ)
+    assert repr(pool) == "<UpstreamPool https://api.example:443, 0 idle, 0 in use>"
+    connect: Any = pool._connect  # type: ignore[attr-defined]  # not a part of the interface
+    return type(connect.__self__)
+
+
+def test_which_implementation() -> None:
+    assert connector({}) is DirectConnector
+    assert connector({"HTTPS_PROXY": PROXY, "NO_PROXY": "api.example"}) is DirectConnector
+    assert connector({"HTTPS_PROXY": PROXY}) is HttpxConnector

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_proxy.logging.sink import LogError, Sink
+
+
+def test_a_line_after_one_that_was_cut_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bytes] = []
+
+    def put(line: bytes) -> int:
+        taken.append(line[:5])
+        return len(taken[-1])
+
+    sink = Sink(None)
+    with closing(sink):
+        monkeypatch.setattr(sink, "_put", put)
+        for line in (b"one\n", b"too long\n", b"two\n", b"six\n"):
+            sink.write(line, 0)
+    assert b"".join(taken) == b"one\ntoo l\ntwo\nsix\n"
+    assert sink.lost == 1
+
+
+@pytest.mark.parametrize("kind", ["FIFO that no process reads", "socket"])
+def test_a_log_file_that_would_wait_for_a_reader_is_refused_at_once(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / "log"
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "socket":
+            listener.bind(str(place))
+        else:
+            os.mkfifo(place)
+        with pytest.raises(LogError, match=rf"{place} cannot be opened: it is a {kind}; set LOG_FILE to a file, "):
+            Sink(place)
+
+
+def test_a_fifo_with_a_reader_is_a_log_file_and_loses_lines_when_the_reader_leaves(tmp_path: Path) -> None:
+    fifo = tmp_path / "log"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    sink = Sink(fifo)
+    with closing(sink):
+        sink.write(b"one\n", 0)
+        assert os.read(reader, 100) == b"one\n"
+        os.close(reader)
+        sink.write(b"two\n", 0)
+    assert sink.lost == 1
+
+
+def test_two_threads_that_notice_a_rotation_at_once_close_the_old_file_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "proxy.log"
+    both_opening = threading.Barrier(2, timeout=0.2)
+    closed: list[int] = []
+    open_file, close_file = os.open, os.close
+
+    def open_together(*arguments: Any) -> int:
+        with suppress(threading.BrokenBarrierError):
+            both_opening.wait()
+        return open_file(*arguments)
+
+    def close(descriptor: int) -> None:
+        closed.append(descriptor)
+        close_file(descriptor)
+
+    monkeypatch.setattr(os, "close", close)
+    sink = Sink(path)
+    with closing(sink):
+        path.rename(path.with_suffix(".1"))
+        monkeypatch.setattr(os, "open", open_together)
+        writers = [threading.Thread(target=sink.write, args=(b"{}\n", second)) for second in (1, 2)]
+        for writer in writers:
+            writer.start()
+        for writer in writers:
+            writer.join()
+    assert (len(closed), len(set(closed)), sink.lost) == (2, 2, 0)
+    assert path.read_text() == "{}\n{}\n"

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import base64
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from attrs import evolve
+from sqlalchemy import update
+
+from db import Connection
+from db.database import Database, opened
+from db.options import Options
+from db.queries import projects
+from db.schema import projects as project_table
+from llm_proxy.secrets import keys
+from llm_proxy.secrets.encryption import KeyRing
+from tests.databases.scratch import Scratch
+from tests.db.queries.books import a_project
+
+OLD, NEW, OTHER = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2, 3))
+
+
+@pytest.fixture
+def database(migrated_database: Scratch) -> Iterator[Database]:
+    with opened(migrated_database.target, Options()) as database:
+        yield database
+        assert database.connections.in_use == 0
+
+
+def ring(*texts: str, plain: bool = False) -> KeyRing:
+    return KeyRing.from_setting(",".join(texts), allow_plaintext=plain)
+
+
+def add_project(database: Database, sealing: KeyRing, api_key: str) -> str:
+    project = a_project()
+    sealed = sealing.seal(api_key, project.id)
+    database.write_now(projects.create, evolve(project, api_key=sealed))
+    return project.id
+
+
+def opened_with(database: Database, opening: KeyRing) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for project_id, sealed in database.read_now(projects.seals, "", 1000):
+        found[project_id] = opening.open(sealed, project_id)
+    return found
+
+
+def test_every_key_comes_under_the_first(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "_PIECE", 3)
+    expected = {add_project(database, ring(OLD), f"sk-{number}"): f"sk-{number}" for number in range(7)}
+    expected[add_project(database, ring(NEW), "sk-new")] = "sk-new"
+
+    dry = keys.rotate(database, ring(NEW, OLD), dry_run=True)
+    assert (dry.resealed, dry.current, dry.unreadable) == (7, 1, [])
+    assert opened_with(database, ring(NEW, OLD)) == expected
+    done = keys.rotate(database, ring(NEW, OLD))
+    assert (done.resealed, done.current, done.unreadable) == (7, 1, [])
+    assert opened_with(database, ring(NEW)) == expected
+    again = keys.rotate(database, ring(NEW, OLD))
+    assert (again.resealed, again.current, again.unreadable) == (0, 8, [])
+
+
+def test_a_key_that_cannot_be_read_stays_and_is_named(database: Database) -> None:
+    lost = add_project(database, ring(OTHER), "sk-lost")
+    good = add_project(database, ring(OLD), "sk-good")
+    before = dict(database.read_now(projects.seals, "", 10))
+
+    done = keys.rotate(database, ring(NEW, OLD))
+
+    assert (done.resealed, [one.project_id for one in done.unreadable]) == (1, [lost])
+    assert ring(OTHER).key_ids[0] in done.unreadable[0].reason
+    after = dict(database.read_now(projects.seals, "", 10))
+    assert after[lost] == before[lost]
+    assert ring(NEW).open(after[good], good) == "sk-good"
+
+
+def test_plain_text_is_encrypted_once_there_is_a_key(database: Database) -> None:
+    project = add_project(database, KeyRing.plaintext(), "sk-plain")
+    refused = keys.rotate(database, ring(NEW))
+    assert (refused.resealed, len(refused.unreadable)) == (0, 1)
+    assert keys.rotate(database, ring(NEW, plain=True)).resealed == 1
+    assert opened_with(database, ring(NEW)) == {project: "sk-plain"}
+
+
+def test_a_key_that_is_set_meanwhile_is_not_overwritten(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = add_project(database, ring(OLD), "sk-old")
+    real = projects.reseal
+    interfered: list[str] = []
+
+    def interfere(connection: Connection, *arguments: Any) -> bool:
+        if not interfered:
+            interfered.append("once")
+            sealed = ring(OLD).seal("sk-set-by-somebody", project)
+            connection.execute(update(project_table).values(api_key=sealed))
+        return real(connection, *arguments)
+
+    monkeypatch.setattr(projects, "reseal", interfere)
+    assert keys.rotate(database, ring(NEW, OLD)).resealed == 1
+    assert opened_with(database, ring(NEW)) == {project: "sk-set-by-somebody"}
+
+
+def test_what_is_missing_is_told_without_opening_anything(database: Database) -> None:
+    assert keys.look_for_locked(database, ring(NEW)) is None
+    add_project(database, ring(OLD), "sk-1")
+    add_project(database, ring(OLD), "sk-2")
+    locked = keys.look_for_locked(database, ring(NEW))
+    assert locked is not None
+    assert locked.all_of_them
+    assert str(locked) == (f"the API keys of 2 of 2 projects need the key with the id {ring(OLD).key_ids[0]} (2)")
+    add_project(database, ring(NEW), "sk-3")
+    locked = keys.look_for_locked(database, ring(NEW))
+    assert locked is not None
+    assert not locked.all_of_them
+    assert keys.look_for_locked(database, ring(NEW, OLD)) is None

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from llm_proxy.server.asgi import Receive, Scope, Send
+from llm_proxy.server.config import ServeConfig
+from llm_proxy.server.exchange import DISCARD_LIMIT, YIELD_EVERY
+from llm_proxy.server.response import InvalidResponse
+from tests.server.answers import Truncated
+from tests.server.applications import Echo, Hold, body, saying, start
+from tests.server.conftest import Connect
+from tests.server.framing_table import GET, get, post
+
+OLD_GET = b"GET / HTTP/1.0\r\n\r\n"
+
+
+async def test_an_application_gets_a_standard_scope(connect: Connect) -> None:
+    app = Echo()
+    peer = connect(app, tcp=True)
+    await peer.say(get(b"X-Y: Z", target=b"/a%20b/%C3%A9%2f?c=%20d"))
+    (scope,) = app.scopes
+    assert scope["type"] == "http"
+    assert scope["asgi"] == {"version": "3.0", "spec_version": "2.4"}
+    assert (scope["method"], scope["http_version"], scope["scheme"]) == ("GET", "1.1", "http")
+    assert (scope["path"], scope["raw_path"]) == ("/a b/é/", b"/a%20b/%C3%A9%2f")
+    assert (scope["query_string"], scope["root_path"], scope["state"]) == (b"c=%20d", "", {})
+    assert scope["headers"] == [(b"host", b"a"), (b"x-y", b"Z")]
+    assert scope["client"] == peer.socket.getsockname()
+    assert scope["server"] == peer.socket.getpeername()
+
+
+async def test_a_response_goes_out_with_its_head_in_one_piece(connect: Connect) -> None:
+    gate = trio.Event()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(start())
+        await gate.wait()
+        await send(body(b"", more=True))
+        await send(body(b"late"))
+
+    peer = connect(app)
+    assert await peer.say(GET) == b""
+    gate.set()
+    await peer.settle()
+    assert peer.answers()[0].body == b"late"
+
+
+async def test_an_application_that_never_waits_lets_others_have_their_turns(connect: Connect) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        nonlocal turns
+        async with trio.open_nursery() as counting:
+            counting.start_soon(count)
+            await trio.lowlevel.checkpoint()
+            turns = 0
+            await send(start())
+            for _ in range(4 * YIELD_EVERY):
+                await send(body(b"x", more=True))
+            seen.append(turns)
+            counting.cancel_scope.cancel()
+        await send(body(b""))
+
+    seen: list[int] = []
+    peer = connect(app)
+    await peer.say(GET)
+    assert len(seen) == 1
+    assert 3 <= seen[0] <= 5
+
+
+async def test_an_empty_piece_sends_the_head(connect: Connect) -> None:
+    peer = connect(saying(start(), body(more=True)))
+    peer.connection.site.config.report(ValueError("unused"))
+    assert (await peer.say(GET)).endswith(b"transfer-encoding: chunked\r\n\r\n")
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [start(101), body()],
+        [start(200, (b"x", b"a\r\nb: c")), body()],
+        [start(200, (b"x y", b"a")), body()],
+        [start(200, (b"content-length", b"+1")), body(b"a")],
+        [start(200, (b"content-length", b"2")), body(b"abc")],
+        [start(200, (b"content-length", b"2")), body(b"a")],
+        [body(b"a")],
+        [{"type": "http.response.zzz"}],
+        [start(), start(), body()],
+        [start()],
+        [],
+    ],
+)
+async def test_an_application_that_fails_before_its_response_is_a_500(messages: list[Any], connect: Connect) -> None:
+    peer = connect(saying(*messages))
+    await peer.say(GET)
+    (answer,) = peer.answers()
+    assert answer.status == 500
+    assert answer.body == (
+        b'{"error":{"message":"The server failed to handle this request.","type":"server_error","param":null,'
+        b'"code":"internal_error"}}'
+    )
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.closing
+    assert peer.closed
+    assert all(isinstance(report, InvalidResponse) for report in peer.reports)
+
+
+async def test_the_500_to_a_head_has_no_body(connect: Connect) -> None:
+    peer = connect(saying())
+    assert (await peer.say(GET.replace(b"GET", b"HEAD"))).endswith(b"\r\n\r\n")
+
+
+async def test_an_exception_is_reported_and_no_words_of_it_get_out(connect: Connect) -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise ValueError("secret")
+
+    peer = connect(app)
+    assert b"secret" not in await peer.say(GET)
+    assert [str(report) for report in peer.reports] == ["secret"]
+
+
+@pytest.mark.parametrize("length", [(), ((b"content-length", b"10"),)])
+async def test_an_exception_after_the_start_is_an_unfinished_response(length: Any, connect: Connect) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(start(200, *length))
+        await send(body(b"part", more=True))
+        raise ValueError
+
+    peer = connect(app)
+    await peer.say(GET + GET)
+    assert peer.got.count(b"HTTP/1.1") == 1
+    assert b"part" in peer.got
+    assert peer.closed
+    with pytest.raises(Truncated):
+        peer.answers()
+
+
+async def test_where_the_end_ends_the_response_a_failure_is_a_reset(connect: Connect) -> None:
+    peer = connect(saying(start(), body(b"part", more=True)), tcp=True)
+    await peer.say(OLD_GET)
+    assert peer.reset
+
+
+@pytest.mark.parametrize("pieces", [[b"1234", b"56"], [b"12", b"3"]])
+async def test_a_body_of_another_length_is_an_unfinished_response(pieces: list[bytes], connect: Connect) -> None:
+    messages = [body(piece, more=True) for piece in pieces[:-1]] + [body(pieces[-1])]
+    peer = connect(saying(start(200, (b"content-length", b"5")), *messages))
+    await peer.say(GET)
+    assert peer.closed
+    with pytest.raises(Truncated):
+        peer.answers()
+    assert [type(report) for report in peer.reports] == [InvalidResponse]
+
+
+async def test_a_body_that_went_wrong_cannot_be_mended(connect: Connect) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(start(200, (b"content-length", b"5")))
+        await send(body(b"12", more=True))
+        with pytest.raises(InvalidResponse, match="length"):
+            await send(body(b"3456", more=True))
+        with pytest.raises(OSError, match="closed"):
+            await send(body(b"345"))
+
+    peer = connect(app)
+    await peer.say(GET)
+    assert peer.got.endswith(b"\r\n\r\n12")
+    assert peer.closed
+    assert peer.reports == []
+
+
+async def test_what_goes_beyond_the_length_is_not_sent_and_ends_the_connection(connect: Connect) -> None:
+    peer = connect(saying(start(200, (b"content-length", b"5")), body(b"12345", more=True), body(b"6")))
+    await peer.say(GET)
+    assert peer.answers()[0].body == b"12345"
+    assert peer.closed
+
+
+async def test_messages_behind_the_end_are_errors_of_the_application(connect: Connect) -> None:
+    peer = connect(saying(start(), body(b"all"), body(b"more")))
+    await peer.say(GET)
+    assert peer.answers()[0].body == b"all"
+    assert [type(report) for report in peer.reports] == [InvalidResponse]
+    await peer.say(GET)
+    assert len(peer.answers()) == 2
+
+
+async def test_an_unread_body_is_dropped_to_keep_the_connection(connect: Connect) -> None:
+    peer = connect(saying(start(200, (b"content-length", b"0")), body()))
+    data = b"x" * DISCARD_LIMIT
+    await peer.say(post(data[:10], b"Content-Length: %d" % DISCARD_LIMIT))
+    assert [answer.closing for answer in peer.answers()] == [False]
+    await peer.say(data[10:] + GET)
+    assert len(peer.answers()) == 2
+    assert not peer.closed
+
+
+async def test_a_long_unread_body_costs_the_connection_but_not_the_answer(connect: Connect) -> None:
+    """A reset would take the answer away from a client that is still sending."""
+    peer = connect(saying(start(413, (b"content-length", b"0")), body()), tcp=True)
+    await peer.say(post(b"", b"Content-Length: 10000000"))
+    for _ in range(50):
+        await peer.say(b"x" * 2000)
+    (answer,) = peer.answers()
+    assert answer.status == 413
+    assert answer.closing
+    assert peer.closed
+    assert not peer.reset
+
+
+async def test_a_chunked_body_without_end_costs_the_connection(connect: Connect) -> None:
+    peer = connect(saying(start(200, (b"content-length", b"0")), body()))
+    await peer.say(post(b"", b"Transfer-Encoding: chunked"))
+    for _ in range(DISCARD_LIMIT // 30_000 + 1):
+        await peer.say(b"7530\r\n" + b"x" * 30_000 + b"\r\n")
+    assert peer.answers()[0].status == 200
+    assert peer.closed
+
+
+async def test_a_response_may_begin_before_the_request_has_ended(connect: Connect) -> None:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        while True:
+            message = await receive()
+            await send(body(message["body"], more=message["more_body"]))
+            if not message["more_body"]:
+                return
+
+    peer = connect(app)
+    await peer.say(post(b"a", b"Content-Length: 3"))
+    assert peer.got.endswith(b"1\r\na\r\n")
+    await peer.say(b"b")
+    assert peer.got.endswith(b"1\r\nb\r\n")
+    await peer.say(b"c" + GET)
+    assert [answer.body for answer in peer.answers()] == [b"abc", b""]
+
+
+async def test_100_is_sent_once_and_only_when_the_body_is_wanted(connect: Connect) -> None:
+    peer = connect(Echo())
+    await peer.say(post(b"", b"Content-Length: 4", b"Expect: 100-continue"))
+    await peer.say(b"bo")
+    await peer.say(b"dy")
+    assert [(answer.status, answer.body) for answer in peer.answers()] == [(100, b""), (200, b"body")]
+
+
+@pytest.mark.parametrize("there", [b"b", b"body"])
+async def test_there_is_no_100_when_the_body_has_begun(there: bytes, connect: Connect) -> None:
+    peer = connect(Echo())
+    await peer.say(post(there, b"Content-Length: 4", b"Expect: 100-continue"))
+    await peer.say(b"body"[len(there) :])
+    assert [(answer.status, answer.body) for answer in peer.answers()] == [(200, b"body")]
+
+
+async def test_a_body_that_nobody_asked_for_may_come_or_not(connect: Connect) -> None:
+    """RFC 9110 section 10.1.1: what follows a final answer in place of a 100 cannot be told apart."""
+    peer = connect(saying(start(403, (b"content-length", b"0")), body()))
+    await peer.say(post(b"", b"Content-Length: 4", b"Expect: 100-continue"))
+    (answer,) = peer.answers()
+    assert (answer.status, answer.closing, peer.closed) == (403, True, True)
+
+
+async def test_a_broken_body_is_answered_over_the_head_of_the_application(connect: Connect) -> None:
+    app = Hold()
+    peer = connect(app)
+    await peer.say(post(b"3\r\nabc\r\n", b"Transfer-Encoding: chunked"))
+    await peer.say(b"zz\r\n")
+    assert peer.answers()[0].status == 400
+    assert (app.running, app.disconnects, peer.closed) == (0, 1, True)
+
+
+async def test_the_last_response_says_that_it_is(connect: Connect) -> None:
+    peer = connect(Echo())
+    await peer.say(GET)
+    peer.connection.site.traffic.draining = True
+    await peer.say(GET)
+    assert [answer.closing for answer in peer.answers()] == [False, True]
+    assert peer.closed
+
+
+async def test_a_fault_in_the_report_itself_hurts_nobody(connect: Connect) -> None:
+    def broken(_: BaseException) -> None:
+        raise ValueError("the log is full")
+
+    peer = connect(saying(start(101)), report=broken)
+    await peer.say(GET)
+    assert peer.answers()[0].status == 500
+
+
+def test_half_of_tls_is_an_error() -> None:
+    with pytest.raises(ValueError, match="both"):
+        ServeConfig(tls_cert=Path("cert.pem"))

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import socket
+import struct
+
+import pytest
+import trio
+import trio.testing
+
+from llm_proxy.server.asgi import Receive, Scope, Send
+from llm_proxy.server.exchange import PIPELINE_LIMIT, ClientGone
+from llm_proxy.server.transport import HANG_UP_POLL
+from tests.server.answers import Truncated
+from tests.server.applications import Hold, body, read_all, respond, start
+from tests.server.conftest import Connect
+from tests.server.framing_table import GET, get, post
+
+
+@pytest.mark.parametrize("how", ["end", "reset"])
+@pytest.mark.parametrize("pipelined", [b"", GET, b"GET / HT"], ids=["alone", "pipelined", "half"])
+async def test_a_client_that_leaves_is_noticed_at_once(how: str, pipelined: bytes, connect: Connect) -> None:
+    app = Hold()
+    peer = connect(app, tcp=True)
+    await peer.say(GET)
+    assert app.running == 1
+    await peer.say(pipelined)
+    if how == "reset":
+        peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        peer.socket.close()
+        peer.closed = True
+    else:
+        peer.socket.shutdown(socket.SHUT_WR)
+    await peer.settle()
+    assert (app.running, app.disconnects, len(app.scopes)) == (0, 1, 1)
+    assert peer.reports == []
+    assert peer.connection.transport.closed
+
+
+async def test_reading_ahead_is_bounded_and_yet_a_leaving_client_is_noticed(
+    connect: Connect, mock_clock: trio.testing.MockClock
+) -> None:
+    app = Hold()
+    peer = connect(app, tcp=True)
+    await peer.say(post(b"", b"Content-Length: 0"))
+    while peer.connection.reader.pending <= PIPELINE_LIMIT:
+        await peer.say(b"GET / HTTP/1.1\r\n" * 300)
+    before = peer.connection.reader.pending
+    await peer.say(b"x" * 100)
+    assert peer.connection.reader.pending == before
+    assert app.running == 1
+    peer.socket.close()
+    peer.closed = True
+    mock_clock.jump(HANG_UP_POLL)
+    await peer.settle()
+    assert (app.running, app.disconnects) == (0, 1)
+
+
+async def test_sending_to_a_client_that_left_raises_oserror(connect: Connect) -> None:
+    raised: list[BaseException] = []
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        with pytest.raises(EOFError):
+            await read_all(receive)
+        assert (await receive())["type"] == "http.disconnect"
+        with pytest.raises(OSError, match="closed the connection") as caught:
+            await send(start())
+        raised.append(caught.value)
+        raise caught.value
+
+    peer = connect(app)
+    await peer.say(post(b"a", b"Content-Length: 2"))
+    peer.socket.close()
+    peer.closed = True
+    await peer.settle()
+    assert isinstance(raised[0], ClientGone)
+    assert peer.reports == []
+
+
+async def test_a_stream_to_a_client_that_left_ends_with_oserror(connect: Connect) -> None:
+    ended = trio.Event()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(start())
+        try:
+            while True:
+                await send(body(b"tick", more=True))
+        except OSError:
+            ended.set()
+            raise
+
+    peer = connect(app, tcp=True)
+    peer.socket.sendall(GET)
+    peer.socket.shutdown(socket.SHUT_WR)
+    peer.socket.close()
+    peer.closed = True
+    with trio.fail_after(5):
+        await ended.wait()
+    assert peer.reports == []
+
+
+async def test_a_group_is_reported_without_what_only_says_that_the_client_left(connect: Connect) -> None:
+    async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+        raise ExceptionGroup("several", [ClientGone("left"), ValueError("bad")])
+
+    peer = connect(app)
+    await peer.say(GET)
+    assert [str(error) for error in peer.reports] == ["bad"]
+
+
+async def test_whoever_waits_for_the_client_is_told_when_the_response_is_over(connect: Connect) -> None:
+    told: list[str] = []
+
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        async def wait() -> None:
+            told.append((await receive())["type"])
+
+        await receive()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            await respond(send, b"done")
+        told.append((await receive())["type"])
+
+    peer = connect(app)
+    await peer.say(GET + GET)
+    assert told == ["http.disconnect"] * 4
+    assert len(peer.answers()) == 2
+
+
+async def test_closing_waits_for_a_client_that_is_still_sending(connect: Connect) -> None:
+    """What came in behind the last request would turn the end of the connection into a reset."""
+    gate = trio.Event()
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await gate.wait()
+        await respond(send, b"the last")
+
+    peer = connect(app, tcp=True)
+    await peer.say(get(b"Connection: close"))
+    await peer.say(b"x" * 1000)
+    gate.set()
+    await peer.settle()
+    assert peer.answers()[0].body == b"the last"
+    assert peer.closed
+    assert not peer.reset
+
+
+async def test_a_write_that_was_cancelled_spoils_the_connection(connect: Connect) -> None:
+    """Half a chunk may be on the wire; nothing may be written behind it."""
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send(start())
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            while True:
+                await send(body(b"x" * 100_000, more=True))
+        with pytest.raises(OSError, match="closed the connection"):
+            await send(body(b"more"))
+
+    peer = connect(app, tcp=True)
+    await peer.say(GET)
+    assert peer.closed
+    with pytest.raises(Truncated):
+        peer.answers()
+    assert peer.reports == []

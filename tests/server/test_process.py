@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+from attrs import Factory, define
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from llm_proxy.server.config import ServeConfig
+from llm_proxy.server.process import serve_until_signal
+from tests.server.applications import Echo, Hold
+from tests.server.running import Listening
+
+
+@define
+class Serving(Listening):
+    """A server in this process that obeys signals."""
+
+    journal: list[str] = Factory(list)
+
+    async def told(self, number: signal.Signals) -> None:
+        # To this thread, which has noticed when the call returns; one to the process may go to any other.
+        signal.raise_signal(number)
+        # The news goes through a pipe that trio reads, which does not count as something to wait for.
+        await wait_all_tasks_blocked(0.01)
+
+
+@asynccontextmanager
+async def serving(
+    app: Any = None, *, hang_up: Callable[[], bool] = lambda: False, **more: Any
+) -> AsyncIterator[Serving]:
+    server = Serving()
+    serve = partial(
+        serve_until_signal,
+        Echo() if app is None else app,
+        ServeConfig(port=0),
+        on_leave=lambda: server.journal.append("leave"),
+        on_drain=lambda: server.journal.append("drain"),
+        on_hang_up=hang_up,
+        **more,
+    )
+    async with server.run(serve):
+        yield server
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+async def test_without_a_delay_it_drains_at_once(number: signal.Signals, autojump_clock: MockClock) -> None:
+    async with serving() as server:
+        await server.told(number)
+        await server.ended.wait()
+        assert server.journal == ["leave", "drain"]
+    assert trio.current_time() < 1
+
+
+async def test_in_the_delay_everything_is_served_as_ever(autojump_clock: MockClock) -> None:
+    async with serving(delay=20) as server, await server.connect() as kept:
+        await kept.ask()
+        await server.told(signal.SIGTERM)
+        began = trio.current_time()
+        assert server.journal == ["leave"]
+        assert not (await kept.ask()).closing
+        async with await server.connect() as late:
+            assert not (await late.ask()).closing
+        await server.told(signal.SIGTERM)
+        await server.ended.wait()
+        assert server.journal == ["leave", "drain"]
+        assert trio.current_time() - began == pytest.approx(20, abs=1)
+
+
+async def test_a_second_interrupt_ends_the_delay(autojump_clock: MockClock) -> None:
+    async with serving(delay=1000) as server:
+        await server.told(signal.SIGINT)
+        await server.told(signal.SIGINT)
+        await server.ended.wait()
+        assert server.journal == ["leave"]
+    assert trio.current_time() < 1
+
+
+async def test_who_is_replaced_neither_waits_nor_turns_away(autojump_clock: MockClock) -> None:
+    hold = Hold()
+    async with serving(hold, delay=1000) as server, await server.connect() as client, trio.open_nursery() as nursery:
+        nursery.start_soon(client.ask)
+        await wait_all_tasks_blocked(0.01)
+        await server.told(signal.SIGUSR1)
+        with pytest.raises(OSError, match="all attempts to connect"):
+            await server.connect()
+        hold.release.set()
+        await server.ended.wait()
+        assert server.journal == []
+    assert trio.current_time() < 100
+
+
+async def test_a_hang_up_may_mean_nothing(autojump_clock: MockClock) -> None:
+    heard: list[int] = []
+
+    def hang_up() -> bool:
+        heard.append(1)
+        return True
+
+    async with serving(hang_up=hang_up) as server:
+        await server.told(signal.SIGHUP)
+        async with await server.connect() as client:
+            assert not (await client.ask()).closing
+        assert (heard, server.journal) == ([1], [])
+
+
+async def test_a_hang_up_that_the_process_ignores_is_left_alone(autojump_clock: MockClock) -> None:
+    former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with serving() as server:
+            await server.told(signal.SIGHUP)
+            async with await server.connect() as client:
+                assert not (await client.ask()).closing
+    finally:
+        signal.signal(signal.SIGHUP, former)
