@@ -3,9 +3,9 @@
 - Folders of the navigation become all their pages: the `README.md` first, then the pages in the order in which it links
   to them, then the others. A folder without pages is left out.
 - Pages of the top of the repository become pages of the site.
-- A link to any other file outside `docs` becomes its path; the site has no copy of it.
-- Comments that tell tests what to do with a code block are taken out.
-- What stands inside a list item is indented by four spaces, as this Markdown wants it; forges are content with two.
+- A link to any other file outside `docs` becomes the path as text; the site has no copy of the file.
+- Comments for the tests of code blocks are removed.
+- The content of a list item is indented by four spaces, as this Markdown needs it; two are enough for forges.
 
 Loaded by MkDocs: https://www.mkdocs.org/user-guide/configuration/#hooks
 """

@@ -1,4 +1,4 @@
-/* The search runs in a worker, and a page that was opened from the disk may start none: there, a hidden frame stands in. */
+/* The search runs in a worker. A page that was opened from the disk may not start one, so a hidden frame replaces it. */
 
 if (location.protocol === "file:") {
   window.IFrameWorker = window.Worker = class extends EventTarget {
@@ -8,7 +8,7 @@ if (location.protocol === "file:") {
       frame.hidden = true
       document.body.append(frame)
       const inside = frame.contentWindow
-      // What the script sends goes to whoever listens to this object.
+      // Messages of the script become events of this object.
       inside.postMessage = data => this.dispatchEvent(new MessageEvent("message", { data }))
       this.loaded = new Promise(resolve => {
         const script = inside.document.createElement("script")
