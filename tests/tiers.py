@@ -1,0 +1,28 @@
+"""Which tests `make check` leaves to `make test`: those marked `slow`. `make test` runs every test.
+
+A test on a database server is slow, and so are the places below.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.databases.kinds import SERVERS
+from tests.tally import kinds_of
+
+#: Folders and files of tests that take long, or need programs that few machines have.
+SLOW_PLACES = (
+    "tests/benchmarks/",
+    "tests/containers/",
+    "tests/helm/",
+    "tests/docs/test_checkout.py",
+    "tests/docs/test_site.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests before `-m "not slow"` chooses."""
+    for item in items:
+        if item.nodeid.startswith(SLOW_PLACES) or set(kinds_of(item)) & set(SERVERS):
+            item.add_marker("slow")
