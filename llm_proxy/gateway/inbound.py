@@ -14,7 +14,7 @@ import trio
 from attrs import define
 
 from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, RequestTooLarge
-from llm_proxy.net.hang_up import EXTENSION
+from llm_proxy.net.disconnect import EXTENSION
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -114,8 +114,8 @@ class Inbound:
         self.websocket = False
         self.scope: trio.CancelScope | None = None
         extension = (scope.get("extensions") or {}).get(EXTENSION)
-        self.notify: Callable[[Callable[[], bool]], None] | None = extension and extension["notify"]
-        self._arrived: Callable[[], bool] | None = extension and extension.get("arrived")
+        self.notify: Callable[[Callable[[], bool]], None] | None = extension and extension["on_disconnect"]
+        self._arrived: Callable[[], bool] | None = extension and extension.get("body_arrived")
         self._receive = receive
         self._max_size = max_size
         self._ended = False

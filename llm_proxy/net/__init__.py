@@ -1,6 +1,7 @@
-"""What a server and a client share on the network; it imports nothing else of ours.
+"""Network code that the server and the clients share. It imports nothing else of this project.
 
-- `hang_up`: the news that a peer has ended its side of a connection
-- `tls`: which certificates a client trusts
-- `watch`: deadlines that cost next to nothing
+- `client_socket`: a connection to a server, plain or TLS
+- `disconnect`: notices that a peer has closed its side of a connection
+- `timeouts`: timeouts that cost almost nothing
+- `tls`: TLS contexts of clients
 """

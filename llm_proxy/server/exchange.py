@@ -42,10 +42,10 @@ class Exchange:
     """The two ASGI callables of one request.
 
     `receive` reads from the client when the application asks for more than has arrived, so the application's own pace
-    is the back-pressure; behind the body it waits for the client to leave. If the server has `HangUps`, a client that
-    has only ended its own side has not left: it may wait for its answer. `send` writes to the client, the head
-    together with the first piece of the body, as ASGI asks: an application that wants its headers on the wire before it
-    has a body sends an empty piece with `more_body`. The two may be used from two tasks at once, one each.
+    is the back-pressure. After the body it waits until the client disconnects. If disconnects are watched, a client
+    that has only closed its own side is still connected: it may wait for its response. `send` writes to the client, the
+    head together with the first piece of the body, as ASGI specifies: an application that wants its headers sent before
+    it has a body sends an empty piece with `more_body`. The two may be used from two tasks at once, one each.
     """
 
     __slots__ = (
@@ -87,7 +87,7 @@ class Exchange:
 
         One that waits for its answer passes over an interim response (RFC 9110 section 15.2), or a zero in front of the
         size of the next chunk (RFC 9112 section 7.1). The system of one that has closed its socket answers with a
-        reset, of which `HangUps` tells. In other responses the next piece does the same.
+        reset, of which `DisconnectWatcher` tells. In other responses the next piece does the same.
         """
         if self._probed or self._gone or self._complete:
             return
@@ -133,7 +133,7 @@ class Exchange:
         data: bytes | bytearray = b""
         with trio.CancelScope(deadline=trio.current_time() + patience) as self._waiting:
             try:
-                told = connection.site.hang_ups is not None and self._body_read
+                told = connection.site.disconnects is not None and self._body_read
                 if reader.pending <= PIPELINE_LIMIT:
                     data = await connection.stream.receive_some(RECEIVE_SIZE)
                 elif not told:

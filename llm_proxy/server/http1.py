@@ -9,8 +9,8 @@ from urllib.parse import unquote
 
 import trio
 
-from llm_proxy.net.hang_up import EXTENSION
-from llm_proxy.net.watch import Watch
+from llm_proxy.net.disconnect import EXTENSION
+from llm_proxy.net.timeouts import TimeoutWheel
 from llm_proxy.server.asgi import VERSIONS
 from llm_proxy.server.exchange import ClientGone, Exchange, report_each
 from llm_proxy.server.listener import address_of
@@ -60,8 +60,10 @@ class Http1Connection:
         self._half_closed = False
         self._on_hang_up: Callable[[], bool | None] | None = None
         self._descriptor = transport.socket.fileno()
-        if site.hang_ups is not None:
-            self._scope_of_all["extensions"] = {EXTENSION: {"notify": self._notify, "arrived": self._body_arrived}}
+        if site.disconnects is not None:
+            self._scope_of_all["extensions"] = {
+                EXTENSION: {"on_disconnect": self._notify, "body_arrived": self._body_arrived}
+            }
 
     @property
     def busy(self) -> bool:
@@ -89,9 +91,9 @@ class Http1Connection:
 
     async def run(self) -> None:
         """Serve until either side ends the connection; leaves it closed."""
-        hang_ups = self.site.hang_ups
-        if hang_ups is not None:
-            hang_ups.watch(self._descriptor, self._hang_up)
+        disconnects = self.site.disconnects
+        if disconnects is not None:
+            disconnects.add(self._descriptor, self._hang_up)
         try:
             with self._scope:
                 while (head := await self._next_head()) is not None and await self._respond(head):
@@ -116,8 +118,8 @@ class Http1Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
-            if hang_ups is not None:
-                hang_ups.forget(self._descriptor, self._hang_up)
+            if disconnects is not None:
+                disconnects.remove(self._descriptor, self._hang_up)
             self.cut()
             # What refers back to the connection would keep it in memory until the garbage collector comes round.
             self._scope_of_all.clear()
@@ -133,7 +135,7 @@ class Http1Connection:
         """Whether the application would get a piece of the body, or its end, without waiting."""
         return self.reader.has_body or self.reader.complete
 
-    def _hang_up(self, gone: bool) -> None:  # noqa: FBT001 - as `HangUps` tells it
+    def _hang_up(self, gone: bool) -> None:  # noqa: FBT001 - as `DisconnectWatcher` tells it
         self._half_closed = True
         self._left = self._left or gone
         if self._on_hang_up is not None or (self._exchange is not None and self._exchange.parked):
@@ -161,7 +163,7 @@ class Http1Connection:
         reader = self.reader
         return not reader.complete and self.transport.unread < (reader.remaining or 1)
 
-    def expire(self, watch: Watch) -> None:
+    def expire(self, watch: TimeoutWheel) -> None:
         """The next head did not come in time."""
         self._overdue = True
         self._scope.cancel()

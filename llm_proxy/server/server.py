@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import trio
 
-from llm_proxy.net.hang_up import HangUps
+from llm_proxy.net.disconnect import DisconnectWatcher
 from llm_proxy.server.asgi import Address, Application
 from llm_proxy.server.config import ServeConfig
 from llm_proxy.server.exchange import report_each
@@ -70,11 +70,11 @@ async def serve(
     """
     tls = server_context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     lifespan = Lifespan(app, config.report, config.lifespan_timeout)
-    hang_ups = HangUps() if HangUps.available() else None
-    server = _Server(Site(app, config, lifespan.state, hang_ups=hang_ups), tls, on_drain, others_accept)
+    disconnects = DisconnectWatcher() if DisconnectWatcher.available() else None
+    server = _Server(Site(app, config, lifespan.state, disconnects=disconnects), tls, on_drain, others_accept)
     with contextlib.ExitStack() as stack:
-        if hang_ups is not None:
-            stack.callback(hang_ups.close)
+        if disconnects is not None:
+            stack.callback(disconnects.close)
         sockets = config.sockets or bind(config.host, config.port)
         for sock in sockets:
             stack.callback(sock.close)
@@ -109,8 +109,8 @@ class _Server:
     ) -> None:
         ending = trio.Event()
         async with trio.open_nursery() as nursery:
-            if self._site.hang_ups is not None:
-                nursery.start_soon(self._site.hang_ups.run)
+            if self._site.disconnects is not None:
+                nursery.start_soon(self._site.disconnects.run)
             with trio.CancelScope() as listening:
                 async with trio.open_nursery() as listeners:
                     for sock in sockets:

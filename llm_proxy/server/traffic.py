@@ -10,8 +10,8 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from llm_proxy.net.hang_up import HangUps
-from llm_proxy.net.watch import Watch
+from llm_proxy.net.disconnect import DisconnectWatcher
+from llm_proxy.net.timeouts import TimeoutWheel
 from llm_proxy.server.asgi import Application
 from llm_proxy.server.config import ServeConfig
 
@@ -104,7 +104,7 @@ class Site:
         config: limits and deadlines.
         state: what the application's lifespan has left for its requests.
         traffic: all connections.
-        hang_ups: tells when clients leave; None where the system cannot.
+        disconnects: tells when clients leave; None where the system cannot.
         head_watch, idle_watch: end connections whose next head is not complete in time, or does not even begin.
     """
 
@@ -112,14 +112,14 @@ class Site:
     config: ServeConfig
     state: dict[str, Any]
     traffic: Traffic = attrs.field(factory=Traffic)
-    hang_ups: HangUps | None = None
-    head_watch: Watch = attrs.field(init=False)
-    idle_watch: Watch = attrs.field(init=False)
+    disconnects: DisconnectWatcher | None = None
+    head_watch: TimeoutWheel = attrs.field(init=False)
+    idle_watch: TimeoutWheel = attrs.field(init=False)
 
     @head_watch.default
-    def _watch_heads(self) -> Watch:
-        return Watch(self.config.header_timeout)
+    def _watch_heads(self) -> TimeoutWheel:
+        return TimeoutWheel(self.config.header_timeout)
 
     @idle_watch.default
-    def _watch_idle(self) -> Watch:
-        return Watch(self.config.keep_alive_timeout)
+    def _watch_idle(self) -> TimeoutWheel:
+        return TimeoutWheel(self.config.keep_alive_timeout)

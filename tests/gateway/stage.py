@@ -29,7 +29,7 @@ from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
 from llm_proxy.logging import log
 from llm_proxy.metrics import Metrics
-from llm_proxy.net.hang_up import EXTENSION
+from llm_proxy.net.disconnect import EXTENSION
 from llm_proxy.secrets.encryption import KeyRing, digest, new_token_secret
 from tests.db.queries.books import a_project, a_token
 
@@ -140,7 +140,7 @@ class Scene:
             "raw_path": b"/v1/chat/completions",
             "query_string": b"",
             "headers": [(b"authorization", b"Bearer " + self.secret), (b"content-type", b"application/json"), framing],
-            "extensions": {EXTENSION: {"notify": client.notify}} if told else {},
+            "extensions": {EXTENSION: {"on_disconnect": client.notify}} if told else {},
         }
         route = self.relay.route(b"/v1/chat/completions")
         assert route is not None

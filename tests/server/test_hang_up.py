@@ -13,7 +13,7 @@ import pytest
 import trio
 import trio.testing
 
-from llm_proxy.net.hang_up import EXTENSION, HangUps
+from llm_proxy.net.disconnect import EXTENSION, DisconnectWatcher
 from llm_proxy.server.asgi import Receive, Scope, Send
 from llm_proxy.server.server import ServeConfig, serve
 from tests.server.answers import read_answers
@@ -22,7 +22,7 @@ from tests.server.conftest import ServeTls
 from tests.server.framing_table import get, post
 from tests.server.running import run_server
 
-pytestmark = pytest.mark.skipif(not HangUps.available(), reason="this system does not tell; receive() does")
+pytestmark = pytest.mark.skipif(not DisconnectWatcher.available(), reason="this system does not tell; receive() does")
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -42,7 +42,7 @@ class Application:
         if self.late:
             await trio.sleep(0.05)
         begun = trio.current_time()
-        scope["extensions"][EXTENSION]["notify"](self.told.set)
+        scope["extensions"][EXTENSION]["on_disconnect"](self.told.set)
         with trio.fail_after(5):
             await self.told.wait()
         self.told_after = trio.current_time() - begun
@@ -102,7 +102,7 @@ class Answering:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         if self.by_notice:
-            scope["extensions"][EXTENSION]["notify"](self.left.set)
+            scope["extensions"][EXTENSION]["on_disconnect"](self.left.set)
         async with trio.open_nursery() as nursery:
             if self.reads:
                 self.body = await read_all(receive)
@@ -126,7 +126,7 @@ class Answering:
         await self._to_send.aclose()
 
 
-BY = pytest.mark.parametrize("by_notice", [True, False], ids=["notify", "receive"])
+BY = pytest.mark.parametrize("by_notice", [True, False], ids=["on_disconnect", "receive"])
 
 
 @asynccontextmanager
@@ -266,7 +266,7 @@ async def test_under_tls_only_the_end_of_tcp_is_the_end_of_the_client(
 
 
 def test_a_number_that_another_socket_has_by_now_is_not_forgotten() -> None:
-    hang_ups = HangUps()
+    disconnects = DisconnectWatcher()
     heard: list[str] = []
     one, other = socket.socketpair()
     with one, other:
@@ -277,12 +277,12 @@ def test_a_number_that_another_socket_has_by_now_is_not_forgotten() -> None:
         def second(_: bool) -> None:
             heard.append("second")
 
-        hang_ups.watch(one.fileno(), first)
-        hang_ups._poll.unregister(one.fileno())
-        hang_ups.watch(one.fileno(), second)
-        hang_ups.forget(one.fileno(), first)
-        assert hang_ups._listeners == {one.fileno(): second}
-        hang_ups.forget(one.fileno(), second)
-        assert not hang_ups._listeners
-    hang_ups.close()
+        disconnects.add(one.fileno(), first)
+        disconnects._poll.unregister(one.fileno())
+        disconnects.add(one.fileno(), second)
+        disconnects.remove(one.fileno(), first)
+        assert disconnects._callbacks == {one.fileno(): second}
+        disconnects.remove(one.fileno(), second)
+        assert not disconnects._callbacks
+    disconnects.close()
     assert not heard

@@ -8,7 +8,6 @@ connection.py   one connection and its exchanges
 response.py     what the pool asks of a connection, and gives to its caller
 parser.py       responses from bytes, without I/O
 request.py      requests to bytes, without I/O
-wire.py         a non-blocking socket, plain or TLS, under trio
 routes.py       which way leads to an origin: straight, or through an outbound proxy
 outbound.py     the outbound proxy that the environment names
 via_httpx.py    connections through an outbound proxy

@@ -19,21 +19,21 @@ from attrs import define
 from llm_proxy.gateway.upstream.failures import Disconnected, HeaderTimeout, IdleTimeout, UpstreamFailure
 from llm_proxy.gateway.upstream.parser import ResponseParser
 from llm_proxy.gateway.upstream.request import LAST_CHUNK, BodyReader, chunk
-from llm_proxy.gateway.upstream.wire import words
+from llm_proxy.net.client_socket import describe_error
 
 if TYPE_CHECKING:
     from llm_proxy.gateway.upstream.interface import Dispatch, RequestBody
     from llm_proxy.gateway.upstream.request import Request
     from llm_proxy.gateway.upstream.response import Head
-    from llm_proxy.gateway.upstream.wire import Wire
-    from llm_proxy.net.watch import Watch
+    from llm_proxy.net.client_socket import ClientSocket
+    from llm_proxy.net.timeouts import TimeoutWheel
 
 #: A body up to this many bytes goes out in one write with its head.
 SMALL_BODY: Final = 65536
 
 
 class Connection:
-    """A wire, the parser of what it brings, and the deadlines that hold for it.
+    """A socket, the parser of what it brings, and the deadlines that hold for it.
 
     Attributes:
         parser: what is known of the current response.
@@ -43,20 +43,20 @@ class Connection:
 
     __slots__ = (
         "_failure",
-        "_header_watch",
-        "_idle_watch",
+        "_header_timeout",
+        "_idle_timeout",
         "_reader",
-        "_wire",
+        "_socket",
         "best_before",
         "parser",
         "request_done",
     )
 
-    def __init__(self, wire: Wire, header_watch: Watch, idle_watch: Watch) -> None:
-        """Take over a connected wire."""
-        self._wire = wire
-        self._header_watch = header_watch
-        self._idle_watch = idle_watch
+    def __init__(self, connected: ClientSocket, header_timeout: TimeoutWheel, idle_timeout: TimeoutWheel) -> None:
+        """Take over a connected socket."""
+        self._socket = connected
+        self._header_timeout = header_timeout
+        self._idle_timeout = idle_timeout
         self._failure: UpstreamFailure | None = None
         self._reader: BodyReader | None = None
         self.parser = ResponseParser()
@@ -81,22 +81,22 @@ class Connection:
 
     def fileno(self) -> int:
         """The descriptor of the socket; -1 once it is closed."""
-        return self._wire.fileno()
+        return self._socket.fileno()
 
     def is_quiet(self) -> bool:
         """Is the idle connection still there, with nothing to read on it?"""
-        return self._wire.is_quiet()
+        return self._socket.is_quiet()
 
     def close(self) -> None:
         """Close the socket at once. Idempotent."""
-        self._header_watch.stop(self)
-        self._idle_watch.stop(self)
-        self._wire.close()
+        self._header_timeout.stop(self)
+        self._idle_timeout.stop(self)
+        self._socket.close()
 
-    def expire(self, watch: Watch) -> None:
+    def expire(self, wheel: TimeoutWheel) -> None:
         """A deadline has passed: whoever waits on this connection gets the failure."""
-        seconds = f"{watch.seconds:g} s"
-        if watch is self._header_watch:
+        seconds = f"{wheel.seconds:g} s"
+        if wheel is self._header_timeout:
             self._failure = HeaderTimeout(f"the upstream did not answer within {seconds}", sent=True)
         elif self._reader is not None and self._reader.pulling:
             self._failure = IdleTimeout(
@@ -104,7 +104,7 @@ class Connection:
             )
         else:
             self._failure = IdleTimeout(f"no byte went to or came from the upstream for {seconds}", sent=True)
-        self._wire.close()
+        self._socket.close()
 
     async def exchange(self, request: Request, dispatch: Dispatch) -> Head:
         """Send a request and wait for the head of its final response.
@@ -126,7 +126,7 @@ class Connection:
             gone = self._send_first(data, dispatch)
             if body is None and gone == len(data):
                 self.request_done = True
-                self._header_watch.start(self)
+                self._header_timeout.start(self)
                 while not parser.head_complete:
                     await self._read()
             else:
@@ -135,8 +135,8 @@ class Connection:
         except BaseException:
             self.close()
             raise
-        self._header_watch.stop(self)
-        self._idle_watch.stop(self)
+        self._header_timeout.stop(self)
+        self._idle_timeout.stop(self)
         return parser
 
     def _check(self) -> None:
@@ -149,15 +149,15 @@ class Connection:
         before = dispatch.sent
         dispatch.sent = True
         try:
-            return self._wire.send_now(data)
+            return self._socket.send_now(data)
         except OSError as error:
-            dispatch.sent = before or self._wire.is_tls
+            dispatch.sent = before or self._socket.is_tls
             raise _lost(error, sent=dispatch.sent) from error
 
     async def _read(self) -> None:
         """Wait for one read and feed it to the parser."""
         try:
-            data = await self._wire.receive()
+            data = await self._socket.receive()
         except (OSError, trio.ClosedResourceError) as error:
             if self._failure is not None:
                 raise self._failure from None
@@ -181,9 +181,9 @@ class Connection:
             if parser.complete:
                 return b""
             while not pieces and not parser.complete:
-                self._idle_watch.start(self)
+                self._idle_timeout.start(self)
                 await self._read()
-            self._idle_watch.stop(self)
+            self._idle_timeout.stop(self)
             if not pieces:
                 return b""
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
@@ -194,14 +194,14 @@ class Connection:
         """Send what is left of the request while waiting for the head of the response."""
         parser = self.parser
         failure: UpstreamFailure | None = None
-        self._idle_watch.start(self)
+        self._idle_timeout.start(self)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._upload, upload, nursery.cancel_scope)
             try:
                 while not parser.head_complete:
                     await self._read()
                     if not self.request_done:
-                        self._idle_watch.start(self)
+                        self._idle_timeout.start(self)
             except UpstreamFailure as error:
                 failure = error
             nursery.cancel_scope.cancel()
@@ -238,8 +238,8 @@ class Connection:
 
     def _finish_request(self) -> None:
         self.request_done = True
-        self._idle_watch.stop(self)
-        self._header_watch.start(self)
+        self._idle_timeout.stop(self)
+        self._header_timeout.start(self)
 
     async def _send(self, data: memoryview) -> bool:
         """Send `data`; False where the upstream takes no more.
@@ -250,8 +250,8 @@ class Connection:
             while data:
                 # An upstream that takes everything at once must not keep other requests, or its answer, waiting.
                 await trio.lowlevel.checkpoint()
-                data = data[await self._wire.send(data) :]
-                self._idle_watch.start(self)
+                data = data[await self._socket.send(data) :]
+                self._idle_timeout.start(self)
         except (OSError, trio.ClosedResourceError):
             return False
         return True
@@ -267,4 +267,4 @@ class _Upload:
 
 
 def _lost(error: OSError, *, sent: bool) -> Disconnected:
-    return Disconnected(f"the connection to the upstream was lost: {words(error)}", sent=sent)
+    return Disconnected(f"the connection to the upstream was lost: {describe_error(error)}", sent=sent)

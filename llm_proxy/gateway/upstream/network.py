@@ -16,7 +16,7 @@ import httpcore
 import trio
 
 from llm_proxy.gateway.upstream.parser import ResponseParser
-from llm_proxy.gateway.upstream.wire import keep_alive, open_stream, words
+from llm_proxy.net.client_socket import describe_error, enable_keepalive, open_stream
 
 
 class Network(httpcore.AsyncNetworkBackend):
@@ -86,8 +86,8 @@ class Network(httpcore.AsyncNetworkBackend):
         try:
             self._tcp = await open_stream(host, port)
         except OSError as error:
-            raise httpcore.ConnectError(words(error)) from error
-        keep_alive(self._tcp.socket)
+            raise httpcore.ConnectError(describe_error(error)) from error
+        enable_keepalive(self._tcp.socket)
         return _Stream(self, self._tcp)
 
 
@@ -134,4 +134,4 @@ class _Stream(httpcore.AsyncNetworkStream):
 
 def _cause(error: Exception) -> str:
     cause = error.__cause__
-    return words(cause) if isinstance(cause, OSError) else "connection closed"
+    return describe_error(cause) if isinstance(cause, OSError) else "connection closed"

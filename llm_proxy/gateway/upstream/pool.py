@@ -20,10 +20,10 @@ from llm_proxy.gateway.upstream.failures import ConnectFailed, ConnectTimeout, D
 from llm_proxy.gateway.upstream.interface import Dispatch
 from llm_proxy.gateway.upstream.request import write_down
 from llm_proxy.gateway.upstream.response import PooledConnection, PooledResponse
-from llm_proxy.gateway.upstream.wire import dial, words
-from llm_proxy.net.hang_up import HangUps
+from llm_proxy.net.client_socket import connect, describe_error
+from llm_proxy.net.disconnect import DisconnectWatcher
+from llm_proxy.net.timeouts import TimeoutWheel
 from llm_proxy.net.tls import client_context
-from llm_proxy.net.watch import Watch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -76,7 +76,7 @@ class UpstreamPool:
         #: What waits until the next idle connection is due, and when that is.
         self._sweeping: trio.CancelScope | None = None
         self._due = math.inf
-        self._hang_ups: HangUps | None = None
+        self._disconnects: DisconnectWatcher | None = None
         self._listening = trio.CancelScope()
         #: Descriptors of connections in use that the upstream has closed behind its response.
         self._ended: set[int] = set()
@@ -206,22 +206,22 @@ class UpstreamPool:
         """Learn when the upstream closes a new connection: nobody reads from it while it is idle."""
         descriptor = connection.fileno()
         self._ended.discard(descriptor)
-        if self._closed or not HangUps.available():
+        if self._closed or not DisconnectWatcher.available():
             return
         with suppress(OSError):  # out of descriptors: idle connections expire all the same
-            if self._hang_ups is None:
-                self._hang_ups = HangUps()
-                trio.lowlevel.spawn_system_task(self._listen, self._hang_ups)
-            self._hang_ups.watch(descriptor, lambda _gone: self._hung_up(descriptor))
+            if self._disconnects is None:
+                self._disconnects = DisconnectWatcher()
+                trio.lowlevel.spawn_system_task(self._listen, self._disconnects)
+            self._disconnects.add(descriptor, lambda _gone: self._peer_closed(descriptor))
 
-    async def _listen(self, hang_ups: HangUps) -> None:
+    async def _listen(self, disconnects: DisconnectWatcher) -> None:
         try:
             with self._listening:
-                await hang_ups.run()
+                await disconnects.run()
         finally:
-            hang_ups.close()
+            disconnects.close()
 
-    def _hung_up(self, descriptor: int) -> None:
+    def _peer_closed(self, descriptor: int) -> None:
         """An upstream that has ended its side will not answer another request: there is no half of that."""
         connection = self._idle.pop(descriptor, None)
         if connection is None:
@@ -238,8 +238,8 @@ class DirectConnector:
         self._origin = origin
         self._seconds = timeouts.connect
         self._context = (ssl_context or client_context()) if origin.scheme == "https" else None
-        self._header_watch = Watch(timeouts.response_header)
-        self._idle_watch = Watch(timeouts.idle)
+        self._header_timeout = TimeoutWheel(timeouts.response_header)
+        self._idle_timeout = TimeoutWheel(timeouts.idle)
 
     async def connect(self) -> Connection:
         """Resolve, connect and shake hands.
@@ -250,8 +250,8 @@ class DirectConnector:
         origin = self._origin
         with trio.move_on_after(self._seconds):
             try:
-                wire = await dial(origin.host, origin.port, self._context)
+                connected = await connect(origin.host, origin.port, self._context)
             except OSError as error:
-                raise ConnectFailed(f"cannot connect to {origin}: {words(error)}") from error
-            return Connection(wire, self._header_watch, self._idle_watch)
+                raise ConnectFailed(f"cannot connect to {origin}: {describe_error(error)}") from error
+            return Connection(connected, self._header_timeout, self._idle_timeout)
         raise ConnectTimeout(f"no connection to {origin} within {self._seconds:g} s")

@@ -73,7 +73,7 @@ async def test_a_refused_write_leaves_it_to_the_response_to_say_why(monkeypatch:
         await peer.send(TOO_LARGE)
         await trio.sleep_forever()
 
-    monkeypatch.setattr("llm_proxy.gateway.upstream.wire.Wire.send", refuse)
+    monkeypatch.setattr("llm_proxy.net.client_socket.ClientSocket.send", refuse)
     async with stage(handler) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         assert await ask(pool, Body([b"x"])) == b"big"

@@ -167,7 +167,7 @@ async def test_a_request_is_sent_again_only_while_nothing_of_it_went_out(monkeyp
         await ask(pool)
         broken.set()
         await settled()
-        monkeypatch.setattr("llm_proxy.gateway.upstream.wire.Wire.is_quiet", lambda _: True)
+        monkeypatch.setattr("llm_proxy.net.client_socket.ClientSocket.is_quiet", lambda _: True)
         body = Body([b"a", b"b"])
         dispatch = Dispatch()
         assert await whole(await pool.send(b"POST", b"/", [], body, dispatch=dispatch)) == b"ok"

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from llm_proxy.gateway.upstream import ConnectFailed, Disconnected, Origin, UpstreamPool
-from llm_proxy.gateway.upstream.wire import dial
+from llm_proxy.net.client_socket import connect
 from tests.gateway.upstream.conftest import Authority
 from tests.gateway.upstream.stage import (
     OK,
@@ -247,23 +247,23 @@ async def test_tickets_that_come_while_a_connection_is_idle_do_not_spoil_it(
 
     spoil = trio.Event()
     async with stage(handler) as upstream:
-        wire = await dial("localhost", upstream.origin.port, authority.client())
+        connected = await connect("localhost", upstream.origin.port, authority.client())
         for _ in range(3):
             await settled()
-        [socket] = select.select([wire._socket], [], [], 0)[0]
-        assert socket is wire._socket
-        assert wire.is_quiet()
+        [socket] = select.select([connected._socket], [], [], 0)[0]
+        assert socket is connected._socket
+        assert connected.is_quiet()
         spoil.set()
         await settled()
-        assert not wire.is_quiet()
-        wire.close()
+        assert not connected.is_quiet()
+        connected.close()
 
 
 async def test_what_waits_inside_the_tls_object_is_received(
     server: ssl.SSLContext, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A read may take less than one TLS record; the rest is decrypted, and the socket has nothing more to show.
-    monkeypatch.setattr("llm_proxy.gateway.upstream.wire.READ_SIZE", 1000)
+    monkeypatch.setattr("llm_proxy.net.client_socket.READ_SIZE", 1000)
     response = b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"x" * 10000
     async with stage(answering(response), server, "localhost") as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, ssl_context=authority.client())

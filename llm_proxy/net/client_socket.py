@@ -1,7 +1,7 @@
-"""A connected byte stream to an upstream: a non-blocking socket, plain or TLS, waited for with trio.
+"""A connection to a server: a non-blocking socket, plain or TLS, with trio to wait for it.
 
-It is trio's socket stream without the layers: a request and its response cost one `send`, one wait and one `recv`.
-Closing is synchronous, for TLS too: it waits for nobody's close_notify.
+It is trio's socket stream without its layers: a request and its response cost one `send`, one wait and one `recv`.
+Closing is synchronous, for TLS too: it does not wait for the peer's close_notify.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from typing import Final
 import trio
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
-#: Bytes read at once, and so the most that one `receive` returns.
+#: Most bytes that one `receive` returns.
 READ_SIZE: Final = 65536
 
-#: Bytes handed to TLS at once when the network is slower than we are: one record.
+#: Most bytes that are passed to TLS at once when the network is slower than this process: one record.
 _RECORD: Final = 16384
 
 
-class Wire:
+class ClientSocket:
     """One connected socket. `receive` and `send` may wait at the same time, in one task each.
 
-    All methods raise OSError where the connection is lost, which includes TLS errors (`ssl.SSLError`), and
-    trio.ClosedResourceError where `close` is called while they wait.
+    All methods raise OSError if the connection is lost, which includes TLS errors (`ssl.SSLError`), and
+    trio.ClosedResourceError if `close` is called while they wait.
     """
 
     __slots__ = ("_poll", "_recv", "_send", "_socket", "fileno", "is_tls")
@@ -42,10 +42,15 @@ class Wire:
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN | select.POLLRDHUP)
 
-    def send_now(self, data: bytes | memoryview) -> int:
-        """Send what can go without waiting, and return how much that was.
+    @property
+    def peer(self) -> str:
+        """The address of the server."""
+        return str(self._socket.getpeername()[0])
 
-        After 0 from a TLS wire a part may have gone all the same: go on with the same bytes.
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send what can be sent without waiting, and return its length.
+
+        With TLS, 0 may mean that a part was sent: continue with the same bytes.
         """
         try:
             return self._send(data)
@@ -53,7 +58,7 @@ class Wire:
             return 0
 
     async def send(self, data: memoryview) -> int:
-        """Send at least one byte of `data`, and return how much was sent. A checkpoint only where it has to wait."""
+        """Send at least one byte of `data`, and return how many were sent. A checkpoint only if it has to wait."""
         if self.is_tls:
             data = data[:_RECORD]
         while True:
@@ -62,10 +67,18 @@ class Wire:
             except (BlockingIOError, ssl.SSLWantWriteError):
                 await wait_writable(self._socket)
 
+    async def send_all(self, data: bytes) -> None:
+        """Send all of `data`. A checkpoint only if it has to wait."""
+        sent = self.send_now(data)
+        if sent < len(data):
+            view = memoryview(data)[sent:]
+            while view:
+                view = view[await self.send(view) :]
+
     async def receive(self) -> bytes:
         """Wait for bytes; empty at an orderly end of the stream (with TLS: after a close_notify). A checkpoint."""
         if self.is_tls:
-            # Decrypted bytes may wait inside the TLS object, where no poll can see them.
+            # The TLS object may hold decrypted bytes, which no poll can see.
             with contextlib.suppress(ssl.SSLWantReadError):
                 data = self._recv(READ_SIZE)
                 await checkpoint()
@@ -78,13 +91,13 @@ class Wire:
                 continue
 
     def is_quiet(self) -> bool:
-        """Is the idle connection alive with nothing to read? One system call.
+        """Whether the idle connection is alive with nothing to read. One system call.
 
-        The end of the stream, an error or data that nobody asked for make it useless.
+        The end of the stream, an error or unexpected data make the connection unusable.
         """
         if not self.is_tls:
             return not self._poll.poll(0)
-        # Session tickets and key updates are no data: TLS takes them in and has nothing to hand out.
+        # Session tickets and key updates (RFC 8446 section 4.6) are not data: TLS processes them and returns nothing.
         try:
             self._recv(1)
         except ssl.SSLWantReadError:
@@ -94,11 +107,11 @@ class Wire:
         return False
 
     def close(self) -> None:
-        """Close the socket at once. Tasks that wait on it get trio.ClosedResourceError. Idempotent."""
+        """Close the socket at once. Tasks that wait for it get trio.ClosedResourceError. Idempotent."""
         if self._socket.fileno() != -1:
-            with contextlib.suppress(RuntimeError):  # outside of trio nobody waits
+            with contextlib.suppress(RuntimeError):  # outside of trio no task waits
                 notify_closing(self._socket)
-            # The descriptor is gone whatever the system complains of.
+            # The descriptor is closed even if the system reports an error.
             with contextlib.suppress(OSError):
                 self._socket.close()
 
@@ -107,7 +120,7 @@ async def open_stream(host: str, port: int) -> trio.SocketStream:
     """Connect to `host`, trying its addresses by RFC 6555 ("happy eyeballs").
 
     Raises:
-        OSError: no address could be connected to, or there can be none of that name.
+        OSError: no address accepts a connection, or the name is invalid or unknown.
     """
     try:
         return await trio.open_tcp_stream(host, port)
@@ -115,30 +128,41 @@ async def open_stream(host: str, port: int) -> trio.SocketStream:
         raise OSError("no host can have this name") from None
 
 
-async def dial(host: str, port: int, context: ssl.SSLContext | None) -> Wire:
-    """Connect to `host`, and shake hands where TLS is wanted.
+async def connect(
+    host: str, port: int, context: ssl.SSLContext | None, *, server_hostname: str | None = None
+) -> ClientSocket:
+    """Connect to `host`, and do the TLS handshake if there is a `context`.
+
+    Args:
+        host: name or address.
+        port: TCP port.
+        context: TLS context of a client; None for plain TCP.
+        server_hostname: the name that the certificate must have; `host` if None.
 
     Raises:
-        OSError: no address could be connected to, or (`ssl.SSLError`) the TLS handshake failed.
+        OSError: no address accepts a connection, or (`ssl.SSLError`) the TLS handshake failed.
     """
     stream = await open_stream(host, port)
     connected = socket.socket(fileno=stream.socket.detach())
     try:
         connected.settimeout(0)
-        keep_alive(connected)
+        enable_keepalive(connected)
         if context is not None:
             connected = context.wrap_socket(
-                connected, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+                connected,
+                server_hostname=server_hostname or host,
+                do_handshake_on_connect=False,
+                suppress_ragged_eofs=False,
             )
             await _handshake(connected)
-        return Wire(connected)
+        return ClientSocket(connected)
     except BaseException:
         connected.close()
         raise
 
 
-def keep_alive(connected: socket.socket | trio.socket.SocketType) -> None:
-    """Notice a vanished peer within about two minutes, also while a model thinks and no byte moves."""
+def enable_keepalive(connected: socket.socket | trio.socket.SocketType) -> None:
+    """Detect a vanished peer within about two minutes, also while a model thinks and no byte is sent."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
@@ -158,16 +182,16 @@ async def _handshake(connected: ssl.SSLSocket) -> None:
             return
 
 
-def words(error: OSError) -> str:
-    """What went wrong, for people, in a few words of the system's or of TLS."""
+def describe_error(error: OSError) -> str:
+    """Describe an error in a few words of the system or of TLS."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS: {error.verify_message.rstrip('.')}"
     if isinstance(error, ssl.SSLError):
         return f"TLS: {(error.reason or 'broken off').replace('_', ' ').lower()}"
     if isinstance(error.__cause__, ExceptionGroup):
-        # One cause per address of the name; the last one tried is as good as any.
+        # One cause per address of the name. Report the last one.
         causes = [cause for cause in error.__cause__.exceptions if isinstance(cause, OSError)]
-        return words(causes[-1]) if causes else "no address could be reached"
+        return describe_error(causes[-1]) if causes else "no address could be reached"
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno).lower()
     return (error.strerror or str(error) or type(error).__name__).lower()
