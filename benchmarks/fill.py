@@ -19,7 +19,8 @@ from db.database import Database, opened
 from db.dialects.bulk import BulkInsert
 from db.options import Options
 from db.queries import ledger, projects
-from db.records import Project, SettledRequest, Token
+from db.queries.rows import SETTLED
+from db.records import Project, Reservation, Result, SettledRequest, Token
 from db.schema import requests, tokens, usage_hourly
 from llm_proxy.identifiers import new_id
 from llm_proxy.secrets import encryption
@@ -42,7 +43,7 @@ _SPAN = timedelta(hours=_HOURS)
 _MODELS = ("gpt-4o-2024-08-06", "gpt-4o-mini-2024-07-18", "o3-mini-2025-01-31")
 
 _insert_tokens = BulkInsert(tokens.insert(), [field.name for field in attrs.fields(Token)])
-_insert_requests = BulkInsert(requests.insert(), [field.name for field in attrs.fields(SettledRequest)])
+_insert_requests = BulkInsert(requests.insert(), SETTLED)
 
 
 @frozen
@@ -81,14 +82,14 @@ def fill(scratch: Scratch, past: Past, api_key: str) -> Filled:
     records = [_token(secret, project) for secret in secrets]
     with opened(scratch.target, Options(statement_timeout=_TIMEOUT)) as database:
         database.write_now(projects.create, project)
-        for portion in _portions(records):
-            database.write_now(_insert_tokens, portion)
+        for chunk in _chunks(records):
+            database.write_now(_insert_tokens, chunk)
         if past.requests:
             _fill_ledger(database, records, past.requests, now)
     return Filled(scratch, ring.to_setting(), secrets)
 
 
-def _portions(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
     return (rows[start : start + _PORTION] for start in range(0, len(rows), _PORTION))
 
 
@@ -114,8 +115,8 @@ def _fill_ledger(database: Database, owners: Sequence[Token], count: int, now: d
     block = min(count, _BLOCK)
     copies = round(count / block)
     rows = _rows(owners, block, now)
-    for portion in _portions(rows):
-        database.write_now(_settle, portion)
+    for chunk in _chunks(rows):
+        database.write_now(_settle, chunk)
     for number in range(1, copies):
         database.write_now(_copy, number)
     database.write_now(_multiply, copies)
@@ -138,26 +139,30 @@ def _rows(owners: Sequence[Token], count: int, now: datetime) -> list[SettledReq
         duration = source.randrange(200_000, 20_000_000)
         rows.append(
             SettledRequest(
-                id=f"{_prefix(0)}-{number >> 12:04x}-7{number & 0xFFF:03x}-8000-{source.getrandbits(48):012x}",
-                worker_id=worker,
-                token_id=token.id,
-                project_id=token.project_id,
-                provider="openai",
-                method="POST",
-                path="/v1/chat/completions",
-                outcome="ok",
-                status=200,
-                model=_MODELS[number % len(_MODELS)],
-                streamed=bool(number % 2),
-                admitted_at=admitted,
-                settled_at=admitted + timedelta(microseconds=duration),
-                first_byte_us=duration // 4,
-                duration_us=duration,
-                request_bytes=source.randrange(200, 20_000),
-                response_bytes=source.randrange(300, 10_000),
-                input_tokens=source.randrange(10, 5000),
-                output_tokens=source.randrange(1, 1000),
-                cached_tokens=0,
+                Reservation(
+                    f"{_prefix(0)}-{number >> 12:04x}-7{number & 0xFFF:03x}-8000-{source.getrandbits(48):012x}",
+                    worker,
+                    token.id,
+                    token.project_id,
+                    "openai",
+                    "POST",
+                    "/v1/chat/completions",
+                    admitted,
+                ),
+                Result(
+                    outcome="ok",
+                    status=200,
+                    model=_MODELS[number % len(_MODELS)],
+                    streamed=bool(number % 2),
+                    first_byte_us=duration // 4,
+                    duration_us=duration,
+                    request_bytes=source.randrange(200, 20_000),
+                    response_bytes=source.randrange(300, 10_000),
+                    input_tokens=source.randrange(10, 5000),
+                    output_tokens=source.randrange(1, 1000),
+                    cached_tokens=0,
+                ),
+                admitted + timedelta(microseconds=duration),
             )
         )
     return rows
@@ -168,7 +173,8 @@ def _settle(connection: Connection, rows: Sequence[SettledRequest]) -> None:
     ledger.roll_up(connection, rows)
     counts: dict[str, int] = {}
     for row in rows:
-        counts[row.token_id] = counts.get(row.token_id, 0) + 1
+        token_id = row.reservation.token_id
+        counts[token_id] = counts.get(token_id, 0) + 1
     ledger.add_to_counters(connection, counts, rows[-1].settled_at)
 
 

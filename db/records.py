@@ -1,14 +1,17 @@
-"""What the queries return and take: plain frozen records, one per table, free of SQL.
+"""What the queries return and take: plain immutable records, one per table, free of SQL.
 
 All moments are timezone-aware UTC `datetime`s; all ids are canonical UUID text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
+import msgspec
 from attrs import field, frozen
+from msgspec.structs import asdict
 
 #: How a request ended. `ok`: relayed whole with a status below 400, or its terminal event was relayed. `rejected`: the
 #: provider answered 4xx. `upstream_error`: it answered 5xx, reported an error inside a stream, or broke off. `void`:
@@ -70,9 +73,8 @@ class Worker:
     seen_at: datetime
 
 
-@frozen
-class Reservation:
-    """A request that was admitted and counted, and is not settled yet."""
+class Reservation(msgspec.Struct, frozen=True, gc=False):
+    """A request that was admitted and counted, and is not settled yet: one row of `in_flight`."""
 
     id: str
     worker_id: str
@@ -84,34 +86,57 @@ class Reservation:
     admitted_at: datetime
 
 
-@frozen
-class SettledRequest:
-    """One row of the ledger: a request that has ended, in whatever way.
+class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """How an admitted request ended.
 
-    Durations are microseconds since admission. Token counts are None where the provider reported none; `unmetered`
-    says that it may have, in a form that could not be read. `provider_request_id` is the id by which the provider, and
+    Each field is a column of `requests`, a member of the request log's line and of the management API's answer: a new
+    one needs a column in the schema, a migration, and the code that computes it.
+
+    Durations are microseconds since admission. Token counts are None if the provider reported none; `unmetered` says
+    that it may have, in a form that could not be read. `provider_request_id` is the id by which the provider, and
     the error that an SDK raises, names the request.
     """
 
-    id: str
-    worker_id: str
-    token_id: str
-    project_id: str
-    provider: str
-    method: str
-    path: str
     outcome: Outcome
-    status: int | None
-    model: str
-    streamed: bool
-    admitted_at: datetime
-    settled_at: datetime
-    first_byte_us: int | None
-    duration_us: int | None
-    request_bytes: int
-    response_bytes: int
-    input_tokens: int | None
-    output_tokens: int | None
-    cached_tokens: int | None
+    status: int | None = None
+    model: str = ""
+    streamed: bool = False
+    first_byte_us: int | None = None
+    duration_us: int | None = None
+    request_bytes: int = 0
+    response_bytes: int = 0
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
     unmetered: bool = False
     provider_request_id: str | None = None
+
+
+#: Nothing was sent to the provider: the count is given back.
+VOID = Result(outcome="void")
+#: The worker died before it could say how the request ended.
+UNKNOWN = Result(outcome="unknown")
+
+
+class SettledRequest(msgspec.Struct, frozen=True, gc=False):
+    """One row of the ledger, the table `requests`: a request that has ended, in whatever way."""
+
+    reservation: Reservation
+    result: Result
+    settled_at: datetime
+
+    @property
+    def id(self) -> str:
+        """The request's id."""
+        return self.reservation.id
+
+    @classmethod
+    def of(cls, columns: Mapping[Any, Any]) -> SettledRequest:
+        """Make the record of values by column name; those of a result may be missing."""
+        reservation = {name: columns[name] for name in Reservation.__struct_fields__}
+        result = {name: columns[name] for name in Result.__struct_fields__ if name in columns}
+        return cls(Reservation(**reservation), Result(**result), columns["settled_at"])
+
+    def by_column(self) -> dict[str, Any]:
+        """The values by column name."""
+        return {**asdict(self.reservation), **asdict(self.result), "settled_at": self.settled_at}

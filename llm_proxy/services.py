@@ -27,7 +27,7 @@ from llm_proxy.health.database_collector import Survey
 from llm_proxy.health.probe import Probe
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Adopter, Grace, Ledger, SpoolError, SpoolFile, Terms
-from llm_proxy.ledger.pruning import Pruner
+from llm_proxy.ledger.prune import Pruner
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.logging import log
 from llm_proxy.metrics import Metrics, Slate, families

@@ -19,7 +19,7 @@ from attrs import define
 
 from llm_proxy.cli import main
 from llm_proxy.ledger import Ledger
-from llm_proxy.ledger.portion import Ticket
+from llm_proxy.ledger.batch import PendingAdmission
 from llm_proxy.metrics import Metrics
 
 _run, _observe = Ledger.run, Metrics.observe_transaction
@@ -39,7 +39,7 @@ class _Journal:
         self.end = trio.current_time()
         self.begin, self.settled = self.end - seconds, settled
 
-    def decided(self, tickets: Sequence[Ticket], _decisions: object) -> None:
+    def decided(self, tickets: Sequence[PendingAdmission], _decisions: object) -> None:
         """Write it down."""
         line = {
             "begin": self.begin,
@@ -56,7 +56,7 @@ def _main() -> None:
         journal = _Journal(file)
 
         async def run(ledger: Ledger, **more: Any) -> None:
-            ledger.witness = journal.decided
+            ledger.on_decisions = journal.decided
             await _run(ledger, **more)
 
         def observe(metrics: Metrics, seconds: float, admitted: int, settled: int) -> None:

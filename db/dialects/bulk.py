@@ -52,10 +52,11 @@ class _Text:
 class BulkInsert:
     """An INSERT, `upsert_add` included, of objects with attributes, or mappings with keys, named like the columns."""
 
-    def __init__(self, statement: Insert, columns: Sequence[str]) -> None:
-        """Take the statement, and the columns to fill."""
+    def __init__(self, statement: Insert, columns: Sequence[str] | Mapping[str, str]) -> None:
+        """Take the statement and the columns to fill; a mapping gives the attribute for each, such as `owner.name`."""
         self._statement = statement
         self._columns = list(columns)
+        self._attributes = columns if isinstance(columns, Mapping) else {}
         self._compiled: WeakKeyDictionary[Dialect, tuple[str, Sequence[str], _Conversions]] = WeakKeyDictionary()
 
     def __call__(self, connection: Connection, rows: Sequence[Any]) -> None:
@@ -72,7 +73,8 @@ class BulkInsert:
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)
         names = compiled.positiontup or []
         types = [self._statement.table.c[name].type for name in names]
-        self._compiled[dialect] = found = (str(compiled), names, _conversions(dialect, types, reading=False))
+        attributes = [self._attributes.get(name, name) for name in names]
+        self._compiled[dialect] = found = (str(compiled), attributes, _conversions(dialect, types, reading=False))
         return found
 
 

@@ -10,13 +10,13 @@ from collections import Counter
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from attrs import asdict, evolve, fields, frozen
+from attrs import asdict, evolve, frozen
 from sqlalchemy import BindParameter, bindparam, delete, func, insert, inspect, or_, select, update
 
 from db.dialects.bulk import BulkInsert, DeleteByKeys, LockByKeys, SelectByKeys
 from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
-from db.queries.rows import columns
-from db.records import ERRORS, Outcome, Project, Reservation, SettledRequest, Token, Worker
+from db.queries.rows import SETTLED, columns, names
+from db.records import ERRORS, UNKNOWN, VOID, Project, Reservation, SettledRequest, Token, Worker
 from db.schema import in_flight, projects, requests, tokens, usage_hourly, workers
 
 if TYPE_CHECKING:
@@ -48,10 +48,6 @@ class ReservationsMissing(Exception):
 _COUNTED = ("requests", "errors", "client_closed", "input_tokens", "output_tokens", "cached_tokens")
 
 
-def _names(record: type) -> list[str]:
-    return [field.name for field in fields(record)]
-
-
 def _keys() -> BindParameter[Any]:
     return bindparam("keys", expanding=True)
 
@@ -79,10 +75,10 @@ _find_tokens = SelectByKeys(
 _find_projects = SelectByKeys(
     select(*columns(projects, Project)).where(projects.c.id.in_(_keys())), projects.c.id.type, Project
 )
-_reserve = BulkInsert(insert(in_flight), _names(Reservation))
+_reserve = BulkInsert(insert(in_flight), names(Reservation))
 _release = DeleteByKeys(in_flight.c.id)
 _withdraw = DeleteByKeys(requests.c.id)
-_settle = BulkInsert(insert(requests), _names(SettledRequest))
+_settle = BulkInsert(insert(requests), SETTLED)
 _roll_up = BulkInsert(
     upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=_COUNTED),
     ["hour", "token_id", "model", "project_id", *_COUNTED],
@@ -178,7 +174,7 @@ def settle(connection: Connection, settled: Sequence[SettledRequest]) -> None:
     Raises:
         ReservationsMissing: not every reservation is there; roll back and use `settle_doubtful`.
     """
-    if _release(connection, [row.id for row in settled]) != len(settled):
+    if _release(connection, [row.reservation.id for row in settled]) != len(settled):
         raise ReservationsMissing
     _settle(connection, settled)
 
@@ -191,14 +187,15 @@ def settle_doubtful(
     Returns:
         The rows that were written, and the `unknown` rows that they replaced (to be taken out of the roll-up).
     """
-    ids = [row.id for row in settled]
+    ids = [row.reservation.id for row in settled]
     open_rows = connection.execute(for_update(_reservations.where(in_flight.c.id.in_(ids)), by=in_flight.c.id))
     open_ids = {row.id for row in open_rows}
     unknown = select(*columns(requests, SettledRequest)).where(
         requests.c.id.in_(set(ids) - open_ids), requests.c.outcome == "unknown"
     )
-    swept = {row.id: SettledRequest(*row) for row in connection.execute(for_update(unknown, by=requests.c.id))}
-    written = [row for row in settled if row.id in open_ids or row.id in swept]
+    found = connection.execute(for_update(unknown, by=requests.c.id)).mappings()
+    swept = {row["id"]: SettledRequest.of(row) for row in found}
+    written = [row for row in settled if row.reservation.id in open_ids or row.reservation.id in swept]
     _release(connection, sorted(open_ids))
     _withdraw(connection, sorted(swept))
     _settle(connection, written)
@@ -215,25 +212,26 @@ def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: It
     sums: dict[tuple[datetime, str, str], dict[str, Any]] = {}
     for sign, rows in ((1, added), (-1, removed)):
         for row in rows:
-            if row.outcome == "void":
+            reservation, result = row.reservation, row.result
+            if result.outcome == "void":
                 continue
-            hour = hour_of(row.admitted_at)
-            key = (hour, row.token_id, row.model)
+            hour = hour_of(reservation.admitted_at)
+            key = (hour, reservation.token_id, result.model)
             bucket = sums.get(key)
             if bucket is None:
                 bucket = sums[key] = {
                     "hour": hour,
-                    "token_id": row.token_id,
-                    "model": row.model,
-                    "project_id": row.project_id,
+                    "token_id": reservation.token_id,
+                    "model": result.model,
+                    "project_id": reservation.project_id,
                     **dict.fromkeys(_COUNTED, 0),
                 }
             bucket["requests"] += sign
-            bucket["errors"] += sign * (row.outcome in ERRORS)
-            bucket["client_closed"] += sign * (row.outcome == "client_closed")
-            bucket["input_tokens"] += sign * (row.input_tokens or 0)
-            bucket["output_tokens"] += sign * (row.output_tokens or 0)
-            bucket["cached_tokens"] += sign * (row.cached_tokens or 0)
+            bucket["errors"] += sign * (result.outcome in ERRORS)
+            bucket["client_closed"] += sign * (result.outcome == "client_closed")
+            bucket["input_tokens"] += sign * (result.input_tokens or 0)
+            bucket["output_tokens"] += sign * (result.output_tokens or 0)
+            bucket["cached_tokens"] += sign * (result.cached_tokens or 0)
     _roll_up(connection, [sums[key] for key in sorted(sums)])
 
 
@@ -280,7 +278,7 @@ def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
         How many were swept.
     """
     locked = for_update(_reservations.where(in_flight.c.id.in_(ids)), by=in_flight.c.id, skip_locked=True)
-    swept = [_unheard_of(Reservation(*row), "unknown", now) for row in connection.execute(locked)]
+    swept = [SettledRequest(Reservation(*row), UNKNOWN, now) for row in connection.execute(locked)]
     if swept:
         settle(connection, swept)
         roll_up(connection, swept)
@@ -290,9 +288,11 @@ def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
 def give_back(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     """Settle as `void` those of these reservations that exist, and give their counts back; return how many did."""
     locked = for_update(_reservations.where(in_flight.c.id.in_(ids)), by=in_flight.c.id)
-    rows = [_unheard_of(Reservation(*row), "void", now) for row in connection.execute(locked)] if ids else []
+    rows = [SettledRequest(Reservation(*row), VOID, now) for row in connection.execute(locked)] if ids else []
     settle(connection, rows)
-    add_to_counters(connection, {token: -n for token, n in Counter(row.token_id for row in rows).items()}, None)
+    add_to_counters(
+        connection, {token: -n for token, n in Counter(row.reservation.token_id for row in rows).items()}, None
+    )
     return len(rows)
 
 
@@ -335,22 +335,3 @@ def verify(connection: Connection) -> list[Imbalance]:
         .order_by(tokens.c.id)
     )
     return [Imbalance(token_id, *(int(figure) for figure in figures)) for token_id, *figures in rows]
-
-
-def _unheard_of(reservation: Reservation, outcome: Outcome, now: datetime) -> SettledRequest:
-    """The final row of a reservation of which nothing else is known."""
-    return SettledRequest(
-        **asdict(reservation),
-        outcome=outcome,
-        status=None,
-        model="",
-        streamed=False,
-        settled_at=now,
-        first_byte_us=None,
-        duration_us=None,
-        request_bytes=0,
-        response_bytes=0,
-        input_tokens=None,
-        output_tokens=None,
-        cached_tokens=None,
-    )

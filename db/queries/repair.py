@@ -93,7 +93,7 @@ def _sum_up(connection: Connection, token_id: str, bucket: _Bucket, before: _Sum
             requests.c.admitted_at < hour + _HOUR,
         )
     )
-    roll_up(connection, [SettledRequest(*row) for row in rows])
+    roll_up(connection, [SettledRequest.of(row) for row in rows.mappings()])
     if before is None or not before.pruned:
         return
     now = _Sum(*map(int, connection.execute(select(*_FIGURES).where(*this)).one()))

@@ -25,9 +25,9 @@ _NEWEST_FIRST = select(*columns(requests, SettledRequest)).order_by(requests.c.i
 def find(connection: Connection, identity: str) -> SettledRequest | None:
     """Find a settled request by its own id or by the provider's: the newest that has it, if several do."""
     for wanted in (requests.c.id == identity.lower(), requests.c.provider_request_id == identity):
-        row = connection.execute(_NEWEST_FIRST.where(wanted).limit(1)).first()
+        row = connection.execute(_NEWEST_FIRST.where(wanted).limit(1)).mappings().first()
         if row is not None:
-            return SettledRequest(*row)
+            return SettledRequest.of(row)
     return None
 
 
@@ -47,4 +47,4 @@ def page(connection: Connection, limit: int, after_id: str | None, wanted: Filte
         value = getattr(wanted, name)
         if value is not None:
             query = query.where(requests.c[name] == value)
-    return [SettledRequest(*row) for row in connection.execute(query)]
+    return [SettledRequest.of(row) for row in connection.execute(query).mappings()]

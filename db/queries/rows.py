@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from attrs import fields, frozen
+from attrs import fields, frozen, has
 from sqlalchemy import Column, ColumnElement, Table, and_, or_
+
+from db.records import Reservation, Result, SettledRequest
 
 
 @frozen
@@ -17,9 +20,25 @@ class Position:
     id: str
 
 
+def names(record: type) -> tuple[str, ...]:
+    """Give the names of a record's fields, which are those of its columns."""
+    if has(record):
+        return tuple(field.name for field in fields(record))
+    found: tuple[str, ...] = record.__struct_fields__  # type: ignore[attr-defined] # all other records are structs
+    return found
+
+
+#: The columns of a settled request: where its record has the value of each.
+SETTLED: Mapping[str, str] = {
+    **{name: f"reservation.{name}" for name in names(Reservation)},
+    **{name: f"result.{name}" for name in names(Result)},
+    "settled_at": "settled_at",
+}
+
+
 def columns(table: Table, record: type) -> list[Column[Any]]:
     """Give the columns that a record is made of, in the order of its fields."""
-    return [table.c[field.name] for field in fields(record)]
+    return [table.c[name] for name in (SETTLED if record is SettledRequest else names(record))]
 
 
 def older_than(table: Table, position: Position) -> ColumnElement[bool]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Final, get_args
 
-from attrs import asdict
-
 from db.queries import requests as queries
 from db.records import Outcome, SettledRequest
 from llm_proxy.api import pages
@@ -19,7 +17,7 @@ _OUTCOME: Final = one_of(get_args(Outcome))
 
 def show(settled: SettledRequest) -> dict[str, Any]:
     """Show one row: there is no secret in it."""
-    return asdict(settled)
+    return settled.by_column()
 
 
 async def _list(call: Call) -> Answer:

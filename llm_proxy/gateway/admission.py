@@ -15,7 +15,7 @@ from llm_proxy.errors import (
     UpgradeRequired,
 )
 from llm_proxy.gateway.http import headers, paths
-from llm_proxy.ledger import Application
+from llm_proxy.ledger import AdmissionRequest
 
 if TYPE_CHECKING:
     from llm_proxy.gateway.http.parameters import Parameters
@@ -54,7 +54,7 @@ def application(
     providers: Providers,
     found: Parameters | BadRequest | None,
     path: str,
-) -> Application:
+) -> AdmissionRequest:
     """Put together what the ledger has to decide on.
 
     Args:
@@ -80,7 +80,7 @@ def application(
         return found if isinstance(found, BadRequest) else None
 
     named = inbound.route.provider
-    return Application(
+    return AdmissionRequest(
         id=inbound.id,
         digest=token_digest,
         provider=None if named is None else named.name,

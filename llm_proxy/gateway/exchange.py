@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 from attrs import define, field
 
+from db.records import Result
 from llm_proxy.errors import ProxyError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.headers import is_event_stream
@@ -22,7 +23,6 @@ from llm_proxy.gateway.upstream.failures import (
 )
 from llm_proxy.gateway.upstream.interface import Dispatch
 from llm_proxy.gateway.usage import NOTHING, meter_for
-from llm_proxy.ledger import Result
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from db.records import Token
+    from db.records import Result, Token
     from llm_proxy.gateway.http.parameters import Parameters
     from llm_proxy.gateway.providers.provider import Providers, Route
     from llm_proxy.gateway.upstream.interface import Upstream
-    from llm_proxy.ledger import Application, Grant, Result
+    from llm_proxy.ledger import AdmissionRequest, Grant
     from llm_proxy.logging.log import Log
     from llm_proxy.metrics import Metrics
     from llm_proxy.secrets.encryption import KeyRing
@@ -42,13 +42,13 @@ REFUSAL_PATIENCE = 10.0
 class Admissions(Protocol):
     """Who decides on requests and keeps the books: `Ledger`, or `Grace` in front of it."""
 
-    async def check(self, application: Application) -> tuple[Token, str]:
+    async def check(self, application: AdmissionRequest) -> tuple[Token, str]:
         """Judge a request by its head, before its body is waited for: its token, and its provider's name.
 
         Raises ProxyError where the request is refused.
         """
 
-    async def admit(self, application: Application) -> Grant:
+    async def admit(self, application: AdmissionRequest) -> Grant:
         """Wait for the decision; raises ProxyError where the request is refused."""
 
     def settle(self, grant: Grant, result: Result) -> None:
@@ -183,12 +183,12 @@ class Relay:
             self.running += 1
             inbound.has_slot = True
 
-    async def _serve(self, application: Application, inbound: Inbound, send: Send) -> None:
+    async def _serve(self, application: AdmissionRequest, inbound: Inbound, send: Send) -> None:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
         grant = await self.ledger.admit(application)
         inbound.admitted = True
         exchange = Exchange(inbound, send)
-        name = grant.provider
+        name = grant.reservation.provider
         self.metrics.upstream_started(name)
         try:
             # Until here nobody knew the token of a request that came in one piece. Beyond the bound it is void.
@@ -209,7 +209,7 @@ class Relay:
             self._settle(inbound, grant, exchange)
 
     def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange) -> None:
-        provider, reservation = grant.provider, grant.reservation
+        provider, reservation = grant.reservation.provider, grant.reservation
         self.metrics.upstream_ended(provider)
         result = exchange.result()
         self.ledger.settle(grant, result)

@@ -22,7 +22,7 @@ from llm_proxy.ledger.outage.adoption import Adopter
 from llm_proxy.ledger.outage.grace import Grace
 from llm_proxy.ledger.outage.spool_file import SpoolError, SpoolFile
 from llm_proxy.ledger.outage.token_cache import Terms
-from llm_proxy.ledger.transaction import Application, Grant, Result
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement
 from llm_proxy.ledger.writer import Ledger
 
-__all__ = ["Adopter", "Application", "Grace", "Grant", "Ledger", "Result", "SpoolError", "SpoolFile", "Terms"]
+__all__ = ["AdmissionRequest", "Adopter", "Grace", "Grant", "Ledger", "Settlement", "SpoolError", "SpoolFile", "Terms"]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define, field
 
+from db.records import Result
 from llm_proxy.ledger.outage.reconciliation import CHUNK, Spooled, reconcile
 from llm_proxy.ledger.outage.spool import Spool
 from llm_proxy.ledger.outage.spool_file import SpoolError
 from llm_proxy.ledger.outage.spool_lines import Admitted, Settled, encode
 from llm_proxy.ledger.outage.token_cache import Acquaintance
-from llm_proxy.ledger.transaction import Grant, Result, Settlement
+from llm_proxy.ledger.transaction import Grant, Settlement
 from llm_proxy.logging import log
 
 if TYPE_CHECKING:

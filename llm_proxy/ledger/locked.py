@@ -12,7 +12,7 @@ from attrs import define, field
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from llm_proxy.ledger.portion import Ticket
+    from llm_proxy.ledger.batch import PendingAdmission
 
 #: Seconds until they are first tried again, and at most; each pause is twice as long as the one before.
 FIRST_PAUSE = 0.01
@@ -29,44 +29,44 @@ class LockedRequests:
 
     retry_at: float = field(default=math.inf, init=False)
     _pause: float = field(default=FIRST_PAUSE, init=False)
-    _by_token: dict[bytes, deque[Ticket]] = field(factory=dict, init=False, repr=False)
+    _by_token: dict[bytes, deque[PendingAdmission]] = field(factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         """How many requests wait."""
         return sum(map(len, self._by_token.values()))
 
-    def __iter__(self) -> Iterator[Ticket]:
+    def __iter__(self) -> Iterator[PendingAdmission]:
         """All of them."""
         return chain.from_iterable(self._by_token.values())
 
-    def join(self, ticket: Ticket) -> bool:
+    def join(self, one: PendingAdmission) -> bool:
         """Queue a new request behind those of the same token; False if there are none."""
-        queue = self._by_token.get(ticket.application.digest)
+        queue = self._by_token.get(one.request.digest)
         if queue is None:
             return False
-        queue.append(ticket)
+        queue.append(one)
         return True
 
-    def take(self, limit: int) -> list[Ticket]:
+    def take(self, limit: int) -> list[PendingAdmission]:
         """Take out those that are to be tried now, and drop those that have been answered meanwhile."""
-        taken: list[Ticket] = []
+        taken: list[PendingAdmission] = []
         for digest, queue in list(self._by_token.items()):
             while queue and len(taken) < limit:
-                ticket = queue.popleft()
-                if not ticket.answered:
-                    taken.append(ticket)
+                one = queue.popleft()
+                if not one.answered:
+                    taken.append(one)
             if not queue:
                 del self._by_token[digest]
         if not self._by_token:
             self.retry_at = math.inf
         return taken
 
-    def put_back(self, tickets: Sequence[Ticket], now: float) -> None:
+    def put_back(self, pending: Sequence[PendingAdmission], now: float) -> None:
         """Give those that were still locked their places back; other tokens have their turn before them."""
-        for ticket in reversed(tickets):
-            digest = ticket.application.digest
+        for one in reversed(pending):
+            digest = one.request.digest
             queue = self._by_token.pop(digest, deque())
-            queue.appendleft(ticket)
+            queue.appendleft(one)
             self._by_token[digest] = queue
-        self._pause = min(2 * self._pause, LONGEST_PAUSE) if tickets else FIRST_PAUSE
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if pending else FIRST_PAUSE
         self.retry_at = now + self._pause if self._by_token else math.inf

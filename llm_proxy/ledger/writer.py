@@ -1,4 +1,4 @@
-"""The writer task: queues on the trio side, one transaction after the other on the database's."""
+"""The ledger of one worker: queues on the trio side, one transaction after the other on the database's side."""
 
 from __future__ import annotations
 
@@ -6,49 +6,49 @@ import math
 from collections import deque
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import trio
-from attrs import evolve
 from trio.testing import wait_all_tasks_blocked
 
 from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
-from db.queries import ledger as books
+from db.queries import ledger as queries
+from db.records import VOID
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
+from llm_proxy.ledger.batch import Batch, PendingAdmission
 from llm_proxy.ledger.locked import LockedRequests
 from llm_proxy.ledger.lookup import Lookups
 from llm_proxy.ledger.outage.outage import Outage
-from llm_proxy.ledger.portion import Portion, Ticket
-from llm_proxy.ledger.sweeping import sweep
-from llm_proxy.ledger.transaction import Application, Grant, Result, Settlement, judge, transact
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, judge, transact
 from llm_proxy.logging import log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from db.database import Database
-    from db.records import Token, Worker
+    from db.records import Result, Token, Worker
 
-#: Most admissions, and most settlements, in one transaction: bounds its locks and the size of its statements.
+#: Maximum number of admissions, and of settlements, in one transaction: bounds its locks and statement sizes.
 MAX_BATCH = 500
-#: Seconds that a transaction waits at most until the process has nothing else to do, so that more can share it.
+#: Maximum seconds that a transaction waits until the process is idle, so that more requests join it.
 ADMISSION_PATIENCE = 0.005
-#: Seconds that settlements wait at most for an admission whose transaction they can share.
+#: Maximum seconds that settlements wait for an admission whose transaction they can share.
 SETTLEMENT_PATIENCE = 0.02
-#: Seconds between attempts while the database is away.
+#: Seconds between attempts while the database is unavailable.
 RETRY_INTERVAL = 0.25
-#: Seconds that a request waits for its admission before it is told that the database is unavailable.
+#: Seconds that a request waits for its admission before it is refused because the database is unavailable.
 ADMISSION_DEADLINE = 1.5
-#: Settlements kept in memory while the database is away; beyond this, admission stays closed.
+#: Settlements kept in memory while the database is unavailable; beyond this number, no request is admitted.
 MAX_UNSETTLED = 50_000
-#: Seconds between heartbeats where nothing else is said, and how many may be missing before a worker counts as dead.
+#: Default seconds between heartbeats, and how many may be missing before a worker counts as dead.
 HEARTBEAT_INTERVAL = 5.0
 MISSED_HEARTBEATS = 4
-#: Seconds after a lock that was waited for in vain in which no request waits for a lock: where one row is locked, as
-#: by a frozen process, there are mostly more.
+#: Seconds after a lock timeout in which no request waits for a lock: if a frozen process holds one row, it mostly holds
+#: more.
 CAUTION = 5.0
-#: Seconds between attempts at what is still locked, beside the writer.
+#: Seconds between attempts to write what is locked; a second task makes them.
 LOCK_RETRY = 0.25
 #: Reservations of dead workers swept in one transaction.
 SWEEP_CHUNK = 200
@@ -57,7 +57,7 @@ _log = log.logger("ledger")
 
 
 class Observer(Protocol):
-    """Told of every shared transaction that was committed."""
+    """Observes every committed transaction."""
 
     def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None:
         """`seconds` from the hop to the commit; how many admissions were decided and settlements written."""
@@ -67,9 +67,9 @@ class Ledger:
     """Admits and settles the requests of one worker process.
 
     Args:
-        database: where the books are.
+        database: where the ledger is.
         worker: this process's row, refreshed by every heartbeat.
-        observer: told of every committed transaction.
+        observer: called after every committed transaction.
         exclusive: no other process can be writing to this database (SQLite), so that reservations of other workers
             are known to be orphans without waiting.
         heartbeat: seconds between heartbeats; the same for all workers of one database.
@@ -92,12 +92,12 @@ class Ledger:
         self._heartbeat = heartbeat
         self._dead_after = MISSED_HEARTBEATS * heartbeat
         self._lookups = Lookups(database, ADMISSION_DEADLINE)
-        self._waiting: deque[Ticket] = deque()
+        self._waiting: deque[PendingAdmission] = deque()
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[Settlement] = deque()
         # Admissions that were refused because their commit's fate is unknown, by request id.
         self._uncertain: set[str] = set()
-        # What other transactions hold up: requests, and settlements by their token's digest, the oldest first.
+        # Blocked by locks of other transactions: requests, and settlements by their token's digest, oldest first.
         self._locked = LockedRequests()
         self._aside: dict[bytes, deque[Settlement]] = {}
         self._lock_met = trio.Event()
@@ -105,12 +105,12 @@ class Ledger:
         self._unended: str | None = None
         self._wake = trio.Event()
         self._idle = trio.Event()
-        # Told of every decision of a committed transaction, whether or not anybody still waits for it.
-        self.witness: Callable[[Sequence[Ticket], Sequence[Grant | ProxyError]], None] | None = None
-        # Settlements wait for company: no news of further ones is wanted.
+        # Called with every decision of a committed transaction, whether or not the request still waits for it.
+        self.on_decisions: Callable[[Sequence[PendingAdmission], Sequence[Grant | ProxyError]], None] | None = None
+        # Settlements wait for an admission: further settlements need not wake the writer.
         self._lingering = False
-        # The work of the running transaction comes last; before it what follows, the next one last.
-        self._under_way: list[Portion] = []
+        # A stack: the running batch is last, the next one before it.
+        self._under_way: list[Batch] = []
         self._away = False
         self._outage = Outage()
         self._running = False
@@ -118,32 +118,32 @@ class Ledger:
 
     @property
     def alive(self) -> bool:
-        """Whether the writer is running and its last transaction reached the database."""
+        """Whether the writer is running and its last transaction was committed."""
         return self._running and not self._away
 
     @property
     def waiting(self) -> int:
-        """Requests that wait for their admission, or for the look-up before it."""
+        """Number of requests that wait for their admission, or for the lookup before it."""
         return len(self._waiting) + len(self._locked) + self._lookups.waiting
 
     @property
     def unsettled(self) -> int:
-        """Settlements that are not written yet."""
-        under_way = sum(len(portion.settlements) for portion in self._under_way)
+        """Number of settlements that are not written yet."""
+        under_way = sum(len(batch.settlements) for batch in self._under_way)
         return under_way + self._kept + len(self._uncertain)
 
     @property
     def _kept(self) -> int:
-        """Settlements that no transaction has yet."""
+        """Number of settlements that are in no transaction yet."""
         kept = len(self._unsettled) + len(self._doubtful)
-        # Asked at each admission, and rows are hardly ever locked.
+        # Read at each admission, and rows are rarely locked.
         return kept + sum(map(len, self._aside.values())) if self._aside else kept
 
     @property
     def lag(self) -> float:
-        """Seconds since the oldest of the requests ended that are not settled yet; 0 where there is none."""
+        """Seconds since the end of the oldest request that is not settled yet; 0 if there is none."""
         waiting = [self._unsettled, self._doubtful, *self._aside.values()]
-        queues = [*waiting, *(portion.settlements for portion in self._under_way)]
+        queues = [*waiting, *(batch.settlements for batch in self._under_way)]
         ends = [queue[0].row.settled_at for queue in queues if queue]
         return max(0.0, (datetime.now(UTC) - min(ends)).total_seconds()) if ends else 0.0
 
@@ -152,10 +152,10 @@ class Ledger:
         """Whether anything is queued, or on its way to the database."""
         return bool(self._waiting or self._locked or self._under_way) or self.unsettled > 0
 
-    async def check(self, application: Application) -> tuple[Token, str]:
-        """Judge a request by its head before its body is waited for; nothing is counted, and `admit` judges it again.
+    async def check(self, request: AdmissionRequest) -> tuple[Token, str]:
+        """Judge a request by its head before its body is read. Nothing is counted, and `admit` judges it again.
 
-        Returns the token, and the name of its project's provider. Cancelling is safe at any moment.
+        Returns the token, and the name of its project's provider. Safe to cancel.
 
         Raises:
             DatabaseAway: the database does not answer.
@@ -165,32 +165,32 @@ class Ledger:
             raise DatabaseAway
         if not self._running:
             raise DatabaseUnavailable
-        found = await self._lookups.find(application.digest)
+        found = await self._lookups.find(request.digest)
         if found is None:
             raise TokenInvalid
         token, project = found
-        refusal = judge(application, token, project, datetime.now(UTC))
+        refusal = judge(request, token, project, datetime.now(UTC))
         if refusal is not None:
             raise refusal.about(token.id, project.id, project.provider)
         return token, project.provider
 
-    async def admit(self, application: Application) -> Grant:
+    async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the decision of the next shared transaction.
 
-        Cancelling is safe at any moment: where the reservation was made all the same, it is given back.
+        Safe to cancel: if a reservation is made all the same, it is given back.
 
         Raises:
-            DatabaseAway: the request came into no transaction that can have been, or can yet be, committed.
+            DatabaseAway: the request was in no transaction that was, or can still be, committed.
             ProxyError: the request is refused.
         """
         if self._away:
             raise DatabaseAway
         if not self._running or self._kept >= MAX_UNSETTLED:
             raise DatabaseUnavailable
-        ticket = Ticket(application)
-        self._waiting.append(ticket)
+        one = PendingAdmission(request)
+        self._waiting.append(one)
         self._wake.set()
-        decision = await ticket.wait()
+        decision = await one.wait()
         if isinstance(decision, ProxyError):
             raise decision
         return decision
@@ -203,7 +203,7 @@ class Ledger:
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled. Reports started once the first heartbeat is in the database."""
-        await self._database.write(books.beat, self._worker)
+        await self._database.write(queries.beat, self._worker)
         self._running = True
         task_status.started()
         try:
@@ -214,8 +214,8 @@ class Ledger:
                 await self._write()
         finally:
             self._running = False
-            for portion in self._under_way:
-                portion.refuse(DatabaseUnavailable)
+            for batch in self._under_way:
+                batch.refuse(DatabaseUnavailable)
             self._refuse_waiting()
             self._idle.set()
 
@@ -233,11 +233,11 @@ class Ledger:
                 self._wake = trio.Event()
 
     async def _gather(self) -> None:
-        """Let come together what can share the next transaction; who comes alone waits for nobody.
+        """Wait briefly so that more requests can join the batch. A lone request is not delayed.
 
-        A transaction costs much more than a request's part in it. So it begins when all that the process can do
-        without it is done: beginning earlier would make this request no faster, and the next ones slower. Nobody
-        waits for a settlement, so settlements wait for an admission.
+        A transaction costs much more than one request's part in it. So it starts when the process has nothing else to
+        do: an earlier start would make this request no faster, and the next ones slower. No client waits for a
+        settlement, so settlements wait for an admission.
         """
         if self._unsettled and not self._waiting and not self._doubtful:
             self._wake = trio.Event()
@@ -250,103 +250,103 @@ class Ledger:
                 await wait_all_tasks_blocked()
 
     async def _refuse_overdue(self) -> None:
-        """Refuse those who have waited too long, because a transaction hangs.
+        """Refuse requests that have waited too long because a transaction hangs.
 
-        One look at all of them now and then costs less than a deadline for each.
+        Checking all of them now and then costs less than a deadline for each.
         """
         while True:
             await trio.sleep(ADMISSION_DEADLINE / 6)
             latest = trio.current_time() - ADMISSION_DEADLINE
-            queues: list[tuple[Iterable[Ticket], type[DatabaseUnavailable]]]
-            queues = [(portion.tickets, DatabaseUnavailable) for portion in self._under_way]
+            queues: list[tuple[Iterable[PendingAdmission], type[DatabaseUnavailable]]]
+            queues = [(batch.pending, DatabaseUnavailable) for batch in self._under_way]
             queues += [(self._locked, TokenLocked), (self._waiting, DatabaseAway)]
-            for tickets, refusal in queues:
-                for ticket in tickets:
-                    if ticket.queued <= latest:
-                        ticket.answer(refusal())
+            for pending, refusal in queues:
+                for one in pending:
+                    if one.queued <= latest:
+                        one.answer(refusal())
 
     async def drain(self) -> None:
-        """Wait until every settlement so far is in the database, then take this worker off the list.
+        """Wait until every settlement so far is in the database, then remove this worker's row.
 
-        No request may be admitted or settled any more. Waits as long as the database is away: give it a deadline. If
-        the writer has failed, nothing is written: what is open becomes `unknown` when the heartbeat is missing.
+        No request may be admitted or settled any more. Waits as long as the database is unavailable: set a deadline.
+        If the writer has failed, nothing is written: open requests become `unknown` when the heartbeat is missing.
         """
         while self.busy and self._running:
             await self._idle.wait()
         if self._running:
-            await self._database.write(books.retire, self._worker.id)
+            await self._database.write(queries.retire, self._worker.id)
 
     async def _write_next(self) -> None:
-        """Commit what has come together in one transaction, or in several where that one is refused."""
-        tickets, held = self._take_tickets(), []
+        """Commit what is queued in one transaction, or in several if that one is refused."""
+        pending, held = self._take_pending(), []
         cautious = trio.current_time() < self._cautious_until
-        if (tickets and cautious) or trio.current_time() >= self._locked.retry_at:
+        if (pending and cautious) or trio.current_time() >= self._locked.retry_at:
             held = self._locked.take(MAX_BATCH)
         if cautious:
-            held, tickets = held + tickets, []
+            held, pending = held + pending, []
             for queue in (self._doubtful, self._unsettled):
                 self._set_aside(queue)
                 queue.clear()
         doubtful = bool(self._doubtful)
         queue = self._doubtful if doubtful else self._unsettled
         settlements = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
-        if tickets or settlements:
-            self._under_way.append(Portion(tickets, settlements, doubtful))
+        if pending or settlements:
+            self._under_way.append(Batch(pending, settlements, doubtful))
         if held:
-            self._under_way.append(Portion(held, [], skip_locked=True))
+            self._under_way.append(Batch(held, [], skip_locked=True))
         try:
             while self._under_way:
-                await self._write_portion(self._under_way[-1])
+                await self._write_batch(self._under_way[-1])
         except DatabaseError as error:
             self._outage.note(error)
             self._put_back(unknown=isinstance(error, CommitUnknown))
             await self._wait_for_database()
 
-    async def _write_portion(self, portion: Portion) -> None:
-        """Commit one transaction, and wake those who wait for it."""
+    async def _write_batch(self, batch: Batch) -> None:
+        """Commit one transaction, and wake the requests that wait for it."""
         started = trio.current_time()
         try:
-            decisions = await self._commit(portion)
+            decisions = await self._commit(batch)
         except Locked:
-            self._step_round_locks(portion)
+            self._skip_locked(batch)
             return
         except REFUSALS as error:
-            # Any other exception but the database's is a mistake in the program, and ends the worker: no row is to
-            # blame, and what it has open is settled as `unknown`.
-            await self._cut(portion, error)
+            # Any exception that is not the database's is a bug and ends the worker: no row is to blame, and its open
+            # requests are settled as `unknown`.
+            await self._cut(batch, error)
             return
         self._under_way.pop()
         self._outage.over()
-        decided = list(zip(portion.tickets, decisions, strict=True))
-        if portion.skip_locked:
-            still_locked = [ticket for ticket, decision in decided if isinstance(decision, TokenLocked)]
+        decided = list(zip(batch.pending, decisions, strict=True))
+        if batch.skip_locked:
+            still_locked = [one for one, decision in decided if isinstance(decision, TokenLocked)]
             self._locked.put_back(still_locked, trio.current_time())
             decided = [pair for pair in decided if not isinstance(pair[1], TokenLocked)]
-        self._observer.observe_transaction(trio.current_time() - started, len(decided), len(portion.settlements))
-        if self.witness is not None:
-            self.witness(portion.tickets, decisions)
-        for ticket, decision in decided:
+        self._observer.observe_transaction(trio.current_time() - started, len(decided), len(batch.settlements))
+        if self.on_decisions is not None:
+            self.on_decisions(batch.pending, decisions)
+        for one, decision in decided:
             if isinstance(decision, ProxyError) and decision.__cause__ is not None:
                 _log.error(
                     "the admission check of a request failed",
-                    request_id=ticket.application.id,
+                    request_id=one.request.id,
                     exc_info=decision.__cause__,
                 )
-            if not ticket.answer(decision) and isinstance(decision, Grant):
-                self.settle(decision, Result(outcome="void"))
+            if not one.answer(decision) and isinstance(decision, Grant):
+                self.settle(decision, VOID)
 
-    def _step_round_locks(self, portion: Portion) -> None:
-        """Write at once what no other transaction holds up, and leave the rest for later."""
+    def _skip_locked(self, batch: Batch) -> None:
+        """Write at once what no other transaction blocks, and leave the rest for later."""
         self._under_way.pop()
-        self._meet_lock()
-        self._set_aside(portion.settlements)
-        if portion.skip_locked:
+        self._on_lock()
+        self._set_aside(batch.settlements)
+        if batch.skip_locked:
             # The table itself is locked.
-            self._locked.put_back(portion.tickets, trio.current_time())
-        elif portion.tickets:
-            self._under_way.append(Portion(portion.tickets, [], skip_locked=True))
+            self._locked.put_back(batch.pending, trio.current_time())
+        elif batch.pending:
+            self._under_way.append(Batch(batch.pending, [], skip_locked=True))
 
-    def _meet_lock(self) -> None:
+    def _on_lock(self) -> None:
         self._cautious_until = trio.current_time() + CAUTION
         self._lock_met.set()
 
@@ -355,13 +355,13 @@ class Ledger:
             self._aside.setdefault(settlement.digest, deque()).append(settlement)
 
     async def _write_aside(self) -> None:
-        """Write what may have to wait for a lock, token by token, so that nobody else waits for it."""
+        """Write what may have to wait for a lock, token by token, so that no other request waits for it."""
         while True:
             await self._lock_met.wait()
             began = trio.current_time()
             _log.warning("another transaction has locked ledger rows: requests that need them wait, others continue")
             while self._aside or self._uncertain or self._locked or trio.current_time() < self._cautious_until:
-                # Else the writer waits for the database, and keeps what is here for afterwards.
+                # While the database is unavailable, keep what is here for later.
                 if not self._away:
                     with suppress(DatabaseError):
                         await self._end_frozen()
@@ -386,81 +386,82 @@ class Ledger:
     async def _give_back_aside(self) -> None:
         for key in list(self._uncertain):
             with suppress(Locked):
-                await self._database.write_unless_locked(books.give_back, [key], datetime.now(UTC))
+                await self._database.write_unless_locked(queries.give_back, [key], datetime.now(UTC))
                 self._uncertain.discard(key)
 
     async def _settle_aside(self, digest: bytes) -> None:
-        """Write the settlements of one token, unless they are still held up."""
+        """Write the settlements of one token, unless they are still blocked."""
         queue = self._aside[digest]
         settlements = list(islice(queue, MAX_BATCH))
         with suppress(Locked):
-            # All of them as doubtful: then it does no harm if some are written and the others have to wait.
-            await self._commit_aside(Portion([], settlements, doubtful=True))
+            # As doubtful: then it does no harm if some are written and the others have to wait.
+            await self._commit_aside(Batch([], settlements, doubtful=True))
             for _ in settlements:
                 queue.popleft()
             if not queue:
                 del self._aside[digest]
             self._wake.set()
 
-    async def _commit_aside(self, portion: Portion) -> None:
+    async def _commit_aside(self, batch: Batch) -> None:
         started = trio.current_time()
         try:
-            await self._commit(portion)
+            await self._commit(batch)
         except REFUSALS as error:
-            parts = portion.parts()
+            parts = batch.parts()
             if not parts:
-                portion.give_up(error)
+                batch.give_up(error)
             for part in parts:
                 await self._commit_aside(part)
             return
-        self._observer.observe_transaction(trio.current_time() - started, 0, len(portion.settlements))
+        self._observer.observe_transaction(trio.current_time() - started, 0, len(batch.settlements))
 
-    async def _cut(self, portion: Portion, error: Exception) -> None:
-        """Look for the rows that are to blame for a refusal, so that they keep nobody else from being written.
+    async def _cut(self, batch: Batch, error: Exception) -> None:
+        """Find the rows that cause a refusal, so that all others are written.
 
         Raises:
-            DatabaseError: the database does not even take a heartbeat, so it is not these rows.
+            DatabaseError: the database refuses even a heartbeat, so these rows are not the cause.
         """
-        parts = portion.parts()
+        parts = batch.parts()
         if not parts:
             await self._beat()
-            portion.give_up(error)
+            batch.give_up(error)
         self._under_way[-1:] = reversed(parts)
 
-    async def _commit(self, portion: Portion) -> list[Grant | ProxyError]:
-        now, batch = datetime.now(UTC), portion.batch(self._worker.id)
+    async def _commit(self, batch: Batch) -> list[Grant | ProxyError]:
+        work = (self._worker.id, [one.request for one in batch.pending], batch.settlements, datetime.now(UTC))
+        run = partial(transact, doubtful=batch.doubtful, skip_locked=batch.skip_locked)
         try:
-            return await self._database.write_unless_locked(transact, batch, now)
-        except books.ReservationsMissing:
-            return await self._database.write_unless_locked(transact, evolve(batch, doubtful=True), now)
+            return await self._database.write_unless_locked(run, *work)
+        except queries.ReservationsMissing:
+            return await self._database.write_unless_locked(partial(run, doubtful=True), *work)
 
-    def _take_tickets(self) -> list[Ticket]:
-        tickets: list[Ticket] = []
-        while self._waiting and len(tickets) < MAX_BATCH:
-            ticket = self._waiting.popleft()
-            if not ticket.answered and not self._locked.join(ticket):
-                tickets.append(ticket)
-        return tickets
+    def _take_pending(self) -> list[PendingAdmission]:
+        pending: list[PendingAdmission] = []
+        while self._waiting and len(pending) < MAX_BATCH:
+            one = self._waiting.popleft()
+            if not one.answered and not self._locked.join(one):
+                pending.append(one)
+        return pending
 
     def _put_back(self, *, unknown: bool) -> None:
-        """Keep what must be written, refuse those who wait.
+        """Queue the settlements again, refuse the requests that wait.
 
         Args:
             unknown: the running transaction may have been committed all the same.
         """
         self._away = True
         running = self._under_way[-1]
-        for portion in self._under_way:
-            uncertain = unknown and portion is running
-            doubtful = portion.doubtful or uncertain
-            (self._doubtful if doubtful else self._unsettled).extendleft(reversed(portion.settlements))
-            portion.refuse(DatabaseUnavailable if uncertain else DatabaseAway)
+        for batch in self._under_way:
+            uncertain = unknown and batch is running
+            doubtful = batch.doubtful or uncertain
+            (self._doubtful if doubtful else self._unsettled).extendleft(reversed(batch.settlements))
+            batch.refuse(DatabaseUnavailable if uncertain else DatabaseAway)
         if unknown:
-            self._uncertain.update(ticket.application.id for ticket in running.tickets)
+            self._uncertain.update(one.request.id for one in running.pending)
         self._under_way.clear()
 
     async def _wait_for_database(self) -> None:
-        """Refuse all comers and probe until a transaction gets through."""
+        """Refuse all requests and probe until a transaction is committed."""
         while self._away:
             self._refuse_waiting(DatabaseAway)
             await trio.sleep(RETRY_INTERVAL)
@@ -473,55 +474,71 @@ class Ledger:
             self._away = False
 
     def _refuse_waiting(self, refusal: type[DatabaseUnavailable] = DatabaseUnavailable) -> None:
-        for ticket in (*self._locked, *self._waiting):
-            ticket.answer(refusal())
+        for one in (*self._locked, *self._waiting):
+            one.answer(refusal())
         self._waiting.clear()
 
     async def _beat(self) -> datetime | None:
-        """Send the heartbeat; return the database's clock, None if another transaction holds the worker's row."""
+        """Send the heartbeat; return the database's time, None if another transaction holds the worker's row."""
         try:
-            return await self._database.write_unless_locked(books.beat, self._worker)
+            return await self._database.write_unless_locked(queries.beat, self._worker)
         except Locked:
-            self._meet_lock()
+            self._on_lock()
             return None
 
     async def _give_back(self) -> None:
-        """Give back what was refused, as far as it exists; beside the writer where that has to wait for a lock."""
+        """Give back refused requests that were committed all the same. If one is locked, `_write_aside` does it."""
         refused = sorted(self._uncertain)
         try:
-            await self._database.write_unless_locked(books.give_back, refused, datetime.now(UTC))
+            await self._database.write_unless_locked(queries.give_back, refused, datetime.now(UTC))
             self._uncertain.difference_update(refused)
         except Locked:
-            self._meet_lock()
+            self._on_lock()
 
     async def _tend(self) -> None:
-        """Send the heartbeat when it is due, and settle what dead workers have left."""
+        """Send the heartbeat when it is due, and settle the open requests of dead workers."""
         now = trio.current_time()
         if now < self._next_beat:
             return
         self._next_beat = now + self._heartbeat
         dead_after = timedelta(seconds=0 if self._exclusive else self._dead_after)
         try:
-            moment = await self._beat()
-            if moment is None:
+            database_time = await self._beat()
+            if database_time is None:
                 return
             if not self.unsettled:
                 self._outage.over()
             if now < self._cautious_until:
-                # What a dead worker has left may be locked, and can wait.
+                # Requests of a dead worker may be locked, and can wait.
                 return
-            orphans = await self._database.read(books.find_orphans, moment, dead_after, SWEEP_CHUNK)
+            orphans = await self._database.read(queries.find_orphans, database_time, dead_after, SWEEP_CHUNK)
             if orphans:
-                swept = await sweep(self._database, orphans, moment)
+                swept = await _sweep(self._database, orphans, database_time)
                 if swept and len(orphans) == SWEEP_CHUNK:
                     self._next_beat = now
             else:
                 await self._database.write_unless_locked(
-                    books.forget_dead_workers, moment, timedelta(seconds=self._dead_after)
+                    queries.forget_dead_workers, database_time, timedelta(seconds=self._dead_after)
                 )
         except Locked:
-            self._meet_lock()
+            self._on_lock()
         except DatabaseError as error:
             self._outage.note(error)
             self._away = True
             await self._wait_for_database()
+
+
+async def _sweep(database: Database, orphans: Sequence[str], now: datetime) -> int:
+    """Settle requests of dead workers as `unknown`; return how many. One that the database refuses is logged.
+
+    Raises:
+        DatabaseError: the requests are not the cause.
+    """
+    try:
+        return await database.write_unless_locked(queries.sweep, orphans, now)
+    except REFUSALS as error:
+        if len(orphans) == 1:
+            _log.error("a dead worker's request cannot be settled", request_id=orphans[0], exc_info=error)
+            return 0
+    middle = len(orphans) // 2
+    return await _sweep(database, orphans[:middle], now) + await _sweep(database, orphans[middle:], now)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from attrs import asdict, evolve
+from typing import Any
+
 from sqlalchemy import Connection, insert
 
 from db.records import SettledRequest
@@ -11,35 +12,35 @@ from tests.api.conftest import NOON, Api
 TOKEN, OTHER_TOKEN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", "0d9c2f6e-1d53-4f55-8f0a-3a52a8f2a0c4"
 PROJECT = "b2f8a7f0-5b1c-4b56-9a67-0f3d0a1c2e4d"
 
-ROW = SettledRequest(
-    id="",
-    worker_id="51c7c8a0-6a55-4a53-a1c5-6f3cf1f6a1a3",
-    token_id=TOKEN,
-    project_id=PROJECT,
-    provider="openai",
-    method="POST",
-    path="/v1/chat/completions",
-    outcome="ok",
-    status=200,
-    model="gpt-5",
-    streamed=True,
-    admitted_at=NOON,
-    settled_at=NOON,
-    first_byte_us=1_000,
-    duration_us=2_000,
-    request_bytes=10,
-    response_bytes=20,
-    input_tokens=3,
-    output_tokens=4,
-    cached_tokens=None,
-)
+ROW: dict[str, Any] = {
+    "id": "",
+    "worker_id": "51c7c8a0-6a55-4a53-a1c5-6f3cf1f6a1a3",
+    "token_id": TOKEN,
+    "project_id": PROJECT,
+    "provider": "openai",
+    "method": "POST",
+    "path": "/v1/chat/completions",
+    "outcome": "ok",
+    "status": 200,
+    "model": "gpt-5",
+    "streamed": True,
+    "admitted_at": NOON,
+    "settled_at": NOON,
+    "first_byte_us": 1_000,
+    "duration_us": 2_000,
+    "request_bytes": 10,
+    "response_bytes": 20,
+    "input_tokens": 3,
+    "output_tokens": 4,
+    "cached_tokens": None,
+}
 
 
-async def settled(api: Api, *rows: SettledRequest) -> list[SettledRequest]:
-    made = [evolve(row, id=request_id()) for row in rows]
+async def settled(api: Api, *rows: dict[str, Any]) -> list[SettledRequest]:
+    made = [SettledRequest.of(row | {"id": request_id()}) for row in rows]
 
     def write(connection: Connection) -> None:
-        connection.execute(insert(table), [asdict(row) for row in made])
+        connection.execute(insert(table), [row.by_column() for row in made])
 
     await api.context.database.write(write)
     return made
@@ -49,7 +50,7 @@ async def test_a_settled_request_is_shown_as_it_is(api: Api) -> None:
     (row,) = await settled(api, ROW)
     noon = "2027-01-15T12:00:00.123456Z"
     assert (await api("GET", "/manage/requests")).json == {
-        "data": [asdict(row) | {"admitted_at": noon, "settled_at": noon}],
+        "data": [row.by_column() | {"admitted_at": noon, "settled_at": noon}],
         "next_cursor": None,
     }
 
@@ -58,9 +59,9 @@ async def test_requests_are_listed_by_page_and_filter(api: Api) -> None:
     rows = await settled(
         api,
         ROW,
-        evolve(ROW, token_id=OTHER_TOKEN),
-        evolve(ROW, outcome="client_closed", status=None),
-        evolve(ROW, token_id=OTHER_TOKEN, outcome="unknown", project_id=TOKEN),
+        ROW | {"token_id": OTHER_TOKEN},
+        ROW | {"outcome": "client_closed", "status": None},
+        ROW | {"token_id": OTHER_TOKEN, "outcome": "unknown", "project_id": TOKEN},
         ROW,
     )
 
@@ -87,12 +88,12 @@ async def test_requests_are_listed_by_page_and_filter(api: Api) -> None:
 async def test_a_request_is_found_by_its_own_id_and_by_the_providers(api: Api) -> None:
     rows = await settled(
         api,
-        evolve(ROW, provider_request_id="req_1"),
-        evolve(ROW, provider_request_id="Req_1"),
-        evolve(ROW, provider_request_id="req_1"),
+        ROW | {"provider_request_id": "req_1"},
+        ROW | {"provider_request_id": "Req_1"},
+        ROW | {"provider_request_id": "req_1"},
     )
     # The provider gave this request an id that another one has here.
-    (stranger,) = await settled(api, evolve(ROW, provider_request_id=rows[0].id))
+    (stranger,) = await settled(api, ROW | {"provider_request_id": rows[0].id})
     for identity, found in (
         (rows[0].id, rows[0]),
         (rows[0].id.upper(), rows[0]),
@@ -110,7 +111,7 @@ async def test_a_request_is_found_by_its_own_id_and_by_the_providers(api: Api) -
 async def test_ids_in_capitals_are_the_same_ids(api: Api) -> None:
     project = await api.project()
     token = await api.token(project)
-    (row,) = await settled(api, evolve(ROW, project_id=project["id"], token_id=token["id"]))
+    (row,) = await settled(api, ROW | {"project_id": project["id"], "token_id": token["id"]})
     project_id, token_id = project["id"].upper(), token["id"].upper()
     assert (await api("GET", f"/manage/projects/{project_id}")).json["id"] == project["id"]
     assert (await api("PATCH", f"/manage/projects/{project_id}", {"name": "new"})).status == 200

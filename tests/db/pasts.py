@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from attrs import fields
-
 from db import Connection
 from db.database import Database
 from db.queries import ledger, projects, tokens
-from db.records import Reservation, SettledRequest
+from db.records import Reservation
 from llm_proxy.identifiers import new_id, request_id
 from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
 
@@ -53,15 +51,14 @@ def _write(connection: Connection, number: int) -> list[str]:
         Reservation(request_id(), new_id(), owned[0].id, plain.id, "openai", "POST", f"/v1/{place}", NOON)
         for place in range(3)
     ]
-    ledger.reserve(connection, [*reservations, *map(_open, settled)])
+    ledger.reserve(connection, [*reservations, *(row.reservation for row in settled)])
     for start in range(0, number, 400):
         ledger.settle(connection, settled[start : start + 400])
         ledger.roll_up(connection, settled[start : start + 400])
-    counts = {token.id: sum(row.token_id == token.id and row.outcome != "void" for row in settled) for token in owned}
+    counts = {
+        token.id: sum(row.reservation.token_id == token.id and row.result.outcome != "void" for row in settled)
+        for token in owned
+    }
     counts[owned[0].id] += len(reservations)
     ledger.add_to_counters(connection, counts, NOON)
     return [token.id for token in owned]
-
-
-def _open(row: SettledRequest) -> Reservation:
-    return Reservation(*(getattr(row, column.name) for column in fields(Reservation)))

@@ -14,6 +14,7 @@ from db.database import Database, opened
 from db.options import Options
 from db.queries import ledger, tables
 from db.queries.tables import Digest
+from db.records import SettledRequest
 from db.schema import in_flight, projects, requests, tokens, usage_hourly
 from tests.databases.fixtures import require
 from tests.databases.kinds import Kind
@@ -153,7 +154,9 @@ def test_a_target_that_was_in_use_is_not_overwritten(source: Database, target: D
 
     target.write_now(use)
     before = all_rows(target)
-    with pytest.raises(CopyRefused, match=f"has rows in {table} that the source does not have, such as {own.id}"):
+    with pytest.raises(
+        CopyRefused, match=f"has rows in {table} that the source does not have, such as {_values(own)['id']}"
+    ):
         copy.copy(source, target, resume=True, progress=ignore)
     assert all_rows(target) == before
 
@@ -214,4 +217,6 @@ def test_a_digest_knows_rows_whatever_their_order() -> None:
 
 
 def _values(record: object) -> dict[str, object]:
+    if isinstance(record, SettledRequest):
+        return record.by_column()
     return {name: getattr(record, name) for name in record.__slots__ if not name.startswith("__")}  # type: ignore[attr-defined]  # records have slots

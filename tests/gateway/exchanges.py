@@ -7,13 +7,13 @@ from typing import Any
 import trio
 from attrs import define, field
 
+from db.records import Result
 from llm_proxy.config import Settings
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.inbound import Inbound
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider import Route
 from llm_proxy.gateway.upstream import UpstreamPool
-from llm_proxy.ledger import Result
 from tests.gateway.upstream.stage import PATIENT, Handler, Stage, counts, settled, stage
 
 

@@ -61,8 +61,9 @@ def count_calls(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     attempt = stage.database._attempt
 
     def noting(side: Any, fn: Any, args: Any) -> Any:
-        if fn is look_up or (fn is transact and args[0].applications):
-            calls.append(fn.__name__)
+        called = fn.func if isinstance(fn, partial) else fn
+        if called is look_up or (called is transact and args[1]):
+            calls.append(called.__name__)
         return attempt(side, fn, args)
 
     monkeypatch.setattr(stage.database, "_attempt", noting)

@@ -14,8 +14,9 @@ from attrs import define
 
 from db.errors import Unavailable
 from db.queries import tokens
+from db.records import Result
 from llm_proxy.errors import DatabaseUnavailable
-from llm_proxy.ledger import Application, Grace, Grant, Result, SpoolFile, Terms
+from llm_proxy.ledger import AdmissionRequest, Grace, Grant, SpoolFile, Terms
 from llm_proxy.ledger.outage.reconciliation import enter
 from tests.ledger.stage import Scene, scene
 
@@ -31,7 +32,7 @@ class GraceScene:
     grace: Grace
     file: SpoolFile
 
-    async def admit(self, application: Application | None = None) -> Grant:
+    async def admit(self, application: AdmissionRequest | None = None) -> Grant:
         return await self.grace.admit(application or self.stage.apply())
 
     async def serve(self, times: int = 1) -> int:

@@ -23,7 +23,7 @@ from db.queries import projects, tokens
 from db.records import Token, Worker
 from db.schema import in_flight, metadata, requests
 from llm_proxy.identifiers import new_id, request_id
-from llm_proxy.ledger import Application, Grant, Ledger
+from llm_proxy.ledger import AdmissionRequest, Grant, Ledger
 from tests.db.queries.books import a_project, a_token
 
 
@@ -97,8 +97,8 @@ class Scene:
     observed: Observed
     token: Token
 
-    def apply(self) -> Application:
-        return Application(request_id(), self.token.digest, None, "POST", "/v1/x", lambda _name: None)
+    def apply(self) -> AdmissionRequest:
+        return AdmissionRequest(request_id(), self.token.digest, None, "POST", "/v1/x", lambda _name: None)
 
     def alive(self) -> bool:
         return self.ledger.alive

@@ -12,8 +12,9 @@ import trio.testing
 from attrs import evolve
 
 from db.errors import CommitUnknown, Unavailable
+from db.records import Result
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded, TokenInactive
-from llm_proxy.ledger import Result, writer
+from llm_proxy.ledger import writer
 from llm_proxy.ledger.outage import grace
 from llm_proxy.ledger.outage.reconciliation import enter
 from tests.ledger.graceful import OK, TERMS, grace_scene

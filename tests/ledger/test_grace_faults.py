@@ -14,7 +14,8 @@ import trio
 from attrs import define, evolve
 from structlog.testing import capture_logs
 
-from llm_proxy.ledger import Result, SpoolError, SpoolFile, backlog
+from db.records import Result
+from llm_proxy.ledger import SpoolError, SpoolFile, backlog
 from llm_proxy.ledger.backlog import Backlog, _Request
 from llm_proxy.ledger.outage.adoption import Adopter
 from llm_proxy.ledger.outage.spool import Spool

@@ -18,9 +18,10 @@ from sqlalchemy import select
 
 from db import Connection
 from db.errors import CommitUnknown, Unavailable
+from db.records import Result
 from db.schema import requests
 from llm_proxy.errors import ProxyError
-from llm_proxy.ledger import Result, writer
+from llm_proxy.ledger import writer
 from tests.ledger.graceful import OK, TERMS, GraceScene, grace_scene
 
 CLIENTS = 12

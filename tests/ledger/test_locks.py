@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 
 import pytest
 import trio
@@ -19,13 +20,13 @@ from db.errors import DatabaseError
 from db.options import Options
 from db.queries import ledger as books
 from db.queries import tokens
-from db.records import Token
+from db.records import Result, Token
 from db.schema import in_flight, usage_hourly
 from db.schema import tokens as token_rows
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded, TokenInvalid, TokenLocked
 from llm_proxy.identifiers import request_id
-from llm_proxy.ledger import Application, Result, writer
-from llm_proxy.ledger.transaction import Batch, transact
+from llm_proxy.ledger import AdmissionRequest, writer
+from llm_proxy.ledger.transaction import transact
 from tests.databases.kinds import SERVERS, on
 from tests.db.queries.books import a_settled_request, a_token
 from tests.ledger.stage import Scene, scene
@@ -81,8 +82,8 @@ async def more_tokens(stage: Scene, count: int) -> list[Token]:
     return made
 
 
-def apply(token: Token) -> Application:
-    return Application(request_id(), token.digest, None, "POST", "/v1/x", lambda _name: None)
+def apply(token: Token) -> AdmissionRequest:
+    return AdmissionRequest(request_id(), token.digest, None, "POST", "/v1/x", lambda _name: None)
 
 
 async def serve(stage: Scene, token: Token, served: list[Token], refused: list[Exception]) -> None:
@@ -164,8 +165,9 @@ async def test_a_request_of_a_locked_token_keeps_its_place_until_the_lock_goes(m
 @on(*SERVERS)
 async def test_a_token_that_is_not_there_is_invalid_also_while_others_are_locked(migrated_target: Target) -> None:
     async with scene(migrated_target) as stage, locking(migrated_target, a_token_lock(stage.token)):
-        batch = Batch("worker", [stage.apply(), apply(a_token(stage.token.project_id))], skip_locked=True)
-        decisions = await stage.database.real.write(transact, batch, datetime.now(UTC))
+        asked = [stage.apply(), apply(a_token(stage.token.project_id))]
+        decide = partial(transact, skip_locked=True)
+        decisions = await stage.database.real.write(decide, "worker", asked, [], datetime.now(UTC))
         assert [type(decision) for decision in decisions] == [TokenLocked, TokenInvalid]
 
 
@@ -228,7 +230,7 @@ async def test_a_frozen_transaction_is_ended_and_its_tokens_are_served(
         others = await more_tokens(stage, OTHERS)
 
         def work(connection: Connection) -> None:
-            transact(connection, Batch("frozen", [apply(stage.token)]), datetime.now(UTC))
+            transact(connection, "frozen", [apply(stage.token)], [], datetime.now(UTC))
 
         async with locking(migrated_target, work):
             began = trio.current_time()

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import trio
-from attrs import define, evolve, field
+from attrs import define, field
+from msgspec.structs import replace
 
 from db.errors import Unavailable
 from llm_proxy.errors import (
@@ -121,11 +122,11 @@ async def test_a_check_judges_the_head_and_counts_nothing(tmp_path: Path) -> Non
             assert (token.id, provider) == (stage.token.id, "openai")
         assert await stage.count() == 0
         with pytest.raises(TokenInvalid):
-            await stage.ledger.check(evolve(application, digest=b"\0" * 32))
+            await stage.ledger.check(replace(application, digest=b"\0" * 32))
         with pytest.raises(EndpointNotAllowed):
-            await stage.ledger.check(evolve(application, provider="anthropic"))
+            await stage.ledger.check(replace(application, provider="anthropic"))
         with pytest.raises(EndpointNotAllowed):
-            await stage.ledger.check(evolve(application, refusal=lambda _: EndpointNotAllowed()))
+            await stage.ledger.check(replace(application, refusal=lambda _: EndpointNotAllowed()))
 
 
 async def test_in_an_outage_a_check_goes_by_what_is_remembered(tmp_path: Path) -> None:
@@ -136,6 +137,6 @@ async def test_in_an_outage_a_check_goes_by_what_is_remembered(tmp_path: Path) -
         token, provider = await stage.grace.check(application)
         assert (token.id, provider) == (stage.stage.token.id, "openai")
         with pytest.raises(DatabaseUnavailable):
-            await stage.grace.check(evolve(application, digest=b"\0" * 32))
+            await stage.grace.check(replace(application, digest=b"\0" * 32))
         await stage.come_back()
         assert (await stage.grace.check(application))[1] == "openai"

@@ -9,7 +9,7 @@ import trio
 from structlog.testing import capture_logs
 
 from db.errors import DatabaseError, Unavailable
-from llm_proxy.ledger import Result
+from db.records import Result
 from llm_proxy.ledger.outage.outage import Outage
 from tests.ledger.stage import scene
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import trio
-from attrs import asdict, evolve
+from msgspec.structs import replace
 from structlog.testing import capture_logs
 
 from db.database import open_database
@@ -18,10 +18,11 @@ from db.dsn import Target
 from db.errors import CommitUnknown, Refused, Unavailable
 from db.options import Options
 from db.queries import ledger as books
+from db.records import Result
 from llm_proxy.errors import DatabaseUnavailable, ProxyError
-from llm_proxy.ledger import Application, Grant, Result
-from llm_proxy.ledger.sweeping import sweep
+from llm_proxy.ledger import AdmissionRequest, Grant
 from llm_proxy.ledger.transaction import Settlement
+from llm_proxy.ledger.writer import _sweep as sweep
 from tests.db.queries.books import a_settled_request
 from tests.db.rows import contents
 from tests.ledger.stage import Scene, scene
@@ -58,7 +59,7 @@ async def test_settlements_that_are_refused_alone_are_dropped_and_the_others_wri
         # The log has all that the row would have.
         row = Settlement.of(grants[2], TOO_LARGE).row
         shown = logs[0]["settlement"]
-        assert shown == asdict(row) | {"settled_at": shown["settled_at"]}
+        assert shown == row.by_column() | {"settled_at": shown["settled_at"]}
         # The server goes on as before.
         await settle_at_once(stage, (await stage.admit(), OK))
         assert await stage.outcomes() == (3, {"ok": 7, "void": 1})
@@ -94,11 +95,11 @@ async def test_a_request_that_cannot_be_written_down_is_turned_away_alone(
     migrated_target: Target, bad: dict[str, Any], code: str
 ) -> None:
     async with scene(migrated_target) as stage:
-        applications = [evolve(stage.apply(), **bad) if n == 3 else stage.apply() for n in range(8)]
+        applications = [replace(stage.apply(), **bad) if n == 3 else stage.apply() for n in range(8)]
         earlier = await stage.admit()
         turned_away: dict[str, str] = {}
 
-        async def one(application: Application) -> None:
+        async def one(application: AdmissionRequest) -> None:
             try:
                 stage.ledger.settle(await stage.ledger.admit(application), OK)
             except ProxyError as error:
@@ -248,7 +249,7 @@ async def test_the_lag_is_the_age_of_the_oldest_settlement(tmp_path: Path) -> No
         stage.database.hang()
         settlement = Settlement.of(first, OK)
         minute_ago = settlement.row.settled_at - timedelta(minutes=1)
-        stage.ledger._unsettled.append(evolve(settlement, row=evolve(settlement.row, settled_at=minute_ago)))
+        stage.ledger._unsettled.append(replace(settlement, row=replace(settlement.row, settled_at=minute_ago)))
         stage.ledger.settle(second, OK)
         assert 60 <= stage.ledger.lag < 65
         await trio.sleep(0.01)  # they are in a transaction now, which hangs

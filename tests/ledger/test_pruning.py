@@ -10,7 +10,7 @@ import trio.testing
 from db.errors import Unavailable
 from db.queries import pruning
 from db.queries.pruning import Pruned
-from llm_proxy.ledger.pruning import EVERY, PIECE, Pruner
+from llm_proxy.ledger.prune import EVERY, PIECE, Pruner
 
 
 class Books:

@@ -10,11 +10,11 @@ import pytest
 from db.database import Database
 from db.queries import ledger as books
 from db.queries import projects, tokens
-from db.records import Reservation, Token
+from db.records import Reservation, Result, Token
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.outage.reconciliation import Spooled, enter, spooled
 from llm_proxy.ledger.outage.spool_lines import Admitted, Contents, Settled
-from llm_proxy.ledger.transaction import Application, Batch, Grant, Result, Settlement, transact
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
 from tests.db.queries.books import a_project, a_token
 from tests.ledger.test_transaction import counter, granted, rolled_up, rows
 
@@ -87,8 +87,8 @@ def test_one_that_was_swept_meanwhile_is_as_it_was_spooled(
 
 
 def test_one_that_the_ledger_itself_has_is_not_counted_again(database: Database, token: Token) -> None:
-    application = Application(request_id(), token.digest, None, "POST", "/v1/x", lambda _name: None)
-    (grant,) = granted(database.write_now(transact, Batch(WORKER, [application]), now()))
+    application = AdmissionRequest(request_id(), token.digest, None, "POST", "/v1/x", lambda _name: None)
+    (grant,) = granted(database.write_now(transact, WORKER, [application], [], now()))
     bring(database, spool(grant, OK))
     assert (rows(database), counter(database, token)) == ((0, {"ok": 1}), 1)
 

@@ -19,7 +19,7 @@ from llm_proxy.errors import (
     TokenInvalid,
 )
 from llm_proxy.identifiers import new_id, request_id
-from llm_proxy.ledger import Application, Grant, Terms
+from llm_proxy.ledger import AdmissionRequest, Grant, Terms
 from llm_proxy.ledger.outage import token_cache
 from llm_proxy.ledger.outage.token_cache import Circle
 from tests.db.queries.books import NOON, a_project, a_token
@@ -33,8 +33,8 @@ def a_grant(token: Token, counted: int = 1) -> Grant:
     return Grant(reservation, token.digest, "sealed", token, counted)
 
 
-def apply(token: Token, provider: str | None = None, refusal: ProxyError | None = None) -> Application:
-    return Application(request_id(), token.digest, provider, "POST", "/v1/x", lambda _name: refusal)
+def apply(token: Token, provider: str | None = None, refusal: ProxyError | None = None) -> AdmissionRequest:
+    return AdmissionRequest(request_id(), token.digest, provider, "POST", "/v1/x", lambda _name: refusal)
 
 
 def knowing(*, counted: int = 1, **fields: Any) -> tuple[Circle, Token]:

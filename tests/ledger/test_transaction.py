@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 import pytest
 from sqlalchemy import event, select
@@ -12,7 +13,7 @@ from db import Connection
 from db.database import Database
 from db.queries import ledger as books
 from db.queries import projects, tokens
-from db.records import Outcome, Project, Token, Worker
+from db.records import Outcome, Project, Result, Token, Worker
 from db.schema import in_flight, requests, usage_hourly
 from llm_proxy.errors import (
     EndpointNotAllowed,
@@ -24,7 +25,7 @@ from llm_proxy.errors import (
     TokenInvalid,
 )
 from llm_proxy.identifiers import new_id, request_id
-from llm_proxy.ledger.transaction import Application, Batch, Grant, Result, Settlement, transact
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
 from llm_proxy.secrets.encryption import digest
 from tests.db.queries.books import a_project, a_token
 
@@ -35,17 +36,17 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def apply(token: Token | bytes, *, provider: str | None = None, refusal: ProxyError | None = None) -> Application:
+def apply(token: Token | bytes, *, provider: str | None = None, refusal: ProxyError | None = None) -> AdmissionRequest:
     digest = token if isinstance(token, bytes) else token.digest
-    return Application(request_id(), digest, provider, "POST", "/v1/chat/completions", lambda _name: refusal)
+    return AdmissionRequest(request_id(), digest, provider, "POST", "/v1/chat/completions", lambda _name: refusal)
 
 
-def admit(database: Database, *applications: Application) -> list[Grant | ProxyError]:
-    return database.write_now(transact, Batch(WORKER, applications), now())
+def admit(database: Database, *applications: AdmissionRequest) -> list[Grant | ProxyError]:
+    return database.write_now(transact, WORKER, applications, [], now())
 
 
 def settle(database: Database, *settlements: Settlement, doubtful: bool = False) -> None:
-    database.write_now(transact, Batch(WORKER, (), settlements, doubtful), now())
+    database.write_now(partial(transact, doubtful=doubtful), WORKER, [], settlements, now())
 
 
 def granted(decisions: list[Grant | ProxyError]) -> list[Grant]:
@@ -96,7 +97,7 @@ def test_admission_reserves_and_counts(database: Database, project: Project, tok
     (decision,) = admit(database, application := apply(token))
     assert isinstance(decision, Grant)
     assert decision.reservation.id == application.id
-    assert (decision.provider, decision.sealed_key) == (project.provider, project.api_key)
+    assert (decision.reservation.provider, decision.sealed_key) == (project.provider, project.api_key)
     assert counter(database, token) == 1
     assert rows(database) == (1, {})
     assert database.read_now(books.verify) == []
@@ -188,7 +189,7 @@ def test_a_void_in_the_same_transaction_makes_room(database: Database, project: 
     token = new_token(database, project, max_requests=1)
     (grant,) = granted(admit(database, apply(token)))
     void = Settlement.of(grant, Result(outcome="void"))
-    (decision,) = database.write_now(transact, Batch(WORKER, [apply(token)], [void]), now())
+    (decision,) = database.write_now(transact, WORKER, [apply(token)], [void], now())
     assert isinstance(decision, Grant)
     assert counter(database, token) == 1
 
@@ -197,7 +198,7 @@ def test_what_does_not_open(database: Database, project: Project) -> None:
     idle = a_project(active=False)
     database.write_now(projects.create, idle)
     past = now() - timedelta(seconds=1)
-    cases: list[tuple[Application, type[ProxyError]]] = [
+    cases: list[tuple[AdmissionRequest, type[ProxyError]]] = [
         (apply(bytes(32)), TokenInvalid),
         (apply(new_token(database, project, active=False)), TokenInactive),
         (apply(new_token(database, project, expires_at=past)), TokenExpired),
@@ -291,12 +292,9 @@ def test_statements_do_not_grow_with_the_batch(database: Database, project: Proj
 
     def run(connection: Connection) -> None:
         event.listen(connection, "before_cursor_execute", lambda *args: statements.append(args[2]))
-        batch = Batch(
-            WORKER,
-            [apply(token) for token in made],
-            [Settlement.of(grant, Result(outcome="ok", status=200)) for grant in first],
-        )
-        transact(connection, batch, now())
+        asked = [apply(token) for token in made]
+        settlements = [Settlement.of(grant, Result(outcome="ok", status=200)) for grant in first]
+        transact(connection, WORKER, asked, settlements, now())
 
     database.write_now(run)
     assert len(statements) == 7, statements

@@ -17,10 +17,10 @@ from db.database import open_database
 from db.errors import CommitUnknown, Unavailable
 from db.options import Options
 from db.queries import ledger as books
-from db.records import Worker
+from db.records import Result, Worker
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded
 from llm_proxy.identifiers import new_id
-from llm_proxy.ledger import Ledger, Result, writer
+from llm_proxy.ledger import Ledger, writer
 from tests.db.rows import contents
 from tests.ledger.stage import Observed, scene
 

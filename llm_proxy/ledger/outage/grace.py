@@ -33,12 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from db.database import Database
-    from db.records import Token, Worker
+    from db.records import Result, Token, Worker
     from llm_proxy.errors import ProxyError
+    from llm_proxy.ledger.batch import PendingAdmission
     from llm_proxy.ledger.outage.spool_file import SpoolFile
     from llm_proxy.ledger.outage.token_cache import Terms
-    from llm_proxy.ledger.portion import Ticket
-    from llm_proxy.ledger.transaction import Application, Result
+    from llm_proxy.ledger.transaction import AdmissionRequest
     from llm_proxy.ledger.writer import Ledger
 
 #: Requests that may wait in memory (and on the disk) for the database; beyond this, none is admitted.
@@ -55,7 +55,7 @@ class Grace:
     """Admits and settles as the ledger does, and goes on without it for a while.
 
     Args:
-        ledger: decides as long as it can; its witness is this object from now on.
+        ledger: decides as long as it can; its on_decisions is this object from now on.
         database: where the books are.
         worker: this process's row.
         file: this worker's empty spool.
@@ -86,7 +86,7 @@ class Grace:
         self._resuming: trio.Event | None = None
         #: Requests that were admitted here since the start.
         self.admissions = 0
-        ledger.witness = self._decided
+        ledger.on_decisions = self._decided
 
     @property
     def spooled(self) -> int:
@@ -115,7 +115,7 @@ class Grace:
         """Whether everybody is refused, because grace has ended and the ledger does not decide yet."""
         return self._began is not None and not self.open
 
-    async def check(self, application: Application) -> tuple[Token, str]:
+    async def check(self, application: AdmissionRequest) -> tuple[Token, str]:
         """Judge a request by its head before its body is waited for, by what is remembered if the database is away.
 
         Raises:
@@ -131,7 +131,7 @@ class Grace:
         known = self._circle.check(application, self._terms, trio.current_time(), datetime.now(UTC))
         return known.token, known.provider
 
-    async def admit(self, application: Application) -> Grant:
+    async def admit(self, application: AdmissionRequest) -> Grant:
         """Wait for the ledger's decision; decide here where the database is away.
 
         Cancelling is safe at any moment.
@@ -193,7 +193,7 @@ class Grace:
         self._file.close()
         _log.warning("requests are left in the spool for the next start", spool=str(self._spool), requests=self.spooled)
 
-    async def _admit(self, application: Application) -> Grant:
+    async def _admit(self, application: AdmissionRequest) -> Grant:
         """Admit a request on what is known, once that is on the disk."""
         if not self.open:
             self._end()
@@ -221,11 +221,11 @@ class Grace:
         self.admissions += 1
         return grant
 
-    def _decided(self, tickets: Sequence[Ticket], decisions: Sequence[Grant | ProxyError]) -> None:
+    def _decided(self, tickets: Sequence[PendingAdmission], decisions: Sequence[Grant | ProxyError]) -> None:
         """Remember what a transaction of the ledger found out."""
         clock = trio.current_time()
         for ticket, decision in zip(tickets, decisions, strict=True):
-            self._circle.learn(ticket.application.digest, decision, clock, used_too=self._began is not None)
+            self._circle.learn(ticket.request.digest, decision, clock, used_too=self._began is not None)
 
     def _begin(self) -> None:
         if self._enter():

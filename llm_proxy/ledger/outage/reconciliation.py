@@ -5,12 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from attrs import asdict, fields, frozen
+from attrs import frozen
+from msgspec.structs import asdict
 
 from db.errors import REFUSALS
 from db.queries import ledger as books
-from db.records import Reservation, SettledRequest
-from llm_proxy.ledger.transaction import Batch, Settlement, transact
+from db.records import Reservation
+from llm_proxy.ledger.transaction import Settlement, transact
 from llm_proxy.logging import log
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def spooled(contents: Contents) -> list[Spooled]:
     """The requests of a spool, the oldest first."""
     found = {key: Spooled(reservation, digest, None) for key, (reservation, digest) in contents.reservations.items()}
     for key, (row, digest) in contents.settled.items():
-        found[key] = Spooled(_reservation_of(row), digest, Settlement(row, digest))
+        found[key] = Spooled(row.reservation, digest, Settlement(row, digest))
     return [found[key] for key in sorted(found)]
 
 
@@ -50,7 +51,7 @@ def enter(connection: Connection, requests: Sequence[Spooled], worker_id: str, n
     """
     books.reserve_late(connection, [request.reservation for request in requests])
     settlements = [request.settlement for request in requests if request.settlement is not None]
-    transact(connection, Batch(worker_id, (), settlements, doubtful=True), now)
+    transact(connection, worker_id, (), settlements, now, doubtful=True)
 
 
 async def reconcile(database: Database, requests: Sequence[Spooled], worker_id: str) -> None:
@@ -73,12 +74,8 @@ async def reconcile(database: Database, requests: Sequence[Spooled], worker_id: 
         settlement = request.settlement
         if settlement is not None:
             # The reservation stays, and is settled as `unknown` when its worker has ended.
-            row = asdict(settlement.row)
+            row = settlement.row.by_column()
             _log.error("a spooled settlement was refused and is lost", settlement=row, exc_info=error)
             await reconcile(database, [Spooled(request.reservation, request.digest, None)], worker_id)
             return
         _log.error("a spooled request was refused", reservation=asdict(request.reservation), exc_info=error)
-
-
-def _reservation_of(row: SettledRequest) -> Reservation:
-    return Reservation(*(getattr(row, column.name) for column in fields(Reservation)))

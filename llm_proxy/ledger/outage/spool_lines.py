@@ -78,7 +78,7 @@ class Contents:
         if isinstance(line, Admitted):
             self.reservations[line.reservation.id] = (line.reservation, line.digest)
         else:
-            self.settled[line.row.id] = (line.row, line.digest)
+            self.settled[line.row.reservation.id] = (line.row, line.digest)
 
 
 def encode(line: Line) -> bytes:

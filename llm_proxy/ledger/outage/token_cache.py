@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from db.records import Project, Token
-    from llm_proxy.ledger.transaction import Application
+    from llm_proxy.ledger.transaction import AdmissionRequest
 
 #: Most tokens that a worker remembers; beyond this, it forgets the one that it has not seen for longest.
 MAX_KNOWN = 10_000
@@ -130,13 +130,13 @@ class Circle:
         known.token, known.counted = token, max(known.counted, token.request_count)
         known.provider, known.sealed_key = project.provider, project.api_key
 
-    def vouch(self, application: Application, terms: Terms, clock: float, now: datetime) -> Acquaintance:
+    def vouch(self, application: AdmissionRequest, terms: Terms, clock: float, now: datetime) -> Acquaintance:
         """Judge a request by what is known, and count it; raises as `check`."""
         known = self.check(application, terms, clock, now)
         known.used += 1
         return known
 
-    def check(self, application: Application, terms: Terms, clock: float, now: datetime) -> Acquaintance:
+    def check(self, application: AdmissionRequest, terms: Terms, clock: float, now: datetime) -> Acquaintance:
         """Judge a request by what is known.
 
         Whatever about the token stands against it is `DatabaseUnavailable`, because it may have been changed for the

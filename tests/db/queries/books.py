@@ -73,4 +73,4 @@ def a_settled_request(token: Token, **fields: Any) -> SettledRequest:
         "output_tokens": 4,
         "cached_tokens": None,
     }
-    return SettledRequest(**usual | fields)
+    return SettledRequest.of(usual | fields)

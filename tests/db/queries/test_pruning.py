@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from attrs import asdict
 from sqlalchemy import Connection, delete, func, insert, select, update
 
 from db.database import Database, opened
@@ -66,7 +65,7 @@ def token(database: Database) -> Token:
 
 def write(connection: Connection, rows: list[SettledRequest]) -> None:
     for row in rows:
-        connection.execute(insert(requests).values(**asdict(row)))
+        connection.execute(insert(requests).values(**row.by_column()))
     ledger.roll_up(connection, rows)
 
 

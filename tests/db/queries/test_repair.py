@@ -42,7 +42,7 @@ def token(database: Database) -> Token:
     def fill(connection: Connection) -> None:
         projects.create(connection, project)
         tokens.create(connection, token)
-        moved = [Reservation(row.id, row.worker_id, token.id, project.id, "openai", "POST", "/", NOON) for row in rows]
+        moved = [row.reservation for row in rows]
         flying = Reservation(request_id(), new_id(), token.id, project.id, "openai", "POST", "/", NOON)
         ledger.reserve(connection, [*moved, flying])
         ledger.settle(connection, rows)

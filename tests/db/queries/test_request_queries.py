@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from attrs import asdict, evolve
 from sqlalchemy import Connection, event, insert
 
 from db.database import Database, opened
@@ -24,14 +23,14 @@ FOREIGN = a_token(a_project().id)
 #: In the order of admission.
 ROWS = [
     a_settled_request(TOKEN),
-    evolve(a_settled_request(SIBLING), outcome="client_closed", status=None, first_byte_us=None),
-    evolve(a_settled_request(FOREIGN), path="/v1/" + "é" * 500, model="mödel", streamed=True),
-    evolve(a_settled_request(TOKEN), outcome="unknown", status=None, duration_us=None, input_tokens=None),
+    a_settled_request(SIBLING, outcome="client_closed", status=None, first_byte_us=None),
+    a_settled_request(FOREIGN, path="/v1/" + "é" * 500, model="mödel", streamed=True),
+    a_settled_request(TOKEN, outcome="unknown", status=None, duration_us=None, input_tokens=None),
 ]
 
 
 def write(connection: Connection) -> None:
-    connection.execute(insert(table), [asdict(row) for row in ROWS])
+    connection.execute(insert(table), [row.by_column() for row in ROWS])
 
 
 @pytest.fixture
@@ -79,7 +78,7 @@ def test_a_request_is_found_by_its_own_id_before_the_providers(database: Databas
         lambda connection: connection.execute(
             insert(table),
             [
-                asdict(a_settled_request(TOKEN, id=number * 8 + ROWS[0].id[8:], provider_request_id=identity))
+                a_settled_request(TOKEN, id=number * 8 + ROWS[0].id[8:], provider_request_id=identity).by_column()
                 for number, identity in (("1", "req_1"), ("2", "Req_1"), ("3", "req_1"), ("4", ROWS[0].id), ("5", None))
             ],
         )

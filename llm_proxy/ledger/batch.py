@@ -1,0 +1,103 @@
+"""The writer's unit of work: the requests and settlements of one transaction, and how a refused one is divided."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import frozen
+
+from llm_proxy.errors import DatabaseUnavailable
+from llm_proxy.logging import log
+
+if TYPE_CHECKING:
+    from llm_proxy.errors import ProxyError
+    from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement
+
+_log = log.logger("ledger")
+
+
+class PendingAdmission:
+    """A request's place in the queue, and the task that waits for the decision."""
+
+    __slots__ = ("answered", "decision", "queued", "request", "task")
+
+    def __init__(self, request: AdmissionRequest) -> None:
+        """Belong to the running task."""
+        self.request = request
+        self.queued = trio.current_time()
+        self.task = trio.lowlevel.current_task()
+        self.answered = False
+        self.decision: Grant | ProxyError
+
+    async def wait(self) -> Grant | ProxyError:
+        """Sleep until `answer`. If cancelled, a later grant is void: `answer` returns False."""
+
+        def give_up(_: object) -> trio.lowlevel.Abort:
+            self.answered = True
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(give_up)
+        return self.decision
+
+    def answer(self, decision: Grant | ProxyError) -> bool:
+        """Wake the task; False if it does not wait any more."""
+        if self.answered:
+            return False
+        self.answered = True
+        self.decision = decision
+        trio.lowlevel.reschedule(self.task)
+        return True
+
+
+@frozen(eq=False)
+class Batch:
+    """What one transaction is to write. `doubtful` and `skip_locked` are those of `transact`."""
+
+    pending: Sequence[PendingAdmission]
+    settlements: Sequence[Settlement]
+    doubtful: bool = False
+    skip_locked: bool = False
+
+    def parts(self) -> list[Batch]:
+        """The same work for two transactions, in the same order; empty if it cannot be divided.
+
+        Requests that do not wait for their admission any more are left out.
+        """
+        pending = [one for one in self.pending if not one.answered]
+        settlements = self.settlements
+        if settlements and self.pending:
+            cut = [Batch([], settlements, self.doubtful), Batch(pending, [], skip_locked=self.skip_locked)]
+        elif len(settlements) > 1:
+            middle = len(settlements) // 2
+            cut = [Batch([], half, self.doubtful) for half in (settlements[:middle], settlements[middle:])]
+        elif len(self.pending) > 1:
+            middle = len(pending) // 2
+            cut = [Batch(half, [], skip_locked=self.skip_locked) for half in (pending[:middle], pending[middle:])]
+        else:
+            return []
+        return [part for part in cut if part.pending or part.settlements]
+
+    def refuse(self, refusal: type[DatabaseUnavailable]) -> None:
+        """Answer all requests that wait for their admission."""
+        for pending in self.pending:
+            pending.answer(refusal())
+
+    def give_up(self, error: Exception) -> None:
+        """Drop what the database refuses even alone, and write all of it to the log."""
+        for settlement in self.settlements:
+            # The reservation stays, and is settled as `unknown` when this worker has ended.
+            row = settlement.row.by_column()
+            _log.error("a settlement was refused and is lost", settlement=row, exc_info=error)
+        message = "This request could not be written down. Nothing was sent to the provider."
+        for pending in self.pending:
+            if pending.answer(DatabaseUnavailable(message)):
+                request = pending.request
+                _log.error(
+                    "a request could not be written down and was turned away",
+                    request_id=request.id,
+                    method=request.method,
+                    path=request.path,
+                    exc_info=error,
+                )
