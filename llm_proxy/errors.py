@@ -1,35 +1,56 @@
-"""Every refusal and failure that a data-plane client can see, each with its status, code and message.
+"""The one table of errors that a client can get, and a renderer for each shape of error body.
 
-An error is raised where it is found and becomes a response in one place (`proxy/relay.py`), in the shape of the
-provider that the client believes it is talking to, so that provider SDKs raise their own exceptions.
+A class is a row of the table, so that `except` can select it. Its docstring says when it happens; the reference of the
+HTTP interface prints it. An error is raised where it is found and rendered in one place: `gateway/relay.py` for clients
+of a provider, in the shape of that provider so that its SDKs raise their own exceptions, and `api/operations.py` for
+clients of the management API.
 """
 
 from __future__ import annotations
 
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Final, Self
+
+#: `error.type` of OpenAI and of Anthropic for each status.
+_TYPES: Final = {
+    400: ("invalid_request_error", "invalid_request_error"),
+    401: ("invalid_request_error", "authentication_error"),
+    403: ("invalid_request_error", "permission_error"),
+    404: ("invalid_request_error", "not_found_error"),
+    405: ("invalid_request_error", "invalid_request_error"),
+    408: ("invalid_request_error", "invalid_request_error"),
+    413: ("invalid_request_error", "request_too_large"),
+    426: ("invalid_request_error", "invalid_request_error"),
+    429: ("insufficient_quota", "rate_limit_error"),
+    500: ("server_error", "api_error"),
+    502: ("server_error", "api_error"),
+    503: ("server_error", "overloaded_error"),
+    504: ("server_error", "timeout_error"),
+}
 
 
 class ProxyError(Exception):
-    """A request that is answered by the proxy itself.
+    """The proxy itself is at fault; see the log (request id).
 
     Attributes:
         status: HTTP status code.
         code: stable machine-readable code, part of the public contract.
-        openai_type, anthropic_type: the value of `error.type` in each provider's error body.
-        message: one sentence for the client; never holds a secret, a path of this machine or a driver's words.
-        param: the request parameter that is at fault, where there is one.
-        retry_after: whole seconds after which trying again may help; becomes the `Retry-After` header.
+        message: one sentence for a client of a provider; never contains a secret, a path of this machine or a driver's
+            message. Empty if only the management API answers with this error.
+        error, description: the same for a client of the management API: what happened, identical for all errors of
+            this code; then what is wrong with this request and what to do. `error` is empty if only the data plane
+            answers with this error.
+        param: name of the request parameter that is wrong.
+        retry_after: seconds after which a retry may succeed; becomes the `Retry-After` header.
         allow: methods for the `Allow` header of a 405.
-        token_id, project_id, provider: whose request it was and where it was meant to go, for the log; empty as long
-            as that is not known.
+        token_id, project_id, provider: for the log; empty until they are known.
     """
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
-    openai_type: ClassVar[str] = "server_error"
-    anthropic_type: ClassVar[str] = "api_error"
-    default_message: ClassVar[str] = "The proxy failed to handle the request."
-    default_retry_after: ClassVar[int | None] = None
+    message: str = "The proxy failed to handle the request."
+    error: ClassVar[str] = "The server failed to handle the request"
+    description: str = "The server's log says why, under this request's id."
+    retry_after: int | None = None
 
     def __init__(
         self,
@@ -39,13 +60,25 @@ class ProxyError(Exception):
         retry_after: int | None = None,
         allow: tuple[str, ...] = (),
     ) -> None:
-        """Take the class's own message and `Retry-After` where none is given."""
-        self.message = self.default_message if message is None else message
+        """Set what differs from the row; `message` replaces the row's `message` and `description`."""
+        if message is not None:
+            self.message = self.description = message
+        if retry_after is not None:
+            self.retry_after = retry_after
         self.param = param
-        self.retry_after = self.default_retry_after if retry_after is None else retry_after
         self.allow = allow
         self.token_id = self.project_id = self.provider = ""
-        super().__init__(self.message)
+        super().__init__(self.message or self.description)
+
+    @classmethod
+    def openai_type(cls) -> str:
+        """`error.type` in OpenAI's shape."""
+        return _TYPES[cls.status][0]
+
+    @classmethod
+    def anthropic_type(cls) -> str:
+        """`error.type` in Anthropic's shape."""
+        return _TYPES[cls.status][1]
 
     def about(self, token_id: str, project_id: str, provider: str) -> Self:
         """Note whose request it was."""
@@ -53,114 +86,37 @@ class ProxyError(Exception):
         return self
 
 
-class Unauthenticated(ProxyError):
-    """The token does not open anything (401)."""
+class DataPlaneError(ProxyError):
+    """An error of the data plane; a row with an `error` is one of the management API too."""
 
-    status = 401
-    openai_type = "invalid_request_error"
-    anthropic_type = "authentication_error"
+    error = description = ""
 
 
-class TokenMissing(Unauthenticated):
-    """No token in any of the headers where one may stand."""
+class BadRequest(DataPlaneError):
+    """A header that must not be passed on, because it holds a control character."""
 
-    code = "token_missing"
-    default_message = (
-        "No API token was sent. Put your proxy token in the Authorization header as 'Bearer <token>', or in x-api-key."
-    )
-
-
-class TokenInvalid(Unauthenticated):
-    """A token of the wrong form, or one that is not in the database."""
-
-    code = "token_invalid"
-    default_message = "The API token is not known here. Ask the operator of this proxy for a new one."
-
-
-class TokenInactive(Unauthenticated):
-    """A token that was revoked."""
-
-    code = "token_inactive"
-    default_message = "The API token was revoked. Ask the operator of this proxy for a new one."
-
-
-class TokenExpired(Unauthenticated):
-    """A token past its `expires_at`."""
-
-    code = "token_expired"
-    default_message = "The API token has expired. Ask the operator of this proxy for a new one."
-
-
-class Forbidden(ProxyError):
-    """The token is good, but not for this (403)."""
-
-    status = 403
-    openai_type = "invalid_request_error"
-    anthropic_type = "permission_error"
-
-
-class ProjectInactive(Forbidden):
-    """The token's project was deactivated."""
-
-    code = "project_inactive"
-    default_message = "The project that this token belongs to is deactivated."
-
-
-class OriginNotAllowed(Forbidden):
-    """The request's `Origin` is not in the provider's `allowed_origins`."""
-
-    code = "origin_not_allowed"
-    default_message = "Requests from this origin are not allowed."
-
-
-class EndpointNotAllowed(ProxyError):
-    """The path is outside the provider's `allowed_endpoints`, or names no provider that the project may use."""
-
-    status = 404
-    code = "endpoint_not_allowed"
-    openai_type = "invalid_request_error"
-    anthropic_type = "not_found_error"
-    default_message = "This endpoint is not available through this proxy."
-
-
-class MethodNotAllowed(ProxyError):
-    """The method is outside the provider's `allowed_methods`."""
-
-    status = 405
-    code = "method_not_allowed"
-    openai_type = "invalid_request_error"
-    anthropic_type = "invalid_request_error"
-    default_message = "This method is not allowed here."
-
-
-class BadRequest(ProxyError):
-    """A header that must not be passed on, because it holds a control character (400)."""
-
-    status = 400
-    code = "bad_request"
-    openai_type = "invalid_request_error"
-    anthropic_type = "invalid_request_error"
+    status, code = 400, "bad_request"
 
 
 class ParameterNotAllowed(BadRequest):
     """A body parameter whose value is outside the provider's `param_whitelist`."""
 
     code = "parameter_not_allowed"
-    default_message = "A parameter of this request has a value that is not allowed here."
+    message = "A parameter of this request has a value that is not allowed here."
 
 
 class HeaderRequired(BadRequest):
     """A header of the provider's `required_headers` is missing."""
 
     code = "header_required"
-    default_message = "A required header is missing."
+    message = "A required header is missing."
 
 
 class InvalidPath(BadRequest):
     """A path that could mean different things to different readers; refused, never repaired."""
 
     code = "invalid_path"
-    default_message = (
+    message = (
         "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators."
     )
 
@@ -169,101 +125,257 @@ class InvalidJson(BadRequest):
     """A body that has to be read as JSON, and is not."""
 
     code = "invalid_json"
-    default_message = "The request body is not valid JSON."
+    message = "The request body is not valid JSON."
+    error = "The request body is not valid JSON"
 
 
-class RequestTimeout(ProxyError):
-    """The body of the request stopped in the middle, or came at less than 1 KiB/s after 10 s (408)."""
+class TokenMissing(DataPlaneError):
+    """No token in any of the headers that may contain one."""
 
-    status = 408
-    code = "request_timeout"
-    openai_type = "invalid_request_error"
-    anthropic_type = "invalid_request_error"
-    default_message = "The body of the request did not arrive in time."
+    status, code = 401, "token_missing"
+    message = (
+        "No API token was sent. Put your proxy token in the Authorization header as 'Bearer <token>', or in x-api-key."
+    )
 
 
-class RequestTooLarge(ProxyError):
+class TokenInvalid(DataPlaneError):
+    """A token of the wrong form, or one that is not in the database."""
+
+    status, code = 401, "token_invalid"
+    message = "The API token is not known here. Ask the operator of this proxy for a new one."
+
+
+class TokenInactive(DataPlaneError):
+    """A token that was revoked."""
+
+    status, code = 401, "token_inactive"
+    message = "The API token was revoked. Ask the operator of this proxy for a new one."
+
+
+class TokenExpired(DataPlaneError):
+    """A token past its `expires_at`."""
+
+    status, code = 401, "token_expired"
+    message = "The API token has expired. Ask the operator of this proxy for a new one."
+
+
+class ProjectInactive(DataPlaneError):
+    """The token's project was deactivated."""
+
+    status, code = 403, "project_inactive"
+    message = "The project that this token belongs to is deactivated."
+
+
+class OriginNotAllowed(DataPlaneError):
+    """The request's `Origin` is not in the provider's `allowed_origins`."""
+
+    status, code = 403, "origin_not_allowed"
+    message = "Requests from this origin are not allowed."
+
+
+class EndpointNotAllowed(DataPlaneError):
+    """The path is outside the provider's `allowed_endpoints`, or names no provider that the project may use."""
+
+    status, code = 404, "endpoint_not_allowed"
+    message = "This endpoint is not available through this proxy."
+
+
+class MethodNotAllowed(DataPlaneError):
+    """The method is outside the provider's `allowed_methods`."""
+
+    status, code = 405, "method_not_allowed"
+    message = "This method is not allowed here."
+    error = "This method is not allowed here"
+
+
+class RequestTimeout(DataPlaneError):
+    """The body of the request stopped in the middle, or came at less than 1 KiB/s after 10 s."""
+
+    status, code = 408, "request_timeout"
+    message = "The body of the request did not arrive in time."
+    error = "The request body did not arrive in time"
+
+
+class RequestTooLarge(DataPlaneError):
     """The body is longer than `MAX_REQUEST_SIZE`."""
 
-    status = 413
-    code = "request_too_large"
-    openai_type = "invalid_request_error"
-    anthropic_type = "request_too_large"
-    default_message = "The request body is larger than this proxy accepts."
+    status, code = 413, "request_too_large"
+    message = "The request body is larger than this proxy accepts."
+    error, description = "The request body is too large", "Bodies of the management API have at most 1 MB."
 
 
-class UpgradeRequired(ProxyError):
+class UpgradeRequired(DataPlaneError):
     """A WebSocket handshake: the endpoints are served over HTTP alone (RFC 9110 section 15.5.22)."""
 
-    status = 426
-    code = "upgrade_required"
-    openai_type = "invalid_request_error"
-    anthropic_type = "invalid_request_error"
-    default_message = "This proxy does not speak WebSocket. Send the request as a plain HTTP request."
+    status, code = 426, "upgrade_required"
+    message = "This proxy does not speak WebSocket. Send the request as a plain HTTP request."
 
 
-class TooManyRequests(ProxyError):
-    """A limit was reached (429)."""
-
-    status = 429
-    openai_type = "requests"
-    anthropic_type = "rate_limit_error"
-
-
-class RequestLimitExceeded(TooManyRequests):
+class RequestLimitExceeded(DataPlaneError):
     """The token has used up its `max_requests`; waiting does not help, so there is no `Retry-After`."""
 
-    code = "request_limit_exceeded"
-    openai_type = "insufficient_quota"
-    default_message = "The API token has used up its request limit. Ask the operator of this proxy to raise it."
+    status, code = 429, "request_limit_exceeded"
+    message = "The API token has used up its request limit. Ask the operator of this proxy to raise it."
 
 
-class UpstreamUnreachable(ProxyError):
+class UpstreamUnreachable(DataPlaneError):
     """No connection to the provider, or one that broke before a usable response."""
 
-    status = 502
-    code = "upstream_unreachable"
-    default_message = "The provider could not be reached, or broke off before it answered."
+    status, code = 502, "upstream_unreachable"
+    message = "The provider could not be reached, or broke off before it answered."
 
 
-class UpstreamTimeout(ProxyError):
+class UpstreamTimeout(DataPlaneError):
     """The provider was silent for longer than its deadline."""
 
-    status = 504
-    code = "upstream_timeout"
-    anthropic_type = "timeout_error"
-    default_message = "The provider did not answer in time."
+    status, code = 504, "upstream_timeout"
+    message = "The provider did not answer in time."
 
 
-class Unavailable(ProxyError):
-    """The proxy cannot take the request now (503); trying again soon helps."""
-
-    status = 503
-    anthropic_type = "overloaded_error"
-    default_retry_after = 1
-
-
-class DatabaseUnavailable(Unavailable):
+class DatabaseUnavailable(DataPlaneError):
     """The request could not be written down, so it was not sent."""
 
-    code = "database_unavailable"
-    default_message = "The proxy's database is not available at the moment. Nothing was sent to the provider."
+    status, code, retry_after = 503, "database_unavailable", 1
+    message = "The proxy's database is not available at the moment. Nothing was sent to the provider."
+    error, description = "The database is not available at the moment", "Nothing was changed. Try again soon."
 
 
 class DatabaseAway(DatabaseUnavailable):
-    """Likewise, and it is certain that nothing of the request is, or will be, in the database."""
+    """The same, and it is certain that nothing of the request is, or will be, in the database."""
 
 
 class TokenLocked(DatabaseUnavailable):
     """Another transaction holds the token's row; nothing of the request is in the database."""
 
-    default_message = (
-        "Another transaction in the proxy's database holds this API token. Nothing was sent to the provider."
+    message = "Another transaction in the proxy's database holds this API token. Nothing was sent to the provider."
+
+
+class Overloaded(DataPlaneError):
+    """`MAX_CONCURRENT_REQUESTS` are running already, or request bodies take all memory that is meant for them."""
+
+    status, code, retry_after = 503, "overloaded", 1
+    message = "The proxy is handling as many requests as it is configured for."
+
+
+class ManagementError(ProxyError):
+    """An error of the management API alone."""
+
+    message = ""
+
+
+class InvalidBody(ManagementError):
+    """Fields of the body are wrong, unknown or missing."""
+
+    status, code, error = 400, "invalid_body", "The request body is not acceptable"
+
+
+class InvalidQuery(ManagementError):
+    """Parameters of the query are wrong or unknown."""
+
+    status, code, error = 400, "invalid_query", "The query is not acceptable"
+
+
+class Unauthorized(ManagementError):
+    """The management token is missing or wrong."""
+
+    status, code, error = 401, "unauthorized", "The management API needs the management token"
+    description = "Send the server's MANAGEMENT_TOKEN in the Authorization header as 'Bearer <token>'."
+
+
+class NotFound(ManagementError):
+    """The path is not one of the management API."""
+
+    status, code, error = 404, "not_found", "There is nothing here"
+    description = (
+        "Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of the management API are"
+        " described at /openapi.json."
     )
 
 
-class Overloaded(Unavailable):
-    """`MAX_CONCURRENT_REQUESTS` are running already, or request bodies take all memory that is meant for them."""
+class ProjectNotFound(ManagementError):
+    """No project has this id."""
 
-    code = "overloaded"
-    default_message = "The proxy is handling as many requests as it is configured for."
+    status, code, error = 404, "project_not_found", "There is no such project"
+    description = "No project has this id."
+
+
+class TokenNotFound(ManagementError):
+    """No token has this id."""
+
+    status, code, error = 404, "token_not_found", "There is no such token"
+    description = "No token has this id. A token's id is not its secret."
+
+
+class RequestNotFound(ManagementError):
+    """No finished request has this id."""
+
+    status, code, error = 404, "request_not_found", "There is no such request"
+    description = "No finished request has this id (the proxy's or the provider's). Running requests are not listed."
+
+
+class NameTaken(ManagementError):
+    """Another project has the name."""
+
+    status, code, error = 409, "name_taken", "Another project has this name"
+    description = "Names of projects are unique. Choose another one."
+
+
+class ProjectDeactivated(ManagementError):
+    """A new token is for a project that was deactivated."""
+
+    status, code, error = 409, "project_inactive", "The project is deactivated"
+    description = 'Tokens of a deactivated project open nothing. Activate it first: PATCH it with {"active": true}.'
+
+
+class TokenRevoked(ManagementError):
+    """A revoked token cannot be rotated."""
+
+    status, code, error = 409, "token_revoked", "The token is revoked"
+    description = (
+        'A new secret would open nothing. Take the revocation back first (PATCH it with {"active": true}),'
+        " or make a new token."
+    )
+
+
+class UnsupportedMediaType(ManagementError):
+    """The `Content-Type` of the body is not JSON."""
+
+    status, code, error = 415, "unsupported_media_type", "The request body must be JSON"
+    description = "Send it with the header 'Content-Type: application/json'."
+
+
+def _table(kind: type[ProxyError]) -> list[type[ProxyError]]:
+    rows = [kind] if "code" in vars(kind) else []
+    return rows + [row for inner in kind.__subclasses__() for row in _table(inner)]
+
+
+_TABLE: Final = sorted(_table(ProxyError), key=lambda kind: kind.status)
+#: The rows that a client of a provider can get, by status.
+DATA_PLANE: Final = tuple(kind for kind in _TABLE if kind.message)
+#: The rows that a client of the management API can get, by status.
+MANAGEMENT: Final = tuple(kind for kind in _TABLE if kind.error)
+
+
+def openai_body(error: ProxyError) -> dict[str, Any]:
+    """Render an error in OpenAI's shape; its SDK shows `code` as `error.code`."""
+    described = {"message": error.message, "type": error.openai_type(), "param": error.param, "code": error.code}
+    return {"error": described}
+
+
+def anthropic_body(error: ProxyError, request_id: str) -> dict[str, Any]:
+    """Render an error in Anthropic's shape; its SDK shows `error_code` as `error.error_code`.
+
+    `code` is our addition, so that it has one place in both shapes.
+    """
+    described = {
+        "type": error.anthropic_type(),
+        "message": error.message,
+        "code": error.code,
+        "details": {"error_code": error.code},
+    }
+    return {"type": "error", "error": described, "request_id": request_id}
+
+
+def management_body(error: ProxyError) -> dict[str, Any]:
+    """Render an error in the shape of the management API."""
+    return {"error": error.error, "code": error.code, "description": error.description}

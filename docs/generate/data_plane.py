@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator
 from http import HTTPStatus
 from textwrap import fill
 
-from llm_proxy.errors import ProxyError, RequestLimitExceeded
+from llm_proxy.errors import DATA_PLANE, RequestLimitExceeded
 from llm_proxy.gateway.faults import Shape, fault
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.codings import DECODERS
@@ -101,17 +100,6 @@ def endpoints() -> Iterator[str]:
         yield f"`{provider.name}`:\n\n```text\n" + "\n".join(provider.allowed_endpoints) + "\n```\n"
 
 
-def errors() -> list[type[ProxyError]]:
-    """All kinds of errors that have a code of their own, by status, in the order of their declaration."""
-    waiting, found = [ProxyError], []
-    while waiting:
-        kind = waiting.pop(0)
-        waiting += kind.__subclasses__()
-        if "code" in vars(kind):
-            found.append(kind)
-    return sorted(found, key=lambda kind: kind.status)
-
-
 def _crossing() -> str:
     def row(what: str, names: frozenset[bytes], why: str) -> str:
         return f"| {what} | {', '.join(f'`{name.decode()}`' for name in sorted(names))} | {why} |"
@@ -170,11 +158,9 @@ def _example(shape: Shape) -> str:
 
 def _table() -> str:
     rows = ["| status | `code` | `type` (OpenAI) | `type` (Anthropic) | when |", "|---|---|---|---|---|"]
-    for kind in errors():
-        when = re.sub(r" \(\d{3}\)", "", " ".join((kind.__doc__ or "").split("\n\n")[0].split()))
-        if kind is ProxyError:
-            when = "The proxy itself is at fault; see the log (request id)."
-        types = f"`{kind.openai_type}` | `{kind.anthropic_type}`"
+    for kind in DATA_PLANE:
+        when = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+        types = f"`{kind.openai_type()}` | `{kind.anthropic_type()}`"
         rows.append(f"| {kind.status} | `{kind.code}` | {types} | {when} |")
     rows += [
         "",

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from docs.generate import data_plane
-from llm_proxy.api import operations, pages, problems, projects, requests, system, tokens
+from llm_proxy.api import operations, pages, projects, requests, system, tokens
 from llm_proxy.api.fields import Field
 from llm_proxy.api.operations import Operation, Resource
-from llm_proxy.api.problems import Problem
+from llm_proxy.errors import MANAGEMENT, NotFound
 
 _INTRODUCTION = """\
 # HTTP
@@ -80,18 +80,6 @@ def resources() -> Sequence[Resource]:
     return (projects.resource(("openai", "anthropic"), "openai"), tokens.RESOURCE, requests.RESOURCE)
 
 
-def refusals() -> list[type[Problem]]:
-    """All kinds of problems that have a code, by status, in the order of their declaration."""
-    found = [kind for kind in _kinds(Problem) if "code" in vars(kind)]
-    return sorted(found, key=lambda kind: kind.status)
-
-
-def _kinds(kind: type[Problem]) -> Iterator[type[Problem]]:
-    for inner in kind.__subclasses__():
-        yield inner
-        yield from _kinds(inner)
-
-
 def _management() -> Iterator[str]:
     for resource in resources():
         yield f"### {resource.name}\n"
@@ -107,7 +95,7 @@ def _management() -> Iterator[str]:
             before = fields
     yield _PROBLEMS
     rows = ["| status | `code` | `error` |", "|---|---|---|"]
-    rows += [f"| {kind.status} | `{kind.code}` | {kind.error} |" for kind in refusals()]
+    rows += [f"| {kind.status} | `{kind.code}` | {kind.error} |" for kind in MANAGEMENT]
     yield "\n".join([*rows, ""])
 
 
@@ -119,7 +107,7 @@ def _operation(operation: Operation) -> Iterator[str]:
         entry = operation.answer.removesuffix("Page")
         link = f"[{entry}](#{entry.lower()})"
         answer = link if entry == operation.answer else f"a page of {link}"
-    own = [kind for kind in (*operation.problems, operation.missing) if kind is not problems.NotFound]
+    own = [kind for kind in (*operation.problems, operation.missing) if kind is not NotFound]
     refused = f" Refused with {', '.join(f'{kind.status} `{kind.code}`' for kind in own)}." if own else ""
     yield f"{operation.summary} Answers {operation.status} with {answer}.{refused}\n"
     if operation.query:

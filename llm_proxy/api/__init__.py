@@ -5,7 +5,6 @@
 - `operations`: tables of operations, and all that is the same for each of them
 - `projects`, `tokens`, `requests`: one file per resource
 - `pages`: keyset paging
-- `problems`: what can be wrong, and how it is answered
 - `auth`: the management token
 - `system`: `/health`, `/live`, `/ready`, the metrics and `/openapi.json`
 - `openapi`: the document, made from the tables
@@ -16,7 +15,7 @@ from __future__ import annotations
 from quart import Quart
 from werkzeug.exceptions import HTTPException
 
-from llm_proxy.api import openapi, operations, problems, projects, requests, system, tokens
+from llm_proxy.api import openapi, operations, projects, requests, system, tokens
 from llm_proxy.api.context import Context
 
 __all__ = ["Context", "register"]
@@ -30,4 +29,4 @@ def register(app: Quart, context: Context) -> None:
     app.url_map.merge_slashes = False
     app.register_blueprint(operations.blueprint(context, resources))
     app.register_blueprint(system.blueprint(context, document))
-    app.register_error_handler(HTTPException, problems.answer_http)
+    app.register_error_handler(HTTPException, operations.answer_http_error)

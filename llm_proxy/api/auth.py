@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from llm_proxy.api.problems import Unauthorized
+from llm_proxy.errors import Unauthorized
 from llm_proxy.logging import log
 
 #: Shortest time in seconds between two log lines about wrong tokens.

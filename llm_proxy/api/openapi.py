@@ -8,22 +8,21 @@ from typing import Any, Final
 
 from llm_proxy.api.fields import Field
 from llm_proxy.api.operations import Operation, Resource
-from llm_proxy.api.problems import (
+from llm_proxy.errors import (
     DatabaseUnavailable,
-    InternalError,
     InvalidBody,
     InvalidJson,
     InvalidQuery,
     MethodNotAllowed,
     NotFound,
-    Problem,
+    ProxyError,
     RequestTimeout,
     RequestTooLarge,
     Unauthorized,
     UnsupportedMediaType,
 )
 
-_EVERYWHERE: Final = (Unauthorized, MethodNotAllowed, InternalError, DatabaseUnavailable)
+_EVERYWHERE: Final = (Unauthorized, MethodNotAllowed, ProxyError, DatabaseUnavailable)
 _WITH_BODY: Final = (InvalidJson, InvalidBody, RequestTimeout, RequestTooLarge, UnsupportedMediaType)
 
 _PROBLEM: Final = {
@@ -110,7 +109,7 @@ def _responses(operation: Operation) -> dict[str, Any]:
     if operation.status == 201:
         success["headers"] = {"Location": {"description": "Where it is now.", "schema": {"type": "string"}}}
     # Any operation refuses parameters that it does not know.
-    kinds: list[type[Problem]] = [*_EVERYWHERE, InvalidQuery, *operation.problems]
+    kinds: list[type[ProxyError]] = [*_EVERYWHERE, InvalidQuery, *operation.problems]
     if operation.body is not None:
         kinds += _WITH_BODY
     if operation.missing is not NotFound:
@@ -118,8 +117,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
     return {str(operation.status): success, **_refusals(kinds)}
 
 
-def _refusals(kinds: Iterable[type[Problem]]) -> dict[str, Any]:
-    by_status: dict[int, list[type[Problem]]] = {}
+def _refusals(kinds: Iterable[type[ProxyError]]) -> dict[str, Any]:
+    by_status: dict[int, list[type[ProxyError]]] = {}
     for kind in kinds:
         by_status.setdefault(kind.status, []).append(kind)
     return {

@@ -8,32 +8,42 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from http import HTTPStatus
 from typing import Any, Final
 
 import msgspec
 import structlog
 from attrs import Factory, frozen
 from quart import Blueprint, Response, g, request
+from werkzeug.exceptions import HTTPException
 
-from db.errors import DatabaseError
-from llm_proxy.api import problems
+from db.errors import CommitUnknown, DatabaseError, SchemaMismatch
 from llm_proxy.api.auth import Guard
 from llm_proxy.api.context import Context
 from llm_proxy.api.fields import ID, Field, Kind, parse_query, read_values
-from llm_proxy.api.problems import (
+from llm_proxy.errors import (
+    DatabaseUnavailable,
     InvalidBody,
     InvalidJson,
     InvalidQuery,
     MethodNotAllowed,
     NotFound,
-    Problem,
+    ProxyError,
+    RequestTimeout,
     RequestTooLarge,
     UnsupportedMediaType,
+    management_body,
 )
 from llm_proxy.identifiers import request_id
+from llm_proxy.logging import log
 
 #: Largest body in bytes.
 BODY_LIMIT: Final = 1024 * 1024
+
+#: On every answer of the management API: it is about secrets, and never a page.
+HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+
+_log = log.logger("manage")
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
@@ -100,8 +110,8 @@ class Operation:
     status: int = 200
     query: tuple[Field, ...] = ()
     body: Body | None = None
-    problems: tuple[type[Problem], ...] = ()
-    missing: type[Problem] = NotFound
+    problems: tuple[type[ProxyError], ...] = ()
+    missing: type[ProxyError] = NotFound
     id_kind: Kind = ID
 
 
@@ -156,8 +166,8 @@ def blueprint(context: Context, resources: Sequence[Resource]) -> Blueprint:
 
     for rule in ("/manage", "/manage/", "/manage/<path:rest>"):
         routes.add_url_rule(rule, f"nothing {rule}", nothing, methods=_METHODS, provide_automatic_options=False)
-    routes.register_error_handler(Problem, problems.answer)
-    routes.register_error_handler(DatabaseError, problems.answer_database)
+    routes.register_error_handler(ProxyError, answer_error)
+    routes.register_error_handler(DatabaseError, answer_database_error)
     return routes
 
 
@@ -167,7 +177,7 @@ def _view(
     async def view(**ids: str) -> Response:
         operation = operations.get(request.method)
         if operation is None:
-            raise MethodNotAllowed(operations, hints.get((path, request.method), ""))
+            raise method_not_allowed(operations, hints.get((path, request.method), ""))
         try:
             known = {name: operation.id_kind.read(value) for name, value in ids.items()}
         except ValueError:
@@ -183,20 +193,15 @@ async def _perform(context: Context, operation: Operation, ids: Mapping[str, str
     body = {} if operation.body is None else _read_body(operation.body, await _load(), now)
     answer = await operation.handle(Call(context, now, ids, query, body))
     if answer.body is None:
-        return Response(b"", 204, {**problems.HEADERS, **answer.headers})
-    return Response(
-        msgspec.json.encode(answer.body),
-        operation.status,
-        {**problems.HEADERS, **answer.headers},
-        content_type="application/json",
-    )
+        return Response(b"", 204, {**HEADERS, **answer.headers})
+    return json_response(answer.body, operation.status, {**HEADERS, **answer.headers})
 
 
 def _read_query(fields: tuple[Field, ...]) -> dict[str, Any]:
     given, twice = parse_query(fields, request.args.items(multi=True))
     values, mistakes = read_values(fields, given, "parameter")
     if twice or mistakes:
-        raise InvalidQuery(mistakes + twice)
+        raise InvalidQuery("; ".join(mistakes + twice) + ".")
     return values
 
 
@@ -219,11 +224,62 @@ async def _load() -> object:
 
 def _read_body(body: Body, data: object, now: datetime) -> dict[str, Any]:
     if not isinstance(data, dict):
-        raise InvalidBody(["it must be a JSON object"])
+        raise InvalidBody("it must be a JSON object.")
     values, mistakes = read_values(body.fields, data, "field")
     if body.some and not data:
         mistakes.append(f"it names no field (fields: {', '.join(field.name for field in body.fields)})")
     mistakes += body.check(data.keys(), values, now)
     if mistakes:
-        raise InvalidBody(mistakes)
+        raise InvalidBody("; ".join(mistakes) + ".")
     return values
+
+
+def method_not_allowed(allowed: Iterable[str], hint: str = "") -> MethodNotAllowed:
+    """Name the methods that the path takes."""
+    methods = tuple(sorted(allowed))
+    return MethodNotAllowed(f"{hint} Allowed: {', '.join(methods)}.".strip(), allow=methods)
+
+
+def answer_error(error: ProxyError) -> Response:
+    """Give the response to a request that is refused."""
+    headers = dict(HEADERS)
+    if error.status == HTTPStatus.UNAUTHORIZED:  # RFC 9110 section 15.5.2
+        headers["WWW-Authenticate"] = 'Bearer realm="llm-proxy management"'
+    if error.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        headers["Allow"] = ", ".join(error.allow)
+    if error.retry_after is not None:
+        headers["Retry-After"] = str(error.retry_after)
+    return json_response(management_body(error), error.status, headers)
+
+
+def answer_database_error(error: DatabaseError) -> Response:
+    """Give the response to a request that the database failed; its own message goes to the log only."""
+    _log.error("the database failed a request", reason=str(error), kind=type(error).__name__)
+    if isinstance(error, CommitUnknown):
+        return answer_error(
+            DatabaseUnavailable("The connection was lost during the commit: look what was changed, then try again.")
+        )
+    if isinstance(error, SchemaMismatch):
+        return answer_error(
+            DatabaseUnavailable("Its schema is not the one of this version: run 'llm-proxy migrate up'.")
+        )
+    return answer_error(DatabaseUnavailable())
+
+
+def answer_http_error(error: HTTPException) -> Response:
+    """Give the response to what the web framework refuses, or to a failure inside (which it has logged)."""
+    code = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
+    if code == HTTPStatus.METHOD_NOT_ALLOWED:
+        return answer_error(method_not_allowed(getattr(error, "valid_methods", None) or ()))
+    for kind in (NotFound, RequestTimeout, RequestTooLarge):
+        if code == kind.status:
+            return answer_error(kind())
+    if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+        return answer_error(ProxyError())
+    status = HTTPStatus(code)
+    return json_response({"error": status.phrase, "code": status.name.lower(), "description": status.description}, code)
+
+
+def json_response(body: object, status: int = 200, headers: dict[str, str] = HEADERS) -> Response:
+    """Encode a body."""
+    return Response(msgspec.json.encode(body), status, headers, content_type="application/json")

@@ -13,7 +13,7 @@ from db.records import Project
 from llm_proxy.api import pages
 from llm_proxy.api.fields import BOOLEAN, ID, MOMENT, Field, credential, integer, one_of, text
 from llm_proxy.api.operations import Answer, Body, Call, Operation, Resource
-from llm_proxy.api.problems import InvalidBody, NameTaken, ProjectNotFound
+from llm_proxy.errors import InvalidBody, NameTaken, ProjectNotFound
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
 from llm_proxy.secrets import encryption
@@ -102,7 +102,7 @@ async def _update(call: Call) -> Answer:
             raise ProjectNotFound
         # A key must never travel to another provider than its own.
         if changes.get("provider", project.provider) != project.provider and "api_key" not in changes:
-            raise InvalidBody([f"'provider' can change from {project.provider} only together with 'api_key'"])
+            raise InvalidBody(f"'provider' can change from {project.provider} only together with 'api_key'.")
         return queries.change(connection, project, changes, call.now)
 
     try:

@@ -9,7 +9,7 @@ from db.records import Outcome, SettledRequest
 from llm_proxy.api import pages
 from llm_proxy.api.fields import BOOLEAN, ID, MAX_SAFE_INTEGER, MOMENT, Field, credential, integer, one_of, text
 from llm_proxy.api.operations import Answer, Call, Operation, Resource
-from llm_proxy.api.problems import RequestNotFound
+from llm_proxy.errors import RequestNotFound
 
 _COUNT: Final = integer(0, MAX_SAFE_INTEGER)
 _OUTCOME: Final = one_of(get_args(Outcome))

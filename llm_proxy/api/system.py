@@ -8,7 +8,7 @@ import msgspec
 from quart import Blueprint, Response
 
 from llm_proxy.api.context import Context
-from llm_proxy.api.problems import HEADERS
+from llm_proxy.api.operations import HEADERS, json_response
 
 #: What `/ready` may name.
 CHECKS: Final = ("database", "schema", "writer", "draining")
@@ -23,20 +23,20 @@ def blueprint(context: Context, document: dict[str, Any]) -> Blueprint:
 
     @routes.get("/health")
     async def health() -> Response:
-        return _json({"status": "ok", "version": context.version})
+        return json_response({"status": "ok", "version": context.version})
 
     @routes.get("/live")
     async def live() -> Response:
-        return _json({"status": "alive"})
+        return json_response({"status": "alive"})
 
     @routes.get("/ready")
     async def ready() -> Response:
         failing = sorted(await context.not_ready())
         if failing and set(failing) <= _NEEDED_BY_BOOKS and context.carries_on():
-            return _json({"status": "grace", "failing": failing})
+            return json_response({"status": "grace", "failing": failing})
         if failing:
-            return _json({"status": "not ready", "failing": failing}, 503)
-        return _json({"status": "ready", "failing": []})
+            return json_response({"status": "not ready", "failing": failing}, 503)
+        return json_response({"status": "ready", "failing": []})
 
     @routes.get("/openapi.json")
     async def describe() -> Response:
@@ -51,10 +51,6 @@ def blueprint(context: Context, document: dict[str, Any]) -> Blueprint:
             return Response(body, 200, HEADERS, content_type=content_type)
 
     return routes
-
-
-def _json(body: object, status: int = 200) -> Response:
-    return Response(msgspec.json.encode(body), status, HEADERS, content_type="application/json")
 
 
 def paths(metrics_path: str | None) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from db.records import Token
 from llm_proxy.api import pages
 from llm_proxy.api.fields import BOOLEAN, ID, MAX_SAFE_INTEGER, MOMENT, Field, integer, text
 from llm_proxy.api.operations import Answer, Body, Call, Operation, Resource
-from llm_proxy.api.problems import ProjectInactive, ProjectNotFound, TokenNotFound, TokenRevoked
+from llm_proxy.errors import ProjectDeactivated, ProjectNotFound, TokenNotFound, TokenRevoked
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
 from llm_proxy.secrets import encryption
@@ -136,7 +136,7 @@ async def _create(call: Call) -> Answer:
         if project is None:
             raise ProjectNotFound
         if not project.active:
-            raise ProjectInactive
+            raise ProjectDeactivated
         queries.create(connection, token)
 
     await call.context.database.write(create)
@@ -236,7 +236,7 @@ RESOURCE: Final = Resource(
             "TokenWithSecret",
             status=201,
             body=_NEW,
-            problems=(ProjectNotFound, ProjectInactive),
+            problems=(ProjectNotFound, ProjectDeactivated),
         ),
         Operation(
             "GET",

@@ -14,7 +14,7 @@ from typing import Literal
 
 import msgspec
 
-from llm_proxy.errors import ProxyError
+from llm_proxy.errors import ProxyError, anthropic_body, openai_body
 
 Shape = Literal["openai", "anthropic"]
 
@@ -24,34 +24,6 @@ _PATIENCE = 60
 _encode = msgspec.json.Encoder().encode
 
 
-class _OpenAIError(msgspec.Struct):
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class _OpenAIBody(msgspec.Struct):
-    error: _OpenAIError
-
-
-class _AnthropicDetails(msgspec.Struct):
-    error_code: str
-
-
-class _AnthropicError(msgspec.Struct):
-    type: str
-    message: str
-    code: str
-    details: _AnthropicDetails
-
-
-class _AnthropicBody(msgspec.Struct):
-    type: str
-    error: _AnthropicError
-    request_id: str
-
-
 def fault(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Turn `error` into a response: status, headers and JSON body.
 
@@ -59,13 +31,7 @@ def fault(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[t
     that neither a short wait nor sending it again heals, `Allow` on a 405 (RFC 9110 §15.5.6), `WWW-Authenticate` on a
     401 (§15.5.2), `Upgrade` on a 426 (§15.5.22), and the request's id under each name by which an SDK looks for it.
     """
-    body: _OpenAIBody | _AnthropicBody
-    if shape == "anthropic":
-        details = _AnthropicDetails(error.code)
-        words = _AnthropicError(error.anthropic_type, error.message, error.code, details)
-        body = _AnthropicBody("error", words, request_id)
-    else:
-        body = _OpenAIBody(_OpenAIError(error.message, error.openai_type, error.param, error.code))
+    body = anthropic_body(error, request_id) if shape == "anthropic" else openai_body(error)
     content = _encode(body)
     identifier = request_id.encode("ascii")
     headers = [

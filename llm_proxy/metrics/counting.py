@@ -10,7 +10,7 @@ from typing import Final, Protocol, get_args
 from attrs import define, field, frozen
 
 from db.records import Outcome
-from llm_proxy.errors import ProxyError
+from llm_proxy import errors
 from llm_proxy.metrics import families
 from llm_proxy.metrics.exposition import exposition
 from llm_proxy.metrics.families import Family
@@ -92,7 +92,8 @@ class Metrics:
         """
         self._slate = Slate() if slate is None else slate
         self._providers = {name: self._provider(name) for name in providers}
-        self._refusals = {code: self._cells(families.REFUSALS, code) for code in (*sorted(_codes(ProxyError)), _OTHER)}
+        codes = sorted({kind.code for kind in errors.DATA_PLANE})
+        self._refusals = {code: self._cells(families.REFUSALS, code) for code in (*codes, _OTHER)}
         self._transaction = self._histogram(families.TRANSACTION_SECONDS)
         self._admitted = self._histogram(families.BATCH_ADMITTED)
         self._settled = self._histogram(families.BATCH_SETTLED)
@@ -231,8 +232,3 @@ class Metrics:
         if known == outcome:
             figures.ends[outcome, hundreds] = cells
         return cells
-
-
-def _codes(family: type[ProxyError]) -> set[str]:
-    """Find the codes of a whole family of errors."""
-    return {family.code}.union(*map(_codes, family.__subclasses__()))

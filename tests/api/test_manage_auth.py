@@ -9,7 +9,7 @@ import trio.testing
 
 from llm_proxy.api import auth
 from llm_proxy.api.auth import Guard
-from llm_proxy.api.problems import Unauthorized
+from llm_proxy.errors import Unauthorized
 from tests.api.conftest import MANAGEMENT_TOKEN, Api
 
 RIGHT = ["Bearer right-token"]
@@ -39,13 +39,13 @@ async def test_the_right_token_opens(guard: Guard, authorization: list[str]) -> 
 @pytest.mark.parametrize(
     ("authorization", "description"),
     [
-        ([], Unauthorized.usual),
-        ([""], Unauthorized.usual),
-        (["Bearer"], Unauthorized.usual),
-        (["Bearer "], Unauthorized.usual),
-        (["right-token"], Unauthorized.usual),
-        (["Basic right-token"], Unauthorized.usual),
-        (["Bearer right-token", "Bearer right-token"], Unauthorized.usual),
+        ([], Unauthorized.description),
+        ([""], Unauthorized.description),
+        (["Bearer"], Unauthorized.description),
+        (["Bearer "], Unauthorized.description),
+        (["right-token"], Unauthorized.description),
+        (["Basic right-token"], Unauthorized.description),
+        (["Bearer right-token", "Bearer right-token"], Unauthorized.description),
         (["Bearer right-toke"], "The management token is wrong."),
         (["Bearer right-tokens"], "The management token is wrong."),
         (["Bearer Right-token"], "The management token is wrong."),
@@ -114,7 +114,7 @@ async def test_every_route_of_the_api_is_behind_the_token(api: Api) -> None:
                 {
                     "error": "The management API needs the management token",
                     "code": "unauthorized",
-                    "description": Unauthorized.usual,
+                    "description": Unauthorized.description,
                 },
             )
             assert reply.headers["WWW-Authenticate"] == 'Bearer realm="llm-proxy management"'

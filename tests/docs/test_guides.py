@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from benchmarks.processes import Upstream
-from docs.generate.data_plane import errors
 from llm_proxy.config import Settings
+from llm_proxy.errors import DATA_PLANE
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider_entry import READERS
 from tests.docs.blocks import block, blocks
@@ -99,4 +99,4 @@ def test_provider_files_are_what_the_proxy_reads(tmp_path: Path) -> None:
 
 def test_every_error_has_its_advice() -> None:
     rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \| \S", (DOCS / "guides" / "errors.md").read_text(), re.MULTILINE)
-    assert sorted(rows) == sorted((str(kind.status), kind.code) for kind in errors())
+    assert sorted(rows) == sorted((str(kind.status), kind.code) for kind in DATA_PLANE)
