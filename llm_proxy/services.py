@@ -17,7 +17,7 @@ from db.database import Database, open_database
 from db.errors import DatabaseError
 from db.options import Options
 from db.records import Worker
-from llm_proxy.config.problems import Problem, SettingsError
+from llm_proxy.config import Mistake, SettingsError
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Relay
 from llm_proxy.gateway.upstream import open_pool
@@ -147,7 +147,7 @@ def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str,
             )
         except ValueError as error:
             # An outbound proxy's variable, which the message names, cannot be used.
-            raise SettingsError([Problem("", str(error))]) from error
+            raise SettingsError([Mistake("", str(error))]) from error
         stack.callback(upstream.close)
         upstreams[name] = upstream
     return upstreams
@@ -192,7 +192,7 @@ def _open_grace(settings: Settings, ledger: Ledger, database: Database, worker: 
         file = SpoolFile.create(spool_folder(settings), worker.id)
     except SpoolError as error:
         remedy = f"{error}; set DB_OUTAGE_SPOOL to a folder that this user can write to"
-        raise SettingsError([Problem("DB_OUTAGE_POLICY=grace", remedy)]) from None
+        raise SettingsError([Mistake("DB_OUTAGE_POLICY=grace", remedy)]) from None
     terms = Terms(settings.db_outage_grace_window, settings.db_outage_grace_requests, settings.db_outage_grace_duration)
     return Grace(ledger, database, worker, file, terms, review=settings.ledger_heartbeat)
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 from itertools import groupby
 
 from llm_proxy.config.declaration import Settings
-from llm_proxy.config.fields import declared
+from llm_proxy.config.sources import declared
 
 _INTRODUCTION = """\
 # Configuration
 
-Everything is set by environment variables. A command's flag comes before the environment, the environment before the
-`.env` file (`./.env`, or the one that `--config` names), the file before the default. An empty variable counts as not
+Everything is set by environment variables. A command's flag overrides the environment, the environment overrides the
+`.env` file (`./.env`, or the file in `--config`), and the file overrides the default. An empty variable counts as not
 set. All wrong settings are reported together, each with its value (secrets never) and what is allowed.
 
-- **Durations** are written as in Go: `1h30m`, `90s`, `500ms`, with `d` for days too; or as a number of seconds.
-- **Sizes** are `10MB`, `512KiB` or a number of bytes: kB, MB, GB count in thousands, KiB, MiB, GiB in 1024s.
-- **Booleans** are `true` or `false`; `yes`, `no`, `on`, `off`, `1` and `0` are understood as well.
+- **Durations** are written as in Go: `1h30m`, `90s`, `500ms`, also with `d` for days; or as a number of seconds.
+- **Sizes** are `10MB`, `512KiB` or a number of bytes. kB, MB, GB are powers of 1000; KiB, MiB, GiB are powers of 1024.
+- **Booleans** are `true` or `false`; also `yes`, `no`, `on`, `off`, `1` and `0`.
 - **Secrets** may come from files: `MANAGEMENT_TOKEN_FILE=/run/secrets/management-token`. Such a file, and a `.env` file
-  with a secret in it, is refused if other users can read or change it (`chmod o-rwx FILE`), except below
+  that contains a secret, is refused if other users can read or change it (`chmod o-rwx FILE`), except below
   `/run/secrets`, where container engines mount secrets.
 
-A line of the `.env` file is `NAME=value`, `NAME='value'` (literally) or `NAME="value"` (with `\\n`, `\\t`, `\\"`).
-Nothing is expanded. A line that is none of these, or a name that is set twice, is an error.
+A line of the `.env` file is `NAME=value`, `NAME='value'` (no escapes) or `NAME="value"` (with `\\n`, `\\t`, `\\"`).
+Variables are not expanded. Any other line, and a name that is set twice, is an error.
 """
 
 

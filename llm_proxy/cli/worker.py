@@ -15,7 +15,7 @@ import trio
 from attrs import define
 
 from llm_proxy.cli.failures import Failure
-from llm_proxy.config import ListenAddress, Problem, Settings, SettingsError
+from llm_proxy.config import ListenAddress, Mistake, Settings, SettingsError
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.logging import log
 from llm_proxy.metrics import Slate
@@ -39,19 +39,19 @@ def check_files(settings: Settings) -> None:
     Raises:
         SettingsError: what is wrong with the providers and with the certificate.
     """
-    problems: list[Problem] = []
+    mistakes: list[Mistake] = []
     try:
         provider_file.load(settings)
     except SettingsError as error:
-        problems += error.problems
+        mistakes += error.mistakes
     certificate, key = settings.tls_cert_file, settings.tls_key_file
     if settings.enable_tls and certificate is not None and key is not None:
         try:
             server_context(certificate, key)
         except BadCertificate as error:
-            problems.append(Problem("TLS_CERT_FILE and TLS_KEY_FILE", str(error)))
-    if problems:
-        raise SettingsError(problems)
+            mistakes.append(Mistake("TLS_CERT_FILE and TLS_KEY_FILE", str(error)))
+    if mistakes:
+        raise SettingsError(mistakes)
 
 
 def bind_listeners(settings: Settings) -> tuple[socket.socket, ...]:

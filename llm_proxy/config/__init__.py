@@ -1,22 +1,21 @@
-"""The configuration: every environment variable declared once, read once, wrong ones reported together.
+"""The configuration: every setting declared once, read once; all mistakes reported together.
 
-- `declaration.py`: the settings themselves, and `Settings.load`
-- `kinds.py`: durations, sizes, addresses …: how text becomes a value
-- `fields.py`: how a setting is declared, and found among flags, environment, `.env` file and defaults
-- `checks.py`: rules across settings
+- `declaration.py`: the settings, and `Settings.load`
+- `kinds.py`: durations, sizes, addresses, …: how text becomes a value
+- `sources.py`: how a setting is declared, and found in flags, environment and `.env` file
+- `checks.py`: rules that concern several settings
 - `dotenv.py`: the `.env` file
-- `problems.py`: what is wrong with it, in words
 """
 
 from __future__ import annotations
 
 from llm_proxy.config.declaration import Settings, read_one
 from llm_proxy.config.kinds import ListenAddress, parse_duration
-from llm_proxy.config.problems import Problem, SettingsError
+from llm_proxy.config.sources import Mistake, SettingsError
 
 __all__ = [
     "ListenAddress",
-    "Problem",
+    "Mistake",
     "Settings",
     "SettingsError",
     "parse_duration",

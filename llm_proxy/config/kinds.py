@@ -1,8 +1,6 @@
-"""The kinds of values that a setting can have: how each is read from text, and what to say where it cannot be.
+"""Kinds of values, shared by the settings, the provider file, the management API and the command line.
 
-A parser takes the text as the user wrote it and raises `ValueError` where it does not fit; the reason that the user
-sees is the kind's `allowed`, so that it always says what is right rather than only what is wrong. A parser that knows
-more about the fault raises `Unfit` with its own sentence.
+A kind reads one value from text, and says what is allowed.
 """
 
 from __future__ import annotations
@@ -10,10 +8,11 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import re
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Collection
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Generic, TypeVar, get_args
+from typing import Any, Final, Generic, TypeVar, get_args
 from urllib.parse import urlsplit
 
 from attrs import frozen
@@ -25,59 +24,72 @@ T = TypeVar("T")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+#: Longest part of a wrong value that is shown.
+_SHOWN: Final = 80
 
-class Unfit(ValueError):
-    """A value that does not fit, with the reason in words for the user; never raised with a secret in it."""
+
+class InvalidValue(ValueError):
+    """A value is not valid; the message says why or what is allowed, and never contains a secret."""
 
 
 @frozen
 class Kind(Generic[T]):
-    """A kind of value: its `name` in the reference, what is `allowed` in words, and the parser."""
+    """A kind of value.
+
+    Attributes:
+        name: in the reference of the settings.
+        allowed: completes "allowed: …" and "must be …".
+        parse: reads the value. Raises `InvalidValue` with a reason, or any other `ValueError` without one.
+    """
 
     name: str
     allowed: str
     parse: Callable[[str], T]
 
-
-@frozen
-class ListenAddress:
-    """Where the server listens. An empty `host` means every interface, `port` 0 means any free port."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        """The form in which it is configured: `:8080`, `host:8080` or `[::1]:8080`."""
-        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+    def read(self, text: str) -> T:
+        """Read the value; raises `InvalidValue`."""
+        try:
+            return self.parse(text)
+        except InvalidValue:
+            raise
+        except ValueError:
+            raise InvalidValue(f"allowed: {self.allowed}") from None
 
 
-def integer(minimum: int, maximum: int | None = None) -> Kind[int]:
-    """A whole number of at least `minimum`, and at most `maximum` where given."""
-    allowed = f"a whole number, {minimum} or more" if maximum is None else f"a whole number from {minimum} to {maximum}"
+def quoted(text: str) -> str:
+    """Show a wrong value in one short line; `(hidden)` if it may contain a password."""
+    if "@" in text:
+        return "(hidden)"
+    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
+
+
+def did_you_mean(text: str, known: Collection[str]) -> str:
+    """Suggest the known word that is most similar to `text`; empty if none is similar."""
+    words = {word.lower(): word for word in known}
+    similar = difflib.get_close_matches(text.lower(), words, n=1)
+    return f"; did you mean {words[similar[0]]}?" if similar else ""
+
+
+def integer(minimum: int, maximum: int) -> Kind[int]:
+    """A whole number."""
 
     def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", text):
+        if not re.fullmatch(r"[0-9]{1,18}", text) or not minimum <= int(text) <= maximum:
             raise ValueError
-        value = int(text)
-        if value < minimum or (maximum is not None and value > maximum):
-            raise ValueError
-        return value
+        return int(text)
 
-    return Kind("integer", allowed, parse)
+    return Kind("integer", f"a whole number from {minimum} to {maximum}", parse)
 
 
 def choice(options: Any) -> Kind[Any]:
-    """One of the words of a `Literal`, in any case."""
+    """One of the words of a `Literal`, in upper or lower case."""
     words = {word.lower(): word for word in get_args(options)}
     allowed = ("one of " if len(words) > 1 else "") + ", ".join(words.values())
 
     def parse(text: str) -> Any:
-        try:
-            return words[text.lower()]
-        except KeyError:
-            for close in difflib.get_close_matches(text.lower(), words, n=1):
-                raise Unfit(f"allowed: {allowed}; did you mean {words[close]}?") from None
-            raise ValueError from None
+        if text.lower() not in words:
+            raise InvalidValue(f"allowed: {allowed}{did_you_mean(text, words.values())}")
+        return words[text.lower()]
 
     return Kind(", ".join(f"`{word}`" for word in words.values()), allowed, parse)
 
@@ -86,10 +98,9 @@ _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0":
 
 
 def _boolean(text: str) -> bool:
-    try:
-        return _TRUTH[text.lower()]
-    except KeyError:
-        raise ValueError from None
+    if text.lower() not in _TRUTH:
+        raise ValueError
+    return _TRUTH[text.lower()]
 
 
 BOOLEAN = Kind("boolean", "true or false (also yes, no, on, off, 1, 0)", _boolean)
@@ -111,9 +122,9 @@ _DURATION_PART = re.compile(rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h|d)")
 
 
 def parse_duration(text: str) -> float:
-    """Read a duration in Go's notation (`1h30m`, `500ms`; `d` for days too) or plain seconds (`90`), in seconds.
+    """Read a duration as Go writes it (`1h30m`, `500ms`; also `d` for days) or as a number of seconds.
 
-    Raises `ValueError` for anything else, negative durations included.
+    Returns seconds. Raises `ValueError` for anything else, also for a negative duration.
     """
     if re.fullmatch(_NUMBER, text):
         return float(text)
@@ -123,7 +134,7 @@ def parse_duration(text: str) -> float:
 
 
 def duration(*, zero: bool = False) -> Kind[float]:
-    """A duration in seconds; 0 is refused unless `zero`."""
+    """A duration in seconds; `zero` allows 0."""
 
     def parse(text: str) -> float:
         value = parse_duration(text)
@@ -153,11 +164,45 @@ def _size(text: str) -> int:
 SIZE = Kind("size", "a size above zero such as 10MB, 512KiB, or a number of bytes", _size)
 
 
-def _text(text: str) -> str:
-    return text
+TEXT = Kind[str]("text", "text", str)
+
+#: Control characters, surrogates, line and paragraph separators.
+_INVISIBLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
 
-TEXT = Kind("text", "text", _text)
+def line_of_text(shortest: int, longest: int) -> Kind[str]:
+    """Text for people, in any script, on one line."""
+
+    def parse(text: str) -> str:
+        if not shortest <= len(text) <= longest or text != text.strip():
+            raise ValueError
+        if any(unicodedata.category(character) in _INVISIBLE for character in text):
+            raise ValueError
+        return text
+
+    length = f"{shortest} to {longest}" if shortest else f"up to {longest}"
+    allowed = f"text of {length} characters, without control characters and without space at its ends"
+    return Kind("text", allowed, parse)
+
+
+def header_text(longest: int) -> Kind[str]:
+    """Text that can be sent in a header."""
+
+    def parse(text: str) -> str:
+        if not re.fullmatch(r"[!-~]+", text) or len(text) > longest:
+            raise ValueError
+        return text
+
+    return Kind("text", f"1 to {longest} printable ASCII characters without spaces", parse)
+
+
+def _header_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", text):
+        raise ValueError
+    return text.lower()
+
+
+HEADER_NAME = Kind("header", "the name of a header such as x-team", _header_name)
 
 PATH = Kind("path", "a path", Path)
 
@@ -165,7 +210,7 @@ PATH = Kind("path", "a path", Path)
 def _existing_file(text: str) -> Path:
     path = Path(text)
     if not path.is_file():
-        raise Unfit("it is a folder, and must be a file" if path.is_dir() else "there is no such file")
+        raise InvalidValue("it is a folder, and must be a file" if path.is_dir() else "there is no such file")
     return path
 
 
@@ -177,11 +222,23 @@ def _key_file(text: str) -> Path:
     try:
         private_file.check(path)
     except private_file.ExposedFile as error:
-        raise Unfit(f"the file {error}") from None
+        raise InvalidValue(f"the file {error}") from None
     return path
 
 
 KEY_FILE = Kind("path", "the path of a file that exists", _key_file)
+
+
+@frozen
+class ListenAddress:
+    """An address to listen on. An empty `host` means every interface, `port` 0 means any free port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """`:8080`, `host:8080` or `[::1]:8080`, as it is configured."""
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def _listen_address(text: str) -> ListenAddress:
@@ -196,56 +253,50 @@ def _listen_address(text: str) -> ListenAddress:
 LISTEN_ADDRESS = Kind("address", ":port, host:port or [IPv6 address]:port, such as 127.0.0.1:8080", _listen_address)
 
 
-def _items(text: str) -> list[str]:
-    return [item for item in (part.strip() for part in text.split(",")) if item]
-
-
-def _shown(item: str) -> str:
-    """An item of a list, for people; one that may hold a password is not shown."""
-    return "an item" if "@" in item else repr(item)
-
-
-def _networks(text: str) -> tuple[Network, ...]:
-    networks: list[Network] = []
-    for item in _items(text):
-        try:
-            networks.append(ipaddress.ip_network(item))
-        except ValueError:
-            raise Unfit(f"{_no_network(item)}; allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1") from None
-    return tuple(networks)
-
-
-def _no_network(item: str) -> str:
+def _network(text: str) -> Network:
     try:
-        network = ipaddress.ip_interface(item).network
+        return ipaddress.ip_network(text)
     except ValueError:
-        return f"{_shown(item)} is no address or network"
-    return f"{item!r} is an address within the network {network}"
-
-
-NETWORKS = Kind("list of networks", "a comma-separated list of networks such as 10.0.0.0/8, ::1", _networks)
+        network = ipaddress.ip_interface(text).network
+        raise InvalidValue(f"is an address in the network {network}") from None
 
 
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://(?:\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?")
 
-
-#: Ports that browsers leave out.
-_USUAL_PORTS = {"http": ":80", "https": ":443"}
-
-
-def _origins(text: str) -> tuple[str, ...]:
-    origins: list[str] = []
-    for item in _items(text):
-        origin = item.lower()
-        if origin != "*" and not _ORIGIN.fullmatch(origin):
-            raise Unfit(
-                f"{_shown(origin)} is no origin; allowed: * or a comma-separated list such as https://app.example.com"
-            )
-        origins.append(origin.removesuffix(_USUAL_PORTS.get(origin.partition("://")[0], "")))
-    return tuple(origins)
+#: Browsers leave these ports out.
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
 
 
-ORIGINS = Kind("list of origins", "* or a comma-separated list of origins such as https://app.example.com", _origins)
+def _origin(text: str) -> str:
+    origin = text.lower()
+    if origin != "*" and not _ORIGIN.fullmatch(origin):
+        raise ValueError
+    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], ""))
+
+
+#: An origin as browsers send it.
+ORIGIN = Kind("origin", "* or an origin such as https://app.example.com", _origin)
+
+
+def comma_separated(name: str, example: str, parse: Callable[[str], T]) -> Kind[tuple[T, ...]]:
+    """A list, possibly empty; `parse` reads one item."""
+    allowed = f"a comma-separated list such as {example}"
+
+    def parse_all(text: str) -> tuple[T, ...]:
+        values = []
+        for item in filter(None, (item.strip() for item in text.split(","))):
+            try:
+                values.append(parse(item))
+            except ValueError as error:
+                reason = str(error) if isinstance(error, InvalidValue) else "is not valid"
+                raise InvalidValue(f"item {quoted(item)} {reason}; allowed: {allowed}") from None
+        return tuple(values)
+
+    return Kind(name, allowed, parse_all)
+
+
+NETWORKS = comma_separated("list of networks", "10.0.0.0/8, 127.0.0.1", _network)
+ORIGINS = comma_separated("list of origins", "https://app.example.com, https://www.example.com; or *", _origin)
 
 
 def _route(text: str) -> str:
@@ -254,36 +305,40 @@ def _route(text: str) -> str:
     return text
 
 
-ROUTE = Kind("URL path", "a path such as /metrics, beginning with / and not ending with it", _route)
+ROUTE = Kind("URL path", "a path such as /metrics, with / at its beginning and not at its end", _route)
+
+_HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
 
 
 def _base_url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname or re.search(r"[\s\\]|[^\x21-\x7e]", text):
-        raise ValueError
-    if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
-        raise ValueError
-    _ = parts.port  # raises ValueError where it is no port number
+    if not re.fullmatch(r"[!-~]+", text) or "\\" in text:
+        raise InvalidValue("a base URL has visible ASCII characters only; write an international host as xn--…")
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise InvalidValue(_BAD_HOST) from None
+    if parts.scheme not in ("http", "https"):
+        raise InvalidValue("a base URL begins with https:// or http://")
+    if "@" in parts.netloc:
+        raise InvalidValue("a base URL has no user and no password")
+    if "?" in text or "#" in text:
+        raise InvalidValue("a base URL has no query and no fragment")
+    if not _HOST.fullmatch(parts.hostname or "") or port == 0:
+        raise InvalidValue(_BAD_HOST)
     return text.rstrip("/")
 
 
-BASE_URL = Kind("URL", "an http or https URL without user or query, such as https://api.openai.com", _base_url)
+_BAD_HOST = "its host or port is not valid; write it like https://api.example.com:8443"
 
-
-def _header_word(text: str) -> str:
-    if not re.fullmatch(r"[\x21-\x7e]+", text):
-        raise ValueError
-    return text
-
-
-HEADER_WORD = Kind("text", "visible ASCII characters without spaces, because it travels in a header", _header_word)
+BASE_URL = Kind("URL", "an http or https URL without user and query, such as https://api.openai.com", _base_url)
 
 
 def _keys(text: str) -> str:
     try:
         KeyRing.from_setting(text)
     except KeyRingError as error:
-        raise Unfit(f"{error}; allowed: {_KEYS_ALLOWED}") from None
+        raise InvalidValue(f"{error}; allowed: {_KEYS_ALLOWED}") from None
     return text
 
 

@@ -15,8 +15,8 @@ from quart_trio.asgi import TrioASGILifespan
 
 from llm_proxy.api import Context, register
 from llm_proxy.config import Settings
+from llm_proxy.config.checks import reserved
 from llm_proxy.gateway.http import paths
-from llm_proxy.gateway.providers import provider_file
 from llm_proxy.logging import log
 from llm_proxy.metrics import Slate
 from llm_proxy.services import open_services
@@ -95,7 +95,7 @@ class LLMProxy(QuartTrio):
         origins, networks = settings.cors_allowed_origins, settings.trusted_proxies
         self.cross_origin = CrossOrigin(origins) if origins else None
         self.trusted_proxies = TrustedProxies(networks) if networks else None
-        self._own = frozenset(name.encode("ascii") for name in provider_file.reserved(settings) - {"v1"})
+        self._own = frozenset(name.encode("ascii") for name in reserved(settings) - {"v1"})
         # Streams may last for as long as they like; the server has deadlines of its own for a client that stalls.
         self.config["RESPONSE_TIMEOUT"] = None
         self.config["BODY_TIMEOUT"] = MANAGE_BODY_TIMEOUT

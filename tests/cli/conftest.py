@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from llm_proxy.cli import program
 from llm_proxy.config import Settings
-from llm_proxy.config.fields import declared
+from llm_proxy.config.sources import declared
 
 Run = Callable[..., Result]
 

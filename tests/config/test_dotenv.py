@@ -37,10 +37,10 @@ def test_a_line_is_a_value(line: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("NAME", ".env, line 1: this is not NAME=value, nor a comment"),
-        ("\n# fine\nmy-name=x", ".env, line 3: this is not NAME=value, nor a comment"),
-        ("=x", ".env, line 1: this is not NAME=value, nor a comment"),
-        ("9LIVES=x", ".env, line 1: this is not NAME=value, nor a comment"),
+        ("NAME", ".env, line 1: this is not NAME=value, and not a comment"),
+        ("\n# fine\nmy-name=x", ".env, line 3: this is not NAME=value, and not a comment"),
+        ("=x", ".env, line 1: this is not NAME=value, and not a comment"),
+        ("9LIVES=x", ".env, line 1: this is not NAME=value, and not a comment"),
         ("A=1\nB=2\nA=3", ".env, line 3: A is already set on line 1; keep one"),
         ("A='x", ".env, line 1: the value of A begins with a quote and does not end with one"),
         ('A="x" y', ".env, line 1: the value of A begins with a quote and does not end with one"),

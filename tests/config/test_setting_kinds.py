@@ -12,11 +12,12 @@ SHORT_KEY = base64.b64encode(bytes(16)).decode()
 DURATION = "allowed: a duration above zero such as 1h30m, 90s, 500ms, or a number of seconds"
 BOOLEAN = "allowed: true or false (also yes, no, on, off, 1, 0)"
 ADDRESS = "allowed: :port, host:port or [IPv6 address]:port, such as 127.0.0.1:8080"
-ROUTE = "allowed: a path such as /metrics, beginning with / and not ending with it"
-URL = "allowed: an http or https URL without user or query, such as https://api.openai.com"
+ROUTE = "allowed: a path such as /metrics, with / at its beginning and not at its end"
+ORIGINS = "allowed: a comma-separated list such as https://app.example.com, https://www.example.com; or *"
 KEYS = "allowed: base64 of 32 bytes (openssl rand -base64 32), or several, separated by commas"
-HEADER = "allowed: visible ASCII characters without spaces, because it travels in a header"
+HEADER = "allowed: 1 to 4096 printable ASCII characters without spaces"
 SIZE = "allowed: a size above zero such as 10MB, 512KiB, or a number of bytes"
+BAD_HOST = "its host or port is not valid; write it like https://api.example.com:8443"
 NO_FILE = "there is no such file"
 
 
@@ -66,19 +67,19 @@ def problem(name: str, value: str) -> str:
         (
             "CORS_ALLOWED_ORIGINS",
             "https://a.example, example.com",
-            "'example.com' is no origin; " + "allowed: * or a comma-separated list such as https://app.example.com",
+            f"item 'example.com' is not valid; {ORIGINS}",
         ),
         (
             "TRUSTED_PROXIES",
             "10.0.0.0/8,10.0.0.1/8",
-            "'10.0.0.1/8' is an address within the network 10.0.0.0/8; "
+            "item '10.0.0.1/8' is an address in the network 10.0.0.0/8; "
             + "allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1",
         ),
         ("API_CONFIG_PATH", "/no/providers.yaml", NO_FILE),
-        ("OPENAI_API_URL", "api.openai.com", URL),
-        ("OPENAI_API_URL", "https://", URL),
-        ("OPENAI_API_URL", "https://api.example?x=1", URL),
-        ("OPENAI_API_URL", "https://api.example:http", URL),
+        ("OPENAI_API_URL", "api.openai.com", "a base URL begins with https:// or http://"),
+        ("OPENAI_API_URL", "https://", BAD_HOST),
+        ("OPENAI_API_URL", "https://api.example?x=1", "a base URL has no query and no fragment"),
+        ("OPENAI_API_URL", "https://api.example:http", BAD_HOST),
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, reason: str) -> None:
@@ -93,12 +94,12 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, reas
         ("ENCRYPTION_KEY", "swordfish!", f"key 1 is not base64 of 32 bytes; {KEYS}"),
         ("ENCRYPTION_KEY", f"{KEY},", f"key 2 is empty; {KEYS}"),
         # An @ in a value may be the end of a password, whatever the setting.
-        ("OPENAI_API_URL", "https://me:hunter2@api.example", URL),
+        ("OPENAI_API_URL", "https://me:hunter2@api.example", "a base URL has no user and no password"),
         ("DB_DRIVER", "postgres://me:hunter2@db/x", "allowed: one of sqlite, postgres, mysql"),
         (
             "CORS_ALLOWED_ORIGINS",
             "https://me:hunter2@app.example",
-            "an item is no origin; allowed: * or a comma-separated list such as https://app.example.com",
+            f"item (hidden) is not valid; {ORIGINS}",
         ),
         ("ENCRYPTION_KEY", f"{KEY},{SHORT_KEY}", f"key 2 has 16 bytes; a key has 32; {KEYS}"),
     ],

@@ -8,7 +8,7 @@ import attrs
 import pytest
 
 from llm_proxy.config import ListenAddress, Settings, SettingsError, read_one
-from llm_proxy.config.fields import declared
+from llm_proxy.config.sources import declared
 from tests.harness.files import write_secret
 
 KEY = base64.b64encode(bytes(range(32))).decode()
@@ -20,7 +20,7 @@ POSTGRES = {"DB_DRIVER": "postgres", "DATABASE_URL": "postgres://user:hunter2@db
 def problems(environ: dict[str, str], *, serving: bool = False) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         Settings.load(environ, serving=serving)
-    return [str(problem) for problem in caught.value.problems]
+    return [str(problem) for problem in caught.value.mistakes]
 
 
 @pytest.mark.parametrize(
@@ -52,23 +52,23 @@ def problems(environ: dict[str, str], *, serving: bool = False) -> list[str]:
         (
             {"DATABASE_URL": "postgres://user:hunter2@db/x"},
             (
-                "DATABASE_URL (value hidden): it is set, but DB_DRIVER is not, so that SQLite would be used; "
+                "DATABASE_URL (value hidden): it is set, but DB_DRIVER is not, so SQLite would be used; "
                 "set DB_DRIVER=postgres too"
             ),
         ),
         (
             {"ENABLE_TLS": "true", "TLS_KEY_FILE": "key.pem"},
-            "ENABLE_TLS=true: TLS_CERT_FILE is not set; name the PEM file, or set ENABLE_TLS=false",
+            "ENABLE_TLS=true: TLS_CERT_FILE is not set; set it to the PEM file, or set ENABLE_TLS=false",
         ),
         (
             {"DATABASE_TLS_KEY": "key.pem"},
-            "DATABASE_TLS_KEY: it is of no use without DATABASE_TLS_CERT; set both or neither",
+            "DATABASE_TLS_KEY: it has no effect without DATABASE_TLS_CERT; set both or neither",
         ),
         (
             {"METRICS_PATH": "/manage/metrics"},
-            "METRICS_PATH='/manage/metrics': /manage is taken by the server itself; choose another path",
+            "METRICS_PATH='/manage/metrics': the server itself uses /manage; choose another path",
         ),
-        ({"METRICS_PATH": "/v1"}, "METRICS_PATH='/v1': /v1 is taken by the server itself; choose another path"),
+        ({"METRICS_PATH": "/v1"}, "METRICS_PATH='/v1': the server itself uses /v1; choose another path"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
@@ -141,12 +141,12 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
 
     assert str(caught.value).splitlines() == [
         "6 settings are wrong:",
-        f"  {dotenv}, line 1: this is not NAME=value, nor a comment",
+        f"  {dotenv}, line 1: this is not NAME=value, and not a comment",
         "  --addr 'x': allowed: :port, host:port or [IPv6 address]:port, such as 127.0.0.1:8080",
         f"  WORKERS='none' in {dotenv}: allowed: a whole number from 1 to 256",
         "  LOG_LEVEL='loud': allowed: one of debug, info, warning, error",
-        "  ENABLE_TLS=true: TLS_CERT_FILE is not set; name the PEM file, or set ENABLE_TLS=false",
-        "  ENABLE_TLS=true: TLS_KEY_FILE is not set; name the PEM file, or set ENABLE_TLS=false",
+        "  ENABLE_TLS=true: TLS_CERT_FILE is not set; set it to the PEM file, or set ENABLE_TLS=false",
+        "  ENABLE_TLS=true: TLS_KEY_FILE is not set; set it to the PEM file, or set ENABLE_TLS=false",
     ]
 
 
@@ -223,7 +223,7 @@ def test_what_can_be_wrong_with_a_secret_file(tmp_path: Path) -> None:
     assert with_file(empty) == [f"MANAGEMENT_TOKEN_FILE='{empty}': the file is empty"]
     assert with_file(binary) == [f"MANAGEMENT_TOKEN_FILE='{binary}': the file is not UTF-8 text"]
     assert problems({"MANAGEMENT_TOKEN": "m", "MANAGEMENT_TOKEN_FILE": str(empty)}) == [
-        "MANAGEMENT_TOKEN and MANAGEMENT_TOKEN_FILE: both are set; keep one"
+        "MANAGEMENT_TOKEN and MANAGEMENT_TOKEN_FILE: both are set; remove one"
     ]
 
 
@@ -271,7 +271,7 @@ def test_a_dotenv_file_with_a_secret_that_other_users_may_read_is_refused(tmp_pa
         with pytest.raises(SettingsError) as caught:
             load({}, {}, dotenv)
         assert str(caught.value) == (
-            f"{dotenv}: the file holds a secret and is open to other users (mode 0644): run chmod o-rwx {dotenv}"
+            f"{dotenv}: the file contains a secret and is open to other users (mode 0644): run chmod o-rwx {dotenv}"
         )
 
     dotenv.write_text("LISTEN_ADDR=:1\nMANAGEMENT_TOKEN=\nMANAGEMENT_TOKEN_FILE=/run/secrets/x\n")

@@ -11,7 +11,7 @@ import pytest
 from docs import generate
 from docs.generate import DOCS, PAGES, commands, configuration, http, metrics
 from llm_proxy.config import Settings
-from llm_proxy.config.fields import declared
+from llm_proxy.config.sources import declared
 from llm_proxy.errors import DATA_PLANE, MANAGEMENT, ProxyError
 from llm_proxy.metrics.families import SECTIONS
 

@@ -23,4 +23,4 @@ def load(folder: Path, text: str | None, **environ: str) -> Providers:
 def mistakes(folder: Path, text: str | None, **environ: str) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         load(folder, text, **environ)
-    return [str(problem).replace(f"{folder}/", "") for problem in caught.value.problems]
+    return [str(problem).replace(f"{folder}/", "") for problem in caught.value.mistakes]

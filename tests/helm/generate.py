@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_proxy.config.declaration import Settings
-from llm_proxy.config.fields import declared
+from llm_proxy.config.sources import declared
 from tests.helm import reference
 from tests.helm.chart import CHART, EXAMPLES, GOLDEN, rendered
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import kubernetes_validate
 
 from llm_proxy.config.declaration import Settings
-from llm_proxy.config.fields import declared
+from llm_proxy.config.sources import declared
 from tests.helm.chart import Manifest
 
 SECRETS = frozenset(name for name, field in declared(Settings).items() if field.secret)

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from llm_proxy.cli import program
 from llm_proxy.config import Settings
-from llm_proxy.config.fields import declared
+from llm_proxy.config.sources import declared
 from tests.harness.server import ENCRYPTION_KEY, MANAGEMENT_TOKEN
 
 #: Stands wherever a wrong input holds a secret.

@@ -157,14 +157,13 @@ ACCESS = (
         "a token that is none",
         "{url}",
         f"{CANARY} {CANARY}",
-        "--management-token (value hidden): allowed: visible ASCII characters without spaces, because it travels in a "
-        "header",
+        "--management-token (value hidden): allowed: 1 to 4096 printable ASCII characters without spaces",
     ),
     listing(
         "an empty token",
         "{url}",
         "",
-        "--management-token (value hidden): it is empty; give it a value, or leave it out",
+        "--management-token (value hidden): it is empty; set a value, or remove the flag",
     ),
 )
 

@@ -30,7 +30,7 @@ DATABASES = (
     Command(
         "an address without a driver",
         LOOK,
-        "DATABASE_URL (value hidden): it is set, but DB_DRIVER is not, so that SQLite would be used; "
+        "DATABASE_URL (value hidden): it is set, but DB_DRIVER is not, so SQLite would be used; "
         "set DB_DRIVER=postgres too",
         env={"DATABASE_URL": f"postgres://me:{CANARY}@db/books"},
     ),

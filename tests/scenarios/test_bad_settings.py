@@ -27,10 +27,10 @@ def hidden(name: str, value: str, reason: str) -> Command:
 
 DURATION = "allowed: a duration above zero such as 1h30m, 90s, 500ms, or a number of seconds"
 SIZE = "allowed: a size above zero such as 10MB, 512KiB, or a number of bytes"
-ROUTE = "allowed: a path such as /metrics, beginning with / and not ending with it"
+ROUTE = "allowed: a path such as /metrics, with / at its beginning and not at its end"
 ADDRESS = "allowed: :port, host:port or [IPv6 address]:port, such as 127.0.0.1:8080"
 KEYS = "allowed: base64 of 32 bytes (openssl rand -base64 32), or several, separated by commas"
-URL = "allowed: an http or https URL without user or query, such as https://api.openai.com"
+ORIGINS = "allowed: a comma-separated list such as https://app.example.com, https://www.example.com; or *"
 TOKEN_MISSING = "MANAGEMENT_TOKEN: it is not set, and is required with {}; make one with: openssl rand -hex 32"
 KEY_MISSING = (
     "ENCRYPTION_KEY: it is not set, and is required with {}; make one with: openssl rand -base64 32; "
@@ -61,41 +61,41 @@ SETTINGS = (
     wrong("ENABLE_METRICS", "maybe", "allowed: true or false (also yes, no, on, off, 1, 0)"),
     wrong("METRICS_PATH", "metrics", ROUTE),
     wrong("METRICS_PATH", "/a/../b", ROUTE),
-    wrong("METRICS_PATH", "/v1/metrics", "/v1 is taken by the server itself; choose another path"),
+    wrong("METRICS_PATH", "/v1/metrics", "the server itself uses /v1; choose another path"),
     wrong("LISTEN_ADDR", "8080", ADDRESS),
     wrong("LISTEN_ADDR", "localhost:99999", ADDRESS),
-    wrong("OPENAI_API_URL", "api.openai.com", URL),
+    wrong("OPENAI_API_URL", "api.openai.com", "a base URL begins with https:// or http://"),
     wrong("API_CONFIG_PATH", "none.yaml", "there is no such file"),
     wrong("API_CONFIG_PATH", "folder", "it is a folder, and must be a file"),
     wrong("DATABASE_TLS_CA", "none.pem", "there is no such file"),
     wrong(
         "CORS_ALLOWED_ORIGINS",
         "app.example.com",
-        "'app.example.com' is no origin; allowed: * or a comma-separated list such as https://app.example.com",
+        f"item 'app.example.com' is not valid; {ORIGINS}",
     ),
     wrong(
         "TRUSTED_PROXIES",
         "10.0.0.0/33",
-        "'10.0.0.0/33' is no address or network; allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1",
+        "item '10.0.0.0/33' is not valid; allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1",
     ),
     wrong(
         "TRUSTED_PROXIES",
         "10.0.0.1/8",
-        "'10.0.0.1/8' is an address within the network 10.0.0.0/8; "
+        "item '10.0.0.1/8' is an address in the network 10.0.0.0/8; "
         "allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1",
     ),
     # What is secret, or may hold something secret, is not shown.
-    hidden("OPENAI_API_URL", f"https://me:{CANARY}@api.openai.com", URL),
+    hidden("OPENAI_API_URL", f"https://me:{CANARY}@api.openai.com", "a base URL has no user and no password"),
     hidden("DB_DRIVER", f"postgres://me:{CANARY}@db/books", "allowed: one of sqlite, postgres, mysql"),
     hidden(
         "TRUSTED_PROXIES",
         f"me:{CANARY}@10.0.0.1",
-        "an item is no address or network; allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1",
+        "item (hidden) is not valid; allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1",
     ),
     hidden(
         "MANAGEMENT_TOKEN",
         f"{CANARY} {CANARY}",
-        "allowed: visible ASCII characters without spaces, because it travels in a header",
+        "allowed: 1 to 4096 printable ASCII characters without spaces",
     ),
     hidden("ENCRYPTION_KEY", CANARY, f"key 1 is not base64 of 32 bytes; {KEYS}"),
     hidden(
@@ -110,7 +110,7 @@ SETTINGS = (
     Command(
         "a secret that is set twice",
         LOOK,
-        "MANAGEMENT_TOKEN and MANAGEMENT_TOKEN_FILE: both are set; keep one",
+        "MANAGEMENT_TOKEN and MANAGEMENT_TOKEN_FILE: both are set; remove one",
         env={"MANAGEMENT_TOKEN": CANARY, "MANAGEMENT_TOKEN_FILE": "empty"},
     ),
     # What does not go together.
@@ -125,8 +125,8 @@ SETTINGS = (
         "TLS without files",
         SERVE,
         "2 settings are wrong:"
-        "\n  ENABLE_TLS=true: TLS_CERT_FILE is not set; name the PEM file, or set ENABLE_TLS=false"
-        "\n  ENABLE_TLS=true: TLS_KEY_FILE is not set; name the PEM file, or set ENABLE_TLS=false",
+        "\n  ENABLE_TLS=true: TLS_CERT_FILE is not set; set it to the PEM file, or set ENABLE_TLS=false"
+        "\n  ENABLE_TLS=true: TLS_KEY_FILE is not set; set it to the PEM file, or set ENABLE_TLS=false",
         env={"ENABLE_TLS": "true", **NOWHERE},
     ),
     Command(
@@ -138,7 +138,7 @@ SETTINGS = (
     Command(
         "half a client certificate",
         LOOK,
-        "DATABASE_TLS_CERT: it is of no use without DATABASE_TLS_KEY; set both or neither",
+        "DATABASE_TLS_CERT: it has no effect without DATABASE_TLS_KEY; set both or neither",
         env={"DATABASE_TLS_CERT": "not.pem"},
     ),
     Command(
@@ -163,7 +163,7 @@ SETTINGS = (
     Command(
         "an empty flag",
         ("migrate", "up", "--db", ""),
-        "--db '': it is empty; give it a value, or leave it out",
+        "--db '': it is empty; set a value, or remove the flag",
     ),
     Command(
         "no such .env file",
@@ -182,7 +182,7 @@ SETTINGS = (
         "a .env file with mistakes",
         ("migrate", "version", "--config", "wrong.env"),
         "3 settings are wrong:"
-        "\n  wrong.env, line 1: this is not NAME=value, nor a comment"
+        "\n  wrong.env, line 1: this is not NAME=value, and not a comment"
         "\n  wrong.env, line 3: LOG_LEVEL is already set on line 2; keep one"
         "\n  wrong.env, line 4: the value of MANAGEMENT_TOKEN begins with a quote and does not end with one",
     ),

@@ -12,7 +12,7 @@ import yaml
 from attrs import define, field
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from llm_proxy.config import Problem
+from llm_proxy.config import Mistake
 
 T = TypeVar("T")
 
@@ -38,10 +38,10 @@ class Document:
     _found: list[tuple[int, str]] = field(factory=list)
 
     @property
-    def problems(self) -> list[Problem]:
+    def problems(self) -> list[Mistake]:
         """What was reported so far, in order of lines."""
         return [
-            Problem(f"{self.source}, line {line}", reason) for line, reason in sorted(self._found, key=itemgetter(0))
+            Mistake(f"{self.source}, line {line}", reason) for line, reason in sorted(self._found, key=itemgetter(0))
         ]
 
     def report(self, node: Node, reason: str) -> None:

@@ -28,7 +28,8 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from llm_proxy.config import Problem, SettingsError
+from llm_proxy.config import Mistake, SettingsError
+from llm_proxy.config.checks import metrics_segment, reserved
 from llm_proxy.gateway.providers import builtin
 from llm_proxy.gateway.providers.marked_yaml import Document, Member, nearest
 from llm_proxy.gateway.providers.provider import Provider, Providers, split_base_url
@@ -36,9 +37,6 @@ from llm_proxy.gateway.providers.provider_entry import DOUBLE_V1, doubles_v1, re
 
 if TYPE_CHECKING:
     from llm_proxy.config import Settings
-
-#: Those of `reserved` that no setting moves.
-RESERVED = frozenset({"manage", "admin", "health", "live", "ready", "metrics", "v1", "openapi.json"})
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 
@@ -48,7 +46,7 @@ def load(settings: Settings) -> Providers:
 
     Raises `SettingsError` with everything that is wrong.
     """
-    problems: list[Problem] = []
+    problems: list[Mistake] = []
     by_name = builtin.built_in(_openai_url(settings, problems), settings.request_timeout)
     names, default = list(by_name), "openai"
     if settings.api_config_path is not None:
@@ -56,14 +54,14 @@ def load(settings: Settings) -> Providers:
         by_name = file.read()
         names, default = file.names, file.default
         problems += file.document.problems
-    elif _metrics_prefix(settings) in by_name:
-        reason = f"/{_metrics_prefix(settings)} is the path of a provider; choose another path"
-        problems.append(Problem(f"METRICS_PATH={settings.metrics_path!r}", reason))
+    elif metrics_segment(settings) in by_name:
+        reason = f"/{metrics_segment(settings)} is the path of a provider; choose another path"
+        problems.append(Mistake(f"METRICS_PATH={settings.metrics_path!r}", reason))
     if settings.default_api_provider is not None:
         default = settings.default_api_provider
         if names and default not in names:
             reason = f"there is no such provider{nearest(default, names)}; allowed: {', '.join(names)}"
-            problems.append(Problem(f"DEFAULT_API_PROVIDER={default!r}", reason))
+            problems.append(Mistake(f"DEFAULT_API_PROVIDER={default!r}", reason))
     openai = by_name.get("openai")
     if settings.openai_api_url is not None and openai is not None and doubles_v1(openai):
         problems.append(_openai_problem(settings.openai_api_url, DOUBLE_V1))
@@ -72,12 +70,7 @@ def load(settings: Settings) -> Providers:
     return Providers(by_name, by_name[default])
 
 
-def reserved(settings: Settings) -> frozenset[str]:
-    """The first path segments that the server keeps for itself."""
-    return RESERVED | {_metrics_prefix(settings)}
-
-
-def _openai_url(settings: Settings, problems: list[Problem]) -> str:
+def _openai_url(settings: Settings, problems: list[Mistake]) -> str:
     """The address of OpenAI; a wrong one is reported, and OpenAI's own returned for the sake of further checks."""
     url = settings.openai_api_url or builtin.OPENAI_URL
     try:
@@ -88,13 +81,9 @@ def _openai_url(settings: Settings, problems: list[Problem]) -> str:
     return url
 
 
-def _metrics_prefix(settings: Settings) -> str:
-    return settings.metrics_path.split("/")[1]
-
-
-def _openai_problem(url: str, reason: str) -> Problem:
+def _openai_problem(url: str, reason: str) -> Mistake:
     """A problem with `OPENAI_API_URL`; one that may hold a password is not shown."""
-    return Problem("OPENAI_API_URL (value hidden)" if "@" in url else f"OPENAI_API_URL={url!r}", reason)
+    return Mistake("OPENAI_API_URL (value hidden)" if "@" in url else f"OPENAI_API_URL={url!r}", reason)
 
 
 @define
