@@ -15,7 +15,7 @@ import click
 import msgspec
 import trio
 
-from llm_proxy.server.config import ServeConfig
+from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.server import serve
 
 Message = dict[str, Any]
@@ -55,7 +55,7 @@ async def app(
 
 async def _main() -> None:
     stop = trio.Event()
-    config = ServeConfig(host="127.0.0.1", port=0)
+    config = ServerConfig(host="127.0.0.1", port=0)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 

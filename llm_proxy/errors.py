@@ -8,6 +8,7 @@ clients of the management API.
 
 from __future__ import annotations
 
+import json
 from typing import Any, ClassVar, Final, Self
 
 #: `error.type` of OpenAI and of Anthropic for each status.
@@ -379,3 +380,27 @@ def anthropic_body(error: ProxyError, request_id: str) -> dict[str, Any]:
 def management_body(error: ProxyError) -> dict[str, Any]:
     """Render an error in the shape of the management API."""
     return {"error": error.error, "code": error.code, "description": error.description}
+
+
+#: Codes of the requests that the HTTP server answers itself, by status: malformed ones, and those without an answer.
+SERVER_CODES: Final = {
+    400: "bad_request",
+    408: "request_timeout",
+    414: "uri_too_long",
+    417: "expectation_failed",
+    431: "headers_too_large",
+    500: "internal_error",
+    501: "not_implemented",
+    505: "http_version_not_supported",
+}
+
+
+def server_error(status: int, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Headers and body of such an answer, in OpenAI's shape: the server does not know the provider of the request."""
+    error_type = "server_error" if status == 500 else "invalid_request_error"
+    error = {"message": message, "type": error_type, "param": None, "code": SERVER_CODES[status]}
+    body = json.dumps({"error": error}, separators=(",", ":")).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+    if status not in {408, 500}:  # the same request cannot succeed; SDKs and Claude Code obey this header
+        headers.append((b"x-should-retry", b"false"))
+    return headers, body

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from textwrap import fill
 
-from llm_proxy.errors import DATA_PLANE, RequestLimitExceeded
+from llm_proxy.errors import DATA_PLANE, SERVER_CODES, RequestLimitExceeded
 from llm_proxy.gateway.faults import Shape, fault
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.codings import DECODERS
 from llm_proxy.gateway.providers import builtin
-from llm_proxy.server.refusal import CODES
 
 #: What stands for an id in the examples.
 _REQUEST_ID = "01a220b4-1337-7000-a3b3-ef6f71a95071"
@@ -173,5 +172,5 @@ def _table() -> str:
 
 
 def _below() -> str:
-    codes = fill(", ".join(f"{status} `{code}`" for status, code in CODES.items()) + ".", 120)
+    codes = fill(", ".join(f"{status} `{code}`" for status, code in SERVER_CODES.items()) + ".", 120)
     return f"{_IMPROPER}{codes}\n"

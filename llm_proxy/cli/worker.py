@@ -16,14 +16,14 @@ from attrs import define
 
 from llm_proxy.cli.failures import Failure
 from llm_proxy.config import ListenAddress, Mistake, Settings, SettingsError
+from llm_proxy.errors import server_error
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.logging import log
 from llm_proxy.metrics import Slate
-from llm_proxy.server.asgi import Address
-from llm_proxy.server.config import MAX_CONNECTIONS
+from llm_proxy.server.asgi import Address, LifespanFailed
+from llm_proxy.server.context import MAX_CONNECTIONS, ServerConfig
 from llm_proxy.server.listener import bind
 from llm_proxy.server.process import serve_until_signal
-from llm_proxy.server.server import LifespanFailed, ServeConfig
 from llm_proxy.server.tls import BadCertificate, server_context
 from llm_proxy.web.app import create_app
 
@@ -86,11 +86,11 @@ def connection_limit(settings: Settings) -> int:
     return connections
 
 
-def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServeConfig:
+def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServerConfig:
     """What the settings mean for the server."""
     events = log.logger("server")
     tls = settings.enable_tls
-    return ServeConfig(
+    return ServerConfig(
         sockets=tuple(sockets),
         shared=settings.workers > 1,
         tls_cert=settings.tls_cert_file if tls else None,
@@ -100,6 +100,7 @@ def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServeC
         keep_alive_timeout=settings.keep_alive_timeout,
         max_connections=connection_limit(settings),
         report=lambda error: events.error("unexpected failure", exc_info=error),
+        error_response=server_error,
     )
 
 
@@ -188,7 +189,7 @@ async def _work(
         termination.obeyed = True
         app.leave()
 
-    def hang_up() -> bool:
+    def reload() -> bool:
         if not in_terminal:
             events.warning(_why_not_anew(settings))
         return not in_terminal
@@ -200,9 +201,9 @@ async def _work(
                 app,
                 config,
                 delay=settings.shutdown_delay,
-                on_leave=leave,
+                on_stop=leave,
                 on_drain=app.leave,
-                on_hang_up=hang_up,
+                on_reload=reload,
             )
             addresses = await nursery.start(serving)
             if settings.allow_weak_management_token:

@@ -14,7 +14,7 @@ import trio
 from attrs import define
 
 from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, RequestTooLarge
-from llm_proxy.net.disconnect import EXTENSION
+from llm_proxy.net.disconnect import EXTENSION, ClientDisconnected
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -39,10 +39,6 @@ JOINED = 1024 * 1024
 HELD_LIMIT = 256 * 1024 * 1024
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"sec-websocket-key"})
-
-
-class ClientGone(Exception):
-    """The client closed its connection before its body was complete."""
 
 
 @define(eq=False)
@@ -244,7 +240,7 @@ class Inbound:
             event = await self._receive()
             while event["type"] != "http.disconnect":
                 event = await self._receive()
-        except ClientGone:
+        except ClientDisconnected:
             pass
         except ProxyError:
             # The upload learns of it from the iterator, and can still be answered.
@@ -288,7 +284,7 @@ class Inbound:
         event = await self._receive()
         if event["type"] == "http.disconnect":
             self.gone = True
-            raise ClientGone
+            raise ClientDisconnected
         piece: bytes = event.get("body", b"")
         self.received += len(piece)
         if piece:

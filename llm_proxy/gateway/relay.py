@@ -12,11 +12,12 @@ from llm_proxy.errors import BadRequest, Overloaded, ProxyError
 from llm_proxy.gateway import admission, faults
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.http import parameters
-from llm_proxy.gateway.inbound import ClientGone, HeldBodies, Inbound
+from llm_proxy.gateway.inbound import HeldBodies, Inbound
 from llm_proxy.gateway.usage import model_name
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
 from llm_proxy.logging.log import RequestLine
+from llm_proxy.net.disconnect import ClientDisconnected
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -101,7 +102,7 @@ class Relay:
                 self.metrics.refusal(error.code)
             with suppress(OSError), trio.move_on_after(REFUSAL_PATIENCE):
                 await _answer(inbound, error, send)
-        except ClientGone:
+        except ClientDisconnected:
             # It left before there was anything to write down.
             return
         finally:

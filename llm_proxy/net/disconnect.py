@@ -32,6 +32,13 @@ _EVENTS: Final[int] = getattr(select, "EPOLLRDHUP", 0) | getattr(select, "EPOLLE
 _RESET: Final[int] = getattr(select, "EPOLLHUP", 0) | getattr(select, "EPOLLERR", 0)
 
 
+class ClientDisconnected(OSError):
+    """The client of a request has disconnected: nothing can reach it any more."""
+
+    def __init__(self, message: str = "the client has disconnected") -> None:
+        super().__init__(message)
+
+
 class DisconnectWatcher:
     """Watches any number of sockets. `run` does the work."""
 

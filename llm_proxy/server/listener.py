@@ -1,4 +1,4 @@
-"""Listening sockets: binding them, and accepting from them whatever happens."""
+"""Listening sockets: bind them, and accept connections in spite of errors."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import trio
 from llm_proxy.server.asgi import Address
 
 _NO_ROOM: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
-_NOT_HERE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+_NOT_AVAILABLE: Final = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 
 def bind(host: str, port: int) -> tuple[socket.socket, ...]:
-    """Bind a TCP socket for every address of `host`; an empty host means every address of this machine.
+    """Bind a TCP socket for each address of `host`; an empty host means all addresses of this machine.
 
-    Port 0 takes one that the system chooses, the same for all addresses. An address that this machine does not have,
-    as those of IPv6 where it is turned off, is passed over as long as there is another.
+    For port 0 the system chooses one, the same for all addresses. An address that this machine does not have, such as
+    an IPv6 address if IPv6 is disabled, is skipped if there is another one.
 
     Raises:
-        OSError: `host` is not known, or an address cannot be bound.
+        OSError: `host` is unknown, or an address cannot be bound.
     """
     sockets: list[socket.socket] = []
     missing: OSError | None = None
@@ -32,7 +32,7 @@ def bind(host: str, port: int) -> tuple[socket.socket, ...]:
         try:
             sock = _bind_one(family, kind, protocol, (address[0], port, *address[2:]))
         except OSError as error:
-            if error.errno in _NOT_HERE:
+            if error.errno in _NOT_AVAILABLE:
                 missing = error
                 continue
             for sock in sockets:
@@ -59,7 +59,7 @@ def _bind_one(family: int, kind: int, protocol: int, address: tuple[object, ...]
 
 
 def address_of(sock: socket.socket, *, peer: bool = False) -> Address | None:
-    """Return the address of this end, or of the peer, as ASGI wants it; None when it has none or is gone."""
+    """Return the address of this end, or of the peer, in the form of ASGI; None if there is none."""
     try:
         name = sock.getpeername() if peer else sock.getsockname()
     except OSError:
@@ -76,17 +76,17 @@ async def accept_forever(
     make_room: Callable[[], Awaitable[None]],
     turn: float = 0.0,
 ) -> NoReturn:
-    """Accept connections and never fail: what `accept` can raise concerns one connection, or passes.
+    """Accept connections and never fail: an error of `accept` concerns one connection, or is temporary.
 
-    One connection is taken at a time, so that processes which share a listener share its connections as well.
+    It accepts one connection at a time, so that processes that share a listener share its connections too.
 
     Args:
         listener: a listening socket in non-blocking mode.
-        handle: is given each connected socket.
+        handle: called with each connected socket.
         has_room: whether another connection may be accepted.
-        make_room: is called when it may not, or when the process has run out of files; it waits for a while.
-        turn: seconds for which others are let in first behind each connection. Where several processes share the
-            listener, all of them wake for a burst of connections, and the first one awake would get most of it.
+        make_room: called if it may not, or if the process has no file descriptors left; it waits for some time.
+        turn: seconds to wait after each connection. If several processes share the listener, all of them wake up for a
+            burst of connections, and without this the first one would accept most of it.
     """
     while True:
         await trio.lowlevel.wait_readable(listener)

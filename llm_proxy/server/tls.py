@@ -1,4 +1,4 @@
-"""TLS on accepted connections: the context, and the handshake with its deadline."""
+"""TLS on accepted connections: the context, and the handshake with its timeout."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from typing import NoReturn
 
 import trio
 
-from llm_proxy.server.traffic import Traffic
+from llm_proxy.server.context import ConnectionTracker
 from llm_proxy.server.transport import SocketTransport
 
 
 class BadCertificate(Exception):
-    """A certificate or key cannot be used; the message names the file and says why."""
+    """A certificate or key cannot be used; the message names the file and the reason."""
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """Return a context for TLS 1.2 and later that offers HTTP/2 and HTTP/1.1 by ALPN (RFC 7301).
 
     Raises:
-        BadCertificate: a file cannot be read, or does not hold what it should.
+        BadCertificate: a file cannot be read, or does not contain a certificate or its key.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 9113 section 9.2
     context.set_alpn_protocols(["h2", "http/1.1"])
 
     def refuse() -> NoReturn:
-        # OpenSSL would ask for the pass phrase on the terminal, where nobody may be.
+        # OpenSSL would ask for the pass phrase on the terminal.
         raise BadCertificate(f"the key in {key} is encrypted; store it without a pass phrase")
 
     try:
         context.load_cert_chain(certificate, key, password=refuse)
     except ssl.SSLError as error:
-        raise BadCertificate(_in_words(error, certificate, key)) from error
+        raise BadCertificate(_describe(error, certificate, key)) from error
     except OSError as error:
         raise BadCertificate(f"{certificate} or {key} cannot be read: {error.strerror}") from error
     return context
 
 
-def _in_words(error: ssl.SSLError, certificate: Path, key: Path) -> str:
+def _describe(error: ssl.SSLError, certificate: Path, key: Path) -> str:
     if error.reason == "KEY_VALUES_MISMATCH":
         return f"the key in {key} does not belong to the certificate in {certificate}"
     try:
@@ -50,7 +50,7 @@ def _in_words(error: ssl.SSLError, certificate: Path, key: Path) -> str:
 
 
 class Handshake:
-    """A connection on which TLS is not yet established; see `traffic.Connection`."""
+    """A connection before its TLS handshake is complete; see `context.ServerConnection`."""
 
     busy = False
 
@@ -67,10 +67,10 @@ class Handshake:
 
     drain = cut = close_if_idle
 
-    async def establish(self, traffic: Traffic) -> trio.SSLStream[SocketTransport] | None:
-        """Return the encrypted stream; None when the client did not come to terms in time."""
+    async def establish(self, connections: ConnectionTracker) -> trio.SSLStream[SocketTransport] | None:
+        """Return the encrypted stream; None if the handshake fails or takes too long."""
         stream = trio.SSLStream(self._transport, self._context, server_side=True)
-        with traffic.connection(self), trio.move_on_after(self._timeout):
+        with connections.track(self), trio.move_on_after(self._timeout):
             try:
                 await stream.do_handshake()
             except (trio.BrokenResourceError, trio.ClosedResourceError):

@@ -1,4 +1,4 @@
-"""A connected socket as a Trio stream, with a deadline on everything that is written to it."""
+"""A connected socket as a Trio stream, with a timeout for all writes."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from typing import Final
 import trio
 
 RECEIVE_SIZE: Final = 64 * 1024
-HANG_UP_POLL: Final = 1.0
-"""Seconds between two looks at a connection that cannot be read for lack of room."""
-
+CLOSED_POLL: Final = 1.0
+"""Seconds between two polls of a connection that is not read because its buffer is full."""
 LINGER_GAP: Final = 2.0
 LINGER_TOTAL: Final = 8.0
-_LOOKS: Final = 4
+_CHECKS: Final = 4
 _NOT_SENT_LOW_WATER: Final = 16 * 1024
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -27,10 +26,10 @@ _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 class SocketTransport(trio.abc.HalfCloseableStream):
     """One end of a connection.
 
-    It differs from `trio.SocketStream` in three ways. Reading waits for data before it asks the kernel for some, which
-    is what a server nearly always has to do, and makes every read a scheduling point. Writing returns at once, without
-    a scheduling point, when the kernel takes everything. And a peer that takes nothing for `write_timeout` seconds has
-    its connection reset: whoever was writing gets `trio.BrokenResourceError`, also from under a shield.
+    It differs from `trio.SocketStream` in three ways. Reading waits for data before it calls the kernel, because a
+    server nearly always has to wait, and each read is a checkpoint. Writing returns at once, without a checkpoint, if
+    the kernel takes all data. If the peer takes nothing for `write_timeout` seconds, the connection is reset and the
+    writing task gets `trio.BrokenResourceError`, even if it is shielded.
     """
 
     def __init__(self, sock: socket.socket, write_timeout: float) -> None:
@@ -42,11 +41,11 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         self._writing = False
         self._closed = False
         if sock.family != socket.AF_UNIX:
-            self._set_where_known("TCP_NODELAY", 1)
-            self._set_where_known("TCP_NOTSENT_LOWAT", _NOT_SENT_LOW_WATER)
-            self._set_where_known("TCP_USER_TIMEOUT", int(write_timeout * 1000))
+            self._set_option("TCP_NODELAY", 1)
+            self._set_option("TCP_NOTSENT_LOWAT", _NOT_SENT_LOW_WATER)
+            self._set_option("TCP_USER_TIMEOUT", int(write_timeout * 1000))
 
-    def _set_where_known(self, option: str, value: int) -> None:
+    def _set_option(self, option: str, value: int) -> None:
         number = getattr(socket, option, None)
         if number is not None:
             with contextlib.suppress(OSError):
@@ -54,20 +53,20 @@ class SocketTransport(trio.abc.HalfCloseableStream):
 
     @property
     def socket(self) -> socket.socket:
-        """The socket, for its addresses and options."""
+        """The underlying socket."""
         return self._socket
 
     @property
     def closed(self) -> bool:
-        """Whether this end was closed."""
+        """Whether this end is closed."""
         return self._closed
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Wait for data and return it; `b""` at the end of what the peer sends.
+        """Wait for data and return it; `b""` at the end of the stream.
 
         Raises:
             trio.BrokenResourceError: the peer reset the connection.
-            trio.ClosedResourceError: this end was closed.
+            trio.ClosedResourceError: this end is closed.
         """
         while True:
             if self._closed:
@@ -82,7 +81,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
 
     @property
     def readable(self) -> bool:
-        """Whether data, or the end of it, has arrived and was not read."""
+        """Whether unread data, or the end of the stream, has arrived."""
         if self._closed:
             return False
         try:
@@ -94,11 +93,11 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         return True
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Hand everything to the kernel.
+        """Pass all data to the kernel.
 
         Raises:
-            trio.BrokenResourceError: the peer is gone, or took nothing for `write_timeout` seconds and was reset.
-            trio.ClosedResourceError: this end was closed.
+            trio.BrokenResourceError: the connection is lost, or the peer took nothing for `write_timeout` seconds.
+            trio.ClosedResourceError: this end is closed.
             trio.BusyResourceError: another task is writing.
         """
         if self._closed:
@@ -119,14 +118,14 @@ class SocketTransport(trio.abc.HalfCloseableStream):
                 self._writing = False
 
     async def _send_rest(self, data: memoryview) -> None:
-        """Write as the kernel makes room, which it does in large steps: a slow peer may take long to free the next one.
+        """Write when the kernel has room again. It frees room in large steps, and a slow peer may need long for one.
 
-        So the queue of what is still to be sent is looked at as well, `_LOOKS` times in each `write_timeout`.
+        So the length of the kernel's send queue is checked too, `_CHECKS` times in each `write_timeout`.
         """
         queued, taken = self._queued, trio.current_time()
         while data:
-            look = min(trio.current_time() + self._write_timeout / _LOOKS, taken + self._write_timeout)
-            with trio.CancelScope(deadline=look) as pause:
+            check = min(trio.current_time() + self._write_timeout / _CHECKS, taken + self._write_timeout)
+            with trio.CancelScope(deadline=check) as pause:
                 await trio.lowlevel.wait_writable(self._fd)
             if not pause.cancelled_caught:
                 try:
@@ -142,20 +141,20 @@ class SocketTransport(trio.abc.HalfCloseableStream):
                 self.abort()
                 raise trio.BrokenResourceError(f"the peer took nothing for {self._write_timeout:g} s")
 
-    def offer(self, data: bytes) -> None:
-        """Send a few bytes now, unless others are on their way that have the same effect on the peer."""
+    def send_if_ready(self, data: bytes) -> None:
+        """Send a few bytes now, unless unsent bytes have the same effect on the peer."""
         if data and not self._writing and not self._queued:
             with contextlib.suppress(OSError):
                 self._socket.send(data)
 
     @property
     def _queued(self) -> int:
-        """Bytes that the kernel has and the peer's has not confirmed; 0 where the system does not tell."""
+        """Sent bytes that the peer has not acknowledged; 0 if the system does not support it."""
         return self._count(termios.TIOCOUTQ)
 
     @property
     def unread(self) -> int:
-        """Bytes that have arrived and were not read; 0 where the system does not tell."""
+        """Bytes that have arrived and were not read; 0 if the system does not support it."""
         return self._count(termios.FIONREAD)
 
     def _count(self, request: int) -> int:
@@ -170,25 +169,25 @@ class SocketTransport(trio.abc.HalfCloseableStream):
             raise trio.ClosedResourceError
         await trio.lowlevel.wait_writable(self._fd)
 
-    async def wait_hang_up(self) -> None:
-        """Return once the peer has left, without reading what it sent before."""
+    async def wait_closed_by_peer(self) -> None:
+        """Wait until the peer has closed its side, without reading."""
         poll = select.poll()
         poll.register(self._fd, getattr(select, "POLLRDHUP", 0))
-        while not self._closed and not poll.poll(0):  # noqa: ASYNC110 - the kernel tells nobody
-            await trio.sleep(HANG_UP_POLL)
+        while not self._closed and not poll.poll(0):  # noqa: ASYNC110 - trio has no event for this
+            await trio.sleep(CLOSED_POLL)
 
     async def send_eof(self) -> None:
-        """Tell the peer that nothing more will come. A peer that is gone is no error."""
+        """Close this side of the connection. A lost connection is not an error."""
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
         await trio.lowlevel.checkpoint()
 
     async def linger(self) -> None:
-        """Close in such a way that the peer can read what was sent to it.
+        """Close so that the peer can read everything that was sent to it.
 
-        A socket that is closed with unread data in it makes the kernel send a reset, which destroys an answer that is
-        still on its way. So: end of data first, then read and forget until the peer has closed as well, is silent for
-        two seconds, or eight seconds have passed (RFC 9112 section 9.6).
+        If a socket with unread data is closed, the kernel sends a reset, which destroys a response that is still on its
+        way. So: close this side first, then read and discard until the peer has closed too, is silent for two seconds,
+        or eight seconds have passed (RFC 9112 section 9.6).
         """
         with trio.move_on_after(LINGER_TOTAL), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self.send_eof()
@@ -198,7 +197,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         self.close()
 
     def abort(self) -> None:
-        """Reset the connection, so that the peer sees an error and not the end of a response."""
+        """Reset the connection, so that the peer gets an error and not the end of a response."""
         if not self._closed:
             with contextlib.suppress(OSError):
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)

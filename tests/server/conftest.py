@@ -18,9 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from llm_proxy.server.asgi import Application
-from llm_proxy.server.config import ServeConfig
-from llm_proxy.server.http1 import Http1Connection
-from llm_proxy.server.traffic import Site
+from llm_proxy.server.context import ServerConfig, ServerContext
+from llm_proxy.server.http1.connection import Http1Connection
 from llm_proxy.server.transport import SocketTransport
 from tests.server.answers import Answer, read_answers
 from tests.server.running import Running, run_server
@@ -84,20 +83,20 @@ Connect = Callable[..., Peer]
 
 @pytest.fixture
 async def connect(nursery: trio.Nursery) -> AsyncIterator[Connect]:
-    """Connect to an application by a socket pair; keywords are fields of `ServeConfig`, and `tcp=True`."""
+    """Connect to an application by a socket pair; keywords are fields of `ServerConfig`, and `tcp=True`."""
     ends: list[tuple[SocketTransport, socket.socket]] = []
 
     def make(app: Application, *, tcp: bool = False, **fields: Any) -> Peer:
         ours, theirs = tcp_pair() if tcp else socket.socketpair()
         ours.settimeout(0)
         reports: list[BaseException] = []
-        site = Site(app, ServeConfig(**{"report": reports.append, **fields}), {})
-        transport = SocketTransport(theirs, site.config.write_timeout)
-        peer = Peer(ours, Http1Connection(site, transport, transport), reports)
+        context = ServerContext(app, ServerConfig(**{"report": reports.append, **fields}), {})
+        transport = SocketTransport(theirs, context.config.write_timeout)
+        peer = Peer(ours, Http1Connection(context, transport, transport), reports)
         ends.append((transport, ours))
 
         async def run() -> None:
-            with site.traffic.connection(peer.connection):
+            with context.connections.track(peer.connection):
                 await peer.connection.run()
 
         nursery.start_soon(run)
@@ -158,7 +157,7 @@ ServeTls = Callable[..., AbstractAsyncContextManager[Running]]
 
 @pytest.fixture
 def serve_tls(certificate: tuple[Path, Path]) -> ServeTls:
-    """Serve an application over TLS; keywords are fields of `ServeConfig`."""
+    """Serve an application over TLS; keywords are fields of `ServerConfig`."""
 
     def make(app: Application, **fields: Any) -> AbstractAsyncContextManager[Running]:
         return run_server(app, tls_cert=certificate[0], tls_key=certificate[1], **fields)

@@ -13,8 +13,9 @@ import hypercorn.trio
 import trio
 
 from llm_proxy.server.asgi import Address, Receive, Scope, Send
+from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.listener import bind
-from llm_proxy.server.server import ServeConfig, serve
+from llm_proxy.server.server import serve
 from tests.server.applications import read_all, respond
 
 
@@ -29,7 +30,7 @@ async def ours() -> None:
     async with trio.open_nursery() as nursery:
 
         async def run(task_status: trio.TaskStatus[list[Address]]) -> None:
-            await serve(echo, ServeConfig(port=0), stop=trio.Event(), task_status=task_status)
+            await serve(echo, ServerConfig(port=0), stop=trio.Event(), task_status=task_status)
 
         addresses = await nursery.start(run)
         print(addresses[0][1], flush=True)  # noqa: T201 - the test waits for it

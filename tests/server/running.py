@@ -11,7 +11,8 @@ import trio
 from attrs import Factory, define
 
 from llm_proxy.server.asgi import Application
-from llm_proxy.server.server import ServeConfig, serve
+from llm_proxy.server.context import ServerConfig
+from llm_proxy.server.server import serve
 from tests.server.answers import Answer, Truncated, read_answers
 
 
@@ -113,8 +114,8 @@ class Client:
 
 @asynccontextmanager
 async def run_server(app: Application, **fields: Any) -> AsyncIterator[Running]:
-    """Serve `app` while the block runs; keywords are fields of `ServeConfig`."""
+    """Serve `app` while the block runs; keywords are fields of `ServerConfig`."""
     running = Running()
-    config = ServeConfig(**{"port": 0, "report": running.reports.append, **fields})
+    config = ServerConfig(**{"port": 0, "report": running.reports.append, **fields})
     async with running.run(partial(serve, app, config, stop=running.stop, on_drain=running.on_drain)):
         yield running

@@ -7,7 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from llm_proxy.server.asgi import Receive, Scope, Send
-from llm_proxy.server.exchange import DISCARD_TIMEOUT
+from llm_proxy.server.http1.cycle import DISCARD_TIMEOUT
 from llm_proxy.server.transport import LINGER_GAP, LINGER_TOTAL
 from tests.server.applications import Echo, body, respond, saying, start
 from tests.server.conftest import Connect, Peer
@@ -60,7 +60,7 @@ async def test_a_head_has_to_arrive_in_time_however_it_drips(connect: Connect, m
     assert await after(0.2, peer, mock_clock)
     (answer,) = peer.answers()
     assert (answer.status, answer.closing) == (408, True)
-    assert b'"code":"request_timeout"' in answer.body
+    assert answer.body == b"The head of the request did not arrive in time.\n"
 
 
 async def test_the_head_of_a_later_request_too(connect: Connect, mock_clock: MockClock) -> None:

@@ -7,9 +7,9 @@ import pytest
 import trio
 
 from llm_proxy.server.asgi import Receive, Scope, Send
-from llm_proxy.server.config import ServeConfig
-from llm_proxy.server.exchange import DISCARD_LIMIT, YIELD_EVERY
-from llm_proxy.server.response import InvalidResponse
+from llm_proxy.server.context import ServerConfig
+from llm_proxy.server.http1.cycle import DISCARD_LIMIT, YIELD_EVERY
+from llm_proxy.server.http1.response import InvalidResponse
 from tests.server.answers import Truncated
 from tests.server.applications import Echo, Hold, body, saying, start
 from tests.server.conftest import Connect
@@ -80,7 +80,7 @@ async def test_an_application_that_never_waits_lets_others_have_their_turns(conn
 
 async def test_an_empty_piece_sends_the_head(connect: Connect) -> None:
     peer = connect(saying(start(), body(more=True)))
-    peer.connection.site.config.report(ValueError("unused"))
+    peer.connection.context.config.report(ValueError("unused"))
     assert (await peer.say(GET)).endswith(b"transfer-encoding: chunked\r\n\r\n")
 
 
@@ -105,14 +105,23 @@ async def test_an_application_that_fails_before_its_response_is_a_500(messages: 
     await peer.say(GET)
     (answer,) = peer.answers()
     assert answer.status == 500
-    assert answer.body == (
-        b'{"error":{"message":"The server failed to handle this request.","type":"server_error","param":null,'
-        b'"code":"internal_error"}}'
-    )
-    assert answer.headers["content-type"] == "application/json"
+    assert answer.body == b"The server failed to handle this request.\n"
+    assert answer.headers["content-type"] == "text/plain; charset=utf-8"
     assert answer.closing
     assert peer.closed
     assert all(isinstance(report, InvalidResponse) for report in peer.reports)
+
+
+async def test_the_configuration_renders_errors_of_the_server(connect: Connect) -> None:
+    def render(status: int, message: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+        data = f"{status}: {message}".encode()
+        return [(b"content-type", b"text/x-error"), (b"content-length", b"%d" % len(data))], data
+
+    peer = connect(saying(), error_response=render)
+    await peer.say(GET)
+    (answer,) = peer.answers()
+    assert answer.body == b"500: The server failed to handle this request."
+    assert answer.headers["content-type"] == "text/x-error"
 
 
 async def test_the_500_to_a_head_has_no_body(connect: Connect) -> None:
@@ -168,7 +177,7 @@ async def test_a_body_that_went_wrong_cannot_be_mended(connect: Connect) -> None
         await send(body(b"12", more=True))
         with pytest.raises(InvalidResponse, match="length"):
             await send(body(b"3456", more=True))
-        with pytest.raises(OSError, match="closed"):
+        with pytest.raises(OSError, match="disconnected"):
             await send(body(b"345"))
 
     peer = connect(app)
@@ -280,7 +289,7 @@ async def test_a_broken_body_is_answered_over_the_head_of_the_application(connec
 async def test_the_last_response_says_that_it_is(connect: Connect) -> None:
     peer = connect(Echo())
     await peer.say(GET)
-    peer.connection.site.traffic.draining = True
+    peer.connection.context.connections.draining = True
     await peer.say(GET)
     assert [answer.closing for answer in peer.answers()] == [False, True]
     assert peer.closed
@@ -297,4 +306,4 @@ async def test_a_fault_in_the_report_itself_hurts_nobody(connect: Connect) -> No
 
 def test_half_of_tls_is_an_error() -> None:
     with pytest.raises(ValueError, match="both"):
-        ServeConfig(tls_cert=Path("cert.pem"))
+        ServerConfig(tls_cert=Path("cert.pem"))

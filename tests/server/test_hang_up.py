@@ -15,7 +15,8 @@ import trio.testing
 
 from llm_proxy.net.disconnect import EXTENSION, DisconnectWatcher
 from llm_proxy.server.asgi import Receive, Scope, Send
-from llm_proxy.server.server import ServeConfig, serve
+from llm_proxy.server.context import ServerConfig
+from llm_proxy.server.server import serve
 from tests.server.answers import read_answers
 from tests.server.applications import body, read_all, saying, start
 from tests.server.conftest import ServeTls
@@ -73,7 +74,7 @@ async def test_it_is_told(leave: Callable[[socket.socket], None], *, late: bool,
             if not application.started.is_set():
                 await application(scope, receive, send)
 
-        addresses = await nursery.start(partial(serve, plain, ServeConfig(port=0), stop=stop))
+        addresses = await nursery.start(partial(serve, plain, ServerConfig(port=0), stop=stop))
         client = socket.create_connection(addresses[0])
         client.sendall(REQUEST + pipelined)
         await application.started.wait()

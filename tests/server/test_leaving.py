@@ -7,9 +7,10 @@ import pytest
 import trio
 import trio.testing
 
+from llm_proxy.net.disconnect import ClientDisconnected
 from llm_proxy.server.asgi import Receive, Scope, Send
-from llm_proxy.server.exchange import PIPELINE_LIMIT, ClientGone
-from llm_proxy.server.transport import HANG_UP_POLL
+from llm_proxy.server.http1.cycle import PIPELINE_LIMIT
+from llm_proxy.server.transport import CLOSED_POLL
 from tests.server.answers import Truncated
 from tests.server.applications import Hold, body, read_all, respond, start
 from tests.server.conftest import Connect
@@ -50,7 +51,7 @@ async def test_reading_ahead_is_bounded_and_yet_a_leaving_client_is_noticed(
     assert app.running == 1
     peer.socket.close()
     peer.closed = True
-    mock_clock.jump(HANG_UP_POLL)
+    mock_clock.jump(CLOSED_POLL)
     await peer.settle()
     assert (app.running, app.disconnects) == (0, 1)
 
@@ -62,7 +63,7 @@ async def test_sending_to_a_client_that_left_raises_oserror(connect: Connect) ->
         with pytest.raises(EOFError):
             await read_all(receive)
         assert (await receive())["type"] == "http.disconnect"
-        with pytest.raises(OSError, match="closed the connection") as caught:
+        with pytest.raises(OSError, match="client has disconnected") as caught:
             await send(start())
         raised.append(caught.value)
         raise caught.value
@@ -72,7 +73,7 @@ async def test_sending_to_a_client_that_left_raises_oserror(connect: Connect) ->
     peer.socket.close()
     peer.closed = True
     await peer.settle()
-    assert isinstance(raised[0], ClientGone)
+    assert isinstance(raised[0], ClientDisconnected)
     assert peer.reports == []
 
 
@@ -100,7 +101,7 @@ async def test_a_stream_to_a_client_that_left_ends_with_oserror(connect: Connect
 
 async def test_a_group_is_reported_without_what_only_says_that_the_client_left(connect: Connect) -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
-        raise ExceptionGroup("several", [ClientGone("left"), ValueError("bad")])
+        raise ExceptionGroup("several", [ClientDisconnected("left"), ValueError("bad")])
 
     peer = connect(app)
     await peer.say(GET)
@@ -154,7 +155,7 @@ async def test_a_write_that_was_cancelled_spoils_the_connection(connect: Connect
             scope.cancel()
             while True:
                 await send(body(b"x" * 100_000, more=True))
-        with pytest.raises(OSError, match="closed the connection"):
+        with pytest.raises(OSError, match="client has disconnected"):
             await send(body(b"more"))
 
     peer = connect(app, tcp=True)

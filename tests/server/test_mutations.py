@@ -13,9 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from llm_proxy.server.config import ServeConfig
-from llm_proxy.server.http2 import Http2Connection
-from llm_proxy.server.traffic import Site
+from llm_proxy.server.context import ServerConfig, ServerContext
+from llm_proxy.server.http2.connection import Http2Connection
 from llm_proxy.server.transport import SocketTransport
 from tests.server.answers import read_answers
 from tests.server.applications import Echo
@@ -99,14 +98,14 @@ async def test_no_http2_writes_to_the_log() -> None:
     """Whoever reaches the port can send all of it, without a token and as often as they like."""
     app = Echo()
     reports: list[BaseException] = []
-    site = Site(app, ServeConfig(report=reports.append), {})
+    context = ServerContext(app, ServerConfig(report=reports.append), {})
     for data in spoilt_http2(Random(42), REQUESTS // 2):
         client, server = socket.socketpair()
         with client, trio.fail_after(10):
-            transport = SocketTransport(server, site.config.write_timeout)
+            transport = SocketTransport(server, context.config.write_timeout)
             async with trio.open_nursery() as nursery:
                 # Under TLS in earnest; here only what is in it matters.
-                nursery.start_soon(Http2Connection(site, transport, cast("Any", transport)).run)
+                nursery.start_soon(Http2Connection(context, transport, cast("Any", transport)).run)
                 client.sendall(data)
                 await trio.testing.wait_all_tasks_blocked()
                 client.close()

@@ -11,7 +11,7 @@ import trio
 from attrs import Factory, define
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from llm_proxy.server.config import ServeConfig
+from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.process import serve_until_signal
 from tests.server.applications import Echo, Hold
 from tests.server.running import Listening
@@ -38,10 +38,10 @@ async def serving(
     serve = partial(
         serve_until_signal,
         Echo() if app is None else app,
-        ServeConfig(port=0),
-        on_leave=lambda: server.journal.append("leave"),
+        ServerConfig(port=0),
+        on_stop=lambda: server.journal.append("leave"),
         on_drain=lambda: server.journal.append("drain"),
-        on_hang_up=hang_up,
+        on_reload=hang_up,
         **more,
     )
     async with server.run(serve):

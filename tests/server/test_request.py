@@ -7,8 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_proxy.server.refusal import PriorKnowledge, Refusal
-from llm_proxy.server.request import RequestReader
+from llm_proxy.server.http1.request import PriorKnowledge, RequestError, RequestReader
 from tests.server.test_http1_framing import LIMIT, ROWS
 
 # Hypothesis refuses to show longer ones; the table itself is cut into small pieces as well.
@@ -40,7 +39,7 @@ def events(pieces: list[bytes]) -> list[Any]:
                 body, told = b"", False
                 reader.next_request()
                 look()
-    except Refusal as refusal:
+    except RequestError as refusal:
         look()
         seen.append((body, refusal.status))
     except PriorKnowledge:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from llm_proxy.server.response import InvalidResponse, ResponseWriter, checked_fields
+from llm_proxy.server.http1.response import InvalidResponse, ResponseWriter, checked_fields
 
 
 def writer(method: str = "GET", version: str = "1.1", *, keep_alive: bool = True) -> ResponseWriter:

@@ -14,10 +14,11 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from llm_proxy.server.asgi import Receive, Scope, Send
+from llm_proxy.server.asgi import LifespanFailed, Receive, Scope, Send
+from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.listener import bind
 from llm_proxy.server.process import serve_until_signal
-from llm_proxy.server.server import LifespanFailed, ServeConfig, serve
+from llm_proxy.server.server import serve
 from tests.server.applications import Echo, Hold, respond, with_lifespan
 from tests.server.conftest import Connect
 from tests.server.running import run_server
@@ -75,9 +76,9 @@ async def test_an_application_that_cannot_start_is_not_served() -> None:
     (listener,) = bind("127.0.0.1", 0)
     port = listener.getsockname()[1]
     with pytest.raises(LifespanFailed, match="no database"):
-        await serve(app, ServeConfig(sockets=(listener,)), stop=trio.Event())
+        await serve(app, ServerConfig(sockets=(listener,)), stop=trio.Event())
     with pytest.raises(LifespanFailed, match="no database"):
-        await serve_until_signal(app, ServeConfig(port=0))
+        await serve_until_signal(app, ServerConfig(port=0))
     with pytest.raises(OSError, match="all attempts to connect"):
         await trio.open_tcp_stream("127.0.0.1", port)
 
@@ -95,8 +96,8 @@ async def test_an_application_whose_lifespan_breaks_ends_the_serving() -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.testing.wait_all_tasks_blocked)
         nursery.start_soon(_set_when_blocked, breaks)
-        with trio.fail_after(5), pytest.raises(LifespanFailed, match="broke down"):
-            await serve(app, ServeConfig(port=0, report=reports.append), stop=trio.Event())
+        with trio.fail_after(5), pytest.raises(LifespanFailed, match="lifespan raised"):
+            await serve(app, ServerConfig(port=0, report=reports.append), stop=trio.Event())
     assert [str(report) for report in reports] == ["the writer died"]
 
 
@@ -124,7 +125,7 @@ async def test_an_address_in_use_is_an_error() -> None:
     with listener:
         listener.listen()
         with pytest.raises(OSError, match="in use") as caught:
-            await serve(Echo(), ServeConfig(port=listener.getsockname()[1]), stop=trio.Event())
+            await serve(Echo(), ServerConfig(port=listener.getsockname()[1]), stop=trio.Event())
     assert caught.value.errno == errno.EADDRINUSE
 
 
@@ -156,7 +157,7 @@ async def test_a_unix_socket_can_be_served(tmp_path: Path) -> None:
     listener.bind(str(tmp_path / "s"))
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(lambda: serve(app, ServeConfig(sockets=(listener,)), stop=stop))
+        nursery.start_soon(lambda: serve(app, ServerConfig(sockets=(listener,)), stop=stop))
         await wait_all_tasks_blocked()
         async with await trio.open_unix_socket(tmp_path / "s") as stream:
             await stream.send_all(CONNECTION_CLOSE)
@@ -196,7 +197,7 @@ async def test_a_fault_of_the_server_itself_ends_its_connection_alone(monkeypatc
         await good.ask()
         await bad.ask()
         with monkeypatch.context() as patch:
-            patch.setattr("llm_proxy.server.request.RequestReader.feed", broken)
+            patch.setattr("llm_proxy.server.http1.request.RequestReader.feed", broken)
             with pytest.raises(EOFError):
                 await bad.ask()
         assert (await good.ask()).status == 200
@@ -308,7 +309,7 @@ async def test_a_tls_handshake_has_to_come_in_time(certificate: tuple[Path, Path
     assert server.reports == []
 
 
-async def test_a_closed_connection_leaves_nothing_for_the_garbage_collector(connect: Connect) -> None:
+async def test_a_closed_connection_stops_nothing_for_the_garbage_collector(connect: Connect) -> None:
     peer = connect(Echo())
     assert b" 200 " in await peer.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     connection, reader = weakref.ref(peer.connection), weakref.ref(peer.connection.reader)

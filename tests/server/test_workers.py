@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from attrs import define
 
-from llm_proxy.server.workers import ATTEMPTS
+from llm_proxy.server.supervisor import ATTEMPTS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 15.0

@@ -16,10 +16,10 @@ from pathlib import Path
 import trio
 
 from llm_proxy.server.asgi import Receive, Scope, Send
+from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.listener import bind
 from llm_proxy.server.process import serve_until_signal
-from llm_proxy.server.server import ServeConfig
-from llm_proxy.server.workers import supervise
+from llm_proxy.server.supervisor import supervise
 from tests.server.applications import respond, with_lifespan
 
 MODE = os.environ.get("MODE")
@@ -40,7 +40,7 @@ def serve_here(
 ) -> None:
     if MODE == "broken" or (BROKEN is not None and BROKEN.exists()):
         raise RuntimeError("no worker can start")
-    config = ServeConfig(sockets=tuple(sockets), shutdown_grace=GRACE)
+    config = ServerConfig(sockets=tuple(sockets), shutdown_grace=GRACE)
 
     async def serve() -> None:
         async with trio.open_nursery() as nursery:

@@ -21,7 +21,7 @@ from llm_proxy.config import Settings
 from llm_proxy.health import capacity
 from llm_proxy.logging import log
 from llm_proxy.metrics import Slates
-from llm_proxy.server.workers import say, supervise
+from llm_proxy.server.supervisor import print_to_stderr, supervise
 from llm_proxy.services import database_options, database_target
 
 
@@ -56,15 +56,15 @@ def _supervise(settings: Settings, sockets: Sequence[socket], load: Callable[[],
     current = [settings]
     # What keeps every worker from starting is found here, and said once.
     with opened(database_target(settings), database_options(settings)) as database:
-        migrate.prepare(database, say)
+        migrate.prepare(database, print_to_stderr)
         if complaint := capacity.complaint(database, settings):
-            say(f"warning: {complaint}")
+            print_to_stderr(f"warning: {complaint}")
     status = supervise(
         partial(_be_worker, current, Slates(settings.workers)),
         sockets,
         workers=settings.workers,
         shutdown_grace=settings.shutdown_delay + settings.shutdown_grace,
-        before_roll=partial(_read_anew, current, load),
+        before_replacing=partial(_read_anew, current, load),
     )
     raise click.exceptions.Exit(status)
 
@@ -76,12 +76,12 @@ def _read_anew(current: list[Settings], load: Callable[[], Settings]) -> bool:
         check_files(settings)
     except Exception as error:  # noqa: BLE001 (whatever it is, the running workers go on)
         _say_why(error)
-        say("the workers go on with the settings that they have")
+        print_to_stderr("the workers go on with the settings that they have")
         return False
     before = current[0]
     for name in ("listen_addr", "workers"):
         if getattr(settings, name) != getattr(before, name):
-            say(f"warning: {name.upper()} has changed; restart the server to apply it")
+            print_to_stderr(f"warning: {name.upper()} has changed; restart the server to apply it")
     current[0] = settings
     return True
 
@@ -99,5 +99,5 @@ def _be_worker(
 def _say_why(error: Exception) -> int:
     """Say what went wrong, and give the exit code."""
     message, code = explain(error)
-    say(f"error: {message}")
+    print_to_stderr(f"error: {message}")
     return code

@@ -13,8 +13,9 @@ from attrs import frozen
 from llm_proxy.cli.demo.provider import DemoProvider
 from llm_proxy.cli.worker import bind_listeners, serve_config, url_of
 from llm_proxy.config import ListenAddress, Settings
-from llm_proxy.server.asgi import Address
-from llm_proxy.server.server import LifespanFailed, ServeConfig, serve
+from llm_proxy.server.asgi import Address, LifespanFailed
+from llm_proxy.server.context import ServerConfig
+from llm_proxy.server.server import serve
 from llm_proxy.services import Services
 from llm_proxy.web.app import create_app
 
@@ -82,7 +83,7 @@ async def open_stage(folder: Path, address: ListenAddress) -> AsyncIterator[Stag
 
 async def _start_provider(nursery: trio.Nursery, ending: trio.Event) -> str:
     provider = DemoProvider(API_KEY, _GAP)
-    config = ServeConfig(host="127.0.0.1", port=0, shutdown_grace=_GRACE)
+    config = ServerConfig(host="127.0.0.1", port=0, shutdown_grace=_GRACE)
     ((host, port),) = await nursery.start(partial(serve, provider, config, stop=ending))
     return f"http://{host}:{port}"
 

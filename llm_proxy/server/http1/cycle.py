@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
 
+from llm_proxy.net.disconnect import ClientDisconnected
 from llm_proxy.server.asgi import Message
-from llm_proxy.server.refusal import Refusal
-from llm_proxy.server.request import Head
-from llm_proxy.server.response import CONTINUE, InvalidResponse, ResponseWriter
+from llm_proxy.server.http1.request import Head, RequestError
+from llm_proxy.server.http1.response import CONTINUE, InvalidResponse, ResponseWriter
 from llm_proxy.server.transport import RECEIVE_SIZE
 
 if TYPE_CHECKING:
-    from llm_proxy.server.http1 import Http1Connection
+    from llm_proxy.server.http1.connection import Http1Connection
 
 PIPELINE_LIMIT: Final = 64 * 1024
-"""Bytes behind the current request that are read ahead while the application waits for the client to leave."""
+"""Bytes after the current request that are read while the application waits for the client to disconnect."""
 DISCARD_LIMIT: Final = 16 * 1024
-"""Octets of an unread request body that are read and forgotten to keep the connection alive."""
+"""Octets of an unread request body that are read and discarded to keep the connection alive."""
 DISCARD_TIMEOUT: Final = 2.0
 YIELD_EVERY: Final = 16
-"""Pieces of a body that are sent in a row before other tasks get their turn, where the application does not wait."""
+"""Pieces of a body that are sent in a row before other tasks run, if the application does not wait."""
 
 
-class ClientGone(OSError):
-    """What `send` raises once nothing can reach the client any more."""
-
-
-def report_each(errors: BaseExceptionGroup[Exception], report: Callable[[BaseException], None]) -> None:
-    """Report the exceptions of a group one by one; a fault of `report` itself must not hurt the server."""
-    for error in errors.exceptions:
-        with contextlib.suppress(Exception):
-            report(error)
-
-
-class Exchange:
+class RequestCycle:
     """The two ASGI callables of one request.
 
     `receive` reads from the client when the application asks for more than has arrived, so the application's own pace
@@ -53,11 +40,11 @@ class Exchange:
         "_complete",
         "_connection",
         "_continue_due",
-        "_gone",
+        "_disconnected",
         "_head",
         "_pieces",
         "_probed",
-        "_refused",
+        "_rejected",
         "_sent",
         "_unsent_head",
         "_waiting",
@@ -66,47 +53,47 @@ class Exchange:
     )
 
     def __init__(self, connection: Http1Connection, head: Head) -> None:
-        """Begin the exchange for the request with this head, which `connection` has just read."""
+        """Serve the request with this head, which `connection` has just read."""
         self._connection = connection
         self._head = head
         self._continue_due = head.expects_continue and not connection.reader.has_body
-        self._body_read = False  # the application was given the last piece of the body
+        self._body_read = False  # the application has the last piece of the body
         self._writer: ResponseWriter | None = None
         self._unsent_head = b""
-        self._sent = False  # something of the response has gone to the client
-        self._complete = False  # all of it has
-        self._gone = False  # nothing can reach the client any more
+        self._sent = False  # a part of the response was sent
+        self._complete = False  # all of it was sent
+        self._disconnected = False  # nothing can reach the client any more
         self._pieces = 0
-        self._refused = False  # the server has answered in the application's place
+        self._rejected = False  # the server has answered instead of the application
         self._waiting: trio.CancelScope | None = None
         self._probed = False
-        self.parked = False  # `receive` waits for `leave` alone: nothing more can be read
+        self.parked = False  # `receive` waits only for `disconnect`: nothing more can be read
 
-    def probe(self) -> None:
-        """Find out whether a client that has ended its side is still there, by sending what changes nothing.
+    def probe_client(self) -> None:
+        """Find out if a client that has closed its side is still there, by sending bytes without a meaning.
 
-        One that waits for its answer passes over an interim response (RFC 9110 section 15.2), or a zero in front of the
-        size of the next chunk (RFC 9112 section 7.1). The system of one that has closed its socket answers with a
-        reset, of which `DisconnectWatcher` tells. In other responses the next piece does the same.
+        A client that waits for its response ignores an interim response (RFC 9110 section 15.2), or a zero before the
+        size of the next chunk (RFC 9112 section 7.1). The system of a client that has closed its socket answers with a
+        reset, which `DisconnectWatcher` reports. In other responses the next piece has the same effect.
         """
-        if self._probed or self._gone or self._complete:
+        if self._probed or self._disconnected or self._complete:
             return
         self._probed = True
         if not self._sent:
             data = CONTINUE if self._head.version == "1.1" else b""
         else:
             data = b"" if self._writer is None else self._writer.probe
-        self._connection.transport.offer(data)
+        self._connection.transport.send_if_ready(data)
 
-    def leave(self) -> None:
-        """Take note that the client has left: nothing can reach it any more."""
-        self._gone = True
+    def disconnect(self) -> None:
+        """The client has disconnected: nothing can reach it any more."""
+        self._disconnected = True
         if self._waiting is not None:
             self._waiting.cancel()
 
     async def receive(self) -> Message:
-        """Return the next piece of the body; behind it, and when the client has left, `http.disconnect`."""
-        if not self._gone and not self._complete:
+        """Return the next piece of the body; after it, and when the client has disconnected, `http.disconnect`."""
+        if not self._disconnected and not self._complete:
             reader = self._connection.reader
             if not self._body_read:
                 while True:
@@ -117,7 +104,7 @@ class Exchange:
                     if self._continue_due and not self._sent:
                         self._continue_due = False
                         await self._write(CONTINUE)
-                    if not await self._read(self._connection.site.config.body_idle_timeout):
+                    if not await self._read(self._connection.context.config.body_idle_timeout):
                         break
             else:
                 while await self._read(math.inf):
@@ -126,63 +113,63 @@ class Exchange:
             await trio.lowlevel.checkpoint()
         return {"type": "http.disconnect"}
 
-    async def _read(self, patience: float) -> bool:
-        """Read once from the client; False when nothing more will come for this request."""
+    async def _read(self, timeout: float) -> bool:  # noqa: ASYNC109 - `receive` may cancel the same scope
+        """Read once from the client; False if nothing more will arrive for this request."""
         connection = self._connection
         reader = connection.reader
         data: bytes | bytearray = b""
-        with trio.CancelScope(deadline=trio.current_time() + patience) as self._waiting:
+        with trio.CancelScope(deadline=trio.current_time() + timeout) as self._waiting:
             try:
-                told = connection.site.disconnects is not None and self._body_read
+                watched = connection.context.disconnects is not None and self._body_read
                 if reader.pending <= PIPELINE_LIMIT:
                     data = await connection.stream.receive_some(RECEIVE_SIZE)
-                elif not told:
-                    await connection.transport.wait_hang_up()
-                if not data and told:
+                elif not watched:
+                    await connection.transport.wait_closed_by_peer()
+                if not data and watched:
                     self.parked = True
                     connection.check_client()
                     await trio.sleep_forever()
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 pass
-        overdue, self._waiting = self._waiting.cancelled_caught, None
+        timed_out, self._waiting = self._waiting.cancelled_caught, None
         if data:
             try:
                 reader.feed(bytes(data))
-            except Refusal as refusal:
-                await self._refuse(refusal)
-        elif not overdue:
-            self._gone = True
-        elif not self._complete and not self._gone:
-            await self._refuse(Refusal(408, "The body of the request did not arrive in time."))
-        return not self._gone and not self._complete
+            except RequestError as error:
+                await self._reject(error)
+        elif not timed_out:
+            self._disconnected = True
+        elif not self._complete and not self._disconnected:
+            await self._reject(RequestError(408, "The body of the request did not arrive in time."))
+        return not self._disconnected and not self._complete
 
-    async def _refuse(self, refusal: Refusal) -> None:
-        """Answer in the application's place, as far as it has not begun to; it sees a client that has left."""
-        if not self._gone:
-            self._gone = True
-            self._refused = not self._sent
-            if self._refused:
-                await self._connection.answer(refusal)
+    async def _reject(self, error: RequestError) -> None:
+        """Answer instead of the application, if it has not begun to. For the application the client disconnects."""
+        if not self._disconnected:
+            self._disconnected = True
+            self._rejected = not self._sent
+            if self._rejected:
+                await self._connection.send_error(error)
 
     async def send(self, message: Message) -> None:
         """Send the head or a piece of the body of the response.
 
         Raises:
-            ClientGone: the client has left, or took nothing for `write_timeout` seconds.
-            InvalidResponse: the message cannot be sent as it is.
+            ClientDisconnected: the client has disconnected, or read nothing for `write_timeout` seconds.
+            InvalidResponse: the message cannot be sent.
         """
-        if self._gone:
-            raise ClientGone("the client has closed the connection")
+        if self._disconnected:
+            raise ClientDisconnected
         kind = message["type"]
         writer = self._writer
         if kind == "http.response.body":
             if writer is None or self._complete:
-                raise InvalidResponse("a response body belongs between the start and the end of a response")
+                raise InvalidResponse("a response body must be between the start and the end of a response")
             more = message.get("more_body", False)
             try:
                 data = writer.body(message.get("body", b""), more=more)
             except InvalidResponse:
-                self._gone = self._sent
+                self._disconnected = self._sent
                 self._writer = None if not self._sent else writer
                 raise
             if not self._sent:
@@ -205,13 +192,10 @@ class Exchange:
             self._unsent_head = writer.start(message["status"], message.get("headers", ()))
             self._writer = writer
         else:
-            raise InvalidResponse(f"{kind!r} is no message of an HTTP response")
+            raise InvalidResponse(f"{kind!r} is not a message of an HTTP response")
 
     async def _yield(self) -> None:
-        """Let others have a turn now and then: an application that waits for its next piece yields by itself.
-
-        Being rescheduled costs more than sending a small piece does.
-        """
+        """Let other tasks run now and then. A checkpoint for each piece would cost more than sending a small one."""
         self._pieces += 1
         if self._pieces % YIELD_EVERY:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -220,9 +204,9 @@ class Exchange:
 
     def _may_keep_alive(self) -> bool:
         connection = self._connection
-        if not self._head.keep_alive or connection.site.traffic.draining:
+        if not self._head.keep_alive or connection.context.connections.draining:
             return False
-        # A client that has not been told to continue may send its body or not: what follows cannot be told apart.
+        # A client that was not told to continue may send its body or not: the next bytes are ambiguous.
         return connection.reader.complete or not (
             self._continue_due or (connection.reader.remaining or 0) > DISCARD_LIMIT
         )
@@ -231,30 +215,30 @@ class Exchange:
         try:
             await self._connection.stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
-            self.leave()
-            raise ClientGone("the client has closed the connection") from error
+            self.disconnect()
+            raise ClientDisconnected from error
         except BaseException:
-            self._gone = True  # cancelled: half a message may be on its way
+            self._disconnected = True  # cancelled: half a message may be sent
             raise
 
     async def finish(self) -> bool:
-        """Bring the exchange to an end after the application has returned; True when another request may follow.
+        """End the cycle after the application has returned; True if another request may follow.
 
         Raises:
-            Refusal: the application has left the request without an answer.
+            RequestError: the application has not answered the request.
         """
         if not self._complete:
-            if not self._sent and not self._gone:
-                raise Refusal(500, "The server failed to handle this request.")
-            if not self._refused:
-                self.tear()
+            if not self._sent and not self._disconnected:
+                raise RequestError(500, "The server failed to handle this request.")
+            if not self._rejected:
+                self.abort()
             return False
         if self._writer is None or not self._writer.keep_alive:
             return False
         return self._connection.reader.complete or await self._discard()
 
-    def tear(self) -> None:
-        """End the connection so that the client cannot take what it has got for the whole response."""
+    def abort(self) -> None:
+        """Unless the response is complete, close the connection so that the client cannot take it for complete."""
         if self._complete:
             return
         if self._writer is None or self._writer.delimited:
@@ -263,7 +247,7 @@ class Exchange:
             self._connection.transport.abort()
 
     async def _discard(self) -> bool:
-        """Read the rest of the body and forget it; False when it is too long, too slow, or broken."""
+        """Read and discard the rest of the body; False if it is too long, too slow, or malformed."""
         connection = self._connection
         reader = connection.reader
         budget = DISCARD_LIMIT
@@ -274,7 +258,7 @@ class Exchange:
                     return False
                 try:
                     reader.feed(bytes(data))
-                except Refusal:
+                except RequestError:
                     return False
                 budget -= len(reader.take_body())
         return reader.complete

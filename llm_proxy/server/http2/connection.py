@@ -1,14 +1,14 @@
-"""HTTP/2 connections (RFC 9113), which TLS clients ask for by ALPN.
+"""HTTP/2 connections (RFC 9113), which TLS clients choose by ALPN.
 
-Framing, header compression and outgoing flow control are Hypercorn's. This is the only module that touches its
-internals, which is why the version of Hypercorn is pinned exactly. What is changed of them, and why:
+Framing, header compression and outgoing flow control are Hypercorn's. Only this module uses its internals, so the
+version of Hypercorn is pinned exactly. The changes to them, and the reasons:
 
-- Streams run in `Http2Stream` instead of Hypercorn's ASGI glue, so that `send` raises once the client is gone, broken
-  responses are reset and not silently dropped, and each stream has its deadlines.
+- Streams run in `Http2Stream` instead of Hypercorn's ASGI code, so that `send` raises after a disconnect, invalid
+  responses are reset and not silently dropped, and each stream has its timeouts.
 - The reader of a connection never waits for an application: incoming data goes to its stream, within its window.
-- Requests that Hypercorn would trip over, and CONNECT with its WebSockets, are reset before they reach it.
+- Requests that make Hypercorn raise, and CONNECT with its WebSockets, are reset before they reach it.
 - The priorities of clients are ignored (RFC 9113 section 5.3.2): a thousand of them would overflow Hypercorn's tree.
-- Whatever escapes nonetheless ends this connection alone: the server reports it, as `run` lets it out.
+- Any other exception ends only this connection: `run` raises it, and the server reports it.
 """
 
 from __future__ import annotations
@@ -31,30 +31,61 @@ from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from priority.priority import MissingStreamError
 
-from llm_proxy.server.asgi import VERSIONS, Scope
-from llm_proxy.server.exchange import ClientGone, report_each
-from llm_proxy.server.frames import FrameLengths
+from llm_proxy.net.disconnect import ClientDisconnected
+from llm_proxy.server.asgi import VERSIONS, Scope, report_each
+from llm_proxy.server.context import ServerContext
+from llm_proxy.server.http1.response import TOKEN
+from llm_proxy.server.http2.stream import Http2Stream, check_request
 from llm_proxy.server.listener import address_of
-from llm_proxy.server.response import TOKEN
-from llm_proxy.server.stream import Http2Stream, refusal_of
-from llm_proxy.server.traffic import Site
 from llm_proxy.server.transport import RECEIVE_SIZE, SocketTransport
 
 MAX_STREAMS: Final = 100
-RESETS_FORGIVEN: Final = 200
-"""Requests that a client may begin and take back before the connection counts as an attack (CVE-2023-44487)."""
-HELD_LIMIT: Final = 512 * 1024
-"""Octets of request bodies that one connection may keep waiting in memory, over all its streams."""
+RESETS_ALLOWED: Final = 200
+"""Requests that a client may begin and reset before the connection counts as an attack (CVE-2023-44487)."""
+BUFFERED_LIMIT: Final = 512 * 1024
+"""Octets of request bodies that all streams of one connection together may keep in memory."""
 _WINDOW_STEP: Final = 16 * 1024
-"""Octets of the connection's own window that are given back at once."""
+"""Octets of the connection's own window that are returned to the client at once."""
+_PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+_FRAME_HEADER: Final = 9
+_MAX_FRAME: Final = 16 * 1024
+"""Octets of a frame without another setting (RFC 9113 section 6.5.2)."""
+
+
+class FrameLengths:
+    """Checks the lengths in the headers of frames, because h2 checks a frame only after it has stored all of it."""
+
+    def __init__(self) -> None:
+        self._skip = len(_PREFACE)
+        self._header = b""
+
+    def allow(self, data: bytes | bytearray) -> bool:
+        """Check received bytes; False if a frame is longer than allowed (RFC 9113 section 4.2)."""
+        position = 0
+        while position < len(data):
+            if self._skip:
+                step = min(self._skip, len(data) - position)
+                self._skip -= step
+            else:
+                step = _FRAME_HEADER - len(self._header)
+                self._header += data[position : position + step]
+                if len(self._header) == _FRAME_HEADER:
+                    self._skip = int.from_bytes(self._header[:3])
+                    self._header = b""
+                    if self._skip > _MAX_FRAME:
+                        return False
+            position += step
+        return True
 
 
 class Http2Connection:
-    """Serves the streams of one connection, each in a task of its own; see `traffic.Connection`."""
+    """Serves the streams of one connection, each in a task of its own; see `context.ServerConnection`."""
 
-    def __init__(self, site: Site, transport: SocketTransport, stream: trio.SSLStream[SocketTransport]) -> None:
+    def __init__(
+        self, context: ServerContext, transport: SocketTransport, stream: trio.SSLStream[SocketTransport]
+    ) -> None:
         """Serve on `stream`, which is TLS on `transport` and has agreed on `h2`."""
-        self.site = site
+        self.context = context
         self.idle_since: float | None = trio.current_time()
         self.streams: dict[int, Http2Stream] = {}
         self.opening = 0
@@ -64,9 +95,9 @@ class Http2Connection:
         self._idle = trio.CancelScope()
         self._write_lock = trio.Lock()
         self._closing = False
-        self._leaving = False
+        self._goaway_due = False
         self._nursery: trio.Nursery | None = None
-        self._protocol = _Protocol(self)
+        self._protocol = Http2Protocol(self)
 
     @property
     def addresses(self) -> tuple[Any, Any]:
@@ -76,29 +107,29 @@ class Http2Connection:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is running, or the farewell is yet to be said."""
-        return self._running > 0 or self._leaving
+        """Whether a request is running, or GOAWAY is not sent yet."""
+        return self._running > 0 or self._goaway_due
 
     def close_if_idle(self) -> None:
-        """Say goodbye and close, unless a request is running."""
+        """Send GOAWAY and close, unless a request is running."""
         if not self._running and not self._closing:
-            self._leaving = True
+            self._goaway_due = True
             self._idle.cancel()
 
     def drain(self) -> None:
-        """Close the connection behind the running requests.
+        """Close the connection after the running requests.
 
-        Nothing is announced before that: clients on the h2 library, which httpx is one of, break off what they are
-        receiving when they are told that a connection will end. New requests are answered like any others meanwhile.
+        GOAWAY is not sent earlier: clients that use the h2 library, such as httpx, abort running responses when they
+        receive it. Until then new requests are served.
         """
         self.close_if_idle()
 
     def cut(self) -> None:
-        """End the connection at once; no stream of it looks finished to the client."""
+        """Close the connection at once; no stream of it looks complete to the client."""
         self._transport.close()
 
     async def run(self) -> None:
-        """Serve until either side ends the connection; leaves it closed."""
+        """Serve until either side ends the connection; it is closed afterwards."""
         async with trio.open_nursery() as self._nursery:
             try:
                 with self._idle:
@@ -110,14 +141,14 @@ class Http2Connection:
                 await self._protocol.handle(Closed())
 
     async def _close(self) -> None:
-        """Tell the streams, which may still have applications at work, and the client that it is over."""
+        """Inform the streams, whose applications may still run, and the client that the connection ends."""
         await self._protocol.handle(Closed())
-        at_fault = self._closing
+        protocol_error = self._closing
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             if self._idle.cancelled_caught:
                 await self._protocol.go_away(h2.errors.ErrorCodes.NO_ERROR)
             self._end()
-            if at_fault:
+            if protocol_error:
                 await self._transport.linger()
             else:
                 await self._stream.aclose()
@@ -125,11 +156,11 @@ class Http2Connection:
     def _end(self) -> None:
         self.idle_since = None
         self._closing = True
-        self._leaving = False
-        self.site.traffic.notify()
+        self._goaway_due = False
+        self.context.connections.notify()
 
     async def _read(self) -> None:
-        self._idle.deadline = trio.current_time() + self.site.config.keep_alive_timeout
+        self._idle.deadline = trio.current_time() + self.context.config.keep_alive_timeout
         await self._protocol.initiate()
         frames = FrameLengths()
         while not self._closing:
@@ -146,9 +177,9 @@ class Http2Connection:
             await self._protocol.handle(RawData(bytes(data)))
 
     async def write(self, event: Event) -> None:
-        """Do what the protocol asks for.
+        """Send data, or end the connection, as the protocol demands.
 
-        Writing cannot be cancelled, since half a frame would spoil the connection; the transport's deadline ends it.
+        Writing cannot be cancelled, because half a frame would break the connection; it has the transport's timeout.
         """
         if isinstance(event, RawData):
             with trio.CancelScope(shield=True):
@@ -160,7 +191,7 @@ class Http2Connection:
         elif isinstance(event, Closed):
             self._closing = True
 
-    # What Hypercorn takes for a task group.
+    # The interface of Hypercorn's task group.
 
     def spawn(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
         """Run the protocol's sending task."""
@@ -168,14 +199,12 @@ class Http2Connection:
         self._nursery.start_soon(function, *args)
 
     async def spawn_app(self, _app: Any, _config: Config, scope: Any, _send: Any) -> Callable[[Any], Awaitable[None]]:
-        """Run the application for the stream that is being opened; return what takes its incoming events."""
-        config = self.site.config
+        """Run the application for the new stream; return the function that receives its events."""
         stream = Http2Stream(
             self._protocol,
             self.opening,
             scope,
-            write_timeout=config.write_timeout,
-            body_timeout=config.body_idle_timeout,
+            self.context.config,
         )
         self.streams[self.opening] = stream
         self._running += 1
@@ -195,31 +224,31 @@ class Http2Connection:
         try:
             try:
                 scope.update(asgi=VERSIONS, extensions={})
-                refusal = refusal_of(scope)
-                if refusal is None:
-                    await self.site.app(scope, stream.receive, stream.send)
+                error = check_request(scope)
+                if error is None:
+                    await self.context.app(scope, stream.receive, stream.send)
                 else:
-                    await stream.answer(refusal)
-            except* ClientGone:
+                    await stream.send_error(error)
+            except* ClientDisconnected:
                 pass
-            except* Exception as errors:  # noqa: BLE001 - what an application raises ends its own request alone
-                report_each(errors, self.site.config.report)
-            with contextlib.suppress(ClientGone):
+            except* Exception as errors:  # noqa: BLE001 - an exception of the application ends only its own request
+                report_each(errors, self.context.config.report)
+            with contextlib.suppress(ClientDisconnected):
                 await stream.finish()
         finally:
             del self.streams[stream_id]
-            self._protocol.held -= stream.owed
+            self._protocol.buffered -= stream.unreturned
             self._running -= 1
             if not self._running and not self._closing:
                 self.idle_since = trio.current_time()
-                self._idle.deadline = self.idle_since + self.site.config.keep_alive_timeout
-                if self.site.traffic.draining:
+                self._idle.deadline = self.idle_since + self.context.config.keep_alive_timeout
+                if self.context.connections.draining:
                     self.close_if_idle()
-            self.site.traffic.notify()
+            self.context.connections.notify()
 
 
-class _Protocol(H2Protocol):
-    """Hypercorn's protocol, with the changes that the module's docstring tells of."""
+class Http2Protocol(H2Protocol):
+    """Hypercorn's protocol with the changes of the module docstring."""
 
     def __init__(self, owner: Http2Connection) -> None:
         config = Config()
@@ -227,10 +256,10 @@ class _Protocol(H2Protocol):
         config.include_date_header = config.include_server_header = False
         config.keep_alive_max_requests = sys.maxsize
         config.h2_max_concurrent_streams = MAX_STREAMS
-        config.h2_max_header_list_size = owner.site.config.max_header_size
-        state = ConnectionState(owner.site.state)
+        config.h2_max_header_list_size = owner.context.config.max_header_size
+        state = ConnectionState(owner.context.state)
         super().__init__(
-            owner.site.app,  # type: ignore[arg-type]  # never called: `spawn_app` takes ours
+            owner.context.app,  # type: ignore[arg-type]  # never called: `spawn_app` takes ours
             config,
             WorkerContext(None),
             owner,  # type: ignore[arg-type]  # as much of a task group as the protocol needs
@@ -240,8 +269,8 @@ class _Protocol(H2Protocol):
             owner.write,
         )
         self._owner = owner
-        self._owed = 0  # octets of the connection's window that the client has used up and not got back
-        self.held = 0  # octets that wait for their applications
+        self._unreturned = 0  # octets of the connection's window that the client has used and not got back
+        self.buffered = 0  # octets that wait for their applications
         self._resets = 0
         self._unsent: dict[int, trio.Event] = {}
         self.connection.local_settings = h2.settings.Settings(
@@ -253,36 +282,40 @@ class _Protocol(H2Protocol):
         )
 
     async def forward(self, stream_id: int, message: Any) -> None:
+        """Send a message of the application; waits for flow control."""
         stream = self.streams.get(stream_id)
         if stream is not None:
             await stream.app_send(message)
 
     async def send_continue(self, stream_id: int) -> None:
+        """Send the interim response 100 (RFC 9110 section 15.2.1)."""
         with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
             self.connection.send_headers(stream_id, [(b":status", b"100")])
         await self._flush()
 
     async def consumed(self, stream_id: int, octets: int, *, more: bool) -> None:
-        self.held -= octets
+        """Return window to the client for octets that the application has taken."""
+        self.buffered -= octets
         if more:
             with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
                 self.connection.increment_flow_control_window(octets, stream_id)
-        await self._grant()
+        await self._return_window()
 
-    async def _grant(self) -> None:
-        """Give the connection's own window back early, as far as there is room, so that no stream waits for another."""
-        if self._owed >= _WINDOW_STEP and self.held <= HELD_LIMIT:
+    async def _return_window(self) -> None:
+        """Return the connection's own window early, while there is room, so that no stream waits for another."""
+        if self._unreturned >= _WINDOW_STEP and self.buffered <= BUFFERED_LIMIT:
             with contextlib.suppress(h2.exceptions.ProtocolError):
-                self.connection.increment_flow_control_window(self._owed)
-            self._owed = 0
+                self.connection.increment_flow_control_window(self._unreturned)
+            self._unreturned = 0
         await self._flush()
 
     async def reset(self, stream_id: int, reason: str) -> None:
+        """End a stream with an error code of RFC 9113 section 7."""
         with contextlib.suppress(h2.exceptions.ProtocolError, KeyError):
             self.connection.reset_stream(stream_id, h2.errors.ErrorCodes[reason])
         await self._flush()
         if stream_id in self.stream_buffers:
-            # The sending task finds the stream closed, and forgets its buffer.
+            # The sending task finds the stream closed, and deletes its buffer.
             await self.stream_buffers[stream_id].close()
             with contextlib.suppress(MissingStreamError):
                 self.priority.unblock(stream_id)
@@ -290,17 +323,18 @@ class _Protocol(H2Protocol):
         await self.has_data.set()
 
     async def go_away(self, code: h2.errors.ErrorCodes) -> None:
-        """Announce the end of the connection (RFC 9113 section 6.8). For h2 it is over with that."""
+        """Send GOAWAY (RFC 9113 section 6.8). For h2 this ends the connection."""
         self.connection.close_connection(code)
         await self._flush()
 
     async def sent(self, stream_id: int) -> None:
-        """Wait until the buffer of a stream is gone, which is after its end has been written."""
+        """Wait until the buffer of a stream is deleted, which is after its end was written."""
         while stream_id in self.stream_buffers and not self.closed:
             self._unsent[stream_id] = trio.Event()
             await self._unsent[stream_id].wait()
 
     async def handle(self, event: Event) -> None:
+        """Handle an event of the connection."""
         await super().handle(event)
         if isinstance(event, Closed):
             for unsent in self._unsent.values():
@@ -316,22 +350,22 @@ class _Protocol(H2Protocol):
                 return
             elif not isinstance(event, h2.events.PriorityUpdated):
                 await super()._handle_events([event])
-        # h2 answers by itself what it tells nobody of, such as data on a stream that is over: that counts too.
+        # h2 answers some input itself without an event, such as data on a closed stream: send that too.
         await self._flush()
 
     def _is_flood(self, event: h2.events.StreamReset) -> bool:
         if event.stream_id in self.streams:
             self._resets += 1
-        return self._resets > max(RESETS_FORGIVEN, self.keep_alive_requests // 2)
+        return self._resets > max(RESETS_ALLOWED, self.keep_alive_requests // 2)
 
     async def _data_received(self, event: h2.events.DataReceived) -> None:
         octets = event.flow_controlled_length or 0
-        self._owed += octets
+        self._unreturned += octets
         stream = self._owner.streams.get(event.stream_id)
         if stream is not None:
-            self.held += octets
+            self.buffered += octets
             stream.data_arrived(bytes(event.data or b""), octets)
-        await self._grant()
+        await self._return_window()
 
     async def _create_stream(self, request: h2.events.RequestReceived) -> None:
         stream_id = request.stream_id

@@ -1,15 +1,15 @@
-"""Reading requests: bytes in, one request at a time out, without I/O.
+"""Parser of requests: bytes in, one request at a time out, without I/O.
 
-Theory of operation. llhttp (by way of httptools) parses; this module decides what it is given, and where it stops:
+Theory of operation. llhttp (in httptools) parses; this module decides what llhttp receives, and where it stops:
 
-- A head is collected until its empty line has arrived and is fed whole. So every limit is exact however the bytes were
-  cut, `Upgrade` can be kept from llhttp (RFC 9110 section 7.8 lets a server ignore it; the application sees it behind
-  the other headers), and what llhttp would tolerate is refused first: other protocols and versions, repeated spaces,
+- A head is collected until its empty line has arrived, and is fed whole. So each limit is exact for any cutting of the
+  bytes, `Upgrade` can be hidden from llhttp (RFC 9110 section 7.8 lets a server ignore it; the application sees it
+  after the other headers), and what llhttp tolerates is refused first: other protocols and versions, repeated spaces,
   stray line ends.
-- A body is fed up to its end and never past it: a `Content-Length` says where that is, and a chunked message always
-  ends in CRLF CRLF, so cutting behind each such pair makes the end of the message the end of a piece.
-- What follows belongs to the next request and stays unparsed until `next_request`. Responses are therefore in order by
-  construction, and pipelining costs no more memory than the caller has fed.
+- A body is fed up to its end and never beyond: `Content-Length` says where that is, and a chunked message always ends
+  in CRLF CRLF, so a cut after each such pair makes the end of the message the end of a piece.
+- The bytes after it belong to the next request and are not parsed before `next_request`. So responses are always in
+  order, and pipelining needs no more memory than the caller has fed.
 
 The rules are those of RFC 9112 ("HTTP/1.1") and RFC 9110 ("HTTP Semantics"), read strictly: a message that two readers
 could understand in two ways is refused.
@@ -18,24 +18,41 @@ could understand in two ways is refused.
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import Final
 
 import attrs
 import httptools
-
-from llm_proxy.server.refusal import PriorKnowledge, Refusal
 
 _REQUEST_LINE: Final = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+) ([!-~]+) HTTP/([0-9]\.[0-9])\r\n")
 _STRAY: Final = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n[ \t]|\x00")
 _UPGRADE: Final = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
 HOST: Final = re.compile(rb"(?:[A-Za-z0-9\-._~%!$&'()*+,;=]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 _ABSOLUTE: Final = re.compile(rb"https?://(?!:)([^/?#@]+)(/[^#]*)?(\?[^#]*)?", re.IGNORECASE)
-_JUDGED: Final = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"})
+_CHECKED: Final = frozenset({b"host", b"connection", b"content-length", b"transfer-encoding", b"expect"})
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n"
 _CHUNK_OVERHEAD: Final = 16 * 1024
 """Bytes of chunk extensions and trailers in one body, beyond what its chunks account for."""
 _CHUNK_ALLOWANCE: Final = 16
 """Bytes of framing that each chunk accounts for; its data accounts for as many as it has."""
+
+
+class RequestError(Exception):
+    """A request that the server answers itself: it is malformed, too slow, or the application has not answered it.
+
+    Attributes:
+        status: HTTP status code.
+        message: one sentence for the client.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        self.status = status
+        self.message = message
+        super().__init__(f"{status} {HTTPStatus(status).phrase}: {message}")
+
+
+class PriorKnowledge(Exception):
+    """The client began with HTTP/2's preface on a connection that speaks HTTP/1.1 (RFC 9113 section 3.3)."""
 
 
 @attrs.define(eq=False)
@@ -48,7 +65,7 @@ class Head:
         version: `1.0` or `1.1`.
         headers: in order, names in lower case, values without surrounding white space. `host` is the authority of an
             absolute-form target.
-        keep_alive: the client lets the connection live on (RFC 9112 section 9.3).
+        keep_alive: the client allows another request on the connection (RFC 9112 section 9.3).
         expects_continue: the client waits for `100 Continue` before it sends its body (RFC 9110 section 10.1.1).
         content_length: octets of the body; None when the body is chunked.
     """
@@ -65,8 +82,8 @@ class Head:
 class RequestReader:
     """Parses the requests of one connection, one after another.
 
-    `feed` takes bytes in any cutting. `head` is set once a request's head is complete, `take_body` gives what has
-    arrived of its body, `complete` says that this is all, and `next_request` goes on to the next.
+    `feed` takes bytes in pieces of any size. `head` is set when the head of a request is complete, `take_body` returns
+    what has arrived of the body, `complete` is true if that is all, and `next_request` continues with the next one.
     """
 
     def __init__(self, max_header_size: int) -> None:
@@ -80,33 +97,33 @@ class RequestReader:
         self._line: tuple[bytes, bytes, bytes] = (b"", b"", b"")
         self._authority: bytes | None = None
         self._headers: list[tuple[bytes, bytes]] = []
-        self._judged: list[tuple[bytes, bytes]] = []
+        self._checked: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
-        self._refusal: Refusal | None = None
+        self._error: RequestError | None = None
         self._remaining = 0
         self._tail = b""
         self._overhead = 0
 
     @property
     def pending(self) -> int:
-        """Bytes of an unfinished head, or behind the end of the current request."""
+        """Number of bytes of an incomplete head, or after the end of the current request."""
         return len(self._pending)
 
     @property
     def has_body(self) -> bool:
-        """Whether something of the body has arrived that was not taken yet."""
+        """Whether a piece of the body has arrived that was not taken yet."""
         return bool(self._body)
 
     @property
     def remaining(self) -> int | None:
-        """Octets of the body that have yet to arrive; None when their number is unknown."""
+        """Octets of the body that have not arrived; None if their number is unknown."""
         return None if self.head is None or self.head.content_length is None else self._remaining
 
     def feed(self, data: bytes) -> None:
         """Take bytes from the client.
 
         Raises:
-            Refusal: they are no request that may be served; nothing more can be read from this connection.
+            RequestError: the request is refused; nothing more can be read from this connection.
             PriorKnowledge: the client speaks HTTP/2.
         """
         if self.head is None:
@@ -127,10 +144,10 @@ class RequestReader:
         return data
 
     def next_request(self) -> None:
-        """Forget the request, which was read to its end, and start on what was sent behind it.
+        """Forget the current request, which is complete, and parse the bytes after it.
 
         Raises:
-            Refusal, PriorKnowledge: as `feed`.
+            RequestError, PriorKnowledge: as `feed`.
         """
         self.head = None
         self.complete = False
@@ -139,7 +156,7 @@ class RequestReader:
             self._read_head()
 
     def close(self) -> None:
-        """Let go of the parser, which refers back to this reader; nothing can be fed any more."""
+        """Delete the parser, which refers back to this reader; nothing can be fed any more."""
         del self._parser
 
     def _read_head(self) -> None:
@@ -151,8 +168,8 @@ class RequestReader:
             self._check(pending[: limit + 1])
             if len(pending) > limit:
                 if b"\r\n" in pending[:limit]:
-                    raise Refusal(431, f"The request line and headers are longer than {limit} bytes.")
-                raise Refusal(414, f"The request line is longer than {limit} bytes.")
+                    raise RequestError(431, f"The request line and headers are longer than {limit} bytes.")
+                raise RequestError(414, f"The request line is longer than {limit} bytes.")
             self._searched = max(0, len(pending) - 3)
             return
         self._searched = 0
@@ -160,31 +177,33 @@ class RequestReader:
         head, rest = (pending, b"") if end == len(pending) else (pending[:end], pending[end:])
         try:
             self._parse_head(head)
-        except (Refusal, PriorKnowledge):
+        except (RequestError, PriorKnowledge):
             self._check(head)
             raise
         if rest:
             self.feed(rest)
 
     def _check(self, beginning: bytes) -> None:
-        """Refuse what cannot become a head any more, at once and before any other fault is found with it."""
+        """Refuse what cannot become a valid head, at once and before any other error is reported."""
         if _STRAY.search(beginning):
-            raise Refusal(400, "The request has a stray line end, a folded line or a null byte in its head.")
+            raise RequestError(400, "The request has a stray line end, a folded line or a null byte in its head.")
 
     def _parse_head(self, head: bytes) -> None:
         match = _REQUEST_LINE.match(head)
         if match is None:
-            raise Refusal(400, "The request line is malformed.")
+            raise RequestError(400, "The request line is malformed.")
         method, target, version = match.group(1, 2, 3)
         if version not in {b"1.1", b"1.0"}:
             if head.startswith(_PREFACE):
                 raise PriorKnowledge
-            raise Refusal(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+            raise RequestError(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
         self._authority = None
         if method == b"CONNECT" or (not target.startswith(b"/") and (method, target) != (b"OPTIONS", b"*")):
             absolute = _ABSOLUTE.fullmatch(target)
             if method == b"CONNECT" or absolute is None:
-                raise Refusal(400, "The request target has to be a path that begins with '/', or an http or https URL.")
+                raise RequestError(
+                    400, "The request target has to be a path that begins with '/', or an http or https URL."
+                )
             self._authority, path, query = absolute.group(1, 2, 3)
             # RFC 9112 section 3.2.4: OPTIONS of a URL without a path asks about the server as a whole.
             target = (path or (b"*" if method == b"OPTIONS" and not query else b"/")) + (query or b"")
@@ -193,15 +212,15 @@ class RequestReader:
         try:
             self._parse(head)
         except httptools.HttpParserUpgrade:
-            # llhttp takes an upgrade for granted and stops behind the head, whose body would then be read as a request.
+            # llhttp accepts the upgrade and stops after the head. The body would then be read as a request.
             upgrades = [field for field in self._headers if field[0] == b"upgrade"]
-            self.head, self.complete, self._refusal = None, False, None
+            self.head, self.complete, self._error = None, False, None
             self._parser = httptools.HttpRequestParser(self)
             self._parse(_UPGRADE.sub(b"", head))
-        if self._refusal is not None:
-            raise self._refusal
+        if self._error is not None:
+            raise self._error
         if self.head is None:
-            raise Refusal(400, "The request head is malformed.")
+            raise RequestError(400, "The request head is malformed.")
         self.head.headers += upgrades
 
     def _read_body(self, data: bytes) -> None:
@@ -214,7 +233,7 @@ class RequestReader:
                 self._remaining = 0
                 self._parse(data)
             return
-        # The last bytes that were fed are looked at again, for an end that was cut in two.
+        # Search the last bytes that were fed again: the end may be cut in two.
         window, fed = self._tail + data, len(self._tail)
         view = memoryview(window)
         while fed < len(window) and not self.complete:
@@ -223,7 +242,7 @@ class RequestReader:
             self._parse(view[fed:end])
             fed = end
             if self._overhead > _CHUNK_OVERHEAD:
-                raise Refusal(400, "The chunked body is mostly chunk extensions or trailers.")
+                raise RequestError(400, "The chunked body is mostly chunk extensions or trailers.")
         self._tail = window[max(0, fed - 4) : fed]
         if self.complete:
             self._pending = window[fed:]
@@ -232,49 +251,49 @@ class RequestReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserInvalidMethodError as error:
-            raise Refusal(501, "The request method is not known here.") from error
+            raise RequestError(501, "The request method is not known here.") from error
         except httptools.HttpParserUpgrade:
             raise
         except httptools.HttpParserError as error:
-            raise self._refusal or Refusal(400, f"The request is malformed: {error}.") from error
+            raise self._error or RequestError(400, f"The request is malformed: {error}.") from error
 
-    # What follows is called by httptools. An exception here would come out of `feed_data` as another one.
+    # Called by httptools. `feed_data` would turn an exception of these methods into another one.
 
     def on_message_begin(self) -> None:
-        """Begin with an empty header section."""
+        """Start a header section."""
         self._headers = []
-        self._judged = []
+        self._checked = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; trailers are read and forgotten (RFC 9110 section 6.5.1)."""
+        """Store a header; trailers are discarded (RFC 9110 section 6.5.1)."""
         if self.head is None:
             name = name.lower()
             field = (name, value.rstrip(b" \t"))
             self._headers.append(field)
-            if name in _JUDGED:
-                self._judged.append(field)
+            if name in _CHECKED:
+                self._checked.append(field)
 
     def on_headers_complete(self) -> None:
-        """Judge the header section as a whole."""
+        """Check the header section."""
         method, target, version = self._line
         head = Head(
             method.decode("ascii"), target, version.decode("ascii"), self._headers, self._parser.should_keep_alive()
         )
         try:
-            _judge(head, self._judged, self._authority)
-        except Refusal as refusal:
-            self._refusal = refusal
+            _check_fields(head, self._checked, self._authority)
+        except RequestError as error:
+            self._error = error
         self.head = head
         self._remaining = head.content_length or 0
         self._tail = b""
         self._overhead = 0
 
     def on_chunk_header(self) -> None:
-        """Credit a chunk with its own framing."""
+        """Credit the chunk with its own framing."""
         self._overhead -= _CHUNK_ALLOWANCE
 
     def on_body(self, data: bytes) -> None:
-        """Keep a piece of the body."""
+        """Store a piece of the body."""
         self._body.append(data)
         self._overhead -= 2 * len(data)
 
@@ -283,52 +302,52 @@ class RequestReader:
         self.complete = True
 
 
-def _judge(head: Head, fields: list[tuple[bytes, bytes]], authority: bytes | None) -> None:
-    """Take from the header section what concerns the connection, and refuse what it may not hold.
+def _check_fields(head: Head, fields: list[tuple[bytes, bytes]], authority: bytes | None) -> None:
+    """Read the headers that concern the connection, and refuse invalid ones.
 
-    `fields` are those of `_JUDGED`, by their exact names: `Content_Length` is a header like any other. llhttp has made
-    sure before that there is at most one `Content-Length`, a number, and no `Transfer-Encoding` beside.
+    `fields` are those of `_CHECKED`, by their exact names: `Content_Length` is a header like any other. llhttp has
+    checked that there is at most one `Content-Length`, a number, and no `Transfer-Encoding` beside it.
     """
-    judged: dict[bytes, bytes] = {}
+    checked: dict[bytes, bytes] = {}
     for name, value in fields:
-        if name in judged and name != b"connection":
-            raise Refusal(400, f"The header '{name.decode()}' was sent twice.")
-        judged[name] = judged[name] + b"," + value if name in judged else value
+        if name in checked and name != b"connection":
+            raise RequestError(400, f"The header '{name.decode()}' was sent twice.")
+        checked[name] = checked[name] + b"," + value if name in checked else value
     modern = head.version == "1.1"
-    host = judged.get(b"host", None if modern else b"")
+    host = checked.get(b"host", None if modern else b"")
     if host is None:
-        raise Refusal(400, "The Host header is missing.")
+        raise RequestError(400, "The Host header is missing.")
     if not HOST.fullmatch(host):
-        raise Refusal(400, "The Host header is malformed.")
+        raise RequestError(400, "The Host header is malformed.")
     if authority is not None:  # RFC 9112 section 3.2.2: it takes the place of Host
         if not HOST.fullmatch(authority):
-            raise Refusal(400, "The authority of the request target is malformed.")
+            raise RequestError(400, "The authority of the request target is malformed.")
         head.headers = [field for field in head.headers if field[0] != b"host"]
         head.headers.insert(0, (b"host", authority))
-    if b"content-length" in judged:
-        head.content_length = int(judged[b"content-length"])
-    if b"connection" in judged and b"close" in [word.strip().lower() for word in judged[b"connection"].split(b",")]:
+    if b"content-length" in checked:
+        head.content_length = int(checked[b"content-length"])
+    if b"connection" in checked and b"close" in [word.strip().lower() for word in checked[b"connection"].split(b",")]:
         head.keep_alive = False
-    if b"transfer-encoding" in judged:
-        _judge_coding(head, judged[b"transfer-encoding"])
-    if b"expect" in judged and modern:
-        if judged[b"expect"].lower() != b"100-continue":
-            raise Refusal(417, "Only 'Expect: 100-continue' is supported.")
+    if b"transfer-encoding" in checked:
+        _check_coding(head, checked[b"transfer-encoding"])
+    if b"expect" in checked and modern:
+        if checked[b"expect"].lower() != b"100-continue":
+            raise RequestError(417, "Only 'Expect: 100-continue' is supported.")
         head.expects_continue = True
 
 
-def _judge_coding(head: Head, coding: bytes) -> None:
+def _check_coding(head: Head, coding: bytes) -> None:
     if head.version != "1.1":  # RFC 9112 section 6.1
-        raise Refusal(400, "HTTP/1.0 has no Transfer-Encoding.")
+        raise RequestError(400, "HTTP/1.0 has no Transfer-Encoding.")
     if coding.lower() != b"chunked":
-        raise Refusal(501, "The only transfer coding that is known here is 'chunked'.")
+        raise RequestError(501, "The only transfer coding that is known here is 'chunked'.")
     head.content_length = None
 
 
 def _end_of_chunks(data: bytes, start: int) -> int:
-    """Return the first place behind `start` where a chunked body may end: behind an empty line and a line that is not.
+    """Return the first position after `start` where a chunked body may end: after a line and an empty line.
 
-    Without one, that is the end of `data`.
+    If there is none, that is the end of `data`.
     """
     while True:
         found = data.find(b"\r\n\r\n", start)

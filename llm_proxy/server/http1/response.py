@@ -1,4 +1,4 @@
-"""Writing responses: ASGI messages in, bytes out, without I/O."""
+"""Serializer of responses: ASGI messages in, bytes out, without I/O."""
 
 from __future__ import annotations
 
@@ -17,10 +17,8 @@ _STATUS_LINES: Final = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode("ascii") for status in HTTPStatus
 }
 _KNOWN_NAMES: Final[set[bytes]] = set()
-"""Header names that were found to be tokens; bounded by `_KNOWN_NAMES_LIMIT`."""
+"""Valid header names, in the spelling of the application, without those of `_FRAMING`; at most 512."""
 _KNOWN_NAMES_LIMIT: Final = 512
-_PLAIN_NAMES: Final[set[bytes]] = set()
-"""Those of them that were spelled in lower case and have nothing to do with framing."""
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding", b"connection", b"keep-alive", b"date"})
 _CONNECTION_SPECIFIC: Final = frozenset(
     {b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"}
@@ -29,7 +27,7 @@ CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 def date_line() -> bytes:
-    """Return the `Date` header line (RFC 9110 section 6.6.1), made anew once in a second."""
+    """Return the `Date` header line (RFC 9110 section 6.6.1). It changes once a second."""
     return _date_line(int(time.time()))
 
 
@@ -39,7 +37,7 @@ def _date_line(now: int) -> bytes:
 
 
 class InvalidResponse(Exception):
-    """The application gave something that cannot be sent as a response."""
+    """The application sent a message that is not a valid part of a response."""
 
 
 class ResponseWriter:
@@ -47,8 +45,8 @@ class ResponseWriter:
 
     Attributes:
         keep_alive: whether another request may follow on the connection.
-        delimited: whether the client can tell an unfinished response from a finished one when the connection just
-            ends; false only where the end of the connection is the end of the body.
+        delimited: whether the client can detect an incomplete response when the connection is closed; false only if
+            the end of the connection is the end of the body.
     """
 
     __slots__ = ("_bodiless", "_chunked", "_modern", "_remaining", "_upgrade", "delimited", "keep_alive")
@@ -67,14 +65,14 @@ class ResponseWriter:
         """Return the status line and header section.
 
         Raises:
-            InvalidResponse: the status is not a final one, or a header cannot be sent as it is.
+            InvalidResponse: the status is not a final one, or a header is invalid.
         """
         _check_status(status)
         lines = []
         length: int | None = None
         dated = False
         for name, value in headers:
-            if name in _PLAIN_NAMES:
+            if name in _KNOWN_NAMES:
                 lines.append(b"%b: %b\r\n" % (name, value))
                 continue
             lower = name.lower()
@@ -87,9 +85,7 @@ class ResponseWriter:
                     continue
                 dated = True
             else:
-                _check_name(lower)
-                if name in _KNOWN_NAMES:
-                    _PLAIN_NAMES.add(bytes(name))
+                _check_name(name)
             lines.append(b"%b: %b\r\n" % (name, value))
         block = b"".join(lines)
         if len(block.translate(None, _CONTROLS)) != len(block) - 2 * len(lines):
@@ -114,7 +110,7 @@ class ResponseWriter:
             raise InvalidResponse(f"cannot send the transfer coding {bytes(value)!r}")
 
     def _frame(self, status: int, length: int | None) -> bytes:
-        """Decide how the end of the body will be known (RFC 9112 section 6.3)."""
+        """Decide how the client finds the end of the body (RFC 9112 section 6.3)."""
         framing = self._upgrade
         if status == 204:
             self._bodiless = True
@@ -137,14 +133,14 @@ class ResponseWriter:
 
     @property
     def probe(self) -> bytes:
-        """What can be sent between two pieces of the body and means nothing: a zero in front of a chunk's size."""
+        """Bytes that may be sent between two pieces of the body without a meaning: a zero before a chunk's size."""
         return b"0" if self._chunked else b""
 
     def body(self, data: bytes, *, more: bool) -> bytes:
-        """Return a piece of the body as it goes over the wire.
+        """Return a piece of the body with its framing.
 
         Raises:
-            InvalidResponse: the body has become longer than its `Content-Length`, or ends before it.
+            InvalidResponse: the body is longer or shorter than its `Content-Length`.
         """
         if self._bodiless:
             return b""
@@ -155,14 +151,14 @@ class ResponseWriter:
         if self._remaining is not None:
             self._remaining -= len(data)
             if self._remaining < 0 or (self._remaining and not more):
-                raise InvalidResponse("the body does not have the length that its Content-Length says")
+                raise InvalidResponse("the body does not have the length of its Content-Length")
         return data
 
 
 def checked_fields(status: int, headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[tuple[bytes, bytes]], int | None]:
-    """Return response headers as HTTP/2 wants them, and the content length that they announce.
+    """Return response headers for HTTP/2, and their content length.
 
-    Names are in lower case, what concerns one connection is left out (RFC 9113 section 8.2.2), and `date` is there.
+    Names are in lower case, connection-specific headers are removed (RFC 9113 section 8.2.2), and `date` is added.
 
     Raises:
         InvalidResponse: as `ResponseWriter.start`.
@@ -175,7 +171,8 @@ def checked_fields(status: int, headers: Iterable[tuple[bytes, bytes]]) -> tuple
         lower = bytes(name).lower()
         if lower in _CONNECTION_SPECIFIC:
             continue
-        _check_name(lower)
+        if lower not in _KNOWN_NAMES:
+            _check_name(lower)
         if len(bytes(value).translate(None, _CONTROLS)) != len(value):
             raise InvalidResponse("a header value holds a control character")
         if lower == b"content-length":
@@ -199,9 +196,7 @@ def _length(value: bytes, before: int | None) -> int:
 
 
 def _check_name(name: bytes) -> None:
-    if name in _KNOWN_NAMES:
-        return
     if not TOKEN.fullmatch(name):
         raise InvalidResponse(f"{bytes(name)!r} is not a header name")
-    if len(_KNOWN_NAMES) < _KNOWN_NAMES_LIMIT:
+    if len(_KNOWN_NAMES) < _KNOWN_NAMES_LIMIT and name.lower() not in _FRAMING:
         _KNOWN_NAMES.add(bytes(name))
