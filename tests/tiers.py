@@ -18,6 +18,7 @@ SLOW_PLACES = (
     "tests/db/test_migrating_at_once.py",
     "tests/docs/test_checkout.py",
     "tests/docs/test_site.py",
+    "tests/harness/",
     "tests/scenarios/test_crash.py",
     "tests/scenarios/test_disconnect_storm.py",
     "tests/scenarios/test_hostile_bytes.py",

@@ -50,7 +50,9 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
-#: What `make test` starts where nothing more is said.
+#: What `make lint`, `make check` and `make test` start without ARGS.
+LINT = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports", "--no-logo"]]
+FAST_TESTS = ["python", "-m", "pytest", "-m", "not slow", "--numprocesses", "4", "--dist", "loadfile"]
 ALL_TESTS = ["python", "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 
 
@@ -146,11 +148,10 @@ def run(server: Server, text: str, url: str, secret: str) -> dict[str, Any]:
 def test_setting_up(fresh: Path) -> None:
     assert calls(fresh, block(CONTRIBUTING, "set up")) == [
         ["llm-proxy", "demo"],
+        *LINT,
+        FAST_TESTS,
         ALL_TESTS,
-        ["ruff", "check"],
-        ["ruff", "format", "--check"],
-        ["mypy"],
-        ["lint-imports", "--no-logo"],
+        *LINT,
     ]
 
 
