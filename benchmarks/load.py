@@ -16,11 +16,11 @@ import click
 import msgspec
 import trio
 
-from llm_proxy.load import BUSY, CannotBegin, Load, Plan, Target, report, spread
+from llm_proxy.load import BUSY, CannotStart, Load, Plan, Target, report
 from llm_proxy.load.pacing import Arrivals
 from llm_proxy.net.tls import client_context
 
-__all__ = ["BUSY", "CHAT", "SDK_HEADERS", "Target", "spread"]
+__all__ = ["BUSY", "CHAT", "SDK_HEADERS", "Target"]
 
 #: What OpenAI's Python SDK sends, beside the credential and the length.
 SDK_HEADERS = (
@@ -108,10 +108,10 @@ def main(  # noqa: PLR0913 - one for each option
     load = Load(target, plan)
     try:
         trio.run(load.run)
-    except CannotBegin as error:
+    except CannotStart as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
-    found = report(plan, load.tally)
+    found = report(plan, load.measured)
     click.echo(msgspec.json.encode(found))
     _warn(found)
     if found["errors"]:

@@ -1,35 +1,28 @@
-"""Puts load on an HTTP server and says what it saw, at as little cost to the machine as Python allows.
+"""A load generator: puts load on an HTTP server and measures it, at little CPU cost.
 
-- `target`: where the load goes, and the bytes of its requests
-- `wire`: a connection, plain or TLS
-- `framing`: where an answer ends, sans-I/O
-- `timer`: waits more finely than the event loop can
-- `pacing`: when the next request begins, in a closed loop or an open one
-- `histogram`: distributions of times, in bounded memory
-- `tally`: what was measured
-- `engine`: the connections at work
-- `report`: all of it as one mapping for JSON
-
-It imports nothing else of ours but `net.tls`, so that what it measures is not itself.
+- `target`: the server, and the bytes of its requests
+- `response`: parser of responses, sans-I/O
+- `pacing`: when the next request begins: closed loop or fixed rate
+- `histogram`: distributions of durations, in bounded memory
+- `measurements`: what was measured, and its report for JSON
+- `engine`: the connections
 """
 
 from __future__ import annotations
 
-from llm_proxy.load.engine import CannotBegin, Load
-from llm_proxy.load.histogram import Histogram, spread
+from llm_proxy.load.engine import CannotStart, Load
+from llm_proxy.load.histogram import DurationHistogram
+from llm_proxy.load.measurements import BUSY, Measurements, report
 from llm_proxy.load.pacing import Plan
-from llm_proxy.load.report import BUSY, report
-from llm_proxy.load.tally import Tally
 from llm_proxy.load.target import Target
 
 __all__ = [
     "BUSY",
-    "CannotBegin",
-    "Histogram",
+    "CannotStart",
+    "DurationHistogram",
     "Load",
+    "Measurements",
     "Plan",
-    "Tally",
     "Target",
     "report",
-    "spread",
 ]

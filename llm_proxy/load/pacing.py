@@ -1,10 +1,10 @@
 """When the next request begins.
 
-A closed loop sends it when an answer is complete, and so finds out how much a server can do. It cannot find out how
-long people wait: while the server stalls, it asks nothing. An open loop has a plan of moments that owes nothing to the
-server, as people's requests do, and times are counted from those moments; a request for which no connection is free
-waits in line, and its waiting counts. Latency that is counted from the sending instead leaves that out, which is known
-as coordinated omission.
+A closed loop sends it when a response is complete, and measures how much a server can do. It cannot measure how long
+users wait: while the server stalls, it sends nothing. With a fixed rate requests have planned starts that do not depend
+on the server, as those of users do, and durations count from those starts. If no connection is free, a request waits in
+a queue, and its waiting counts. A latency that counts from sending would omit it, which is known as coordinated
+omission.
 """
 
 from __future__ import annotations
@@ -13,29 +13,31 @@ import time
 from collections.abc import Iterator
 from itertools import count, islice, takewhile
 from random import Random
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 import trio
 from attrs import frozen
 
-from llm_proxy.load.tally import TIMED_OUT, Tally
-from llm_proxy.load.timer import Timer
+if TYPE_CHECKING:
+    from llm_proxy.load.measurements import Measurements
 
 Arrivals = Literal["even", "poisson"]
+#: The failure of a request that took longer than the timeout. Other failures have the names of their exceptions.
+TIMED_OUT: Final = "Timeout"
 
 
 @frozen
 class Plan:
-    """How much load, and how it comes.
+    """How much load, and when requests begin.
 
     Attributes:
-        connections: that are open at most, each with one request at a time.
-        requests: after so many no more begin; None for no such limit.
-        seconds: likewise, after that time.
-        rate: requests per second of an open loop; None for a closed one.
-        arrivals: of an open loop: evenly spaced, or as independent people come (a Poisson process).
+        connections: maximum number of connections, each with one request at a time.
+        requests: start no more than this number of requests; None for no limit.
+        seconds: start no request after this time; None for no limit.
+        rate: requests per second; None for a closed loop.
+        arrivals: with a rate: evenly spaced, or as from independent users (a Poisson process).
         seed: of the Poisson process.
-        timeout: seconds after which a request is given up, its waiting in line included.
+        timeout: give up a request after this number of seconds, including its time in the queue.
     """
 
     connections: int = 32
@@ -48,47 +50,47 @@ class Plan:
 
     @property
     def planned(self) -> int | None:
-        """How many requests there will be; None where only the server decides. Poisson arrivals come to about that."""
+        """Number of requests, with Poisson arrivals approximately; None if it depends on the server."""
         if self.rate is None or self.seconds is None:
             return self.requests
         within = max(1, round(self.rate * self.seconds))
         return within if self.requests is None else min(within, self.requests)
 
-    def moments(self) -> Iterator[float]:
-        """Return when the requests of an open loop begin, in seconds from the start."""
+    def starts(self) -> Iterator[float]:
+        """Return when the requests of a fixed rate begin, in seconds from the start of the load."""
         if self.rate is None:
-            raise ValueError("a closed loop has no moments")
+            raise ValueError("a closed loop has no planned starts")
         times = (number / self.rate for number in count()) if self.arrivals == "even" else self._poisson(self.rate)
         if self.seconds is not None:
             end = self.seconds
-            times = takewhile(lambda moment: moment < end, times)
+            times = takewhile(lambda start: start < end, times)
         return islice(times, self.requests)
 
     def _poisson(self, rate: float) -> Iterator[float]:
         source = Random(self.seed)  # noqa: S311 - load is random, not secret
-        moment = 0.0
+        start = 0.0
         while True:
-            moment += source.expovariate(rate)
-            yield moment
+            start += source.expovariate(rate)
+            yield start
 
 
 class Pace(Protocol):
-    """Tells each free connection when its next request was to begin."""
+    """Gives each free connection the start of its next request."""
 
-    async def take(self) -> float | None:
-        """Wait until a request begins, and return the moment that it was meant to; None when no more do."""
+    async def next_start(self) -> float | None:
+        """Wait until a request begins, and return the time from which it counts; None if there are no more."""
 
 
 class ClosedLoop:
     """The next request begins at once."""
 
     def __init__(self, plan: Plan, began: float) -> None:
-        """Count from this moment of `time.perf_counter`."""
+        """Begin at this time of `time.perf_counter`."""
         self._left = plan.requests
         self._deadline = None if plan.seconds is None else began + plan.seconds
 
-    async def take(self) -> float | None:
-        """Return the present."""
+    async def next_start(self) -> float | None:
+        """Return the current time."""
         now = time.perf_counter()
         if self._deadline is not None and now >= self._deadline:
             return None
@@ -99,36 +101,39 @@ class ClosedLoop:
         return now
 
 
-class OpenLoop:
-    """The next request begins when the plan says so, or as soon after it as a connection is free.
+class FixedRate:
+    """The next request begins at its planned start, or as soon after it as a connection is free.
 
-    Connections that are free stand in a queue, and the first of them waits for the next moment; so a moment that has
-    passed already when it is taken found no connection free.
+    Free connections wait in a queue, and the first one waits for the next planned start. So if that has passed already,
+    no connection was free.
     """
 
-    def __init__(self, plan: Plan, began: float, timer: Timer, tally: Tally) -> None:
-        """Count from this moment of `time.perf_counter`."""
-        self._moments = plan.moments()
+    def __init__(self, plan: Plan, began: float, measured: Measurements) -> None:
+        """Begin at this time of `time.perf_counter`."""
+        self._starts = plan.starts()
         self._timeout = plan.timeout
         self._began = began
-        self._timer = timer
-        self._tally = tally
+        self._measured = measured
         self._queue = trio.Lock()
 
-    async def take(self) -> float | None:
-        """Wait for the next moment of the plan; those that waited for longer than the timeout are given up."""
+    async def next_start(self) -> float | None:
+        """Wait for the next planned start; requests that waited longer than the timeout are given up.
+
+        The generator's own lag is added to the planned start: the event loop wakes up to a millisecond late.
+        """
         free = time.perf_counter()
         async with self._queue:
-            for offset in self._moments:
-                moment = self._began + offset
+            for offset in self._starts:
+                start = self._began + offset
                 now = time.perf_counter()
-                if now < moment:
-                    await self._timer.wait_until(moment)
+                if now < start:
+                    await trio.sleep(start - now)
                     now = time.perf_counter()
-                elif now - moment > self._timeout:
-                    self._tally.failures[TIMED_OUT] += 1
+                elif now - start > self._timeout:
+                    self._measured.failures[TIMED_OUT] += 1
                     continue
-                self._tally.lag.add(max(0.0, now - max(moment, free)))
-                self._tally.waited += moment < free
-                return moment
+                lag = max(0.0, now - max(start, free))
+                self._measured.lag.add(lag)
+                self._measured.waited += start < free
+                return start + lag
         return None

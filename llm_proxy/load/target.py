@@ -1,4 +1,4 @@
-"""Where the load goes, and the bytes of its requests."""
+"""The server that gets the load, and the bytes of its requests."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from attrs import field, frozen
 
 from llm_proxy.net.tls import client_context
 
-_USUAL_PORTS = {"http": 80, "https": 443}
-#: What may stand in no line of a request's head (RFC 9110 section 5.5), as it would end the line.
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+#: Characters that end a line of a head, so no field may contain them (RFC 9110 section 5.5).
 _UNSAFE = re.compile(r"[\r\n\0]")
 
 
 @frozen
 class Target:
-    """A server, and the requests that it is sent: all alike but for their tokens.
+    """A server and its requests, which differ only in their tokens.
 
     Attributes:
         host, port: where to connect.
-        prefix, suffix: the request, before and after its credential.
-        credentials: whole header lines that take turns; the empty one where no token is sent.
-        tls: how to speak TLS; None for plain HTTP.
-        bodiless: answers have no body whatever their heads say, as those to HEAD.
+        prefix, suffix: the request before and after its credential.
+        credentials: header lines that are used in turn; one empty line if no token is sent.
+        tls: TLS context; None for plain HTTP.
+        bodiless: responses have no body, as those to HEAD.
     """
 
     host: str
@@ -48,21 +48,21 @@ class Target:
         tokens: Sequence[str] = (),
         tls: ssl.SSLContext | None = None,
     ) -> Target:
-        """Render the requests; `tokens` travel as Bearer credentials, in turn.
+        """Render the requests.
 
         Args:
-            method: of the request, such as POST.
+            method: HTTP method, such as POST.
             url: http or https, with path and query.
-            headers: sent as they are, after `Host`, which they may replace.
+            headers: unchanged, after `Host`, which they may replace.
             body: sent with its length.
-            tokens: nothing is sent where there are none.
-            tls: for https; a context that checks certificates where None.
+            tokens: sent as Bearer credentials, in turn.
+            tls: for https; None for a context that verifies certificates.
 
         Raises:
-            ValueError: the URL, or a line of the head, cannot be sent. The message holds no token.
+            ValueError: the URL or a header is invalid. The message contains no token.
         """
         parts = urlsplit(url)
-        if parts.scheme not in _USUAL_PORTS or not parts.hostname:
+        if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
             raise ValueError("the URL must begin with http:// or https://")
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         lines = [f"{method} {path} HTTP/1.1"]
@@ -74,7 +74,7 @@ class Target:
         secure = parts.scheme == "https"
         return cls(
             host=parts.hostname,
-            port=parts.port or _USUAL_PORTS[parts.scheme],
+            port=parts.port or _DEFAULT_PORTS[parts.scheme],
             prefix=b"".join(_line(line) for line in lines),
             suffix=b"\r\n" + body,
             credentials=tuple(_line(f"Authorization: Bearer {token}") for token in tokens) or (b"",),
@@ -84,21 +84,23 @@ class Target:
 
     @property
     def request(self) -> bytes:
-        """The first request, whole."""
+        """The first request."""
         return self.prefix + self.credentials[0] + self.suffix
 
     def requests(self) -> Iterator[bytes]:
-        """All requests, one after the other, without end."""
+        """Return all requests in sequence; it is infinite."""
         if len(self.credentials) == 1:
             return repeat(self.request)
-        # Not rendered beforehand: a hundred thousand requests are far larger than as many tokens.
+        # Not rendered in advance: a hundred thousand requests are much larger than as many tokens.
         return (self.prefix + credential + self.suffix for credential in cycle(self.credentials))
 
 
 def _line(text: str) -> bytes:
     if _UNSAFE.search(text):
-        raise ValueError(f"{text.partition(' ')[0].rstrip(':')!r} holds a line break or a NUL")
+        raise ValueError(f"{text.partition(' ')[0].rstrip(':')!r} contains a line break or a NUL")
     try:
         return text.encode("latin-1") + b"\r\n"
     except UnicodeEncodeError:
-        raise ValueError(f"{text.partition(' ')[0].rstrip(':')!r} holds characters that no header can") from None
+        raise ValueError(
+            f"{text.partition(' ')[0].rstrip(':')!r} contains characters that are not allowed in a header"
+        ) from None

@@ -129,7 +129,12 @@ async def open_stream(host: str, port: int) -> trio.SocketStream:
 
 
 async def connect(
-    host: str, port: int, context: ssl.SSLContext | None, *, server_hostname: str | None = None
+    host: str,
+    port: int,
+    context: ssl.SSLContext | None,
+    *,
+    server_hostname: str | None = None,
+    need_close_notify: bool = True,
 ) -> ClientSocket:
     """Connect to `host`, and do the TLS handshake if there is a `context`.
 
@@ -138,6 +143,7 @@ async def connect(
         port: TCP port.
         context: TLS context of a client; None for plain TCP.
         server_hostname: the name that the certificate must have; `host` if None.
+        need_close_notify: with TLS, the end of TCP without a close_notify is an error, and not the end of the stream.
 
     Raises:
         OSError: no address accepts a connection, or (`ssl.SSLError`) the TLS handshake failed.
@@ -152,7 +158,7 @@ async def connect(
                 connected,
                 server_hostname=server_hostname or host,
                 do_handshake_on_connect=False,
-                suppress_ragged_eofs=False,
+                suppress_ragged_eofs=not need_close_notify,
             )
             await _handshake(connected)
         return ClientSocket(connected)

@@ -15,7 +15,7 @@ Scope: TypeAlias = dict[str, Any]
 Message: TypeAlias = dict[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
-Application: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
+ASGIApp: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 Address: TypeAlias = tuple[str, int | None]
 """Host and port; for a Unix socket its path and None."""
 
@@ -46,7 +46,7 @@ class Lifespan:
         broken: set when the lifespan has raised between startup and shutdown.
     """
 
-    def __init__(self, app: Application, report: Callable[[BaseException], None], timeout: float) -> None:
+    def __init__(self, app: ASGIApp, report: Callable[[BaseException], None], timeout: float) -> None:
         """Prepare the lifespan of `app`; its shutdown may take `timeout` seconds."""
         self.state: dict[str, Any] = {}
         self.broken = trio.Event()

@@ -15,7 +15,7 @@ import trio
 
 from llm_proxy.net.disconnect import DisconnectWatcher
 from llm_proxy.net.timeouts import TimeoutWheel
-from llm_proxy.server.asgi import Application
+from llm_proxy.server.asgi import ASGIApp
 
 MAX_CONNECTIONS: Final = 10_000
 _BACK_OFF: Final = 0.1
@@ -166,7 +166,7 @@ class ServerContext:
         keep_alive_wheel: ends connections on which no request begins in time.
     """
 
-    app: Application
+    app: ASGIApp
     config: ServerConfig
     state: dict[str, Any]
     connections: ConnectionTracker = attrs.field(factory=ConnectionTracker)

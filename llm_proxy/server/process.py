@@ -7,13 +7,13 @@ from collections.abc import Callable
 
 import trio
 
-from llm_proxy.server.asgi import Address, Application
+from llm_proxy.server.asgi import Address, ASGIApp
 from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.server import serve
 
 
 async def serve_until_signal(
-    app: Application,
+    app: ASGIApp,
     config: ServerConfig,
     *,
     delay: float = 0.0,

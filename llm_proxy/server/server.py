@@ -10,7 +10,7 @@ from collections.abc import Callable
 import trio
 
 from llm_proxy.net.disconnect import DisconnectWatcher
-from llm_proxy.server.asgi import Address, Application, Lifespan, report_each
+from llm_proxy.server.asgi import Address, ASGIApp, Lifespan, report_each
 from llm_proxy.server.context import ServerConfig, ServerContext
 from llm_proxy.server.http1.connection import Http1Connection
 from llm_proxy.server.http2.connection import Http2Connection
@@ -26,7 +26,7 @@ TURN = 0.0003
 
 
 async def serve(
-    app: Application,
+    app: ASGIApp,
     config: ServerConfig,
     *,
     stop: trio.Event,

@@ -69,7 +69,6 @@ def test_the_defaults_send_two_hundred_small_requests(benchmark: Run, proxy: Dep
     assert re.search(r"^latency +[\d.]+ m?s", result.stdout, re.MULTILINE)
     assert re.search(r"^first byte +[\d.]+ m?s", result.stdout, re.MULTILINE)
     assert "gap" not in result.stdout
-    assert re.search(r"^ +[\d.]+ m?s - +[\d.]+ m?s  █{40} \d+$", result.stdout, re.MULTILINE)
     assert re.search(r"kB received; the load generator used \d+% of a core\.\n$", result.stdout)
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert proxy.upstream.counts()["requests"] == 200
@@ -194,7 +193,7 @@ def test_a_server_that_repeats_the_token_does_not_make_it_shown(run: Run) -> Non
         (("--path", "/v1/files"), "what /v1/files takes is not known; give it with --body"),
         (("--method", "P OST"), "--method 'P OST' is none that a proxy forwards, such as POST"),
         (("--header", "canary"), "a --header is no header; write it as 'NAME: VALUE'"),
-        (("--header", "X: a\r\nY: b"), "this cannot be sent: 'X' holds a line break or a NUL"),
+        (("--header", "X: a\r\nY: b"), "this cannot be sent: 'X' contains a line break or a NUL"),
         (("--header", "Authorization: canary"), "--header cannot replace Authorization, which the command says itself"),
         (("--body", "pyproject.toml"), "Invalid value for '--body': File 'pyproject.toml' does not exist"),
         (("--body", "empty", "--stream"), "--body says model and stream itself; leave out --model and --stream"),
@@ -202,7 +201,7 @@ def test_a_server_that_repeats_the_token_does_not_make_it_shown(run: Run) -> Non
         (("--rate", "0"), "Invalid value for '--rate': 0.0 is not in the range x>0"),
         (("-n", "0"), "Invalid value for '--requests' / '-n': 0 is not in the range x>=1"),
         (("--base-url", "https://h", "--ca", "empty"), "empty holds no certificate in PEM form"),
-        (("--base-url", "http://127.0.0.1:9"), "cannot connect to 127.0.0.1:9: Connection refused; is the proxy"),
+        (("--base-url", "http://127.0.0.1:9"), "cannot connect to 127.0.0.1:9: connection refused; is the proxy"),
         (("--token", ""), "there is no token; give one of the proxy's with LLM_PROXY_TOKEN or --token"),
     ],
 )
@@ -232,7 +231,7 @@ def test_tls_with_an_authority_of_ones_own(run: Run, tmp_path: Path, session_ups
     }
     with running_server(settings, ready=False) as server:
         trusting = ["benchmark", "--base-url", server.url, "--token", "sk-none", "--ca", str(tmp_path / "ca.pem")]
-        while (result := run(*trusting)).exit_code == 2 and "Connection refused" in result.stderr:
+        while (result := run(*trusting)).exit_code == 2 and "connection refused" in result.stderr:
             assert server.process.running
         assert result.exit_code == 3, result.stderr
         result = run("benchmark", "--base-url", server.url, "--token", "sk-none")

@@ -1,4 +1,4 @@
-"""Small servers that do what a test says, one function for each answer."""
+"""Small servers with one function for each response."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
-#: Answers one request on a connection; False closes that.
+#: Answers one request on a connection; False closes the connection.
 Answer = Callable[[trio.abc.Stream, int], Awaitable[bool]]
 
 
 @define(eq=False)
 class Server:
-    """What a server has seen.
+    """Counts what a server has received.
 
     Attributes:
         port: on 127.0.0.1.
-        connections: that were opened.
-        requests: whole, in the order of their arrival.
+        connections: number of accepted connections.
+        requests: in order of arrival.
     """
 
     port: int = 0
@@ -38,7 +38,7 @@ class Server:
 
 
 async def start(nursery: trio.Nursery, answer: Answer, tls: ssl.SSLContext | None = None) -> Server:
-    """Serve until the nursery is cancelled; `answer` is called with the number of the request, from 1 on."""
+    """Serve until the nursery is cancelled; `answer` is called with the number of the request, from 1."""
     server = Server()
 
     async def serve(plain: trio.SocketStream) -> None:
@@ -75,7 +75,7 @@ async def _request(stream: trio.abc.Stream) -> bytes | None:
 
 
 def always(answer: bytes, *, stays: bool = True) -> Answer:
-    """Give every request the same answer; the connection stays, or not."""
+    """Answer all requests with the same bytes; the connection stays open if `stays`."""
 
     async def give(stream: trio.abc.Stream, number: int) -> bool:
         await stream.send_all(answer)

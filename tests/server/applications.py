@@ -7,7 +7,7 @@ from typing import Any
 import trio
 from attrs import Factory, define
 
-from llm_proxy.server.asgi import Application, Message, Receive, Scope, Send
+from llm_proxy.server.asgi import ASGIApp, Message, Receive, Scope, Send
 
 
 async def respond(send: Send, body: bytes, *, status: int = 200, length: int | None = None) -> None:
@@ -82,7 +82,7 @@ class Hold:
         scope.cancel()
 
 
-def saying(*messages: Message) -> Application:
+def saying(*messages: Message) -> ASGIApp:
     """An application that sends these messages whatever it is asked, and returns."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -100,7 +100,7 @@ def body(data: bytes = b"", *, more: bool = False) -> Message:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
-def with_lifespan(app: Application, journal: list[str] | None = None, **state: Any) -> Application:
+def with_lifespan(app: ASGIApp, journal: list[str] | None = None, **state: Any) -> ASGIApp:
     """Give an application a lifespan that leaves `state` and writes into `journal`."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from llm_proxy.server.asgi import Application
+from llm_proxy.server.asgi import ASGIApp
 from llm_proxy.server.context import ServerConfig, ServerContext
 from llm_proxy.server.http1.connection import Http1Connection
 from llm_proxy.server.transport import SocketTransport
@@ -86,7 +86,7 @@ async def connect(nursery: trio.Nursery) -> AsyncIterator[Connect]:
     """Connect to an application by a socket pair; keywords are fields of `ServerConfig`, and `tcp=True`."""
     ends: list[tuple[SocketTransport, socket.socket]] = []
 
-    def make(app: Application, *, tcp: bool = False, **fields: Any) -> Peer:
+    def make(app: ASGIApp, *, tcp: bool = False, **fields: Any) -> Peer:
         ours, theirs = tcp_pair() if tcp else socket.socketpair()
         ours.settimeout(0)
         reports: list[BaseException] = []
@@ -159,7 +159,7 @@ ServeTls = Callable[..., AbstractAsyncContextManager[Running]]
 def serve_tls(certificate: tuple[Path, Path]) -> ServeTls:
     """Serve an application over TLS; keywords are fields of `ServerConfig`."""
 
-    def make(app: Application, **fields: Any) -> AbstractAsyncContextManager[Running]:
+    def make(app: ASGIApp, **fields: Any) -> AbstractAsyncContextManager[Running]:
         return run_server(app, tls_cert=certificate[0], tls_key=certificate[1], **fields)
 
     return make

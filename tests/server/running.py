@@ -10,7 +10,7 @@ from typing import Any, Self
 import trio
 from attrs import Factory, define
 
-from llm_proxy.server.asgi import Application
+from llm_proxy.server.asgi import ASGIApp
 from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.server import serve
 from tests.server.answers import Answer, Truncated, read_answers
@@ -113,7 +113,7 @@ class Client:
 
 
 @asynccontextmanager
-async def run_server(app: Application, **fields: Any) -> AsyncIterator[Running]:
+async def run_server(app: ASGIApp, **fields: Any) -> AsyncIterator[Running]:
     """Serve `app` while the block runs; keywords are fields of `ServerConfig`."""
     running = Running()
     config = ServerConfig(**{"port": 0, "report": running.reports.append, **fields})

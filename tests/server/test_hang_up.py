@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(not DisconnectWatcher.available(), reason="this 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
-class Application:
+class ASGIApp:
     """Waits until it is told that the client has left, without ever calling `receive`."""
 
     def __init__(self, *, late: bool = False) -> None:
@@ -64,7 +64,7 @@ def reset(client: socket.socket) -> None:
 @pytest.mark.parametrize("late", [False, True], ids=["while-it-runs", "before-it-asks"])
 @pytest.mark.parametrize("pipelined", [b"", REQUEST, REQUEST * 200], ids=["alone", "another-behind", "many-behind"])
 async def test_it_is_told(leave: Callable[[socket.socket], None], *, late: bool, pipelined: bytes) -> None:
-    application = Application(late=late)
+    application = ASGIApp(late=late)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
 

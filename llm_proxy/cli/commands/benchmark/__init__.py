@@ -23,7 +23,7 @@ from llm_proxy.cli.failures import ERROR, INTERRUPTED, CannotConnect, NotAuthori
 from llm_proxy.cli.output import print_json, printable
 from llm_proxy.cli.program import Command
 from llm_proxy.config.kinds import duration
-from llm_proxy.load import CannotBegin, Load, Plan, Target, report
+from llm_proxy.load import CannotStart, Load, Plan, Target, report
 from llm_proxy.net.tls import client_context
 
 _REQUESTS = 200
@@ -101,20 +101,21 @@ def command(context: click.Context, /, *, base_url: str, token: str | None, as_j
     _warn_of_the_cost(plan, url)
     load = Load(target, plan, stop_if_refused=True)
     interrupted = trio.run(_run, load)
-    tally = load.tally
-    if tally.refusal is not None:
+    measured = load.measured
+    if measured.token_refused is not None:
         words = (
-            printable(tally.refusal.message.replace(token, "…")).rstrip(".") or f"HTTP status {tally.refusal.status}"
+            printable(measured.token_refused.message.replace(token, "…")).rstrip(".")
+            or f"HTTP status {measured.token_refused.status}"
         )
         raise NotAuthorised(f"{base_url} refused the token: {words}")
-    found = report(plan, tally) | {"url": url, "interrupted": interrupted}
+    found = report(plan, measured) | {"url": url, "interrupted": interrupted}
     if as_json:
         print_json(found)
     else:
-        show_summary(plan, tally)
+        show_summary(plan, measured)
     if interrupted:
         context.exit(INTERRUPTED)
-    if tally.failed:
+    if measured.failed:
         context.exit(ERROR)
 
 
@@ -180,7 +181,7 @@ async def _run(load: Load) -> bool:
             nursery.start_soon(show_progress, load)
             try:
                 await load.run()
-            except CannotBegin as error:
+            except CannotStart as error:
                 raise CannotConnect(f"{error}; is the proxy running, and --base-url right?") from None
             nursery.cancel_scope.cancel()
     return interrupted

@@ -10,7 +10,7 @@ import trio
 
 from llm_proxy.load import Load
 
-#: Seconds between looks at the tally. Drawing takes time from the load, so it is seldom.
+#: Seconds between looks at the measured. Drawing takes time from the load, so it is seldom.
 _BAR_EVERY = 0.2
 _LINE_EVERY = 5.0
 #: Steps of a bar that shows time.
@@ -32,7 +32,7 @@ async def _draw(load: Load) -> None:
     with click.progressbar(length=length, label="Sending", item_show_func=_failures, file=sys.stderr) as bar:
 
         def draw() -> None:
-            passed = int((time.perf_counter() - began) * _STEPS_PER_SECOND) if number is None else load.tally.done
+            passed = int((time.perf_counter() - began) * _STEPS_PER_SECOND) if number is None else load.measured.done
             bar.update(min(passed, length) - bar.pos, load)
             # Without this it would be drawn only when it has grown.
             bar.render_progress()
@@ -46,11 +46,11 @@ async def _draw(load: Load) -> None:
 
 
 def _failures(load: Load | None) -> str | None:
-    return f"{load.tally.failed:,} failed" if load is not None and load.tally.failed else None
+    return f"{load.measured.failed:,} failed" if load is not None and load.measured.failed else None
 
 
 async def _tell(load: Load) -> None:
     whole = "" if load.plan.planned is None else f" of {load.plan.planned:,}"
     while True:
         await trio.sleep(_LINE_EVERY)
-        click.echo(f"{load.tally.done:,}{whole} requests done, {load.tally.failed:,} failed", err=True)
+        click.echo(f"{load.measured.done:,}{whole} requests done, {load.measured.failed:,} failed", err=True)

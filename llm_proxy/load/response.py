@@ -1,7 +1,7 @@
-"""Where an answer ends (RFC 9112 section 6), sans-I/O: bytes in, however they are cut, and the same answer out.
+"""Parser of HTTP/1 responses (RFC 9112 section 6), sans-I/O: the result does not depend on how the bytes are cut.
 
-Most answers have a Content-Length and come in one piece; for those a few searches within the head are all it takes.
-llhttp reads the chunked ones.
+Most responses have a Content-Length and arrive in one piece: a few searches in the head are enough for them. llhttp
+parses the chunked ones.
 """
 
 from __future__ import annotations
@@ -11,38 +11,38 @@ from typing import Any, Final
 
 import httptools
 
-#: Of the body of an error, how much is kept to read its code and message from.
+#: Bytes of an error body that are kept, for its code and message.
 _KEPT: Final = 65_536
-_LONGEST_HEAD: Final = 1_048_576
+_MAX_HEAD: Final = 1_048_576
 _HEAD_END: Final = b"\r\n\r\n"
 _LENGTH: Final = b"\r\ncontent-length:"
-_BEHIND: Final = "the answer goes on behind its end"
+_AFTER_END: Final = "bytes after the end of the response"
 _NO_BODY: Final = frozenset({204, 304})
 
 
 class BadAnswer(Exception):
-    """The bytes are no HTTP/1 answer, or go on behind its end."""
+    """The bytes are not an HTTP/1 response, or continue after its end."""
 
 
 class Truncated(BadAnswer):
-    """The connection ended before the answer did."""
+    """The connection was closed before the response was complete."""
 
 
 class Answer:
-    """One answer as it arrives.
+    """One response as it arrives.
 
     Attributes:
-        status: of the answer; 0 until its head is complete.
-        complete: it has ended as it should.
+        status: 0 until the head is complete.
+        complete: the response has its correct end.
         keeps: the connection may be used again.
-        stream: its length was not said beforehand, so that it comes in pieces.
-        pieces: chunks that were complete; in a stream without chunks, arrivals.
-        size: bytes so far, the head included.
-        received: bytes of the body so far, in whatever framing, as far as they are known.
-        body: the beginning of an error's body; empty for all other answers.
+        stream: its head does not announce its length.
+        pieces: complete chunks; in a stream without chunks, arrivals.
+        size: bytes so far, with the head.
+        received: bytes of the body so far.
+        body: the first bytes of an error body; empty for all other responses.
     """
 
-    # Defaults of the class, so that an answer sets only what it changes: there is one for each request.
+    # Defaults of the class, so that a response sets only what differs: there is one for each request.
     status = 0
     complete = False
     keeps = True
@@ -56,11 +56,11 @@ class Answer:
     _parser: Any = None
 
     def __init__(self, *, bodiless: bool = False) -> None:
-        """Wait for the answer to one request; `bodiless` if that was HEAD."""
+        """Parse the response to one request; `bodiless` if its method was HEAD."""
         self._bodiless = bodiless
 
     def feed(self, data: bytes) -> None:
-        """Take bytes as they came. Raises BadAnswer."""
+        """Parse bytes. Raises BadAnswer."""
         self.size += len(data)
         if self._parser is not None:
             self._parse(data)
@@ -70,11 +70,11 @@ class Answer:
             self._read_head(data)
 
     def end(self) -> None:
-        """The connection has ended. Raises Truncated unless that is the answer's own end."""
+        """The connection was closed. Raises Truncated unless that is the end of the response."""
         if self._missing is None:
             self.complete = True
         if not self.complete:
-            raise Truncated("closed before the answer was complete")
+            raise Truncated("closed before the response was complete")
 
     def _read_head(self, data: bytes) -> None:
         seen = len(self._buffer)
@@ -91,11 +91,11 @@ class Answer:
                 return
             if status == 101:
                 raise BadAnswer("the server changed protocols")
-            # An interim answer announces the one that counts.
+            # The final response follows an interim one.
             data = data[end + 4 :]
             end = data.find(_HEAD_END)
-        if len(data) > _LONGEST_HEAD:
-            raise BadAnswer("the head does not end")
+        if len(data) > _MAX_HEAD:
+            raise BadAnswer("the head is too long")
         self._buffer = data
 
     def _begin_body(self, head: bytes, data: bytes, start: int) -> None:
@@ -115,7 +115,7 @@ class Answer:
             self._take(data[start:])
 
     def _take(self, data: bytes) -> None:
-        """Take bytes of a body that has a length, or ends with the connection."""
+        """Parse bytes of a body that has a length, or ends with the connection."""
         self.received += len(data)
         if self.status >= 400:
             self._keep(data)
@@ -124,7 +124,7 @@ class Answer:
             return
         self._missing -= len(data)
         if self._missing < 0:
-            raise BadAnswer(_BEHIND)
+            raise BadAnswer(_AFTER_END)
         self.complete = not self._missing
 
     def _keep(self, data: bytes) -> None:
@@ -132,21 +132,21 @@ class Answer:
 
     def _parse(self, data: bytes) -> None:
         if self.complete:
-            raise BadAnswer(_BEHIND)
+            raise BadAnswer(_AFTER_END)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise BadAnswer(str(error)) from None
 
-    # What llhttp calls.
+    # Called by llhttp.
 
     def on_message_begin(self) -> None:
-        """Refuse a second answer to one request."""
+        """Refuse a second response to one request."""
         if self.complete:
-            raise BadAnswer(_BEHIND)
+            raise BadAnswer(_AFTER_END)
 
     def on_body(self, data: bytes) -> None:
-        """Take the payload of a chunk, or a part of it."""
+        """Count the payload of a chunk, or a part of it."""
         self.received += len(data)
         if self.status >= 400:
             self._keep(data)
@@ -156,16 +156,16 @@ class Answer:
         self.pieces += 1
 
     def on_message_complete(self) -> None:
-        """Take note of the end; the chunk that says so is no piece."""
+        """Mark the end. The last chunk is not a piece."""
         self.complete = True
         self.pieces -= 1
 
 
 @lru_cache(maxsize=1024)
 def _status(line: bytes) -> int:
-    """The status in the beginning of a head, in lower case; a server's answers have few different ones."""
+    """The status in the first bytes of a head, in lower case. A server uses few different ones."""
     if not line.startswith((b"http/1.1 ", b"http/1.0 ")) or line[12:] not in (b" ", b"\r", b""):
-        raise BadAnswer("the answer is not HTTP/1")
+        raise BadAnswer("the response is not HTTP/1")
     return _number(line[9:12])
 
 
@@ -175,5 +175,5 @@ def _length(text: bytes) -> int:
 
 def _number(text: bytes) -> int:
     if not text.isdigit():
-        raise BadAnswer("a number in the head is none")
+        raise BadAnswer("invalid number in the head")
     return int(text)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_proxy.load.framing import Answer, BadAnswer, Truncated
+from llm_proxy.load.response import Answer, BadAnswer, Truncated
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -23,12 +23,12 @@ def chunks(*pieces: bytes) -> bytes:
     return b"".join(b"%x\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n\r\n"
 
 
-#: Status, keeps, stream, received, and the body of an error; or the name of what is raised.
-Seen = tuple[int, bool, bool, int, bytes] | str
+#: Status, keeps, stream, received, and the body of an error; or the name of the exception.
+Parsed = tuple[int, bool, bool, int, bytes] | str
 
 
-def read(pieces: list[bytes], *, bodiless: bool = False) -> Seen:
-    """What comes of an answer that arrives in these pieces, after which the connection ends."""
+def read(pieces: list[bytes], *, bodiless: bool = False) -> Parsed:
+    """Parse these pieces and then the end of the connection."""
     answer = Answer(bodiless=bodiless)
     try:
         for piece in pieces:
@@ -52,7 +52,7 @@ ANSWERS = st.one_of(
     st.lists(BODIES.filter(len), max_size=4).map(
         lambda pieces: FAULT + b"transfer-encoding: chunked\r\n\r\n" + chunks(*pieces)
     ),
-    # Unsound ones: too much, too little, and none at all.
+    # Malformed ones: too many bytes, too few, and random ones.
     BODIES.map(lambda body: counted(body) + b"x"),
     BODIES.map(lambda body: CHUNKED + chunks(b"a") + b"x" + body),
     BODIES.map(lambda body: (CHUNKED + chunks(body or b"a"))[:-1]),
@@ -63,7 +63,7 @@ ANSWERS = st.one_of(
 
 @st.composite
 def chunked(draw: st.DrawFn, source: st.SearchStrategy[bytes]) -> tuple[bytes, list[bytes]]:
-    """Some bytes, whole and cut anywhere."""
+    """Bytes in one piece, and cut anywhere."""
     whole = draw(source)
     cuts = sorted(draw(st.lists(st.integers(0, len(whole)), max_size=20)))
     pieces = [whole[start:end] for start, end in pairwise([0, *cuts, len(whole)])]
@@ -71,13 +71,13 @@ def chunked(draw: st.DrawFn, source: st.SearchStrategy[bytes]) -> tuple[bytes, l
 
 
 @given(chunked(ANSWERS))
-def test_an_answer_that_is_cut_anywhere_is_the_same_answer(cut: tuple[bytes, list[bytes]]) -> None:
+def test_a_response_is_the_same_for_any_cutting(cut: tuple[bytes, list[bytes]]) -> None:
     whole, pieces = cut
     assert read(pieces) == read([whole])
 
 
 @pytest.mark.parametrize(
-    ("answer", "seen"),
+    ("answer", "parsed"),
     [
         (counted(b"hello"), (200, True, False, 5, b"")),
         (counted(b""), (200, True, False, 0, b"")),
@@ -90,8 +90,8 @@ def test_an_answer_that_is_cut_anywhere_is_the_same_answer(cut: tuple[bytes, lis
         (b"HTTP/1.1 204 No Content\r\n\r\n", (204, True, False, 0, b"")),
     ],
 )
-def test_answers(answer: bytes, seen: Seen) -> None:
-    assert read([answer]) == seen
+def test_complete_responses_are_parsed(answer: bytes, parsed: Parsed) -> None:
+    assert read([answer]) == parsed
 
 
 @pytest.mark.parametrize(
@@ -112,11 +112,11 @@ def test_answers(answer: bytes, seen: Seen) -> None:
         (EARLY * 20_000, "Truncated"),
     ],
 )
-def test_unsound_answers(answer: bytes, name: str) -> None:
+def test_malformed_responses_are_refused(answer: bytes, name: str) -> None:
     assert read([answer]) == name
 
 
-def test_an_answer_to_head_has_no_body() -> None:
+def test_a_response_to_head_has_no_body() -> None:
     assert read([HEAD + b"Content-Length: 5\r\n\r\n"], bodiless=True) == (200, True, False, 0, b"")
 
 
@@ -126,7 +126,7 @@ def test_pieces_are_chunks() -> None:
     assert answer.pieces == 3
 
 
-def test_a_body_without_end_is_kept_in_part() -> None:
+def test_only_the_first_bytes_of_a_long_error_body_are_kept() -> None:
     answer = Answer()
     answer.feed(FAULT + b"\r\n")
     for _ in range(100):
@@ -134,6 +134,6 @@ def test_a_body_without_end_is_kept_in_part() -> None:
     assert (len(answer.body), answer.received) == (65_536, 100_000)
 
 
-def test_truncation_is_a_kind_of_bad_answer() -> None:
-    with pytest.raises(Truncated, match="before the answer was complete"):
+def test_truncated_is_a_bad_answer() -> None:
+    with pytest.raises(Truncated, match="before the response was complete"):
         Answer().end()
