@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 from attrs import field, frozen
+from msgspec import Meta
 from msgspec.structs import asdict
 
 #: How a request ended. `ok`: relayed whole with a status below 400, or its terminal event was relayed. `rejected`: the
@@ -73,17 +74,30 @@ class Worker:
     seen_at: datetime
 
 
+def doc(text: str) -> Meta:
+    """Describe a column, for the management API."""
+    return Meta(description=text)
+
+
+#: A UUID in lower case.
+Id = Annotated[str, Meta(extra_json_schema={"format": "uuid"})]
+#: A count that every JSON reader keeps exactly (RFC 8259, section 6).
+Count = Annotated[int, Meta(ge=0, le=2**53 - 1)]
+Status = Annotated[int, Meta(ge=100, le=999)]
+Timestamp = Annotated[datetime, Meta(tz=True)]
+
+
 class Reservation(msgspec.Struct, frozen=True, gc=False):
     """A request that was admitted and counted, and is not settled yet: one row of `in_flight`."""
 
-    id: str
-    worker_id: str
-    token_id: str
-    project_id: str
-    provider: str
-    method: str
-    path: str
-    admitted_at: datetime
+    id: Annotated[Id, doc("The request's id, as in the header X-LLM-Proxy-Request-ID.")]
+    worker_id: Annotated[Id, doc("The server process that handled it.")]
+    token_id: Annotated[Id, doc("The token that it was sent with.")]
+    project_id: Annotated[Id, doc("The token's project.")]
+    provider: Annotated[str, doc("The provider that it was sent to.")]
+    method: Annotated[str, doc("Its method.")]
+    path: Annotated[str, doc("Its path, without the query.")]
+    admitted_at: Annotated[Timestamp, doc("When it was admitted.")]
 
 
 class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -97,19 +111,19 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     the error that an SDK raises, names the request.
     """
 
-    outcome: Outcome
-    status: int | None = None
-    model: str = ""
-    streamed: bool = False
-    first_byte_us: int | None = None
-    duration_us: int | None = None
-    request_bytes: int = 0
-    response_bytes: int = 0
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    unmetered: bool = False
-    provider_request_id: str | None = None
+    outcome: Annotated[Outcome, doc("How it ended.")]
+    status: Annotated[Annotated[int, Meta(ge=100, le=999)] | None, doc("The status that the client got.")] = None
+    model: Annotated[str, doc("The model that the provider named; may be empty.")] = ""
+    streamed: Annotated[bool, doc("Whether the response was an event stream.")] = False
+    first_byte_us: Annotated[Count | None, doc("Microseconds from admission to the first byte.")] = None
+    duration_us: Annotated[Count | None, doc("Microseconds from admission to the end.")] = None
+    request_bytes: Annotated[Count, doc("Length of its body.")] = 0
+    response_bytes: Annotated[Count, doc("Length of the response's body, as far as it was passed on.")] = 0
+    input_tokens: Annotated[Count | None, doc("Tokens of the prompt.")] = None
+    output_tokens: Annotated[Count | None, doc("Tokens of the response.")] = None
+    cached_tokens: Annotated[Count | None, doc("Tokens of the prompt from the provider's cache.")] = None
+    unmetered: Annotated[bool, doc("Whether the response may have had usage that could not be read.")] = False
+    provider_request_id: Annotated[str | None, doc("The provider's id of the request, which SDKs show.")] = None
 
 
 #: Nothing was sent to the provider: the count is given back.
@@ -123,7 +137,7 @@ class SettledRequest(msgspec.Struct, frozen=True, gc=False):
 
     reservation: Reservation
     result: Result
-    settled_at: datetime
+    settled_at: Annotated[Timestamp, doc("When it ended.")]
 
     @property
     def id(self) -> str:

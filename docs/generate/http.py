@@ -1,14 +1,17 @@
-"""The reference of HTTP, from the tables of the management API."""
+"""The reference of HTTP, from the operations of the management API."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from msgspec import Struct
+
 from docs.generate import data_plane
 from llm_proxy.api import operations, pages, projects, requests, system, tokens
-from llm_proxy.api.fields import Field
+from llm_proxy.api.openapi import schema_of
 from llm_proxy.api.operations import Operation, Resource
+from llm_proxy.api.schema import Changes
 from llm_proxy.errors import MANAGEMENT, NotFound
 
 _INTRODUCTION = """\
@@ -39,7 +42,7 @@ told step by step in [The first project and token](guides/first-project.md).
 - Timestamps are RFC 3339 in UTC. Ids are UUIDs, in capitals too, and no secrets.
 - What is changed holds for the next request on every server of this database.
 - Lists come in pages: `{{"data": […], "next_cursor": …}}`. `limit` says how many entries ({pages.DEFAULT_LIMIT}, and at
-  most {pages.LARGEST_LIMIT}), `cursor` asks for the next page; on the last one `next_cursor` is null.
+  most {pages.MAX_LIMIT}), `cursor` asks for the next page; on the last one `next_cursor` is null.
 - Every answer has an `X-LLM-Proxy-Request-ID`, under which the log speaks of it.
 - API keys go in and never come out; the secret of a token comes out once.
 """
@@ -64,6 +67,7 @@ _VALUES = {
     "boolean": "`true`, `false`",
     "date-time": "timestamp",
     "integer": "whole number",
+    "null": "null",
     "string": "text",
     "uuid": "UUID",
 }
@@ -85,52 +89,61 @@ def _management() -> Iterator[str]:
         yield f"### {resource.name}\n"
         for operation in resource.operations:
             yield from _operation(operation)
-        before: tuple[Field, ...] = ()
-        for name, fields in resource.schemas.items():
-            yield f"#### {name}\n"
-            same = len(before) if before and fields[: len(before)] == before else 0
-            if same:
+        shown = {entry: None for one in resource.operations if (entry := _entry(one)) is not None}
+        for struct in shown:
+            yield f"#### {struct.__name__}\n"
+            parent = struct.__base__
+            if parent in shown:
                 yield "The same, and:\n"
-            yield _table(fields[same:], sent=False)
-            before = fields
+            yield _table(struct, sent=False, without=parent.__struct_fields__ if parent in shown else ())
     yield _PROBLEMS
     rows = ["| status | `code` | `error` |", "|---|---|---|"]
     rows += [f"| {kind.status} | `{kind.code}` | {kind.error} |" for kind in MANAGEMENT]
     yield "\n".join([*rows, ""])
 
 
+def _entry(operation: Operation) -> type[Struct] | None:
+    """What an operation answers with, or what the pages of its answer contain."""
+    answer = operation.answer
+    if answer is not None and answer.__name__.endswith("Page"):
+        answer = answer.__annotations__["data"].__args__[0]
+    return answer
+
+
 def _operation(operation: Operation) -> Iterator[str]:
     yield f"#### {operation.method} {operation.path}\n"
-    # A page holds things of the kind that its name begins with.
     answer = "nothing"
-    if operation.answer is not None:
-        entry = operation.answer.removesuffix("Page")
-        link = f"[{entry}](#{entry.lower()})"
-        answer = link if entry == operation.answer else f"a page of {link}"
-    own = [kind for kind in (*operation.problems, operation.missing) if kind is not NotFound]
+    entry = _entry(operation)
+    if entry is not None:
+        link = f"[{entry.__name__}](#{entry.__name__.lower()})"
+        answer = link if entry is operation.answer else f"a page of {link}"
+    own = [kind for kind in (*operation.errors, operation.not_found) if kind is not NotFound]
     refused = f" Refused with {', '.join(f'{kind.status} `{kind.code}`' for kind in own)}." if own else ""
     yield f"{operation.summary} Answers {operation.status} with {answer}.{refused}\n"
-    if operation.query:
+    if operation.query is not None:
         yield "In the query:\n"
         yield _table(operation.query)
     if operation.body is not None:
-        some = ", at least one of:" if operation.body.some else ":"
+        some = ", at least one of:" if issubclass(operation.body, Changes) else ":"
         yield f"In the body{some}\n"
-        yield _table(operation.body.fields)
+        yield _table(operation.body)
 
 
-def _table(fields: Iterable[Field], *, sent: bool = True) -> str:
+def _table(struct: type[Struct], *, sent: bool = True, without: Iterable[str] = ()) -> str:
+    schema = schema_of(struct)
     rows = ["| field | value | |", "|---|---|---|"]
-    for field in fields:
-        value = _words(field) + (" or null" if field.nullable else "")
-        needed = "Required. " if sent and field.required else ""
-        rows.append(f"| `{field.name}` | {value} | {needed}{field.help} |")
+    for name, field in schema["properties"].items():
+        if name not in without:
+            needed = "Required. " if sent and name in schema["required"] else ""
+            default = f" Default: {field['default']}." if field.get("default") else ""
+            rows.append(f"| `{name}` | {_value(field)} | {needed}{field['description']}{default} |")
     return "\n".join([*rows, ""])
 
 
-def _words(field: Field) -> str:
-    """What a value is, in fewer words than its error message takes."""
-    schema: Any = field.kind.schema
+def _value(schema: dict[str, Any]) -> str:
+    """What a value is, in fewer words than its error message has."""
+    if "anyOf" in schema:
+        return " or ".join(_value(one) for one in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(f"`{word}`" for word in schema["enum"])
     return _VALUES[schema.get("format", schema["type"])]

@@ -1,32 +1,38 @@
-"""The control plane: a JSON API behind the management token, and the open routes beside it.
+"""The management API, JSON over HTTP: resources that need the management token, and the open routes.
 
-- `context`: what the composition root hands in
-- `fields`: tables of fields, which read and describe what clients send
-- `operations`: tables of operations, and all that is the same for each of them
+- `schema`: the types of fields; readers that report every mistake of a body or a query
+- `operations`: from an operation's declaration to its route; errors as responses
 - `projects`, `tokens`, `requests`: one file per resource
 - `pages`: keyset paging
 - `auth`: the management token
 - `system`: `/health`, `/live`, `/ready`, the metrics and `/openapi.json`
-- `openapi`: the document, made from the tables
+- `openapi`: the OpenAPI document
 """
 
 from __future__ import annotations
 
-from quart import Quart
+from collections.abc import Callable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
 from werkzeug.exceptions import HTTPException
 
 from llm_proxy.api import openapi, operations, projects, requests, system, tokens
-from llm_proxy.api.context import Context
+from llm_proxy.version import VERSION
 
-__all__ = ["Context", "register"]
+if TYPE_CHECKING:
+    from quart import Quart
+
+    from llm_proxy.services import Services
 
 
-def register(app: Quart, context: Context) -> None:
-    """Put the control plane's routes on an app, and make its own errors JSON."""
-    resources = (projects.resource(context.providers, context.default_provider), tokens.RESOURCE, requests.RESOURCE)
-    document = openapi.document(resources, system.paths(context.metrics_path), context.version)
+def register(app: Quart, services: Services, clock: Callable[[], datetime] = operations.utc_now) -> None:
+    """Add the routes of the management API to an app, and answer the framework's own errors in JSON."""
+    settings, providers = services.settings, services.providers
+    resources = (projects.resource(providers.by_name, providers.default.name), tokens.RESOURCE, requests.RESOURCE)
+    open_paths = system.paths(settings.metrics_path if settings.enable_metrics else None)
     # The framework would otherwise redirect `//` to a URL made from the client's own Host header.
     app.url_map.merge_slashes = False
-    app.register_blueprint(operations.blueprint(context, resources))
-    app.register_blueprint(system.blueprint(context, document))
+    app.register_blueprint(operations.blueprint(services, resources, clock))
+    app.register_blueprint(system.blueprint(services, openapi.document(resources, open_paths, VERSION)))
     app.register_error_handler(HTTPException, operations.answer_http_error)

@@ -1,13 +1,16 @@
-"""The OpenAPI document, made from the tables that check the requests: what it says is what holds."""
+"""The OpenAPI document, made from the operations and the structs that check the requests."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
-from llm_proxy.api.fields import Field
+import msgspec
+from msgspec import Struct
+
 from llm_proxy.api.operations import Operation, Resource
+from llm_proxy.api.schema import Changes, Query, doc
 from llm_proxy.errors import (
     DatabaseUnavailable,
     InvalidBody,
@@ -24,39 +27,37 @@ from llm_proxy.errors import (
 
 _EVERYWHERE: Final = (Unauthorized, MethodNotAllowed, ProxyError, DatabaseUnavailable)
 _WITH_BODY: Final = (InvalidJson, InvalidBody, RequestTimeout, RequestTooLarge, UnsupportedMediaType)
+_REF: Final = "#/components/schemas/{name}"
 
-_PROBLEM: Final = {
-    "type": "object",
-    "description": "Why a request was refused.",
-    "required": ["error", "code", "description"],
-    "properties": {
-        "error": {"type": "string", "description": "What is the case, the same for every problem of this code."},
-        "code": {"type": "string", "description": "Stable and machine-readable."},
-        "description": {"type": "string", "description": "What is wrong with this request, and what to do."},
-    },
-    "additionalProperties": False,
-}
+
+class Problem(Struct):
+    """Why a request was refused."""
+
+    error: Annotated[str, doc("What happened; the same for every error with this code.")]
+    code: Annotated[str, doc("Stable and machine-readable.")]
+    description: Annotated[str, doc("What is wrong with this request, and what to do.")]
 
 
 def document(resources: Sequence[Resource], system: dict[str, Any], version: str) -> dict[str, Any]:
     """Make the document.
 
     Args:
-        resources: what is behind the management token.
-        system: the paths that are open, as OpenAPI describes them.
+        resources: what needs the management token.
+        system: the open paths, as OpenAPI describes them.
         version: of this program.
     """
+    operations = [(resource, operation) for resource in resources for operation in resource.operations]
+    structs = {kind for _, one in operations for kind in (one.answer, one.body) if kind is not None}
+    _, schemas = msgspec.json.schema_components([Problem, *structs], ref_template=_REF)
+    for schema in schemas.values():
+        schema["additionalProperties"] = False
+        _add_types(schema)
+    for struct in structs:
+        if issubclass(struct, Changes):
+            schemas[struct.__name__]["minProperties"] = 1
     paths: dict[str, Any] = {}
-    schemas: dict[str, Any] = {"Problem": _PROBLEM}
-    for resource in resources:
-        for name, fields in resource.schemas.items():
-            schemas[name] = _object(fields)
-        for operation in resource.operations:
-            if operation.body is not None:
-                schemas[operation.body.name] = _object(operation.body.fields, some=operation.body.some)
-            if operation.answer is not None and operation.answer.endswith("Page"):
-                schemas[operation.answer] = _page(operation.answer.removesuffix("Page"))
-            paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(resource, operation)
+    for resource, operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(resource, operation)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -69,12 +70,29 @@ def document(resources: Sequence[Resource], system: dict[str, Any], version: str
         "tags": [*({"name": resource.name} for resource in resources), {"name": "System"}],
         "paths": paths | system,
         "components": {
-            "schemas": schemas,
+            "schemas": dict(sorted(schemas.items())),
             "securitySchemes": {
                 "management": {"type": "http", "scheme": "bearer", "description": "The server's MANAGEMENT_TOKEN."}
             },
         },
     }
+
+
+def schema_of(struct: type[Struct]) -> dict[str, Any]:
+    """Describe one struct that refers to no other."""
+    _, schemas = msgspec.json.schema_components([struct])
+    schema: dict[str, Any] = schemas[struct.__name__]
+    _add_types(schema)
+    return schema
+
+
+def _add_types(schema: Any) -> None:
+    """Name the type of each enumeration, which msgspec leaves out and code generators want."""
+    if isinstance(schema, dict):
+        if "enum" in schema:
+            schema.setdefault("type", "string")
+        for inner in schema.values():
+            _add_types(inner)
 
 
 def _operation(resource: Resource, operation: Operation) -> dict[str, Any]:
@@ -85,36 +103,37 @@ def _operation(resource: Resource, operation: Operation) -> dict[str, Any]:
         "security": [{"management": []}],
     }
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": dict(operation.id_kind.schema)}
+        {"name": name, "in": "path", "required": True, "schema": msgspec.json.schema(operation.id_type)}
         for name in re.findall(r"{(\w+)}", operation.path)
     ]
-    for field in operation.query:
-        schema = field.schema
-        help_text = schema.pop("description")
+    query = schema_of(operation.query or Query)
+    for name, schema in query["properties"].items():
+        help_text, required = schema.pop("description"), name in query["required"]
         parameters.append(
-            {"name": field.name, "in": "query", "required": field.required, "description": help_text, "schema": schema}
+            {"name": name, "in": "query", "required": required, "description": help_text, "schema": schema}
         )
     if parameters:
         described["parameters"] = parameters
     if operation.body is not None:
-        described["requestBody"] = {"required": True, "content": _json(operation.body.name)}
-    described["responses"] = _responses(operation)
-    return described
-
-
-def _responses(operation: Operation) -> dict[str, Any]:
+        described["requestBody"] = {"required": True, "content": _json(operation.body)}
     success: dict[str, Any] = {"description": operation.summary}
     if operation.answer is not None:
         success["content"] = _json(operation.answer)
     if operation.status == 201:
-        success["headers"] = {"Location": {"description": "Where it is now.", "schema": {"type": "string"}}}
-    # Any operation refuses parameters that it does not know.
-    kinds: list[type[ProxyError]] = [*_EVERYWHERE, InvalidQuery, *operation.problems]
+        success["headers"] = {"Location": {"description": "Its URL.", "schema": {"type": "string"}}}
+    described["responses"] = {str(operation.status): success, **_refusals(errors(operation))}
+    return described
+
+
+def errors(operation: Operation) -> list[type[ProxyError]]:
+    """Every error of an operation."""
+    # Every operation refuses unknown parameters.
+    found: list[type[ProxyError]] = [*_EVERYWHERE, InvalidQuery, *operation.errors]
     if operation.body is not None:
-        kinds += _WITH_BODY
-    if operation.missing is not NotFound:
-        kinds.append(operation.missing)
-    return {str(operation.status): success, **_refusals(kinds)}
+        found += _WITH_BODY
+    if operation.not_found is not NotFound:
+        found.append(operation.not_found)
+    return found
 
 
 def _refusals(kinds: Iterable[type[ProxyError]]) -> dict[str, Any]:
@@ -124,41 +143,11 @@ def _refusals(kinds: Iterable[type[ProxyError]]) -> dict[str, Any]:
     return {
         str(status): {
             "description": "; ".join(f"{kind.error} (`{kind.code}`)" for kind in found),
-            "content": _json("Problem"),
+            "content": _json(Problem),
         }
         for status, found in sorted(by_status.items())
     }
 
 
-def _json(schema: str) -> dict[str, Any]:
-    return {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
-
-
-def _object(fields: Iterable[Field], *, some: bool = False) -> dict[str, Any]:
-    fields = tuple(fields)
-    described: dict[str, Any] = {
-        "type": "object",
-        "properties": {field.name: field.schema for field in fields},
-        "additionalProperties": False,
-    }
-    required = [field.name for field in fields if field.required]
-    if required:
-        described["required"] = required
-    if some:
-        described["minProperties"] = 1
-    return described
-
-
-def _page(entry: str) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": {
-            "data": {"type": "array", "items": {"$ref": f"#/components/schemas/{entry}"}},
-            "next_cursor": {
-                "type": ["string", "null"],
-                "description": "The `cursor` of the next page; null on the last one.",
-            },
-        },
-        "required": ["data", "next_cursor"],
-        "additionalProperties": False,
-    }
+def _json(struct: type[Struct]) -> dict[str, Any]:
+    return {"application/json": {"schema": {"$ref": _REF.format(name=struct.__name__)}}}

@@ -1,7 +1,7 @@
 """Pages of long lists: `limit` and `cursor` in, `{"data": […], "next_cursor": …}` out.
 
-A cursor names the last row of a page, and the next page begins behind it: rows that come or go meanwhile shift
-nothing. It is opaque to clients and checked like everything that they send.
+A cursor names the last row of a page, and the next page begins after it, so rows that are added or removed meanwhile
+do not shift the pages. A cursor is opaque to clients and validated like everything that they send.
 """
 
 from __future__ import annotations
@@ -11,17 +11,15 @@ import binascii
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
+
+from msgspec import UNSET, Meta, Struct, defstruct
 
 from db.queries.rows import Position
-from llm_proxy.api.fields import Field, Kind, integer, read_id
+from llm_proxy.api.schema import Query, doc, kind, read_id
 
 DEFAULT_LIMIT: Final = 50
-LARGEST_LIMIT: Final = 500
-
-LIMIT: Final = Field(
-    "limit", integer(1, LARGEST_LIMIT), f"Most entries of a page; {DEFAULT_LIMIT} where it is left out."
-)
+MAX_LIMIT: Final = 500
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -29,7 +27,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 T = TypeVar("T")
 
 
-def _cursor(read: Callable[[str], Any]) -> Field:
+def _cursor(read: Callable[[str], Any]) -> Meta:
     def decode(value: object) -> Any:
         if not isinstance(value, str) or not value.isascii():
             raise ValueError
@@ -39,13 +37,7 @@ def _cursor(read: Callable[[str], Any]) -> Field:
             raise ValueError from None
         return read(text)
 
-    words = "the next_cursor of a page of this list"
-    kind = Kind(words, {"type": "string"}, decode)
-    return Field("cursor", kind, "The `next_cursor` of the page before; left out for the first page.")
-
-
-def _encode(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode("ascii")).rstrip(b"=").decode("ascii")
+    return kind("the next_cursor of a page of this list", decode, {"type": "string"})
 
 
 def _read_position(text: str) -> Position:
@@ -55,25 +47,52 @@ def _read_position(text: str) -> Position:
     return Position(_EPOCH + int(match[1]) * _MICROSECOND, read_id(match[2]))
 
 
-#: The parameters of lists in the order of creation, and of lists in the order of ids.
-BY_CREATION: Final = (LIMIT, _cursor(_read_position))
-BY_ID: Final = (LIMIT, _cursor(read_id))
+_CURSOR: Final = doc("The `next_cursor` of the previous page; omit it for the first page.")
 
 
-def position_cursor(created_at: datetime, identity: str) -> str:
+class Paging(Query, kw_only=True):
+    """The parameters of every list."""
+
+    limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT), doc("Maximum number of entries on a page.")] = DEFAULT_LIMIT
+
+
+class ByCreation(Paging, kw_only=True):
+    """The parameters of a list in the order of creation."""
+
+    cursor: Annotated[Any, _cursor(_read_position), _CURSOR] = UNSET
+
+
+class ById(Paging, kw_only=True):
+    """The parameters of a list in the order of ids."""
+
+    cursor: Annotated[Any, _cursor(read_id), _CURSOR] = UNSET
+
+
+def position_cursor(row: Any) -> str:
     """Give the cursor of a row of a list in the order of creation."""
-    return _encode(f"{(created_at - _EPOCH) // _MICROSECOND}:{identity}")
+    return _encode(f"{(row.created_at - _EPOCH) // _MICROSECOND}:{row.id}")
 
 
-def id_cursor(identity: str) -> str:
+def id_cursor(row: Any) -> str:
     """Give the cursor of a row of a list in the order of ids."""
-    return _encode(identity)
+    return _encode(row.id)
+
+
+def _encode(text: str) -> str:
+    return base64.urlsafe_b64encode(text.encode("ascii")).rstrip(b"=").decode("ascii")
 
 
 def page(rows: Sequence[T], limit: int, show: Callable[[T], object], cursor: Callable[[T], str]) -> dict[str, object]:
-    """Make the answer from one row more than the limit, if there are as many: then there is a next page."""
+    """Make the answer; there is a next page if there is one row more than the limit."""
     shown = rows[:limit]
     return {
         "data": [show(row) for row in shown],
         "next_cursor": cursor(shown[-1]) if len(rows) > limit else None,
     }
+
+
+def page_of(entry: type[Struct]) -> type[Struct]:
+    """Describe a page of such entries."""
+    next_cursor = Annotated[str | None, doc("The `cursor` of the next page; null on the last page.")]
+    rows: Any = list[entry]  # type: ignore[valid-type] # a type that is known at run time only
+    return defstruct(f"{entry.__name__}Page", [("data", rows), ("next_cursor", next_cursor)])

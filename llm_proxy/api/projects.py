@@ -1,18 +1,20 @@
-"""Projects: who owns a provider's key. The key goes in and never comes out."""
+"""Projects: each owns the API key of a provider. The key goes in and never comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Final
 
-from db import Connection
+from attrs import evolve
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from db import Connection, records
 from db.errors import Duplicate
 from db.queries import projects as queries
 from db.queries import tokens as token_queries
-from db.records import Project
-from llm_proxy.api import pages
-from llm_proxy.api.fields import BOOLEAN, ID, MOMENT, Field, credential, integer, one_of, text
-from llm_proxy.api.operations import Answer, Body, Call, Operation, Resource
+from llm_proxy.api.operations import Call, Operation, Resource
+from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
+from llm_proxy.api.schema import Body, Changes, Id, Timestamp, doc, given, one_of, printable, shown, text, with_types
 from llm_proxy.errors import InvalidBody, NameTaken, ProjectNotFound
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
@@ -21,179 +23,152 @@ from llm_proxy.secrets import encryption
 _COLLECTION: Final = "/manage/projects"
 _ONE: Final = "/manage/projects/{project_id}"
 
-_NAME: Final = Field("name", text(1, 255), "Unique among all projects.", required=True)
-_API_KEY: Final = credential(4096)
+_Name = Annotated[str, text(1, 255), doc("Unique among all projects.")]
+_Key = Annotated[str, printable(4096)]
 
 _log = log.logger("manage")
 
-
-_FIELDS: Final = (
-    Field("id", ID, "Its id.", required=True),
-    _NAME,
-    Field("provider", text(1, 64), "Which provider the key belongs to.", required=True),
-    Field("api_key_last4", text(0, 4), "The last characters of the API key.", required=True),
-    Field("active", BOOLEAN, "Whether its tokens open anything.", required=True),
-    Field("created_at", MOMENT, "When it was created.", required=True),
-    Field("updated_at", MOMENT, "When it was last changed.", required=True),
+RESOURCE: Final = Resource(
+    "Projects",
+    hints={(_ONE, "DELETE"): 'Projects are never deleted, because the ledger refers to them: PATCH {"active": false}.'},
 )
-_REVOCATION: Final = (Field("revoked", integer(0, 2**31), "How many tokens were active until now.", required=True),)
 
 
-def show(project: Project) -> dict[str, Any]:
-    """Show a project, without its API key."""
-    return {
-        "id": project.id,
-        "name": project.name,
-        "provider": project.provider,
-        "api_key_last4": project.api_key_last4,
-        "active": project.active,
-        "created_at": project.created_at,
-        "updated_at": project.updated_at,
+class Project(Struct):
+    """A project, without its API key."""
+
+    id: Annotated[Id, doc("Its id.")]
+    name: _Name
+    provider: Annotated[str, text(1, 64), doc("The provider of the API key.")]
+    api_key_last4: Annotated[str, text(0, 4), doc("The last characters of the API key.")]
+    active: Annotated[bool, doc("Whether its tokens are accepted.")]
+    created_at: Annotated[Timestamp, doc("When it was created.")]
+    updated_at: Annotated[Timestamp, doc("When it was last changed.")]
+
+
+class Revocation(Struct):
+    """How many tokens were revoked."""
+
+    revoked: Annotated[int, Meta(ge=0, le=2**31), doc("Number of tokens that were active until now.")]
+
+
+class NewProject(Body, kw_only=True):
+    """A project to create; the type of `provider` depends on the configured providers."""
+
+    name: _Name
+    api_key: Annotated[_Key, doc("The provider's API key. It is stored encrypted and never shown.")]
+    provider: str | UnsetType = UNSET
+
+
+class ProjectChanges(Changes, kw_only=True):
+    """Changes of a project."""
+
+    name: _Name | UnsetType = UNSET
+    api_key: Annotated[_Key, doc("A new key, used from the next request on.")] | UnsetType = UNSET
+    provider: str | UnsetType = UNSET
+    active: Annotated[bool, doc("Whether the project's tokens are accepted.")] | UnsetType = UNSET
+
+
+def _found(
+    connection: Connection, identity: str, get: Callable[[Connection, str], records.Project | None]
+) -> records.Project:
+    project = get(connection, identity)
+    if project is None:
+        raise ProjectNotFound
+    return project
+
+
+def resource(providers: Iterable[str], default_provider: str) -> Resource:
+    """Make the resource for the configured providers."""
+    choice = one_of(providers)
+    described = doc(f"The provider of the API key; {default_provider} if omitted.")
+    bodies: dict[Any, type[Body]] = {
+        NewProject: with_types(NewProject, provider=Annotated[str, choice, described]),
+        ProjectChanges: with_types(
+            ProjectChanges, provider=Annotated[str, choice, doc("Needs the `api_key` of the new provider beside it.")]
+        ),
     }
+    resource = Resource(RESOURCE.name, RESOURCE.hints)
+    for operation in RESOURCE.operations:
+        resource.add(evolve(operation, body=bodies.get(operation.body)))(operation.handle)
+    return resource
 
 
-async def _list(call: Call) -> Answer:
-    limit = call.query.get("limit", pages.DEFAULT_LIMIT)
-    rows = await call.context.database.read(queries.page, limit + 1, call.query.get("cursor"))
-    return Answer(pages.page(rows, limit, show, lambda row: pages.position_cursor(row.created_at, row.id)))
+@RESOURCE.add(Operation("GET", _COLLECTION, "listProjects", page_of(Project), query=ByCreation))
+async def _list(call: Call, query: ByCreation) -> object:
+    """List the projects, the newest first."""
+    rows = await call.services.database.read(queries.page, query.limit + 1, query.cursor or None)
+    return page(rows, query.limit, lambda row: shown(Project, row), position_cursor)
 
 
-async def _create(call: Call) -> Answer:
-    context, body = call.context, call.body
-    identity = new_id()
-    project = Project(
+@RESOURCE.add(
+    Operation("POST", _COLLECTION, "createProject", Project, status=201, body=NewProject, errors=(NameTaken,))
+)
+async def _create(call: Call, new: NewProject) -> Project:
+    """Create a project."""
+    services, identity = call.services, new_id()
+    project = records.Project(
         id=identity,
-        name=body["name"],
-        provider=body.get("provider", context.default_provider),
-        api_key=context.keyring.seal(body["api_key"], identity),
-        api_key_last4=encryption.last4(body["api_key"]),
+        name=new.name,
+        provider=new.provider or services.providers.default.name,
+        api_key=services.keyring.seal(new.api_key, identity),
+        api_key_last4=encryption.last4(new.api_key),
         active=True,
         created_at=call.now,
         updated_at=call.now,
     )
     try:
-        await context.database.write(queries.create, project)
+        await services.database.write(queries.create, project)
     except Duplicate:
         raise NameTaken from None
     _log.info("project created", project_id=identity, name=project.name, provider=project.provider)
-    return Answer(show(project), {"Location": f"{_COLLECTION}/{identity}"})
+    return shown(Project, project)
 
 
-async def _get(call: Call) -> Answer:
-    project = await call.context.database.read(queries.get, call.ids["project_id"])
-    if project is None:
-        raise ProjectNotFound
-    return Answer(show(project))
+@RESOURCE.add(Operation("GET", _ONE, "getProject", Project, not_found=ProjectNotFound))
+async def _get(call: Call) -> Project:
+    """Show a project."""
+    return shown(Project, await call.services.database.read(_found, call.ids["project_id"], queries.get))
 
 
-async def _update(call: Call) -> Answer:
+@RESOURCE.add(
+    Operation(
+        "PATCH", _ONE, "updateProject", Project, body=ProjectChanges, errors=(NameTaken,), not_found=ProjectNotFound
+    )
+)
+async def _update(call: Call, body: ProjectChanges) -> Project:
+    """Change a project; the next request on every replica uses the change."""
     identity = call.ids["project_id"]
-    changes = queries.Changes()
-    for name in ("name", "provider", "active"):
-        if name in call.body:
-            changes[name] = call.body[name]
-    if "api_key" in call.body:
-        changes["api_key"] = call.context.keyring.seal(call.body["api_key"], identity)
-        changes["api_key_last4"] = encryption.last4(call.body["api_key"])
+    sent = given(body)
+    changes: Any = dict(sent)
+    if body.api_key:
+        changes["api_key"] = call.services.keyring.seal(body.api_key, identity)
+        changes["api_key_last4"] = encryption.last4(body.api_key)
 
-    def change(connection: Connection) -> Project:
-        project = queries.get_locked(connection, identity)
-        if project is None:
-            raise ProjectNotFound
-        # A key must never travel to another provider than its own.
+    def change(connection: Connection) -> records.Project:
+        project = _found(connection, identity, queries.get_locked)
+        # A key must never be sent to another provider than its own.
         if changes.get("provider", project.provider) != project.provider and "api_key" not in changes:
             raise InvalidBody(f"'provider' can change from {project.provider} only together with 'api_key'.")
         return queries.change(connection, project, changes, call.now)
 
     try:
-        project = await call.context.database.write(change)
+        project = await call.services.database.write(change)
     except Duplicate:
         raise NameTaken from None
-    _log.info("project changed", project_id=identity, fields=", ".join(call.body))
-    return Answer(show(project))
+    _log.info("project changed", project_id=identity, fields=", ".join(sent))
+    return shown(Project, project)
 
 
-async def _revoke_tokens(call: Call) -> Answer:
+@RESOURCE.add(Operation("POST", _ONE + "/tokens/revoke", "revokeProjectTokens", Revocation, not_found=ProjectNotFound))
+async def _revoke_tokens(call: Call) -> Revocation:
+    """Revoke every active token of a project."""
     identity = call.ids["project_id"]
 
     def revoke(connection: Connection) -> int:
-        if queries.get(connection, identity) is None:
-            raise ProjectNotFound
+        _found(connection, identity, queries.get)
         return token_queries.revoke_all(connection, identity, call.now)
 
-    revoked = await call.context.database.write(revoke)
+    revoked = await call.services.database.write(revoke)
     _log.info("tokens revoked", project_id=identity, revoked=revoked)
-    return Answer({"revoked": revoked})
-
-
-def resource(providers: Iterable[str], default_provider: str) -> Resource:
-    """Say what can be done with projects, for the configured providers."""
-    provider = Field(
-        "provider",
-        one_of(providers),
-        f"Which provider the key belongs to; {default_provider} where it is left out.",
-    )
-    api_key = Field(
-        "api_key", _API_KEY, "The provider's API key. It is stored encrypted and never shown.", required=True
-    )
-    new = Body("NewProject", (_NAME, api_key, provider))
-    changes = Body(
-        "ProjectChanges",
-        (
-            Field("name", _NAME.kind, _NAME.help),
-            Field("api_key", _API_KEY, "A new key for the provider; it is used from the next request on."),
-            Field("provider", provider.kind, "Needs the `api_key` of the new provider beside it."),
-            Field("active", BOOLEAN, "Whether the project's tokens open anything."),
-        ),
-        some=True,
-    )
-    return Resource(
-        "Projects",
-        (
-            Operation(
-                "GET",
-                _COLLECTION,
-                "listProjects",
-                "List the projects, the newest first.",
-                _list,
-                "ProjectPage",
-                query=pages.BY_CREATION,
-            ),
-            Operation(
-                "POST",
-                _COLLECTION,
-                "createProject",
-                "Create a project.",
-                _create,
-                "Project",
-                status=201,
-                body=new,
-                problems=(NameTaken,),
-            ),
-            Operation("GET", _ONE, "getProject", "Show a project.", _get, "Project", missing=ProjectNotFound),
-            Operation(
-                "PATCH",
-                _ONE,
-                "updateProject",
-                "Change a project; it holds for the next request on every replica.",
-                _update,
-                "Project",
-                body=changes,
-                problems=(NameTaken,),
-                missing=ProjectNotFound,
-            ),
-            Operation(
-                "POST",
-                _ONE + "/tokens/revoke",
-                "revokeProjectTokens",
-                "Revoke every active token of a project.",
-                _revoke_tokens,
-                "Revocation",
-                missing=ProjectNotFound,
-            ),
-        ),
-        {"Project": _FIELDS, "Revocation": _REVOCATION},
-        hints={
-            (_ONE, "DELETE"): 'Projects are never deleted, because the ledger refers to them: PATCH {"active": false}.'
-        },
-    )
+    return Revocation(revoked)

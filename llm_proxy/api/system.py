@@ -1,29 +1,49 @@
-"""What anybody may ask a server: whether it lives, whether it can serve, its figures, and how to talk to it."""
+"""The open routes: `/health`, `/live`, `/ready`, the metrics and `/openapi.json`."""
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
 
-import msgspec
+from msgspec import Struct
 from quart import Blueprint, Response
 
-from llm_proxy.api.context import Context
+from llm_proxy.api.openapi import schema_of
 from llm_proxy.api.operations import HEADERS, json_response
+from llm_proxy.api.schema import doc
+from llm_proxy.version import VERSION
 
+if TYPE_CHECKING:
+    from llm_proxy.services import Services
+
+Check = Literal["database", "schema", "writer", "draining"]
 #: What `/ready` may name.
-CHECKS: Final = ("database", "schema", "writer", "draining")
-#: What requests can do without for a while, where `DB_OUTAGE_POLICY` lets them.
-_NEEDED_BY_BOOKS: Final = {"database", "writer"}
+CHECKS: Final = get_args(Check)
+#: What requests can do without for a while, if `DB_OUTAGE_POLICY` is `grace`.
+_SPARED_BY_GRACE: Final = {"database", "writer"}
 
 
-def blueprint(context: Context, document: dict[str, Any]) -> Blueprint:
-    """Make the open routes; `document` is what `/openapi.json` answers."""
+class _Health(Struct, forbid_unknown_fields=True):
+    status: Literal["ok"]
+    version: str
+
+
+class _Liveness(Struct, forbid_unknown_fields=True):
+    status: Literal["alive"]
+
+
+class _Readiness(Struct, forbid_unknown_fields=True):
+    status: Literal["ready", "grace", "not ready"]
+    failing: Annotated[list[Check], doc("What keeps the server from serving.")]
+
+
+def blueprint(services: Services, document: dict[str, Any]) -> Blueprint:
+    """Make the open routes; `document` is the answer of `/openapi.json`."""
     routes = Blueprint("system", __name__)
-    openapi = msgspec.json.encode(document)
+    settings = services.settings
 
     @routes.get("/health")
     async def health() -> Response:
-        return json_response({"status": "ok", "version": context.version})
+        return json_response({"status": "ok", "version": VERSION})
 
     @routes.get("/live")
     async def live() -> Response:
@@ -31,8 +51,8 @@ def blueprint(context: Context, document: dict[str, Any]) -> Blueprint:
 
     @routes.get("/ready")
     async def ready() -> Response:
-        failing = sorted(await context.not_ready())
-        if failing and set(failing) <= _NEEDED_BY_BOOKS and context.carries_on():
+        failing = sorted(await services.not_ready())
+        if failing and set(failing) <= _SPARED_BY_GRACE and services.carries_on:
             return json_response({"status": "grace", "failing": failing})
         if failing:
             return json_response({"status": "not ready", "failing": failing}, 503)
@@ -40,14 +60,14 @@ def blueprint(context: Context, document: dict[str, Any]) -> Blueprint:
 
     @routes.get("/openapi.json")
     async def describe() -> Response:
-        return Response(openapi, 200, HEADERS, content_type="application/json")
+        return json_response(document)
 
-    if context.metrics_path is not None:
+    if settings.enable_metrics:
 
-        @routes.get(context.metrics_path)
+        @routes.get(settings.metrics_path)
         async def metrics() -> Response:
-            await context.survey()
-            body, content_type = context.metrics.render()
+            await services.survey.look()
+            body, content_type = services.metrics.render()
             return Response(body, 200, HEADERS, content_type=content_type)
 
     return routes
@@ -55,52 +75,26 @@ def blueprint(context: Context, document: dict[str, Any]) -> Blueprint:
 
 def paths(metrics_path: str | None) -> dict[str, Any]:
     """Describe the open routes to OpenAPI."""
-    readiness = _object(
-        {
-            "status": {"type": "string", "enum": ["ready", "grace", "not ready"]},
-            "failing": {
-                "type": "array",
-                "items": {"type": "string", "enum": list(CHECKS)},
-                "description": "What keeps the server from serving.",
-            },
-        }
-    )
     described: dict[str, Any] = {
-        "/health": _get(
-            "getHealth",
-            "Tell that the process runs, and its version.",
-            {"200": _object({"status": {"type": "string", "const": "ok"}, "version": {"type": "string"}})},
-        ),
-        "/live": _get(
-            "getLiveness",
-            "Tell that the process is not stuck.",
-            {"200": _object({"status": {"type": "string", "const": "alive"}})},
-        ),
+        "/health": _get("getHealth", "Whether the process runs, and its version.", {"200": schema_of(_Health)}),
+        "/live": _get("getLiveness", "Whether the process responds.", {"200": schema_of(_Liveness)}),
         "/ready": _get(
-            "getReadiness", "Tell whether requests can be served now.", {"200": readiness, "503": readiness}
+            "getReadiness",
+            "Whether requests can be served now.",
+            {"200": schema_of(_Readiness), "503": schema_of(_Readiness)},
         ),
-        "/openapi.json": _get("getOpenApi", "Give this document.", {"200": {"type": "object"}}),
+        "/openapi.json": _get("getOpenApi", "This document.", {"200": {"type": "object"}}),
     }
     if metrics_path is not None:
-        described[metrics_path] = _get("getMetrics", "Give the figures in Prometheus' text format.", {})
-        described[metrics_path]["get"]["responses"] = {
-            "200": {"description": "The figures.", "content": {"text/plain": {"schema": {"type": "string"}}}}
-        }
+        described[metrics_path] = _get(
+            "getMetrics", "The metrics in Prometheus' text format.", {"200": {"type": "string"}}, "text/plain"
+        )
     return described
 
 
-def _object(properties: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "object",
-        "properties": properties,
-        "required": list(properties),
-        "additionalProperties": False,
-    }
-
-
-def _get(name: str, summary: str, answers: dict[str, Any]) -> dict[str, Any]:
+def _get(name: str, summary: str, answers: dict[str, Any], content_type: str = "application/json") -> dict[str, Any]:
     responses = {
-        status: {"description": summary, "content": {"application/json": {"schema": schema}}}
+        status: {"description": summary, "content": {content_type: {"schema": schema}}}
         for status, schema in answers.items()
     }
     return {

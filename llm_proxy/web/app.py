@@ -13,14 +13,13 @@ import trio
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGILifespan
 
-from llm_proxy.api import Context, register
+from llm_proxy.api import register
 from llm_proxy.config import Settings
 from llm_proxy.config.checks import reserved
 from llm_proxy.gateway.http import paths
 from llm_proxy.logging import log
 from llm_proxy.metrics import Slate
 from llm_proxy.services import open_services
-from llm_proxy.version import VERSION
 from llm_proxy.web.asgi import RequestConnection
 from llm_proxy.web.cors import CrossOrigin
 from llm_proxy.web.forwarded import TrustedProxies
@@ -118,7 +117,7 @@ class LLMProxy(QuartTrio):
     def assemble(self, services: Services) -> None:
         """Put up the control plane's routes on open services."""
         self.services = services
-        register(self, _context(services))
+        register(self, services)
 
     def leave(self) -> None:
         """Report not ready and serve as ever, so that load balancers send their requests elsewhere."""
@@ -155,24 +154,6 @@ def _relieve_the_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
-
-
-def _context(services: Services) -> Context:
-    settings = services.settings
-    return Context(
-        database=services.database,
-        keyring=services.keyring,
-        # An empty token opens nothing: the settings demand one wherever the control plane is to be used.
-        management_token=settings.management_token or "",
-        providers=tuple(services.providers.by_name),
-        default_provider=services.providers.default.name,
-        version=VERSION,
-        metrics=services.metrics,
-        metrics_path=settings.metrics_path if settings.enable_metrics else None,
-        not_ready=services.not_ready,
-        carries_on=lambda: services.carries_on,
-        survey=services.survey.look,
-    )
 
 
 def _words(error: BaseException) -> str:

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import msgspec
 import pytest
 import trio
-from attrs import define, evolve, frozen
+from attrs import Factory, define, frozen
 from quart_trio import QuartTrio
 
 from db.database import open_database
 from db.dsn import Target
 from db.options import Options
-from llm_proxy.api import Context, register
+from llm_proxy.api import register
+from llm_proxy.config import Settings
+from llm_proxy.gateway.providers import builtin
+from llm_proxy.gateway.providers.provider import Providers
 from llm_proxy.metrics import Metrics
 from llm_proxy.secrets.encryption import KeyRing
+from llm_proxy.services import Services
+from llm_proxy.version import VERSION
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 
@@ -40,13 +46,30 @@ class Reply:
         return msgspec.json.decode(self.data)
 
 
+@define(eq=False)
+class StubServices(Services):
+    """The services of a server that has nothing but a database."""
+
+    #: What `/ready` names.
+    failing: list[str] = Factory(list)
+    grace_admits: bool = False
+
+    async def not_ready(self) -> list[str]:
+        """What a test says."""
+        return self.failing
+
+    @property
+    def carries_on(self) -> bool:
+        """What a test says."""
+        return self.grace_admits
+
+
 @define
 class Api:
     """Calls the control plane in this process, with the management token unless told otherwise."""
 
     app: QuartTrio
-    context: Context
-    failing: list[str]
+    services: StubServices
 
     async def __call__(
         self,
@@ -87,38 +110,35 @@ class Api:
 
     def at(self, now: datetime) -> Api:
         """The same server at another time."""
-        return make_api(evolve(self.context, clock=lambda: now), self.failing)
+        return make_api(self.services, now)
 
 
-def make_api(context: Context, failing: list[str]) -> Api:
+def make_api(services: StubServices, now: datetime = NOON) -> Api:
     """Put the routes on an app with the limits that the real one has."""
     app = QuartTrio("llm_proxy")
     app.config.update(RESPONSE_TIMEOUT=None, BODY_TIMEOUT=30, MAX_CONTENT_LENGTH=1024 * 1024)
-    register(app, context)
-    return Api(app, context, failing)
+    register(app, services, lambda: now)
+    return Api(app, services)
 
 
 async def _open(target: Target) -> AsyncIterator[Api]:
-    failing: list[str] = []
-
-    async def not_ready() -> list[str]:
-        return failing
-
+    by_name = builtin.built_in(builtin.OPENAI_URL, 600.0)
+    absent: Any = None
+    survey: Any = SimpleNamespace(look=trio.lowlevel.checkpoint)
     async with open_database(target, Options(pool_size=3)) as database:
-        context = Context(
+        services = StubServices(
+            settings=Settings(management_token=MANAGEMENT_TOKEN),
             database=database,
             keyring=KeyRing.generate(),
-            management_token=MANAGEMENT_TOKEN,
-            providers=("openai", "anthropic"),
-            default_provider="openai",
-            version="1.2.3",
-            metrics=Metrics(["openai", "anthropic"], "1.2.3"),
-            metrics_path="/metrics",
-            not_ready=not_ready,
-            survey=trio.lowlevel.checkpoint,
-            clock=lambda: NOON,
+            ledger=absent,
+            grace=None,
+            providers=Providers(by_name, by_name["openai"]),
+            relay=absent,
+            metrics=Metrics(by_name, VERSION),
+            survey=survey,
+            probe=absent,
         )
-        yield make_api(context, failing)
+        yield make_api(services)
         assert database.connections.in_use == 0
 
 

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from db.errors import CommitUnknown, Contention, DatabaseError, SchemaMismatch, Unavailable
 from db.queries import projects, tokens
 from llm_proxy.secrets.encryption import new_token_secret
-from tests.api.conftest import NOON, Api, make_api
+from tests.api.conftest import MANAGEMENT_TOKEN, NOON, Api, make_api
 from tests.api.wrong_requests import CASES, GOOD_PROJECT, GOOD_TOKEN, ID, Case
 
 
@@ -64,7 +64,7 @@ async def test_a_chunked_body_is_limited_too(api: Api) -> None:
         "headers": [
             (b"host", b"proxy.test"),
             (b"content-type", b"application/json"),
-            (b"authorization", f"Bearer {api.context.management_token}".encode()),
+            (b"authorization", f"Bearer {MANAGEMENT_TOKEN}".encode()),
         ],
     }
     with trio.fail_after(10):
@@ -108,7 +108,7 @@ NOTHING_CHANGED = "Nothing was changed. Try again soon."
 )
 async def test_a_database_that_fails_is_said_to_be_away(api: Api, error: Exception, description: str) -> None:
     database: Any = Broken(error)
-    broken = make_api(evolve(api.context, database=database), [])
+    broken = make_api(evolve(api.services, database=database))
     for method, path, sent in (
         ("GET", "/manage/projects", None),
         ("POST", "/manage/projects", GOOD_PROJECT),
@@ -131,7 +131,7 @@ async def test_a_database_that_fails_is_said_to_be_away(api: Api, error: Excepti
 
 async def test_what_cannot_be_an_id_is_not_looked_up(api: Api) -> None:
     database: Any = Broken(ZeroDivisionError())
-    broken = make_api(evolve(api.context, database=database), [])
+    broken = make_api(evolve(api.services, database=database))
     for identity in ("1", ID.replace("-", ""), new_token_secret()):
         assert (await broken("GET", f"/manage/projects/{identity}")).json["code"] == "project_not_found"
         assert (await broken("DELETE", f"/manage/tokens/{identity}")).json["code"] == "token_not_found"
@@ -139,7 +139,7 @@ async def test_what_cannot_be_an_id_is_not_looked_up(api: Api) -> None:
 
 async def test_a_failure_inside_says_nothing_of_the_inside(api: Api) -> None:
     database: Any = Broken(ZeroDivisionError("canary"))
-    broken = make_api(evolve(api.context, database=database), [])
+    broken = make_api(evolve(api.services, database=database))
     reply = await broken("GET", "/manage/projects")
     assert (reply.status, reply.json) == (
         500,
@@ -159,7 +159,7 @@ async def test_what_is_refused_changes_nothing(api: Api) -> None:
     def state(connection: Connection) -> object:
         return projects.get(connection, project["id"]), tokens.get(connection, token["id"])
 
-    before = await api.context.database.read(state)
+    before = await api.services.database.read(state)
     later = api.at(NOON + timedelta(hours=1))
     for path, sent in (
         (f"/manage/projects/{project['id']}", {"active": False, "name": ""}),
@@ -168,4 +168,4 @@ async def test_what_is_refused_changes_nothing(api: Api) -> None:
         (f"/manage/tokens/{token['id']}", {"active": False, "nonsense": 1}),
     ):
         assert (await later("PATCH", path, sent)).status == 400
-    assert await api.context.database.read(state) == before
+    assert await api.services.database.read(state) == before

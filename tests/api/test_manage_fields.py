@@ -3,74 +3,85 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Annotated, Any, get_type_hints
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import UNSET, Meta, UnsetType
 
+from db.queries.rows import Position
 from llm_proxy.api import pages
-from llm_proxy.api.fields import (
-    BOOLEAN,
-    ID,
-    MOMENT,
+from llm_proxy.api.pages import ByCreation, ById
+from llm_proxy.api.schema import (
+    Body,
     Field,
-    Kind,
-    credential,
-    integer,
+    Id,
+    Query,
+    Timestamp,
     one_of,
-    parse_query,
-    read_id,
-    read_values,
+    printable,
+    read_body,
+    read_query,
     text,
 )
+from llm_proxy.errors import InvalidBody, InvalidQuery
 from llm_proxy.identifiers import new_id
+from tests.api.conftest import NOON
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-KINDS: dict[str, Kind] = {
-    "text": text(1, 5),
-    "credential": credential(5),
-    "integer": integer(-3, 3),
-    "one_of": one_of(["a", "b"]),
-    "boolean": BOOLEAN,
-    "id": ID,
-    "moment": MOMENT,
+TYPES: dict[str, Any] = {
+    "text": Annotated[str, text(1, 5)],
+    "printable": Annotated[str, printable(5)],
+    "integer": Annotated[int, Meta(ge=-3, le=3)],
+    "one_of": Annotated[str, one_of(["a", "b"])],
+    "boolean": bool,
+    "id": Id,
+    "timestamp": Timestamp,
 }
 
 
 def right(kind: str, value: Any) -> bool:
-    """What each kind takes, said once more in other words."""
-    said: dict[str, Callable[[], bool]] = {
+    """What each type accepts, computed in another way."""
+    rules: dict[str, Callable[[], bool]] = {
         "text": lambda: isinstance(value, str) and 1 <= len(value) <= 5,
-        "credential": lambda: isinstance(value, str) and 1 <= len(value) <= 5 and value.isascii() and " " not in value,
+        "printable": lambda: isinstance(value, str) and 1 <= len(value) <= 5 and value.isascii() and " " not in value,
         "integer": lambda: isinstance(value, int) and not isinstance(value, bool) and abs(value) <= 3,
         "one_of": lambda: value in ("a", "b"),
         "boolean": lambda: value is True or value is False,
         "id": lambda: isinstance(value, str) and len(value) == 36,
-        "moment": lambda: isinstance(value, str) and len(value) >= 20,
+        "timestamp": lambda: isinstance(value, str) and len(value) >= 20,
     }
-    return said[kind]()
+    return rules[kind]()
 
 
-@given(value=JSON, kind=st.sampled_from(sorted(KINDS)), nullable=st.booleans())
-def test_any_value_is_read_or_refused_in_words(value: Any, kind: str, nullable: bool) -> None:
-    field = Field("x", KINDS[kind], "Help.", nullable=nullable)
-    values, mistakes = read_values([field], {"x": value}, "field")
-    if mistakes:
-        assert mistakes == [f"'x' must be {KINDS[kind].words}{' or null' if nullable else ''}"]
-        assert values == {}
-    else:
-        assert (value is None and nullable) or right(kind, value)
+def refused(field: Field, value: object) -> str:
+    """Why a field refuses a value; empty if it accepts it."""
+    try:
+        field.read(value)
+    except ValueError as mistake:
+        return str(mistake)
+    return ""
+
+
+@given(value=JSON, kind=st.sampled_from(sorted(TYPES)), nullable=st.booleans())
+def test_any_value_is_accepted_or_refused_with_what_is_allowed(value: Any, kind: str, nullable: bool) -> None:
+    field = Field.of("x", TYPES[kind] | None if nullable else TYPES[kind])
+    refusal = f"'x' must be {Field.of('x', TYPES[kind]).allowed}{' or null' if nullable else ''}"
+    assert refused(field, value) in ("", refusal)
+    assert refused(field, value) or (value is None and nullable) or right(kind, value)
+
+
+LINE = Field.of("x", Annotated[str, text(0, 5)])
 
 
 @given(value=st.text(st.characters(codec="utf-8"), max_size=7))
 def test_text_is_one_line_without_space_at_its_ends(value: str) -> None:
-    _, mistakes = read_values([Field("x", text(0, 5), "Help.")], {"x": value}, "field")
-    if not mistakes:
+    if not refused(LINE, value):
         assert len(value.splitlines()) <= 1
         assert value == value.strip()
         assert "\x00" not in value
@@ -79,50 +90,70 @@ def test_text_is_one_line_without_space_at_its_ends(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["é", "東京", "a b", "🚀👩‍🚀", "naïve", "x\u00a0y"])
 def test_text_may_be_in_any_script(value: str) -> None:
-    assert text(1, 5).read(value) == value
+    assert LINE.read(value) == value
 
 
 @pytest.mark.parametrize(
     "value", ["\x00", "a\x1fb", "a\x7fb", "a\x85b", "a\nb", "\ud800", "a\u2028b", "a\u2029b", " a", "a\u00a0"]
 )
 def test_text_has_no_character_that_cannot_be_seen(value: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011 (the words are the field's)
-        text(0, 5).read(value)
+    with pytest.raises(ValueError, match="without control characters"):
+        LINE.read(value)
 
 
-def test_a_moment_is_read_as_utc() -> None:
-    assert MOMENT.read("2027-01-15T14:30:00.25+02:30") == datetime(2027, 1, 15, 12, 0, 0, 250_000, tzinfo=UTC)
-    assert MOMENT.read("2027-01-15T12:00:00Z").tzinfo is UTC
+def test_a_timestamp_is_read_as_utc() -> None:
+    field = Field.of("x", Timestamp)
+    assert field.read("2027-01-15T14:30:00.25+02:30") == datetime(2027, 1, 15, 12, 0, 0, 250_000, tzinfo=UTC)
+    assert field.read("2027-01-15T12:00:00Z").tzinfo is UTC
+
+
+class Parameters(Query, kw_only=True):
+    n: Annotated[int, Meta(ge=0, le=9)] | UnsetType = UNSET
+    b: bool | UnsetType = UNSET
+    t: Annotated[str, text(0, 9)] | UnsetType = UNSET
+
+
+class Flag(Body, kw_only=True):
+    a: bool = False
 
 
 def test_unknown_names_are_shown_short_and_clean() -> None:
-    fields = [Field("a", BOOLEAN, "Help.")]
-    given = {"x" * 41: 1, "a\x1b[31m\n": 1, "sk-canary-0123456789": 1}
-    assert read_values(fields, given, "field")[1] == [
+    with pytest.raises(InvalidBody) as refusal:
+        read_body(Flag, {"x" * 41: 1, "a\x1b[31m\n": 1, "sk-canary-0123456789": 1}, NOON)
+    assert refusal.value.description.split("; ") == [
         f"'{'x' * 40}…' is not a field of this request (fields: a)",
         "'a?[31m?' is not a field of this request (fields: a)",
-        "'[redacted]' is not a field of this request (fields: a)",
+        "'[redacted]' is not a field of this request (fields: a).",
     ]
 
 
-def test_parameters_come_once_and_become_what_json_would_hold() -> None:
-    fields = [Field("n", integer(0, 9), "Help."), Field("b", BOOLEAN, "Help."), Field("t", text(0, 9), "Help.")]
-    given, mistakes = parse_query(fields, [("n", "007"), ("b", "FALSE"), ("t", "5"), ("u", "5")])
-    assert (given, mistakes) == ({"n": 7, "b": False, "t": "5", "u": "5"}, [])
-    given, mistakes = parse_query(fields, [("n", "٣"), ("b", "1"), ("n", "4")])
-    assert (given, mistakes) == ({"n": 4, "b": "1"}, ["'n' comes more than once"])
-    assert parse_query(fields, [("n", "9" * 5000)])[0] == {"n": "9" * 5000}
+def test_parameters_become_what_json_would_contain() -> None:
+    assert read_query(Parameters, [("n", "007"), ("b", "FALSE"), ("t", "5")]) == Parameters(n=7, b=False, t="5")
 
 
-CREATION, BY_ID = pages.BY_CREATION[1], pages.BY_ID[1]
+@pytest.mark.parametrize(
+    ("name", "value"), [("n", "٣"), ("n", "9" * 5000), ("n", "1.0"), ("n", " 7"), ("b", "1"), ("b", "yes"), ("b", "")]
+)
+def test_a_parameter_of_another_type_is_refused(name: str, value: str) -> None:
+    with pytest.raises(InvalidQuery, match=f"'{name}' must be"):
+        read_query(Parameters, [(name, value)])
+
+
+def test_a_parameter_that_comes_twice_is_refused() -> None:
+    with pytest.raises(InvalidQuery, match=r"^'n' comes more than once\.$"):
+        read_query(Parameters, [("n", "3"), ("n", "4")])
+
+
+def cursor(struct: type[Query], value: Any) -> Any:
+    return Field.of("cursor", get_type_hints(struct, include_extras=True)["cursor"]).read(value)
 
 
 @given(at=st.datetimes(datetime(1970, 1, 1), datetime(9999, 12, 31), timezones=st.just(UTC)))  # noqa: DTZ001 - naive by contract
 def test_a_cursor_leads_back_to_its_row(at: datetime) -> None:
     identity = new_id()
-    position = CREATION.read(pages.position_cursor(at, identity))
+    position = cursor(ByCreation, pages.position_cursor(Position(at, identity)))
     assert (position.created_at, position.id) == (at, identity)
-    assert BY_ID.read(pages.id_cursor(identity)) == identity
+    assert cursor(ById, pages.id_cursor(Position(NOON, identity))) == identity
 
 
 @given(
@@ -131,23 +162,23 @@ def test_a_cursor_leads_back_to_its_row(at: datetime) -> None:
     | st.text("0123456789:-abcdef").map(pages._encode)
 )
 def test_nothing_else_is_a_cursor(value: Any) -> None:
-    for field in (CREATION, BY_ID):
+    for struct in (ByCreation, ById):
         with pytest.raises(ValueError, match="must be the next_cursor of a page of this list"):
-            field.read(value)
+            cursor(struct, value)
 
 
 @pytest.mark.parametrize("micros", ["-1", "9" * 18, "9" * 19, "1.5", "٣", ""])
 def test_a_cursor_of_no_time_is_refused(micros: str) -> None:
     raw = f"{micros}:{new_id()}".encode()
     with pytest.raises(ValueError, match="next_cursor"):
-        CREATION.read(base64.urlsafe_b64encode(raw).decode())
+        cursor(ByCreation, base64.urlsafe_b64encode(raw).decode())
 
 
 def test_cursors_of_two_kinds_of_lists_are_not_mixed() -> None:
     with pytest.raises(ValueError, match="next_cursor"):
-        BY_ID.read(pages.position_cursor(datetime(2027, 1, 1, tzinfo=UTC), new_id()))
+        cursor(ById, pages.position_cursor(Position(NOON, new_id())))
     with pytest.raises(ValueError, match="next_cursor"):
-        CREATION.read(pages.id_cursor(new_id()))
+        cursor(ByCreation, pages.id_cursor(Position(NOON, new_id())))
 
 
 @pytest.mark.parametrize(("rows", "shown", "cursor"), [(0, 0, False), (2, 2, False), (3, 3, False), (4, 3, True)])
@@ -171,16 +202,17 @@ def test_there_is_a_next_page_where_there_is_one_row_more(rows: int, shown: int,
     ],
 )
 def test_an_id_is_a_uuid_in_either_case_and_read_in_lower_case(value: object, good: bool) -> None:
+    field = Field.of("id", Id)
     if good:
-        assert read_id(value) == "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
+        assert field.read(value) == "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
     else:
-        with pytest.raises(ValueError):  # noqa: PT011 (that it is not an id says it all)
-            read_id(value)
+        with pytest.raises(ValueError, match="'id' must be a UUID such as"):
+            field.read(value)
 
 
 def test_times_of_cursors_are_exact_to_the_microsecond() -> None:
     identity = new_id()
     at = datetime(2027, 1, 15, 12, 0, 0, 999_999, tzinfo=UTC)
     for step in range(3):
-        moment = at + step * timedelta(microseconds=1)
-        assert CREATION.read(pages.position_cursor(moment, identity)).created_at == moment
+        at_step = at + step * timedelta(microseconds=1)
+        assert cursor(ByCreation, pages.position_cursor(Position(at_step, identity))).created_at == at_step

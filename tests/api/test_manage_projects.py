@@ -12,7 +12,7 @@ API_KEY = "sk-canary-api-key-0123456789"
 
 
 async def stored(api: Api, identity: str) -> Project:
-    project = await api.context.database.read(projects.get, identity)
+    project = await api.services.database.read(projects.get, identity)
     assert project is not None
     return project
 
@@ -41,7 +41,7 @@ async def test_a_key_is_stored_sealed_for_its_project(api: Api) -> None:
     sealed = (await stored(api, project["id"])).api_key
     assert sealed.startswith("enc:v2:")
     assert API_KEY not in sealed
-    assert api.context.keyring.open(sealed, project["id"]) == API_KEY
+    assert api.services.keyring.open(sealed, project["id"]) == API_KEY
 
 
 async def test_the_provider_is_the_default_one_unless_named(api: Api) -> None:
@@ -81,7 +81,7 @@ async def test_a_new_key_replaces_the_old_one(api: Api) -> None:
     project = await api.project(api_key="sk-the-old-one")
     reply = await api("PATCH", f"/manage/projects/{project['id']}", {"api_key": API_KEY})
     assert reply.json["api_key_last4"] == "6789"
-    assert api.context.keyring.open((await stored(api, project["id"])).api_key, project["id"]) == API_KEY
+    assert api.services.keyring.open((await stored(api, project["id"])).api_key, project["id"]) == API_KEY
 
 
 async def test_a_key_never_goes_to_another_provider(api: Api) -> None:

@@ -42,7 +42,7 @@ async def settled(api: Api, *rows: dict[str, Any]) -> list[SettledRequest]:
     def write(connection: Connection) -> None:
         connection.execute(insert(table), [row.by_column() for row in made])
 
-    await api.context.database.write(write)
+    await api.services.database.write(write)
     return made
 
 

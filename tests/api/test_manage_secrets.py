@@ -86,7 +86,7 @@ async def test_secrets_stay_where_they_belong(api: Api, log_file: Path) -> None:
     await call("GET", "/manage/requests")
     replies.append(await api("GET", "/metrics"))
     broken: Any = Failing()
-    api = make_api(evolve(api.context, database=broken, keyring=KeyRing.plaintext()), [])
+    api = make_api(evolve(api.services, database=broken, keyring=KeyRing.plaintext()))
     await call("POST", "/manage/projects", {"name": "z", "api_key": OTHER_KEY})
     await call("GET", f"/manage/requests?token_id={seen_once[0]['id']}")
 
@@ -113,5 +113,5 @@ async def test_every_line_of_a_request_has_its_id(api: Api, log_file: Path) -> N
 
 
 async def test_what_holds_secrets_does_not_show_them(api: Api) -> None:
-    assert MANAGEMENT_TOKEN not in repr(api.context)
-    assert api.context.keyring.to_setting() not in repr(api.context)
+    assert MANAGEMENT_TOKEN not in repr(api.services)
+    assert api.services.keyring.to_setting() not in repr(api.services)

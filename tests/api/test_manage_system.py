@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import pytest
 from attrs import evolve
 
+from llm_proxy.version import VERSION
 from tests.api.conftest import Api, make_api
 
 
 async def test_health_is_good_as_long_as_somebody_answers(api: Api) -> None:
-    api.failing += ["database", "writer"]
+    api.services.failing += ["database", "writer"]
     reply = await api("GET", "/health", token=None)
-    assert (reply.status, reply.json) == (200, {"status": "ok", "version": "1.2.3"})
+    assert (reply.status, reply.json) == (200, {"status": "ok", "version": VERSION})
     reply = await api("GET", "/live", token=None)
     assert (reply.status, reply.json) == (200, {"status": "alive"})
     assert reply.headers["Cache-Control"] == "no-store"
@@ -21,7 +23,7 @@ async def test_health_is_good_as_long_as_somebody_answers(api: Api) -> None:
 async def test_ready_names_what_fails(api: Api, failing: list[str]) -> None:
     reply = await api("GET", "/ready", token=None)
     assert (reply.status, reply.json) == (200, {"status": "ready", "failing": []})
-    api.failing += failing
+    api.services.failing += failing
     reply = await api("GET", "/ready", token=None)
     assert (reply.status, reply.json) == (503, {"status": "not ready", "failing": sorted(failing)})
 
@@ -33,27 +35,29 @@ async def test_ready_names_what_fails(api: Api, failing: list[str]) -> None:
 async def test_ready_is_good_while_requests_go_on_without_the_database(
     api: Api, failing: list[str], status: int
 ) -> None:
-    api.failing += failing
-    carrying = make_api(evolve(api.context, carries_on=lambda: True), api.failing)
+    api.services.failing += failing
+    carrying = make_api(evolve(api.services, grace_admits=True))
     reply = await carrying("GET", "/ready", token=None)
     assert (reply.status, reply.json["failing"]) == (status, sorted(failing))
     assert reply.json["status"] == ("grace" if status == 200 else "not ready")
-    api.failing.clear()
+    api.services.failing.clear()
     reply = await carrying("GET", "/ready", token=None)
     assert (reply.status, reply.json["status"]) == (200, "ready")
 
 
 async def test_the_metrics_are_at_their_path(api: Api) -> None:
-    api.context.metrics.refusal("token_invalid")
+    api.services.metrics.refusal("token_invalid")
     reply = await api("GET", "/metrics", token=None)
     assert reply.status == 200
     assert reply.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert b'llm_proxy_refusals_total{code="token_invalid"} 1.0' in reply.data
 
 
-@pytest.mark.parametrize(("path", "found"), [("/elsewhere", ["/elsewhere"]), (None, [])])
-async def test_the_metrics_may_be_elsewhere_or_nowhere(api: Api, path: str | None, found: list[str]) -> None:
-    other = make_api(evolve(api.context, metrics_path=path), [])
+@pytest.mark.parametrize(
+    ("settings", "found"), [({"metrics_path": "/elsewhere"}, ["/elsewhere"]), ({"enable_metrics": False}, [])]
+)
+async def test_metrics_are_at_their_path_or_not_served(api: Api, settings: dict[str, Any], found: list[str]) -> None:
+    other = make_api(evolve(api.services, settings=evolve(api.services.settings, **settings)))
     statuses = {tried: (await other("GET", tried, token=None)).status for tried in ("/metrics", "/elsewhere")}
     assert [tried for tried, status in statuses.items() if status == 200] == found
     described: Iterable[str] = (await other("GET", "/openapi.json")).json["paths"]

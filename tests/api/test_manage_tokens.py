@@ -15,7 +15,7 @@ from tests.api.conftest import NOON, Api
 
 
 async def stored(api: Api, identity: str) -> Token:
-    token = await api.context.database.read(tokens.get, identity)
+    token = await api.services.database.read(tokens.get, identity)
     assert token is not None
     return token
 
@@ -156,7 +156,7 @@ async def test_lists_narrow_down(any_api: Api) -> None:
     def use_up(connection: Connection) -> None:
         connection.execute(update(table).where(table.c.id == used_up["id"]).values(request_count=3))
 
-    await any_api.context.database.write(use_up)
+    await any_api.services.database.write(use_up)
     later = any_api.at(NOON + timedelta(minutes=1))
 
     async def listed(query: str) -> set[str]:

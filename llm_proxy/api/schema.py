@@ -1,0 +1,261 @@
+"""What clients send and get, as msgspec structs: the types of fields, and readers that report every mistake at once.
+
+msgspec stops at the first mistake and its messages repeat parts of the input, which may be a secret. So each field is
+converted on its own, and a mistake is described by the field's name and by what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime
+from functools import cache
+from typing import Annotated, Any, Final, TypeVar, cast, get_type_hints
+
+import msgspec
+from attrs import frozen
+from msgspec import Meta, Struct, inspect, structs
+
+from llm_proxy.errors import InvalidBody, InvalidQuery
+from llm_proxy.logging.redaction import Redactor
+
+#: Largest whole number that every JSON reader keeps exactly (RFC 8259, section 6).
+MAX_SAFE_INTEGER: Final = 2**53 - 1
+
+_redact: Final = Redactor().text
+_INVISIBLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, lone surrogates, line separators
+
+S = TypeVar("S", bound=Struct)
+B = TypeVar("B", bound="Body")
+
+
+class Body(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The fields of a JSON body."""
+
+    @classmethod
+    def check(cls, given: Iterable[str], values: Mapping[str, Any], now: datetime) -> Iterable[str]:
+        """Find what no single field shows.
+
+        Args:
+            given: names of the fields in the body.
+            values: those that are correct.
+            now: time of the request.
+
+        Returns:
+            A clause for each mistake.
+        """
+        del given, values, now
+        return ()
+
+
+class Changes(Body, kw_only=True):
+    """A body whose fields are all optional; at least one is required."""
+
+
+class Query(Struct, kw_only=True, forbid_unknown_fields=True):
+    """The parameters of a query."""
+
+
+def doc(text: str, *, null: str = "") -> Meta:
+    """Describe a field; `null` says what null means, for error messages."""
+    return Meta(description=text, extra={"null": null})
+
+
+def kind(allowed: str, parse: Callable[[Any], Any], schema: dict[str, Any] | None = None, **limits: Any) -> Meta:
+    """Restrict a type.
+
+    Args:
+        allowed: completes "it must be …".
+        parse: makes the value of what msgspec has converted; raises ValueError or OverflowError if it is not allowed.
+        schema: members for JSON Schema.
+        limits: constraints that msgspec checks and describes.
+    """
+    return Meta(extra={"allowed": allowed, "parse": parse}, extra_json_schema=schema, **limits)
+
+
+def text(shortest: int, longest: int) -> Meta:
+    """Text for people, in any script, on one line, without space at its ends."""
+    size = f"up to {longest} characters" if shortest == 0 else f"{shortest} to {longest} characters"
+    allowed = f"text of {size}, without control characters and without space at its ends"
+    return kind(allowed, _check_line, min_length=shortest, max_length=longest)
+
+
+def _check_line(value: str) -> str:
+    if value != value.strip() or any(unicodedata.category(character) in _INVISIBLE for character in value):
+        raise ValueError
+    return value
+
+
+def printable(longest: int) -> Meta:
+    """Text that a header can contain: printable ASCII without spaces."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(r"[!-~]+", value):
+            raise ValueError
+        return value
+
+    allowed = f"1 to {longest} printable ASCII characters without spaces"
+    return kind(allowed, check, {"pattern": "^[!-~]+$"}, min_length=1, max_length=longest)
+
+
+def one_of(words: Iterable[str]) -> Meta:
+    """One of a few words."""
+    options = list(words)
+
+    def check(value: str) -> str:
+        if value not in options:
+            raise ValueError
+        return value
+
+    return kind(f"one of {', '.join(options)}", check, {"enum": options})
+
+
+def read_id(value: str) -> str:
+    """Read a UUID, which may be in capitals (RFC 9562 section 4), as it is stored: in lower case."""
+    if str(uuid.UUID(value)) != value.lower():
+        raise ValueError
+    return value.lower()
+
+
+Id = Annotated[str, kind("a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", read_id, {"format": "uuid"})]
+
+Timestamp = Annotated[
+    datetime,
+    kind("a time with its offset from UTC, such as 2030-01-31T12:00:00Z", lambda at: at.astimezone(UTC), tz=True),
+]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+@frozen
+class Field:
+    """One field of a struct, as the readers need it."""
+
+    name: str
+    type: Any
+    info: inspect.Type
+    required: bool
+    allowed: str
+    nullable: bool
+    parse: Callable[[Any], Any]
+
+    @classmethod
+    def of(cls, name: str, hint: Any, *, required: bool = True) -> Field:
+        """Take what is allowed, and how to parse it, from a type."""
+        extra: dict[str, Any] = {}
+        info, null = inspect.type_info(hint), ""
+        while isinstance(info, inspect.Metadata | inspect.UnionType):
+            if isinstance(info, inspect.Metadata):
+                extra |= info.extra or {}
+                info = info.type
+            else:
+                null = f" or null ({extra['null']})" if extra.get("null") else " or null"
+                (info,) = [found for found in info.types if not isinstance(found, inspect.NoneType)]
+        if isinstance(info, inspect.IntType):
+            extra["allowed"] = f"a whole number from {info.ge} to {info.le}"
+        elif isinstance(info, inspect.BoolType):
+            extra["allowed"] = "true or false"
+        return cls(name, hint, info, required, extra["allowed"] + null, bool(null), extra.get("parse", _same))
+
+    def read(self, value: object) -> Any:
+        """Convert a value; raises ValueError with a clause that names the field."""
+        if value is None and self.nullable:
+            return None
+        try:
+            return self.parse(msgspec.convert(value, self.type))
+        except (ValueError, OverflowError, msgspec.MsgspecError):
+            raise ValueError(f"'{self.name}' must be {self.allowed}") from None
+
+    def from_query(self, text: str) -> object:
+        """Turn a parameter into what JSON would contain, or leave it as it is."""
+        if isinstance(self.info, inspect.IntType) and re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII):
+            return int(text)
+        if isinstance(self.info, inspect.BoolType):
+            return {"true": True, "false": False}.get(text.lower(), text)
+        return text
+
+
+@cache
+def fields(struct: type[Struct]) -> dict[str, Field]:
+    """The fields of a struct by name."""
+    hints = get_type_hints(struct, include_extras=True)
+    return {
+        field.name: Field.of(field.name, hints[field.name], required=field.required) for field in structs.fields(struct)
+    }
+
+
+def with_types(struct: type[S], **types: Any) -> type[S]:
+    """Give a struct with other types for some of its fields, which are known at run time only."""
+    hints = get_type_hints(struct, include_extras=True) | types
+    members = [
+        (field.name, hints[field.name]) if field.required else (field.name, hints[field.name], field.default)
+        for field in structs.fields(struct)
+    ]
+    return cast("type[S]", msgspec.defstruct(struct.__name__, members, bases=struct.__bases__, kw_only=True))
+
+
+def read_body(struct: type[B], data: object, now: datetime) -> B:
+    """Make a body of decoded JSON; raises `InvalidBody` with every mistake."""
+    if not isinstance(data, dict):
+        raise InvalidBody("it must be a JSON object.")
+    values, mistakes = _read(struct, data, "field")
+    if issubclass(struct, Changes) and not data:
+        mistakes.append(f"it names no field (fields: {', '.join(fields(struct))})")
+    mistakes += struct.check(data, values, now)
+    if mistakes:
+        raise InvalidBody("; ".join(mistakes) + ".")
+    return struct(**values)
+
+
+def read_query(struct: type[S], pairs: Iterable[tuple[str, str]]) -> S:
+    """Make a struct of the parameters of a query; raises `InvalidQuery` with every mistake."""
+    known = fields(struct)
+    given: dict[str, object] = {}
+    repeated: list[str] = []
+    for name, text in pairs:
+        if name in given:
+            repeated.append(f"{_quoted(name)} comes more than once")
+        given[name] = known[name].from_query(text) if name in known else text
+    values, mistakes = _read(struct, given, "parameter")
+    if mistakes or repeated:
+        raise InvalidQuery("; ".join(mistakes + repeated) + ".")
+    return struct(**values)
+
+
+def _read(struct: type[Struct], given: Mapping[str, object], what: str) -> tuple[dict[str, Any], list[str]]:
+    """Read fields one by one: the values that are correct, and a clause for each mistake."""
+    known = fields(struct)
+    values: dict[str, Any] = {}
+    mistakes: list[str] = []
+    for name, field in known.items():
+        if name in given:
+            try:
+                values[name] = field.read(given[name])
+            except ValueError as mistake:
+                mistakes.append(str(mistake))
+        elif field.required:
+            mistakes.append(f"'{name}' is missing")
+    names = ", ".join(known) or "none"
+    unknown = (name for name in given if name not in known)
+    mistakes += [f"{_quoted(name)} is not a {what} of this request ({what}s: {names})" for name in unknown]
+    return values, mistakes
+
+
+def given(struct: Struct) -> dict[str, Any]:
+    """The fields that a client has sent."""
+    return {name: value for name, value in structs.asdict(struct).items() if value is not msgspec.UNSET}
+
+
+def shown(struct: type[S], record: object, **more: Any) -> S:
+    """Give an answer: the values of a record that it has fields for, unchecked, and `more`."""
+    return struct(**{name: getattr(record, name) for name in struct.__struct_fields__ if name not in more}, **more)
+
+
+def _quoted(name: str) -> str:
+    """Quote a name that a client chose, in one short line."""
+    visible = "".join(character if character.isprintable() else "?" for character in _redact(name))
+    return f"'{visible[:40]}…'" if len(visible) > 40 else f"'{visible}'"
