@@ -16,7 +16,7 @@ from llm_proxy.gateway.inbound import HeldBodies, Inbound
 from llm_proxy.gateway.usage import model_name
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
-from llm_proxy.logging.log import RequestLine
+from llm_proxy.logging.log import Refused, RequestLine
 from llm_proxy.net.disconnect import ClientDisconnected
 
 if TYPE_CHECKING:
@@ -220,28 +220,17 @@ class Relay:
         )
         self.request_log.request(
             RequestLine(
-                request_id=inbound.id,
-                method=inbound.method,
-                path=reservation.path,
-                outcome=result.outcome,
-                status=result.status,
-                code=exchange.code,
-                reason=exchange.reason,
-                duration_us=result.duration_us,
-                first_byte_us=result.first_byte_us,
-                provider=provider,
-                model=result.model,
-                token_id=reservation.token_id,
-                project_id=reservation.project_id,
-                client=inbound.client,
-                request_bytes=result.request_bytes,
-                response_bytes=result.response_bytes,
-                input_tokens=result.input_tokens,
-                output_tokens=result.output_tokens,
-                cached_tokens=result.cached_tokens,
-                unmetered=result.unmetered,
-                provider_request_id=result.provider_request_id,
-            )
+                inbound.id,
+                inbound.method,
+                reservation.path,
+                provider,
+                reservation.token_id,
+                reservation.project_id,
+                inbound.client,
+                exchange.code,
+                exchange.reason,
+            ),
+            result,
         )
 
     def _report_refusal(self, inbound: Inbound, error: ProxyError) -> None:
@@ -249,20 +238,22 @@ class Relay:
         self.metrics.refusal(error.code)
         self.request_log.request(
             RequestLine(
-                request_id=inbound.id,
-                method=inbound.method,
-                path=inbound.path.decode("latin-1"),
+                inbound.id,
+                inbound.method,
+                inbound.path.decode("latin-1"),
+                error.provider or ("" if named is None else named.name),
+                error.token_id,
+                error.project_id,
+                inbound.client,
+                error.code,
+            ),
+            Refused(
                 outcome="refused",
                 status=error.status,
-                code=error.code,
-                duration_us=round((trio.current_time() - inbound.arrived) * 1e6),
-                provider=error.provider or ("" if named is None else named.name),
                 model=inbound.model,
-                token_id=error.token_id,
-                project_id=error.project_id,
-                client=inbound.client,
+                duration_us=round((trio.current_time() - inbound.arrived) * 1e6),
                 request_bytes=inbound.received,
-            )
+            ),
         )
 
 

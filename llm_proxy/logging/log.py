@@ -21,6 +21,7 @@ import msgspec
 import structlog
 from structlog.typing import FilteringBoundLogger, Processor
 
+from db.records import Result
 from llm_proxy.logging.redaction import Redactor
 from llm_proxy.logging.sink import LogError, Sink
 
@@ -41,35 +42,32 @@ _LONGEST_PATH: Final = 1024
 _LONGEST_MODEL: Final = 128
 
 
-class RequestLine(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    """What is logged of one request on the data plane. Fields that keep their default are left out of the line.
+class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
+    """The first part of a request's log line; a `Result` or `Refused` follows. Fields with their default are left out.
 
     `path` is shown without its query. `client` is the client's address: behind `TRUSTED_PROXIES`, the one that they
-    name. `code` is the error code where the proxy itself refused the request, `reason` what the provider did wrong,
-    where it did. Of a request that was refused, `model` is what it asked for, if a rule had to read that.
+    name. `code` is the error code if the proxy itself refused the request, `reason` what the provider did wrong.
     """
 
     request_id: str
     method: str
     path: str
-    outcome: str
-    status: int | None = None
-    code: str = ""
-    reason: str = ""
-    duration_us: int | None = None
-    first_byte_us: int | None = None
     provider: str = ""
-    model: str = ""
     token_id: str = ""
     project_id: str = ""
     client: str = ""
+    code: str = ""
+    reason: str = ""
+
+
+class Refused(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """How a request ended that was not admitted. `model` is what it asked for, if a rule had to read that."""
+
+    outcome: Literal["refused"]
+    status: int
+    model: str = ""
+    duration_us: int = 0
     request_bytes: int = 0
-    response_bytes: int = 0
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    unmetered: bool = False
-    provider_request_id: str | None = None
 
 
 class Log:
@@ -82,24 +80,28 @@ class Log:
         self._sink = sink
         self._redactor = redactor
         self._clock = Clock()
-        self._encode: Callable[[str, str, RequestLine], bytes] = _json_line if form == "json" else _text_line
+        self._encode: Callable[[str, str, RequestLine, Result | Refused], bytes] = (
+            _json_line if form == "json" else _text_line
+        )
         self._show_requests = _LEVELS[level] <= logging.INFO
         self._show_failures = _LEVELS[level] <= logging.WARNING
 
-    def request(self, line: RequestLine) -> None:
-        """Log one request that has ended. Never raises, and changes `line` (it is the caller's no more)."""
-        status = line.status
-        failed = line.outcome in _FAILURES or (status is not None and status >= 500)
+    def request(self, line: RequestLine, result: Result | Refused) -> None:
+        """Log one request that has ended. Never raises, and changes `line`."""
+        status = result.status
+        failed = result.outcome in _FAILURES or (status is not None and status >= 500)
         if not (self._show_failures if failed else self._show_requests):
             return
         try:
             line.path = self.path(line.path.partition("?")[0][:_LONGEST_PATH])
-            if line.model:
-                line.model = self._redactor.text(line.model[:_LONGEST_MODEL])
+            if result.model:
+                model = self._redactor.path(result.model[:_LONGEST_MODEL])
+                if model != result.model:
+                    result = msgspec.structs.replace(result, model=model)
             if line.reason:
                 line.reason = self._redactor.text(line.reason)
             second, stamp = self._clock.now()
-            self._sink.write(self._encode(stamp, "warning" if failed else "info", line), second)
+            self._sink.write(self._encode(stamp, "warning" if failed else "info", line, result), second)
         except Exception:  # noqa: BLE001 (a request must not fail for its log line)
             self._sink.lost += 1
 
@@ -256,17 +258,14 @@ def _quoted(value: object) -> str:
 _encode_json: Final = msgspec.json.Encoder().encode
 
 
-def _json_line(stamp: str, level: str, line: RequestLine) -> bytes:
+def _json_line(stamp: str, level: str, line: RequestLine, result: Result | Refused) -> bytes:
     head = f'{{"timestamp":"{stamp}","level":"{level}","event":"request",'
-    return head.encode() + _encode_json(line)[1:] + b"\n"
+    return b"%s%s,%s\n" % (head.encode(), _encode_json(line)[1:-1], _encode_json(result)[1:])
 
 
-def _text_line(stamp: str, level: str, line: RequestLine) -> bytes:
+def _text_line(stamp: str, level: str, line: RequestLine, result: Result | Refused) -> bytes:
     words = [f"{stamp} {level:<7} request"]
-    for name in RequestLine.__struct_fields__:
-        value = getattr(line, name)
-        if name in _FOREIGN:
-            value = value and _quoted(value)
+    for name, value in (msgspec.structs.asdict(line) | msgspec.structs.asdict(result)).items():
         if value is not None and value is not False and value != "":
-            words.append(f"{name}={value}")
+            words.append(f"{name}={_quoted(value) if name in _FOREIGN else value}")
     return (" ".join(words) + "\n").encode("utf-8", "backslashreplace")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import structlog
 
+from db.records import Result
 from llm_proxy.logging import log
 from llm_proxy.logging.log import LogError, RequestLine
 
@@ -49,9 +50,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def line(**fields: Any) -> RequestLine:
+def line(**fields: Any) -> tuple[RequestLine, Result]:
     usual: dict[str, Any] = {"request_id": "r1", "method": "POST", "path": "/v1/x", "outcome": "ok", "status": 200}
-    return RequestLine(**usual | fields)
+    known = usual | fields
+    ends = {name: known.pop(name) for name in Result.__struct_fields__ if name in known}
+    return RequestLine(**known), Result(**ends)
 
 
 def fail(words: str) -> None:
@@ -70,7 +73,7 @@ def test_an_event_is_one_json_line(path: Path) -> None:
 def test_a_request_is_one_json_line(path: Path) -> None:
     with log.configure(path=path) as process_log:
         process_log.request(
-            line(duration_us=1500, provider="openai", model="gpt-5", token_id="t1", project_id="p1", input_tokens=0)
+            *line(duration_us=1500, provider="openai", model="gpt-5", token_id="t1", project_id="p1", input_tokens=0)
         )
     (event,) = lines(path)
     assert event.pop("timestamp")
@@ -102,10 +105,10 @@ def test_a_request_is_one_json_line(path: Path) -> None:
 )
 def test_failed_requests_are_warnings(path: Path, level: log.Level, shown: list[str]) -> None:
     with log.configure(path=path, level=level) as process_log:
-        process_log.request(line())
-        process_log.request(line(outcome="client_closed", status=None))
-        process_log.request(line(outcome="upstream_error", status=None))
-        process_log.request(line(status=503))
+        process_log.request(*line())
+        process_log.request(*line(outcome="client_closed", status=None))
+        process_log.request(*line(outcome="upstream_error", status=None))
+        process_log.request(*line(status=503))
     assert [event["outcome"] for event in lines(path)] == shown
 
 
@@ -153,7 +156,7 @@ def test_no_secret_reaches_the_log(path: Path) -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("always")
                 warnings.warn(f"careful with {CANARY}", stacklevel=1)
-            process_log.request(line(path=f"/v1/files/{CANARY}?key={CANARY}", model=f"{CANARY}{MANAGEMENT_TOKEN}"))
+            process_log.request(*line(path=f"/v1/files/{CANARY}?key={CANARY}", model=f"{CANARY}{MANAGEMENT_TOKEN}"))
             lost += process_log.lines_lost
     text = path.read_text()
     assert text.count("ValueError: wrong: [redacted] [redacted]") == 4, "an exception is shown, without the secrets"
@@ -166,7 +169,7 @@ def test_no_secret_reaches_the_log(path: Path) -> None:
 def test_text_is_for_people(path: Path) -> None:
     with log.configure(path=path, form="text") as process_log:
         log.logger("x").warning("slow disk", seconds=1.5, where="/var/lib", note='say "hi"', ok=True)
-        process_log.request(line(model="a b"))
+        process_log.request(*line(model="a b"))
     event, request = (text.partition(" ")[2] for text in path.read_text().splitlines())
     assert event == 'warning slow disk source=x seconds=1.5 where=/var/lib note="say \\"hi\\"" ok=true'
     assert request == (
@@ -179,7 +182,7 @@ def test_text_is_for_people(path: Path) -> None:
 def test_one_event_is_one_line_whatever_it_says(path: Path, form: log.Form) -> None:
     evil = "x\nlevel=error\r\n\x1b[31m\u202e\x9b"
     with log.configure(path=path, form=form) as process_log:
-        process_log.request(line(path="/" + evil, model=evil, method=evil))
+        process_log.request(*line(path="/" + evil, model=evil, method=evil))
         log.logger("x").info(evil, value=evil)
     text = path.read_bytes().decode()
     assert text.count("\n") == 2
@@ -202,7 +205,7 @@ def test_an_exception_in_text_is_indented_under_its_event(path: Path) -> None:
 
 def test_long_paths_are_cut(path: Path) -> None:
     with log.configure(path=path) as process_log:
-        process_log.request(line(path="/" + "a" * 9000, model="m" * 9000))
+        process_log.request(*line(path="/" + "a" * 9000, model="m" * 9000))
     assert path.stat().st_size < 1500
 
 
@@ -226,12 +229,12 @@ def test_a_full_pipe_costs_lines_and_never_waits() -> None:
     try:
         with Stuck(write), log.configure() as process_log:
             for _ in range(2_000):
-                process_log.request(line(path="/" + "a" * 100))
+                process_log.request(*line(path="/" + "a" * 100))
             lost = process_log.lines_lost
             assert lost > 1_000
             assert os.get_blocking(write), "the pipe itself is shared with others, who may want to wait"
             taken = os.read(read, 1 << 20)
-            process_log.request(line(path="/afterwards"))
+            process_log.request(*line(path="/afterwards"))
             taken += os.read(read, 1 << 20)
         assert process_log.lines_lost == lost
         whole = [json.loads(text) for text in taken.splitlines() if text.endswith(b"}")]
@@ -247,7 +250,7 @@ def test_a_socket_as_stderr_is_not_waited_for() -> None:
     with closing(reader), closing(writer):
         with Stuck(writer.fileno()), log.configure() as process_log:
             for _ in range(5_000):
-                process_log.request(line(path="/" + "a" * 200))
+                process_log.request(*line(path="/" + "a" * 200))
             assert process_log.lines_lost > 100
         assert b'"event":"request"' in reader.recv(1 << 16)
 
@@ -266,7 +269,7 @@ def test_a_process_without_stderr_can_log() -> None:
 
 def test_a_full_disk_costs_lines_only() -> None:
     with log.configure(path=Path("/dev/full")) as process_log:
-        process_log.request(line())
+        process_log.request(*line())
         log.logger("x").info("y")
         logging.getLogger("quart.app").error("z")
     assert process_log.lines_lost == 3
@@ -274,7 +277,7 @@ def test_a_full_disk_costs_lines_only() -> None:
 
 def test_what_cannot_be_logged_costs_its_line_only(path: Path) -> None:
     with log.configure(path=path) as process_log:
-        process_log.request(line(path="/\ud800"))
+        process_log.request(*line(path="/\ud800"))
         log.logger("x").info("\ud800")
         logging.getLogger("quart.app").error("%d", "not a number")
         log.logger("x").info("fine")
@@ -286,15 +289,15 @@ def test_a_file_that_was_moved_away_is_opened_anew(path: Path, monkeypatch: pyte
     now = 1_800_000_000.5
     monkeypatch.setattr(time, "time", lambda: now)
     with log.configure(path=path) as process_log:
-        process_log.request(line(path="/one"))
+        process_log.request(*line(path="/one"))
         moved = path.rename(path.with_suffix(".1"))
         now += 1
-        process_log.request(line(path="/two"))
+        process_log.request(*line(path="/two"))
         path.unlink()
         path.write_text("")
         now += 1
-        process_log.request(line(path="/three"))
-        process_log.request(line(path="/four"))
+        process_log.request(*line(path="/three"))
+        process_log.request(*line(path="/four"))
     assert [event["path"] for event in lines(moved)] == ["/one"]
     assert [event["path"] for event in lines(path)] == ["/three", "/four"]
     assert lines(path)[0]["timestamp"] == "2027-01-15T08:00:02.500Z"
@@ -302,11 +305,11 @@ def test_a_file_that_was_moved_away_is_opened_anew(path: Path, monkeypatch: pyte
 
 def test_lines_of_several_processes_do_not_mix(path: Path) -> None:
     program = (
-        "import sys; from pathlib import Path; from llm_proxy.logging import log\n"
+        "import sys; from pathlib import Path; from db.records import Result; from llm_proxy.logging import log\n"
         "with log.configure(path=Path(sys.argv[1])) as l:\n"
         "    for n in range(500):\n"
         "        path = '/' + sys.argv[2] * 900\n"
-        "        l.request(log.RequestLine(request_id=str(n), method='GET', path=path, outcome='ok'))\n"
+        "        l.request(log.RequestLine(str(n), 'GET', path), Result(outcome='ok'))\n"
     )
     running = [subprocess.Popen([sys.executable, "-c", program, str(path), letter]) for letter in "abc"]
     assert [process.wait() for process in running] == [0, 0, 0]
@@ -320,3 +323,13 @@ def test_a_log_file_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
         LogError, match=rf"the log file {tmp_path}/no/x\.log cannot be opened: No such file or directory"
     ):
         log.configure(path=tmp_path / "no" / "x.log")
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_the_line_of_a_request_has_every_field_of_its_result(path: Path, form: log.Form) -> None:
+    values = dict.fromkeys(Result.__struct_fields__, 7) | {"outcome": "ok", "model": "m", "provider_request_id": "p"}
+    with log.configure(path=path, form=form) as process_log:
+        process_log.request(*line(**values))
+    shown = path.read_text()
+    for name, value in values.items():
+        assert (f'"{name}":{json.dumps(value)}' if form == "json" else f" {name}={value}") in shown
