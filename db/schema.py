@@ -6,7 +6,7 @@ Moments are UTC with microseconds. Token digests are raw SHA-256 values.
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, SmallInteger, Table
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, SmallInteger, Table, text
 
 from db.types import Code, Digest, Id, LongText, Moment, Name
 
@@ -116,7 +116,15 @@ requests = Table(
     Index("ix_requests_token_id_id", "token_id", "id"),
     Index("ix_requests_project_id_id", "project_id", "id"),
     Index("ix_requests_outcome_id", "outcome", "id"),
-    Index("ix_requests_provider_request_id_id", "provider_request_id", "id"),
+    # A provider's ids are random: an index of all of them costs each request a page of its own, 20 µs on SQLite. People
+    # look for requests that failed. MySQL and MariaDB have no partial indexes, and index all.
+    Index(
+        "ix_requests_provider_request_id_id",
+        "provider_request_id",
+        "id",
+        sqlite_where=text("outcome <> 'ok'"),
+        postgresql_where=text("outcome <> 'ok'"),
+    ),
 )
 
 # Sums per hour, token and model; survives the pruning of `requests`. Counts every settled request that is not void.

@@ -63,7 +63,7 @@ async def _list(call: Call, query: ListRequests) -> object:
     )
 )
 async def _get(call: Call) -> object:
-    """Show a request that has ended, by its own id or by the provider's: the newest, if several have that."""
+    """Show a request that has ended, by its own id or the provider's (of successful ones, the newest million)."""
     settled = await call.services.database.read(queries.find, call.ids["request_id"])
     if settled is None:
         raise RequestNotFound

@@ -99,6 +99,26 @@ def test_a_request_is_found_by_its_own_id_before_the_providers(database: Databas
     }
 
 
+def test_a_provider_id_finds_failed_requests_and_the_newest_others(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        a_settled_request(TOKEN, id="1" * 8 + ROWS[0].id[8:], provider_request_id="both", outcome="rejected"),
+        a_settled_request(TOKEN, id="2" * 8 + ROWS[0].id[8:], provider_request_id="both"),
+        a_settled_request(TOKEN, id="3" * 8 + ROWS[0].id[8:], provider_request_id="old"),
+        a_settled_request(TOKEN, id="4" * 8 + ROWS[0].id[8:], provider_request_id="recent"),
+        a_settled_request(TOKEN, id="5" * 8 + ROWS[0].id[8:]),
+    ]
+    database.write_now(
+        lambda connection: connection.execute(insert(table), [row.by_column() for row in rows]),
+    )
+    assert database.read_now(requests.find, "old") == rows[2]
+    monkeypatch.setattr(requests, "SEARCHED", 2)
+    assert database.read_now(requests.find, "recent") == rows[3]
+    assert database.read_now(requests.find, "old") is None
+    assert database.read_now(requests.find, "both") == rows[0]
+
+
 @on("sqlite")
 @pytest.mark.parametrize(
     ("look", "index"),
@@ -119,7 +139,8 @@ def test_rows_are_found_by_an_index_in_its_order(
             connection, "before_cursor_execute", lambda _c, _u, text, values, *_: statements.append((text, values))
         )
         look(connection)
-        text, values = statements[-1]
+        # An id that is the provider's is searched in the second statement; the third reads row after row.
+        text, values = statements[1] if len(statements) > 1 else statements[0]
         return [row[-1] for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values)]
 
     (step,) = database.read_now(plan)
