@@ -131,7 +131,7 @@ class Services:
 
 def _timeouts(provider: Provider) -> Timeouts:
     times = provider.timeouts
-    return Timeouts(connect=times.connect, response_header=times.response_header, idle=times.request)
+    return Timeouts(connect=times.connect, response_header=times.response_header, idle=times.read)
 
 
 def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str, Upstream]:
@@ -142,7 +142,7 @@ def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str,
                 provider.origin,
                 _timeouts(provider),
                 max_idle=provider.max_idle_conns_per_host,
-                idle_expiry=provider.timeouts.idle,
+                idle_expiry=provider.timeouts.keep_alive,
                 environ=os.environ,
             )
         except ValueError as error:

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from textwrap import fill
 
+from llm_proxy.config import Settings
 from llm_proxy.errors import DATA_PLANE, SERVER_CODES, RequestLimitExceeded
 from llm_proxy.gateway.faults import Shape, fault
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.codings import DECODERS
-from llm_proxy.gateway.providers import builtin
+from llm_proxy.gateway.providers import provider_file
 
 #: What stands for an id in the examples.
 _REQUEST_ID = "01a220b4-1337-7000-a3b3-ef6f71a95071"
@@ -95,7 +96,7 @@ def sections() -> Iterator[str]:
 def endpoints() -> Iterator[str]:
     """What is allowed where nobody has said anything else; long, and best at the end of a page."""
     yield _ENDPOINTS
-    for provider in builtin.built_in(builtin.OPENAI_URL, 600.0).values():
+    for provider in provider_file.load(Settings()).by_name.values():
         yield f"`{provider.name}`:\n\n```text\n" + "\n".join(provider.allowed_endpoints) + "\n```\n"
 
 

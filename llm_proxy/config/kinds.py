@@ -63,6 +63,11 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
+def assignment(name: str, text: str) -> str:
+    """`NAME='value'`, for a message about a wrong value."""
+    return f"{name} (value hidden)" if "@" in text else f"{name}={quoted(text)}"
+
+
 def did_you_mean(text: str, known: Collection[str]) -> str:
     """Suggest the known word that is most similar to `text`; empty if none is similar."""
     words = {word.lower(): word for word in known}

@@ -6,7 +6,7 @@ In the order of a request's way:
 - `inbound`: the client's side of a request, and the news that the client has gone
 - `paths`, `headers`, `parameters`, `endpoints`: what may pass, and in which form
 - `json_members`, `multipart`, `codings`: bodies, read as they arrive
-- `providers`, `builtin`, `provider_file`, `provider_entry`, `marked_yaml`: where it may go
+- `providers`: the providers: URL, credential, allow-lists, timeouts
 - `admission`: all that is decided before a byte goes upstream
 - `exchange`: request out, response back, byte for byte
 - `upstream/`: connections to providers

@@ -14,7 +14,7 @@ from benchmarks.processes import Upstream
 from llm_proxy.config import Settings
 from llm_proxy.errors import DATA_PLANE
 from llm_proxy.gateway.providers import provider_file
-from llm_proxy.gateway.providers.provider_entry import READERS
+from llm_proxy.gateway.providers.provider_file import Api
 from tests.docs.blocks import block, blocks
 from tests.docs.following import RUN, Outcome, follow, matches, steps
 from tests.docs.warm import Warm
@@ -94,7 +94,7 @@ def test_provider_files_are_what_the_proxy_reads(tmp_path: Path) -> None:
         provider_file.load(Settings.load({"API_CONFIG_PATH": str(file)}, dotenv_path=None))
     rows = set(re.findall(r"^\| `([\w.]+)` \|", PROVIDERS.read_text(), re.MULTILINE))
     keys = set(yaml.safe_load(files[1])["apis"]["strict"])
-    assert {row.partition(".")[0] for row in rows} == keys == set(READERS)
+    assert {row.partition(".")[0] for row in rows} == keys == set(Api.__struct_fields__)
 
 
 def test_every_error_has_its_advice() -> None:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import attrs
 import pytest
 
+from llm_proxy.config import Settings
 from llm_proxy.errors import EndpointNotAllowed
-from llm_proxy.gateway.providers.builtin import ANTHROPIC_URL, OPENAI_URL, built_in
-from llm_proxy.gateway.providers.provider import split_base_url
+from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.upstream.origin import Origin
 
-BUILT_IN = built_in(OPENAI_URL, 600.0)
+BUILT_IN = provider_file.load(Settings()).by_name
 OPENAI, ANTHROPIC = BUILT_IN["openai"], BUILT_IN["anthropic"]
 
 
@@ -80,5 +80,6 @@ def test_an_operator_may_allow_what_is_denied() -> None:
 
 def test_their_addresses() -> None:
     assert OPENAI.origin == Origin("https", "api.openai.com", 443)
-    assert split_base_url(ANTHROPIC_URL) == (ANTHROPIC.origin, b"")
+    assert ANTHROPIC.origin == Origin("https", "api.anthropic.com", 443)
+    assert OPENAI.base_path == ANTHROPIC.base_path == b""
     assert (OPENAI.auth, ANTHROPIC.auth) == ("bearer", "x-api-key")

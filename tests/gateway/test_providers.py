@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from llm_proxy.config import Settings
 from llm_proxy.errors import (
     EndpointNotAllowed,
     HeaderRequired,
@@ -16,11 +17,11 @@ from llm_proxy.errors import (
 )
 from llm_proxy.gateway.faults import Shape
 from llm_proxy.gateway.http import paths
-from llm_proxy.gateway.providers.builtin import OPENAI_URL, built_in
+from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url
 from llm_proxy.gateway.upstream.origin import Origin
 
-BUILT_IN = built_in(OPENAI_URL, 300.0)
+BUILT_IN = provider_file.load(Settings()).by_name
 OPENAI, ANTHROPIC = BUILT_IN["openai"], BUILT_IN["anthropic"]
 PROVIDERS = Providers(BUILT_IN, OPENAI)
 

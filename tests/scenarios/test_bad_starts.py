@@ -17,41 +17,40 @@ SERVE = ("server",)
 #: An address that cannot be had: a server that starts against all expectations ends at once.
 NOWHERE = {"LISTEN_ADDR": "203.0.113.1:9"}
 
-ENDPOINTS = "paths such as /v1/chat/completions or /v1/models/{{id}}"
-GLOBS = "values, with * for any text, such as [gpt-4o, gpt-4.1-*]"
+GLOBS = "allowed: a value such as gpt-4o, or a pattern such as gpt-4.1-*"
 DURATION = "allowed: a duration above zero such as 1h30m, 90s, 500ms, or a number of seconds"
 #: Lines of a provider file, and what is wrong with each of them. Braces are doubled: the expected lines are filled in.
 MISTAKES = (
     (
         "default_api: opanai",
-        "default_api: there is no provider 'opanai'; did you mean openai?; allowed: openai, Upper, manage, bare, list",
+        (
+            "default_api='opanai': there is no such provider; did you mean openai?; "
+            "allowed: openai, Upper, manage, lonely, bare, list"
+        ),
     ),
     ("apis:",),
     ("  openai:",),
     (
         f"    base_url: https://me:{CANARY}@api.openai.com",
-        (
-            "apis.openai.base_url: the value does not fit: a base URL holds no user or password; "
-            "the key comes from the project"
-        ),
+        ("apis.openai.base_url (value hidden): a base URL has no user and no password"),
     ),
-    ("    auth: basic", "apis.openai.auth: 'basic' does not fit; allowed: bearer, x-api-key, api-key"),
+    ("    auth: basic", "apis.openai.auth='basic': allowed: one of bearer, x-api-key, api-key"),
     (
         '    allowed_endpoints: [chat, /v1/a/../b, "/v1/{x", "/v1/**/x"]',
-        "apis.openai.allowed_endpoints: 'chat' does not fit: an endpoint begins with /, such as /v1/chat/completions",
+        "apis.openai.allowed_endpoints='chat': an endpoint begins with /, such as /v1/chat/completions",
         (
-            "apis.openai.allowed_endpoints: '/v1/a/../b' does not fit: an endpoint is a plain path: "
+            "apis.openai.allowed_endpoints='/v1/a/../b': an endpoint is a plain path: "
             "no //, dot segments, query, ';', spaces or encoded separators"
         ),
-        "apis.openai.allowed_endpoints: '/v1/{{x' does not fit: a placeholder is * or a name in braces, such as {{id}}",
-        (
-            "apis.openai.allowed_endpoints: '/v1/**/x' does not fit: ** stands for all the rest "
-            "and can only be the last segment"
-        ),
+        "apis.openai.allowed_endpoints='/v1/{{x': a placeholder is * or a name in braces, such as {{id}}",
+        ("apis.openai.allowed_endpoints='/v1/**/x': ** matches all the rest and can only be the last segment"),
     ),
     (
         "    allowed_methods: [FETCH]",
-        "apis.openai.allowed_methods: 'FETCH' does not fit; allowed: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS",
+        (
+            "apis.openai.allowed_methods='FETCH': allowed: one of GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS; "
+            "did you mean PATCH?"
+        ),
     ),
     (
         "    colour: red",
@@ -62,56 +61,53 @@ MISTAKES = (
     ),
     (
         "    timeouts: {connect: soon, idle: 0, read: 1s}",
+        f"apis.openai.timeouts.connect='soon': {DURATION}",
+        f"apis.openai.timeouts.idle='0': {DURATION}",
         "apis.openai.timeouts.read is not known; allowed: connect, response_header, idle, request",
-        f"apis.openai.timeouts.connect: 'soon' does not fit; {DURATION}",
-        f"apis.openai.timeouts.idle: '0' does not fit; {DURATION}",
     ),
     (
         "    connection: {max_idle_conns_per_host: -1}",
-        "apis.openai.connection.max_idle_conns_per_host: '-1' does not fit; allowed: a whole number from 0 to 10000",
+        "apis.openai.connection.max_idle_conns_per_host='-1': allowed: a whole number from 0 to 10000",
     ),
     (
         "    allowed_origins: [example.com]",
-        (
-            "apis.openai.allowed_origins: 'example.com' does not fit; allowed: * or origins such as "
-            "https://app.example.com"
-        ),
+        ("apis.openai.allowed_origins='example.com': allowed: * or an origin such as https://app.example.com"),
     ),
     (
         '    required_headers: ["x team"]',
-        "apis.openai.required_headers: 'x team' does not fit; allowed: names of headers such as x-team",
+        "apis.openai.required_headers='x team': allowed: the name of a header such as x-team",
     ),
     (
         "    param_whitelist: {model: [], Model: [a], n: {a: b}}",
-        f"apis.openai.param_whitelist.model is empty; list at least one, or leave it out: {GLOBS}",
-        "apis.openai.param_whitelist.Model differs from model by its case only; keep one",
-        f"apis.openai.param_whitelist.n is a mapping; it has to be a list: {GLOBS}",
+        "apis.openai.param_whitelist.model is empty; list at least one value, or remove the key",
+        f"apis.openai.param_whitelist.n is a mapping; {GLOBS}",
+        "apis.openai.param_whitelist.Model and model differ only in case; remove one",
     ),
     (
         "  Upper: {base_url: ftp://x, allowed_endpoints: []}",
+        "apis.Upper.base_url='ftp://x': a base URL begins with https:// or http://",
+        "apis.Upper.allowed_endpoints is empty; list at least one value, or remove the key",
         (
-            "apis.Upper: this cannot be a provider's name; allowed: 1 to 32 lower-case letters, digits, - and _, "
-            "beginning with a letter"
+            "apis.Upper: this is not a valid name; allowed: 1 to 32 lower-case letters, digits, - and _, "
+            "with a letter first"
         ),
-        "apis.Upper.base_url: 'ftp://x' does not fit: a base URL begins with https:// or http://",
-        f"apis.Upper.allowed_endpoints is empty; list at least one, or leave it out: {ENDPOINTS}",
     ),
     (
         '  manage: {base_url: "https://x/v1", allowed_endpoints: [/v1/x]}',
-        "apis.manage: the path /manage is the server's own; choose another name",
+        "apis.manage: the server itself uses /manage; choose another name",
         (
-            "apis.manage.base_url: it ends in /v1, and the endpoints begin with /v1, so that requests would go to "
-            "/v1/v1/…; leave /v1 off"
+            "apis.manage.base_url: it ends in /v1, and the endpoints begin with /v1, so requests would go to "
+            "/v1/v1/…; remove /v1 from it"
         ),
     ),
-    ("  lonely:", "apis.lonely has no value; give it one, or leave it out"),
+    ("  lonely:", "apis.lonely has no value; set one, or remove the key"),
     (
         "  bare: {auth: bearer}",
-        "apis.bare.base_url is missing; set it, such as base_url: https://api.example.com",
-        "apis.bare.allowed_endpoints is missing; set it, such as allowed_endpoints: [/v1/chat/completions]",
+        "apis.bare.base_url is missing; set it, e.g. base_url: https://api.example.com",
+        "apis.bare.allowed_endpoints is missing; set it, e.g. allowed_endpoints: [/v1/chat/completions]",
     ),
-    ("  list: [1]", "apis.list is a list; it has to be a mapping of names to values"),
-    ("  openai: {base_url: https://x}", "apis.openai is set twice, on line 3 already; keep one"),
+    ("  list: [1]", "apis.list is a list; it must be a mapping of names to values"),
+    ("  openai: {base_url: https://x}", "apis.openai is set twice, on line 3 already; remove one"),
 )
 
 FILES = (
@@ -124,9 +120,9 @@ FILES = (
         2,
         "this is not YAML: found character '\\t' that cannot start any token",
     ),
-    ("it is a list", b"- apis\n", 1, "the file is a list; it has to be a mapping of names to values"),
-    ("it has no providers", b"default_api: a\n", 1, "apis is missing; it has to hold at least one provider"),
-    ("its list is empty", b"apis: {}\n", 1, "apis holds no provider; name at least one"),
+    ("it is a list", b"- apis\n", 1, "the file is a list; it must be a mapping of names to values"),
+    ("it has no providers", b"default_api: a\n", 1, "apis is missing; it must contain at least one provider"),
+    ("its list is empty", b"apis: {}\n", 1, "apis contains no provider; add at least one"),
     (
         "it does not choose",
         (
@@ -135,7 +131,7 @@ FILES = (
             b"  b: {base_url: https://b.example, allowed_endpoints: [/v1/b]}\n"
         ),
         1,
-        "default_api is missing; choose one of a, b",
+        "default_api is missing; set it to one of a, b",
     ),
 )
 
@@ -149,8 +145,8 @@ PROVIDERS = (
     Command(
         "a version too many",
         SERVE,
-        "OPENAI_API_URL='https://api.openai.com/v1': it ends in /v1, and the endpoints begin with /v1, so that "
-        "requests would go to /v1/v1/…; leave /v1 off",
+        "OPENAI_API_URL='https://api.openai.com/v1': it ends in /v1, and the endpoints begin with /v1, so "
+        "requests would go to /v1/v1/…; remove /v1 from it",
         env={"OPENAI_API_URL": "https://api.openai.com/v1", **NOWHERE},
     ),
 )

@@ -1,18 +1,18 @@
 """The allow-list of a provider's endpoints: patterns of paths, matched by whole segments.
 
-A pattern is a path whose segments are
+A pattern is a path. Its segments are
 
 - literal text, which matches itself byte for byte;
-- `*` or `{name}`, which matches any one segment, never an empty one;
-- `{model}`, at most once: the same, and the only one that matches the escapes `%2F` and `%3A`, for names of models
-  that have a slash or a colon;
-- text with such placeholders in it (`{model}:generateContent`), each standing for one or more characters;
-- `**` as the last segment, which matches all the rest, at least one character of it.
+- `*` or `{name}`, which matches any one segment that is not empty;
+- `{model}`, at most once: the same, and it also matches the escapes `%2F` and `%3A`, for names of models that contain a
+  slash or a colon;
+- text with such placeholders in it (`{model}:generateContent`), each for one or more characters;
+- `**` as the last segment, which matches the rest of the path, at least one character.
 
 So `/v1/models` does not allow `/v1/modelsX`, `/v1/models/` or `/v1/models/x`.
 
-A provider may decode `%2F` before it looks for segments. So a path that has one is also read with `/` in its place,
-and is not allowed if that is another endpoint, whether the list allows or denies it.
+A provider may decode `%2F` before it splits the path into segments. So a path that has one is also read with `/` in its
+place, and is refused if the result is another endpoint, allowed or denied.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from collections.abc import Iterable, Mapping
 
 from attrs import Factory, define
 
+from llm_proxy.config.kinds import InvalidValue
 from llm_proxy.gateway.http import paths
 
 _PLACEHOLDER = re.compile(r"\*|\{[A-Za-z_][A-Za-z0-9_]*\}")
 _MODEL = "{model}"
 
-#: The escapes that only the name of a model may have, and one character that is not the beginning of one.
+#: The escapes that only the name of a model may have, and one character that does not begin such an escape.
 _NAME_ESCAPE = re.compile(rb"%2f|%3a", re.IGNORECASE)
 _PLAIN = rb"(?:[^/%]|%(?!2[fF]|3[aA]))"
 
 
 @define
 class _Node:
-    """What may follow after some segments: the next ones, an end, or anything."""
+    """What may follow after some segments."""
 
     literal: dict[bytes, _Node] = Factory(dict)
     wild: list[tuple[re.Pattern[bytes], _Node]] = Factory(list)
@@ -54,13 +55,10 @@ class _Node:
 
 
 class Endpoints:
-    """A compiled allow-list; `path in endpoints` for raw paths that `paths.check` has let through."""
+    """A compiled allow-list; `path in endpoints` for raw paths that `paths.check` has accepted."""
 
     def __init__(self, patterns: Iterable[str], denied: Mapping[str, str] | None = None) -> None:
-        """Compile `patterns`, and those that are `denied`, each with the reason why.
-
-        Raises `ValueError`, with a sentence for the operator, for one that is none.
-        """
+        """Compile `patterns`, and `denied` patterns with their reasons. Raises `InvalidValue`."""
         literal: set[bytes] = set()
         self._root = _Node()
         self._models: list[re.Pattern[bytes]] = []
@@ -85,7 +83,7 @@ class Endpoints:
         return next((reason for endpoints, reason in self._denied if path in endpoints), None)
 
     def _is_unambiguous(self, path: bytes) -> bool:
-        """Whether escapes in `path`, which some pattern matches, leave no doubt about its endpoint."""
+        """Whether `path`, which matches a pattern, means the same endpoint when its escapes are decoded."""
         if not has_name_escape(path):
             return True
         if not any(pattern.fullmatch(path) for pattern in self._models):
@@ -104,13 +102,10 @@ class Endpoints:
                 node = node.literal.setdefault(segment, _Node())
                 continue
             expression = re.compile(b".+".join(re.escape(part.encode("ascii")) for part in _PLACEHOLDER.split(text)))
-            for known, following in node.wild:
-                if known.pattern == expression.pattern:
-                    node = following
-                    break
-            else:
+            following = next((after for known, after in node.wild if known.pattern == expression.pattern), None)
+            if following is None:
                 node.wild.append((expression, following := _Node()))
-                node = following
+            node = following
         node.end = True
 
 
@@ -120,7 +115,7 @@ def has_name_escape(path: bytes) -> bool:
 
 
 def _with_escapes(pattern: str) -> re.Pattern[bytes]:
-    """The whole pattern as an expression, in which nothing but `{model}` matches the escapes of a model's name."""
+    """The pattern as one expression, in which only `{model}` matches the escapes of a model's name."""
     expressions = {_MODEL: b"[^/]+", "/**": rb"/(?:/|" + _PLAIN + b")+"}
     parts = re.split(rf"(/\*\*\Z|{_PLACEHOLDER.pattern})", pattern)
     return re.compile(
@@ -132,20 +127,16 @@ def _with_escapes(pattern: str) -> re.Pattern[bytes]:
 
 
 def _check(pattern: str) -> None:
-    """Raise `ValueError` unless some path that is taken at all can match `pattern`."""
+    """Raise `InvalidValue` if no valid path can match `pattern`."""
     if not pattern.startswith("/"):
-        raise ValueError("an endpoint begins with /, such as /v1/chat/completions")
+        raise InvalidValue("an endpoint begins with /, such as /v1/chat/completions")
     if pattern.count(_MODEL) > 1:
-        raise ValueError("{model} can stand in an endpoint once")
+        raise InvalidValue("{model} is allowed only once in an endpoint")
     body = pattern.removesuffix("/**")
     if "**" in body:
-        raise ValueError("** stands for all the rest and can only be the last segment")
-    try:
-        sample = _PLACEHOLDER.sub("x", body)
-        if re.search(r"[{}]", sample):
-            raise ValueError("a placeholder is * or a name in braces, such as {id}")
-        clear = not sample or paths.is_clear(sample.encode("ascii"))
-    except UnicodeEncodeError:
-        clear = False
-    if not clear:
-        raise ValueError("an endpoint is a plain path: no //, dot segments, query, ';', spaces or encoded separators")
+        raise InvalidValue("** matches all the rest and can only be the last segment")
+    sample = _PLACEHOLDER.sub("x", body)
+    if re.search(r"[{}]", sample):
+        raise InvalidValue("a placeholder is * or a name in braces, such as {id}")
+    if not sample.isascii() or (sample and not paths.is_clear(sample.encode("ascii"))):
+        raise InvalidValue("an endpoint is a plain path: no //, dot segments, query, ';', spaces or encoded separators")
