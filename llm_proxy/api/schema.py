@@ -7,7 +7,6 @@ converted on its own, and a mistake is described by the field's name and by what
 from __future__ import annotations
 
 import re
-import unicodedata
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ import msgspec
 from attrs import frozen
 from msgspec import Meta, Struct, inspect, structs
 
+from llm_proxy.config import kinds
 from llm_proxy.errors import InvalidBody, InvalidQuery
 from llm_proxy.logging.redaction import Redactor
 
@@ -25,7 +25,6 @@ from llm_proxy.logging.redaction import Redactor
 MAX_SAFE_INTEGER: Final = 2**53 - 1
 
 _redact: Final = Redactor().text
-_INVISIBLE: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control characters, lone surrogates, line separators
 
 S = TypeVar("S", bound=Struct)
 B = TypeVar("B", bound="Body")
@@ -76,28 +75,15 @@ def kind(allowed: str, parse: Callable[[Any], Any], schema: dict[str, Any] | Non
 
 
 def text(shortest: int, longest: int) -> Meta:
-    """Text for people, in any script, on one line, without space at its ends."""
-    size = f"up to {longest} characters" if shortest == 0 else f"{shortest} to {longest} characters"
-    allowed = f"text of {size}, without control characters and without space at its ends"
-    return kind(allowed, _check_line, min_length=shortest, max_length=longest)
-
-
-def _check_line(value: str) -> str:
-    if value != value.strip() or any(unicodedata.category(character) in _INVISIBLE for character in value):
-        raise ValueError
-    return value
+    """Text for people, on one line."""
+    line = kinds.line_of_text(shortest, longest)
+    return kind(line.allowed, line.parse, min_length=shortest, max_length=longest)
 
 
 def printable(longest: int) -> Meta:
-    """Text that a header can contain: printable ASCII without spaces."""
-
-    def check(value: str) -> str:
-        if not re.fullmatch(r"[!-~]+", value):
-            raise ValueError
-        return value
-
-    allowed = f"1 to {longest} printable ASCII characters without spaces"
-    return kind(allowed, check, {"pattern": "^[!-~]+$"}, min_length=1, max_length=longest)
+    """Text that can be sent in a header."""
+    header = kinds.header_text(longest)
+    return kind(header.allowed, header.parse, {"pattern": "^[!-~]+$"}, min_length=1, max_length=longest)
 
 
 def one_of(words: Iterable[str]) -> Meta:

@@ -19,8 +19,7 @@ from db.dsn import Target
 from db.options import Options
 from llm_proxy.api import register
 from llm_proxy.config import Settings
-from llm_proxy.gateway.providers import builtin
-from llm_proxy.gateway.providers.provider import Providers
+from llm_proxy.gateway.providers import provider_file
 from llm_proxy.metrics import Metrics
 from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.services import Services
@@ -122,7 +121,7 @@ def make_api(services: StubServices, now: datetime = NOON) -> Api:
 
 
 async def _open(target: Target) -> AsyncIterator[Api]:
-    by_name = builtin.built_in(builtin.OPENAI_URL, 600.0)
+    providers = provider_file.load(Settings())
     absent: Any = None
     survey: Any = SimpleNamespace(look=trio.lowlevel.checkpoint)
     async with open_database(target, Options(pool_size=3)) as database:
@@ -132,9 +131,9 @@ async def _open(target: Target) -> AsyncIterator[Api]:
             keyring=KeyRing.generate(),
             ledger=absent,
             grace=None,
-            providers=Providers(by_name, by_name["openai"]),
+            providers=providers,
             relay=absent,
-            metrics=Metrics(by_name, VERSION),
+            metrics=Metrics(providers.by_name, VERSION),
             survey=survey,
             probe=absent,
         )
