@@ -20,7 +20,7 @@ from tests.databases.scratch import Databases
 from tests.harness.deployment import UPSTREAM_KEY, chat_body, chat_headers, provider_settings
 from tests.harness.server import MANAGEMENT_TOKEN, running_server
 from tests.scenarios import books
-from tests.server.http2_client import connect_http2
+from tests.server.http2.client import connect_http2
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from tests.harness.certificates import Authority
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, chat_body, chat_headers, provider_settings
 from tests.harness.server import MANAGEMENT_TOKEN, READY_SECONDS, running_server
 from tests.scenarios import aftermath
-from tests.server.http2_client import Http2Client, Reply, connect_http2
+from tests.server.http2.client import Http2Client, Reply, connect_http2
 
 CHAT = "/v1/chat/completions"
 #: Requests that the proxy serves at once.

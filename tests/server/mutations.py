@@ -13,9 +13,9 @@ import h2.connection
 import h2.exceptions
 import trio
 
-from tests.server.bodies_table import ROWS as BODIES
-from tests.server.framing_table import GET, get, post
-from tests.server.framing_table import ROWS as HEADS
+from tests.server.http1.bodies_table import ROWS as BODIES
+from tests.server.http1.framing_table import GET, get, post
+from tests.server.http1.framing_table import ROWS as HEADS
 
 WEBSOCKET = get(
     b"Connection: Upgrade",

@@ -9,7 +9,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from llm_proxy.server.asgi import Receive, Scope, Send
 from tests.server.answers import Truncated, read_answers
 from tests.server.applications import Echo, Hold, body, respond, start, with_lifespan
-from tests.server.framing_table import GET
+from tests.server.http1.framing_table import GET
 from tests.server.running import Running, run_server
 
 ENDLESS = b"x" * 65536

@@ -11,7 +11,7 @@ from llm_proxy.server.http1.cycle import DISCARD_TIMEOUT
 from llm_proxy.server.transport import LINGER_GAP, LINGER_TOTAL
 from tests.server.applications import Echo, body, respond, saying, start
 from tests.server.conftest import Connect, Peer
-from tests.server.framing_table import GET, post
+from tests.server.http1.framing_table import GET, post
 
 
 async def after(seconds: float, peer: Peer, clock: MockClock) -> bool:

@@ -20,7 +20,7 @@ from llm_proxy.server.server import serve
 from tests.server.answers import read_answers
 from tests.server.applications import body, read_all, saying, start
 from tests.server.conftest import ServeTls
-from tests.server.framing_table import get, post
+from tests.server.http1.framing_table import get, post
 from tests.server.running import run_server
 
 pytestmark = pytest.mark.skipif(not DisconnectWatcher.available(), reason="this system does not tell; receive() does")

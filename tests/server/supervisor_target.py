@@ -1,4 +1,4 @@
-"""A program under a supervisor: `worker_target COUNT GRACE`, or without one where COUNT is 0.
+"""A program under a supervisor: `supervisor_target COUNT GRACE`, or without one where COUNT is 0.
 
 It prints its port. Each answer is the number of the process that gives it; `/hold` never comes, `/die` ends the worker
 with status 3. With MODE=broken in the environment, and while the file is there that BROKEN names, no worker can start;

@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llm_proxy.server.http1.request import PriorKnowledge, RequestError, RequestReader
-from tests.server.test_http1_framing import LIMIT, ROWS
+from tests.server.http1.test_framing import LIMIT, ROWS
 
 # Hypothesis refuses to show longer ones; the table itself is cut into small pieces as well.
 WIRES = [row.wire for row in ROWS if len(row.wire) < 5000]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.server.framing_table import CHUNKED, GET, Row, get, post, refused
+from tests.server.http1.framing_table import CHUNKED, GET, Row, get, post, refused
 
 
 def broken(says: str, body: bytes, section: str = "7.1") -> Row:

@@ -14,7 +14,7 @@ from llm_proxy.server.transport import CLOSED_POLL
 from tests.server.answers import Truncated
 from tests.server.applications import Hold, body, read_all, respond, start
 from tests.server.conftest import Connect
-from tests.server.framing_table import GET, get, post
+from tests.server.http1.framing_table import GET, get, post
 
 
 @pytest.mark.parametrize("how", ["end", "reset"])

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 
 from tests.server.applications import Echo
-from tests.server.bodies_table import ROWS as BODIES
 from tests.server.conftest import Connect
-from tests.server.framing_table import ROWS as HEADS
-from tests.server.framing_table import Row
+from tests.server.http1.bodies_table import ROWS as BODIES
+from tests.server.http1.framing_table import ROWS as HEADS
+from tests.server.http1.framing_table import Row
 
 ROWS = (*HEADS, *BODIES)
 LIMIT = 1000

@@ -73,7 +73,7 @@ class Program:
 
 @contextmanager
 def program(workers: int, *, grace: float = 10, mode: str = "", broken: Path | None = None) -> Iterator[Program]:
-    command = [sys.executable, "-m", "tests.server.worker_target", str(workers), str(grace)]
+    command = [sys.executable, "-m", "tests.server.supervisor_target", str(workers), str(grace)]
     env = os.environ | {"MODE": mode} | ({} if broken is None else {"BROKEN": str(broken)})
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env

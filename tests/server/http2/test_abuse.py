@@ -16,7 +16,7 @@ from llm_proxy.server.asgi import Receive, Scope, Send
 from llm_proxy.server.http2 import connection as http2
 from tests.server.applications import Echo, Hold, body, read_all, respond, saying, start
 from tests.server.conftest import ServeTls
-from tests.server.http2_client import Headers, connect_http2
+from tests.server.http2.client import Headers, connect_http2
 
 GET = {":method": "GET", ":scheme": "https", ":authority": "localhost", ":path": "/"}
 CODES = h2.errors.ErrorCodes

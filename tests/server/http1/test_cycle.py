@@ -13,7 +13,7 @@ from llm_proxy.server.http1.response import InvalidResponse
 from tests.server.answers import Truncated
 from tests.server.applications import Echo, Hold, body, saying, start
 from tests.server.conftest import Connect
-from tests.server.framing_table import GET, get, post
+from tests.server.http1.framing_table import GET, get, post
 
 OLD_GET = b"GET / HTTP/1.0\r\n\r\n"
 

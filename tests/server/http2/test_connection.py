@@ -14,7 +14,7 @@ from llm_proxy.server.asgi import Receive, Scope, Send
 from llm_proxy.server.http1.response import InvalidResponse
 from tests.server.applications import Echo, Hold, body, read_all, respond, saying, start
 from tests.server.conftest import ServeTls
-from tests.server.http2_client import connect_http2
+from tests.server.http2.client import connect_http2
 
 CODES = h2.errors.ErrorCodes
 
