@@ -18,10 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 CHECKED = (
     ".ci",
-    "containers/grafana/provisioning",
     "CHANGELOG.md",
     "CONTRIBUTING.md",
     "Makefile",
+    "containers/grafana/provisioning",
     "docs/adr",
     "docs/deployment/README.md",
     "docs/deployment/containers.md",
@@ -32,11 +32,16 @@ CHECKED = (
     "llm_proxy/__init__.py",
     "llm_proxy/__main__.py",
     "llm_proxy/identifiers.py",
+    "llm_proxy/load",
+    "llm_proxy/net",
+    "llm_proxy/server",
     "llm_proxy/tokens.py",
     "llm_proxy/version.py",
     "pyproject.toml",
     "tests/config",
+    "tests/load",
     "tests/net",
+    "tests/server",
     "tests/web",
 )
 

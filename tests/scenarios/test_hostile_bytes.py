@@ -1,4 +1,4 @@
-"""Three thousand spoilt requests against the whole proxy, most of them with a token that opens it."""
+"""Three thousand mutated requests against the whole proxy, most of them with a token that opens it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.databases.kinds import on
 from tests.harness.deployment import Deployment, chat_body
 from tests.harness.server import MANAGEMENT_TOKEN
 from tests.scenarios import aftermath, books
-from tests.server.mutations import SEEDS, attack, spoilt
+from tests.server.mutations import SEEDS, attack, mutated
 
 if TYPE_CHECKING:
     from db.dsn.target import Target
@@ -37,7 +37,7 @@ def credentials(data: bytes, secret: str) -> bytes:
 
 
 def requests(secret: str) -> list[bytes]:
-    """What is spoilt: chat completions in every framing, and calls of the control plane."""
+    """What is mutated: chat completions in every framing, and calls of the control plane."""
     json = b"Host: a\r\nContent-Type: application/json\r\nConnection: close\r\n"
     post, body = b"POST %b HTTP/1.1\r\n%b" % (CHAT, json), chat_body()
     streamed = b"Content-Length: %d\r\n\r\n%b" % (len(chat_body(stream=True)), chat_body(stream=True))
@@ -56,7 +56,7 @@ def requests(secret: str) -> list[bytes]:
 
 async def attack_all(deployment: Deployment, secret: str) -> None:
     random = Random(SEED)
-    wires = spoilt(random, REQUESTS, requests(secret))
+    wires = mutated(random, REQUESTS, requests(secret))
 
     async def attacker() -> None:
         for data in wires:

@@ -1,4 +1,4 @@
-"""Reading responses strictly, byte for byte as a client with a suspicion would."""
+"""A strict parser of responses."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from attrs import frozen
 
 
 class Truncated(Exception):
-    """The bytes end before the response does."""
+    """The response is incomplete."""
 
 
 @frozen
 class Answer:
-    """A response; `whole` is false when only the end of the connection ends it."""
+    """A response; `whole` is false if it ends with the connection."""
 
     status: int
     headers: dict[str, str]
@@ -26,7 +26,7 @@ class Answer:
 
 
 def read_answers(data: bytes, methods: Iterable[str] = ()) -> list[Answer]:
-    """All responses in `data`, to requests with these methods (GET where none is given).
+    """Parse all responses in `data` to requests with these methods (default: GET).
 
     Raises:
         Truncated: the last one is not complete.

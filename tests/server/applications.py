@@ -1,4 +1,4 @@
-"""Applications that the server is tested with."""
+"""Applications for tests of the server."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from llm_proxy.server.asgi import ASGIApp, Message, Receive, Scope, Send
 
 
 async def respond(send: Send, body: bytes, *, status: int = 200, length: int | None = None) -> None:
-    """Send a whole response, with its own or another `Content-Length`."""
+    """Send a complete response, with its own or another `Content-Length`."""
     headers = [(b"content-length", b"%d" % (len(body) if length is None else length))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
 async def read_all(receive: Receive) -> bytes:
-    """The whole body of a request.
+    """Return the complete body of a request.
 
     Raises:
-        EOFError: the client left before its end.
+        EOFError: the client disconnected before its end.
     """
     body = b""
     while True:
@@ -36,7 +36,7 @@ async def read_all(receive: Receive) -> bytes:
 
 @define
 class Echo:
-    """Answers each request with its body, and remembers what it was asked."""
+    """Answers each request with its body, and stores scopes and bodies."""
 
     scopes: list[Scope] = Factory(list)
     bodies: list[bytes] = Factory(list)
@@ -55,7 +55,7 @@ class Echo:
 
 @define
 class Hold:
-    """Reads a request to its end and then waits for the client to leave, or for `release`."""
+    """Reads a request and then waits for a disconnect, or for `release`."""
 
     running: int = 0
     disconnects: int = 0
@@ -82,8 +82,8 @@ class Hold:
         scope.cancel()
 
 
-def saying(*messages: Message) -> ASGIApp:
-    """An application that sends these messages whatever it is asked, and returns."""
+def sending(*messages: Message) -> ASGIApp:
+    """Return an application that sends these messages for each request."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         for message in messages:
@@ -101,7 +101,7 @@ def body(data: bytes = b"", *, more: bool = False) -> Message:
 
 
 def with_lifespan(app: ASGIApp, journal: list[str] | None = None, **state: Any) -> ASGIApp:
-    """Give an application a lifespan that leaves `state` and writes into `journal`."""
+    """Add a lifespan to an application that sets `state` and writes to `journal`."""
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":

@@ -31,8 +31,8 @@ class Peer:
 
     Attributes:
         socket: the client's socket, non-blocking.
-        got: what the server has sent so far.
-        closed: the server has ended the connection; `reset` when it did so with a reset.
+        got: bytes that the server has sent so far.
+        closed: the server has closed the connection; `reset` if with a reset.
         reports: the exceptions that the server has reported.
     """
 
@@ -44,7 +44,7 @@ class Peer:
     reset: bool = False
 
     async def settle(self) -> bytes:
-        """Let the server do all it can without waiting for time or for us; return everything it has sent."""
+        """Run the server until it waits for time or for the client; return everything it has sent."""
         await trio.testing.wait_all_tasks_blocked()
         while not self.closed:
             try:
@@ -59,10 +59,10 @@ class Peer:
             await trio.testing.wait_all_tasks_blocked()
         return self.got
 
-    async def say(self, data: bytes, *, bytewise: bool = False) -> bytes:
-        """Send in one piece or byte by byte, each after the server has dealt with the one before.
+    async def send(self, data: bytes, *, bytewise: bool = False) -> bytes:
+        """Send in one piece or byte by byte, each after the server has handled the previous one.
 
-        What is long goes in small pieces instead of bytes.
+        Long data is sent in small pieces instead.
         """
         step = len(data) if not bytewise else 1 if len(data) < LONG else 97
         for piece in [data[i : i + step] for i in range(0, len(data), step or 1)]:
@@ -83,7 +83,7 @@ Connect = Callable[..., Peer]
 
 @pytest.fixture
 async def connect(nursery: trio.Nursery) -> AsyncIterator[Connect]:
-    """Connect to an application by a socket pair; keywords are fields of `ServerConfig`, and `tcp=True`."""
+    """Connect to an application with a socket pair; keywords are fields of `ServerConfig`, and `tcp=True`."""
     ends: list[tuple[SocketTransport, socket.socket]] = []
 
     def make(app: ASGIApp, *, tcp: bool = False, **fields: Any) -> Peer:
@@ -122,7 +122,7 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A certificate of `localhost` that signed itself, and its key."""
+    """A self-signed certificate of `localhost`, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     now = dt.datetime.now(dt.UTC)

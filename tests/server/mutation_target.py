@@ -20,7 +20,7 @@ from tests.server.applications import read_all, respond
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer with the request's body, and remember nothing."""
+    """Answer with the request's body."""
     assert scope["type"] == "http"
     with contextlib.suppress(EOFError, OSError):
         await respond(send, await read_all(receive))

@@ -1,4 +1,4 @@
-"""Requests that a sound client would never send (real ones, spoilt at random but reproducibly), and their sender."""
+"""Malformed requests: valid ones with random but reproducible mutations, and their sender."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHUNKED = post(b"5\r\nhello\r\n0\r\n\r\n", b"Transfer-Encoding: chunked")
 
 
 def prior_knowledge(path: str) -> bytes:
-    """The first flight of an HTTP/2 client on a connection that was not asked for HTTP/2."""
+    """The first bytes of an HTTP/2 client on a connection that speaks HTTP/1.1."""
     client = h2.connection.H2Connection(h2.config.H2Configuration(validate_outbound_headers=False))
     client.initiate_connection()
     head = [(":method", "GET"), (":scheme", "http"), (":authority", "a"), (":path", path)]
@@ -55,7 +55,7 @@ SEEDS = (
     prior_knowledge("/") + bytes(range(64)),
     *(row.wire for row in (*HEADS, *BODIES) if len(row.wire) < 500),
 )
-"""Half of what is spoilt is from the first dozen and a half, the rest from the framing table."""
+"""Half of the mutated requests come from the first 18, the rest from the framing table."""
 _FAVOURED = 16
 _SPICE = (b"\r", b"\n", b"\r\n", b"\x00", b"\xff", b" ", b"\t", b":", b",", b"0", b"\r\n\r\n", b"\xc3\xa9", b"%00")
 
@@ -63,8 +63,8 @@ _SPICE = (b"\r", b"\n", b"\r\n", b"\x00", b"\xff", b" ", b"\t", b":", b",", b"0"
 _RESET = struct.pack("ii", 1, 0)
 
 
-def spoilt(random: Random, count: int, seeds: Sequence[bytes] = SEEDS) -> Iterator[bytes]:
-    """So many requests, each with up to three faults; one in eight is left as it is."""
+def mutated(random: Random, count: int, seeds: Sequence[bytes] = SEEDS) -> Iterator[bytes]:
+    """Return `number` requests, each with up to three mutations; one in eight has none."""
     for _ in range(count):
         data = bytearray(random.choice(seeds[:_FAVOURED] if random.random() < 0.5 else seeds))
         for _ in range(0 if random.random() < 0.125 else random.randint(1, 3)):
@@ -86,7 +86,7 @@ def spoilt(random: Random, count: int, seeds: Sequence[bytes] = SEEDS) -> Iterat
 
 
 async def attack(port: int, data: bytes, random: Random, waits: Sequence[float] = (0, 0.005, 0.02)) -> None:
-    """Send some bytes and leave in one of the ways in which clients leave, after one of these waits (seconds)."""
+    """Send bytes and disconnect in one of several ways, after one of these waits (seconds)."""
     wait, how, cut = random.choice(waits), random.randrange(3), random.randrange(len(data) + 1)
     try:
         stream = await trio.open_tcp_stream("127.0.0.1", port)
@@ -166,8 +166,8 @@ def _act(client: h2.connection.H2Connection, stream: int, random: Random) -> Non
             client.update_settings({random.randint(1, 8): random.randrange(2**31)})
 
 
-def spoilt_http2(random: Random, count: int) -> Iterator[bytes]:
-    """So many first flights of HTTP/2 clients, with faults in their fields, in their order and in their bytes."""
+def mutated_http2(random: Random, count: int) -> Iterator[bytes]:
+    """Return first bytes of HTTP/2 clients, with mutations of fields, of their order and of bytes."""
     for _ in range(count):
         client = h2.connection.H2Connection(
             h2.config.H2Configuration(validate_outbound_headers=False, normalize_outbound_headers=False)

@@ -1,4 +1,4 @@
-"""A whole server in this process, and clients that speak to it over TCP."""
+"""A complete server in this process, and TCP clients for it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.server.answers import Answer, Truncated, read_answers
 
 @define
 class Listening:
-    """A server of this process.
+    """A server in this process.
 
     Attributes:
         port: where it listens.
-        ended: it does no more.
+        ended: set when it has ended.
     """
 
     port: int = 0
@@ -33,7 +33,7 @@ class Listening:
 
     @asynccontextmanager
     async def run(self, serve: Callable[..., Awaitable[object]]) -> AsyncIterator[None]:
-        """Serve while the block runs, by a function that tells a `task_status` its addresses."""
+        """Serve while the block runs, with a function that passes its addresses to `task_status`."""
 
         async def to_the_end(task_status: trio.TaskStatus[Any]) -> None:
             await serve(task_status=task_status)
@@ -51,10 +51,10 @@ class Running(Listening):
     """A server that `run_server` has started.
 
     Attributes:
-        stop: asks it to end.
-        drains: how often it has called `on_drain`.
+        stop: starts its shutdown.
+        drains: number of calls of `on_drain`.
         reports: the exceptions that it has reported.
-        at_drain: is called by `on_drain`.
+        at_drain: called by `on_drain`.
     """
 
     stop: trio.Event = Factory(trio.Event)
@@ -63,7 +63,7 @@ class Running(Listening):
     at_drain: Callable[[], object] = lambda: None
 
     async def get(self, path: str = "/") -> Answer:
-        """One request on a connection of its own."""
+        """Send one request on a new connection."""
         async with await self.connect() as client:
             return await client.ask(path)
 
@@ -74,7 +74,7 @@ class Running(Listening):
 
 @define
 class Client:
-    """A client that reads strictly; leaves its connection open until it is closed."""
+    """A client with a strict parser."""
 
     stream: Any
     got: bytes = b""
@@ -86,7 +86,7 @@ class Client:
         await trio.aclose_forcefully(self.stream)
 
     async def ask(self, path: str = "/") -> Answer:
-        """Send a GET and read the answer to it.
+        """Send a GET and read its response.
 
         Raises:
             EOFError: the server closed the connection without one.
@@ -106,7 +106,7 @@ class Client:
             self.got += data
 
     async def read_to_end(self) -> bytes:
-        """Everything until the server closes the connection."""
+        """Read until the server closes the connection."""
         async for data in self.stream:
             self.got += data
         return self.got

@@ -1,4 +1,4 @@
-"""The server tells an application at once when the client of a request has left."""
+"""The callback of the ASGI extension for disconnects, and half-closed clients."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from llm_proxy.server.asgi import Receive, Scope, Send
 from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.server import serve
 from tests.server.answers import read_answers
-from tests.server.applications import body, read_all, saying, start
+from tests.server.applications import body, read_all, sending, start
 from tests.server.conftest import ServeTls
 from tests.server.http1.framing_table import get, post
 from tests.server.running import run_server
 
-pytestmark = pytest.mark.skipif(not DisconnectWatcher.available(), reason="this system does not tell; receive() does")
+pytestmark = pytest.mark.skipif(not DisconnectWatcher.available(), reason="this system has no EPOLLRDHUP")
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
 
-class ASGIApp:
-    """Waits until it is told that the client has left, without ever calling `receive`."""
+class WaitsForCallback:
+    """Waits for the callback without calling `receive`."""
 
     def __init__(self, *, late: bool = False) -> None:
         self.late = late
         self.started = trio.Event()
-        self.told = trio.Event()
-        self.told_after = 0.0
+        self.called = trio.Event()
+        self.called_after = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
@@ -43,10 +43,10 @@ class ASGIApp:
         if self.late:
             await trio.sleep(0.05)
         begun = trio.current_time()
-        scope["extensions"][EXTENSION]["on_disconnect"](self.told.set)
+        scope["extensions"][EXTENSION]["on_disconnect"](self.called.set)
         with trio.fail_after(5):
-            await self.told.wait()
-        self.told_after = trio.current_time() - begun
+            await self.called.wait()
+        self.called_after = trio.current_time() - begun
         with pytest.raises(OSError, match="client"):
             await send({"type": "http.response.start", "status": 200, "headers": []})
 
@@ -60,17 +60,19 @@ def reset(client: socket.socket) -> None:
     client.close()
 
 
-@pytest.mark.parametrize("leave", [fin, reset])
-@pytest.mark.parametrize("late", [False, True], ids=["while-it-runs", "before-it-asks"])
-@pytest.mark.parametrize("pipelined", [b"", REQUEST, REQUEST * 200], ids=["alone", "another-behind", "many-behind"])
-async def test_it_is_told(leave: Callable[[socket.socket], None], *, late: bool, pipelined: bytes) -> None:
-    application = ASGIApp(late=late)
+@pytest.mark.parametrize("close", [fin, reset])
+@pytest.mark.parametrize("late", [False, True], ids=["while-it-runs", "before-it-is-set"])
+@pytest.mark.parametrize("pipelined", [b"", REQUEST, REQUEST * 200], ids=["alone", "one-more", "many-more"])
+async def test_the_callback_is_called_when_the_client_disconnects(
+    close: Callable[[socket.socket], None], *, late: bool, pipelined: bytes
+) -> None:
+    application = WaitsForCallback(late=late)
     stop = trio.Event()
     async with trio.open_nursery() as nursery:
 
         async def plain(scope: Scope, receive: Receive, send: Send) -> None:
             if scope["type"] == "lifespan":
-                raise NotImplementedError("without a lifespan")
+                raise NotImplementedError("no lifespan")
             if not application.started.is_set():
                 await application(scope, receive, send)
 
@@ -78,32 +80,32 @@ async def test_it_is_told(leave: Callable[[socket.socket], None], *, late: bool,
         client = socket.create_connection(addresses[0])
         client.sendall(REQUEST + pipelined)
         await application.started.wait()
-        leave(client)
+        close(client)
         with trio.fail_after(5):
-            await application.told.wait()
+            await application.called.wait()
         stop.set()
 
 
-class Answering:
-    """Answers in pieces, each when it is told to; asks to be told when the client leaves, or waits for it to."""
+class AnswersOnCommand:
+    """Answers in pieces, on command; detects a disconnect by callback or by `receive`."""
 
-    def __init__(self, *, by_notice: bool, reads: bool = True) -> None:
-        self.by_notice = by_notice
+    def __init__(self, *, by_callback: bool, reads: bool = True) -> None:
+        self.by_callback = by_callback
         self.reads = reads
         self.started = trio.Event()
         self.body = b""
-        self.left = trio.Event()
+        self.disconnected = trio.Event()
         self._to_send, self._pieces = trio.open_memory_channel[bytes](10)
 
     async def send(self, *pieces: bytes) -> None:
-        """Send these pieces to the client; an empty one is the end."""
+        """Send these pieces to the client; an empty one ends the response."""
         for piece in pieces:
             await self._to_send.send(piece)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
-        if self.by_notice:
-            scope["extensions"][EXTENSION]["on_disconnect"](self.left.set)
+        if self.by_callback:
+            scope["extensions"][EXTENSION]["on_disconnect"](self.disconnected.set)
         async with trio.open_nursery() as nursery:
             if self.reads:
                 self.body = await read_all(receive)
@@ -118,25 +120,25 @@ class Answering:
             nursery.cancel_scope.cancel()
 
     async def _watch(self, receive: Receive) -> None:
-        if self.by_notice:
-            await self.left.wait()
+        if self.by_callback:
+            await self.disconnected.wait()
         else:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            self.left.set()
+            self.disconnected.set()
         await self._to_send.aclose()
 
 
-BY = pytest.mark.parametrize("by_notice", [True, False], ids=["on_disconnect", "receive"])
+DETECTION = pytest.mark.parametrize("by_callback", [True, False], ids=["on_disconnect", "receive"])
 
 
 @asynccontextmanager
-async def asking(application: Answering, wire: bytes) -> AsyncIterator[trio.SocketStream]:
-    """Serve the application, and send these bytes to it."""
+async def serve_and_send(application: AnswersOnCommand, sent: bytes) -> AsyncIterator[trio.SocketStream]:
+    """Serve the application, and send these bytes to the server."""
     async with run_server(application) as server:
         stream = await trio.open_tcp_stream("127.0.0.1", server.port)
         async with stream:
-            await stream.send_all(wire)
+            await stream.send_all(sent)
             yield stream
         assert server.reports == []
 
@@ -146,9 +148,9 @@ async def read_to_end(stream: trio.SocketStream) -> bytes:
         return b"".join([data async for data in stream])
 
 
-@BY
+@DETECTION
 @pytest.mark.parametrize(
-    "wire",
+    "sent",
     [
         REQUEST,
         get(version=b"HTTP/1.0"),
@@ -159,10 +161,10 @@ async def read_to_end(stream: trio.SocketStream) -> bytes:
     ids=["get", "http-1.0", "close", "length", "chunked"],
 )
 @pytest.mark.parametrize("when", ["at-once", "while-it-waits", "while-it-streams"])
-async def test_a_client_that_has_ended_its_side_gets_its_answer(wire: bytes, *, when: str, by_notice: bool) -> None:
-    application = Answering(by_notice=by_notice)
+async def test_a_half_closed_client_gets_its_response(sent: bytes, *, when: str, by_callback: bool) -> None:
+    application = AnswersOnCommand(by_callback=by_callback)
     got = b""
-    async with asking(application, wire) as stream:
+    async with serve_and_send(application, sent) as stream:
         if when == "at-once":
             await stream.send_eof()
         await application.started.wait()
@@ -172,36 +174,36 @@ async def test_a_client_that_has_ended_its_side_gets_its_answer(wire: bytes, *, 
                 got += await stream.receive_some()
         await stream.send_eof()
         await trio.testing.wait_all_tasks_blocked(0.02)
-        assert not application.left.is_set()
+        assert not application.disconnected.is_set()
         await application.send(b"second", b"")
         got += await read_to_end(stream)
     *interim, answer = read_answers(got)
     assert {each.status for each in interim} <= {100}
     assert answer.body == (b"first second" if when == "while-it-streams" else b"second")
-    assert application.body == (b"hello" if b"hello" in wire else b"")
+    assert application.body == (b"hello" if b"hello" in sent else b"")
 
 
-@BY
+@DETECTION
 @pytest.mark.parametrize("when", ["while-it-waits", "while-it-streams"])
-@pytest.mark.parametrize("leave", [fin, reset])
-async def test_a_client_that_has_closed_its_socket_is_noticed_at_once(
-    leave: Callable[[socket.socket], None], *, when: str, by_notice: bool
+@pytest.mark.parametrize("close", [fin, reset])
+async def test_a_client_that_has_closed_its_socket_is_detected_at_once(
+    close: Callable[[socket.socket], None], *, when: str, by_callback: bool
 ) -> None:
-    application = Answering(by_notice=by_notice)
-    async with asking(application, REQUEST) as stream:
+    application = AnswersOnCommand(by_callback=by_callback)
+    async with serve_and_send(application, REQUEST) as stream:
         await application.started.wait()
         if when == "while-it-streams":
             await application.send(b"first")
             assert b"first" in await stream.receive_some()
-        leave(stream.socket)  # type: ignore[arg-type]  # a trio socket is closed in the same way
+        close(stream.socket)  # type: ignore[arg-type]  # a trio socket is closed in the same way
         began = trio.current_time()
         with trio.fail_after(5):
-            await application.left.wait()
+            await application.disconnected.wait()
         assert trio.current_time() - began < 0.1
 
 
 @pytest.mark.parametrize(
-    "wire",
+    "sent",
     [
         post(b"he", b"Content-Length: 5"),
         post(b"5\r\nhello\r\n", b"Transfer-Encoding: chunked"),
@@ -210,35 +212,35 @@ async def test_a_client_that_has_closed_its_socket_is_noticed_at_once(
     ids=["length", "chunked", "expecting"],
 )
 @pytest.mark.parametrize("reads", [True, False])
-async def test_a_request_that_is_cut_off_has_no_client_any_more(wire: bytes, *, reads: bool) -> None:
-    application = Answering(by_notice=True, reads=False)
+async def test_the_end_of_the_stream_within_a_body_is_a_disconnect(sent: bytes, *, reads: bool) -> None:
+    application = AnswersOnCommand(by_callback=True, reads=False)
     if reads:
-        application.by_notice = False
-    async with asking(application, wire) as stream:
+        application.by_callback = False
+    async with serve_and_send(application, sent) as stream:
         await application.started.wait()
         await trio.testing.wait_all_tasks_blocked(0.02)
         await stream.send_eof()
         with trio.fail_after(5):
-            await application.left.wait()
+            await application.disconnected.wait()
 
 
-async def test_all_requests_that_were_sent_before_the_end_are_answered() -> None:
-    async with asking(Answering(by_notice=True), REQUEST) as stream:
+async def test_all_requests_before_the_end_of_the_stream_are_answered() -> None:
+    async with serve_and_send(AnswersOnCommand(by_callback=True), REQUEST) as stream:
         pass
-    app = saying(start(200, (b"content-length", b"2")), body(b"ok"))
+    app = sending(start(200, (b"content-length", b"2")), body(b"ok"))
     async with run_server(app) as server, await trio.open_tcp_stream("127.0.0.1", server.port) as stream:
         await stream.send_all(REQUEST * 50)
         await stream.send_eof()
         assert [answer.body for answer in read_answers(await read_to_end(stream))] == [b"ok"] * 50
 
 
-@BY
+@DETECTION
 @pytest.mark.parametrize("end_of_tcp", [False, True])
-async def test_under_tls_only_the_end_of_tcp_is_the_end_of_the_client(
-    serve_tls: ServeTls, trust: ssl.SSLContext, *, end_of_tcp: bool, by_notice: bool
+async def test_with_tls_only_the_end_of_tcp_is_a_disconnect(
+    serve_tls: ServeTls, trust: ssl.SSLContext, *, end_of_tcp: bool, by_callback: bool
 ) -> None:
     """A client that has sent `close_notify` alone may still read (RFC 8446 section 6.1)."""
-    application = Answering(by_notice=by_notice)
+    application = AnswersOnCommand(by_callback=by_callback)
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     tls = trust.wrap_bio(incoming, outgoing, server_hostname="localhost")
     async with serve_tls(application) as server, await trio.open_tcp_stream("127.0.0.1", server.port) as tcp:
@@ -257,26 +259,26 @@ async def test_under_tls_only_the_end_of_tcp_is_the_end_of_the_client(
         if end_of_tcp:
             await tcp.send_eof()
             with trio.fail_after(5):
-                await application.left.wait()
+                await application.disconnected.wait()
         else:
             await trio.testing.wait_all_tasks_blocked(0.02)
-            assert not application.left.is_set()
+            assert not application.disconnected.is_set()
             await application.send(b"")
-            assert await tcp.receive_some(), "the answer"
+            assert await tcp.receive_some(), "the response"
     assert server.reports == []
 
 
-def test_a_number_that_another_socket_has_by_now_is_not_forgotten() -> None:
+def test_removing_a_closed_socket_keeps_a_new_one_with_its_number() -> None:
     disconnects = DisconnectWatcher()
-    heard: list[str] = []
+    called: list[str] = []
     one, other = socket.socketpair()
     with one, other:
 
         def first(_: bool) -> None:
-            heard.append("first")
+            called.append("first")
 
         def second(_: bool) -> None:
-            heard.append("second")
+            called.append("second")
 
         disconnects.add(one.fileno(), first)
         disconnects._poll.unregister(one.fileno())
@@ -286,4 +288,4 @@ def test_a_number_that_another_socket_has_by_now_is_not_forgotten() -> None:
         disconnects.remove(one.fileno(), second)
         assert not disconnects._callbacks
     disconnects.close()
-    assert not heard
+    assert not called

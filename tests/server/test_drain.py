@@ -37,7 +37,7 @@ async def test_a_server_without_requests_ends_at_once(autojump_clock: MockClock)
     assert journal == ["lifespan.startup", "lifespan.shutdown"]
 
 
-async def test_a_request_that_is_on_its_way_to_an_idle_connection_is_answered() -> None:
+async def test_a_request_on_its_way_to_an_idle_connection_is_answered() -> None:
     async with run_server(Echo()) as server:
         with socket.create_connection(("127.0.0.1", server.port)) as client:
             client.sendall(GET)
@@ -50,7 +50,7 @@ async def test_a_request_that_is_on_its_way_to_an_idle_connection_is_answered() 
             assert client.recv(1) == b""
 
 
-async def test_a_half_sent_request_may_come_to_its_end(autojump_clock: MockClock) -> None:
+async def test_a_partly_sent_request_is_completed_and_answered(autojump_clock: MockClock) -> None:
     async with run_server(Echo()) as server, await server.connect() as client:
         await client.stream.send_all(GET[:-5])
         await wait_all_tasks_blocked()
@@ -63,7 +63,7 @@ async def test_a_half_sent_request_may_come_to_its_end(autojump_clock: MockClock
         assert await seconds_until_end(server) == 0
 
 
-async def test_while_a_request_runs_others_are_answered_and_told_to_leave() -> None:
+async def test_while_a_request_runs_other_requests_are_answered_and_their_connections_closed() -> None:
     hold = Hold()
     ready = True
 
@@ -91,7 +91,7 @@ async def test_while_a_request_runs_others_are_answered_and_told_to_leave() -> N
     assert (held.body, held.closing) == (b"released", True)
 
 
-async def test_while_a_request_runs_a_connection_that_was_just_made_may_send_its_first() -> None:
+async def test_while_a_request_runs_a_new_connection_may_send_its_first_request() -> None:
     hold = Hold()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -109,12 +109,12 @@ async def test_while_a_request_runs_a_connection_that_was_just_made_may_send_its
             answer = await fresh.ask("/first")
             assert (answer.body, answer.closing) == (b"served", True)
             hold.release.set()
-            # Whoever has still not said anything when all is done is not waited for.
+            # Clients that have not sent anything by then are not awaited.
             await server.ended.wait()
             assert await silent.read_to_end() == b""
 
 
-async def test_requests_that_came_later_finish_too_but_nothing_new_is_taken(autojump_clock: MockClock) -> None:
+async def test_later_requests_finish_but_no_connection_is_accepted(autojump_clock: MockClock) -> None:
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         await trio.sleep(float(scope["path"][1:]))
@@ -134,7 +134,7 @@ async def test_requests_that_came_later_finish_too_but_nothing_new_is_taken(auto
             assert read_answers(late.got)[0].body == b"done"
 
 
-async def test_streams_end_whole_under_load(autojump_clock: MockClock) -> None:
+async def test_streams_are_complete_under_load(autojump_clock: MockClock) -> None:
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         await send(start())
@@ -159,8 +159,8 @@ async def test_streams_end_whole_under_load(autojump_clock: MockClock) -> None:
     assert server.reports == []
 
 
-async def test_a_response_that_promised_more_is_the_last_all_the_same(autojump_clock: MockClock) -> None:
-    """Its head went out before the drain began, so the client waits for a connection that stays open."""
+async def test_a_response_with_keep_alive_is_still_the_last_one(autojump_clock: MockClock) -> None:
+    """Its head was sent before the drain began, so the client expects the connection to stay open."""
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
@@ -179,7 +179,7 @@ async def test_a_response_that_promised_more_is_the_last_all_the_same(autojump_c
 
 
 @pytest.mark.parametrize("started", [False, True])
-async def test_what_outlives_the_grace_is_cut(started: bool, autojump_clock: MockClock) -> None:
+async def test_requests_that_run_longer_than_the_grace_are_cut(started: bool, autojump_clock: MockClock) -> None:
     journal: list[str] = []
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -203,8 +203,8 @@ async def test_what_outlives_the_grace_is_cut(started: bool, autojump_clock: Moc
 
 
 @pytest.mark.parametrize("shield", [False, True])
-async def test_a_stalled_reader_cannot_hold_the_end(shield: bool, autojump_clock: MockClock) -> None:
-    """Not even of an application that shields its sending."""
+async def test_a_client_that_does_not_read_does_not_delay_the_end(shield: bool, autojump_clock: MockClock) -> None:
+    """This is also true if the application shields its sending."""
     stuck = trio.Event()
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -224,7 +224,7 @@ async def test_a_stalled_reader_cannot_hold_the_end(shield: bool, autojump_clock
     assert server.reports == []
 
 
-async def test_a_lingering_connection_does_not_hold_the_end(autojump_clock: MockClock) -> None:
+async def test_a_lingering_connection_does_not_delay_the_end(autojump_clock: MockClock) -> None:
     async with run_server(Echo()) as server, await server.connect() as client:
         await client.stream.send_all(b"BAD\r\n\r\n")
         assert b"400" in await client.stream.receive_some()
@@ -232,7 +232,7 @@ async def test_a_lingering_connection_does_not_hold_the_end(autojump_clock: Mock
         assert await seconds_until_end(server) == 0
 
 
-async def test_cancelling_the_server_ends_it(autojump_clock: MockClock) -> None:
+async def test_cancelling_ends_the_server(autojump_clock: MockClock) -> None:
     journal: list[str] = []
     app = Hold()
     async with run_server(with_lifespan(app, journal)) as server, await server.connect() as client:

@@ -18,7 +18,7 @@ WAITING = 5
 
 @pytest.fixture
 def listener() -> Iterator[socket.socket]:
-    """It has connections waiting."""
+    """A listener with waiting connections."""
     with ExitStack() as stack:
         (listening,) = bind("127.0.0.1", 0)
         stack.enter_context(listening)
@@ -30,7 +30,7 @@ def listener() -> Iterator[socket.socket]:
 
 
 async def accepted(listener: socket.socket, clock: MockClock, turn: float) -> list[int]:
-    """How many connections there are, at the start and behind each turn."""
+    """Return the numbers of accepted connections, at the start and after each pause."""
     got: list[socket.socket] = []
     seen = []
     accept = partial(
@@ -48,11 +48,11 @@ async def accepted(listener: socket.socket, clock: MockClock, turn: float) -> li
     return seen
 
 
-async def test_who_shares_a_listener_lets_others_in_before_the_next_connection(
+async def test_with_a_shared_listener_there_is_a_pause_after_each_connection(
     listener: socket.socket, mock_clock: MockClock
 ) -> None:
     assert await accepted(listener, mock_clock, turn=1.0) == [1, 2, 3, 4, 5]
 
 
-async def test_who_has_it_alone_takes_all_at_once(listener: socket.socket, mock_clock: MockClock) -> None:
+async def test_with_an_unshared_listener_there_is_no_pause(listener: socket.socket, mock_clock: MockClock) -> None:
     assert (await accepted(listener, mock_clock, turn=0.0))[0] == WAITING

@@ -18,7 +18,7 @@ from llm_proxy.server.http2.connection import Http2Connection
 from llm_proxy.server.transport import SocketTransport
 from tests.server.answers import read_answers
 from tests.server.applications import Echo
-from tests.server.mutations import attack, spoilt, spoilt_http2
+from tests.server.mutations import attack, mutated, mutated_http2
 
 ROOT = Path(__file__).parents[2]
 REQUESTS = 3000
@@ -27,7 +27,7 @@ AT_ONCE = 16
 
 @contextmanager
 def target(kind: str, reports: Path) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A server in a process of its own, and its port; what it has to report goes into a file."""
+    """Start a server process and return it and its port; its reports go into a file."""
     command = [sys.executable, "-m", "tests.server.mutation_target", kind]
     with (
         reports.open("w") as stderr,
@@ -45,9 +45,9 @@ def open_files(process: subprocess.Popen[str]) -> int:
 
 
 async def attack_all(process: subprocess.Popen[str], port: int) -> int:
-    """Send all mutations, several at a time; return how many were sent until the server was gone or all had been."""
+    """Send all mutations, several at a time; return how many were sent before the server ended."""
     random = Random(42)
-    wires = spoilt(random, REQUESTS)
+    wires = mutated(random, REQUESTS)
     sent = 0
 
     async def attacker() -> None:
@@ -67,7 +67,7 @@ async def attack_all(process: subprocess.Popen[str], port: int) -> int:
 
 
 async def seconds_of_a_request(port: int) -> float:
-    """How long a good request takes."""
+    """Return the duration of a valid request."""
     began = trio.current_time()
     try:
         with trio.fail_after(5):
@@ -80,7 +80,7 @@ async def seconds_of_a_request(port: int) -> float:
     return trio.current_time() - began
 
 
-async def test_no_request_hurts_the_server_or_writes_to_its_log(tmp_path: Path) -> None:
+async def test_malformed_requests_neither_end_the_server_nor_write_to_its_log(tmp_path: Path) -> None:
     reports = tmp_path / "reports"
     with target("ours", reports) as (process, port):
         await seconds_of_a_request(port)
@@ -94,17 +94,17 @@ async def test_no_request_hurts_the_server_or_writes_to_its_log(tmp_path: Path) 
     assert reports.read_text() == ""
 
 
-async def test_no_http2_writes_to_the_log() -> None:
-    """Whoever reaches the port can send all of it, without a token and as often as they like."""
+async def test_malformed_http2_does_not_write_to_the_log() -> None:
+    """Any client that reaches the port can send them, without a token."""
     app = Echo()
     reports: list[BaseException] = []
     context = ServerContext(app, ServerConfig(report=reports.append), {})
-    for data in spoilt_http2(Random(42), REQUESTS // 2):
+    for data in mutated_http2(Random(42), REQUESTS // 2):
         client, server = socket.socketpair()
         with client, trio.fail_after(10):
             transport = SocketTransport(server, context.config.write_timeout)
             async with trio.open_nursery() as nursery:
-                # Under TLS in earnest; here only what is in it matters.
+                # Real connections have TLS; this test needs only the bytes inside it.
                 nursery.start_soon(Http2Connection(context, transport, cast("Any", transport)).run)
                 client.sendall(data)
                 await trio.testing.wait_all_tasks_blocked()
@@ -113,8 +113,8 @@ async def test_no_http2_writes_to_the_log() -> None:
     assert reports == []
 
 
-async def test_they_kill_the_server_that_this_one_replaces(tmp_path: Path) -> None:
-    """Else the test above proves nothing."""
+async def test_the_same_requests_end_hypercorn(tmp_path: Path) -> None:
+    """Otherwise the first test would prove nothing."""
     with target("stock", tmp_path / "reports") as (process, port):
         sent = await attack_all(process, port)
         assert process.wait(5) != 0
@@ -123,4 +123,4 @@ async def test_they_kill_the_server_that_this_one_replaces(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_the_same_seed_makes_the_same_requests(seed: int) -> None:
-    assert list(spoilt(Random(seed), 50)) == list(spoilt(Random(seed), 50)) != list(spoilt(Random(3), 50))
+    assert list(mutated(Random(seed), 50)) == list(mutated(Random(seed), 50)) != list(mutated(Random(3), 50))

@@ -19,20 +19,20 @@ from tests.server.running import Listening
 
 @define
 class Serving(Listening):
-    """A server in this process that obeys signals."""
+    """A server in this process that handles signals."""
 
     journal: list[str] = Factory(list)
 
     async def told(self, number: signal.Signals) -> None:
-        # To this thread, which has noticed when the call returns; one to the process may go to any other.
+        # To this thread, so that the signal is handled when the call returns; the process might use any thread.
         signal.raise_signal(number)
-        # The news goes through a pipe that trio reads, which does not count as something to wait for.
+        # The signal is reported through a pipe that trio reads, which `wait_all_tasks_blocked` ignores.
         await wait_all_tasks_blocked(0.01)
 
 
 @asynccontextmanager
 async def serving(
-    app: Any = None, *, hang_up: Callable[[], bool] = lambda: False, **more: Any
+    app: Any = None, *, on_sighup: Callable[[], bool] = lambda: False, **more: Any
 ) -> AsyncIterator[Serving]:
     server = Serving()
     serve = partial(
@@ -41,7 +41,7 @@ async def serving(
         ServerConfig(port=0),
         on_stop=lambda: server.journal.append("leave"),
         on_drain=lambda: server.journal.append("drain"),
-        on_reload=hang_up,
+        on_reload=on_sighup,
         **more,
     )
     async with server.run(serve):
@@ -49,7 +49,7 @@ async def serving(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-async def test_without_a_delay_it_drains_at_once(number: signal.Signals, autojump_clock: MockClock) -> None:
+async def test_without_a_delay_a_process_drains_at_once(number: signal.Signals, autojump_clock: MockClock) -> None:
     async with serving() as server:
         await server.told(number)
         await server.ended.wait()
@@ -57,7 +57,7 @@ async def test_without_a_delay_it_drains_at_once(number: signal.Signals, autojum
     assert trio.current_time() < 1
 
 
-async def test_in_the_delay_everything_is_served_as_ever(autojump_clock: MockClock) -> None:
+async def test_requests_are_served_as_before_during_the_delay(autojump_clock: MockClock) -> None:
     async with serving(delay=20) as server, await server.connect() as kept:
         await kept.ask()
         await server.told(signal.SIGTERM)
@@ -81,7 +81,7 @@ async def test_a_second_interrupt_ends_the_delay(autojump_clock: MockClock) -> N
     assert trio.current_time() < 1
 
 
-async def test_who_is_replaced_neither_waits_nor_turns_away(autojump_clock: MockClock) -> None:
+async def test_a_replaced_process_neither_waits_nor_refuses_requests(autojump_clock: MockClock) -> None:
     hold = Hold()
     async with serving(hold, delay=1000) as server, await server.connect() as client, trio.open_nursery() as nursery:
         nursery.start_soon(client.ask)
@@ -95,21 +95,21 @@ async def test_who_is_replaced_neither_waits_nor_turns_away(autojump_clock: Mock
     assert trio.current_time() < 100
 
 
-async def test_a_hang_up_may_mean_nothing(autojump_clock: MockClock) -> None:
+async def test_sighup_may_be_ignored_by_the_callback(autojump_clock: MockClock) -> None:
     heard: list[int] = []
 
-    def hang_up() -> bool:
+    def on_sighup() -> bool:
         heard.append(1)
         return True
 
-    async with serving(hang_up=hang_up) as server:
+    async with serving(on_sighup=on_sighup) as server:
         await server.told(signal.SIGHUP)
         async with await server.connect() as client:
             assert not (await client.ask()).closing
         assert (heard, server.journal) == ([1], [])
 
 
-async def test_a_hang_up_that_the_process_ignores_is_left_alone(autojump_clock: MockClock) -> None:
+async def test_sighup_stays_ignored_if_the_process_ignores_it(autojump_clock: MockClock) -> None:
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         async with serving() as server:

@@ -26,7 +26,7 @@ from tests.server.running import run_server
 CONNECTION_CLOSE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
-async def test_the_lifespan_is_round_the_serving() -> None:
+async def test_the_lifespan_starts_before_and_ends_after_the_requests() -> None:
     journal: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +56,7 @@ async def test_a_request_cannot_change_the_state_of_others() -> None:
     assert seen == [{"a": 1}, {"a": 1}]
 
 
-async def test_an_application_without_a_lifespan_is_served_without() -> None:
+async def test_an_application_without_a_lifespan_is_served() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
         await respond(send, b"")
@@ -83,7 +83,7 @@ async def test_an_application_that_cannot_start_is_not_served() -> None:
         await trio.open_tcp_stream("127.0.0.1", port)
 
 
-async def test_an_application_whose_lifespan_breaks_ends_the_serving() -> None:
+async def test_an_exception_of_the_lifespan_stops_the_server() -> None:
     breaks = trio.Event()
     reports: list[BaseException] = []
 
@@ -106,7 +106,7 @@ async def _set_when_blocked(event: trio.Event) -> None:
     event.set()
 
 
-async def test_the_shutdown_of_an_application_has_a_deadline(autojump_clock: MockClock) -> None:
+async def test_the_shutdown_of_an_application_has_a_timeout(autojump_clock: MockClock) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await send({"type": "lifespan.startup.complete"})
@@ -129,7 +129,7 @@ async def test_an_address_in_use_is_an_error() -> None:
     assert caught.value.errno == errno.EADDRINUSE
 
 
-def test_all_addresses_of_this_machine_get_one_port() -> None:
+def test_all_addresses_of_this_machine_have_one_port() -> None:
     sockets = bind("", 0)
     assert len({sock.getsockname()[1] for sock in sockets}) == 1
     assert len({sock.family for sock in sockets}) == len(sockets)
@@ -137,8 +137,8 @@ def test_all_addresses_of_this_machine_get_one_port() -> None:
         sock.close()
 
 
-def test_an_address_that_is_not_here_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    """IPv6 is often turned off in containers, and yet names resolve to it."""
+def test_an_address_that_this_machine_lacks_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Containers often have IPv6 disabled, but names still resolve to IPv6 addresses."""
     (here,) = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
     (elsewhere,) = socket.getaddrinfo("2001:db8::1", 0, type=socket.SOCK_STREAM)
     for found in ([here, elsewhere], [elsewhere, here]):
@@ -167,13 +167,13 @@ async def test_a_unix_socket_can_be_served(tmp_path: Path) -> None:
     assert app.scopes[-1]["server"] == (str(tmp_path / "s"), None)
 
 
-async def test_accepted_connections_have_their_options(connect: Connect) -> None:
+async def test_accepted_connections_have_their_socket_options(connect: Connect) -> None:
     sock = connect(Echo(), tcp=True, write_timeout=7).connection.transport.socket
     options = (socket.TCP_NODELAY, socket.TCP_USER_TIMEOUT, socket.TCP_NOTSENT_LOWAT)
     assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [1, 7000, 16384]
 
 
-async def test_one_connection_cannot_hurt_another() -> None:
+async def test_a_malformed_request_does_not_affect_other_connections() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["path"] == "/bad":
             async with trio.open_nursery() as nursery:
@@ -189,7 +189,7 @@ async def test_one_connection_cannot_hurt_another() -> None:
     assert isinstance(report, RuntimeError)
 
 
-async def test_a_fault_of_the_server_itself_ends_its_connection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_exception_of_the_server_ends_only_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise RuntimeError("a fault of the parser")
 
@@ -204,7 +204,7 @@ async def test_a_fault_of_the_server_itself_ends_its_connection_alone(monkeypatc
         assert [str(report) for report in server.reports] == ["a fault of the parser"]
 
 
-async def test_running_out_of_files_is_no_end(autojump_clock: MockClock) -> None:
+async def test_the_server_continues_after_running_out_of_files(autojump_clock: MockClock) -> None:
     app = Echo()
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     async with run_server(app) as server:
@@ -228,7 +228,7 @@ async def test_running_out_of_files_is_no_end(autojump_clock: MockClock) -> None
         assert server.reports == []
 
 
-async def test_the_idlest_connection_makes_room_for_a_new_one() -> None:
+async def test_the_connection_that_is_idle_longest_makes_room_for_a_new_one() -> None:
     async with (
         run_server(Echo(), max_connections=2) as server,
         await server.connect() as first,
@@ -244,7 +244,7 @@ async def test_the_idlest_connection_makes_room_for_a_new_one() -> None:
 
 @pytest.mark.parametrize("limit", ["connections", "files"])
 async def test_silent_connections_make_room_at_full_speed(limit: str) -> None:
-    """Four hundred of them took 0.1 s each when each one had to wait for the next look."""
+    """The server must not wait for its back-off once per connection."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     at_once = 100
     async with run_server(Echo(), max_connections=at_once if limit == "connections" else 10_000) as server:
@@ -297,7 +297,7 @@ async def test_tls_is_served(certificate: tuple[Path, Path], trust: ssl.SSLConte
     assert app.scopes[-1]["http_version"] == "1.1"
 
 
-async def test_a_tls_handshake_has_to_come_in_time(certificate: tuple[Path, Path], autojump_clock: MockClock) -> None:
+async def test_a_slow_tls_handshake_times_out(certificate: tuple[Path, Path], autojump_clock: MockClock) -> None:
     async with run_server(Echo(), tls_cert=certificate[0], tls_key=certificate[1], header_timeout=10) as server:
         async with await server.connect() as client:
             began = trio.current_time()
@@ -309,9 +309,9 @@ async def test_a_tls_handshake_has_to_come_in_time(certificate: tuple[Path, Path
     assert server.reports == []
 
 
-async def test_a_closed_connection_stops_nothing_for_the_garbage_collector(connect: Connect) -> None:
+async def test_a_closed_connection_is_freed_without_garbage_collection(connect: Connect) -> None:
     peer = connect(Echo())
-    assert b" 200 " in await peer.say(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert b" 200 " in await peer.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
     connection, reader = weakref.ref(peer.connection), weakref.ref(peer.connection.reader)
     gc.disable()
     try:

@@ -17,7 +17,7 @@ from llm_proxy.server.supervisor import ATTEMPTS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 15.0
-"""Seconds that anything here may take on a busy machine."""
+"""Timeout in seconds, for a busy machine."""
 
 
 @define
@@ -26,7 +26,7 @@ class Program:
     port: int
 
     def ask(self, path: str = "/") -> int:
-        """The number of the process that answers; waits for the first worker to listen."""
+        """Return the id of the process that answers; wait until the first worker listens."""
         deadline = time.monotonic() + PATIENCE
         while True:
             connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -41,7 +41,7 @@ class Program:
                 connection.close()
 
     def ask_once(self) -> int:
-        """The number of the process that answers; a connection that is refused or broken off is an error."""
+        """Return the id of the process that answers; a refused or broken connection is an error."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         try:
             connection.request("GET", "/")
@@ -54,7 +54,7 @@ class Program:
         return {int(child) for child in path.read_text().split()}
 
     def workers(self, count: int, other_than: frozenset[int] = frozenset()) -> set[int]:
-        """So many workers, once they have all answered."""
+        """Wait until this number of workers have answered, and return their ids."""
         deadline = time.monotonic() + PATIENCE
         seen: set[int] = set()
         while len(seen) < count:
@@ -63,7 +63,7 @@ class Program:
         return seen
 
     def hold(self) -> http.client.HTTPConnection:
-        """A request that never ends, on a worker that has begun it."""
+        """Send a request that never ends, and wait until a worker has begun it."""
         self.ask()
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.request("GET", "/hold")
@@ -90,7 +90,7 @@ def program(workers: int, *, grace: float = 10, mode: str = "", broken: Path | N
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, be it waited for or not."""
+    """Whether a process has ended, also if it is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -99,7 +99,7 @@ def gone(pid: int) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_signal_ends_it_all_in_order(workers: int, number: signal.Signals) -> None:
+def test_a_signal_ends_supervisor_and_workers_with_status_0(workers: int, number: signal.Signals) -> None:
     with program(workers) as running:
         pids = running.workers(workers) if workers else {running.ask()}
         running.process.send_signal(number)
@@ -107,7 +107,7 @@ def test_a_signal_ends_it_all_in_order(workers: int, number: signal.Signals) -> 
         assert all(gone(pid) for pid in pids)
 
 
-def test_workers_share_one_port_and_the_dead_are_replaced() -> None:
+def test_workers_share_one_port_and_dead_workers_are_replaced() -> None:
     with program(2) as running:
         before = running.workers(2)
         victim = min(before)
@@ -121,7 +121,7 @@ def test_workers_share_one_port_and_the_dead_are_replaced() -> None:
 
 
 @pytest.mark.parametrize("reader", ["gone", "stopped"])
-def test_nobody_has_to_read_what_a_supervisor_says(reader: str) -> None:
+def test_a_supervisor_does_not_wait_for_a_reader_of_stderr(reader: str) -> None:
     with program(2) as running:
         before = running.workers(2)
         assert running.process.stderr is not None
@@ -139,7 +139,7 @@ def test_nobody_has_to_read_what_a_supervisor_says(reader: str) -> None:
 
 
 @pytest.mark.parametrize("reader", ["gone", "stopped"])
-def test_workers_that_cannot_start_are_given_up_whoever_reads(reader: str, tmp_path: Path) -> None:
+def test_a_supervisor_gives_up_for_any_reader_of_stderr(reader: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     with program(2, broken=broken) as running:
         running.workers(2)
@@ -155,7 +155,7 @@ def test_workers_that_cannot_start_are_given_up_whoever_reads(reader: str, tmp_p
 
 
 def fill(pipe: int) -> None:
-    """Write into a pipe, by way of its reader's end, until it takes no more."""
+    """Fill a pipe, through its reader's end."""
     writer = os.open(f"/proc/self/fd/{pipe}", os.O_WRONLY | os.O_NONBLOCK)
     for size in (4096, 1):
         with suppress(BlockingIOError):
@@ -164,7 +164,7 @@ def fill(pipe: int) -> None:
     os.close(writer)
 
 
-def test_a_worker_that_ends_by_itself_is_replaced_too() -> None:
+def test_a_worker_that_ends_by_itself_is_replaced() -> None:
     with program(1) as running:
         first = running.ask()
         connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=PATIENCE)
@@ -177,7 +177,7 @@ def test_a_worker_that_ends_by_itself_is_replaced_too() -> None:
         assert running.process.wait(PATIENCE) == 0
 
 
-def test_workers_that_cannot_start_are_given_up() -> None:
+def test_a_supervisor_gives_up_if_no_worker_can_start() -> None:
     with program(2, mode="broken") as running:
         assert running.process.wait(PATIENCE) == 1
         assert running.process.stderr is not None
@@ -188,7 +188,7 @@ def test_workers_that_cannot_start_are_given_up() -> None:
     assert messages.endswith("no worker could be started\n")
 
 
-def test_workers_that_are_killed_again_and_again_are_not_given_up() -> None:
+def test_a_supervisor_does_not_give_up_if_workers_are_killed() -> None:
     with program(1) as running:
         for _ in range(ATTEMPTS + 1):
             os.kill(running.ask(), signal.SIGKILL)
@@ -197,7 +197,7 @@ def test_workers_that_are_killed_again_and_again_are_not_given_up() -> None:
         assert running.process.wait(PATIENCE) == 0
 
 
-def test_a_worker_that_does_not_end_well_is_told_by_the_status() -> None:
+def test_a_worker_with_an_error_makes_the_status_1() -> None:
     with program(1, mode="sour") as running:
         running.ask()
         running.process.terminate()
@@ -205,7 +205,7 @@ def test_a_worker_that_does_not_end_well_is_told_by_the_status() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_second_interrupt_does_not_wait(workers: int) -> None:
+def test_a_second_interrupt_kills_the_workers(workers: int) -> None:
     with program(workers, grace=1000) as running:
         held = running.hold()
         running.process.send_signal(signal.SIGINT)
@@ -216,8 +216,8 @@ def test_a_second_interrupt_does_not_wait(workers: int) -> None:
         held.close()
 
 
-def test_a_terminal_interrupts_the_whole_group_and_requests_still_finish() -> None:
-    """Ctrl-C reaches the workers too; for them it is not the second."""
+def test_requests_finish_after_an_interrupt_of_the_process_group() -> None:
+    """Ctrl-C reaches the workers too; they must not count it as a second interrupt."""
     with program(1, grace=0.5) as running:
         held = running.hold()
         (worker,) = running.children()
@@ -229,7 +229,7 @@ def test_a_terminal_interrupts_the_whole_group_and_requests_still_finish() -> No
         held.close()
 
 
-def test_workers_do_not_outlive_their_supervisor() -> None:
+def test_workers_end_if_their_supervisor_is_killed() -> None:
     with program(2) as running:
         pids = running.workers(2)
         running.process.kill()
@@ -240,7 +240,7 @@ def test_workers_do_not_outlive_their_supervisor() -> None:
             time.sleep(0.05)
 
 
-def test_workers_are_replaced_one_by_one_and_nobody_is_refused() -> None:
+def test_workers_are_replaced_one_by_one_without_refused_connections() -> None:
     with program(2, grace=1) as running:
         before = running.workers(2)
         held = running.hold()
@@ -259,7 +259,7 @@ def test_workers_are_replaced_one_by_one_and_nobody_is_refused() -> None:
         assert told == ["replacing 2 workers, one by one", "all workers are replaced"]
 
 
-def test_a_worker_that_cannot_be_replaced_leaves_the_others(tmp_path: Path) -> None:
+def test_a_worker_that_cannot_be_replaced_does_not_stop_the_others(tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     with program(2, broken=broken) as running:
         before = running.workers(2)

@@ -149,10 +149,10 @@ def test_a_repair_does_not_forget_what_was_pruned(database: Database, token: Tok
     assert len(database.read_now(ledger.verify)) == 1
     database.write_now(repair.repair, token.id)
     assert database.read_now(ledger.verify) == []
-    spoilt = {row[:3]: row for row in before}
+    mutated = {row[:3]: row for row in before}
     for row in sums(database):
-        assert row[4] == spoilt[row[:3]][4]
-        assert row[6] >= spoilt[row[:3]][6]
+        assert row[4] == mutated[row[:3]][4]
+        assert row[6] >= mutated[row[:3]][6]
 
 
 def test_the_first_live_worker_prunes(database: Database) -> None:

@@ -1,4 +1,4 @@
-"""The second half of the framing table: chunks, expectations, the life of a connection."""
+"""The second half of the framing table: chunks, expectations, keep-alive."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from tests.server.http1.framing_table import CHUNKED, GET, Row, get, post, refus
 
 
 def broken(says: str, body: bytes, section: str = "7.1") -> Row:
-    """A chunked body that the application never sees the end of."""
+    """A chunked body whose end does not reach the application."""
     return Row(section, says, CHUNKED + body, (400,), closes=True, bodies=(), truncated=1)
 
 
 def chunked(section: str, says: str, body: bytes, seen: bytes) -> Row:
-    """A chunked body that is read, with a second request behind it to prove where it ended."""
+    """A chunked body that is read, followed by a second request to prove where it ended."""
     return Row(section, says, CHUNKED + body + GET, (200, 200), bodies=(seen, b""))
 
 
@@ -83,7 +83,7 @@ ROWS = (
         truncated=1,
         half_close=True,
     ),
-    # The life of a connection
+    # Keep-alive
     Row("9.3", "HTTP/1.1 stays open", GET + GET, (200, 200), bodies=(b"", b"")),
     Row("9.3", "Connection: close", get(b"Connection: close") + GET, closes=True),
     Row("9.3", "close among other options", get(b"Connection: x, Close ,y") + GET, closes=True),

@@ -1,4 +1,4 @@
-"""What an HTTP/1.1 server has to make of bytes: one row per rule, with the section that sets it."""
+"""How an HTTP/1.1 server must handle bytes: one row per rule, with the section that defines it."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ def post(body: bytes, *lines: bytes) -> bytes:
 
 @frozen
 class Row:
-    """Bytes from a client, and what has to come of them.
+    """Bytes from a client, and the expected result.
 
     Attributes:
         section: of RFC 9112 unless another is named.
         says: the rule.
-        wire: what the client sends.
+        wire: bytes that the client sends.
         answers: statuses of all responses, interim ones too.
-        closes: the server ends the connection by itself.
-        bodies: what the application read, for each request that reached it whole.
-        truncated: requests whose end never came.
-        half_close: the client ends its side behind `wire`.
-        methods: of the requests, where one is not GET-like.
+        closes: the server closes the connection.
+        bodies: bodies that the application has read, one per complete request.
+        truncated: number of requests whose end never arrives.
+        half_close: the client closes its side after `wire`.
+        methods: methods of the requests, if one is HEAD.
     """
 
     section: str
@@ -47,7 +47,7 @@ class Row:
 
 
 def refused(section: str, says: str, wire: bytes, status: int = 400) -> Row:
-    """A row whose request is answered by the server itself, and ends the connection."""
+    """A row whose request is answered by the server itself, which closes the connection."""
     return Row(section, says, wire, (status,), closes=True, bodies=())
 
 
@@ -149,7 +149,7 @@ ROWS = (
     ),
     Row(
         "RFC 9110 5.6.2",
-        "a length with a hyphen stands beside one with an underscore",
+        "a length with a hyphen is beside one with an underscore",
         post(b"hello", b"Content_Length: 1", b"Content-Length: 5", b"content_length: 2", b"Expect_: x"),
         bodies=(b"hello",),
     ),

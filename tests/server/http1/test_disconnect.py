@@ -19,12 +19,12 @@ from tests.server.http1.framing_table import GET, get, post
 
 @pytest.mark.parametrize("how", ["end", "reset"])
 @pytest.mark.parametrize("pipelined", [b"", GET, b"GET / HT"], ids=["alone", "pipelined", "half"])
-async def test_a_client_that_leaves_is_noticed_at_once(how: str, pipelined: bytes, connect: Connect) -> None:
+async def test_a_disconnect_is_detected_at_once(how: str, pipelined: bytes, connect: Connect) -> None:
     app = Hold()
     peer = connect(app, tcp=True)
-    await peer.say(GET)
+    await peer.send(GET)
     assert app.running == 1
-    await peer.say(pipelined)
+    await peer.send(pipelined)
     if how == "reset":
         peer.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         peer.socket.close()
@@ -37,16 +37,16 @@ async def test_a_client_that_leaves_is_noticed_at_once(how: str, pipelined: byte
     assert peer.connection.transport.closed
 
 
-async def test_reading_ahead_is_bounded_and_yet_a_leaving_client_is_noticed(
+async def test_read_ahead_is_limited_and_a_disconnect_is_still_detected(
     connect: Connect, mock_clock: trio.testing.MockClock
 ) -> None:
     app = Hold()
     peer = connect(app, tcp=True)
-    await peer.say(post(b"", b"Content-Length: 0"))
+    await peer.send(post(b"", b"Content-Length: 0"))
     while peer.connection.reader.pending <= PIPELINE_LIMIT:
-        await peer.say(b"GET / HTTP/1.1\r\n" * 300)
+        await peer.send(b"GET / HTTP/1.1\r\n" * 300)
     before = peer.connection.reader.pending
-    await peer.say(b"x" * 100)
+    await peer.send(b"x" * 100)
     assert peer.connection.reader.pending == before
     assert app.running == 1
     peer.socket.close()
@@ -56,7 +56,7 @@ async def test_reading_ahead_is_bounded_and_yet_a_leaving_client_is_noticed(
     assert (app.running, app.disconnects) == (0, 1)
 
 
-async def test_sending_to_a_client_that_left_raises_oserror(connect: Connect) -> None:
+async def test_sending_after_a_disconnect_raises_oserror(connect: Connect) -> None:
     raised: list[BaseException] = []
 
     async def app(_scope: Scope, receive: Receive, send: Send) -> None:
@@ -69,7 +69,7 @@ async def test_sending_to_a_client_that_left_raises_oserror(connect: Connect) ->
         raise caught.value
 
     peer = connect(app)
-    await peer.say(post(b"a", b"Content-Length: 2"))
+    await peer.send(post(b"a", b"Content-Length: 2"))
     peer.socket.close()
     peer.closed = True
     await peer.settle()
@@ -77,7 +77,7 @@ async def test_sending_to_a_client_that_left_raises_oserror(connect: Connect) ->
     assert peer.reports == []
 
 
-async def test_a_stream_to_a_client_that_left_ends_with_oserror(connect: Connect) -> None:
+async def test_streaming_after_a_disconnect_raises_oserror(connect: Connect) -> None:
     ended = trio.Event()
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -99,37 +99,37 @@ async def test_a_stream_to_a_client_that_left_ends_with_oserror(connect: Connect
     assert peer.reports == []
 
 
-async def test_a_group_is_reported_without_what_only_says_that_the_client_left(connect: Connect) -> None:
+async def test_an_exception_group_is_reported_without_client_disconnected(connect: Connect) -> None:
     async def app(_scope: Scope, _receive: Receive, _send: Send) -> None:
         raise ExceptionGroup("several", [ClientDisconnected("left"), ValueError("bad")])
 
     peer = connect(app)
-    await peer.say(GET)
+    await peer.send(GET)
     assert [str(error) for error in peer.reports] == ["bad"]
 
 
-async def test_whoever_waits_for_the_client_is_told_when_the_response_is_over(connect: Connect) -> None:
-    told: list[str] = []
+async def test_receive_returns_disconnect_after_the_response(connect: Connect) -> None:
+    received: list[str] = []
 
     async def app(_scope: Scope, receive: Receive, send: Send) -> None:
         async def wait() -> None:
-            told.append((await receive())["type"])
+            received.append((await receive())["type"])
 
         await receive()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(wait)
             await trio.testing.wait_all_tasks_blocked()
             await respond(send, b"done")
-        told.append((await receive())["type"])
+        received.append((await receive())["type"])
 
     peer = connect(app)
-    await peer.say(GET + GET)
-    assert told == ["http.disconnect"] * 4
+    await peer.send(GET + GET)
+    assert received == ["http.disconnect"] * 4
     assert len(peer.answers()) == 2
 
 
-async def test_closing_waits_for_a_client_that_is_still_sending(connect: Connect) -> None:
-    """What came in behind the last request would turn the end of the connection into a reset."""
+async def test_closing_waits_for_a_client_that_still_sends(connect: Connect) -> None:
+    """Unread bytes after the last request would turn the end of the connection into a reset."""
     gate = trio.Event()
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
@@ -137,8 +137,8 @@ async def test_closing_waits_for_a_client_that_is_still_sending(connect: Connect
         await respond(send, b"the last")
 
     peer = connect(app, tcp=True)
-    await peer.say(get(b"Connection: close"))
-    await peer.say(b"x" * 1000)
+    await peer.send(get(b"Connection: close"))
+    await peer.send(b"x" * 1000)
     gate.set()
     await peer.settle()
     assert peer.answers()[0].body == b"the last"
@@ -146,8 +146,8 @@ async def test_closing_waits_for_a_client_that_is_still_sending(connect: Connect
     assert not peer.reset
 
 
-async def test_a_write_that_was_cancelled_spoils_the_connection(connect: Connect) -> None:
-    """Half a chunk may be on the wire; nothing may be written behind it."""
+async def test_a_cancelled_write_ends_the_connection(connect: Connect) -> None:
+    """Half a chunk may be sent; nothing may be written after it."""
 
     async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
         await send(start())
@@ -159,7 +159,7 @@ async def test_a_write_that_was_cancelled_spoils_the_connection(connect: Connect
             await send(body(b"more"))
 
     peer = connect(app, tcp=True)
-    await peer.say(GET)
+    await peer.send(GET)
     assert peer.closed
     with pytest.raises(Truncated):
         peer.answers()

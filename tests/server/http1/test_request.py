@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from llm_proxy.server.http1.request import PriorKnowledge, RequestError, RequestReader
 from tests.server.http1.test_framing import LIMIT, ROWS
 
-# Hypothesis refuses to show longer ones; the table itself is cut into small pieces as well.
+# Hypothesis does not print longer ones; test_framing sends all rows in small pieces too.
 WIRES = [row.wire for row in ROWS if len(row.wire) < 5000]
 
 
 def events(pieces: list[bytes]) -> list[Any]:
-    """All that a reader makes of these pieces: heads, whole bodies, ends, and the refusal that may be the last."""
+    """Feed these pieces to a reader; return heads, bodies, ends, and the final error if there is one."""
     reader = RequestReader(LIMIT)
     seen: list[Any] = []
     body = b""
@@ -49,7 +49,7 @@ def events(pieces: list[bytes]) -> list[Any]:
 
 @st.composite
 def cut(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
-    """Some wires of the table behind each other, and the same bytes cut anywhere."""
+    """Several rows of the table in sequence, and the same bytes cut anywhere."""
     wire = b"".join(draw(st.lists(st.sampled_from(WIRES), min_size=1, max_size=3)))
     places = sorted(draw(st.sets(st.integers(1, max(1, len(wire) - 1)), max_size=12)))
     edges = [0, *places, len(wire)]
@@ -58,7 +58,7 @@ def cut(draw: st.DrawFn) -> tuple[bytes, list[bytes]]:
 
 @settings(max_examples=400)
 @given(cut())
-def test_however_the_bytes_are_cut_they_mean_the_same(case: tuple[bytes, list[bytes]]) -> None:
+def test_requests_are_the_same_for_any_cutting(case: tuple[bytes, list[bytes]]) -> None:
     wire, pieces = case
     assert events(pieces) == events([wire])
 
@@ -70,8 +70,9 @@ def test_however_the_bytes_are_cut_they_mean_the_same(case: tuple[bytes, list[by
     st.integers(1, 50),
 )
 @example([b"\r\n", b"\r\n0\r\n\r\n", b"\r"], b"", b"\r\n\r\n", 1)
-def test_a_chunked_body_ends_where_it_ends(chunks: list[bytes], trailer: bytes, rest: bytes, step: int) -> None:
-    """Whatever is in it and behind it, and wherever it is cut."""
+def test_the_end_of_a_chunked_body_is_found_for_any_cutting(
+    chunks: list[bytes], trailer: bytes, rest: bytes, step: int
+) -> None:
     wire = b"".join(b"%x\r\n%b\r\n" % (len(chunk), chunk) for chunk in chunks) + b"0\r\n"
     wire += trailer + b"\r\n" + rest
     reader = RequestReader(LIMIT)
@@ -84,7 +85,7 @@ def test_a_chunked_body_ends_where_it_ends(chunks: list[bytes], trailer: bytes, 
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_at_all_are_read_or_refused(data: bytes) -> None:
+def test_random_bytes_are_parsed_or_refused(data: bytes) -> None:
     events([b"GET / HTTP/1.1\r\nHost: a\r\n" + data])
     events([b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" + data])
     events([data])
@@ -92,7 +93,7 @@ def test_any_bytes_at_all_are_read_or_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize("over", [0, 1])
 @pytest.mark.parametrize("step", [1, 7, 10_000])
-def test_the_limit_of_a_head_is_exact(over: int, step: int) -> None:
+def test_the_size_limit_of_a_head_is_exact(over: int, step: int) -> None:
     head = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
     head += b"y" * (LIMIT + over - len(head) - 4) + b"\r\n\r\n"
     seen = events([head[i : i + step] for i in range(0, len(head), step)])
@@ -133,14 +134,14 @@ def test_the_authority_of_an_absolute_target_takes_the_place_of_host(
     assert (reader.head.target, reader.head.headers) == (b"/", [(b"host", b"z")])
 
 
-def test_an_http_1_0_request_for_a_url_has_its_host() -> None:
+def test_an_absolute_target_in_http_1_0_sets_the_host() -> None:
     reader = RequestReader(LIMIT)
     reader.feed(b"GET http://b/ HTTP/1.0\r\n\r\n")
     assert reader.head is not None
     assert (reader.head.target, reader.head.headers) == (b"/", [(b"host", b"b")])
 
 
-def test_an_upgrade_is_left_to_the_application() -> None:
+def test_an_upgrade_header_is_passed_to_the_application() -> None:
     reader = RequestReader(LIMIT)
     reader.feed(b"GET / HTTP/1.1\r\nUpgrade: websocket\r\nHost: a\r\nConnection: upgrade\r\n\r\n")
     assert reader.head is not None
@@ -148,7 +149,7 @@ def test_an_upgrade_is_left_to_the_application() -> None:
     assert reader.complete
 
 
-def test_what_is_left_of_a_body_is_known() -> None:
+def test_the_remaining_length_of_a_body_is_known() -> None:
     reader = RequestReader(LIMIT)
     reader.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nabc")
     assert (reader.remaining, reader.complete, reader.take_body()) == (7, False, b"abc")
@@ -156,8 +157,8 @@ def test_what_is_left_of_a_body_is_known() -> None:
     assert (reader.remaining, reader.complete, reader.take_body(), reader.pending) == (0, True, b"defghij", 4)
 
 
-def test_a_body_of_crlf_pairs_costs_no_more_than_its_length() -> None:
-    """Its every second place looks like an end; cutting there would parse it in half a million pieces."""
+def test_a_body_of_crlf_pairs_needs_linear_time() -> None:
+    """Every second position looks like an end; a cut at each would make half a million pieces."""
     pieces = 0
 
     class Counting(RequestReader):

@@ -16,7 +16,7 @@ def lines(head: bytes) -> list[bytes]:
     return [line for line in head[:-4].split(b"\r\n") if not line.startswith(b"date: ")]
 
 
-def test_a_known_length_goes_as_content_length() -> None:
+def test_a_known_length_is_sent_as_content_length() -> None:
     response = writer()
     head = response.start(200, [(b"Content-Type", b"text/plain"), (b"content-length", b"5")])
     assert lines(head) == [b"HTTP/1.1 200 OK", b"Content-Type: text/plain", b"content-length: 5"]
@@ -25,7 +25,7 @@ def test_a_known_length_goes_as_content_length() -> None:
     assert response.keep_alive
 
 
-def test_an_unknown_length_goes_in_chunks() -> None:
+def test_an_unknown_length_is_sent_in_chunks() -> None:
     response = writer()
     assert lines(response.start(200, [])) == [b"HTTP/1.1 200 OK", b"transfer-encoding: chunked"]
     assert response.body(b"", more=True) == b""
@@ -33,7 +33,7 @@ def test_an_unknown_length_goes_in_chunks() -> None:
     assert response.body(b"ab", more=False) == b"2\r\nab\r\n0\r\n\r\n"
 
 
-def test_http_1_0_gets_no_chunks_and_the_end_of_the_connection() -> None:
+def test_an_unknown_length_to_http_1_0_ends_with_the_connection() -> None:
     response = writer(version="1.0")
     assert lines(response.start(200, [])) == [b"HTTP/1.1 200 OK", b"connection: close"]
     assert response.body(b"ab", more=True) == b"ab"
@@ -41,7 +41,7 @@ def test_http_1_0_gets_no_chunks_and_the_end_of_the_connection() -> None:
     assert not response.delimited
 
 
-def test_http_1_0_is_told_that_its_connection_stays() -> None:
+def test_http_1_0_gets_a_keep_alive_header() -> None:
     response = writer(version="1.0")
     head = response.start(200, [(b"content-length", b"0")])
     assert lines(head)[1:] == [b"content-length: 0", b"connection: keep-alive"]
@@ -64,7 +64,7 @@ def test_a_head_response_of_unknown_length_has_no_framing() -> None:
 
 @pytest.mark.parametrize("value", [b"a\r\nSet-Cookie: b", b"a\nb", b"a\rb", b"a\x00b", b"a\x1bb", b"a\x7fb", b"\r\n"])
 @pytest.mark.parametrize("name", [b"x", b"date", b"Location"])
-def test_a_value_cannot_break_out_of_its_line(name: bytes, value: bytes) -> None:
+def test_a_header_value_with_a_control_character_is_refused(name: bytes, value: bytes) -> None:
     with pytest.raises(InvalidResponse, match="control"):
         writer().start(200, [(b"a", b"b"), (name, value)])
     with pytest.raises(InvalidResponse, match="control"):
@@ -72,7 +72,7 @@ def test_a_value_cannot_break_out_of_its_line(name: bytes, value: bytes) -> None
 
 
 @pytest.mark.parametrize("name", [b"", b"a b", b"a:", b":status", b"a\r\nb", "é".encode(), b"a\x00"])
-def test_a_name_is_a_token(name: bytes) -> None:
+def test_a_header_name_must_be_a_token(name: bytes) -> None:
     for _ in range(2):  # what was refused once is not remembered as good
         with pytest.raises(InvalidResponse, match="not a header name"):
             writer().start(200, [(name, b"x")])
@@ -80,24 +80,24 @@ def test_a_name_is_a_token(name: bytes) -> None:
             checked_fields(200, [(name, b"x")])
 
 
-def test_a_value_may_hold_tabs_and_bytes_above_ascii() -> None:
+def test_a_header_value_may_contain_tabs_and_bytes_above_ascii() -> None:
     assert b"x: a\tb\xe9\r\n" in writer().start(200, [(b"x", b"a\tb\xe9")])
 
 
 @pytest.mark.parametrize("length", [b"", b"-1", b"+1", b"1 ", b"1, 1", b"0x1", b"1\r\n", b"9" * 20])
-def test_a_length_is_a_number(length: bytes) -> None:
+def test_a_content_length_must_be_a_number(length: bytes) -> None:
     with pytest.raises(InvalidResponse, match="Content-Length"):
         writer().start(200, [(b"content-length", length)])
 
 
-def test_two_lengths_have_to_be_one() -> None:
+def test_two_different_content_lengths_are_refused() -> None:
     assert lines(writer().start(200, [(b"content-length", b"5")] * 2)).count(b"content-length: 5") == 1
     with pytest.raises(InvalidResponse, match="Content-Length"):
         writer().start(200, [(b"content-length", b"5"), (b"Content-Length", b"6")])
 
 
 @pytest.mark.parametrize(("first", "second"), [(b"", b"123456"), (b"123", b"456"), (b"12345", b"6")])
-def test_a_body_is_not_longer_than_it_says(first: bytes, second: bytes) -> None:
+def test_a_body_longer_than_its_content_length_is_refused(first: bytes, second: bytes) -> None:
     response = writer()
     response.start(200, [(b"content-length", b"5")])
     response.body(first, more=True)
@@ -105,7 +105,7 @@ def test_a_body_is_not_longer_than_it_says(first: bytes, second: bytes) -> None:
         response.body(second, more=True)
 
 
-def test_a_body_is_not_shorter_than_it_says() -> None:
+def test_a_body_shorter_than_its_content_length_is_refused() -> None:
     response = writer()
     response.start(200, [(b"content-length", b"5")])
     response.body(b"123", more=True)
@@ -113,14 +113,14 @@ def test_a_body_is_not_shorter_than_it_says() -> None:
         response.body(b"4", more=False)
 
 
-def test_the_server_frames_and_not_the_application() -> None:
+def test_framing_headers_of_the_application_are_replaced() -> None:
     headers = [(b"Transfer-Encoding", b"chunked"), (b"Connection", b"keep-alive"), (b"Keep-Alive", b"timeout=5")]
     assert lines(writer().start(200, headers)) == [b"HTTP/1.1 200 OK", b"transfer-encoding: chunked"]
     with pytest.raises(InvalidResponse, match="coding"):
         writer().start(200, [(b"transfer-encoding", b"gzip")])
 
 
-def test_the_application_may_close() -> None:
+def test_the_application_may_close_the_connection() -> None:
     response = writer()
     assert b"connection: close" in lines(response.start(204, [(b"Connection", b"X, Close")]))
     assert not response.keep_alive
@@ -138,7 +138,7 @@ def test_an_unknown_status_has_an_empty_phrase() -> None:
     assert writer().start(599, []).startswith(b"HTTP/1.1 599 \r\n")
 
 
-def test_a_name_that_is_known_in_lower_case_is_still_judged_in_any_other() -> None:
+def test_a_framing_header_is_recognised_in_any_case() -> None:
     for name in (b"x-plain", b"X-Plain", b"x-plain", b"date", b"Date", b"Content-Length", b"content-length"):
         value = b"0" if name.lower() == b"content-length" else b"v"
         head = ResponseWriter(method="GET", version="1.1", keep_alive=True).start(200, [(name, value)])
@@ -146,14 +146,14 @@ def test_a_name_that_is_known_in_lower_case_is_still_judged_in_any_other() -> No
         assert head.lower().count(b"\r\ndate: ") == 1
 
 
-def test_there_is_one_date_and_no_server() -> None:
+def test_a_response_has_one_date_and_no_server_header() -> None:
     head = writer().start(200, [])
     assert len(re.findall(rb"\r\ndate: \w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT\r\n", head)) == 1
     assert b"server" not in head.lower()
     assert writer().start(200, [(b"Date", b"then")]).lower().count(b"date: ") == 1
 
 
-def test_http_2_fields_are_lower_case_and_end_to_end() -> None:
+def test_http_2_headers_are_lower_case_without_connection_headers() -> None:
     headers = [
         (b"X-Y", b" z "),
         (b"Connection", b"close"),

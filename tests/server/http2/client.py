@@ -1,4 +1,4 @@
-"""An HTTP/2 client that can misbehave, on the same library that sound clients use."""
+"""An HTTP/2 client that can break the rules, on the h2 library that other clients use."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Headers = list[tuple[str, str]]
 
 @define
 class Reply:
-    """What has come back on one stream.
+    """What one stream has received.
 
     Attributes:
         interim: the statuses of the interim responses.
-        ended: the server has finished it; `reset` holds the error code when it broke it off.
+        ended: the server has ended it; `reset` is the error code if it was reset.
     """
 
     interim: list[str] = Factory(list)
@@ -40,12 +40,12 @@ class Reply:
 
 @define
 class Http2Client:
-    """One connection; use `connect_http2` to make one.
+    """One connection; `connect_http2` opens it.
 
     Attributes:
-        deaf: nothing is ever read.
-        greedy: data is acknowledged as it arrives; otherwise the server's window runs out.
-        goaway: the error code with which the server announced the end.
+        deaf: never read.
+        greedy: acknowledge data as it arrives; otherwise the server's window runs out.
+        goaway: error code of GOAWAY.
         closed: the server has closed the connection.
     """
 
@@ -74,7 +74,7 @@ class Http2Client:
         head: Headers | None = None,
         end: bool = True,
     ) -> int:
-        """Open a stream and return its number; `head` takes the place of the pseudo-headers."""
+        """Open a stream and return its number; `head` replaces the pseudo-headers."""
         stream_id = self.h2.get_next_available_stream_id()
         head = head or [(":method", method), (":scheme", "https"), (":authority", "localhost"), (":path", path)]
         self.h2.send_headers(stream_id, [*head, *(extra or [])], end_stream=end)
@@ -83,7 +83,7 @@ class Http2Client:
         return stream_id
 
     async def send(self, stream_id: int, data: bytes, *, end: bool = False) -> None:
-        """Send a piece of a body, at the pace that the server allows."""
+        """Send a piece of a body within the window of the server."""
         while data:
             room = min(self.h2.local_flow_control_window(stream_id), self.h2.max_outbound_frame_size)
             if not room:
@@ -97,7 +97,7 @@ class Http2Client:
             await self.flush()
 
     async def reply(self, stream_id: int) -> Reply:
-        """The whole answer on a stream, or what there is of it when it is broken off."""
+        """Return the response on a stream; if it is reset, what has arrived."""
         reply = self.replies[stream_id]
         while not reply.ended and reply.reset is None and not self.closed:
             await self.change()
@@ -107,12 +107,12 @@ class Http2Client:
         return await self.reply(await self.ask(path, **options))
 
     async def change(self) -> None:
-        """Wait until something has come from the server."""
+        """Wait until something has arrived from the server."""
         if not self.closed:
             await self._changed.wait()
 
     async def read(self) -> None:
-        """Take in what the server sends until it closes."""
+        """Read until the server closes."""
         if self.deaf:
             await trio.sleep_forever()
         try:
@@ -152,7 +152,7 @@ class Http2Client:
 
 @asynccontextmanager
 async def connect_http2(port: int, trust: ssl.SSLContext, **options: Any) -> AsyncIterator[Http2Client]:
-    """A connection to a server on this machine, read while the block runs."""
+    """Connect to a server on this machine, and read while the block runs."""
     trust.set_alpn_protocols(["h2"])
     stream = trio.SSLStream(await trio.open_tcp_stream("127.0.0.1", port), trust, server_hostname="localhost")
     await stream.do_handshake()

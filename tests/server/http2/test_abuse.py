@@ -14,7 +14,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llm_proxy.server.asgi import Receive, Scope, Send
 from llm_proxy.server.http2 import connection as http2
-from tests.server.applications import Echo, Hold, body, read_all, respond, saying, start
+from tests.server.applications import Echo, Hold, body, read_all, respond, sending, start
 from tests.server.conftest import ServeTls
 from tests.server.http2.client import Headers, connect_http2
 
@@ -36,7 +36,7 @@ CODES = h2.errors.ErrorCodes
         GET | {":method": "CONNECT", ":protocol": "websocket"},
     ],
 )
-async def test_what_is_no_request_is_reset_and_others_go_on(
+async def test_a_malformed_request_is_reset_and_others_continue(
     head: dict[str, str], serve_tls: ServeTls, trust: ssl.SSLContext
 ) -> None:
     app = Echo()
@@ -56,7 +56,7 @@ async def test_what_is_no_request_is_reset_and_others_go_on(
         ("/", [("expect", "200-maybe")], 417),
     ],
 )
-async def test_the_rules_of_http_1_1_hold_too(
+async def test_the_rules_of_http_1_1_apply(
     path: str, extra: Headers, status: int, serve_tls: ServeTls, trust: ssl.SSLContext
 ) -> None:
     app = Echo()
@@ -79,7 +79,7 @@ async def test_a_name_with_an_underscore_is_a_header_like_any_other(serve_tls: S
     assert app.scopes[0]["headers"][1:] == [(name.encode(), value.encode()) for name, value in extra]
 
 
-async def test_priorities_of_any_number_are_ignored(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+async def test_any_number_of_priorities_is_ignored(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
     async with serve_tls(Echo()) as server, connect_http2(server.port, trust) as client:
         await client.get()
         for number in range(1, 6001, 2):
@@ -100,7 +100,7 @@ async def test_priorities_of_any_number_are_ignored(serve_tls: ServeTls, trust: 
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
     ],
 )
-async def test_broken_frames_end_their_connection_alone(
+async def test_malformed_frames_end_only_their_connection(
     wire: bytes, serve_tls: ServeTls, trust: ssl.SSLContext
 ) -> None:
     async with (
@@ -117,7 +117,7 @@ async def test_broken_frames_end_their_connection_alone(
     assert server.reports == []
 
 
-async def test_requests_that_are_taken_back_at_once_are_an_attack(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+async def test_many_reset_requests_are_an_attack(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
     app = Hold()
     async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
         with trio.fail_after(10):
@@ -140,7 +140,7 @@ async def test_requests_that_are_taken_back_at_once_are_an_attack(serve_tls: Ser
     assert server.reports == []
 
 
-async def test_a_fault_inside_the_protocol_ends_its_connection_alone(
+async def test_an_exception_in_the_protocol_ends_only_its_connection(
     serve_tls: ServeTls, trust: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def broken(*_: object) -> None:
@@ -182,7 +182,7 @@ async def test_draining_lets_open_streams_finish(
     assert server.reports == []
 
 
-async def test_draining_closes_each_connection_behind_its_last_stream(
+async def test_draining_closes_each_connection_after_its_last_stream(
     serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
 ) -> None:
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
@@ -208,7 +208,7 @@ async def test_draining_closes_each_connection_behind_its_last_stream(
         assert trio.current_time() - began == pytest.approx(20)
 
 
-async def test_what_outlives_the_grace_is_cut(
+async def test_requests_that_run_longer_than_the_grace_are_cut(
     serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
 ) -> None:
     app = Hold()
@@ -226,9 +226,7 @@ async def test_what_outlives_the_grace_is_cut(
     assert server.reports == []
 
 
-async def test_what_waits_for_applications_is_bounded_for_a_connection(
-    serve_tls: ServeTls, trust: ssl.SSLContext
-) -> None:
+async def test_buffered_request_bodies_of_a_connection_are_limited(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
     gate = trio.Event()
     got: list[int] = []
 
@@ -254,9 +252,9 @@ async def test_what_waits_for_applications_is_bounded_for_a_connection(
     assert got == [60_000] * 20
 
 
-async def test_unread_requests_leave_no_debt(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
-    """Else a connection would stand still after a while."""
-    app = saying(start(200, (b"content-length", b"0")), body())
+async def test_unread_request_bodies_return_their_window(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    """Otherwise the window of the connection would be used up after some time."""
+    app = sending(start(200, (b"content-length", b"0")), body())
     async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
         with trio.fail_after(10):
             for _ in range(60):
@@ -267,10 +265,10 @@ async def test_unread_requests_leave_no_debt(serve_tls: ServeTls, trust: ssl.SSL
 
 
 @pytest.mark.parametrize("how", ["end", "reset"])
-async def test_an_application_may_go_on_without_its_client_and_is_waited_for(
+async def test_an_application_may_continue_after_a_disconnect(
     how: str, serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
 ) -> None:
-    """But no longer than that."""
+    """It is not awaited longer than that."""
     finished: list[float] = []
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:

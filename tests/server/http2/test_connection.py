@@ -12,7 +12,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from llm_proxy.server.asgi import Receive, Scope, Send
 from llm_proxy.server.http1.response import InvalidResponse
-from tests.server.applications import Echo, Hold, body, read_all, respond, saying, start
+from tests.server.applications import Echo, Hold, body, read_all, respond, sending, start
 from tests.server.conftest import ServeTls
 from tests.server.http2.client import connect_http2
 
@@ -39,7 +39,7 @@ async def test_a_request_and_its_scope(serve_tls: ServeTls, trust: ssl.SSLContex
     assert server.reports == []
 
 
-async def test_httpx_speaks_it_and_http_1_1_too(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+async def test_httpx_uses_http_2_and_http_1_1(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
     async with serve_tls(Echo()) as server:
         for http2, version in [(True, "HTTP/2"), (False, "HTTP/1.1")]:
             async with httpx.AsyncClient(http2=http2, verify=trust, trust_env=False) as client:
@@ -47,7 +47,7 @@ async def test_httpx_speaks_it_and_http_1_1_too(serve_tls: ServeTls, trust: ssl.
                 assert (reply.http_version, reply.content) == (version, b"x" * 300_000)
 
 
-async def test_many_streams_at_once(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+async def test_many_streams_run_at_once(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
     app = Hold()
     async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
         await wait_all_tasks_blocked(0.05)
@@ -59,7 +59,7 @@ async def test_many_streams_at_once(serve_tls: ServeTls, trust: ssl.SSLContext) 
         assert {(await client.reply(number)).body for number in numbers} == {b"released"}
 
 
-async def test_large_bodies_go_at_the_pace_of_their_readers(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+async def test_large_bodies_are_sent_at_the_pace_of_their_readers(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
     size = 1_000_000
     async with serve_tls(Echo()) as server, connect_http2(server.port, trust) as client:
         number = await client.ask(method="POST", end=False)
@@ -67,7 +67,7 @@ async def test_large_bodies_go_at_the_pace_of_their_readers(serve_tls: ServeTls,
         assert (await client.reply(number)).body == b"x" * size
 
 
-async def test_an_application_that_does_not_read_holds_up_only_its_own_stream(
+async def test_an_application_that_does_not_read_blocks_only_its_own_stream(
     serve_tls: ServeTls, trust: ssl.SSLContext
 ) -> None:
     gate = trio.Event()
@@ -91,7 +91,7 @@ async def test_an_application_that_does_not_read_holds_up_only_its_own_stream(
 
 
 @pytest.mark.parametrize("how", ["reset", "close"])
-async def test_a_client_that_leaves_is_noticed_at_once(how: str, serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+async def test_a_disconnect_is_detected_at_once(how: str, serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
     app = Hold()
     async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
         number = await client.ask()
@@ -112,7 +112,7 @@ async def test_a_client_that_leaves_is_noticed_at_once(how: str, serve_tls: Serv
 
 
 @pytest.mark.parametrize("stalled", [False, True])
-async def test_sending_to_a_client_that_left_raises_oserror(
+async def test_sending_after_a_disconnect_raises_oserror(
     stalled: bool, serve_tls: ServeTls, trust: ssl.SSLContext
 ) -> None:
     raised = trio.Event()
@@ -139,11 +139,11 @@ async def test_sending_to_a_client_that_left_raises_oserror(
     assert server.reports == []
 
 
-async def test_a_stalled_reader_is_reset_and_others_go_on(
+async def test_a_stream_that_is_not_read_is_reset_and_others_continue(
     serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
 ) -> None:
-    """The connection is read all the time; it is the stream's window that stays shut."""
-    app = saying(start(), body(b"x" * 100_000))
+    """The client reads the connection; only the window of the stream stays closed."""
+    app = sending(start(), body(b"x" * 100_000))
     async with serve_tls(app, write_timeout=30) as server, connect_http2(server.port, trust, greedy=False) as client:
         began = trio.current_time()
         with trio.fail_after(100):
@@ -157,10 +157,10 @@ async def test_a_stalled_reader_is_reset_and_others_go_on(
     assert server.reports == []
 
 
-async def test_a_reader_that_is_slow_is_not_reset(
+async def test_a_slow_reader_is_not_reset(
     serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
 ) -> None:
-    app = saying(start(), body(b"x" * 100_000))
+    app = sending(start(), body(b"x" * 100_000))
     async with serve_tls(app, write_timeout=30) as server, connect_http2(server.port, trust, greedy=False) as client:
         number = await client.ask()
         await trio.sleep(1)
@@ -173,7 +173,7 @@ async def test_a_reader_that_is_slow_is_not_reset(
         assert len(client.replies[number].body) == 100_000
 
 
-async def test_a_peer_that_reads_nothing_at_all_is_cut(
+async def test_a_connection_that_is_not_read_is_cut(
     serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
 ) -> None:
     ended = trio.Event()
@@ -208,10 +208,10 @@ async def test_a_peer_that_reads_nothing_at_all_is_cut(
         ([start(204), body()], 204),
     ],
 )
-async def test_what_an_application_sends_is_a_response_or_a_500(
+async def test_invalid_messages_before_the_response_are_a_500(
     messages: list[Any], status: int, serve_tls: ServeTls, trust: ssl.SSLContext
 ) -> None:
-    async with serve_tls(saying(*messages)) as server, connect_http2(server.port, trust) as client:
+    async with serve_tls(sending(*messages)) as server, connect_http2(server.port, trust) as client:
         reply = await client.get()
         assert (reply.status, reply.ended) == (status, True)
         assert "connection" not in reply.headers
@@ -219,18 +219,18 @@ async def test_what_an_application_sends_is_a_response_or_a_500(
 
 
 @pytest.mark.parametrize("pieces", [[b"1234"], [b"123456"], [b"12", b"3"], [b"123", b"456"]])
-async def test_a_body_of_another_length_is_broken_off(
+async def test_a_body_of_another_length_is_reset(
     pieces: list[bytes], serve_tls: ServeTls, trust: ssl.SSLContext
 ) -> None:
     messages = [body(piece, more=True) for piece in pieces[:-1]] + [body(pieces[-1])]
-    app = saying(start(200, (b"content-length", b"5")), *messages)
+    app = sending(start(200, (b"content-length", b"5")), *messages)
     async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
         reply = await client.get()
         assert (reply.ended, reply.reset) == (False, CODES.INTERNAL_ERROR)
         assert {type(report) for report in server.reports} == {InvalidResponse}
 
 
-async def test_an_exception_is_broken_off_and_reported(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+async def test_an_exception_resets_the_stream_and_is_reported(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         if scope["path"] == "/late":
             await send(start())
@@ -246,8 +246,8 @@ async def test_an_exception_is_broken_off_and_reported(serve_tls: ServeTls, trus
         assert [str(report) for report in server.reports] == ["secret"] * 2
 
 
-async def test_a_cancelled_write_leaves_the_connection_in_order(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
-    """Header compression has a memory: a head that was made and not sent would garble all that follow."""
+async def test_a_cancelled_write_does_not_break_the_connection(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    """Header compression has state: a head that is encoded and not sent would break all later ones."""
 
     async def app(scope: Scope, _receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"
@@ -264,7 +264,7 @@ async def test_a_cancelled_write_leaves_the_connection_in_order(serve_tls: Serve
             assert (reply.headers["x-first"], reply.headers["x-second"], reply.body) == ("one", "two", b"whole")
 
 
-async def test_a_connection_has_no_end_of_its_own(
+async def test_a_connection_has_no_maximum_number_of_requests(
     serve_tls: ServeTls, trust: ssl.SSLContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("hypercorn.config.Config.keep_alive_max_requests", 3)
@@ -273,17 +273,17 @@ async def test_a_connection_has_no_end_of_its_own(
             assert (await client.get()).status == 200
 
 
-async def test_head_has_no_body(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
-    app = saying(start(200, (b"content-length", b"5")), body(b"hello"))
+async def test_a_response_to_head_has_no_body(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    app = sending(start(200, (b"content-length", b"5")), body(b"hello"))
     async with serve_tls(app) as server, connect_http2(server.port, trust) as client:
         reply = await client.get(method="HEAD")
         assert (reply.headers["content-length"], reply.body, reply.ended) == ("5", b"", True)
 
 
-async def test_an_answer_before_the_end_of_the_request_stops_the_client(
+async def test_a_response_before_the_end_of_the_request_stops_the_client(
     serve_tls: ServeTls, trust: ssl.SSLContext
 ) -> None:
-    async with serve_tls(saying(start(413), body(b"no"))) as server, connect_http2(server.port, trust) as client:
+    async with serve_tls(sending(start(413), body(b"no"))) as server, connect_http2(server.port, trust) as client:
         number = await client.ask(method="POST", end=False)
         reply = await client.reply(number)
         assert (reply.status, reply.body, reply.ended) == (413, b"no", True)
@@ -334,15 +334,15 @@ async def test_there_is_no_100_when_the_body_has_begun(serve_tls: ServeTls, trus
         assert (reply.body, reply.interim) == (b"body", [])
 
 
-async def test_a_refusal_comes_at_once_and_without_100(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
-    async with serve_tls(saying(start(401), body(b"no"))) as server, connect_http2(server.port, trust) as client:
+async def test_an_error_response_is_sent_at_once_and_without_100(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    async with serve_tls(sending(start(401), body(b"no"))) as server, connect_http2(server.port, trust) as client:
         number = await client.ask(method="POST", extra=[("expect", "100-continue")], end=False)
         with trio.fail_after(5):
             reply = await client.reply(number)
         assert (reply.status, reply.body, reply.interim) == (401, b"no", [])
 
 
-async def test_a_silent_body_is_given_up(serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock) -> None:
+async def test_a_silent_body_times_out(serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock) -> None:
     app = Echo()
     async with serve_tls(app, body_idle_timeout=60) as server, connect_http2(server.port, trust) as client:
         number = await client.ask(method="POST", end=False)
@@ -353,7 +353,7 @@ async def test_a_silent_body_is_given_up(serve_tls: ServeTls, trust: ssl.SSLCont
         assert app.truncated == 1
 
 
-async def test_waiting_for_the_client_to_leave_has_no_deadline(
+async def test_waiting_for_a_disconnect_has_no_timeout(
     serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
 ) -> None:
     app = Hold()
