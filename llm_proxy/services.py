@@ -20,8 +20,7 @@ from db.records import Worker
 from llm_proxy.config import Mistake, SettingsError
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Relay
-from llm_proxy.gateway.upstream import open_pool
-from llm_proxy.gateway.upstream.origin import Timeouts
+from llm_proxy.gateway.upstream import Timeouts, UpstreamPool, outbound_proxy
 from llm_proxy.health import capacity
 from llm_proxy.health.database_collector import Survey
 from llm_proxy.health.probe import Probe
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
     from llm_proxy.config import Settings
     from llm_proxy.gateway.providers.provider import Provider, Providers
-    from llm_proxy.gateway.upstream.interface import Upstream
     from llm_proxy.logging.log import Log
 
 #: Seconds that the last settlements may take to reach the database when the process ends.
@@ -131,19 +129,19 @@ class Services:
 
 def _timeouts(provider: Provider) -> Timeouts:
     times = provider.timeouts
-    return Timeouts(connect=times.connect, response_header=times.response_header, idle=times.read)
+    return Timeouts(connect=times.connect, response_header=times.response_header, read=times.read)
 
 
-def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str, Upstream]:
-    upstreams: dict[str, Upstream] = {}
+def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str, UpstreamPool]:
+    upstreams: dict[str, UpstreamPool] = {}
     for name, provider in providers.by_name.items():
         try:
-            upstream = open_pool(
+            upstream = UpstreamPool(
                 provider.origin,
                 _timeouts(provider),
                 max_idle=provider.max_idle_conns_per_host,
-                idle_expiry=provider.timeouts.keep_alive,
-                environ=os.environ,
+                keep_alive=provider.timeouts.keep_alive,
+                proxy=outbound_proxy(provider.origin, os.environ),
             )
         except ValueError as error:
             # An outbound proxy's variable, which the message names, cannot be used.

@@ -17,11 +17,11 @@ from llm_proxy.gateway.upstream.failures import (
     ConnectFailed,
     ConnectTimeout,
     HeaderTimeout,
-    IdleTimeout,
     MalformedResponse,
+    ReadTimeout,
     UpstreamFailure,
 )
-from llm_proxy.gateway.upstream.interface import Dispatch
+from llm_proxy.gateway.upstream.request import Dispatch
 from llm_proxy.gateway.usage import NOTHING, meter_for
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.faults import Shape
     from llm_proxy.gateway.inbound import Inbound
     from llm_proxy.gateway.providers.provider import Provider
-    from llm_proxy.gateway.upstream.interface import Upstream, UpstreamResponse
+    from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
     from llm_proxy.gateway.usage import UsageMeter
 
 #: Steps of reading usage that may go before a piece is sent: all of a piece that is not compressed. Which event ends a
@@ -86,7 +86,7 @@ class Exchange:
     provider_request_id: str | None = None
     meter: UsageMeter = NOTHING
 
-    async def run(self, provider: Provider, upstream: Upstream, api_key: str) -> None:
+    async def run(self, provider: Provider, upstream: UpstreamPool, api_key: str) -> None:
         """Forward the request and relay the response.
 
         Raises:
@@ -99,7 +99,7 @@ class Exchange:
             await self._relay(response, provider.shape_for(self.inbound.route.path))
         except (ConnectTimeout, HeaderTimeout) as failure:
             self._fail(failure, "upstream_timeout")
-        except IdleTimeout as failure:
+        except ReadTimeout as failure:
             self._fail(failure, "client_closed" if failure.waiting_for == "body" else "upstream_timeout")
         except UpstreamFailure as failure:
             self._fail(failure, "upstream_error")
@@ -124,7 +124,7 @@ class Exchange:
             if response is not None:
                 response.close()
 
-    async def _ask(self, provider: Provider, upstream: Upstream, api_key: str) -> UpstreamResponse:
+    async def _ask(self, provider: Provider, upstream: UpstreamPool, api_key: str) -> UpstreamResponse:
         inbound = self.inbound
         body: bytes | Inbound | None = inbound if inbound.has_body else None
         if body is not None and (whole := inbound.complete()) is not None:
@@ -268,9 +268,9 @@ def _in_words(failure: UpstreamFailure) -> ProxyError:
     match failure:
         case ConnectTimeout():
             return UpstreamTimeout("The provider could not be reached in time. Nothing was sent to it.")
-        case IdleTimeout(waiting_for="body"):
+        case ReadTimeout(waiting_for="body"):
             return RequestTimeout()
-        case HeaderTimeout() | IdleTimeout():
+        case HeaderTimeout() | ReadTimeout():
             return UpstreamTimeout()
         case ConnectFailed():
             return UpstreamUnreachable("The provider could not be reached. Nothing was sent to it.")

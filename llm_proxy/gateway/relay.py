@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from db.records import Result, Token
     from llm_proxy.gateway.http.parameters import Parameters
     from llm_proxy.gateway.providers.provider import Providers, Route
-    from llm_proxy.gateway.upstream.interface import Upstream
+    from llm_proxy.gateway.upstream.pool import UpstreamPool
     from llm_proxy.ledger import AdmissionRequest, Grant
     from llm_proxy.logging.log import Log
     from llm_proxy.metrics import Metrics
@@ -68,7 +68,7 @@ class Relay:
     """
 
     providers: Providers
-    upstreams: Mapping[str, Upstream]
+    upstreams: Mapping[str, UpstreamPool]
     ledger: Admissions
     keyring: KeyRing
     metrics: Metrics

@@ -16,11 +16,10 @@ from typing import Final
 import trio
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
+from llm_proxy.net.tls import RECORD_SIZE, TlsInTls
+
 #: Most bytes that one `receive` returns.
 READ_SIZE: Final = 65536
-
-#: Most bytes that are passed to TLS at once when the network is slower than this process: one record.
-_RECORD: Final = 16384
 
 
 class ClientSocket:
@@ -32,13 +31,13 @@ class ClientSocket:
 
     __slots__ = ("_poll", "_recv", "_send", "_socket", "fileno", "is_tls")
 
-    def __init__(self, connected: socket.socket) -> None:
-        """Take over a connected, non-blocking socket; an `ssl.SSLSocket` after its handshake."""
+    def __init__(self, connected: socket.socket | TlsInTls) -> None:
+        """Take over a connected, non-blocking socket; with TLS, after its handshake."""
         self._socket = connected
         self._recv = connected.recv
         self._send = connected.send
         self.fileno = connected.fileno
-        self.is_tls = isinstance(connected, ssl.SSLSocket)
+        self.is_tls = isinstance(connected, ssl.SSLSocket | TlsInTls)
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN | select.POLLRDHUP)
 
@@ -60,7 +59,7 @@ class ClientSocket:
     async def send(self, data: memoryview) -> int:
         """Send at least one byte of `data`, and return how many were sent. A checkpoint only if it has to wait."""
         if self.is_tls:
-            data = data[:_RECORD]
+            data = data[:RECORD_SIZE]
         while True:
             try:
                 return self._send(data)
@@ -90,6 +89,31 @@ class ClientSocket:
             except (BlockingIOError, ssl.SSLWantReadError):
                 continue
 
+    async def start_tls(
+        self, context: ssl.SSLContext, server_hostname: str, *, need_close_notify: bool = True
+    ) -> ClientSocket:
+        """Do a TLS handshake over this connection, also if it is TLS already, and return the encrypted connection.
+
+        This object must not be used any more. If the handshake fails, the connection is closed. TLS inside of TLS
+        always needs a close_notify; see `connect`.
+        """
+        encrypted: ssl.SSLSocket | TlsInTls | None = None
+        try:
+            if isinstance(self._socket, socket.socket) and not self.is_tls:
+                encrypted = context.wrap_socket(
+                    self._socket,
+                    server_hostname=server_hostname,
+                    do_handshake_on_connect=False,
+                    suppress_ragged_eofs=not need_close_notify,
+                )
+            else:
+                encrypted = TlsInTls(self._socket, context, server_hostname)
+            await _handshake(encrypted)
+            return ClientSocket(encrypted)
+        except BaseException:
+            (encrypted or self._socket).close()
+            raise
+
     def is_quiet(self) -> bool:
         """Whether the idle connection is alive with nothing to read. One system call.
 
@@ -116,18 +140,6 @@ class ClientSocket:
                 self._socket.close()
 
 
-async def open_stream(host: str, port: int) -> trio.SocketStream:
-    """Connect to `host`, trying its addresses by RFC 6555 ("happy eyeballs").
-
-    Raises:
-        OSError: no address accepts a connection, or the name is invalid or unknown.
-    """
-    try:
-        return await trio.open_tcp_stream(host, port)
-    except UnicodeError:
-        raise OSError("no host can have this name") from None
-
-
 async def connect(
     host: str,
     port: int,
@@ -138,6 +150,8 @@ async def connect(
 ) -> ClientSocket:
     """Connect to `host`, and do the TLS handshake if there is a `context`.
 
+    The addresses of `host` are tried by RFC 6555 ("happy eyeballs").
+
     Args:
         host: name or address.
         port: TCP port.
@@ -146,28 +160,27 @@ async def connect(
         need_close_notify: with TLS, the end of TCP without a close_notify is an error, and not the end of the stream.
 
     Raises:
-        OSError: no address accepts a connection, or (`ssl.SSLError`) the TLS handshake failed.
+        OSError: the name is invalid or unknown, no address accepts a connection, or (`ssl.SSLError`) the TLS handshake
+            failed.
     """
-    stream = await open_stream(host, port)
+    try:
+        stream = await trio.open_tcp_stream(host, port)
+    except UnicodeError:
+        raise OSError("no host can have this name") from None
     connected = socket.socket(fileno=stream.socket.detach())
     try:
         connected.settimeout(0)
         enable_keepalive(connected)
-        if context is not None:
-            connected = context.wrap_socket(
-                connected,
-                server_hostname=server_hostname or host,
-                do_handshake_on_connect=False,
-                suppress_ragged_eofs=not need_close_notify,
-            )
-            await _handshake(connected)
-        return ClientSocket(connected)
     except BaseException:
         connected.close()
         raise
+    plain = ClientSocket(connected)
+    if context is None:
+        return plain
+    return await plain.start_tls(context, server_hostname or host, need_close_notify=need_close_notify)
 
 
-def enable_keepalive(connected: socket.socket | trio.socket.SocketType) -> None:
+def enable_keepalive(connected: socket.socket) -> None:
     """Detect a vanished peer within about two minutes, also while a model thinks and no byte is sent."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
@@ -176,7 +189,7 @@ def enable_keepalive(connected: socket.socket | trio.socket.SocketType) -> None:
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
 
 
-async def _handshake(connected: ssl.SSLSocket) -> None:
+async def _handshake(connected: ssl.SSLSocket | TlsInTls) -> None:
     while True:
         try:
             connected.do_handshake()

@@ -23,7 +23,7 @@ from db.schema import in_flight, metadata, requests
 from llm_proxy.config import Settings
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Relay
-from llm_proxy.gateway.upstream import open_pool
+from llm_proxy.gateway.upstream import UpstreamPool
 from llm_proxy.gateway.upstream.origin import Timeouts
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
@@ -195,7 +195,7 @@ async def scene(folder: Path, *, judged: bool = False) -> AsyncIterator[Scene]:
             now = datetime.now(UTC)
             metrics = Metrics()
             ledger = Ledger(database, Worker(new_id(), "here", 1, "0", now, now), metrics, exclusive=True)
-            pool = open_pool(providers.default.origin, Timeouts(5, 5, 5), environ={})
+            pool = UpstreamPool(providers.default.origin, Timeouts(5, 5, 5))
             relay = Relay(
                 providers=providers,
                 upstreams={"openai": pool},

@@ -1,17 +1,11 @@
-"""Upstream: how the data plane talks to providers.
+"""HTTP/1.1 client for providers: a connection pool per origin, outbound proxies, and errors that say what was sent.
 
-interface.py    the seam: Upstream, UpstreamResponse, RequestBody, Dispatch
-origin.py       where an upstream is, and how long it may take
-failures.py     everything that can go wrong
-pool.py         the connections to one origin, a stack
-connection.py   one connection and its exchanges
-response.py     what the pool asks of a connection, and gives to its caller
-parser.py       responses from bytes, without I/O
-request.py      requests to bytes, without I/O
-routes.py       which way leads to an origin: straight, or through an outbound proxy
-outbound.py     the outbound proxy that the environment names
-via_httpx.py    connections through an outbound proxy
-network.py      the network as those see it
+- `pool`: the connections to one origin; sends a request and returns its response
+- `connector`: opens connections, directly or through an outbound proxy
+- `connection`: one connection, one exchange after the other
+- `request`, `parser`: requests to bytes, responses from bytes; without I/O
+- `origin`, `outbound_proxy`: addresses from the configuration and from the environment
+- `failures`: every error
 """
 
 from __future__ import annotations
@@ -21,15 +15,15 @@ from llm_proxy.gateway.upstream.failures import (
     ConnectTimeout,
     Disconnected,
     HeaderTimeout,
-    IdleTimeout,
     MalformedResponse,
+    ReadTimeout,
     UnexpectedUpgrade,
     UpstreamFailure,
 )
-from llm_proxy.gateway.upstream.interface import Dispatch
 from llm_proxy.gateway.upstream.origin import Origin, Timeouts
-from llm_proxy.gateway.upstream.pool import UpstreamPool
-from llm_proxy.gateway.upstream.routes import open_pool
+from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy, outbound_proxy
+from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
+from llm_proxy.gateway.upstream.request import Dispatch, RequestBody
 
 __all__ = [
     "ConnectFailed",
@@ -37,12 +31,15 @@ __all__ = [
     "Disconnected",
     "Dispatch",
     "HeaderTimeout",
-    "IdleTimeout",
     "MalformedResponse",
     "Origin",
+    "OutboundProxy",
+    "ReadTimeout",
+    "RequestBody",
     "Timeouts",
     "UnexpectedUpgrade",
     "UpstreamFailure",
     "UpstreamPool",
-    "open_pool",
+    "UpstreamResponse",
+    "outbound_proxy",
 ]

@@ -1,4 +1,4 @@
-"""Where an upstream is, and how long it may take."""
+"""The address of an upstream, and its timeouts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 class Origin:
     """Scheme, host and port of an upstream (RFC 9110 §4.3.1), from configuration alone.
 
-    `host` is a name in ASCII (IDNA-encoded where need be) or an IP address without brackets.
+    `host` is an ASCII name (IDNA-encoded if necessary) or an IP address without brackets.
     """
 
     scheme: str = field(validator=validators.in_(_DEFAULT_PORTS))
@@ -23,24 +23,24 @@ class Origin:
 
     @cached_property
     def authority(self) -> bytes:
-        """The value of `Host` (RFC 9110 §7.2): IPv6 addresses in brackets, the scheme's default port left out."""
+        """The value of `Host` (RFC 9110 §7.2): IPv6 addresses in brackets, without the scheme's default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return (host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}").encode("ascii")
 
     def __str__(self) -> str:
-        """Host and port, as messages speak of it."""
+        """Host and port, for messages."""
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 @frozen
 class Timeouts:
-    """How long an upstream may take, in seconds; `math.inf` means for ever.
+    """Timeouts in seconds; `math.inf` for none.
 
-    `connect` covers name resolution, TCP and TLS together. `response_header` runs from the request fully sent to the
-    head of the final response; interim (1xx) responses do not restart it. `idle` is the longest time without a byte in
-    either direction while a body is under way.
+    `connect` covers name resolution, TCP and TLS together. `response_header` runs from the end of the request to the
+    head of the final response; interim (1xx) responses do not restart it. `read` is the longest time without a byte in
+    either direction while a body is sent or received.
     """
 
     connect: float = field(validator=validators.gt(0))
     response_header: float = field(validator=validators.gt(0))
-    idle: float = field(validator=validators.gt(0))
+    read: float = field(validator=validators.gt(0))

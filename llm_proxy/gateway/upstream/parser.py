@@ -1,8 +1,8 @@
-"""Responses, read from bytes without any I/O: llhttp, and the rules of RFC 9112 that it leaves to its user.
+"""Responses from bytes without I/O: llhttp, and the rules of RFC 9112 that it leaves to its caller.
 
-A parser serves one connection. For each request `begin` says whether a body can follow; `feed` takes bytes as they
-come and `end` the end of the stream; in between the attributes tell what is known. Errors are always the connection's
-end: a response whose framing two readers could see differently is refused, never repaired.
+A parser serves one connection. For each request, `begin` says whether a body can follow; `feed` takes bytes as they
+arrive, and `end` the end of the stream. The attributes have the result so far. After an error the connection cannot be
+used: a response whose framing is ambiguous is refused, never repaired.
 
     begin → feed … → head_complete → feed … → complete → begin → …
 
@@ -19,13 +19,13 @@ import httptools
 
 from llm_proxy.gateway.upstream.failures import Disconnected, MalformedResponse, UnexpectedUpgrade
 
-#: Bytes that the heads of one exchange may take, interim responses included.
+#: Maximum number of bytes in the heads of one exchange, interim responses included.
 HEAD_LIMIT: Final = 65536
 
-#: Bytes of chunk sizes, extensions and trailers that may come in a row without a byte of content.
+#: Maximum number of bytes of chunk sizes, extensions and trailers in a row, without a byte of content.
 OVERHEAD_LIMIT: Final = 65536
 
-#: Interim responses that one request may get.
+#: Maximum number of interim responses to one request.
 INTERIM_LIMIT: Final = 64
 
 _LONG_HEAD: Final = f"the response head is longer than {HEAD_LIMIT} bytes"
@@ -42,10 +42,10 @@ class ResponseParser:
 
     Attributes:
         status, reason, headers: the final response's, once `head_complete`. Names are in lower case.
-        pieces: content that has come and was not taken yet; whoever takes it clears the list.
+        pieces: content that was received and not taken yet; the caller clears the list when it takes them.
         complete: the response has ended.
-        reusable: another response may follow on this connection, as far as the responses tell.
-        lifetime: seconds for which the server promises to keep the idle connection, None where it does not say.
+        reusable: by its headers, another response may follow on this connection.
+        keep_alive: seconds that the server keeps an idle connection (`Keep-Alive: timeout`); None if it does not say.
     """
 
     __slots__ = (
@@ -66,7 +66,7 @@ class ResponseParser:
         "complete",
         "head_complete",
         "headers",
-        "lifetime",
+        "keep_alive",
         "pieces",
         "reason",
         "reusable",
@@ -74,14 +74,14 @@ class ResponseParser:
     )
 
     def __init__(self) -> None:
-        """Make a parser; call `begin` before it is used."""
+        """Make a parser; call `begin` before `feed`."""
         self._midway = True
         self.begin(bodiless=False)
 
     def begin(self, *, bodiless: bool) -> None:
         """Expect the response to a request; `bodiless` if its method was HEAD (RFC 9110 §9.3.2)."""
         if self._midway:
-            # llhttp still waits for content that cannot come: it knows nothing of HEAD.
+            # llhttp still waits for content: it does not know about HEAD.
             self._llhttp = httptools.HttpResponseParser(self)
         self._midway = True
         self._bodiless = bodiless
@@ -93,7 +93,7 @@ class ResponseParser:
         self.head_complete = False
         self.complete = False
         self.reusable = False
-        self.lifetime: int | None = None
+        self.keep_alive: int | None = None
         self._reset_head()
 
     def _reset_head(self) -> None:
@@ -109,10 +109,10 @@ class ResponseParser:
         self._length: bytes | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take bytes from the upstream; at least one.
+        """Take at least one byte from the upstream.
 
         Raises:
-            MalformedResponse: they are not the (rest of the) response, or more than it.
+            MalformedResponse: the bytes are not (the rest of) the response, or more than that.
         """
         if self.head_complete:
             self._feed_body(data)
@@ -134,7 +134,7 @@ class ResponseParser:
 
     def _feed_head(self, data: bytes) -> None:
         if not self._head_size and data[0] != 0x48:
-            # llhttp would skip line breaks, and speaks RTSP too. What is not HTTP is a wrong port or a leftover.
+            # llhttp would skip line breaks, and accepts RTSP.
             raise _malformed("the response does not begin with 'HTTP/'")
         if self._bodiless:
             self._feed_bodiless(data)
@@ -152,7 +152,7 @@ class ResponseParser:
         self._feed_body(data[room:])
 
     def _feed_bodiless(self, data: bytes) -> None:
-        """Find the exact end of the head of a response to HEAD: llhttp would take what comes next for its content."""
+        """Find the exact end of the head of a response to HEAD: llhttp would read what follows as its content."""
         for position in range(len(data)):
             if self.complete:
                 self._excess()
@@ -163,10 +163,10 @@ class ResponseParser:
             self._execute(data[position : position + 1])
 
     def end(self) -> None:
-        """The upstream has ended its stream, in an orderly way.
+        """Take the orderly end of the stream.
 
         Raises:
-            Disconnected: in the middle of a response, or before one.
+            Disconnected: it is in the middle of a response, or before one.
         """
         if self.complete:
             return
@@ -193,27 +193,27 @@ class ResponseParser:
     def _excess(self) -> None:
         """Bytes came after the end of the response.
 
-        They could be anything, a forged response included, so the connection is done with. Where the response said
-        how long it is, it may as well have said it wrong (RFC 9112 §6.3).
+        They may be a forged response, so the connection is not used again. If the response has a length, that length
+        may be wrong, so it is malformed (RFC 9112 §6.3).
         """
         self.reusable = False
         if not self._bodiless and self._fault is None:
-            self._fault = _malformed("there is more data than the response has announced")
+            self._fault = _malformed("there is more data than the response announced")
 
-    # What follows is called by llhttp. Raising here would lose the reason, so faults are kept until it returns.
+    # llhttp calls the following methods. An exception would lose its reason there, so faults are kept until it returns.
 
     def on_message_begin(self) -> None:
-        """A response starts; after the final one there must be none."""
+        """A response starts; none may follow the final one."""
         if self.complete:
             self._excess()
 
     def on_status(self, reason: bytes) -> None:
-        """Take a part of the reason phrase."""
+        """Take a piece of the reason phrase."""
         if not self.complete:
             self.reason += reason
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Take a header field, or a trailer field, which is dropped (RFC 9112 §7.1.2)."""
+        """Take a header field. Trailer fields are dropped (RFC 9112 §7.1.2)."""
         if self.head_complete:
             return
         name = name.lower()
@@ -233,10 +233,10 @@ class ResponseParser:
             self._close |= b"close" in options
             self._keep |= b"keep-alive" in options
         elif match := _KEEP_ALIVE_TIMEOUT.search(value):
-            self.lifetime = int(match[1])
+            self.keep_alive = int(match[1])
 
     def on_headers_complete(self) -> None:
-        """Judge the head: which framing, and whether the connection lives on."""
+        """Check the head, and determine the framing and whether the connection is reusable."""
         if self.head_complete:
             return
         status = self.status = self._llhttp.get_status_code()
@@ -253,7 +253,7 @@ class ResponseParser:
         elif self._encodings and version == "1.0":
             fault = "a transfer coding in HTTP/1.0"
         elif status < 200:
-            fault = self._judge_interim()
+            fault = self._check_interim()
         if fault is not None:
             if self._fault is None:
                 self._fault = _malformed(fault)
@@ -266,8 +266,8 @@ class ResponseParser:
         self.reusable = not (self._close or self._until_close) and (version == "1.1" or self._keep)
         self.complete = bodiless
 
-    def _judge_interim(self) -> str | None:
-        """RFC 9110 §15.2: an interim response has no content; 101 would end HTTP on this connection."""
+    def _check_interim(self) -> str | None:
+        """An interim response has no content (RFC 9110 §15.2); 101 would end HTTP on this connection."""
         self._interim = True
         self._interims += 1
         if self.status == 101:
@@ -286,7 +286,7 @@ class ResponseParser:
             self.pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        """The response has ended, as far as llhttp can tell."""
+        """The response has ended, as far as llhttp knows."""
         if self._interim:
             self._reset_head()
             return

@@ -1,45 +1,98 @@
 """The connections to one origin.
 
-Idle connections form a stack: the one used last is used next, so the fewest are kept warm and the oldest expire. A
-request costs the same however many there are: it looks at the top only. One task closes what has been idle for too
-long, another one what the upstream has closed. There is no bound on connections in use; whoever admits requests bounds
-those.
+Idle connections are a stack: the connection used last is used next, so few stay in use and the oldest expire. The cost
+of a request does not depend on their number: only the top is checked. One task closes connections that were idle for
+too long, another one those that the upstream has closed. Connections in use have no limit here: admission limits
+requests.
 """
 
 from __future__ import annotations
 
 import math
-import ssl
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
 
-from llm_proxy.gateway.upstream.connection import Connection
-from llm_proxy.gateway.upstream.failures import ConnectFailed, ConnectTimeout, Disconnected
-from llm_proxy.gateway.upstream.interface import Dispatch
-from llm_proxy.gateway.upstream.request import write_down
-from llm_proxy.gateway.upstream.response import PooledConnection, PooledResponse
-from llm_proxy.net.client_socket import connect, describe_error
+from llm_proxy.gateway.upstream.connector import Connector
+from llm_proxy.gateway.upstream.failures import ConnectFailed, Disconnected
+from llm_proxy.gateway.upstream.request import Dispatch, write_request
 from llm_proxy.net.disconnect import DisconnectWatcher
-from llm_proxy.net.timeouts import TimeoutWheel
-from llm_proxy.net.tls import client_context
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    import ssl
+    from collections.abc import Callable, Sequence
 
-    from llm_proxy.gateway.upstream.interface import RequestBody
+    from llm_proxy.gateway.upstream.connection import Connection
     from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+    from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy
+    from llm_proxy.gateway.upstream.request import RequestBody
 
-#: Seconds that an unused connection is kept, below what load balancers commonly allow (60 s).
-IDLE_EXPIRY: Final = 50.0
+#: Seconds that an unused connection is kept: less than load balancers commonly allow (60 s).
+KEEP_ALIVE: Final = 50.0
 
-#: Unused connections that are kept.
+#: Maximum number of unused connections.
 MAX_IDLE: Final = 100
 
-#: Methods that ask for nothing to be done (RFC 9110 §9.2.1). PUT and DELETE may be sent again as well (§9.2.2), but the
-#: second answer can be another one: a 404 for what the first has deleted.
+#: Methods that change nothing (RFC 9110 §9.2.1). PUT and DELETE may be sent again too (§9.2.2), but their second
+#: response can be different: 404 for what the first one has deleted.
 _SAFE: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
+
+
+class UpstreamResponse:
+    """The head of a final response, and its body as it arrives. Must be closed.
+
+    It owns the connection until it is closed or fails.
+    """
+
+    __slots__ = ("_connection", "_release", "headers", "reason", "status")
+
+    def __init__(self, connection: Connection, release: Callable[[Connection], None]) -> None:
+        """Take over a connection after the head of a response. `release` gets it back, once."""
+        parser = connection.parser
+        self.status = parser.status
+        self.reason = parser.reason
+        #: In order, with hop-by-hop fields; names in lower case.
+        self.headers = parser.headers
+        self._connection: Connection | None = connection
+        self._release = release
+
+    def __repr__(self) -> str:
+        """Status, and whether the response is open."""
+        state = "closed" if self._connection is None else "open"
+        return f"<UpstreamResponse {self.status} {state}>"
+
+    @property
+    def ready(self) -> bool:
+        """Whether `receive` would return without waiting."""
+        return self._connection is None or self._connection.is_ready
+
+    @property
+    def ended(self) -> bool:
+        """After a piece was received: whether it is known to be the last one."""
+        return self._connection is not None and self._connection.is_reusable
+
+    async def receive(self) -> bytes:
+        """Return the next piece of the body, empty at the clean end. A checkpoint only if it has to wait.
+
+        Raises:
+            UpstreamFailure: the body was cut off, stalled or is malformed. The connection is closed.
+            trio.ClosedResourceError: the response was closed, or has failed.
+        """
+        if self._connection is None:
+            raise trio.ClosedResourceError("the response is closed")
+        try:
+            return await self._connection.receive()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Release the connection; it is closed if the exchange has not ended cleanly. Idempotent, never waits."""
+        connection = self._connection
+        if connection is not None:
+            self._connection = None
+            self._release(connection)
 
 
 class UpstreamPool:
@@ -51,34 +104,34 @@ class UpstreamPool:
         timeouts: Timeouts,
         *,
         max_idle: int = MAX_IDLE,
-        idle_expiry: float = IDLE_EXPIRY,
+        keep_alive: float = KEEP_ALIVE,
+        proxy: OutboundProxy | None = None,
         ssl_context: ssl.SSLContext | None = None,
-        connect: Callable[[], Awaitable[PooledConnection]] | None = None,
     ) -> None:
         """Connect to nothing yet.
 
         Args:
-            origin: where to.
-            timeouts: how long it may take.
-            max_idle: connections kept; beyond it the oldest is closed.
-            idle_expiry: seconds that an unused connection is kept.
-            ssl_context: for `https`, instead of one that verifies against the system's roots.
-            connect: makes a new connection, instead of dialling the origin itself.
+            origin: address of the upstream.
+            timeouts: timeouts of each exchange.
+            max_idle: maximum number of unused connections; above it the oldest is closed.
+            keep_alive: seconds that an unused connection is kept.
+            proxy: outbound proxy to connect through.
+            ssl_context: for the origin and the proxy, instead of contexts that verify against the system's roots.
         """
         self._origin = origin
         self._max_idle = max_idle
-        self._idle_expiry = idle_expiry
-        self._connect = connect or DirectConnector(origin, timeouts, ssl_context).connect
-        #: By descriptor, the one that was used last at the end.
-        self._idle: dict[int, PooledConnection] = {}
+        self._keep_alive = keep_alive
+        self._connector = Connector(origin, timeouts, proxy, ssl_context)
+        #: By descriptor; the connection that was used last is at the end.
+        self._idle: dict[int, Connection] = {}
         self._in_use = 0
         self._closed = False
-        #: What waits until the next idle connection is due, and when that is.
+        #: Waits until the next idle connection expires at `_due`.
         self._sweeping: trio.CancelScope | None = None
         self._due = math.inf
         self._disconnects: DisconnectWatcher | None = None
-        self._listening = trio.CancelScope()
-        #: Descriptors of connections in use that the upstream has closed behind its response.
+        self._watching = trio.CancelScope()
+        #: Descriptors of connections in use that the upstream has closed after its response.
         self._ended: set[int] = set()
 
     @property
@@ -88,11 +141,11 @@ class UpstreamPool:
 
     @property
     def in_use(self) -> int:
-        """Exchanges under way, those still connecting included."""
+        """Current exchanges, including those that still connect."""
         return self._in_use
 
     def __repr__(self) -> str:
-        """Name the origin and count the connections."""
+        """Origin and numbers of connections."""
         return f"<UpstreamPool {self._origin.scheme}://{self._origin}, {self.idle} idle, {self._in_use} in use>"
 
     async def send(
@@ -103,15 +156,30 @@ class UpstreamPool:
         body: bytes | RequestBody | None,
         *,
         dispatch: Dispatch | None = None,
-    ) -> PooledResponse:
-        """Send one request and wait for the head of its final response; see `interface.Upstream.send`.
+    ) -> UpstreamResponse:
+        """Send one request and wait for the head of its final response.
 
-        A kept connection may turn out to be dead when the first byte is to be sent: then the next one is taken, and
-        at last a fresh one. Once a byte is out nothing is sent a second time, with one exception: what has no body and
-        a safe method, and met the end of a kept connection instead of a response, is sent once more on a fresh one
-        (RFC 9110 §9.2.2).
+        If sending fails on an idle connection before the first byte, the next one is used, and in the end a new one.
+        After the first byte nothing is sent again, with one exception: a request without a body and with a safe
+        method, whose idle connection was closed instead of a response, is sent once more on a new one (RFC 9110
+        §9.2.2).
+
+        Args:
+            method: case-sensitive; not CONNECT.
+            target: the request target in origin form.
+            headers: all fields except Host, Content-Length and Transfer-Encoding, which are set here.
+            body: the whole body, a stream of it, or None.
+            dispatch: says whether a byte was sent, also if this call fails or is cancelled.
+
+        Raises:
+            UpstreamFailure: no final response head was received.
+            ValueError: the request cannot be written as one HTTP/1.1 request.
+            Exception: any exception of `body`.
         """
-        request = write_down(method, target, self._origin.authority, headers, body)
+        connector = self._connector
+        if connector.target_prefix:
+            target, headers = connector.target_prefix + target, [*headers, *connector.headers]
+        request = write_request(method, target, self._origin.authority, headers, body)
         dispatch = dispatch or Dispatch()
         repeatable = body is None and method in _SAFE
         lost: Disconnected | None = None
@@ -119,67 +187,67 @@ class UpstreamPool:
         try:
             while True:
                 connection = None if lost else self._take()
-                kept = connection is not None
+                reused = connection is not None
                 if connection is None:
                     try:
-                        connection = await self._connect()
+                        connection = await connector.connect()
                     except ConnectFailed:
                         if lost is None:
                             raise
                         raise lost from None
                 try:
-                    head = await connection.exchange(request, dispatch)
+                    await connection.exchange(request, dispatch)
                 except Disconnected as failure:
-                    if not kept or (failure.sent and not repeatable):
+                    if not reused or (failure.sent and not repeatable):
                         raise
                     lost = failure if failure.sent else None
                 else:
-                    if not kept:
-                        self._listen_to(connection)
-                    return PooledResponse(head, connection, self._release)
+                    if not reused:
+                        self._watch(connection)
+                    return UpstreamResponse(connection, self._release)
         except BaseException:
             self._in_use -= 1
             raise
 
     def close(self) -> None:
-        """Drop all idle connections; those in use end with their exchanges. Idempotent, never waits."""
+        """Close all idle connections; those in use close after their exchange. Idempotent, never waits."""
         self._closed = True
-        self._listening.cancel()
+        self._watching.cancel()
         if self._sweeping is not None:
             self._sweeping.cancel()
         while self._idle:
             self._idle.popitem()[1].close()
 
-    def _take(self) -> PooledConnection | None:
-        """Take the connection that was used last and is still good; those that are not are closed."""
+    def _take(self) -> Connection | None:
+        """Take the connection that was used last and is still usable; close unusable ones."""
         if not self._idle:
             return None
         now = trio.current_time()
         while self._idle:
             _, connection = self._idle.popitem()
-            if now < connection.best_before and connection.is_quiet():
+            if now < connection.expires and connection.is_quiet():
                 return connection
             connection.close()
         return None
 
-    def _release(self, connection: PooledConnection) -> None:
-        """Keep a connection whose exchange ended cleanly, close any other."""
+    def _release(self, connection: Connection) -> None:
+        """Keep a connection whose exchange has ended cleanly, close any other."""
         self._in_use -= 1
         descriptor = connection.fileno()
-        expiry = self._idle_expiry
-        promised = connection.lifetime
-        if promised is not None and promised - 1 < expiry:
-            # The server says when it will close (`Keep-Alive: timeout`): be gone a second before, or requests get lost.
-            expiry = promised - 1
-        if self._closed or not connection.is_reusable or descriptor in self._ended or expiry <= 0:
+        keep_alive = self._keep_alive
+        announced = connection.parser.keep_alive
+        if announced is not None and announced - 1 < keep_alive:
+            # The server announces when it closes (`Keep-Alive: timeout`): close a second before, or requests get lost.
+            keep_alive = announced - 1
+        if self._closed or not connection.is_reusable or descriptor in self._ended or keep_alive <= 0:
             connection.close()
             return
-        connection.best_before = trio.current_time() + expiry
+        connection.expires = trio.current_time() + keep_alive
         self._idle[descriptor] = connection
         if len(self._idle) > self._max_idle:
             self._idle.pop(next(iter(self._idle))).close()
-        if connection.best_before < self._due:
-            self._sweep_at(connection.best_before)
+        if connection.expires < self._due:
+            self._sweep_at(connection.expires)
 
     def _sweep_at(self, due: float) -> None:
         self._due = due
@@ -190,68 +258,41 @@ class UpstreamPool:
             self._sweeping.deadline = due
 
     async def _sweep(self) -> None:
-        """Close what has been idle for too long, as long as anything is idle."""
+        """Close connections that were idle for too long. Ends when none is idle."""
         while self._sweeping is not None:
             with self._sweeping:
                 await trio.sleep_forever()
             now = trio.current_time()
             for descriptor, connection in list(self._idle.items()):
-                if connection.best_before <= now:
+                if connection.expires <= now:
                     del self._idle[descriptor]
                     connection.close()
-            self._due = min((connection.best_before for connection in self._idle.values()), default=math.inf)
+            self._due = min((connection.expires for connection in self._idle.values()), default=math.inf)
             self._sweeping = trio.CancelScope(deadline=self._due) if self._idle else None
 
-    def _listen_to(self, connection: PooledConnection) -> None:
-        """Learn when the upstream closes a new connection: nobody reads from it while it is idle."""
+    def _watch(self, connection: Connection) -> None:
+        """Notice when the upstream closes a new connection: no task reads from it while it is idle."""
         descriptor = connection.fileno()
         self._ended.discard(descriptor)
         if self._closed or not DisconnectWatcher.available():
             return
-        with suppress(OSError):  # out of descriptors: idle connections expire all the same
+        with suppress(OSError):  # out of descriptors: idle connections still expire
             if self._disconnects is None:
                 self._disconnects = DisconnectWatcher()
-                trio.lowlevel.spawn_system_task(self._listen, self._disconnects)
-            self._disconnects.add(descriptor, lambda _gone: self._peer_closed(descriptor))
+                trio.lowlevel.spawn_system_task(self._watch_all, self._disconnects)
+            self._disconnects.add(descriptor, lambda _lost: self._peer_closed(descriptor))
 
-    async def _listen(self, disconnects: DisconnectWatcher) -> None:
+    async def _watch_all(self, disconnects: DisconnectWatcher) -> None:
         try:
-            with self._listening:
+            with self._watching:
                 await disconnects.run()
         finally:
             disconnects.close()
 
     def _peer_closed(self, descriptor: int) -> None:
-        """An upstream that has ended its side will not answer another request: there is no half of that."""
+        """Do not use the connection again: an upstream that has closed its side answers no more requests."""
         connection = self._idle.pop(descriptor, None)
         if connection is None:
             self._ended.add(descriptor)
         else:
             connection.close()
-
-
-class DirectConnector:
-    """Makes connections to the origin itself."""
-
-    def __init__(self, origin: Origin, timeouts: Timeouts, ssl_context: ssl.SSLContext | None) -> None:
-        """Prepare what all connections share: the TLS context and the deadlines."""
-        self._origin = origin
-        self._seconds = timeouts.connect
-        self._context = (ssl_context or client_context()) if origin.scheme == "https" else None
-        self._header_timeout = TimeoutWheel(timeouts.response_header)
-        self._idle_timeout = TimeoutWheel(timeouts.idle)
-
-    async def connect(self) -> Connection:
-        """Resolve, connect and shake hands.
-
-        Raises:
-            ConnectFailed: or, in time, ConnectTimeout.
-        """
-        origin = self._origin
-        with trio.move_on_after(self._seconds):
-            try:
-                connected = await connect(origin.host, origin.port, self._context)
-            except OSError as error:
-                raise ConnectFailed(f"cannot connect to {origin}: {describe_error(error)}") from error
-            return Connection(connected, self._header_timeout, self._idle_timeout)
-        raise ConnectTimeout(f"no connection to {origin} within {self._seconds:g} s")

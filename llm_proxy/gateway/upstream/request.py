@@ -1,21 +1,40 @@
-"""Writing a request down (RFC 9112 §3, §5): the head, and the framing of its body."""
+"""Requests to bytes (RFC 9112 sections 3 and 5): the head, and the framing of the body."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from typing import Final, Self
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from typing import Final, Protocol, Self
 
 from attrs import define
 
-from llm_proxy.gateway.upstream.interface import RequestBody
-
-#: Methods whose requests usually have a body: without one they say so (RFC 9110 §8.6).
+#: Methods whose requests usually have a body. Without one they say so (RFC 9110 section 8.6).
 _ANTICIPATE_CONTENT: Final = frozenset({b"POST", b"PUT", b"PATCH"})
 
-_OURS: Final = (b"\r\nhost:", b"\r\ncontent-length:", b"\r\ntransfer-encoding:")
+_FRAMING: Final = (b"\r\nhost:", b"\r\ncontent-length:", b"\r\ntransfer-encoding:")
 
-#: The end of a chunked body without trailers (RFC 9112 §7.1).
+#: The end of a chunked body without trailers (RFC 9112 section 7.1).
 LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+class RequestBody(Protocol):
+    """A request body that is too long or too slow to be kept in memory. It is iterated at most once."""
+
+    @property
+    def content_length(self) -> int | None:
+        """Size in bytes; None if it is unknown, and the body is sent chunked."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterate over pieces of any size."""
+
+
+@define
+class Dispatch:
+    """Says whether the upstream may have received a byte of the request, also if `UpstreamPool.send` was cancelled.
+
+    Pass a new one to each `send`. `sent` becomes true just before the first byte may leave this machine.
+    """
+
+    sent: bool = False
 
 
 @define
@@ -23,59 +42,53 @@ class Request:
     """One request, ready to be sent.
 
     Attributes:
-        method, target, headers: as the caller gave them; `headers` without Host and framing.
-        body: the whole body, a stream of it, or None.
-        length: bytes of the body; None where there is none, or where it is sent chunked.
         head: request line and header section as HTTP/1.1 writes them, blank line included.
+        body: the whole body, a stream of it, or None.
+        is_head: the method is HEAD, so the response has no body.
     """
 
-    method: bytes
-    target: bytes
-    headers: Sequence[tuple[bytes, bytes]]
-    body: bytes | RequestBody | None
-    length: int | None
     head: bytes
+    body: bytes | RequestBody | None
+    is_head: bool
 
 
-def write_down(
+def write_request(
     method: bytes,
     target: bytes,
     authority: bytes,
     headers: Sequence[tuple[bytes, bytes]],
     body: bytes | RequestBody | None,
 ) -> Request:
-    """Check the parts of a request and put its head together.
+    """Check the parts of a request and write its head.
 
     Args:
         method: the method.
-        target: the request target, in origin form.
+        target: the request target.
         authority: the value of Host.
-        headers: all other fields, those of the framing excepted.
+        headers: all other fields except Content-Length and Transfer-Encoding.
         body: the content.
 
     Raises:
-        ValueError: the parts would not read back as exactly this one request: a line break, a NUL, a blank in the
-            request line, or a field of the framing among `headers`. The words never hold a value.
+        ValueError: the parts would not be read as exactly this one request: a line break, a NUL, a blank in the
+            request line, or a framing field among `headers`. The message never contains a value.
     """
-    length: int | None
     if body is None:
-        length = None
         framing = b"Content-Length: 0\r\n\r\n" if method in _ANTICIPATE_CONTENT else b"\r\n"
     else:
         length = len(body) if isinstance(body, bytes) else body.content_length
         framing = b"Transfer-Encoding: chunked\r\n\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length
-    return Request(method, target, headers, body, length, _head(method, target, authority, headers) + framing)
+    return Request(_head(method, target, authority, headers) + framing, body, method == b"HEAD")
 
 
 def _head(method: bytes, target: bytes, authority: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     fields = b"".join([b"%b: %b\r\n" % pair for pair in headers])
-    # One look over the joined section is cheaper than one per field, and sees the same.
+    # One search in the joined section is cheaper than one per field.
     if fields.count(b"\n") != len(headers) or fields.count(b"\r") != len(headers) or b"\0" in fields:
-        raise ValueError("a header field of the request holds a line break or a NUL")
+        raise ValueError("a header field of the request contains a line break or a NUL")
     lowered = b"\r\n" + fields.lower()
-    for name in _OURS:
+    for name in _FRAMING:
         if name in lowered:
-            raise ValueError("Host and framing of a request are set by the upstream client alone")
+            raise ValueError("the headers of a request must not include Host, Content-Length or Transfer-Encoding")
     line = b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method, target, authority)
     if line.count(b" ") != 3 or line.count(b"\n") != 2 or line.count(b"\r") != 2 or b"\0" in line or not target:
         raise ValueError("the method or the target of the request does not fit into a request line")
@@ -83,58 +96,58 @@ def _head(method: bytes, target: bytes, authority: bytes, headers: Sequence[tupl
 
 
 class BodyReader:
-    """Reads a caller's body piece by piece, and holds it to the length that it announced.
+    """Reads a caller's body piece by piece, and checks its announced length.
 
     Attributes:
-        pulling: the caller is being waited for, or was when it failed or was cancelled.
+        waiting: it waits for the caller's body, or did when that failed or was cancelled.
     """
 
-    __slots__ = ("_left", "_length", "_pieces", "pulling")
+    __slots__ = ("_length", "_pieces", "_remaining", "waiting")
 
     def __init__(self, body: RequestBody) -> None:
-        """Begin to iterate over `body`."""
-        self._length = self._left = body.content_length
+        """Start to iterate over `body`."""
+        self._length = self._remaining = body.content_length
         self._pieces = aiter(body)
-        self.pulling = False
+        self.waiting = False
 
     def __aiter__(self) -> Self:
         """Pieces are read once only."""
         return self
 
     async def __anext__(self) -> bytes:
-        """The next piece that is not empty. Once the announced length is reached, nothing more is asked for.
+        """The next piece that is not empty. After the announced length, nothing more is read.
 
         Raises:
-            ValueError: the body is longer or shorter than it said, and its request can only be broken off.
+            ValueError: the body is longer or shorter than announced, so the request has to be aborted.
         """
-        left = self._left
-        piece = b"" if left == 0 else await self._pull()
-        if left is not None:
-            if len(piece) > left:
-                raise ValueError(f"the request body is longer than the {self._length} bytes that it announced")
-            if left and not piece:
-                raise ValueError(f"the request body ended {left} bytes before the {self._length} that it announced")
-            self._left = left - len(piece)
+        remaining = self._remaining
+        piece = b"" if remaining == 0 else await self._read()
+        if remaining is not None:
+            if len(piece) > remaining:
+                raise ValueError(f"the request body is longer than the {self._length} announced")
+            if remaining and not piece:
+                raise ValueError(f"the request body ended {remaining} bytes before the {self._length} announced")
+            self._remaining = remaining - len(piece)
         if not piece:
             raise StopAsyncIteration
         return piece
 
-    async def _pull(self) -> bytes:
-        self.pulling = True
+    async def _read(self) -> bytes:
+        self.waiting = True
         found = b""
         async for piece in self._pieces:
             if piece:
                 found = piece
                 break
-        self.pulling = False
+        self.waiting = False
         return found
 
     async def aclose(self) -> None:
-        """Let an async generator clean up now, rather than when it is garbage."""
+        """Close an async generator now, not when it is garbage-collected."""
         if isinstance(self._pieces, AsyncGenerator):
             await self._pieces.aclose()
 
 
 def chunk(piece: bytes) -> bytes:
-    """One chunk (RFC 9112 §7.1). `piece` must not be empty: an empty chunk is the end."""
+    """One chunk (RFC 9112 section 7.1). `piece` must not be empty: an empty chunk is the end."""
     return b"%x\r\n%b\r\n" % (len(piece), piece)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from llm_proxy.gateway.upstream.origin import Timeouts
-from tests.gateway.upstream import ways
+from tests.gateway.upstream import proxied
 from tests.gateway.upstream.stage import PATIENT, Handler
 
 
@@ -91,9 +91,9 @@ def authority(make_authority: Callable[[], Authority]) -> Authority:
 
 @pytest.fixture
 def open_scene(authority: Authority, tmp_path: Path) -> Any:
-    """Set up an upstream and a way to it through httpx: `open_scene(way, handler, timeouts)`, see `ways.scene`."""
+    """`open_scene(way, handler, timeouts)`: set up an upstream behind an outbound proxy, see `proxied.scene`."""
 
-    def open_scene(way: ways.Way, handler: Handler, timeouts: Timeouts = PATIENT) -> Any:
-        return ways.scene(authority, tmp_path, way, handler, timeouts)
+    def open_scene(way: proxied.Way, handler: Handler, timeouts: Timeouts = PATIENT) -> Any:
+        return proxied.scene(authority, tmp_path, way, handler, timeouts)
 
     return open_scene

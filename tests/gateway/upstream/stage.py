@@ -16,11 +16,10 @@ import h11
 import trio
 from attrs import Factory, define
 
-from llm_proxy.gateway.upstream.interface import RequestBody, Upstream, UpstreamResponse
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream import Origin, RequestBody, Timeouts, UpstreamPool, UpstreamResponse
 
 #: Long enough for nothing to time out by accident.
-PATIENT = Timeouts(connect=60, response_header=60, idle=60)
+PATIENT = Timeouts(connect=60, response_header=60, read=60)
 
 HEADERS = [(b"Authorization", b"Bearer sk-1"), (b"Content-Type", b"application/json")]
 
@@ -216,9 +215,9 @@ async def whole(response: UpstreamResponse) -> bytes:
     return b"".join(pieces)
 
 
-async def ask(pool: Upstream, body: bytes | RequestBody | None = None) -> bytes:
+async def ask(pool: UpstreamPool, body: bytes | RequestBody | None = None) -> bytes:
     return await whole(await pool.send(b"POST", b"/v1/x?y=%20", HEADERS, body))
 
 
-def counts(pool: Upstream) -> str:
+def counts(pool: UpstreamPool) -> str:
     return repr(pool).partition(", ")[2].rstrip(">")

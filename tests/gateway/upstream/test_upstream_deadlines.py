@@ -9,11 +9,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from llm_proxy.gateway.upstream import ConnectTimeout, Dispatch, HeaderTimeout, IdleTimeout, Timeouts, UpstreamPool
+from llm_proxy.gateway.upstream import ConnectTimeout, Dispatch, HeaderTimeout, ReadTimeout, Timeouts, UpstreamPool
 from tests.gateway.upstream.conftest import Authority
 from tests.gateway.upstream.stage import OK, Body, Peer, answering, ask, client_sockets, counts, settled, stage, whole
 
-TIMEOUTS = Timeouts(connect=3, response_header=30, idle=10)
+TIMEOUTS = Timeouts(connect=3, response_header=30, read=10)
 
 
 async def passes(clock: MockClock, seconds: float) -> None:
@@ -165,7 +165,7 @@ async def test_a_body_that_stalls(mock_clock: MockClock) -> None:
             # The time in which nobody wants to read does not count.
             await passes(mock_clock, 1000)
         nursery.start_soon(passes, mock_clock, 10)
-        with pytest.raises(IdleTimeout, match="for 10 s") as caught:
+        with pytest.raises(ReadTimeout, match="for 10 s") as caught:
             await response.receive()
         assert caught.value.waiting_for == "upstream"
         assert counts(pool) == "0 idle, 0 in use"
@@ -182,7 +182,7 @@ async def test_an_upstream_that_stops_reading(mock_clock: MockClock) -> None:
     async with stage(handler) as upstream, trio.open_nursery() as nursery:
         pool = UpstreamPool(upstream.origin, TIMEOUTS)
         nursery.start_soon(passes, mock_clock, 10)
-        with pytest.raises(IdleTimeout) as caught:
+        with pytest.raises(ReadTimeout) as caught:
             await pool.send(b"POST", b"/", [], b"x" * 20_000_000)
         assert caught.value.sent
         assert caught.value.waiting_for == "upstream"
@@ -201,7 +201,7 @@ async def test_a_client_that_stops_sending(mock_clock: MockClock) -> None:
     async with stage(answering(OK)) as upstream, trio.open_nursery() as nursery:
         pool = UpstreamPool(upstream.origin, TIMEOUTS)
         nursery.start_soon(passes, mock_clock, 10)
-        with pytest.raises(IdleTimeout, match="client sent nothing") as caught:
+        with pytest.raises(ReadTimeout, match="client sent nothing") as caught:
             await pool.send(b"POST", b"/", [], Stuck())
         assert caught.value.waiting_for == "body"
         assert counts(pool) == "0 idle, 0 in use"

@@ -16,9 +16,9 @@ from llm_proxy.gateway.upstream import (
     ConnectFailed,
     Disconnected,
     HeaderTimeout,
-    IdleTimeout,
     MalformedResponse,
     Origin,
+    ReadTimeout,
     Timeouts,
     UnexpectedUpgrade,
     UpstreamFailure,
@@ -138,11 +138,11 @@ async def test_an_upstream_at_one_byte_per_second(mock_clock: MockClock) -> None
         await trio.sleep_forever()
 
     async with stage(drip) as upstream:
-        pool = UpstreamPool(upstream.origin, Timeouts(connect=1, response_header=20, idle=10))
+        pool = UpstreamPool(upstream.origin, Timeouts(connect=1, response_header=20, read=10))
         with pytest.raises(HeaderTimeout):
             await ask(pool)
-        pool = UpstreamPool(upstream.origin, Timeouts(connect=1, response_header=60, idle=10))
-        with pytest.raises(IdleTimeout):
+        pool = UpstreamPool(upstream.origin, Timeouts(connect=1, response_header=60, read=10))
+        with pytest.raises(ReadTimeout):
             await ask(pool)
         assert counts(pool) == "0 idle, 0 in use"
         await settled()

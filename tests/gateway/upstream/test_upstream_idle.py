@@ -72,7 +72,7 @@ async def test_no_idle_connection_is_kept_where_none_is_wanted() -> None:
 
 async def test_an_idle_connection_expires(mock_clock: MockClock) -> None:
     async with stage(answering(OK)) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=10)
+        pool = UpstreamPool(upstream.origin, PATIENT, keep_alive=10)
         await ask(pool)
         mock_clock.jump(9.9)
         await ask(pool)
@@ -86,7 +86,7 @@ async def test_an_idle_connection_expires(mock_clock: MockClock) -> None:
 
 async def test_the_oldest_connections_go_when_one_comes_back(mock_clock: MockClock) -> None:
     async with stage(answering(OK)) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=10)
+        pool = UpstreamPool(upstream.origin, PATIENT, keep_alive=10)
         old = [await pool.send(b"GET", b"/", [], None) for _ in range(3)]
         for response in old:
             await whole(response)
@@ -101,7 +101,7 @@ async def test_the_oldest_connections_go_when_one_comes_back(mock_clock: MockClo
 
 async def test_the_server_says_how_long_it_keeps_a_connection(mock_clock: MockClock) -> None:
     async with stage(answering(OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=5\r\n\r\n"))) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=60)
+        pool = UpstreamPool(upstream.origin, PATIENT, keep_alive=60)
         await ask(pool)
         mock_clock.jump(3.9)
         await ask(pool)
@@ -241,7 +241,7 @@ async def test_a_safe_request_is_not_sent_a_third_time() -> None:
 
 async def test_idle_connections_expire_without_traffic(autojump_clock: MockClock) -> None:
     async with stage(answering(OK)) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=10)
+        pool = UpstreamPool(upstream.origin, PATIENT, keep_alive=10)
         responses = [await pool.send(b"GET", b"/", [], None) for _ in range(3)]
         await whole(responses[0])
         await trio.sleep(6)
@@ -262,7 +262,7 @@ async def test_idle_connections_expire_without_traffic(autojump_clock: MockClock
 async def test_a_connection_that_the_server_keeps_for_less_time_expires_earlier(autojump_clock: MockClock) -> None:
     promise = OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=5\r\n\r\n")
     async with stage(answering(OK, promise)) as upstream:
-        pool = UpstreamPool(upstream.origin, PATIENT, idle_expiry=60)
+        pool = UpstreamPool(upstream.origin, PATIENT, keep_alive=60)
         for response in [await pool.send(b"GET", b"/", [], None) for _ in range(2)]:
             await whole(response)
         await ask(pool)

@@ -129,11 +129,11 @@ def test_nothing_of_a_response_is_left_to_the_next() -> None:
     parser = ResponseParser()
     parser.begin(bodiless=False)
     parser.feed(OK + b"Keep-Alive: timeout=5\r\n" + FIVE)
-    lifetimes = [parser.lifetime]
+    announced = [parser.keep_alive]
     parser.begin(bodiless=False)
     parser.feed(b"HTTP/1.1 201\r\n" + NONE)
     assert parser.pieces == []
-    assert [*lifetimes, parser.lifetime] == [5, None]
+    assert [*announced, parser.keep_alive] == [5, None]
     assert parser.reason == b""
 
 
@@ -174,7 +174,7 @@ def test_how_long_the_server_keeps_an_idle_connection(value: bytes, seconds: int
     parser = ResponseParser()
     parser.begin(bodiless=False)
     parser.feed(OK + b"Keep-Alive: " + value + b"\r\n" + FIVE)
-    assert parser.lifetime == seconds
+    assert parser.keep_alive == seconds
 
 
 def padded_head(size: int) -> bytes:

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_proxy.gateway.upstream.origin import Origin, Timeouts
-from llm_proxy.gateway.upstream.request import BodyReader, chunk, write_down
+from llm_proxy.gateway.upstream.request import BodyReader, chunk, write_request
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 
 def head(method: bytes = b"GET", target: bytes = b"/", headers: Headers = (), body: bytes | None = None) -> bytes:
-    return write_down(method, target, b"api.example", headers, body).head
+    return write_request(method, target, b"api.example", headers, body).head
 
 
 def test_a_request_on_the_wire() -> None:

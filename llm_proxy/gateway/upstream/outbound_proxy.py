@@ -1,11 +1,12 @@
-"""The outbound proxy that the environment names.
+"""The outbound proxy that the environment configures.
 
-The variables are those of curl and most other programs: `HTTPS_PROXY` for https origins, `HTTP_PROXY` for http ones,
-`ALL_PROXY` for both, `NO_PROXY` for exceptions; in lower case they take precedence. An empty value counts as none.
+The variables are those of curl and most other programs: `HTTPS_PROXY` for https origins, `HTTP_PROXY` for http origins,
+`ALL_PROXY` for both, `NO_PROXY` for exceptions. Lower-case names take precedence. An empty variable counts as unset.
 """
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 from collections.abc import Mapping
 from typing import Literal
@@ -18,9 +19,10 @@ from llm_proxy.gateway.upstream.origin import Origin
 
 @frozen
 class OutboundProxy:
-    """The proxy that leads out of the local network.
+    """An HTTP proxy for outgoing connections.
 
-    `scheme` is that of the proxy itself: `https` encrypts the way to it. `credentials` are user name and password.
+    `scheme` is that of the proxy itself: with `https`, the connection to it is encrypted. `credentials` are user name
+    and password.
     """
 
     scheme: Literal["http", "https"]
@@ -28,8 +30,15 @@ class OutboundProxy:
     port: int
     credentials: tuple[bytes, bytes] | None
 
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The header fields that the proxy itself needs (RFC 9110 section 11.7.2)."""
+        if self.credentials is None:
+            return []
+        return [(b"Proxy-Authorization", b"Basic " + base64.b64encode(b":".join(self.credentials)))]
+
     def __repr__(self) -> str:
-        """Leave the credentials out."""
+        """Without the credentials."""
         return f"<OutboundProxy {self}>"
 
     def __str__(self) -> str:
@@ -38,10 +47,10 @@ class OutboundProxy:
 
 
 def outbound_proxy(origin: Origin, environ: Mapping[str, str]) -> OutboundProxy | None:
-    """The proxy that requests to `origin` go through; None for the straight way, which loopback always is.
+    """The proxy for requests to `origin`, or None if they go directly, as they always do on loopback.
 
     Raises:
-        ValueError: the proxy's URL cannot be used.
+        ValueError: the proxy's URL cannot be used. The message names the variable, never its value.
     """
     for name in (f"{origin.scheme}_proxy", "all_proxy"):
         for variable in (name, name.upper()):
@@ -69,7 +78,7 @@ def _parse(variable: str, url: str) -> OutboundProxy:
 
 
 def _is_exempt(origin: Origin, exceptions: str) -> bool:
-    """Does `NO_PROXY` name the origin? Entries are hosts, domains, addresses, networks or `*`, with a port or not."""
+    """Whether `NO_PROXY` lists the origin. Entries: hosts, domains, addresses, networks, `*`; with or without port."""
     host = origin.host.lower().rstrip(".")
     try:
         address = ipaddress.ip_address(host)

@@ -1,0 +1,103 @@
+"""Opens connections to one origin, directly or through an outbound proxy.
+
+Through a proxy, an https origin is reached by a tunnel (CONNECT, RFC 9110 section 9.3.6), and requests to an http
+origin are sent to the proxy itself, with their target in absolute form (RFC 9112 section 3.2.2).
+"""
+
+from __future__ import annotations
+
+import ssl
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+import trio
+
+from llm_proxy.gateway.upstream.connection import Connection
+from llm_proxy.gateway.upstream.failures import ConnectFailed, ConnectTimeout, MalformedResponse
+from llm_proxy.gateway.upstream.parser import ResponseParser
+from llm_proxy.net.client_socket import ClientSocket, connect, describe_error
+from llm_proxy.net.timeouts import TimeoutWheel
+from llm_proxy.net.tls import client_context
+
+if TYPE_CHECKING:
+    from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+    from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy
+
+
+class Connector:
+    """Opens connections; holds what they share: TLS contexts and timeouts.
+
+    Attributes:
+        target_prefix: what precedes the target of each request.
+        headers: fields to add to each request.
+    """
+
+    def __init__(
+        self, origin: Origin, timeouts: Timeouts, proxy: OutboundProxy | None, ssl_context: ssl.SSLContext | None
+    ) -> None:
+        """Connect to nothing yet; see `UpstreamPool` for the arguments."""
+        self._origin = origin
+        self._proxy = proxy
+        self._seconds = timeouts.connect
+        self._context = (ssl_context or client_context()) if origin.scheme == "https" else None
+        self._proxy_context = (ssl_context or client_context()) if proxy and proxy.scheme == "https" else None
+        self._header_timeout = TimeoutWheel(timeouts.response_header)
+        self._read_timeout = TimeoutWheel(timeouts.read)
+        forwarded = proxy is not None and self._context is None
+        self.target_prefix = b"http://" + origin.authority if forwarded else b""
+        self.headers = proxy.headers if proxy is not None and forwarded else []
+
+    def __str__(self) -> str:
+        """The origin, and the proxy if there is one; without credentials."""
+        return f"{self._origin} through {self._proxy}" if self._proxy else str(self._origin)
+
+    async def connect(self) -> Connection:
+        """Resolve the name, connect and do the TLS handshake.
+
+        Raises:
+            ConnectFailed: or its subclass ConnectTimeout.
+        """
+        with trio.move_on_after(self._seconds):
+            try:
+                connected = await (self._open() if self._proxy is None else self._open_through(self._proxy))
+            except OSError as error:
+                raise self._failure(describe_error(error)) from error
+            return Connection(connected, self._header_timeout, self._read_timeout)
+        raise ConnectTimeout(f"no connection to {self} within {self._seconds:g} s")
+
+    def _failure(self, what: str) -> ConnectFailed:
+        return ConnectFailed(f"cannot connect to {self}: {what}")
+
+    async def _open(self) -> ClientSocket:
+        return await connect(self._origin.host, self._origin.port, self._context)
+
+    async def _open_through(self, proxy: OutboundProxy) -> ClientSocket:
+        connected = await connect(proxy.host, proxy.port, self._proxy_context)
+        if self._context is None:
+            return connected
+        try:
+            await self._open_tunnel(connected, proxy)
+        except BaseException:
+            connected.close()
+            raise
+        return await connected.start_tls(self._context, self._origin.host)
+
+    async def _open_tunnel(self, connected: ClientSocket, proxy: OutboundProxy) -> None:
+        authority = str(self._origin).encode("ascii")
+        fields = b"".join([b"%b: %b\r\n" % field for field in proxy.headers])
+        await connected.send_all(b"CONNECT %b HTTP/1.1\r\nHost: %b\r\n%b\r\n" % (authority, authority, fields))
+        parser = ResponseParser()
+        parser.begin(bodiless=True)
+        while not parser.head_complete:
+            data = await connected.receive()
+            if not data:
+                raise self._failure("the proxy closed the connection")
+            try:
+                parser.feed(data)
+            except MalformedResponse:
+                raise self._failure("the response of the proxy is malformed") from None
+        status = parser.status
+        if not 200 <= status < 300:
+            # The reason phrase comes from the proxy, and may repeat what it was sent. Use the standard one.
+            known = status in HTTPStatus.__members__.values()
+            raise self._failure(f"the proxy answered {status} {HTTPStatus(status).phrase if known else ''}".rstrip())
