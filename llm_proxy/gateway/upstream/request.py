@@ -124,7 +124,7 @@ class BodyReader:
         piece = b"" if remaining == 0 else await self._read()
         if remaining is not None:
             if len(piece) > remaining:
-                raise ValueError(f"the request body is longer than the {self._length} announced")
+                raise ValueError(f"the request body is longer than the {self._length} announced bytes")
             if remaining and not piece:
                 raise ValueError(f"the request body ended {remaining} bytes before the {self._length} announced")
             self._remaining = remaining - len(piece)
