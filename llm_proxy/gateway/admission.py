@@ -1,4 +1,4 @@
-"""Everything that is decided before a byte goes upstream: who asks, for what, and whether the books allow it."""
+"""Judges a request before it is admitted, without the database: path, query and token format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def digest(inbound: Inbound) -> bytes:
-    """Check the path and the form of the token, and return the digest that the database knows the token by.
+    """Check the path, the query and the token's format; return the digest by which the database knows the token.
 
     Raises:
         ProxyError: the request is refused before its body is read.
@@ -48,22 +48,22 @@ def needs_body(inbound: Inbound, providers: Providers) -> bool:
     return inbound.has_body and any(candidate.needs_body for candidate in candidates)
 
 
-def application(
+def admission_request(
     inbound: Inbound,
     token_digest: bytes,
     providers: Providers,
     found: Parameters | BadRequest | None,
     path: str,
 ) -> AdmissionRequest:
-    """Put together what the ledger has to decide on.
+    """Make the request that the ledger decides on.
 
     Args:
         inbound: the request.
         token_digest: the digest of its token.
         providers: all that are configured.
-        found: the parameters of its body, or why they cannot be read; none before the body is read, and None if it is
-            not going to be.
-        path: the path as it may be kept, without credentials.
+        found: the parameters of its body, or the error of reading them; empty before the body is read, None if it is
+            never read.
+        path: the path without credentials, as it is recorded.
     """
 
     def refusal(name: str) -> ProxyError | None:
@@ -75,7 +75,7 @@ def application(
         if refused is not None or not (provider.needs_body and inbound.has_body):
             return refused
         if found is None:
-            # It belonged to a provider without such rules when it began to arrive.
+            # The project had a provider without such rules when the body began to arrive.
             return Overloaded("The project's provider was changed meanwhile. Send the request again.")
         return found if isinstance(found, BadRequest) else None
 

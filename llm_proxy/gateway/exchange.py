@@ -1,4 +1,4 @@
-"""One admitted request on its way: to the provider, back to the client, into the books."""
+"""One admitted request: sent to the provider, its answer relayed to the client, its result for the ledger."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
     from llm_proxy.gateway.usage import UsageMeter
 
-#: Steps of reading usage that may go before a piece is sent: all of a piece that is not compressed. Which event ends a
-#: stream has to be known before the client has it, and leaves.
+#: Steps of reading usage before a piece is sent: enough for a piece that is not compressed. The event that ends a
+#: stream must be recognised before the client has it and disconnects.
 _STEPS_AHEAD: Final = 32
-#: Bytes that are read behind the event that ends a stream, once the client has left.
+#: Bytes that are read after the event that ends a stream, once the client has disconnected.
 _REST: Final = 64 * 1024
-#: Seconds that the body may go on behind that event while the client stays. Most end at once; a few report something
-#: late, or finish another of several answers. A provider that only keeps its connection alive must not hold a slot.
+#: Seconds that the body may continue after that event while the client stays. Most end at once; a few send a late
+#: report, or finish another of several answers. A provider that only keeps its connection open must not hold a slot.
 _REST_PATIENCE: Final = 60.0
 
-#: Where providers put the id of a request: OpenAI and those like it, Anthropic, Azure's gateway, AWS. The first is what
-#: the SDK shows.
+#: Headers in which providers send the id of a request: OpenAI and similar, Anthropic, Azure's gateway, AWS. The first
+#: is the one that the SDK shows.
 _REQUEST_IDS: Final[Mapping[Shape, tuple[bytes, ...]]] = {
     "openai": (b"x-request-id", b"request-id", b"apim-request-id", b"x-amzn-requestid"),
     "anthropic": (b"request-id", b"x-request-id", b"apim-request-id", b"x-amzn-requestid"),
@@ -54,24 +54,23 @@ _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,255}")
 
 @define(eq=False)
 class Exchange:
-    """What is known of an exchange while it runs; `result` reads it when it is over.
+    """The state of an exchange while it runs; `result` reads it at the end.
 
     Attributes:
-        admitted, asked: trio's clock when the request was admitted, and when it was handed to the upstream.
+        admitted: trio's clock when the request was admitted.
         dispatch: knows whether a byte of the request can have reached the provider.
-        status: what the client was sent, None before that.
-        finished: the client was sent all that it waits for: the whole response, or the event that ends a stream.
+        status: the status that the client was sent, None before that.
+        finished: the client was sent a complete answer: the whole response, or the event that ends a stream.
         whole: the whole response was received.
-        outcome: how it ended, as far as is known.
-        code: the error code of the answer, where the proxy itself had to answer.
-        reason: what the provider did wrong, in words for the operator.
-        provider_request_id: the id that the provider gave the request, which SDKs show.
+        outcome: how it ended, as far as known.
+        code: the error code of the answer, if the proxy itself answered.
+        reason: what the provider did wrong, for the operator.
+        provider_request_id: the id that the provider gave the request; SDKs show it.
     """
 
     inbound: Inbound
     send: Callable[[Any], Awaitable[None]]
     admitted: float = field(factory=trio.current_time)
-    asked: float = 0.0
     dispatch: Dispatch = field(factory=Dispatch)
     status: int | None = None
     started: bool = False
@@ -90,8 +89,8 @@ class Exchange:
         """Forward the request and relay the response.
 
         Raises:
-            ProxyError: the upstream failed before a response was started; afterwards the response is cut off instead,
-                which the client can tell from its framing.
+            ProxyError: the upstream failed before a response was started. Later the response is cut off instead; the
+                client detects that by its framing.
         """
         response: UpstreamResponse | None = None
         try:
@@ -104,18 +103,18 @@ class Exchange:
         except UpstreamFailure as failure:
             self._fail(failure, "upstream_error")
         except RequestTimeout:
-            # Only the body raises it, when it comes too slowly.
+            # Raised by the client's body only, when it comes too slowly.
             self.outcome = "client_closed"
             raise
         except UpstreamUnreachable:
-            # The provider answered with something that must not be passed on.
+            # The provider's answer must not be relayed.
             self.outcome = "upstream_error"
             raise
         except OSError:
-            # Only `send` raises it: the client has gone, or reads too slowly to be waited for.
+            # Raised by `send` only: the client has disconnected, or reads too slowly.
             self.outcome = "client_closed"
         except BaseException as error:
-            # Who was cancelled in two tasks at once, as during an upload, sees a group and not `trio.Cancelled` itself.
+            # If two tasks are cancelled at once, as during an upload, this is a group and not `trio.Cancelled` itself.
             was_cancelled = not isinstance(error, Exception)
             if not (was_cancelled and self.finished):
                 self.outcome = "client_closed" if was_cancelled and self.inbound.gone else "proxy_error"
@@ -129,7 +128,6 @@ class Exchange:
         body: bytes | Inbound | None = inbound if inbound.has_body else None
         if body is not None and (whole := inbound.complete()) is not None:
             body = whole
-        self.asked = trio.current_time()
         return await upstream.send(
             inbound.method.encode("ascii"),
             provider.target(inbound.route.path, inbound.query),
@@ -139,9 +137,9 @@ class Exchange:
         )
 
     async def _relay(self, response: UpstreamResponse, shape: Shape) -> None:
-        """Pass the response on as it arrives."""
+        """Relay the response as it arrives."""
         status = response.status
-        overhead_ms = (self.asked - self.inbound.arrived) * 1000
+        overhead_ms = (self.admitted - self.inbound.arrived) * 1000
         request_id = self.inbound.id.encode("ascii")
         head = headers.response_headers(response.headers, request_id, overhead_ms)
         self.meter = meter_for(status, response.headers, self.inbound.method)
@@ -153,14 +151,14 @@ class Exchange:
         self.started = True
         self.status = status
         if not response.ready:
-            # Servers hold the head back until there is a body to go with it; a slow one must not delay it.
+            # Servers hold the head back until there is a piece of body; a slow body must not delay it.
             await send({"type": "http.response.body", "body": b"", "more_body": True})
         while not self.finished:
-            await self._pass_on(response, await response.receive())
+            await self._relay_piece(response, await response.receive())
         if not self.whole:
             await self._relay_rest(response)
 
-    async def _pass_on(self, response: UpstreamResponse, data: bytes) -> None:
+    async def _relay_piece(self, response: UpstreamResponse, data: bytes) -> None:
         """Send a piece of the body to the client; an empty one ends it."""
         meter = self.meter
         work: Iterable[None] = ()
@@ -173,12 +171,12 @@ class Exchange:
                 for _ in islice(work, _STEPS_AHEAD):
                     await trio.lowlevel.checkpoint()
         if not data or response.ended:
-            # All of it is here, and the provider is free.
+            # The response is complete: its connection can be used again.
             self.whole = True
             response.close()
         last = self.whole or (self.streamed and (meter.ended or meter.failed))
         if last:
-            # The client may leave as soon as it has this piece, and that is no failure.
+            # The client may disconnect as soon as it has this piece, and that is no failure.
             self.inbound.answered = True
         await self.send({"type": "http.response.body", "body": data, "more_body": not self.whole})
         if last:
@@ -188,10 +186,10 @@ class Exchange:
             await trio.lowlevel.checkpoint()
 
     async def _relay_rest(self, response: UpstreamResponse) -> None:
-        """Relay what comes behind the event that ends a stream, which is little or nothing.
+        """Relay the rest after the event that ends a stream: little or nothing.
 
-        A client that leaves now misses nothing. If the body ends in a moment, the connection can be used again. A body
-        that does not end is cut off after a while, and not ended as if it were whole: there may be more in it.
+        A client that disconnects now misses nothing. If the body ends soon, the connection can be used again. A body
+        that does not end is cut off after a while, not ended as if it were complete: there may be more.
         """
         inbound = self.inbound
         enough = self.relayed + _REST
@@ -201,7 +199,7 @@ class Exchange:
             while not self.whole and not (inbound.left and self.relayed > enough):
                 data = await response.receive()
                 try:
-                    await self._pass_on(response, data)
+                    await self._relay_piece(response, data)
                 except OSError:
                     if not inbound.left:
                         inbound.leave()
@@ -209,7 +207,7 @@ class Exchange:
     def _fail(self, failure: UpstreamFailure, outcome: Outcome) -> None:
         if self.finished:
             return
-        error = _in_words(failure)
+        error = _error_of(failure)
         self.outcome = outcome
         self.code = error.code
         self.reason = str(failure)
@@ -217,15 +215,15 @@ class Exchange:
             raise error
 
     def refused_with(self, error: ProxyError) -> None:
-        """Note what the client is about to be answered instead of a response of the provider."""
+        """Note the error that the client gets instead of a response of the provider."""
         self.status = error.status
         self.code = error.code
 
     def result(self) -> Result:
-        """The final row's figures."""
+        """The result for the ledger row."""
         usage = self.meter.result(whole=self.whole)
         return Result(
-            outcome=self._judged() if self.dispatch.sent else "void",
+            outcome=self._final_outcome() if self.dispatch.sent else "void",
             status=self.status,
             model=usage.model,
             streamed=self.streamed,
@@ -240,8 +238,8 @@ class Exchange:
             provider_request_id=self.provider_request_id,
         )
 
-    def _judged(self) -> Outcome:
-        """The outcome, with a look at what the provider itself said."""
+    def _final_outcome(self) -> Outcome:
+        """The outcome, corrected by what the provider itself reported."""
         if self.started and self.status is not None and self.outcome in ("ok", "client_closed"):
             if self.meter.failed:
                 self.reason = "an event in the stream says that the answer has failed"
@@ -255,7 +253,7 @@ class Exchange:
 
 
 def _provider_request_id(names: Mapping[bytes, bytes], request_id: bytes, shape: Shape) -> str | None:
-    """The id that the provider gave the request, by the client's response headers; `request_id` is the proxy's own."""
+    """The provider's id of the request, from the response headers without the proxy's own `request_id`."""
     for name in _REQUEST_IDS[shape]:
         value = names.get(name)
         if value is not None and value != request_id and _REQUEST_ID.fullmatch(value):
@@ -263,8 +261,8 @@ def _provider_request_id(names: Mapping[bytes, bytes], request_id: bytes, shape:
     return None
 
 
-def _in_words(failure: UpstreamFailure) -> ProxyError:
-    """What the client is told; the operator finds more in the log."""
+def _error_of(failure: UpstreamFailure) -> ProxyError:
+    """The error for the client; the log has the details for the operator."""
     match failure:
         case ConnectTimeout():
             return UpstreamTimeout("The provider could not be reached in time. Nothing was sent to it.")
@@ -275,6 +273,6 @@ def _in_words(failure: UpstreamFailure) -> ProxyError:
         case ConnectFailed():
             return UpstreamUnreachable("The provider could not be reached. Nothing was sent to it.")
         case MalformedResponse():
-            return UpstreamUnreachable("The provider's answer is not valid HTTP, and was not passed on.")
+            return UpstreamUnreachable("The provider's answer is not valid HTTP and was not relayed.")
         case _:
-            return UpstreamUnreachable("The provider broke off before it had answered.")
+            return UpstreamUnreachable("The provider closed the connection before it had answered.")

@@ -1,11 +1,11 @@
-"""How a refusal looks on the wire: the error body of the provider that the client believes it is talking to.
+"""The HTTP response of a refusal: the error body of the provider whose API the client uses.
 
 OpenAI's is `{"error": {"message", "type", "param", "code"}}`, Anthropic's `{"type": "error", "error": {"type",
 "message", "details": {"error_code"}}, "request_id"}`, and our `code` is a further member of its `error`, so that it
-stands in one place for both. The SDKs choose the exception by the status, and take what they show from the body:
-OpenAI's has the code as `error.code`, Anthropic's as `error.error_code`. Both retry 408, 409, 429 and every 5xx unless
-the response says `x-should-retry: false`, and wait for `Retry-After` seconds where it stands. Claude Code
-retries a 401 too, for minutes, and obeys that header.
+is in one place for both. The SDKs choose the exception by the status, and take what they show from the body: OpenAI's
+has the code as `error.code`, Anthropic's as `error.error_code`. Both retry 408, 409, 429 and every 5xx unless the
+response has `x-should-retry: false`, and wait for `Retry-After` seconds if it is sent. Claude Code also retries a 401,
+for minutes, and obeys that header.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llm_proxy.errors import ProxyError, anthropic_body, openai_body
 
 Shape = Literal["openai", "anthropic"]
 
-#: Longest `Retry-After` in seconds that the SDKs obey; after a longer one they try again much too early.
+#: Longest `Retry-After` in seconds that the SDKs obey; if it is longer, they try again much earlier.
 _PATIENCE = 60
 
 _encode = msgspec.json.Encoder().encode
@@ -27,8 +27,8 @@ _encode = msgspec.json.Encoder().encode
 def fault(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
     """Turn `error` into a response: status, headers and JSON body.
 
-    The headers carry what the client can act upon: `Retry-After` if waiting helps, `X-Should-Retry: false` on a 4xx
-    that neither a short wait nor sending it again heals, `Allow` on a 405 (RFC 9110 §15.5.6), `WWW-Authenticate` on a
+    The headers say what the client can do: `Retry-After` if waiting helps, `X-Should-Retry: false` on a 4xx that
+    neither a short wait nor a retry fixes, `Allow` on a 405 (RFC 9110 §15.5.6), `WWW-Authenticate` on a
     401 (§15.5.2), `Upgrade` on a 426 (§15.5.22), and the request's id under each name by which an SDK looks for it.
     """
     body = anthropic_body(error, request_id) if shape == "anthropic" else openai_body(error)

@@ -1,7 +1,7 @@
-"""The client's side of one request: its head, its body as it arrives, and the news that it has gone.
+"""The client's side of one request: its head, its body as it arrives, and the disconnect.
 
-One reader takes events off the ASGI `receive` channel: while the body is coming they go to whoever iterates over it,
-afterwards the only event left is the disconnect. A body is never held whole unless somebody asks for that.
+One reader takes events from the ASGI `receive` channel: pieces of the body, and then the disconnect. A body is held
+whole only if a rule has to read it.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.faults import Shape
     from llm_proxy.gateway.providers.provider import Route
 
-#: Bytes of a body that are read ahead of the upstream, so that a client which leaves during an upload is noticed.
+#: Bytes of a body that are read ahead of the upstream, so that a disconnect during an upload is noticed.
 READ_AHEAD = 64 * 1024
 
-#: Seconds that a provider has to end its body once a client has left that misses nothing.
+#: Seconds that a provider has to end its body after the client has disconnected with a complete answer.
 REST_TIMEOUT = 0.1
-#: Seconds for which a client may keep a request waiting for its body, and bytes that buy a further second: a body has
-#: to come at 1 KiB/s on average from then on.
+#: Seconds that a request waits for its body, and bytes that add one second: after `BODY_PATIENCE`, a body has to arrive
+#: at 1 KiB/s on average.
 BODY_PATIENCE = 10.0
 BODY_RATE = 1024
-#: Bytes of a body that are joined into one piece, so that all of it can be sent again on another connection. Up to here
-#: bodies that have to be judged are bounded by the number of requests, beyond it by `HELD_LIMIT`.
+#: Bytes of a body that are joined into one piece, so that it can be sent again on another connection. Held bodies up to
+#: this size are bounded by the number of requests, longer ones by `HELD_LIMIT`.
 JOINED = 1024 * 1024
-#: Bytes of longer bodies that a process holds at once because they have to be judged: two of the longest that
-#: `MAX_REQUEST_SIZE` accepts by default, and a small part of what a container usually has.
+#: Bytes of longer bodies that a process holds at once because a rule has to read them: two of the longest that
+#: `MAX_REQUEST_SIZE` accepts by default, and a small part of a usual container's memory.
 HELD_LIMIT = 256 * 1024 * 1024
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"sec-websocket-key"})
@@ -43,10 +43,10 @@ _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgr
 
 @define(eq=False)
 class HeldBodies:
-    """What the long bodies that have to be judged take of the process's memory, all together.
+    """Memory used by all long bodies that are held because a rule has to read them.
 
     Attributes:
-        size: bytes, what Python needs to keep them included.
+        size: bytes, including Python's overhead.
     """
 
     size: int = 0
@@ -64,10 +64,10 @@ class Inbound:
         arrived: trio's clock at arrival.
         has_slot: whether it counts as running.
         admitted: whether the ledger has a reservation for it.
-        answered: whether the client is about to have all that it waits for, so that leaving is no failure any more.
-        gone: whether the client has left before that.
-        left: whether it has left after that.
-        rest: covers what is read from the provider after that; it ends soon after the client has left.
+        answered: whether the client is about to have a complete answer: then a disconnect is no failure.
+        gone: whether the client disconnected before that.
+        left: whether it disconnected after that.
+        rest: scope of reading the rest of the answer after that; it ends soon after a disconnect.
         received: bytes of the body so far.
         content_length: what the client declared; None for a chunked body.
         has_body: whether the message is framed as having one.
@@ -121,8 +121,9 @@ class Inbound:
         self._fault: ProxyError | None = None
         self._charged = 0
         self._held_bodies: HeldBodies | None = None
-        self._news = trio.Event()
-        self._room = trio.Event()
+        # Made by the task that waits: most requests need neither.
+        self._news: trio.Event | None = None
+        self._room: trio.Event | None = None
         for name, value in self.headers:
             if name not in _FRAMING:
                 continue
@@ -146,7 +147,7 @@ class Inbound:
             raise self._too_large()
 
     async def begin(self) -> None:
-        """Take what came with the head of the body, without waiting for the client; often that is all of it.
+        """Take the part of the body that came with the head, without waiting; often that is all of it.
 
         A client that expects `100 Continue` is not asked for its body yet.
         """
@@ -161,15 +162,15 @@ class Inbound:
             await self._take()
 
     async def first_piece(self) -> None:
-        """Wait until some of the body is here; a client that expects `100 Continue` is not asked for it yet."""
+        """Wait for the first bytes of the body; a client that expects `100 Continue` is not asked for it yet."""
         while not (self._ended or self._pieces or self.expects_continue):
             await self._wait()
 
     async def hold(self, held: HeldBodies, see: Callable[[bytes], Awaitable[None]]) -> None:
-        """Wait for the whole body and keep it; each piece is shown to `see` as it arrives.
+        """Wait for the whole body and keep it; `see` is called with each piece as it arrives.
 
         Raises:
-            Overloaded: the bodies that are held take too much memory.
+            Overloaded: the held bodies take too much memory.
             RequestTimeout, RequestTooLarge: as for all bodies.
         """
         seen = charged = 0
@@ -193,7 +194,7 @@ class Inbound:
         self._charged += size
 
     def release(self, size: int | None = None) -> None:
-        """Give back what some of the body, or all of it, was charged for."""
+        """Give back the memory that was charged for `size` bytes of the body, or for all of it."""
         if self._held_bodies is not None:
             given = self._charged if size is None else min(size, self._charged)
             self._charged -= given
@@ -201,10 +202,10 @@ class Inbound:
 
     @property
     def shape(self) -> Shape:
-        """Whose error bodies the client expects.
+        """The shape of error bodies that the client expects.
 
-        Some paths without a provider's name, such as `/v1/models`, are in both APIs; a client of Anthropic's shows
-        itself by `anthropic-version`, which that API wants with every request.
+        Some paths without a provider's name, such as `/v1/models`, are in both APIs. Anthropic's API requires the
+        header `anthropic-version` in every request, so its clients are known by it.
         """
         if self.route.provider is None and any(name == b"anthropic-version" for name, _ in self.headers):
             return "anthropic"
@@ -212,14 +213,14 @@ class Inbound:
 
     @property
     def ended(self) -> bool:
-        """Whether all of the body is here."""
+        """Whether the whole body has arrived."""
         return self._ended
 
     def complete(self) -> bytes | None:
-        """The whole body, if it is here already and not too long to be joined.
+        """The whole body, if it has arrived and is not too long to be joined.
 
         Raises:
-            RequestTooLarge, RequestTimeout: it came to be too long meanwhile, or too slow.
+            RequestTooLarge, RequestTimeout: it is too long, or came too slowly.
         """
         if self._fault is not None:
             raise self._fault
@@ -229,12 +230,12 @@ class Inbound:
         return self._pieces[0]
 
     async def watch(self) -> None:
-        """Read on until the client leaves, then cancel the request."""
+        """Read until the client disconnects, then cancel the request."""
         try:
             while not self._ended:
                 if self._held > READ_AHEAD:
-                    await self._room.wait()
                     self._room = trio.Event()
+                    await self._room.wait()
                 else:
                     await self._wait()
             event = await self._receive()
@@ -243,13 +244,13 @@ class Inbound:
         except ClientDisconnected:
             pass
         except ProxyError:
-            # The upload learns of it from the iterator, and can still be answered.
+            # The iterator raises it too, and the client can still be answered.
             return
         self.leave()
 
     def leave(self) -> bool:
-        """Take note that the client has left, and cancel the request; False where it is answered already."""
-        # Servers tell of the end behind an answer in the same way, some of them before its last `send` returns.
+        """Note that the client has disconnected, and cancel the request; False if it is answered already."""
+        # Servers report the end after an answer in the same way, some of them before the last `send` returns.
         if self.answered:
             self.left = True
             if self.rest is not None:
@@ -261,24 +262,25 @@ class Inbound:
         return True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        """Hand on the pieces as they arrive, while `watch` is reading.
+        """Yield the pieces as they arrive, while `watch` is reading.
 
         Raises:
-            RequestTooLarge, RequestTimeout: the body has grown beyond the limit, or comes too slowly.
+            RequestTooLarge, RequestTimeout: the body is longer than the limit, or comes too slowly.
         """
         while True:
             while self._pieces:
                 piece = self._pieces.pop(0)
                 self._held -= len(piece)
                 self.release(sys.getsizeof(piece))
-                self._room.set()
+                if self._room is not None:
+                    self._room.set()
                 yield piece
             if self._fault is not None:
                 raise self._fault
             if self._ended:
                 return
-            await self._news.wait()
             self._news = trio.Event()
+            await self._news.wait()
 
     async def _take(self) -> None:
         event = await self._receive()
@@ -295,14 +297,14 @@ class Inbound:
             self.has_body = False
         if self.received > self._max_size:
             self._fault = self._too_large()
-        self._news.set()
+        self._notify()
         if self._fault is not None:
             raise self._fault
 
     async def _wait(self) -> None:
-        """Take the next piece, if the client does not keep us waiting for too long, all its pauses together.
+        """Take the next piece, unless the sum of all waits for this client is too long.
 
-        Only the time counts in which there was room for more, so a provider that takes slowly does not matter.
+        Only time in which there was room for more counts, so a slow provider does not matter.
         """
         began = trio.current_time()
         allowed = max(BODY_PATIENCE, self.received / BODY_RATE)
@@ -314,8 +316,12 @@ class Inbound:
                 f"The body of the request came too slowly: {self.received} bytes while the proxy waited for it for "
                 f"{self._waited:.0f} s (allowed: {BODY_RATE} bytes per second after {BODY_PATIENCE:.0f} s)"
             )
-            self._news.set()
+            self._notify()
             raise self._fault
+
+    def _notify(self) -> None:
+        if self._news is not None:
+            self._news.set()
 
     def _too_large(self) -> RequestTooLarge:
         return RequestTooLarge(f"The request body is larger than the {self._max_size} bytes that this proxy accepts.")

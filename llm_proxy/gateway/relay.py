@@ -1,4 +1,4 @@
-"""The way of a request through the data plane, from the ASGI channel to the provider and back."""
+"""The path of a request through the data plane: from the ASGI channel to the provider and back."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ if TYPE_CHECKING:
     Receive = Callable[[], Awaitable[Any]]
     Send = Callable[[Any], Awaitable[None]]
 
-#: Seconds in which a client has to take the answer to a request that is refused.
+#: Seconds that a client has to receive the answer to a refused request.
 REFUSAL_PATIENCE = 10.0
 
 
 class Admissions(Protocol):
-    """Who decides on requests and keeps the books: `Ledger`, or `Grace` in front of it."""
+    """Decides on requests and records them: `Ledger`, or the outage mode in front of it."""
 
-    async def check(self, application: AdmissionRequest) -> tuple[Token, str]:
-        """Judge a request by its head, before its body is waited for: its token, and its provider's name.
+    async def check(self, request: AdmissionRequest) -> tuple[Token, str]:
+        """Judge a request by its head before its body is read; returns its token and its provider's name.
 
-        Raises ProxyError where the request is refused.
+        Raises ProxyError if the request is refused.
         """
 
-    async def admit(self, application: AdmissionRequest) -> Grant:
-        """Wait for the decision; raises ProxyError where the request is refused."""
+    async def admit(self, request: AdmissionRequest) -> Grant:
+        """Wait for the decision; raises ProxyError if the request is refused."""
 
     def settle(self, grant: Grant, result: Result) -> None:
-        """Note how an admitted request ended; exactly one call per grant."""
+        """Record how an admitted request ended; exactly one call per grant."""
 
 
 @define(eq=False, kw_only=True)
@@ -62,9 +62,9 @@ class Relay:
 
     Attributes:
         max_request_size: bytes of the longest request body that is accepted.
-        max_concurrent: most requests at once; further ones are turned away.
-        running: requests with a good token that are in the relay now.
-        held: what the long bodies that have to be judged take of the memory.
+        max_concurrent: maximum number of requests at once; further ones are refused.
+        running: number of requests with a valid token that are in the relay now.
+        held: memory of the long bodies that a rule has to read.
     """
 
     providers: Providers
@@ -80,7 +80,7 @@ class Relay:
     _events: FilteringBoundLogger = field(factory=lambda: log.logger("relay"), init=False)
 
     def route(self, raw_path: bytes) -> Route | None:
-        """Where the path leads; None where it is not a provider's."""
+        """The route of a path; None if it is not a provider's."""
         return self.providers.route(raw_path)
 
     async def __call__(
@@ -98,12 +98,12 @@ class Relay:
             if not inbound.admitted:
                 self._report_refusal(inbound, error)
             elif isinstance(error, Overloaded):
-                # It was refused all the same, and operators look for that among the refusals.
+                # It was refused after its admission; operators look for that among the refusals.
                 self.metrics.refusal(error.code)
             with suppress(OSError), trio.move_on_after(REFUSAL_PATIENCE):
                 await _answer(inbound, error, send)
         except ClientDisconnected:
-            # It left before there was anything to write down.
+            # Nothing was admitted, so there is nothing to record.
             return
         finally:
             inbound.release()
@@ -111,11 +111,11 @@ class Relay:
                 self.running -= 1
 
     async def _handle(self, inbound: Inbound, send: Send) -> None:
-        """Decide what can be decided at once, then run the request until the client leaves.
+        """Judge what needs no database, then run the request until it ends or the client disconnects.
 
-        Where the server tells of that by itself and no body is left to read, nothing else is needed; else a task beside
-        the request reads on from the client. Both watch over an upload: what is read ahead is bounded, so the task sees
-        nothing while the provider takes nothing.
+        If the server reports disconnects by itself and the body is complete, nothing else is needed; else a second task
+        reads from the client. An upload is watched by both: the task reads a bounded number of bytes ahead, so it sees
+        nothing while the provider accepts nothing.
         """
         inbound.check_size()
         digest = admission.digest(inbound)
@@ -127,11 +127,11 @@ class Relay:
                 try:
                     found = await self._read(inbound)
                 except BadRequest as error:
-                    # Whether that matters depends on the project's provider.
+                    # Whether it matters depends on the project's provider.
                     found = error
         else:
-            # A body is worth waiting for only if the token is good, and only then the request may take a slot.
-            head = admission.application(inbound, digest, self.providers, {}, path)
+            # Wait for a body only if the token is valid; only then the request may take a slot.
+            head = admission.admission_request(inbound, digest, self.providers, {}, path)
             token, provider = await self.ledger.check(head)
             try:
                 self._take_slot(inbound)
@@ -142,18 +142,18 @@ class Relay:
             except ProxyError as error:
                 error.about(token.id, token.project_id, provider)
                 raise
-        application = admission.application(inbound, digest, self.providers, found, path)
+        request = admission.admission_request(inbound, digest, self.providers, found, path)
         if inbound.notify is not None:
             inbound.notify(inbound.leave)
             if inbound.ended:
-                await self._serve(application, inbound, send)
+                await self._serve(request, inbound, send)
                 return
         refusal: ProxyError | None = None
         async with trio.open_nursery() as nursery:
             inbound.scope = nursery.cancel_scope
             nursery.start_soon(inbound.watch)
             try:
-                await self._serve(application, inbound, send)
+                await self._serve(request, inbound, send)
             except ProxyError as error:
                 refusal = error
             inbound.scope = None
@@ -162,7 +162,7 @@ class Relay:
             raise refusal
 
     async def _read(self, inbound: Inbound) -> Parameters:
-        """Wait for the whole body, and read its parameters as it arrives; raises `BadRequest` if they are ambiguous."""
+        """Read the whole body, and its parameters as it arrives; raises `BadRequest` if they are ambiguous."""
         reader = parameters.reader(inbound.headers, inbound.route.path)
 
         async def see(piece: bytes) -> None:
@@ -177,22 +177,22 @@ class Relay:
         return found
 
     def _take_slot(self, inbound: Inbound) -> None:
-        """Count the request as running; raises `Overloaded` if there are enough of them."""
+        """Count the request as running; raises `Overloaded` if `max_concurrent` are running."""
         if not inbound.has_slot:
             if self.running >= self.max_concurrent:
                 raise Overloaded
             self.running += 1
             inbound.has_slot = True
 
-    async def _serve(self, application: AdmissionRequest, inbound: Inbound, send: Send) -> None:
+    async def _serve(self, request: AdmissionRequest, inbound: Inbound, send: Send) -> None:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
-        grant = await self.ledger.admit(application)
+        grant = await self.ledger.admit(request)
         inbound.admitted = True
         exchange = Exchange(inbound, send)
         name = grant.reservation.provider
         self.metrics.upstream_started(name)
         try:
-            # Until here nobody knew the token of a request that came in one piece. Beyond the bound it is void.
+            # The token of a request that came in one piece was not known before. Beyond the bound it is void.
             self._take_slot(inbound)
             api_key = self.keyring.open(grant.sealed_key, grant.reservation.project_id)
             await exchange.run(self.providers.by_name[name], self.upstreams[name], api_key)
@@ -200,7 +200,7 @@ class Relay:
             exchange.refused_with(error)
             raise
         except Exception as error:
-            # A fault of ours. The client gets a plain 500, the log gets the story, the books get a row.
+            # A bug. The client gets a plain 500, the log the exception, the ledger a row.
             self._events.exception("a request failed inside the proxy", request_id=inbound.id)
             if not exchange.started:
                 failure = ProxyError()
@@ -258,7 +258,7 @@ class Relay:
 
 
 async def _answer(inbound: Inbound, error: ProxyError, send: Send) -> None:
-    """Answer in the provider's own words."""
+    """Answer in the provider's error shape."""
     status, headers, body = faults.fault(error, inbound.shape, inbound.id)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

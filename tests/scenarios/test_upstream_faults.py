@@ -35,8 +35,8 @@ PATIENCE = 0.75
 ROOM = 32 * 1024 * 1024
 
 UNREACHABLE, SILENT = "upstream_unreachable", "upstream_timeout"
-BROKE_OFF = "The provider broke off before it had answered."
-NOT_HTTP = "The provider's answer is not valid HTTP, and was not passed on."
+BROKE_OFF = "The provider closed the connection before it had answered."
+NOT_HTTP = "The provider's answer is not valid HTTP and was not relayed."
 TOO_LATE = "The provider did not answer in time."
 
 #: Faults that show before a response has begun: status, code, and what the client is told.
