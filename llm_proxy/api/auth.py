@@ -57,7 +57,7 @@ class Guard:
 
 
 def _bearer(authorization: Sequence[str]) -> str | None:
-    """Read the token of the one `Authorization` header; None where there is none, or several."""
+    """Read the token; None unless there is exactly one header and it has the scheme."""
     if len(authorization) != 1:
         return None
     scheme, _, token = authorization[0].strip().partition(" ")

@@ -16,7 +16,8 @@ from typing import Annotated, Any, Final, TypeVar
 from msgspec import UNSET, Meta, Struct, defstruct
 
 from db.queries.rows import Position
-from llm_proxy.api.schema import Query, doc, kind, read_id
+from llm_proxy.api.schema import Query, doc, of, read_id
+from llm_proxy.config.kinds import Kind
 
 DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 500
@@ -37,7 +38,7 @@ def _cursor(read: Callable[[str], Any]) -> Meta:
             raise ValueError from None
         return read(text)
 
-    return kind("the next_cursor of a page of this list", decode, {"type": "string"})
+    return of(Kind("cursor", "the next_cursor of a page of this list", decode), {"type": "string"})
 
 
 def _read_position(text: str) -> Position:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Final, TypeVar, cast, get_type_hints
@@ -18,6 +18,7 @@ from attrs import frozen
 from msgspec import Meta, Struct, inspect, structs
 
 from llm_proxy.config import kinds
+from llm_proxy.config.kinds import Kind
 from llm_proxy.errors import InvalidBody, InvalidQuery
 from llm_proxy.logging.redaction import Redactor
 
@@ -35,16 +36,7 @@ class Body(Struct, kw_only=True, forbid_unknown_fields=True):
 
     @classmethod
     def check(cls, given: Iterable[str], values: Mapping[str, Any], now: datetime) -> Iterable[str]:
-        """Find what no single field shows.
-
-        Args:
-            given: names of the fields in the body.
-            values: those that are correct.
-            now: time of the request.
-
-        Returns:
-            A clause for each mistake.
-        """
+        """Find mistakes that no single field shows, from all names and the correct values: a clause each."""
         del given, values, now
         return ()
 
@@ -62,40 +54,25 @@ def doc(text: str, *, null: str = "") -> Meta:
     return Meta(description=text, extra={"null": null})
 
 
-def kind(allowed: str, parse: Callable[[Any], Any], schema: dict[str, Any] | None = None, **limits: Any) -> Meta:
-    """Restrict a type.
-
-    Args:
-        allowed: completes "it must be …".
-        parse: makes the value of what msgspec has converted; raises ValueError or OverflowError if it is not allowed.
-        schema: members for JSON Schema.
-        limits: constraints that msgspec checks and describes.
-    """
-    return Meta(extra={"allowed": allowed, "parse": parse}, extra_json_schema=schema, **limits)
+def of(kind: Kind[Any], schema: dict[str, Any] | None = None, **limits: Any) -> Meta:
+    """Restrict a type to a kind of value; `schema` describes it for JSON Schema, and msgspec checks `limits`."""
+    return Meta(extra={"kind": kind}, extra_json_schema=schema, **limits)
 
 
 def text(shortest: int, longest: int) -> Meta:
-    """Text for people, on one line."""
-    line = kinds.line_of_text(shortest, longest)
-    return kind(line.allowed, line.parse, min_length=shortest, max_length=longest)
+    """Text for people, in any script, on one line."""
+    return of(kinds.line_of_text(shortest, longest), min_length=shortest, max_length=longest)
 
 
 def printable(longest: int) -> Meta:
-    """Text that can be sent in a header."""
-    header = kinds.header_text(longest)
-    return kind(header.allowed, header.parse, {"pattern": "^[!-~]+$"}, min_length=1, max_length=longest)
+    """Text that a header can contain."""
+    return of(kinds.header_text(longest), {"pattern": "^[!-~]+$"}, min_length=1, max_length=longest)
 
 
-def one_of(words: Iterable[str]) -> Meta:
-    """One of a few words."""
-    options = list(words)
-
-    def check(value: str) -> str:
-        if value not in options:
-            raise ValueError
-        return value
-
-    return kind(f"one of {', '.join(options)}", check, {"enum": options})
+def one_of(options: Iterable[str]) -> Meta:
+    """One of a few words, in exactly this spelling."""
+    known = {option: option for option in options}
+    return of(Kind("choice", f"one of {', '.join(known)}", known.__getitem__), {"enum": list(known)})
 
 
 def read_id(value: str) -> str:
@@ -105,16 +82,20 @@ def read_id(value: str) -> str:
     return value.lower()
 
 
-Id = Annotated[str, kind("a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", read_id, {"format": "uuid"})]
-
-Timestamp = Annotated[
-    datetime,
-    kind("a time with its offset from UTC, such as 2030-01-31T12:00:00Z", lambda at: at.astimezone(UTC), tz=True),
-]
+def _to_utc(at: Any) -> Any:
+    return at.astimezone(UTC)
 
 
 def _same(value: Any) -> Any:
     return value
+
+
+_UUID: Final = Kind("UUID", "a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", read_id)
+_TIMESTAMP: Final = Kind("timestamp", "a time with its offset from UTC, such as 2030-01-31T12:00:00Z", _to_utc)
+_BOOLEAN: Final = Kind("boolean", "true or false", _same)
+
+Id = Annotated[str, of(_UUID, {"format": "uuid"})]
+Timestamp = Annotated[datetime, of(_TIMESTAMP, tz=True)]
 
 
 @frozen
@@ -123,17 +104,15 @@ class Field:
 
     name: str
     type: Any
-    info: inspect.Type
+    kind: Kind[Any]
     required: bool
-    allowed: str
-    nullable: bool
-    parse: Callable[[Any], Any]
+    null: str | None
 
     @classmethod
     def of(cls, name: str, hint: Any, *, required: bool = True) -> Field:
-        """Take what is allowed, and how to parse it, from a type."""
+        """Find out from its type what is allowed."""
         extra: dict[str, Any] = {}
-        info, null = inspect.type_info(hint), ""
+        info, null = inspect.type_info(hint), None
         while isinstance(info, inspect.Metadata | inspect.UnionType):
             if isinstance(info, inspect.Metadata):
                 extra |= info.extra or {}
@@ -142,25 +121,25 @@ class Field:
                 null = f" or null ({extra['null']})" if extra.get("null") else " or null"
                 (info,) = [found for found in info.types if not isinstance(found, inspect.NoneType)]
         if isinstance(info, inspect.IntType):
-            extra["allowed"] = f"a whole number from {info.ge} to {info.le}"
+            extra["kind"] = Kind("integer", f"a whole number from {info.ge} to {info.le}", _same)
         elif isinstance(info, inspect.BoolType):
-            extra["allowed"] = "true or false"
-        return cls(name, hint, info, required, extra["allowed"] + null, bool(null), extra.get("parse", _same))
+            extra["kind"] = _BOOLEAN
+        return cls(name, hint, extra["kind"], required, null)
 
     def read(self, value: object) -> Any:
         """Convert a value; raises ValueError with a clause that names the field."""
-        if value is None and self.nullable:
+        if value is None and self.null is not None:
             return None
         try:
-            return self.parse(msgspec.convert(value, self.type))
-        except (ValueError, OverflowError, msgspec.MsgspecError):
-            raise ValueError(f"'{self.name}' must be {self.allowed}") from None
+            return self.kind.parse(msgspec.convert(value, self.type))
+        except (ValueError, LookupError, OverflowError, msgspec.MsgspecError):
+            raise ValueError(f"'{self.name}' must be {self.kind.allowed}{self.null or ''}") from None
 
     def from_query(self, text: str) -> object:
         """Turn a parameter into what JSON would contain, or leave it as it is."""
-        if isinstance(self.info, inspect.IntType) and re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII):
+        if self.kind.name == "integer" and re.fullmatch(r"-?[0-9]{1,18}", text, re.ASCII):
             return int(text)
-        if isinstance(self.info, inspect.BoolType):
+        if self.kind is _BOOLEAN:
             return {"true": True, "false": False}.get(text.lower(), text)
         return text
 

@@ -187,7 +187,7 @@ async def _work(
 
     def leave() -> None:
         termination.obeyed = True
-        app.leave()
+        app.report_draining()
 
     def reload() -> bool:
         if not in_terminal:
@@ -202,7 +202,7 @@ async def _work(
                 config,
                 delay=settings.shutdown_delay,
                 on_stop=leave,
-                on_drain=app.leave,
+                on_drain=app.report_draining,
                 on_reload=reload,
             )
             addresses = await nursery.start(serving)

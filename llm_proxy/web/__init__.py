@@ -1,3 +1,3 @@
-"""The application: the data plane and the control plane behind one ASGI interface."""
+"""The ASGI application: gateway and management API behind one interface; CORS and forwarded addresses for both."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The ASGI application: data plane and control plane under one roof, alive for as long as its services are open.
+"""The ASGI application of one worker: routes a provider's paths to the gateway, and its own to the management API.
 
 Any ASGI server that runs on trio can serve it: our own, or `hypercorn -k trio 'llm_proxy.web.app:create_app()'`.
 """
@@ -11,16 +11,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 from quart_trio import QuartTrio
-from quart_trio.asgi import TrioASGILifespan
+from quart_trio.asgi import TrioASGIHTTPConnection, TrioASGILifespan
 
 from llm_proxy.api import register
+from llm_proxy.api.operations import BODY_LIMIT
 from llm_proxy.config import Settings
 from llm_proxy.config.checks import reserved
 from llm_proxy.gateway.http import paths
+from llm_proxy.gateway.providers.provider import Route
 from llm_proxy.logging import log
 from llm_proxy.metrics import Slate
 from llm_proxy.services import open_services
-from llm_proxy.web.asgi import RequestConnection
 from llm_proxy.web.cors import CrossOrigin
 from llm_proxy.web.forwarded import TrustedProxies
 
@@ -30,17 +31,17 @@ if TYPE_CHECKING:
     from llm_proxy.logging.log import Log
     from llm_proxy.services import Services
 
-#: Largest body of a request to the control plane, in bytes.
-MANAGE_BODY_LIMIT = 1024 * 1024
-#: Seconds in which the body of a request to the control plane must be complete.
-MANAGE_BODY_TIMEOUT = 30
+    Send = Callable[[Any], Awaitable[None]]
+
+#: Seconds in which the body of a request to the management API must be complete.
+BODY_TIMEOUT = 30
 
 
 class ServicesLifespan(TrioASGILifespan):
     """Opens the services at the server's startup and closes them at its shutdown, in one task."""
 
-    async def __call__(self, receive: Callable[[], Awaitable[Any]], send: Callable[[Any], Awaitable[None]]) -> None:
-        """Follow the ASGI lifespan protocol; a start that fails is told to the server in words."""
+    async def __call__(self, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
+        """Follow the ASGI lifespan protocol."""
         app = cast("LLMProxy", self.app)
         await receive()
         started = False
@@ -50,9 +51,10 @@ class ServicesLifespan(TrioASGILifespan):
                 trio.open_nursery() as nursery,
             ):
                 app.nursery = nursery
-                app.assemble(services)
+                app.services = services
+                register(app, services)
                 await app.startup()
-                _relieve_the_collector()
+                _tune_garbage_collector()
                 await send({"type": "lifespan.startup.complete"})
                 started = True
                 await receive()
@@ -62,7 +64,7 @@ class ServicesLifespan(TrioASGILifespan):
             if started:
                 raise
             app.failure = error
-            await send({"type": "lifespan.startup.failed", "message": _words(error)})
+            await send({"type": "lifespan.startup.failed", "message": _one_line(error)})
             return
         await send({"type": "lifespan.shutdown.complete"})
 
@@ -71,56 +73,65 @@ class LLMProxy(QuartTrio):
     """The application of one worker process.
 
     Attributes:
-        settings: what it is configured with.
-        request_log: where the line of each request goes.
-        slate: where its figures stand.
-        services: what its routes work with, from startup on.
-        cross_origin: which web pages may call it; None for none.
-        trusted_proxies: who is believed about whose request it is; None for nobody.
-        failure: what kept it from starting: ASGI passes on words only, and exit codes need more.
+        settings, request_log, slate: what it was made with.
+        services: from startup on.
+        failure: why it did not start. ASGI passes on a message only; the exit code needs the error.
     """
 
-    asgi_http_class = RequestConnection  # type: ignore[assignment]  # ours takes plain scopes
     asgi_lifespan_class = ServicesLifespan
     services: Services
 
     def __init__(self, settings: Settings, request_log: Log, slate: Slate) -> None:
-        """Nothing is opened yet."""
+        """Configure the framework; startup opens the services."""
         super().__init__("llm_proxy", static_folder=None)
         self.settings = settings
         self.request_log = request_log
         self.slate = slate
         self.failure: Exception | None = None
         origins, networks = settings.cors_allowed_origins, settings.trusted_proxies
-        self.cross_origin = CrossOrigin(origins) if origins else None
-        self.trusted_proxies = TrustedProxies(networks) if networks else None
+        self._cross_origin = CrossOrigin(origins) if origins else None
+        self._trusted_proxies = TrustedProxies(networks) if networks else None
         self._own = frozenset(name.encode("ascii") for name in reserved(settings) - {"v1"})
-        # Streams may last for as long as they like; the server has deadlines of its own for a client that stalls.
+        # Streams have no time limit; the server has its own timeouts for a client that stalls.
         self.config["RESPONSE_TIMEOUT"] = None
-        self.config["BODY_TIMEOUT"] = MANAGE_BODY_TIMEOUT
-        self.config["MAX_CONTENT_LENGTH"] = MANAGE_BODY_LIMIT
+        self.config["BODY_TIMEOUT"] = BODY_TIMEOUT
+        self.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve an ASGI scope. Requests go the shortest way to `asgi`, which hands Quart those that it is to answer."""
-        if scope["type"] == "http":
-            await RequestConnection(self, scope)(receive, send)
-        else:
+        """Serve an ASGI scope."""
+        if scope["type"] != "http":
             await super().__call__(scope, receive, send)
+            return
+        if self._trusted_proxies is not None and scope.get("client"):
+            peer, port = scope["client"]
+            client = self._trusted_proxies.client(peer, scope["headers"])
+            scope["client"] = (client, port if client == peer else 0)
+        if self._cross_origin is not None:
+            headers = self._cross_origin.preflight(scope["method"], scope["headers"])
+            if headers is not None:
+                await send({"type": "http.response.start", "status": 204, "headers": headers})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
+            send = _with_cors(self._cross_origin, self._cross_origin.origin(scope["headers"]), send)
+        relay = self.services.relay
+        raw_path = scope["raw_path"]
+        route = relay.route(raw_path)
+        if route is not None:
+            await relay(route, scope, receive, send)
+        elif self._is_own(raw_path):
+            await TrioASGIHTTPConnection(self, scope)(receive, send)
+        else:
+            await relay(Route(None, raw_path, "openai"), scope, receive, send, relay.providers.unknown(raw_path))
 
-    def is_own(self, raw_path: bytes) -> bool:
-        """Whether a path is one of the control plane's, and means the same to everybody: it has no escape at all.
+    def _is_own(self, raw_path: bytes) -> bool:
+        """Whether the management API answers a path, which then must not contain an escape.
 
-        Quart matches the decoded path, and a reverse proxy in front may have matched the one that was sent.
+        Quart matches the decoded path, and a reverse proxy in front may have matched the path as it was sent.
         """
         return raw_path[1:].partition(b"/")[0] in self._own and b"%" not in raw_path and paths.is_clear(raw_path)
 
-    def assemble(self, services: Services) -> None:
-        """Put up the control plane's routes on open services."""
-        self.services = services
-        register(self, services)
-
-    def leave(self) -> None:
-        """Report not ready and serve as ever, so that load balancers send their requests elsewhere."""
+    def report_draining(self) -> None:
+        """Report not ready and continue to serve, so that load balancers send new requests to other servers."""
         self.services.leave()
 
 
@@ -128,11 +139,11 @@ def create_app(settings: Settings | None = None, slate: Slate | None = None) -> 
     """Make the application.
 
     Args:
-        settings: the process's environment and `.env` file where None.
-        slate: where the figures of this worker stand, if it is one of several.
+        settings: default: from the process's environment and `.env` file.
+        slate: memory for the metrics, shared with other workers.
 
     Raises:
-        llm_proxy.config.SettingsError: what is wrong with the settings, all of it.
+        llm_proxy.config.SettingsError: every mistake in the settings.
     """
     if settings is None:
         settings = Settings.load(os.environ, {}, None, serving=True)
@@ -145,19 +156,29 @@ def create_app(settings: Settings | None = None, slate: Slate | None = None) -> 
     return LLMProxy(settings, request_log, slate or Slate())
 
 
-def _relieve_the_collector() -> None:
-    """Keep the garbage collector from walking over the program itself again and again.
+def _with_cors(cross_origin: CrossOrigin, origin: bytes | None, send: Send) -> Send:
+    """Wrap `send` so that the response has the headers for the browser."""
 
-    What is there at the end of the start stays as long as the process does. Requests free what they use by reference
-    counting; the cycles that exceptions leave are few, and can wait for a larger round.
+    async def send_with_cors(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": cross_origin.mark(message["headers"], origin)}
+        await send(message)
+
+    return send_with_cors
+
+
+def _tune_garbage_collector() -> None:
+    """Keep the garbage collector from scanning the program itself again and again.
+
+    What exists after startup stays until the process ends. Requests free their memory by reference counting; cycles
+    come from exceptions only, are few, and can wait for a larger round.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
 
 
-def _words(error: BaseException) -> str:
-    """One line about a failed start."""
+def _one_line(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error) or type(error).__name__

@@ -1,7 +1,7 @@
-"""Whose request it is that a reverse proxy passes on: `X-Forwarded-For`, believed as far as it can be, without I/O.
+"""The client's address from `X-Forwarded-For`, without I/O.
 
-Every proxy on the way adds to the right the address that it was called from, and anybody can have written what stands
-further left. So it is read from the right, for as long as the proxy that wrote an address is itself a trusted one.
+Every proxy adds the address of its peer at the right end, and a client can send any value before it. So the header is
+read from the right, as long as the proxy that wrote an address is trusted.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from typing import Final, NamedTuple
 
-#: An address with the port that some proxies write after it.
+#: An address, with the port that some proxies add.
 _WITH_PORT: Final = re.compile(r"(?:\[(?P<v6>[^\]]*)\]|(?P<v4>[0-9.]+))(?::[0-9]{1,5})?")
-#: Characters of the longest address, with room for the name of an interface.
-_LONGEST: Final = 80
+#: Maximum length of an address with the name of an interface.
+_MAX_LENGTH: Final = 80
 
 
 class _Hop(NamedTuple):
-    """One station of a request."""
+    """One address on the way of a request."""
 
     address: str
     trusted: bool
 
 
 class TrustedProxies:
-    """Believes the proxies of some networks."""
+    """Believes the header of the proxies in some networks."""
 
     def __init__(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
-        """Take the networks that the proxies are in."""
+        """Take the networks of the proxies."""
         self._networks = tuple(networks)
-        # The same few proxies and clients come again and again.
+        # Most requests come from the same few addresses.
         self._hop = lru_cache(maxsize=4096)(self._read)
 
     def client(self, peer: str, headers: Sequence[tuple[bytes, bytes]]) -> str:
         """The address of a request's client.
 
         Args:
-            peer: the address that the connection comes from.
+            peer: the address of the connection.
             headers: of the request; names in lower case.
         """
         hop = self._hop(peer)
@@ -49,16 +49,16 @@ class TrustedProxies:
             word = text.strip()
             if not word:
                 continue
-            further = self._hop(word) if len(word) <= _LONGEST else None
+            further = self._hop(word) if len(word) <= _MAX_LENGTH else None
             if further is None:
-                break  # no address, such as `unknown`: the proxy that wrote it is the last that is known
+                break  # not an address, such as `unknown`: the proxy that wrote it is the last known one
             hop = further
             if not hop.trusted:
                 break
         return hop.address
 
     def _read(self, text: str) -> _Hop | None:
-        """Read an address; one of IPv4 that is written as IPv6 (RFC 4291 section 2.5.5.2) is the IPv4 address."""
+        """Read an address; an IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) is read as IPv4."""
         match = _WITH_PORT.fullmatch(text)
         try:
             found = ip_address(text if match is None else match["v6"] or match["v4"])

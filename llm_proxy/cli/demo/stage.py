@@ -60,7 +60,7 @@ async def open_stage(folder: Path, address: ListenAddress) -> AsyncIterator[Stag
         )
         app = create_app(settings)
         config = serve_config(settings, bind_listeners(settings))
-        serving = partial(serve, app, config, stop=ending, on_drain=app.leave)
+        serving = partial(serve, app, config, stop=ending, on_drain=app.report_draining)
         stopped = trio.Event()
 
         async def run(task_status: trio.TaskStatus[object]) -> None:
