@@ -1,23 +1,14 @@
-"""Parser of HTTP/1 responses (RFC 9112 section 6), sans-I/O: the result does not depend on how the bytes are cut.
-
-Most responses have a Content-Length and arrive in one piece: a few searches in the head are enough for them. llhttp
-parses the chunked ones.
-"""
+"""Parser of HTTP/1 responses, sans-I/O: llhttp, and the rules of RFC 9112 section 6 that it leaves to its user."""
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any, Final
+from typing import Final
 
 import httptools
 
 #: Bytes of an error body that are kept, for its code and message.
 _KEPT: Final = 65_536
 _MAX_HEAD: Final = 1_048_576
-_HEAD_END: Final = b"\r\n\r\n"
-_LENGTH: Final = b"\r\ncontent-length:"
-_AFTER_END: Final = "bytes after the end of the response"
-_NO_BODY: Final = frozenset({204, 304})
 
 
 class BadAnswer(Exception):
@@ -51,129 +42,76 @@ class Answer:
     size = 0
     received = 0
     body = b""
-    _buffer = b""
-    _missing: int | None = 0
-    _parser: Any = None
+    _has_length = False
+    _chunked = False
 
     def __init__(self, *, bodiless: bool = False) -> None:
         """Parse the response to one request; `bodiless` if its method was HEAD."""
         self._bodiless = bodiless
+        self._parser = httptools.HttpResponseParser(self)
 
     def feed(self, data: bytes) -> None:
         """Parse bytes. Raises BadAnswer."""
         self.size += len(data)
-        if self._parser is not None:
-            self._parse(data)
-        elif self.status:
-            self._take(data)
-        else:
-            self._read_head(data)
-
-    def end(self) -> None:
-        """The connection was closed. Raises Truncated unless that is the end of the response."""
-        if self._missing is None:
-            self.complete = True
-        if not self.complete:
-            raise Truncated("closed before the response was complete")
-
-    def _read_head(self, data: bytes) -> None:
-        seen = len(self._buffer)
-        if seen:
-            data = self._buffer + data
-        end = data.find(_HEAD_END, max(0, seen - 3))
-        while end >= 0:
-            head = data[:end].lower()
-            status = _status(head[:13])
-            if status >= 200:
-                self.status = status
-                self.keeps = head.startswith(b"http/1.1") and b"\r\nconnection: close" not in head
-                self._begin_body(head, data, end + 4)
-                return
-            if status == 101:
-                raise BadAnswer("the server changed protocols")
-            # The final response follows an interim one.
-            data = data[end + 4 :]
-            end = data.find(_HEAD_END)
-        if len(data) > _MAX_HEAD:
-            raise BadAnswer("the head is too long")
-        self._buffer = data
-
-    def _begin_body(self, head: bytes, data: bytes, start: int) -> None:
-        if self._bodiless or self.status in _NO_BODY:
-            self._take(data[start:])
-        elif b"\r\ntransfer-encoding:" in head:
-            self.stream = True
-            self._parser = httptools.HttpResponseParser(self)
-            self._parse(data)
-        elif (mark := head.find(_LENGTH)) >= 0:
-            self._missing = _length(head[mark + len(_LENGTH) :].partition(b"\r")[0])
-            self._take(data[start:])
-        else:
-            self.stream = True
-            self.keeps = False
-            self._missing = None
-            self._take(data[start:])
-
-    def _take(self, data: bytes) -> None:
-        """Parse bytes of a body that has a length, or ends with the connection."""
-        self.received += len(data)
-        if self.status >= 400:
-            self._keep(data)
-        if self._missing is None:
-            self.pieces += bool(data)
-            return
-        self._missing -= len(data)
-        if self._missing < 0:
-            raise BadAnswer(_AFTER_END)
-        self.complete = not self._missing
-
-    def _keep(self, data: bytes) -> None:
-        self.body = (self.body + data)[:_KEPT]
-
-    def _parse(self, data: bytes) -> None:
-        if self.complete:
-            raise BadAnswer(_AFTER_END)
+        if self.complete and data:
+            raise BadAnswer("bytes after the end of the response")
+        received = self.received
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             raise BadAnswer(str(error)) from None
+        if not self.status and self.size > _MAX_HEAD:
+            raise BadAnswer("the head is too long")
+        if self.stream and not self._chunked:
+            self.pieces += self.received > received
+
+    def end(self) -> None:
+        """The connection was closed. Raises Truncated unless that is the end of the response."""
+        if self.stream and not self._chunked:
+            self.complete = True
+        if not self.complete:
+            raise Truncated("closed before the response was complete")
 
     # Called by llhttp.
 
     def on_message_begin(self) -> None:
         """Refuse a second response to one request."""
         if self.complete:
-            raise BadAnswer(_AFTER_END)
+            raise BadAnswer("bytes after the end of the response")
+
+    def on_header(self, name: bytes, _value: bytes) -> None:
+        """Note how the end of the body is announced."""
+        name = name.lower()
+        if name == b"content-length":
+            self._has_length = True
+        elif name == b"transfer-encoding":
+            self._chunked = True
+
+    def on_headers_complete(self) -> None:
+        """Read the status; an interim response is followed by the final one."""
+        status = self._parser.get_status_code()
+        if status == 101 or self._parser.get_http_version() not in {"1.1", "1.0"}:
+            raise BadAnswer("not a response of HTTP/1")
+        if status >= 200:
+            self.status = status
+            self.keeps = self._parser.should_keep_alive()
+            self.complete = self._bodiless = self._bodiless or status in {204, 304}
+            self.stream = not self._has_length and not self._bodiless
 
     def on_body(self, data: bytes) -> None:
-        """Count the payload of a chunk, or a part of it."""
+        """Count bytes of the body."""
+        if self.complete:
+            raise BadAnswer("a body that must not be there")
         self.received += len(data)
         if self.status >= 400:
-            self._keep(data)
+            self.body = (self.body + data)[:_KEPT]
 
     def on_chunk_complete(self) -> None:
-        """Count a chunk."""
+        """Count a chunk. The last one is not a piece."""
         self.pieces += 1
 
     def on_message_complete(self) -> None:
-        """Mark the end. The last chunk is not a piece."""
-        self.complete = True
-        self.pieces -= 1
-
-
-@lru_cache(maxsize=1024)
-def _status(line: bytes) -> int:
-    """The status in the first bytes of a head, in lower case. A server uses few different ones."""
-    if not line.startswith((b"http/1.1 ", b"http/1.0 ")) or line[12:] not in (b" ", b"\r", b""):
-        raise BadAnswer("the response is not HTTP/1")
-    return _number(line[9:12])
-
-
-def _length(text: bytes) -> int:
-    return _number(text.strip(b" \t"))
-
-
-def _number(text: bytes) -> int:
-    if not text.isdigit():
-        raise BadAnswer("invalid number in the head")
-    return int(text)
+        """Mark the end of the final response."""
+        if self.status:
+            self.complete = True
+            self.pieces -= self._chunked
