@@ -3,5 +3,5 @@
 - `client_socket`: a connection to a server, plain or TLS
 - `disconnect`: notices that a peer has closed its side of a connection
 - `timeouts`: timeouts that cost almost nothing
-- `tls`: TLS contexts of clients
+- `tls`: TLS contexts of clients, and TLS inside of TLS
 """

@@ -39,7 +39,7 @@ class ClientSocket:
         self.fileno = connected.fileno
         self.is_tls = isinstance(connected, ssl.SSLSocket | TlsInTls)
         self._poll = select.poll()
-        self._poll.register(connected, select.POLLIN | select.POLLRDHUP)
+        self._poll.register(connected, select.POLLIN)
 
     @property
     def peer(self) -> str:
