@@ -25,7 +25,8 @@ from llm_proxy.health import capacity
 from llm_proxy.health.database_collector import Survey
 from llm_proxy.health.probe import Probe
 from llm_proxy.identifiers import new_id
-from llm_proxy.ledger import Adopter, Grace, Ledger, SpoolError, SpoolFile, Terms
+from llm_proxy.ledger import Ledger
+from llm_proxy.ledger.outage import OutageMode, open_outage_mode, replay_orphans
 from llm_proxy.ledger.prune import Pruner
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.logging import log
@@ -97,7 +98,7 @@ class Services:
     database: Database
     keyring: KeyRing
     ledger: Ledger
-    grace: Grace | None
+    outage: OutageMode | None
     providers: Providers
     relay: Relay
     metrics: Metrics
@@ -108,7 +109,7 @@ class Services:
     @property
     def carries_on(self) -> bool:
         """Whether requests are served although the database is away."""
-        return self.grace is not None and self.grace.carries
+        return self.outage is not None and self.outage.admits_offline
 
     def leave(self) -> None:
         """Report not ready from now on, and serve as ever."""
@@ -119,7 +120,7 @@ class Services:
         reasons = []
         if self.leaving:
             reasons.append("draining")
-        if not self.ledger.alive or (self.grace is not None and self.grace.refuses):
+        if not self.ledger.alive or (self.outage is not None and self.outage.refuses_all):
             reasons.append("writer")
         if self.carries_on:
             # It is known to be away, and who asks may not be as patient as a connection.
@@ -176,33 +177,6 @@ def _pruner(settings: Settings, database: Database, worker: Worker, metrics: Met
     return pruner
 
 
-def spool_folder(settings: Settings) -> Path:
-    """Where the spools of outages are."""
-    if settings.db_outage_spool is not None:
-        return settings.db_outage_spool
-    in_memory = str(settings.database_path) == ":memory:"
-    return Path("data") if in_memory else settings.database_path.parent
-
-
-def _open_grace(settings: Settings, ledger: Ledger, database: Database, worker: Worker) -> Grace:
-    """What goes on in an outage; raises `SettingsError` where there can be no spool."""
-    try:
-        file = SpoolFile.create(spool_folder(settings), worker.id)
-    except SpoolError as error:
-        remedy = f"{error}; set DB_OUTAGE_SPOOL to a folder that this user can write to"
-        raise SettingsError([Mistake("DB_OUTAGE_POLICY=grace", remedy)]) from None
-    terms = Terms(settings.db_outage_grace_window, settings.db_outage_grace_requests, settings.db_outage_grace_duration)
-    return Grace(ledger, database, worker, file, terms, review=settings.ledger_heartbeat)
-
-
-async def _adopt_once(settings: Settings, database: Database, worker: Worker) -> None:
-    """Bring into the books what a server with `grace` may have left here, although this one has no use for it."""
-    try:
-        await Adopter(spool_folder(settings), database, worker.id).look()
-    except (DatabaseError, OSError) as error:
-        log.logger("services").error("a spool was left for the next start", reason=str(error))
-
-
 def _prepare(settings: Settings, database: Database, keyring: KeyRing, warn: Callable[[str], None]) -> None:
     """Bring the database to where this worker can serve from it, and say what its operator should know. Blocks."""
     newer = migrate.prepare(database, warn)
@@ -215,24 +189,24 @@ def _prepare(settings: Settings, database: Database, keyring: KeyRing, warn: Cal
             warn(complaint)
 
 
-async def _drain(ledger: Ledger, grace: Grace | None) -> None:
+async def _drain(ledger: Ledger, outage: OutageMode | None) -> None:
     """Write what is not written yet, for as long as that may take; then it is left for the next start."""
     events = log.logger("services")
     with trio.move_on_after(DRAIN_DEADLINE) as drain:
-        if grace is not None:
-            await grace.drain()
+        if outage is not None:
+            await outage.drain()
         try:
             await ledger.drain()
         except DatabaseError as error:
             # Nothing is unsettled by then; the others will find that its heartbeat has stopped.
             events.warning("the database does not know that this worker has ended", why=str(error))
     if drain.cancelled_caught:
-        left = grace is not None and grace.spooled
+        left = outage is not None and outage.spooled
         if ledger.unsettled or not left:
             events.error("the database did not take the last settlements", unsettled=ledger.unsettled)
-        if grace is not None and left:
+        if outage is not None and left:
             with trio.move_on_after(READY_DEADLINE):
-                await grace.leave()
+                await outage.leave()
 
 
 async def _publish(metrics: Metrics) -> None:
@@ -265,12 +239,10 @@ async def open_services(settings: Settings, request_log: Log, slate: Slate) -> A
         ledger = Ledger(
             database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
         )
-        grace = None
-        if settings.db_outage_policy == "grace":
-            grace = _open_grace(settings, ledger, database, worker)
+        outage = await trio.to_thread.run_sync(open_outage_mode, settings, ledger, database, worker)
         pruner = _pruner(settings, database, worker, metrics)
-        metrics.watch(families.GRACE_ADMISSIONS, lambda: 0 if grace is None else grace.admissions)
-        metrics.watch(families.SPOOLED, lambda: 0 if grace is None else grace.spooled)
+        metrics.watch(families.GRACE_ADMISSIONS, lambda: 0 if outage is None else outage.admissions)
+        metrics.watch(families.SPOOLED, lambda: 0 if outage is None else outage.spooled)
         upstreams = _open_upstreams(providers, stack)
         metrics.watch(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
         metrics.watch(
@@ -283,7 +255,7 @@ async def open_services(settings: Settings, request_log: Log, slate: Slate) -> A
         relay = Relay(
             providers=providers,
             upstreams=upstreams,
-            ledger=grace or ledger,
+            ledger=outage or ledger,
             keyring=keyring,
             metrics=metrics,
             request_log=request_log,
@@ -298,14 +270,14 @@ async def open_services(settings: Settings, request_log: Log, slate: Slate) -> A
                 nursery.start_soon(_publish, metrics)
             if pruner is not None:
                 nursery.start_soon(pruner.run)
-            if grace is None:
-                nursery.start_soon(_adopt_once, settings, database, worker)
+            if outage is None:
+                nursery.start_soon(replay_orphans, settings, database, worker)
             else:
-                await nursery.start(grace.run)
+                await nursery.start(outage.run)
             try:
                 probe = Probe(database, nursery, READY_DEADLINE)
-                yield Services(settings, database, keyring, ledger, grace, providers, relay, metrics, survey, probe)
+                yield Services(settings, database, keyring, ledger, outage, providers, relay, metrics, survey, probe)
             finally:
                 with trio.CancelScope(shield=True):
-                    await _drain(ledger, grace)
+                    await _drain(ledger, outage)
                 nursery.cancel_scope.cancel()

@@ -11,18 +11,13 @@ that leaving a request never waits for the database.
 While the database is away, admissions are refused at once, settlements are kept in memory (bounded) and written when it
 is back. Where a commit's fate is unknown, its admissions are refused, and given back if they turn out to exist.
 
-`Grace` may stand in front: it admits for a while without the database, on what it has seen of tokens lately
-(`acquaintance`), writes that to a file first (`spool`, `spool_file`, `spool_lines`), and brings it into the books
-afterwards (`reconciliation`); what a worker could not bring any more, another one does (`adoption`).
+If the outage mode is enabled (`outage`), it is called instead of the ledger, and admits for a while without the
+database.
 """
 
 from __future__ import annotations
 
-from llm_proxy.ledger.outage.adoption import Adopter
-from llm_proxy.ledger.outage.grace import Grace
-from llm_proxy.ledger.outage.spool_file import SpoolError, SpoolFile
-from llm_proxy.ledger.outage.token_cache import Terms
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement
 from llm_proxy.ledger.writer import Ledger
 
-__all__ = ["AdmissionRequest", "Adopter", "Grace", "Grant", "Ledger", "Settlement", "SpoolError", "SpoolFile", "Terms"]
+__all__ = ["AdmissionRequest", "Grant", "Ledger", "Settlement"]

@@ -20,7 +20,6 @@ from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, Toke
 from llm_proxy.ledger.batch import Batch, PendingAdmission
 from llm_proxy.ledger.locked import LockedRequests
 from llm_proxy.ledger.lookup import Lookups
-from llm_proxy.ledger.outage.outage import Outage
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, judge, transact
 from llm_proxy.logging import log
 
@@ -54,6 +53,30 @@ LOCK_RETRY = 0.25
 SWEEP_CHUNK = 200
 
 _log = log.logger("ledger")
+
+
+class OutageLog:
+    """Logs each reason why the database is unavailable once, and the end; not every attempt in between."""
+
+    def __init__(self) -> None:
+        """Start with the database available."""
+        self._since = 0.0
+        self._reasons: set[str] = set()
+
+    def note(self, error: DatabaseError) -> None:
+        """Log why the database did not take a transaction."""
+        if not self._reasons:
+            self._since = trio.current_time()
+        reason = str(error)
+        if reason not in self._reasons:
+            self._reasons.add(reason)
+            _log.error("the database is away", reason=reason)
+
+    def over(self) -> None:
+        """Log that the database took a transaction, if that is news."""
+        if self._reasons:
+            self._reasons.clear()
+            _log.info("the database is back", seconds=round(trio.current_time() - self._since, 3))
 
 
 class Observer(Protocol):
@@ -112,7 +135,7 @@ class Ledger:
         # A stack: the running batch is last, the next one before it.
         self._under_way: list[Batch] = []
         self._away = False
-        self._outage = Outage()
+        self._outage = OutageLog()
         self._running = False
         self._next_beat = -math.inf
 

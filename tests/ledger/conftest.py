@@ -9,7 +9,8 @@ import pytest
 from db.database import Database, opened
 from db.dsn import Target
 from db.options import Options
-from llm_proxy.ledger import backlog, writer
+from llm_proxy.ledger import writer
+from llm_proxy.ledger.outage import spool
 
 
 @pytest.fixture
@@ -23,4 +24,4 @@ def database(migrated_target: Target) -> Iterator[Database]:
 def _impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writer, "RETRY_INTERVAL", 0.02)
     # Disks of test machines may be slow; what a slow one means has a test of its own.
-    monkeypatch.setattr(backlog, "DISK_DEADLINE", 30.0)
+    monkeypatch.setattr(spool, "DISK_DEADLINE", 30.0)

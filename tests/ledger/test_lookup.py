@@ -22,7 +22,7 @@ from llm_proxy.errors import (
 )
 from llm_proxy.ledger import lookup
 from llm_proxy.ledger.lookup import Lookups
-from tests.ledger.graceful import grace_scene
+from tests.ledger.outage.scene import outage_scene
 from tests.ledger.stage import scene
 
 
@@ -130,13 +130,13 @@ async def test_a_check_judges_the_head_and_counts_nothing(tmp_path: Path) -> Non
 
 
 async def test_in_an_outage_a_check_goes_by_what_is_remembered(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path) as stage:
+    async with outage_scene(tmp_path) as stage:
         stage.go_away()
         assert await stage.serve() == 1
         application = stage.stage.apply()
-        token, provider = await stage.grace.check(application)
+        token, provider = await stage.mode.check(application)
         assert (token.id, provider) == (stage.stage.token.id, "openai")
         with pytest.raises(DatabaseUnavailable):
-            await stage.grace.check(replace(application, digest=b"\0" * 32))
+            await stage.mode.check(replace(application, digest=b"\0" * 32))
         await stage.come_back()
-        assert (await stage.grace.check(application))[1] == "openai"
+        assert (await stage.mode.check(application))[1] == "openai"

@@ -1,78 +1,174 @@
-"""The worker's own spool: lines that are on the disk before a byte goes upstream, many at a time.
+"""The worker's spool: requests that the database does not have yet, in memory and in a file on the worker's disk.
 
-Those who want something written meanwhile share the next write and its fsync, in a thread (group commit, as in the
-writer). There is no deadline for a disk that hangs: who waits brings one along.
+What the worker replays is in memory; the file is for the case that the worker dies. A request is in the file before a
+byte of it goes upstream. Requests that wait at the same time share one transaction of the file, and so one fsync (group
+commit). A record in the file is a `Settlement`; its outcome is `unknown` as long as the request is running. It has the
+SHA-256 digest of the token, and no secret, header or body.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
+from typing import TYPE_CHECKING
 
+import msgspec
 import trio
 from attrs import define, field
 
-from llm_proxy.ledger.outage.spool_file import SpoolError, SpoolFile
+from db.errors import CommitUnknown, DatabaseError, Unavailable
+from db.records import UNKNOWN, VOID
+from llm_proxy.ledger.outage.replay import CHUNK, replay
+from llm_proxy.ledger.transaction import Settlement
+from llm_proxy.logging import log
+
+if TYPE_CHECKING:
+    from db.database import Database
+    from db.records import Result
+    from db.spool import SpoolFile
+    from llm_proxy.ledger.outage.token_cache import CachedToken
+    from llm_proxy.ledger.transaction import Grant
+
+#: Seconds that a request waits for the disk before it is refused.
+DISK_DEADLINE = 1.5
+
+_log = log.logger("ledger")
+
+
+@define(eq=False)
+class _Request:
+    """A spooled request; `cached` is the token that it was admitted by, None if the ledger admitted it."""
+
+    settlement: Settlement
+    cached: CachedToken | None = None
+    durable: bool = False
 
 
 @define(eq=False)
 class _Group:
-    """Lines that are written together; `failure` says why they were not."""
+    """Records that are written together. `failure` says why they were not."""
 
-    lines: list[bytes] = field(factory=list)
+    records: list[bytes] = field(factory=list)
     from_empty: bool = False
     done: trio.Event = field(factory=trio.Event)
-    failure: SpoolError | None = None
+    failure: DatabaseError | None = None
 
 
 class Spool:
-    """Appends to one file. `run` does the work."""
+    """The requests, in the order of their admission. `run` writes them to the file.
+
+    Attributes:
+        file: open and empty at first.
+        failure: why a write failed. Nothing is written after it until the file is emptied.
+        replayed: how many requests were written to the database so far.
+    """
 
     def __init__(self, file: SpoolFile) -> None:
-        """Take over an empty file."""
-        self._file = file
+        """Take over an open file."""
+        self.file = file
+        self.failure: str | None = None
+        self.replayed = 0
+        self._requests: dict[str, _Request] = {}
         self._next = _Group()
         self._wake = trio.Event()
         self._thread = trio.CapacityLimiter(1)
-        #: What went wrong; nothing is written any more until the spool is emptied.
-        self.failure: SpoolError | None = None
 
-    def __str__(self) -> str:
-        """The path of the file."""
-        return str(self._file.path)
+    def __len__(self) -> int:
+        """How many requests the database does not have, or not completely."""
+        return len(self._requests)
 
-    def append(self, line: bytes) -> None:
-        """Have a line written soon, if it can be; nobody waits for it."""
-        if self.failure is None:
-            self._next.lines.append(line)
-            self._wake.set()
+    async def admit(self, grant: Grant, cached: CachedToken) -> None:
+        """Add a request that the ledger does not know, and wait until it is on the disk.
 
-    async def written(self) -> None:
-        """Wait until everything that was appended so far is on the disk.
+        If this raises, the request was not sent, and nothing more is to be done.
 
         Raises:
-            SpoolError: it is not.
+            DatabaseError: the request cannot be written, or not in time.
         """
-        failure = self.failure
-        if failure is not None:
-            # Callers try again in loops: other tasks must get their turn.
-            await trio.lowlevel.checkpoint()
-            raise failure
-        group = self._next
-        self._wake.set()
-        await group.done.wait()
-        if group.failure is not None:
-            raise group.failure
+        request = _Request(Settlement.of(grant, UNKNOWN), cached)
+        self._requests[grant.reservation.id] = request
+        cached.used += 1
+        self._append(request.settlement)
+        try:
+            await self.flush()
+        except (CommitUnknown, trio.Cancelled):
+            # It may be on the disk, or may be written later.
+            self.end(grant, VOID)
+            raise
+        except DatabaseError:
+            del self._requests[grant.reservation.id]
+            cached.used -= 1
+            raise
+        request.durable = True
+
+    def end(self, grant: Grant, result: Result, *, in_database: bool = False) -> bool:
+        """Record how a request ended; False if the spool does not have it.
+
+        With `in_database`, one that the ledger admitted is added.
+        """
+        key = grant.reservation.id
+        if key not in self._requests and not in_database:
+            return False
+        settlement = Settlement.of(grant, result)
+        request = self._requests.setdefault(key, _Request(settlement))
+        request.settlement = settlement
+        if result.outcome == "void" and request.cached is not None:
+            request.cached.used -= 1
+        self._append(settlement)
+        return True
+
+    async def replay(self, database: Database, worker_id: str) -> None:
+        """Write the oldest requests to the database. Those that have not ended are the ledger's from then on.
+
+        Raises:
+            DatabaseError: the database is unavailable again. What it took is written.
+        """
+        requests = self._requests.values()
+        due = [one for one in requests if one.durable or one.settlement.row.result is not UNKNOWN][:CHUNK]
+        if not due:
+            # All of them are waiting for the disk.
+            with suppress(DatabaseError):
+                await self.flush()
+            return
+        settlements = [request.settlement for request in due]
+        await replay(database, settlements, worker_id)
+        for request, settlement in zip(due, settlements, strict=True):
+            # Otherwise it has ended meanwhile, and its settlement must still be written.
+            if request.settlement is settlement:
+                del self._requests[settlement.row.id]
+                self.replayed += 1
 
     async def empty(self) -> None:
-        """Forget everything that was appended so far, and try again where writing has failed.
+        """Delete the records of the file, and write again after a failure. If that fails, the failure is logged."""
+        self.failure = None
+        self._next.records.clear()
+        self._next.from_empty = True
+        try:
+            await self.flush()
+        except DatabaseError as error:
+            # If another worker replays the file, the database finds the requests by their ids.
+            self.failure = str(error)
+            _log.error("the spool cannot be emptied", reason=self.failure)
+
+    async def flush(self) -> None:
+        """Wait until all records are on the disk, for `DISK_DEADLINE` seconds.
 
         Raises:
-            SpoolError: it is still there, or may be.
+            CommitUnknown: they may be there, or may be written later.
+            DatabaseError: those that nobody has waited for before are not there.
         """
-        self.failure = None
-        self._next.lines.clear()
-        self._next.from_empty = True
-        await self.written()
+        if self.failure is not None:
+            # Callers try again in loops: other tasks must run meanwhile.
+            await trio.lowlevel.checkpoint()
+            raise Unavailable(self.failure)
+        group = self._next
+        self._wake.set()
+        with trio.move_on_after(DISK_DEADLINE) as deadline:
+            await group.done.wait()
+        if deadline.cancelled_caught:
+            raise CommitUnknown(f"{self.file.path} was not written in time")
+        if group.failure is not None:
+            raise group.failure
 
     async def run(self) -> None:
         """Write until cancelled."""
@@ -81,13 +177,16 @@ class Spool:
             self._wake = trio.Event()
             group, self._next = self._next, _Group()
             if self.failure is not None and not group.from_empty:
-                # Whatever the last write left behind, nothing may come after it.
-                group.failure = self.failure
-                group.done.set()
-                continue
-            write = partial(self._file.append, b"".join(group.lines), from_empty=group.from_empty)
-            try:
-                await trio.to_thread.run_sync(write, limiter=self._thread)
-            except SpoolError as error:
-                self.failure = group.failure = error
+                group.failure = Unavailable(self.failure)
+            else:
+                write = partial(self.file.append, group.records, from_empty=group.from_empty)
+                try:
+                    await trio.to_thread.run_sync(write, limiter=self._thread)
+                except DatabaseError as error:
+                    group.failure, self.failure = error, str(error)
             group.done.set()
+
+    def _append(self, settlement: Settlement) -> None:
+        if self.failure is None:
+            self._next.records.append(msgspec.json.encode(settlement))
+            self._wake.set()

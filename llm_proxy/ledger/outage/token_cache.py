@@ -1,6 +1,6 @@
-"""What a worker remembers of tokens that the database has opened to it lately. Bounded, in memory, and pure.
+"""The tokens that the database has accepted lately, as this worker saw them. In memory, bounded, without I/O.
 
-Nothing here opens anything while the database answers. It is what the worker can vouch for when it does not.
+Nothing is decided by it while the database answers.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from db.records import Project, Token
     from llm_proxy.ledger.transaction import AdmissionRequest
 
-#: Most tokens that a worker remembers; beyond this, it forgets the one that it has not seen for longest.
-MAX_KNOWN = 10_000
+#: Maximum number of cached tokens; beyond it, the one that was verified least recently is removed.
+MAX_TOKENS = 10_000
 
-#: What says that a token opens nothing any more, rather than that a request was wrong.
-_CLOSED = (TokenInvalid, TokenInactive, TokenExpired, ProjectInactive, RequestLimitExceeded)
+#: Refusals that concern the token, not the request.
+_TOKEN_REFUSALS = (TokenInvalid, TokenInactive, TokenExpired, ProjectInactive, RequestLimitExceeded)
 
 
 @frozen
-class Terms:
-    """How far a worker may go without the database; durations are seconds.
+class OutageLimits:
+    """How far a worker may go without the database. Durations are seconds.
 
     Attributes:
-        window: how long ago the database may have opened the token.
-        requests: most requests of one token since then.
-        duration: how long this may go on for all tokens, from the first such request on.
+        window: how long ago the database may have accepted the token.
+        requests: maximum number of requests of one token since then.
+        duration: maximum duration of the outage mode, from its first request on.
     """
 
     window: float
@@ -51,15 +51,14 @@ class Terms:
 
 
 @define(eq=False)
-class Acquaintance:
-    """A token as the database last showed it.
+class CachedToken:
+    """A token as the database returned it last.
 
     Attributes:
-        token: its row.
         project_id, provider, sealed_key: of its project, which was active.
         counted: its counter then.
-        verified: the worker's clock when it last opened for a request.
-        used: requests that were admitted on this knowledge alone.
+        verified_at: the worker's clock when the database last admitted one of its requests.
+        used: requests that were admitted from the cache since then.
     """
 
     token: Token
@@ -67,34 +66,35 @@ class Acquaintance:
     provider: str
     sealed_key: str = field(repr=False)
     counted: int
-    verified: float
+    verified_at: float
     used: int = 0
 
 
 @define(eq=False)
-class Circle:
-    """The tokens that a worker knows, the one that was verified last at the end."""
+class TokenCache:
+    """Cached tokens by digest, the one that was verified last at the end."""
 
-    _known: OrderedDict[bytes, Acquaintance] = field(factory=OrderedDict, repr=False)
+    limits: OutageLimits
+    _tokens: OrderedDict[bytes, CachedToken] = field(factory=OrderedDict, repr=False)
 
     def __len__(self) -> int:
-        """How many they are."""
-        return len(self._known)
+        """How many tokens are cached."""
+        return len(self._tokens)
 
-    def learn(self, digest: bytes, decision: Grant | ProxyError, clock: float, *, used_too: bool) -> None:
-        """Remember what a transaction found out.
+    def record(self, digest: bytes, decision: Grant | ProxyError, clock: float, *, keep_used: bool) -> None:
+        """Cache what a transaction of the ledger decided.
 
         Args:
             digest: of the token.
-            decision: what became of the request.
+            decision: about one of its requests.
             clock: the worker's clock.
-            used_too: what was used on the former knowledge is not in the counter that this decision is based on.
+            keep_used: the database does not have the requests that were admitted from the cache.
         """
         if isinstance(decision, Grant):
-            former = self._known.pop(digest, None)
-            used = former.used if former is not None and used_too else 0
+            former = self._tokens.pop(digest, None)
+            used = former.used if former is not None and keep_used else 0
             reservation = decision.reservation
-            self._known[digest] = Acquaintance(
+            self._tokens[digest] = CachedToken(
                 decision.token,
                 reservation.project_id,
                 reservation.provider,
@@ -103,65 +103,60 @@ class Circle:
                 clock,
                 used,
             )
-            if len(self._known) > MAX_KNOWN:
-                self._known.popitem(last=False)
-        elif isinstance(decision, _CLOSED):
-            self._known.pop(digest, None)
+            if len(self._tokens) > MAX_TOKENS:
+                self._tokens.popitem(last=False)
+        elif isinstance(decision, _TOKEN_REFUSALS):
+            self._tokens.pop(digest, None)
 
-    def fresh(self, clock: float, window: float) -> list[bytes]:
-        """The digests of those who were verified within `window` seconds; the others are forgotten."""
-        while self._known and next(iter(self._known.values())).verified < clock - window:
-            self._known.popitem(last=False)
-        return list(self._known)
+    def remove_stale(self, clock: float) -> list[bytes]:
+        """Remove the tokens that were verified before the window; return the digests of the others."""
+        while self._tokens and next(iter(self._tokens.values())).verified_at < clock - self.limits.window:
+            self._tokens.popitem(last=False)
+        return list(self._tokens)
 
-    def review(self, digest: bytes, found: tuple[Token, Project] | None, now: datetime) -> None:
-        """Look at a token's and its project's row again: forget what does not open any more, take over what is new.
+    def refresh(self, digest: bytes, found: tuple[Token, Project] | None, now: datetime) -> None:
+        """Take over a token's rows as they are now; remove it if it is no longer valid.
 
-        It does not count as verified by that: nobody has used it.
+        This does not verify the token: no request of it was admitted.
         """
-        known = self._known.get(digest)
-        if known is None:
+        cached = self._tokens.get(digest)
+        if cached is None:
             return
         if found is None or verdict(*found, now, provider=None) is not None:
-            del self._known[digest]
+            del self._tokens[digest]
             return
-        token, project = found
+        cached.token, project = found
         # A transaction may have counted further since the rows were read.
-        known.token, known.counted = token, max(known.counted, token.request_count)
-        known.provider, known.sealed_key = project.provider, project.api_key
+        cached.counted = max(cached.counted, cached.token.request_count)
+        cached.provider, cached.sealed_key = project.provider, project.api_key
 
-    def vouch(self, application: AdmissionRequest, terms: Terms, clock: float, now: datetime) -> Acquaintance:
-        """Judge a request by what is known, and count it; raises as `check`."""
-        known = self.check(application, terms, clock, now)
-        known.used += 1
-        return known
+    def authorize_offline(self, request: AdmissionRequest, clock: float, now: datetime) -> CachedToken:
+        """Judge a request by its cached token. It is not counted: the caller adds to `used`.
 
-    def check(self, application: AdmissionRequest, terms: Terms, clock: float, now: datetime) -> Acquaintance:
-        """Judge a request by what is known.
-
-        Whatever about the token stands against it is `DatabaseUnavailable`, because it may have been changed for the
-        better where we cannot see it.
+        If the token itself is the reason for a refusal, it is `DatabaseUnavailable`: the token may have been changed
+        where this worker cannot see it.
 
         Raises:
             ProxyError: the request is refused.
         """
-        known = self._known.get(application.digest)
-        if known is None or known.verified < clock - terms.window or known.used >= terms.requests:
+        cached = self._tokens.get(request.digest)
+        if cached is None or cached.verified_at < clock - self.limits.window or cached.used >= self.limits.requests:
             raise DatabaseUnavailable
-        token = known.token
+        token = cached.token
+        refusal: ProxyError | None
         if (
             (token.expires_at is not None and token.expires_at <= now)
-            or limit_verdict(token, known.counted - token.request_count + known.used) is not None
-            or (application.provider is not None and application.provider != known.provider)
+            or limit_verdict(token, cached.counted - token.request_count + cached.used) is not None
+            or (request.provider is not None and request.provider != cached.provider)
         ):
-            refusal: ProxyError | None = DatabaseUnavailable()
+            refusal = DatabaseUnavailable()
         else:
-            refusal = application.refusal(known.provider)
+            refusal = request.refusal(cached.provider)
         if refusal is not None:
-            raise refusal.about(token.id, known.project_id, known.provider)
-        return known
+            raise refusal.about(token.id, cached.project_id, cached.provider)
+        return cached
 
-    def answers(self, terms: Terms, clock: float) -> bool:
-        """Whether anybody could go on now."""
-        last = next(reversed(self._known.values()), None)
-        return last is not None and last.verified >= clock - terms.window
+    def has_valid(self, clock: float) -> bool:
+        """Whether any token is within the window."""
+        last = next(reversed(self._tokens.values()), None)
+        return last is not None and last.verified_at >= clock - self.limits.window

@@ -1,8 +1,8 @@
-"""DB_OUTAGE_POLICY=grace: the database goes away, tokens that were used lately go on, and the books know it afterwards.
+"""DB_OUTAGE_POLICY=grace: recently used tokens are admitted in an outage, and the ledger has their requests afterwards.
 
-Each request has a path of its own, so that what the provider has seen can be compared with what is written down.
+Each request has its own path, so that what the provider has seen can be compared with the ledger.
 """
-# ruff: noqa: ASYNC110 (what is waited for happens in other processes)
+# ruff: noqa: ASYNC110 (the tests wait for other processes)
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from db import Connection
 from db.database import opened
 from db.dsn.target import Target
 from db.options import Options
+from db.records import UNKNOWN, SettledRequest
 from db.schema import requests
+from llm_proxy.ledger.outage.replay import decode
 from tests.databases.kinds import on
 from tests.harness.deployment import Deployment
 from tests.harness.server import ServerFailed
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from benchmarks.processes import Upstream
     from tests.harness.server import Server, StartServer
 
-#: Most requests of one token per worker in these outages.
+#: Maximum number of requests of one token per worker in these outages.
 MOST = 5
 SETTINGS = {
     "DB_OUTAGE_POLICY": "grace",
@@ -45,44 +47,44 @@ SETTINGS = {
     "DATABASE_STATEMENT_TIMEOUT": "2s",
     "LEDGER_HEARTBEAT": "250ms",
 }
-#: Seconds for everything that somebody is waited for.
+#: Seconds for everything that the tests wait for.
 PATIENCE = 30.0
 
 
 @define
 class Caller:
-    """A client whose requests each have a path of their own. The provider knows none of them: its 404 is an answer."""
+    """A client whose requests each have their own path. The provider knows none of them, and answers 404."""
 
     secret: str
     numbers: Iterator[int] = field(factory=itertools.count)
 
     async def ask(self, server: Server) -> int:
-        """One request; its status."""
+        """Send one request; return its status."""
         path = f"/v1/models/m-{next(self.numbers)}"
         return (await server.request("GET", path, [("Authorization", f"Bearer {self.secret}")])).status
 
     async def ask_often(self, server: Server, times: int) -> Counter[int]:
-        """So many, one after the other; how often each status came."""
+        """Send requests one after the other; return how often each status came."""
         return Counter([await self.ask(server) for _ in range(times)])
 
     async def ask_until(self, server: Server, status: int) -> None:
-        """Ask until the answer has this status."""
+        """Send requests until an answer has this status."""
         with trio.fail_after(PATIENCE):
             while await self.ask(server) != status:
                 await trio.sleep(0.05)
 
 
-async def known(server: Server, upstream: Upstream) -> Caller:
+async def known_caller(server: Server, upstream: Upstream) -> Caller:
     """A client that the server has seen before the outage."""
     caller = Caller(await trio.to_thread.run_sync(Deployment(server, upstream).new_secret))
     assert await caller.ask(server) == 404
     return caller
 
 
-async def until(look: Callable[[], bool]) -> None:
-    """Look, in a thread, until it is the case."""
+async def until(condition: Callable[[], bool]) -> None:
+    """Check, in a thread, until the condition is true."""
     with trio.fail_after(PATIENCE):
-        while not await trio.to_thread.run_sync(look):
+        while not await trio.to_thread.run_sync(condition):
             await trio.sleep(0.02)
 
 
@@ -102,7 +104,7 @@ async def started(
         for server in servers:
             if server.process.running:
                 assert await server.stopped() == 0, server.output
-                assert spools(server.folder / "data") == [], "what is in the books needs no spool"
+                assert spools(server.folder / "data") == []
 
 
 @asynccontextmanager
@@ -121,11 +123,18 @@ def cut_off(wire: Wire) -> None:
 
 
 def spools(folder: Path) -> list[Path]:
-    return list(folder.glob("*.spool"))
+    return list(folder.glob("outage-*.db"))
+
+
+def spooled(path: Path) -> list[SettledRequest]:
+    """Read the spool of a running server, as no other process than the tests does."""
+    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as connection:
+        records = [record for (record,) in connection.execute("SELECT record FROM spool ORDER BY id")]
+    return [settlement.row for settlement in decode(records)[0]]
 
 
 async def assert_balanced(env: dict[str, str], target: Target, upstream: Upstream) -> Counter[str]:
-    """Whatever the provider has seen is in the books, once; return the outcomes."""
+    """Assert that the ledger has each request that the provider has seen, once; return the outcomes."""
 
     def paths(connection: Connection) -> Counter[str]:
         return Counter(connection.scalars(select(requests.c.path).where(requests.c.outcome != "void")))
@@ -143,14 +152,14 @@ async def assert_balanced(env: dict[str, str], target: Target, upstream: Upstrea
 
 
 @on("postgres", "mysql", "mariadb")
-async def test_requests_go_on_and_are_in_the_books_afterwards(
+async def test_requests_are_admitted_in_an_outage_and_in_the_ledger_afterwards(
     start_server: StartServer,
     upstream: Upstream,
     migrated_env: dict[str, str],
     migrated_target: Target,
 ) -> None:
     async with started(start_server, migrated_env) as ((server,), wire):
-        caller = await known(server, upstream)
+        caller = await known_caller(server, upstream)
         cut_off(wire)
         assert await caller.ask_often(server, 8) == {404: MOST, 503: 3}
         ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
@@ -159,30 +168,32 @@ async def test_requests_go_on_and_are_in_the_books_afterwards(
         assert await trio.to_thread.run_sync(metric, server, "llm_proxy_database_grace_admissions_total") == MOST
         assert await trio.to_thread.run_sync(metric, server, "llm_proxy_database_spooled_requests") == MOST
         (spool,) = spools(server.folder / "data")
-        assert spool.stat().st_mode & 0o777 == 0o600
-        assert caller.secret.encode() not in spool.read_bytes()
+        files = list(spool.parent.glob(f"{spool.name}*"))
+        assert {file.stat().st_mode & 0o777 for file in files} == {0o600}
+        assert all(caller.secret.encode() not in file.read_bytes() for file in files)
 
         await wire.accept()
         await caller.ask_until(server, 404)
-        await until(lambda: spool.stat().st_size == 0)
+        await until(lambda: spooled(spool) == [])
         assert await trio.to_thread.run_sync(metric, server, "llm_proxy_database_spooled_requests") == 0
         ready = await trio.to_thread.run_sync(server.call, "GET", "/ready")
         assert (ready.status, ready.content["status"]) == (200, "ready")
         found = await assert_balanced(migrated_env, migrated_target, upstream)
         assert found["rejected"] == 1 + MOST + 1
-    told = [event["event"] for event in server.events if str(event.get("event", "")).startswith("grace")]
-    assert [words.partition(":")[0] for words in told] == ["grace begins", "grace is over"]
+    events = [str(event.get("event", "")).partition(":")[0] for event in server.events]
+    found_events = [event for event in events if event.startswith("outage mode")]
+    assert found_events == ["outage mode started", "outage mode ended"]
     assert "Traceback" not in server.output
 
 
 @on("postgres", "mysql")
-async def test_requests_go_on_where_the_database_hangs(
+async def test_requests_are_admitted_when_the_database_hangs(
     start_server: StartServer, upstream: Upstream, migrated_env: dict[str, str], migrated_target: Target
 ) -> None:
     async with started(start_server, migrated_env) as ((server,), wire):
-        caller = await known(server, upstream)
+        caller = await known_caller(server, upstream)
         wire.freeze()
-        # Who is on the way to the database when it stops answering might get there yet, and is refused.
+        # Requests in the transaction that hangs are refused: the database may have them.
         await caller.ask_until(server, 404)
         assert await caller.ask_often(server, 8) == {404: MOST - 1, 503: 8 - (MOST - 1)}
         wire.thaw()
@@ -201,7 +212,7 @@ async def test_a_server_that_is_killed_in_the_outage_loses_nothing(
     tmp_path: Path,
 ) -> None:
     async with started(start_server, migrated_env, DB_OUTAGE_SPOOL=str(tmp_path)) as ((server,), wire):
-        caller = await known(server, upstream)
+        caller = await known_caller(server, upstream)
         await until(lambda: books.outcomes(migrated_target)["rejected"] == 1)
         cut_off(wire)
         assert await caller.ask_often(server, 3) == {404: 3}
@@ -210,20 +221,20 @@ async def test_a_server_that_is_killed_in_the_outage_loses_nothing(
             for _ in range(2):
                 nursery.start_soon(partial(_until_cut_off, caller, server))
             await until(lambda: upstream.counts()["in_flight"] == 2)
-            # What has ended is on the disk a moment later.
-            await until(lambda: sum(path.read_bytes().count(b'"settled"') for path in spools(tmp_path)) == 3)
+            (spool,) = spools(tmp_path)
+            # The end of a request is on the disk soon after its answer.
+            await until(lambda: sum(row.result != UNKNOWN for row in spooled(spool)) == 3)
             server.kill()
         upstream.release()
         await wire.accept()
-        (spool,) = spools(tmp_path)
-        with spool.open("ab") as file:
-            file.write(spool.read_bytes()[:60])
+        with spool.with_name(spool.name + "-wal").open("ab") as log:
+            log.write(b"the beginning of a transaction")
         async with started(start_server, migrated_env, DB_OUTAGE_SPOOL=str(tmp_path)) as ((next_one,), _):
             await until(lambda: not spool.exists())
             assert await caller.ask(next_one) == 404
             found = await assert_balanced(migrated_env, migrated_target, upstream)
     assert found == {"rejected": 1 + 3 + 1, "unknown": 2}
-    assert "cut off by a crash" in next_one.output
+    assert "the spool of a stopped worker was replayed" in next_one.output
     assert spools(tmp_path) == []
 
 
@@ -266,12 +277,12 @@ async def test_the_worst_overshoot_is_requests_times_workers_less_what_was_left(
 
 
 @on("sqlite")
-async def test_a_file_that_another_program_locks_and_a_server_that_has_given_grace_up(
+async def test_the_spool_of_a_killed_server_is_replayed_by_one_without_the_outage_mode(
     start_server: StartServer, upstream: Upstream, migrated_env: dict[str, str], migrated_target: Target
 ) -> None:
     path = Path(migrated_env["DATABASE_PATH"])
     server = start_server(migrated_env, SETTINGS)
-    caller = await known(server, upstream)
+    caller = await known_caller(server, upstream)
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         await caller.ask_until(server, 404)
@@ -286,13 +297,11 @@ async def test_a_file_that_another_program_locks_and_a_server_that_has_given_gra
 
 
 @on("sqlite")
-def test_grace_without_a_place_for_its_spool_is_no_start(
+def test_a_server_does_not_start_if_the_spool_cannot_be_created(
     start_server: StartServer, migrated_env: dict[str, str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    words = (
-        r"DB_OUTAGE_POLICY=grace: .*/spools/outage-.*\.spool cannot be made: Not a directory; set DB_OUTAGE_SPOOL to"
-    )
-    with pytest.raises(ServerFailed, match=words) as failed:
+    message = r"DB_OUTAGE_POLICY=grace: .*/outage-.*\.db cannot be created: Not a directory; set DB_OUTAGE_SPOOL to"
+    with pytest.raises(ServerFailed, match=message) as failed:
         start_server(migrated_env, {**SETTINGS, "DB_OUTAGE_SPOOL": str(tmp_path / "file" / "spools")})
     assert "Traceback" not in str(failed.value)

@@ -10,12 +10,12 @@ from structlog.testing import capture_logs
 
 from db.errors import DatabaseError, Unavailable
 from db.records import Result
-from llm_proxy.ledger.outage.outage import Outage
+from llm_proxy.ledger.writer import OutageLog
 from tests.ledger.stage import scene
 
 
 async def test_each_reason_is_told_once_and_its_end_too() -> None:
-    outage = Outage()
+    outage = OutageLog()
     with capture_logs() as logs:
         outage.over()
         for words in ("lost", "lost", "refused", "lost"):

@@ -1,9 +1,7 @@
-"""Clients that come, go and lose patience, while the database and the disk fail in every way, one after the other."""
+"""Clients that send requests and disconnect, while the database and the disk fail in every way in turn."""
 
 from __future__ import annotations
 
-import errno
-import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,11 +16,12 @@ from sqlalchemy import select
 
 from db import Connection
 from db.errors import CommitUnknown, Unavailable
-from db.records import Result
+from db.records import VOID
 from db.schema import requests
+from db.spool import SpoolFile
 from llm_proxy.errors import ProxyError
 from llm_proxy.ledger import writer
-from tests.ledger.graceful import OK, TERMS, GraceScene, grace_scene
+from tests.ledger.outage.scene import LIMITS, OK, OutageScene, outage_scene
 
 CLIENTS = 12
 FAULTS = 6
@@ -30,32 +29,32 @@ FAULTS = 6
 
 @define
 class Storm:
-    scene: GraceScene
+    scene: OutageScene
     chance: random.Random
     sent: set[str] = field(factory=set)
     over: bool = False
 
     async def client(self) -> None:
-        """Ask again and again, sometimes with little patience, and remember what went upstream."""
+        """Send requests, cancel some of them early, and remember which went upstream."""
         while not self.over:
             with trio.move_on_after(self.chance.choice([10, 10, 10, 0.001, 0.003, 0.01])):
-                application = self.scene.stage.apply()
+                request = self.scene.stage.apply()
                 try:
-                    grant = await self.scene.admit(application)
+                    grant = await self.scene.admit(request)
                 except ProxyError:
                     await trio.sleep(0.002)
                     continue
-                result = Result(outcome="void")
+                result = VOID
                 try:
                     await trio.lowlevel.checkpoint()
-                    self.sent.add(application.id)
+                    self.sent.add(request.id)
                     result = OK
                     await trio.sleep(self.chance.choice([0, 0.001, 0.05]))
                 finally:
-                    self.scene.grace.settle(grant, result)
+                    self.scene.mode.settle(grant, result)
 
     async def rage(self) -> None:
-        """One fault after the other, with pauses."""
+        """Cause one fault after the other, with pauses."""
         faults: list[Callable[[], Any]] = [
             lambda: self.failing(before=[Unavailable("away")]),
             lambda: self.failing(before=[CommitUnknown("lost")]),
@@ -89,15 +88,18 @@ class Storm:
 
     @contextmanager
     def failing_disk(self) -> Iterator[None]:
-        sync = os.fsync
+        append = SpoolFile.append
 
-        def fail_now_and_then(descriptor: int) -> None:
-            if self.chance.random() < 0.3:
-                raise OSError(errno.EIO, "Input/output error")
-            sync(descriptor)
+        def fail_now_and_then(file: SpoolFile, records: list[bytes], *, from_empty: bool = False) -> None:
+            failures = [None, None, None, None, Unavailable("full"), CommitUnknown("failed"), CommitUnknown("failed")]
+            failure = self.chance.choice(failures)
+            if failure is None or self.chance.choice([isinstance(failure, CommitUnknown), False]):
+                append(file, records, from_empty=from_empty)
+            if failure is not None:
+                raise failure
 
         with pytest.MonkeyPatch.context() as disk, self.failing(before=[Unavailable("away")]):
-            disk.setattr(os, "fsync", fail_now_and_then)
+            disk.setattr(SpoolFile, "append", fail_now_and_then)
             yield
 
 
@@ -106,12 +108,12 @@ def served(connection: Connection) -> list[str]:
 
 
 @pytest.mark.parametrize("limit", [None, 500])
-async def test_every_request_that_was_sent_is_in_the_books_once(
+async def test_every_request_that_was_sent_is_in_the_ledger_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
 ) -> None:
     monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.1)
-    terms = evolve(TERMS, requests=1000)
-    async with grace_scene(tmp_path, terms, review=0.02, max_requests=limit) as scene:
+    limits = evolve(LIMITS, requests=1000)
+    async with outage_scene(tmp_path, limits, refresh=0.02, max_requests=limit) as scene:
         storm = Storm(scene, random.Random(limit))
         async with trio.open_nursery() as nursery:
             for _ in range(CLIENTS):
@@ -120,11 +122,11 @@ async def test_every_request_that_was_sent_is_in_the_books_once(
         await scene.come_back()
         outcomes, count = await scene.everything()
         found = await scene.stage.database.real.read(served)
-        assert len(found) == len(set(found)) == len(storm.sent) + 1, "one of them was there before"
+        assert len(found) == len(set(found)) == len(storm.sent) + 1, "one was there before"
         assert storm.sent < set(found)
         assert outcomes.keys() <= {"ok", "void"}
         assert count == outcomes["ok"]
         if limit is None:
-            assert scene.grace.admissions > 0
+            assert scene.mode.admissions > 0
         else:
             assert count <= limit, "one worker alone never exceeds a limit"

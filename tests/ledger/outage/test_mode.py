@@ -1,5 +1,5 @@
-"""How long requests go on, and that the books know of them afterwards. SQLite stands for every database here."""
-# ruff: noqa: ASYNC110 (the tests look at the ledger from outside, where there is no event to wait for)
+"""How long requests are admitted without the database, and that it has them afterwards. On SQLite only."""
+# ruff: noqa: ASYNC110 (the ledger is observed from outside, where there is no event to wait for)
 
 from __future__ import annotations
 
@@ -15,82 +15,82 @@ from db.errors import CommitUnknown, Unavailable
 from db.records import Result
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded, TokenInactive
 from llm_proxy.ledger import writer
-from llm_proxy.ledger.outage import grace
-from llm_proxy.ledger.outage.reconciliation import enter
-from tests.ledger.graceful import OK, TERMS, grace_scene
+from llm_proxy.ledger.outage import mode
+from llm_proxy.ledger.outage.replay import write_spooled
+from tests.ledger.outage.scene import LIMITS, OK, outage_scene
 
 
-async def test_requests_go_on_so_often_and_are_in_the_books_afterwards(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path) as scene:
+async def test_a_token_is_admitted_up_to_its_maximum_and_the_ledger_has_all_requests_afterwards(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path) as scene:
         scene.go_away()
         assert await scene.serve(8) == 5
-        assert (scene.grace.spooled, scene.grace.admissions) == (5, 5)
-        assert len(scene.file.read()) == 5
+        assert (scene.mode.spooled, scene.mode.admissions) == (5, 5)
+        assert len(scene.records()) == 5
         await scene.come_back()
         assert await scene.everything() == ({"ok": 6}, 6)
-        assert scene.file.path.stat().st_size == 0
+        assert scene.records() == []
         assert await scene.serve() == 1
 
 
-async def test_an_admission_is_on_the_disk_before_it_is_one(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path) as scene:
+async def test_an_admission_is_on_the_disk_before_it_returns(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path) as scene:
         scene.go_away()
         grants = []
         for number in range(1, 4):
             grants.append(await scene.admit())
-            assert len(scene.file.read().reservations) == number
+            assert len(scene.records()) == number
         for grant in grants:
-            scene.grace.settle(grant, OK)
+            scene.mode.settle(grant, OK)
         await scene.come_back()
         assert await scene.everything() == ({"ok": 4}, 4)
 
 
-async def test_who_comes_while_the_last_are_written_waits_for_the_ledger(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path) as scene:
+async def test_a_request_during_the_last_replay_waits_for_the_ledger(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path) as scene:
         database = scene.stage.database
         scene.go_away()
         assert await scene.serve() == 1
-        await scene.hold_reconciliation()
+        await scene.hold_replay()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(scene.serve)
             await trio.testing.wait_all_tasks_blocked(0.02)
-            assert scene.grace.spooled == 1
+            assert scene.mode.spooled == 1
             database.let_go()
         await scene.come_back()
         assert await scene.everything() == ({"ok": 3}, 3)
-        assert scene.grace.admissions == 1
+        assert scene.mode.admissions == 1
 
 
-async def test_one_that_ends_while_its_admission_is_written_is_settled(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path) as scene:
+async def test_a_request_that_ends_during_the_replay_of_its_admission_is_settled(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path) as scene:
         scene.go_away()
         grant = await scene.admit()
-        await scene.hold_reconciliation()
-        scene.grace.settle(grant, OK)
+        await scene.hold_replay()
+        scene.mode.settle(grant, OK)
         scene.stage.database.let_go()
         await scene.come_back()
         assert await scene.everything() == ({"ok": 2}, 2)
 
 
-async def test_what_the_ledger_decides_late_does_not_begin_the_count_anew(
+async def test_a_late_decision_of_the_ledger_does_not_reset_the_maximum(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.2)
-    async with grace_scene(tmp_path) as scene:
+    async with outage_scene(tmp_path) as scene:
         database = scene.stage.database
         database.hang()
-        assert await scene.serve(TERMS.requests) == TERMS.requests - 1, "the first one hangs in a transaction"
+        assert await scene.serve(LIMITS.requests) == LIMITS.requests - 1, "the first one hangs in a transaction"
         assert await scene.serve() == 1
         database.go_on()
-        await scene.hold_reconciliation()
+        await scene.hold_replay()
         assert await scene.serve() == 0, "the transaction was written after all, but knows nothing of these"
         database.let_go()
         await scene.come_back()
-        assert await scene.everything() == ({"ok": 1 + TERMS.requests, "void": 1}, 1 + TERMS.requests)
+        assert await scene.everything() == ({"ok": 1 + LIMITS.requests, "void": 1}, 1 + LIMITS.requests)
 
 
-async def test_nobody_is_refused_at_the_moment_when_the_database_goes(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path, evolve(TERMS, requests=100)) as scene:
+async def test_simultaneous_requests_are_admitted_when_the_database_becomes_unavailable(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path, evolve(LIMITS, requests=100)) as scene:
         scene.go_away()
         async with trio.open_nursery() as nursery:
 
@@ -103,8 +103,8 @@ async def test_nobody_is_refused_at_the_moment_when_the_database_goes(tmp_path: 
         assert await scene.everything() == ({"ok": 101}, 101)
 
 
-async def test_without_grace_nobody_goes_on(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path) as scene:
+async def test_the_ledger_itself_refuses_requests_in_an_outage(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path) as scene:
         scene.go_away()
         with pytest.raises(DatabaseUnavailable):
             await scene.stage.admit()
@@ -112,7 +112,7 @@ async def test_without_grace_nobody_goes_on(tmp_path: Path) -> None:
 
 
 async def test_the_limit_of_the_token_holds(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path, max_requests=4) as scene:
+    async with outage_scene(tmp_path, max_requests=4) as scene:
         scene.go_away()
         assert await scene.serve(8) == 3
         await scene.come_back()
@@ -121,39 +121,39 @@ async def test_the_limit_of_the_token_holds(tmp_path: Path) -> None:
             await scene.admit()
 
 
-async def test_what_was_never_sent_is_given_back_in_the_outage_too(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path, max_requests=4) as scene:
+async def test_requests_that_were_not_sent_are_given_back_in_the_outage(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path, max_requests=4) as scene:
         scene.go_away()
         for _ in range(10):
-            scene.grace.settle(await scene.admit(), Result(outcome="void"))
+            scene.mode.settle(await scene.admit(), Result(outcome="void"))
         assert await scene.serve(5) == 3
         await scene.come_back()
         assert await scene.everything() == ({"ok": 4, "void": 10}, 4)
 
 
 async def test_a_request_that_outlasts_the_outage_is_settled_by_the_ledger(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path) as scene:
+    async with outage_scene(tmp_path) as scene:
         before = await scene.admit()
         scene.go_away()
         grant = await scene.admit()
-        scene.grace.settle(before, OK)
-        assert scene.grace.spooled == 2
+        scene.mode.settle(before, OK)
+        assert scene.mode.spooled == 2
         with trio.fail_after(30):
-            while len(scene.file.read().settled) < 1:
+            while not any(record.row.result == OK for record in scene.records()):
                 await trio.sleep(0.005)
         await scene.come_back()
         assert await scene.stage.outcomes() == (1, {"ok": 2})
-        scene.grace.settle(grant, OK)
+        scene.mode.settle(grant, OK)
         await scene.stage.settled()
         assert await scene.everything() == ({"ok": 3}, 3)
 
 
-async def test_a_token_that_was_revoked_before_the_outage_does_not_go_on(tmp_path: Path) -> None:
-    async with grace_scene(tmp_path, review=0.01) as scene:
+async def test_a_token_that_was_revoked_before_the_outage_is_refused(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path, refresh=0.01) as scene:
         await scene.revoke()
         with trio.fail_after(30):
-            # Nobody uses the token meanwhile: it is the look at its row that tells.
-            while len(scene.grace._circle):
+            # Nobody uses the token meanwhile: only its row shows that it was revoked.
+            while len(scene.mode._cache):
                 await trio.sleep(0.01)
         scene.go_away()
         assert await scene.serve() == 0
@@ -162,17 +162,17 @@ async def test_a_token_that_was_revoked_before_the_outage_does_not_go_on(tmp_pat
             await scene.admit()
 
 
-async def test_a_token_that_is_revoked_in_the_outage_goes_on_until_the_end_of_its_window(
+async def test_a_token_that_is_revoked_in_the_outage_is_admitted_until_its_window_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async with grace_scene(tmp_path) as scene:
+    async with outage_scene(tmp_path) as scene:
         scene.go_away()
         assert await scene.serve() == 1
         await scene.revoke()
         assert await scene.serve() == 1
         now = trio.current_time()
         with monkeypatch.context() as later:
-            later.setattr(trio, "current_time", lambda: now + TERMS.window)
+            later.setattr(trio, "current_time", lambda: now + LIMITS.window)
             assert await scene.serve() == 0
         await scene.come_back()
         assert await scene.everything() == ({"ok": 3}, 3)
@@ -180,17 +180,19 @@ async def test_a_token_that_is_revoked_in_the_outage_goes_on_until_the_end_of_it
             await scene.admit()
 
 
-async def test_grace_ends_for_all_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with grace_scene(tmp_path, evolve(TERMS, duration=100)) as scene:
+async def test_all_requests_are_refused_after_the_maximum_duration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with outage_scene(tmp_path, evolve(LIMITS, duration=100)) as scene:
         scene.go_away()
         assert await scene.serve() == 1
-        assert scene.carries()
+        assert scene.admits_offline()
         now = trio.current_time()
         with monkeypatch.context() as later:
             later.setattr(trio, "current_time", lambda: now + 100)
             assert await scene.serve() == 0
-            assert (scene.carries(), scene.grace.refuses) == (False, True)
-        # It does not begin again by itself.
+            assert (scene.admits_offline(), scene.mode.refuses_all) == (False, True)
+        # It does not start again by itself.
         assert await scene.serve() == 0
         await scene.come_back()
         assert await scene.everything() == ({"ok": 2}, 2)
@@ -199,9 +201,9 @@ async def test_grace_ends_for_all_after_a_while(tmp_path: Path, monkeypatch: pyt
         await scene.come_back()
 
 
-async def test_the_spool_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grace, "MAX_SPOOLED", 2)
-    async with grace_scene(tmp_path) as scene:
+async def test_requests_are_refused_when_the_spool_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mode, "MAX_SPOOLED", 2)
+    async with outage_scene(tmp_path) as scene:
         scene.go_away()
         assert await scene.serve(5) == 2
         await scene.come_back()
@@ -210,7 +212,7 @@ async def test_the_spool_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("committed", [True, False])
 async def test_a_request_whose_commit_is_unknown_is_not_admitted_twice(tmp_path: Path, *, committed: bool) -> None:
-    async with grace_scene(tmp_path) as scene:
+    async with outage_scene(tmp_path) as scene:
         database = scene.stage.database
 
         def lose() -> Exception:
@@ -225,19 +227,19 @@ async def test_a_request_whose_commit_is_unknown_is_not_admitted_twice(tmp_path:
             database.after = lose_once
         else:
             database.before = lose
-        assert await scene.serve() == 0, "it may be in the books already"
-        assert scene.grace.spooled == 0
-        assert await scene.serve() == 1, "this one cannot be"
+        assert await scene.serve() == 0, "the database may have it"
+        assert scene.mode.spooled == 0
+        assert await scene.serve() == 1, "the database cannot have this one"
         await scene.come_back()
         outcomes, count = await scene.everything()
         assert (outcomes, count) == ({"ok": 2} | ({"void": 1} if committed else {}), 2)
 
 
-async def test_who_was_in_a_transaction_that_hangs_is_refused_and_the_next_go_on(
+async def test_requests_in_a_hanging_transaction_are_refused_and_later_ones_admitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writer, "ADMISSION_DEADLINE", 0.2)
-    async with grace_scene(tmp_path) as scene:
+    async with outage_scene(tmp_path) as scene:
         database = scene.stage.database
         database.hang()
         served: list[int] = []
@@ -253,7 +255,7 @@ async def test_who_was_in_a_transaction_that_hangs_is_refused_and_the_next_go_on
             for _ in range(3):
                 nursery.start_soon(one)
         assert Counter(served) == {0: 1, 1: 3}
-        # Now that grace has begun, nobody waits for the ledger.
+        # Now that the outage mode has started, no request waits for the ledger.
         started = trio.current_time()
         assert await scene.serve() == 1
         assert trio.current_time() - started < writer.ADMISSION_DEADLINE
@@ -263,20 +265,20 @@ async def test_who_was_in_a_transaction_that_hangs_is_refused_and_the_next_go_on
 
 
 @pytest.mark.parametrize("committed", [True, False])
-async def test_an_outage_in_the_middle_of_reconciliation_loses_nothing(tmp_path: Path, *, committed: bool) -> None:
-    async with grace_scene(tmp_path) as scene:
+async def test_an_outage_during_the_replay_loses_nothing(tmp_path: Path, *, committed: bool) -> None:
+    async with outage_scene(tmp_path) as scene:
         scene.go_away()
         kept = await scene.admit()
         assert await scene.serve(2) == 2
         database, failures = scene.stage.database, [CommitUnknown("lost"), Unavailable("away")]
 
         def fail() -> Exception | None:
-            return failures.pop() if failures and database.running is enter else None
+            return failures.pop() if failures and database.running is write_spooled else None
 
         database.before = lambda: None
         setattr(database, "after" if committed else "before", fail)
         await scene.come_back()
         assert await scene.stage.outcomes() == (1, {"ok": 3})
-        scene.grace.settle(kept, OK)
+        scene.mode.settle(kept, OK)
         await scene.stage.settled()
         assert await scene.everything() == ({"ok": 4}, 4)

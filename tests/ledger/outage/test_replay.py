@@ -1,0 +1,118 @@
+"""Spooled requests are in the ledger once, whatever is there already. On every database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import msgspec
+import pytest
+
+from db.database import Database
+from db.queries import ledger as books
+from db.queries import projects, tokens
+from db.records import UNKNOWN, VOID, Reservation, Result, Token
+from llm_proxy.identifiers import new_id, request_id
+from llm_proxy.ledger.outage.replay import decode, write_spooled
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
+from tests.db.queries.books import a_project, a_token
+from tests.ledger.test_transaction import counter, granted, rolled_up, rows
+
+WORKER = new_id()
+
+
+@pytest.fixture
+def token(database: Database) -> Token:
+    project = a_project()
+    database.write_now(projects.create, project)
+    made = a_token(project.id, max_requests=1)
+    database.write_now(tokens.create, made)
+    return made
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def a_grant(token: Token) -> Grant:
+    reservation = Reservation(request_id(), WORKER, token.id, token.project_id, "openai", "POST", "/v1/x", now())
+    return Grant(reservation, token.digest, "sealed", token, 1)
+
+
+def replay(database: Database, *spooled: Settlement) -> None:
+    database.write_now(write_spooled, spooled, WORKER, now())
+    assert database.read_now(books.verify) == []
+
+
+OK = Result(outcome="ok", status=200, model="m", input_tokens=7)
+
+
+def test_requests_that_are_replayed_twice_are_there_once(database: Database, token: Token) -> None:
+    requests = [
+        Settlement.of(a_grant(token), result) for result in (OK, OK, Result(outcome="client_closed"), VOID, UNKNOWN)
+    ]
+    for _ in range(2):
+        replay(database, *requests)
+        assert rows(database) == (1, {"ok": 2, "client_closed": 1, "void": 1})
+        assert counter(database, token) == 4, "the limit of the token does not matter here"
+        assert rolled_up(database) == [("", 1, 0, 0), ("m", 2, 0, 14)]
+    replay(database, *requests[2:])
+    assert counter(database, token) == 4
+
+
+def test_a_request_that_ends_after_its_replay_is_settled(database: Database, token: Token) -> None:
+    grant = a_grant(token)
+    replay(database, Settlement.of(grant, UNKNOWN))
+    assert (rows(database), counter(database, token)) == ((1, {}), 1)
+    replay(database, Settlement.of(grant, OK))
+    assert (rows(database), counter(database, token)) == ((0, {"ok": 1}), 1)
+
+
+@pytest.mark.parametrize("result", [OK, VOID, UNKNOWN])
+def test_a_request_that_was_swept_meanwhile_gets_its_spooled_result(
+    database: Database, token: Token, result: Result
+) -> None:
+    grant = a_grant(token)
+    replay(database, Settlement.of(grant, UNKNOWN))
+    database.write_now(books.sweep, [grant.reservation.id], now())
+    replay(database, Settlement.of(grant, result))
+    assert rows(database) == (0, {result.outcome: 1})
+    assert counter(database, token) == (result.outcome != "void")
+
+
+def test_a_request_that_the_ledger_admitted_is_not_counted_again(database: Database, token: Token) -> None:
+    request = AdmissionRequest(request_id(), token.digest, None, "POST", "/v1/x", lambda _name: None)
+    (grant,) = granted(database.write_now(transact, WORKER, [request], [], now()))
+    replay(database, Settlement.of(grant, OK))
+    assert (rows(database), counter(database, token)) == ((0, {"ok": 1}), 1)
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_the_last_use_of_a_token_never_goes_back(database: Database, token: Token, later: bool) -> None:
+    old, new = a_grant(token), a_grant(token)
+    for grant in (old, new) if later else (new, old):
+        replay(database, Settlement.of(grant, OK))
+    found = database.read_now(tokens.get, token.id)
+    assert found is not None
+    assert found.last_used_at == new.reservation.admitted_at
+
+
+@pytest.mark.parametrize(
+    ("results", "found"),
+    [([UNKNOWN], (1, {})), ([UNKNOWN, OK], (0, {"ok": 1})), ([OK], (0, {"ok": 1}))],
+)
+def test_the_records_of_a_spool_are_one_request(
+    database: Database, token: Token, results: list[Result], found: tuple[int, dict[str, int]]
+) -> None:
+    grant = a_grant(token)
+    records = [msgspec.json.encode(Settlement.of(grant, result)) for result in results]
+    spooled, damaged = decode(records)
+    assert not damaged
+    replay(database, *spooled)
+    assert (rows(database), counter(database, token)) == (found, 1)
+
+
+def test_a_record_has_the_digest_and_nothing_else_of_the_token(token: Token) -> None:
+    text = msgspec.json.encode(Settlement.of(a_grant(token), OK))
+    assert b"sealed" not in text
+    assert token.last4.encode() not in text.replace(token.id.encode(), b"")
+    assert decode([text])[0][0].digest == token.digest
