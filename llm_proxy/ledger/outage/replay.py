@@ -100,7 +100,7 @@ class OrphanReplay:
         Raises:
             DatabaseError: the database is unavailable.
         """
-        orphans = _read_orphans(self.folder)
+        orphans = _read_orphans(self.folder, spool_path(self.folder, self.worker_id))
         # One after the other, so that each is locked only as long as necessary.
         while (found := await trio.to_thread.run_sync(next, orphans, None)) is not None:
             orphan, spooled, damaged = found
@@ -117,7 +117,8 @@ class OrphanReplay:
             except OSError as error:
                 _log.error("a spool was replayed and cannot be removed", spool=path, reason=error.strerror)
             finally:
-                await trio.to_thread.run_sync(orphan.close)
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(orphan.close)
             if damaged:
                 _log.error("a spool is damaged: records may be lost, the file was renamed to ….damaged", spool=path)
             if spooled:
@@ -139,11 +140,11 @@ def spool_path(folder: Path, worker_id: str) -> Path:
     return folder / f"outage-{worker_id}.db"
 
 
-def _read_orphans(folder: Path) -> Iterator[tuple[SpoolFile | FirstFormatFile, list[Settlement], bool]]:
+def _read_orphans(folder: Path, own: Path) -> Iterator[tuple[SpoolFile | FirstFormatFile, list[Settlement], bool]]:
     """Open and read the spools of stopped workers, one after the other; True if records are damaged."""
     for path in sorted(folder.glob("outage-*")):
         file_type = _FILE_TYPES.get(path.suffix)
-        if file_type is None:
+        if file_type is None or path == own:
             continue
         try:
             orphan = file_type.open(path)

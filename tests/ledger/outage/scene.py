@@ -116,4 +116,4 @@ async def outage_scene(
             with trio.fail_after(30):
                 await mode.drain()
             nursery.cancel_scope.cancel()
-        assert list(file.path.parent.iterdir()) == []
+        assert [path.name for path in file.path.parent.iterdir()] == []

@@ -245,6 +245,16 @@ async def test_the_spool_of_a_running_worker_is_not_replayed_by_another(tmp_path
         await scene.come_back()
 
 
+async def test_a_worker_does_not_open_its_own_spool_as_an_orphan(tmp_path: Path) -> None:
+    async with ledger_scene(tmp_path / "ledger.db") as stage:
+        own = SpoolFile.open(spool_path(tmp_path / "spools", "own"))
+        own.close()
+        await OrphanReplay(tmp_path / "spools", stage.database.real, "own").run()
+        assert own.path in set((tmp_path / "spools").iterdir())
+        await OrphanReplay(tmp_path / "spools", stage.database.real, "another").run()
+        assert list((tmp_path / "spools").iterdir()) == []
+
+
 async def test_the_spool_of_another_database_is_left_alone(tmp_path: Path) -> None:
     async with outage_scene(tmp_path / "one") as scene:
         scene.go_away()
