@@ -51,7 +51,7 @@ class StubServices(Services):
 
     #: What `/ready` names.
     failing: list[str] = Factory(list)
-    grace_admits: bool = False
+    outage_admits: bool = False
 
     async def not_ready(self) -> list[str]:
         """What a test says."""
@@ -60,7 +60,7 @@ class StubServices(Services):
     @property
     def carries_on(self) -> bool:
         """What a test says."""
-        return self.grace_admits
+        return self.outage_admits
 
 
 @define
@@ -130,7 +130,7 @@ async def _open(target: Target) -> AsyncIterator[Api]:
             database=database,
             keyring=KeyRing.generate(),
             ledger=absent,
-            grace=None,
+            outage=None,
             providers=providers,
             relay=absent,
             metrics=Metrics(providers.by_name, VERSION),

@@ -36,7 +36,7 @@ async def test_ready_is_good_while_requests_go_on_without_the_database(
     api: Api, failing: list[str], status: int
 ) -> None:
     api.services.failing += failing
-    carrying = make_api(evolve(api.services, grace_admits=True))
+    carrying = make_api(evolve(api.services, outage_admits=True))
     reply = await carrying("GET", "/ready", token=None)
     assert (reply.status, reply.json["failing"]) == (status, sorted(failing))
     assert reply.json["status"] == ("grace" if status == 200 else "not ready")
