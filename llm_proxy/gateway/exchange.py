@@ -131,7 +131,7 @@ class Exchange:
         return await upstream.send(
             inbound.method.encode("ascii"),
             provider.target(inbound.route.path, inbound.query),
-            headers.request_headers(inbound.headers, provider.credential(api_key), provider.judged_headers),
+            headers.request_headers(inbound.headers, provider.credential(api_key), provider.required_headers),
             body,
             dispatch=self.dispatch,
         )

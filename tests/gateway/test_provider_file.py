@@ -96,8 +96,8 @@ class TestFile:
             "stream": ("false",),
             "user": ("true", "false"),
         }
-        assert groq.allowed_origins == {"https://app.example.com", "http://localhost:3000"}
-        assert groq.required_headers == {"x-team"}
+        assert groq.allowed_origins == {b"https://app.example.com", b"http://localhost:3000"}
+        assert groq.required_headers == {b"x-team"}
         assert groq.timeouts == Timeouts(connect=2, response_header=90, keep_alive=45, read=0.5)
         assert groq.max_idle_conns_per_host == 12
 
@@ -127,6 +127,10 @@ class TestFile:
         one = "apis: {x: {base_url: 'https://x.example', allowed_endpoints: [/a]}}"
         assert load(tmp_path, one).default.name == "x"
         assert load(tmp_path, FULL, DEFAULT_API_PROVIDER="claude").default.name == "claude"
+
+    def test_a_star_allows_every_origin(self, tmp_path: Path) -> None:
+        provider = load(tmp_path, 'apis: {openai: {allowed_origins: [https://app.example.com, "*"]}}').default
+        assert provider.refusal("GET", b"/v1/models", [(b"origin", b"https://evil.example")]) is None
 
     def test_a_list_of_one_value_needs_no_brackets(self, tmp_path: Path) -> None:
         provider = load(tmp_path, "apis: {openai: {allowed_methods: GET, allowed_endpoints: /v1/models}}").default

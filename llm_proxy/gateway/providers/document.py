@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 import msgspec
 import yaml
 from attrs import Factory, define
-from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from yaml.nodes import Node, ScalarNode, SequenceNode
 
 from llm_proxy.config import Mistake
 from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean
@@ -27,40 +27,30 @@ class Document:
 
     Attributes:
         name: the path of the file.
-        data: its content as dicts, lists, text and None; scalars are text as written, except that booleans are `true`
-            and `false` as in JSON.
+        data: dicts, lists, text and None. A scalar is its text, except that booleans are `true` and `false`.
     """
 
     name: str
     data: Any = None
-    _root: Node | None = None
+    _lines: dict[Place, int] = Factory(lambda: {(): 1})
     _reports: list[tuple[int, str]] = Factory(list)
 
     @property
     def mistakes(self) -> list[Mistake]:
         """All mistakes, in order of lines."""
-        return [
-            Mistake(f"{self.name}, line {line}", reason) for line, reason in sorted(self._reports, key=itemgetter(0))
-        ]
+        found = sorted(self._reports, key=itemgetter(0))
+        return [Mistake(f"{self.name}, line {line}", reason) for line, reason in found]
 
     def report(self, place: Place, reason: str) -> None:
-        """Report a mistake at a place, or at the next place above it that exists."""
-        line = self._root.start_mark.line if self._root else 0
-        node = self._root
-        for part in place:
-            if isinstance(node, MappingNode):
-                found = [(key.start_mark.line, value) for key, value in node.value if key.value == part]
-            else:
-                found = [(value.start_mark.line, value) for value in [node.value[part]]] if node else []
-            if not found:
-                break
-            line, node = found[0]
-        self._reports.append((line + 1, reason))
+        """Report a mistake, on the line of its place or of the nearest place above."""
+        while place not in self._lines:
+            place = place[:-1]
+        self._reports.append((self._lines[place], reason))
 
     def read(self, struct: type[S]) -> S | None:
         """Read the whole file. Wrong values are missing or None in the result; None if the file is not a mapping."""
         try:
-            self._root = yaml.compose(Path(self.name).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+            root = yaml.compose(Path(self.name).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except OSError as error:
             self.report((), f"the file cannot be read: {error.strerror}")
         except UnicodeDecodeError:
@@ -71,57 +61,57 @@ class Document:
         except (yaml.YAMLError, RecursionError):
             self.report((), "this is not YAML: it contains control characters, or is nested too deeply")
         else:
-            if self._root is not None:
-                self.data = self._plain(self._root, "", {})
+            if root is not None:
+                self.data = self._plain(root, (), {})
                 found: S | None = self._convert(self.data, struct, ())
                 return found
             self.report((), "the file is empty; it needs apis, with at least one provider")
         return None
 
-    def _plain(self, node: Node, name: str, known: dict[int, Any]) -> Any:
-        """Make plain data of a node; `known` has the nodes that were seen, because an alias may contain itself."""
+    def _plain(self, node: Node, place: Place, known: dict[int, Any]) -> Any:
+        """Make plain data of a node. `known` has the nodes that were seen, because an alias may contain itself."""
         if id(node) in known:
             return known[id(node)]
+        if isinstance(node, ScalarNode):
+            if node.tag == "tag:yaml.org,2002:bool":
+                return "true" if yaml.SafeLoader.bool_values[node.value.lower()] else "false"
+            return None if node.tag == "tag:yaml.org,2002:null" else node.value
         if isinstance(node, SequenceNode):
             items = known[id(node)] = []
-            items += [self._plain(item, name, known) for item in node.value]
+            for index, item in enumerate(node.value):
+                self._lines[*place, index] = item.start_mark.line + 1
+                items.append(self._plain(item, (*place, index), known))
             return items
-        if isinstance(node, MappingNode):
-            members = known[id(node)] = {}
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                line = key.start_mark.line + 1
-                if not isinstance(key, ScalarNode) or not key.value:
-                    self._reports.append((line, f"{name or 'the file'} has a key that is not a name"))
-                elif key.value in lines:
-                    first = f"{_join(name, key.value)} is set twice, on line {lines[key.value]} already; remove one"
-                    self._reports.append((line, first))
-                else:
-                    lines[key.value] = line
-                    members[key.value] = self._plain(value, _join(name, key.value), known)
-            return members
-        if node.tag == "tag:yaml.org,2002:bool":
-            return "true" if yaml.SafeLoader.bool_values[node.value.lower()] else "false"
-        return None if node.tag == "tag:yaml.org,2002:null" else node.value
+        members = known[id(node)] = {}
+        for key, value in node.value:
+            line, inner = key.start_mark.line + 1, (*place, str(key.value))
+            if not isinstance(key, ScalarNode) or not key.value:
+                self._reports.append((line, f"{_dotted(place)} has a key that is not a name"))
+            elif key.value in members:
+                first = self._lines[inner]
+                self._reports.append((line, f"{_dotted(inner)} is set twice, on line {first} already; remove one"))
+            else:
+                self._lines[inner] = line
+                members[key.value] = self._plain(value, inner, known)
+        return members
 
     def _convert(self, value: Any, expected: Any, place: Place) -> Any:
         """Convert plain data to a type: a struct, or a dict, tuple or optional of `Annotated[…, Kind]`."""
-        name = ".".join(part for part in place if isinstance(part, str))
         origin, arguments = get_origin(expected), get_args(expected)
         if value is None:
-            self.report(place, f"{name} has no value; set one, or remove the key")
+            self.report(place, f"{_dotted(place)} has no value; set one, or remove the key")
         elif origin in (Union, UnionType):
             return self._convert(value, arguments[0], place)
         elif origin is Annotated:
-            return self._parse(value, next(kind for kind in arguments if isinstance(kind, Kind)), name, place)
+            return self._parse(value, next(kind for kind in arguments if isinstance(kind, Kind)), place)
         elif origin is tuple:
             items = value if isinstance(value, list) else [value]
             if not items:
-                self.report(place, f"{name} is empty; list at least one value, or remove the key")
+                self.report(place, f"{_dotted(place)} is empty; list at least one value, or remove the key")
             found = [self._convert(item, arguments[0], (*place, index)) for index, item in enumerate(items)]
             return tuple(item for item in found if item is not None)
         elif not isinstance(value, dict):
-            self.report(place, f"{name or 'the file'} is {_shape(value)}; it must be a mapping of names to values")
+            self.report(place, f"{_dotted(place)} is {_form(value)}; it must be a mapping of names to values")
         elif origin is dict:
             return {key: self._convert(item, arguments[1], (*place, key)) for key, item in value.items()}
         else:
@@ -132,28 +122,28 @@ class Document:
         types = {field.name: field.type for field in msgspec.structs.fields(struct)}
         given: dict[str, Any] = {}
         for key, item in value.items():
+            inner = (*place, key)
             if key in types:
-                given[key] = self._convert(item, types[key], (*place, key))
+                given[key] = self._convert(item, types[key], inner)
             else:
-                name = ".".join(map(str, (*place, key)))
-                reason = f"{name} is not known{did_you_mean(key, types)}; allowed: {', '.join(types)}"
-                self.report((*place, key), reason)
+                hint = f"{did_you_mean(key, types)}; allowed: {', '.join(types)}"
+                self.report(inner, f"{_dotted(inner)} is not known{hint}")
         return struct(**given)
 
-    def _parse(self, value: Any, kind: Kind[Any], name: str, place: Place) -> Any:
+    def _parse(self, value: Any, kind: Kind[Any], place: Place) -> Any:
         if not isinstance(value, str):
-            self.report(place, f"{name} is {_shape(value)}; allowed: {kind.allowed}")
+            self.report(place, f"{_dotted(place)} is {_form(value)}; allowed: {kind.allowed}")
             return None
         try:
             return kind.read(value)
         except InvalidValue as error:
-            self.report(place, f"{assignment(name, value)}: {error}")
+            self.report(place, f"{assignment(_dotted(place), value)}: {error}")
             return None
 
 
-def _join(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
+def _dotted(place: Place) -> str:
+    return ".".join(part for part in place if isinstance(part, str)) or "the file"
 
 
-def _shape(value: Any) -> str:
+def _form(value: Any) -> str:
     return "a mapping" if isinstance(value, dict) else "a list" if isinstance(value, list) else "a single value"

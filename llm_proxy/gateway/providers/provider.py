@@ -1,7 +1,7 @@
-"""The providers that requests can go to, and which of them a path means.
+"""The providers that requests can go to, and which of them a path names.
 
-A provider's address, endpoints and limits come from configuration alone (`provider_file.py`); nothing that a client
-sends has a say in where a request goes. All of it is settled at the start, so that a request costs a few look-ups.
+URL, endpoints and limits of a provider come only from configuration (`provider_file.py`), never from a client.
+Everything is compiled at the start, so a request costs a few look-ups.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from attrs import Factory, field, frozen
+from attrs import field, frozen
 
 from llm_proxy.config.kinds import BASE_URL, InvalidValue
 from llm_proxy.errors import (
@@ -33,9 +33,9 @@ from llm_proxy.logging.redaction import quoted
 Auth = Literal["bearer", "x-api-key", "api-key"]
 
 _KEY = re.compile(r"[\x21-\x7e]+")
-#: How many endpoints an error names.
+#: Number of endpoints that an error lists.
 _EXAMPLES = 4
-#: Segments longer than this are left out of errors: they are ids and secrets, and tell nothing about the endpoint.
+#: Longer segments are omitted from errors: they are ids or secrets.
 _LONGEST_SEGMENT = 24
 _LONGEST_PATH = 100
 _ANTHROPIC_PATH = re.compile(rb"/v1/(?:messages|complete)(?:/|\Z)")
@@ -63,19 +63,16 @@ class Provider:
     """An API that requests are forwarded to.
 
     Attributes:
-        name: what the first path segment `/<name>/…` says.
-        origin: scheme, host and port.
-        base_path: what stands before the client's path; empty, or begins with a slash and does not end with one.
-        auth: the header that the project's API key travels in.
-        shape: whose error bodies the provider's clients expect.
+        name: also the prefix `/<name>/…`.
+        base_path: is put before the client's path; empty, or begins with a slash and does not end with one.
+        auth: the header for the project's API key.
+        shape: the shape of errors that the provider's clients expect.
         allowed_endpoints: patterns of paths, see `endpoints.py`.
-        denied_endpoints: patterns that are left out for a reason that the client is told.
-        allowed_methods: upper-case.
-        param_whitelist: globs per body parameter; see `parameters.py`.
-        allowed_origins: values of `Origin` that browsers may send; empty or `*` allows all.
-        required_headers: lower-case names of headers that a request must have.
-        timeouts: see `Timeouts`.
-        max_idle_conns_per_host: connections without a request that are kept open.
+        denied_endpoints: patterns that are not allowed, each with the reason for the client.
+        param_whitelist: globs per body parameter, see `parameters.py`.
+        allowed_origins: values of `Origin` that browsers may send; empty allows all.
+        required_headers: in lower case.
+        max_idle_conns_per_host: idle connections that are kept open.
     """
 
     name: str
@@ -87,53 +84,31 @@ class Provider:
     denied_endpoints: Mapping[str, str] = field(factory=dict)
     allowed_methods: frozenset[str]
     param_whitelist: Mapping[str, tuple[str, ...]] = field(factory=dict)
-    allowed_origins: frozenset[str] = frozenset()
-    required_headers: frozenset[str] = frozenset()
+    allowed_origins: frozenset[bytes] = frozenset()
+    required_headers: frozenset[bytes] = frozenset()
     timeouts: Timeouts
     max_idle_conns_per_host: int
+    _endpoints: Endpoints = field(init=False, repr=False)
+    _rules: ParameterRules = field(init=False, repr=False)
 
-    _endpoints: Endpoints = field(
-        init=False,
-        repr=False,
-        default=Factory(lambda self: Endpoints(self.allowed_endpoints, self.denied_endpoints), takes_self=True),
-    )
-    _rules: ParameterRules = field(
-        init=False,
-        repr=False,
-        default=Factory(lambda self: ParameterRules.compile(self.param_whitelist), takes_self=True),
-    )
-    _origins: frozenset[bytes] = field(
-        init=False,
-        repr=False,
-        default=Factory(
-            lambda self: frozenset(
-                () if "*" in self.allowed_origins else (origin.encode("ascii") for origin in self.allowed_origins)
-            ),
-            takes_self=True,
-        ),
-    )
-    #: The same names, as headers have them.
-    judged_headers: frozenset[bytes] = field(
-        init=False,
-        repr=False,
-        default=Factory(
-            lambda self: frozenset(name.encode("ascii") for name in self.required_headers), takes_self=True
-        ),
-    )
+    @_endpoints.default
+    def _compile_endpoints(self) -> Endpoints:
+        return Endpoints(self.allowed_endpoints, self.denied_endpoints)
+
+    @_rules.default
+    def _compile_rules(self) -> ParameterRules:
+        return ParameterRules.compile(self.param_whitelist)
 
     @property
     def needs_body(self) -> bool:
-        """Whether the body has to be read whole, with `parameters.read`, before a request can be admitted."""
+        """Whether the body must be read whole before a request can be admitted."""
         return bool(self.param_whitelist)
 
     def credential(self, api_key: str) -> tuple[bytes, bytes]:
-        """The header field that carries `api_key` upstream.
-
-        Raises `ProxyError` where the key has characters that no header can carry.
-        """
+        """The header with the API key. Raises `ProxyError` if a header cannot contain the key."""
         if not _KEY.fullmatch(api_key):
             raise ProxyError(
-                "The API key of this project cannot be sent to the provider. Ask the operator to set it anew."
+                "The API key of this project cannot be sent to the provider. Ask the operator to set it again."
             )
         key = api_key.encode("ascii")
         if self.auth == "bearer":
@@ -141,18 +116,15 @@ class Provider:
         return (b"x-api-key" if self.auth == "x-api-key" else b"api-key"), key
 
     def target(self, path: bytes, query: bytes) -> bytes:
-        """The request target that is sent upstream: `base_path`, then path and query byte for byte.
-
-        `path` is that of the route: checked, and without the provider's prefix; `query` comes without `?`, checked.
-        """
+        """The request target for the provider: `base_path`, then the route's path and the query, byte for byte."""
         return self.base_path + path + b"?" + query if query else self.base_path + path
 
     def refusal(
         self, method: str, path: bytes, headers: Headers, parameters: Parameters | None = None
     ) -> ProxyError | None:
-        """Judge a request against the provider's lists: endpoint, method, origin, required headers, parameters.
+        """Check endpoint, method, origin, required headers and parameters; None if the request is allowed.
 
-        None means that it may pass. Without `parameters` (where the body is not read yet) those are not judged.
+        Without `parameters` (the body is not read yet), they are not checked.
         """
         if path not in self._endpoints:
             return self._endpoint_refusal(method, path)
@@ -160,10 +132,12 @@ class Provider:
             allowed = tuple(sorted(self.allowed_methods))
             message = f"{_shown(path, method)} is not allowed here (allowed methods: {', '.join(allowed)})"
             return MethodNotAllowed(message, allow=allowed)
-        if self._origins and not all(value in self._origins for name, value in headers if name == b"origin"):
+        if (origins := self.allowed_origins) and not all(
+            value in origins for name, value in headers if name == b"origin"
+        ):
             return OriginNotAllowed()
-        if self.judged_headers:
-            missing = self.judged_headers.difference(name for name, value in headers if value)
+        if self.required_headers:
+            missing = self.required_headers.difference(name for name, value in headers if value)
             if missing:
                 name = min(missing).decode("ascii")
                 return HeaderRequired(f"The header '{name}' is required here.", param=name)
@@ -172,7 +146,7 @@ class Provider:
         return None
 
     def allows(self, path: bytes) -> bool:
-        """Whether the path is in the list of endpoints."""
+        """Whether the path is an allowed endpoint."""
         return path in self._endpoints
 
     def _endpoint_refusal(self, method: str, path: bytes) -> ProxyError:
@@ -197,7 +171,7 @@ class Provider:
         )
 
     def shape_for(self, path: bytes) -> Shape:
-        """Whose error bodies a client of `path` expects: some providers speak Anthropic's API beside OpenAI's."""
+        """The shape of errors for a path: some providers have both OpenAI's and Anthropic's API."""
         return "anthropic" if _ANTHROPIC_PATH.match(path) else self.shape
 
 
@@ -205,9 +179,9 @@ class Route(NamedTuple):
     """What a path means.
 
     Attributes:
-        provider: the provider that the path names; None for `/v1/…`, which means the one of the token's project.
-        path: the path without the provider's prefix, as it is judged and forwarded.
-        shape: whose error bodies the client expects, as far as the path tells.
+        provider: None for `/v1/…`, which goes to the provider of the token's project.
+        path: without the provider's prefix; it is checked and forwarded.
+        shape: the shape of errors that the client probably expects.
     """
 
     provider: Provider | None
@@ -217,22 +191,20 @@ class Route(NamedTuple):
 
 @frozen
 class Providers:
-    """All providers by name, and the one of projects that name none."""
+    """All providers by name, and the default of projects."""
 
     by_name: Mapping[str, Provider]
     default: Provider
-    _prefixes: Mapping[bytes, Provider] = field(
-        init=False,
-        repr=False,
-        default=Factory(
-            lambda self: {name.encode("ascii"): provider for name, provider in self.by_name.items()}, takes_self=True
-        ),
-    )
+    _prefixes: Mapping[bytes, Provider] = field(init=False, repr=False)
+
+    @_prefixes.default
+    def _encode_names(self) -> Mapping[bytes, Provider]:
+        return {name.encode("ascii"): provider for name, provider in self.by_name.items()}
 
     def unknown(self, raw_path: bytes) -> ProxyError:
-        """The refusal of a path that is neither a provider's nor the control plane's."""
+        """The error for a path that belongs neither to a provider nor to the control plane."""
         if b"%" in raw_path:
-            # It is refused before somebody decodes it and finds a path of the control plane.
+            # A reader that decodes it could find a path of the control plane.
             return InvalidPath("This path must not contain percent escapes.")
         if not paths.is_clear(raw_path):
             return InvalidPath()
@@ -245,7 +217,7 @@ class Providers:
         return EndpointNotAllowed(f"The path {_shown(raw_path)} is not known here; {fix}")
 
     def route(self, raw_path: bytes) -> Route | None:
-        """Tell which provider `raw_path` means; None where it is not a provider's path. Does not check the path."""
+        """Find the provider of `raw_path`, which is not checked; None if it is not a path of a provider."""
         end = raw_path.find(b"/", 1)
         if end < 0:
             return None
@@ -260,7 +232,7 @@ class Providers:
 
 
 def _shown(path: bytes, method: str = "") -> str:
-    """A request as an error shows it: in quotes, shortened, and without what may be a secret."""
+    """Quote a request in an error, shortened and without possible secrets."""
     segments = [text if len(text) <= _LONGEST_SEGMENT else "..." for text in path.decode("latin-1").split("/")]
     return quoted(f"{method[:_LONGEST_SEGMENT]} {'/'.join(segments)}".strip(), _LONGEST_PATH)
 

@@ -205,7 +205,8 @@ def _check_v1(api: Api) -> None:
 
 
 def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings: Settings) -> Provider:
-    endpoints, times = api.allowed_endpoints or (), api.timeouts or _Timeouts()
+    endpoints, origins = api.allowed_endpoints or (), api.allowed_origins or ()
+    times = api.timeouts or _Timeouts()
     idle_connections = (api.connection or _Connection()).max_idle_conns_per_host
     read = times.request or settings.request_timeout
     return Provider(
@@ -218,8 +219,8 @@ def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings
         denied_endpoints=api.denied_endpoints or {},
         allowed_methods=frozenset(api.allowed_methods or _METHODS),
         param_whitelist=api.param_whitelist or {},
-        allowed_origins=frozenset(api.allowed_origins or ()),
-        required_headers=frozenset(api.required_headers or ()),
+        allowed_origins=frozenset(() if "*" in origins else (origin.encode("ascii") for origin in origins)),
+        required_headers=frozenset(name.encode("ascii") for name in api.required_headers or ()),
         timeouts=Timeouts(
             connect=times.connect or 10.0,
             response_header=times.response_header or read,
