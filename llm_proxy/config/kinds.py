@@ -70,9 +70,9 @@ def assignment(name: str, text: str) -> str:
 
 def did_you_mean(text: str, known: Collection[str]) -> str:
     """Suggest the known word that is most similar to `text`; empty if none is similar."""
-    words = {word.lower(): word for word in known}
-    similar = difflib.get_close_matches(text.lower(), words, n=1)
-    return f"; did you mean {words[similar[0]]}?" if similar else ""
+    lower = {word.lower(): word for word in known}
+    similar = difflib.get_close_matches(text.lower(), lower, n=1)
+    return f"; did you mean {lower[similar[0]]}?" if similar else ""
 
 
 def integer(minimum: int, maximum: int) -> Kind[int]:
@@ -88,15 +88,16 @@ def integer(minimum: int, maximum: int) -> Kind[int]:
 
 def choice(options: Any) -> Kind[Any]:
     """One of the words of a `Literal`, in upper or lower case."""
-    words = {word.lower(): word for word in get_args(options)}
-    allowed = ("one of " if len(words) > 1 else "") + ", ".join(words.values())
+    words = get_args(options)
+    allowed = ("one of " if len(words) > 1 else "") + ", ".join(words)
 
     def parse(text: str) -> Any:
-        if text.lower() not in words:
-            raise InvalidValue(f"allowed: {allowed}{did_you_mean(text, words.values())}")
-        return words[text.lower()]
+        found = [word for word in words if word.lower() == text.lower()]
+        if not found:
+            raise InvalidValue(f"allowed: {allowed}{did_you_mean(text, words)}")
+        return found[0]
 
-    return Kind(", ".join(f"`{word}`" for word in words.values()), allowed, parse)
+    return Kind(", ".join(f"`{word}`" for word in words), allowed, parse)
 
 
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}

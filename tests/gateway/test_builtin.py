@@ -36,7 +36,7 @@ OPENAI, ANTHROPIC = BUILT_IN["openai"], BUILT_IN["anthropic"]
         ("anthropic", "GET", b"/v1/models/claude"),
     ],
 )
-def test_applications_reach_what_they_need(name: str, method: str, path: bytes) -> None:
+def test_endpoints_of_applications_are_allowed(name: str, method: str, path: bytes) -> None:
     assert BUILT_IN[name].refusal(method, path, []) is None
 
 
@@ -54,12 +54,12 @@ def test_applications_reach_what_they_need(name: str, method: str, path: bytes) 
         ("anthropic", b"/v1/tunnels/t/reveal_token"),
     ],
 )
-def test_the_account_behind_the_key_is_out_of_reach(name: str, path: bytes) -> None:
+def test_endpoints_that_administer_the_account_are_refused(name: str, path: bytes) -> None:
     assert isinstance(BUILT_IN[name].refusal("GET", path, []), EndpointNotAllowed)
 
 
 @pytest.mark.parametrize("path", [b"/v1/messages/batches/b", b"/v1/messages/batches/b/results"])
-def test_batches_whose_results_url_leads_past_the_proxy_are_refused_with_an_explanation(path: bytes) -> None:
+def test_anthropic_batches_are_refused_with_an_explanation(path: bytes) -> None:
     refusal = ANTHROPIC.refusal("GET", path, [])
     assert isinstance(refusal, EndpointNotAllowed)
     for words in (
@@ -71,14 +71,14 @@ def test_batches_whose_results_url_leads_past_the_proxy_are_refused_with_an_expl
         assert words in refusal.message
 
 
-def test_an_operator_may_allow_what_is_denied() -> None:
+def test_a_denied_endpoint_can_be_allowed() -> None:
     path = "/v1/messages/batches/{id}/results"
     provider = attrs.evolve(ANTHROPIC, allowed_endpoints=(*ANTHROPIC.allowed_endpoints, path))
     assert provider.refusal("GET", b"/v1/messages/batches/b/results", []) is None
     assert isinstance(provider.refusal("GET", b"/v1/messages/batches/b", []), EndpointNotAllowed)
 
 
-def test_their_addresses() -> None:
+def test_origins_and_auth() -> None:
     assert OPENAI.origin == Origin("https", "api.openai.com", 443)
     assert ANTHROPIC.origin == Origin("https", "api.anthropic.com", 443)
     assert OPENAI.base_path == ANTHROPIC.base_path == b""

@@ -113,7 +113,7 @@ ARN = b"arn%3Aaws%3Abedrock%3Aus-east-1%3A123%3Ainference-profile%2Fus.claude"
         (b"/v1/z/a%2Fother", True),
     ],
 )
-def test_only_the_name_of_a_model_may_have_an_escaped_slash_or_colon(path: bytes, allowed: bool) -> None:
+def test_only_the_name_of_a_model_may_contain_an_escaped_slash_or_colon(path: bytes, allowed: bool) -> None:
     assert (path in Endpoints(MODELS, DENIED)) is allowed
 
 
@@ -124,7 +124,7 @@ def test_a_denied_pattern_gives_its_reason() -> None:
 
 
 def as_one_expression(pattern: str) -> str:
-    """The reading of a pattern that the documentation gives, in the plainest form."""
+    """A pattern as the documentation describes it, in the simplest form."""
     text = re.escape(pattern.replace("**", "\0"))
     return re.sub(r"\\\{\w+\\\}|\\\*", "[^/]+", text).replace("\0", ".+")
 

@@ -39,11 +39,11 @@ TEAM = [(b"x-team", b"a"), (b"x-cost-centre", b"7")]
 
 
 class TestRoute:
-    def test_v1_means_the_projects_provider(self) -> None:
+    def test_v1_goes_to_the_projects_provider(self) -> None:
         route = PROVIDERS.route(b"/v1/chat/completions")
         assert route == (None, b"/v1/chat/completions", "openai")
 
-    def test_a_prefix_names_a_provider_and_is_taken_off(self) -> None:
+    def test_the_prefix_of_a_provider_is_removed(self) -> None:
         route = PROVIDERS.route(b"/anthropic/v1/models")
         assert route == (ANTHROPIC, b"/v1/models", "anthropic")
 
@@ -61,7 +61,7 @@ class TestRoute:
             (b"/anthropic/", "anthropic"),
         ],
     )
-    def test_the_path_tells_whose_errors_are_expected(self, path: bytes, shape: Shape) -> None:
+    def test_the_path_decides_the_shape_of_errors(self, path: bytes, shape: Shape) -> None:
         route = PROVIDERS.route(path)
         assert route is not None
         assert route.shape == shape
@@ -86,7 +86,7 @@ class TestRoute:
             b"*",
         ],
     )
-    def test_everything_else_is_not_a_providers_path(self, path: bytes) -> None:
+    def test_a_path_without_a_providers_prefix_has_no_route(self, path: bytes) -> None:
         assert PROVIDERS.route(path) is None
 
 
@@ -103,7 +103,7 @@ class TestUnknown:
             b"/audio/speech",
         ],
     )
-    def test_a_missing_v1_is_named(self, path: bytes) -> None:
+    def test_the_error_for_a_path_without_v1_says_so(self, path: bytes) -> None:
         refusal = PROVIDERS.unknown(path)
         assert isinstance(refusal, EndpointNotAllowed)
         assert refusal.message == (
@@ -111,7 +111,7 @@ class TestUnknown:
         )
 
     @pytest.mark.parametrize("path", [b"/", b"/wp-login.php", b"/openaiX/v1/models", b"/v1"])
-    def test_a_path_that_looks_like_none_is_told_where_paths_begin(self, path: bytes) -> None:
+    def test_the_error_for_an_unknown_path_names_the_prefixes_of_providers(self, path: bytes) -> None:
         refusal = PROVIDERS.unknown(path)
         assert isinstance(refusal, EndpointNotAllowed)
         assert f'"{path.decode()}" is not known here; paths to a provider begin with /v1/' in refusal.message
@@ -119,14 +119,14 @@ class TestUnknown:
     @pytest.mark.parametrize(
         "path", [b"/%6danage/projects", b"/manage%2Fprojects", b"/manage/../x", b"//x", b"*", b"", b"/%6detrics"]
     )
-    def test_a_path_that_somebody_could_decode_is_ambiguous(self, path: bytes) -> None:
+    def test_an_unknown_path_with_escapes_is_ambiguous(self, path: bytes) -> None:
         refusal = PROVIDERS.unknown(path)
         assert isinstance(refusal, InvalidPath)
         assert ("percent escapes" in str(refusal)) == (b"%" in path)
 
 
 class TestRefusal:
-    def test_a_good_request_passes(self) -> None:
+    def test_an_allowed_request_has_no_refusal(self) -> None:
         headers = [*TEAM, (b"origin", b"https://app.example")]
         assert STRICT.refusal("POST", b"/v1/chat/completions", headers, {"model": ("gpt-4o",)}) is None
 
@@ -140,7 +140,7 @@ class TestRefusal:
             ("POST", b"/v1/chat/completions", TEAM, "x", ParameterNotAllowed),
         ],
     )
-    def test_the_lists_are_judged_in_order(
+    def test_the_lists_are_checked_in_order(
         self, method: str, path: bytes, headers: list[tuple[bytes, bytes]], model: str, error: type[ProxyError]
     ) -> None:
         assert type(STRICT.refusal(method, path, headers, {"model": (model,)})) is error
@@ -177,7 +177,7 @@ class TestRefusal:
             ),
         ],
     )
-    def test_a_404_names_method_path_provider_and_what_works(
+    def test_a_404_names_method_path_provider_and_allowed_endpoints(
         self, provider: Provider, method: str, path: bytes, shown: str, takes: str
     ) -> None:
         refusal = provider.refusal(method, path, [])
@@ -198,12 +198,12 @@ class TestRefusal:
         assert isinstance(refusal, HeaderRequired)
         assert refusal.param == "x-team"
 
-    def test_every_origin_header_counts_and_none_is_fine(self) -> None:
+    def test_every_origin_header_is_checked_and_none_is_allowed(self) -> None:
         good, evil = (b"origin", b"https://app.example"), (b"origin", b"null")
         assert STRICT.refusal("GET", b"/v1/files/x", TEAM) is None
         assert isinstance(STRICT.refusal("GET", b"/v1/files/x", [*TEAM, good, evil]), OriginNotAllowed)
 
-    def test_parameters_are_not_judged_before_the_body_is_read(self) -> None:
+    def test_parameters_are_not_checked_before_the_body_is_read(self) -> None:
         assert STRICT.needs_body
         assert STRICT.refusal("POST", b"/v1/chat/completions", TEAM) is None
         assert not OPENAI.needs_body
@@ -217,18 +217,18 @@ class TestRefusal:
         ("api-key", (b"api-key", b"sk-1")),
     ],
 )
-def test_the_key_travels_in_the_providers_header(auth: Auth, expected: tuple[bytes, bytes]) -> None:
+def test_the_key_is_sent_in_the_providers_header(auth: Auth, expected: tuple[bytes, bytes]) -> None:
     assert attrs.evolve(OPENAI, auth=auth).credential("sk-1") == expected
 
 
 @pytest.mark.parametrize("key", ["", "a b", "a\r\nx: y", "ä", "a\n"])
-def test_a_key_that_no_header_can_carry_is_not_sent_and_not_shown(key: str) -> None:
+def test_a_key_that_a_header_cannot_contain_is_not_sent_and_not_shown(key: str) -> None:
     with pytest.raises(ProxyError) as caught:
         OPENAI.credential(key)
     assert not key or key not in caught.value.message
 
 
-def test_target_is_base_path_then_path_and_query_as_they_are() -> None:
+def test_the_target_is_base_path_path_and_query_unchanged() -> None:
     assert STRICT.target(b"/v1/files/%41", b"a=b%20c&d") == b"/base/v1/files/%41?a=b%20c&d"
     assert OPENAI.target(b"/v1/models", b"") == b"/v1/models"
 
@@ -275,7 +275,7 @@ def test_what_is_checked_and_allowed_is_forwarded_byte_for_byte(segments: list[b
         ("http://vllm_1:80", Origin("http", "vllm_1", 80), b"", b"vllm_1"),
     ],
 )
-def test_a_base_url_is_taken_apart(url: str, origin: Origin, base_path: bytes, authority: bytes) -> None:
+def test_a_base_url_is_split_into_origin_and_path(url: str, origin: Origin, base_path: bytes, authority: bytes) -> None:
     assert split_base_url(url) == (origin, base_path)
     assert origin.authority == authority
 
