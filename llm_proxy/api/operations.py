@@ -19,7 +19,7 @@ from werkzeug.exceptions import HTTPException
 
 from db.errors import CommitUnknown, DatabaseError, SchemaMismatch
 from llm_proxy.api.auth import Guard
-from llm_proxy.api.schema import Body, Field, Id, Query, read_body, read_query
+from llm_proxy.api.schema import Body, Check, Field, Id, Query, read_body, read_query
 from llm_proxy.errors import (
     DatabaseUnavailable,
     InvalidJson,
@@ -67,6 +67,7 @@ class Operation:
         name: OpenAPI's `operationId`, unique.
         answer: what the handler returns; None if the answer is empty.
         status: of the answer.
+        check: the mistakes that no single field of the body shows; see `schema.Check`.
         errors: how it can fail beyond what is true of every operation.
         not_found: the error if an id of the path is not valid.
         id_type: type of the ids of the path.
@@ -80,6 +81,7 @@ class Operation:
     status: int = 200
     query: type[Query] | None = None
     body: type[Body] | None = None
+    check: Check = lambda _given, _values, _now: ()
     errors: tuple[type[ProxyError], ...] = ()
     not_found: type[ProxyError] = NotFound
     id_type: Any = Id
@@ -176,7 +178,7 @@ async def _perform(operation: Operation, services: Services, ids: Mapping[str, s
     query = read_query(operation.query or Query, request.args.items(multi=True))
     arguments: list[object] = [] if operation.query is None else [query]
     if operation.body is not None:
-        arguments.append(read_body(operation.body, await _load(), now))
+        arguments.append(read_body(operation.body, await _load(), operation.check, now))
     answer: Any = await operation.handle(call, *arguments)
     if answer is None:
         return Response(b"", operation.status, HEADERS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
@@ -76,11 +76,6 @@ class NewToken(Body, kw_only=True):
     expires_at: _ExpiresAt | UnsetType = UNSET
     max_requests: _MaxRequests = None
 
-    @classmethod
-    def check(cls, given: Iterable[str], values: Mapping[str, Any], now: datetime) -> Iterable[str]:
-        """Check the expiry."""
-        return _check_expiry(given, values, now)
-
 
 class TokenChanges(Changes, kw_only=True):
     """Changes of a token."""
@@ -92,13 +87,8 @@ class TokenChanges(Changes, kw_only=True):
     max_requests: _MaxRequests | UnsetType = UNSET
     active: Annotated[bool, doc("False revokes it, true takes that back.")] | UnsetType = UNSET
 
-    @classmethod
-    def check(cls, given: Iterable[str], values: Mapping[str, Any], now: datetime) -> Iterable[str]:
-        """Check the expiry."""
-        return _check_expiry(given, values, now)
 
-
-def _check_expiry(given: Iterable[str], values: Mapping[str, Any], now: datetime) -> Iterable[str]:
+def _check_expiry(given: Collection[str], values: Mapping[str, Any], now: datetime) -> Iterable[str]:
     ways = [name for name in _EXPIRY if name in given]
     if len(ways) > 1:
         yield f"only one of {', '.join(map(repr, ways))} can be given"
@@ -148,6 +138,7 @@ async def _list(call: Call, query: ListTokens) -> object:
         TokenWithSecret,
         status=201,
         body=NewToken,
+        check=_check_expiry,
         errors=(ProjectNotFound, ProjectDeactivated),
     )
 )
@@ -192,7 +183,9 @@ async def _get(call: Call) -> Token:
     return shown(Token, token)
 
 
-@RESOURCE.add(Operation("PATCH", _ONE, "updateToken", Token, body=TokenChanges, not_found=TokenNotFound))
+@RESOURCE.add(
+    Operation("PATCH", _ONE, "updateToken", Token, body=TokenChanges, check=_check_expiry, not_found=TokenNotFound)
+)
 async def _update(call: Call, body: TokenChanges) -> Token:
     """Change a token; the next request on every replica uses the change."""
     sent = given(body)

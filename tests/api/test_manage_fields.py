@@ -119,7 +119,7 @@ class Flag(Body, kw_only=True):
 
 def test_unknown_names_are_shown_short_and_clean() -> None:
     with pytest.raises(InvalidBody) as refusal:
-        read_body(Flag, {"x" * 41: 1, "a\x1b[31m\n": 1, "sk-canary-0123456789": 1}, NOON)
+        read_body(Flag, {"x" * 41: 1, "a\x1b[31m\n": 1, "sk-canary-0123456789": 1}, lambda *_: (), NOON)
     assert refusal.value.description.split("; ") == [
         f"'{'x' * 40}…' is not a field of this request (fields: a)",
         "'a?[31m?' is not a field of this request (fields: a)",
