@@ -1,4 +1,4 @@
-"""Requests whose token's row another transaction has locked: they keep their place and are tried again."""
+"""Requests whose token's row is locked by another transaction: they keep their place and are retried."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 
     from llm_proxy.ledger.batch import PendingAdmission
 
-#: Seconds until they are first tried again, and at most; each pause is twice as long as the one before.
+#: Seconds until the first retry, and maximum; each pause is twice as long as the one before.
 FIRST_PAUSE = 0.01
 LONGEST_PAUSE = 0.1
 
 
 @define(eq=False)
 class LockedRequests:
-    """By token, each in order of arrival.
+    """Locked requests by token, in order of arrival.
 
     Attributes:
-        retry_at: trio's time when they are to be tried again; infinite if there are none.
+        retry_at: trio's time of the next retry; infinite if there are none.
     """
 
     retry_at: float = field(default=math.inf, init=False)
@@ -32,11 +32,9 @@ class LockedRequests:
     _by_token: dict[bytes, deque[PendingAdmission]] = field(factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
-        """How many requests wait."""
         return sum(map(len, self._by_token.values()))
 
     def __iter__(self) -> Iterator[PendingAdmission]:
-        """All of them."""
         return chain.from_iterable(self._by_token.values())
 
     def join(self, one: PendingAdmission) -> bool:
@@ -48,7 +46,7 @@ class LockedRequests:
         return True
 
     def take(self, limit: int) -> list[PendingAdmission]:
-        """Take out those that are to be tried now, and drop those that have been answered meanwhile."""
+        """Remove and return the requests to retry now; drop those that were answered meanwhile."""
         taken: list[PendingAdmission] = []
         for digest, queue in list(self._by_token.items()):
             while queue and len(taken) < limit:
@@ -62,7 +60,7 @@ class LockedRequests:
         return taken
 
     def put_back(self, pending: Sequence[PendingAdmission], now: float) -> None:
-        """Give those that were still locked their places back; other tokens have their turn before them."""
+        """Put requests that are still locked back first in their token's queue; other tokens are retried before."""
         for one in reversed(pending):
             digest = one.request.digest
             queue = self._by_token.pop(digest, deque())

@@ -1,7 +1,7 @@
-"""Reads tokens for requests whose bodies have not arrived yet: all that wait at the same time share one SELECT.
+"""Reads tokens for requests whose bodies have not arrived yet: all waiting requests share one SELECT.
 
-A request must show a good token before its body is waited for, and admission comes only behind the body. The look-up
-locks nothing, counts nothing and decides nothing for good: admission judges the request again.
+A request must have a valid token before its body is read, and it is admitted only after its body. The lookup locks
+nothing and counts nothing, and its decision is not final: admission judges the request again.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import trio
 from attrs import define, field
 
 from db.errors import DatabaseError
-from db.queries import ledger as books
+from db.queries import ledger as queries
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, Overloaded
 
 if TYPE_CHECKING:
     from db.database import Database
     from db.records import Project, Token
 
-#: Requests that may wait for a look-up at once. Each holds its head and at most one read of its body.
+#: Maximum number of requests that wait for a lookup. Each holds its head and at most one read of its body.
 MAX_WAITING = 1000
 
 
@@ -34,11 +34,11 @@ class _Round:
 
 @define(eq=False)
 class Lookups:
-    """One SELECT at a time, for all that have come since the one before began. `run` does the work.
+    """Runs one SELECT at a time, for all requests that arrived since the previous one started. `run` does the work.
 
     Attributes:
-        deadline: seconds that a request waits at most.
-        waiting: requests that wait now.
+        deadline: maximum seconds that a request waits.
+        waiting: number of waiting requests.
     """
 
     _database: Database
@@ -48,7 +48,7 @@ class Lookups:
     _wanted: trio.Event = field(factory=trio.Event)
 
     async def find(self, digest: bytes) -> tuple[Token, Project] | None:
-        """The token that has this digest, with its project; None if there is none.
+        """The token with this digest and its project; None if there is none.
 
         Raises:
             Overloaded: too many requests wait already.
@@ -79,9 +79,9 @@ class Lookups:
             self._wanted = trio.Event()
             this, self._next = self._next, _Round()
             try:
-                this.found = await self._database.read(books.look_up, this.digests)
+                this.found = await self._database.read(queries.look_up, this.digests)
             except DatabaseError:
-                # The writer says so in the log when it finds the same.
+                # The writer logs it when it sees the same.
                 pass
             finally:
                 this.done.set()

@@ -1,7 +1,7 @@
-"""The ledger's retention: old rows go, a few at a time, and only one worker of all takes them away.
+"""The ledger's retention: one worker of all deletes old rows, a few at a time.
 
-Between two transactions there is a pause, so that admissions, which share the database, wait for one short transaction
-at most. A pass looks through all that is old enough and ends; the next one begins a minute later.
+Between two transactions there is a pause, so that admissions, which use the same database, wait for one short
+transaction at most. A pass reads all rows that are old enough; the next one starts a minute later.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ _log = log.logger("retention")
 
 
 class Pruner:
-    """Prunes while it runs, if it is this worker's turn.
+    """Prunes while it runs, if this worker is the first of the live ones.
 
     Attributes:
-        rows: that this worker has pruned.
-        last_pass: when it last came to the end, in seconds since the epoch; 0 before that.
+        rows: number of rows that this worker has pruned.
+        last_pass: end of the last pass, seconds since the epoch; 0 before that.
     """
 
     def __init__(self, database: Database, worker_id: str, *, retention: timedelta, dead_after: timedelta) -> None:
@@ -46,17 +46,17 @@ class Pruner:
         self.last_pass = 0.0
 
     async def run(self) -> None:
-        """Prune until cancelled. While the database is away, nothing is pruned."""
+        """Prune until cancelled. While the database is unavailable, nothing is pruned."""
         while True:
             try:
                 if await self._database.read(pruning.is_first, self._worker_id, self._dead_after):
                     await self.prune()
             except DatabaseError as error:
-                _log.warning("pruning was interrupted, and is tried again", reason=str(error))
+                _log.warning("pruning was interrupted and is retried", reason=str(error))
             await trio.sleep(EVERY)
 
     async def prune(self) -> None:
-        """Look through all rows that are old enough, once. Raises DatabaseError."""
+        """Prune all rows that are old enough. Raises DatabaseError."""
         before = datetime.now(UTC) - self._retention
         rows, kept = 0, 0
         last: str | None = ""
@@ -69,6 +69,8 @@ class Pruner:
                 await trio.sleep(PAUSE)
         self.last_pass = time.time()
         if kept:
-            _log.warning("old rows stay, because the hourly sums do not know of them; run ledger verify", rows=kept)
+            _log.warning(
+                "old rows were kept because the hourly sums do not include them; run llm-proxy ledger verify", rows=kept
+            )
         if rows:
             _log.info("pruned the ledger", rows=rows, older_than=before.isoformat())

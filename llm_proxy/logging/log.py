@@ -1,9 +1,9 @@
 """Structured logs: one line per event, JSON or text, to stderr or to a file.
 
-Everything that the process says goes through here: our own events (structlog), those of the libraries (the standard
-library's `logging`) and the line that each request leaves. Every line has been through the redactor, is written by
-one `write` call, so that the lines of several processes do not mix, and is given up rather than waited for: a full
-disk or a stopped reader costs lines, which are counted, and never a request.
+All logs of the process go through this module: our own events (structlog), those of libraries (the standard library's
+`logging`) and one line per request. Every line is redacted and written by one `write` call, so that lines of several
+processes do not mix. A line that cannot be written at once is dropped: a full disk or a stopped reader costs lines,
+which are counted, and never a request.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Form = Literal["json", "text"]
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
-# Libraries whose chatter says nothing to an operator, or says too much: SQLAlchemy prints bound values.
+# Libraries whose logs do not help an operator, or show too much: SQLAlchemy prints bound values.
 _QUIET: Final = ("alembic", "hypercorn.access", "httpx", "httpcore", "sqlalchemy", "hpack")
 
 _FAILURES: Final = frozenset({"upstream_error", "upstream_timeout", "proxy_error", "unknown"})
-# Fields of a request's line that others choose, or that are sentences; all else is a word of ours.
+# Fields of a request's line whose value is not ours, or a sentence.
 _FOREIGN: Final = frozenset({"method", "path", "reason", "model", "provider_request_id"})
 _LONGEST_PATH: Final = 1024
 _LONGEST_MODEL: Final = 128
@@ -76,7 +76,7 @@ class Log:
     __slots__ = ("_clock", "_encode", "_redactor", "_show_failures", "_show_requests", "_sink")
 
     def __init__(self, sink: Sink, redactor: Redactor, level: Level, form: Form) -> None:
-        """Write request lines to `sink` where `level` lets them through: info, and warning for those that failed."""
+        """Write request lines to `sink` if `level` includes them: info, and warning for failed requests."""
         self._sink = sink
         self._redactor = redactor
         self._clock = Clock()
@@ -106,16 +106,16 @@ class Log:
             self._sink.lost += 1
 
     def path(self, path: str) -> str:
-        """The path of a request as it may be kept, here and in the ledger: without credentials."""
+        """The path of a request without credentials, as the log and the ledger record it."""
         return self._redactor.path(path)
 
     @property
     def lines_lost(self) -> int:
-        """How many lines could not be written since the start."""
+        """Number of lines that could not be written since the start."""
         return self._sink.lost
 
     def close(self) -> None:
-        """Close the file; lines that come later go straight to stderr."""
+        """Close the file; later lines go to stderr."""
         self._sink.close()
 
     def __enter__(self) -> Self:
@@ -126,7 +126,7 @@ class Log:
 
 
 class Clock:
-    """Tells the time as log lines show it, RFC 3339 in UTC with milliseconds; the slow part once per second."""
+    """Formats the time for log lines: RFC 3339 in UTC with milliseconds; the slow part is cached for a second."""
 
     __slots__ = ("_cached",)
 
@@ -134,12 +134,12 @@ class Clock:
         self._cached = (0, "")
 
     def now(self) -> tuple[int, str]:
-        """Give the whole second since the epoch, and the stamp."""
+        """Return the second since the epoch, and the timestamp."""
         now = time.time()
         second = int(now)
         cached = self._cached
         if cached[0] != second:
-            # Swapped as one, so that a thread never pairs one second with the text of another.
+            # Replaced in one step, so that a thread never combines one second with the text of another.
             cached = self._cached = (second, time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)))
         return second, f"{cached[1]}.{int((now - second) * 1000):03d}Z"
 
@@ -151,13 +151,13 @@ def configure(
     path: Path | None = None,
     secrets: Iterable[str | None] = (),
 ) -> Log:
-    """Send everything that this process logs through one chain. Once per process, at its start.
+    """Set up all logging of this process; call it once at the start.
 
     Args:
         level: the least level that is shown.
         form: `json`, or `text` for people.
         path: `LOG_FILE`, or None for stderr.
-        secrets: the process's own secrets, to be cut out wherever they turn up.
+        secrets: the process's own secrets, which are removed from every line.
 
     Raises:
         LogError: the file cannot be opened.
@@ -173,7 +173,7 @@ def configure(
             fields = dict(redactor(None, "", event))
             head = {"timestamp": stamp, "level": fields.pop("level", "info"), "event": fields.pop("event", "")}
             sink.write(render(head | fields) + b"\n", second)
-        except Exception:  # noqa: BLE001 (whoever logs must not fail for what is logged)
+        except Exception:  # noqa: BLE001 (logging must not raise)
             sink.lost += 1
         raise structlog.DropEvent  # written: nothing is left to do for the logger underneath
 
@@ -198,15 +198,15 @@ def configure(
 
 
 def logger(name: str) -> FilteringBoundLogger:
-    """Give the logger for one part of the program; `name` becomes the field `source`.
+    """Return the logger of one part of the program; `name` becomes the field `source`.
 
-    Events are said in plain words, with everything that varies in fields: `log.info("project created", id=…)`.
+    An event is a fixed text; everything that varies is in fields: `log.info("project created", id=…)`.
     """
     return cast("FilteringBoundLogger", structlog.get_logger(source=name))
 
 
 class _Routed(logging.Handler):
-    """Brings the libraries' log records onto our chain."""
+    """Passes the log records of libraries to our processors."""
 
     def __init__(self, chain: list[Processor], sink: Sink) -> None:
         super().__init__()
@@ -249,7 +249,7 @@ _PLAIN_WORD: Final = re.compile(r"[!#-<>-~]+")  # printable ASCII without space,
 
 
 def _quoted(value: object) -> str:
-    """Show a value so that it cannot be taken for more than one, nor for another line, nor steer a terminal."""
+    """Quote a value so that it is one value on one line, without control characters."""
     if isinstance(value, str):
         return value if _PLAIN_WORD.fullmatch(value) else json.dumps(value)
     return msgspec.json.encode(value).decode()

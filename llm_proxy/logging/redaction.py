@@ -1,8 +1,8 @@
-"""Keeps secrets out of the logs, whoever writes them there.
+"""Keeps secrets out of the logs.
 
-Three nets, one behind the other: values under the name of a credential are never shown; the process's own secrets are
-known and cut out wherever they turn up; and anything that has the form of a credential is cut out unseen. The last
-one errs on the side of caution: a word that merely looks like a key is lost from the log.
+Three rules, one after the other: values under the name of a credential are never shown; the process's own secrets are
+removed wherever they appear; and text in the form of a credential is removed. The last rule is cautious: a word that
+only looks like a key is removed too.
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _FORMS: Final = re.compile(
 # What a text must contain, in lower case, for one of the forms to be in it: far cheaper to look for.
 _MARKERS: Final = ("sk-", "gsk_", "xai-", "pplx-", "hf_", "aiza", "bearer", "basic", "plain:", "enc:v", "://")
 
-# A shorter secret would be found in innocent words, and the log would be full of holes.
+# A shorter secret would match ordinary words.
 _SHORTEST_SECRET: Final = 6
 
-# Longer paths are not remembered, so that those that are stay below a megabyte.
+# Longer paths are not cached, so that the cache stays below a megabyte.
 _CACHED_LENGTH: Final = 256
 
-# A path that is encoded more often than this is refused, and no client writes one.
+# A path that is percent-encoded more often than this is refused.
 _MOST_ENCODINGS: Final = 3
 
 # Deeper nesting is shown as text; it also ends a structure that contains itself.
@@ -62,15 +62,15 @@ _DEEPEST: Final = 6
 
 
 class Redactor:
-    """Cuts credentials out of texts and out of the values of log events."""
+    """Removes credentials from texts and from the values of log events."""
 
     __slots__ = ("_cached_path", "_secrets")
 
     def __init__(self, secrets: Iterable[str | None] = ()) -> None:
-        """Know the process's own secrets.
+        """Set the process's own secrets.
 
         Args:
-            secrets: values that must never be shown; a list separated by commas counts as each of its parts too.
+            secrets: values that must never be shown; of a list separated by commas, each part too.
         """
         known: set[str] = set()
         for secret in secrets:
@@ -81,7 +81,7 @@ class Redactor:
         self._cached_path: Callable[[str], str] = lru_cache(maxsize=2048)(self._path)
 
     def text(self, text: str) -> str:
-        """Give the text without credentials; most texts come back as they are, after some 0.5 µs."""
+        """Return the text without credentials; most texts are returned unchanged, after about 0.5 µs."""
         for secret in self._secrets:
             if secret in text:
                 text = text.replace(secret, REDACTED)
@@ -92,7 +92,7 @@ class Redactor:
         return text
 
     def path(self, path: str) -> str:
-        """Give the path of a request without credentials, percent-encoded ones included; mostly after some 0.1 µs."""
+        """Return the path of a request without credentials, percent-encoded ones included; cached, about 0.1 µs."""
         return self._cached_path(path) if len(path) <= _CACHED_LENGTH else self._path(path)
 
     def _path(self, path: str) -> str:
@@ -103,7 +103,7 @@ class Redactor:
         return path if clean == decoded else clean
 
     def value(self, value: object, depth: int = 0) -> object:
-        """Give a value made of JSON's types only, without credentials in it, however deep."""
+        """Return a value made of JSON's types only, without credentials at any depth."""
         if value is None or isinstance(value, bool | int | float):
             return value
         if isinstance(value, str):
@@ -138,7 +138,7 @@ _FORMS_ONLY: Final = Redactor()
 
 
 def quoted(text: str, longest: int = 64) -> str:
-    """Give what a client sent as an error message may show it: in quotes, ASCII, shortened, without credentials."""
+    """Return client input as an error message may show it: quoted, ASCII, shortened, without credentials."""
     shortened = text if len(text) <= longest else text[:longest] + "..."
     return json.dumps(_FORMS_ONLY.text(shortened))
 

@@ -1,4 +1,4 @@
-"""Where log lines go: a file that log rotation may move, or stderr, and never a wait for either's reader."""
+"""Writes log lines to a file, which log rotation may move, or to stderr; never waits for a slow reader."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ class LogError(Exception):
 
 
 class Sink:
-    """Where lines go: stderr, or a file that may be moved away by log rotation (it is opened anew within a second).
+    """Writes lines to stderr, or to a file. If log rotation moves the file, it is opened again within a second.
 
-    Any thread may write. A lock makes the thread that has it the owner of the descriptor: a descriptor that another
-    thread closes meanwhile may already belong to somebody else's file or socket.
+    Any thread may write. A lock protects the descriptor: if another thread closed it meanwhile, its number could
+    already belong to another file or socket.
     """
 
     __slots__ = ("_checked", "_close", "_identity", "_lock", "_path", "_put", "_torn", "lost")
 
     def __init__(self, path: Path | None) -> None:
-        """Open the file, or stderr where `path` is None.
+        """Open the file, or stderr if `path` is None.
 
         Raises:
             LogError: the file cannot be opened.
@@ -52,11 +52,11 @@ class Sink:
                 raise LogError(f"the log file {path} cannot be opened: {_reason(path, error)}; {_ALLOWED}") from error
 
     def write(self, line: bytes, second: int) -> None:
-        """Write one line, newline included, at once or not at all. Never raises.
+        """Write one line, including its newline, in one call or not at all. Never raises.
 
         Args:
             line: the bytes.
-            second: the time, by which a moved file is noticed.
+            second: the time; a moved file is detected once per second.
         """
         with self._lock:
             try:
@@ -69,12 +69,12 @@ class Sink:
             except OSError:
                 self.lost += 1
                 return
-            # A pipe takes a line longer than its room in part: the next one must not continue it.
+            # A full pipe accepts part of a line: the next line must not continue it.
             self._torn = written != len(line)
             self.lost += self._torn
 
     def close(self) -> None:
-        """Close what is open here; lines that come later go straight to stderr."""
+        """Close the file; later lines go to stderr."""
         with self._lock:
             close = self._close
             self._path = None
@@ -111,7 +111,7 @@ def _reason(path: Path, error: OSError) -> str | None:
 
 
 def _open_stderr() -> tuple[Callable[[bytes], int], Callable[[], None]]:
-    """Find the way of writing to stderr that never waits for its reader, where there is one, and how to end it."""
+    """Return a function that writes to stderr without waiting for its reader, if possible, and one that closes it."""
     try:
         mode = os.fstat(2).st_mode
     except OSError:  # started without a stderr: there is nowhere to write to
@@ -120,7 +120,7 @@ def _open_stderr() -> tuple[Callable[[bytes], int], Callable[[], None]]:
         sock = socket.socket(fileno=os.dup(2))
         return lambda line: sock.send(line, socket.MSG_DONTWAIT), sock.close
     if stat.S_ISFIFO(mode) or os.isatty(2):
-        # The flag belongs to the open file, which we share with whoever started us: open it again for ourselves.
+        # The flag belongs to the open file, which is shared with the parent process: open it again for this process.
         with suppress(OSError):
             descriptor = os.open("/proc/self/fd/2", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             return partial(os.write, descriptor), partial(os.close, descriptor)

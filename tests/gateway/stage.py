@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from db import dsn
 from db.database import Database, open_database
 from db.options import Options
-from db.queries import ledger as books
+from db.queries import ledger as queries
 from db.queries import projects, tokens
 from db.records import Worker
 from db.schema import in_flight, metadata, requests
@@ -146,7 +146,7 @@ class Scene:
         assert route is not None
         await self.relay(route, scope, client.receive, client.send)
 
-    async def figures(self) -> tuple[int, int]:
+    async def counts(self) -> tuple[int, int]:
         def read(connection: Any) -> tuple[int, int]:
             return tuple(connection.scalar(select(func.count()).select_from(table)) for table in (requests, in_flight))
 
@@ -162,13 +162,13 @@ class Scene:
                 await trio.sleep(0.001)
             while self.provider.open > self.pool.idle:
                 await trio.sleep(0.001)
-        settled, flying = await self.figures()
+        settled, flying = await self.counts()
         assert flying == 0
         assert settled - self.settled in (0, 1)
         self.settled = settled
-        assert await self.database.read(books.verify) == []
+        assert await self.database.read(queries.verify) == []
         with trio.fail_after(2):
-            # The writer may be sending its heartbeat at this moment.
+            # The writer may be sending its heartbeat now.
             while self.database.connections.in_use:
                 await trio.sleep(0.001)
 

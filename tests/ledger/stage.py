@@ -18,7 +18,7 @@ from db import dsn
 from db.database import Database, open_database
 from db.dsn import Target
 from db.options import Options
-from db.queries import ledger as books
+from db.queries import ledger as queries
 from db.queries import projects, tokens
 from db.records import Token, Worker
 from db.schema import in_flight, metadata, requests
@@ -42,7 +42,7 @@ class Faulty:
     _gate: trio.Event | None = None
 
     def hang(self) -> None:
-        """Let whoever writes from now on wait until `go_on`."""
+        """Block all writes from now on until `go_on`."""
         self._gate = trio.Event()
 
     def go_on(self) -> None:
@@ -152,6 +152,6 @@ async def scene(where: Path | Target, **limits: Any) -> AsyncIterator[Scene]:
             with trio.fail_after(5):
                 await ledger.drain()
             nursery.cancel_scope.cancel()
-        assert await real.read(books.verify) == []
-        assert await real.read(books.list_workers) == []
+        assert await real.read(queries.verify) == []
+        assert await real.read(queries.list_workers) == []
         assert real.connections.in_use == 0

@@ -18,7 +18,7 @@ from db.database import Database, opened
 from db.dsn import Target
 from db.errors import DatabaseError
 from db.options import Options
-from db.queries import ledger as books
+from db.queries import ledger as queries
 from db.queries import tokens
 from db.records import Result, Token
 from db.schema import in_flight, usage_hourly
@@ -179,7 +179,7 @@ def an_hour_lock(token: Token) -> Callable[[Connection], object]:
 
 def a_new_hour(token: Token) -> Callable[[Connection], object]:
     """A sum that is not committed yet, as the transaction of a frozen worker leaves it."""
-    return lambda connection: books.roll_up(
+    return lambda connection: queries.roll_up(
         connection, [a_settled_request(token, admitted_at=datetime.now(UTC), model="m")]
     )
 
@@ -258,6 +258,6 @@ async def test_where_rows_cannot_be_skipped_each_is_asked_for_without_waiting(
                 old.read_now(tokens.get, stage.token.id)
                 monkeypatch.setattr(old._backend.write.dialect, "server_version_info", (10, 5, 9))
                 with trio.fail_after(1):
-                    free, locked = await old.write(books.lock_free_tokens, digests)
+                    free, locked = await old.write(queries.lock_free_tokens, digests)
         assert set(free) == {token.digest for token in others}
         assert locked == {stage.token.digest}

@@ -17,7 +17,7 @@ from db.database import open_database
 from db.dsn import Target
 from db.errors import CommitUnknown, Refused, Unavailable
 from db.options import Options
-from db.queries import ledger as books
+from db.queries import ledger as queries
 from db.records import Result
 from llm_proxy.errors import DatabaseUnavailable, ProxyError
 from llm_proxy.ledger import AdmissionRequest, Grant
@@ -35,7 +35,7 @@ TOO_LARGE = Result(outcome="ok", input_tokens=2**70)
 async def a_double(stage: Scene, grant: Grant) -> None:
     """Write a final row for a grant behind the ledger's back; its reservation stays."""
     row = a_settled_request(stage.token, id=grant.reservation.id, outcome="void")
-    await stage.database.real.write(books._settle, [row])
+    await stage.database.real.write(queries._settle, [row])
 
 
 async def settle_at_once(stage: Scene, *settlements: tuple[Grant, Result]) -> None:
@@ -140,7 +140,7 @@ async def test_a_mistake_in_the_transaction_ends_the_writer_and_settles_nothing(
         async with scene(tmp_path / "ledger.db") as stage:
             stages.append(stage)
             grants = [await stage.admit() for _ in range(3)]
-            monkeypatch.setattr(books, "reserve", mistaken)
+            monkeypatch.setattr(queries, "reserve", mistaken)
             for grant in grants:
                 stage.ledger.settle(grant, OK)
             for _ in range(4):
@@ -161,7 +161,7 @@ async def test_a_mistake_in_the_transaction_ends_the_writer_and_settles_nothing(
     assert logs == [], "no settlement is called refused or lost"
     async with open_database(stage.database.real.target, Options()) as real:
         assert len((await real.read(contents))["in_flight"]) == 3
-        assert [worker.id for worker in await real.read(books.list_workers)] == [stage.ledger._worker.id]
+        assert [worker.id for worker in await real.read(queries.list_workers)] == [stage.ledger._worker.id]
 
 
 async def test_those_who_leave_meanwhile_are_not_admitted(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from db.queries.pruning import Pruned
 from llm_proxy.ledger.prune import EVERY, PIECE, Pruner
 
 
-class Books:
+class FakeDatabase:
     """A database that has so many old rows, and notes when it was asked."""
 
     def __init__(self, rows: int, *, first: bool = True, away: int = 0) -> None:
@@ -37,12 +37,12 @@ class Books:
         return Pruned(done, 0), "x" if done else None
 
 
-def pruner(books: Books) -> Pruner:
-    return Pruner(books, "w", retention=timedelta(days=90), dead_after=timedelta(seconds=20))  # type: ignore[arg-type]  # two methods are all it takes
+def pruner(database: FakeDatabase) -> Pruner:
+    return Pruner(database, "w", retention=timedelta(days=90), dead_after=timedelta(seconds=20))  # type: ignore[arg-type]  # it uses two methods only
 
 
-async def run(books: Books, seconds: float) -> Pruner:
-    one = pruner(books)
+async def run(database: FakeDatabase, seconds: float) -> Pruner:
+    one = pruner(database)
     with trio.move_on_after(seconds):
         await one.run()
     return one
@@ -54,27 +54,27 @@ def clock(autojump_clock: trio.testing.MockClock) -> trio.testing.MockClock:
 
 
 async def test_a_pass_goes_to_the_end_with_pauses(clock: trio.testing.MockClock) -> None:
-    books = Books(3 * PIECE + 1)
-    one = await run(books, EVERY / 2)
-    assert (one.rows, books.rows) == (3 * PIECE + 1, 0)
-    assert len(books.times) == 5
-    assert all(later > earlier for earlier, later in zip(books.times, books.times[1:], strict=False))
+    database = FakeDatabase(3 * PIECE + 1)
+    one = await run(database, EVERY / 2)
+    assert (one.rows, database.rows) == (3 * PIECE + 1, 0)
+    assert len(database.times) == 5
+    assert all(later > earlier for earlier, later in zip(database.times, database.times[1:], strict=False))
     assert one.last_pass > 0
 
 
 async def test_a_pass_follows_a_pass(clock: trio.testing.MockClock) -> None:
-    books = Books(0)
-    await run(books, 2.5 * EVERY)
-    assert len(books.times) == 3
+    database = FakeDatabase(0)
+    await run(database, 2.5 * EVERY)
+    assert len(database.times) == 3
 
 
 async def test_others_leave_it_to_the_first(clock: trio.testing.MockClock) -> None:
-    books = Books(10, first=False)
-    one = await run(books, 10 * EVERY)
-    assert (one.rows, one.last_pass, books.times) == (0, 0.0, [])
+    database = FakeDatabase(10, first=False)
+    one = await run(database, 10 * EVERY)
+    assert (one.rows, one.last_pass, database.times) == (0, 0.0, [])
 
 
 async def test_an_outage_is_waited_out(clock: trio.testing.MockClock) -> None:
-    books = Books(10, away=3)
-    one = await run(books, 3.5 * EVERY)
+    database = FakeDatabase(10, away=3)
+    one = await run(database, 3.5 * EVERY)
     assert one.rows == 10

@@ -1,4 +1,4 @@
-"""The shared transaction: decisions, exact limits, and books that agree afterwards."""
+"""The shared transaction: decisions, exact limits, and a ledger that adds up afterwards."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sqlalchemy import event, select
 
 from db import Connection
 from db.database import Database
-from db.queries import ledger as books
+from db.queries import ledger as queries
 from db.queries import projects, tokens
 from db.records import Outcome, Project, Result, Token, Worker
 from db.schema import in_flight, requests, usage_hourly
@@ -100,7 +100,7 @@ def test_admission_reserves_and_counts(database: Database, project: Project, tok
     assert (decision.reservation.provider, decision.sealed_key) == (project.provider, project.api_key)
     assert counter(database, token) == 1
     assert rows(database) == (1, {})
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 def test_settlement_moves_the_reservation(database: Database, token: Token) -> None:
@@ -108,7 +108,7 @@ def test_settlement_moves_the_reservation(database: Database, token: Token) -> N
     settle(database, Settlement.of(grant, Result(outcome="ok", status=200, model="m", input_tokens=7)))
     assert rows(database) == (0, {"ok": 1})
     assert rolled_up(database) == [("m", 1, 0, 7)]
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_models_are_told_apart_by_every_code_point(database: Database, token: To
     sums = select(usage_hourly.c.model, usage_hourly.c.requests)
     found = database.read_now(lambda connection: connection.execute(sums).all())
     assert sorted(found) == sorted((model, 1) for model in models)
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 @pytest.mark.parametrize("model", ["abc ", " abc", "\tabc\u3000", "abc\n"])
@@ -166,7 +166,7 @@ def test_void_gives_the_count_back(database: Database, token: Token) -> None:
     assert counter(database, token) == 0
     assert rows(database) == (0, {"void": 1})
     assert rolled_up(database) == []
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 @pytest.mark.parametrize("batches", [1, 3])
@@ -215,25 +215,25 @@ def test_what_does_not_open(database: Database, project: Project) -> None:
 
 def test_a_swept_request_that_settles_after_all_replaces_unknown(database: Database, token: Token) -> None:
     (grant,) = granted(admit(database, apply(token)))
-    moment = database.write_now(lambda connection: books.sweep(connection, [grant.reservation.id], now()))
-    assert moment == 1
+    swept = database.write_now(lambda connection: queries.sweep(connection, [grant.reservation.id], now()))
+    assert swept == 1
     assert rows(database) == (0, {"unknown": 1})
     assert rolled_up(database) == [("", 1, 1, 0)]
     late = Settlement.of(grant, Result(outcome="ok", status=200, model="m", input_tokens=3))
-    with pytest.raises(books.ReservationsMissing):
+    with pytest.raises(queries.ReservationsMissing):
         settle(database, late)
     settle(database, late, doubtful=True)
     assert rows(database) == (0, {"ok": 1})
     assert rolled_up(database) == [("", 0, 0, 0), ("m", 1, 0, 3)]
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 def test_a_swept_void_gives_its_count_back_late(database: Database, token: Token) -> None:
     (grant,) = granted(admit(database, apply(token)))
-    database.write_now(books.sweep, [grant.reservation.id], now())
+    database.write_now(queries.sweep, [grant.reservation.id], now())
     settle(database, Settlement.of(grant, Result(outcome="void")), doubtful=True)
     assert counter(database, token) == 0
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 def test_a_void_gives_its_count_back_to_a_token_that_has_a_new_secret(database: Database, token: Token) -> None:
@@ -241,7 +241,7 @@ def test_a_void_gives_its_count_back_to_a_token_that_has_a_new_secret(database: 
     database.write_now(tokens.rotate, token, digest("another"), "0000", now())
     settle(database, Settlement.of(grant, Result(outcome="void")))
     assert counter(database, token) == 0
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 def test_settling_twice_changes_nothing(database: Database, token: Token) -> None:
@@ -250,38 +250,38 @@ def test_settling_twice_changes_nothing(database: Database, token: Token) -> Non
     settle(database, settlement)
     settle(database, settlement, doubtful=True)
     assert rows(database) == (0, {"ok": 1})
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 def test_an_admission_of_unknown_fate_is_given_back_if_it_exists(database: Database, token: Token) -> None:
     (grant,) = granted(admit(database, apply(token)))
-    assert database.write_now(books.give_back, [grant.reservation.id, request_id()], now()) == 1
+    assert database.write_now(queries.give_back, [grant.reservation.id, request_id()], now()) == 1
     assert counter(database, token) == 0
     assert rows(database) == (0, {"void": 1})
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 def test_orphans_are_those_of_silent_workers(database: Database, token: Token) -> None:
     admit(database, apply(token))
     live = Worker(new_id(), "host", 1, "0", now(), now())
-    moment = database.write_now(books.beat, live)
-    orphans = database.read_now(books.find_orphans, moment, timedelta(seconds=20), 10)
+    database_time = database.write_now(queries.beat, live)
+    orphans = database.read_now(queries.find_orphans, database_time, timedelta(seconds=20), 10)
     assert len(orphans) == 1, "the worker of this reservation has never been seen"
-    assert database.write_now(books.sweep, orphans, moment) == 1
-    assert database.read_now(books.find_orphans, moment, timedelta(seconds=20), 10) == []
-    assert database.read_now(books.verify) == []
-    database.write_now(books.forget_dead_workers, moment, timedelta(seconds=20))
-    assert [worker.id for worker in database.read_now(books.list_workers)] == [live.id]
-    database.write_now(books.retire, live.id)
-    assert database.read_now(books.list_workers) == []
+    assert database.write_now(queries.sweep, orphans, database_time) == 1
+    assert database.read_now(queries.find_orphans, database_time, timedelta(seconds=20), 10) == []
+    assert database.read_now(queries.verify) == []
+    database.write_now(queries.forget_dead_workers, database_time, timedelta(seconds=20))
+    assert [worker.id for worker in database.read_now(queries.list_workers)] == [live.id]
+    database.write_now(queries.retire, live.id)
+    assert database.read_now(queries.list_workers) == []
 
 
 def test_verify_names_each_kind_of_difference(database: Database, token: Token) -> None:
     (grant,) = granted(admit(database, apply(token)))
     settle(database, Settlement.of(grant, Result(outcome="ok", status=200)))
-    database.write_now(books.add_to_counters, {token.id: 1}, None)
-    (difference,) = database.read_now(books.verify)
-    assert difference == books.Imbalance(token.id, counter=2, settled=1, rolled_up=1, in_flight=0)
+    database.write_now(queries.add_to_counters, {token.id: 1}, None)
+    (difference,) = database.read_now(queries.verify)
+    assert difference == queries.Imbalance(token.id, counter=2, settled=1, rolled_up=1, in_flight=0)
 
 
 @pytest.mark.parametrize("size", [1, 40])

@@ -16,7 +16,7 @@ from db import dsn
 from db.database import open_database
 from db.errors import CommitUnknown, Unavailable
 from db.options import Options
-from db.queries import ledger as books
+from db.queries import ledger as queries
 from db.records import Result, Worker
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded
 from llm_proxy.identifiers import new_id
@@ -184,7 +184,7 @@ async def test_a_commit_of_unknown_fate_is_charged_to_nobody(tmp_path: Path, *, 
 async def test_a_settlement_whose_reservation_was_swept_replaces_unknown(tmp_path: Path) -> None:
     async with scene(tmp_path / "ledger.db") as stage:
         grant = await stage.admit()
-        await stage.database.real.write(books.sweep, [grant.reservation.id], datetime.now(UTC))
+        await stage.database.real.write(queries.sweep, [grant.reservation.id], datetime.now(UTC))
         assert await stage.outcomes() == (0, {"unknown": 1})
         stage.ledger.settle(grant, Result(outcome="ok", status=200))
         await stage.settled()
@@ -207,4 +207,4 @@ async def test_the_next_start_sweeps_what_a_dead_worker_left(tmp_path: Path) -> 
                 while (await real.read(contents))["in_flight"]:
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
-        assert await real.read(books.verify) == []
+        assert await real.read(queries.verify) == []

@@ -99,12 +99,12 @@ class Awkward:
 
 
 def test_any_value_becomes_plain_json() -> None:
-    circle: list[object] = []
-    circle.append(circle)
+    nested: list[object] = []
+    nested.append(nested)
     event = {
         "a": {1, "x"},
         "b": Awkward(),
-        "c": circle,
+        "c": nested,
         "d": {3: {KEY: ValueError(KEY)}},
         "e": bytearray(b"\xff" + KEY.encode()),
     }
