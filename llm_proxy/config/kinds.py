@@ -86,18 +86,18 @@ def integer(minimum: int, maximum: int) -> Kind[int]:
     return Kind("integer", f"a whole number from {minimum} to {maximum}", parse)
 
 
-def choice(options: Any) -> Kind[Any]:
+def choice(literal: Any) -> Kind[Any]:
     """One of the words of a `Literal`, in upper or lower case."""
-    words = get_args(options)
-    allowed = ("one of " if len(words) > 1 else "") + ", ".join(words)
+    options = get_args(literal)
+    allowed = ("one of " if len(options) > 1 else "") + ", ".join(options)
 
     def parse(text: str) -> Any:
-        found = [word for word in words if word.lower() == text.lower()]
+        found = [option for option in options if option.lower() == text.lower()]
         if not found:
-            raise InvalidValue(f"allowed: {allowed}{did_you_mean(text, words)}")
+            raise InvalidValue(f"allowed: {allowed}{did_you_mean(text, options)}")
         return found[0]
 
-    return Kind(", ".join(f"`{word}`" for word in words), allowed, parse)
+    return Kind(", ".join(f"`{option}`" for option in options), allowed, parse)
 
 
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
