@@ -14,93 +14,93 @@ from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.codings import DECODERS
 from llm_proxy.gateway.providers import provider_file
 
-#: What stands for an id in the examples.
+#: The request id of the examples.
 _REQUEST_ID = "01a220b4-1337-7000-a3b3-ef6f71a95071"
 
 _INTRODUCTION = """\
 ## To a provider
 
-Every request under `/v1/` or `/<provider>/` goes to a provider, if its token and the provider's lists allow it. `/v1/…`
-means the provider of the token's project. `/<provider>/…` names it, and everything behind the name is the path there; a
-project's key goes to no other provider than its own.
+Every request under `/v1/` or `/<provider>/` is forwarded to a provider if its token is valid and the provider's
+allow-lists permit it. `/v1/…` is the provider of the token's project. `/<provider>/…` names the provider, and the rest
+of the path is sent to it; the API key of a project is sent to its own provider only.
 
-The token stands in one of these headers, or in several of them if it is the same one: `Authorization: Bearer TOKEN`,
+Send the token in one of these headers, or the same token in several of them: `Authorization: Bearer TOKEN`,
 `x-api-key`, `api-key`, `x-goog-api-key`.
 
 ### Forwarded and stripped headers
 
-Method, path, query, body and all other headers go to the provider as they came, and its status, headers and body come
-back as they are: bodies byte for byte, streams piece by piece, compressed ones compressed. Redirects are passed on, and
-not followed. Not passed on are:
+Method, path, query, body and all other headers are forwarded unchanged, and so are the status, headers and body of the
+response: bodies byte for byte, streams chunk by chunk, compressed bodies compressed. Redirects are relayed, never
+followed. These headers are stripped:
 """
 
 _PATHS = """\
 ### Paths
 
-One path decides on the endpoint and is forwarded: the one that was sent. What different readers could take for
-different paths gets 400 `invalid_path`, and is never repaired: dot segments (`/../`, `/%2e/`), an empty segment (`//`),
-`;`, `\\`, `#`, and escapes that stand for one of `. / \\ % ; # ?` or for a control character.
+The path is checked and forwarded exactly as it was sent. A path that two readers could understand differently gets 400
+`invalid_path`; it is never repaired. Such paths contain a dot segment (`/../`, `/%2e/`), an empty segment (`//`), `;`,
+`\\`, `#`, or an escape of `. / \\ % ; # ?` or of a control character.
 
-The target of a request may be a whole URL (`GET http://proxy:8080/v1/models HTTP/1.1`). Its host then takes the place
-of the `Host` header, and its path is checked like any other. `CONNECT` is refused.
+The target of a request may be an absolute URL (`GET http://proxy:8080/v1/models HTTP/1.1`). Its host then replaces the
+`Host` header, and its path is checked like any other. `CONNECT` is refused.
 
 Endpoints are matched by whole segments: those [without a provider file](#endpoints-without-a-provider-file), or those
-that [the file](guides/providers.md) allows. Names of models may have a slash or a colon: only in a segment that the
-pattern of the endpoint calls `{model}`, the escapes `%2F` and `%3A` are allowed. Such a path is also read with `/` in
-place of `%2F`, and gets 400 if that has an empty, `.` or `..` part or is another endpoint.
+that [the file](guides/providers.md) allows. Model names may contain a slash or a colon: the escapes `%2F` and `%3A` are
+allowed only in the segment that the endpoint's pattern calls `{model}`. Such a path is also read with `/` in place of
+`%2F`; it gets 400 if that path has an empty, `.` or `..` segment, or is another endpoint.
 
-A path of the server itself, such as `/manage/projects` or `/metrics`, has no escapes at all: with one it gets 400, so
-that a rule of a reverse proxy in front on `/manage` cannot be passed by as `/%6danage`.
+A path of the server itself, such as `/manage/projects` or `/metrics`, must not contain any escape. Otherwise it gets
+400, so that `/%6danage` cannot evade a rule for `/manage` in a reverse proxy.
 """
 
 _ENDPOINTS = """\
 ## Endpoints without a provider file
 
-All of them take GET, POST and DELETE. Left out is what administers the account behind the key, what carries long-lived
-secrets of its own, what needs a protocol upgrade, and what answers with an address to which SDKs would send the token
-of the proxy ([Anthropic's batches](guides/anthropic.md#batches)).
+All of them allow GET, POST and DELETE. Not included are endpoints that administer the account of the API key, transfer
+long-lived secrets, need a protocol upgrade, or return a URL to which SDKs would send the proxy's token
+([Anthropic's batches](guides/anthropic.md#batches)).
 """
 
 _ERRORS = """\
 ### Errors of the proxy
 
-They have the form that the client expects of its provider, so that SDKs raise their usual exceptions: Anthropic's under
-`/v1/messages` and `/v1/complete`, and for a provider that has only those; OpenAI's everywhere else. An error that comes
-from the provider itself is passed on as it is; one of the proxy has an `X-LLM-Proxy-Request-ID` and no
-`X-LLM-Proxy-Overhead-Ms`. What to do about each is told in [Errors](guides/errors.md).
+Errors have the shape of the provider's own errors, so that SDKs raise their usual exceptions: Anthropic's shape under
+`/v1/messages` and `/v1/complete` and for a provider that has only these endpoints; OpenAI's shape everywhere else.
+Errors of the provider are forwarded unchanged. An error of the proxy has the header `X-LLM-Proxy-Request-ID` and no
+`X-LLM-Proxy-Overhead-Ms`. [Errors](guides/errors.md) says what to do about each.
 
-A path that is neither a provider's nor the server's own is answered in this form too, with the cause and the fix:
-`The path "/chat/completions" is not known here; the base URL of the client must end in /v1`. An `anthropic-version`
-header makes it Anthropic's form.
+A path that belongs neither to a provider nor to the server gets the same shape, with the cause and the fix:
+`The path "/chat/completions" is not known here; the base URL of the client must end in /v1`. With an
+`anthropic-version` header, the shape is Anthropic's.
 """
 
-_IMPROPER = """\
-What is not proper HTTP is refused before anything looks at its path, in OpenAI's form, and the connection is closed:
-both `Content-Length` and `Transfer-Encoding`, no `Host`, a header twice that may stand once, a folded line, a head
-that is too long or too slow. The codes are
+_INVALID_HTTP = """\
+Invalid HTTP is refused before its path is read, in OpenAI's shape, and the connection is closed: both `Content-Length`
+and `Transfer-Encoding`, no `Host`, two headers of which only one is allowed, a folded header line, a head that is too
+long or too slow. The codes are
 """
 
 
 def sections() -> Iterator[str]:
-    """What a client can send, and how it is answered, in Markdown, heading by heading."""
+    """What a client can send and gets, in Markdown, heading by heading."""
     yield _INTRODUCTION
-    yield _crossing()
+    yield _headers()
     yield _PATHS
     yield _ERRORS
     for shape in ("openai", "anthropic"):
         yield _example(shape)
     yield _table()
-    yield _below()
+    yield _invalid_http()
 
 
 def endpoints() -> Iterator[str]:
-    """What is allowed where nobody has said anything else; long, and best at the end of a page."""
+    """The endpoints of the built-in providers."""
     yield _ENDPOINTS
     for provider in provider_file.load(Settings()).by_name.values():
         yield f"`{provider.name}`:\n\n```text\n" + "\n".join(provider.allowed_endpoints) + "\n```\n"
 
 
-def _crossing() -> str:
+def _headers() -> str:
     def row(what: str, names: frozenset[bytes], why: str) -> str:
         return f"| {what} | {', '.join(f'`{name.decode()}`' for name in sorted(names))} | {why} |"
 
@@ -110,39 +110,43 @@ def _crossing() -> str:
         [
             "| | headers | because |",
             "|---|---|---|",
-            row("both ways", headers.HOP_BY_HOP, "they concern one connection, and so do all that `Connection` names"),
-            row("both ways", headers.ACCOUNT, "they tell whose account the key belongs to, or choose another one"),
-            row("to the provider", headers.CREDENTIALS, "the provider's key takes the token's place"),
-            row("to the provider", headers.REQUEST_ONLY, "they are made anew, or belong to the proxy's own origin"),
+            row(
+                "both ways",
+                headers.HOP_BY_HOP,
+                "they are about one connection, like all headers that `Connection` names",
+            ),
+            row("both ways", headers.ACCOUNT, "they name the account of the API key, or choose another one"),
+            row("to the provider", headers.CREDENTIALS, "the API key replaces the token"),
+            row("to the provider", headers.REQUEST_ONLY, "the proxy sets its own, or they belong to its origin"),
             row(
                 "to the provider",
                 headers.CLIENT_ADDRESS,
                 f"client identity and address are not sent to the provider; {prefixes} are stripped too",
             ),
             row("to the provider", headers.OVERRIDES, "they name another method or URL than the one that was checked"),
-            row("to the client", headers.ONE_LEG, "they are about the provider's own server (nor to the provider)"),
+            row("to the client", headers.ONE_LEG, "they describe one server; stripped from requests too"),
             row(
                 "to the client",
                 headers.ORDERS,
-                "they give orders to a proxy or content network in front; `x-accel-*` and `x-litespeed-*` too",
+                "they control a reverse proxy or CDN in front; `x-accel-*` and `x-litespeed-*` too",
             ),
-            row("to the client", headers.WHOLE_ORIGIN, "browsers apply them to the whole origin, which is the proxy's"),
+            row("to the client", headers.WHOLE_ORIGIN, "browsers would apply them to the whole origin of the proxy"),
             "",
-            "A header name with `_` is forwarded, unless it would become one of these, one that the proxy judges or",
+            "A header name with `_` is forwarded, unless it would become one of these, one that the proxy checks or",
             "reads (`content-type`, `content-encoding`, `accept-encoding`, the provider's `required_headers`), or one",
-            "that it sets itself, if `_` were read as `-`: then it is stripped.",
+            "that it sets itself, if `_` were read as `-`.",
             "",
-            f"Of `Accept-Encoding` the codings go to the provider that the usage meter can read: {codings}.",
-            "Without any of them it is `identity`. An answer in another coding is passed on all the same.",
+            f"Of `Accept-Encoding`, only codings that the usage meter can read are forwarded: {codings}.",
+            "Without any of them it becomes `identity`. A response in another coding is forwarded all the same.",
             "",
-            "Added to answers:",
+            "Added to responses:",
             "",
             "| header | |",
             "|---|---|",
             "| `X-LLM-Proxy-Request-ID` | the id of the request in the ledger and in the log |",
-            "| `X-Request-ID` | the same, where the provider sent none |",
-            "| `X-LLM-Proxy-Overhead-Ms` | milliseconds until the request was on its way to the provider |",
-            "| `X-Accel-Buffering: no` | on event streams, so that nginx passes them on at once |",
+            "| `X-Request-ID` | the same, if the provider sent none |",
+            "| `X-LLM-Proxy-Overhead-Ms` | milliseconds before the request was sent to the provider |",
+            "| `X-Accel-Buffering: no` | on event streams, so that nginx does not buffer them |",
             "",
         ]
     )
@@ -172,6 +176,6 @@ def _table() -> str:
     return "\n".join(rows)
 
 
-def _below() -> str:
+def _invalid_http() -> str:
     codes = fill(", ".join(f"{status} `{code}`" for status, code in SERVER_CODES.items()) + ".", 120)
-    return f"{_IMPROPER}{codes}\n"
+    return f"{_INVALID_HTTP}{codes}\n"

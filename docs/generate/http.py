@@ -19,50 +19,52 @@ _INTRODUCTION = """\
 
 One port (`LISTEN_ADDR`) serves everything, over HTTP/1.1, and with `ENABLE_TLS` over HTTP/2 too.
 
-| path | what is there | opened by |
+| path | what it is | needs |
 |---|---|---|
 | `/v1/…`, `/<provider>/…` | [the providers](#to-a-provider) | a token |
 | `/manage/…` | [the management API](#management-api) | `MANAGEMENT_TOKEN` |
-| `/health`, `/live`, `/ready` | [whether it lives, and can serve](#open-to-all) | nothing |
-| `/metrics` (`METRICS_PATH`) | [figures for Prometheus](metrics.md) | nothing |
+| `/health`, `/live`, `/ready` | [health checks](#open-to-all) | nothing |
+| `/metrics` (`METRICS_PATH`) | [metrics for Prometheus](metrics.md) | nothing |
 | `/openapi.json` | the management API in OpenAPI 3.1 | nothing |
 
-`/manage` and `/metrics` are for inner networks: see [behind a reverse proxy](deployment/reverse-proxy.md). Web pages of
-other origins may call the proxy where `CORS_ALLOWED_ORIGINS` names them.
+`/manage` and `/metrics` are for internal networks: see [behind a reverse proxy](deployment/reverse-proxy.md). Web pages
+of other origins may call the proxy if `CORS_ALLOWED_ORIGINS` contains them.
 """
 
 _MANAGEMENT = f"""\
 ## Management API
 
-JSON in, JSON out, with `Authorization: Bearer MANAGEMENT_TOKEN`. The commands under `llm-proxy manage` use it; how is
-told step by step in [The first project and token](guides/first-project.md).
+A JSON API with `Authorization: Bearer MANAGEMENT_TOKEN`. The commands under `llm-proxy manage` use it;
+[The first project and token](guides/first-project.md) shows how, step by step.
 
-- A body is a JSON object with `Content-Type: application/json`, of {operations.BODY_LIMIT // 1024} KiB at most.
-- Unknown fields and parameters are refused, and all that is wrong is told at once.
-- Timestamps are RFC 3339 in UTC. Ids are UUIDs, in capitals too, and no secrets.
-- What is changed holds for the next request on every server of this database.
-- Lists come in pages: `{{"data": […], "next_cursor": …}}`. `limit` says how many entries ({pages.DEFAULT_LIMIT}, and at
-  most {pages.MAX_LIMIT}), `cursor` asks for the next page; on the last one `next_cursor` is null.
-- Every answer has an `X-LLM-Proxy-Request-ID`, under which the log speaks of it.
-- API keys go in and never come out; the secret of a token comes out once.
+- A body is a JSON object with `Content-Type: application/json`, of at most {operations.BODY_LIMIT // 1024} KiB.
+- Unknown fields and parameters are refused, and one error names every mistake.
+- Timestamps are RFC 3339 in UTC. Ids are UUIDs, also in capitals, and are not secret.
+- A change applies to the next request on every server of the database.
+- Lists come in pages: `{{"data": […], "next_cursor": …}}`. `limit` is the maximum number of entries
+  (default {pages.DEFAULT_LIMIT}, at most {pages.MAX_LIMIT}), `cursor` is the `next_cursor` of the previous page. On the
+  last page, `next_cursor` is null.
+- Every response has an `X-LLM-Proxy-Request-ID`, which the lines of the log have too.
+- API keys are never returned; the secret of a token is returned once, when it is created or rotated.
 """
 
 _PROBLEMS = """\
 ### Errors of the management API
 
-`{"error": …, "code": …, "description": …}`: what is the case, a code to act upon, and what is wrong with this request.
+`{"error": …, "code": …, "description": …}`: what happened, a stable code for programs, and what is wrong with this
+request.
 """
 
 _SYSTEM = """\
 ## Open to all
 
-| path | answers |
+| path | response |
 |---|---|
-| `/health` | 200 as long as the process runs: `{"status": "ok", "version": "…"}` |
-| `/live` | 200 as long as it is not stuck: `{"status": "alive"}`. Does not look at the database |
+| `/health` | 200 while the process runs: `{"status": "ok", "version": "…"}` |
+| `/live` | 200 while the process responds: `{"status": "alive"}`. Does not use the database |
 """
 
-#: What the kinds and formats of JSON Schema are called.
+#: Names of the types and formats of JSON Schema.
 _VALUES = {
     "boolean": "`true`, `false`",
     "date-time": "timestamp",
@@ -141,7 +143,7 @@ def _table(struct: type[Struct], *, sent: bool = True, without: Iterable[str] = 
 
 
 def _value(schema: dict[str, Any]) -> str:
-    """What a value is, in fewer words than its error message has."""
+    """Name the type of a value, shorter than its error message does."""
     if "anyOf" in schema:
         return " or ".join(_value(one) for one in schema["anyOf"])
     if "enum" in schema:
@@ -152,8 +154,8 @@ def _value(schema: dict[str, Any]) -> str:
 def _readiness() -> str:
     checks = ", ".join(f"`{name}`" for name in system.CHECKS)
     return (
-        '| `/ready` | 200 `{"status": "ready", "failing": []}` where requests are served; 503 with `not ready`, and in'
-        f" `failing` some of {checks}; 200 with `grace` while `DB_OUTAGE_POLICY=grace` does without the database |\n"
+        '| `/ready` | 200 `{"status": "ready", "failing": []}` if requests are served; 503 with `not ready` and some'
+        f" of {checks} in `failing`; 200 with `grace` during a database outage with `DB_OUTAGE_POLICY=grace` |\n"
         "| `/metrics` | Prometheus' text format: see [Metrics](metrics.md) |\n"
         "| `/openapi.json` | the management API, as OpenAPI describes it |\n"
     )

@@ -12,7 +12,7 @@ NEW_TOKEN_FIELDS = "(fields: project_id, name, duration_minutes, duration_hours,
 NAME = "'name' must be text of 1 to 255 characters, without control characters and without space at its ends"
 API_KEY = "'api_key' must be 1 to 4096 printable ASCII characters without spaces"
 MINUTES = "'duration_minutes' must be a whole number from 1 to 5260320"
-MOMENT = "'expires_at' must be a time with its offset from UTC, such as 2030-01-31T12:00:00Z"
+TIMESTAMP = "'expires_at' must be a time with its offset from UTC, such as 2030-01-31T12:00:00Z"
 UUID = "must be a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
 CURSOR = "'cursor' must be the next_cursor of a page of this list"
 LIMIT = "'max_requests' must be a whole number from 1 to 9007199254740991 or null (unlimited)"
@@ -158,14 +158,14 @@ CASES = [
     ),
     Case(
         TOKENS,
-        body(f"{MOMENT}; only one of 'duration_hours', 'expires_at' can be given."),
+        body(f"{TIMESTAMP}; only one of 'duration_hours', 'expires_at' can be given."),
         body=GOOD_TOKEN | {"expires_at": None, "duration_hours": 1},
     ),
-    Case(TOKENS, body(f"{MOMENT}."), body=GOOD_TOKEN | {"expires_at": "2027-02-01T00:00:00"}),
-    Case(TOKENS, body(f"{MOMENT}."), body=GOOD_TOKEN | {"expires_at": "2027-02-30T00:00:00Z"}),
-    Case(TOKENS, body(f"{MOMENT}."), body=GOOD_TOKEN | {"expires_at": "tomorrow"}),
-    Case(TOKENS, body(f"{MOMENT}."), body=GOOD_TOKEN | {"expires_at": 1_800_000_000}),
-    Case(TOKENS, body(f"{MOMENT}."), body=GOOD_TOKEN | {"expires_at": "9999-12-31T23:59:59-23:00"}),
+    Case(TOKENS, body(f"{TIMESTAMP}."), body=GOOD_TOKEN | {"expires_at": "2027-02-01T00:00:00"}),
+    Case(TOKENS, body(f"{TIMESTAMP}."), body=GOOD_TOKEN | {"expires_at": "2027-02-30T00:00:00Z"}),
+    Case(TOKENS, body(f"{TIMESTAMP}."), body=GOOD_TOKEN | {"expires_at": "tomorrow"}),
+    Case(TOKENS, body(f"{TIMESTAMP}."), body=GOOD_TOKEN | {"expires_at": 1_800_000_000}),
+    Case(TOKENS, body(f"{TIMESTAMP}."), body=GOOD_TOKEN | {"expires_at": "9999-12-31T23:59:59-23:00"}),
     Case(TOKENS, body(f"{AHEAD}."), body=GOOD_TOKEN | {"expires_at": "2027-01-15T12:00:00.123456Z"}),
     Case(TOKENS, body(f"{AHEAD}."), body=GOOD_TOKEN | {"expires_at": "2037-01-15T12:00:00.123457Z"}),
     Case(

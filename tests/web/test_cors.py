@@ -32,13 +32,13 @@ ORIGINS: list[tuple[CrossOrigin, list[bytes], bytes | None]] = [
 
 
 @pytest.mark.parametrize(("policy", "values", "allowed"), ORIGINS)
-def test_an_origin_is_allowed_or_it_is_not(policy: CrossOrigin, values: list[bytes], allowed: bytes | None) -> None:
+def test_only_an_allowed_origin_is_returned(policy: CrossOrigin, values: list[bytes], allowed: bytes | None) -> None:
     headers = [(b"host", b"proxy"), *((b"origin", value) for value in values), (b"accept", APP)]
     assert policy.preflight("OPTIONS", [*headers, (b"access_control_request_method", b"POST")]) is None
     assert policy.origin(headers) == allowed
 
 
-def test_a_preflight_is_told_all_that_it_asks() -> None:
+def test_a_preflight_gets_methods_and_headers() -> None:
     asked = [
         (b"origin", APP),
         (b"access-control-request-method", b"POST"),
@@ -65,12 +65,12 @@ NO_PREFLIGHTS: list[tuple[str, HeaderList]] = [
 
 
 @pytest.mark.parametrize(("method", "headers"), NO_PREFLIGHTS)
-def test_everything_else_is_a_request_like_any_other(method: str, headers: HeaderList) -> None:
+def test_a_request_that_is_no_allowed_preflight_is_passed_on(method: str, headers: HeaderList) -> None:
     assert SOME.preflight(method, headers) is None
 
 
 @pytest.mark.parametrize("names", [b"", b"x-a\r\nset-cookie: x", b"x-a: b", b"x-\xff", b"x-a\x00"])
-def test_names_that_are_none_are_not_sent_back(names: bytes) -> None:
+def test_invalid_header_names_are_not_sent_back(names: bytes) -> None:
     answer = SOME.preflight("OPTIONS", [(b"origin", APP), METHOD, (b"access-control-request-headers", names)])
     assert answer is not None
     assert b"access-control-allow-headers" not in dict(answer)
@@ -105,7 +105,7 @@ ANSWERS: list[tuple[HeaderList, bytes | None, HeaderList]] = [
 
 
 @pytest.mark.parametrize(("headers", "origin", "marked"), ANSWERS)
-def test_answers_are_marked_for_the_browser(headers: HeaderList, origin: bytes | None, marked: HeaderList) -> None:
+def test_responses_get_the_cors_headers(headers: HeaderList, origin: bytes | None, marked: HeaderList) -> None:
     before = list(headers)
     assert SOME.mark(headers, origin) == marked
     assert headers == before

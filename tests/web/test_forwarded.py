@@ -48,7 +48,7 @@ CLIENTS: list[tuple[str, list[str], str]] = [
 
 
 @pytest.mark.parametrize(("peer", "headers", "client"), CLIENTS)
-def test_the_client_is_whom_the_last_trusted_proxy_saw(peer: str, headers: list[str], client: str) -> None:
+def test_the_client_is_the_peer_of_the_last_trusted_proxy(peer: str, headers: list[str], client: str) -> None:
     fields = [(b"host", b"proxy"), *((b"x-forwarded-for", value.encode("latin-1")) for value in headers)]
     others = [(b"forwarded", b"for=198.51.100.77"), (b"x_forwarded_for", b"198.51.100.66")]
     assert TRUSTED.client(peer, [*fields, *others]) == client

@@ -41,7 +41,7 @@ class Failing:
     read = write
 
 
-async def test_secrets_stay_where_they_belong(api: Api, log_file: Path) -> None:
+async def test_no_secret_is_in_a_response_or_in_the_log(api: Api, log_file: Path) -> None:
     replies = []
     secrets = [API_KEY, OTHER_KEY]
 
@@ -103,7 +103,7 @@ async def test_secrets_stay_where_they_belong(api: Api, log_file: Path) -> None:
             assert part not in logged, secret
 
 
-async def test_every_line_of_a_request_has_its_id(api: Api, log_file: Path) -> None:
+async def test_log_lines_of_a_request_have_its_id(api: Api, log_file: Path) -> None:
     reply = await api("POST", "/manage/projects", {"name": "p", "api_key": API_KEY})
     identity = reply.headers["X-LLM-Proxy-Request-ID"]
     logged = await trio.Path(log_file).read_text()
@@ -112,6 +112,6 @@ async def test_every_line_of_a_request_has_its_id(api: Api, log_file: Path) -> N
     assert structlog.contextvars.get_contextvars() == {}
 
 
-async def test_what_holds_secrets_does_not_show_them(api: Api) -> None:
+async def test_repr_of_the_services_has_no_secret(api: Api) -> None:
     assert MANAGEMENT_TOKEN not in repr(api.services)
     assert api.services.keyring.to_setting() not in repr(api.services)

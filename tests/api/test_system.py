@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from llm_proxy.config.checks import reserved
 from llm_proxy.version import VERSION
 from tests.api.conftest import Api, make_api
 
 
-async def test_health_is_good_as_long_as_somebody_answers(api: Api) -> None:
+async def test_health_is_200_while_the_process_responds(api: Api) -> None:
     api.services.failing += ["database", "writer"]
     reply = await api("GET", "/health", token=None)
     assert (reply.status, reply.json) == (200, {"status": "ok", "version": VERSION})
@@ -32,7 +33,7 @@ async def test_ready_names_what_fails(api: Api, failing: list[str]) -> None:
     ("failing", "status"),
     [(["database"], 200), (["writer", "database"], 200), (["schema"], 503), (["database", "draining"], 503)],
 )
-async def test_ready_is_good_while_requests_go_on_without_the_database(
+async def test_ready_is_200_in_outage_mode_if_only_the_database_fails(
     api: Api, failing: list[str], status: int
 ) -> None:
     api.services.failing += failing
@@ -45,7 +46,7 @@ async def test_ready_is_good_while_requests_go_on_without_the_database(
     assert (reply.status, reply.json["status"]) == (200, "ready")
 
 
-async def test_the_metrics_are_at_their_path(api: Api) -> None:
+async def test_metrics_are_served_in_prometheus_text_format(api: Api) -> None:
     api.services.metrics.refusal("token_invalid")
     reply = await api("GET", "/metrics", token=None)
     assert reply.status == 200
@@ -64,9 +65,15 @@ async def test_metrics_are_at_their_path_or_not_served(api: Api, settings: dict[
     assert [tried for tried in ("/metrics", "/elsewhere") if tried in described] == found
 
 
-async def test_what_is_nowhere_is_told_in_json(api: Api) -> None:
+async def test_unknown_paths_and_wrong_methods_get_json_errors(api: Api) -> None:
     reply = await api("GET", "/nowhere", token=None)
     assert (reply.status, reply.json["code"]) == (404, "not_found")
     reply = await api("POST", "/health", {}, token=None)
     assert (reply.status, reply.json["code"]) == (405, "method_not_allowed")
     assert reply.headers["Allow"] == "GET, HEAD, OPTIONS"
+
+
+async def test_every_route_begins_with_a_reserved_segment(api: Api) -> None:
+    rules = [rule.rule for rule in api.app.url_map.iter_rules() if not rule.rule.startswith("/static/")]
+    assert len(rules) >= 14
+    assert {rule.split("/")[1] for rule in rules} <= reserved(api.services.settings) - {"v1"}

@@ -46,7 +46,7 @@ async def settled(api: Api, *rows: dict[str, Any]) -> list[SettledRequest]:
     return made
 
 
-async def test_a_settled_request_is_shown_as_it_is(api: Api) -> None:
+async def test_a_settled_request_is_shown_with_every_column(api: Api) -> None:
     (row,) = await settled(api, ROW)
     noon = "2027-01-15T12:00:00.123456Z"
     assert (await api("GET", "/manage/requests")).json == {
@@ -85,7 +85,7 @@ async def test_requests_are_listed_by_page_and_filter(api: Api) -> None:
     assert await listed("&outcome=void") == []
 
 
-async def test_a_request_is_found_by_its_own_id_and_by_the_providers(api: Api) -> None:
+async def test_a_request_is_found_by_its_own_id_or_the_providers(api: Api) -> None:
     rows = await settled(
         api,
         ROW | {"provider_request_id": "req_1"},
@@ -108,7 +108,7 @@ async def test_a_request_is_found_by_its_own_id_and_by_the_providers(api: Api) -
         assert (reply.status, reply.json["code"]) == (404, "request_not_found")
 
 
-async def test_ids_in_capitals_are_the_same_ids(api: Api) -> None:
+async def test_ids_in_capitals_are_accepted(api: Api) -> None:
     project = await api.project()
     token = await api.token(project)
     (row,) = await settled(api, ROW | {"project_id": project["id"], "token_id": token["id"]})

@@ -32,7 +32,7 @@ def refused(guard: Guard, address: str = HERE, times: int = 1) -> None:
     "authorization",
     [["Bearer right-token"], ["bearer right-token"], ["BEARER   right-token "]],
 )
-async def test_the_right_token_opens(guard: Guard, authorization: list[str]) -> None:
+async def test_the_right_token_is_accepted(guard: Guard, authorization: list[str]) -> None:
     guard.admit(HERE, authorization)
 
 
@@ -53,14 +53,14 @@ async def test_the_right_token_opens(guard: Guard, authorization: list[str]) -> 
         (["Bearer r\xefght-\ud800"], "The management token is wrong."),
     ],
 )
-async def test_anything_else_does_not(guard: Guard, authorization: list[str], description: str) -> None:
+async def test_every_other_authorization_is_refused(guard: Guard, authorization: list[str], description: str) -> None:
     with pytest.raises(Unauthorized) as refusal:
         guard.admit(HERE, authorization)
     assert refusal.value.description == description
 
 
 @pytest.mark.parametrize("authorization", [[], [""], ["Bearer"], ["Bearer "], ["Bearer \xa0"], ["Bearer x"]])
-async def test_where_no_token_is_set_nothing_opens(authorization: list[str]) -> None:
+async def test_without_a_management_token_every_request_is_refused(authorization: list[str]) -> None:
     with pytest.raises(Unauthorized):
         Guard("").admit(HERE, authorization)
 
@@ -80,7 +80,7 @@ async def test_tokens_are_compared_in_constant_time(guard: Guard, monkeypatch: p
     assert len(compared) == 3
 
 
-async def test_the_right_token_passes_after_any_number_of_wrong_ones(guard: Guard) -> None:
+async def test_the_right_token_is_accepted_after_many_wrong_ones(guard: Guard) -> None:
     refused(guard, times=1000)
     guard.admit(HERE, RIGHT)
 
@@ -101,7 +101,7 @@ async def test_a_missing_token_is_not_logged(guard: Guard) -> None:
     assert logged == []
 
 
-async def test_every_route_of_the_api_is_behind_the_token(api: Api) -> None:
+async def test_every_route_below_manage_needs_the_token(api: Api) -> None:
     rules = [rule.rule for rule in api.app.url_map.iter_rules() if rule.rule.startswith("/manage")]
     assert len(rules) >= 9
     identity = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
@@ -129,13 +129,13 @@ async def test_a_header_name_with_an_underscore_is_another_name(api: Api) -> Non
     assert (await api("GET", "/manage/projects", headers=alone)).status == 401
 
 
-async def test_the_right_token_passes_over_http_after_ten_wrong_ones_from_its_address(api: Api) -> None:
+async def test_the_right_token_is_accepted_over_http_after_ten_wrong_ones_from_its_address(api: Api) -> None:
     for _ in range(11):
         reply = await api("GET", "/manage/projects", token="wrong")
         assert (reply.status, reply.json["description"]) == (401, "The management token is wrong.")
     assert (await api("GET", "/manage/projects", token=MANAGEMENT_TOKEN)).status == 200
 
 
-def test_a_guard_never_shows_its_token() -> None:
+def test_repr_of_a_guard_has_no_token() -> None:
     guard = Guard("right-token")
     assert "right-token" not in f"{guard!r}{guard.__dict__}"

@@ -17,7 +17,7 @@ async def stored(api: Api, identity: str) -> Project:
     return project
 
 
-async def test_a_project_is_created_shown_and_listed(any_api: Api) -> None:
+async def test_a_created_project_is_shown_and_listed(any_api: Api) -> None:
     reply = await any_api("POST", "/manage/projects", {"name": "Grüße 🚀", "api_key": API_KEY, "provider": "anthropic"})
     assert reply.status == 201
     project = reply.json
@@ -36,7 +36,7 @@ async def test_a_project_is_created_shown_and_listed(any_api: Api) -> None:
     assert (await any_api("GET", "/manage/projects")).json == {"data": [project], "next_cursor": None}
 
 
-async def test_a_key_is_stored_sealed_for_its_project(api: Api) -> None:
+async def test_an_api_key_is_stored_encrypted_for_its_project(api: Api) -> None:
     project = await api.project(api_key=API_KEY)
     sealed = (await stored(api, project["id"])).api_key
     assert sealed.startswith("enc:v2:")
@@ -44,12 +44,12 @@ async def test_a_key_is_stored_sealed_for_its_project(api: Api) -> None:
     assert api.services.keyring.open(sealed, project["id"]) == API_KEY
 
 
-async def test_the_provider_is_the_default_one_unless_named(api: Api) -> None:
+async def test_a_project_without_provider_gets_the_default_one(api: Api) -> None:
     assert (await api.project(name="a"))["provider"] == "openai"
     assert (await api.project(name="b", provider="anthropic"))["provider"] == "anthropic"
 
 
-async def test_a_name_is_unique(any_api: Api) -> None:
+async def test_a_second_project_with_the_same_name_fails(any_api: Api) -> None:
     await any_api.project(name="taken")
     other = await any_api.project(name="Taken")
     for reply in (
@@ -65,7 +65,7 @@ async def test_a_name_is_unique(any_api: Api) -> None:
     assert (await any_api("GET", f"/manage/projects/{other['id']}")).json["name"] == "Taken"
 
 
-async def test_a_project_is_changed(any_api: Api) -> None:
+async def test_patching_a_project_changes_only_what_is_sent(any_api: Api) -> None:
     project = await any_api.project(name="before")
     path = f"/manage/projects/{project['id']}"
     later = any_api.at(NOON + timedelta(hours=1))
@@ -77,14 +77,14 @@ async def test_a_project_is_changed(any_api: Api) -> None:
     assert (await later("PATCH", path, {"active": True})).json == expected | {"active": True}
 
 
-async def test_a_new_key_replaces_the_old_one(api: Api) -> None:
+async def test_a_new_api_key_replaces_the_old_one(api: Api) -> None:
     project = await api.project(api_key="sk-the-old-one")
     reply = await api("PATCH", f"/manage/projects/{project['id']}", {"api_key": API_KEY})
     assert reply.json["api_key_last4"] == "6789"
     assert api.services.keyring.open((await stored(api, project["id"])).api_key, project["id"]) == API_KEY
 
 
-async def test_a_key_never_goes_to_another_provider(api: Api) -> None:
+async def test_changing_the_provider_needs_a_new_api_key(api: Api) -> None:
     project = await api.project(provider="openai")
     path = f"/manage/projects/{project['id']}"
     reply = await api("PATCH", path, {"provider": "anthropic"})
@@ -97,7 +97,7 @@ async def test_a_key_never_goes_to_another_provider(api: Api) -> None:
     assert (reply.json["provider"], reply.json["api_key_last4"]) == ("anthropic", "6789")
 
 
-async def test_projects_are_not_deleted(api: Api) -> None:
+async def test_deleting_a_project_fails_with_a_hint(api: Api) -> None:
     project = await api.project()
     reply = await api("DELETE", f"/manage/projects/{project['id']}")
     assert reply.status == 405
@@ -111,7 +111,7 @@ async def test_projects_are_not_deleted(api: Api) -> None:
     assert (await api("GET", f"/manage/projects/{project['id']}")).json == project
 
 
-async def test_all_tokens_of_a_project_are_revoked(any_api: Api) -> None:
+async def test_revoking_the_tokens_of_a_project_revokes_only_its_active_ones(any_api: Api) -> None:
     project, other = await any_api.project(name="a"), await any_api.project(name="b")
     mine = [await any_api.token(project) for _ in range(3)]
     foreign = await any_api.token(other)
@@ -125,7 +125,7 @@ async def test_all_tokens_of_a_project_are_revoked(any_api: Api) -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 2, 3, 7, 500])
-async def test_pages_hold_every_project_once(api: Api, limit: int) -> None:
+async def test_the_pages_of_a_list_contain_every_project_once(api: Api, limit: int) -> None:
     made = [await api.at(NOON + timedelta(microseconds=n // 2)).project(name=f"p{n}") for n in range(7)]
     found: list[str] = []
     path: str | None = f"/manage/projects?limit={limit}"
@@ -141,7 +141,7 @@ async def test_pages_hold_every_project_once(api: Api, limit: int) -> None:
     assert found == [project["id"] for project in in_order]
 
 
-async def test_a_page_has_fifty_entries_unless_told(api: Api) -> None:
+async def test_a_page_has_fifty_entries_by_default(api: Api) -> None:
     for n in range(51):
         await api.project(name=f"p{n}")
     reply = (await api("GET", "/manage/projects")).json

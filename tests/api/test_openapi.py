@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from tests.api.conftest import Api
-from tests.api.test_manage_requests import ROW, settled
+from tests.api.test_requests import ROW, settled
 
 Document = dict[str, Any]
 TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", type(None): "null"}
@@ -59,7 +59,7 @@ def mistakes(document: Document, schema: dict[str, Any], value: Any, where: str 
     return found
 
 
-async def test_every_route_is_described_and_nothing_else(api: Api, document: Document) -> None:
+async def test_the_document_has_exactly_the_routes_of_the_app(api: Api, document: Document) -> None:
     routes = {
         re.sub(r"<(\w+)>", r"{\1}", rule.rule)
         for rule in api.app.url_map.iter_rules()
@@ -68,7 +68,7 @@ async def test_every_route_is_described_and_nothing_else(api: Api, document: Doc
     assert set(document["paths"]) == routes
 
 
-async def test_every_method_that_is_described_works_and_no_other(api: Api, document: Document) -> None:
+async def test_exactly_the_described_methods_are_allowed(api: Api, document: Document) -> None:
     identity = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
     for path, methods in document["paths"].items():
         for method in ("GET", "POST", "PUT", "PATCH", "DELETE"):
@@ -76,7 +76,7 @@ async def test_every_method_that_is_described_works_and_no_other(api: Api, docum
             assert (reply.status != 405) == (method.lower() in methods), (method, path)
 
 
-async def test_references_lead_somewhere_and_names_are_unique(document: Document) -> None:
+async def test_references_resolve_and_operation_ids_are_unique(document: Document) -> None:
     text = str(document)
     schemas = document["components"]["schemas"]
     referred = set(re.findall(r"#/components/schemas/(\w+)", text))
@@ -92,7 +92,7 @@ async def test_references_lead_somewhere_and_names_are_unique(document: Document
             assert operation["security"] == ([{"management": []}] if path.startswith("/manage") else [])
 
 
-async def test_every_answer_fits_to_the_document(api: Api, document: Document) -> None:
+async def test_every_response_matches_its_schema(api: Api, document: Document) -> None:
     project = await api.project()
     token = await api.token(project, max_requests=5)
     await api.token(project)
@@ -123,7 +123,7 @@ async def test_every_answer_fits_to_the_document(api: Api, document: Document) -
             assert mistakes(document, schema, reply.json) == [], name
 
 
-async def test_every_refusal_is_described(api: Api, document: Document) -> None:
+async def test_every_error_response_is_described(api: Api, document: Document) -> None:
     identity = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
     for path, methods in document["paths"].items():
         if not path.startswith("/manage"):
@@ -144,7 +144,7 @@ async def test_every_refusal_is_described(api: Api, document: Document) -> None:
                     assert mistakes(document, schema, reply.json) == []
 
 
-async def test_what_the_document_forbids_is_refused(api: Api, document: Document) -> None:
+async def test_bodies_are_described_with_their_restrictions(api: Api, document: Document) -> None:
     for name in ("NewProject", "ProjectChanges", "NewToken", "TokenChanges"):
         assert document["components"]["schemas"][name]["additionalProperties"] is False
     schemas = document["components"]["schemas"]

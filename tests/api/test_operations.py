@@ -19,7 +19,7 @@ from tests.api.wrong_requests import CASES, GOOD_PROJECT, GOOD_TOKEN, ID, Case
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.request} {case.said[2]}")
-async def test_every_wrong_request_is_answered_in_its_words(api: Api, case: Case) -> None:
+async def test_a_wrong_request_gets_its_error(api: Api, case: Case) -> None:
     method, path = case.request.split(" ")
     headers = {} if case.body is None and case.data is None else {"Content-Type": case.content_type}
     reply = await api(method, path, case.body, data=case.data, headers=headers)
@@ -30,7 +30,7 @@ async def test_every_wrong_request_is_answered_in_its_words(api: Api, case: Case
     assert len(reply.headers["X-LLM-Proxy-Request-ID"]) == 36
 
 
-def test_the_table_is_long_enough_to_mean_something() -> None:
+def test_the_table_of_wrong_requests_is_long_enough() -> None:
     assert len(CASES) >= 80
     assert len({case.said[2] for case in CASES}) >= 9
 
@@ -73,7 +73,7 @@ async def test_a_chunked_body_is_limited_too(api: Api) -> None:
     assert msgspec.json.decode(sent[1]["body"])["code"] == "request_too_large"
 
 
-async def test_a_doubled_slash_is_nothing_and_never_a_redirect(api: Api) -> None:
+async def test_a_double_slash_is_not_found_and_not_redirected(api: Api) -> None:
     for path in ("/manage//projects", "//evil.example/manage/projects"):
         reply = await api("GET", f"http://proxy.test{path}")
         assert (reply.status, reply.json["code"]) == (404, "not_found")
@@ -106,7 +106,7 @@ NOTHING_CHANGED = "Nothing was changed. Try again soon."
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_database_that_fails_is_said_to_be_away(api: Api, error: Exception, description: str) -> None:
+async def test_a_database_error_is_answered_with_503(api: Api, error: Exception, description: str) -> None:
     database: Any = Broken(error)
     broken = make_api(evolve(api.services, database=database))
     for method, path, sent in (
@@ -129,7 +129,7 @@ async def test_a_database_that_fails_is_said_to_be_away(api: Api, error: Excepti
         }
 
 
-async def test_what_cannot_be_an_id_is_not_looked_up(api: Api) -> None:
+async def test_an_invalid_id_is_refused_without_the_database(api: Api) -> None:
     database: Any = Broken(ZeroDivisionError())
     broken = make_api(evolve(api.services, database=database))
     for identity in ("1", ID.replace("-", ""), new_token_secret()):
@@ -137,7 +137,7 @@ async def test_what_cannot_be_an_id_is_not_looked_up(api: Api) -> None:
         assert (await broken("DELETE", f"/manage/tokens/{identity}")).json["code"] == "token_not_found"
 
 
-async def test_a_failure_inside_says_nothing_of_the_inside(api: Api) -> None:
+async def test_an_internal_error_reveals_no_details(api: Api) -> None:
     database: Any = Broken(ZeroDivisionError("canary"))
     broken = make_api(evolve(api.services, database=database))
     reply = await broken("GET", "/manage/projects")
@@ -152,7 +152,7 @@ async def test_a_failure_inside_says_nothing_of_the_inside(api: Api) -> None:
     assert len(reply.headers["X-LLM-Proxy-Request-ID"]) == 36
 
 
-async def test_what_is_refused_changes_nothing(api: Api) -> None:
+async def test_a_refused_change_changes_nothing(api: Api) -> None:
     project = await api.project()
     token = await api.token(project)
 

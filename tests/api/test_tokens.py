@@ -24,7 +24,7 @@ def without_secret(token: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in token.items() if name != "token"}
 
 
-async def test_a_token_is_created_shown_once_and_listed(any_api: Api) -> None:
+async def test_creating_a_token_shows_its_secret_once(any_api: Api) -> None:
     project = await any_api.project()
     reply = await any_api(
         "POST", "/manage/tokens", {"project_id": project["id"], "name": "CI", "duration_hours": 2, "max_requests": 100}
@@ -64,20 +64,20 @@ async def test_a_token_is_created_shown_once_and_listed(any_api: Api) -> None:
         ({"expires_at": "2027-02-01T00:30:00+01:00"}, datetime.fromisoformat("2027-01-31T23:30:00Z")),
     ],
 )
-async def test_a_token_expires_as_asked(api: Api, given: dict[str, Any], expires_at: datetime) -> None:
+async def test_a_token_expires_when_the_body_says(api: Api, given: dict[str, Any], expires_at: datetime) -> None:
     token = await api.token(await api.project(), **given)
     assert datetime.fromisoformat(token["expires_at"]) == expires_at
     assert (await stored(api, token["id"])).expires_at == expires_at
 
 
 @pytest.mark.parametrize(("given", "limit"), [({}, None), ({"max_requests": None}, None)])
-async def test_no_limit_is_unlimited(api: Api, given: dict[str, Any], limit: int | None) -> None:
+async def test_a_token_without_max_requests_is_unlimited(api: Api, given: dict[str, Any], limit: int | None) -> None:
     token = await api.token(await api.project(), **given)
     assert token["max_requests"] is limit
     assert (await stored(api, token["id"])).max_requests is None
 
 
-async def test_a_token_needs_a_living_project(api: Api) -> None:
+async def test_a_token_needs_an_active_project(api: Api) -> None:
     project = await api.project()
     reply = await api("POST", "/manage/tokens", {"project_id": "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"})
     assert (reply.status, reply.json["code"]) == (404, "project_not_found")
@@ -87,7 +87,7 @@ async def test_a_token_needs_a_living_project(api: Api) -> None:
     assert (await api("GET", "/manage/tokens")).json["data"] == []
 
 
-async def test_a_token_is_changed(any_api: Api) -> None:
+async def test_patching_a_token_changes_only_what_is_sent(any_api: Api) -> None:
     token = await any_api.token(await any_api.project(), max_requests=5)
     path = f"/manage/tokens/{token['id']}"
     later = any_api.at(NOON + timedelta(hours=1))
@@ -106,7 +106,7 @@ async def test_a_token_is_changed(any_api: Api) -> None:
     assert (await later("PATCH", path, {"max_requests": None})).json == expected | {"max_requests": None}
 
 
-async def test_revoking_is_for_good_until_it_is_taken_back(any_api: Api) -> None:
+async def test_a_revoked_token_stays_revoked_until_it_is_activated(any_api: Api) -> None:
     token = await any_api.token(await any_api.project())
     path = f"/manage/tokens/{token['id']}"
     for hours in (1, 2):
@@ -122,7 +122,7 @@ async def test_revoking_is_for_good_until_it_is_taken_back(any_api: Api) -> None
     assert (await any_api("PATCH", path, {"active": False})).json["revoked_at"] == "2027-01-15T12:00:00.123456Z"
 
 
-async def test_rotation_replaces_the_secret_and_nothing_else(any_api: Api) -> None:
+async def test_rotating_a_token_replaces_only_the_secret(any_api: Api) -> None:
     token = await any_api.token(await any_api.project(), name="x", max_requests=5, duration_hours=1)
     before = await stored(any_api, token["id"])
     reply = await any_api.at(NOON + timedelta(minutes=5))("POST", f"/manage/tokens/{token['id']}/rotate")
@@ -135,7 +135,7 @@ async def test_rotation_replaces_the_secret_and_nothing_else(any_api: Api) -> No
     assert after == evolve(before, digest=digest(secret), last4=secret[-4:], updated_at=NOON + timedelta(minutes=5))
 
 
-async def test_a_revoked_token_is_not_rotated(api: Api) -> None:
+async def test_rotating_a_revoked_token_fails(api: Api) -> None:
     token = await api.token(await api.project())
     await api("DELETE", f"/manage/tokens/{token['id']}")
     before = await stored(api, token["id"])
@@ -144,7 +144,7 @@ async def test_a_revoked_token_is_not_rotated(api: Api) -> None:
     assert await stored(api, token["id"]) == before
 
 
-async def test_lists_narrow_down(any_api: Api) -> None:
+async def test_tokens_are_filtered_by_project_and_usability(any_api: Api) -> None:
     one, other = await any_api.project(name="a"), await any_api.project(name="b")
     usable = await any_api.token(one, max_requests=3)
     foreign = await any_api.token(other)
@@ -171,7 +171,7 @@ async def test_lists_narrow_down(any_api: Api) -> None:
     assert await listed("?project_id=6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11") == set()
 
 
-async def test_filters_hold_on_every_page(api: Api) -> None:
+async def test_a_filter_applies_to_every_page(api: Api) -> None:
     one, other = await api.project(name="a"), await api.project(name="b")
     mine = [await api.token(one) for _ in range(3)]
     for _ in range(3):
