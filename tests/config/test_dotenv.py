@@ -30,12 +30,12 @@ from llm_proxy.config.dotenv import parse, read
         ("\ufeffNAME=value", "value"),
     ],
 )
-def test_a_line_is_a_value(line: str, value: str) -> None:
+def test_a_line_sets_a_value(line: str, value: str) -> None:
     assert parse(line, ".env") == ({"NAME": value}, [])
 
 
 @pytest.mark.parametrize(
-    ("text", "problem"),
+    ("text", "mistake"),
     [
         ("NAME", ".env, line 1: this is not NAME=value, and not a comment"),
         ("\n# fine\nmy-name=x", ".env, line 3: this is not NAME=value, and not a comment"),
@@ -47,21 +47,21 @@ def test_a_line_is_a_value(line: str, value: str) -> None:
         ('A="x\\"', ".env, line 1: the value of A begins with a quote and does not end with one"),
     ],
 )
-def test_a_wrong_line_is_named_and_not_shown(text: str, problem: str) -> None:
-    _, problems = parse(text, ".env")
+def test_a_wrong_line_is_reported_without_its_content(text: str, mistake: str) -> None:
+    _, mistakes = parse(text, ".env")
 
-    assert [str(found) for found in problems] == [problem]
+    assert [str(found) for found in mistakes] == [mistake]
 
 
-def test_comments_and_blank_lines_are_nothing() -> None:
+def test_comments_and_blank_lines_are_ignored() -> None:
     assert parse("# A=1\n\n   \n  # B=2\n", ".env") == ({}, [])
 
 
-def test_lines_may_end_as_on_windows() -> None:
+def test_windows_line_ends_are_accepted() -> None:
     assert parse("A=1\r\nB='2'\r\n", ".env") == ({"A": "1", "B": "2"}, [])
 
 
-def test_a_file_that_cannot_be_read_is_a_problem(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     binary = tmp_path / "binary"
     binary.write_bytes(b"A=\xff")
 

@@ -21,7 +21,7 @@ BAD_HOST = "its host or port is not valid; write it like https://api.example.com
 NO_FILE = "there is no such file"
 
 
-def problem(name: str, value: str) -> str:
+def mistake(name: str, value: str) -> str:
     with pytest.raises(SettingsError) as caught:
         Settings.load({name: value})
     return str(caught.value)
@@ -83,7 +83,7 @@ def problem(name: str, value: str) -> str:
     ],
 )
 def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, reason: str) -> None:
-    assert problem(name, value) == f"{name}={value!r}: {reason}"
+    assert mistake(name, value) == f"{name}={value!r}: {reason}"
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, reas
     ],
 )
 def test_a_wrong_secret_is_not_shown(name: str, value: str, reason: str) -> None:
-    assert problem(name, value) == f"{name} (value hidden): {reason}"
+    assert mistake(name, value) == f"{name} (value hidden): {reason}"
 
 
 @pytest.mark.parametrize(
@@ -124,12 +124,12 @@ def test_a_wrong_secret_is_not_shown(name: str, value: str, reason: str) -> None
         ("0", 0.0),
     ],
 )
-def test_durations(text: str, seconds: float) -> None:
+def test_a_duration_is_read_in_seconds(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "s", "1h 30m", "-1s", "+1s", "1.s", ".5s", "1e3", "nan", "inf", "1H", "\u0661s"])
-def test_what_is_no_duration(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(text)
 
@@ -138,7 +138,7 @@ def test_what_is_no_duration(text: str) -> None:
     ("text", "size"),
     [("1", 1), ("10MB", 10_000_000), ("10mb", 10_000_000), ("512KiB", 524_288), ("1.5 GB", 1_500_000_000), ("7B", 7)],
 )
-def test_sizes(text: str, size: int) -> None:
+def test_a_size_is_read_in_bytes(text: str, size: int) -> None:
     assert Settings.load({"MAX_REQUEST_SIZE": text}).max_request_size == size
 
 
@@ -152,12 +152,12 @@ def test_sizes(text: str, size: int) -> None:
         ("[0:0:0:0:0:0:0:1]:8080", ListenAddress("::1", 8080)),
     ],
 )
-def test_listen_addresses(text: str, address: ListenAddress) -> None:
+def test_a_listen_address_is_read_and_written(text: str, address: ListenAddress) -> None:
     assert Settings.load({"LISTEN_ADDR": text}).listen_addr == address
     assert Settings.load({"LISTEN_ADDR": str(address)}).listen_addr == address
 
 
-def test_lists_are_split_at_commas() -> None:
+def test_a_list_is_split_at_commas() -> None:
     settings = Settings.load({"CORS_ALLOWED_ORIGINS": "https://A.example , *,", "TRUSTED_PROXIES": "10.0.0.0/8,::1"})
 
     assert settings.cors_allowed_origins == ("https://a.example", "*")
@@ -174,9 +174,9 @@ def test_lists_are_split_at_commas() -> None:
         ("chrome-extension://abcdef", "chrome-extension://abcdef"),
     ],
 )
-def test_origins_are_as_browsers_send_them(configured: str, sent: str) -> None:
+def test_an_origin_is_stored_as_browsers_send_it(configured: str, sent: str) -> None:
     assert Settings.load({"CORS_ALLOWED_ORIGINS": configured}).cors_allowed_origins == (sent,)
 
 
-def test_a_base_url_loses_its_last_slash() -> None:
+def test_the_last_slash_of_a_base_url_is_removed() -> None:
     assert Settings.load({"OPENAI_API_URL": "http://[::1]:9/x/"}).openai_api_url == "http://[::1]:9/x"

@@ -17,14 +17,14 @@ TOKEN = "a-token-of-20-chars."
 POSTGRES = {"DB_DRIVER": "postgres", "DATABASE_URL": "postgres://user:hunter2@db/llmproxy"}
 
 
-def problems(environ: dict[str, str], *, serving: bool = False) -> list[str]:
+def mistakes(environ: dict[str, str], *, serving: bool = False) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         Settings.load(environ, serving=serving)
-    return [str(problem) for problem in caught.value.mistakes]
+    return [str(mistake) for mistake in caught.value.mistakes]
 
 
 @pytest.mark.parametrize(
-    ("environ", "problem"),
+    ("environ", "mistake"),
     [
         (
             {"WORKERS": "2"},
@@ -72,11 +72,11 @@ def problems(environ: dict[str, str], *, serving: bool = False) -> list[str]:
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(
-    environ: dict[str, str], problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    environ: dict[str, str], mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_secret(tmp_path / "key.pem", "")
-    assert problems(environ) == [problem]
+    assert mistakes(environ) == [mistake]
 
 
 @pytest.mark.parametrize(
@@ -87,11 +87,11 @@ def test_settings_that_contradict_each_other_are_refused(
         ({"DATABASE_PATH": ":memory:"}, "DATABASE_PATH=:memory:"),
     ],
 )
-def test_a_server_with_no_folder_of_its_own_needs_its_secrets(environ: dict[str, str], condition: str) -> None:
+def test_a_server_without_a_database_file_requires_its_secrets(environ: dict[str, str], condition: str) -> None:
     missing = f"it is not set, and is required with {condition}"
 
     assert Settings.load(environ).management_token is None
-    assert problems(environ, serving=True) == [
+    assert mistakes(environ, serving=True) == [
         f"MANAGEMENT_TOKEN: {missing}; make one with: openssl rand -hex 32",
         (
             f"ENCRYPTION_KEY: {missing}; make one with: openssl rand -base64 32; "
@@ -109,7 +109,7 @@ def test_a_server_refuses_a_management_token_under_20_characters_unless_that_is_
     file = tmp_path / "token"
     write_secret(file, f"{token}\n")
     for environ in ({"MANAGEMENT_TOKEN": token}, {"MANAGEMENT_TOKEN_FILE": str(file)}):
-        (found,) = problems(environ, serving=True)
+        (found,) = mistakes(environ, serving=True)
         assert found == (
             "MANAGEMENT_TOKEN (value hidden): it has fewer than 20 characters and can be guessed; make one with: "
             "openssl rand -hex 32; or set ALLOW_WEAK_MANAGEMENT_TOKEN=true, which works in this release only"
@@ -119,20 +119,20 @@ def test_a_server_refuses_a_management_token_under_20_characters_unless_that_is_
     Settings.load({"MANAGEMENT_TOKEN": TOKEN}, serving=True)
 
 
-def test_a_wrong_secret_is_not_reported_as_missing_too() -> None:
-    found = problems(POSTGRES | {"MANAGEMENT_TOKEN": "a b", "ENCRYPTION_KEY": "x"}, serving=True)
+def test_a_wrong_secret_is_not_also_reported_as_missing() -> None:
+    found = mistakes(POSTGRES | {"MANAGEMENT_TOKEN": "a b", "ENCRYPTION_KEY": "x"}, serving=True)
 
-    assert [problem.split(":")[0] for problem in found] == [
+    assert [mistake.split(":")[0] for mistake in found] == [
         "MANAGEMENT_TOKEN (value hidden)",
         "ENCRYPTION_KEY (value hidden)",
     ]
 
 
-def test_a_server_on_sqlite_needs_nothing() -> None:
+def test_a_server_on_sqlite_requires_no_settings() -> None:
     assert Settings.load({}, serving=True) == Settings()
 
 
-def test_all_problems_come_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_are_reported_at_once(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text("nonsense\nWORKERS=none\n")
 
@@ -150,7 +150,7 @@ def test_all_problems_come_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_one_problem_is_one_line() -> None:
+def test_one_mistake_is_one_line() -> None:
     with pytest.raises(SettingsError) as caught:
         Settings.load({"WORKERS": "0"})
 
@@ -158,12 +158,12 @@ def test_one_problem_is_one_line() -> None:
 
 
 def test_a_long_wrong_value_is_cut_and_control_characters_are_escaped() -> None:
-    assert problems({"LOG_LEVEL": "\x1b[31m" + "x" * 500})[0].startswith(
+    assert mistakes({"LOG_LEVEL": "\x1b[31m" + "x" * 500})[0].startswith(
         "LOG_LEVEL='\\x1b[31m" + "x" * 75 + "…': allowed"
     )
 
 
-def test_flags_come_before_environment_before_dotenv_before_defaults(tmp_path: Path) -> None:
+def test_flags_override_environment_overrides_dotenv_overrides_defaults(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text("LISTEN_ADDR=:1\nLOG_LEVEL=error\nLOG_FORMAT=text\n")
 
@@ -196,33 +196,33 @@ def test_defaults_are_those_of_the_contract() -> None:
     assert not settings.enable_tls
 
 
-def test_secrets_come_from_files(tmp_path: Path) -> None:
+def test_a_secret_is_read_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "token"
     write_secret(file, "from-a-file\n")
 
     assert Settings.load({"MANAGEMENT_TOKEN_FILE": str(file)}).management_token == "from-a-file"
 
 
-def test_a_secret_of_a_higher_layer_beats_a_file_of_a_lower_one(tmp_path: Path) -> None:
+def test_a_secret_overrides_a_secret_file_of_a_lower_source(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text("MANAGEMENT_TOKEN_FILE=/no/such/file\n")
 
     assert Settings.load({"MANAGEMENT_TOKEN": "direct"}, {}, dotenv).management_token == "direct"
 
 
-def test_what_can_be_wrong_with_a_secret_file(tmp_path: Path) -> None:
+def test_mistakes_with_a_secret_file_are_reported(tmp_path: Path) -> None:
     empty, binary = tmp_path / "empty", tmp_path / "binary"
     write_secret(empty, "\n")
     binary.write_bytes(b"\xff\xfe")
     binary.chmod(0o600)
 
     def with_file(path: object) -> list[str]:
-        return problems({"MANAGEMENT_TOKEN_FILE": str(path)})
+        return mistakes({"MANAGEMENT_TOKEN_FILE": str(path)})
 
     assert with_file("/no/t") == ["MANAGEMENT_TOKEN_FILE='/no/t': the file cannot be read: No such file or directory"]
     assert with_file(empty) == [f"MANAGEMENT_TOKEN_FILE='{empty}': the file is empty"]
     assert with_file(binary) == [f"MANAGEMENT_TOKEN_FILE='{binary}': the file is not UTF-8 text"]
-    assert problems({"MANAGEMENT_TOKEN": "m", "MANAGEMENT_TOKEN_FILE": str(empty)}) == [
+    assert mistakes({"MANAGEMENT_TOKEN": "m", "MANAGEMENT_TOKEN_FILE": str(empty)}) == [
         "MANAGEMENT_TOKEN and MANAGEMENT_TOKEN_FILE: both are set; remove one"
     ]
 
@@ -244,7 +244,7 @@ def test_what_can_be_wrong_with_a_secret_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_secret_in_a_file_that_other_users_may_read_or_change_is_refused(
+def test_a_secret_file_that_other_users_can_access_is_refused(
     environ: dict[str, str], subject: str, mode: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -253,7 +253,7 @@ def test_a_secret_in_a_file_that_other_users_may_read_or_change_is_refused(
     environ = {name: value.format(file) for name, value in environ.items()}
 
     file.chmod(mode)
-    assert problems(environ)[0] == (
+    assert mistakes(environ)[0] == (
         f"{subject.format(file)} is open to other users (mode {mode:04o}): run chmod o-rwx {file}"
     )
 
@@ -262,7 +262,7 @@ def test_a_secret_in_a_file_that_other_users_may_read_or_change_is_refused(
         Settings.load(environ)
 
 
-def test_a_dotenv_file_with_a_secret_that_other_users_may_read_is_refused(tmp_path: Path) -> None:
+def test_a_dotenv_file_with_a_secret_that_other_users_can_read_is_refused(tmp_path: Path) -> None:
     dotenv = tmp_path / "settings.env"
     dotenv.write_text("MANAGEMENT_TOKEN=canary\n")
     dotenv.chmod(0o644)
@@ -288,13 +288,13 @@ def test_no_secret_is_shown_anywhere() -> None:
     assert "management_token='(hidden)'" in repr(settings)
 
     shown = "\n".join(
-        problems(environ | {"MANAGEMENT_TOKEN": "canary 1", "ENCRYPTION_KEY": "canary=", "DB_DRIVER": ""})
+        mistakes(environ | {"MANAGEMENT_TOKEN": "canary 1", "ENCRYPTION_KEY": "canary=", "DB_DRIVER": ""})
     )
     assert "canary" not in shown
     assert "hunter2" not in shown
 
 
-def test_misspelt_names_are_pointed_out(tmp_path: Path) -> None:
+def test_misspelt_names_cause_a_warning(tmp_path: Path) -> None:
     dotenv = tmp_path / ".env"
     dotenv.write_text("DATABASE_POOLSIZE=20\nPOSTGRES_PASSWORD=x\n")
     environ = {"LISTEN_ADRR": ":1", "LOG_LEVEL_FILE": "x", "MANAGEMENT_TOKEN_FILE": "x", "HOME": "/", "PATH": "/bin"}
@@ -306,7 +306,7 @@ def test_misspelt_names_are_pointed_out(tmp_path: Path) -> None:
     ]
 
 
-def test_one_setting_can_be_read_alone() -> None:
+def test_read_one_ignores_other_settings() -> None:
     broken = {"MANAGEMENT_TOKEN": "m", "WORKERS": "nonsense"}
 
     assert read_one("MANAGEMENT_TOKEN", broken, {}, None) == "m"
