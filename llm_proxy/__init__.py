@@ -12,7 +12,7 @@ The map, from the outside in; imports go downwards only.
 - `health`: checks of the database for `/ready`, metrics and start-up
 - `ledger`: admits, counts and settles requests in shared transactions; `ledger.outage` goes on without the database
 - `tokens`: the rules of tokens, pure
-- `config`: settings, declared once
+- `config`: settings, declared once; the kinds of values that provider file and management API share
 - `metrics`: counters of all workers in shared memory, and their exposition
 - `errors`, `identifiers`, `version`
 - `secrets`: encryption of API keys at rest, key rotation, private files

@@ -1,20 +1,7 @@
 """Loads the providers from the provider file (`API_CONFIG_PATH`), or from `builtin.yaml` if there is no file.
 
-    default_api: openai
-    apis:
-      openai:                                  # also the prefix /openai/…
-        base_url: https://api.openai.com
-        auth: bearer                           # or x-api-key, api-key
-        allowed_endpoints: [/v1/chat/completions, "/v1/models/{model}"]
-        allowed_methods: [GET, POST]
-        param_whitelist: {model: [gpt-4o, "gpt-4.1-*"]}
-        allowed_origins: [https://app.example.com]
-        required_headers: [x-team]
-        timeouts: {connect: 5s, response_header: 2m, idle: 90s, request: 5m}
-        connection: {max_idle_conns_per_host: 50}
-
-The file replaces the built-in providers. A provider with the name of a built-in one has its values as defaults. Unknown
-keys are refused, because a misspelt limit would be no limit.
+`docs/guides/providers.md` explains the keys. The file replaces the built-in providers; a provider with the name of a
+built-in one has its values as defaults. Unknown keys are refused, because a misspelt limit would be no limit.
 """
 
 from __future__ import annotations
