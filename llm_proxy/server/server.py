@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Callable
 
+import attrs
 import trio
 
 from llm_proxy.net.disconnect import DisconnectWatcher
@@ -82,18 +83,12 @@ async def serve(
         await lifespan.around(serving)
 
 
+@attrs.frozen
 class _Server:
-    def __init__(
-        self,
-        context: ServerContext,
-        tls: ssl.SSLContext | None,
-        on_drain: Callable[[], None] | None,
-        others_accept: Callable[[], bool],
-    ) -> None:
-        self._context = context
-        self._tls = tls
-        self._on_drain = on_drain
-        self._others_accept = others_accept
+    _context: ServerContext
+    _tls: ssl.SSLContext | None
+    _on_drain: Callable[[], None] | None
+    _others_accept: Callable[[], bool]
 
     async def run(
         self,

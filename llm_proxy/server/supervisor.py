@@ -46,41 +46,6 @@ WorkerMain = Callable[[Sequence[socket.socket], int, Callable[[], None]], None]
 """Serves on these sockets until SIGTERM as the worker with this number, and calls the function when it serves."""
 
 
-def supervise(
-    worker_main: WorkerMain,
-    sockets: Sequence[socket.socket],
-    *,
-    workers: int,
-    shutdown_grace: float,
-    before_replacing: Callable[[], bool] = lambda: True,
-) -> int:
-    """Run `worker_main` in `workers` child processes until SIGTERM or SIGINT; return an exit status.
-
-    Call it from the main thread, before any other thread exists. The children are forks that share the listening
-    sockets. A child that ends without a request is replaced, after a delay that doubles from 0.1 to 30 s while it keeps
-    failing. SIGTERM and the first SIGINT are sent to the children as SIGTERM. Children that still run five seconds
-    after `shutdown_grace`, or at a second SIGINT, are killed. If the supervisor itself is killed, its children drain
-    and end.
-
-    SIGHUP replaces the children one by one: one drains and ends, and when its successor serves, the next one follows.
-    The sockets stay open and the other children accept, so no connection is refused.
-
-    One line on standard error reports each worker that ends unexpectedly, and the start and end of a replacement.
-
-    Args:
-        worker_main: serves on the sockets until SIGTERM; an exception is printed and makes the child's status 1. The
-            number, below `workers`, is unique among the running children; a successor has the same number.
-        sockets: bound sockets; they are closed here when the shutdown begins.
-        workers: number of processes.
-        shutdown_grace: `ServerConfig.shutdown_grace` of the workers, in seconds.
-        before_replacing: called in the parent at SIGHUP; if it returns False, no child is replaced.
-
-    Returns:
-        0 if all workers ended successfully after a signal, 1 if one did not or if none could be started.
-    """
-    return _Supervisor(worker_main, sockets, workers, shutdown_grace, before_replacing).run()
-
-
 @attrs.define
 class _Slot:
     """One worker: its process if it runs, else when to start the next one."""
@@ -91,34 +56,53 @@ class _Slot:
     delay: float = FIRST_DELAY
 
 
-class _Supervisor:
-    def __init__(
-        self,
-        worker_main: WorkerMain,
-        sockets: Sequence[socket.socket],
-        workers: int,
-        shutdown_grace: float,
-        before_replacing: Callable[[], bool],
-    ) -> None:
-        self._before_replacing = before_replacing
-        # The numbers of the workers that are still to be replaced; the first one is being replaced.
-        self._to_replace: list[int] = []
-        # The process that was told to end for that; 0 if there was none at the time.
-        self._replaced_pid: int | None = None
-        self._worker_main = worker_main
-        self._sockets = sockets
-        self._shutdown_grace = shutdown_grace
-        self._slots = [_Slot() for _ in range(workers)]
-        self._failures = 0
-        self._ever_steady = False
-        self._success = True
-        self._kill_at: float | None = None
-        self._lifeline = os.pipe()
-        # A child writes its number here when it serves.
-        self._ready: tuple[int, int] = os.pipe()
+@attrs.define(eq=False)
+class Supervisor:
+    """Runs `worker_main` in `workers` child processes until SIGTERM or SIGINT.
+
+    Use it in the main thread, before any other thread exists. The children are forks that share the listening sockets.
+    A child that ends without a request is replaced, after a delay that doubles from 0.1 to 30 s while it keeps failing.
+    SIGTERM and the first SIGINT are sent to the children as SIGTERM. Children that still run five seconds after
+    `shutdown_grace`, or at a second SIGINT, are killed. If the supervisor itself is killed, its children drain and end.
+
+    SIGHUP replaces the children one by one: one drains and ends, and when its successor serves, the next one follows.
+    The sockets stay open and the other children accept, so no connection is refused.
+
+    One line on standard error reports each worker that ends unexpectedly, and the start and end of a replacement.
+
+    Attributes:
+        worker_main: serves on the sockets until SIGTERM; an exception is printed and makes the child's status 1. The
+            number, below `workers`, is unique among the running children; a successor has the same number.
+        sockets: bound sockets; they are closed here when the shutdown begins.
+        workers: number of processes.
+        shutdown_grace: `ServerConfig.shutdown_grace` of the workers, in seconds.
+        before_replacing: called in the parent at SIGHUP; if it returns False, no child is replaced.
+    """
+
+    worker_main: WorkerMain
+    sockets: Sequence[socket.socket]
+    workers: int
+    shutdown_grace: float
+    before_replacing: Callable[[], bool] = lambda: True
+    # The numbers of the workers that are still to be replaced; the first one is being replaced.
+    _to_replace: list[int] = attrs.field(init=False, factory=list)
+    # The process that was told to end for that; 0 if there was none at the time.
+    _replaced_pid: int | None = attrs.field(init=False, default=None)
+    _slots: list[_Slot] = attrs.field(init=False)
+    _failures: int = attrs.field(init=False, default=0)
+    _ever_steady: bool = attrs.field(init=False, default=False)
+    _success: bool = attrs.field(init=False, default=True)
+    _kill_at: float | None = attrs.field(init=False, default=None)
+    _lifeline: tuple[int, int] = attrs.field(init=False, factory=os.pipe)
+    # A child writes its number here when it serves.
+    _ready: tuple[int, int] = attrs.field(init=False, factory=os.pipe)
+
+    def __attrs_post_init__(self) -> None:
+        self._slots = [_Slot() for _ in range(self.workers)]
         os.set_blocking(self._ready[0], False)
 
     def run(self) -> int:
+        """Return 0 if all workers ended successfully after a signal, 1 if one did not or if none could be started."""
         with _signals() as (wakeup, received):
             while True:
                 now = time.monotonic()
@@ -163,7 +147,7 @@ class _Supervisor:
                     self._stop(now)
                 elif number == signal.SIGINT:
                     self._kill_at = now
-            elif number == signal.SIGHUP and self._kill_at is None and self._before_replacing():
+            elif number == signal.SIGHUP and self._kill_at is None and self.before_replacing():
                 print_to_stderr(f"replacing {len(self._slots)} workers, one by one")
                 self._to_replace = [*self._to_replace[:1], *range(len(self._slots))]
 
@@ -190,9 +174,9 @@ class _Supervisor:
                 os.kill(pid, signal.SIGUSR1)
 
     def _stop(self, now: float) -> None:
-        self._kill_at = now + self._shutdown_grace + _KILL_MARGIN
+        self._kill_at = now + self.shutdown_grace + _KILL_MARGIN
         self._send(signal.SIGTERM)
-        for sock in self._sockets:  # else the kernel takes connections that no worker accepts
+        for sock in self.sockets:  # else the kernel takes connections that no worker accepts
             sock.close()
 
     def _send(self, number: int) -> None:
@@ -253,7 +237,7 @@ class _Supervisor:
             os.close(parents_end)
             threading.Thread(target=_end_with_parent, args=(lifeline,), daemon=True).start()
             os.close(self._ready[0])
-            self._worker_main(self._sockets, number, lambda: self._report_ready(number))
+            self.worker_main(self.sockets, number, lambda: self._report_ready(number))
             code = 0
         except SystemExit as exit_:
             code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)

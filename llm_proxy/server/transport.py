@@ -35,11 +35,11 @@ class SocketTransport(trio.abc.HalfCloseableStream):
     def __init__(self, sock: socket.socket, write_timeout: float) -> None:
         """Take over a connected stream socket."""
         sock.settimeout(0)
-        self._socket = sock
+        self.socket = sock
         self._fd = sock.fileno()
         self._write_timeout = write_timeout
         self._writing = False
-        self._closed = False
+        self.closed = False
         if sock.family != socket.AF_UNIX:
             self._set_option("TCP_NODELAY", 1)
             self._set_option("TCP_NOTSENT_LOWAT", _NOT_SENT_LOW_WATER)
@@ -49,17 +49,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         number = getattr(socket, option, None)
         if number is not None:
             with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, number, value)
-
-    @property
-    def socket(self) -> socket.socket:
-        """The underlying socket."""
-        return self._socket
-
-    @property
-    def closed(self) -> bool:
-        """Whether this end is closed."""
-        return self._closed
+                self.socket.setsockopt(socket.IPPROTO_TCP, number, value)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for data and return it; `b""` at the end of the stream.
@@ -69,11 +59,11 @@ class SocketTransport(trio.abc.HalfCloseableStream):
             trio.ClosedResourceError: this end is closed.
         """
         while True:
-            if self._closed:
+            if self.closed:
                 raise trio.ClosedResourceError
             await trio.lowlevel.wait_readable(self._fd)
             try:
-                return self._socket.recv(max_bytes or RECEIVE_SIZE)
+                return self.socket.recv(max_bytes or RECEIVE_SIZE)
             except BlockingIOError:
                 continue
             except OSError as error:
@@ -82,10 +72,10 @@ class SocketTransport(trio.abc.HalfCloseableStream):
     @property
     def readable(self) -> bool:
         """Whether unread data, or the end of the stream, has arrived."""
-        if self._closed:
+        if self.closed:
             return False
         try:
-            self._socket.recv(1, socket.MSG_PEEK)
+            self.socket.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
         except OSError:
@@ -100,12 +90,12 @@ class SocketTransport(trio.abc.HalfCloseableStream):
             trio.ClosedResourceError: this end is closed.
             trio.BusyResourceError: another task is writing.
         """
-        if self._closed:
+        if self.closed:
             raise trio.ClosedResourceError
         if self._writing:
             raise trio.BusyResourceError("another task is writing to this connection")
         try:
-            sent = self._socket.send(data)
+            sent = self.socket.send(data)
         except BlockingIOError:
             sent = 0
         except OSError as error:
@@ -129,7 +119,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
                 await trio.lowlevel.wait_writable(self._fd)
             if not pause.cancelled_caught:
                 try:
-                    data = data[self._socket.send(data) :]
+                    data = data[self.socket.send(data) :]
                 except BlockingIOError:
                     continue
                 except OSError as error:
@@ -145,7 +135,7 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         """Send a few bytes now, unless unsent bytes have the same effect on the peer."""
         if data and not self._writing and not self._queued:
             with contextlib.suppress(OSError):
-                self._socket.send(data)
+                self.socket.send(data)
 
     @property
     def _queued(self) -> int:
@@ -160,12 +150,12 @@ class SocketTransport(trio.abc.HalfCloseableStream):
     def _count(self, request: int) -> int:
         count = array("i", [0])
         with contextlib.suppress(OSError, ValueError):
-            fcntl.ioctl(self._socket.fileno(), request, count)
+            fcntl.ioctl(self.socket.fileno(), request, count)
         return count[0]
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the kernel has room; part of Trio's stream interface."""
-        if self._closed:
+        if self.closed:
             raise trio.ClosedResourceError
         await trio.lowlevel.wait_writable(self._fd)
 
@@ -173,13 +163,13 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         """Wait until the peer has closed its side, without reading."""
         poll = select.poll()
         poll.register(self._fd, getattr(select, "POLLRDHUP", 0))
-        while not self._closed and not poll.poll(0):  # noqa: ASYNC110 - trio has no event for this
+        while not self.closed and not poll.poll(0):  # noqa: ASYNC110 - trio has no event for this
             await trio.sleep(CLOSED_POLL)
 
     async def send_eof(self) -> None:
         """Close this side of the connection. A lost connection is not an error."""
         with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_WR)
+            self.socket.shutdown(socket.SHUT_WR)
         await trio.lowlevel.checkpoint()
 
     async def linger(self) -> None:
@@ -198,17 +188,17 @@ class SocketTransport(trio.abc.HalfCloseableStream):
 
     def abort(self) -> None:
         """Reset the connection, so that the peer gets an error and not the end of a response."""
-        if not self._closed:
+        if not self.closed:
             with contextlib.suppress(OSError):
-                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
             self.close()
 
     def close(self) -> None:
         """Close at once; tasks that wait for this connection get `trio.ClosedResourceError`."""
-        if not self._closed:
-            self._closed = True
+        if not self.closed:
+            self.closed = True
             trio.lowlevel.notify_closing(self._fd)
-            self._socket.close()
+            self.socket.close()
 
     async def aclose(self) -> None:
         """Close; part of Trio's stream interface."""

@@ -19,7 +19,7 @@ from llm_proxy.server.asgi import Receive, Scope, Send
 from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.listener import bind
 from llm_proxy.server.process import serve_until_signal
-from llm_proxy.server.supervisor import supervise
+from llm_proxy.server.supervisor import Supervisor
 from tests.server.applications import respond, with_lifespan
 
 MODE = os.environ.get("MODE")
@@ -56,7 +56,7 @@ def main(workers: int) -> int:
     sockets = bind("127.0.0.1", 0)
     print(sockets[0].getsockname()[1], flush=True)  # noqa: T201 - the test waits for it
     if workers:
-        return supervise(serve_here, sockets, workers=workers, shutdown_grace=GRACE)
+        return Supervisor(serve_here, sockets, workers=workers, shutdown_grace=GRACE).run()
     serve_here(sockets)
     return 0
 

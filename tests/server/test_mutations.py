@@ -9,7 +9,6 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
-import pytest
 import trio
 import trio.testing
 
@@ -119,8 +118,3 @@ async def test_the_same_requests_end_hypercorn(tmp_path: Path) -> None:
         sent = await attack_all(process, port)
         assert process.wait(5) != 0
         assert sent < REQUESTS
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_the_same_seed_makes_the_same_requests(seed: int) -> None:
-    assert list(mutated(Random(seed), 50)) == list(mutated(Random(seed), 50)) != list(mutated(Random(3), 50))

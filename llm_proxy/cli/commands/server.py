@@ -21,7 +21,7 @@ from llm_proxy.config import Settings
 from llm_proxy.health import capacity
 from llm_proxy.logging import log
 from llm_proxy.metrics import Slates
-from llm_proxy.server.supervisor import print_to_stderr, supervise
+from llm_proxy.server.supervisor import Supervisor, print_to_stderr
 from llm_proxy.services import database_options, database_target
 
 
@@ -59,14 +59,14 @@ def _supervise(settings: Settings, sockets: Sequence[socket], load: Callable[[],
         migrate.prepare(database, print_to_stderr)
         if complaint := capacity.complaint(database, settings):
             print_to_stderr(f"warning: {complaint}")
-    status = supervise(
+    supervisor = Supervisor(
         partial(_be_worker, current, Slates(settings.workers)),
         sockets,
         workers=settings.workers,
         shutdown_grace=settings.shutdown_delay + settings.shutdown_grace,
         before_replacing=partial(_read_anew, current, load),
     )
-    raise click.exceptions.Exit(status)
+    raise click.exceptions.Exit(supervisor.run())
 
 
 def _read_anew(current: list[Settings], load: Callable[[], Settings]) -> bool:

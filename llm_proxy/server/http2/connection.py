@@ -89,7 +89,7 @@ class Http2Connection:
         self.idle_since: float | None = trio.current_time()
         self.streams: dict[int, Http2Stream] = {}
         self.opening = 0
-        self._transport = transport
+        self.transport = transport
         self._stream = stream
         self._running = 0
         self._idle = trio.CancelScope()
@@ -98,12 +98,6 @@ class Http2Connection:
         self._goaway_due = False
         self._nursery: trio.Nursery | None = None
         self._protocol = Http2Protocol(self)
-
-    @property
-    def addresses(self) -> tuple[Any, Any]:
-        """The client's address and ours."""
-        sock = self._transport.socket
-        return address_of(sock, peer=True), address_of(sock)
 
     @property
     def busy(self) -> bool:
@@ -126,7 +120,7 @@ class Http2Connection:
 
     def cut(self) -> None:
         """Close the connection at once; no stream of it looks complete to the client."""
-        self._transport.close()
+        self.transport.close()
 
     async def run(self) -> None:
         """Serve until either side ends the connection; it is closed afterwards."""
@@ -137,7 +131,7 @@ class Http2Connection:
                 await self._close()
             finally:
                 self._end()
-                self._transport.close()
+                self.transport.close()
                 await self._protocol.handle(Closed())
 
     async def _close(self) -> None:
@@ -149,7 +143,7 @@ class Http2Connection:
                 await self._protocol.go_away(h2.errors.ErrorCodes.NO_ERROR)
             self._end()
             if protocol_error:
-                await self._transport.linger()
+                await self.transport.linger()
             else:
                 await self._stream.aclose()
 
@@ -187,7 +181,7 @@ class Http2Connection:
                     try:
                         await self._stream.send_all(event.data)
                     except (trio.BrokenResourceError, trio.ClosedResourceError):
-                        self._transport.close()
+                        self.transport.close()
         elif isinstance(event, Closed):
             self._closing = True
 
@@ -200,12 +194,7 @@ class Http2Connection:
 
     async def spawn_app(self, _app: Any, _config: Config, scope: Any, _send: Any) -> Callable[[Any], Awaitable[None]]:
         """Run the application for the new stream; return the function that receives its events."""
-        stream = Http2Stream(
-            self._protocol,
-            self.opening,
-            scope,
-            self.context.config,
-        )
+        stream = Http2Stream(self._protocol, self.opening, scope, self.context.config)
         self.streams[self.opening] = stream
         self._running += 1
         self.idle_since = None
@@ -265,7 +254,8 @@ class Http2Protocol(H2Protocol):
             owner,  # type: ignore[arg-type]  # as much of a task group as the protocol needs
             state,
             True,  # noqa: FBT003 - Hypercorn's signature
-            *owner.addresses,
+            address_of(owner.transport.socket, peer=True),  # type: ignore[arg-type]  # a Unix socket has no port
+            address_of(owner.transport.socket),  # type: ignore[arg-type]
             owner.write,
         )
         self._owner = owner

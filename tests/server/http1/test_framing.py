@@ -29,7 +29,3 @@ async def test_the_server_follows_each_row_of_the_table(row: Row, bytewise: bool
     assert peer.closed == row.closes
     assert not peer.reset
     assert peer.reports == []
-
-
-def test_the_table_has_no_duplicate_row() -> None:
-    assert len({row.wire for row in ROWS}) == len(ROWS) >= 80
