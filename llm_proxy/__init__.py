@@ -3,6 +3,7 @@
 The map, from the outside in; imports go downwards only.
 
 - `cli`: the command line, one file per command
+- `worker`: one serving process: signals, drain
 - `web`: the ASGI application; routes a provider's paths to `gateway`, all others to the management API; CORS,
   forwarded client addresses
 - `api`: the management API, JSON over HTTP

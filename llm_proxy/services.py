@@ -6,22 +6,20 @@ import os
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 from attrs import define
 
-from db import dsn, migrate
 from db.database import Database, open_database
 from db.errors import DatabaseError
-from db.options import Options
 from db.records import Worker
 from llm_proxy.config import Mistake, SettingsError
+from llm_proxy.config.database import database_options, database_target, open_keyring
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Relay
 from llm_proxy.gateway.upstream import Timeouts, UpstreamPool, outbound_proxy
-from llm_proxy.health import capacity
+from llm_proxy.health import startup_checks
 from llm_proxy.health.database_collector import Survey
 from llm_proxy.health.probe import Probe
 from llm_proxy.identifiers import new_id
@@ -31,12 +29,11 @@ from llm_proxy.ledger.prune import Pruner
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.logging import log
 from llm_proxy.metrics import Metrics, Slate, families
-from llm_proxy.secrets import keys
-from llm_proxy.secrets.encryption import KeyRing, KeyRingError, load_or_create_key_file
+from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import AsyncIterator, Mapping
 
     from llm_proxy.config import Settings
     from llm_proxy.gateway.providers.provider import Provider, Providers
@@ -48,46 +45,6 @@ DRAIN_DEADLINE = 10.0
 PUBLISH_INTERVAL = 1.0
 #: Seconds that `/ready` waits for the database.
 READY_DEADLINE = 2.0
-
-
-def database_target(settings: Settings) -> dsn.Target:
-    """Where the database is; raises `db.errors.BadDsn`."""
-    return dsn.parse(settings.db_driver, settings.database_url, str(settings.database_path))
-
-
-def database_options(settings: Settings) -> Options:
-    """How to connect to it."""
-    return Options(
-        pool_size=settings.database_pool_size,
-        max_idle=settings.database_max_idle_conns,
-        max_lifetime=settings.database_conn_max_lifetime,
-        connect_timeout=settings.database_connect_timeout,
-        statement_timeout=settings.database_statement_timeout,
-        migration_lock_timeout=settings.migration_lock_timeout,
-        tls_ca=settings.database_tls_ca,
-        tls_cert=settings.database_tls_cert,
-        tls_key=settings.database_tls_key,
-        sqlite_synchronous=settings.sqlite_synchronous,
-    )
-
-
-def open_keyring(settings: Settings) -> KeyRing:
-    """The keys that seal the providers' API keys: from the settings, or on SQLite from a file beside the database.
-
-    Raises:
-        llm_proxy.secrets.encryption.KeyRingError: there is no usable key.
-    """
-    if settings.encryption_key is not None:
-        return KeyRing.from_setting(settings.encryption_key, allow_plaintext=settings.allow_plaintext_api_keys)
-    path = key_file(settings)
-    return KeyRing.plaintext() if path is None else load_or_create_key_file(path)
-
-
-def key_file(settings: Settings) -> Path | None:
-    """Where the key is kept that no setting gives, beside the SQLite file; None where there is no such file."""
-    if settings.encryption_key is not None or settings.allow_plaintext_api_keys:
-        return None
-    return settings.database_path.with_name(settings.database_path.name + ".key")
 
 
 @define(eq=False)
@@ -152,16 +109,6 @@ def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str,
     return upstreams
 
 
-def _check_keys(database: Database, keyring: KeyRing) -> None:
-    """Refuse to serve with a key that is wrong beyond doubt; name what is missing where only some projects need it."""
-    locked = keys.look_for_locked(database, keyring)
-    if locked is None:
-        return
-    if locked.all_of_them:
-        raise KeyRingError(f"{locked}: ENCRYPTION_KEY is not the one that this database was used with")
-    log.logger("services").warning("some projects cannot be served", reason=str(locked), key_ids=keyring.key_ids)
-
-
 def _pruner(settings: Settings, database: Database, worker: Worker, metrics: Metrics) -> Pruner | None:
     """What keeps the ledger to its retention; None where all rows stay."""
     if not settings.ledger_retention:
@@ -175,18 +122,6 @@ def _pruner(settings: Settings, database: Database, worker: Worker, metrics: Met
     metrics.watch(families.PRUNED, lambda: pruner.rows)
     metrics.watch(families.LAST_PRUNING, lambda: pruner.last_pass)
     return pruner
-
-
-def _prepare(settings: Settings, database: Database, keyring: KeyRing, warn: Callable[[str], None]) -> None:
-    """Bring the database to where this worker can serve from it, and say what its operator should know. Blocks."""
-    newer = migrate.prepare(database, warn)
-    if newer is not None:
-        warn(newer)
-    _check_keys(database, keyring)
-    if settings.workers == 1:  # else whoever started the workers has looked, once for all of them
-        complaint = capacity.complaint(database, settings)
-        if complaint is not None:
-            warn(complaint)
 
 
 async def _drain(ledger: Ledger, outage: OutageMode | None) -> None:
@@ -233,7 +168,7 @@ async def open_services(settings: Settings, request_log: Log, slate: Slate) -> A
     metrics = Metrics(providers.by_name, VERSION, slate)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(target, options))
-        await trio.to_thread.run_sync(_prepare, settings, database, keyring, events.warning)
+        await trio.to_thread.run_sync(startup_checks.prepare, database, settings, keyring, events.warning)
         now = datetime.now(UTC)
         worker = Worker(new_id(), socket.gethostname()[:255], os.getpid(), VERSION, now, now)
         ledger = Ledger(

@@ -1,40 +1,50 @@
-"""The management API's client: synchronous, and with every failure in words."""
+"""The client of the management API: synchronous, with errors for the person at the terminal."""
 
 from __future__ import annotations
 
+import functools
+import ipaddress
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Self
+from urllib.parse import quote, urlsplit
 
+import click
 import httpx
 
-from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised
-from llm_proxy.cli.management_token import is_loopback
+from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised, WrongUsage
+from llm_proxy.cli.options import BASE_URL, config_option, load_setting
+from llm_proxy.config import ListenAddress
+from llm_proxy.secrets import management_token as token_file
 from llm_proxy.version import VERSION
 
-#: Seconds until a server that does not answer is given up.
+#: Seconds to wait for a server's response.
 _TIMEOUT = 30.0
 
-#: The header that every answer of `/manage` has, and no other server's.
+#: Entries of a page: the most that the API allows.
+_PAGE = 500
+
+#: A header of every response of `/manage`, which other servers do not send.
 _MARK = "X-LLM-Proxy-Request-ID"
 
-#: A field of the API as its errors name it, and the options that are not called as their fields are.
+#: A field in an error of the API, and the options whose names differ from their fields.
 _FIELD = re.compile(r"'([a-z_]+)'")
 _OPTIONS = {"duration_minutes": "--duration"}
 
-#: What to do about some of the API's problems, for people who do not write requests.
+#: What to do about some errors of the API.
 _REMEDIES = {
-    "project_inactive": "the project is deactivated; 'llm-proxy manage project activate' takes that back",
-    "token_revoked": "the token is revoked; 'llm-proxy manage token generate' makes a new one",
+    "project_inactive": "the project is inactive; activate it with 'llm-proxy manage project activate'",
+    "token_revoked": "the token is revoked; make a new one with 'llm-proxy manage token generate'",
 }
 
 
 class ManagementClient:
-    """Talks to one server's `/manage`. Use it as a context manager.
+    """Calls `/manage` of one server. Use it as a context manager.
 
-    Every method raises `Failure`: exit code 2 where the server cannot be reached, 3 where it refuses the token, 1
-    where it refuses what was asked.
+    Every method raises `Failure`, with exit code 2 if the server cannot be reached, 3 if it rejects the management
+    token, and 1 if it refuses the request.
     """
 
     def __init__(self, base_url: str, token: str) -> None:
@@ -43,8 +53,8 @@ class ManagementClient:
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {token}", "User-Agent": f"llm-proxy/{VERSION}"},
             timeout=_TIMEOUT,
-            # A proxy of the environment is for the world outside, not for a server on this machine.
-            trust_env=not is_loopback(base_url),
+            # The environment's outbound proxy cannot reach a server on this machine.
+            trust_env=not _is_loopback(base_url),
         )
 
     def __enter__(self) -> Self:
@@ -54,19 +64,29 @@ class ManagementClient:
         self._http.close()
 
     def get(self, path: str, **params: object) -> Any:
-        """Fetch one thing, or one page."""
+        """GET; parameters that are None are left out."""
         return self._call("GET", path, params=params)
 
+    def list(self, path: str, **params: object) -> Iterator[dict[str, Any]]:
+        """GET all pages of a list."""
+        cursor: str | None = None
+        while True:
+            page = self.get(path, **params, limit=_PAGE, cursor=cursor)
+            yield from page["data"]
+            cursor = page["next_cursor"]
+            if cursor is None:
+                return
+
     def post(self, path: str, body: Mapping[str, object] | None = None) -> Any:
-        """Make something, or have something done."""
+        """POST."""
         return self._call("POST", path, body=body or {})
 
     def patch(self, path: str, body: Mapping[str, object]) -> Any:
-        """Change some fields of something."""
+        """PATCH."""
         return self._call("PATCH", path, body=body)
 
     def delete(self, path: str) -> Any:
-        """Take something away."""
+        """DELETE."""
         return self._call("DELETE", path)
 
     def _call(
@@ -83,11 +103,8 @@ class ManagementClient:
             raise CannotConnect(f"{self._base_url} did not answer within {_TIMEOUT:.0f} s") from None
         except httpx.TransportError as error:
             raise CannotConnect(self._unreachable(error)) from None
-        if response.is_success:
-            return self._json(response)
-        raise self._refused(response)
-
-    def _json(self, response: httpx.Response) -> Any:
+        if not response.is_success:
+            raise self._refused(response)
         if _MARK not in response.headers:
             raise Failure(f"{self._base_url} does not answer like an llm-proxy server; check --manage-api-base-url")
         return response.json() if response.content else None
@@ -99,41 +116,103 @@ class ManagementClient:
 
     def _refused(self, response: httpx.Response) -> Failure:
         if _MARK not in response.headers and not response.is_server_error:
-            # A 5xx may be a reverse proxy's that stands in front of the right server.
+            # A 5xx may come from a reverse proxy before the right server.
             answer = f"answered {response.status_code} and is not an llm-proxy server"
             return Failure(f"{self._base_url} {answer}; check --manage-api-base-url or LLM_PROXY_URL")
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             message = f"the management token is wrong for {self._base_url}; set MANAGEMENT_TOKEN to that server's token"
             return NotAuthorised(message)
-        code, words = _problem(response)
+        code, message = _error(response)
         if code == "not_found":
-            return Failure(f"{self._base_url} knows nothing of that; check --manage-api-base-url, and the ID")
+            return Failure(f"{self._base_url} does not know this ID; check the ID and --manage-api-base-url")
         return Failure(
-            _REMEDIES.get(code)
-            or ": ".join(words).rstrip(".")
-            or f"{self._base_url} answered with HTTP status {response.status_code}"
+            _REMEDIES.get(code) or message or f"{self._base_url} answered with HTTP status {response.status_code}"
         )
 
 
-def _problem(response: httpx.Response) -> tuple[str, list[str]]:
-    """The code of what the server refuses, and its words; nothing where the answer is not of such a server."""
+def _error(response: httpx.Response) -> tuple[str, str]:
+    """The code and the message of an error; both empty if the response is not an error of this API."""
     try:
         body = response.json()
     except json.JSONDecodeError:
-        return "", []
+        return "", ""
     if not isinstance(body, dict):
-        return "", []
+        return "", ""
     error = body.get("error")
     if isinstance(error, dict):
-        # So speaks the server itself, of requests that never get to the API.
-        return str(error.get("code", "")), [str(error.get("message", ""))]
-    code = str(body.get("code", ""))
-    # What is wrong with a body or a query is all in the description.
+        # The data plane's form, for requests that do not reach the API.
+        return str(error.get("code", "")), str(error.get("message", "")).rstrip(".")
+    code, description = str(body.get("code", "")), str(body.get("description", ""))
     if code in ("invalid_body", "invalid_query"):
-        return code, [_FIELD.sub(_option, str(body.get("description", "")))]
-    return code, [str(body[key]) for key in ("error", "description") if body.get(key)]
+        message = _FIELD.sub(_option, description)
+    else:
+        message = ": ".join(text for text in (str(error or ""), description) if text)
+    return code, message.rstrip(".")
 
 
 def _option(field: re.Match[str]) -> str:
-    """Call a field of the API by the option that sets it."""
-    return _OPTIONS.get(field[1]) or "--" + field[1].replace("_", "-")
+    """The option for a field of the API."""
+    return _OPTIONS.get(field[1]) or f"--{field[1].replace('_', '-')}"
+
+
+def path(*segments: str) -> str:
+    """A path of the management API; each segment is escaped."""
+    return "/manage/" + "/".join(quote(segment, safe="") for segment in segments)
+
+
+def with_client(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that name the server and its token, and call the command with a client as first argument."""
+
+    @functools.wraps(function)
+    def command(
+        *, manage_api_base_url: str | None, management_token: str | None, config: Path | None, **parameters: Any
+    ) -> None:
+        url = find_server(manage_api_base_url, config)
+        with ManagementClient(url, _find_token(url, management_token, config)) as client:
+            function(client, **parameters)
+
+    url = click.option(
+        "--manage-api-base-url",
+        type=BASE_URL,
+        help="Base URL of the server.  [LLM_PROXY_URL; default: this machine, at LISTEN_ADDR]",
+    )
+    token = click.option(
+        "--management-token", metavar="TOKEN", help="Management token of the server.  [MANAGEMENT_TOKEN]"
+    )
+    return url(token(config_option(command)))
+
+
+def find_server(url: str | None, config: Path | None) -> str:
+    """The base URL of the server: the given one, `LLM_PROXY_URL`, or a server on this machine at `LISTEN_ADDR`."""
+    configured = load_setting("LLM_PROXY_URL", config, LLM_PROXY_URL=url)
+    if configured is not None:
+        if str(configured).endswith(("/v1", "/manage")):
+            base, _, end = str(configured).rpartition("/")
+            raise WrongUsage(f"the URL must not end in /{end}: use {base}")
+        return str(configured)
+    address: ListenAddress = load_setting("LISTEN_ADDR", config)
+    host = "127.0.0.1" if address.host in ("", "0.0.0.0", "::") else address.host  # noqa: S104 - compared, not bound
+    scheme = "https" if load_setting("ENABLE_TLS", config) else "http"
+    return f"{scheme}://{ListenAddress(host, address.port)}"
+
+
+def _find_token(base_url: str, token: str | None, config: Path | None) -> str:
+    configured = load_setting("MANAGEMENT_TOKEN", config, MANAGEMENT_TOKEN=token)
+    if configured is not None:
+        return str(configured)
+    # The token in the file is for the server on this machine, and must not be sent to another one.
+    if _is_loopback(base_url):
+        file = token_file.path_beside(load_setting("DATABASE_PATH", config))
+        if file.exists():
+            return token_file.read(file)
+    raise WrongUsage("the management token is not set; set MANAGEMENT_TOKEN or --management-token to the server's")
+
+
+def _is_loopback(base_url: str) -> bool:
+    host = urlsplit(base_url).hostname or ""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

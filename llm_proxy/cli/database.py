@@ -1,4 +1,4 @@
-"""How commands come to the database itself: to look at it beside a running server, or to change it without one."""
+"""Opens the database for commands, to read beside a running server or to write without one."""
 
 from __future__ import annotations
 
@@ -13,66 +13,61 @@ from db.options import Options
 from db.queries import ledger
 from llm_proxy.cli.failures import Failure
 from llm_proxy.config import Settings
+from llm_proxy.config.database import database_options, database_target
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
-from llm_proxy.services import database_options, database_target
 
-#: Seconds that a statement over the whole ledger may take: nobody's request waits for it.
-_PATIENCE = 3600.0
+#: Seconds that a statement over the whole ledger may take; no request waits for it.
+_PATIENT_TIMEOUT = 3600.0
 
 
-def look_at(settings: Settings, *, patiently: bool = False) -> AbstractContextManager[Database]:
-    """Open the configured database for reading; a server may be using it.
+def open_for_reading(
+    settings: Settings, *, patiently: bool = False, imagine: bool = False
+) -> AbstractContextManager[Database]:
+    """Open the configured database; a server may use it at the same time.
 
     Args:
-        settings: where it is.
-        patiently: give statements an hour, instead of the time that the ones of a server get.
+        settings: say where the database is.
+        patiently: use `patient_options`.
+        imagine: if the SQLite file does not exist, open an empty database in memory.
 
     Raises:
-        Failure: there is no such SQLite file; it is not made.
-        db.errors.DatabaseError: it cannot be opened.
+        Failure: the SQLite file does not exist.
+        db.errors.DatabaseError: the database cannot be opened.
     """
     target = database_target(settings)
     if target.path is not None and not target.path.exists():
-        raise Failure(f"there is no SQLite file {target.path}; 'llm-proxy migrate up' makes it")
+        if not imagine:
+            raise Failure(f"there is no SQLite file {target.path}; 'llm-proxy migrate up' makes it")
+        target = dsn.parse("sqlite", None, ":memory:")
     return opened(target, _options(settings, patiently=patiently), exclusive=False)
 
 
-def look_at_or_imagine(settings: Settings) -> AbstractContextManager[Database]:
-    """Open the configured database for reading; where there is no SQLite file yet, an empty one in memory."""
-    target = database_target(settings)
-    if target.path is not None and not target.path.exists():
-        target = dsn.parse("sqlite", None, ":memory:")
-    return opened(target, database_options(settings), exclusive=False)
-
-
-def change(settings: Settings, *, patiently: bool = False) -> AbstractContextManager[Database]:
-    """Open the configured database for writing, `patiently` as for `look_at`.
-
-    A SQLite file is made where there is none, and locked.
+def open_for_writing(settings: Settings, *, patiently: bool = False) -> AbstractContextManager[Database]:
+    """Open the configured database. A SQLite file is created if it does not exist, and locked.
 
     Raises:
-        db.errors.FileInUse: a server has the SQLite file.
-        db.errors.DatabaseError: it cannot be opened.
+        db.errors.FileInUse: a server uses the SQLite file.
+        db.errors.DatabaseError: the database cannot be opened.
     """
     return opened(database_target(settings), _options(settings, patiently=patiently))
 
 
 def check_idle(database: Database, settings: Settings) -> None:
-    """Make sure that no server works on the database. Raises `Failure` if one does, or did a moment ago."""
+    """Raise `Failure` if a server uses the database, or did until a few seconds ago."""
     dead_after = timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat)
     live = database.read_now(ledger.live_workers, dead_after)
     if live:
         names = ", ".join(f"{worker.hostname} (pid {worker.pid})" for worker in live)
         raise Failure(
             f"{database.target} is in use by {names}; stop the servers first (one that was killed counts as live for "
-            f"{dead_after.total_seconds():g} s), or go on beside them with --allow-live"
+            f"{dead_after.total_seconds():g} s), or continue while they run with --allow-live"
         )
 
 
 def patient_options(settings: Settings) -> Options:
-    """How to connect for work that nobody's request waits for: statements get an hour."""
+    """Options of connections whose statements may take an hour."""
     options = database_options(settings)
-    return evolve(options, statement_timeout=max(_PATIENCE, options.statement_timeout))
+    return evolve(options, statement_timeout=max(_PATIENT_TIMEOUT, options.statement_timeout))
 
 
 def _options(settings: Settings, *, patiently: bool) -> Options:

@@ -1,4 +1,4 @@
-"""What went wrong, as one line for the person at the terminal and an exit code for their scripts."""
+"""Exit codes, and errors as one line for the person at the terminal."""
 
 from __future__ import annotations
 
@@ -6,71 +6,73 @@ from typing import Final
 
 import click
 
-from db.errors import BadDsn, DatabaseError, Unavailable
-from llm_proxy.config import SettingsError
-from llm_proxy.logging.sink import LogError
-from llm_proxy.secrets.encryption import CryptoError
-
 DONE: Final = 0
 ERROR: Final = 1
-#: Wrong usage, wrong settings, or something that cannot be reached.
 WRONG_USAGE: Final = 2
 CANNOT_CONNECT: Final = 2
 NOT_AUTHORISED: Final = 3
-#: What shells report for a program that Ctrl-C ended.
+#: The exit code that shells report after Ctrl-C.
 INTERRUPTED: Final = 130
 
 
 class Failure(click.ClickException):
-    """A command cannot do what it was asked; the message, a sentence without its full stop, says what to do."""
+    """A command failed. The message has no full stop and says what to do."""
 
     exit_code = ERROR
 
 
 class WrongUsage(Failure):
-    """The command line, or what it names, is at fault."""
+    """The command line, or something that it names, is wrong."""
 
     exit_code = WRONG_USAGE
 
 
 class CannotConnect(Failure):
-    """Something that the command needs cannot be reached."""
+    """A server that the command needs cannot be reached."""
 
     exit_code = CANNOT_CONNECT
 
 
 class NotAuthorised(Failure):
-    """The server refuses the credential."""
+    """The server rejects the credential."""
 
     exit_code = NOT_AUTHORISED
 
 
 def explain(error: BaseException) -> tuple[str, int]:
-    """Give the line for stderr (empty where nothing needs to be said) and the exit code."""
+    """Return the line for stderr, which is empty if there is nothing to say, and the exit code."""
     error = _only(error)
     match error:
         case click.UsageError():
-            found = _usage(error), WRONG_USAGE
+            return _usage(error), WRONG_USAGE
         case click.ClickException():
-            found = error.format_message(), error.exit_code
+            return error.format_message(), error.exit_code
         case click.Abort() | KeyboardInterrupt():
-            found = "", INTERRUPTED
-        case SettingsError() | BadDsn() | LogError():
-            found = str(error), WRONG_USAGE
-        case Unavailable():
-            found = str(error), CANNOT_CONNECT
-        case DatabaseError() | CryptoError():
-            found = str(error), ERROR
+            return "", INTERRUPTED
         case OSError():
-            found = _operating_system(error), ERROR
-        case _:
-            words = f"internal error: {type(error).__name__}: {error}; run again with --debug for the details"
-            found = words, ERROR
-    return found
+            return _operating_system(error), ERROR
+    return _explain_ours(error)
+
+
+def _explain_ours(error: BaseException) -> tuple[str, int]:
+    # Imported only now: these modules are slow to import, and most commands end without such an error.
+    from db.errors import BadDsn, DatabaseError, Unavailable  # noqa: PLC0415 (slow to import)
+    from llm_proxy.config import SettingsError  # noqa: PLC0415 (slow to import)
+    from llm_proxy.logging.sink import LogError  # noqa: PLC0415 (slow to import)
+    from llm_proxy.secrets import SecretError  # noqa: PLC0415 (slow to import)
+
+    match error:
+        case SettingsError() | BadDsn() | LogError():
+            return str(error), WRONG_USAGE
+        case Unavailable():
+            return str(error), CANNOT_CONNECT
+        case DatabaseError() | SecretError():
+            return str(error), ERROR
+    return f"internal error: {type(error).__name__}: {error}; run again with --debug for the details", ERROR
 
 
 def _only(error: BaseException) -> BaseException:
-    """Take a single error out of the groups that nurseries put round it."""
+    """The error itself, if nurseries have put it into groups of one."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -1,4 +1,4 @@
-"""What commands print: tables and records for people, JSON for programs."""
+"""Prints tables and records for people, and JSON for programs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from attrs import frozen
 
 @frozen
 class Column:
-    """A column of a table: its title, and whether its values are numbers and so stand to the right."""
+    """A column of a table; numbers are aligned to the right."""
 
     title: str
     number: bool = False
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> str:
-    """Lay out rows under their titles, two spaces apart. None becomes `-`. The titles are bold on a terminal."""
+    """Format rows under their titles. None becomes `-`."""
     texts = [["-" if value is None else printable(str(value)) for value in row] for row in rows]
     widths = [
         max([_width(column.title), *(_width(row[place]) for row in texts)]) for place, column in enumerate(columns)
@@ -38,7 +38,7 @@ def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> str:
 
 
 def record(fields: Mapping[str, object]) -> str:
-    """Lay out one thing: a line per field, values aligned. None becomes `-`."""
+    """Format one thing: a line per field. None becomes `-`."""
     width = max(map(_width, fields))
     return "\n".join(
         f"{click.style(_pad(name, width), bold=True)}  {'-' if value is None else printable(str(value))}"
@@ -47,26 +47,36 @@ def record(fields: Mapping[str, object]) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON for programs."""
+    """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def moment(text: str | None) -> str | None:
-    """Show a moment of the management API to the second, in UTC."""
+def warn(message: str) -> None:
+    """Print a warning to stderr."""
+    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
+
+
+def report_problem(message: str) -> None:
+    """Print something to stderr that the operator has to fix."""
+    click.echo(f"{click.style('problem:', fg='yellow', bold=True)} {message}", err=True)
+
+
+def timestamp(text: str | None) -> str | None:
+    """Show a timestamp of the management API to the second, in UTC."""
     if text is None:
         return None
     return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%d %H:%M:%S}Z"
 
 
 def printable(text: str) -> str:
-    """Escape control characters, so that what others have named cannot drive the terminal."""
+    """Escape control characters, so that names from a server cannot control the terminal."""
     return "".join(
         char if unicodedata.category(char) not in ("Cc", "Cf", "Zl", "Zp") else repr(char)[1:-1] for char in text
     )
 
 
 def _width(text: str) -> int:
-    """Columns that a text takes up on a terminal."""
+    """Width of a text on a terminal, in columns."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     combining = sum(unicodedata.combining(char) != 0 for char in text)
     return len(text) + wide - combining

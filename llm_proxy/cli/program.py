@@ -1,24 +1,30 @@
-"""The program itself: finds its commands, and turns whatever happens into an exit code.
-
-A command is a module in `llm_proxy/cli/commands/` with an attribute `command`; being there is all the registration it
-needs. Modules are imported when their command is called, so that a small command does not pay for the large ones.
-"""
+"""The program: its commands, and how an error becomes one line and an exit code."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import pkgutil
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import click
 
-from llm_proxy.cli import commands
 from llm_proxy.cli.failures import DONE, ERROR, WRONG_USAGE, explain
 from llm_proxy.version import VERSION
+
+#: Each command, which is the attribute `command` of a module in `llm_proxy/cli/commands`, and its line in `--help`.
+COMMANDS: Final = {
+    "benchmark": "Put load on a running proxy, and measure it.",
+    "db": "Check, copy and back up the database.",
+    "demo": "Show the proxy at work, offline, in a few seconds.",
+    "keys": "Rotate the keys that encrypt API keys.",
+    "ledger": "Verify the ledger.",
+    "manage": "Manage projects, tokens and requests of a running server.",
+    "migrate": "Migrate the schema of the database, or undo migrations.",
+    "server": "Migrate the database, then serve.",
+}
 
 
 def _debug_option() -> click.Option:
@@ -47,7 +53,7 @@ class Group(click.Group):
 
 
 class Program(Group):
-    """`llm-proxy`: a group whose commands are the modules of `llm_proxy.cli.commands`."""
+    """`llm-proxy`. It imports a command's module only to run it, so that `--help` and small commands are fast."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Take what click takes, and add `--debug`."""
@@ -56,21 +62,24 @@ class Program(Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Name the commands, in alphabetical order."""
-        return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+        return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command of this name."""
-        if cmd_name not in self.list_commands(ctx):
+        if cmd_name not in COMMANDS:
             return None
-        command = importlib.import_module(f"{commands.__name__}.{cmd_name}").command
-        if not isinstance(command, click.Command):
-            raise TypeError(f"{cmd_name}.command is not a click command")
+        command: click.Command = importlib.import_module(f"llm_proxy.cli.commands.{cmd_name}").command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the command, or suggest one: click itself knows only those that are imported."""
+        """Find the command, or suggest a similar one: click knows only commands that are imported."""
         try:
             return super().resolve_command(ctx, args)
         except click.NoSuchCommand as error:
@@ -94,16 +103,16 @@ class Program(Group):
             error.show()
             code = WRONG_USAGE
         except BrokenPipeError:
-            # The reader has seen enough; whatever is left in the buffer must not fail again at exit.
+            # The reader has closed the pipe. The rest of the buffer must not fail again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             code = ERROR
-        except BaseException as error:  # noqa: BLE001 (whatever it is becomes a line and an exit code)
+        except BaseException as error:  # noqa: BLE001 (every error becomes a line and an exit code)
             code = report(error, debug=debug)
         sys.exit(code)
 
 
 def report(error: BaseException, *, debug: bool) -> int:
-    """Say on stderr what went wrong, with its traceback where asked for, and give the exit code."""
+    """Print the error to stderr, with its traceback if `--debug` is given, and return the exit code."""
     message, code = explain(error)
     if debug:
         traceback.print_exception(error)
@@ -115,7 +124,7 @@ def report(error: BaseException, *, debug: bool) -> int:
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(VERSION, prog_name="llm-proxy", message="%(prog)s %(version)s")
 def program() -> None:
-    """Keep your LLM provider's API key, hand out withering tokens, and have books that balance.
+    """Keep your LLM provider's API key, issue expiring tokens, and record every request exactly.
 
-    Settings come from flags, the environment, a .env file, and defaults, in this order.
+    Settings are read from flags, the environment, a .env file and defaults, in this order.
     """

@@ -9,12 +9,10 @@ from db import dsn
 from db.errors import BadDsn
 from llm_proxy.config.sources import Found, Mistake
 from llm_proxy.secrets import private_file
+from llm_proxy.secrets.management_token import MIN_LENGTH
 
 if TYPE_CHECKING:
     from llm_proxy.config.declaration import Settings
-
-#: In characters. Only its length protects the management token from being guessed.
-SHORTEST_MANAGEMENT_TOKEN: Final = 20
 
 #: First path segments that the server keeps for itself; `reserved` adds the one of METRICS_PATH.
 _RESERVED: Final = frozenset({"v1", "manage", "admin", "health", "live", "ready", "metrics", "openapi.json"})
@@ -78,9 +76,9 @@ def _database(settings: Settings, found: Found) -> Iterator[Mistake]:
 
 def _secrets(settings: Settings, given: Collection[str]) -> Iterator[Mistake]:
     token, allowed = settings.management_token, settings.allow_weak_management_token
-    if token is not None and len(token) < SHORTEST_MANAGEMENT_TOKEN and not allowed:
+    if token is not None and len(token) < MIN_LENGTH and not allowed:
         reason = (
-            f"it has fewer than {SHORTEST_MANAGEMENT_TOKEN} characters and can be guessed; make one with: openssl rand "
+            f"it has fewer than {MIN_LENGTH} characters and can be guessed; make one with: openssl rand "
             "-hex 32; or set ALLOW_WEAK_MANAGEMENT_TOKEN=true, which works in this release only"
         )
         yield Mistake("MANAGEMENT_TOKEN (value hidden)", reason)

@@ -16,6 +16,7 @@ from llm_proxy.config import checks, dotenv, kinds
 from llm_proxy.config.kinds import ListenAddress, Network
 from llm_proxy.config.sources import FLAGS, Mistake, Section, SettingsError, Source, declared, find, find_misspelt
 from llm_proxy.secrets import private_file
+from llm_proxy.secrets.management_token import MIN_LENGTH
 
 Driver = Literal["sqlite", "postgres", "mysql"]
 Synchronous = Literal["FULL", "NORMAL"]
@@ -201,7 +202,7 @@ class Settings:
 
     management_token: str | None = SECRETS.optional(
         kinds.header_text(4096),
-        f"Bearer token for the management API, at least {checks.SHORTEST_MANAGEMENT_TOKEN} characters. Required with "
+        f"Bearer token for the management API, at least {MIN_LENGTH} characters. Required with "
         "PostgreSQL and MySQL. On SQLite the server makes one if it is not set, in a file beside the database.",
         secret=True,
         flag="--management-token",
@@ -209,7 +210,7 @@ class Settings:
     allow_weak_management_token: bool = SECRETS.setting(
         kinds.BOOLEAN,
         "false",
-        f"Allow a management token of fewer than {checks.SHORTEST_MANAGEMENT_TOKEN} characters, which can be guessed. "
+        f"Allow a management token of fewer than {MIN_LENGTH} characters, which can be guessed. "
         "The next release does not have this setting.",
     )
     encryption_key: str | None = SECRETS.optional(

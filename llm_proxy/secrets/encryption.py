@@ -26,7 +26,7 @@ from typing import Final, Self
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from llm_proxy.secrets import private_file
+from llm_proxy.secrets import SecretError, private_file
 
 KEY_BYTES: Final = 32
 _NONCE_BYTES: Final = 12
@@ -45,15 +45,11 @@ _LAST4_FROM: Final = 8
 _REMEMBERED: Final = 1024
 
 
-class CryptoError(Exception):
-    """A secret cannot be read or kept. The message is fit for an operator and never holds a secret."""
-
-
-class KeyRingError(CryptoError):
+class KeyRingError(SecretError):
     """The keys themselves are not usable: a wrong setting, or a key file that is damaged or open to others."""
 
 
-class SealError(CryptoError):
+class SealError(SecretError):
     """A sealed value cannot be opened with this ring, or is not a sealed value at all."""
 
 

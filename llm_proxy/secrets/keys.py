@@ -104,7 +104,7 @@ class Locked:
         return f"the API keys of {self.missing.total()} of {self.projects} projects need {needs}"
 
 
-def look_for_locked(database: Database, ring: KeyRing) -> Locked | None:
+def find_locked(database: Database, ring: KeyRing) -> Locked | None:
     """Find the API keys that the ring has no key for; None where it has all. Blocks, and decrypts nothing."""
     whole = 0
     missing: Counter[str] = Counter()

@@ -34,7 +34,7 @@ def test_a_backup_is_whole_private_and_one_file(run: Run, live: Path, folder: Pa
     result = run("db", "backup", "copy.db", "--db", "live.db")
 
     assert result.exit_code == 0, result.stderr
-    assert [line.split() for line in result.stdout.splitlines()][2:] == [["file", "whole"], ["books", "balance"]]
+    assert [line.split() for line in result.stdout.splitlines()][2:] == [["file", "intact"], ["ledger", "correct"]]
     assert {path.name for path in folder.iterdir() if path.name.startswith("copy")} == {"copy.db"}
     assert oct((folder / "copy.db").stat().st_mode)[-3:] == "600"
     old, new = (parse("sqlite", None, name) for name in ("live.db", "copy.db"))

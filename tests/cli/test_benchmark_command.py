@@ -106,14 +106,14 @@ def test_a_rate_shows_what_was_intended(benchmark: Run, proxy: Deployment) -> No
 def test_a_duration_ends_it(benchmark: Run) -> None:
     result = benchmark("-d", "200ms", "--json")
 
-    assert "Sending as many requests as fit within 0.2 s to" in result.stderr
+    assert "Sending as many requests as possible within 0.2 s to" in result.stderr
     assert json.loads(result.stdout)["requests"] > 3
 
 
 def test_too_few_connections_for_a_rate_are_pointed_out(benchmark: Run) -> None:
     result = benchmark("--rate", "1000", "-n", "20", "-c", "1", "--header", "x-scripted-delay: 0.01")
 
-    assert re.search(r"^warning: \d+ requests found no free connection and waited", result.stderr, re.MULTILINE)
+    assert re.search(r"^warning: \d+ requests waited for a free connection", result.stderr, re.MULTILINE)
 
 
 def test_what_is_sent_can_be_chosen(benchmark: Run, proxy: Deployment, folder: Path) -> None:
@@ -186,23 +186,32 @@ def test_a_server_that_repeats_the_token_does_not_make_it_shown(run: Run) -> Non
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--base-url", "localhost"), "Invalid value for '--base-url': 'localhost' is not a URL without user or query"),
-        (("--base-url", "http://u:canary@h"), "Invalid value for '--base-url': the value is not a URL without user"),
-        (("--path", "v1"), "--path 'v1' is no path; it begins with / and has no space or # in it"),
-        (("--path", "/v1/a b"), "--path '/v1/a b' is no path"),
-        (("--path", "/v1/files"), "what /v1/files takes is not known; give it with --body"),
-        (("--method", "P OST"), "--method 'P OST' is none that a proxy forwards, such as POST"),
-        (("--header", "canary"), "a --header is no header; write it as 'NAME: VALUE'"),
+        (
+            ("--base-url", "localhost"),
+            "Invalid value for '--base-url': 'localhost' is not an http or https URL without user",
+        ),
+        (
+            ("--base-url", "http://u:canary@h"),
+            "Invalid value for '--base-url': (hidden) is not an http or https URL without user",
+        ),
+        (("--path", "v1"), "--path 'v1' is not a path; it must start with / and must not contain a space or #"),
+        (("--path", "/v1/a b"), "--path '/v1/a b' is not a path"),
+        (("--path", "/v1/files"), "there is no default body for /v1/files; give one with --body"),
+        (("--method", "P OST"), "--method 'P OST' is not a method that the proxy forwards, e.g. POST"),
+        (("--header", "canary"), "the value of --header is not a header; write it as 'NAME: VALUE'"),
         (("--header", "X: a\r\nY: b"), "this cannot be sent: 'X' contains a line break or a NUL"),
-        (("--header", "Authorization: canary"), "--header cannot replace Authorization, which the command says itself"),
+        (("--header", "Authorization: canary"), "--header cannot replace Authorization, which the command sets itself"),
         (("--body", "pyproject.toml"), "Invalid value for '--body': File 'pyproject.toml' does not exist"),
-        (("--body", "empty", "--stream"), "--body says model and stream itself; leave out --model and --stream"),
+        (
+            ("--body", "empty", "--stream"),
+            "--model and --stream change the default body only; put both into the file of --body",
+        ),
         (("--duration", "soon"), "Invalid value for '--duration' / '-d': 'soon' is not a duration above zero such as"),
         (("--rate", "0"), "Invalid value for '--rate': 0.0 is not in the range x>0"),
         (("-n", "0"), "Invalid value for '--requests' / '-n': 0 is not in the range x>=1"),
-        (("--base-url", "https://h", "--ca", "empty"), "empty holds no certificate in PEM form"),
+        (("--base-url", "https://h", "--ca", "empty"), "empty does not contain a certificate in PEM form"),
         (("--base-url", "http://127.0.0.1:9"), "cannot connect to 127.0.0.1:9: connection refused; is the proxy"),
-        (("--token", ""), "there is no token; give one of the proxy's with LLM_PROXY_TOKEN or --token"),
+        (("--token", ""), "the token is not set; set LLM_PROXY_TOKEN or --token to a token of the proxy"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(run: Run, folder: Path, arguments: tuple[str, ...], line: str) -> None:
@@ -260,7 +269,7 @@ def test_ctrl_c_shows_what_was_done(proxy: Deployment) -> None:
 
     assert process.returncode == 130
     assert output.startswith("0 answers in ")
-    assert errors.splitlines()[1:] == ["warning: 3 requests were under way when it ended; they are charged, too"]
+    assert errors.splitlines()[1:] == ["warning: 3 requests were in flight at the end; they are charged too"]
 
 
 def test_a_terminal_has_a_bar(proxy: Deployment) -> None:

@@ -81,14 +81,14 @@ def test_what_comes_back(server: Server) -> None:
         (
             404,
             b'{"error":"nothing here","code":"not_found"}',
-            "{url} knows nothing of that; check --manage-api-base-url, and the ID",
+            "{url} does not know this ID; check the ID and --manage-api-base-url",
         ),
         (400, b'{"error":"wrong","code":"x","description":"Name is empty."}', "wrong: Name is empty"),
         (400, b'{"error":"wrong","code":"invalid_body","description":"Name is empty."}', "Name is empty"),
         (
             409,
             b'{"error":"wrong","code":"project_inactive","description":"PATCH it."}',
-            "the project is deactivated; 'llm-proxy manage project activate' takes that back",
+            "the project is inactive; activate it with 'llm-proxy manage project activate'",
         ),
         (500, b"oops", "{url} answered with HTTP status 500"),
         (

@@ -41,7 +41,7 @@ def test_books_that_balance(run: Run, migrated_env: dict[str, str]) -> None:
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
-        "The books balance: for every token, counter = settled + in flight = hourly sums + in flight.\n"
+        "The ledger is correct: for every token, counter = settled + in flight = hourly sums + in flight.\n"
     )
     assert run("ledger", "verify", "--json", env=migrated_env).stdout == "[]\n"
 
@@ -66,7 +66,7 @@ def test_books_that_are_repaired(run: Run, unbalanced: Scratch) -> None:
     result = run("ledger", "verify", "--repair", env=unbalanced.env)
 
     assert (result.exit_code, result.stderr) == (0, "Tokens repaired: 1 of 1\n")
-    assert result.stdout.startswith("The books balance: ")
+    assert result.stdout.startswith("The ledger is correct: ")
     assert run("ledger", "verify", "--repair", env=unbalanced.env).stderr == "Tokens repaired: 0 of 0\n"
 
 
@@ -161,7 +161,7 @@ def test_a_user_with_a_limit_of_its_own(run: Run, migrated_database: Scratch) ->
     try:
         result = run("db", "check", env=env)
         assert result.stderr == (
-            "problem: one server alone may open 10 connections, more than the 5 that the database takes from this "
+            "problem: one server alone may open 10 connections, more than the 5 that the database allows this "
             "user; lower DATABASE_POOL_SIZE or WORKERS\n"
         )
         assert ", 5 of this user, and others have " in result.stdout

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from llm_proxy.cli import confirmation
+from llm_proxy.cli.client import find_server
 from llm_proxy.cli.commands.manage import project
-from llm_proxy.cli.commands.manage.connection import find_server
 from llm_proxy.cli.failures import WrongUsage
 from tests.cli.conftest import Run
 from tests.harness.files import write_secret
@@ -114,7 +113,7 @@ def test_a_token_shows_its_secret_once(manage: Run, project_id: str) -> None:
 
     fields = shown(made.stdout)
     assert made.exit_code == 0
-    assert made.stderr == "The token is shown this once; only its digest is stored.\n"
+    assert made.stderr == "The token is shown only once; only its digest is stored.\n"
     secret = fields.pop("token")
     assert secret.startswith("sk-")
     assert len(secret) == 46
@@ -168,7 +167,7 @@ def test_revoking_all_tokens_takes_a_yes(
     assert (silent.exit_code, silent.stdout) == (2, "")
     assert silent.stderr == f"error: this needs confirmation ({question}); run it with --yes\n"
 
-    monkeypatch.setattr(confirmation, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr("llm_proxy.cli.options.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
     refused = manage("token", "revoke-all", token["project_id"], input="n\n")
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.endswith("\nNothing was changed.\n")
@@ -199,7 +198,7 @@ def test_revoking_all_tokens_takes_a_yes(
         ),
         (
             ("token", "generate", "--project-id", "x", "--duration", "1h", "--expires-at", "2030-01-01T00:00:00Z"),
-            "--duration and --expires-at exclude each other; give one of them",
+            "--duration and --expires-at cannot be used together; give one of them",
             2,
         ),
         (
@@ -254,7 +253,7 @@ def test_without_any_token_nothing_is_sent(run: Run, server: Server) -> None:
 
     assert result.exit_code == 2
     assert result.stderr == (
-        "error: there is no management token; give the server's with MANAGEMENT_TOKEN or --management-token\n"
+        "error: the management token is not set; set MANAGEMENT_TOKEN or --management-token to the server's\n"
     )
 
 
@@ -277,7 +276,7 @@ def test_the_token_of_a_server_here_is_sent_to_no_other(run: Run, folder: Path) 
     file.chmod(0o600)
 
     elsewhere = run("manage", "project", "list", "--manage-api-base-url", "http://192.0.2.1:8080")
-    assert elsewhere.stderr.startswith("error: there is no management token")
+    assert elsewhere.stderr.startswith("error: the management token is not set")
 
     file.chmod(0o644)
     exposed = run("manage", "project", "list", "--manage-api-base-url", "http://127.0.0.1:9")
@@ -332,4 +331,6 @@ def test_a_base_url_that_is_none(run: Run) -> None:
     result = run("manage", "project", "list", "--manage-api-base-url", "localhost:8080")
 
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: Invalid value for '--manage-api-base-url': 'localhost:8080' is not a URL")
+    assert result.stderr.startswith(
+        "error: Invalid value for '--manage-api-base-url': 'localhost:8080' is not an http or https URL"
+    )

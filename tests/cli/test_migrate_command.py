@@ -17,7 +17,6 @@ from db.losses import Loss, losses
 from db.options import Options
 from db.records import Worker
 from db.schema import workers
-from llm_proxy.cli import confirmation
 from tests.cli.conftest import Run
 from tests.databases.kinds import SERVERS, on
 from tests.databases.scratch import Scratch
@@ -110,7 +109,7 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
     ]
     assert last == f"error: this needs confirmation ({question}); run it with --yes"
 
-    monkeypatch.setattr(confirmation, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr("llm_proxy.cli.options.sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
     refused = down("n\n")
     assert (refused.exit_code, refused.stdout) == (1, "")
     assert refused.stderr.endswith("\nNothing was changed.\n")
@@ -159,7 +158,7 @@ def test_down_is_refused_beside_a_live_server(run: Run, migrated_database: Scrat
         assert (refused.exit_code, refused.stdout) == (1, "")
         assert refused.stderr == (
             f"error: {migrated_database.target} is in use by host-1 (pid 4711); stop the servers first (one that was "
-            "killed counts as live for 20 s), or go on beside them with --allow-live\n"
+            "killed counts as live for 20 s), or continue while they run with --allow-live\n"
         )
         assert "requests" in tables_of(migrated_database)
         assert down("--allow-live").exit_code == 0

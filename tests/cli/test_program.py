@@ -12,7 +12,7 @@ import pytest
 
 from db.errors import BadDsn, Contention, SchemaMismatch, Unavailable
 from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised, WrongUsage, explain
-from llm_proxy.cli.program import Command, program
+from llm_proxy.cli.program import COMMANDS, Command, program
 from llm_proxy.config import Mistake, SettingsError
 from llm_proxy.secrets.encryption import KeyRingError
 from llm_proxy.version import VERSION
@@ -163,6 +163,41 @@ def _commands(command: click.Command, context: click.Context) -> Iterator[click.
             found = command.get_command(context, name)
             assert found is not None
             yield from _commands(found, context)
+
+
+def test_the_help_of_the_program_has_the_first_line_of_each_command() -> None:
+    context = click.Context(program)
+    commands = {name: program.get_command(context, name) for name in program.list_commands(context)}
+    assert {name: command.get_short_help_str(100) for name, command in commands.items() if command} == COMMANDS
+
+
+@pytest.mark.parametrize(
+    ("arguments", "not_imported"),
+    [
+        ("--help", ("quart", "hypercorn", "sqlalchemy", "httpx", "cryptography", "trio")),
+        ("db check", ("quart", "hypercorn", "httpx", "llm_proxy.gateway", "llm_proxy.web", "llm_proxy.worker")),
+        ("migrate status", ("quart", "hypercorn", "httpx", "llm_proxy.gateway")),
+        ("manage project list", ("quart", "hypercorn", "llm_proxy.gateway")),
+    ],
+)
+def test_a_command_imports_only_what_it_needs(folder: Path, arguments: str, not_imported: tuple[str, ...]) -> None:
+    code = (
+        "import sys\n"
+        "from llm_proxy.cli.program import program\n"
+        "try:\n"
+        f"    program.main({arguments.split()!r})\n"
+        "except SystemExit as end:\n"
+        "    print('exit code', end.code, file=sys.stderr)\n"
+        f"print('imported', sorted(set({not_imported!r}) & set(sys.modules)), file=sys.stderr)\n"
+    )
+    if arguments == "db check":
+        (folder / ".env").write_text("DATABASE_PATH=proxy.db\n")
+        subprocess.run([sys.executable, "-m", "llm_proxy", "migrate", "up"], check=True, capture_output=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stderr.splitlines()[-1] == "imported []"
+    if arguments in ("--help", "db check"):
+        assert done.stderr.splitlines()[-2] == "exit code 0"
 
 
 def test_the_short_helps_fit_into_their_lists(run: Run) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import family
-from llm_proxy.cli.worker import connection_limit, serve_config
 from llm_proxy.config import Settings
+from llm_proxy.worker import connection_limit, serve_config
 from tests.cli.conftest import Run
 from tests.databases.kinds import Kind, on
 from tests.harness.server import ENCRYPTION_KEY, MANAGEMENT_TOKEN, Server, StartServer

@@ -55,14 +55,14 @@ USAGE = (
     Command(
         "a server without a scheme",
         ("manage", "project", "list", "--manage-api-base-url", "localhost:8080"),
-        "Invalid value for '--manage-api-base-url': 'localhost:8080' is not a URL without user or query, such as "
-        "http://localhost:8080; see 'llm-proxy manage project list --help'",
+        "Invalid value for '--manage-api-base-url': 'localhost:8080' is not an http or https URL without user and "
+        "query, such as http://localhost:8080; see 'llm-proxy manage project list --help'",
     ),
     Command(
         "a server with a password",
         ("manage", "project", "list", "--manage-api-base-url", f"http://me:{CANARY}@localhost"),
-        "Invalid value for '--manage-api-base-url': the value is not a URL without user or query, such as "
-        "http://localhost:8080; see 'llm-proxy manage project list --help'",
+        "Invalid value for '--manage-api-base-url': (hidden) is not an http or https URL without user and "
+        "query, such as http://localhost:8080; see 'llm-proxy manage project list --help'",
     ),
     Command(
         "no address for the demo",
@@ -144,7 +144,7 @@ ACCESS = (
         "no token",
         "{url}",
         None,
-        "there is no management token; give the server's with MANAGEMENT_TOKEN or --management-token",
+        "the management token is not set; set MANAGEMENT_TOKEN or --management-token to the server's",
     ),
     listing(
         "a wrong token",
@@ -202,7 +202,7 @@ REFUSED = (
     manage(
         "a token of a project that is stopped",
         "token generate --project-id {stopped}",
-        "the project is deactivated; 'llm-proxy manage project activate' takes that back",
+        "the project is inactive; activate it with 'llm-proxy manage project activate'",
     ),
     manage(
         "no duration",
@@ -225,7 +225,7 @@ REFUSED = (
     manage(
         "two ends",
         "token generate --project-id {project} --duration 1d --expires-at 2030-01-01T00:00:00Z",
-        "--duration and --expires-at exclude each other; give one of them",
+        "--duration and --expires-at cannot be used together; give one of them",
         2,
     ),
     manage(
@@ -261,7 +261,7 @@ REFUSED = (
     manage(
         "a revoked token",
         "token rotate {revoked}",
-        "the token is revoked; 'llm-proxy manage token generate' makes a new one",
+        "the token is revoked; make a new one with 'llm-proxy manage token generate'",
     ),
     manage("nobody's tokens", f"token revoke-all {UNKNOWN} --yes", NO_PROJECT),
 )

@@ -101,15 +101,15 @@ def test_a_key_that_is_set_meanwhile_is_not_overwritten(database: Database, monk
 
 
 def test_what_is_missing_is_told_without_opening_anything(database: Database) -> None:
-    assert keys.look_for_locked(database, ring(NEW)) is None
+    assert keys.find_locked(database, ring(NEW)) is None
     add_project(database, ring(OLD), "sk-1")
     add_project(database, ring(OLD), "sk-2")
-    locked = keys.look_for_locked(database, ring(NEW))
+    locked = keys.find_locked(database, ring(NEW))
     assert locked is not None
     assert locked.all_of_them
     assert str(locked) == (f"the API keys of 2 of 2 projects need the key with the id {ring(OLD).key_ids[0]} (2)")
     add_project(database, ring(NEW), "sk-3")
-    locked = keys.look_for_locked(database, ring(NEW))
+    locked = keys.find_locked(database, ring(NEW))
     assert locked is not None
     assert not locked.all_of_them
-    assert keys.look_for_locked(database, ring(NEW, OLD)) is None
+    assert keys.find_locked(database, ring(NEW, OLD)) is None

@@ -44,7 +44,7 @@ class _Address(click.ParamType[ListenAddress]):
     help="Where the proxy listens.  [default: 127.0.0.1, a free port]",
 )
 def command(*, once: bool, addr: ListenAddress) -> None:
-    """See the proxy at work, offline, in a few seconds.
+    """Show the proxy at work, offline, in a few seconds.
 
     Starts a provider that answers from a script and a proxy in front of it, with a database in a temporary folder;
     sends requests through it as a client would, shows what the ledger has of them, and serves on until Ctrl-C.

@@ -1,4 +1,4 @@
-"""`llm-proxy keys`: the keys under which the projects' API keys are encrypted."""
+"""`llm-proxy keys`."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from pathlib import Path
 import click
 from attrs import asdict
 
-from llm_proxy.cli.configuration import database_options, load_settings
-from llm_proxy.cli.database import change, look_at
+from llm_proxy.cli.database import open_for_reading, open_for_writing
 from llm_proxy.cli.failures import ERROR
-from llm_proxy.cli.output import print_json, record
+from llm_proxy.cli.options import database_options, json_option, load_settings
+from llm_proxy.cli.output import print_json, record, report_problem
 from llm_proxy.cli.program import Group
+from llm_proxy.config.database import open_keyring
 from llm_proxy.secrets import keys
-from llm_proxy.services import open_keyring
 
 
 @click.group(cls=Group)
 def command() -> None:
-    """Look after the keys that encrypt API keys."""
+    """Rotate the keys that encrypt API keys."""
 
 
 @command.command()
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
+@json_option
 @database_options
 @click.pass_context
 def rotate(context: click.Context, *, dry_run: bool, as_json: bool, db: str | None, config: Path | None) -> None:
-    """Encrypt all API keys under the first key of ENCRYPTION_KEY.
+    """Encrypt all API keys again, under the first key of ENCRYPTION_KEY.
 
-    First give every server 'new,old' as its ENCRYPTION_KEY, then run this, then take the old key away. Servers go on
-    meanwhile; on SQLite, where the file belongs to one process, the server must be stopped for it. Exits 1 where a key
-    cannot be read: such a one stays as it is.
+    Set ENCRYPTION_KEY to 'new,old' on every server, run this command, then remove the old key. Servers may run at the
+    same time; on SQLite, stop the server first. An API key that cannot be decrypted is not changed; exits 1 if there is
+    one.
     """
     settings = load_settings(config, db)
-    with look_at(settings) if dry_run else change(settings) as database:
-        # After the file is opened: on SQLite the key may be in a file beside it.
+    with open_for_reading(settings) if dry_run else open_for_writing(settings) as database:
+        # After the database is opened: the key may be in a file beside the SQLite file.
         ring = open_keyring(settings)
         done = keys.rotate(database, ring, dry_run=dry_run)
     if as_json:
@@ -53,6 +53,6 @@ def rotate(context: click.Context, *, dry_run: bool, as_json: bool, db: str | No
             )
         )
         for one in done.unreadable:
-            click.echo(f"{click.style('problem:', fg='yellow', bold=True)} {one.project_id}: {one.reason}", err=True)
+            report_problem(f"{one.project_id}: {one.reason}")
     if done.unreadable:
         context.exit(ERROR)

@@ -1,4 +1,4 @@
-"""`llm-proxy ledger`: the proof that the books balance."""
+"""`llm-proxy ledger`."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 import click
 from attrs import asdict
 
-from db.queries import ledger as books
+from db.queries import ledger
 from db.queries.repair import repair
-from llm_proxy.cli.configuration import database_options, load_settings
-from llm_proxy.cli.database import change, look_at
+from llm_proxy.cli.database import open_for_reading, open_for_writing
 from llm_proxy.cli.failures import ERROR
+from llm_proxy.cli.options import database_options, json_option, load_settings
 from llm_proxy.cli.output import Column, print_json, table
 from llm_proxy.cli.program import Group
 
@@ -26,39 +26,39 @@ _COLUMNS = [
 
 @click.group(cls=Group)
 def command() -> None:
-    """Look after the ledger."""
+    """Verify the ledger."""
 
 
 @command.command()
-@click.option("--repair", "mend", is_flag=True, help="Set hourly sums and counters right, as far as rows prove them.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--repair", "repairs", is_flag=True, help="Correct hourly sums and counters from the request records.")
+@json_option
 @database_options
 @click.pass_context
-def verify(context: click.Context, *, db: str | None, config: Path | None, mend: bool, as_json: bool) -> None:
-    """Prove that the books balance; exits 1 where they do not.
+def verify(context: click.Context, *, db: str | None, config: Path | None, repairs: bool, as_json: bool) -> None:
+    """Verify the counters of all tokens. Exits 1 if one is wrong.
 
-    For every token, its counter must be its settled requests + those in flight, and the same by the hourly sums.
-    --repair raises sums that are too low to what the requests say, and sets the counter to what the sums and the
-    requests in flight say; what differs after that is shown. Requests that are gone cannot be brought back. On SQLite,
-    the server must be stopped if there is something to repair; it may run otherwise.
+    The counter of a token must be the number of its settled requests plus those in flight, and also the total of its
+    hourly sums plus those in flight. A repair raises hourly sums that are too low to the number of request records, and
+    sets each counter from the hourly sums and the requests in flight; it cannot restore request records. On SQLite,
+    stop the server before a repair.
     """
     settings = load_settings(config, db)
-    with look_at(settings, patiently=True) as database:
-        differences = database.read_now(books.verify)
+    with open_for_reading(settings, patiently=True) as database:
+        differences = database.read_now(ledger.verify)
     found = len(differences)
-    if mend and found:
-        with change(settings, patiently=True) as database:
+    if repairs and found:
+        with open_for_writing(settings, patiently=True) as database:
             for difference in differences:
                 database.write_now(repair, difference.token_id)
-            differences = database.read_now(books.verify)
+            differences = database.read_now(ledger.verify)
     if as_json:
         print_json([asdict(difference) for difference in differences])
     elif differences:
         rows = [(d.token_id, d.counter, d.settled, d.rolled_up, d.in_flight) for d in differences]
         click.echo(table(_COLUMNS, rows))
     else:
-        click.echo("The books balance: for every token, counter = settled + in flight = hourly sums + in flight.")
-    if mend:
+        click.echo("The ledger is correct: for every token, counter = settled + in flight = hourly sums + in flight.")
+    if repairs:
         click.echo(f"Tokens repaired: {found - len(differences)} of {found}", err=True)
     if differences:
         context.exit(ERROR)

@@ -1,4 +1,4 @@
-"""`llm-proxy migrate`: the schema's history, up and down."""
+"""`llm-proxy migrate`."""
 
 from __future__ import annotations
 
@@ -11,50 +11,50 @@ from attrs import asdict
 from db import migrate
 from db.losses import losses
 from db.migrate import Revision
-from llm_proxy.cli.configuration import database_options, load_settings
-from llm_proxy.cli.confirmation import confirm, yes_option
-from llm_proxy.cli.database import change, check_idle, look_at_or_imagine
+from llm_proxy.cli.database import check_idle, open_for_reading, open_for_writing
 from llm_proxy.cli.failures import ERROR
+from llm_proxy.cli.options import confirm, database_options, json_option, load_settings, yes_option
 from llm_proxy.cli.output import Column, print_json, table
 from llm_proxy.cli.program import Group
 
 
 @click.group(cls=Group)
 def command() -> None:
-    """Bring the database's schema to this version, or back.
+    """Migrate the schema of the database, or undo migrations.
 
-    A server migrates by itself when it starts. On SQLite nothing else may use the file meanwhile.
+    A server migrates the database when it starts. On SQLite, no other process may use the file during a migration.
     """
 
 
 @command.command()
 @database_options
 def up(db: str | None, config: Path | None) -> None:
-    """Run the revisions that the database does not have yet."""
-    with change(load_settings(config, db)) as database:
-        done = migrate.up(database, report=_tell("applied"), waiting=_say)
+    """Apply all pending revisions."""
+    with open_for_writing(load_settings(config, db)) as database:
+        done = migrate.up(database, report=_print_revision("applied"), waiting=_print_error)
     if not done:
         click.echo(f"Nothing to do: the schema is at head ({migrate.revisions()[-1].id}).")
 
 
 @command.command()
 @click.option(
-    "--to", metavar="REVISION", help="Go back to this revision; 'base' is before the first.  [default: one back]"
+    "--to", metavar="REVISION", help="Revision to keep; 'base' undoes all.  [default: undo the newest revision]"
 )
 @click.option(
     "--allow-live",
     is_flag=True,
-    help="Go on beside running servers, which cannot serve without what they need (PostgreSQL and MySQL only).",
+    help="Run while servers use the database; they may fail (PostgreSQL and MySQL only).",
 )
 @yes_option
 @database_options
 def down(*, to: str | None, allow_live: bool, yes: bool, db: str | None, config: Path | None) -> None:
-    """Undo revisions, the newest first. Their tables are deleted, with all rows.
+    """Undo revisions, the newest first.
 
-    Lists first how many rows are lost, and asks. Stop the servers before: it refuses to run beside one.
+    Deletes their tables with all rows. Lists how many rows will be deleted, and asks for confirmation. Fails if a
+    server uses the database, so stop all servers first.
     """
     settings = load_settings(config, db)
-    with change(settings, patiently=True) as database:
+    with open_for_writing(settings, patiently=True) as database:
         deleted = losses(database, to)
         if deleted is None:
             click.echo("Nothing to do: no revision was applied after that one.")
@@ -70,19 +70,16 @@ def down(*, to: str | None, allow_live: bool, yes: bool, db: str | None, config:
             names = ", ".join(f"{revision.id} ({revision.title})" for revision in undone)
             question = f"Undo revision{'s' * (len(undone) != 1)} {names} in {database.target}? No rows are deleted."
         confirm(question, yes=yes)
-        migrate.down(database, to, report=_tell("undone"), waiting=_say)
+        migrate.down(database, to, report=_print_revision("undone"), waiting=_print_error)
 
 
 @command.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @database_options
 @click.pass_context
 def status(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
-    """Show which revisions are applied.
-
-    Exits 1 when some are pending.
-    """
-    with look_at_or_imagine(load_settings(config, db)) as database:
+    """Show which revisions are applied. Exits 1 if some are pending."""
+    with open_for_reading(load_settings(config, db), imagine=True) as database:
         found = database.read_now(migrate.status)
     pending = {revision.id for revision in found.pending}
     if as_json:
@@ -100,28 +97,22 @@ def status(context: click.Context, *, db: str | None, config: Path | None, as_js
 @command.command()
 @database_options
 def version(db: str | None, config: Path | None) -> None:
-    """Print the revision that the database is at."""
-    with look_at_or_imagine(load_settings(config, db)) as database:
+    """Print the current revision of the database."""
+    with open_for_reading(load_settings(config, db), imagine=True) as database:
         click.echo(database.read_now(migrate.version) or "base")
 
 
 @command.command()
 @database_options
 def plan(db: str | None, config: Path | None) -> None:
-    """Print the SQL that 'up' would run.
-
-    Nothing when the schema is at head.
-    """
-    with look_at_or_imagine(load_settings(config, db)) as database:
+    """Print the SQL that 'up' would run, if any."""
+    with open_for_reading(load_settings(config, db), imagine=True) as database:
         click.echo(migrate.plan(database), nl=False)
 
 
-def _say(words: str) -> None:
-    click.echo(words, err=True)
+def _print_error(message: str) -> None:
+    click.echo(message, err=True)
 
 
-def _tell(verb: str) -> Callable[[Revision], None]:
-    def tell(revision: Revision) -> None:
-        click.echo(f"{verb} {revision.id} {revision.title}")
-
-    return tell
+def _print_revision(verb: str) -> Callable[[Revision], None]:
+    return lambda revision: click.echo(f"{verb} {revision.id} {revision.title}")

@@ -11,13 +11,13 @@ import trio
 from attrs import frozen
 
 from llm_proxy.cli.demo.provider import DemoProvider
-from llm_proxy.cli.worker import bind_listeners, serve_config, url_of
 from llm_proxy.config import ListenAddress, Settings
 from llm_proxy.server.asgi import Address, LifespanFailed
 from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.server import serve
 from llm_proxy.services import Services
 from llm_proxy.web.app import create_app
+from llm_proxy.worker import bind_listeners, serve_config, url_of
 
 #: The provider's key, which the proxy keeps to itself. It opens nothing but the script.
 API_KEY = "sk-scripted-provider-7f3a"

@@ -14,8 +14,7 @@ from attrs import frozen
 from db import Connection
 from db.queries import ledger as books
 from db.queries import tokens as token_queries
-from llm_proxy.cli.client import ManagementClient
-from llm_proxy.cli.commands.manage.connection import entries, path
+from llm_proxy.cli.client import ManagementClient, path
 from llm_proxy.cli.demo.screen import Screen
 from llm_proxy.cli.demo.stage import API_KEY, MANAGEMENT_TOKEN, Stage
 from llm_proxy.cli.output import Column, table
@@ -168,7 +167,7 @@ async def _settled(stage: Stage, keys: Keys) -> list[dict[str, Any]]:
 
     def read() -> list[dict[str, Any]]:
         with ManagementClient(stage.proxy_url, MANAGEMENT_TOKEN) as client:
-            return list(entries(client, path("requests"), token_id=keys.tour_id))
+            return list(client.list(path("requests"), token_id=keys.tour_id))
 
     with trio.move_on_after(_SETTLED_WITHIN):
         while len(rows := await trio.to_thread.run_sync(read)) < _LIMIT:  # noqa: ASYNC110 (asks as a client would)

@@ -1,25 +1,25 @@
 """`llm-proxy benchmark`.
 
-- `requests`: what is sent
-- `progress`: what is shown meanwhile
-- `summary`: what is shown in the end
+- `request`: the request that is sent
+- `summary`: the results
 """
 
 from __future__ import annotations
 
 import signal
 import ssl
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import click
 import trio
 
-from llm_proxy.cli.base_url import BaseUrl
-from llm_proxy.cli.commands.benchmark.progress import show_progress
-from llm_proxy.cli.commands.benchmark.requests import body_for, headers_with, method_of, url_of
+from llm_proxy.cli.commands.benchmark.request import body_for, headers_with, method_of, url_of
 from llm_proxy.cli.commands.benchmark.summary import show_summary
 from llm_proxy.cli.failures import ERROR, INTERRUPTED, CannotConnect, NotAuthorised, WrongUsage
+from llm_proxy.cli.options import BASE_URL, Value, json_option
 from llm_proxy.cli.output import print_json, printable
 from llm_proxy.cli.program import Command
 from llm_proxy.config.kinds import duration
@@ -28,89 +28,92 @@ from llm_proxy.net.tls import client_context
 
 _REQUESTS = 200
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
-
-
-class _Duration(click.ParamType[float]):
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if isinstance(value, float):
-            return value
-        kind = duration()
-        try:
-            return kind.parse(value)
-        except ValueError:
-            self.fail(f"{value!r} is not {kind.allowed}", param, ctx)
+_DURATION = Value(duration())
+#: Seconds between two updates of the progress. Drawing takes CPU time from the load.
+_BAR_EVERY = 0.2
+_LINE_EVERY = 5.0
+#: Steps per second of a bar that shows time.
+_STEPS = 10
 
 
 @click.command(cls=Command)
-@click.option("--base-url", type=BaseUrl(), required=True, help="Where the proxy is, such as http://localhost:8080.")
+@click.option("--base-url", type=BASE_URL, required=True, help="Base URL of the proxy, e.g. http://localhost:8080.")
 @click.option(
     "--token",
     envvar="LLM_PROXY_TOKEN",
     metavar="TOKEN",
-    help="Pays for the requests; in the environment no other user can see it.  [LLM_PROXY_TOKEN]",
+    help="Proxy token to send. Other users can see options, but not the environment.  [LLM_PROXY_TOKEN]",
 )
-@click.option("--path", metavar="PATH", default="/v1/chat/completions", show_default=True, help="What is asked for.")
-@click.option("--method", metavar="METHOD", default="POST", show_default=True, help="How it is asked for.")
-@click.option("--model", metavar="NAME", help="In the body that is sent by default.  [default: gpt-5.4-mini]")
-@click.option("--body", type=_FILE, metavar="FILE", help="Send this instead of a short request for a few words.")
-@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Send it too; may be repeated.")
-@click.option("--stream", is_flag=True, help="Ask for streamed answers, and measure the gaps within them.")
+@click.option("--path", metavar="PATH", default="/v1/chat/completions", show_default=True, help="Request path.")
+@click.option("--method", metavar="METHOD", default="POST", show_default=True, help="HTTP method.")
+@click.option("--model", metavar="NAME", help="Model in the default body.  [default: gpt-5.4-mini]")
+@click.option("--body", type=_FILE, metavar="FILE", help="File with the request body.  [default: a short prompt]")
+@click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header to add; may be repeated.")
+@click.option("--stream", is_flag=True, help="Request streamed responses, and measure the gaps between their pieces.")
 @click.option(
-    "--connections", "-c", type=click.IntRange(1), metavar="N", default=10, show_default="10", help="Open at once."
+    "--connections",
+    "-c",
+    type=click.IntRange(1),
+    metavar="N",
+    default=10,
+    show_default=True,
+    help="Number of connections.",
 )
 @click.option(
-    "--requests", "-n", type=click.IntRange(1), metavar="N", help=f"How many.  [default: {_REQUESTS}, or by --duration]"
+    "--requests",
+    "-n",
+    type=click.IntRange(1),
+    metavar="N",
+    help=f"Number of requests.  [default: {_REQUESTS}; with --duration: unlimited]",
 )
-@click.option("--duration", "-d", type=_Duration(), metavar="TIME", help="Begin none after it, such as 30s or 5m.")
+@click.option(
+    "--duration", "-d", type=_DURATION, metavar="TIME", help="Stop starting requests after this time, e.g. 30s or 5m."
+)
 @click.option(
     "--rate",
     type=click.FloatRange(0, min_open=True),
     metavar="N",
-    help="So many per second whatever the server does, instead of each after the one before; shows what people wait.",
+    help="Requests to start per second, even if earlier ones are not finished. Latency then includes the delay of late "
+    "requests.  [default: start a request when the one before on its connection ends]",
 )
 @click.option(
-    "--arrivals", type=click.Choice(["even", "poisson"]), default="even", show_default=True, help="How --rate comes."
-)
-@click.option(
-    "--timeout",
-    type=_Duration(),
-    default="5m",
+    "--arrivals",
+    type=click.Choice(["even", "poisson"]),
+    default="even",
     show_default=True,
-    metavar="TIME",
-    help="Give a request up after it.",
+    help="Distribution of the starts with --rate.",
 )
-@click.option("--ca", type=_FILE, metavar="FILE", help="PEM file of the authorities to trust.  [default: the system's]")
-@click.option("--insecure", is_flag=True, help="Trust any certificate.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--timeout", type=_DURATION, default="5m", show_default=True, metavar="TIME", help="Timeout of each request."
+)
+@click.option("--ca", type=_FILE, metavar="FILE", help="PEM file of the trusted authorities.  [default: the system's]")
+@click.option("--insecure", is_flag=True, help="Do not verify the certificate.")
+@json_option
 @click.pass_context
 def command(context: click.Context, /, *, base_url: str, token: str | None, as_json: bool, **options: Any) -> None:
     """Put load on a running proxy, and measure it.
 
-    The requests are real: each is charged to the token, and costs what the provider asks for it. Without --duration
-    there are 200 of them, each for a few words.
+    The requests are real: each is charged to the token, and the provider charges for it. Without --duration, sends 200
+    requests with a short prompt.
 
-    Shows rate, latency, time to first byte and errors. Exits 1 where any request failed. Ctrl-C ends it early and shows
-    what was measured until then.
+    Prints rate, latency, time to first byte and errors. Exits 1 if any request failed. Ctrl-C ends the run early and
+    prints the results so far.
     """
     if not token:
-        raise WrongUsage("there is no token; give one of the proxy's with LLM_PROXY_TOKEN or --token")
+        raise WrongUsage("the token is not set; set LLM_PROXY_TOKEN or --token to a token of the proxy")
     plan = _plan(**{name: options.pop(name) for name in _OF_THE_PLAN})
     target, url = _target(base_url, token, **options)
-    _warn_of_the_cost(plan, url)
+    _announce(plan, url)
     load = Load(target, plan, stop_if_refused=True)
     interrupted = trio.run(_run, load)
     measured = load.measured
     if measured.token_refused is not None:
-        words = (
-            printable(measured.token_refused.message.replace(token, "…")).rstrip(".")
-            or f"HTTP status {measured.token_refused.status}"
+        message = printable(measured.token_refused.message.replace(token, "…")).rstrip(".")
+        raise NotAuthorised(
+            f"{base_url} refused the token: {message or f'HTTP status {measured.token_refused.status}'}"
         )
-        raise NotAuthorised(f"{base_url} refused the token: {words}")
-    found = report(plan, measured) | {"url": url, "interrupted": interrupted}
     if as_json:
-        print_json(found)
+        print_json(report(plan, measured) | {"url": url, "interrupted": interrupted})
     else:
         show_summary(plan, measured)
     if interrupted:
@@ -123,8 +126,8 @@ _OF_THE_PLAN = ("connections", "requests", "duration", "rate", "arrivals", "time
 
 
 def _plan(requests: int | None, duration: float | None, **more: Any) -> Plan:  # the options have these names
-    wanted = _REQUESTS if requests is None and duration is None else requests
-    return Plan(requests=wanted, seconds=duration, **more)
+    number = _REQUESTS if requests is None and duration is None else requests
+    return Plan(requests=number, seconds=duration, **more)
 
 
 def _target(  # noqa: PLR0913 - one for each option
@@ -145,43 +148,73 @@ def _target(  # noqa: PLR0913 - one for each option
     if body is None:
         content = body_for(method, path, model, stream=stream)
     elif model is not None or stream:
-        raise WrongUsage("--body says model and stream itself; leave out --model and --stream")
+        raise WrongUsage("--model and --stream change the default body only; put both into the file of --body")
     else:
         content = body.read_bytes()
     try:
         tls = client_context(ca=ca, insecure=insecure) if url.startswith("https:") else None
     except ssl.SSLError:
-        raise WrongUsage(f"{ca} holds no certificate in PEM form") from None
+        raise WrongUsage(f"{ca} does not contain a certificate in PEM form") from None
     try:
         return Target.render(method, url, headers_with(headers), content, tokens=[token], tls=tls), url
     except ValueError as error:
         raise WrongUsage(f"this cannot be sent: {error}") from None
 
 
-def _warn_of_the_cost(plan: Plan, url: str) -> None:
+def _announce(plan: Plan, url: str) -> None:
     number = plan.planned
-    many = "as many requests as fit" if number is None else f"{number:,} request{'s' * (number != 1)}"
+    many = "as many requests as possible" if number is None else f"{number:,} request{'s' * (number != 1)}"
     span = "" if plan.seconds is None else f" within {plan.seconds:g} s"
     click.echo(f"Sending {many}{span} to {url}. They are real, and charged to the token.", err=True)
 
 
 async def _run(load: Load) -> bool:
-    """Run the load; True where it was interrupted."""
+    """Run the load; True if it was interrupted."""
     interrupted = False
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
-            async def end_early() -> None:
+            async def wait_for_signal() -> None:
                 nonlocal interrupted
                 await anext(signals)
                 interrupted = True
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(end_early)
-            nursery.start_soon(show_progress, load)
+            nursery.start_soon(wait_for_signal)
+            nursery.start_soon(_draw_bar if sys.stderr.isatty() else _print_lines, load)
             try:
                 await load.run()
             except CannotStart as error:
                 raise CannotConnect(f"{error}; is the proxy running, and --base-url right?") from None
             nursery.cancel_scope.cancel()
     return interrupted
+
+
+async def _draw_bar(load: Load) -> None:
+    started = time.perf_counter()
+    number, seconds = load.plan.planned, load.plan.seconds or 0.0
+    length = int(seconds * _STEPS) if number is None else number
+    with click.progressbar(length=length, label="Sending", item_show_func=_failed, file=sys.stderr) as bar:
+
+        def draw() -> None:
+            done = int((time.perf_counter() - started) * _STEPS) if number is None else load.measured.done
+            bar.update(min(done, length) - bar.pos, load)
+            bar.render_progress()  # `update` draws only if the bar has grown
+
+        try:
+            while True:
+                draw()
+                await trio.sleep(_BAR_EVERY)
+        finally:
+            draw()
+
+
+def _failed(load: Load | None) -> str | None:
+    return f"{load.measured.failed:,} failed" if load is not None and load.measured.failed else None
+
+
+async def _print_lines(load: Load) -> None:
+    whole = "" if load.plan.planned is None else f" of {load.plan.planned:,}"
+    while True:
+        await trio.sleep(_LINE_EVERY)
+        click.echo(f"{load.measured.done:,}{whole} requests done, {load.measured.failed:,} failed", err=True)

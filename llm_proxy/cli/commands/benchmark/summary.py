@@ -1,4 +1,4 @@
-"""The summary that is printed at the end."""
+"""The results: tables of times and errors."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections.abc import Iterator
 
 import click
 
-from llm_proxy.cli.output import Column, printable, table
+from llm_proxy.cli.output import Column, printable, table, warn
 from llm_proxy.load import Measurements, Plan, report
 
 _PERCENTILES = (50, 90, 95, 99, 99.9)
 _TIMES = [Column(""), *(Column(f"p{share:g}", number=True) for share in _PERCENTILES), Column("max", number=True)]
 _ERRORS = [Column("COUNT", number=True), Column("ERROR")]
 
-#: Of all requests, the share that may wait for a connection before it is worth a word.
-_MANY = 0.01
+#: Share of requests that may wait for a connection without a warning.
+_MAX_WAITING = 0.01
 
-#: What came instead of an answer, in words.
+#: Messages for requests without a complete response.
 _FAILURES = {
     "Truncated": "the connection was closed before the answer was complete",
-    "BadAnswer": "the answer is not sound HTTP/1.1",
+    "BadAnswer": "the answer is not valid HTTP/1.1",
     "Timeout": "no complete answer within --timeout",
     "ConnectionRefusedError": "the connection was refused",
     "ConnectionResetError": "the connection was reset",
@@ -39,8 +39,8 @@ def show_summary(plan: Plan, measured: Measurements) -> None:
     click.echo(
         f"\n{size(measured.response_bytes)} received; the load generator used {found['cpu_share']:.0%} of a core."
     )
-    for doubt in _doubts(measured, busy=found["is_bottleneck"], behind=found.get("behind", False)):
-        click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {doubt}", err=True)
+    for warning in _warnings(measured, busy=found["is_bottleneck"], behind=found.get("behind", False)):
+        warn(warning)
 
 
 def _headline(plan: Plan, measured: Measurements) -> str:
@@ -57,7 +57,7 @@ def _headline(plan: Plan, measured: Measurements) -> str:
 def _rows(plan: Plan, measured: Measurements) -> Iterator[list[str]]:
     times = {"latency": measured.latencies, "first byte": measured.first_bytes, "gap in streams": measured.gaps}
     if plan.rate is not None:
-        # What people would wait comes first; from sending on, the server's stalls are left out.
+        # From the intended time on, as users would wait; from sending on leaves out the stalls of the server.
         times = {"latency as intended": measured.intended, "latency as sent": measured.latencies} | times
         del times["latency"]
     for name, histogram in times.items():
@@ -74,25 +74,25 @@ def _failures(measured: Measurements) -> Iterator[tuple[str, str]]:
     yield from ((f"{number:,}", _FAILURES.get(name, name)) for name, number in measured.failures.most_common())
 
 
-def _doubts(measured: Measurements, *, busy: bool, behind: bool) -> Iterator[str]:
+def _warnings(measured: Measurements, *, busy: bool, behind: bool) -> Iterator[str]:
     if busy:
         yield "the load generator was the bottleneck; the proxy can do more than this"
     if behind:
         yield (
-            f"the load generator began requests up to {duration(measured.lag.max)} late by its own fault; "
+            f"the load generator sent requests up to {duration(measured.lag.max)} late; "
             "lower --rate, or run it on a machine of its own"
         )
     if measured.unfinished:
-        yield f"{measured.unfinished} requests were under way when it ended; they are charged, too"
-    if measured.waited > measured.done * _MANY:
+        yield f"{measured.unfinished} requests were in flight at the end; they are charged too"
+    if measured.waited > measured.done * _MAX_WAITING:
         yield (
-            f"{measured.waited:,} requests found no free connection and waited, which counts; with more --connections "
-            "they would have met the server at once"
+            f"{measured.waited:,} requests waited for a free connection, and the wait is part of their latency; "
+            "use more --connections"
         )
 
 
 def duration(seconds: float) -> str:
-    """Show a time with three digits or so."""
+    """Show a time with about three digits."""
     if seconds >= 1:
         return f"{seconds:.2f} s"
     ms = seconds * 1000

@@ -1,4 +1,4 @@
-"""`llm-proxy db`: look at the database, back it up, and move it."""
+"""`llm-proxy db`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from llm_proxy.cli.program import Group
 
 @click.group(cls=Group)
 def command() -> None:
-    """Look after the database."""
+    """Check, copy and back up the database."""
 
 
 command.add_command(check.command)

@@ -1,4 +1,4 @@
-"""`llm-proxy db backup`: a copy of the SQLite file, beside a running server."""
+"""`llm-proxy db backup`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import click
 from db import dsn, migrate
 from db.database import opened
 from db.dialects.sqlite.backup import back_up
-from db.queries import ledger as books
-from llm_proxy.cli.configuration import database_options, load_settings
+from db.queries import ledger
 from llm_proxy.cli.database import patient_options
 from llm_proxy.cli.failures import ERROR, Failure, WrongUsage
+from llm_proxy.cli.options import database_options, json_option, load_settings
 from llm_proxy.cli.output import print_json, record
 from llm_proxy.cli.program import Command
-from llm_proxy.services import database_target, key_file
+from llm_proxy.config.database import database_target, key_file
 
-#: The tools that come with the servers, as their manuals have them for a consistent copy beside running clients.
+#: Commands for a consistent copy while clients are connected, from the manuals of the servers.
 _TOOLS = {
     "postgres": "pg_dump --format=custom --file=llm-proxy.dump 'URL'",
     "mysql": "mysqldump --single-transaction --no-tablespaces --hex-blob --result-file=llm-proxy.sql DATABASE",
@@ -26,8 +26,8 @@ _TOOLS = {
 
 @click.command(cls=Command, name="backup")
 @click.argument("to", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--force", is_flag=True, help="Replace the file where there is one.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--force", is_flag=True, help="Replace the file if it exists.")
+@json_option
 @database_options
 @click.pass_context
 def command(
@@ -35,8 +35,9 @@ def command(
 ) -> None:
     """Copy the SQLite database to the file TO.
 
-    A server may be using it meanwhile. The copy is checked: that the file is whole, and that its books balance; exits 1
-    where they do not. PostgreSQL and MySQL have tools of their own, which this command names.
+    A server may use the database at the same time. The copy is verified: its pages, and its ledger as in
+    'llm-proxy ledger verify'. Exits 1 if the ledger has a difference. For PostgreSQL and MySQL, prints the command to
+    use instead.
     """
     settings = load_settings(config, db)
     source = database_target(settings)
@@ -47,22 +48,20 @@ def command(
     size = back_up(source.path, to, overwrite=force)
     with opened(dsn.parse("sqlite", None, str(to)), patient_options(settings), exclusive=False) as copied:
         at_head = copied.read_now(migrate.is_at_head)
-        differences = copied.read_now(books.verify) if at_head else []
+        differences = copied.read_now(ledger.verify) if at_head else []
     keys = key_file(settings)
     if as_json:
         print_json({"backup": str(to), "bytes": size, "books_balance": not differences, "key_file": _text(keys)})
     else:
-        state = (
-            "behind this version; not compared" if not at_head else "balance" if not differences else "DO NOT BALANCE"
-        )
-        click.echo(record({"backup": to, "size": f"{size:,} bytes", "file": "whole", "books": state}))
+        state = "not verified: schema behind this version" if not at_head else "WRONG" if differences else "correct"
+        click.echo(record({"backup": to, "size": f"{size:,} bytes", "file": "intact", "ledger": state}))
     if keys is not None and keys.exists():
         click.echo(
             f"The API keys in it are encrypted under the key in {keys}: keep a copy of that file too, in another place",
             err=True,
         )
     if differences:
-        click.echo("run 'llm-proxy ledger verify' for the tokens that differ", err=True)
+        click.echo("run 'llm-proxy ledger verify' to see the differences", err=True)
         context.exit(ERROR)
 
 

@@ -1,4 +1,4 @@
-"""`llm-proxy db check`: the database as the proxy sees it."""
+"""`llm-proxy db check`."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from db import migrate
 from db.database import Database, ServerFacts
 from db.migrate import Status
 from db.options import Options
-from llm_proxy.cli.configuration import database_options, load_settings
-from llm_proxy.cli.database import look_at
+from llm_proxy.cli.database import open_for_reading
 from llm_proxy.cli.failures import ERROR
-from llm_proxy.cli.output import print_json, record
+from llm_proxy.cli.options import database_options, json_option, load_settings
+from llm_proxy.cli.output import print_json, record, report_problem
 from llm_proxy.cli.program import Command
 from llm_proxy.config import Settings
-from llm_proxy.health.capacity import too_many, wanted_connections
+from llm_proxy.config.database import key_file, open_keyring
+from llm_proxy.health.startup_checks import over_limit, wanted_connections
 from llm_proxy.secrets import keys
-from llm_proxy.services import key_file, open_keyring
 
-#: Seconds by which the clocks may differ before it is worth a word: a token's expiry is judged by the worker's.
+#: Seconds by which the clocks may differ without a warning. The worker's clock decides whether a token has expired.
 _NOTABLE_SKEW = 1.0
 
 
 @click.command(cls=Command, name="check")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @database_options
 @click.pass_context
 def command(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
@@ -37,7 +37,7 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
     ENCRYPTION_KEY does not open all API keys.
     """
     settings = load_settings(config, db)
-    with look_at(settings) as database:
+    with open_for_reading(settings) as database:
         facts = database.read_now(database.describe)
         schema = database.read_now(migrate.status)
         where, options = str(database.target), database.options
@@ -45,7 +45,7 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
     skew = facts.clock_skew.total_seconds()
     complaints = list(_complaints(facts, schema, wanted_connections(settings), skew))
     if locked is not None:
-        complaints.append(f"{locked}; they cannot be used until ENCRYPTION_KEY has it")
+        complaints.append(f"{locked}; add that key to ENCRYPTION_KEY")
     if as_json:
         print_json(
             {
@@ -64,22 +64,22 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
             }
         )
     else:
-        click.echo(record(_words(where, facts, schema, options, settings) | {"clock": _clock(skew)}))
+        click.echo(record(_rows(where, facts, schema, options, settings) | {"clock": _clock(skew)}))
         for complaint in complaints:
-            click.echo(f"{click.style('problem:', fg='yellow', bold=True)} {complaint}", err=True)
+            report_problem(complaint)
     if complaints:
         context.exit(ERROR)
 
 
 def _locked(database: Database, settings: Settings) -> keys.Locked | None:
-    """API keys that the configured key does not open; None also where a server would only just make its key."""
+    """API keys that the configured key does not decrypt; None also if a server has not made its key yet."""
     file = key_file(settings)
     if file is not None and not file.exists():
         return None
-    return keys.look_for_locked(database, open_keyring(settings))
+    return keys.find_locked(database, open_keyring(settings))
 
 
-def _words(where: str, facts: ServerFacts, schema: Status, options: Options, settings: Settings) -> dict[str, object]:
+def _rows(where: str, facts: ServerFacts, schema: Status, options: Options, settings: Settings) -> dict[str, object]:
     pool = f"{options.pool_size} connections per worker, {settings.workers} worker{'s' * (settings.workers > 1)}"
     limit = "" if facts.max_connections is None else f"; the database takes {_limit(facts)}"
     behind = len(schema.pending)
@@ -104,7 +104,7 @@ def _limit(facts: ServerFacts) -> str:
 def _complaints(facts: ServerFacts, schema: Status, wanted: int, skew: float) -> Iterator[str]:
     if not schema.at_head:
         yield "the schema is not at head; run 'llm-proxy migrate up', or start a server"
-    if complaint := too_many(facts, wanted):
+    if complaint := over_limit(facts, wanted):
         yield complaint
     if abs(skew) > _NOTABLE_SKEW:
         yield f"the clocks differ by {abs(skew):.1f} s; tokens expire by the worker's clock"

@@ -1,10 +1,14 @@
-"""`llm-proxy db copy`: from one database into another, whichever kinds they are."""
+"""`llm-proxy db copy`."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import click
 
@@ -14,15 +18,16 @@ from db.copy import Comparison
 from db.database import Database, opened
 from db.dsn.target import Target
 from db.errors import BadDsn
-from llm_proxy.cli.commands.db.progress import TableProgress
-from llm_proxy.cli.configuration import config_option, load_settings
 from llm_proxy.cli.database import check_idle, patient_options
 from llm_proxy.cli.failures import ERROR, Failure, WrongUsage
-from llm_proxy.cli.output import Column, print_json, table
+from llm_proxy.cli.options import config_option, json_option, load_settings
+from llm_proxy.cli.output import Column, print_json, report_problem, table
 from llm_proxy.cli.program import Command
 from llm_proxy.config import Settings
 from llm_proxy.secrets import private_file
 
+#: Seconds between two lines of progress.
+_LINE_EVERY = 5.0
 _COLUMNS = [
     Column("TABLE"),
     Column("ROWS", number=True),
@@ -33,17 +38,71 @@ _COLUMNS = [
 ]
 
 
+class _Progress:
+    """Shows the copied rows of each table on stderr: a bar on a terminal, a line every five seconds elsewhere."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._table = ""
+        self._printed = 0.0
+
+    def __call__(self, table: str, done: int, whole: int) -> None:
+        """Show progress; `whole` may have grown since it was counted."""
+        if not sys.stderr.isatty():
+            self._print(table, done, whole)
+            return
+        if table != self._table:
+            self._complete()
+            self._bar = click.progressbar(length=max(whole, 1), label=f"{table:<14}", show_pos=True, file=sys.stderr)
+            self._bar.__enter__()
+            self._table = table
+        self._bar.update(min(done, self._bar.length) - self._bar.pos)
+
+    def _print(self, table: str, done: int, whole: int) -> None:
+        now = time.monotonic()
+        if table != self._table:
+            self._table, self._printed = table, now
+        if done >= whole or now - self._printed >= _LINE_EVERY:
+            self._printed = now
+            click.echo(f"{table}: {done:,} of {max(done, whole):,} rows", err=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if error is None:
+            self._complete()
+        elif self._bar is not None:
+            click.echo(err=True)  # ends the line of the bar
+
+    def _complete(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._bar.length - self._bar.pos)
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+
 @click.command(cls=Command, name="copy")
-@click.option("--from", "source", metavar="URL", help="The database to read, in any form of DATABASE_URL, or a file.")
-@click.option("--from-file", "source_file", type=click.Path(path_type=Path), metavar="FILE", help="Holds that URL.")
-@click.option("--to", "target", metavar="URL", help="The database to fill, likewise.")
-@click.option("--to-file", "target_file", type=click.Path(path_type=Path), metavar="FILE", help="Holds that URL.")
-@click.option("--resume", is_flag=True, help="Go on with a copy that was cut off, or bring one up to date.")
+@click.option("--from", "source", metavar="URL", help="Source: a URL as in DATABASE_URL, or the path of a SQLite file.")
 @click.option(
-    "--allow-live", is_flag=True, help="Copy beside running servers. What they write meanwhile may be missing."
+    "--from-file",
+    "source_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File with the URL of the source.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would be copied, and write nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--to", "target", metavar="URL", help="Target: a URL as in DATABASE_URL, or the path of a SQLite file.")
+@click.option(
+    "--to-file",
+    "target_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File with the URL of the target.",
+)
+@click.option("--resume", is_flag=True, help="Continue an interrupted copy, or update an earlier one.")
+@click.option("--allow-live", is_flag=True, help="Copy while servers are running; the copy may miss what they write.")
+@click.option("--dry-run", is_flag=True, help="Print what would be copied; write nothing.")
+@json_option
 @config_option
 @click.pass_context
 def command(  # noqa: PLR0913 (one parameter per option)
@@ -59,14 +118,13 @@ def command(  # noqa: PLR0913 (one parameter per option)
     as_json: bool,
     config: Path | None,
 ) -> None:
-    """Move everything to another database.
+    """Copy all data to another database.
 
-    From SQLite, PostgreSQL, MySQL or MariaDB to any of them. The target's schema is made; it must have no rows, but
-    with --resume. In the end both are read, and proved to hold the same. Keys stay encrypted and tokens stay digests:
-    with the same ENCRYPTION_KEY, clients notice nothing.
+    Copies from SQLite, PostgreSQL, MySQL or MariaDB to any of them. Creates the schema of the target, which must have
+    no rows unless --resume is given. Compares both databases at the end, and exits 1 if they differ. API keys stay
+    encrypted and tokens stay digests: with the same ENCRYPTION_KEY, clients notice no change.
 
-    Exits 1 where the two differ in the end. A URL with a password is better given in a file: other users of this
-    machine can see command lines.
+    Give a URL with a password in a file: other users of this machine can see the options of a command.
     """
     settings = load_settings(config)
     read_from = _target("--from", source, source_file)
@@ -76,26 +134,22 @@ def command(  # noqa: PLR0913 (one parameter per option)
     with _open_source(settings, read_from, allow_live=allow_live) as old:
         copying.check_schema(old)
         if dry_run:
-            _imagine(old, write_to, as_json=as_json)
+            _show_plan(old, write_to, as_json=as_json)
             return
-        with _open_target(settings, write_to) as new:
+        with opened(write_to, patient_options(settings)) as new:
             migrate.up(new)
             if not allow_live:
                 check_idle(old, settings)
                 check_idle(new, settings)
             if not resume:
                 copying.check_empty(new)
-            with TableProgress() as progress:
+            with _Progress() as progress:
                 found = copying.copy(old, new, resume=resume, progress=progress)
     _show(found, as_json=as_json)
     different = [comparison.table for comparison in found if not comparison.equal]
     if different:
         why = "the source has changed meanwhile: stop its servers, and" if allow_live else "they differ:"
-        click.echo(
-            f"{click.style('problem:', fg='yellow', bold=True)} {', '.join(different)}: {why} "
-            "run the same command with --resume",
-            err=True,
-        )
+        report_problem(f"{', '.join(different)}: {why} run the same command with --resume")
         context.exit(ERROR)
 
 
@@ -120,15 +174,11 @@ def _target(option: str, url: str | None, file: Path | None) -> Target:
 def _open_source(settings: Settings, target: Target, *, allow_live: bool) -> AbstractContextManager[Database]:
     if target.path is not None and not target.path.exists():
         raise Failure(f"there is no SQLite file {target.path}")
-    # Alone with the file, so that nobody writes to it meanwhile; the lock says who does.
+    # Locked, so that no server writes to the file.
     return opened(target, patient_options(settings), exclusive=not allow_live)
 
 
-def _open_target(settings: Settings, target: Target) -> AbstractContextManager[Database]:
-    return opened(target, patient_options(settings))
-
-
-def _imagine(source: Database, target: Target, *, as_json: bool) -> None:
+def _show_plan(source: Database, target: Target, *, as_json: bool) -> None:
     found = copying.counts(source)
     if as_json:
         print_json({"from": str(source.target), "to": str(target), "rows": found})

@@ -7,24 +7,18 @@ from typing import Any
 
 import click
 
-from llm_proxy.cli.client import ManagementClient
-from llm_proxy.cli.commands.manage.connection import entries, json_option, path, with_client
+from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.failures import WrongUsage
-from llm_proxy.cli.output import Column, moment, print_json, record, table
+from llm_proxy.cli.options import json_option
+from llm_proxy.cli.output import Column, print_json, record, table, timestamp
 from llm_proxy.cli.program import Group
 
-_COLUMNS = [
-    Column("ID"),
-    Column("NAME"),
-    Column("PROVIDER"),
-    Column("KEY"),
-    Column("STATE"),
-]
+_COLUMNS = [Column("ID"), Column("NAME"), Column("PROVIDER"), Column("KEY"), Column("STATE")]
 
 
 @click.group("project", cls=Group)
 def command() -> None:
-    """Projects, which hold a provider's API key."""
+    """Manage projects, which hold a provider's API key."""
 
 
 @command.command("list")
@@ -32,7 +26,7 @@ def command() -> None:
 @with_client
 def list_(client: ManagementClient, *, as_json: bool) -> None:
     """List all projects, the newest first."""
-    found = list(entries(client, path("projects")))
+    found = list(client.list(path("projects")))
     if as_json:
         print_json(found)
     else:
@@ -50,26 +44,29 @@ def get(client: ManagementClient, project_id: str, *, as_json: bool) -> None:
 
 
 @command.command()
-@click.option("--name", required=True, metavar="NAME", help="Unique among all projects.")
+@click.option("--name", required=True, metavar="NAME", help="Name of the project; must be unique.")
 @click.option(
     "--api-key",
     metavar="KEY",
-    help="The provider's API key; '-' reads it from stdin.  [default: asks for it, or reads stdin]",
+    help="API key of the provider; '-' reads it from stdin.  [default: ask on a terminal, else read stdin]",
 )
-@click.option("--provider", metavar="PROVIDER", help="Whose key it is.  [default: the server's default provider]")
+@click.option("--provider", metavar="PROVIDER", help="Provider of the API key.  [default: the server's default]")
 @json_option
 @with_client
 def create(client: ManagementClient, name: str, api_key: str | None, provider: str | None, *, as_json: bool) -> None:
-    """Create a project. Its API key is stored encrypted, and never shown again."""
+    """Create a project.
+
+    Its API key is stored encrypted and is not shown again.
+    """
     body = {"name": name, "api_key": _api_key(api_key)} | ({} if provider is None else {"provider": provider})
     _show(client.post(path("projects"), body), as_json=as_json)
 
 
 @command.command()
 @click.argument("project_id", metavar="ID")
-@click.option("--name", metavar="NAME", help="A new name.")
-@click.option("--api-key", metavar="KEY", help="A new API key; '-' reads it from stdin.")
-@click.option("--provider", metavar="PROVIDER", help="Another provider; needs --api-key as well.")
+@click.option("--name", metavar="NAME", help="New name; must be unique.")
+@click.option("--api-key", metavar="KEY", help="New API key; '-' reads it from stdin.")
+@click.option("--provider", metavar="PROVIDER", help="New provider; requires --api-key.")
 @json_option
 @with_client
 def update(
@@ -81,7 +78,7 @@ def update(
     *,
     as_json: bool,
 ) -> None:
-    """Change a project; it holds from the next request on."""
+    """Change a project, from its next request on."""
     body = {"name": name, "api_key": None if api_key is None else _api_key(api_key), "provider": provider}
     changes = {key: value for key, value in body.items() if value is not None}
     if not changes:
@@ -94,7 +91,7 @@ def update(
 @json_option
 @with_client
 def activate(client: ManagementClient, project_id: str, *, as_json: bool) -> None:
-    """Let a project's tokens open requests again."""
+    """Activate a project: its tokens are accepted again."""
     _show(client.patch(path("projects", project_id), {"active": True}), as_json=as_json)
 
 
@@ -103,12 +100,12 @@ def activate(client: ManagementClient, project_id: str, *, as_json: bool) -> Non
 @json_option
 @with_client
 def deactivate(client: ManagementClient, project_id: str, *, as_json: bool) -> None:
-    """Stop all of a project's tokens, until it is activated again."""
+    """Deactivate a project: its tokens are rejected until it is active again."""
     _show(client.patch(path("projects", project_id), {"active": False}), as_json=as_json)
 
 
 def _api_key(given: str | None) -> str:
-    """Take the key from the option, from whoever sits at the terminal, or from a pipe."""
+    """The key from the option, from the terminal, or from stdin."""
     if given is not None and given != "-":
         return given
     asked = given is None and sys.stdin.isatty()
@@ -128,8 +125,8 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         "provider": found["provider"],
         "API key": _key(found),
         "state": _state(found),
-        "created": moment(found["created_at"]),
-        "changed": moment(found["updated_at"]),
+        "created": timestamp(found["created_at"]),
+        "changed": timestamp(found["updated_at"]),
     }
     click.echo(record(fields))
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import click
 
-from llm_proxy.cli.client import ManagementClient
-from llm_proxy.cli.commands.manage.connection import entries, json_option, path, with_client
-from llm_proxy.cli.confirmation import confirm, yes_option
+from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.failures import WrongUsage
-from llm_proxy.cli.output import Column, moment, print_json, printable, record, table
+from llm_proxy.cli.options import confirm, json_option, yes_option
+from llm_proxy.cli.output import Column, print_json, printable, record, table, timestamp
 from llm_proxy.cli.program import Group
 from llm_proxy.config import parse_duration
 
@@ -26,13 +25,12 @@ _COLUMNS = [
     Column("STATE"),
 ]
 
-
-#: Seconds that the API lets a token live, ten years; the API's own constant would bring a web framework with it.
+#: Seconds. The API has the same limit; its own constant is not imported, because that imports the web framework.
 _LONGEST_LIFE = 3653 * 86400
 
 
 class _Duration(click.ParamType[int]):
-    """A duration in whole minutes, rounded up; as long as tokens may live."""
+    """A token's lifetime in whole minutes, rounded up."""
 
     name = "duration"
 
@@ -49,7 +47,7 @@ class _Duration(click.ParamType[int]):
 
 
 class _Limit(click.ParamType[int]):
-    """A number of requests; 'unlimited' becomes 0, which nobody can type."""
+    """A number of requests; 0 for 'unlimited'."""
 
     name = "limit"
 
@@ -65,41 +63,41 @@ class _Limit(click.ParamType[int]):
         return number
 
 
-_DURATION_HELP = "Expires so long from now, from a minute to ten years, such as 30d, 12h or 90m."
-_EXPIRES_HELP = "Expires at this time, such as 2030-01-31T12:00:00Z."
+_DURATION_HELP = "Lifetime from now on, from 1m to ten years, e.g. 30d, 12h or 90m."
+_EXPIRES_HELP = "Time of expiry, e.g. 2030-01-31T12:00:00Z."
 _LIMIT_HELP = "Maximum number of requests, e.g. 1000, or 'unlimited'."
 
 
 @click.group("token", cls=Group)
 def command() -> None:
-    """Tokens, which open a project's provider.
+    """Manage tokens, which give access to a project's provider.
 
-    A token withers: it expires, is used up, or is revoked.
+    A token is accepted until it expires, is used up, or is revoked.
     """
 
 
 @command.command()
-@click.option("--project-id", required=True, metavar="ID", help="Whose API key its requests use.")
-@click.option("--name", metavar="NAME", help="For people; need not be unique.")
+@click.option("--project-id", required=True, metavar="ID", help="Project whose API key is used.")
+@click.option("--name", metavar="NAME", help="Name of the token; need not be unique.")
 @click.option("--duration", type=_Duration(), metavar="TIME", help=f"{_DURATION_HELP}  [default: 30d]")
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
 @click.option("--max-requests", type=_Limit(), metavar="N", help=f"{_LIMIT_HELP}  [default: unlimited]")
 @json_option
 @with_client
 def generate(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
-    """Make a token. Its secret is printed this once."""
+    """Create a token. Its secret is shown only once."""
     _show_secret(client.post(path("tokens"), {"project_id": project_id} | _body(**options)), as_json=as_json)
 
 
 @command.command("list")
-@click.option("--project-id", metavar="ID", help="Only those of this project.")
-@click.option("--active-only", is_flag=True, help="Leave out those that are revoked, expired or used up.")
+@click.option("--project-id", metavar="ID", help="List only tokens of this project.")
+@click.option("--active-only", is_flag=True, help="Leave out tokens that are revoked, expired or used up.")
 @json_option
 @with_client
 def list_(client: ManagementClient, project_id: str | None, *, active_only: bool, as_json: bool) -> None:
     """List tokens, the newest first."""
     query = {"project_id": project_id, "active_only": "true" if active_only else None}
-    found = list(entries(client, path("tokens"), **query))
+    found = list(client.list(path("tokens"), **query))
     if as_json:
         print_json(found)
     else:
@@ -110,7 +108,7 @@ def list_(client: ManagementClient, project_id: str | None, *, active_only: bool
                 f"…{t['last4']}",
                 t["request_count"],
                 _limit(t),
-                moment(t["expires_at"]),
+                timestamp(t["expires_at"]),
                 _state(t),
             )
             for t in found
@@ -123,20 +121,20 @@ def list_(client: ManagementClient, project_id: str | None, *, active_only: bool
 @json_option
 @with_client
 def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
-    """Show a token; of its secret, only the last characters."""
+    """Show a token, with the last characters of its secret."""
     _show(client.get(path("tokens", token_id)), as_json=as_json)
 
 
 @command.command()
 @click.argument("token_id", metavar="ID")
-@click.option("--name", metavar="NAME", help="A new name.")
+@click.option("--name", metavar="NAME", help="New name.")
 @click.option("--duration", type=_Duration(), metavar="TIME", help=_DURATION_HELP)
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
 @click.option("--max-requests", type=_Limit(), metavar="N", help=_LIMIT_HELP)
 @json_option
 @with_client
 def update(client: ManagementClient, token_id: str, *, as_json: bool, **options: Any) -> None:
-    """Change a token; it holds from the next request on."""
+    """Change a token, from its next request on."""
     changes = _body(**options)
     if not changes:
         raise WrongUsage("nothing to change; give --name, --duration, --expires-at or --max-requests")
@@ -147,7 +145,7 @@ def update(client: ManagementClient, token_id: str, *, as_json: bool, **options:
 @click.argument("token_id", metavar="ID")
 @with_client
 def revoke(client: ManagementClient, token_id: str) -> None:
-    """Revoke a token: it opens nothing from its next request on."""
+    """Revoke a token: its next request is rejected."""
     client.delete(path("tokens", token_id))
     click.echo(f"Token {token_id} is revoked.")
 
@@ -161,7 +159,7 @@ def revoke_all(client: ManagementClient, project_id: str, *, yes: bool, as_json:
     """Revoke every active token of a project."""
     if not yes:
         project = client.get(path("projects", project_id))
-        active = sum(token["active"] for token in entries(client, path("tokens"), project_id=project_id))
+        active = sum(token["active"] for token in client.list(path("tokens"), project_id=project_id))
         confirm(f"Revoke {active} token{'s' * (active != 1)} of the project {printable(project['name'])}?", yes=False)
     answer = client.post(path("projects", project_id, "tokens", "revoke"))
     if as_json:
@@ -175,9 +173,9 @@ def revoke_all(client: ManagementClient, project_id: str, *, yes: bool, as_json:
 @json_option
 @with_client
 def rotate(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
-    """Give a token a new secret.
+    """Replace the secret of a token.
 
-    It is printed this once; the old one opens nothing from now on.
+    The new secret is shown only once. The old one is rejected from now on.
     """
     _show_secret(client.post(path("tokens", token_id, "rotate")), as_json=as_json)
 
@@ -185,9 +183,9 @@ def rotate(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
 def _body(
     name: str | None, duration: int | None, expires_at: str | None, max_requests: int | None
 ) -> dict[str, object]:
-    """The fields of a token that options give."""
+    """The request body for the options that are given."""
     if duration is not None and expires_at is not None:
-        raise WrongUsage("--duration and --expires-at exclude each other; give one of them")
+        raise WrongUsage("--duration and --expires-at cannot be used together; give one of them")
     body = {"name": name, "duration_minutes": duration, "expires_at": expires_at, "max_requests": max_requests}
     given: dict[str, object] = {key: value for key, value in body.items() if value is not None}
     return given | ({"max_requests": None} if max_requests == 0 else {})
@@ -205,7 +203,7 @@ def _show_secret(found: dict[str, Any], *, as_json: bool) -> None:
         print_json(found)
         return
     click.echo(record({"token": found["token"]} | _fields(found)))
-    click.echo("The token is shown this once; only its digest is stored.", err=True)
+    click.echo("The token is shown only once; only its digest is stored.", err=True)
 
 
 def _fields(found: dict[str, Any]) -> dict[str, object]:
@@ -216,10 +214,10 @@ def _fields(found: dict[str, Any]) -> dict[str, object]:
         "ends in": found["last4"],
         "state": _state(found),
         "requests": f"{found['request_count']} of {_limit(found)}",
-        "expires": moment(found["expires_at"]),
-        "created": moment(found["created_at"]),
-        "last used": moment(found["last_used_at"]),
-        "revoked": moment(found["revoked_at"]),
+        "expires": timestamp(found["expires_at"]),
+        "created": timestamp(found["created_at"]),
+        "last used": timestamp(found["last_used_at"]),
+        "revoked": timestamp(found["revoked_at"]),
     }
 
 
@@ -228,7 +226,7 @@ def _limit(found: dict[str, Any]) -> object:
 
 
 def _state(found: dict[str, Any]) -> str:
-    """Whether the token opens anything, and if not, why."""
+    """Whether the token is accepted, and if not, why."""
     if not found["active"]:
         return "revoked"
     if found["expires_at"] is not None and datetime.fromisoformat(found["expires_at"]) <= datetime.now(UTC):

@@ -1,4 +1,4 @@
-"""What is sent: small requests that cost little, in the shape of the endpoint that they are for."""
+"""The request that is sent: small and cheap, in the form that its endpoint expects."""
 
 from __future__ import annotations
 
@@ -11,66 +11,66 @@ from llm_proxy.version import VERSION
 
 _MODEL: Final = "gpt-5.4-mini"
 _MESSAGES: Final = [{"role": "user", "content": "Say hello."}]
-#: Tokens that an answer may have; the Responses API takes no fewer.
-_FEW: Final = 16
+#: Maximum number of tokens of a response; the minimum that the Responses API accepts.
+_MAX_TOKENS: Final = 16
 
-#: What is asked of the endpoints that people have, by the end of their paths.
+#: Bodies by the end of the path.
 _BODIES: Final[dict[str, dict[str, Any]]] = {
-    "/chat/completions": {"messages": _MESSAGES, "max_completion_tokens": _FEW},
-    "/messages": {"messages": _MESSAGES, "max_tokens": _FEW},
-    "/responses": {"input": "Say hello.", "max_output_tokens": _FEW},
+    "/chat/completions": {"messages": _MESSAGES, "max_completion_tokens": _MAX_TOKENS},
+    "/messages": {"messages": _MESSAGES, "max_tokens": _MAX_TOKENS},
+    "/responses": {"input": "Say hello.", "max_output_tokens": _MAX_TOKENS},
     "/embeddings": {"input": "hello"},
 }
 _HAVE_BODIES: Final = {"POST", "PUT", "PATCH"}
 
-#: Sent where no `--header` replaces them; Anthropic refuses requests without its version, and others ignore it.
+#: Default headers. Anthropic requires its version; other providers ignore it.
 _HEADERS: Final = {
     "accept": "*/*",
     "content-type": "application/json",
     "user-agent": f"llm-proxy/{VERSION}",
     "anthropic-version": "2023-06-01",
 }
-#: What the command itself says of each request.
+#: Headers that the command sets itself.
 _OWN: Final = {"authorization", "connection", "content-length", "transfer-encoding"}
 
 
 def url_of(base_url: str, path: str) -> str:
-    """Join both; a base URL as SDKs have it, with `/v1` at its end, does not double that of the path."""
+    """Join both. SDKs have base URLs that end in `/v1`; it is not doubled."""
     if not re.fullmatch(r"/[\x21-\x7e]*", path) or "#" in path:
-        raise WrongUsage(f"--path {path!r} is no path; it begins with / and has no space or # in it")
+        raise WrongUsage(f"--path {path!r} is not a path; it must start with / and must not contain a space or #")
     if base_url.endswith("/v1") and path.startswith("/v1/"):
         base_url = base_url.removesuffix("/v1")
     return base_url + path
 
 
 def method_of(text: str) -> str:
-    """Return the method in capitals."""
+    """The method in capitals."""
     if not re.fullmatch(r"[A-Za-z]+", text) or text.upper() == "CONNECT":
-        raise WrongUsage(f"--method {text!r} is none that a proxy forwards, such as POST")
+        raise WrongUsage(f"--method {text!r} is not a method that the proxy forwards, e.g. POST")
     return text.upper()
 
 
 def body_for(method: str, path: str, model: str | None, *, stream: bool) -> bytes:
-    """Return a body that the endpoint understands; none for methods that have no body."""
+    """The default body of the endpoint; empty for methods without a body."""
     if method not in _HAVE_BODIES:
         return b""
     for end, body in _BODIES.items():
         if path.partition("?")[0].endswith(end):
             return json.dumps({"model": model or _MODEL, **body, **({"stream": True} if stream else {})}).encode()
-    raise WrongUsage(f"what {path} takes is not known; give it with --body")
+    raise WrongUsage(f"there is no default body for {path}; give one with --body")
 
 
 def headers_with(given: tuple[str, ...]) -> list[tuple[str, str]]:
-    """Return the headers of each request, in the order in which they are sent."""
+    """The default headers and those of `--header`, in the order in which they are sent."""
     headers = dict(_HEADERS)
     more: list[tuple[str, str]] = []
     for text in given:
         name, colon, value = text.partition(":")
         if not colon or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-            # The value may be a secret, and so may be what has no name.
-            raise WrongUsage("a --header is no header; write it as 'NAME: VALUE'")
+            # Not shown, because it may contain a secret.
+            raise WrongUsage("the value of --header is not a header; write it as 'NAME: VALUE'")
         if name.lower() in _OWN:
-            raise WrongUsage(f"--header cannot replace {name}, which the command says itself")
+            raise WrongUsage(f"--header cannot replace {name}, which the command sets itself")
         headers.pop(name.lower(), None)
         more.append((name, value.strip()))
     return [*headers.items(), *more]

@@ -14,7 +14,6 @@ from typing import Final
 import trio
 from attrs import define
 
-from llm_proxy.cli.failures import Failure
 from llm_proxy.config import ListenAddress, Mistake, Settings, SettingsError
 from llm_proxy.errors import server_error
 from llm_proxy.gateway.providers import provider_file
@@ -55,12 +54,13 @@ def check_files(settings: Settings) -> None:
 
 
 def bind_listeners(settings: Settings) -> tuple[socket.socket, ...]:
-    """Bind the configured address. Raises `Failure` where it cannot be had."""
+    """Bind the configured address. Raises `OSError` with a message for the operator."""
     address = settings.listen_addr
     try:
         return bind(address.host, address.port)
     except OSError as error:
-        raise Failure(f"cannot listen on {address}: {error.strerror}; choose another address with --addr") from None
+        reason = f"cannot listen on {address}: {error.strerror}; choose another address with --addr"
+        raise OSError(error.errno, reason) from None
 
 
 def connection_limit(settings: Settings) -> int:

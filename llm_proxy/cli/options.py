@@ -1,0 +1,124 @@
+"""The options that several commands share, and the settings behind them."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
+
+import click
+from attrs import evolve
+
+from llm_proxy.cli.failures import ERROR, WrongUsage
+from llm_proxy.cli.output import warn
+from llm_proxy.config import Settings, kinds, read_one
+from llm_proxy.config.kinds import Kind
+
+F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
+
+#: Read if it exists, unless `--config` names another file.
+DOTENV = Path(".env")
+
+
+class Value(click.ParamType[T], Generic[T]):
+    """The type of an option that is parsed like a setting."""
+
+    def __init__(self, kind: Kind[T]) -> None:
+        """Parse values of this kind."""
+        self.name = kind.name
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
+        """Parse the text of an option; a default may be a parsed value already."""
+        if not isinstance(value, str):
+            parsed: T = value
+            return parsed
+        try:
+            return self._kind.parse(value)
+        except ValueError:
+            self.fail(f"{kinds.quoted(value)} is not {self._kind.allowed}", param, ctx)
+
+
+BASE_URL: Final = Value(
+    evolve(kinds.BASE_URL, allowed="an http or https URL without user and query, such as http://localhost:8080")
+)
+
+
+def config_option(function: F) -> F:
+    """Add `--config`."""
+    return click.option(
+        "--config",
+        "config",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="File of NAME=value lines to read settings from.  [default: .env if it exists]",
+    )(function)
+
+
+def database_options(function: F) -> F:
+    """Add `--db` and `--config`, for commands that work on the database itself."""
+    option = click.option("--db", "db", metavar="PATH", help="Path of the SQLite database.  [DATABASE_PATH]")
+    return option(config_option(function))
+
+
+def json_option(function: F) -> F:
+    """Add `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def yes_option(function: F) -> F:
+    """Add `--yes`, for commands that call `confirm`."""
+    return click.option("--yes", is_flag=True, help="Do not ask for confirmation; required without a terminal.")(
+        function
+    )
+
+
+def confirm(question: str, *, yes: bool) -> None:
+    """Ask for confirmation before something is deleted or disabled.
+
+    Raises:
+        click.exceptions.Exit: the answer is no.
+        WrongUsage: there is neither `--yes` nor a terminal.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise WrongUsage(f"this needs confirmation ({question}); run it with --yes")
+    if not click.confirm(question, err=True):
+        click.echo("Nothing was changed.", err=True)
+        raise click.exceptions.Exit(ERROR)
+
+
+def load_settings(
+    config: Path | None, db: str | None = None, *, serving: bool = False, **flags: str | None
+) -> Settings:
+    """Load the settings of this process, and warn of misspelt variables. Raises `SettingsError`.
+
+    Args:
+        config: the file of `--config`.
+        db: the SQLite file of `--db`.
+        serving: whether the settings must be complete for a server.
+        flags: values of other options, by the names of their settings.
+    """
+    if db is not None:
+        flags |= {"DB_DRIVER": "sqlite", "DATABASE_PATH": db}
+    given, dotenv = _given(flags), _dotenv(config)
+    for warning in Settings.warnings(os.environ, given, dotenv):
+        warn(warning)
+    return Settings.load(os.environ, given, dotenv, serving=serving)
+
+
+def load_setting(name: str, config: Path | None, **flags: str | None) -> Any:
+    """Load one setting, for commands that do not need the others to be right. Raises `SettingsError`."""
+    return read_one(name, os.environ, _given(flags), _dotenv(config))
+
+
+def _given(flags: Mapping[str, str | None]) -> dict[str, str]:
+    return {name: value for name, value in flags.items() if value is not None}
+
+
+def _dotenv(config: Path | None) -> Path | None:
+    return config or (DOTENV if DOTENV.is_file() else None)
