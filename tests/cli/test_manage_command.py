@@ -324,7 +324,7 @@ def test_a_wrong_address_in_the_settings_is_told(run: Run) -> None:
     result = run("manage", "project", "list", env={"LLM_PROXY_URL": "localhost:8080"})
 
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: LLM_PROXY_URL='localhost:8080': allowed: an http or https URL")
+    assert result.stderr.startswith("error: LLM_PROXY_URL='localhost:8080': a base URL begins with https:// or http://")
 
 
 def test_a_base_url_that_is_none(run: Run) -> None:
