@@ -265,27 +265,19 @@ class ManagementError(ProxyError):
 
 
 class InvalidBody(ManagementError):
-    """Fields of the body are wrong, unknown or missing."""
-
     status, code, error = 400, "invalid_body", "The request body is not acceptable"
 
 
 class InvalidQuery(ManagementError):
-    """Parameters of the query are wrong or unknown."""
-
     status, code, error = 400, "invalid_query", "The query is not acceptable"
 
 
 class Unauthorized(ManagementError):
-    """The management token is missing or wrong."""
-
     status, code, error = 401, "unauthorized", "The management API needs the management token"
     description = "Send the server's MANAGEMENT_TOKEN in the Authorization header as 'Bearer <token>'."
 
 
 class NotFound(ManagementError):
-    """The path is not one of the management API."""
-
     status, code, error = 404, "not_found", "There is nothing here"
     description = (
         "Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of the management API are"
@@ -294,43 +286,31 @@ class NotFound(ManagementError):
 
 
 class ProjectNotFound(ManagementError):
-    """No project has this id."""
-
     status, code, error = 404, "project_not_found", "There is no such project"
     description = "No project has this id."
 
 
 class TokenNotFound(ManagementError):
-    """No token has this id."""
-
     status, code, error = 404, "token_not_found", "There is no such token"
     description = "No token has this id. A token's id is not its secret."
 
 
 class RequestNotFound(ManagementError):
-    """No finished request has this id."""
-
     status, code, error = 404, "request_not_found", "There is no such request"
     description = "No finished request has this id (the proxy's or the provider's). Running requests are not listed."
 
 
 class NameTaken(ManagementError):
-    """Another project has the name."""
-
     status, code, error = 409, "name_taken", "Another project has this name"
     description = "Names of projects are unique. Choose another one."
 
 
 class ProjectDeactivated(ManagementError):
-    """A new token is for a project that was deactivated."""
-
     status, code, error = 409, "project_inactive", "The project is deactivated"
     description = 'Tokens of a deactivated project open nothing. Activate it first: PATCH it with {"active": true}.'
 
 
 class TokenRevoked(ManagementError):
-    """A revoked token cannot be rotated."""
-
     status, code, error = 409, "token_revoked", "The token is revoked"
     description = (
         'A new secret would open nothing. Take the revocation back first (PATCH it with {"active": true}),'
@@ -339,8 +319,6 @@ class TokenRevoked(ManagementError):
 
 
 class UnsupportedMediaType(ManagementError):
-    """The `Content-Type` of the body is not JSON."""
-
     status, code, error = 415, "unsupported_media_type", "The request body must be JSON"
     description = "Send it with the header 'Content-Type: application/json'."
 

@@ -1,7 +1,7 @@
-"""Authentication on the control plane: the management token.
+"""Authentication of the management API by the management token.
 
-The right token passes, whatever else came from its address. Wrong ones are neither counted against an address nor
-delayed: the defence against guessing is the length of the token, which the settings check.
+The right token is always accepted. Wrong ones are neither counted per address nor delayed: what protects the token from
+guessing is its length, which the settings check.
 """
 
 from __future__ import annotations
@@ -17,35 +17,28 @@ import trio
 from llm_proxy.errors import Unauthorized
 from llm_proxy.logging import log
 
-#: Shortest time in seconds between two log lines about wrong tokens.
+#: Minimum time in seconds between two log lines about wrong tokens.
 LOG_INTERVAL: Final = 10.0
 
 _log = log.logger("manage")
 
 
 class Guard:
-    """Checks the management token."""
+    """Checks the management token, and keeps only its hash."""
 
     def __init__(self, token: str) -> None:
-        """Take the management token; only a hash of it is kept."""
+        """Take the management token; an empty one is never accepted."""
         self._expected = _hash(token)
         self._logged_at = -math.inf
         self._refused = 0
 
-    def admit(self, address: str, authorization: Sequence[str]) -> None:
-        """Let a request pass or refuse it.
-
-        Args:
-            address: of the client, for the log.
-            authorization: the values of its `Authorization` headers.
-
-        Raises:
-            Unauthorized: there is no management token in them, or not the right one.
-        """
-        token = _bearer(authorization)
-        if token is None:
+    def check(self, address: str, authorization: Sequence[str]) -> None:
+        """Check the `Authorization` headers of a request; `address` is for the log. Raises `Unauthorized`."""
+        scheme, _, token = authorization[0].strip().partition(" ") if len(authorization) == 1 else ("", "", "")
+        token = token.strip()
+        if not token or scheme.lower() != "bearer":
             raise Unauthorized
-        # Hashes have one length, so the comparison takes the same time for any guess (and any length of the secret).
+        # Hashes have one length, so the comparison takes the same time for any guess (and any length of the token).
         if hmac.compare_digest(_hash(token), self._expected):
             return
         self._refused += 1
@@ -54,14 +47,6 @@ class Guard:
             _log.warning("a wrong management token was refused", address=address, attempts=self._refused)
             self._logged_at, self._refused = now, 0
         raise Unauthorized("The management token is wrong.")
-
-
-def _bearer(authorization: Sequence[str]) -> str | None:
-    """Read the token; None unless there is exactly one header and it has the scheme."""
-    if len(authorization) != 1:
-        return None
-    scheme, _, token = authorization[0].strip().partition(" ")
-    return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 def _hash(token: str) -> bytes:

@@ -103,7 +103,7 @@ def _operation(resource: Resource, operation: Operation) -> dict[str, Any]:
         "security": [{"management": []}],
     }
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": msgspec.json.schema(operation.id_type)}
+        {"name": name, "in": "path", "required": True, "schema": msgspec.json.schema(operation.id.type)}
         for name in re.findall(r"{(\w+)}", operation.path)
     ]
     query = schema_of(operation.query or Query)

@@ -44,6 +44,8 @@ HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosnif
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
+_ID: Final = Field.of("id", Id)
+
 _log = log.logger("manage")
 
 H = TypeVar("H", bound=Callable[..., Awaitable[object]])
@@ -51,11 +53,11 @@ H = TypeVar("H", bound=Callable[..., Awaitable[object]])
 
 @frozen
 class Call:
-    """One use of an operation: the server's services, the time, and the ids of the path by name."""
+    """One use of an operation; `id` is the one of the path, empty if the path has none."""
 
     services: Services
     now: datetime
-    ids: Mapping[str, str]
+    id: str
 
 
 @define
@@ -69,8 +71,8 @@ class Operation:
         status: of the answer.
         check: the mistakes that no single field of the body shows; see `schema.Check`.
         errors: how it can fail beyond what is true of every operation.
-        not_found: the error if an id of the path is not valid.
-        id_type: type of the ids of the path.
+        not_found: the error if the id in the path is not valid.
+        id: reads the id in the path.
         handle: gets the call, and the query or the body if the operation has one.
     """
 
@@ -84,7 +86,7 @@ class Operation:
     check: Check = lambda _given, _values, _now: ()
     errors: tuple[type[ProxyError], ...] = ()
     not_found: type[ProxyError] = NotFound
-    id_type: Any = Id
+    id: Field = _ID
     handle: Callable[..., Awaitable[object]] = field(init=False)
 
     @property
@@ -131,7 +133,7 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
         g.request_id = request_id()
         # A request has a task of its own, so this ends with it.
         structlog.contextvars.bind_contextvars(request_id=g.request_id)
-        guard.admit(request.remote_addr or "", request.headers.getlist("Authorization"))
+        guard.check(request.remote_addr or "", request.headers.getlist("Authorization"))
 
     @routes.after_request
     async def name_request(response: Response) -> Response:
@@ -172,7 +174,7 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
 
 async def _perform(operation: Operation, services: Services, ids: Mapping[str, str], now: datetime) -> Response:
     try:
-        call = Call(services, now, {name: Field.of(name, operation.id_type).read(value) for name, value in ids.items()})
+        call = Call(services, now, "".join(map(operation.id.read, ids.values())))
     except ValueError:
         raise operation.not_found from None
     query = read_query(operation.query or Query, request.args.items(multi=True))

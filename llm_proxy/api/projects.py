@@ -128,7 +128,7 @@ async def _create(call: Call, new: NewProject) -> Project:
 @RESOURCE.add(Operation("GET", _ONE, "getProject", Project, not_found=ProjectNotFound))
 async def _get(call: Call) -> Project:
     """Show a project."""
-    return shown(Project, await call.services.database.read(_found, call.ids["project_id"], queries.get))
+    return shown(Project, await call.services.database.read(_found, call.id, queries.get))
 
 
 @RESOURCE.add(
@@ -138,7 +138,7 @@ async def _get(call: Call) -> Project:
 )
 async def _update(call: Call, body: ProjectChanges) -> Project:
     """Change a project; the next request on every replica uses the change."""
-    identity = call.ids["project_id"]
+    identity = call.id
     sent = given(body)
     changes: Any = dict(sent)
     if body.api_key:
@@ -163,7 +163,7 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
 @RESOURCE.add(Operation("POST", _ONE + "/tokens/revoke", "revokeProjectTokens", Revocation, not_found=ProjectNotFound))
 async def _revoke_tokens(call: Call) -> Revocation:
     """Revoke every active token of a project."""
-    identity = call.ids["project_id"]
+    identity = call.id
 
     def revoke(connection: Connection) -> int:
         _found(connection, identity, queries.get)

@@ -10,7 +10,7 @@ from db import records
 from db.queries import requests as queries
 from llm_proxy.api.operations import Call, Operation, Resource
 from llm_proxy.api.pages import ById, id_cursor, page, page_of
-from llm_proxy.api.schema import Id, doc, one_of, printable
+from llm_proxy.api.schema import Field, Id, doc, one_of, printable
 from llm_proxy.errors import RequestNotFound
 
 RESOURCE: Final = Resource("Requests")
@@ -59,12 +59,12 @@ async def _list(call: Call, query: ListRequests) -> object:
         "getRequest",
         Request,
         not_found=RequestNotFound,
-        id_type=Annotated[str, printable(255)],
+        id=Field.of("id", Annotated[str, printable(255)]),
     )
 )
 async def _get(call: Call) -> object:
     """Show a request that has ended, by its own id or the provider's (of successful ones, the newest million)."""
-    settled = await call.services.database.read(queries.find, call.ids["request_id"])
+    settled = await call.services.database.read(queries.find, call.id)
     if settled is None:
         raise RequestNotFound
     return settled.by_column()

@@ -177,7 +177,7 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
 @RESOURCE.add(Operation("GET", _ONE, "getToken", Token, not_found=TokenNotFound))
 async def _get(call: Call) -> Token:
     """Show a token."""
-    token = await call.services.database.read(queries.get, call.ids["token_id"])
+    token = await call.services.database.read(queries.get, call.id)
     if token is None:
         raise TokenNotFound
     return shown(Token, token)
@@ -194,7 +194,7 @@ async def _update(call: Call, body: TokenChanges) -> Token:
         changes["expires_at"] = expires_at
 
     def change(connection: Connection) -> records.Token:
-        return queries.change(connection, _locked(connection, call.ids["token_id"]), changes, call.now)
+        return queries.change(connection, _locked(connection, call.id), changes, call.now)
 
     token = await call.services.database.write(change)
     _log.info("token changed", token_id=token.id, project_id=token.project_id, fields=", ".join(sent))
@@ -206,7 +206,7 @@ async def _revoke(call: Call) -> None:
     """Revoke a token. Its row stays, for the ledger."""
 
     def revoke(connection: Connection) -> records.Token:
-        token = _locked(connection, call.ids["token_id"])
+        token = _locked(connection, call.id)
         return queries.change(connection, token, {"active": False}, call.now) if token.active else token
 
     token = await call.services.database.write(revoke)
@@ -221,7 +221,7 @@ async def _rotate(call: Call) -> TokenWithSecret:
     secret = encryption.new_token_secret()
 
     def rotate(connection: Connection) -> records.Token:
-        token = _locked(connection, call.ids["token_id"])
+        token = _locked(connection, call.id)
         if not token.active:
             raise TokenRevoked
         return queries.rotate(connection, token, encryption.digest(secret), encryption.last4(secret), call.now)

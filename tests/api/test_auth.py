@@ -25,7 +25,7 @@ def guard() -> Guard:
 def refused(guard: Guard, address: str = HERE, times: int = 1) -> None:
     for _ in range(times):
         with pytest.raises(Unauthorized):
-            guard.admit(address, WRONG)
+            guard.check(address, WRONG)
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def refused(guard: Guard, address: str = HERE, times: int = 1) -> None:
     [["Bearer right-token"], ["bearer right-token"], ["BEARER   right-token "]],
 )
 async def test_the_right_token_is_accepted(guard: Guard, authorization: list[str]) -> None:
-    guard.admit(HERE, authorization)
+    guard.check(HERE, authorization)
 
 
 @pytest.mark.parametrize(
@@ -55,14 +55,14 @@ async def test_the_right_token_is_accepted(guard: Guard, authorization: list[str
 )
 async def test_every_other_authorization_is_refused(guard: Guard, authorization: list[str], description: str) -> None:
     with pytest.raises(Unauthorized) as refusal:
-        guard.admit(HERE, authorization)
+        guard.check(HERE, authorization)
     assert refusal.value.description == description
 
 
 @pytest.mark.parametrize("authorization", [[], [""], ["Bearer"], ["Bearer "], ["Bearer \xa0"], ["Bearer x"]])
 async def test_without_a_management_token_every_request_is_refused(authorization: list[str]) -> None:
     with pytest.raises(Unauthorized):
-        Guard("").admit(HERE, authorization)
+        Guard("").check(HERE, authorization)
 
 
 async def test_tokens_are_compared_in_constant_time(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,14 +75,14 @@ async def test_tokens_are_compared_in_constant_time(guard: Guard, monkeypatch: p
     monkeypatch.setattr(hmac, "compare_digest", compare)
     for token in ("r", "right-token", "x" * 1000):
         with pytest.raises(Unauthorized):
-            guard.admit(HERE, [f"Bearer {token}"])
+            guard.check(HERE, [f"Bearer {token}"])
     assert {len(side) for sides in compared for side in sides} == {32}, "of one length, whatever was guessed"
     assert len(compared) == 3
 
 
 async def test_the_right_token_is_accepted_after_many_wrong_ones(guard: Guard) -> None:
     refused(guard, times=1000)
-    guard.admit(HERE, RIGHT)
+    guard.check(HERE, RIGHT)
 
 
 async def test_wrong_tokens_are_logged_at_most_once_in_an_interval_and_counted(
@@ -97,7 +97,7 @@ async def test_wrong_tokens_are_logged_at_most_once_in_an_interval_and_counted(
 
 async def test_a_missing_token_is_not_logged(guard: Guard) -> None:
     with structlog.testing.capture_logs() as logged, pytest.raises(Unauthorized):
-        guard.admit(HERE, [])
+        guard.check(HERE, [])
     assert logged == []
 
 
