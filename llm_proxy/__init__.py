@@ -19,7 +19,7 @@ The map, from the outside in; imports go downwards only.
 - `secrets`: encryption of API keys at rest, key rotation, private files
 - `logging`: structured logs, redaction
 - `server`: the ASGI server: sockets, HTTP/1.1 and HTTP/2, workers; knows nothing of the product
-- `net`: TLS trust, timeouts and disconnects, shared by the server and by clients
+- `net`: client sockets, TLS, timeouts and disconnects, shared by the server and by clients
 - `load`: the load generator; knows nothing of the product
 
 `db`, the database layer, is below the package and does not import it.
