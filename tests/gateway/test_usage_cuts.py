@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from llm_proxy.gateway.http.codings import DECODERS
 from llm_proxy.gateway.usage import Usage, meter_for
-from llm_proxy.gateway.usage import body as body_module
 from llm_proxy.gateway.usage import events as events_module
+from llm_proxy.gateway.usage import meter as meter_module
 from llm_proxy.gateway.usage.scan import Scanner
 from llm_proxy.gateway.usage.tally import Tally
 from tests.gateway.metering import feed
@@ -32,7 +32,7 @@ KEPT = 60
 @pytest.fixture(autouse=True, scope="module")
 def small_bounds() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(body_module, "KEPT", KEPT)
+        patch.setattr(meter_module, "KEPT", KEPT)
         patch.setattr(events_module, "KEPT", KEPT)
         yield
 

@@ -160,7 +160,7 @@ class TestEncodings:
         feed(meter, PACK[encoding](text))
         assert meter.result() == UNKNOWN
         assert meter.unmetered
-        assert getattr(meter, "_given", 0) < 10_000_000
+        assert getattr(meter, "_decoded", 0) < 10_000_000
 
     @pytest.mark.parametrize("encoding", PACK)
     @pytest.mark.parametrize("most", [1 << 22, 1 << 23])

@@ -1,11 +1,9 @@
-"""Token usage, read from responses as they pass; sans-I/O, bounded in memory, and it never raises.
+"""Token usage, read from passing responses: without I/O, in bounded memory, and without exceptions.
 
-- `meter.py`: `meter_for` picks the meter of a response, by its media type and content encoding
-- `events.py`: server-sent events
-- `body.py`: JSON bodies
-- `scan.py`: JSON of any length in constant memory, for what is too long to be kept
-- `decoding.py`: compressed bodies, with caps against bombs
-- `tally.py`: what `usage` objects mean, and the sum of several
+- `meter`: `meter_for` selects the meter of a response by media type and content encoding; JSON, compressed bodies
+- `events`: server-sent events
+- `scan`: JSON of any length in constant memory, for documents that are too long to keep
+- `tally`: the meaning of `usage` objects, and the sum of several
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """Usage in a stream of server-sent events (WHATWG HTML §9.2): lines, fields and events, as a browser reads them.
 
-A stream has thousands of events, and two or three that matter: those with usage, the one that ends it, and one that
-says that it has failed. So events are not taken apart unless they hold a word that matters: a look for a few words in
-each chunk is nearly all the work. What is not a whole event yet is kept until the rest has come; an event that grows
-too long to be kept is scanned as it passes.
+A stream has thousands of events, and two or three are relevant: those with usage, the one that ends the stream, and one
+that reports a failure. So an event is parsed only if it contains one of a few words, and the search for these words is
+nearly all the work. An incomplete event is kept until the rest arrives. One that is too long to keep is scanned as it
+passes.
 
-Line ends are brought to LF first, across chunks, so that an empty line is always two LFs in a row.
+Line ends are converted to LF first, across pieces, so that an empty line is always two LFs.
 """
 
 from __future__ import annotations
@@ -18,32 +18,31 @@ from attrs import define, field
 from llm_proxy.gateway.usage.scan import Scanner, read
 from llm_proxy.gateway.usage.tally import BYTE_ORDER_MARK, Tally, Usage
 
-#: Longest event, in bytes, that is kept. Which way is taken depends on the length alone, never on how it was cut.
+#: Longest event, in bytes, that is kept. A longer one is scanned. Only the length decides, never how it was cut.
 KEPT = 32 * 1024
 
-#: Bytes that are handled at a time, where any of them matter.
+#: Bytes that are processed in one step, if any of them are relevant.
 _SLICE = 4 * 1024
 
 _EMPTY_LINE = b"\n\n"
 _DATA = b"data:"
 _NAME = b"event:"
-#: The data of the last event of OpenAI's streams and of those that imitate them.
+_USAGE = b'"usage"'
+#: The data of the last event of OpenAI's streams, and of compatible ones.
 _DONE = b"[DONE]"
 
-#: What events have that matter: usage (most chunks of OpenAI's chat streams say `"usage":null`), and the words of those
-#: that end a stream (see `tally.py`).
-_WORDS = re.compile(
-    rb'"usage"(?!: ?null)|error|\[DONE\]|message_stop|message-end|finishReason'
-    rb"|response\.(?:completed|incomplete|failed)"
-)
+#: Most chunks of OpenAI's chat streams have it.
+_NO_USAGE = (b'"usage":null', b'"usage": null')
+#: The types of events of OpenAI's Responses API that end a stream.
+_RESPONSE_END = re.compile(rb"response\.(?:completed|incomplete|failed)")
 
-#: A candidate of Gemini's that is complete. Its streams have no event to end them: the last chunk says this.
+#: A complete candidate of Gemini. Its streams have no last event: the last chunk contains this.
 _FINISHED = re.compile(rb'"finishReason"\s*:\s*"')
 
 
 @define
 class EventMeter:
-    """Meters a response whose body is a stream of events."""
+    """Meters a body that is a stream of events."""
 
     _whole: bool = False
     _pending: bytearray = field(factory=bytearray)
@@ -54,33 +53,31 @@ class EventMeter:
 
     @property
     def unmetered(self) -> bool:
-        """Whether an event could not be read, or the stream breaks off inside of one."""
+        """See `UsageMeter.unmetered`: an event could not be read, or the stream ends inside of one."""
         tally = self._tally
         return tally.unread or (self._whole and tally.cut_off and not tally.ended)
 
     @property
     def ended(self) -> bool:
-        """Whether the event that ends the stream was seen."""
+        """See `UsageMeter.ended`."""
         return self._tally.ended
 
     @property
     def failed(self) -> bool:
-        """Whether an event was seen that says that the answer has failed."""
+        """See `UsageMeter.failed`."""
         return self._tally.failed
 
     def feed(self, data: bytes) -> Iterable[None]:
-        """Take the next piece of the stream; see `UsageMeter.feed`."""
-        if (
-            data.endswith(_EMPTY_LINE)
-            and not self._pending
-            and len(data) <= KEPT
-            and self._long is None
-            and not self._matters(data)
-        ):
-            # Whole events, none of which matters: nearly always.
-            self._started = True
-            self._after_cr = False
-            return ()
+        """See `UsageMeter.feed`."""
+        if data.endswith(_EMPTY_LINE) and not self._pending and len(data) <= KEPT and self._long is None:
+            # Whole events: nearly always.
+            relevant = self._is_relevant(data)
+            if not relevant or (len(data) <= _SLICE and b"\r" not in data and not data.startswith(BYTE_ORDER_MARK)):
+                self._started = True
+                self._after_cr = False
+                if relevant:
+                    self._events(data)
+                return ()
         return self._take(data)
 
     def _take(self, data: bytes) -> Iterator[None]:
@@ -99,18 +96,17 @@ class EventMeter:
                         yield
 
     def result(self, *, whole: bool = True) -> Usage:
-        """The usage that the stream reported; see `UsageMeter.result`.
-
-        An event that was cut off by the end counts if it is whole apart from its empty line.
-        """
+        """See `UsageMeter.result`. An event that the end cuts off counts if only its empty line is missing."""
         self._whole = whole
         self._end_long()
-        self._event(bytes(self._pending).strip(b"\n"))
+        pending = bytes(self._pending).strip(b"\n")
+        if self._is_relevant(pending):
+            self._event(pending)
         self._pending.clear()
         return self._tally.result()
 
     def _line_feeds(self, data: bytes) -> bytes:
-        """Turn CR LF and CR into LF; a CR at the end of a piece counts, and an LF at the start of the next does not."""
+        """Convert CR LF and CR to LF, also if a CR LF is cut between two pieces."""
         if not data:
             return data
         if self._after_cr and data.startswith(b"\n"):
@@ -124,7 +120,7 @@ class EventMeter:
         return data
 
     def _gather(self, data: bytes) -> bytes:
-        """Handle the events that are whole, keep the rest; returns what is left to do, the start of a long event."""
+        """Read complete events and keep the rest; return the start of an event that is too long to keep, or nothing."""
         pending = self._pending
         searched = max(len(pending) - 1, 0)
         pending += data
@@ -136,7 +132,9 @@ class EventMeter:
                 del pending[: len(BYTE_ORDER_MARK)]
         end = pending.rfind(_EMPTY_LINE, searched)
         if end >= 0:
-            self._events(bytes(pending[:end]))
+            text = bytes(pending[:end])
+            if end > KEPT or self._is_relevant(text):
+                self._events(text)
             del pending[: end + len(_EMPTY_LINE)]
         if pending.startswith(b"\n"):
             del pending[: len(pending) - len(pending.lstrip(b"\n"))]
@@ -148,18 +146,18 @@ class EventMeter:
         return start
 
     def _events(self, text: bytes) -> None:
-        if len(text) > KEPT or self._matters(text):
-            for event in text.split(_EMPTY_LINE):
+        """Read complete events, at least one of which is relevant or long."""
+        events = text.strip(b"\n").split(_EMPTY_LINE)
+        for event in events:
+            if len(events) == 1 or len(event) > KEPT or self._is_relevant(event):
                 self._event(event.strip(b"\n"))
 
     def _event(self, event: bytes) -> None:
-        """Handle one whole event, without the empty lines round it."""
+        """Read one complete event, without empty lines around it."""
         if len(event) > KEPT:
             self._long = _LongEvent()
             self._long.feed(event)
             self._end_long()
-            return
-        if not self._matters(event):
             return
         if event.startswith(_DATA) and b"\n" not in event:
             document = event[len(_DATA) :]
@@ -167,15 +165,30 @@ class EventMeter:
             lines = event.split(b"\n")
             for line in lines:
                 if line.startswith(_NAME):
-                    self._tally.note(line[len(_NAME) :].strip(b" ").decode("latin-1"))
+                    self._tally.add_type(line[len(_NAME) :].strip(b" "))
             document = b"\n".join([line[len(_DATA) :] for line in lines if line.startswith(_DATA)])
-        if document.strip() == _DONE or _FINISHED.search(document):
+        if document.strip() == _DONE:
             self._tally.ended = True
-        if document:
+        elif document:
+            if _FINISHED.search(document):
+                self._tally.ended = True
             read(document, self._tally)
 
-    def _matters(self, text: bytes) -> bool:
-        return _WORDS.search(text) is not None or (not self._tally.model and b'"model"' in text)
+    def _is_relevant(self, text: bytes) -> bool:
+        """Whether it contains usage, an end, a failure, or the model if that is not known yet."""
+        if (not self._tally.model and b'"model"' in text) or (
+            b"error" in text
+            or _DONE in text
+            or b"message_stop" in text
+            or b"message-end" in text
+            or b"finishReason" in text
+            or (b"response." in text and _RESPONSE_END.search(text) is not None)
+        ):
+            return True
+        found = text.find(_USAGE)
+        while found >= 0 and text.startswith(_NO_USAGE, found):
+            found = text.find(_USAGE, found + len(_USAGE))
+        return found >= 0
 
     def _end_long(self) -> None:
         if self._long is not None:
@@ -185,17 +198,17 @@ class EventMeter:
 
 @define
 class _LongEvent:
-    """An event that is too long to be kept: its data lines go through a scanner as they pass."""
+    """An event that is too long to keep: its data lines go through a scanner as they pass."""
 
     scanner: Scanner = field(factory=Scanner)
     ended: bool = False
-    #: The start of a line, while it is too short to tell which field it is.
+    #: The start of a line, as long as it is too short to identify the field.
     _start: bytes = b""
     #: Whether the line is data; None at its start.
     _is_data: bool | None = None
 
     def feed(self, data: bytes) -> bytes:
-        """Take the next piece (line ends are LF); returns what comes after the event, once it has ended."""
+        """Take the next piece, with LF as line end; return what follows the end of the event."""
         position = 0
         while position < len(data):
             newline = data.find(b"\n", position)

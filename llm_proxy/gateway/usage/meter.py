@@ -1,51 +1,64 @@
-"""Which meter a response gets."""
+"""The meter of a response: JSON bodies, compressed bodies, and the choice between them and event streams."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final, Protocol
 
-from attrs import frozen
+from attrs import define, field, frozen
 
-from llm_proxy.gateway.http.codings import DECODERS
+from llm_proxy.gateway.http.codings import DECODERS, Decoder, Undecodable
 from llm_proxy.gateway.http.headers import Headers, media_type
-from llm_proxy.gateway.usage.body import BodyMeter
-from llm_proxy.gateway.usage.decoding import DecodingMeter
 from llm_proxy.gateway.usage.events import EventMeter
-from llm_proxy.gateway.usage.tally import UNKNOWN, Usage
+from llm_proxy.gateway.usage.scan import Scanner, read
+from llm_proxy.gateway.usage.tally import BYTE_ORDER_MARK, UNKNOWN, Tally, Usage
 
-#: Streams that report usage in a form that is not read: JSON by the line, and that of AWS.
-_UNREAD_STREAMS = frozenset({b"application/x-ndjson", b"application/jsonl", b"application/vnd.amazon.eventstream"})
+#: Longest JSON body, in bytes, that is kept and decoded at its end. A longer one is scanned. Only the length decides,
+#: never how the body was cut.
+KEPT: Final = 32 * 1024
+
+#: Bytes that are scanned in one step.
+_SLICE: Final = 16 * 1024
+
+#: Maximum size of a decoded body, and its maximum ratio to the encoded size above `_FREE` bytes.
+_MAX_DECODED: Final = 256 * 1024 * 1024
+_MAX_RATIO: Final = 100
+_FREE: Final = 1024 * 1024
+
+#: Streams that report usage in a form that is not read: lines of JSON, and AWS event streams.
+_UNREAD_STREAMS: Final = frozenset(
+    {b"application/x-ndjson", b"application/jsonl", b"application/vnd.amazon.eventstream"}
+)
 
 
 class UsageMeter(Protocol):
-    """Reads the usage from a response as it passes. Never raises; cutting the bytes in another way changes nothing."""
+    """Reads the usage of a passing response. Never raises. The result does not depend on how the bytes were cut."""
 
     @property
     def unmetered(self) -> bool:
-        """Whether the response may have reported usage that could not be read; asked after `result`."""
+        """After `result`: whether the response may have reported usage that could not be read."""
 
     @property
     def ended(self) -> bool:
-        """Whether the event that ends a stream has passed, after which nothing is missing."""
+        """Whether the event that ends a stream has passed."""
 
     @property
     def failed(self) -> bool:
-        """Whether an event has passed that says that the answer has failed."""
+        """Whether an event has passed that reports a failure of the response."""
 
     def feed(self, data: bytes) -> Iterable[None]:
-        """Take the next piece of the body, as it came from upstream (without chunked framing).
+        """Take the next piece of the body, without transfer coding.
 
-        Some pieces take long to read. So iterate over what is returned, to its end, before the next piece: each step
-        takes a few milliseconds at most. It is empty where nothing is left to do, which is nearly always.
+        Some pieces take long to read. The caller must iterate over the returned steps before the next piece. Each step
+        takes a few milliseconds at most. Nearly always there is none.
         """
 
     def result(self, *, whole: bool = True) -> Usage:
-        """The usage that the body reported; call it once the body has ended, in whatever way.
+        """The usage that the body reported; call it once, after the body.
 
         Args:
-            whole: the provider ended the body, so one that is incomplete in itself is unmetered. Where it broke off or
-                the client left, the outcome tells that.
+            whole: the provider ended the body, so that an incomplete document is unmetered. If false, the connection
+                broke or the client disconnected, which the outcome records.
         """
 
 
@@ -64,20 +77,76 @@ class _NullMeter:
         return UNKNOWN
 
 
-@frozen
-class _Unbilled:
-    """For streams whose usage was counted before: only how they end matters."""
+#: For requests without a response, and responses without usage.
+NOTHING: Final[UsageMeter] = _NullMeter()
+_UNREADABLE: Final[UsageMeter] = _NullMeter(unmetered=True)
+
+
+@define
+class BodyMeter:
+    """Meters a body that is one JSON document."""
+
+    unmetered: bool = False
+    #: Known with the result: the usage was read, or the document was complete.
+    ended: bool = False
+    #: The status says whether a JSON response has failed.
+    failed: bool = False
+    _kept: bytearray = field(factory=bytearray)
+    _scanner: Scanner | None = None
+
+    def feed(self, data: bytes) -> Iterable[None]:
+        """See `UsageMeter.feed`."""
+        if self._scanner is None and len(self._kept) + len(data) <= KEPT:
+            self._kept += data
+            return ()
+        return self._scan(data)
+
+    def _scan(self, data: bytes) -> Iterator[None]:
+        scanner = self._scanner
+        if scanner is None:
+            scanner = self._scanner = Scanner()
+            data = bytes(self._kept) + data
+            self._kept.clear()
+        for start in range(0, len(data), _SLICE):
+            if start:
+                yield
+            scanner.feed(data[start : start + _SLICE])
+
+    def result(self, *, whole: bool = True) -> Usage:
+        """See `UsageMeter.result`."""
+        tally = Tally()
+        if self._scanner is not None:
+            self._scanner.report(tally)
+        else:
+            read(bytes(self._kept).removeprefix(BYTE_ORDER_MARK), tally)
+        incomplete = tally.cut_off and not tally.has_counts
+        self.ended = not incomplete and bool(self._kept or self._scanner)
+        self.unmetered = tally.unread or (whole and incomplete)
+        return tally.result()
+
+
+@define
+class _Wrapper:
+    """A meter that passes a body to another one."""
 
     _meter: UsageMeter
-    unmetered: bool = False
 
     @property
     def ended(self) -> bool:
+        """See `UsageMeter.ended`."""
         return self._meter.ended
 
     @property
     def failed(self) -> bool:
+        """See `UsageMeter.failed`."""
         return self._meter.failed
+
+
+@define
+class _Unbilled(_Wrapper):
+    """For streams whose usage was counted before. Only how they end matters."""
+
+    unmetered: bool = False
 
     def feed(self, data: bytes) -> Iterable[None]:
         return self._meter.feed(data)
@@ -86,16 +155,60 @@ class _Unbilled:
         return UNKNOWN
 
 
-#: For what has no response, or none that reports usage.
-NOTHING: Final[UsageMeter] = _NullMeter()
-_UNREADABLE = _NullMeter(unmetered=True)
+@define
+class DecodingMeter(_Wrapper):
+    """Decodes a compressed body for another meter, while the client receives it as it is.
+
+    The decoded size is limited, so that a decompression bomb costs no memory and little time. Above the limit, or after
+    an error in the compression, the rest is not read and the usage is unknown.
+    """
+
+    _decoder: Decoder
+    _encoded: int = 0
+    _decoded: int = 0
+    _stopped: bool = False
+    _cut_off: bool = False
+
+    @property
+    def unmetered(self) -> bool:
+        """See `UsageMeter.unmetered`."""
+        return self._stopped or self._cut_off or self._meter.unmetered
+
+    def feed(self, data: bytes) -> Iterable[None]:
+        """See `UsageMeter.feed`."""
+        return () if self._stopped else self._decode(data)
+
+    def _decode(self, data: bytes) -> Iterator[None]:
+        self._encoded += len(data)
+        limit = min(_MAX_DECODED, max(_FREE, _MAX_RATIO * self._encoded))
+        first = True
+        try:
+            for decoded in self._decoder.decode(data):
+                if not first:
+                    yield
+                first = False
+                self._decoded += len(decoded)
+                if self._decoded > limit:
+                    self._stopped = True
+                    return
+                yield from self._meter.feed(decoded)
+        except Undecodable:
+            self._stopped = True
+
+    def result(self, *, whole: bool = True) -> Usage:
+        """See `UsageMeter.result`."""
+        if self._stopped:
+            return UNKNOWN
+        usage = self._meter.result(whole=whole)
+        self._cut_off = whole and self._encoded > 0 and not (self._decoder.ended or self._meter.ended)
+        return usage
 
 
 def meter_for(status: int, headers: Headers, method: str = "POST") -> UsageMeter:
-    """Pick the meter of a response by its `Content-Type` and `Content-Encoding`.
+    """Select the meter of a response by its `Content-Type` and `Content-Encoding`.
 
-    Only a successful POST spends tokens: what a GET returns (a stored response, a finished run) tells again what was
-    counted when it was made. Stacked codings are not read, and neither are those that `codings.py` does not know.
+    Only a successful POST spends tokens: a GET returns a stored response, whose usage was counted when it was created.
+    Several codings in one response are not read, and neither are codings that `codings.py` does not know.
     """
     if not 200 <= status < 300:
         return NOTHING
@@ -113,8 +226,7 @@ def meter_for(status: int, headers: Headers, method: str = "POST") -> UsageMeter
         meter = BodyMeter()
     else:
         return _UNREADABLE if is_post and kind in _UNREAD_STREAMS else NOTHING
-    coding = coding.strip(b" \t").lower()
-    if coding not in (b"", b"identity"):
+    if coding and (coding := coding.strip(b" \t").lower()) not in (b"", b"identity"):
         if coding not in DECODERS:
             return _UNREADABLE if is_post else NOTHING
         meter = DecodingMeter(meter, DECODERS[coding]())

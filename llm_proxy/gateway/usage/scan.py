@@ -1,17 +1,17 @@
 """Finds `model` and `usage` in a JSON document of any length, in constant memory.
 
-Theory of operation. The document is one object. Only two levels of it matter: its own members, and those of a member
-`message` or `response`. On these levels a string that stands where a name is expected is a name, and a comma ends a
-member, so the tokens looked for there are `" { } [ ] ,`. Deeper down nothing matters but to find the way out again:
-strings are taken out and brackets are counted, a stretch at a time. Numbers, colons and words are never looked at, and
-whether brackets pair is not our business.
+Theory of operation. The document is one object. Only two levels of it are relevant: its own members, and those of a
+member `message` or `response`. On these levels a string in the place of a name is a name, and a comma ends a member, so
+the relevant tokens are `" { } [ ] ,`. On deeper levels only the return to the relevant level has to be found: strings
+are removed and brackets are counted, one stretch at a time. Numbers, colons and literals are ignored, and brackets are
+not checked for matching pairs.
 
-Each stretch is handled by a few calls of C code. The tokens of the levels that matter are handled one by one, in
-Python. No provider sends thousands of those, so a document that has them is given up.
+Each stretch costs a few calls of C code. The tokens of the relevant levels are processed one by one in Python. No
+provider sends thousands of them, so scanning stops in a document that has too many.
 
-What is wanted is copied out as raw text, bounded: the name of a member, the string after `model` or `type`, the object
-after `usage`. Of `error` it matters only whether it is an object. A document that is not JSON, or breaks off, yields
-whatever was found, and never an exception.
+Relevant values are copied as raw text of limited length: the name of a member, the string after `model` or `type`, the
+object after `usage`. Of `error` it is only relevant whether it is an object. A document that is not JSON or is cut off
+yields what was found before, and never an exception.
 """
 
 from __future__ import annotations
@@ -23,37 +23,37 @@ from attrs import define, field
 
 from llm_proxy.gateway.usage.tally import MAX_USAGE, Tally, decode
 
-#: Longest copy of each kind, in bytes of JSON text.
+#: Maximum length of each kind of copy, in bytes of JSON text.
 _LIMITS = {"name": 64, "model": 4096, "type": 64, "usage": MAX_USAGE}
 
-#: Most steps that a document may take, and one more for each so many bytes.
+#: Maximum number of steps for a document, and one more per so many bytes.
 _STEPS = 1024
 _BYTES_PER_STEP = 1024
 
-#: Bytes in which the way out is looked for at a time: few at first, for most values are short.
+#: Length of the first and the longest stretch, in bytes. Most values are short.
 _FIRST_STRETCH = 64
 _LONGEST_STRETCH = 4096
 
 _TOKEN = re.compile(rb'["{}\[\],]')
 
-#: The rest of a string, up to its closing quote, or to a backslash whose character has not come yet.
+#: The rest of a string, up to its closing quote, or to a backslash whose character has not arrived yet.
 _STRING_REST = re.compile(rb'[^"\\]*+(?:\\.[^"\\]*+)*+', re.DOTALL)
 
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 
-#: Strings in a row, up to one that is not whole.
+#: Consecutive strings, up to an incomplete one.
 _WHOLE_STRINGS = re.compile(rb'(?:[^"]*+%b)*+' % _STRING, re.DOTALL)
 
-#: Strings in a row without brackets between them. It begins with a quote, which is quick to find.
+#: Consecutive strings without brackets between them. It starts with a quote, which is quick to find.
 _STRINGS = re.compile(rb'%b(?:[^"{}\[\]]*+%b)*+' % (_STRING, _STRING), re.DOTALL)
 
 _STRING_OR_BRACKET = re.compile(rb"%b|[{}\[\]]" % _STRING, re.DOTALL)
 
-#: Reduces a text without strings to its brackets, opening ones as 1 and closing ones as 0.
+#: Reduces a text without strings to its brackets: opening ones to 1, closing ones to 0.
 _NO_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
 _OPENING = bytes.maketrans(b"{[}]", b"\x01\x01\x00\x00")
 _PAIR = b"\x01\x00"
-#: How often pairs are taken out: arrays of arrays, objects and the like need no more.
+#: How often pairs are removed. Typical documents need no more.
 _ROUNDS = 8
 
 _QUOTE, _BACKSLASH, _COMMA = b'"', b"\\", b","
@@ -62,9 +62,9 @@ _NAMES = {b'"%b"' % name.encode(): name for name in ("model", "usage", "message"
 
 
 def read(document: bytes, tally: Tally) -> None:
-    """Read a document that is there as a whole: decode it, or scan it where it is not strictly JSON.
+    """Read a complete document: decode it, or scan it if it is not strictly JSON.
 
-    Some servers send `NaN`, halves of surrogate pairs or invalid UTF-8, which should not cost the bill.
+    Some servers send `NaN`, halves of surrogate pairs or invalid UTF-8, but their usage still counts.
     """
     if not tally.read(document):
         scanner = Scanner()
@@ -74,26 +74,26 @@ def read(document: bytes, tally: Tally) -> None:
 
 @define
 class Scanner:
-    """Reads one document: `feed` it in pieces cut anywhere, then `report` what was found."""
+    """Scans one document: `feed` it in pieces cut anywhere, then `report` the result."""
 
-    #: How many brackets are open.
+    #: Number of open brackets.
     _depth: int = 0
-    #: The innermost level that matters: 0 before the document, 1 inside it, 2 inside `message` or `response`.
+    #: The innermost relevant level: 0 before the document, 1 inside it, 2 inside `message` or `response`.
     _level: int = 0
-    #: Which of the two level 2 is in.
+    #: The member that level 2 is in: `message` or `response`.
     _wrapper: str = ""
-    #: The member whose value is being read, empty if it does not matter; None where a name is expected.
+    #: The member whose value is being read, empty if it is not relevant; None if a name is expected.
     _member: str | None = None
     _in_string: bool = False
-    #: Whether the last piece ended on a backslash that escapes the first character of the next one.
+    #: Whether the last piece ended with a backslash that escapes the first character of the next one.
     _escaped: bool = False
     _copying: Literal["", "name", "model", "type", "usage"] = ""
     _copy: bytearray = field(factory=bytearray)
     _found: dict[tuple[str, str], bytes] = field(factory=dict)
     _done: bool = False
     _steps_left: int = _STEPS
-    #: The document took too many steps, or its usage is too long, so that something may have been missed.
-    _gave_up: bool = False
+    #: The document needed too many steps, or its usage is too long, so something may be missing.
+    _stopped: bool = False
 
     def feed(self, data: bytes) -> None:
         """Take the next piece of the document."""
@@ -103,19 +103,19 @@ class Scanner:
             position = self._string(data, position) if self._in_string else self._structure(data, position)
 
     def report(self, tally: Tally) -> None:
-        """Hand what was found to `tally`."""
+        """Add the result to `tally`."""
         for wrapper in ("", "message", "response"):
-            tally.take(self._found.get((wrapper, "model"), b""), self._found.get((wrapper, "usage"), b""))
+            tally.add(self._found.get((wrapper, "model"), b""), self._found.get((wrapper, "usage"), b""))
         kind = decode(self._found.get(("", "type"), b""))
         if isinstance(kind, str):
-            tally.note(kind)
+            tally.add_type(kind.encode("utf-8", "surrogatepass"))
         if ("", "error") in self._found:
             tally.failed = True
-        tally.unread |= self._gave_up
+        tally.unread |= self._stopped
         tally.cut_off |= self._level > 0 and not self._done
 
     def _string(self, data: bytes, start: int) -> int:
-        """Go past the end of the string that `start` is in."""
+        """Return the position after the string that `start` is in."""
         position = start + 1 if self._escaped else start
         self._escaped = False
         end = data.find(_QUOTE, position)
@@ -146,16 +146,16 @@ class Scanner:
             self._found[self._wrapper, kind] = self._copied()
 
     def _structure(self, data: bytes, start: int) -> int:
-        """Go past the next token outside of strings that matters."""
+        """Return the position after the next relevant token outside of strings."""
         self._steps_left -= 1
         if self._steps_left < 0:
-            self._done = self._gave_up = True
+            self._done = self._stopped = True
         on_level = self._depth == self._level
         if on_level:
             match = _TOKEN.search(data, start)
             found = match.start() if match else len(data)
         else:
-            found = self._way_out(data, start)
+            found = self._leave_value(data, start)
         token = data[found : found + 1]
         self._keep(data, start, found + len(token))
         if token == _QUOTE:
@@ -168,8 +168,8 @@ class Scanner:
             self._closes()
         return found + len(token)
 
-    def _way_out(self, data: bytes, start: int) -> int:
-        """Count brackets up to a string that is not whole or long, or the bracket that leads back to the level."""
+    def _leave_value(self, data: bytes, start: int) -> int:
+        """Count brackets up to an incomplete or long string, or to the bracket that returns to the relevant level."""
         stretch = _FIRST_STRETCH
         while True:
             limit = min(start + stretch, len(data))
@@ -193,7 +193,7 @@ class Scanner:
             stretch = min(4 * stretch, _LONGEST_STRETCH)
 
     def _count(self, data: bytes, start: int, end: int) -> int | None:
-        """Count brackets one by one; the place of the one that leads back to the level, None where none does."""
+        """Count brackets one by one; return the position of the one that returns to the relevant level, or None."""
         for match in _STRING_OR_BRACKET.finditer(data, start, end):
             token = match[0]
             if token in (b"{", b"["):
@@ -244,7 +244,7 @@ class Scanner:
         self._copy = bytearray(first)
 
     def _keep(self, data: bytes, start: int, end: int) -> None:
-        """Copy a stretch of the document, if it is wanted and not too long."""
+        """Copy a stretch of the document, if it is relevant and not too long."""
         if not self._copying:
             return
         if len(self._copy) + end - start <= _LIMITS[self._copying]:
@@ -253,11 +253,11 @@ class Scanner:
         if self._copying == "name":
             self._member = ""
         elif self._copying == "usage":
-            self._gave_up = True
+            self._stopped = True
         self._copied()
 
     def _copied(self) -> bytes:
-        """End the copying and return the copy."""
+        """Stop copying and return the copy."""
         text = bytes(self._copy)
         self._copying = ""
         self._copy = bytearray()

@@ -1,15 +1,15 @@
-"""What the `usage` objects of the various APIs mean, brought to one definition that bills can be made from.
+"""The meaning of the `usage` objects of the APIs, brought to one definition for billing.
 
-- `input_tokens`: every token of the prompt, whether it came from the provider's cache or not.
-- `cached_tokens`: those of them that were read from the cache; None where the provider says nothing about it.
-- `output_tokens`: every generated token, reasoning included. Where a provider reports input alone (embeddings), 0.
+- `input_tokens`: all tokens of the prompt, including those from the provider's cache.
+- `cached_tokens`: how many of them were read from the cache; None if the provider does not say.
+- `output_tokens`: all generated tokens, including reasoning. 0 if a provider reports input only (embeddings).
 
-So `(input - cached) * price + cached * cached price + output * output price` is the bill. OpenAI counts in this way.
-Anthropic counts cached tokens beside `input_tokens`; there the three are added up. Tokens that Anthropic writes to its
-cache are part of `input_tokens` and not of `cached_tokens`, so they are billed like any other input.
+The bill is `(input - cached) * price + cached * cached price + output * output price`. OpenAI counts in this way.
+Anthropic counts cached tokens outside of `input_tokens`; here the three counts are added. Tokens that Anthropic writes
+to its cache are part of `input_tokens` and not of `cached_tokens`, so they are billed like any other input.
 
-Of several reports in one response the later ones hold the running totals (Anthropic's `message_delta`, the chunks of
-some OpenAI-compatible servers), and a figure that is missing later keeps its earlier value.
+If a response has several reports, later ones contain the running totals (Anthropic's `message_delta`, the chunks of
+some OpenAI-compatible servers). A count that is missing in a later report keeps its value.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-from attrs import define, field, frozen
+from attrs import define, field
 
-#: A figure above this is a fault of the provider's, not a count of tokens.
+#: A larger number is an error of the provider, not a count of tokens.
 MAX_TOKENS = 1_000_000_000
 
-#: Longest model name that is kept, in characters.
+#: Maximum length of a model name, in characters. Longer ones are cut.
 MAX_MODEL = 255
 
-#: Some senders put it before UTF-8 text, where it means nothing.
+#: Some servers send it before UTF-8 text. It has no meaning there.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-_FIGURES = frozenset(
+_COUNTS = frozenset(
     {
         "prompt_tokens",
         "completion_tokens",
@@ -43,18 +43,17 @@ _FIGURES = frozenset(
 
 _DETAILS = frozenset({"prompt_tokens_details", "input_tokens_details"})
 
-#: Types of the events that end a stream: Anthropic's, those of OpenAI's Responses API, and Cohere's.
-_LAST = frozenset({"message_stop", "response.completed", "response.incomplete", "message-end"})
-#: Types of the events that say that the answer has failed; they end a stream too.
-_FAILED = frozenset({"error", "response.failed"})
+#: Types of events that end a stream: of Anthropic, OpenAI's Responses API and Cohere.
+_LAST = frozenset({b"message_stop", b"response.completed", b"response.incomplete", b"message-end"})
+#: Types of events that report a failure; they end a stream too.
+_FAILED = frozenset({b"error", b"response.failed"})
 
-#: Longest `usage` object that is decoded, in bytes of JSON text.
+#: Maximum length of a `usage` object that is decoded, in bytes of JSON text.
 MAX_USAGE = 65536
 
 
-@frozen
-class Usage:
-    """What a response cost in tokens. None means that the provider did not say; `model` is then often empty too."""
+class Usage(msgspec.Struct, frozen=True):
+    """The tokens of a response. None if the provider did not say; `model` is then often empty too."""
 
     model: str = ""
     input_tokens: int | None = None
@@ -65,27 +64,30 @@ class Usage:
 UNKNOWN = Usage()
 
 
-class _Report(msgspec.Struct):
-    """The members of a response or event that matter, undecoded: a member of another type must not spoil the rest."""
+_ABSENT = msgspec.Raw()
 
-    model: msgspec.Raw = msgspec.Raw()
-    usage: msgspec.Raw = msgspec.Raw()
-    message: msgspec.Raw = msgspec.Raw()
-    response: msgspec.Raw = msgspec.Raw()
-    type: msgspec.Raw = msgspec.Raw()
-    object: msgspec.Raw = msgspec.Raw()
-    error: msgspec.Raw = msgspec.Raw()
+
+class _Report(msgspec.Struct):
+    """The relevant members of a response or event, not decoded: one of a wrong type must not affect the others."""
+
+    model: msgspec.Raw = _ABSENT
+    usage: msgspec.Raw = _ABSENT
+    message: msgspec.Raw = _ABSENT
+    response: msgspec.Raw = _ABSENT
+    type: msgspec.Raw = _ABSENT
+    object: msgspec.Raw = _ABSENT
+    error: msgspec.Raw = _ABSENT
 
 
 _decode_report = msgspec.json.Decoder(_Report).decode
 _decode_any = msgspec.json.Decoder().decode
 
-#: All that msgspec raises on input: malformed, wrongly typed, not UTF-8, nested too deeply.
+#: Every exception of msgspec about input: malformed, wrongly typed, not UTF-8, nested too deeply.
 _MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 def decode(text: bytes) -> object:
-    """The value that a JSON text stands for; None where it is none."""
+    """The value of a JSON text; None if it is not JSON."""
     try:
         return _decode_any(text) if text else None
     except _MALFORMED:
@@ -97,11 +99,11 @@ class Tally:
     """Collects the reports of one response.
 
     Attributes:
-        model: the model that answered, as far as it is known.
-        ended: an event that ends a stream was among them.
-        failed: one that says that the answer has failed.
+        model: the model that answered, if it is known.
+        ended: one of the events ends the stream.
+        failed: one of the events reports a failure.
         unread: there was usage that could not be read.
-        cut_off: a document among them was not whole.
+        cut_off: one of the documents was incomplete.
     """
 
     model: str = ""
@@ -109,55 +111,56 @@ class Tally:
     failed: bool = False
     unread: bool = False
     cut_off: bool = False
-    _figures: dict[str, int] = field(factory=dict)
+    _counts: dict[str, int] = field(factory=dict)
 
     def read(self, document: bytes) -> bool:
-        """Take in a JSON document: a whole response, or the data of one event. False if it is not one, strictly."""
+        """Add a JSON document: a whole response, or the data of one event. False if it is not strictly JSON."""
         try:
             report = _decode_report(document)
         except _MALFORMED:
             return False
-        self._take(report.model, report.usage)
-        # OpenAI's Responses events wrap the response, Anthropic's `message_start` the message.
-        for wrapped in (bytes(report.message), bytes(report.response)):
-            if wrapped.startswith(b"{"):
+        self.add(bytes(report.model), bytes(report.usage))
+        # OpenAI's Responses events contain the response, Anthropic's `message_start` the message.
+        for member in (report.message, report.response):
+            if member is not _ABSENT and (wrapped := bytes(member)).startswith(b"{"):
                 try:
                     inner = _decode_report(wrapped)
                 except _MALFORMED:
                     continue
-                self._take(inner.model, inner.usage)
-        if bytes(report.error)[:1] in (b"{", b'"') and bytes(report.error) != b'""':
+                self.add(bytes(inner.model), bytes(inner.usage))
+        if report.error is not _ABSENT and (error := bytes(report.error)) != b'""' and error[:1] in (b"{", b'"'):
             self.failed = True
-        for kind in (bytes(report.type), bytes(report.object)):
-            if kind.startswith(b'"'):
-                self.note(kind.strip(b'"').decode("latin-1"))
+        for member in (report.type, report.object):
+            if member is not _ABSENT and (kind := bytes(member)).startswith(b'"'):
+                self.add_type(kind.strip(b'"'))
         return True
 
-    def note(self, kind: str) -> None:
-        """Take in the type of an event."""
+    def add_type(self, kind: bytes) -> None:
+        """Add the type of an event."""
         if kind in _FAILED:
             self.failed = True
         elif kind in _LAST:
             self.ended = True
 
-    def take(self, model: bytes, usage: bytes) -> None:
-        """Take in the JSON texts of a `model` and a `usage` member; empty where there is none."""
+    def add(self, model: bytes, usage: bytes) -> None:
+        """Add the JSON texts of a `model` and a `usage` member; empty if it is absent."""
         if model and not self.model:
             self.model = model_name(decode(model))
-        figures = decode(usage) if len(usage) <= MAX_USAGE else None
-        if isinstance(figures, dict):
-            self._add(figures)
-        elif usage.startswith(b"{"):
-            self.unread = True
+        if usage:
+            counts = decode(usage) if len(usage) <= MAX_USAGE else None
+            if isinstance(counts, dict):
+                self._add(counts)
+            elif usage.startswith(b"{"):
+                self.unread = True
 
     @property
-    def has_figures(self) -> bool:
+    def has_counts(self) -> bool:
         """Whether any usage was read."""
-        return bool(self._figures)
+        return bool(self._counts)
 
     def result(self) -> Usage:
-        """The usage as far as it is known."""
-        known = self._figures.get
+        """The usage, as far as it is known."""
+        known = self._counts.get
         input_tokens, cached = known("prompt_tokens"), known("cached_tokens")
         if input_tokens is None:
             input_tokens = known("input_tokens")
@@ -170,28 +173,25 @@ class Tally:
             output_tokens = 0
         return Usage(self.model, input_tokens, output_tokens, cached)
 
-    def _take(self, model: msgspec.Raw, usage: msgspec.Raw) -> None:
-        self.take(bytes(model), bytes(usage))
-
-    def _add(self, figures: dict[str, Any]) -> None:
-        for name, value in figures.items():
-            if name in _FIGURES:
-                self._put(name, value)
-            elif name in _DETAILS:
-                self._put("cached_tokens", value.get("cached_tokens") if isinstance(value, dict) else value)
-        if "prompt_cache_hit_tokens" in self._figures:  # DeepSeek's name for it
-            self._figures.setdefault("cached_tokens", self._figures["prompt_cache_hit_tokens"])
-
-    def _put(self, name: str, value: object) -> None:
-        """Take in a figure if it is a plausible number of tokens: no fraction, not negative, no truth value."""
-        if type(value) is int and 0 <= value <= MAX_TOKENS:
-            self._figures[name] = value
-        elif value is not None:
-            self.unread = True
+    def _add(self, usage: dict[str, Any]) -> None:
+        counts = self._counts
+        for name, value in usage.items():
+            key, count = name, value
+            if name in _DETAILS:
+                key, count = "cached_tokens", value.get("cached_tokens") if isinstance(value, dict) else value
+            elif name not in _COUNTS:
+                continue
+            # A count is a plausible number of tokens: no fraction, not negative, no truth value.
+            if type(count) is int and 0 <= count <= MAX_TOKENS:
+                counts[key] = count
+            elif count is not None:
+                self.unread = True
+        if "prompt_cache_hit_tokens" in counts:  # DeepSeek's name
+            counts.setdefault("cached_tokens", counts["prompt_cache_hit_tokens"])
 
 
 def model_name(value: object) -> str:
-    """A model's name as it is kept: one line of printable characters, of bounded length."""
+    """The name of a model: one line of printable characters, of limited length."""
     if not isinstance(value, str):
         return ""
     if len(value) <= MAX_MODEL and value.isprintable():
