@@ -207,8 +207,8 @@ async def test_a_refused_connection_raises_cannot_start() -> None:
 
 
 async def test_an_unknown_host_raises_cannot_start() -> None:
-    load = Load(Target.render("GET", "http://nobody.invalid/", [], b""), Plan(requests=5))
-    with pytest.raises(CannotStart, match=r"cannot find nobody\.invalid"):
+    load = Load(Target.render("GET", "http://unknown.invalid/", [], b""), Plan(requests=5))
+    with pytest.raises(CannotStart, match=r"cannot find unknown\.invalid"):
         await load.run()
 
 

@@ -64,7 +64,7 @@ _RESET = struct.pack("ii", 1, 0)
 
 
 def mutated(random: Random, count: int, seeds: Sequence[bytes] = SEEDS) -> Iterator[bytes]:
-    """Return `number` requests, each with up to three mutations; one in eight has none."""
+    """Return `count` requests, each with up to three mutations; one in eight has none."""
     for _ in range(count):
         data = bytearray(random.choice(seeds[:_FAVOURED] if random.random() < 0.5 else seeds))
         for _ in range(0 if random.random() < 0.125 else random.randint(1, 3)):

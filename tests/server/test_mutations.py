@@ -88,7 +88,7 @@ async def test_malformed_requests_neither_end_the_server_nor_write_to_its_log(tm
         assert process.poll() is None
         assert min([await seconds_of_a_request(port) for _ in range(3)]) < 0.1
         with trio.fail_after(10):
-            while open_files(process) > before:  # noqa: ASYNC110 - another process's files tell nobody
+            while open_files(process) > before:  # noqa: ASYNC110 - trio has no event for the files of another process
                 await trio.sleep(0.1)
     assert reports.read_text() == ""
 

@@ -23,7 +23,7 @@ class Serving(Listening):
 
     journal: list[str] = Factory(list)
 
-    async def told(self, number: signal.Signals) -> None:
+    async def send_signal(self, number: signal.Signals) -> None:
         # To this thread, so that the signal is handled when the call returns; the process might use any thread.
         signal.raise_signal(number)
         # The signal is reported through a pipe that trio reads, which `wait_all_tasks_blocked` ignores.
@@ -39,7 +39,7 @@ async def serving(
         serve_until_signal,
         Echo() if app is None else app,
         ServerConfig(port=0),
-        on_stop=lambda: server.journal.append("leave"),
+        on_stop=lambda: server.journal.append("stop"),
         on_drain=lambda: server.journal.append("drain"),
         on_reload=on_sighup,
         **more,
@@ -51,33 +51,33 @@ async def serving(
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_without_a_delay_a_process_drains_at_once(number: signal.Signals, autojump_clock: MockClock) -> None:
     async with serving() as server:
-        await server.told(number)
+        await server.send_signal(number)
         await server.ended.wait()
-        assert server.journal == ["leave", "drain"]
+        assert server.journal == ["stop", "drain"]
     assert trio.current_time() < 1
 
 
 async def test_requests_are_served_as_before_during_the_delay(autojump_clock: MockClock) -> None:
     async with serving(delay=20) as server, await server.connect() as kept:
         await kept.ask()
-        await server.told(signal.SIGTERM)
+        await server.send_signal(signal.SIGTERM)
         began = trio.current_time()
-        assert server.journal == ["leave"]
+        assert server.journal == ["stop"]
         assert not (await kept.ask()).closing
         async with await server.connect() as late:
             assert not (await late.ask()).closing
-        await server.told(signal.SIGTERM)
+        await server.send_signal(signal.SIGTERM)
         await server.ended.wait()
-        assert server.journal == ["leave", "drain"]
+        assert server.journal == ["stop", "drain"]
         assert trio.current_time() - began == pytest.approx(20, abs=1)
 
 
 async def test_a_second_interrupt_ends_the_delay(autojump_clock: MockClock) -> None:
     async with serving(delay=1000) as server:
-        await server.told(signal.SIGINT)
-        await server.told(signal.SIGINT)
+        await server.send_signal(signal.SIGINT)
+        await server.send_signal(signal.SIGINT)
         await server.ended.wait()
-        assert server.journal == ["leave"]
+        assert server.journal == ["stop"]
     assert trio.current_time() < 1
 
 
@@ -86,7 +86,7 @@ async def test_a_replaced_process_neither_waits_nor_refuses_requests(autojump_cl
     async with serving(hold, delay=1000) as server, await server.connect() as client, trio.open_nursery() as nursery:
         nursery.start_soon(client.ask)
         await wait_all_tasks_blocked(0.01)
-        await server.told(signal.SIGUSR1)
+        await server.send_signal(signal.SIGUSR1)
         with pytest.raises(OSError, match="all attempts to connect"):
             await server.connect()
         hold.release.set()
@@ -96,24 +96,24 @@ async def test_a_replaced_process_neither_waits_nor_refuses_requests(autojump_cl
 
 
 async def test_sighup_may_be_ignored_by_the_callback(autojump_clock: MockClock) -> None:
-    heard: list[int] = []
+    calls: list[int] = []
 
     def on_sighup() -> bool:
-        heard.append(1)
+        calls.append(1)
         return True
 
     async with serving(on_sighup=on_sighup) as server:
-        await server.told(signal.SIGHUP)
+        await server.send_signal(signal.SIGHUP)
         async with await server.connect() as client:
             assert not (await client.ask()).closing
-        assert (heard, server.journal) == ([1], [])
+        assert (calls, server.journal) == ([1], [])
 
 
 async def test_sighup_stays_ignored_if_the_process_ignores_it(autojump_clock: MockClock) -> None:
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         async with serving() as server:
-            await server.told(signal.SIGHUP)
+            await server.send_signal(signal.SIGHUP)
             async with await server.connect() as client:
                 assert not (await client.ask()).closing
     finally:

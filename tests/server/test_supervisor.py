@@ -16,7 +16,7 @@ from attrs import define
 from llm_proxy.server.supervisor import ATTEMPTS
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 15.0
+TIMEOUT = 15.0
 """Timeout in seconds, for a busy machine."""
 
 
@@ -27,9 +27,9 @@ class Program:
 
     def ask(self, path: str = "/") -> int:
         """Return the id of the process that answers; wait until the first worker listens."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while True:
-            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+            connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
             try:
                 connection.request("GET", path)
                 return int(connection.getresponse().read())
@@ -42,7 +42,7 @@ class Program:
 
     def ask_once(self) -> int:
         """Return the id of the process that answers; a refused or broken connection is an error."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
         try:
             connection.request("GET", "/")
             return int(connection.getresponse().read())
@@ -55,7 +55,7 @@ class Program:
 
     def workers(self, count: int, other_than: frozenset[int] = frozenset()) -> set[int]:
         """Wait until this number of workers have answered, and return their ids."""
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         seen: set[int] = set()
         while len(seen) < count:
             assert time.monotonic() < deadline
@@ -65,7 +65,7 @@ class Program:
     def hold(self) -> http.client.HTTPConnection:
         """Send a request that never ends, and wait until a worker has begun it."""
         self.ask()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT)
         connection.request("GET", "/hold")
         time.sleep(0.2)
         return connection
@@ -89,7 +89,7 @@ def program(workers: int, *, grace: float = 10, mode: str = "", broken: Path | N
                 process.kill()
 
 
-def gone(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process has ended, also if it is a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
@@ -103,8 +103,8 @@ def test_a_signal_ends_supervisor_and_workers_with_status_0(workers: int, number
     with program(workers) as running:
         pids = running.workers(workers) if workers else {running.ask()}
         running.process.send_signal(number)
-        assert running.process.wait(PATIENCE) == 0
-        assert all(gone(pid) for pid in pids)
+        assert running.process.wait(TIMEOUT) == 0
+        assert all(has_ended(pid) for pid in pids)
 
 
 def test_workers_share_one_port_and_dead_workers_are_replaced() -> None:
@@ -115,17 +115,17 @@ def test_workers_share_one_port_and_dead_workers_are_replaced() -> None:
         after = running.workers(2, other_than=frozenset({victim}))
         assert len(after & before) == 1
         running.process.terminate()
-        assert running.process.wait(PATIENCE) == 0
+        assert running.process.wait(TIMEOUT) == 0
         assert running.process.stderr is not None
         assert f"worker {victim} ended by SIGKILL; another one starts in 0.1 s" in running.process.stderr.read()
 
 
-@pytest.mark.parametrize("reader", ["gone", "stopped"])
+@pytest.mark.parametrize("reader", ["closed", "stopped"])
 def test_a_supervisor_does_not_wait_for_a_reader_of_stderr(reader: str) -> None:
     with program(2) as running:
         before = running.workers(2)
         assert running.process.stderr is not None
-        if reader == "gone":
+        if reader == "closed":
             running.process.stderr.close()
         else:
             fill(running.process.stderr.fileno())
@@ -135,23 +135,23 @@ def test_a_supervisor_does_not_wait_for_a_reader_of_stderr(reader: str) -> None:
         running.process.send_signal(signal.SIGHUP)
         running.workers(2, other_than=frozenset(before))
         running.process.terminate()
-        assert running.process.wait(PATIENCE) == 0
+        assert running.process.wait(TIMEOUT) == 0
 
 
-@pytest.mark.parametrize("reader", ["gone", "stopped"])
+@pytest.mark.parametrize("reader", ["closed", "stopped"])
 def test_a_supervisor_gives_up_for_any_reader_of_stderr(reader: str, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     with program(2, broken=broken) as running:
         running.workers(2)
         assert running.process.stderr is not None
         broken.touch()
-        if reader == "gone":
+        if reader == "closed":
             running.process.stderr.close()
         else:
             fill(running.process.stderr.fileno())
         for worker in running.children():
             os.kill(worker, signal.SIGKILL)
-        assert running.process.wait(PATIENCE) == 1
+        assert running.process.wait(TIMEOUT) == 1
 
 
 def fill(pipe: int) -> None:
@@ -167,19 +167,19 @@ def fill(pipe: int) -> None:
 def test_a_worker_that_ends_by_itself_is_replaced() -> None:
     with program(1) as running:
         first = running.ask()
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=PATIENCE)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=TIMEOUT)
         connection.request("GET", "/die")
         with pytest.raises(ConnectionError):
             connection.getresponse()
         connection.close()
         assert running.ask() != first
         running.process.terminate()
-        assert running.process.wait(PATIENCE) == 0
+        assert running.process.wait(TIMEOUT) == 0
 
 
 def test_a_supervisor_gives_up_if_no_worker_can_start() -> None:
     with program(2, mode="broken") as running:
-        assert running.process.wait(PATIENCE) == 1
+        assert running.process.wait(TIMEOUT) == 1
         assert running.process.stderr is not None
         messages = running.process.stderr.read()
     assert messages.count("RuntimeError: no worker can start") == 6
@@ -194,14 +194,14 @@ def test_a_supervisor_does_not_give_up_if_workers_are_killed() -> None:
             os.kill(running.ask(), signal.SIGKILL)
         running.ask()
         running.process.terminate()
-        assert running.process.wait(PATIENCE) == 0
+        assert running.process.wait(TIMEOUT) == 0
 
 
 def test_a_worker_with_an_error_makes_the_status_1() -> None:
     with program(1, mode="sour") as running:
         running.ask()
         running.process.terminate()
-        assert running.process.wait(PATIENCE) == 1
+        assert running.process.wait(TIMEOUT) == 1
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -212,7 +212,7 @@ def test_a_second_interrupt_kills_the_workers(workers: int) -> None:
         time.sleep(0.3)
         assert running.process.poll() is None
         running.process.send_signal(signal.SIGINT)
-        assert running.process.wait(PATIENCE) == workers  # workers had to be killed
+        assert running.process.wait(TIMEOUT) == workers  # workers had to be killed
         held.close()
 
 
@@ -224,8 +224,8 @@ def test_requests_finish_after_an_interrupt_of_the_process_group() -> None:
         for pid in (worker, running.process.pid):
             os.kill(pid, signal.SIGINT)
         time.sleep(0.2)
-        assert not gone(worker)
-        assert running.process.wait(PATIENCE) == 0
+        assert not has_ended(worker)
+        assert running.process.wait(TIMEOUT) == 0
         held.close()
 
 
@@ -233,9 +233,9 @@ def test_workers_end_if_their_supervisor_is_killed() -> None:
     with program(2) as running:
         pids = running.workers(2)
         running.process.kill()
-        running.process.wait(PATIENCE)
-        deadline = time.monotonic() + PATIENCE
-        while not all(gone(pid) for pid in pids):
+        running.process.wait(TIMEOUT)
+        deadline = time.monotonic() + TIMEOUT
+        while not all(has_ended(pid) for pid in pids):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -245,7 +245,7 @@ def test_workers_are_replaced_one_by_one_without_refused_connections() -> None:
         before = running.workers(2)
         held = running.hold()
         running.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + 3 * PATIENCE
+        deadline = time.monotonic() + 3 * TIMEOUT
         answered: set[int] = set()
         while not (answered - before and running.children().isdisjoint(before)):
             assert time.monotonic() < deadline
@@ -253,10 +253,10 @@ def test_workers_are_replaced_one_by_one_without_refused_connections() -> None:
         held.close()
         assert len(running.workers(2, other_than=frozenset(before))) == 2
         running.process.terminate()
-        assert running.process.wait(PATIENCE) == 0
+        assert running.process.wait(TIMEOUT) == 0
         assert running.process.stderr is not None
-        told = running.process.stderr.read().splitlines()
-        assert told == ["replacing 2 workers, one by one", "all workers are replaced"]
+        lines = running.process.stderr.read().splitlines()
+        assert lines == ["replacing 2 workers, one by one", "all workers are replaced"]
 
 
 def test_a_worker_that_cannot_be_replaced_does_not_stop_the_others(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_a_worker_that_cannot_be_replaced_does_not_stop_the_others(tmp_path: Pat
         before = running.workers(2)
         broken.touch()
         running.process.send_signal(signal.SIGHUP)
-        deadline = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while len(running.children() & before) == 2:
             assert time.monotonic() < deadline
             time.sleep(0.01)
@@ -274,4 +274,4 @@ def test_a_worker_that_cannot_be_replaced_does_not_stop_the_others(tmp_path: Pat
         broken.unlink()
         assert len(running.workers(2, other_than=frozenset(before))) == 2
         running.process.terminate()
-        assert running.process.wait(PATIENCE) == 0
+        assert running.process.wait(TIMEOUT) == 0

@@ -19,14 +19,14 @@ def events(pieces: list[bytes]) -> list[Any]:
     reader = RequestReader(LIMIT)
     seen: list[Any] = []
     body = b""
-    told = False
+    head_seen = False
 
     def look() -> None:
-        nonlocal body, told
+        nonlocal body, head_seen
         if reader.head is not None:
             head = reader.head
-            if not told:
-                told = True
+            if not head_seen:
+                head_seen = True
                 seen.append((head.method, head.target, head.version, tuple(head.headers), head.keep_alive))
             body += reader.take_body()
 
@@ -36,7 +36,7 @@ def events(pieces: list[bytes]) -> list[Any]:
             look()
             while reader.complete:
                 seen.append(body)
-                body, told = b"", False
+                body, head_seen = b"", False
                 reader.next_request()
                 look()
     except RequestError as refusal:
