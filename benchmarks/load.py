@@ -16,11 +16,11 @@ import click
 import msgspec
 import trio
 
-from llm_proxy.load import BUSY, CannotStart, Load, Plan, Target, report
+from llm_proxy.load import BUSY, CannotStart, Load, LoadPlan, LoadTarget, report
 from llm_proxy.load.pacing import Arrivals
 from llm_proxy.net.tls import client_context
 
-__all__ = ["BUSY", "CHAT", "SDK_HEADERS", "Target"]
+__all__ = ["BUSY", "CHAT", "SDK_HEADERS"]
 
 #: What OpenAI's Python SDK sends, beside the credential and the length.
 SDK_HEADERS = (
@@ -103,8 +103,8 @@ def main(  # noqa: PLR0913 - one for each option
     if tokens is not None:
         known += tokens.read_text().split()
     tls = client_context(ca=ca, insecure=insecure) if url.startswith("https:") else None
-    target = Target.render(method, url, sent, content, tokens=known, tls=tls)
-    plan = Plan(connections, requests, seconds, rate, cast("Arrivals", arrivals), seed, timeout)
+    target = LoadTarget.render(method, url, sent, content, tokens=known, tls=tls)
+    plan = LoadPlan(connections, requests, seconds, rate, cast("Arrivals", arrivals), seed, timeout)
     load = Load(target, plan)
     try:
         trio.run(load.run)

@@ -13,16 +13,16 @@ from __future__ import annotations
 from llm_proxy.load.engine import CannotStart, Load
 from llm_proxy.load.histogram import DurationHistogram
 from llm_proxy.load.measurements import BUSY, Measurements, report
-from llm_proxy.load.pacing import Plan
-from llm_proxy.load.target import Target
+from llm_proxy.load.pacing import LoadPlan
+from llm_proxy.load.target import LoadTarget
 
 __all__ = [
     "BUSY",
     "CannotStart",
     "DurationHistogram",
     "Load",
+    "LoadPlan",
+    "LoadTarget",
     "Measurements",
-    "Plan",
-    "Target",
     "report",
 ]

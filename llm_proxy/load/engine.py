@@ -12,9 +12,9 @@ import trio
 from attrs import define, field
 
 from llm_proxy.load.measurements import Measurements, TokenRefused, error_of
-from llm_proxy.load.pacing import TIMED_OUT, ClosedLoop, FixedRate, Pace, Plan
+from llm_proxy.load.pacing import TIMED_OUT, ClosedLoop, FixedRate, LoadPlan, Pace
 from llm_proxy.load.response import Answer, BadAnswer
-from llm_proxy.load.target import Target
+from llm_proxy.load.target import LoadTarget
 from llm_proxy.net.client_socket import ClientSocket, connect, describe_error
 
 #: Seconds after a failure: a server that refuses connections must not get the next request at once.
@@ -38,8 +38,8 @@ class Load:
         stop_if_refused: end the load if the first response refuses the token (401, 403).
     """
 
-    target: Target
-    plan: Plan
+    target: LoadTarget
+    plan: LoadPlan
     stop_if_refused: bool = False
     measured: Measurements = field(factory=Measurements)
     _requests: Iterator[bytes] = field(init=False, repr=False)

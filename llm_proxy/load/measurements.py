@@ -9,7 +9,7 @@ from typing import Any, Final
 from attrs import define, field, frozen
 
 from llm_proxy.load.histogram import DurationHistogram
-from llm_proxy.load.pacing import Plan
+from llm_proxy.load.pacing import LoadPlan
 from llm_proxy.load.response import Answer
 
 #: Limits of the codes that are counted separately: a server may make up a code for each response.
@@ -110,7 +110,7 @@ def error_of(body: bytes) -> tuple[str, str]:
     return str(code or "")[:_MAX_CODE_LENGTH], str(message or "")
 
 
-def report(plan: Plan, measured: Measurements) -> dict[str, Any]:
+def report(plan: LoadPlan, measured: Measurements) -> dict[str, Any]:
     """Return the measurements as a mapping for JSON; durations are milliseconds, unless the key says seconds.
 
     With a fixed rate, `intended_latency_ms` is the latency that users see and `latency_ms` the one from sending on;

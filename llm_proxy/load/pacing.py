@@ -27,7 +27,7 @@ TIMED_OUT: Final = "Timeout"
 
 
 @frozen
-class Plan:
+class LoadPlan:
     """How much load, and when requests begin.
 
     Attributes:
@@ -84,7 +84,7 @@ class Pace(Protocol):
 class ClosedLoop:
     """The next request begins at once."""
 
-    def __init__(self, plan: Plan, began: float) -> None:
+    def __init__(self, plan: LoadPlan, began: float) -> None:
         """Begin at this time of `time.perf_counter`."""
         self._left = plan.requests
         self._deadline = None if plan.seconds is None else began + plan.seconds
@@ -108,7 +108,7 @@ class FixedRate:
     no connection was free.
     """
 
-    def __init__(self, plan: Plan, began: float, measured: Measurements) -> None:
+    def __init__(self, plan: LoadPlan, began: float, measured: Measurements) -> None:
         """Begin at this time of `time.perf_counter`."""
         self._starts = plan.starts()
         self._timeout = plan.timeout

@@ -18,7 +18,7 @@ _UNSAFE = re.compile(r"[\r\n\0]")
 
 
 @frozen
-class Target:
+class LoadTarget:
     """A server and its requests, which differ only in their tokens.
 
     Attributes:
@@ -47,7 +47,7 @@ class Target:
         *,
         tokens: Sequence[str] = (),
         tls: ssl.SSLContext | None = None,
-    ) -> Target:
+    ) -> LoadTarget:
         """Render the requests.
 
         Args:

@@ -7,7 +7,7 @@ import pytest
 import trio
 import trustme
 
-from llm_proxy.load import CannotStart, Load, Measurements, Plan, Target, report
+from llm_proxy.load import CannotStart, Load, LoadPlan, LoadTarget, Measurements, report
 from llm_proxy.net.tls import client_context
 from tests.load.servers import LAST_CHUNK, OK, STREAM, Server, always, start
 
@@ -19,7 +19,7 @@ def fault(status: int, body: bytes) -> bytes:
 
 
 def load_on(server: Server, **plan: Any) -> Load:
-    return Load(Target.render("POST", server.url, [], b"{}"), Plan(**{"connections": 2, **plan}))
+    return Load(LoadTarget.render("POST", server.url, [], b"{}"), LoadPlan(**{"connections": 2, **plan}))
 
 
 async def put_load(server: Server, **plan: Any) -> Measurements:
@@ -71,7 +71,7 @@ async def test_a_stall_of_the_server_counts_in_the_intended_latency(nursery: tri
     assert measured.latencies.percentile(90) < 0.5
     assert measured.intended.percentile(50) > 0.2
     assert measured.waited >= 30
-    found = report(Plan(rate=50.0, connections=1), measured)
+    found = report(LoadPlan(rate=50.0, connections=1), measured)
     assert found["intended_latency_ms"]["p90"] > found["latency_ms"]["p90"]
     # The generator did not cause it.
     assert measured.lag.percentile(90) < measured.intended.percentile(90) / 2
@@ -158,7 +158,7 @@ async def test_errors_are_counted_by_status_and_code(nursery: trio.Nursery) -> N
     measured = await put_load(server, requests=6)
     assert measured.statuses == {401: 2, 500: 2, 529: 2}
     assert measured.codes == {"401 token_invalid": 2, "500": 2, "529 overloaded": 2}
-    assert report(Plan(), measured)["errors"] == {"401": 2, "500": 2, "529": 2}
+    assert report(LoadPlan(), measured)["errors"] == {"401": 2, "500": 2, "529": 2}
 
 
 async def test_a_token_that_is_refused_at_first_ends_the_load(nursery: trio.Nursery) -> None:
@@ -201,20 +201,20 @@ async def test_a_cancelled_load_has_measurements(nursery: trio.Nursery) -> None:
 
 
 async def test_a_refused_connection_raises_cannot_start() -> None:
-    load = Load(Target.render("GET", "http://127.0.0.1:9/", [], b""), Plan(requests=5))
+    load = Load(LoadTarget.render("GET", "http://127.0.0.1:9/", [], b""), LoadPlan(requests=5))
     with pytest.raises(CannotStart, match=r"cannot connect to 127\.0\.0\.1:9: connection refused"):
         await load.run()
 
 
 async def test_an_unknown_host_raises_cannot_start() -> None:
-    load = Load(Target.render("GET", "http://unknown.invalid/", [], b""), Plan(requests=5))
+    load = Load(LoadTarget.render("GET", "http://unknown.invalid/", [], b""), LoadPlan(requests=5))
     with pytest.raises(CannotStart, match=r"cannot find unknown\.invalid"):
         await load.run()
 
 
 async def test_the_address_of_a_host_that_accepts_is_used(nursery: trio.Nursery) -> None:
     server = await start(nursery, always(OK))
-    load = Load(Target.render("GET", f"http://localhost:{server.port}/", [], b""), Plan(requests=3))
+    load = Load(LoadTarget.render("GET", f"http://localhost:{server.port}/", [], b""), LoadPlan(requests=3))
     await load.run()
     assert load.measured.answered == 3
 
@@ -237,8 +237,8 @@ async def test_requests_and_responses_over_tls(
 ) -> None:
     server = await start(nursery, always(STREAM + b"2\r\nab\r\n" + LAST_CHUNK), server_context)
     context = client_context(insecure=True)
-    target = Target.render("POST", f"https://127.0.0.1:{server.port}/", [], bytes(100_000), tls=context)
-    load = Load(target, Plan(connections=2, requests=6, **plan))
+    target = LoadTarget.render("POST", f"https://127.0.0.1:{server.port}/", [], bytes(100_000), tls=context)
+    load = Load(target, LoadPlan(connections=2, requests=6, **plan))
     await load.run()
     assert (load.measured.answered, load.measured.failed, load.measured.pieces, server.connections) == (6, 0, 6, 2)
 
@@ -248,7 +248,7 @@ async def test_an_incomplete_response_over_tls_is_a_failure(
 ) -> None:
     server = await start(nursery, always(OK[:-1], stays=False), server_context)
     url = f"https://127.0.0.1:{server.port}/"
-    load = Load(Target.render("POST", url, [], b"", tls=client_context(insecure=True)), Plan(requests=3))
+    load = Load(LoadTarget.render("POST", url, [], b"", tls=client_context(insecure=True)), LoadPlan(requests=3))
     await load.run()
     assert load.measured.failures == {"Truncated": 3}
 
@@ -259,8 +259,8 @@ async def test_an_untrusted_certificate_raises_cannot_start(
     server = await start(nursery, always(OK), server_context)
     url = f"https://127.0.0.1:{server.port}/"
     with pytest.raises(CannotStart, match="its certificate is not trusted: unable to get local issuer"):
-        await Load(Target.render("GET", url, [], b""), Plan(requests=1)).run()
+        await Load(LoadTarget.render("GET", url, [], b""), LoadPlan(requests=1)).run()
     trusting = ssl.create_default_context()
     authority.configure_trust(trusting)
-    await Load(Target.render("GET", url, [], b"", tls=trusting), Plan(requests=1)).run()
+    await Load(LoadTarget.render("GET", url, [], b"", tls=trusting), LoadPlan(requests=1)).run()
     assert len(server.requests) == 1

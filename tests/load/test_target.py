@@ -5,30 +5,30 @@ from itertools import islice
 
 import pytest
 
-from llm_proxy.load import Target
+from llm_proxy.load import LoadTarget
 
 
 def test_a_request_is_rendered_with_its_length() -> None:
-    target = Target.render("POST", "http://localhost:81/a?b=c", [("X-A", "1")], b"body")
+    target = LoadTarget.render("POST", "http://localhost:81/a?b=c", [("X-A", "1")], b"body")
     assert target.request == b"POST /a?b=c HTTP/1.1\r\nHost: localhost:81\r\nX-A: 1\r\nContent-Length: 4\r\n\r\nbody"
     assert (target.host, target.port, target.tls) == ("localhost", 81, None)
 
 
 def test_a_header_can_replace_the_host() -> None:
-    target = Target.render("GET", "http://127.0.0.1", [("host", "example.com")], b"")
+    target = LoadTarget.render("GET", "http://127.0.0.1", [("host", "example.com")], b"")
     assert target.request == b"GET / HTTP/1.1\r\nhost: example.com\r\n\r\n"
     assert (target.host, target.port) == ("127.0.0.1", 80)
 
 
 def test_tokens_are_used_in_turn() -> None:
-    target = Target.render("GET", "http://a", [], b"", tokens=["t1", "t2", "t3"])
+    target = LoadTarget.render("GET", "http://a", [], b"", tokens=["t1", "t2", "t3"])
     lines = [request.split(b"\r\n")[2] for request in islice(target.requests(), 5)]
     assert lines == [b"Authorization: Bearer t%d" % number for number in (1, 2, 3, 1, 2)]
     assert "t1" not in repr(target)
 
 
 def test_https_verifies_certificates_by_default() -> None:
-    checked = Target.render("GET", "https://[::1]/", [], b"")
+    checked = LoadTarget.render("GET", "https://[::1]/", [], b"")
     assert (checked.host, checked.port) == ("::1", 443)
     assert checked.tls is not None
     assert (checked.tls.verify_mode, checked.tls.check_hostname) == (ssl.CERT_REQUIRED, True)
@@ -46,5 +46,5 @@ def test_https_verifies_certificates_by_default() -> None:
 )
 def test_errors_for_invalid_requests_do_not_contain_the_token(url: str, token: str, words: str) -> None:
     with pytest.raises(ValueError, match=words) as caught:
-        Target.render("GET", url, [], b"", tokens=[token])
+        LoadTarget.render("GET", url, [], b"", tokens=[token])
     assert "canary" not in str(caught.value)

@@ -23,7 +23,7 @@ from llm_proxy.cli.options import BASE_URL, Value, json_option
 from llm_proxy.cli.output import print_json, printable
 from llm_proxy.cli.program import Command
 from llm_proxy.config.kinds import duration
-from llm_proxy.load import CannotStart, Load, Plan, Target, report
+from llm_proxy.load import CannotStart, Load, LoadPlan, LoadTarget, report
 from llm_proxy.net.tls import client_context
 
 _REQUESTS = 200
@@ -125,9 +125,9 @@ def command(context: click.Context, /, *, base_url: str, token: str | None, as_j
 _OF_THE_PLAN = ("connections", "requests", "duration", "rate", "arrivals", "timeout")
 
 
-def _plan(requests: int | None, duration: float | None, **more: Any) -> Plan:  # the options have these names
+def _plan(requests: int | None, duration: float | None, **more: Any) -> LoadPlan:  # the options have these names
     number = _REQUESTS if requests is None and duration is None else requests
-    return Plan(requests=number, seconds=duration, **more)
+    return LoadPlan(requests=number, seconds=duration, **more)
 
 
 def _target(  # noqa: PLR0913 - one for each option
@@ -142,7 +142,7 @@ def _target(  # noqa: PLR0913 - one for each option
     stream: bool,
     ca: Path | None,
     insecure: bool,
-) -> tuple[Target, str]:
+) -> tuple[LoadTarget, str]:
     url = url_of(base_url, path)
     method = method_of(method)
     if body is None:
@@ -156,12 +156,12 @@ def _target(  # noqa: PLR0913 - one for each option
     except ssl.SSLError:
         raise WrongUsage(f"{ca} does not contain a certificate in PEM form") from None
     try:
-        return Target.render(method, url, headers_with(headers), content, tokens=[token], tls=tls), url
+        return LoadTarget.render(method, url, headers_with(headers), content, tokens=[token], tls=tls), url
     except ValueError as error:
         raise WrongUsage(f"this cannot be sent: {error}") from None
 
 
-def _announce(plan: Plan, url: str) -> None:
+def _announce(plan: LoadPlan, url: str) -> None:
     number = plan.planned
     many = "as many requests as possible" if number is None else f"{number:,} request{'s' * (number != 1)}"
     span = "" if plan.seconds is None else f" within {plan.seconds:g} s"

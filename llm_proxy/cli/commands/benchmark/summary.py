@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import click
 
 from llm_proxy.cli.output import Column, printable, table, warn
-from llm_proxy.load import Measurements, Plan, report
+from llm_proxy.load import LoadPlan, Measurements, report
 
 _PERCENTILES = (50, 90, 95, 99, 99.9)
 _TIMES = [Column(""), *(Column(f"p{share:g}", number=True) for share in _PERCENTILES), Column("max", number=True)]
@@ -27,7 +27,7 @@ _FAILURES = {
 }
 
 
-def show_summary(plan: Plan, measured: Measurements) -> None:
+def show_summary(plan: LoadPlan, measured: Measurements) -> None:
     """Print the measurements to stdout, and warnings about them to stderr."""
     found = report(plan, measured)
     click.echo(_headline(plan, measured))
@@ -43,7 +43,7 @@ def show_summary(plan: Plan, measured: Measurements) -> None:
         warn(warning)
 
 
-def _headline(plan: Plan, measured: Measurements) -> str:
+def _headline(plan: LoadPlan, measured: Measurements) -> str:
     rate = measured.answered / measured.elapsed if measured.elapsed else 0.0
     how = f"{plan.connections} connection{'s' * (plan.connections != 1)}"
     if plan.rate is not None:
@@ -54,7 +54,7 @@ def _headline(plan: Plan, measured: Measurements) -> str:
     return click.style(text, bold=True)
 
 
-def _rows(plan: Plan, measured: Measurements) -> Iterator[list[str]]:
+def _rows(plan: LoadPlan, measured: Measurements) -> Iterator[list[str]]:
     times = {"latency": measured.latencies, "first byte": measured.first_bytes, "gap in streams": measured.gaps}
     if plan.rate is not None:
         # From the intended time on, as users would wait; from sending on leaves out the stalls of the server.
