@@ -1,9 +1,8 @@
 """The one table of errors that a client can get, and a renderer for each shape of error body.
 
-A class is a row of the table, so that `except` can select it. Its docstring says when it happens; the reference of the
-HTTP interface prints it. An error is raised where it is found and rendered in one place: `gateway/relay.py` for clients
-of a provider, in the shape of that provider so that its SDKs raise their own exceptions, and `api/operations.py` for
-clients of the management API.
+A class is a row of the table, so that `except` can select it; its docstring says what its texts cannot. An error is
+raised where it is found and rendered in one place: `gateway/relay.py` for clients of a provider, in the shape of that
+provider so that its SDKs raise their own exceptions, and `api/operations.py` for clients of the management API.
 """
 
 from __future__ import annotations
@@ -94,28 +93,21 @@ class DataPlaneError(ProxyError):
 
 
 class BadRequest(DataPlaneError):
-    """A header that must not be passed on, because it holds a control character."""
-
     status, code = 400, "bad_request"
+    message = "A header of the request holds a control character."
 
 
 class ParameterNotAllowed(BadRequest):
-    """A body parameter whose value is outside the provider's `param_whitelist`."""
-
     code = "parameter_not_allowed"
     message = "A parameter of this request has a value that is not allowed here."
 
 
 class HeaderRequired(BadRequest):
-    """A header of the provider's `required_headers` is missing."""
-
     code = "header_required"
     message = "A required header is missing."
 
 
 class InvalidPath(BadRequest):
-    """A path that could mean different things to different readers; refused, never repaired."""
-
     code = "invalid_path"
     message = (
         "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators."
@@ -123,16 +115,12 @@ class InvalidPath(BadRequest):
 
 
 class InvalidJson(BadRequest):
-    """A body that has to be read as JSON, and is not."""
-
     code = "invalid_json"
     message = "The request body is not valid JSON."
     error = "The request body is not valid JSON"
 
 
 class TokenMissing(DataPlaneError):
-    """No token in any of the headers that may contain one."""
-
     status, code = 401, "token_missing"
     message = (
         "No API token was sent. Put your proxy token in the Authorization header as 'Bearer <token>', or in x-api-key."
@@ -140,102 +128,74 @@ class TokenMissing(DataPlaneError):
 
 
 class TokenInvalid(DataPlaneError):
-    """A token of the wrong form, or one that is not in the database."""
-
     status, code = 401, "token_invalid"
     message = "The API token is not known here. Ask the operator of this proxy for a new one."
 
 
 class TokenInactive(DataPlaneError):
-    """A token that was revoked."""
-
     status, code = 401, "token_inactive"
     message = "The API token was revoked. Ask the operator of this proxy for a new one."
 
 
 class TokenExpired(DataPlaneError):
-    """A token past its `expires_at`."""
-
     status, code = 401, "token_expired"
     message = "The API token has expired. Ask the operator of this proxy for a new one."
 
 
 class ProjectInactive(DataPlaneError):
-    """The token's project was deactivated."""
-
     status, code = 403, "project_inactive"
     message = "The project that this token belongs to is deactivated."
 
 
 class OriginNotAllowed(DataPlaneError):
-    """The request's `Origin` is not in the provider's `allowed_origins`."""
-
     status, code = 403, "origin_not_allowed"
     message = "Requests from this origin are not allowed."
 
 
 class EndpointNotAllowed(DataPlaneError):
-    """The path is outside the provider's `allowed_endpoints`, or names no provider that the project may use."""
-
     status, code = 404, "endpoint_not_allowed"
     message = "This endpoint is not available through this proxy."
 
 
 class MethodNotAllowed(DataPlaneError):
-    """The method is outside the provider's `allowed_methods`."""
-
     status, code = 405, "method_not_allowed"
     message = "This method is not allowed here."
     error = "This method is not allowed here"
 
 
 class RequestTimeout(DataPlaneError):
-    """The body of the request stopped in the middle, or came at less than 1 KiB/s after 10 s."""
-
     status, code = 408, "request_timeout"
     message = "The body of the request did not arrive in time."
     error = "The request body did not arrive in time"
 
 
 class RequestTooLarge(DataPlaneError):
-    """The body is longer than `MAX_REQUEST_SIZE`."""
-
     status, code = 413, "request_too_large"
     message = "The request body is larger than this proxy accepts."
     error, description = "The request body is too large", "Bodies of the management API have at most 1 MB."
 
 
 class UpgradeRequired(DataPlaneError):
-    """A WebSocket handshake: the endpoints are served over HTTP alone (RFC 9110 section 15.5.22)."""
-
     status, code = 426, "upgrade_required"
     message = "This proxy does not speak WebSocket. Send the request as a plain HTTP request."
 
 
 class RequestLimitExceeded(DataPlaneError):
-    """The token has used up its `max_requests`; waiting does not help, so there is no `Retry-After`."""
-
     status, code = 429, "request_limit_exceeded"
     message = "The API token has used up its request limit. Ask the operator of this proxy to raise it."
 
 
 class UpstreamUnreachable(DataPlaneError):
-    """No connection to the provider, or one that broke before a usable response."""
-
     status, code = 502, "upstream_unreachable"
     message = "The provider could not be reached, or broke off before it answered."
 
 
 class UpstreamTimeout(DataPlaneError):
-    """The provider was silent for longer than its deadline."""
-
     status, code = 504, "upstream_timeout"
     message = "The provider did not answer in time."
 
 
 class DatabaseUnavailable(DataPlaneError):
-    """The request could not be written down, so it was not sent."""
-
     status, code, retry_after = 503, "database_unavailable", 1
     message = "The proxy's database is not available at the moment. Nothing was sent to the provider."
     error, description = "The database is not available at the moment", "Nothing was changed. Try again soon."
@@ -252,8 +212,6 @@ class TokenLocked(DatabaseUnavailable):
 
 
 class Overloaded(DataPlaneError):
-    """`MAX_CONCURRENT_REQUESTS` are running already, or request bodies take all memory that is meant for them."""
-
     status, code, retry_after = 503, "overloaded", 1
     message = "The proxy is handling as many requests as it is configured for."
 

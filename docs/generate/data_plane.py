@@ -161,11 +161,14 @@ def _example(shape: Shape) -> str:
 
 
 def _table() -> str:
-    rows = ["| status | `code` | `type` (OpenAI) | `type` (Anthropic) | when |", "|---|---|---|---|---|"]
+    rows = [
+        "| status | `code` | `type` (OpenAI) | `type` (Anthropic) | message, if there is no more specific one |",
+        "|---|---|---|---|---|",
+    ]
     for kind in DATA_PLANE:
-        when = " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+        message = kind.message.replace("<", "&lt;")
         types = f"`{kind.openai_type()}` | `{kind.anthropic_type()}`"
-        rows.append(f"| {kind.status} | `{kind.code}` | {types} | {when} |")
+        rows.append(f"| {kind.status} | `{kind.code}` | {types} | {message} |")
     rows += [
         "",
         "Every 503 has `Retry-After: 1`. Every 4xx but 408 has `X-Should-Retry: false`, unless its `Retry-After` is at",
