@@ -34,7 +34,7 @@ PROVIDERS = Section("Providers")
 class Settings:
     """The configuration of one process. Durations are in seconds, sizes in bytes; `repr` hides secrets."""
 
-    db_driver: Driver = DATABASE.setting(kinds.choice(Driver), "sqlite", "Database server, or `sqlite` for a file.")
+    db_driver: Driver = DATABASE.setting(kinds.choice(Driver), "sqlite", "Database; `mysql` is for MariaDB too.")
     database_path: Path = DATABASE.setting(
         kinds.PATH, "./data/llm-proxy.db", "SQLite file; its folder is created if it does not exist.", flag="--db"
     )
@@ -138,8 +138,8 @@ class Settings:
     request_timeout: float = SERVER.setting(
         kinds.duration(),
         "10m",
-        "Maximum silence of a provider, before its response and between two reads of it. The provider file may set "
-        "another value.",
+        "Maximum silence of a provider, before its response and between two reads of it. The provider file can set "
+        "other values.",
     )
     max_request_size: int = SERVER.setting(
         kinds.SIZE,
@@ -172,7 +172,7 @@ class Settings:
     max_concurrent_requests: int = SERVER.setting(
         kinds.integer(1, 1_000_000),
         "1000",
-        "Maximum number of concurrent requests to providers per worker; more get 503.",
+        "Maximum number of concurrent requests to providers per worker; further requests get 503.",
     )
     log_level: LogLevel = SERVER.setting(kinds.choice(LogLevel), "info", "Lowest level that is logged.")
     log_format: LogFormat = SERVER.setting(
@@ -228,7 +228,8 @@ class Settings:
         kinds.EXISTING_FILE, "YAML file of the providers. Default: OpenAI and Anthropic."
     )
     default_api_provider: str | None = PROVIDERS.optional(
-        kinds.TEXT, "Provider of projects that name none. Default: `default_api` of the file, or `openai`."
+        kinds.TEXT,
+        "Provider of projects that are created without one. Default: `default_api` of the file, or `openai`.",
     )
     openai_api_url: str | None = PROVIDERS.optional(
         kinds.BASE_URL, "Base URL of the provider `openai`, without `/v1`; overrides the provider file."
