@@ -3,64 +3,51 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
-from llm_proxy.identifiers import RequestIds, new_id, request_id
+from llm_proxy.identifiers import new_id, request_id
 
 
-def milliseconds(text: str) -> int:
-    return uuid.UUID(text).int >> 80
-
-
-def test_a_request_id_is_a_version_7_uuid_in_canonical_form() -> None:
+def test_a_request_id_is_a_version_7_uuid_of_the_current_time() -> None:
     before = time.time_ns() // 1_000_000
     text = request_id()
     parsed = uuid.UUID(text)
     assert str(parsed) == text
-    assert parsed.version == 7
-    assert parsed.variant == uuid.RFC_4122
-    assert before <= milliseconds(text) <= time.time_ns() // 1_000_000
+    assert (parsed.version, parsed.variant) == (7, uuid.RFC_4122)
+    assert before <= parsed.int >> 80 <= time.time_ns() // 1_000_000
 
 
-def test_request_ids_grow() -> None:
+def test_each_request_id_is_greater_than_the_one_before() -> None:
     ids = [request_id() for _ in range(20_000)]
-    assert ids == sorted(ids)
-    assert len(set(ids)) == len(ids)
-
-
-def test_request_ids_grow_though_the_clock_stands_still_or_goes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    source = RequestIds()
-    now = 1_700_000_000_000
-    monkeypatch.setattr(time, "time_ns", lambda: now * 1_000_000)
-    ids = [source() for _ in range(5_000)]
-    assert milliseconds(ids[0]) == now
-    assert milliseconds(ids[4095]) == now
-    assert milliseconds(ids[4096]) == now + 1, "a full sequence borrows from the next millisecond"
-    now -= 60_000
-    ids.append(source())
-    now += 120_000
-    ids.append(source())
     assert ids == sorted(set(ids))
-    assert milliseconds(ids[-1]) == now
 
 
-def test_a_forked_child_makes_ids_of_its_own() -> None:
-    def state_now() -> object:
-        getrandbits: Any = request_id._getrandbits
-        return getrandbits.__self__.getstate()
+def test_request_ids_of_several_threads_are_ordered_within_each_thread_and_unique() -> None:
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lambda _: [request_id() for _ in range(5_000)], range(4)))
+    assert all(ids == sorted(ids) for ids in found)
+    assert len({one for ids in found for one in ids}) == 20_000
 
-    state = state_now()
-    read, write = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.write(write, b"same" if state_now() == state else b"anew")
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert os.read(read, 4) == b"anew"
-    os.close(read)
-    os.close(write)
+
+def test_forked_processes_make_different_request_ids() -> None:
+    request_id()
+    pipes = []
+    for _ in range(4):
+        read, write = os.pipe()
+        child = os.fork()
+        if child == 0:
+            # The last 32 bits are random; without a new seed, all children would draw the same ones.
+            os.write(write, " ".join(request_id()[-8:] for _ in range(20)).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        os.close(write)
+        pipes.append(read)
+    drawn = []
+    for read in pipes:
+        with os.fdopen(read) as file:
+            drawn.append(file.read().split())
+    drawn.append([request_id()[-8:] for _ in range(20)])
+    assert len({bits for bits_of_one in drawn for bits in bits_of_one}) > 95
 
 
 def test_new_ids_are_random_uuids() -> None:
