@@ -23,7 +23,8 @@ from db.queries.rows import SETTLED
 from db.records import Project, Reservation, Result, SettledRequest, Token
 from db.schema import requests, tokens, usage_hourly
 from llm_proxy.identifiers import new_id
-from llm_proxy.secrets import encryption
+from llm_proxy.secrets.encryption import KeyRing, last4
+from llm_proxy.tokens import digest, new_secret
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -65,7 +66,7 @@ class Filled:
 
 def fill(scratch: Scratch, past: Past, api_key: str) -> Filled:
     """Fill a database whose schema is at head, with one project that owns an API key."""
-    ring = encryption.KeyRing.generate()
+    ring = KeyRing.generate()
     now = datetime.now(UTC)
     project_id = new_id()
     project = Project(
@@ -73,12 +74,12 @@ def fill(scratch: Scratch, past: Past, api_key: str) -> Filled:
         name="benchmark",
         provider="openai",
         api_key=ring.seal(api_key, project_id),
-        api_key_last4=encryption.last4(api_key),
+        api_key_last4=last4(api_key),
         active=True,
         created_at=now - _SPAN,
         updated_at=now - _SPAN,
     )
-    secrets = [encryption.new_token_secret() for _ in range(past.tokens)]
+    secrets = [new_secret() for _ in range(past.tokens)]
     records = [_token(secret, project) for secret in secrets]
     with opened(scratch.target, Options(statement_timeout=_TIMEOUT)) as database:
         database.write_now(projects.create, project)
@@ -97,8 +98,8 @@ def _token(secret: str, project: Project) -> Token:
     return Token(
         id=new_id(),
         project_id=project.id,
-        digest=encryption.digest(secret),
-        last4=encryption.last4(secret),
+        digest=digest(secret),
+        last4=last4(secret),
         name="",
         active=True,
         expires_at=None,

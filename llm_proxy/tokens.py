@@ -1,8 +1,11 @@
-"""The rules of withering tokens: what opens, what has withered, and why. Pure functions, no I/O."""
+"""Tokens: their format, their digest, and the rules by which they are accepted. Pure functions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import hashlib
+import re
+import secrets
+from typing import TYPE_CHECKING, Final
 
 from llm_proxy.errors import (
     EndpointNotAllowed,
@@ -18,6 +21,28 @@ if TYPE_CHECKING:
 
     from db.records import Project, Token
 
+#: `sk-`, by which people and secret scanners recognise a credential, and 32 random bytes in base64.
+_FORMAT: Final = re.compile(rb"sk-[A-Za-z0-9_-]{43}")
+
+
+def new_secret() -> str:
+    """Make the secret of a token: `sk-` and 43 URL-safe characters, 256 random bits."""
+    return f"sk-{secrets.token_urlsafe(32)}"
+
+
+def digest(secret: str) -> bytes:
+    """The 32 bytes that the database stores instead of a secret.
+
+    SHA-256 without salt is enough: 256 random bits cannot be guessed (NIST SP 800-63B, section 5.1.2.2, on look-up
+    secrets), and this runs for every request.
+    """
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def digest_of(candidate: bytes) -> bytes | None:
+    """The digest of what a client sent as its token; None if it does not have the format of one."""
+    return hashlib.sha256(candidate).digest() if _FORMAT.fullmatch(candidate) else None
+
 
 def verdict(
     token: Token,
@@ -26,16 +51,16 @@ def verdict(
     *,
     provider: str | None,
 ) -> ProxyError | None:
-    """Judge everything about a request's token but its remaining limit; None means that it opens.
+    """Check everything about a request's token except its limit; None if it is accepted.
 
-    The order is from the token outwards, so that a client never learns about a project through a dead token.
+    The token is checked first, so that a client learns nothing about a project with a token that is not accepted.
 
     Args:
-        token: the row that the digest found.
+        token: the row with the digest.
         project: the token's project.
         now: the worker's clock, aware UTC.
-        provider: the provider that the path names, or None where the project's own is meant. A project has the key
-            of one provider only, and that key must never travel to another one.
+        provider: the provider in the path, or None for the project's own. A project has the key of one provider,
+            which must never be sent to another one.
     """
     if not token.active:
         return TokenInactive()
@@ -52,7 +77,7 @@ def verdict(
 
 
 def limit_verdict(token: Token, taken: int) -> ProxyError | None:
-    """Judge the request limit, where `taken` requests were granted to the token in the same transaction so far."""
+    """Check the request limit, after `taken` other requests of the token in the same transaction."""
     if token.max_requests is not None and token.request_count + taken >= token.max_requests:
         return RequestLimitExceeded()
     return None

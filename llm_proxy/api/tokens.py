@@ -17,7 +17,8 @@ from llm_proxy.api.schema import MAX_SAFE_INTEGER, Body, Changes, Id, Timestamp,
 from llm_proxy.errors import ProjectDeactivated, ProjectNotFound, TokenNotFound, TokenRevoked
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
-from llm_proxy.secrets import encryption
+from llm_proxy.secrets.encryption import last4
+from llm_proxy.tokens import digest, new_secret
 
 DEFAULT_LIFETIME: Final = timedelta(days=30)
 #: Ten years with their leap days.
@@ -144,12 +145,12 @@ async def _list(call: Call, query: ListTokens) -> object:
 )
 async def _create(call: Call, new: NewToken) -> TokenWithSecret:
     """Create a token. It expires after 30 days unless the body says otherwise."""
-    now, secret = call.now, encryption.new_token_secret()
+    now, secret = call.now, new_secret()
     token = records.Token(
         id=new_id(),
         project_id=new.project_id,
-        digest=encryption.digest(secret),
-        last4=encryption.last4(secret),
+        digest=digest(secret),
+        last4=last4(secret),
         name=new.name,
         active=True,
         expires_at=_expiry(new, now) or now + DEFAULT_LIFETIME,
@@ -218,13 +219,13 @@ async def _revoke(call: Call) -> None:
 )
 async def _rotate(call: Call) -> TokenWithSecret:
     """Give a token a new secret; the old one is refused from now on. Limits, expiry and count stay."""
-    secret = encryption.new_token_secret()
+    secret = new_secret()
 
     def rotate(connection: Connection) -> records.Token:
         token = _locked(connection, call.id)
         if not token.active:
             raise TokenRevoked
-        return queries.rotate(connection, token, encryption.digest(secret), encryption.last4(secret), call.now)
+        return queries.rotate(connection, token, digest(secret), last4(secret), call.now)
 
     token = await call.services.database.write(rotate)
     _log.info("token rotated", token_id=token.id, project_id=token.project_id)

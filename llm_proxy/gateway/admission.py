@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING
 
 from llm_proxy.errors import (
@@ -16,6 +15,7 @@ from llm_proxy.errors import (
 )
 from llm_proxy.gateway.http import headers, paths
 from llm_proxy.ledger import AdmissionRequest
+from llm_proxy.tokens import digest_of
 
 if TYPE_CHECKING:
     from llm_proxy.gateway.http.parameters import Parameters
@@ -36,9 +36,10 @@ def digest(inbound: Inbound) -> bytes:
     token = headers.token_of(inbound.headers)
     if token is None:
         raise TokenMissing
-    if not headers.is_token(token):
+    token_digest = digest_of(token)
+    if token_digest is None:
         raise TokenInvalid
-    return hashlib.sha256(token).digest()
+    return token_digest
 
 
 def needs_body(inbound: Inbound, providers: Providers) -> bool:

@@ -36,13 +36,7 @@ _V2: Final = "enc:v2:"
 _V1: Final = "enc:v1:"
 _PLAIN: Final = "plain:"
 
-#: How every token begins, so that people and secret scanners know it for a credential.
-TOKEN_PREFIX: Final = "sk-"  # noqa: S105 (the public part)
-_TOKEN_SECRET_BYTES: Final = 32
-
 _LAST4_FROM: Final = 8
-#: API keys that a ring remembers at most once it has opened them.
-_REMEMBERED: Final = 1024
 
 
 class KeyRingError(SecretError):
@@ -59,7 +53,7 @@ class KeyRing:
     A ring without keys must be allowed plain text, and then writes plain text.
     """
 
-    __slots__ = ("_ciphers", "_keys", "_opened", "_plaintext", "_sealing_kid")
+    __slots__ = ("_ciphers", "_keys", "_plaintext", "_sealing_kid")
 
     def __init__(self, keys: Iterable[bytes] = (), *, allow_plaintext: bool = False) -> None:
         """Make a ring of 32-byte keys.
@@ -73,7 +67,6 @@ class KeyRing:
         """
         self._keys = tuple(keys)
         self._plaintext = allow_plaintext
-        self._opened: dict[tuple[str, str], str] = {}
         self._ciphers: dict[str, AESGCM] = {}
         for place, key in enumerate(self._keys, start=1):
             if len(key) != KEY_BYTES:
@@ -126,21 +119,10 @@ class KeyRing:
     def open(self, sealed: str, project_id: str) -> str:
         """Give back the API key that was sealed for this project.
 
-        A few that were opened are remembered: each request needs one, and the keys that open them are in memory too.
-
         Raises:
             SealError: the form or the key is unknown, the value was altered or belongs to another project, or it is
                 plain text where that is not allowed.
         """
-        opened = self._opened.get((sealed, project_id))
-        if opened is None:
-            opened = self._open(sealed, project_id)
-            if len(self._opened) >= _REMEMBERED:
-                self._opened.clear()
-            self._opened[sealed, project_id] = opened
-        return opened
-
-    def _open(self, sealed: str, project_id: str) -> str:
         if sealed.startswith(_V2):
             kid, colon, body = sealed[len(_V2) :].partition(":")
             if not colon:
@@ -208,20 +190,6 @@ def load_or_create_key_file(path: Path) -> KeyRing:
         return _read_key_file(path)
     except OSError as error:
         raise KeyRingError(f"the key file {path} cannot be used: {error.strerror}") from error
-
-
-def new_token_secret() -> str:
-    """Make a token's secret: `sk-` and 43 URL-safe characters, 256 random bits."""
-    return TOKEN_PREFIX + secrets.token_urlsafe(_TOKEN_SECRET_BYTES)
-
-
-def digest(secret: str) -> bytes:
-    """Give the 32 bytes by which a token is known in the database.
-
-    A plain SHA-256 is enough: the secret has 256 random bits, so there is nothing to guess that a slow hash would
-    protect (NIST SP 800-63B, section 5.1.2.2, on look-up secrets), and this runs for every request.
-    """
-    return hashlib.sha256(secret.encode()).digest()
 
 
 def last4(secret: str) -> str:

@@ -13,7 +13,7 @@ from sqlalchemy import Connection
 
 from db.errors import CommitUnknown, Contention, DatabaseError, SchemaMismatch, Unavailable
 from db.queries import projects, tokens
-from llm_proxy.secrets.encryption import new_token_secret
+from llm_proxy.tokens import new_secret
 from tests.api.conftest import MANAGEMENT_TOKEN, NOON, Api, make_api
 from tests.api.wrong_requests import CASES, GOOD_PROJECT, GOOD_TOKEN, ID, Case
 
@@ -132,7 +132,7 @@ async def test_a_database_error_is_answered_with_503(api: Api, error: Exception,
 async def test_an_invalid_id_is_refused_without_the_database(api: Api) -> None:
     database: Any = Broken(ZeroDivisionError())
     broken = make_api(evolve(api.services, database=database))
-    for identity in ("1", ID.replace("-", ""), new_token_secret()):
+    for identity in ("1", ID.replace("-", ""), new_secret()):
         assert (await broken("GET", f"/manage/projects/{identity}")).json["code"] == "project_not_found"
         assert (await broken("DELETE", f"/manage/tokens/{identity}")).json["code"] == "token_not_found"
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, update
 from db.queries import tokens
 from db.records import Token
 from db.schema import tokens as table
-from llm_proxy.secrets.encryption import digest
+from llm_proxy.tokens import digest
 from tests.api.conftest import NOON, Api
 
 

@@ -32,7 +32,8 @@ from db.database import opened
 from db.options import Options
 from db.queries import ledger
 from db.schema import requests, tokens, usage_hourly
-from llm_proxy.secrets.encryption import KeyRing, digest
+from llm_proxy.secrets.encryption import KeyRing
+from llm_proxy.tokens import digest
 
 
 @pytest.fixture

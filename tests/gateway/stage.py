@@ -30,7 +30,8 @@ from llm_proxy.ledger import Ledger
 from llm_proxy.logging import log
 from llm_proxy.metrics import Metrics
 from llm_proxy.net.disconnect import EXTENSION
-from llm_proxy.secrets.encryption import KeyRing, digest, new_token_secret
+from llm_proxy.secrets.encryption import KeyRing
+from llm_proxy.tokens import digest, new_secret
 from tests.db.queries.books import a_project, a_token
 
 
@@ -187,7 +188,7 @@ async def scene(folder: Path, *, judged: bool = False) -> AsyncIterator[Scene]:
         target = dsn.parse("sqlite", None, str(folder / "ledger.db"))
         async with open_database(target, Options(sqlite_synchronous="NORMAL")) as database:
             await database.write(metadata.create_all)
-            keyring, secret = KeyRing.generate(), new_token_secret()
+            keyring, secret = KeyRing.generate(), new_secret()
             identity = new_id()
             project = a_project(id=identity, api_key=keyring.seal("the-real-key", identity))
             await database.write(projects.create, project)

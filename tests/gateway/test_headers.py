@@ -134,24 +134,6 @@ class TestTokenOf:
             headers.token_of([(b"x-api-key", TOKEN), (b"x-api-key", OTHER)])
 
 
-@pytest.mark.parametrize(
-    ("candidate", "is_token"),
-    [
-        (TOKEN, True),
-        (OTHER, True),
-        (OTHER[:-1], False),
-        (OTHER + b"b", False),
-        (b"sk-" + b"+" * 43, False),
-        (b"SK-" + b"b" * 43, False),
-        (OTHER[:-1] + b"\n", False),
-        (OTHER + b"\n", False),
-        (b"", False),
-    ],
-)
-def test_the_form_of_a_token(candidate: bytes, is_token: bool) -> None:
-    assert headers.is_token(candidate) is is_token
-
-
 class TestRequestHeaders:
     def test_passes_the_rest_byte_for_byte_in_order_with_the_credential_last(self) -> None:
         sent = [

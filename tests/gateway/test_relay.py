@@ -15,7 +15,7 @@ from attrs import define, evolve, field
 from db.queries.ledger import look_up
 from llm_proxy.gateway import relay
 from llm_proxy.ledger.transaction import transact
-from llm_proxy.secrets.encryption import new_token_secret
+from llm_proxy.tokens import new_secret
 from tests.gateway.stage import Client, Scene, scene
 
 #: The answers of the provider, and of the proxy.
@@ -73,7 +73,7 @@ def count_calls(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 async def test_an_unknown_token_is_refused_before_its_body_is_waited_for(tmp_path: Path) -> None:
     async with scene(tmp_path, judged=True) as stage:
         client = Client([b"{", b"}"], at_once=False)
-        stranger = evolve(stage, secret=new_token_secret().encode())
+        stranger = evolve(stage, secret=new_secret().encode())
         with trio.fail_after(5):
             await stranger.request(client, chunked=True, told=True)
         assert (status(client), error(client)) == (UNAUTHORIZED, "token_invalid")
@@ -83,7 +83,7 @@ async def test_an_unknown_token_is_refused_before_its_body_is_waited_for(tmp_pat
 async def test_a_request_without_a_good_token_takes_no_slot(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
         stage.relay.max_concurrent = 1
-        stranger = evolve(stage, secret=new_token_secret().encode())
+        stranger = evolve(stage, secret=new_secret().encode())
         async with trio.open_nursery() as nursery:
             for at_once in (True, False):
                 for _ in range(20):
@@ -186,6 +186,6 @@ async def test_a_client_that_does_not_take_its_refusal_is_not_waited_for(
             await trio.sleep_forever()
 
     async with scene(tmp_path) as stage:
-        stranger = evolve(stage, secret=new_token_secret().encode())
+        stranger = evolve(stage, secret=new_secret().encode())
         with trio.fail_after(5):
             await stranger.request(Deaf([b"{}"]), chunked=False, told=True)

@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from benchmarks.processes import Upstream
-from llm_proxy.secrets.encryption import new_token_secret
+from llm_proxy.tokens import new_secret
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness import client
@@ -104,7 +104,7 @@ async def test_a_thousand_heads_without_bodies_hold_no_slot_and_little_memory(gu
     async with many(guarded.server.url, 1000) as connections:
         async with trio.open_nursery() as nursery:
             for connection in connections:
-                nursery.start_soon(connection.send, head(new_token_secret(), 100_000))
+                nursery.start_soon(connection.send, head(new_secret(), 100_000))
             nursery.start_soon(serve_real_requests, guarded, secret)
         assert grown(guarded, before) < 60
         with trio.fail_after(PATIENCE):
@@ -130,7 +130,7 @@ async def test_bodies_of_unknown_tokens_are_not_kept(guarded: Deployment) -> Non
 
     async def push() -> None:
         async with client.connect(guarded.server.url) as connection:
-            await connection.send(head(new_token_secret(), 60 * MIB))
+            await connection.send(head(new_secret(), 60 * MIB))
             with suppress(trio.BrokenResourceError):
                 for _ in range(60):
                     await connection.send(bytes(MIB))
@@ -170,9 +170,9 @@ async def test_next_to_nothing_of_a_body_holds_a_connection_for_ten_seconds(guar
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(drip, "unknown", new_token_secret())
+        nursery.start_soon(drip, "unknown", new_secret())
         nursery.start_soon(drip, "malformed", "nothing")
-        nursery.start_soon(drip, "unknown, expecting", new_token_secret(), "Expect: 100-continue")
+        nursery.start_soon(drip, "unknown, expecting", new_secret(), "Expect: 100-continue")
         nursery.start_soon(drip, "known", secret)
         nursery.start_soon(serve_real_requests, guarded, secret)
     assert {name: status for name, (_, status) in ended.items()} == {
@@ -204,7 +204,7 @@ async def test_slots_are_free_although_known_tokens_drip(guarded: Deployment) ->
 async def test_a_bogus_request_costs_no_more_than_a_good_one(guarded: Deployment) -> None:
     secret = guarded.new_secret()
     spent: dict[str, float] = {}
-    for name, token, count in (("warm", secret, 50), ("good", secret, 300), ("bogus", new_token_secret(), 300)):
+    for name, token, count in (("warm", secret, 50), ("good", secret, 300), ("bogus", new_secret(), 300)):
         before = guarded.server.process.cpu_seconds()
         async with client.connect(guarded.server.url) as connection:
             for _ in range(count):
@@ -219,7 +219,7 @@ async def test_the_control_plane_keeps_no_body_of_a_stranger(guarded: Deployment
     before = guarded.server.process.resident_bytes()
     async with many(guarded.server.url, 100) as connections:
         for connection in connections:
-            await connection.send(head(new_token_secret(), MIB, path="/manage/projects"))
+            await connection.send(head(new_secret(), MIB, path="/manage/projects"))
             with suppress(trio.BrokenResourceError):
                 await connection.send(bytes(MIB // 2))
         await serve_real_requests(guarded, secret)
@@ -255,7 +255,7 @@ async def test_ten_http2_connections_of_a_hundred_heads_hold_nothing(
             connections = [await stack.enter_async_context(connect_http2(server.port, trusting)) for _ in range(10)]
             before = server.process.resident_bytes()
             asked: list[tuple[Http2Client, int]] = []
-            extra = [("authorization", f"Bearer {new_token_secret()}")]
+            extra = [("authorization", f"Bearer {new_secret()}")]
             for connection in connections:
                 numbers = [await connection.ask(CHAT, method="POST", extra=extra, end=False) for _ in range(100)]
                 asked += [(connection, number) for number in numbers]

@@ -264,8 +264,6 @@ _CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
 #: What a field value must not hold (RFC 9110 §5.5): it would end the field or the message.
 _UNSAFE_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
-_TOKEN = re.compile(rb"sk-[A-Za-z0-9_-]{43}")
-
 
 def token_of(headers: Headers) -> bytes | None:
     """Find the client's token; None where there is none.
@@ -289,11 +287,6 @@ def token_of(headers: Headers) -> bytes | None:
             raise TokenInvalid("The request carries two different API tokens. Send one of them only.")
         token = found
     return token
-
-
-def is_token(candidate: bytes) -> bool:
-    """Whether `candidate` has the form of a withering token: `sk-` and 43 URL-safe characters."""
-    return _TOKEN.fullmatch(candidate) is not None
 
 
 def request_headers(

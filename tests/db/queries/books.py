@@ -7,7 +7,7 @@ from typing import Any
 
 from db.records import Project, SettledRequest, Token
 from llm_proxy.identifiers import new_id, request_id
-from llm_proxy.secrets.encryption import digest
+from llm_proxy.tokens import digest
 
 NOON = datetime(2027, 1, 15, 12, 0, 0, 123456, tzinfo=UTC)
 

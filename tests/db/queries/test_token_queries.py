@@ -14,7 +14,7 @@ from db.options import Options
 from db.queries import projects, tokens
 from db.queries.rows import Position
 from db.records import Project, Token
-from llm_proxy.secrets.encryption import digest
+from llm_proxy.tokens import digest
 from tests.db.queries.books import NOON, a_project, a_token
 
 LATER = NOON + timedelta(hours=1)
