@@ -18,7 +18,7 @@ from llm_proxy.config import Mistake, SettingsError
 from llm_proxy.config.database import database_options, database_target, open_keyring
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Relay
-from llm_proxy.gateway.upstream import Timeouts, UpstreamPool, outbound_proxy
+from llm_proxy.gateway.upstream import UpstreamPool, outbound_proxy
 from llm_proxy.health import startup_checks
 from llm_proxy.health.database_collector import Survey
 from llm_proxy.health.probe import Probe
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
     from llm_proxy.config import Settings
-    from llm_proxy.gateway.providers.provider import Provider, Providers
+    from llm_proxy.gateway.providers.provider import Providers
     from llm_proxy.logging.log import Log
 
 #: Seconds that the last settlements may take to reach the database when the process ends.
@@ -85,20 +85,15 @@ class Services:
         return [*reasons, *await self.probe.reasons()]
 
 
-def _timeouts(provider: Provider) -> Timeouts:
-    times = provider.timeouts
-    return Timeouts(connect=times.connect, response_header=times.response_header, read=times.read)
-
-
 def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str, UpstreamPool]:
     upstreams: dict[str, UpstreamPool] = {}
     for name, provider in providers.by_name.items():
         try:
             upstream = UpstreamPool(
                 provider.origin,
-                _timeouts(provider),
+                provider.timeouts,
                 max_idle=provider.max_idle_conns_per_host,
-                keep_alive=provider.timeouts.keep_alive,
+                keep_alive=provider.keep_alive,
                 proxy=outbound_proxy(provider.origin, os.environ),
             )
         except ValueError as error:

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_proxy.gateway.providers.provider import Timeouts
-from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 from tests.gateway.apis_yaml import load, mistakes
 
 
@@ -14,7 +13,8 @@ class TestWithoutFile:
         providers = load(tmp_path, None)
         assert list(providers.by_name) == ["openai", "anthropic"]
         assert providers.default.name == "openai"
-        assert providers.default.timeouts == Timeouts(connect=10, response_header=600, keep_alive=90, read=600)
+        assert providers.default.timeouts == Timeouts(connect=10, response_header=600, read=600)
+        assert providers.default.keep_alive == 90
 
     def test_settings_set_default_url_and_timeout(self, tmp_path: Path) -> None:
         environ = {
@@ -98,7 +98,8 @@ class TestFile:
         }
         assert groq.allowed_origins == {b"https://app.example.com", b"http://localhost:3000"}
         assert groq.required_headers == {b"x-team"}
-        assert groq.timeouts == Timeouts(connect=2, response_header=90, keep_alive=45, read=0.5)
+        assert groq.timeouts == Timeouts(connect=2, response_header=90, read=0.5)
+        assert groq.keep_alive == 45
         assert groq.max_idle_conns_per_host == 12
 
     def test_missing_keys_have_defaults(self, tmp_path: Path) -> None:
@@ -107,7 +108,8 @@ class TestFile:
         assert claude.shape == "anthropic"
         assert claude.allowed_methods == {"GET", "POST", "PUT", "PATCH", "DELETE"}
         assert not claude.needs_body
-        assert claude.timeouts == Timeouts(connect=10, response_header=20, keep_alive=90, read=20)
+        assert claude.timeouts == Timeouts(connect=10, response_header=20, read=20)
+        assert claude.keep_alive == 90
         assert claude.max_idle_conns_per_host == 1000
 
     def test_a_built_in_name_has_the_built_in_values_as_defaults(self, tmp_path: Path) -> None:
@@ -116,7 +118,8 @@ class TestFile:
         assert "/v1/responses" in openai.allowed_endpoints
         anthropic = load(tmp_path, "apis: {anthropic: {timeouts: {request: 9s}}}").default
         assert (anthropic.auth, anthropic.shape) == ("x-api-key", "anthropic")
-        assert anthropic.timeouts == Timeouts(connect=10, response_header=9, keep_alive=90, read=9)
+        assert anthropic.timeouts == Timeouts(connect=10, response_header=9, read=9)
+        assert anthropic.keep_alive == 90
 
     def test_openai_api_url_overrides_the_file(self, tmp_path: Path) -> None:
         text = "apis: {openai: {base_url: 'https://file.example'}}"

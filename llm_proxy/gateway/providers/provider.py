@@ -27,7 +27,7 @@ from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.http.headers import Headers
 from llm_proxy.gateway.http.parameters import ParameterRules, Parameters
 from llm_proxy.gateway.providers.endpoints import Endpoints, has_name_escape
-from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 from llm_proxy.logging.redaction import quoted
 
 Auth = Literal["bearer", "x-api-key", "api-key"]
@@ -39,23 +39,6 @@ _EXAMPLES = 4
 _LONGEST_SEGMENT = 24
 _LONGEST_PATH = 100
 _ANTHROPIC_PATH = re.compile(rb"/v1/(?:messages|complete)(?:/|\Z)")
-
-
-@frozen
-class Timeouts:
-    """Timeouts of a provider, in seconds.
-
-    Attributes:
-        connect: for name resolution, TCP and TLS together.
-        response_header: from the last byte of the request to the head of the response.
-        read: silence between two reads of the response.
-        keep_alive: until an unused connection is closed.
-    """
-
-    connect: float
-    response_header: float
-    read: float
-    keep_alive: float
 
 
 @frozen(eq=False, kw_only=True)
@@ -72,7 +55,8 @@ class Provider:
         param_whitelist: globs per body parameter, see `parameters.py`.
         allowed_origins: values of `Origin` that browsers may send; empty allows all.
         required_headers: in lower case.
-        max_idle_conns_per_host: idle connections that are kept open.
+        keep_alive: seconds for which an idle connection is kept open.
+        max_idle_conns_per_host: maximum number of idle connections.
     """
 
     name: str
@@ -87,6 +71,7 @@ class Provider:
     allowed_origins: frozenset[bytes] = frozenset()
     required_headers: frozenset[bytes] = frozenset()
     timeouts: Timeouts
+    keep_alive: float
     max_idle_conns_per_host: int
     _endpoints: Endpoints = field(init=False, repr=False)
     _rules: ParameterRules = field(init=False, repr=False)

@@ -20,8 +20,8 @@ from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean
 from llm_proxy.gateway.faults import Shape
 from llm_proxy.gateway.providers.document import Document
 from llm_proxy.gateway.providers.endpoints import Endpoints
-from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, Timeouts, split_base_url
-from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url
+from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 
 _BUILT_IN: Final = Path(__file__).with_name("builtin.yaml")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
@@ -208,12 +208,8 @@ def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings
         param_whitelist=api.param_whitelist or {},
         allowed_origins=frozenset(() if "*" in origins else (origin.encode("ascii") for origin in origins)),
         required_headers=frozenset(name.encode("ascii") for name in api.required_headers or ()),
-        timeouts=Timeouts(
-            connect=times.connect or 10.0,
-            response_header=times.response_header or read,
-            read=read,
-            keep_alive=times.idle or 90.0,
-        ),
+        timeouts=Timeouts(connect=times.connect or 10.0, response_header=times.response_header or read, read=read),
+        keep_alive=times.idle or 90.0,
         max_idle_conns_per_host=_IDLE_CONNECTIONS if idle_connections is None else idle_connections,
     )
 
