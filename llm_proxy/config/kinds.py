@@ -191,24 +191,22 @@ def line_of_text(shortest: int, longest: int) -> Kind[str]:
     return Kind("text", allowed, parse)
 
 
-def header_text(longest: int) -> Kind[str]:
-    """Text that can be sent in a header."""
-
+def _matching(pattern: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        if not re.fullmatch(r"[!-~]+", text) or len(text) > longest:
+        if not re.fullmatch(pattern, text):
             raise ValueError
         return text
 
-    return Kind("text", f"1 to {longest} printable ASCII characters without spaces", parse)
+    return parse
 
 
-def _header_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", text):
-        raise ValueError
-    return text.lower()
+def header_text(longest: int) -> Kind[str]:
+    """Text that can be sent in a header."""
+    allowed = f"1 to {longest} printable ASCII characters without spaces"
+    return Kind("text", allowed, _matching(rf"[!-~]{{1,{longest}}}"))
 
 
-HEADER_NAME = Kind("header", "the name of a header such as x-team", _header_name)
+HEADER_NAME = Kind("header", "the name of a header such as x-team", _matching(r"[A-Za-z][A-Za-z0-9-]*"))
 
 PATH = Kind("path", "a path", Path)
 
@@ -305,13 +303,12 @@ NETWORKS = comma_separated("list of networks", "10.0.0.0/8, 127.0.0.1", _network
 ORIGINS = comma_separated("list of origins", "https://app.example.com, https://www.example.com; or *", _origin)
 
 
-def _route(text: str) -> str:
-    if not re.fullmatch(r"(?:/[A-Za-z0-9._~-]+)+", text) or any(set(part) <= {"."} for part in text.split("/")[1:]):
-        raise ValueError
-    return text
-
-
-ROUTE = Kind("URL path", "a path such as /metrics, with / at its beginning and not at its end", _route)
+#: Without dot segments.
+ROUTE = Kind(
+    "URL path",
+    "a path such as /metrics, with / at its beginning and not at its end",
+    _matching(r"(?:/(?!\.+(?:/|\Z))[A-Za-z0-9._~-]+)+"),
+)
 
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")
 

@@ -207,7 +207,7 @@ def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings
         allowed_methods=frozenset(api.allowed_methods or _METHODS),
         param_whitelist=api.param_whitelist or {},
         allowed_origins=frozenset(() if "*" in origins else (origin.encode("ascii") for origin in origins)),
-        required_headers=frozenset(name.encode("ascii") for name in api.required_headers or ()),
+        required_headers=frozenset(name.lower().encode("ascii") for name in api.required_headers or ()),
         timeouts=Timeouts(connect=times.connect or 10.0, response_header=times.response_header or read, read=read),
         keep_alive=times.idle or 90.0,
         max_idle_conns_per_host=_IDLE_CONNECTIONS if idle_connections is None else idle_connections,
