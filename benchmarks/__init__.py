@@ -1,10 +1,10 @@
 """Measuring LLM Proxy, and the processes that measuring needs.
 
     __main__    python -m benchmarks …: runs parts, prints what they found, checks the targets
-    bench       what every part is given; findings: what every part gives back
-    targets     the bounds that the project promises, each with its reason
+    findings    the results of every part
+    targets     the performance targets of the project, each with its reason
     report      findings as Markdown, JSON and SVG; plots draws them, page.md is the page around them
-    machine     on what it was measured
+    machine     describes the machine
 
     cpu         CPU time per request, as a ratio to a bare application on stock Hypercorn
     throughput  capacity, with one worker, two, and two instances
@@ -15,10 +15,10 @@
     memory      memory after many requests
     peers       other gateways, on the same upstream
 
-    rig         what parts have in common: upstream, proxy, load, and the check of the books
+    rig         common to all parts: their input, upstream, proxy, load, and the check of the ledger
     databases   the databases to measure on
-    upstream    a scripted provider as its own process, cheap enough not to be the bottleneck; records what it got
-    load        a load generator as its own process
+    upstream    a scripted provider as a separate process, cheap enough not to be the bottleneck; records its requests
+    load        a load generator as a separate process
     hello       the bare ASGI application that the proxy is compared with
     proxy       the real server as a process
     processes   handles: start a process, wait for its line, read its CPU time, stop it

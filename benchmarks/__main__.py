@@ -1,7 +1,7 @@
 """`python -m benchmarks`: measure LLM Proxy on this machine.
 
 Progress goes to stderr, tables to stdout, and everything to files. Exits with 1 when a target was missed, or when
-something went wrong that makes the figures worth little.
+an error makes the results unreliable.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ import click
 import msgspec
 
 from benchmarks import machine, report
-from benchmarks.bench import Bench
 from benchmarks.databases import NAMES, Databases, Kind, describe, find
 from benchmarks.findings import Chapter
 from benchmarks.proxy import clean_environment
 from benchmarks.report import Report
+from benchmarks.rig import Bench
 
 #: In the order of the report. Each is a module of that name, with `run(bench) -> list[Chapter]`.
 PARTS = {
@@ -40,9 +40,9 @@ PARTS = {
     "memory": "Memory after many requests.",
     "peers": "Other gateways side by side, on the same upstream.",
 }
-#: Only by their names: what installs other people's programs, and what wants the machine for minutes.
+#: Only by name: these install other programs, or need the machine for minutes.
 _NOT_IN_ALL = ("peers", "scaling")
-#: For all parts together, to take less than ten minutes on two cores and four databases.
+#: All parts together then take less than ten minutes on two cores and four databases.
 _SCALE_OF_ALL = 0.25
 
 Run = Callable[[Bench], Sequence[Chapter]]
@@ -60,7 +60,7 @@ def options(scale: float) -> list[click.Parameter]:
             ["--db", "kinds"],
             type=click.Choice([kind.value for kind in Kind]),
             multiple=True,
-            help="Repeatable; all that this machine has otherwise.",
+            help="Database to measure on; repeatable (default: all on this machine).",
         ),
         click.Option(["--rounds"], default=5, show_default=True, type=click.IntRange(1)),
         click.Option(
@@ -68,14 +68,18 @@ def options(scale: float) -> list[click.Parameter]:
             default=scale,
             show_default=True,
             type=click.FloatRange(0, min_open=True),
-            help="Multiplies requests and seconds; 1 for figures to publish.",
+            help="Factor for numbers of requests and seconds; 1 for results to publish.",
         ),
-        click.Option(["--keep"], type=click.Path(path_type=Path, file_okay=False), help="Keep the servers' logs here."),
+        click.Option(
+            ["--keep"],
+            type=click.Path(path_type=Path, file_okay=False),
+            help="Folder for the servers' logs (default: deleted).",
+        ),
         click.Option(
             ["--results"],
             type=click.Path(path_type=Path, file_okay=False),
             default=report.RESULTS,
-            help="Where page, JSON and plots go.  [default: benchmarks/results]",
+            help="Folder for page, JSON and plots.  [default: benchmarks/results]",
         ),
     ]
 
@@ -94,9 +98,9 @@ def measure(
     keep: Path | None,
     results: Path,
 ) -> None:
-    """Run parts, print what they found, write it down, and exit with 1 if a target was missed.
+    """Run parts, print and write the results, and exit with 1 if a target was missed.
 
-    `name` is the run's; `parts` have what runs each, or None for the module of that name. The rest are the options.
+    `parts` have the function of each part, or None for the module of that name.
     """
     clean_environment()
     with ExitStack() as stack:
@@ -109,7 +113,7 @@ def measure(
         for kind, reason in missing.items():
             _tell(f"NOT MEASURED: {NAMES[kind]}: {reason}")
         if missing and kinds:
-            raise click.ClickException("a database that was asked for is missing")
+            raise click.ClickException("a database of --db is missing")
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="llm-proxy-benchmark-"))
         directory = (keep or Path(scratch)).absolute()
         bench = Bench(directory, databases, found, rounds, scale, _tell)
@@ -136,11 +140,11 @@ def measure(
 
 
 def _run_part(name: str, run: Run | None, bench: Bench) -> Sequence[Chapter]:
-    """Run one part and print its tables. What goes wrong becomes its finding: it must not cost the others theirs."""
+    """Run one part and print its tables. An error becomes a problem of this part and does not stop the others."""
     began = time.monotonic()
     try:
         found = (run or import_module(f"benchmarks.{name}").run)(bench)
-    except Exception as error:  # noqa: BLE001 - whatever it is, it is told, and the run fails
+    except Exception as error:  # noqa: BLE001 - any error is reported, and the run fails
         _tell(traceback.format_exc())
         found = [Chapter(name.capitalize(), "", problems=[f"the part failed: {type(error).__name__}: {error}"])]
     _tell(f"{name}: {time.monotonic() - began:.0f} s")
@@ -153,23 +157,16 @@ def _measure_all(**given: Any) -> None:
     measure("all", dict.fromkeys(name for name in PARTS if name not in _NOT_IN_ALL), **given)
 
 
-def _measure_cpu(
-    *, connections: int, requests: int | None, stream: bool, answers: str, target: float | None, **given: Any
-) -> None:
-    from benchmarks import cpu  # noqa: PLC0415 - like the other parts: a broken one must not break the rest
+def _measure_cpu(*, connections: int, requests: int | None, stream: bool, **given: Any) -> None:
+    from benchmarks import cpu  # noqa: PLC0415 - imported late: one broken part must not break the others
 
-    plan = cpu.Plan(connections, requests, answers, stream)
-    if target is not None:
-        plan = attrs.evolve(plan, bounds=dict.fromkeys(Kind, target))
-    measure("cpu", {"cpu": partial(cpu.run, plan=plan)}, **given)
+    measure("cpu", {"cpu": partial(cpu.run, plan=cpu.Plan(connections, requests, stream))}, **given)
 
 
 _CPU_OPTIONS: list[click.Parameter] = [
     click.Option(["--connections"], default=32, show_default=True, type=click.IntRange(1)),
-    click.Option(["--requests"], type=click.IntRange(1), help="Per subject and round, whatever the scale."),
+    click.Option(["--requests"], type=click.IntRange(1), help="Requests per subject and round (default: by scale)."),
     click.Option(["--stream"], is_flag=True, help="Measure streamed completions of 20 chunks."),
-    click.Option(["--answers"], type=click.Choice(["plain", "scripted"]), default="plain", show_default=True),
-    click.Option(["--target"], type=float, help="The highest ratio that passes, for all databases."),
 ]
 
 

@@ -8,12 +8,11 @@ import attrs
 import msgspec
 from attrs import frozen
 
-from benchmarks.bench import Bench
 from benchmarks.cpu import Costed
 from benchmarks.databases import NAMES, Kind
 from benchmarks.findings import Chapter, Plot, Series, Table
 from benchmarks.load import CHAT as BODY
-from benchmarks.rig import CHAT, KEY, Rig, Served, bottlenecks, put_load
+from benchmarks.rig import CHAT, KEY, Bench, Rig, Served, bottlenecks, put_load
 
 _KB = 1000
 _MB = 1_000_000
@@ -43,7 +42,7 @@ class Plan:
 
     @classmethod
     def at_scale(cls, bench: Bench) -> Plan:
-        """Plan as much as the bench wants. Large bodies show the same each time."""
+        """Return the plan for this run."""
         if bench.scale >= 1:
             return cls(min(bench.rounds, 3))
         return cls(1, sizes=(_KB, 10 * _MB), volume=bench.scaled(40 * _MB))
@@ -55,7 +54,7 @@ class Plan:
 
 @frozen
 class _Entry:
-    """One size of bodies, one way, to one subject. `ways` is 2 where the answer has the same bytes as the request."""
+    """One size of bodies, one way, to one subject. `ways` is 2 if the answer has the same bytes as the request."""
 
     size: int
     ways: int
@@ -110,10 +109,10 @@ def measure(bench: Bench, plan: Plan) -> Chapter:
 def _problems(entries: Sequence[_Entry], served: Served) -> list[str]:
     found = []
     for entry in entries:
-        # What is called directly is the upstream itself, which is then what the rate shows.
+        # If the upstream is called directly, it is the subject and may be the bottleneck.
         if entry.subject.process is served.proxies[0].process:
             found += [f"{entry.size:,} bytes: {words}" for words in bottlenecks(entry.subject)]
-    return [*found, *served.check_books()]
+    return [*found, *served.verify_ledger()]
 
 
 def _tell(plan: Plan, entries: Sequence[_Entry], problems: Sequence[str]) -> Chapter:
@@ -133,7 +132,7 @@ def _tell(plan: Plan, entries: Sequence[_Entry], problems: Sequence[str]) -> Cha
         method=(
             f"{plan.rounds} interleaved rounds on {plan.connections} connections. A request is a chat completion with "
             f"a long message; its answer is short, or has the very bytes of the request, as JSON that is read for its "
-            f"usage like any other. MB are those of request and answer together. CPU time is the proxy's; where the "
+            f"usage like any other. MB are those of request and answer together. CPU time is the proxy's; if the "
             f"upstream is called directly, the upstream's."
         ),
         tables=[Table(_COLUMNS, [entry.row() for entry in entries])],

@@ -9,18 +9,19 @@ after the last answer (settlement); the time of a database server does not.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 import attrs
 from attrs import define, frozen
 
-from benchmarks.bench import Bench
 from benchmarks.databases import NAMES, Kind
-from benchmarks.findings import Chapter, Check, Plot, Series, Table, ratio
-from benchmarks.processes import Process, Upstream
-from benchmarks.proxy import call, free_port
-from benchmarks.rig import Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
+from benchmarks.findings import Chapter, Plot, Series, Table, at_most, ratio
+from benchmarks.processes import Process, ProcessFailed, Upstream
+from benchmarks.proxy import free_port
+from benchmarks.rig import Bench, Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
 from benchmarks.targets import CPU_RATIO
 
 #: Seconds for settlements to be written before the CPU time is read.
@@ -33,13 +34,11 @@ _GET = ("--method", "GET", "--few-headers")
 
 @frozen
 class Plan:
-    """How each subject is loaded. `requests` are those of one subject in one round, whatever the scale."""
+    """The load on each subject. `requests` are per subject and round, at any scale."""
 
     connections: int = 32
     requests: int | None = None
-    answers: str = "plain"
     streamed: bool = False
-    bounds: Mapping[Kind, float] = CPU_RATIO
 
 
 @define
@@ -57,24 +56,19 @@ class Costed(Subject):
         return attrs.evolve(sample, cpu_us=spent / sample.requests * 1e6)
 
 
-def start_hypercorn(rig: Rig) -> Costed:
-    """Start the bare application on stock Hypercorn, one trio worker."""
-    address = f"127.0.0.1:{free_port()}"
-    arguments = ("-k", "trio", "-w", "1", "-b", address, "benchmarks.hello:app")
+def start_hypercorn(rig: Rig, application: str) -> tuple[str, Process]:
+    """Start an application on stock Hypercorn with one trio worker; returns its origin. Raises ProcessFailed."""
+    port = free_port()
+    arguments = ("-k", "trio", "-w", "1", "-b", f"127.0.0.1:{port}", application)
     process = rig.stack.enter_context(
         Process.start_python("hypercorn", *arguments, stderr=rig.directory / "hypercorn.err"),
     )
-    url = f"http://{address}/"
     deadline = time.monotonic() + 20
-    while True:
-        try:
-            call("GET", url)
-            break
-        except OSError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.05)
-    return Costed(_REFERENCE, [(*_GET, "--url", url)], process=process)
+    while time.monotonic() < deadline and process.running:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return f"http://127.0.0.1:{port}", process
+        time.sleep(0.05)
+    raise ProcessFailed("hypercorn did not listen")
 
 
 def start_own_server(rig: Rig) -> Costed:
@@ -98,8 +92,9 @@ def run(bench: Bench, plan: Plan | None = None) -> list[Chapter]:
     plan = plan or Plan()
     requests = plan.requests or bench.scaled(_REQUESTS, plan.connections)
     with Rig(bench, "cpu") as rig:
-        upstream = rig.start_upstream("--answers", plan.answers)
-        references = [start_hypercorn(rig), start_own_server(rig)]
+        upstream = rig.start_upstream()
+        url, process = start_hypercorn(rig, "benchmarks.hello:app")
+        references = [Costed(_REFERENCE, [(*_GET, "--url", f"{url}/")], process=process), start_own_server(rig)]
         proxies = _start_proxies(rig, upstream, plan)
         subjects = [*references, *(subject for _, subject in proxies)]
         for subject in subjects:
@@ -109,20 +104,18 @@ def run(bench: Bench, plan: Plan | None = None) -> list[Chapter]:
             for subject in subjects:
                 sample = subject.measure(upstream, plan.connections, requests)
                 subject.samples.append(sample)
-                figures = f"{sample.cpu_us:.0f} µs/request, {sample.rate:,.0f} requests/s"
-                bench.say(f"cpu, round {number}: {subject.name}: {figures}")
+                bench.say(f"cpu, round {number}: {subject.name}: {sample.cpu_us:.0f} µs, {sample.rate:,.0f} requests/s")
         problems = check_upstream(upstream, (sample for _, subject in proxies for sample in subject.samples))
         for served, subject in proxies:
-            problems += [*bottlenecks(subject), *served.check_books()]
-    reference = references[0].figures("cpu_us")
-    ratios = {subject.name: ratio(subject.figures("cpu_us"), reference) for subject in subjects}
+            problems += [*bottlenecks(subject), *served.verify_ledger()]
+    reference = references[0].values("cpu_us")
+    ratios = {subject.name: ratio(subject.values("cpu_us"), reference) for subject in subjects}
     checks = [
-        Check(
+        at_most(
             f"CPU per request over bare Hypercorn, {NAMES[served.kind]}, {plan.connections} connections",
             ratios[subject.name],
-            plan.bounds[served.kind],
-            at_most=True,
-            unit="x",
+            CPU_RATIO[served.kind],
+            "x",
         )
         for served, subject in proxies
     ]
@@ -131,7 +124,7 @@ def run(bench: Bench, plan: Plan | None = None) -> list[Chapter]:
             title="CPU time per request",
             method=_describe(plan, bench.rounds, requests),
             tables=[_tabulate(subjects, ratios)],
-            plots=[_plot(ratios, bench.kinds, plan)],
+            plots=[_plot(ratios, bench.kinds)],
             checks=checks,
             problems=problems,
             raw={
@@ -149,7 +142,7 @@ def _describe(plan: Plan, rounds: int, requests: int) -> str:
         f"that are kept open. The proxy serves {answer} from the scripted upstream, as an SDK asks for them; the bare "
         "application gets a GET with few headers and answers with a few bytes. CPU time is that of all threads and "
         "children of the process, until the last request is settled; a database server's own is not in it. Each "
-        "figure is the median of the rounds, each ratio the median of the rounds' ratios."
+        "value is the median of the rounds, each ratio the median of the rounds' ratios."
     )
 
 
@@ -158,7 +151,7 @@ def _tabulate(subjects: list[Costed], ratios: Mapping[str, float]) -> Table:
         (
             subject.name,
             subject.median("cpu_us"),
-            f"{min(subject.figures('cpu_us')):.0f} to {max(subject.figures('cpu_us')):.0f}",
+            f"{min(subject.values('cpu_us')):.0f} to {max(subject.values('cpu_us')):.0f}",
             f"{ratios[subject.name]:.2f}",
             subject.median("rate"),
         )
@@ -168,10 +161,10 @@ def _tabulate(subjects: list[Costed], ratios: Mapping[str, float]) -> Table:
     return Table(columns, rows)
 
 
-def _plot(ratios: Mapping[str, float], kinds: Sequence[Kind], plan: Plan) -> Plot:
+def _plot(ratios: Mapping[str, float], kinds: Sequence[Kind]) -> Plot:
     levels = []
-    for bound in sorted(set(plan.bounds.values())):
-        names = [NAMES[kind] for kind in kinds if plan.bounds[kind] == bound]
+    for bound in sorted(set(CPU_RATIO.values())):
+        names = [NAMES[kind] for kind in kinds if CPU_RATIO[kind] == bound]
         levels += [(bound, f"at most {bound:g} on {names[0] if len(names) == 1 else 'the servers'}")] if names else []
     return Plot(
         name="cpu-per-request",

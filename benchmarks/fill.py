@@ -1,4 +1,4 @@
-"""Fills a database with a past: tokens, and settled requests that balance with their counters and hourly sums.
+"""Fills a database: tokens, and settled requests that balance with their counters and hourly sums.
 
 A first block of requests is written row by row. The rest are copies of it that the database makes itself, under ids of
 later times: a million rows take seconds. The hours of the copies are those of the first block.
@@ -15,6 +15,7 @@ import attrs
 from attrs import frozen
 
 from benchmarks.databases import Scratch
+from benchmarks.rig import ENOUGH
 from db.database import Database, opened
 from db.dialects.bulk import BulkInsert
 from db.options import Options
@@ -31,13 +32,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: A limit that is counted at each request, and never reached.
-_ENOUGH = 1_000_000_000
 #: Rows of the first block.
 _BLOCK = 10_000
 #: Rows that are written in one transaction.
-_PORTION = 5000
-#: A transaction on a slow disk may take its time.
+_ROWS_PER_TRANSACTION = 5000
+#: Seconds; a transaction on a slow disk is slow.
 _TIMEOUT = 120.0
 _HOURS = 100
 _SPAN = timedelta(hours=_HOURS)
@@ -49,7 +48,7 @@ _insert_requests = BulkInsert(requests.insert(), SETTLED)
 
 @frozen
 class Past:
-    """How much there is in a database before it is put under load. A count of requests beyond 10,000 is rounded."""
+    """The contents of a database before the load. A count of requests above 10,000 is rounded."""
 
     tokens: int
     requests: int
@@ -91,7 +90,7 @@ def fill(scratch: Scratch, past: Past, api_key: str) -> Filled:
 
 
 def _chunks(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    return (rows[start : start + _PORTION] for start in range(0, len(rows), _PORTION))
+    return (rows[start : start + _ROWS_PER_TRANSACTION] for start in range(0, len(rows), _ROWS_PER_TRANSACTION))
 
 
 def _token(secret: str, project: Project) -> Token:
@@ -103,7 +102,7 @@ def _token(secret: str, project: Project) -> Token:
         name="",
         active=True,
         expires_at=None,
-        max_requests=_ENOUGH,
+        max_requests=ENOUGH,
         request_count=0,
         created_at=project.created_at,
         updated_at=project.created_at,
@@ -180,7 +179,7 @@ def _settle(connection: Connection, rows: Sequence[SettledRequest]) -> None:
 
 
 def _copy(connection: Connection, number: int) -> None:
-    """Write the first block once more, under ids of its own."""
+    """Copy the first block under new ids."""
     others = ", ".join(column.name for column in requests.columns if column.name != "id")
     connection.exec_driver_sql(
         f"INSERT INTO requests (id, {others}) SELECT REPLACE(id, '{_prefix(0)}-', '{_prefix(number)}-'), {others} "  # noqa: S608 - of our own names and numbers
@@ -189,7 +188,7 @@ def _copy(connection: Connection, number: int) -> None:
 
 
 def _multiply(connection: Connection, copies: int) -> None:
-    """Have counters and sums tell of all blocks instead of one."""
+    """Multiply counters and sums by the number of blocks."""
     sums = ("requests", "errors", "client_closed", "input_tokens", "output_tokens", "cached_tokens")
     connection.execute(usage_hourly.update().values({name: usage_hourly.c[name] * copies for name in sums}))
     connection.execute(tokens.update().values(request_count=tokens.c.request_count * copies))

@@ -1,6 +1,6 @@
-"""What a part of the suite found: a chapter of the report, with its figures, its plots and the targets it checked.
+"""The results of a part: a chapter of the report with tables, plots and checked targets.
 
-Parts fill these in; the report writes them out as Markdown, JSON and SVG, and knows nothing of how they came about.
+Parts create these; the report writes them as Markdown, JSON and SVG.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ from attrs import Factory, frozen
 
 @frozen
 class Check:
-    """A target, and what was measured. `name` says what it is about, with the database and the conditions.
+    """A target and its measured value.
 
     Attributes:
-        name: such as "CPU per request, PostgreSQL, 32 connections".
+        name: with database and conditions, such as "CPU per request, PostgreSQL, 32 connections".
         measured: in `unit`.
-        bound: the most that passes, or the least.
-        at_most: whether the bound is an upper one.
+        at_most: whether `bound` is an upper one.
         unit: "x", "ms", "requests/s", "KB".
     """
 
@@ -33,13 +32,23 @@ class Check:
 
     @property
     def met(self) -> bool:
-        """Whether the target is met; what is not a number is not."""
+        """Whether the target is met; NaN is not."""
         return self.measured <= self.bound if self.at_most else self.measured >= self.bound
 
     def __str__(self) -> str:
-        """Tell it in one line, as `… 1.31 x (at most 1.3 x)`."""
+        """Return one line, such as `… 1.31 x (at most 1.3 x)`."""
         word = "at most" if self.at_most else "at least"
         return f"{self.name}: {self.measured:.3g} {self.unit} ({word} {self.bound:g} {self.unit})"
+
+
+def at_most(name: str, measured: float, bound: float, unit: str) -> Check:
+    """Return a target with an upper bound."""
+    return Check(name, measured, bound, at_most=True, unit=unit)
+
+
+def at_least(name: str, measured: float, bound: float, unit: str) -> Check:
+    """Return a target with a lower bound."""
+    return Check(name, measured, bound, at_most=False, unit=unit)
 
 
 @frozen
@@ -52,7 +61,7 @@ class Table:
 
 @frozen
 class Series:
-    """One line, or one colour of bars: pairs of a place on the x axis and a value."""
+    """One line, or one colour of bars: pairs of x and y."""
 
     name: str
     points: Sequence[tuple[float | str, float]]
@@ -60,10 +69,10 @@ class Series:
 
 @frozen
 class Plot:
-    """A picture. `name` becomes the name of its file, so it is short and in kebab case.
+    """A plot. `name` becomes the name of its file, so it is short and in kebab case.
 
-    Bars of one series lie on their side, with their names in front of them; those of several stand in groups. `levels`
-    are lines across it, each with what it stands for: a bound, a reference.
+    Bars of one series are horizontal, bars of several series are vertical groups. `levels` are labelled lines across
+    it, such as a bound.
     """
 
     name: str
@@ -79,14 +88,12 @@ class Plot:
 
 @frozen
 class Chapter:
-    """What one part found.
+    """A chapter of the report.
 
     Attributes:
-        title: its heading.
-        method: how it was measured and under which conditions, in a few sentences.
-        tables, plots, checks: as above.
-        problems: what went wrong, so that the figures mean little: errors, books that do not balance, a load
-            generator that was the bottleneck.
+        method: how it was measured, in a few sentences.
+        problems: errors that make the results unreliable, such as a failed `ledger verify` or a load generator that
+            was the bottleneck.
         raw: every sample, for the JSON file.
         unchecked: targets that this run could not check, each with the reason.
     """
@@ -107,18 +114,15 @@ class Chapter:
 
 
 def ratio(ours: Iterable[float], theirs: Iterable[float]) -> float:
-    """Return the median of the rounds' ratios: both sides of a round were measured one after the other.
-
-    A machine that was slower during one round was so for both sides of it.
-    """
+    """Return the median of the rounds' ratios; a machine that is slow during a round is slow for both sides."""
     return statistics.median(mine / other for mine, other in zip(ours, theirs, strict=True))
 
 
 def write_number(value: float) -> str:
     """Write a number with three significant digits, and commas between thousands."""
     if not math.isfinite(value):
-        return "–"  # noqa: RUF001 - the sign for nothing in a table
+        return "–"  # noqa: RUF001 - a dash for "no value"
     digits = 0 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
-    # Rounded first: a large number must not claim digits that nobody measured.
+    # Rounded first, so that large numbers show no false precision.
     rounded = float(f"{value:.3g}")
     return f"{rounded:,.{min(digits, 6)}f}"

@@ -9,14 +9,13 @@ import attrs
 from attrs import Factory, define, frozen
 
 from benchmarks import bodies
-from benchmarks.bench import Bench
 from benchmarks.cpu import Costed
 from benchmarks.databases import NAMES, Kind
 from benchmarks.fill import Filled, Past, fill
-from benchmarks.findings import Chapter, Check, Plot, Series, Table, ratio
+from benchmarks.findings import Chapter, Check, Plot, Series, Table, at_least, at_most, ratio
 from benchmarks.processes import Upstream
 from benchmarks.proxy import Proxy
-from benchmarks.rig import KEY, Rig, Served, bottlenecks, check_upstream, put_load
+from benchmarks.rig import KEY, Bench, Rig, Served, bottlenecks, check_upstream, put_load
 from benchmarks.targets import HOT_TOKEN, MANY_CONNECTIONS, MANY_ROWS
 
 
@@ -27,13 +26,13 @@ class Plan:
     Attributes:
         rounds: of each question.
         requests: of each subject in one round.
-        rows: in the ledger, of the databases that take turns, the fewest first.
-        owners: tokens that those rows belong to, and that load goes to while rows are compared.
-        few_tokens, many_tokens: in the databases that take turns, beside that.
-        spread: tokens that load goes to where it goes to many.
-        connections: that load comes on; the last is compared with `usual`.
-        each: requests on each connection at the least, so that opening them is not what is measured.
-        usual: the connections where connections are not what grows.
+        rows: in the ledger of each database of the first question, ascending.
+        owners: tokens of those rows and of the load.
+        few_tokens, many_tokens: in the databases of the second question.
+        spread: tokens of a load on many tokens.
+        connections: of the third question; the last is compared with `usual`.
+        each: minimum of requests on each connection, so that opening them does not dominate.
+        usual: the connections of the other questions.
     """
 
     rounds: int
@@ -49,7 +48,7 @@ class Plan:
 
     @classmethod
     def at_scale(cls, bench: Bench) -> Plan:
-        """Plan as much as the bench wants. Fewer rows than 100 times as many would prove nothing."""
+        """Return the plan for this run. Less than 100 times as many rows would prove nothing."""
         if bench.scale >= 1:
             return cls(bench.rounds)
         return cls(
@@ -64,7 +63,7 @@ class Plan:
 
 @frozen
 class Entry:
-    """A subject, and the load that it gets in each round. `grown` is how much there is of what grows."""
+    """A subject and its load in each round. `grown` is the value that grows."""
 
     subject: Costed
     grown: int
@@ -74,15 +73,15 @@ class Entry:
 
 @define
 class Contest:
-    """Subjects that took turns, on one database."""
+    """Interleaved subjects on one database."""
 
     kind: Kind
     entries: list[Entry]
     problems: list[str] = Factory(list)
 
-    def ratio(self, figure: str, ours: int = -1, theirs: int = 0) -> float:
-        """Return a figure of one entry over that of another, by their places."""
-        return ratio(self.entries[ours].subject.figures(figure), self.entries[theirs].subject.figures(figure))
+    def ratio(self, value: str, ours: int = -1, theirs: int = 0) -> float:
+        """Return the ratio of a value of two entries, by index."""
+        return ratio(self.entries[ours].subject.values(value), self.entries[theirs].subject.values(value))
 
     def rows(self) -> list[list[str | float]]:
         """Return the table's rows: medians."""
@@ -93,7 +92,7 @@ class Contest:
 
 
 def run(bench: Bench, plan: Plan | None = None, sizes: bodies.Plan | None = None) -> list[Chapter]:
-    """Measure all that grows on all databases; bodies on one, which they never come near."""
+    """Measure all questions on all databases; bodies on one, because they do not reach the database."""
     plan = plan or Plan.at_scale(bench)
     return [
         _tell_rows(plan, [_grow_rows(bench, kind, plan) for kind in bench.kinds]),
@@ -151,7 +150,7 @@ def _grow_rows(bench: Bench, kind: Kind, plan: Plan) -> Contest:
         contest = Contest(kind, entries)
         _take_turns(rig, upstream, plan, contest)
         for served in all_served:
-            contest.problems += served.check_books()
+            contest.problems += served.verify_ledger()
     return contest
 
 
@@ -174,7 +173,7 @@ def _grow_tokens(bench: Bench, kind: Kind, plan: Plan) -> Contest:
         ]
         contest = Contest(kind, entries)
         _take_turns(rig, upstream, plan, contest)
-        contest.problems += [*small.check_books(), *large.check_books()]
+        contest.problems += [*small.verify_ledger(), *large.verify_ledger()]
     return contest
 
 
@@ -185,12 +184,12 @@ def _grow_connections(bench: Bench, kind: Kind, plan: Plan) -> Contest:
         entries = []
         for number in plan.connections:
             subject = Costed(f"{number} connections", served.loads(), process=served.proxies[0].process)
-            # One connection waits for each commit, so it takes its time; many cost something to open.
+            # One connection waits for each commit and is slow; many are expensive to open.
             requests = max(plan.requests if number > 1 else plan.requests // 5, plan.each * number)
             entries.append(Entry(subject, number, number, requests))
         contest = Contest(kind, entries)
         _take_turns(rig, upstream, plan, contest)
-        contest.problems += served.check_books()
+        contest.problems += served.verify_ledger()
     return contest
 
 
@@ -240,12 +239,11 @@ def _tell_rows(plan: Plan, contests: Sequence[Contest]) -> Chapter:
             series=_lines(contests, "rate"),
             log_x=True,
         ),
-        check=lambda contest: Check(
+        check=lambda contest: at_least(
             f"Requests/s with {most:,} ledger rows over those with {fewest:,}, {NAMES[contest.kind]}",
             contest.ratio("rate"),
             MANY_ROWS,
-            at_most=False,
-            unit="x",
+            "x",
         ),
     )
 
@@ -273,12 +271,11 @@ def _tell_tokens(plan: Plan, contests: Sequence[Contest]) -> Chapter:
             ],
             kind="bars",
         ),
-        check=lambda contest: Check(
+        check=lambda contest: at_least(
             f"Requests/s on one hot token over those on {plan.spread:,}, {NAMES[contest.kind]}",
             contest.ratio("rate", ours=-1, theirs=-2),
             HOT_TOKEN,
-            at_most=False,
-            unit="x",
+            "x",
         ),
     )
 
@@ -290,8 +287,8 @@ def _tell_connections(plan: Plan, contests: Sequence[Contest]) -> Chapter:
         title="Growth of the connections",
         method=(
             f"{plan.rounds} interleaved rounds of {plan.requests:,} requests on each number of connections, or "
-            f"{plan.each} on each connection where that is more; of a fifth on one connection. To open and close the "
-            f"connections is in the figures."
+            f"{plan.each} on each connection if that is more; of a fifth on one connection. Opening and closing the "
+            f"connections is included."
         ),
         plot=Plot(
             name="growth-connections",
@@ -301,11 +298,10 @@ def _tell_connections(plan: Plan, contests: Sequence[Contest]) -> Chapter:
             series=_lines(contests, "cpu_us"),
             log_x=True,
         ),
-        check=lambda contest: Check(
+        check=lambda contest: at_most(
             f"CPU per request at {most} connections over that at {plan.usual}, {NAMES[contest.kind]}",
             contest.ratio("cpu_us", theirs=list(plan.connections).index(plan.usual)),
             MANY_CONNECTIONS,
-            at_most=True,
-            unit="x",
+            "x",
         ),
     )

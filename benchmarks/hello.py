@@ -1,6 +1,6 @@
-"""The bare ASGI application that the proxy is compared with: it answers, and does nothing else.
+"""The bare ASGI application that the proxy is compared with.
 
-`hypercorn -k trio benchmarks.hello:app` is the measure; `python -m benchmarks.hello` serves it on the proxy's own
+`hypercorn -k trio benchmarks.hello:app` is the reference; `python -m benchmarks.hello` serves it on the proxy's own
 server, and prints its address as one line of JSON.
 """
 
@@ -32,7 +32,7 @@ _END = {"type": "http.response.body", "body": _BODY}
 async def follow_lifespan(
     receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
-    """Agree to whatever the server says of its start and its end."""
+    """Complete the server's startup and shutdown."""
     while True:
         message = await receive()
         await send({"type": f"{message['type']}.complete"})
@@ -43,7 +43,7 @@ async def follow_lifespan(
 async def app(
     scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
-    """Say hello to whatever is asked; a body is read first."""
+    """Read the body and answer every request with the same text."""
     if scope["type"] == "lifespan":
         await follow_lifespan(receive, send)
         return

@@ -1,4 +1,4 @@
-"""Added latency: what a request takes through the proxy, less what it takes against the upstream directly."""
+"""Added latency: latency through the proxy minus latency of the upstream called directly."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 import attrs
 from attrs import define
 
-from benchmarks.bench import Bench
 from benchmarks.databases import NAMES, Kind
-from benchmarks.findings import Chapter, Check, Plot, Series, Table
+from benchmarks.findings import Chapter, Check, Plot, Series, Table, at_most
 from benchmarks.processes import Upstream
-from benchmarks.rig import CHAT, KEY, Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
+from benchmarks.rig import CHAT, KEY, Bench, Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
 from benchmarks.targets import ADDED_P50_MS, ADDED_P99_OVER_P50
 
 _CONNECTIONS = (1, 8, 32, 128)
@@ -23,7 +22,7 @@ _OPEN_SECONDS = 2.0
 _FEWEST = 0.2
 #: The open loop's rate over the capacity that the closed loop found. Near its capacity every server queues.
 _SUSTAINED = 0.55
-#: Of the rate that was asked for, the least that counts as having kept up.
+#: The least share of the requested rate that counts as keeping up.
 _KEPT_UP = 0.95
 _PERCENTILES = ("p50", "p95", "p99")
 _CLOSED, _OPEN = "latency_ms", "intended_latency_ms"
@@ -31,7 +30,7 @@ _CLOSED, _OPEN = "latency_ms", "intended_latency_ms"
 
 @define
 class _Pair:
-    """The proxy on one database under one load, and the upstream under the same; one sample of each in each round."""
+    """The proxy on one database and the upstream, under the same load; one sample of each per round."""
 
     kind: Kind
     proxy: Subject
@@ -40,16 +39,16 @@ class _Pair:
     rate: float = 0.0
 
     def added(self, percentile: str) -> list[float]:
-        """Return what the proxy adds, in milliseconds, round by round."""
+        """Return the added latency of each round, in milliseconds."""
         both = zip(self.proxy.samples, self.direct.samples, strict=True)
         return [ours.ms(percentile, self.key) - theirs.ms(percentile, self.key) for ours, theirs in both]
 
     def median(self, percentile: str) -> float:
-        """Return what the proxy adds, the median of the rounds."""
+        """Return the median added latency of the rounds."""
         return statistics.median(self.added(percentile))
 
     def direct_ms(self, percentile: str) -> float:
-        """Return what the upstream takes by itself, the median of the rounds."""
+        """Return the median latency of the upstream itself."""
         return statistics.median(sample.ms(percentile, self.key) for sample in self.direct.samples)
 
     @property
@@ -59,7 +58,7 @@ class _Pair:
 
     @property
     def cells(self) -> tuple[float, ...]:
-        """The figures of a row."""
+        """The values of a row."""
         added = [self.median(percentile) for percentile in _PERCENTILES]
         return (*added, self.tail, self.direct_ms("p50"), self.direct_ms("p99"))
 
@@ -86,7 +85,7 @@ def run(bench: Bench) -> list[Chapter]:
         for pair in opened:
             problems += _lag(pair)
         for served in proxies.values():
-            problems += served.check_books()
+            problems += served.verify_ledger()
     return [
         Chapter(
             title="Added latency",
@@ -98,6 +97,13 @@ def run(bench: Bench) -> list[Chapter]:
             raw={"seconds": seconds, "closed": {n: _raw(group) for n, group in closed.items()}, "open": _raw(opened)},
         )
     ]
+
+
+def _measure(bench: Bench, number: int, subject: Subject, upstream: Upstream, options: Sequence[str], key: str) -> None:
+    sample = subject.measure_round(upstream, *options)
+    bench.say(
+        f"latency, round {number}: {subject.name}: p50 {sample.ms('p50', key)} ms, p99 {sample.ms('p99', key)} ms"
+    )
 
 
 def _run_closed(
@@ -115,11 +121,7 @@ def _run_closed(
         for connections, pairs in found.items():
             options = ("--connections", str(connections), "--seconds", f"{seconds:g}")
             for subject in (pairs[0].direct, *(pair.proxy for pair in pairs)):
-                sample = put_load(subject, upstream, *options)
-                subject.samples.append(sample)
-                bench.say(
-                    f"latency, round {number}: {subject.name}: p50 {sample.ms('p50')} ms, p99 {sample.ms('p99')} ms"
-                )
+                _measure(bench, number, subject, upstream, options, _CLOSED)
     return found
 
 
@@ -142,10 +144,7 @@ def _run_open(
         for pair in pairs:
             options = ("--connections", str(_LOADED), "--seconds", f"{seconds:g}", "--rate", f"{pair.rate:g}")
             for subject in (pair.direct, pair.proxy):
-                sample = put_load(subject, upstream, *options)
-                subject.samples.append(sample)
-                p50, p99 = sample.ms("p50", _OPEN), sample.ms("p99", _OPEN)
-                bench.say(f"latency, open loop, round {number}: {subject.name}: p50 {p50} ms, p99 {p99} ms")
+                _measure(bench, number, subject, upstream, options, _OPEN)
     return pairs
 
 
@@ -158,33 +157,29 @@ def _lag(pair: _Pair) -> list[str]:
     reached = pair.proxy.median("rate")
     if reached >= _KEPT_UP * pair.rate:
         return []
-    return [f"{pair.proxy.name}: only {reached:,.0f} requests/s were reached, so that it was no rate to sustain"]
+    return [f"{pair.proxy.name}: only {reached:,.0f} requests/s were reached, so the rate was not sustained"]
 
 
 def _check(single: Sequence[_Pair], opened: Sequence[_Pair]) -> list[Check]:
     checks = [
-        Check(
-            f"Added latency p50, {NAMES[pair.kind]}, 1 connection",
-            pair.median("p50"),
-            ADDED_P50_MS[pair.kind],
-            at_most=True,
-            unit="ms",
+        at_most(
+            f"Added latency p50, {NAMES[pair.kind]}, 1 connection", pair.median("p50"), ADDED_P50_MS[pair.kind], "ms"
         )
         for pair in single
     ]
     for pair in opened:
         name = f"Added latency p99 over p50, {NAMES[pair.kind]}, {_LOADED} connections at a sustained rate"
-        checks.append(Check(name, pair.tail, ADDED_P99_OVER_P50, at_most=True, unit="x"))
+        checks.append(at_most(name, pair.tail, ADDED_P99_OVER_P50, "x"))
     return checks
 
 
 def _describe(bench: Bench, seconds: float, open_seconds: float) -> str:
     return (
-        "Each figure is a percentile through the proxy less the same percentile against the upstream called directly, "
+        "Each value is a percentile through the proxy less the same percentile against the upstream called directly, "
         "under the same load in the same round. It is the median of the rounds, in which the subjects take turns: "
         f"{bench.rounds} of {seconds:g} s, and of {open_seconds:g} s for the open loop. Closed loop: each connection "
-        "sends its next request when the last answer is complete, so that with many connections the figures are those "
-        f"of a full queue. Open loop: requests are due at a fixed rate on {_LOADED} connections, about "
+        "sends its next request when the last answer is complete, so that with many connections the queue is full. "
+        f"Open loop: requests are due at a fixed rate on {_LOADED} connections, about "
         f"{_SUSTAINED:.0%} of the capacity that the closed loop found, and a latency counts from when its request was "
         "due, so that a stall shows in all the requests that it kept waiting. The target of the tail is checked on the "
         "open loop: a full queue hides what a server does to its tail."

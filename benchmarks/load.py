@@ -1,8 +1,8 @@
-"""`python -m benchmarks.load`: load from a process of its own; prints one line of JSON.
+"""`python -m benchmarks.load`: a load generator as a separate process; prints one line of JSON.
 
 Without `--rate` the loop is closed: each connection sends its next request when the previous answer is complete. With
-it the loop is open: requests begin when their time has come, whatever the server does, and `intended_latency_ms` counts
-from there. Otherwise latencies count from sending a request, to the last byte (`latency_ms`) or the first byte
+it the loop is open: requests are sent on schedule, independent of the server, and `intended_latency_ms` counts from
+the scheduled time. Otherwise latencies count from sending a request, to the last byte (`latency_ms`) or the first byte
 (`first_byte_ms`) of its answer; `gap_ms` is between two arrivals of the same streamed answer. All are milliseconds.
 """
 
@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import cast
 
 import click
 import msgspec
 import trio
 
 from llm_proxy.load import BUSY, CannotStart, Load, LoadPlan, LoadTarget, report
-from llm_proxy.load.pacing import Arrivals
-from llm_proxy.net.tls import client_context
 
 __all__ = ["BUSY", "CHAT", "SDK_HEADERS"]
 
-#: What OpenAI's Python SDK sends, beside the credential and the length.
+#: Headers of OpenAI's Python SDK, without credential and length.
 SDK_HEADERS = (
     ("Accept", "application/json"),
     ("Accept-Encoding", "gzip, deflate"),
@@ -48,27 +45,24 @@ CHAT = {
     "max_tokens": 64,
 }
 
+#: Seconds after which a request is given up.
+_TIMEOUT = 300.0
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command(help=__doc__)
-@click.option("--url", required=True, help="http://host:port/path, or https")
+@click.option("--url", required=True, help="http://host:port/path")
 @click.option("--method", default="POST", show_default=True)
 @click.option("--connections", default=32, show_default=True, type=click.IntRange(1))
 @click.option("--requests", type=click.IntRange(1), help="Stop after that many requests.")
 @click.option("--seconds", type=click.FloatRange(0, min_open=True), help="Stop after that time.")
 @click.option("--rate", type=click.FloatRange(0, min_open=True), help="Requests per second of an open loop.")
-@click.option("--arrivals", type=click.Choice(["even", "poisson"]), default="even", show_default=True)
-@click.option("--seed", default=1, show_default=True, help="Of the Poisson arrivals.")
-@click.option("--timeout", default=300.0, show_default=True, help="Seconds after which a request is given up.")
 @click.option("--token", help="Sent as Authorization: Bearer.")
 @click.option("--tokens", type=_FILE, help="A file of tokens, one on each line, sent in turn.")
 @click.option("--header", "headers", multiple=True, help="NAME: VALUE; repeatable.")
-@click.option("--sdk-headers/--few-headers", default=True, show_default=True, help="Send what an SDK sends, or little.")
+@click.option("--sdk-headers/--few-headers", default=True, show_default=True, help="Send an SDK's headers, or few.")
 @click.option("--body", type=_FILE, help="A file with the body; a short chat completion otherwise.")
 @click.option("--stream", is_flag=True, help="Ask for a streamed chat completion.")
-@click.option("--ca", type=_FILE, help="PEM file of the authorities to trust.")
-@click.option("--insecure", is_flag=True, help="Trust any certificate.")
 def main(  # noqa: PLR0913 - one for each option
     *,
     url: str,
@@ -77,21 +71,16 @@ def main(  # noqa: PLR0913 - one for each option
     requests: int | None,
     seconds: float | None,
     rate: float | None,
-    arrivals: str,
-    seed: int,
-    timeout: float,
     token: str | None,
     tokens: Path | None,
     headers: tuple[str, ...],
     sdk_headers: bool,
     body: Path | None,
     stream: bool,
-    ca: Path | None,
-    insecure: bool,
 ) -> None:
     """Run the load and print the report."""
     if requests is None and seconds is None:
-        raise click.UsageError("say how much: --requests or --seconds")
+        raise click.UsageError("set --requests or --seconds")
     given = tuple((name.strip(), value.strip()) for name, _, value in (text.partition(":") for text in headers))
     sent = (SDK_HEADERS if sdk_headers else (("Content-Type", "application/json"),)) + given
     content = b""
@@ -102,9 +91,8 @@ def main(  # noqa: PLR0913 - one for each option
     known = [token] if token is not None else []
     if tokens is not None:
         known += tokens.read_text().split()
-    tls = client_context(ca=ca, insecure=insecure) if url.startswith("https:") else None
-    target = LoadTarget.render(method, url, sent, content, tokens=known, tls=tls)
-    plan = LoadPlan(connections, requests, seconds, rate, cast("Arrivals", arrivals), seed, timeout)
+    target = LoadTarget.render(method, url, sent, content, tokens=known)
+    plan = LoadPlan(connections, requests, seconds, rate, timeout=_TIMEOUT)
     load = Load(target, plan)
     try:
         trio.run(load.run)

@@ -34,10 +34,6 @@ def _commit() -> str:
     return found.stdout.strip() or "unknown"
 
 
-def _memory() -> str:
-    return f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GB"
-
-
 def flush_ms(folder: Path) -> float:
     """Return how long it takes to add a page to a file and flush it to the disk: what a commit waits for, at least."""
     found = []
@@ -56,7 +52,7 @@ def describe() -> dict[str, str]:
     about = {
         "processor": _processor(),
         "cores": str(os.cpu_count()),
-        "memory": _memory(),
+        "memory": f"{os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') / 2**30:.1f} GB",
         "flush to disk": f"{flush_ms(Path(tempfile.gettempdir())):.2f} ms",
         "kernel": platform.release(),
         "python": platform.python_version(),

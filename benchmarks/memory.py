@@ -1,4 +1,4 @@
-"""Memory: what is resident after a hundred thousand requests against after ten thousand, that is, of each request."""
+"""Memory: growth of the resident memory per request, from ten thousand to a hundred thousand requests."""
 
 from __future__ import annotations
 
@@ -11,11 +11,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import attrs
 from attrs import frozen
 
-from benchmarks.bench import Bench
 from benchmarks.databases import NAMES, Kind
-from benchmarks.findings import Chapter, Check, Plot, Series, Table
+from benchmarks.findings import Chapter, Plot, Series, Table, at_most
 from benchmarks.processes import Process, Upstream
-from benchmarks.rig import Rig, Served, Subject, bottlenecks, check_upstream, put_load
+from benchmarks.rig import Bench, Rig, Served, Subject, bottlenecks, check_upstream, put_load
 from benchmarks.targets import BYTES_PER_REQUEST
 
 _MB = 1_000_000
@@ -43,7 +42,7 @@ class Plan:
 
     @classmethod
     def at_scale(cls, bench: Bench) -> Plan:
-        """Plan as much as the bench wants. Memory comes in blocks, which fewer requests would not fill."""
+        """Return the plan for this run. Memory is allocated in blocks, which fewer requests would not fill."""
         return cls() if bench.scale >= 1 else cls(first=20_000, step=bench.scaled(10_000, 5000), steps=6)
 
     @property
@@ -61,7 +60,7 @@ class Reading:
 
 
 def slope(readings: Sequence[Reading]) -> float:
-    """Return the growth in bytes per request: the line of least squares. Two readings at the least make a line."""
+    """Return the growth in bytes per request, by least squares; NaN for fewer than two readings."""
     if len(readings) < 2:
         return math.nan
     return statistics.linear_regression(
@@ -90,7 +89,7 @@ def run(bench: Bench, plan: Plan | None = None) -> list[Chapter]:
                 load.result()
         bench.say(f"memory: {readings[0].resident / _MB:.1f} MB, then {readings[-1].resident / _MB:.1f} MB")
         problems = check_upstream(upstream, [*plain.samples, *streamed.samples])
-        problems += [*bottlenecks(plain), *bottlenecks(streamed), *served.check_books()]
+        problems += [*bottlenecks(plain), *bottlenecks(streamed), *served.verify_ledger()]
     return [_tell(plan, served, readings, problems)]
 
 
@@ -142,12 +141,11 @@ def _tell(plan: Plan, served: Served, readings: list[Reading], problems: list[st
             )
         ],
         checks=[
-            Check(
+            at_most(
                 f"Growth of memory per request, {first.requests:,} to {last.requests:,} requests, {name}",
                 slope(readings),
                 BYTES_PER_REQUEST,
-                at_most=True,
-                unit="bytes",
+                "bytes",
             )
         ],
         problems=problems,

@@ -1,4 +1,4 @@
-"""Plots that stand on a slide as they are: SVG, the same bytes for the same figures, colours for all eyes."""
+"""Plots as SVG: the same bytes for the same values, in colours that colour-blind people can distinguish."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib as mpl
-from attrs import frozen
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,7 +18,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLoca
 
 from benchmarks.findings import Plot, Series
 
-#: Inches; 72 points to each, so that the picture is 700 pixels wide where nothing scales it.
+#: Inches of 96 pixels: the picture is 700 pixels wide.
 WIDTH, _HEIGHT = 7.3, 4.2
 INK, SOFT, GRID = "#1f2328", "#59636e", "#e4e7eb"
 #: The palette of Okabe and Ito, which colour-blind people can tell apart; its yellow is too light for lines.
@@ -31,24 +30,19 @@ _KNOWN = {"SQLite": "#0072B2", "PostgreSQL": "#D55E00", "MySQL": "#009E73", "Mar
     "p95": "#3182bd",
     "p99": "#08306b",
 }
-#: What a subject's name begins with when it is there to be compared with.
+#: Prefixes of the names of references.
 _REFERENCES = ("bare", "direct", "nginx")
-#: Up to so many values on the x axis are all named, and so many lines get their names at their ends.
-_FEW_PLACES, _FEW_LINES = 8, 6
-#: Names longer than this many letters would take too much of the width from the lines.
-_LONG_NAME = 18
-#: Up to so many groups of bars have room around them.
+#: Up to this many values on the x axis are all labelled.
+_FEW_PLACES = 8
+#: Up to this many groups of bars get extra room around them.
 _FEW_GROUPS = 3
-#: A legend of so many letters has room beside the unit, under the title.
-_HEADER_LETTERS = 60
-_LINE_HEIGHT = 12.0
 _BY_POINTS: Any = {"textcoords": "offset points"}
 _LEVEL = "#82071e"
 _LINE_OF_LEVEL: Any = {"color": _LEVEL, "linewidth": 1, "linestyle": (0, (4, 3)), "zorder": 3}
 _WORDS_OF_LEVEL: Any = {**_BY_POINTS, "color": _LEVEL, "fontsize": 8.5}
 #: Behind a value that a line may cross.
 _PATCH: Any = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
-#: Inches above the axes for title and unit, and the share of the width that they stand off the edge.
+#: Inches above the axes for title and unit, and their margin as a share of the width.
 _HEADER, EDGE = 0.62, 0.012
 
 STYLE: dict[Any, Any] = {
@@ -69,17 +63,6 @@ STYLE: dict[Any, Any] = {
 }
 
 
-@frozen
-class _End:
-    """Where a line ends, and what is written there; x of a level is a share of the axes' width."""
-
-    x: float
-    y: float
-    words: str
-    colour: str
-    level: bool = False
-
-
 def draw(plot: Plot) -> bytes:
     """Return the picture, as SVG."""
     with mpl.rc_context(STYLE):
@@ -97,39 +80,22 @@ def draw(plot: Plot) -> bytes:
             _draw_lines(axes, plot)
         file = io.BytesIO()
         _entitle(figure, plot)
-        # Neither date nor version, so that the same figures make the same file.
+        # Neither date nor version, so that the same values make the same file.
         about = {"Date": None, "Creator": None, "Title": plot.title}
         figure.savefig(file, format="svg", dpi=130, metadata=about)
         return file.getvalue()
 
 
 def _entitle(figure: Figure, plot: Plot) -> None:
-    """Write the title, and under it what the values are: easier to read than words on their side."""
+    """Write the title, and the unit below it, which is easier to read than vertical text."""
     height = figure.get_figheight()
     figure.text(EDGE, 1 - 0.2 / height, plot.title, fontsize=12.5, fontweight="bold", va="center")
     figure.text(EDGE, 1 - 0.46 / height, plot.y, color=SOFT, va="center")
-    if _has_legend(plot):
-        _explain(figure, plot)
+    if len(plot.series) > 1:
+        figure.legend(loc="outside lower left", ncols=2, frameon=False, handlelength=1, borderaxespad=0)
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(rect=(0.004, 0, 0.992, 1 - _HEADER / height), w_pad=0.06, h_pad=0.06)
-
-
-def _has_legend(plot: Plot) -> bool:
-    """Whether names stand in a legend, and not behind the lines or before the bars."""
-    if plot.kind == "bars":
-        return len(plot.series) > 1
-    return len(plot.series) > _FEW_LINES or any(len(series.name) > _LONG_NAME for series in plot.series)
-
-
-def _explain(figure: Figure, plot: Plot) -> None:
-    look: Any = {"frameon": False, "handlelength": 1, "borderaxespad": 0}
-    letters = sum(len(series.name) + 4 for series in plot.series)
-    if letters <= _HEADER_LETTERS:
-        place = (1 - EDGE, 1 - 0.46 / figure.get_figheight())
-        figure.legend(loc="center right", bbox_to_anchor=place, ncols=len(plot.series), **look)
-    else:
-        figure.legend(loc="outside lower left", ncols=2, **look)
 
 
 def _colours(series: Sequence[Series]) -> list[str]:
@@ -152,7 +118,7 @@ def _write(plot: Plot, values: Sequence[float]) -> list[str]:
 
 
 def _shorten(values: Sequence[float]) -> list[str]:
-    """Return the places on an axis as text: thousands in full only where nothing is much larger."""
+    """Return the labels of an axis: thousands in full unless a value is much larger."""
     large = max(map(abs, values), default=0) >= 1e4
     return [f"{value / 1e3:g}k" if large and 1e3 <= abs(value) < 1e6 else _short(value) for value in values]
 
@@ -190,7 +156,7 @@ def _draw_flat_bars(axes: Axes, plot: Plot) -> None:
 
 
 def _sides(number: int) -> list[str]:
-    """Return on which side of its line each level's words stand, from the lowest on: apart from each other."""
+    """Return the alignment of each level's label, ascending, so that labels do not overlap."""
     return ["center"] if number == 1 else ["right"] * (number - 1) + ["left"] * (number > 1)
 
 
@@ -199,7 +165,7 @@ def _draw_grouped_bars(axes: Axes, plot: Plot) -> None:
     width = 0.8 / len(plot.series)
     for number, (series, colour) in enumerate(zip(plot.series, _colours(plot.series), strict=True)):
         found = {str(name): value for name, value in series.points if math.isfinite(value)}
-        # A group in which some series have nothing to show stands in the middle of its place all the same.
+        # A group is centred also if some series have no value in it.
         bars = [(name, [one.name for one in plot.series if _has(one, name)]) for name in names if name in found]
         places = [
             names.index(name) + (present.index(series.name) - (len(present) - 1) / 2) * width for name, present in bars
@@ -215,7 +181,7 @@ def _draw_grouped_bars(axes: Axes, plot: Plot) -> None:
     axes.tick_params(axis="x", length=0)
     axes.set_xlabel(plot.x)
     _scale_y(axes, plot)
-    _name_ends(axes, _show_levels(axes, plot))
+    _show_levels(axes, plot)
 
 
 def _has(series: Series, name: str) -> bool:
@@ -223,7 +189,6 @@ def _has(series: Series, name: str) -> bool:
 
 
 def _draw_lines(axes: Axes, plot: Plot) -> None:
-    ends = []
     categories = list(dict.fromkeys(x for series in plot.series for x, _ in series.points if isinstance(x, str)))
     for series, colour in zip(plot.series, _colours(plot.series), strict=True):
         points = [(categories.index(x) if isinstance(x, str) else x, y) for x, y in series.points]
@@ -231,7 +196,6 @@ def _draw_lines(axes: Axes, plot: Plot) -> None:
         if not points:
             continue
         axes.plot(*zip(*points, strict=True), color=colour, linewidth=2, marker="o", markersize=4.5, label=series.name)
-        ends.append(_End(*points[-1], series.name, colour))
     if plot.log_x and not categories:
         axes.set_xscale("log")
     places = sorted({x for series in plot.series for x, _ in series.points if not isinstance(x, str)})
@@ -244,8 +208,7 @@ def _draw_lines(axes: Axes, plot: Plot) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel(plot.x)
     _scale_y(axes, plot)
-    levels = _show_levels(axes, plot)
-    _name_ends(axes, levels if _has_legend(plot) else [*ends, *levels])
+    _show_levels(axes, plot)
 
 
 def _scale_y(axes: Axes, plot: Plot) -> None:
@@ -263,42 +226,10 @@ def _scale_y(axes: Axes, plot: Plot) -> None:
     axes.spines["left"].set_visible(False)
 
 
-def _show_levels(axes: Axes, plot: Plot) -> list[_End]:
-    """Draw the levels, and return what is to be written at their right ends."""
-    for level, _ in plot.levels:
-        axes.axhline(level, **_LINE_OF_LEVEL)
+def _show_levels(axes: Axes, plot: Plot) -> None:
     low, high = axes.get_ylim()
     axes.set_ylim(low, max([high, *(level * 1.06 for level, _ in plot.levels)]))
-    return [_End(1.0, level, textwrap.fill(words, 16), _LEVEL, level=True) for level, words in plot.levels]
-
-
-def _name_ends(axes: Axes, ends: Sequence[_End]) -> None:
-    """Write each line's name behind its end, apart from the others."""
-    figure = axes.get_figure(root=True)
-    if figure is None:
-        return
-    figure.draw_without_rendering()
-    ordered = sorted(ends, key=lambda end: end.y)
-    heights = [float(axes.transData.transform((1.0, end.y))[1]) * 72 / figure.dpi for end in ordered]
-    for end, own, height in zip(ordered, heights, _spread(heights, _LINE_HEIGHT), strict=True):
-        shift = (4 if end.level else 9, height - own)
-        at = ("axes fraction", "data") if end.level else "data"
-        look: Any = {"fontsize": 8.5} if end.level else {"fontweight": "bold"}
-        axes.annotate(end.words, (end.x, end.y), shift, at, **_BY_POINTS, va="center", color=end.colour, **look)
-
-
-def _spread(heights: Sequence[float], distance: float) -> list[float]:
-    """Move ascending heights apart to a distance at least; those that crowd stay around the middle of their crowd."""
-    crowds: list[list[float]] = []
-    for height in heights:
-        crowds.append([height])
-        while len(crowds) > 1 and _edges(crowds[-1], distance)[0] < _edges(crowds[-2], distance)[1]:
-            last = crowds.pop()
-            crowds[-1] += last
-    return [_edges(crowd, distance)[0] + distance * (place + 0.5) for crowd in crowds for place in range(len(crowd))]
-
-
-def _edges(crowd: Sequence[float], distance: float) -> tuple[float, float]:
-    """Return the lower and the upper edge of lines of text that are stacked around the middle of their places."""
-    middle, half = sum(crowd) / len(crowd), distance * len(crowd) / 2
-    return middle - half, middle + half
+    for level, words in plot.levels:
+        axes.axhline(level, **_LINE_OF_LEVEL)
+        text = textwrap.fill(words, 16)
+        axes.annotate(text, (1.0, level), (4, 0), ("axes fraction", "data"), **_WORDS_OF_LEVEL, va="center")

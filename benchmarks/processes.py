@@ -1,7 +1,4 @@
-"""Handles of the processes that benchmarks and tests start: start, wait for the line, read the CPU time, stop.
-
-Everything here blocks; a trio test that runs the other side itself calls it in a thread.
-"""
+"""Handles of the processes that benchmarks and tests start. All methods block; trio tests call them in a thread."""
 
 from __future__ import annotations
 
@@ -15,7 +12,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import msgspec
@@ -29,7 +25,7 @@ _LISTENS = "0A"
 
 
 class ProcessFailed(Exception):
-    """A process ended, or stayed silent, before it said what was waited for."""
+    """A process ended, or printed nothing, before the expected output."""
 
 
 @frozen
@@ -53,7 +49,7 @@ def _stat(pid: int) -> _Stat | None:
 
 
 def family(pid: int) -> list[int]:
-    """Return a process's id and those of its living descendants; these are known where there is /proc."""
+    """Return a process's id and those of its living descendants; only with /proc."""
     parents = {}
     if not Path("/proc/self").exists():
         return [pid]
@@ -76,7 +72,7 @@ def listener(port: int) -> int:
     """Return the id of the process that listens on a TCP port of this machine (proc(5), /proc/net/tcp).
 
     Raises:
-        ProcessFailed: there is none, or it belongs to somebody whose processes we may not look into.
+        ProcessFailed: there is none, or we may not inspect it.
     """
     sockets = set()
     for table in ("tcp", "tcp6"):
@@ -91,7 +87,7 @@ def listener(port: int) -> int:
 
 
 def _open_targets(pid: int) -> Iterator[str]:
-    """What the file descriptors of a process lead to."""
+    """The targets of the file descriptors of a process."""
     try:
         for name in os.listdir(f"/proc/{pid}/fd"):  # noqa: PTH208 - a name is all that is needed
             with suppress(FileNotFoundError):
@@ -106,8 +102,22 @@ def resident_bytes(pid: int) -> int:
     return sum(stat.resident_pages for stat in stats) * _PAGE
 
 
+class Stoppable:
+    """Something that is stopped when its `with` block ends."""
+
+    def stop(self) -> object:
+        """Stop it."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
 @define
-class Process:
+class Process(Stoppable):
     """A process that was started here; leaving the `with` block stops it. Its stdout is read line by line."""
 
     popen: subprocess.Popen[bytes]
@@ -189,7 +199,7 @@ class Process:
         self.popen.send_signal(number)
 
     def kill(self) -> None:
-        """End it and its descendants without warning (SIGKILL), and wait until it is gone."""
+        """End it and its descendants with SIGKILL, and wait for its end."""
         if self.running:
             for member in reversed(family(self.pid)):
                 try:
@@ -227,20 +237,10 @@ class Process:
         arguments = self.popen.args
         return " ".join(map(str, arguments)) if isinstance(arguments, (list, tuple)) else str(arguments)
 
-    def __enter__(self) -> Self:
-        """Return the handle."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop the process."""
-        self.stop()
-
 
 @define
-class Upstream:
-    """The scripted upstream in a process of its own, with its control endpoints as methods."""
+class Upstream(Stoppable):
+    """The scripted upstream as a separate process, with its control endpoints as methods."""
 
     process: Process
     host: str
@@ -273,19 +273,19 @@ class Upstream:
         return found
 
     def reset(self) -> None:
-        """Make it forget the past."""
+        """Reset counts and requests."""
         self._call("POST", "/__reset")
 
     def hold(self) -> None:
-        """Let it begin no answer until `release`."""
+        """Start no answer until `release`."""
         self._call("POST", "/__hold")
 
     def release(self) -> None:
-        """Let the held answers go."""
+        """Start the held answers."""
         self._call("POST", "/__release")
 
     def wait(self, timeout: float = 10.0, **counts: int) -> dict[str, Any]:
-        """Wait until each named count is reached (zero: fallen to); raises TimeoutError with the counts in words."""
+        """Wait until each named count is reached (zero: fallen to); raises TimeoutError with the counts."""
         query = "&".join(f"{name}={number}" for name, number in counts.items())
         reached: dict[str, Any] = self._call("GET", f"/__wait?timeout={timeout}&{query}", timeout + 5)
         return reached
@@ -307,13 +307,3 @@ class Upstream:
     def stop(self) -> None:
         """End the process."""
         self.process.stop()
-
-    def __enter__(self) -> Self:
-        """Return the handle."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop the process."""
-        self.stop()

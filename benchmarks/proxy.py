@@ -1,4 +1,4 @@
-"""The real `llm-proxy server` as a process, with the management calls that measuring needs."""
+"""The real `llm-proxy server` as a process, with some calls of the management API."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -20,7 +19,7 @@ import msgspec
 from attrs import define
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks.processes import Process, ProcessFailed
+from benchmarks.processes import Process, ProcessFailed, Stoppable
 
 _SERVER = (sys.executable, "-m", "llm_proxy", "server")
 _LOOK_EVERY = 0.05
@@ -48,14 +47,14 @@ def call(method: str, url: str, body: Any = None, headers: Mapping[str, str] | N
 
 
 @define
-class Proxy:
-    """A running proxy, and what it was started with.
+class Proxy(Stoppable):
+    """A running proxy.
 
     Attributes:
         process: the server process; with several workers, their parent.
         url: its origin, without a trailing slash.
         directory: where its database, key and log files are (`proxy.db`, `proxy.log`, `proxy.err`).
-        env: the settings it got, to start it again or to run other commands on its database.
+        env: its settings, also for other commands on its database.
     """
 
     process: Process
@@ -102,12 +101,6 @@ class Proxy:
             process.kill()
             raise
         return proxy
-
-    def restart(self, timeout: float = 30.0) -> None:
-        """Start it again with the same settings, after it has ended. Raises ProcessFailed as `start` does."""
-        stderr = self.directory / "proxy.err"
-        self.process = Process.start(_SERVER, env=self.env, stderr=stderr)
-        self._await_ready(timeout)
 
     def _await_ready(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -164,18 +157,8 @@ class Proxy:
         """End it with SIGTERM; returns its exit status."""
         return self.process.stop(timeout)
 
-    def __enter__(self) -> Self:
-        """Return the handle."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop the process."""
-        self.stop()
-
 
 def clean_environment() -> None:
-    """Take settings of the developer's shell out of this process, so that they do not reach the servers it starts."""
+    """Remove settings of the developer's shell, so that servers do not inherit them."""
     for name in ("MANAGEMENT_TOKEN", "ENCRYPTION_KEY", "DATABASE_URL", "API_CONFIG_PATH", "WORKERS", "LOG_LEVEL"):
         os.environ.pop(name, None)

@@ -1,4 +1,4 @@
-"""What a run found, as files: a Markdown page, JSON with every sample, and the plots as SVG."""
+"""The results of a run as files: a Markdown page, JSON with every sample, and plots as SVG."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ class Report:
     chapters: Sequence[Chapter] = ()
 
     def failures(self) -> Iterator[str]:
-        """Say each missed target and each problem, in a line of its own."""
+        """Return a line for each missed target and each problem."""
         for chapter in self.chapters:
             yield from (f"MISSED: {check}" for check in chapter.checks if not check.met)
             yield from (f"PROBLEM: {chapter.title}: {problem}" for problem in chapter.problems)
 
 
 def write_table(table: Table) -> str:
-    """Return a table in Markdown; columns of numbers stand on the right."""
+    """Return a table in Markdown; columns of numbers are right-aligned."""
     rows = [[cell if isinstance(cell, str) else write_number(cell) for cell in row] for row in table.rows]
-    numeric = [all(_looks_numeric(row[column]) for row in rows) and bool(rows) for column in range(len(table.columns))]
+    numeric = [all(_is_numeric(row[column]) for row in rows) and bool(rows) for column in range(len(table.columns))]
     lines = [table.columns, ["---:" if right else "---" for right in numeric], *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
-def _looks_numeric(cell: str) -> bool:
+def _is_numeric(cell: str) -> bool:
     return not any(character.isalpha() for character in cell.replace(" to ", ""))
 
 
@@ -117,7 +117,7 @@ def load(path: Path) -> Report:
 
 
 def _restore(value: Any) -> Any:
-    """Put back what JSON has no word for: what is not a number was written as null."""
+    """Restore NaN, which JSON has as null."""
     match value:
         case None:
             return math.nan
@@ -129,11 +129,9 @@ def _restore(value: Any) -> Any:
 
 
 def join(reports: Sequence[Report]) -> Report:
-    """Put the chapters of several runs into one report.
+    """Merge the chapters of several runs; later ones replace earlier ones of the same title and database.
 
-    A later run's chapter takes the place of one with its title, but for what that one says of other databases.
-
-    Raises ValueError when they were made on different machines.
+    Raises ValueError if they are from different machines.
     """
     first = reports[0]
     chapters: dict[str, Chapter] = {}
@@ -151,10 +149,9 @@ def join(reports: Sequence[Report]) -> Report:
 
 
 def _renew(earlier: Chapter, later: Chapter, databases: Iterable[str]) -> Chapter:
-    """Return a later run's chapter, and what an earlier one found on databases that the later run left out.
+    """Return a later run's chapter, with an earlier one's results on databases that the later run did not measure.
 
-    Rows are told apart by their first cells, lines and colours by their names, problems by the database that they begin
-    with.
+    The keys are the first cell of a row, the name of a line, and the database at the start of a problem.
     """
     tables = [
         attrs.evolve(new, rows=_added(old.rows, new.rows, lambda row: row[0])) if old.columns == new.columns else new

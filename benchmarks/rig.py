@@ -1,24 +1,23 @@
-"""What parts have in common: load from a process of its own, an upstream, a proxy on a database, and its books."""
+"""Common to all parts: load generators, an upstream, a proxy on a database, and the check of its ledger."""
 
 from __future__ import annotations
 
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 from attrs import Factory, define, frozen
 
-from benchmarks.bench import Bench
-from benchmarks.databases import NAMES, Kind
+from benchmarks.databases import NAMES, Databases, Kind
+from benchmarks.findings import write_number
 from benchmarks.load import BUSY
-from benchmarks.processes import ROOT, Upstream
+from benchmarks.processes import ROOT, Stoppable, Upstream
 from benchmarks.proxy import Proxy
 from db.dsn import parse
 from db.dsn.target import Target
@@ -30,8 +29,33 @@ CHAT = "/v1/chat/completions"
 ENOUGH = 1_000_000_000
 
 
+@frozen
+class Bench:
+    """The input of a part.
+
+    Attributes:
+        directory: for files of the run: databases, logs.
+        databases: starts database servers, and makes databases that are dropped at the end.
+        kinds: the databases to measure on.
+        rounds: number of measurements of each subject; subjects are interleaved.
+        scale: factor for numbers of requests and seconds; 1.0 for results to publish, less for a quick run.
+        say: prints progress.
+    """
+
+    directory: Path
+    databases: Databases
+    kinds: Sequence[Kind]
+    rounds: int
+    scale: float
+    say: Callable[[str], None]
+
+    def scaled(self, number: int, least: int = 1) -> int:
+        """Return a number at the scale of this run."""
+        return max(least, round(number * self.scale))
+
+
 class LoadFailed(Exception):
-    """The load met errors, so that its figures mean nothing."""
+    """The load had errors, so that its results are useless."""
 
 
 def generate_load(options: Sequence[str]) -> dict[str, Any]:
@@ -42,7 +66,7 @@ def generate_load(options: Sequence[str]) -> dict[str, Any]:
         raise LoadFailed(done.stderr.decode(errors="replace"))
     report: dict[str, Any] = msgspec.json.decode(done.stdout)
     if report["errors"]:
-        # The token stays out of a message that ends in a report.
+        # The message is written to a report, so it must not contain the token.
         said = (word for before, word in zip(("", *options), options, strict=False) if before != "--token")
         raise LoadFailed(f"{' '.join(said)}: {report['errors']}")
     return report
@@ -50,10 +74,10 @@ def generate_load(options: Sequence[str]) -> dict[str, Any]:
 
 @frozen
 class Sample:
-    """What one load on one subject showed.
+    """The result of one load on one subject.
 
     Attributes:
-        reports: the load generators' own words, one for each address.
+        reports: of the load generators, one for each address.
         cpu_us: CPU time that the subject spent, in microseconds per request.
         upstream_share: how much of a core the upstream used.
     """
@@ -90,25 +114,34 @@ class Sample:
 
 @define
 class Subject:
-    """Something that is put under load.
+    """A target of load.
 
     Attributes:
-        name: what people read.
-        loads: the generator's options, for each address that load goes to at the same time.
-        samples: of the rounds.
+        loads: the generator's options, for each address.
+        samples: one for each round.
     """
 
     name: str
     loads: Sequence[tuple[str, ...]]
     samples: list[Sample] = Factory(list)
 
-    def figures(self, name: str) -> list[float]:
-        """Return one figure of all rounds, by the name of the sample's attribute."""
+    def values(self, name: str) -> list[float]:
+        """Return one value of all rounds, by the name of the sample's attribute."""
         return [float(getattr(sample, name)) for sample in self.samples]
 
     def median(self, name: str) -> float:
-        """Return the median of one figure over the rounds."""
-        return statistics.median(self.figures(name))
+        """Return the median of one value over the rounds."""
+        return statistics.median(self.values(name))
+
+    def lowest_to_highest(self, name: str) -> str:
+        """Return the range of one value over the rounds, as text."""
+        return f"{write_number(min(self.values(name)))} to {write_number(max(self.values(name)))}"
+
+    def measure_round(self, upstream: Upstream, *options: str) -> Sample:
+        """Put load on all addresses at the same time, and keep the sample. Raises LoadFailed."""
+        sample = put_load(self, upstream, *options)
+        self.samples.append(sample)
+        return sample
 
 
 def put_load(subject: Subject, upstream: Upstream, *options: str) -> Sample:
@@ -121,11 +154,11 @@ def put_load(subject: Subject, upstream: Upstream, *options: str) -> Sample:
 
 
 def bottlenecks(subject: Subject) -> list[str]:
-    """Say who but the subject was the bottleneck, by the median of its rounds."""
+    """Return which other processes were the bottleneck, by the median of the rounds."""
     shares = {"load generator": subject.median("generator_share"), "upstream": subject.median("upstream_share")}
     found = [
-        f"{subject.name}: the {who} was the bottleneck, with {share:.0%} of a core"
-        for who, share in shares.items()
+        f"{subject.name}: the {name} was the bottleneck, with {share:.0%} of a core"
+        for name, share in shares.items()
         if share > BUSY
     ]
     if subject.median("behind"):
@@ -135,7 +168,7 @@ def bottlenecks(subject: Subject) -> list[str]:
 
 @define
 class Served:
-    """A proxy in front of an upstream, on a database of its own; several instances of it share that database.
+    """A proxy on its own database; several instances share that database.
 
     Attributes:
         kind: of database.
@@ -162,22 +195,19 @@ class Served:
         env = self.proxies[0].env
         return parse(env["DB_DRIVER"], env.get("DATABASE_URL", ""), env["DATABASE_PATH"])
 
-    def check_books(self) -> list[str]:
-        """Stop all instances, so that all is settled, and return what is wrong with the ledger."""
+    def verify_ledger(self) -> list[str]:
+        """Stop all instances, run `ledger verify`, and return the problems."""
         name = NAMES[self.kind]
         ends = [proxy.stop() for proxy in self.proxies]
         problems = [f"{name}: the server ended with status {status}" for status in ends if status]
         if self.proxies[0].run_command("ledger", "verify", timeout=300):
-            problems.append(f"{name}: `llm-proxy ledger verify` found the books out of balance, or failed")
+            problems.append(f"{name}: `llm-proxy ledger verify` found a difference, or failed")
         return problems
 
 
 @define
-class Rig:
-    """What one part has running: an upstream and proxies, each with its files in a folder of its own.
-
-    Use it in a `with` block: leaving it stops everything and drops the databases.
-    """
+class Rig(Stoppable):
+    """The upstream and proxies of one part; the end of its `with` block stops them and drops the databases."""
 
     bench: Bench
     part: str
@@ -224,19 +254,12 @@ class Rig:
         token = proxies[0].create_token(proxies[0].create_project(KEY), max_requests=ENOUGH)["token"]
         return Served(kind, proxies, token)
 
-    def __enter__(self) -> Self:
-        """Return the rig."""
-        self.stack.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Stop what was started."""
-        self.stack.__exit__(kind, error, trace)
+    def stop(self) -> None:
+        """Stop everything, the last first."""
+        self.stack.close()
 
 
 def check_upstream(upstream: Upstream, samples: Iterable[Sample]) -> list[str]:
-    """Say so if the upstream served another number of requests than were answered since its counts were reset."""
+    """Return a problem if the upstream's count of requests differs from the load's."""
     served, sent = upstream.counts()["requests"], sum(sample.requests for sample in samples)
     return [] if served == sent else [f"the upstream served {served} requests of {sent}"]

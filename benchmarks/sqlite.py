@@ -1,4 +1,4 @@
-"""SQLite's upper bound: one process, commits that outlast a power cut and such that may not, on a fast disk and a slow.
+"""SQLite's upper bound: one process, `synchronous=FULL` and `NORMAL`, on a fast and a slow disk.
 
 The slow disk is this machine's, with each flush made longer by `strace`, which holds the process's `fsync` and
 `fdatasync` back. It lets all other calls pass untouched; what it costs by itself is measured too.
@@ -14,11 +14,10 @@ from collections.abc import Sequence
 import attrs
 from attrs import Factory, define, frozen
 
-from benchmarks.bench import Bench
 from benchmarks.databases import Kind
-from benchmarks.findings import Chapter, Check, Plot, Series, Table, write_number
+from benchmarks.findings import Chapter, Plot, Series, Table, at_least
 from benchmarks.processes import Upstream
-from benchmarks.rig import Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
+from benchmarks.rig import Bench, Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
 from benchmarks.targets import SEED_RATE, SLOW_FLUSH_MS
 
 _CONNECTIONS = 32
@@ -30,7 +29,7 @@ _FEWEST = 0.2
 
 @frozen
 class Disk:
-    """What a flush takes: what it takes here, or that and `delay_ms` more."""
+    """A disk whose flushes take `delay_ms` longer than this machine's."""
 
     name: str
     delay_ms: float | None = None
@@ -109,15 +108,14 @@ def run(bench: Bench) -> list[Chapter]:
         upstream.reset()
         for number in range(1, bench.rounds + 1):
             for setup in setups:
-                sample = put_load(setup.subject, upstream, *many, f"{seconds:g}")
-                setup.subject.samples.append(sample)
+                sample = setup.subject.measure_round(upstream, *many, f"{seconds:g}")
                 setup.alone.append(put_load(setup.subject, upstream, "--connections", "1", "--seconds", f"{alone:g}"))
                 bench.say(f"sqlite, round {number}: {setup.subject.name}: {sample.rate:,.0f} requests/s")
         problems = check_upstream(upstream, (s for setup in setups for s in [*setup.subject.samples, *setup.alone]))
         for setup in setups:
             if setup.disk is _HERE:
                 problems += bottlenecks(setup.subject)
-            problems += setup.served.check_books()
+            problems += setup.served.verify_ledger()
     slow = [
         (setup.subject.name, setup.subject.median("rate"))
         for setup in setups
@@ -129,9 +127,7 @@ def run(bench: Bench) -> list[Chapter]:
             method=_describe(bench, seconds, alone),
             tables=[_tabulate(setups)],
             plots=[_plot(setups)],
-            checks=[
-                Check(f"Requests/s, {name}", rate, SEED_RATE, at_most=False, unit="requests/s") for name, rate in slow
-            ],
+            checks=[at_least(f"Requests/s, {name}", rate, SEED_RATE, "requests/s") for name, rate in slow],
             problems=problems,
             raw={
                 "seconds": seconds,
@@ -151,7 +147,7 @@ def _describe(bench: Bench, seconds: float, alone: float) -> str:
         f"{seconds:g} s, then one for {alone:g} s, in each of {bench.rounds} rounds; the subjects take turns, and a "
         "figure is the median of its rounds. `FULL` and `NORMAL` are the values of `SQLITE_SYNCHRONOUS`. The slow disk "
         f"is this machine's, with {SLOW_FLUSH_MS:g} ms added to each `fsync` and `fdatasync` of the server by strace; "
-        "what being traced costs by itself is in a row of its own, which differs from the first by nothing else."
+        "the cost of tracing itself is in a separate row, which differs from the first only by tracing."
     )
 
 
@@ -161,7 +157,7 @@ def _tabulate(setups: Sequence[_Setup]) -> Table:
             setup.synchronous,
             setup.disk.name,
             setup.subject.median("rate"),
-            f"{write_number(min(setup.subject.figures('rate')))} to {write_number(max(setup.subject.figures('rate')))}",
+            setup.subject.lowest_to_highest("rate"),
             setup.ms("p50"),
             setup.ms("p99"),
             setup.p50_alone,

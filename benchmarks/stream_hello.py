@@ -1,6 +1,6 @@
 """The bare ASGI application that streaming is compared with: it sends the scripted upstream's pieces, at its pace.
 
-`hypercorn -k trio benchmarks.stream_hello:app` is the measure. The stage directions `x-scripted-chunks` and
+`hypercorn -k trio benchmarks.stream_hello:app` is the reference. The directions `x-scripted-chunks` and
 `x-scripted-gap` mean what they mean to the upstream.
 """
 
@@ -34,7 +34,7 @@ _START = {"type": "http.response.start", "status": 200, "headers": list(_REPLY.h
 async def app(
     scope: Message, receive: Callable[[], Awaitable[Message]], send: Callable[[Message], Awaitable[None]]
 ) -> None:
-    """Stream to whoever asks; a body is read first."""
+    """Read the body and stream the same pieces to every request."""
     if scope["type"] == "lifespan":
         await follow_lifespan(receive, send)
         return

@@ -1,20 +1,16 @@
-"""What streams: the proxy, the upstream itself, and a bare application; and how much of it is wanted."""
+"""Subjects that stream: the proxy, the upstream itself, and a bare application."""
 
 from __future__ import annotations
 
-import socket
 import statistics
 import time
-from contextlib import suppress
 
 from attrs import define, field, frozen
 
-from benchmarks.bench import Bench
-from benchmarks.cpu import SETTLE
+from benchmarks.cpu import SETTLE, start_hypercorn
 from benchmarks.databases import NAMES
-from benchmarks.processes import Process, ProcessFailed, Upstream
-from benchmarks.proxy import free_port
-from benchmarks.rig import CHAT, Rig, Sample, Served, Subject, put_load
+from benchmarks.processes import Process, Upstream
+from benchmarks.rig import CHAT, Bench, Rig, Sample, Served, Subject, put_load
 from benchmarks.targets import STREAMS
 
 #: The pieces that end each stream, beside those with text: the usage, and `[DONE]`.
@@ -28,10 +24,9 @@ class Plan:
     Attributes:
         rounds: of all but the held streams.
         first_bytes: requests, one after the other, for each subject and round.
-        streams, chunks: at the same time, and pieces in each, where gaps are measured.
-        gap: between the pieces there.
-        busy_streams, busy_chunks, busy_gap: the same, where CPU time is measured.
-        held, held_chunks, held_gap: the same, for the streams that are held.
+        streams, chunks, gap: of the measurement of gaps.
+        busy_streams, busy_chunks, busy_gap: of the measurement of CPU time.
+        held, held_chunks, held_gap: of the streams that are held.
         opening: seconds within which those are opened.
         warm_up: requests before the memory of an idle proxy is read.
     """
@@ -52,7 +47,7 @@ class Plan:
 
     @classmethod
     def at_scale(cls, bench: Bench) -> Plan:
-        """Plan as much as the bench wants."""
+        """Return the plan for this run."""
         if bench.scale >= 1:
             return cls(bench.rounds)
         return cls(
@@ -70,10 +65,9 @@ def directions(chunks: int, gap: float) -> tuple[str, ...]:
 
 @define
 class Streamed:
-    """Something that streams.
+    """A subject that streams.
 
     Attributes:
-        subject: its name, and where it is.
         process: whose CPU time counts.
         first_bytes: p50 of the time to the first byte in each round, in milliseconds.
         paced: the loads in which gaps were measured.
@@ -133,14 +127,5 @@ def proxied_by(served: Served) -> Streamed:
 
 def start_reference(rig: Rig) -> Streamed:
     """Start the bare application that streams, on stock Hypercorn, one trio worker."""
-    port = free_port()
-    arguments = ("-k", "trio", "-w", "1", "-b", f"127.0.0.1:{port}", "benchmarks.stream_hello:app")
-    process = rig.stack.enter_context(
-        Process.start_python("hypercorn", *arguments, stderr=rig.directory / "hypercorn.err")
-    )
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.running:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-            return at("bare app, stock Hypercorn", f"http://127.0.0.1:{port}", "any", process)
-        time.sleep(0.05)
-    raise ProcessFailed("hypercorn did not listen")
+    url, process = start_hypercorn(rig, "benchmarks.stream_hello:app")
+    return at("bare app, stock Hypercorn", url, "any", process)

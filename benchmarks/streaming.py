@@ -11,12 +11,11 @@ from typing import Any
 import attrs
 from attrs import Factory, define
 
-from benchmarks.bench import Bench
 from benchmarks.databases import Kind
-from benchmarks.findings import Chapter, Check, Plot, Series, Table, ratio
+from benchmarks.findings import Chapter, Plot, Series, Table, at_least, at_most, ratio
 from benchmarks.load import BUSY
 from benchmarks.processes import Process, Upstream
-from benchmarks.rig import KEY, Rig, bottlenecks, put_load
+from benchmarks.rig import KEY, Bench, Rig, bottlenecks, put_load
 from benchmarks.streamed import Plan, Streamed, at, directions, proxied_by, start_reference
 from benchmarks.targets import ADDED_FIRST_BYTE_MS, CHUNK_CPU_RATIO, STREAM_KB
 
@@ -43,7 +42,7 @@ class Held:
         return min(int(self.report["statuses"].get("200", 0)), self.at_once)
 
     def each(self) -> float:
-        """Return the memory of each stream in KB; not a number where they were never all open."""
+        """Return the memory of each stream in KB; NaN if they were never all open."""
         return (max(self.resident) - self.idle) / self.at_once / _KB if self.resident else float("nan")
 
 
@@ -55,7 +54,7 @@ def allow_files(number: int) -> None:
 
 
 def run(bench: Bench, plan: Plan | None = None) -> list[Chapter]:
-    """Measure on one database, which a chunk never comes near. Raises LoadFailed and ProcessFailed."""
+    """Measure on one database, because chunks do not reach it. Raises LoadFailed and ProcessFailed."""
     plan = plan or Plan.at_scale(bench)
     kind = Kind.SQLITE if Kind.SQLITE in bench.kinds else bench.kinds[0]
     return [_pace(bench, kind, plan), _hold(bench, kind, plan)]
@@ -86,7 +85,7 @@ def _pace(bench: Bench, kind: Kind, plan: Plan) -> Chapter:
             for streamed in (proxied, bare)
             if streamed.apart < _APART
         ]
-        problems += served.check_books()
+        problems += served.verify_ledger()
     return _tell_pace(plan, proxied, direct, bare, problems)
 
 
@@ -112,7 +111,7 @@ def _tell_pace(plan: Plan, proxied: Streamed, direct: Streamed, bare: Streamed, 
             f"chunks, {plan.busy_gap * 1000:g} ms apart, so that each chunk is a wake-up of its own on both sides: "
             f"without a gap, chunks that pile up would be sent together, the more of them the slower the server. The "
             f"bare application sends the same bytes at the same pace, woken by a timer where the proxy is woken by the "
-            f"upstream's bytes. The requests' own time is in both figures, one for each {plan.busy_chunks} chunks."
+            f"upstream's bytes. The requests' own time is included, one for each {plan.busy_chunks} chunks."
         ),
         tables=[
             Table(["", "first byte p50 ms", "gap p50 ms", "gap p99 ms", "gap max ms"], times),
@@ -129,14 +128,8 @@ def _tell_pace(plan: Plan, proxied: Streamed, direct: Streamed, bare: Streamed, 
             )
         ],
         checks=[
-            Check(
-                f"Added time to first byte, p50, 1 stream, {proxied.name}",
-                added,
-                ADDED_FIRST_BYTE_MS,
-                at_most=True,
-                unit="ms",
-            ),
-            Check(f"CPU per chunk over bare Hypercorn, {proxied.name}", chunk, CHUNK_CPU_RATIO, at_most=True, unit="x"),
+            at_most(f"Added time to first byte, p50, 1 stream, {proxied.name}", added, ADDED_FIRST_BYTE_MS, "ms"),
+            at_most(f"CPU per chunk over bare Hypercorn, {proxied.name}", chunk, CHUNK_CPU_RATIO, "x"),
         ],
         problems=problems,
         raw={
@@ -149,7 +142,7 @@ def _tell_pace(plan: Plan, proxied: Streamed, direct: Streamed, bare: Streamed, 
 
 
 def _hold(bench: Bench, kind: Kind, plan: Plan) -> Chapter:
-    """Hold slow streams on a proxy that has served little else, so that its memory is theirs."""
+    """Hold slow streams on a fresh proxy, so that its memory growth is caused by them."""
     allow_files(2 * plan.held + _FILES)
     with Rig(bench, "streams-held") as rig:
         upstream = rig.start_upstream()
@@ -158,7 +151,7 @@ def _hold(bench: Bench, kind: Kind, plan: Plan) -> Chapter:
         put_load(proxied.subject, upstream, "--stream", "--requests", str(plan.warm_up))
         held = _hold_all(proxied, upstream, plan)
         bench.say(f"streaming: {held.whole} of {plan.held} slow streams held, {held.each():.0f} KB each")
-        held.problems += served.check_books()
+        held.problems += served.verify_ledger()
     return tell_held(plan, proxied.name, held)
 
 
@@ -186,7 +179,7 @@ def _hold_all(proxied: Streamed, upstream: Upstream, plan: Plan) -> Held:
         "load generator": report["cpu_share"],
         "upstream": (upstream.process.cpu_seconds() - before) / report["seconds"],
     }
-    problems += [f"streaming: the {who} was the bottleneck" for who, share in shares.items() if share > BUSY]
+    problems += [f"streaming: the {name} was the bottleneck" for name, share in shares.items() if share > BUSY]
     if report["errors"]:
         problems.append(f"streaming: of the held streams, some failed: {report['errors']}")
     return Held(report, idle, upstream.counts()["in_flight_peak"], resident, problems)
@@ -201,9 +194,9 @@ def tell_held(plan: Plan, name: str, held: Held) -> Chapter:
         title="Streams held at the same time",
         method=(
             f"{plan.held} streams of {plan.held_chunks} chunks, {plan.held_gap * 1000:g} ms apart, opened one after "
-            f"the other within {plan.opening:g} s and all read to their ends, with the settings as they are out of the "
-            f"box. Memory is the worker's resident memory while all are open, less that of the same worker idle after "
-            f"{plan.warm_up} requests; the kernel's socket buffers are not in it."
+            f"the other within {plan.opening:g} s and all read to their ends, with the default settings. Memory is the "
+            f"worker's resident memory while all are open, less that of the same worker idle after {plan.warm_up} "
+            f"requests; the kernel's socket buffers are not in it."
         ),
         tables=[
             Table(
@@ -212,20 +205,8 @@ def tell_held(plan: Plan, name: str, held: Held) -> Chapter:
             )
         ],
         checks=[
-            Check(
-                f"Slow streams held at the same time, none dropped, {name}",
-                held.whole,
-                plan.held,
-                at_most=False,
-                unit="streams",
-            ),
-            Check(
-                f"Memory of a slow stream, {plan.held} at the same time, {name}",
-                held.each(),
-                STREAM_KB,
-                at_most=True,
-                unit="KB",
-            ),
+            at_least(f"Slow streams held at the same time, none dropped, {name}", held.whole, plan.held, "streams"),
+            at_most(f"Memory of a slow stream, {plan.held} at the same time, {name}", held.each(), STREAM_KB, "KB"),
         ],
         problems=held.problems,
         raw={"report": report, "idle_bytes": held.idle, "open_bytes": held.resident},

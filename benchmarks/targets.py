@@ -1,4 +1,4 @@
-"""What the project promises about its speed. Parts check their figures against these; nothing else holds a bound.
+"""The performance targets of the project. Parts check their results against these.
 
 Each holds with everything on: durable ledger, exact limits, usage metering, metrics, a log line for each request; for
 one worker unless it says otherwise; and for the median of at least five interleaved rounds. A ratio is to a reference
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from benchmarks.databases import Kind
 
-#: Requests per second of one instance on SQLite. The figure that the project was asked for.
+#: Requests per second of one instance on SQLite. The original requirement.
 SEED_RATE = 100.0
 #: What a flush takes on a slow disk, in milliseconds; on one like that SQLite must do as many too.
 SLOW_FLUSH_MS = 5.0
@@ -22,14 +22,14 @@ RATE = 20 * SEED_RATE
 #: costs CPU time that SQLite, which is a function call away, does not.
 CPU_RATIO = {Kind.SQLITE: 0.6, Kind.POSTGRES: 0.8, Kind.MYSQL: 0.8, Kind.MARIADB: 0.8}
 
-#: Capacity of two workers over that of one: they share nothing but the database, which has some work of its own.
+#: Capacity of two workers over that of one: they share only the database.
 TWO_WORKERS = 1.7
 #: The cores that a fair trial of two workers takes: two for each, and one each for load and upstream with the database.
 CORES_FOR_TWO_WORKERS = 6
 
-#: Capacity over that of LiteLLM's proxy without its database: it is Python too, and keeps no books.
+#: Capacity over that of LiteLLM's proxy without its database: it is Python too, and has no ledger.
 OVER_LITELLM = 25.0
-#: Capacity over that of Portkey's gateway without keys: it is JavaScript, and keeps no books either.
+#: Capacity over that of Portkey's gateway without keys: it is JavaScript, and has no ledger either.
 OVER_PORTKEY = 3.0
 
 #: Added latency, median, at 1 connection, in milliseconds: two durable commits and one more hop. A person waits for

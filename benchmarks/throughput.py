@@ -8,11 +8,10 @@ from collections.abc import Sequence
 import attrs
 from attrs import frozen
 
-from benchmarks.bench import Bench
 from benchmarks.databases import NAMES, Kind
-from benchmarks.findings import Chapter, Check, Plot, Series, Table, ratio, write_number
+from benchmarks.findings import Chapter, Check, Plot, Series, Table, at_least, ratio
 from benchmarks.processes import Upstream
-from benchmarks.rig import Rig, Served, Subject, bottlenecks, check_upstream, put_load
+from benchmarks.rig import Bench, Rig, Served, Subject, bottlenecks, check_upstream, put_load
 from benchmarks.targets import CORES_FOR_TWO_WORKERS, RATE, SEED_RATE, SEED_RATE_OF_TWO_INSTANCES, TWO_WORKERS
 
 _CONNECTIONS = 32
@@ -40,7 +39,7 @@ class _Setup:
 
     @property
     def rates(self) -> list[float]:
-        return self.subject.figures("rate")
+        return self.subject.values("rate")
 
     @property
     def rate(self) -> float:
@@ -69,12 +68,11 @@ def run(bench: Bench) -> list[Chapter]:
         upstream.reset()
         for number in range(1, bench.rounds + 1):
             for setup in setups:
-                sample = put_load(setup.subject, upstream, "--seconds", f"{seconds:g}")
-                setup.subject.samples.append(sample)
+                sample = setup.subject.measure_round(upstream, "--seconds", f"{seconds:g}")
                 bench.say(f"throughput, round {number}: {setup.subject.name}: {sample.rate:,.0f} requests/s")
         problems = check_upstream(upstream, (sample for setup in setups for sample in setup.subject.samples))
         for setup in setups:
-            problems += [*bottlenecks(setup.subject), *setup.served.check_books()]
+            problems += [*bottlenecks(setup.subject), *setup.served.verify_ledger()]
     checks, unchecked = _check(setups)
     return [
         Chapter(
@@ -84,14 +82,13 @@ def run(bench: Bench) -> list[Chapter]:
             plots=[_plot(setups)],
             checks=checks,
             problems=problems,
-            raw={"seconds": seconds, "samples": {s.subject.name: _asdicts(s.subject) for s in setups}},
+            raw={
+                "seconds": seconds,
+                "samples": {s.subject.name: list(map(attrs.asdict, s.subject.samples)) for s in setups},
+            },
             unchecked=unchecked,
         )
     ]
-
-
-def _asdicts(subject: Subject) -> list[dict[str, object]]:
-    return [attrs.asdict(sample) for sample in subject.samples]
 
 
 def _check(setups: Sequence[_Setup]) -> tuple[list[Check], list[str]]:
@@ -103,17 +100,17 @@ def _check(setups: Sequence[_Setup]) -> tuple[list[Check], list[str]]:
         name, kind = f"Requests/s, {setup.subject.name}", setup.served.kind
         match setup.shape:
             case "1 worker":
-                checks.append(Check(name, setup.rate, RATE, at_most=False, unit="requests/s"))
+                checks.append(at_least(name, setup.rate, RATE, "requests/s"))
                 if kind is Kind.SQLITE:
                     name = f"Requests/s that were asked for, {setup.subject.name}"
-                    checks.append(Check(name, setup.rate, SEED_RATE, at_most=False, unit="requests/s"))
+                    checks.append(at_least(name, setup.rate, SEED_RATE, "requests/s"))
             case "2 instances":
                 name = f"Requests/s that were asked for, {setup.subject.name}"
                 bound = SEED_RATE_OF_TWO_INSTANCES
-                checks.append(Check(name, setup.rate, bound, at_most=False, unit="requests/s"))
+                checks.append(at_least(name, setup.rate, bound, "requests/s"))
             case _ if cores >= CORES_FOR_TWO_WORKERS:
                 gain = ratio(setup.rates, single[kind].rates)
-                checks.append(Check(f"2 workers over 1, {NAMES[kind]}", gain, TWO_WORKERS, at_most=False, unit="x"))
+                checks.append(at_least(f"2 workers over 1, {NAMES[kind]}", gain, TWO_WORKERS, "x"))
             case _:
                 unchecked.append(
                     f"2 workers over 1, {NAMES[kind]} (at least {TWO_WORKERS:g} x): two workers, the load, the "
@@ -126,7 +123,7 @@ def _describe(bench: Bench, seconds: float) -> str:
     kinds = set(bench.kinds)
     text = (
         f"Closed loop: each of {_CONNECTIONS} connections sends its next request when the last answer is complete, "
-        f"for {seconds:g} s in each round ({bench.rounds} of them); the subjects take turns, and a figure is the "
+        f"for {seconds:g} s in each round ({bench.rounds} of them); the subjects take turns, and a value is the "
         "median of its rounds. Two workers are two processes of one server, on one address. Two instances are two "
         "servers with one worker each, on one database, with half of the connections each, from a load generator of "
         "its own. The load generators, the upstream and the database server run on the same machine and take their "
@@ -142,7 +139,7 @@ def _tabulate(setups: Sequence[_Setup]) -> Table:
             NAMES[setup.served.kind],
             setup.shape,
             setup.rate,
-            f"{write_number(min(setup.rates))} to {write_number(max(setup.rates))}",
+            setup.subject.lowest_to_highest("rate"),
             f"{ratio(setup.rates, single[setup.served.kind]):.2f}",
         )
         for setup in setups
@@ -157,7 +154,7 @@ def _plot(setups: Sequence[_Setup]) -> Plot:
     ]
     return Plot(
         name="capacity",
-        title="Capacity, with the books kept",
+        title="Capacity, with a durable ledger",
         x="",
         y="requests/s",
         series=[one for one in series if one.points],

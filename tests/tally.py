@@ -28,7 +28,7 @@ class Tally:
     _servers: dict[Kind, str] = Factory(dict)
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Note on each test which databases its parameters name; reports carry it to whoever counts."""
+        """Note on each test which databases its parameters name; reports carry it to the process that counts."""
         for item in items:
             item.user_properties += [(_PROPERTY, kind.value) for kind in kinds_of(item)]
 

@@ -44,8 +44,7 @@ FENCED = {
     "tests": (
         "tests/",
         "benchmarks/databases.py",
-        "benchmarks/pictures/roll_out.py",
-        "benchmarks/pictures/dashboard.py",
+        "benchmarks/dashboard.py",
         # The upstream of the benchmarks and of the tests is one process, which serves the scripted provider.
         "benchmarks/upstream/",
         "benchmarks/stream_hello.py",

@@ -9,6 +9,7 @@ import io
 import re
 import sys
 import tokenize
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
@@ -181,15 +182,30 @@ def findings(name: str) -> list[str]:
         # Entries of releases stay as they were published.
         text = text.split("\n## [0", 1)[0]
     found = [(0, f"file name {match[0]!r}") for match in _NAME.finditer(name.lower().replace("-", "_"))]
-    found += [(text.count("\n", 0, match.start()) + 1, " ".join(match[0].split())) for match in _PHRASE.finditer(text)]
     if name.endswith(".py"):
+        tokens = list(tokenize.generate_tokens(io.StringIO(text).readline))
         found += [
             (token.start[0], f"name {token.string}")
-            for token in tokenize.generate_tokens(io.StringIO(text).readline)
+            for token in tokens
             if token.type == tokenize.NAME
             and (token.string in WHOLE_NAMES or _NAME.search(_CAPITAL.sub("_", token.string).lower()))
         ]
+        text = _prose(text, tokens)
+    found += [(text.count("\n", 0, match.start()) + 1, " ".join(match[0].split())) for match in _PHRASE.finditer(text)]
     return [f"{name}:{line}: {words}" for line, words in sorted(set(found))]
+
+
+def _prose(text: str, tokens: Iterable[tokenize.TokenInfo]) -> str:
+    """The comments and strings of a Python file, at their places; code is blank."""
+    lines = text.splitlines(keepends=True)
+    kept = [[*(" " * (len(line) - 1)), "\n"] for line in lines]
+    for token in tokens:
+        if token.type in (tokenize.COMMENT, tokenize.STRING):
+            (first, start), (last, end) = token.start, token.end
+            for number in range(first, last + 1):
+                part = slice(start if number == first else 0, end if number == last else len(lines[number - 1]))
+                kept[number - 1][part] = lines[number - 1][part]
+    return "".join("".join(line) for line in kept)
 
 
 def findings_below(place: str) -> list[str]:

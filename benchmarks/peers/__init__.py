@@ -1,11 +1,10 @@
 """Other gateways side by side with LLM Proxy, on the same upstream and the same load in the same run.
 
     installing    puts LiteLLM and Portkey into a cache folder, once
-    contender     a running gateway, with its address, its samples, and what it does for its users
+    contender     a running gateway, LLM Proxy and the bare upstream among them, with its samples and features
     litellm       LiteLLM's proxy, without its database
     portkey       Portkey's gateway, without keys
     nginx         nginx as a plain reverse proxy: about as little work as a proxy can do
-    ours          LLM Proxy with everything on, and the upstream called directly
     measurement   the rounds
     chapter       tables, plots and checks
 

@@ -1,4 +1,4 @@
-"""What the rounds found, as tables, plots and checks."""
+"""The results as tables, plots and checks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from statistics import median
 
 import attrs
 
-from benchmarks.findings import Chapter, Check, Plot, Series, Table, ratio
+from benchmarks.findings import Chapter, Check, Plot, Series, Table, at_least, ratio
 from benchmarks.load import BUSY
-from benchmarks.peers import litellm, ours, portkey
-from benchmarks.peers.contender import TRAITS, Contender
+from benchmarks.peers import litellm, portkey
+from benchmarks.peers.contender import OURS, TRAITS, Contender
 from benchmarks.rig import Sample, bottlenecks
 from benchmarks.targets import OVER_LITELLM, OVER_PORTKEY
 
 CONNECTIONS = 32
-#: The least that our capacity is over a peer's, with what that peer goes without.
+#: The minimum ratio of our capacity to a peer's, with its conditions.
 _BOUNDS = {
     litellm.NAME: (OVER_LITELLM, "without its database"),
     portkey.NAME: (OVER_PORTKEY, "without keys"),
@@ -43,7 +43,7 @@ def write(
     return Chapter(
         title="Other gateways side by side",
         method=" ".join([_describe(rounds, seconds), *notes]),
-        tables=[tabulate_figures(contenders), tabulate_traits(contenders)],
+        tables=[tabulate_results(contenders), tabulate_traits(contenders)],
         plots=plot(contenders),
         checks=check(contenders),
         problems=[*problems, *flaws],
@@ -56,9 +56,9 @@ def _describe(rounds: int, seconds: Mapping[int, float]) -> str:
     return (
         "The same chat completion, of some 300 bytes and with an SDK's headers, through each gateway to the same "
         f"scripted upstream: closed loop on {CONNECTIONS} connections for {seconds[CONNECTIONS]:g} s, then on one for "
-        f"{seconds[1]:g} s, in each of {rounds} rounds. The gateways take turns; a figure is the median of its rounds, "
+        f"{seconds[1]:g} s, in each of {rounds} rounds. Gateways are interleaved; a value is the median of its rounds, "
         "and a ratio that of the rounds' ratios. One worker process each, on loopback; logs, telemetry and retries of "
-        "the peers are off, while LLM Proxy has everything on and keeps its books on SQLite. Each answer's content "
+        "the peers are off, while LLM Proxy has everything on, with its ledger on SQLite. Each answer's content "
         "was compared with the upstream's before, and the upstream's count of requests with the load's after each "
         "load. Added latency is over the upstream called directly in the same round. CPU time and memory are those of "
         "all of a gateway's processes, which share cores with the load generator and the upstream."
@@ -66,7 +66,7 @@ def _describe(rounds: int, seconds: Mapping[int, float]) -> str:
 
 
 def _judge_bench(contenders: Sequence[Contender]) -> tuple[list[str], list[str]]:
-    """Say where the bench was the bottleneck: harmless unless it holds back a peer that we compare ourselves with."""
+    """Report bottlenecks of the bench: a problem only for peers with a target."""
     notes, flaws = [], []
     for contender in contenders[1:]:
         if contender.name in _BOUNDS:
@@ -80,7 +80,7 @@ def _judge_bench(contenders: Sequence[Contender]) -> tuple[list[str], list[str]]
 
 
 def _rates(contender: Contender) -> list[float]:
-    return contender.figures("rate")
+    return contender.values("rate")
 
 
 def _median_ms(samples: Sequence[Sample], percentile: str) -> float:
@@ -93,14 +93,14 @@ def added_ms(contender: Contender, upstream: Contender) -> float:
     return median(through.ms("p50") - direct.ms("p50") for through, direct in pairs)
 
 
-def tabulate_figures(contenders: Sequence[Contender]) -> Table:
+def tabulate_results(contenders: Sequence[Contender]) -> Table:
     """Return a row of medians for each contender."""
     upstream, proxy = contenders[:2]
     columns = (
         "gateway",
         "requests/s",
         "lowest to highest",
-        f"{ours.NAME} over it",
+        f"{OURS} over it",
         "µs CPU/request",
         "p50 ms",
         "p99 ms",
@@ -139,7 +139,7 @@ def check(contenders: Sequence[Contender]) -> list[Check]:
     """Return the targets for those peers that have one and were measured."""
     rates = {contender.name: _rates(contender) for contender in contenders}
     return [
-        Check(_target(name), ratio(rates[ours.NAME], rates[name]), bound, at_most=False, unit="x")
+        at_least(_target(name), ratio(rates[OURS], rates[name]), bound, "x")
         for name, (bound, _) in _BOUNDS.items()
         if name in rates
     ]

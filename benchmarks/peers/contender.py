@@ -1,4 +1,4 @@
-"""A running gateway, as the rounds see it."""
+"""A running gateway."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 
 from attrs import Factory, define, field, frozen
 
-from benchmarks.processes import Process, ProcessFailed
+from benchmarks.processes import Process, ProcessFailed, Upstream
 from benchmarks.proxy import call
-from benchmarks.rig import Sample, Subject
+from benchmarks.rig import CHAT, KEY, Sample, Served, Subject
 
 _LOOK_EVERY = 0.05
 _SHOWN = 2000
@@ -22,7 +22,7 @@ _INTO_LOG = 'log=$1; shift; exec "$@" >>"$log" 2>&1'
 
 @frozen
 class Traits:
-    """What a gateway does for its users. "off" is what it could do, and did not do while it was measured."""
+    """The features of a gateway. "off" is a feature that was off during the measurement."""
 
     language: str
     puts_key: str
@@ -40,7 +40,7 @@ class Traits:
 TRAITS = {
     "language": "written in",
     "puts_key": "puts in the provider's key",
-    "tokens": "hands out tokens of its own",
+    "tokens": "issues its own tokens (virtual keys)",
     "limits": "limits",
     "ledger": "durable ledger row for each request",
     "usage": "meters usage",
@@ -51,15 +51,31 @@ TRAITS = {
 }
 
 
+OURS = "LLM Proxy"
+DIRECT = "upstream, called directly"
+OUR_TRAITS = Traits(
+    language="Python (trio)",
+    puts_key="yes, kept encrypted in its database",
+    tokens="yes: expiring, limited, revocable at once",
+    limits="yes: requests of each token, exact with several servers too",
+    ledger="yes, begun before the request goes upstream and completed after its answer",
+    usage="yes: tokens of each answer, kept",
+    streaming="yes, byte for byte",
+    translation="no",
+    database="SQLite, each commit flushed to the disk",
+    logs="a line for each request; metrics",
+)
+
+
 @define
 class Contender(Subject):
     """A gateway under load.
 
     Attributes:
-        url: where chat completions are asked for.
-        headers: what it wants from a client, beside what an SDK sends.
+        url: of chat completions.
+        headers: required from a client, in addition to an SDK's.
         process: the server; with a worker process, its parent.
-        traits: what it does, or None for the upstream itself.
+        traits: its features, or None for the upstream itself.
         singles: samples of one connection; `samples` are those of many.
         memory: resident bytes at the end of each round.
     """
@@ -107,3 +123,14 @@ def await_answer(process: Process, url: str, log: Path, timeout: float = 90.0) -
             return
         time.sleep(_LOOK_EVERY)
     raise ProcessFailed(f"no answer from {url}:\n{log.read_text(errors='replace')[-_SHOWN:]}")
+
+
+def contend(served: Served) -> Contender:
+    """Make a contender of the only instance."""
+    (proxy,) = served.proxies
+    return Contender.at(OURS, proxy.url + CHAT, bearer(served.token), proxy.process, OUR_TRAITS)
+
+
+def contend_directly(upstream: Upstream) -> Contender:
+    """Make one of the upstream."""
+    return Contender.at(DIRECT, upstream.url + CHAT, bearer(KEY), upstream.process)

@@ -1,4 +1,4 @@
-"""Installs other people's gateways, each into a folder of its own, and finds them there in the next run."""
+"""Installs other gateways, each into a separate cached folder."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from benchmarks.processes import ROOT
 
 #: Not in the repository, and gone with `make clean`.
 CACHE = ROOT / ".cache" / "peers"
-#: Debian keeps servers where a user's PATH may not lead.
+#: Debian installs servers in folders that may not be in a user's PATH.
 _MORE_FOLDERS = ("/usr/local/sbin", "/usr/sbin")
 _SHOWN = 600
 
 
 class Absent(Exception):
-    """A gateway that this machine does not have, with what would help."""
+    """A gateway is not available on this machine; the message says what to do."""
 
 
 def find_program(name: str, hint: str) -> Path:

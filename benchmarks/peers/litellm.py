@@ -29,7 +29,7 @@ TRAITS = Traits(
     limits="off (rates and budgets for each virtual key)",
     ledger="off (spend logs, written in batches after the answer)",
     usage="yes: tokens and cost of each answer, not kept without the database",
-    streaming="yes, each chunk parsed and written anew",
+    streaming="yes, each chunk parsed and serialized again",
     translation="yes, between many providers; retries off",
     database="none; off",
     logs="errors only",
@@ -48,7 +48,7 @@ def configuration(upstream: str) -> str:
 
 
 def log_configuration() -> bytes:
-    """Return Uvicorn's logging configuration: its access log has nowhere to go, and is not even composed."""
+    """Return Uvicorn's logging configuration: without an access log."""
     loggers = {"uvicorn.access": {"handlers": [], "propagate": False, "level": "WARNING"}}
     return msgspec.json.encode({"version": 1, "disable_existing_loggers": False, "loggers": loggers})
 

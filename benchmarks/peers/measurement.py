@@ -11,24 +11,23 @@ from typing import Any
 import attrs
 import msgspec
 
-from benchmarks.bench import Bench
 from benchmarks.databases import Kind
 from benchmarks.findings import Chapter
 from benchmarks.load import CHAT as QUESTION
-from benchmarks.peers import litellm, nginx, ours, portkey
+from benchmarks.peers import litellm, nginx, portkey
 from benchmarks.peers.chapter import CONNECTIONS, write
-from benchmarks.peers.contender import Contender
+from benchmarks.peers.contender import Contender, contend, contend_directly
 from benchmarks.peers.installing import CACHE, Absent
 from benchmarks.processes import Upstream
 from benchmarks.proxy import call
-from benchmarks.rig import LoadFailed, Rig, Sample, put_load
+from benchmarks.rig import Bench, LoadFailed, Rig, Sample, put_load
 
 _SECONDS = 2.5
 _SECONDS_OF_ONE = 1.0
-#: Whatever the scale: a just-in-time compiler takes its time.
+#: At any scale: a just-in-time compiler needs time.
 _WARM_UP = 3.0
 _FEWEST = 0.3
-#: For what a gateway does after its last answer, before its CPU time is read.
+#: Seconds for work after the last answer, before the CPU time is read.
 _SETTLE = 0.5
 
 _PEERS: dict[str, Callable[[Rig, Upstream, Path], Contender]] = {
@@ -44,7 +43,7 @@ def run(bench: Bench) -> list[Chapter]:
         upstream = rig.start_upstream()
         peers, absent = start_peers(rig, upstream, CACHE)
         served = rig.serve(Kind.SQLITE, upstream)
-        contenders = [ours.contend_directly(upstream), ours.contend(served), *peers]
+        contenders = [contend_directly(upstream), contend(served), *peers]
         answer = ask(contenders[0])
         problems = []
         for contender in contenders[1:]:
@@ -56,7 +55,7 @@ def run(bench: Bench) -> list[Chapter]:
                 problems += measure(contender, upstream, bench)
                 rate, cost = contender.samples[-1].rate, contender.samples[-1].cpu_us
                 bench.say(f"peers, round {number}: {contender.name}: {rate:,.0f} requests/s, {cost:,.0f} µs/request")
-        problems += served.check_books()
+        problems += served.verify_ledger()
     seconds = {CONNECTIONS: _scale(bench, _SECONDS), 1: _scale(bench, _SECONDS_OF_ONE)}
     return [write(contenders, absent, problems, rounds=bench.rounds, seconds=seconds)]
 
@@ -83,7 +82,7 @@ def ask(contender: Contender) -> Any:
     if status != HTTPStatus.OK:
         raise LoadFailed(f"{contender.name}: {status} {body.decode(errors='replace')}")
     answer = msgspec.json.decode(body)
-    # A gateway may add members of its own to these, and does.
+    # Some gateways add members to these.
     message, usage = answer["choices"][0]["message"], answer["usage"]
     names = ("prompt_tokens", "completion_tokens", "total_tokens")
     return {"content": message["content"], "role": message["role"], **{name: usage[name] for name in names}}

@@ -1,4 +1,4 @@
-"""nginx as a plain reverse proxy with one worker: it passes bytes on, and stands for what the machine can do."""
+"""nginx as a plain reverse proxy with one worker: the upper limit of the machine."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _TEMPORARY = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
 def configuration(upstream: str, port: int, *, root: bool) -> str:
     """Return nginx.conf; all its paths are below the folder that nginx gets as its prefix.
 
-    Connections are kept on both sides, without nginx's limit of 1,000 requests on each. `root` tells whether root
-    starts it: its worker then stays root too, because another user could not enter the folder.
+    Connections are kept on both sides, without nginx's limit of 1,000 requests on each. If `root` starts
+    it, its worker stays root too, because another user could not enter the folder.
     """
     folders = "\n".join(f"    {name}_temp_path {name};" for name in _TEMPORARY)
     return f"""\

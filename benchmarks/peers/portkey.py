@@ -28,7 +28,7 @@ TRAITS = Traits(
     logs="none",
 )
 
-#: It listens on all addresses and knows no other way, and whoever reaches it can have it call any host.
+#: Portkey can only listen on all addresses, and any client can make it call any host; so this limits it to loopback.
 LOOPBACK_ONLY = """\
 const { Server } = require("node:net");
 const listen = Server.prototype.listen;

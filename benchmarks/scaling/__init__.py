@@ -7,9 +7,9 @@ worked out, and measured.
 
 from __future__ import annotations
 
-from benchmarks.bench import Bench
 from benchmarks.databases import Kind
 from benchmarks.findings import Chapter
+from benchmarks.rig import Bench
 from benchmarks.scaling.chapters import size, tell
 from benchmarks.scaling.measurement import measure
 

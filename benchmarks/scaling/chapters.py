@@ -1,19 +1,24 @@
-"""What was measured and what follows from it, as chapters of the report."""
+"""The measurements and the results of the model, as chapters of the report."""
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import attrs
 
-from benchmarks.bench import Bench
 from benchmarks.databases import NAMES
-from benchmarks.findings import Chapter, Check, Plot, Series, Table
+from benchmarks.findings import Chapter, Plot, Series, Table, at_most, write_number
+from benchmarks.rig import Bench
 from benchmarks.scaling.measurement import CONNECTIONS, PROCESSES, TOKENS, Contest, Load, seconds_of
-from benchmarks.scaling.sizes import fleets, hot_tokens
+from benchmarks.scaling.model import Fleet, HotToken, Parameters
 from benchmarks.targets import MODEL_ERROR
 
+#: Replicas, and requests per second of all together.
+_FLEETS = ((1, 100), (2, 100), (2, 1000), (10, 100), (10, 1000), (10, 5000), (100, 1000), (100, 5000), (100, 20_000))
+#: Replicas that all serve one token, and requests per second on it.
+_ON_ONE_TOKEN = ((2, 100), (10, 100), (10, 500), (100, 100), (100, 500))
 #: Columns: the parameters of a database, and what else its replicas take.
 PARAMETERS = (
     *("database", "proxy, µs a transaction", "and a request", "database, µs a transaction", "and a request"),
@@ -33,12 +38,11 @@ def _predictions(contest: Contest) -> list[tuple[Load, float, float]]:
 def tell(bench: Bench, contests: Sequence[Contest]) -> Chapter:
     """Write what was measured, the parameters that it gives, and what the model makes of them."""
     checks = [
-        Check(
+        at_most(
             f"What the model says of {load.name} is off by, {NAMES[contest.kind]}",
             max(said, measured) / min(said, measured) - 1,
             MODEL_ERROR,
-            at_most=True,
-            unit="of it",
+            "of it",
         )
         for contest in contests
         for load, said, measured in _predictions(contest)
@@ -47,10 +51,10 @@ def tell(bench: Bench, contests: Sequence[Contest]) -> Chapter:
         title="Many processes on one database",
         method=(
             f"Each load lasts {seconds_of(bench):g} s in each round ({bench.rounds} of them); the loads take turns, "
-            f"and a figure is the median of its rounds. Processes are workers of one server. Many tokens are {TOKENS}, "
+            f"and a value is the median of its rounds. Processes are workers of one server. Many tokens are {TOKENS}, "
             f"used in turn. CPU time is that of all processes of the proxy, of the database server, and of the load "
             f"generator with the provider. What one and two processes cost gives the parameters of the model, and the "
-            f"model says what eight do here, where all of them share {os.cpu_count()} cores with everybody else."
+            f"model says what eight do here, on {os.cpu_count()} cores, together with load and database."
         ),
         tables=[_table_of_loads(contests), _table_of_parameters(contests), _table_of_predictions(contests)],
         plots=[
@@ -84,11 +88,11 @@ def tell(bench: Bench, contests: Sequence[Contest]) -> Chapter:
 
 
 def _table_of_loads(contests: Sequence[Contest]) -> Table:
-    figures = ("rate", "n", "seconds", "commits", "proxy_us", "database_us", "others_us")
+    values = ("rate", "n", "seconds", "commits", "proxy_us", "database_us", "others_us")
     rows: list[Sequence[str | float]] = []
     for contest in contests:
         for load, each in contest.runs.items():
-            rate, n, seconds, *others = map(each.median, figures)
+            rate, n, seconds, *others = map(each.median, values)
             rows.append((NAMES[contest.kind], load.name, rate, n, seconds * 1000, *others))
     columns = (
         *("database", "load", "requests/s", "requests in a transaction", "ms a transaction", "transactions/s"),
@@ -134,3 +138,25 @@ def size(contests: Sequence[Contest]) -> Chapter:
         ),
         tables=[fleets(found), hot_tokens(found)],
     )
+
+
+def fleets(found: Mapping[str, Parameters]) -> Table:
+    """Return the cores that are busy, of the proxies and of the database, by databases' names."""
+    rows = []
+    for replicas, rate in _FLEETS:
+        sized = [Fleet.sized(parameters, replicas, rate) for parameters in found.values()]
+        cores = [f"{write_number(one.proxy_cores)} + {write_number(one.database_cores)}" for one in sized]
+        rows.append((f"{replicas:,}", f"{rate:,}", *cores))
+    columns = ("replicas", "requests/s of all", *(f"cores of proxies + {name}" for name in found))
+    return Table(columns, rows)
+
+
+def hot_tokens(found: Mapping[str, Parameters]) -> Table:
+    """Return how long a transaction takes that waits for its turn at the token's row, by databases' names."""
+    rows = []
+    for replicas, rate in _ON_ONE_TOKEN:
+        sized = [HotToken.sized(parameters, replicas, rate) for parameters in found.values()]
+        times = ["cannot be had" if math.isinf(one.n) else f"{write_number(one.seconds * 1000)} ms" for one in sized]
+        rows.append((f"{replicas:,}", f"{rate:,}", *times))
+    columns = ("replicas", "requests/s on the token", *(f"{name}, a transaction" for name in found))
+    return Table(columns, rows)

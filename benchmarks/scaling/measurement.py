@@ -1,4 +1,4 @@
-"""Loads on servers with one process, two and eight, and what each costs everybody who takes part."""
+"""Loads on servers with one, two and eight processes, with the CPU time of all participants."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 
 from attrs import Factory, define, frozen
 
-from benchmarks.bench import Bench
 from benchmarks.cpu import SETTLE
 from benchmarks.databases import NAMES, Kind
 from benchmarks.processes import Upstream, cpu_seconds, listener
-from benchmarks.rig import ENOUGH, KEY, Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
+from benchmarks.rig import ENOUGH, KEY, Bench, Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
 from benchmarks.scaling.model import Cost, Parameters
 from llm_proxy.metrics import families
 
@@ -23,7 +22,7 @@ _FEWEST = 0.2
 TOKENS = 200
 #: Connections without a pause that give as much load as there can be.
 CONNECTIONS = 64
-#: Processes whose figures are worked out, and then measured.
+#: Processes whose values are worked out, and then measured.
 PROCESSES = 8
 #: Connections of one process: they make transactions of three sizes.
 _FEW_TO_MANY = (4, 16, CONNECTIONS)
@@ -68,7 +67,7 @@ class Reading:
     """What one load took. CPU times are in µs per request, transactions in seconds.
 
     Attributes:
-        sample: the load's own words.
+        sample: the load's result.
         n: requests that a transaction admitted.
         seconds: that a transaction took.
         commits: transactions per second.
@@ -94,7 +93,7 @@ class Reading:
 
 @define
 class Run:
-    """A load on a server of its own, in rounds."""
+    """A load on a server, in rounds."""
 
     load: Load
     served: Served
@@ -221,5 +220,5 @@ def measure(bench: Bench, kind: Kind) -> Contest:
         for each in contest.runs.values():
             contest.problems += bottlenecks(each.subject)
         for served in {id(each.served): each.served for each in contest.runs.values()}.values():
-            contest.problems += served.check_books()
+            contest.problems += served.verify_ledger()
     return contest

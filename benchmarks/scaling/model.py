@@ -31,11 +31,11 @@ class Cost:
         return cls(max(0.0, slope), max(0.0, intercept))
 
     def per_request(self, n: float) -> float:
-        """What a request costs where `n` share a transaction."""
+        """Return the cost of a request if `n` share a transaction."""
         return self.each + self.fixed / n
 
     def per_transaction(self, n: float) -> float:
-        """What a transaction costs that admits `n` requests."""
+        """Return the cost of a transaction that admits `n` requests."""
         return self.fixed + self.each * n
 
 
@@ -46,10 +46,10 @@ class Parameters:
     Attributes:
         proxy: CPU time of the proxy, in µs.
         database: CPU time of the database server, in µs.
-        others: CPU time of the load and the provider, µs per request, where they share the machine.
-        seconds: that a transaction takes, where one replica has the database for itself.
+        others: CPU time of the load and the provider, µs per request, on the same machine.
+        seconds: duration of a transaction with one replica.
         shared: requests in a transaction over a process's connections, each of which sends one request after the other,
-            where processes contend for the cores.
+            if processes contend for the cores.
         busy: the part of the cores in use when nothing more gets through.
     """
 
@@ -131,7 +131,7 @@ class HotToken:
     """What one token carries that all replicas serve: their transactions take turns at its row.
 
     Attributes:
-        n: requests in a transaction, so that the turns are enough; endless where no size is.
+        n: requests in a transaction at which the rate is reached; infinite if it cannot be reached.
         seconds: from a transaction's begin to its commit, on average, waiting for its turn included.
     """
 
@@ -142,8 +142,8 @@ class HotToken:
     def sized(cls, found: Parameters, replicas: int, rate: float) -> HotToken:
         """Work it out from what was measured.
 
-        Those who come at random to one who takes a constant time wait as Pollaczek and Khinchine have it; and never
-        longer than for all others, because each replica has one transaction at a time.
+        The wait is the Pollaczek-Khinchine formula for a constant service time, limited by one transaction of each
+        replica.
         """
         n = max(1.0, filled(rate, found.seconds))
         turn = found.seconds.per_transaction(n)

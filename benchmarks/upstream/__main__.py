@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import signal
 from pathlib import Path
 from random import Random
@@ -11,13 +13,35 @@ import click
 import msgspec
 import trio
 
-from benchmarks.upstream.connection import Behaviour
+from benchmarks.upstream.connection import Behaviour, Delay, listen, serve
 from benchmarks.upstream.faults import FAULTS
 from benchmarks.upstream.journal import Journal
-from benchmarks.upstream.latency import Delay, delay, seconds
 from benchmarks.upstream.rendering import Author, PlainAuthor, Renderer
-from benchmarks.upstream.server import listen, serve
 from tests.scripted.provider import ScriptedProvider
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)?")
+_UNITS = {"us": 1e-6, "ms": 1e-3, "s": 1.0, None: 1.0}
+
+
+def seconds(text: str) -> float:
+    """Read `250us`, `5ms`, `1.5s` or plain seconds; raises ValueError."""
+    found = _DURATION.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"not a duration: {text!r} (say 250us, 5ms or 1.5s)")
+    return float(found.group(1)) * _UNITS[found.group(2)]
+
+
+def delay(text: str) -> Delay | None:
+    """Read `5ms` or `lognormal:20ms,0.5` (median and sigma); None is no delay. Raises ValueError."""
+    kind, colon, rest = text.partition(":")
+    if not colon:
+        fixed = seconds(text)
+        return (lambda _: fixed) if fixed else None
+    if kind != "lognormal":
+        raise ValueError(f"unknown distribution {kind!r} (allowed: lognormal)")
+    median, sigma = rest.split(",", 1)
+    centre, width = math.log(seconds(median)), float(sigma)
+    return lambda source: source.lognormvariate(centre, width)
 
 
 def _delay(_context: click.Context, _parameter: click.Parameter, text: str) -> Delay | None:
@@ -32,16 +56,6 @@ def _seconds(_context: click.Context, _parameter: click.Parameter, text: str) ->
         return seconds(text)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
-
-
-def _errors(
-    _context: click.Context, _parameter: click.Parameter, texts: tuple[str, ...]
-) -> tuple[tuple[int, float], ...]:
-    try:
-        pairs = [text.split(":", 1) for text in texts]
-        return tuple((int(status), float(share)) for status, share in pairs)
-    except ValueError:
-        raise click.BadParameter("say STATUS:SHARE, such as 429:0.01") from None
 
 
 def _announce(host: str, port: int) -> None:
@@ -64,10 +78,7 @@ async def _serve_until_told(host: str, port: int, behaviour: Behaviour) -> None:
 @click.option("--answers", type=click.Choice(["scripted", "plain"]), default="scripted", show_default=True)
 @click.option("--chunks", default=20, show_default=True, help="Pieces of a plain stream.")
 @click.option("--gap", default="0", callback=_seconds, help="Time between the pieces of a stream, e.g. 20ms.")
-@click.option(
-    "--latency", default="0", callback=_delay, help="5ms, uniform:1ms-9ms, exponential:5ms, lognormal:5ms,0.5"
-)
-@click.option("--error", "errors", multiple=True, callback=_errors, help="STATUS:SHARE, e.g. 429:0.01; repeatable.")
+@click.option("--latency", default="0", callback=_delay, help="Time before each answer: 5ms, or lognormal:5ms,0.5")
 @click.option("--fault", type=click.Choice(sorted(FAULTS)), help="What every request gets.")
 @click.option("--seed", default=1, show_default=True)
 @click.option("--keep", default=20_000, show_default=True, help="Requests to remember.")
@@ -81,7 +92,6 @@ def main(  # noqa: PLR0913 - one for each option
     chunks: int,
     gap: float,
     latency: Delay | None,
-    errors: tuple[tuple[int, float], ...],
     fault: str | None,
     seed: int,
     keep: int,
@@ -95,7 +105,6 @@ def main(  # noqa: PLR0913 - one for each option
         Journal(keep, log),
         latency,
         gap,
-        errors,
         FAULTS[fault] if fault else None,
         Random(seed),
     )

@@ -1,7 +1,7 @@
 """One client connection: llhttp (httptools) over a non-blocking socket, without trio's socket layer in between.
 
 The usual answer costs one wait, one recv and one send. Only an answer that takes time (a delay, a stream, a fault,
-a held gate) gets a nursery, in which a watcher notices a client that leaves early.
+a held gate) gets a nursery with a watcher for disconnects.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from attrs import define, field, frozen
 from benchmarks.upstream.control import PREFIX, control
 from benchmarks.upstream.faults import FAULTS, UNKNOWN, Ending, Fault
 from benchmarks.upstream.journal import Entry, Headers, Journal
-from benchmarks.upstream.latency import Delay
 from benchmarks.upstream.rendering import Rendered, Renderer
 
+#: Draws one delay, in seconds.
+Delay = Callable[[random.Random], float]
+
 _READ = 65536
+_BACKLOG = 4096
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _RESET = struct.pack("ii", 1, 0)
 
@@ -35,27 +38,16 @@ class Behaviour:
         journal: remembers the requests.
         latency: the delay before the head, unless a request directs its own.
         gap: seconds between the pieces of a stream, unless a request directs its own.
-        errors: pairs of a status and the share of requests that get it.
         fault: the fault that every request gets.
-        source: where chance comes from.
+        source: of random numbers.
     """
 
     renderer: Renderer
     journal: Journal
     latency: Delay | None = None
     gap: float = 0.0
-    errors: tuple[tuple[int, float], ...] = ()
     fault: Fault | None = None
     source: random.Random = field(factory=lambda: random.Random(1))
-
-    def chance_status(self) -> int | None:
-        """Draw the status that chance has for a request, None for its proper answer."""
-        drawn = self.source.random()
-        for status, share in self.errors:
-            if drawn < share:
-                return status
-            drawn -= share
-        return None
 
 
 @frozen
@@ -75,7 +67,7 @@ class Connection:
     """Serves one socket until either side is done with it; `run` closes it."""
 
     def __init__(self, sock: socket.socket, number: int, behaviour: Behaviour) -> None:
-        """Take a connected, non-blocking socket; `number` tells connections apart in the journal."""
+        """Take a connected, non-blocking socket; `number` identifies it in the journal."""
         self._sock = sock
         self._number = number
         self._behaviour = behaviour
@@ -125,8 +117,8 @@ class Connection:
 
     async def run(self) -> None:
         """Read and answer requests until the connection is over."""
-        self._journal.connections_accepted += 1
-        self._journal.connections_open += 1
+        self._journal.counts.connections_accepted += 1
+        self._journal.counts.connections_open += 1
         try:
             while True:
                 await trio.lowlevel.wait_readable(self._sock)
@@ -143,7 +135,7 @@ class Connection:
             return
         finally:
             if not self._is_control:
-                self._journal.connections_open -= 1
+                self._journal.counts.connections_open -= 1
             self._sock.close()
 
     def _feed(self) -> None:
@@ -155,12 +147,12 @@ class Connection:
             data = b""
         if not data:
             if self._within:
-                self._journal.broken += 1
+                self._journal.counts.broken += 1
             raise _Closed
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-            self._journal.broken += 1
+            self._journal.counts.broken += 1
             raise _Closed from None
 
     async def _send(self, data: bytes) -> None:
@@ -183,8 +175,8 @@ class Connection:
         if request.target.startswith(PREFIX):
             if not self._is_control:
                 self._is_control = True
-                self._journal.connections_accepted -= 1
-                self._journal.connections_open -= 1
+                self._journal.counts.connections_accepted -= 1
+                self._journal.counts.connections_open -= 1
             await self._send(await control(self._journal, request.method, request.target))
             return
         behaviour = self._behaviour
@@ -194,8 +186,7 @@ class Connection:
         complete = False
         try:
             fault = self._fault(request)
-            wanted = behaviour.chance_status() if behaviour.errors else None
-            rendered = behaviour.renderer.render(request.method, request.target, request.headers, request.body, wanted)
+            rendered = behaviour.renderer.render(request.method, request.target, request.headers, request.body)
             delay = rendered.directions.delay
             if not delay and behaviour.latency is not None:
                 delay = behaviour.latency(behaviour.source)
@@ -210,7 +201,7 @@ class Connection:
             complete = True
         except OSError:
             if entry.closed_early_at is None:
-                journal.left(entry)
+                journal.disconnected(entry)
             raise _Closed from None
         finally:
             journal.end(entry, status, complete=complete)
@@ -222,13 +213,13 @@ class Connection:
         return self._behaviour.fault
 
     async def _watched(self, entry: Entry, answer: Callable[[], Awaitable[None]]) -> None:
-        """Answer while watching for the client's leaving, which cancels the answer; raises _Closed and OSError."""
+        """Answer, and cancel the answer if the client disconnects; raises _Closed and OSError."""
         left = False
         failure: OSError | _Closed | None = None
 
         async def watch() -> None:
             nonlocal left
-            if await self._client_leaves():
+            if await self._client_disconnects():
                 left = True
                 nursery.cancel_scope.cancel()
 
@@ -242,12 +233,12 @@ class Connection:
                 failure = error
             nursery.cancel_scope.cancel()
         if left:
-            self._journal.left(entry)
+            self._journal.disconnected(entry)
             raise _Closed
         if failure is not None:
             raise failure
 
-    async def _client_leaves(self) -> bool:
+    async def _client_disconnects(self) -> bool:
         """Return True once the client has closed or reset; False when it sends more, which ends the watch."""
         while True:
             await trio.lowlevel.wait_readable(self._sock)
@@ -290,3 +281,31 @@ class Connection:
             self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
         if fault.ending is not Ending.KEEP:
             raise _Closed
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a non-blocking listening socket; port 0 picks a free one."""
+    listener = socket.create_server((host, port), backlog=_BACKLOG)
+    listener.settimeout(0)
+    return listener
+
+
+async def serve(listener: socket.socket, behaviour: Behaviour, announce: Callable[[str, int], None]) -> None:
+    """Accept and serve connections until cancelled; `announce` is called with the address once that has begun."""
+    host, port = listener.getsockname()[:2]
+    number = 0
+    async with trio.open_nursery() as nursery:
+        announce(host, port)
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            while True:
+                try:
+                    sock, _ = listener.accept()
+                except BlockingIOError:
+                    break
+                except ConnectionError:
+                    continue
+                sock.settimeout(0)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                number += 1
+                nursery.start_soon(Connection(sock, number, behaviour).run)

@@ -25,7 +25,7 @@ _LOOK_EVERY = 0.002
 
 
 def _counts(journal: Journal) -> dict[str, object]:
-    return attrs.asdict(journal.counts())
+    return attrs.asdict(journal.counts)
 
 
 def _reached(counts: dict[str, object], name: str, number: int) -> bool:

@@ -1,4 +1,4 @@
-"""What the upstream remembers: one entry per request, counts, and a log file that is ahead of every answer."""
+"""What the upstream records: one entry per request, counts, and a log file that is written before each answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -20,8 +20,8 @@ Headers = tuple[tuple[bytes, bytes], ...]
 class Entry:
     """One request. Times are seconds since the epoch, so that they compare between processes.
 
-    `closed_early_at` is when the client was seen to have left before its answer was complete; `ended` is None while
-    the request is being answered, and `status` None when no head was sent.
+    `closed_early_at` is when the client disconnected before its answer was complete; `ended` is None while the request
+    is being answered, and `status` is None if no head was sent.
     """
 
     number: int
@@ -53,49 +53,44 @@ class Entry:
         }
 
 
-@frozen
+@define
 class Counts:
-    """The counts at one moment.
+    """The counts since the start or the last reset.
 
     Attributes:
-        requests: requests that were read completely, since the start or the last reset.
+        requests: requests that were read completely.
         answered: those whose answer was sent completely.
-        closed_early: those whose client left before.
+        closed_early: those whose client disconnected before.
         broken: bytes that were no HTTP request, or connections that broke within one.
         in_flight, in_flight_peak: requests being answered, now and at most.
-        connections_accepted, connections_open: client connections; those of control requests are left out.
+        connections_accepted, connections_open: client connections, without those of control requests.
         statuses: answers by status.
     """
 
-    requests: int
-    answered: int
-    closed_early: int
-    broken: int
-    in_flight: int
-    in_flight_peak: int
-    connections_accepted: int
-    connections_open: int
-    statuses: dict[int, int]
+    requests: int = 0
+    answered: int = 0
+    closed_early: int = 0
+    broken: int = 0
+    in_flight: int = 0
+    in_flight_peak: int = 0
+    connections_accepted: int = 0
+    connections_open: int = 0
+    statuses: Counter[int] = field(factory=Counter)
 
 
 @define
 class Journal:
-    """Counts every request and keeps the last `keep` of them; with `log`, writes each down before it is answered."""
+    """Counts every request and keeps the last `keep` of them; with `log`, writes each one before it is answered.
+
+    `held` is the event to wait for before answering, or None.
+    """
 
     keep: int = 20_000
     log: Path | None = None
-    requests: int = field(default=0, init=False)
-    answered: int = field(default=0, init=False)
-    closed_early: int = field(default=0, init=False)
-    broken: int = field(default=0, init=False)
-    in_flight: int = field(default=0, init=False)
-    in_flight_peak: int = field(default=0, init=False)
-    connections_accepted: int = field(default=0, init=False)
-    connections_open: int = field(default=0, init=False)
-    statuses: Counter[int] = field(factory=Counter, init=False)
+    counts: Counts = field(factory=Counts, init=False)
+    held: trio.Event | None = field(default=None, init=False, repr=False)
     _entries: deque[Entry] = field(init=False, repr=False)
     _log: int | None = field(default=None, init=False, repr=False)
-    _gate: trio.Event | None = field(default=None, init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         """Open the log for appending."""
@@ -105,12 +100,13 @@ class Journal:
 
     def begin(self, connection: int, method: str, target: bytes, headers: Headers, body: bytes) -> Entry:
         """Count a request, write it to the log with one write(), and return its entry."""
-        self.requests += 1
-        self.in_flight += 1
-        self.in_flight_peak = max(self.in_flight_peak, self.in_flight)
+        counts = self.counts
+        counts.requests += 1
+        counts.in_flight += 1
+        counts.in_flight_peak = max(counts.in_flight_peak, counts.in_flight)
         digest = sha256(body).digest() if self.keep or self._log is not None else b""
         entry = Entry(
-            self.requests, connection, method, target.decode("latin-1"), headers, len(body), digest, time.time()
+            counts.requests, connection, method, target.decode("latin-1"), headers, len(body), digest, time.time()
         )
         self._entries.append(entry)
         if self._log is not None:
@@ -118,58 +114,39 @@ class Journal:
         return entry
 
     def end(self, entry: Entry, status: int | None, *, complete: bool) -> None:
-        """Note how an answer ended; `complete` False means that the client or the script broke it off."""
+        """Record the end of an answer; `complete` is False if the client or the script broke it off."""
         entry.ended = time.time()
         entry.status = status
-        self.in_flight -= 1
+        self.counts.in_flight -= 1
         if complete:
-            self.answered += 1
+            self.counts.answered += 1
         if status is not None:
-            self.statuses[status] += 1
+            self.counts.statuses[status] += 1
 
-    def left(self, entry: Entry) -> None:
-        """Note that the client left before its answer was complete."""
+    def disconnected(self, entry: Entry) -> None:
+        """Record that the client disconnected before its answer was complete."""
         entry.closed_early_at = time.time()
-        self.closed_early += 1
+        self.counts.closed_early += 1
 
     def entries(self, since: int = 0) -> list[dict[str, Any]]:
         """Return the kept entries with numbers above `since`, oldest first."""
         return [entry.to_json() for entry in self._entries if entry.number > since]
 
-    def counts(self) -> Counts:
-        """Return the counts now."""
-        return Counts(
-            self.requests,
-            self.answered,
-            self.closed_early,
-            self.broken,
-            self.in_flight,
-            self.in_flight_peak,
-            self.connections_accepted,
-            self.connections_open,
-            dict(self.statuses),
-        )
-
     def reset(self) -> None:
-        """Forget the past; what is going on (requests in flight, connections) stays counted."""
-        self.requests = self.answered = self.closed_early = self.broken = 0
-        self.connections_accepted = self.connections_open
-        self.in_flight_peak = self.in_flight
-        self.statuses.clear()
+        """Forget the past; running requests and open connections stay counted."""
+        running, open_ = self.counts.in_flight, self.counts.connections_open
+        self.counts = Counts(
+            in_flight=running, in_flight_peak=running, connections_accepted=open_, connections_open=open_
+        )
         self._entries.clear()
 
     def hold(self) -> None:
-        """Let no answer begin until `release`; requests are read, counted and logged meanwhile."""
-        if self._gate is None:
-            self._gate = trio.Event()
+        """Start no answer until `release`; requests are still read, counted and logged."""
+        if self.held is None:
+            self.held = trio.Event()
 
     def release(self) -> None:
-        """Let the held answers go."""
-        if self._gate is not None:
-            self._gate.set()
-            self._gate = None
-
-    @property
-    def held(self) -> trio.Event | None:
-        """The event to wait for before answering, or None."""
-        return self._gate
+        """Start the held answers."""
+        if self.held is not None:
+            self.held.set()
+            self.held = None

@@ -12,7 +12,7 @@ from tests.scripted.message import Headers, Reply, Request, event
 from tests.scripted.provider import ScriptedProvider
 
 _CACHE = 4096
-#: Headers that a reply may depend on, beside the directions.
+#: Headers that a reply may depend on, apart from the directions.
 _RELEVANT = frozenset(
     {b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key", b"anthropic-version", b"content-type"}
 )
@@ -20,7 +20,7 @@ _END = b"0\r\n\r\n"
 
 
 class Author(Protocol):
-    """Whoever writes the replies."""
+    """The source of replies."""
 
     def respond(self, request: Request) -> Reply:
         """Return the reply to a request, with its headers but the framing."""
@@ -28,16 +28,16 @@ class Author(Protocol):
 
 @define
 class PlainAuthor:
-    """Answers chat completions in some 300 bytes under four headers, streams in `chunks` pieces; all else as scripted.
+    """Answers chat completions in some 300 bytes with four headers, streams in `chunks` pieces; all else as scripted.
 
-    The size and the shape on which the CPU target stands.
+    The CPU target is for this size and shape.
     """
 
     scripted: ScriptedProvider
     chunks: int = 20
 
     def respond(self, request: Request) -> Reply:
-        """Return the small reply where the scripted one is a chat completion."""
+        """Return the small reply if the scripted one is a chat completion."""
         reply = self.scripted.respond(request)
         if reply.status != 200 or reply.directions.echo or request.path != "/v1/chat/completions":
             return reply
@@ -80,17 +80,14 @@ class Renderer:
     author: Author
     _cache: dict[tuple[object, ...], Rendered] = field(factory=dict, init=False, repr=False)
 
-    def render(self, method: str, target: bytes, headers: Headers, body: bytes, status: int | None) -> Rendered:
-        """Return the reply to a request; `status` overrides the directed one."""
+    def render(self, method: str, target: bytes, headers: Headers, body: bytes) -> Rendered:
+        """Return the reply to a request."""
         relevant = tuple([item for item in headers if item[0] in _RELEVANT or item[0].startswith(PREFIX)])
-        if status is not None:
-            relevant += ((PREFIX + b"status", b"%d" % status),)
         key = (method, target, relevant, body)
         rendered = self._cache.get(key)
         if rendered is None:
             path, _, query = target.partition(b"?")
-            shown = headers if status is None else (*headers, relevant[-1])
-            request = Request(method, path, query, shown, body)
+            request = Request(method, path, query, headers, body)
             reply = self.author.respond(request)
             rendered = wire(reply, method)
             # Files are remembered and an echo depends on every header: such replies hold once only.

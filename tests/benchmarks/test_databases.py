@@ -10,7 +10,7 @@ import pytest
 from benchmarks.databases import Databases, Kind, Missing, describe, find
 
 
-def test_those_that_are_missing_are_told_apart_from_those_that_do_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_databases_are_listed_and_broken_ones_raise(monkeypatch: pytest.MonkeyPatch) -> None:
     def server(self: Databases, kind: Kind) -> Any:
         if kind is Kind.MYSQL:
             raise Missing("no mysql here")
@@ -32,7 +32,7 @@ def test_those_that_are_missing_are_told_apart_from_those_that_do_not_work(monke
         ("/usr/lib/postgresql/15/bin/postgres", "its own defaults"),
     ],
 )
-def test_it_is_said_whose_settings_a_server_has(monkeypatch: pytest.MonkeyPatch, origin: str, words: str) -> None:
+def test_description_names_the_origin_of_a_server(monkeypatch: pytest.MonkeyPatch, origin: str, words: str) -> None:
     server = SimpleNamespace(version="PostgreSQL 15", origin=origin)
     monkeypatch.setattr(Databases, "server", lambda _self, _kind: server)
     about = describe(Databases(), [Kind.SQLITE, Kind.POSTGRES])

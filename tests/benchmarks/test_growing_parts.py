@@ -13,12 +13,12 @@ import msgspec
 import pytest
 
 from benchmarks import bodies, cpu, growth, memory, rig, streamed, streaming
-from benchmarks.bench import Bench
 from benchmarks.databases import Databases, Kind, Scratch
 from benchmarks.fill import Past, fill
 from benchmarks.findings import Chapter
 from benchmarks.load import CHAT
 from benchmarks.memory import Reading, slope
+from benchmarks.rig import Bench
 from benchmarks.targets import (
     ADDED_FIRST_BYTE_MS,
     BYTES_PER_REQUEST,
@@ -91,13 +91,13 @@ def test_streams_that_are_never_all_open_miss_both_targets() -> None:
     assert [check.met for check in chapter.checks] == [False, False]
 
 
-def test_memory_of_a_stream_is_what_came_upon_that_of_an_idle_server() -> None:
+def test_memory_of_a_stream_is_the_growth_over_an_idle_server() -> None:
     held = streaming.Held({"statuses": {"200": 10}}, idle=1_000_000, at_once=10, resident=[1_900_000, 2_000_000])
     assert (held.each(), held.whole) == (100, 10)
 
 
 def load_from_here(options: Sequence[str]) -> dict[str, Any]:
-    """Stand in for the load generator's process, whose start takes longer than so few requests."""
+    """Replace the load generator's process, whose start takes longer than so few requests."""
     given = dict(zip(options[::2], options[1::2], strict=True))
     secrets = Path(given["--tokens"]).read_text().split() if "--tokens" in given else [given["--token"]]
     body = Path(given["--body"]).read_bytes() if "--body" in given else msgspec.json.encode(CHAT)
@@ -113,7 +113,7 @@ def load_from_here(options: Sequence[str]) -> dict[str, Any]:
     return {"requests": number, "rate": 1.0, "seconds": 1.0, "cpu_share": 0.0}
 
 
-def test_growth_is_measured_and_the_books_balance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_growth_is_measured_and_the_ledger_verifies(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rig, "generate_load", load_from_here)
     plan = growth.Plan(
         rounds=1,
@@ -147,7 +147,7 @@ def test_growth_is_measured_and_the_books_balance(bench: Bench, monkeypatch: pyt
     ]
 
 
-def test_a_body_has_the_size_that_is_asked_for() -> None:
+def test_a_body_has_the_requested_size() -> None:
     assert [abs(len(bodies.body(size)) - size) < 100 for size in (1000, 100_000)] == [True, True]
 
 
@@ -170,7 +170,7 @@ def test_growth_of_memory_is_the_slope_of_its_readings() -> None:
     assert math.isnan(slope(leak[:1]))
 
 
-def test_a_past_is_written_whole_and_in_balance(migrated_database: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_filled_database_verifies(migrated_database: Scratch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.fill._BLOCK", 20)
     filled = fill(migrated_database, Past(tokens=3, requests=100), "sk-real")
     with opened(migrated_database.target, Options()) as database:
@@ -185,6 +185,6 @@ def test_a_past_is_written_whole_and_in_balance(migrated_database: Scratch, monk
     KeyRing.from_setting(filled.encryption_key)
 
 
-def test_a_past_may_have_no_requests(bench: Bench) -> None:
+def test_a_database_can_be_filled_without_requests(bench: Bench) -> None:
     with bench.databases.migrated(Kind.SQLITE) as scratch:
         assert len(fill(scratch, Past(tokens=2, requests=0), "sk-real").secrets) == 2

@@ -31,7 +31,7 @@ SETUPS = [
 ]
 
 
-def test_two_workers_are_judged_where_the_machine_has_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_have_a_target_if_there_are_enough_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     checks, unchecked = throughput._check(SETUPS)
     assert unchecked == []
@@ -39,7 +39,7 @@ def test_two_workers_are_judged_where_the_machine_has_the_cores(monkeypatch: pyt
     assert (gain.name, gain.measured, gain.met) == ("2 workers over 1, PostgreSQL", 1.8, True)
 
 
-def test_two_workers_are_shown_and_not_judged_where_it_has_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_are_unchecked_if_there_are_too_few_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     checks, unchecked = throughput._check(SETUPS)
     assert [check.bound for check in checks if check.bound == TWO_WORKERS] == []
@@ -47,7 +47,7 @@ def test_two_workers_are_shown_and_not_judged_where_it_has_not(monkeypatch: pyte
     assert throughput._tabulate(SETUPS).rows[2] == ("PostgreSQL", "2 workers", 3800, "1,800 to 4,000", "1.80")
 
 
-def test_each_rate_that_was_asked_for_is_judged() -> None:
+def test_each_required_rate_is_a_target() -> None:
     checks, _ = throughput._check(SETUPS)
     assert [(check.name, check.measured, check.met) for check in checks] == [
         ("Requests/s, sqlite, 1 worker", 3000, True),
@@ -73,6 +73,6 @@ def test_added_latency_is_the_difference_in_each_round() -> None:
     assert closed.cells == (2.5, 2.5, 6.0, 2.4, 1.0, 1.0)
 
 
-def test_a_rate_that_was_not_reached_is_told() -> None:
+def test_a_rate_that_was_not_reached_is_a_problem() -> None:
     assert latency._lag(pair(latency._OPEN, 96, (2.0, 3.0))) == []
     assert ["only 90 requests/s" in line for line in latency._lag(pair(latency._OPEN, 90, (2.0, 3.0)))] == [True]

@@ -22,7 +22,7 @@ def generate(upstream: Upstream, *options: str) -> tuple[int, Any, str]:
 
 
 @pytest.mark.parametrize("stream", [(), ("--stream",)])
-def test_it_sends_exactly_what_was_asked(upstream: Upstream, stream: tuple[str, ...]) -> None:
+def test_load_sends_exactly_the_requested_requests(upstream: Upstream, stream: tuple[str, ...]) -> None:
     status, report, _ = generate(upstream, "--requests", "30", "--token", "sk-real", *stream)
     counts = upstream.wait(connections_open=0)
     assert status == 0
@@ -49,7 +49,7 @@ def test_broken_connections_are_counted_and_replaced(upstream: Upstream) -> None
 
 
 def test_open_loop_has_a_rate_and_intended_latencies(upstream: Upstream) -> None:
-    options = ("--requests", "20", "--rate", "200", "--arrivals", "poisson", "--token", "sk-real")
+    options = ("--requests", "20", "--rate", "200", "--token", "sk-real")
     status, report, _ = generate(upstream, *options)
     assert (status, report["requests"], report["intended_rate"]) == (0, 20, 200.0)
     assert report["intended_latency_ms"]["mean"] >= report["latency_ms"]["mean"]
@@ -70,7 +70,7 @@ def test_gaps_of_streams_are_reported(upstream: Upstream) -> None:
     assert 3 < report["gap_ms"]["p50"] < report["latency_ms"]["p50"]
 
 
-def test_nobody_to_connect_to_is_one_line(upstream: Upstream) -> None:
+def test_load_without_a_server_fails_with_one_line(upstream: Upstream) -> None:
     command = [sys.executable, "-m", "benchmarks.load", "--url", "http://127.0.0.1:9/", "--requests", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")

@@ -10,12 +10,11 @@ import attrs
 import pytest
 
 from benchmarks import cpu, latency, rig, sqlite, throughput
-from benchmarks.bench import Bench
 from benchmarks.databases import Databases, Kind
 from benchmarks.findings import Chapter
 from benchmarks.processes import ProcessFailed, Upstream
 from benchmarks.proxy import Proxy
-from benchmarks.rig import KEY, LoadFailed, Rig, Sample, Subject, bottlenecks, generate_load, put_load
+from benchmarks.rig import KEY, Bench, LoadFailed, Rig, Sample, Subject, bottlenecks, generate_load, put_load
 from benchmarks.targets import ADDED_P50_MS, CPU_RATIO, RATE, SEED_RATE, SLOW_FLUSH_MS
 
 
@@ -38,7 +37,7 @@ def bounds_of(chapter: Chapter) -> list[float]:
     return [check.bound for check in chapter.checks]
 
 
-def test_cpu_time_is_measured_and_the_books_balance(bench: Bench) -> None:
+def test_cpu_time_is_measured_and_the_ledger_verifies(bench: Bench) -> None:
     (chapter,) = cpu.run(bench, cpu.Plan(connections=4, requests=40, streamed=True))
     assert problems_of(chapter) == []
     names = [str(row[0]) for row in chapter.tables[0].rows]
@@ -50,7 +49,7 @@ def test_cpu_time_is_measured_and_the_books_balance(bench: Bench) -> None:
     assert sum(log.read_text().count('"event":"request"') for log in logs) >= 40
 
 
-def test_capacity_is_measured_and_the_books_balance(bench: Bench) -> None:
+def test_capacity_is_measured_and_the_ledger_verifies(bench: Bench) -> None:
     (chapter,) = throughput.run(bench)
     assert problems_of(chapter) == []
     assert [row[:2] for row in chapter.tables[0].rows] == [("SQLite", "1 worker")]
@@ -77,11 +76,11 @@ def test_the_bound_of_sqlite_is_measured_and_a_slow_disk_is_slow(bench: Bench, m
     assert chapter.unchecked == ()
 
 
-def test_the_bound_of_sqlite_is_sqlites(bench: Bench) -> None:
+def test_the_upper_bound_of_sqlite_needs_sqlite(bench: Bench) -> None:
     assert sqlite.run(attrs.evolve(bench, kinds=[Kind.POSTGRES])) == []
 
 
-def test_added_latency_is_measured_and_the_books_balance(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_added_latency_is_measured_and_the_ledger_verifies(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "_CONNECTIONS", (1, 32))
     (chapter,) = latency.run(bench)
     assert problems_of(chapter) == []
@@ -116,7 +115,7 @@ def test_load_on_two_instances_adds_up(reports: list[dict[str, Any]], upstream: 
     ("shares", "upstream_share", "words"),
     [([0.5, 0.9, 0.6], 0.5, ""), ([0.9, 0.5, 0.9], 0.5, "load generator"), ([0.5] * 3, 0.95, "upstream")],
 )
-def test_a_bottleneck_in_most_rounds_is_told(shares: Sequence[float], upstream_share: float, words: str) -> None:
+def test_a_bottleneck_in_most_rounds_is_reported(shares: Sequence[float], upstream_share: float, words: str) -> None:
     samples = [Sample([told(cpu_share=share)], upstream_share=upstream_share) for share in shares]
     late = [Sample([told(behind=True)]), Sample([told()]), Sample([told(behind=True)])]
     assert ["schedule" in line for line in bottlenecks(Subject("SQLite", [], late))] == [True]
@@ -126,7 +125,7 @@ def test_a_bottleneck_in_most_rounds_is_told(shares: Sequence[float], upstream_s
     assert all(words in line and line.startswith("SQLite: ") for line in found)
 
 
-def test_wrong_counts_and_books_that_do_not_verify_are_told(bench: Bench) -> None:
+def test_wrong_counts_and_a_failed_verification_are_problems(bench: Bench) -> None:
     with Rig(bench, "test") as running:
         upstream = running.start_upstream()
         served = running.serve(Kind.SQLITE, upstream)
@@ -135,12 +134,13 @@ def test_wrong_counts_and_books_that_do_not_verify_are_told(bench: Bench) -> Non
         assert rig.check_upstream(upstream, [sample]) == []
         assert rig.check_upstream(upstream, [sample, sample]) == ["the upstream served 3 requests of 6"]
         served.proxies[0].env["DATABASE_PATH"] = str(bench.directory)
-        assert ["ledger verify" in problem for problem in served.check_books()] == [True]
+        assert ["ledger verify" in problem for problem in served.verify_ledger()] == [True]
 
 
 def test_errors_end_the_measurement() -> None:
-    with Upstream.start("--error", "500:1", "--key", KEY) as upstream, pytest.raises(LoadFailed) as caught:
-        generate_load(["--url", f"{upstream.url}/v1/models", "--token", KEY, "--requests", "3"])
+    failing = ("--header", "x-scripted-status: 500")
+    with Upstream.start("--key", KEY) as upstream, pytest.raises(LoadFailed) as caught:
+        generate_load(["--url", f"{upstream.url}/v1/models", "--token", KEY, "--requests", "3", *failing])
     assert "/v1/models" in str(caught.value)
     assert "500" in str(caught.value)
     assert KEY not in str(caught.value)

@@ -14,15 +14,25 @@ import msgspec
 import pytest
 import yaml
 
-from benchmarks.bench import Bench
 from benchmarks.databases import Databases
 from benchmarks.findings import Chapter
-from benchmarks.peers import chapter, installing, litellm, measurement, nginx, ours, portkey
-from benchmarks.peers.contender import TRAITS, Contender, Traits, await_answer, bearer, start_program
+from benchmarks.peers import chapter, installing, litellm, measurement, nginx, portkey
+from benchmarks.peers.contender import (
+    DIRECT,
+    OUR_TRAITS,
+    OURS,
+    TRAITS,
+    Contender,
+    Traits,
+    await_answer,
+    bearer,
+    contend_directly,
+    start_program,
+)
 from benchmarks.peers.installing import Absent, find_program, install_once
 from benchmarks.processes import ProcessFailed, Upstream
 from benchmarks.proxy import call
-from benchmarks.rig import KEY, LoadFailed, Rig, Sample
+from benchmarks.rig import KEY, Bench, LoadFailed, Rig, Sample
 from benchmarks.targets import OVER_LITELLM, OVER_PORTKEY
 
 if TYPE_CHECKING:
@@ -47,8 +57,8 @@ def contender(name: str, traits: Traits | None, *rates: float, single: float = 1
 def contenders(share: float = 0.2) -> list[Contender]:
     """Our rates, 3,000 to 4,000, are 30 to 20 times LiteLLM's, and ten times Portkey's."""
     return [
-        contender(ours.UPSTREAM, None, 9000.0, 9000.0, 9000.0, single=0.5),
-        contender(ours.NAME, ours.TRAITS, 3000.0, 3600.0, 4000.0, single=1.5),
+        contender(DIRECT, None, 9000.0, 9000.0, 9000.0, single=0.5),
+        contender(OURS, OUR_TRAITS, 3000.0, 3600.0, 4000.0, single=1.5),
         contender(portkey.NAME, portkey.TRAITS, 300.0, 360.0, 400.0, share=share),
         contender(litellm.NAME, litellm.TRAITS, 100.0, 150.0, 200.0, single=8.5),
     ]
@@ -69,21 +79,21 @@ def test_checks_are_medians_of_the_rounds_ratios() -> None:
     assert not over_litellm.met
 
 
-def test_figures_are_medians_and_the_upstream_adds_nothing_to_itself() -> None:
+def test_results_are_medians_and_the_upstream_has_no_added_latency() -> None:
     table = written(contenders()).tables[0]
     rows = {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
-    assert rows[ours.NAME]["requests/s"] == 3600
-    assert rows[ours.NAME]["lowest to highest"] == "3,000 to 4,000"
+    assert rows[OURS]["requests/s"] == 3600
+    assert rows[OURS]["lowest to highest"] == "3,000 to 4,000"
     assert rows[litellm.NAME]["LLM Proxy over it"] == "24 x"
     assert rows[litellm.NAME]["added p50 ms, 1 connection"] == pytest.approx(8)
-    assert rows[ours.NAME]["µs CPU/request"] == pytest.approx(1e6 / 3600)
-    assert rows[ours.NAME]["memory MB"] == 50
-    assert rows[ours.UPSTREAM]["added p50 ms, 1 connection"] == ""
+    assert rows[OURS]["µs CPU/request"] == pytest.approx(1e6 / 3600)
+    assert rows[OURS]["memory MB"] == 50
+    assert rows[DIRECT]["added p50 ms, 1 connection"] == ""
 
 
 def test_traits_have_a_column_for_each_gateway_and_say_something_in_each_cell() -> None:
     table = written(contenders()).tables[1]
-    assert table.columns == ("", ours.NAME, portkey.NAME, litellm.NAME)
+    assert table.columns == ("", OURS, portkey.NAME, litellm.NAME)
     assert [row[0] for row in table.rows] == list(TRAITS.values())
     assert all(str(cell) for row in table.rows for cell in row)
     assert list(TRAITS) == [field.name for field in attrs.fields(Traits)]
@@ -95,7 +105,7 @@ def test_plots_have_a_bar_for_each_gateway() -> None:
     assert (capacity.kind, cost.kind, cost.log_y) == ("bars", "bars", True)
 
 
-def test_peers_that_are_absent_are_named_with_what_would_help() -> None:
+def test_absent_peers_are_listed_with_the_reason() -> None:
     found = contenders()[:3]
     told = written(found, {litellm.NAME: "no network", nginx.NAME: "install it"})
     assert told.unchecked == [
@@ -109,7 +119,7 @@ def test_a_busy_load_generator_is_a_problem_only_where_it_makes_us_look_better()
     assert written(contenders()).problems == ["odd"]
     assert any(portkey.NAME in problem for problem in written(contenders(share=0.9)).problems)
     found = contenders()
-    found[1] = contender(ours.NAME, ours.TRAITS, 3000.0, 3600.0, 4000.0, share=0.9)
+    found[1] = contender(OURS, OUR_TRAITS, 3000.0, 3600.0, 4000.0, share=0.9)
     told = written(found)
     assert told.problems == ["odd"]
     assert "capacity is higher than shown" in told.method
@@ -117,7 +127,7 @@ def test_a_busy_load_generator_is_a_problem_only_where_it_makes_us_look_better()
 
 def test_raw_samples_are_json() -> None:
     raw = msgspec.json.decode(msgspec.json.encode(written(contenders()).raw))
-    assert len(raw["samples"][ours.NAME]["many"]) == 3
+    assert len(raw["samples"][OURS]["many"]) == 3
     assert raw["seconds"] == {"32": 2.5, "1": 1.0}
 
 
@@ -140,7 +150,7 @@ def test_litellms_access_log_has_no_handler() -> None:
         logging.getLogger("uvicorn.access").propagate = before
 
 
-def test_portkey_is_told_provider_address_and_key() -> None:
+def test_portkey_gets_provider_address_and_key() -> None:
     assert portkey.headers(UPSTREAM) == {
         "x-portkey-provider": "openai",
         "x-portkey-custom-host": f"{UPSTREAM}/v1",
@@ -193,7 +203,7 @@ def test_a_program_gets_no_settings_of_the_developer(tmp_path: Path, monkeypatch
     assert int(pid) == process.pid
 
 
-def test_a_program_that_ends_is_told_with_its_words(tmp_path: Path) -> None:
+def test_a_program_that_ends_raises_with_its_output(tmp_path: Path) -> None:
     log = tmp_path / "output.log"
     command = (sys.executable, "-c", "print('port taken')")
     with start_program(command, log=log) as process:
@@ -211,11 +221,11 @@ def test_absent_peers_leave_the_others(
         raise Absent("no network")
 
     def start(_rig: Rig, running: Upstream, _cache: Path) -> Contender:
-        return ours.contend_directly(running)
+        return contend_directly(running)
 
     monkeypatch.setattr(measurement, "_PEERS", {"gone": refuse, "here": start})
     peers, absent = measurement.start_peers(Rig(attrs.evolve(bench, say=said.append), "peers"), upstream, tmp_path)
-    assert [peer.name for peer in peers] == [ours.UPSTREAM]
+    assert [peer.name for peer in peers] == [DIRECT]
     assert absent == {"gone": "no network"}
     assert said == ["NOT MEASURED: gone: no network"]
 
@@ -228,7 +238,7 @@ def bench(tmp_path: Path) -> Bench:
 def test_a_wrong_answer_is_found(bench: Bench) -> None:
     with Rig(bench, "peers") as rig:
         upstream = rig.start_upstream()
-        direct = ours.contend_directly(upstream)
+        direct = contend_directly(upstream)
         answer = measurement.ask(direct)
         assert measurement.verify(direct, upstream, answer) == []
         (problem,) = measurement.verify(direct, upstream, answer | {"content": "else"})
@@ -244,7 +254,7 @@ def test_a_wrong_answer_is_found(bench: Bench) -> None:
 def test_a_round_counts_what_the_upstream_served(bench: Bench) -> None:
     with Rig(bench, "peers") as rig:
         upstream = rig.start_upstream()
-        direct = ours.contend_directly(upstream)
+        direct = contend_directly(upstream)
         assert measurement.measure(direct, upstream, bench) == []
         with Upstream.start("--answers", "plain", "--key", KEY) as other:
             problems = measurement.measure(direct, other, bench)
@@ -275,7 +285,7 @@ def test_nginx_passes_requests_on(bench: Bench) -> None:
         pytest.skip(str(error))
     with Rig(bench, "peers") as rig:
         upstream = rig.start_upstream()
-        direct = ours.contend_directly(upstream)
+        direct = contend_directly(upstream)
         found = nginx.start(rig, upstream, installing.CACHE)
         assert measurement.verify(found, upstream, measurement.ask(direct)) == []
         assert measurement.measure(found, upstream, bench) == []

@@ -63,7 +63,7 @@ def test_silence_and_an_early_end_are_failures(tmp_path: Path) -> None:
         process.read_line()
 
 
-def test_stop_gives_the_status_and_kills_what_does_not_listen() -> None:
+def test_stop_returns_the_status_and_kills_after_the_timeout() -> None:
     with python(WAIT) as process:
         states = [process.running, process.stop(), process.running]
     assert states == [True, -signal.SIGTERM, False]

@@ -99,7 +99,7 @@ def test_targets_show_what_was_met_missed_and_not_checked() -> None:
     assert "- 2 workers over 1: too few cores" in text
 
 
-def test_files_of_a_run_tell_all_of_it(tmp_path: Path) -> None:
+def test_files_of_a_run_contain_all_results(tmp_path: Path) -> None:
     page = report.save(REPORT, tmp_path)
     text = page.read_text()
     for words in ("**Problem:** the load", "Each of some", "| MySQL | not measured: none |", "| processor | A |"):
@@ -146,7 +146,7 @@ def test_runs_on_one_machine_are_joined(tmp_path: Path) -> None:
         report.join([REPORT, other])
 
 
-def test_a_run_on_some_databases_leaves_what_is_known_of_others() -> None:
+def test_a_run_on_some_databases_keeps_results_of_others() -> None:
     def chapter(method: str, rows: dict[str, float], problems: Sequence[str] = ()) -> Chapter:
         return Chapter(
             "Growth",
@@ -161,7 +161,7 @@ def test_a_run_on_some_databases_leaves_what_is_known_of_others() -> None:
     def run(databases: Sequence[str], found: Chapter) -> Report:
         return Report("growth", "", 5, 1, {}, dict.fromkeys(databases, ""), {}, [found])
 
-    old = chapter("old", {"SQLite": 1.0, "MySQL": 1.0}, ["MySQL: its books", "SQLite: its disk"])
+    old = chapter("old", {"SQLite": 1.0, "MySQL": 1.0}, ["MySQL: its ledger", "SQLite: its disk"])
     joined = report.join([run(("SQLite", "MySQL"), old), run(("MySQL",), chapter("new", {"MySQL": 3.0}))])
     (found,) = joined.chapters
     assert found.method == "new"
@@ -183,10 +183,3 @@ def test_plots_are_well_formed_and_the_same_each_time(plot: Plot) -> None:
     assert plot.title.encode() in drawn
     assert b"dc:date" not in drawn
     assert plots.draw(plot) == drawn
-
-
-def test_names_of_lines_stay_apart_and_near_their_lines() -> None:
-    assert plots._spread([10, 50], 10) == [10, 50]
-    assert plots._spread([10, 12, 14, 50], 10) == [2, 12, 22, 50]
-    assert plots._spread([10, 12, 21], 10) == pytest.approx([4 + 1 / 3, 14 + 1 / 3, 24 + 1 / 3])
-    assert plots._spread([], 10) == []

@@ -12,10 +12,10 @@ import pytest
 from attrs import evolve
 
 from benchmarks import scaling
-from benchmarks.bench import Bench
 from benchmarks.databases import Databases, Kind
 from benchmarks.processes import ProcessFailed, listener
 from benchmarks.proxy import free_port
+from benchmarks.rig import Bench
 from benchmarks.scaling import chapters, measurement
 from benchmarks.scaling.measurement import Load
 from benchmarks.scaling.model import Cost, Fleet, HotToken, Parameters, filled
@@ -30,7 +30,7 @@ FOUND = Parameters(
 )
 
 
-def test_a_line_is_found_again() -> None:
+def test_fitting_points_of_a_line_returns_the_line() -> None:
     line = Cost(fixed=300, each=50)
     found = Cost.fitted([(n, line.per_request(n)) for n in (0.5, 2, 10, 40)])
     assert found.fixed == pytest.approx(300)
@@ -38,7 +38,7 @@ def test_a_line_is_found_again() -> None:
     assert found.per_transaction(10) == pytest.approx(10 * found.per_request(10))
 
 
-def test_what_only_noise_can_make_negative_is_nothing() -> None:
+def test_negative_costs_are_zero() -> None:
     assert Cost.fitted([(1, 10.0), (2, 20.0)]).fixed == 0
 
 
@@ -65,7 +65,7 @@ def test_on_one_token_the_transactions_take_turns() -> None:
     assert HotToken.sized(FOUND, 10, 20_000).n == math.inf
 
 
-def test_turns_at_one_token_are_waited_for() -> None:
+def test_wait_for_one_token_grows_with_load() -> None:
     # With a fifth of the time in use, hardly ever anybody is there before; and never more than all others.
     assert HotToken.sized(FOUND, 10, 100).seconds == pytest.approx(0.0021 * (1 + 0.21 / 1.58))
     assert HotToken.sized(FOUND, 2, 470).seconds == pytest.approx(2 * 0.0021)
@@ -81,7 +81,7 @@ def test_a_fleet_is_the_sum_of_its_requests() -> None:
     assert fleet.database_cores == pytest.approx(1000 * (50 + 300 * 1.8) / 1e6)
 
 
-def test_who_listens_is_found() -> None:
+def test_listener_returns_the_process_of_a_port() -> None:
     with socket.create_server(("127.0.0.1", 0)) as sock:
         assert listener(sock.getsockname()[1]) == os.getpid()
     with pytest.raises(ProcessFailed, match="listens"):
@@ -103,7 +103,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     databases.close()
 
 
-def test_costs_are_measured_and_the_books_balance(bench: Bench) -> None:
+def test_costs_are_measured_and_the_ledger_verifies(bench: Bench) -> None:
     told, sized = scaling.run(bench)
     assert [problem for problem in told.problems if "bottleneck" not in problem] == []
     loads, parameters, predictions = told.tables
@@ -112,7 +112,7 @@ def test_costs_are_measured_and_the_books_balance(bench: Bench) -> None:
     lone = loads.rows[2]
     assert float(lone[3]) < 1 < float(loads.rows[1][3])
     assert parameters.rows[0][0] == "PostgreSQL"
-    # The writer of each process has one; whoever read last has one more.
+    # The writer of each process has one, and the last reader has one more.
     assert 1 <= float(parameters.rows[0][-1]) <= 3
     assert [row[1] for row in predictions.rows] == [
         "2 processes, 8 connections, many tokens",

@@ -55,7 +55,7 @@ exec {setpriv} --no-new-privs --inh-caps=-all {chroot} --userspec="$user" --grou
 
 
 class Missing(Exception):
-    """This machine cannot build or run images; the message says what it takes."""
+    """This machine cannot build or run images; the message says what is missing."""
 
 
 @frozen

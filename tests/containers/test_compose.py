@@ -41,18 +41,18 @@ def judged(compose: Mapping[str, Any], folder: Path) -> subprocess.CompletedProc
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_it_has_the_form_of_the_specification(tmp_path: Path) -> None:
+def test_compose_file_matches_the_specification(tmp_path: Path) -> None:
     done = judged(COMPOSE, tmp_path)
     assert done.returncode == 0, done.stdout
 
 
-def test_the_specification_is_minded(tmp_path: Path) -> None:
+def test_an_invalid_compose_file_is_detected(tmp_path: Path) -> None:
     done = judged({"services": {"a": {"image": "x", "prots": []}}}, tmp_path)
     assert done.returncode == 1
     assert "prots" in done.stdout
 
 
-def test_every_service_has_a_profile_a_check_and_what_it_names() -> None:
+def test_every_service_has_a_profile_a_health_check_and_its_secrets() -> None:
     assert {name: service["profiles"] for name, service in SERVICES.items()} == {
         "proxy-sqlite": ["sqlite"],
         "proxy-postgres": ["postgres"],
@@ -71,13 +71,13 @@ def test_every_service_has_a_profile_a_check_and_what_it_names() -> None:
         assert set(service.get("depends_on", ())) <= set(SERVICES), name
 
 
-def test_nothing_is_open_to_the_network_of_the_machine() -> None:
+def test_all_ports_are_on_loopback() -> None:
     for name, service in SERVICES.items():
         assert all(port.startswith("127.0.0.1:") for port in service["ports"]), name
 
 
 @pytest.mark.parametrize("name", PROXIES)
-def test_a_proxy_can_do_no_more_than_it_must(name: str) -> None:
+def test_proxies_have_no_capabilities_and_a_read_only_root(name: str) -> None:
     service = SERVICES[name]
     assert service["read_only"] is True
     assert service["user"] == "10001:10001"
@@ -104,7 +104,7 @@ def test_a_proxy_reads_its_secrets_from_files(name: str, tmp_path: Path, monkeyp
     assert grace > settings.shutdown_grace + 10
 
 
-def test_no_secret_stands_in_the_file() -> None:
+def test_compose_file_contains_no_secret() -> None:
     for name, service in SERVICES.items():
         for variable, value in service.get("environment", {}).items():
             if re.search("PASSWORD|TOKEN|KEY|SECRET|URL", variable) and "RANDOM" not in variable:

@@ -54,7 +54,7 @@ def test_a_flag_that_no_page_uses_is_refused() -> None:
         assert CliRunner().invoke(docker, command).exit_code != 0
 
 
-def test_the_image_shows_itself(engine_with_image: Engine) -> None:
+def test_image_block_runs_the_demo(engine_with_image: Engine) -> None:
     engine_with_image.tags.clear()
     follow(engine_with_image, block(PAGE, "image"))
     assert "The books balance" in engine_with_image.said
@@ -66,7 +66,7 @@ def check(server: Server, token: str) -> None:
     assert server.stop() == 0
 
 
-def test_on_sqlite_the_token_is_in_the_volume(engine_with_image: Engine) -> None:
+def test_sqlite_block_keeps_the_token_in_the_volume(engine_with_image: Engine) -> None:
     follow(engine_with_image, block(PAGE, "on SQLite"))
     ((server, containers),) = engine_with_image.running.values()
     assert (containers.data / "llm-proxy.db").exists()
@@ -74,7 +74,7 @@ def test_on_sqlite_the_token_is_in_the_volume(engine_with_image: Engine) -> None
 
 
 @on("postgres")
-def test_on_a_server_the_secrets_are_in_files(engine_with_image: Engine, migrated_database: Scratch) -> None:
+def test_server_block_reads_secrets_from_files(engine_with_image: Engine, migrated_database: Scratch) -> None:
     folder = engine_with_image.folder / "etc/llm-proxy/secrets"
     folder.mkdir(parents=True)
     secrets = {"database-url": migrated_database.url, "management-token": MANAGEMENT_TOKEN}
@@ -86,13 +86,13 @@ def test_on_a_server_the_secrets_are_in_files(engine_with_image: Engine, migrate
     check(server, MANAGEMENT_TOKEN)
 
 
-def test_stacks(engine: Engine) -> None:
+def test_compose_commands_start_the_documented_services(engine: Engine) -> None:
     follow(engine, block(PAGE, "stacks"))
     assert engine.started == ["proxy-sqlite", "proxy-sqlite", "prometheus", "grafana"]
 
 
 @pytest.mark.parametrize(("page", "name"), [(PAGE, "database alone"), (CHOOSING, "a server with compose")])
-def test_a_database_alone(engine: Engine, page: Path, name: str) -> None:
+def test_compose_commands_start_a_database_alone(engine: Engine, page: Path, name: str) -> None:
     """What the proxy is told of it is what the stack's own proxy is told, but for the name of the host."""
     follow(engine, f'{block(page, name)}\nprintf %s "${{DATABASE_URL:-}}" > "$HOME/url"')
     assert engine.started == ["postgres", "mysql"]

@@ -17,14 +17,14 @@ FOLDERS = ("bin", "sbin", "usr/bin", "usr/sbin", "usr/local/bin", "opt/llm-proxy
 TOOL = re.compile(r"pip[\d.]*|easy_install.*|wheel|cc|c\+\+|gcc.*|g\+\+.*|clang.*|ld(\.(bfd|gold|lld))?|make|apk")
 
 
-def test_there_is_nothing_to_install_or_build_with(image: Image) -> None:
+def test_image_has_no_installer_and_no_compiler(image: Image) -> None:
     programs = [path for folder in FOLDERS for path in sorted((image.root / folder).glob("*"))]
     found = [path for path in programs if TOOL.fullmatch(path.name)]
     assert [path for path in found if not path.is_dir()] == []
     assert [path for path in image.root.rglob("pip") if (path / "__main__.py").exists()] == []
 
 
-def test_it_says_how_it_is_run(image: Image) -> None:
+def test_image_declares_user_port_volume_and_command(image: Image) -> None:
     assert image.config["User"] == "10001:10001"
     assert image.config["Entrypoint"] == ["llm-proxy"]
     assert image.config["Cmd"] == ["server"]
@@ -33,7 +33,7 @@ def test_it_says_how_it_is_run(image: Image) -> None:
     assert list(image.config["Volumes"]) == ["/data"]
 
 
-def test_no_file_of_a_checkout_but_the_program_is_in_it(image: Image) -> None:
+def test_image_contains_only_the_program(image: Image) -> None:
     (packages,) = (image.root / "opt/llm-proxy/lib").glob("python*/site-packages")
     for name in ("tests", "containers", "benchmarks", "docs", "helm"):
         assert not (packages / name).exists(), name
@@ -53,9 +53,7 @@ def check_confinement(pid: int) -> None:
     assert options.split(",")[0] == "ro"
 
 
-async def test_it_serves_as_somebody_on_a_file_system_that_cannot_be_written(
-    containers: Containers, upstream: Upstream
-) -> None:
+async def test_image_serves_as_any_user_on_a_read_only_file_system(containers: Containers, upstream: Upstream) -> None:
     with containers.running({**SECRETS, **provider_settings(upstream)}) as server:
         check_confinement(server.pid)
         deployment = Deployment(server, upstream)
@@ -69,7 +67,7 @@ async def test_it_serves_as_somebody_on_a_file_system_that_cannot_be_written(
     assert oct((containers.data / "llm-proxy.db").stat().st_mode)[-3:] == "600"
 
 
-async def test_a_killed_container_goes_on_where_it_was(containers: Containers, upstream: Upstream) -> None:
+async def test_a_killed_container_continues_with_its_data(containers: Containers, upstream: Upstream) -> None:
     settings = {**SECRETS, **provider_settings(upstream)}
     with containers.running(settings) as server:
         secret = Deployment(server, upstream).new_secret(max_requests=2)
@@ -84,7 +82,7 @@ async def test_a_killed_container_goes_on_where_it_was(containers: Containers, u
     assert verified.returncode == 0, verified.stdout
 
 
-def test_its_health_check_tells_a_ready_server_from_none(containers: Containers, upstream: Upstream) -> None:
+def test_health_check_fails_without_a_ready_server(containers: Containers, upstream: Upstream) -> None:
     check = ("python", "/opt/llm-proxy/health.py")
     with containers.running({**SECRETS, **provider_settings(upstream)}) as server:
         address = {"LISTEN_ADDR": server.settings["LISTEN_ADDR"]}
@@ -96,7 +94,7 @@ def test_its_health_check_tells_a_ready_server_from_none(containers: Containers,
     assert sick.stdout == "not reachable: Connection refused\n"
 
 
-def test_wrong_settings_are_told_in_words(containers: Containers) -> None:
+def test_wrong_settings_in_a_container_are_explained(containers: Containers) -> None:
     told = containers.run("llm-proxy", "server", settings={"DB_DRIVER": "postgres"})
     assert told.returncode == 2, told.stdout
     assert "DATABASE_URL" in told.stdout

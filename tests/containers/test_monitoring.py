@@ -41,7 +41,7 @@ def expressions() -> list[str]:
     return [*shown, *(rule["expr"] for rule in rules())]
 
 
-def test_every_expression_is_about_metrics_that_there_are() -> None:
+def test_every_expression_uses_existing_metrics() -> None:
     for expression in expressions():
         names = set(re.findall(r"\bllm_proxy_\w+", expression))
         assert names, expression
@@ -49,7 +49,7 @@ def test_every_expression_is_about_metrics_that_there_are() -> None:
         assert set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)\s*\"", expression)) <= LABELS, expression
 
 
-def test_every_panel_says_what_it_shows() -> None:
+def test_every_panel_has_a_description() -> None:
     numbers = [panel["id"] for panel in json.loads(DASHBOARD.read_text())["panels"]]
     assert len(numbers) == len(set(numbers))
     for panel in panels():
@@ -58,7 +58,7 @@ def test_every_panel_says_what_it_shows() -> None:
         assert panel["targets"]
 
 
-def test_every_alert_has_a_section_to_turn_to() -> None:
+def test_every_alert_has_a_section_in_the_documentation() -> None:
     titles = set(re.findall(r"^## (\w+)$", RUNBOOK.read_text(), re.MULTILINE))
     assert {rule["alert"] for rule in rules()} == titles
     for rule in rules():
@@ -66,6 +66,6 @@ def test_every_alert_has_a_section_to_turn_to() -> None:
         assert rule["labels"]["severity"] in {"critical", "warning"}
 
 
-def test_the_chart_has_the_same() -> None:
+def test_the_chart_has_the_same_alerts_and_dashboard() -> None:
     assert (CHART / "dashboard.json").read_text() == DASHBOARD.read_text()
     assert (CHART / "alerts.yaml").read_text() == ALERTS.read_text()

@@ -44,7 +44,7 @@ def prometheus_program() -> str:
 
 
 def lines() -> list[dashboard.Query]:
-    """All queries of the dashboard, without what hides nothing happening, or stands in for it."""
+    """All queries of the dashboard, without fallbacks for missing data."""
     found = []
     for panel in dashboard.panels():
         queries = dashboard.queries(panel)

@@ -102,7 +102,7 @@ def stop_a_database(name: str, instance: Instance) -> None:
     assert instance.status == 0, instance.log
 
 
-def test_every_service_is_started_here() -> None:
+def test_every_compose_service_has_a_test() -> None:
     assert {*PROXIES, "postgres", "mysql", "prometheus", "grafana"} == set(SERVICES)
 
 
@@ -149,7 +149,7 @@ def target(name: str, tmp_path: Path, secrets: Path) -> Target:
     return parse(settings["DB_DRIVER"], "", str(tmp_path / settings["DATABASE_PATH"].removeprefix("/")))
 
 
-def test_proxy_sqlite(image: Image, tmp_path: Path, secrets: Path) -> None:
+def test_service_proxy_sqlite_serves(image: Image, tmp_path: Path, secrets: Path) -> None:
     watch_a_proxy("proxy-sqlite", image, tmp_path, secrets)
     assert (tmp_path / "data" / "llm-proxy.db").exists()
 
@@ -164,7 +164,7 @@ def set_up_postgres(instance: Instance, secrets: Path) -> None:
     )
 
 
-def test_postgres_and_its_proxy(image: Image, tmp_path: Path, secrets: Path) -> None:
+def test_services_postgres_and_its_proxy_serve(image: Image, tmp_path: Path, secrets: Path) -> None:
     require_programs(Kind.POSTGRES)
     # As the image has it: over the network, only the password lets its user in.
     rules = b"host all postgres all trust\nhost all all all scram-sha-256\n"
@@ -195,7 +195,7 @@ def redirect(secret: Path, there: str, here: str) -> None:
     secret.chmod(0o444)
 
 
-def test_the_command_and_the_check_of_mysql_on_mariadb(secrets: Path) -> None:
+def test_service_mysql_has_a_valid_command_and_health_check(secrets: Path) -> None:
     """MariaDB has the same options and the same client, and stands for MySQL where a server has to be started."""
     require_programs(Kind.MARIADB)
     service = SERVICES["mysql"]
@@ -213,7 +213,7 @@ def test_the_command_and_the_check_of_mysql_on_mariadb(secrets: Path) -> None:
 
 
 @on("mysql")
-def test_mysql_and_its_proxy(
+def test_services_mysql_and_its_proxy_serve(
     image: Image, tmp_path: Path, secrets: Path, databases: Databases, database_kind: Kind
 ) -> None:
     """With a server that is there already, and an account of its own in it."""
@@ -241,7 +241,7 @@ def test_mysql_and_its_proxy(
             server.admin.execute(f"DROP USER '{account}'@'%'")
 
 
-def test_prometheus(tmp_path: Path) -> None:
+def test_service_prometheus_scrapes_the_proxy(tmp_path: Path) -> None:
     program = find_prometheus()
     if program is None:
         lacking(ADVICE)
@@ -265,7 +265,7 @@ def test_prometheus(tmp_path: Path) -> None:
         stop_in_time("prometheus", process)
 
 
-def test_grafana_is_given_a_source_and_a_dashboard_that_are_there() -> None:
+def test_service_grafana_has_an_existing_source_and_dashboard() -> None:
     """It has no package in Debian, so what it is given is looked at instead."""
     volumes = dict(volume.split(":")[:2] for volume in SERVICES["grafana"]["volumes"] if volume.startswith("./"))
     mounted = {there: FOLDER / here for here, there in volumes.items()}
@@ -286,7 +286,7 @@ def test_grafana_is_given_a_source_and_a_dashboard_that_are_there() -> None:
 
 
 @pytest.mark.parametrize("wget", [["wget"], ["busybox", "wget"]], ids=" ".join)
-def test_checks_with_wget_are_understood_by_both_of_that_name(wget: list[str]) -> None:
+def test_health_checks_with_wget_work_with_gnu_and_busybox(wget: list[str]) -> None:
     """The images have busybox's, which knows fewer flags than the one that is run here."""
     if shutil.which(wget[0]) is None:
         lacking(f"no {wget[0]}: install the package {wget[0]}")

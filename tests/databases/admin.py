@@ -37,10 +37,10 @@ class Admin(Protocol):
         """How many are connected to a database."""
 
     def end_sessions(self, name: str) -> int:
-        """Disconnect whoever is connected to a database, as a restart would; say how many they were."""
+        """Disconnect all sessions of a database, as a restart would; return their number."""
 
     def drop(self, name: str) -> None:
-        """Remove a database, whoever is connected to it."""
+        """Remove a database, also with open sessions."""
 
 
 def admin_of(kind: Kind, url: str) -> Admin:

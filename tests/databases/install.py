@@ -1,7 +1,7 @@
 """Installs what the tests want and this machine lacks: database servers, PgBouncer, reverse proxies, Prometheus.
 
 `python -m tests.databases.install`. Only on Debian and its relatives, as root or with a sudo that asks nothing; and a
-server only where neither a named one nor Docker stands in. What is missing afterwards is named at the end of the tests,
+server only if there is neither a named server nor Docker. What is missing afterwards is named at the end of the tests,
 and fails them where `CI` is set.
 """
 

@@ -87,7 +87,7 @@ def own_instance(
 ) -> Iterator[programs.Instance]:
     """A server for one test alone, to be stopped, killed or frozen under a proxy's feet.
 
-    After `start` on it, `wait_until_answers` tells when it is back. `prepare` and `within` as in `programs.launch`.
+    After `start` on it, `wait_until_answers` waits until it is back. `prepare` and `within` as in `programs.launch`.
 
     Raises:
         Missing: its programs are not installed here; a server that the environment names will not do.

@@ -1,6 +1,6 @@
 """The code blocks of a page, each with what a test does with it, or why none can.
 
-A comment stands before each block that somebody may type or use: `<!-- run: NAME -->`, or `<!-- not run: REASON -->`
+A comment precedes each block that a reader may type or use: `<!-- run: NAME -->`, or `<!-- not run: REASON -->`
 with a reason that begins as one of `REASONS`. A `console` block shows commands, behind `$`, and what they print, and
 has a comment too. What a program prints, and no more, is a `text` block, and needs none.
 """

@@ -3,7 +3,7 @@
 `PROJECT_ID`, `TOKEN_ID` and `TOKEN` stand for what a command printed before, as readers would copy it. Neighbouring
 blocks of Python are one program, so that a later one may use what an earlier one made. A `text` block behind a block
 that is run is what that prints, but for ids, moments and tokens; `…` stands for anything within a line, and alone on a
-line for any lines. What stands behind `$ ` in a `console` block is run as well, and may fail.
+line for any lines. A command after `$ ` in a `console` block is run too, and may fail.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from benchmarks.processes import Process, family
 from tests.harness.ports import free_port
 from tests.harness.server import ROOT, Server
 
-#: Where a machine lacks a program that a page uses, its library, or its newer name, stands in.
+#: Replacements for programs of a page that a machine may not have.
 _STAND_INS = {
     "curl": "import sys, urllib.request as r; sys.stdout.buffer.write(r.urlopen(sys.argv[-1], timeout=30).read())",
     "sqlite3": """\
@@ -44,7 +44,7 @@ print({"-hex": made.hex(), "-base64": base64.b64encode(made).decode()}[form])
 }
 #: Where programs are that only write down how they are called.
 RECORDERS = ".recorders"
-#: Stands in for a program that a test machine cannot have: writes down how it was called, as JSON, a call a line.
+#: Replaces a program that a test machine cannot have: writes each call as a line of JSON.
 _RECORDER = """\
 import json, os, sys
 with open({file!r}, "a") as file:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks.pictures.__main__ import IMAGES, drawn
+from benchmarks.dashboard import PICTURE, drawn
 from db.schema import metadata
 from tests.harness.server import ROOT
 
@@ -47,11 +47,11 @@ def _names_of(node: ast.stmt) -> set[str]:
 
 def is_there(path: str) -> bool:
     """Whether a file or folder is, below the repository or below the package."""
-    return (ROOT / path).exists() or (ROOT / "llm_proxy" / path).exists() or (IMAGES / path).exists()
+    return (ROOT / path).exists() or (ROOT / "llm_proxy" / path).exists() or (PICTURE.parent / path).exists()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_what_a_page_names_exists(page: Path) -> None:
+def test_files_and_names_on_architecture_pages_exist(page: Path) -> None:
     settings = set(re.findall(r"`([A-Z_]+)`", (ROOT / "docs" / "configuration.md").read_text()))
     known = defined() | set(metadata.tables) | settings
     codes = set(re.findall(r'"([a-z_]+)"', (ROOT / "llm_proxy" / "errors.py").read_text()))
@@ -65,7 +65,7 @@ def test_what_a_page_names_exists(page: Path) -> None:
             assert name in known | codes | outcomes | _OTHER or is_there(name), name
 
 
-def test_the_modules_of_the_drawing_of_imports_are_those_of_the_contract() -> None:
+def test_import_layers_on_the_page_equal_the_contract() -> None:
     text = (ROOT / "docs" / "architecture" / "README.md").read_text()
     (drawing,) = re.findall(r"^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
@@ -75,7 +75,7 @@ def test_the_modules_of_the_drawing_of_imports_are_those_of_the_contract() -> No
     assert [line.split() for line in drawing.splitlines()] == layers
 
 
-def test_every_decision_is_listed_and_has_its_place() -> None:
+def test_every_adr_is_listed_and_linked() -> None:
     decisions = {path.name for path in ADR.glob("0*.md")}
     listed = re.findall(r"\]\((0\d{3}-[\w-]+\.md)\)", (ADR / "README.md").read_text())
     assert listed == sorted(decisions)
@@ -85,13 +85,12 @@ def test_every_decision_is_listed_and_has_its_place() -> None:
     assert decisions - linked <= elsewhere
 
 
-def test_the_pictures_are_those_of_the_records() -> None:
-    for name, picture in drawn().items():
-        assert (IMAGES / f"{name}.svg").read_bytes() == picture, f"run python -m benchmarks.pictures draw: {name}"
+def test_the_dashboard_picture_is_drawn_from_its_record() -> None:
+    assert PICTURE.read_bytes() == drawn(), "run python -m benchmarks.dashboard draw"
 
 
-@pytest.mark.parametrize("picture", sorted(IMAGES.glob("*.svg")), ids=lambda picture: picture.stem)
-def test_a_picture_has_text_and_needs_nothing_from_elsewhere(picture: Path) -> None:
+@pytest.mark.parametrize("picture", sorted(PICTURE.parent.glob("*.svg")), ids=lambda picture: picture.stem)
+def test_pictures_contain_text_and_load_nothing_external(picture: Path) -> None:
     root = ET.parse(picture).getroot()  # noqa: S314 - a file of our own
     space = "{http://www.w3.org/2000/svg}"
     assert len(list(root.iter(f"{space}text"))) > 10

@@ -62,11 +62,11 @@ def runners(page: Path, name: str) -> list[Path]:
 
 
 @each_page
-def test_every_block_is_run_or_has_its_reason(page: Path) -> None:
+def test_every_code_block_is_run_or_has_a_reason(page: Path) -> None:
     for block in blocks(page):
         assert block.typed or block.language in SHOWN, f"is {block.language} typed? Say so in blocks.py"
         if block.typed or block.commands:
-            assert block.run or block.reason, f"neither `run` nor `not run` stands before\n{block.text}"
+            assert block.run or block.reason, f"no `run` or `not run` before\n{block.text}"
         if block.reason is not None:
             assert block.reason.startswith(REASONS), f"no reason of blocks.py: {block.reason}"
         if block.run is not None:
@@ -75,7 +75,7 @@ def test_every_block_is_run_or_has_its_reason(page: Path) -> None:
 
 
 @each_page
-def test_what_is_typed_is_not_hidden_among_what_is_shown(page: Path) -> None:
+def test_commands_are_not_in_blocks_of_output(page: Path) -> None:
     for block in blocks(page):
         if block.language in ("", "text"):
             assert re.search(r"^(?:\$ |(?:llm-proxy|make|docker|helm|kubectl|curl|psql|export) )", block.text) is None
@@ -88,7 +88,7 @@ def commands(page: Path) -> Iterator[str]:
 
 
 @each_page
-def test_our_commands_are_commands_of_the_program(page: Path) -> None:
+def test_llm_proxy_commands_on_pages_exist(page: Path) -> None:
     """With options that it has; what they do is for those tests that run them."""
     for command in commands(page):
         # Options are looked at before the help is shown.
@@ -96,7 +96,7 @@ def test_our_commands_are_commands_of_the_program(page: Path) -> None:
         assert done.exit_code == 0, f"llm-proxy {command}\n{done.output}"
 
 
-def test_the_page_about_monitoring_speaks_of_every_metric_of_the_database() -> None:
+def test_monitoring_page_explains_every_database_metric() -> None:
     text = (DATABASE / "monitoring.md").read_text()
     for family in SECTIONS["Database"]:
         name = f"{family.name}_total" if family.kind == "counter" else family.name
@@ -104,14 +104,14 @@ def test_the_page_about_monitoring_speaks_of_every_metric_of_the_database() -> N
 
 
 @pytest.mark.parametrize(("family", "causes"), [(RETRIES, Tally().retries), (FAILURES, Tally().failures)])
-def test_the_causes_are_named_where_the_metrics_are_explained(family: Family, causes: dict[str, int]) -> None:
+def test_monitoring_page_names_the_causes_of_errors(family: Family, causes: dict[str, int]) -> None:
     text = (DATABASE / "monitoring.md").read_text()
     assert set(re.findall(r"`(\w+)`", family.labels[0].values)) == set(causes)
     assert all(f"`{cause}`" in text for cause in causes)
 
 
 @pytest.mark.parametrize("page", sorted((ROOT / "docs").rglob("*.md")), ids=lambda page: page.name)
-def test_a_metric_that_a_page_names_exists(page: Path) -> None:
+def test_metrics_on_pages_exist(page: Path) -> None:
     names = {family.name for family in chain.from_iterable(SECTIONS.values())}
     ends = ("", "_total", "_bucket", "_sum", "_count")
     known = {name + end for name in names for end in ends}

@@ -75,7 +75,7 @@ def words(text: str) -> list[str]:
     return re.sub(r"…[0-9a-f]{8}|\b\d+\.\d\b", "#", text).split()
 
 
-def test_the_first_commands(fresh: Path) -> None:
+def test_readme_first_commands_run_in_a_fresh_checkout(fresh: Path) -> None:
     tour, tests = block(README, "first commands").splitlines()
     toured = done(tour.replace("make demo", "make demo ARGS=--once"), fresh)
     (ending,) = [one.text for one in blocks(README) if one.language == ""]
@@ -87,7 +87,7 @@ def test_the_first_commands(fresh: Path) -> None:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, session_upstream: Upstream) -> Iterator[Server]:
-    """A server as the quick start begins it: its books, its key and its token are in the folder."""
+    """A server as the quick start begins it: its database, key and token are in the folder."""
     folder = checkout(tmp_path_factory.mktemp("checkout"))
     providers = folder / "providers.yaml"
     apis = {name: {"base_url": session_upstream.url} for name in ("openai", "anthropic")}
@@ -109,19 +109,19 @@ def secret(server: Server) -> str:
     return str(found)
 
 
-def test_a_server_keeps_its_files_for_itself(server: Server) -> None:
+def test_files_of_a_new_server_are_private(server: Server) -> None:
     data = server.folder / "data"
     kept = {"llm-proxy.db", "llm-proxy.db.key", "llm-proxy.db.management-token"}
     assert kept <= {path.name for path in data.iterdir()}
     assert {oct((data / name).stat().st_mode)[-3:] for name in kept} == {"600"}
 
 
-def test_openai(server: Server, secret: str) -> None:
+def test_readme_openai_example_works(server: Server, secret: str) -> None:
     names = run(server, block(README, "openai"), "http://localhost:8080", secret)
     assert names["answer"].choices[0].message.content
 
 
-def test_anthropic(server: Server, secret: str) -> None:
+def test_readme_anthropic_example_works(server: Server, secret: str) -> None:
     token = (server.folder / "data" / "llm-proxy.db.management-token").read_text().strip()
     wanted = {"name": "claude", "provider": "anthropic", "api_key": UPSTREAM_KEY}
     project = server.call("POST", "/manage/projects", wanted, token=token).content
@@ -130,7 +130,7 @@ def test_anthropic(server: Server, secret: str) -> None:
     assert names["message"].content[0].text
 
 
-def test_figures(server: Server) -> None:
+def test_metrics_page_example_works(server: Server) -> None:
     shown = done(block(METRICS, "figures").replace("http://localhost:8080", server.url), server.folder)
     assert "llm_proxy_database_up 1.0\n" in shown
 
@@ -145,7 +145,7 @@ def run(server: Server, text: str, url: str, secret: str) -> dict[str, Any]:
     return names
 
 
-def test_setting_up(fresh: Path) -> None:
+def test_contributing_setup_starts_the_documented_programs(fresh: Path) -> None:
     assert calls(fresh, block(CONTRIBUTING, "set up")) == [
         ["llm-proxy", "demo"],
         *LINT,
@@ -155,14 +155,14 @@ def test_setting_up(fresh: Path) -> None:
     ]
 
 
-def test_a_part_of_the_tests(fresh: Path) -> None:
+def test_contributing_examples_select_tests(fresh: Path) -> None:
     one_file, by_name = block(CONTRIBUTING, "one test").splitlines()
     assert " passed" in done(one_file, fresh)
     ((*_, option, words),) = calls(fresh, by_name)
     assert (option, words) == ("-k", "admission and postgres")
 
 
-def test_the_fixtures_are_there(request: pytest.FixtureRequest) -> None:
+def test_contributing_fixtures_exist(request: pytest.FixtureRequest) -> None:
     """With the types that the page gives them."""
     text = block(CONTRIBUTING, "fixtures")
     asked = [node for node in ast.parse(text).body if isinstance(node, ast.AsyncFunctionDef | ast.FunctionDef)]
@@ -176,12 +176,12 @@ def test_the_fixtures_are_there(request: pytest.FixtureRequest) -> None:
                 assert kind in (given, *get_args(given)), name
 
 
-def test_the_pages_that_the_code_makes(fresh: Path) -> None:
+def test_contributing_command_for_generated_pages_works(fresh: Path) -> None:
     """That what it writes is what is there, test_generated_pages.py holds."""
     assert calls(fresh, block(CONTRIBUTING, "generated pages")) == [["python", "-m", "docs.generate"]]
 
 
-def test_what_the_chart_is_made_into(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contributing_command_for_the_chart_works(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """That what it writes is what is there, test_chart.py holds."""
     assert calls(fresh, block(CONTRIBUTING, "chart")) == [["python", "-m", "tests.helm.generate"]]
     golden = tmp_path / "golden"
@@ -196,7 +196,7 @@ def test_what_the_chart_is_made_into(fresh: Path, tmp_path: Path, monkeypatch: p
     assert len(list(golden.iterdir())) == len(EXAMPLES)
 
 
-def test_benchmarks_have_what_they_are_asked_for(fresh: Path) -> None:
+def test_contributing_benchmark_options_exist(fresh: Path) -> None:
     (text,) = [one.text for one in blocks(CONTRIBUTING) if one.reason]
     asked = calls(fresh, text)
     assert len(asked) == 3

@@ -1,6 +1,6 @@
 """What the pages on databases have their readers type, with the real programs, on the servers that they speak of.
 
-Hosts, ports, accounts, names of databases and folders are those of the tests; all else is typed as it stands.
+Hosts, ports, accounts, names of databases and folders are those of the tests; all else is typed as shown.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.docs.prompt import done, serving
 from tests.harness.certificates import Authority
 from tests.harness.files import write_secret
 from tests.harness.server import ENCRYPTION_KEY, MANAGEMENT_TOKEN, ROOT
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 
 PAGES = ROOT / "docs" / "database"
 SERVER_PAGES = {"postgres": PAGES / "postgresql.md", "mysql": PAGES / "mysql.md"}
@@ -53,7 +53,7 @@ def wire(tmp_path: Path, database_kind: Kind, empty_database: Scratch) -> Iterat
 
 
 @on("postgres", "mysql")
-def test_a_server_connects_as_its_page_says(empty_database: Scratch, wire: TlsWire, tmp_path: Path) -> None:
+def test_settings_of_the_database_pages_connect(empty_database: Scratch, wire: TlsWire, tmp_path: Path) -> None:
     """Checked before it has a schema, which is one thing to say; then the server makes that, and serves."""
     page = SERVER_PAGES[empty_database.kind.driver]
     for name, secret in (("management-token", MANAGEMENT_TOKEN), ("encryption-key", ENCRYPTION_KEY)):
@@ -63,7 +63,7 @@ def test_a_server_connects_as_its_page_says(empty_database: Scratch, wire: TlsWi
         script = owner.fill(block(page, "connect"), f"localhost:{wire.port}")
         assert "db.internal" not in script
         script = script.replace("/etc/llm-proxy", str(tmp_path)).replace("db check\n", "db check || echo $?\n")
-        # What a system's own authorities vouch for cannot be had here.
+        # Certificates of public authorities are not available here.
         with serving(script, tmp_path, {"DATABASE_TLS_CA": str(tmp_path / "database-ca.pem")}) as server:
             checked = server.output
             assert re.search(r"^TLS +TLSv1", checked, re.MULTILINE), checked
@@ -86,7 +86,7 @@ def client_of(kind: Kind) -> None:
 
 
 def home(folder: Path, scratch: Scratch) -> None:
-    """The configuration of MySQL's clients, for whoever has this folder as home."""
+    """The configuration of MySQL's clients, in a home folder."""
     if scratch.kind in (Kind.MYSQL, Kind.MARIADB):
         address = Address.parse(scratch.url, default_port=3306)
         where = [f"socket={address.socket}"] if address.socket else [f"host={address.host}", f"port={address.port}"]
@@ -94,7 +94,7 @@ def home(folder: Path, scratch: Scratch) -> None:
         (folder / ".my.cnf").write_text("\n".join(lines))
 
 
-def test_a_plan_is_run_by_hand(empty_database: Scratch, database_kind: Kind, tmp_path: Path) -> None:
+def test_migrate_plan_can_be_run_by_hand(empty_database: Scratch, database_kind: Kind, tmp_path: Path) -> None:
     client_of(database_kind)
     home(tmp_path, empty_database)
     plan, *ways = block(PAGES / "migrations.md", "by hand").splitlines()
@@ -121,7 +121,9 @@ def lose(connection: Connection) -> None:
 
 
 @on(*SERVERS)
-def test_a_dump_brings_everything_back(migrated_database: Scratch, database_kind: Kind, tmp_path: Path) -> None:
+def test_dump_and_restore_of_the_backup_page_keep_everything(
+    migrated_database: Scratch, database_kind: Kind, tmp_path: Path
+) -> None:
     client_of(database_kind)
     home(tmp_path, migrated_database)
     target = migrated_database.target
@@ -137,10 +139,10 @@ def test_a_dump_brings_everything_back(migrated_database: Scratch, database_kind
     assert digests(target) != before
     done(restore, tmp_path, migrated_database.env)
     assert digests(target) == before
-    assert books.differences(target) == []
+    assert ledger_checks.differences(target) == []
 
 
-def test_sqlite_is_the_default(tmp_path: Path) -> None:
+def test_default_database_is_sqlite(tmp_path: Path) -> None:
     with serving(block(PAGES / "sqlite.md", "serve"), tmp_path) as server:
         (listed,) = re.findall(
             r"^## Files\n+```\n(.*?)```", (PAGES / "sqlite.md").read_text(), re.MULTILINE | re.DOTALL
@@ -151,7 +153,7 @@ def test_sqlite_is_the_default(tmp_path: Path) -> None:
         assert {oct(path.stat().st_mode)[-3:] for path in (server.folder / "data").iterdir()} == {"600"}
 
 
-def test_the_settings_of_grace_are_those_that_it_has_by_default(tmp_path: Path) -> None:
+def test_outage_page_shows_the_default_settings(tmp_path: Path) -> None:
     text = block(PAGES / "outages.md", "grace")
     write_secret(tmp_path / ".env", text)
     settings = Settings.load({}, dotenv_path=tmp_path / ".env")
@@ -163,7 +165,7 @@ def test_the_settings_of_grace_are_those_that_it_has_by_default(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("driver", "number"), [("postgres", 5), ("mysql", 5)])
-def test_the_strings_of_services_are_understood(tmp_path: Path, driver: str, number: int) -> None:
+def test_urls_of_managed_services_are_parsed(tmp_path: Path, driver: str, number: int) -> None:
     """Each with the authorities of the line below, as lines of an `.env` file and as a shell reads them."""
     text = block(SERVER_PAGES[driver], "managed").replace("/etc/llm-proxy", str(tmp_path))
     lines = [line for line in text.splitlines() if line.startswith("DATABASE_")]

@@ -63,7 +63,7 @@ def followed(text: str, folder: Path, warm: Warm) -> tuple[Path, Outcome]:
     return page, follow(page, folder, warm, server="", known="", answers="answer\n", replaced={})
 
 
-def test_blocks_share_a_shell_and_what_was_printed(folder: Path, warm: Warm) -> None:
+def test_blocks_of_a_page_share_a_shell_and_printed_values(folder: Path, warm: Warm) -> None:
     page, outcome = followed(PAGE, folder, warm)
     assert outcome.status == 0, outcome.words
     assert outcome.printed["first"] == "sk-three\n"
@@ -74,7 +74,7 @@ def test_blocks_share_a_shell_and_what_was_printed(folder: Path, warm: Warm) -> 
 @pytest.mark.parametrize(
     "block", ["```bash\nfalse\n```", "```python\nraise SystemExit(3)\n```", "```python\nopen('nowhere')\n```"]
 )
-def test_a_block_that_fails_fails_the_page(folder: Path, warm: Warm, block: str) -> None:
+def test_a_failing_block_fails_the_page(folder: Path, warm: Warm, block: str) -> None:
     _, outcome = followed(f"<!-- run: it -->\n{block}\n\n<!-- run: after it -->\n```bash\ntrue\n```\n", folder, warm)
     assert outcome.status != 0
     assert "after it" not in outcome.printed
@@ -94,5 +94,5 @@ def test_a_block_that_fails_fails_the_page(folder: Path, warm: Warm, block: str)
         ("…ZC50     1", "…ab-_     1", True),
     ],
 )
-def test_what_is_shown(shown: str, printed: str, *, same: bool) -> None:
+def test_shown_output_is_compared_with_printed_output(shown: str, printed: str, *, same: bool) -> None:
     assert matches(shown, printed) is same

@@ -17,12 +17,12 @@ from llm_proxy.metrics.families import SECTIONS
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_a_page_is_what_the_code_says(name: str) -> None:
+def test_generated_pages_are_up_to_date(name: str) -> None:
     written = (DOCS / name).read_text(encoding="utf-8")
     assert written == PAGES[name](), "write it anew: python -m docs.generate"
 
 
-def test_the_command_writes_all_pages_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generate_command_writes_all_pages_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate, "DOCS", tmp_path)
     runpy.run_module("docs.generate", run_name="__main__")
     assert {path.name: path.read_text(encoding="utf-8") for path in tmp_path.iterdir()} == {
@@ -30,7 +30,7 @@ def test_the_command_writes_all_pages_and_nothing_else(tmp_path: Path, monkeypat
     }
 
 
-def test_http_has_every_operation_and_field() -> None:
+def test_http_page_has_every_operation_and_field() -> None:
     text = http.page()
     for resource in http.resources():
         for operation in resource.operations:
@@ -41,18 +41,18 @@ def test_http_has_every_operation_and_field() -> None:
 
 
 @pytest.mark.parametrize("kind", DATA_PLANE, ids=lambda kind: kind.code)
-def test_http_has_each_error_of_the_data_plane(kind: type[ProxyError]) -> None:
+def test_http_page_has_every_error_of_the_data_plane(kind: type[ProxyError]) -> None:
     types = f"`{kind.openai_type()}` | `{kind.anthropic_type()}`"
     assert f"\n| {kind.status} | `{kind.code}` | {types} | " in http.page()
 
 
-def test_what_http_says_about_all_errors_of_a_kind_is_true() -> None:
+def test_general_statements_about_errors_on_the_http_page_are_true() -> None:
     for kind in DATA_PLANE:
         assert kind.retry_after == (1 if kind.status == 503 else None)
     assert {kind.code for kind in MANAGEMENT} >= {"unauthorized", "name_taken", "token_revoked"}
 
 
-def test_configuration_has_every_setting_and_no_broken_row() -> None:
+def test_configuration_page_has_every_setting_and_no_broken_row() -> None:
     text = configuration.page()
     rows = [line for line in text.splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == list(declared(Settings))
@@ -60,7 +60,7 @@ def test_configuration_has_every_setting_and_no_broken_row() -> None:
     assert "| `DATABASE_CONN_MAX_LIFETIME` | duration | `1h` | Age at which" in text
 
 
-def test_metrics_has_every_metric_with_its_labels() -> None:
+def test_metrics_page_has_every_metric_with_its_labels() -> None:
     text = metrics.page()
     for family in chain.from_iterable(SECTIONS.values()):
         name = f"{family.name}_total" if family.kind == "counter" else family.name
@@ -69,7 +69,7 @@ def test_metrics_has_every_metric_with_its_labels() -> None:
         assert all(f"`{label.name}`: {label.values}" in row for label in family.labels)
 
 
-def test_commands_has_every_command() -> None:
+def test_commands_page_has_every_command() -> None:
     text = commands.page()
     for command in ("db copy", "db backup", "db check", "keys rotate", "ledger verify", "migrate up", "server"):
         assert f"## llm-proxy {command}\n" in text

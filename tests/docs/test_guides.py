@@ -69,14 +69,14 @@ def outcomes(server: Server, warm: Warm, tmp_path_factory: pytest.TempPathFactor
 
 
 @EVERY_PAGE
-def test_every_block_is_run_or_has_its_reason(page: Path) -> None:
+def test_every_block_of_a_guide_is_run_or_has_a_reason(page: Path) -> None:
     for one in blocks(page):
         if one.language in RUN:
             assert one.run or (one.reason and len(one.reason) > 10), one.text
 
 
 @EVERY_PAGE
-def test_the_page_does_what_it_says(page: Path, outcomes: dict[Path, Outcome]) -> None:
+def test_blocks_of_a_guide_print_the_shown_output(page: Path, outcomes: dict[Path, Outcome]) -> None:
     outcome = outcomes[page]
     assert outcome.status == 0, outcome.words
     for step in steps(page):
@@ -85,7 +85,7 @@ def test_the_page_does_what_it_says(page: Path, outcomes: dict[Path, Outcome]) -
             assert matches(step.shown, printed), f"{step.block.run} prints:\n{printed}"
 
 
-def test_provider_files_are_what_the_proxy_reads(tmp_path: Path) -> None:
+def test_provider_files_of_the_guides_are_valid(tmp_path: Path) -> None:
     files = [one.text for one in blocks(PROVIDERS) if one.language == "yaml"]
     assert len(files) == 2
     for text in files:
@@ -97,6 +97,6 @@ def test_provider_files_are_what_the_proxy_reads(tmp_path: Path) -> None:
     assert {row.partition(".")[0] for row in rows} == keys == set(Api.__struct_fields__)
 
 
-def test_every_error_has_its_advice() -> None:
+def test_errors_page_has_every_error_code() -> None:
     rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \| \S", (DOCS / "guides" / "errors.md").read_text(), re.MULTILINE)
     assert sorted(rows) == sorted((str(kind.status), kind.code) for kind in DATA_PLANE)

@@ -46,7 +46,7 @@ DOCS = ROOT / "docs"
         ),
     ],
 )
-def test_links_and_comments(source: str, uri: str, written: str, wanted: str) -> None:
+def test_hook_rewrites_links_and_removes_comments(source: str, uri: str, written: str, wanted: str) -> None:
     assert hook.rewritten(written, ROOT / source, uri) == wanted
 
 
@@ -63,11 +63,11 @@ def test_links_and_comments(source: str, uri: str, written: str, wanted: str) ->
         ("12. a\n    b", "12. a\n    b"),
     ],
 )
-def test_what_belongs_to_a_list_item_is_indented_by_four(written: str, wanted: str) -> None:
+def test_hook_indents_list_items_by_four_spaces(written: str, wanted: str) -> None:
     assert hook.indented(written) == wanted
 
 
-def test_folders_become_their_pages_in_the_order_of_their_index() -> None:
+def test_hook_expands_folders_in_the_order_of_their_readme() -> None:
     pages = ["index.md", *(f"guides/{page.name}" for page in sorted((DOCS / "guides").glob("*.md"))), "guides/new.md"]
     pages += ["adr/0002.md", "adr/0001.md"]
     home, guides, inner = hook.filled(["index.md", {"G": "guides/"}, {"H": [{"I": "adr/"}, {"J": "none/"}]}], pages)

@@ -23,7 +23,7 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_the_links_of_a_page(page: Path) -> None:
+def test_links_and_anchors_of_a_page_exist(page: Path) -> None:
     for link, image in _LINK.findall(_CODE.sub("", page.read_text())):
         target = link or image
         if re.match(r"[a-z]+:", target):

@@ -25,7 +25,7 @@ def unit(folder: Path) -> Path:
     return place
 
 
-def test_the_settings_are_a_server_s(tmp_path: Path, start_server: StartServer) -> None:
+def test_settings_of_the_systemd_page_are_valid(tmp_path: Path, start_server: StartServer) -> None:
     script = block(SYSTEMD, "settings")
     (tmp_path / "var/lib/llm-proxy").mkdir(parents=True)
     (tmp_path / "etc").mkdir()
@@ -41,14 +41,14 @@ def test_the_settings_are_a_server_s(tmp_path: Path, start_server: StartServer) 
     assert all(expected == seen for expected, seen in lines), found
 
 
-def test_the_check_finds_a_file_that_others_can_read(tmp_path: Path, start_server: StartServer) -> None:
+def test_security_check_finds_a_file_that_others_can_read(tmp_path: Path, start_server: StartServer) -> None:
     server = start_server({"DB_DRIVER": "sqlite", "DATABASE_PATH": str(tmp_path / "llm-proxy.db")})
     (tmp_path / "llm-proxy.db").chmod(0o644)
     found = done(block(SECURITY, "check"), tmp_path, {"URL": server.url})
     assert found.splitlines()[-1] == "0 1"
 
 
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     place = unit(tmp_path)
     template = (place / "llm-proxy@.service").read_text()
     assert "llm-proxy server --addr 127.0.0.1:%i --config" in template

@@ -5,9 +5,8 @@ from __future__ import annotations
 from attrs import fields_dict
 
 from benchmarks.report import write_table
-from benchmarks.scaling.chapters import PARAMETERS
+from benchmarks.scaling.chapters import PARAMETERS, fleets, hot_tokens
 from benchmarks.scaling.model import Cost, Parameters
-from benchmarks.scaling.sizes import fleets, hot_tokens
 from tests.harness.server import ROOT
 
 TEXT = (ROOT / "docs" / "operations" / "scaling.md").read_text()
@@ -39,7 +38,7 @@ def parameters(cells: list[str]) -> Parameters:
     )
 
 
-def test_the_sizes_are_those_of_the_model() -> None:
+def test_tables_of_the_scaling_page_equal_the_model() -> None:
     found = {name: parameters(cells) for name, *cells in rows_under(PARAMETERS)}
     assert set(found) >= {"PostgreSQL", "MySQL"}
     assert write_table(fleets(found)) in TEXT

@@ -58,7 +58,7 @@ class Page(HTMLParser):
     classes: set[str] = Factory(set)
     #: Where the sidebar leads.
     navigation: list[str] = Factory(list)
-    #: How often each element stands in the text; `li pre` is code inside a list.
+    #: How often each element is in the text; `li pre` is code inside a list.
     content: dict[str, int] = Factory(dict)
     text: str = ""
     _sidebar: int = 0
@@ -141,7 +141,7 @@ def target_of(page: str, link: str) -> tuple[str, str]:
     return unquote(path if path and not path.endswith("/") else f"{path}index.html"), unquote(parts.fragment)
 
 
-def test_make_builds_the_same_site() -> None:
+def test_make_docs_builds_the_same_site() -> None:
     """And shows it, where that is asked for."""
     build, serve = block(CONTRIBUTING, "documentation").splitlines()
     for line, wanted in ((build, " ".join(BUILD)), (serve, " ".join(("serve", *BUILD[2:])))):
@@ -153,11 +153,11 @@ def test_make_builds_the_same_site() -> None:
         assert f"bin/mkdocs {wanted}\n" in said.stdout
 
 
-def test_there_is_a_page_for_each_source_and_no_other(pages: dict[str, Page]) -> None:
+def test_site_has_one_page_for_each_source(pages: dict[str, Page]) -> None:
     assert set(pages) - {"404.html"} == {html_of(source) for source in SOURCES}
 
 
-def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[str, Page]) -> None:
+def test_site_loads_nothing_external(site: Path, pages: dict[str, Page]) -> None:
     loads = {load for page in pages.values() for load in page.loads}
     for sheet in site.rglob("*.css"):
         loads |= set(re.findall(r"(?:url\(|@import )[\"' ]*([^)\"';]*)", sheet.read_text(encoding="utf-8")))
@@ -167,7 +167,7 @@ def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[str, Page]) ->
     assert not any("mermaid" in page.classes for page in pages.values())
 
 
-def test_every_link_and_anchor_leads_somewhere(site: Path, pages: dict[str, Page]) -> None:
+def test_links_and_anchors_of_the_site_exist(site: Path, pages: dict[str, Page]) -> None:
     lost = []
     for name, page in pages.items():
         for link in [*page.links, *page.loads]:
@@ -180,13 +180,13 @@ def test_every_link_and_anchor_leads_somewhere(site: Path, pages: dict[str, Page
     assert lost == []
 
 
-def test_the_navigation_has_every_page(pages: dict[str, Page]) -> None:
+def test_navigation_has_every_page(pages: dict[str, Page]) -> None:
     home = pages["index.html"]
     reached = {target_of("index.html", link)[0] for link in home.navigation}
     assert reached >= {html_of(source) for source in SOURCES}
 
 
-def test_the_order_of_the_navigation(site: Path) -> None:
+def test_navigation_has_the_documented_order(site: Path) -> None:
     text = (site / "index.html").read_text(encoding="utf-8")
     sidebar = text[text.index("md-nav--primary") :]
     titles = re.findall(r'<span class="md-ellipsis">\s*(?:<span[^>]*>)?\s*([^<]+?)\s*<', sidebar)
@@ -196,7 +196,7 @@ def test_the_order_of_the_navigation(site: Path) -> None:
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_a_page_looks_as_its_markdown_means(pages: dict[str, Page], source: str) -> None:
+def test_markdown_of_a_page_is_rendered(pages: dict[str, Page], source: str) -> None:
     """Forges and this site read lists, tables and code in the same way."""
     text = SOURCES[source].read_text(encoding="utf-8")
     prose = _CODE.sub("", text)
@@ -210,12 +210,12 @@ def test_a_page_looks_as_its_markdown_means(pages: dict[str, Page], source: str)
     assert pages[html_of(source)].text.count("<!--") == len(re.findall(r"`<!--", prose))
 
 
-def test_a_link_to_a_source_file_is_its_path(pages: dict[str, Page]) -> None:
+def test_links_to_source_files_are_shown_as_paths(pages: dict[str, Page]) -> None:
     assert "benchmarks/targets.py" in pages["benchmarks.html"].text
     assert not any(link.endswith(".py") for page in pages.values() for link in page.links)
 
 
-def test_the_search_finds_what_is_written(site: Path) -> None:
+def test_search_finds_text_of_pages(site: Path) -> None:
     found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
     wanted = {"guides/limits.html": "counts", "changelog.html": "Withering tokens", "http.html": "token_expired"}
     for location, words in wanted.items():

@@ -36,7 +36,7 @@ _LOADED = (
     "openai.resources.models",
     "openai.resources.responses",
 )
-#: What stands on the path for a program: it asks, and ends as the program ends. It imports next to nothing.
+#: The replacement of a program on PATH: it forwards the call and exits with its status. It imports almost nothing.
 _CLIENT = """\
 #!/bin/sh
 exec {python} -I -S -c '

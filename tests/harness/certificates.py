@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 @frozen
 class Authority:
-    """An authority that vouches for whatever a test likes.
+    """A certificate authority for tests.
 
     Attributes:
         folder: where its files are.

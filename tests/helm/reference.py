@@ -32,7 +32,7 @@ Before anything is installed, and all of it at once. Numbers, names and drivers 
 
 @frozen
 class Row:
-    """A value: its path, its default as it stands there, what it is for, and the topic that it belongs to."""
+    """A value: its path, its default, its description, and its topic."""
 
     topic: str
     path: str

@@ -63,7 +63,7 @@ def test_no_golden_file_is_left_without_an_example() -> None:
 
 
 @by_name
-def test_an_example_is_what_kubernetes_and_we_take(example: Path) -> None:
+def test_an_example_passes_schemas_and_policies(example: Path) -> None:
     for each in manifests((GOLDEN / example.name).read_text()):
         check_schema(each, KUBERNETES)
         check_policy(each)
@@ -71,7 +71,7 @@ def test_an_example_is_what_kubernetes_and_we_take(example: Path) -> None:
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @by_name
-def test_an_example_is_what_other_kubernetes_take(example: Path, version: str) -> None:
+def test_an_example_passes_schemas_of_other_kubernetes_versions(example: Path, version: str) -> None:
     for each in render(example, kubernetes=version):
         check_schema(each, version)
         check_policy(each)
@@ -82,7 +82,7 @@ def test_an_older_kubernetes_is_refused() -> None:
         render({}, kubernetes="1.24")
 
 
-def test_the_chart_is_of_this_version_of_the_program() -> None:
+def test_chart_version_equals_the_program_version() -> None:
     assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == VERSION
 
 
@@ -90,15 +90,15 @@ def test_the_schema_knows_the_settings_of_the_program() -> None:
     assert generate.SCHEMA.read_text() == generate.schema(), BY_COMMAND
 
 
-def test_the_reference_is_the_one_of_the_values() -> None:
+def test_reference_of_values_is_up_to_date() -> None:
     assert generate.REFERENCE.read_text() == reference.page(), BY_COMMAND
 
 
-def test_every_value_is_explained() -> None:
+def test_every_value_has_a_description() -> None:
     assert [row.path for row in reference.rows() if not row.meaning.endswith(".")] == []
 
 
-def test_the_schema_knows_every_value_and_lets_no_other_pass() -> None:
+def test_the_schema_allows_every_value_and_no_other() -> None:
     schema = json.loads(generate.SCHEMA.read_text())
     paths = [row.path.split(".") for row in reference.rows()]
     maps = {tuple(path[:length]) for path in paths for length in range(len(path))}
@@ -118,7 +118,7 @@ def _look_up(schema: dict[str, Any], path: Iterable[str]) -> dict[str, Any]:
     return node
 
 
-def test_a_pod_has_the_time_that_its_end_takes() -> None:
+def test_termination_grace_period_is_the_sum_of_the_shutdown_steps() -> None:
     pod = deployment(render({"shutdown": {"preStopSeconds": 7, "graceSeconds": 120}}))["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] == 7 + 120 + 15
     assert {"name": "SHUTDOWN_GRACE", "value": "120s"} in pod["containers"][0]["env"]
@@ -128,7 +128,7 @@ def test_kubernetes_waits_longer_for_readiness_than_the_server_for_its_database(
     assert server(render({}))["readinessProbe"]["timeoutSeconds"] > READY_DEADLINE
 
 
-def test_kubernetes_gets_what_its_version_has() -> None:
+def test_pre_stop_hook_depends_on_the_kubernetes_version() -> None:
     """A native sleep from 1.30 on, sidecars that are started first from 1.29 on, spreading by version from 1.27 on."""
     example = next(path for path in EXAMPLES if path.stem == "gcp-cloud-sql")
     old, new = (
@@ -144,7 +144,7 @@ def test_kubernetes_gets_what_its_version_has() -> None:
     assert [(each["name"], each["restartPolicy"]) for each in new["initContainers"]] == [("cloud-sql-proxy", "Always")]
 
 
-def test_alerts_and_dashboard_are_taken_where_the_chart_has_them(tmp_path: Path) -> None:
+def test_alerts_and_dashboard_are_read_from_files_of_the_chart(tmp_path: Path) -> None:
     wanted = {"prometheusRule": {"enabled": True}, "dashboard": {"enabled": True}}
     bare, full = tmp_path / "bare", tmp_path / "full"
     for copy in (bare, full):
@@ -207,7 +207,7 @@ def test_the_wheel_is_pinned_by_its_hash() -> None:
     assert re.search(r"==\d+\.\d+\.\d+ \\\n    --hash=sha256:[0-9a-f]{64}\n", text)
 
 
-def test_what_the_guide_shows_is_what_helm_says(tmp_path: Path) -> None:
+def test_output_of_helm_on_the_page_is_true(tmp_path: Path) -> None:
     text = GUIDE.read_text()
     shown = re.search(r"<!-- notes: (\w+) -->\n```\n(.*?)```\n", text, re.DOTALL)
     assert shown

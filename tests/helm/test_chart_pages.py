@@ -36,7 +36,7 @@ def follow(cluster: Cluster, script: str, folder: Path) -> None:
         cluster.do(call)
 
 
-def test_the_page(folder: Path) -> None:
+def test_commands_of_the_helm_page_work(folder: Path) -> None:
     cluster = Cluster()
     follow(cluster, block(PAGE, "install"), folder)
     (folder / "my-values.yaml").write_text((CHART / "examples" / "sqlite.yaml").read_text())
@@ -46,7 +46,7 @@ def test_the_page(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_the_commands_of_an_example_make_what_its_pods_refer_to(example: Path, folder: Path) -> None:
+def test_commands_of_an_example_create_the_secrets_of_its_pods(example: Path, folder: Path) -> None:
     """And the secrets are ones that the program takes."""
     comments = "\n".join(re.findall(r"^#   (.*)$", example.read_text(), re.MULTILINE))
     cluster = Cluster()
@@ -62,7 +62,7 @@ def test_the_commands_of_an_example_make_what_its_pods_refer_to(example: Path, f
 
 
 @pytest.mark.parametrize("wrong", ["ENCRYPTION_KEI", "generic other"])
-def test_a_secret_that_pods_miss_is_noticed(wrong: str, folder: Path) -> None:
+def test_a_missing_secret_is_detected(wrong: str, folder: Path) -> None:
     script = block(PAGE, "install").replace({"g": "generic llm-proxy", "E": "ENCRYPTION_KEY"}[wrong[0]], wrong)
     with pytest.raises(AssertionError, match="secret llm-proxy"):
         follow(Cluster(), script, folder)

@@ -1,4 +1,4 @@
-"""What the chart tells the program is what the program understands."""
+"""Settings and commands of the chart are valid for the program."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_the_settings_of_a_pod_are_settings_of_the_program(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_so_are_those_of_an_example(example: Path, tmp_path: Path) -> None:
+def test_settings_of_an_example_are_settings_of_the_program(example: Path, tmp_path: Path) -> None:
     load(render(example), tmp_path)
 
 
@@ -43,9 +43,7 @@ def load(objects: list[Manifest], folder: Path) -> Settings:
 
 
 @on("sqlite", "postgres", "mysql")
-def test_the_commands_of_the_chart_migrate_serve_and_answer_its_probes(
-    database_env: dict[str, str], tmp_path: Path
-) -> None:
+def test_commands_of_the_chart_migrate_serve_and_answer_probes(database_env: dict[str, str], tmp_path: Path) -> None:
     driver = database_env["DB_DRIVER"]
     job = {} if driver == "sqlite" else {"migrations": {"mode": "job"}}
     objects = render(merged(DATABASES[driver], job, {"database": {"tls": {"ca": {"configMap": ""}}}}))

@@ -27,14 +27,14 @@ def sentences(error: pytest.ExceptionInfo[Refused]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_work_is_refused_with_what_to_do(name: str) -> None:
+def test_values_that_cannot_work_are_rejected_with_advice(name: str) -> None:
     with pytest.raises(Refused) as error:
         render(values_of(name))
     assert REFUSED[name]["sentence"] in sentences(error)
     assert "canary" not in str(error.value)
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     wrong = ["sqlite, pods", "sqlite, workers", "pods without a certificate", "budget that lets none go"]
     with pytest.raises(Refused) as error:
         render(merged(*map(values_of, wrong)))
@@ -70,6 +70,6 @@ def test_a_job_beside_sidecars_that_never_end_is_refused() -> None:
     ],
     ids=lambda part: part if isinstance(part, str) else "",
 )
-def test_what_is_no_value_is_refused_by_the_schema(values: Values, said: str) -> None:
+def test_unknown_values_are_rejected_by_the_schema(values: Values, said: str) -> None:
     with pytest.raises(Refused, match=re.escape(said)):
         render(values)

@@ -53,7 +53,7 @@ def test_a_secret_from_values_is_in_secrets_and_nowhere_else(name: str, tmp_path
 
 
 @pytest.mark.parametrize("name", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_makes_no_secret_of_its_own(name: Path) -> None:
+def test_examples_create_no_secret(name: Path) -> None:
     """People copy examples, so they show secrets by reference only."""
     assert [each for each in render(name) if each["kind"] == "Secret"] == []
 
@@ -70,7 +70,7 @@ def test_the_commands_in_the_notes_are_commands_of_the_program(name: str, tmp_pa
     assert len(re.findall(r"helm|kubectl", said)) >= 5
 
 
-def test_notes_say_what_matters(tmp_path: Path) -> None:
+def test_notes_show_address_and_next_steps(tmp_path: Path) -> None:
     said = notes(merged(IN_CLEAR["mysql"], {"dashboard": {"enabled": True}}), tmp_path / "mysql")
     assert "the in-cluster mysql is for DEVELOPMENT AND TESTING ONLY" in said
     assert "the secrets of this release are in its values" in said

@@ -138,12 +138,12 @@ def combinations() -> list[Any]:
     return found
 
 
-def test_the_matrix_is_as_large_as_it_says() -> None:
+def test_matrix_of_values_has_the_declared_size() -> None:
     assert len(combinations()) >= 40
 
 
 @pytest.mark.parametrize("values", combinations())
-def test_a_combination_renders_to_what_kubernetes_and_we_take(values: Values) -> None:
+def test_a_combination_of_values_passes_schemas_and_policies(values: Values) -> None:
     objects = render(values)
     names = [(each["kind"], each["metadata"]["name"]) for each in objects]
     assert len(names) == len(set(names))
@@ -182,7 +182,7 @@ def _check_references(objects: list[dict[str, Any]]) -> None:
 
 @pytest.mark.parametrize("version", [OLDEST, NEWEST])
 @pytest.mark.parametrize("name", DATABASES)
-def test_every_database_on_older_and_newer_kubernetes(name: str, version: str) -> None:
+def test_every_database_renders_on_older_and_newer_kubernetes(name: str, version: str) -> None:
     fleet = {} if name.startswith("sqlite") else {"replicas": 2}
     for each in render(merged(DATABASES[name], FEATURES["network"], fleet), kubernetes=version):
         check_schema(each, version)
@@ -205,7 +205,7 @@ def test_servers_roll_one_by_one_without_a_pod_missing() -> None:
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mysql"])
-def test_an_in_cluster_database_has_one_pod_whatever_the_values_say(kind: str) -> None:
+def test_an_in_cluster_database_always_has_one_pod(kind: str) -> None:
     values = DATABASES["postgres, inside" if kind == "postgresql" else "mysql, inside"]
     (database,) = of_kind("StatefulSet", render(merged(values, {"replicas": 2})))
     assert database["spec"]["replicas"] == 1

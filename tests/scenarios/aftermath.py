@@ -48,7 +48,7 @@ class Holdings:
 
 
 def metric(server: Server, name: str, label: str = "") -> int:
-    """One of the server's own figures; the sum over its labels, or over those with this one."""
+    """One of the server's metrics; the sum over its labels, or over those with this one."""
     text = str(server.call("GET", "/metrics").content)
     found = re.findall(rf"^{name}(?:{{[^}}]*{label}[^}}]*}})? ([0-9.e+]+)$", text, re.MULTILINE)
     assert found, f"there is no metric {name}"

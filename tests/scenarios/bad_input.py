@@ -15,7 +15,7 @@ from llm_proxy.config import Settings
 from llm_proxy.config.sources import declared
 from tests.harness.server import ENCRYPTION_KEY, MANAGEMENT_TOKEN
 
-#: Stands wherever a wrong input holds a secret.
+#: The secret in every wrong input.
 CANARY = "canary-4f1c9e"
 _FILES = {
     "empty": b"",

@@ -17,7 +17,7 @@ from tests.databases.scratch import Scratch
 from tests.harness import client
 from tests.harness.deployment import Deployment, provider_settings
 from tests.harness.server import MANAGEMENT_TOKEN, running_server
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 from tests.scenarios.bad_input import assert_fit_for_users
 
 #: Bytes of the largest body that the server takes.
@@ -54,7 +54,7 @@ class World:
 
 @contextmanager
 def open_world(scratch: Scratch, upstream: Upstream, folder: Path) -> Iterator[World]:
-    """Start the server. What was refused in it must have left nothing, neither in the books nor in the log."""
+    """Start the server. Rejected requests must leave nothing in the ledger and no error in the log."""
     file = folder / "providers.yaml"
     apis = {"openai": {"base_url": upstream.url}, "strict": {"base_url": upstream.url, **RULES}}
     file.write_text(yaml.safe_dump({"apis": apis}))
@@ -78,9 +78,9 @@ def open_world(scratch: Scratch, upstream: Upstream, folder: Path) -> Iterator[W
         assert server.stop() == 0, server.output
         assert_fit_for_users(server.output, *tokens.values())
     # But for the one that has used the token up, and those that were too large only once they were under way.
-    assert books.outcomes(scratch.target).keys() <= {"ok", "void"}
-    assert books.outcomes(scratch.target)["ok"] == 1
-    books.verify(scratch.env)
+    assert ledger_checks.outcomes(scratch.target).keys() <= {"ok", "void"}
+    assert ledger_checks.outcomes(scratch.target)["ok"] == 1
+    ledger_checks.verify(scratch.env)
 
 
 @frozen

@@ -21,7 +21,7 @@ def gateway_settings() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def strict_providers() -> bool:
-    """Whether a module's gateway has the strict providers too; likewise."""
+    """Whether a module's gateway has the strict providers too; a module overrides it."""
     return False
 
 

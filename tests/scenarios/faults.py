@@ -1,4 +1,4 @@
-"""The faults of databases, one row each: how it strikes, how it is mended, and what the operator is told.
+"""The faults of databases, one row each: how to inject it, how to end it, and the message for the operator.
 
 A fault is done to a `Stage`: a proxy that reaches its database over a wire, and that database. `test_database_faults`
 says on which databases each of them is tested and what must hold.

@@ -72,7 +72,7 @@ def open_gateway(
 
 
 def figure(deployment: Deployment, name: str, **labels: str) -> float:
-    """The sum of a metric's series that have these labels, 0 where there is none."""
+    """The sum of a metric's series that have these labels; 0 without series."""
     text = deployment.server.call("GET", "/metrics").content
     wanted = {f'{label}="{value}"' for label, value in labels.items()}
     return sum(

@@ -21,7 +21,7 @@ KINDS: tuple[Kind, ...] = ("sync", "async")
 
 GPT = "gpt-scripted"
 CLAUDE = "claude-scripted-small"
-ASK: Any = [{"role": "user", "content": "How do tokens wither?"}]
+ASK: Any = [{"role": "user", "content": "How do tokens expire?"}]
 WEATHER: dict[str, Any] = {
     "type": "object",
     "properties": {"city": {"type": "string"}, "days": {"type": "integer"}},
@@ -72,7 +72,7 @@ async def gpt(kind: Kind, base_url: str, token: str, **options: Any) -> AsyncIte
 
 @asynccontextmanager
 async def claude(kind: Kind, base_url: str, token: str, **options: Any) -> AsyncIterator[Any]:
-    """Anthropic's client, likewise."""
+    """Anthropic's client with the same settings."""
     make = anthropic.Anthropic if kind == "sync" else anthropic.AsyncAnthropic
     wanted: dict[str, Any] = {"base_url": base_url, "api_key": token, "max_retries": 0, **options}
     async with entered(make(**wanted)) as client:

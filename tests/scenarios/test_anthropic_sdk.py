@@ -41,11 +41,11 @@ async def clients(
         yield clients
 
 
-async def test_message(clients: Any) -> None:
+async def test_message_works_with_the_anthropic_sdk(clients: Any) -> None:
     ask: dict[str, Any] = {"model": CLAUDE, "max_tokens": 100, "messages": ASK, "system": "Be brief."}
     said, meant = [await result(client.messages.create(**ask)) for client in clients]
     assert said.model_dump() == meant.model_dump()
-    assert "How do tokens wither?" in said.content[0].text
+    assert "How do tokens expire?" in said.content[0].text
     assert said._request_id == meant._request_id
 
 
@@ -68,7 +68,7 @@ async def test_streamed_message_as_text(clients: Any) -> None:
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_tools(clients: Any, streamed: bool) -> None:
+async def test_tools_work_with_the_anthropic_sdk(clients: Any, streamed: bool) -> None:
     ask: dict[str, Any] = {
         "model": CLAUDE,
         "max_tokens": 100,
@@ -95,13 +95,13 @@ async def test_tools(clients: Any, streamed: bool) -> None:
     assert "18 degrees" in after.content[0].text
 
 
-async def test_count_tokens(clients: Any) -> None:
+async def test_count_tokens_works_with_the_anthropic_sdk(clients: Any) -> None:
     said, meant = [await result(client.messages.count_tokens(model=CLAUDE, messages=ASK)) for client in clients]
     assert said.model_dump() == meant.model_dump()
     assert said.input_tokens > 0
 
 
-async def test_models(clients: Any) -> None:
+async def test_models_work_with_the_anthropic_sdk(clients: Any) -> None:
     said, meant = [await items(client.models.list()) for client in clients]
     assert [model.model_dump() for model in said] == [model.model_dump() for model in meant]
     one, other = [await result(client.models.retrieve(said[0].id)) for client in clients]
@@ -109,7 +109,7 @@ async def test_models(clients: Any) -> None:
 
 
 @pytest.mark.parametrize("beta", [False, True])
-async def test_the_results_of_a_batch_are_refused_before_the_sdk_follows_results_url(
+async def test_batch_results_are_rejected_before_the_sdk_follows_results_url(
     gateway: Deployment, token: str, prefix: str, beta: bool
 ) -> None:
     """The SDK reads the batch first, and then sends the token to wherever its `results_url` leads."""
@@ -124,7 +124,7 @@ async def test_the_results_of_a_batch_are_refused_before_the_sdk_follows_results
     assert gateway.upstream.counts()["requests"] == 0
 
 
-async def test_the_results_of_a_batch_come_through_the_proxy_where_the_operator_allows_them(
+async def test_batch_results_pass_if_the_operator_allows_their_path(
     databases: Databases, upstream: Upstream, tmp_path: Path
 ) -> None:
     file = tmp_path / "providers.yaml"
@@ -145,7 +145,7 @@ async def test_the_results_of_a_batch_come_through_the_proxy_where_the_operator_
         assert seen["target"] == "/v1/messages/batches/msgbatch_1/results"
 
 
-async def test_a_bearer_token_does_as_well(gateway: Deployment, token: str, prefix: str) -> None:
+async def test_a_bearer_token_is_accepted_from_the_anthropic_sdk(gateway: Deployment, token: str, prefix: str) -> None:
     """`auth_token` is how some tools reach a gateway; the upstream gets its key in `X-Api-Key` all the same."""
     async with claude("async", gateway.server.url + prefix, "", api_key=None, auth_token=token) as client:
         said = await client.messages.create(model=CLAUDE, max_tokens=10, messages=ASK)
@@ -154,7 +154,7 @@ async def test_a_bearer_token_does_as_well(gateway: Deployment, token: str, pref
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_long_prompt_arrives_byte_for_byte(gateway: Deployment, token: str, kind: Any) -> None:
-    text = "Wither. " * 500_000
+    text = "Expire. " * 500_000
     async with claude(kind, gateway.server.url, token) as client:
         raw = await result(
             client.messages.with_raw_response.create(

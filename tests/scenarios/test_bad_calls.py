@@ -195,5 +195,5 @@ def world(
 
 
 @pytest.mark.parametrize("row", CONTROL_PLANE, ids=str)
-def test_a_wrong_call_is_told(row: Bad, world: World) -> None:
+def test_a_wrong_management_call_gets_an_explanation(row: Bad, world: World) -> None:
     row.check(world)

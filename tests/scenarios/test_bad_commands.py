@@ -313,10 +313,10 @@ def world(databases: Databases, session_upstream: Upstream, mute: str) -> Iterat
 
 
 @pytest.mark.parametrize("row", USAGE, ids=str)
-def test_wrong_usage_is_told(row: Command, tmp_path: Path) -> None:
+def test_wrong_usage_of_a_command_is_explained(row: Command, tmp_path: Path) -> None:
     assert row.check(tmp_path) == set()
 
 
 @pytest.mark.parametrize("row", [*ACCESS, *REFUSED], ids=str)
-def test_what_the_server_refuses_is_told(row: Command, world: dict[str, str], tmp_path: Path) -> None:
+def test_a_command_prints_the_error_of_the_server(row: Command, world: dict[str, str], tmp_path: Path) -> None:
     assert row.check(tmp_path, **world) == set()

@@ -127,7 +127,7 @@ def world(
 
 
 @pytest.mark.parametrize("row", PATHS, ids=str)
-def test_a_wrong_path_is_told(row: Bad, world: World) -> None:
+def test_a_wrong_path_gets_400_with_an_explanation(row: Bad, world: World) -> None:
     before = world.deployment.upstream.counts()["requests"]
 
     row.check(world)

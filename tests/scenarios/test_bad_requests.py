@@ -285,7 +285,7 @@ def world(
 
 
 @pytest.mark.parametrize("row", [*DATA_PLANE, *SERVER], ids=str)
-def test_a_wrong_request_is_told(row: Bad, world: World) -> None:
+def test_a_wrong_request_gets_an_explanation(row: Bad, world: World) -> None:
     before = world.deployment.upstream.counts()["requests"]
 
     row.check(world)

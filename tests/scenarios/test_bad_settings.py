@@ -86,7 +86,7 @@ SETTINGS = (
     ),
     # What is secret, or may hold something secret, is not shown.
     hidden("OPENAI_API_URL", f"https://me:{CANARY}@api.openai.com", "a base URL has no user and no password"),
-    hidden("DB_DRIVER", f"postgres://me:{CANARY}@db/books", "allowed: one of sqlite, postgres, mysql"),
+    hidden("DB_DRIVER", f"postgres://me:{CANARY}@db/ledger", "allowed: one of sqlite, postgres, mysql"),
     hidden(
         "TRUSTED_PROXIES",
         f"me:{CANARY}@10.0.0.1",
@@ -190,5 +190,5 @@ SETTINGS = (
 
 
 @pytest.mark.parametrize("row", SETTINGS, ids=str)
-def test_a_wrong_setting_is_told(row: Command, tmp_path: Path) -> None:
+def test_a_wrong_setting_is_explained_at_the_start(row: Command, tmp_path: Path) -> None:
     assert row.check(tmp_path) == set()

@@ -153,11 +153,11 @@ PROVIDERS = (
 
 
 @pytest.mark.parametrize("row", PROVIDERS, ids=str)
-def test_a_wrong_choice_of_providers_is_told(row: Command, tmp_path: Path) -> None:
+def test_a_wrong_default_provider_is_explained_at_the_start(row: Command, tmp_path: Path) -> None:
     assert row.check(tmp_path) == set()
 
 
-def test_every_mistake_in_a_provider_file_is_told_with_its_line(tmp_path: Path) -> None:
+def test_every_mistake_in_a_provider_file_is_reported_with_its_line(tmp_path: Path) -> None:
     file = tmp_path / "providers.yaml"
     file.write_text("".join(f"{row[0]}\n" for row in MISTAKES))
     told = [f"{{file}}, line {number}: {words}" for number, row in enumerate(MISTAKES, 1) for words in row[1:]]
@@ -170,7 +170,9 @@ def test_every_mistake_in_a_provider_file_is_told_with_its_line(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(("content", "number", "words"), [row[1:] for row in FILES], ids=[row[0] for row in FILES])
-def test_a_provider_file_that_is_none_is_told(content: bytes, number: int, words: str, tmp_path: Path) -> None:
+def test_an_unreadable_provider_file_is_explained_at_the_start(
+    content: bytes, number: int, words: str, tmp_path: Path
+) -> None:
     file = tmp_path / "providers.yaml"
     file.write_bytes(content)
 
@@ -208,7 +210,7 @@ def make_certificates(folder: Path) -> None:
         ("key.pem", "key.pem", "{0}/key.pem holds no certificate in PEM form"),
     ],
 )
-def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp_path: Path) -> None:
+def test_a_wrong_certificate_is_explained_at_the_start(certificate: str, key: str, words: str, tmp_path: Path) -> None:
     make_certificates(tmp_path)
     files = {"TLS_CERT_FILE": str(tmp_path / certificate), "TLS_KEY_FILE": str(tmp_path / key)}
 
@@ -222,7 +224,7 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
     ("file", "content", "mode", "settings", "line", "code"),
     [
         (
-            "books.db.management-token",
+            "ledger.db.management-token",
             CANARY,
             0o644,
             {"MANAGEMENT_TOKEN": ""},
@@ -230,7 +232,7 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
             1,
         ),
         (
-            "books.db.management-token",
+            "ledger.db.management-token",
             "short\n",
             0o600,
             {"MANAGEMENT_TOKEN": ""},
@@ -238,7 +240,7 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
             1,
         ),
         (
-            "books.db.key",
+            "ledger.db.key",
             CANARY,
             0o604,
             {"ENCRYPTION_KEY": ""},
@@ -246,7 +248,7 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
             1,
         ),
         (
-            "books.db.key",
+            "ledger.db.key",
             CANARY,
             0o600,
             {"ENCRYPTION_KEY": ""},
@@ -256,7 +258,7 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
             ),
             1,
         ),
-        ("books.db", "text" * 1000, 0o600, {}, "SQLite file {file}: the file is not a SQLite database", 2),
+        ("ledger.db", "text" * 1000, 0o600, {}, "SQLite file {file}: the file is not a SQLite database", 2),
         (
             "log",
             "",
@@ -270,7 +272,7 @@ def test_a_wrong_certificate_is_told(certificate: str, key: str, words: str, tmp
         ),
     ],
 )
-def test_a_file_of_the_server_that_cannot_be_used_is_told(
+def test_an_unusable_file_of_the_server_is_explained_at_the_start(
     *, file: str, content: str, mode: int, settings: dict[str, str], line: str, code: int, tmp_path: Path
 ) -> None:
     path = tmp_path / file
@@ -278,7 +280,7 @@ def test_a_file_of_the_server_that_cannot_be_used_is_told(
     path.chmod(mode)
     wanted = {name: value.format(file=path) for name, value in settings.items()}
 
-    with running_server({"DATABASE_PATH": str(tmp_path / "books.db")}, wanted, ready=False) as server:
+    with running_server({"DATABASE_PATH": str(tmp_path / "ledger.db")}, wanted, ready=False) as server:
         assert server.wait() == code
         assert server.output == f"error: {line.format(file=path)}\n"
         assert_fit_for_users(server.output)

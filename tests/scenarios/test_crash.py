@@ -1,4 +1,4 @@
-"""A crash leaves rows marked unknown, never a hole: whatever the provider has seen is in the books."""
+"""A crash leaves rows marked unknown, never a missing row: every request that the provider saw is in the ledger."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from db.schema import requests
 from tests.databases.kinds import Kind
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, provider_settings
 from tests.harness.server import running_server
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 from tests.scenarios.load import SERVED, Load
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def kill_all(servers: Sequence[Server], load: Load, seconds: float) -> Non
         nursery.cancel_scope.cancel()
 
 
-async def kill_workers(server: Server, load: Load, moments: random.Random) -> None:
+async def kill_workers(server: Server, load: Load, source: random.Random) -> None:
     """Kill one worker after the other; the supervisor replaces them while the rest serve on."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(load.keep_on, server.url)
@@ -58,7 +58,7 @@ async def kill_workers(server: Server, load: Load, moments: random.Random) -> No
                     workers = family(server.pid)[1:]
             # The oldest, so that all have their turn: one that never lives long is replaced later and later.
             os.kill(min(workers), signal.SIGKILL)
-            await trio.sleep(moments.uniform(0.05, 0.4))
+            await trio.sleep(source.uniform(0.05, 0.4))
         nursery.cancel_scope.cancel()
 
 
@@ -69,21 +69,21 @@ def logging_upstream(tmp_path: Path) -> Iterator[tuple[Upstream, Path]]:
         yield upstream, log
 
 
-def test_every_request_that_the_provider_saw_is_in_the_books(
+def test_every_request_that_the_provider_saw_is_in_the_ledger_after_kill(
     logging_upstream: tuple[Upstream, Path], migrated_env: dict[str, str], migrated_target: Target, database_kind: Kind
 ) -> None:
     upstream, log = logging_upstream
     settings = provider_settings(upstream) | SETTINGS
-    moments = random.Random(14)
+    source = random.Random(14)
     with running_server(migrated_env, settings) as server:
         load = Load(Deployment(server, upstream).new_secret())
     if database_kind is Kind.SQLITE:
         for _ in range(KILLS):
             with running_server(migrated_env, settings) as server:
-                trio.run(kill_all, [server], load, moments.uniform(0.05, 0.4))
+                trio.run(kill_all, [server], load, source.uniform(0.05, 0.4))
     else:
         with running_server(migrated_env, settings, "--workers", "4") as server:
-            trio.run(kill_workers, server, load, moments)
+            trio.run(kill_workers, server, load, source)
             server.kill()
 
     seen = {json.loads(line)["target"] for line in log.read_text().splitlines()}
@@ -92,13 +92,13 @@ def test_every_request_that_the_provider_saw_is_in_the_books(
     assert len(seen) > KILLS * 3, "too little load to prove anything"
     with running_server(migrated_env, settings) as server:
         deadline = time.monotonic() + 10
-        while books.outcomes(migrated_target)["in_flight"] and time.monotonic() < deadline:
+        while ledger_checks.outcomes(migrated_target)["in_flight"] and time.monotonic() < deadline:
             time.sleep(0.1)
         assert server.stop() == 0, server.output
 
-    found = books.outcomes(migrated_target)
+    found = ledger_checks.outcomes(migrated_target)
     assert "in_flight" not in found
     with opened(migrated_target, Options()) as database:
         written = set(database.read_now(lambda connection: list(connection.scalars(select(requests.c.path)))))
     assert seen <= written
-    books.verify(migrated_env)
+    ledger_checks.verify(migrated_env)

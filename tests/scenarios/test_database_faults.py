@@ -1,4 +1,4 @@
-"""Whatever happens to the database under load: refused in time, told in words, nothing lost, nobody restarts anything.
+"""Database faults under load: rejected in time with a clear message, no record lost, no restart needed.
 
 One proxy per database lives through all of its faults, one after the other, while clients keep asking:
 
@@ -56,7 +56,7 @@ from tests.harness import client
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, chat_body, chat_headers, provider_settings
 from tests.harness.server import running_server
 from tests.harness.wire_beside import wire_beside
-from tests.scenarios import books, faults
+from tests.scenarios import faults, ledger_checks
 from tests.scenarios.faults import Fault, Stage
 from tests.scenarios.load import SERVED, Load
 
@@ -71,7 +71,7 @@ TABLE = {
 
 #: Seconds in which a refusal must come: less than the socket's patience, which a hanging admission would have.
 PROMPT = 3.5
-#: Seconds in which a fault must be noticed, and be over once it is mended, on the slowest of machines.
+#: Seconds until a fault must be noticed, and until it must be over after its end, on slow machines.
 PATIENCE = 30.0
 #: Requests that must be served before a fault, and after it.
 ENOUGH = 40
@@ -106,7 +106,7 @@ def a_disk(kind: Kind, stack: ExitStack) -> Disk | None:
 
 @contextmanager
 def staged(kind: Kind, databases: Databases, upstream: Upstream, folder: Path) -> Iterator[Stage]:
-    """A proxy on a database of its own: on a small disk where there can be one, on a server of its own likewise."""
+    """A proxy on its own database: on a small disk if possible, else on its own server."""
     wire, admin, instance, disk = None, None, None, None
     with ExitStack() as stack:
         if kind is Kind.SQLITE:
@@ -130,7 +130,7 @@ def staged(kind: Kind, databases: Databases, upstream: Upstream, folder: Path) -
         deployment = Deployment(server, upstream)
         yield Stage(kind, target, deployment, deployment.new_secret(), wire, admin, instance, disk)
         assert server.stop() == 0, server.output
-        books.verify(env)
+        ledger_checks.verify(env)
 
 
 @pytest.fixture(scope="module")
@@ -152,7 +152,7 @@ def stages(
     [pytest.param(kind, fault, id=f"{kind}-{fault}") for kind, row in TABLE.items() for fault in row],
     indirect=["database_kind"],
 )
-async def test_a_fault_under_load(
+async def test_a_database_fault_under_load_loses_no_record(
     stages: Callable[[Kind], Stage], database_kind: Kind, fault: Fault, upstream_log: Path
 ) -> None:
     stage = await looked(partial(stages, database_kind))
@@ -265,7 +265,7 @@ def logged(text: str, fault: Fault) -> None:
 
 
 async def balanced(target: Target, load: Load, upstream_log: Path) -> None:
-    """What the provider saw is in the books exactly once, and what a client was given is there as such."""
+    """Every request that the provider saw is in the ledger exactly once, with the status that the client got."""
 
     def settled(connection: Connection) -> bool:
         return not connection.execute(select(in_flight.c.id)).all()
@@ -282,7 +282,7 @@ async def balanced(target: Target, load: Load, upstream_log: Path) -> None:
             while not await database.read(settled):
                 await trio.sleep(0.05)
         found = await database.read(rows)
-    assert books.differences(target) == []
+    assert ledger_checks.differences(target) == []
     lines = (await trio.Path(upstream_log).read_text()).splitlines()
     targets = (json.loads(line)["target"] for line in lines)
     seen = Counter(path for path in targets if path in load.answers)

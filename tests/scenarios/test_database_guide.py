@@ -50,7 +50,7 @@ async def use(server: Server, upstream: Upstream, secret: str) -> None:
 
 
 @on(*SERVERS)
-async def test_from_sqlite_to_a_server(
+async def test_guide_moves_from_sqlite_to_a_server(
     empty_database: Scratch, start_server: StartServer, upstream: Upstream, tmp_path: Path
 ) -> None:
     kind = empty_database.kind.driver
@@ -136,7 +136,7 @@ def test_the_block_with_tls_connects_or_says_that_tls_is_what_is_missing(
 @pytest.mark.parametrize(
     ("name", "driver", "number"), [("urls of postgres", "postgres", 4), ("urls of mysql", "mysql", 5)]
 )
-def test_every_url_is_understood_as_a_line_of_an_env_file(tmp_path: Path, name: str, driver: str, number: int) -> None:
+def test_every_url_of_the_guide_works_in_an_env_file(tmp_path: Path, name: str, driver: str, number: int) -> None:
     lines = [line for line in block(PAGE, name).splitlines() if line.startswith("DATABASE_URL=")]
     assert len(lines) == number
     for line in lines:
@@ -155,13 +155,15 @@ def rows() -> Iterator[Mapping[str, str]]:
         yield dict(zip(names, cells, strict=True))
 
 
-def test_the_table_has_the_sizes_of_the_guide() -> None:
+def test_pool_size_table_has_the_sizes_of_the_guide() -> None:
     assert [tuple(row.values()) for row in rows()] == [("10", "5", "1h"), ("20", "10", "30m"), ("50", "20", "15m")]
 
 
 @on("sqlite", "postgres", "mysql")
 @pytest.mark.parametrize("sizes", list(rows()), ids=lambda row: row["DATABASE_POOL_SIZE"])
-def test_the_sizes_of_the_table(migrated_database: Scratch, start_server: StartServer, sizes: dict[str, str]) -> None:
+def test_pool_sizes_of_the_table_are_enough(
+    migrated_database: Scratch, start_server: StartServer, sizes: dict[str, str]
+) -> None:
     server = start_server(migrated_database.env | sizes)
     limit = int(sizes["DATABASE_POOL_SIZE"]) + (migrated_database.kind is Kind.SQLITE)  # one more, which writes
     assert f"llm_proxy_database_connections_limit {limit:.1f}\n" in grep_database(server)

@@ -1,4 +1,4 @@
-"""Sixty clients that hang up all the time: nothing of them stays behind, and whoever comes next is served at once."""
+"""Sixty clients that disconnect all the time leave no resources, and the next clients are served at once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import trio
 from tests.databases.kinds import on
 from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers
-from tests.scenarios import aftermath, books
+from tests.scenarios import aftermath, ledger_checks
 
 if TYPE_CHECKING:
     from db.dsn.target import Target
@@ -27,8 +27,8 @@ PROMPT = 1.0
 GONE = 2.0
 
 
-async def hang_up(deployment: Deployment, secret: str, random: Random) -> None:
-    """One request whose client leaves within moments, with FIN or RST."""
+async def disconnect(deployment: Deployment, secret: str, random: Random) -> None:
+    """Send one request and disconnect soon after, with FIN or RST."""
     pace = random.choice([(), (("x-scripted-delay", "0.01"),), (("x-scripted-gap", "0.002"),)])
     try:
         async with client.connect(deployment.server.url) as connection:
@@ -51,7 +51,7 @@ async def storm(deployment: Deployment, secret: str) -> int:
     async def restless() -> None:
         nonlocal made
         while True:
-            await hang_up(deployment, secret, random)
+            await disconnect(deployment, secret, random)
             made += 1
 
     with trio.move_on_after(SECONDS):
@@ -77,7 +77,7 @@ async def calm(deployment: Deployment, secret: str) -> list[tuple[client.Respons
 
 
 @on("sqlite")
-def test_a_storm_leaves_nothing_behind(
+def test_a_storm_of_disconnects_leaves_no_resources(
     own_deployment: Deployment, migrated_env: dict[str, str], migrated_target: Target
 ) -> None:
     deployment, server, upstream = own_deployment, own_deployment.server, own_deployment.upstream
@@ -105,6 +105,6 @@ def test_a_storm_leaves_nothing_behind(
     assert upstream.counts()["requests"] <= counted
 
     assert server.stop() == 0, server.output
-    assert "in_flight" not in books.outcomes(migrated_target)
-    books.verify(migrated_env)
+    assert "in_flight" not in ledger_checks.outcomes(migrated_target)
+    ledger_checks.verify(migrated_env)
     assert "Traceback" not in server.output

@@ -1,6 +1,6 @@
 """Three servers on one database behind nginx, restarted one by one by the script of our page, under streaming load.
 
-Both are run as they stand in the documentation: nginx with its configuration, and the script with a `systemctl` that
+Both are run as documented: nginx with its configuration, and the script with a `systemctl` that
 restarts servers of the test.
 """
 
@@ -28,7 +28,7 @@ from tests.harness.deployment import Deployment, chat_body, chat_headers
 from tests.harness.nginx import ADVICE, Nginx, find_nginx, running_nginx
 from tests.harness.ports import free_port
 from tests.harness.server import MANAGEMENT_TOKEN, ROOT, Server, StartServer
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 
 PAGE = ROOT / "docs" / "operations" / "upgrades.md"
 REPLICAS = 3
@@ -186,7 +186,7 @@ async def test_a_rolling_restart_fails_no_request_and_loses_no_row(
     with running_nginx(program, folder, *servers) as nginx:
         fleet = Fleet(nginx, servers)
         await leave_a_stream(fleet, token["token"])
-        await fleet.until(lambda: books.outcomes(migrated_database.target)["client_closed"] == 1)
+        await fleet.until(lambda: ledger_checks.outcomes(migrated_database.target)["client_closed"] == 1)
         async with trio.open_nursery() as nursery:
             for _ in range(STREAMS):
                 nursery.start_soon(fleet.keep_streaming, token["token"])
@@ -206,5 +206,5 @@ async def test_a_rolling_restart_fails_no_request_and_loses_no_row(
     for server in fleet.servers.values():
         assert await server.ended(PATIENCE) == 0, server.output
     settled = {"ok": len(fleet.streams) + LIMIT + REPLICAS, "client_closed": 1}
-    assert books.outcomes(migrated_database.target) == settled
-    books.verify(migrated_database.env)
+    assert ledger_checks.outcomes(migrated_database.target) == settled
+    ledger_checks.verify(migrated_database.env)

@@ -12,7 +12,7 @@ import trio
 from tests.databases.kinds import on
 from tests.harness.deployment import Deployment, chat_body
 from tests.harness.server import MANAGEMENT_TOKEN
-from tests.scenarios import aftermath, books
+from tests.scenarios import aftermath, ledger_checks
 from tests.server.mutations import SEEDS, attack, mutated
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ async def seconds_of_a_request(deployment: Deployment, secret: str) -> float:
 
 
 @on("sqlite")
-def test_hostile_bytes_harm_nobody(
+def test_hostile_bytes_do_not_affect_other_clients(
     own_deployment: Deployment, migrated_env: dict[str, str], migrated_target: Target
 ) -> None:
     deployment, server = own_deployment, own_deployment.server
@@ -100,12 +100,12 @@ def test_hostile_bytes_harm_nobody(
     assert {outcome for outcome, _ in found} <= {"ok", "rejected", "client_closed", "void"}
     counted = sum(row["outcome"] != "void" for row in rows)
     assert aftermath.counter(server, token["id"]) == counted
-    # The provider never saw a request that is not in the books; it does not count those that broke off on their way.
+    # The provider never saw a request that is not in the ledger; it does not count incomplete requests.
     answered = sum(row["outcome"] in {"ok", "rejected"} for row in rows)
     assert answered <= deployment.upstream.counts()["requests"] - len(took) - 1 <= counted
 
     assert server.stop() == 0, server.output
-    assert "in_flight" not in books.outcomes(migrated_target)
-    books.verify(migrated_env)
+    assert "in_flight" not in ledger_checks.outcomes(migrated_target)
+    ledger_checks.verify(migrated_env)
     for word in ("Traceback", "unexpected failure", "a request failed inside the proxy", token["token"]):
         assert word not in server.output

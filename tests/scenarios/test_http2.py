@@ -1,4 +1,4 @@
-"""HTTP/2 under TLS, from the client to the books: the same data plane behind another framing."""
+"""HTTP/2 under TLS, from the client to the ledger: the same data plane with another framing."""
 # ruff: noqa: ASYNC110 (what is waited for happens in another process)
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness.deployment import UPSTREAM_KEY, chat_body, chat_headers, provider_settings
 from tests.harness.server import MANAGEMENT_TOKEN, running_server
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 from tests.server.http2.client import connect_http2
 
 
@@ -54,7 +54,9 @@ async def first_answer(client: httpx.AsyncClient) -> httpx.Response:
                 await trio.sleep(0.05)
 
 
-async def test_requests_and_streams_side_by_side(secured: tuple[str, ssl.SSLContext, Any], upstream: Upstream) -> None:
+async def test_http2_requests_and_streams_run_concurrently(
+    secured: tuple[str, ssl.SSLContext, Any], upstream: Upstream
+) -> None:
     url, trusting, (server, scratch) = secured
     async with httpx.AsyncClient(base_url=url, http1=False, http2=True, verify=trusting, timeout=20) as client:
         ready = await first_answer(client)
@@ -103,11 +105,11 @@ async def test_requests_and_streams_side_by_side(secured: tuple[str, ssl.SSLCont
             upstream.release()
         assert {answer.status_code for answer in answers} == {200}
     assert await server.ended() == 0, server.output
-    assert books.outcomes(scratch.target) == {"ok": 24}
-    books.verify(scratch.env)
+    assert ledger_checks.outcomes(scratch.target) == {"ok": 24}
+    ledger_checks.verify(scratch.env)
 
 
-async def test_who_waits_for_100_continue_gets_it_or_the_refusal(
+async def test_http2_client_gets_100_continue_or_the_error(
     secured: tuple[str, ssl.SSLContext, Any],
 ) -> None:
     """Java's client waits for one of them before it sends its body."""

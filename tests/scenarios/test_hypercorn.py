@@ -15,7 +15,7 @@ from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers, provider_settings
 from tests.harness.ports import free_port
 from tests.harness.server import running_server
-from tests.scenarios import aftermath, books
+from tests.scenarios import aftermath, ledger_checks
 
 #: Seconds that Hypercorn lets running requests go on after SIGTERM.
 GRACE = 1
@@ -38,11 +38,13 @@ def stop(deployment: Deployment, env: dict[str, str], target: Target) -> dict[st
     """End the server and return how its requests ended."""
     assert deployment.server.stop() == 0, deployment.server.output
     assert "Traceback" not in deployment.server.output
-    books.verify(env)
-    return dict(books.outcomes(target))
+    ledger_checks.verify(env)
+    return dict(ledger_checks.outcomes(target))
 
 
-def test_it_serves_and_settles(hypercorn: Deployment, migrated_env: dict[str, str], migrated_target: Target) -> None:
+def test_application_on_hypercorn_serves_and_settles(
+    hypercorn: Deployment, migrated_env: dict[str, str], migrated_target: Target
+) -> None:
     token = hypercorn.new_token(max_requests=2)
 
     async def ask() -> list[client.Response]:
@@ -64,7 +66,7 @@ def test_it_serves_and_settles(hypercorn: Deployment, migrated_env: dict[str, st
     assert stop(hypercorn, migrated_env, migrated_target) == {"ok": 2}
 
 
-def test_a_client_that_leaves_ends_its_request(
+def test_client_disconnect_on_hypercorn_ends_the_request(
     hypercorn: Deployment, migrated_env: dict[str, str], migrated_target: Target
 ) -> None:
     token = hypercorn.new_token()
@@ -82,7 +84,7 @@ def test_a_client_that_leaves_ends_its_request(
     assert stop(hypercorn, migrated_env, migrated_target) == {"client_closed": 1}
 
 
-def test_sigterm_cuts_what_outlasts_the_grace_and_the_books_balance(
+def test_sigterm_on_hypercorn_cuts_long_requests_and_the_ledger_verifies(
     hypercorn: Deployment, migrated_env: dict[str, str], migrated_target: Target
 ) -> None:
     secret = hypercorn.new_secret()

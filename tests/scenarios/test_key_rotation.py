@@ -39,7 +39,7 @@ def rotate(scratch: Scratch) -> str:
 
 
 @on(*SERVERS)
-async def test_nobody_notices_a_rotation(
+async def test_key_rotation_under_load_fails_no_request(
     migrated_database: Scratch, start_server: StartServer, upstream: Upstream
 ) -> None:
     seeding = Deployment(start_server(migrated_database.env), upstream)
@@ -74,7 +74,7 @@ async def test_nobody_notices_a_rotation(
     assert (await new_only.chat(secrets[0])).status == http.client.OK
 
 
-def test_a_wrong_key_is_found_at_the_start(
+def test_a_wrong_encryption_key_is_reported_at_the_start(
     migrated_database: Scratch, start_server: StartServer, upstream: Upstream
 ) -> None:
     seeding = Deployment(start_server(migrated_database.env), upstream)
@@ -90,7 +90,7 @@ def test_a_wrong_key_is_found_at_the_start(
     )
 
 
-async def test_a_key_that_some_projects_miss_is_told_and_the_others_served(
+async def test_a_missing_encryption_key_is_reported_and_other_projects_are_served(
     migrated_database: Scratch, start_server: StartServer, upstream: Upstream
 ) -> None:
     seeding = Deployment(start_server(migrated_database.env), upstream)

@@ -19,7 +19,7 @@ from tests.databases.scratch import Databases
 from tests.harness import client
 from tests.harness.deployment import UPSTREAM_KEY, chat_body, chat_headers
 from tests.harness.server import running_server
-from tests.scenarios import aftermath, books
+from tests.scenarios import aftermath, ledger_checks
 
 TIMES = 10
 EVENTS = (
@@ -60,7 +60,7 @@ def provider() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("leave", ["close", "reset"])
-async def test_a_client_that_closes_behind_the_last_event_is_ok(databases: Databases, leave: str) -> None:
+async def test_client_that_closes_after_the_last_event_has_outcome_ok(databases: Databases, leave: str) -> None:
     with provider() as url, databases.migrated(Kind.SQLITE) as scratch:
         with running_server(scratch.env, {"OPENAI_API_URL": url}) as server:
             project = server.manage("POST", "/projects", {"name": "p", "api_key": UPSTREAM_KEY})
@@ -78,4 +78,4 @@ async def test_a_client_that_closes_behind_the_last_event_is_ok(databases: Datab
             assert {(row["outcome"], row["input_tokens"], row["output_tokens"]) for row in rows} == {("ok", 7, 3)}
             assert Provider.connections < TIMES / 2, "connections were not used again"
             assert await server.stopped() == 0, server.output
-        books.verify(scratch.env)
+        ledger_checks.verify(scratch.env)

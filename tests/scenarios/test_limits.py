@@ -9,7 +9,7 @@ from benchmarks.processes import Process
 from db.dsn.target import Target
 from tests.databases.kinds import Kind
 from tests.harness.deployment import Deployment
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 
 if TYPE_CHECKING:
     from tests.harness.server import Server, StartServer
@@ -57,5 +57,5 @@ def test_a_limit_is_exact_over_processes_and_connections(
         assert server.stop() == 0, server.output
         codes = {event.get("code") for event in server.events if event.get("status") == 429}
         assert codes <= {"request_limit_exceeded"}
-    assert books.outcomes(migrated_target) == {"ok": LIMIT}
-    books.verify(migrated_env)
+    assert ledger_checks.outcomes(migrated_target) == {"ok": LIMIT}
+    ledger_checks.verify(migrated_env)

@@ -11,7 +11,7 @@ from tests.harness.deployment import UPSTREAM_KEY, Deployment, provider_settings
 from tests.harness.server import running_server
 
 
-async def test_a_file_that_is_moved_away_is_noticed_without_traffic_and_so_is_its_return(tmp_path: Path) -> None:
+async def test_a_moved_sqlite_file_is_noticed_without_traffic_and_so_is_its_return(tmp_path: Path) -> None:
     path = tmp_path / "llm-proxy.db"
     env = {"DB_DRIVER": "sqlite", "DATABASE_PATH": str(path), "LEDGER_HEARTBEAT": "500ms"}
     with (

@@ -30,13 +30,13 @@ def queries(kind: Kind) -> Iterator[str]:
             yield query.text
 
 
-def test_there_are_queries_for_every_server() -> None:
+def test_guide_has_queries_for_every_database() -> None:
     for kind in SERVERS:
         assert len(list(queries(kind))) >= 7
 
 
 @on(*SERVERS)
-def test_every_query_answers(migrated_database: Scratch, database_kind: Kind) -> None:
+def test_every_query_of_the_guide_works(migrated_database: Scratch, database_kind: Kind) -> None:
     for text in queries(database_kind):
         columns, rows = run(migrated_database, text.replace("'llmproxy'", f"'{migrated_database.name}'"))
         assert columns, text
@@ -45,7 +45,7 @@ def test_every_query_answers(migrated_database: Scratch, database_kind: Kind) ->
 
 
 @on(*SERVERS)
-def test_who_waits_for_whom_is_seen(migrated_database: Scratch, database_kind: Kind) -> None:
+def test_queries_of_the_guide_show_lock_waits(migrated_database: Scratch, database_kind: Kind) -> None:
     (text,) = [text for text in queries(database_kind) if WAITS.search(text)]
     seen: list[int] = []
     started, release = threading.Event(), threading.Event()
@@ -77,7 +77,7 @@ def test_who_waits_for_whom_is_seen(migrated_database: Scratch, database_kind: K
         assert seen[-1] == 1
 
 
-def test_what_is_typed_beside_a_server_on_sqlite(start_server: StartServer, tmp_path: Path) -> None:
+def test_commands_of_the_guide_work_beside_a_server_on_sqlite(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server({"DB_DRIVER": "sqlite", "DATABASE_PATH": "./data/llm-proxy.db"})
     text = done(block(PAGE, "metrics").replace("http://localhost:8080", server.url), server.folder)
     shown = re.findall(r"^(llm_proxy_database_\w+)", text, re.MULTILINE)

@@ -24,7 +24,7 @@ from tests.docs.prompt import environment
 from tests.harness.deployment import Deployment
 from tests.harness.files import write_secret
 from tests.harness.server import ROOT, StartServer
-from tests.scenarios.books import verify
+from tests.scenarios.ledger_checks import verify
 
 PAGE = ROOT / "docs" / "database" / "moving.md"
 #: Where each database moves to.
@@ -95,7 +95,7 @@ def assert_refused(process: subprocess.Popen[str], *words: str) -> None:
     assert any(reason in output for reason in words), output
 
 
-async def test_a_deployment_moves(
+async def test_db_copy_moves_a_deployment(
     databases: Databases,
     database_kind: Kind,
     migrated_database: Scratch,
@@ -127,7 +127,7 @@ async def test_a_deployment_moves(
         verify(new.env)
 
 
-async def test_a_short_cut_over(
+async def test_db_copy_prepared_beside_servers_needs_a_short_downtime(
     databases: Databases,
     database_kind: Kind,
     migrated_database: Scratch,

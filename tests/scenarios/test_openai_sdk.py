@@ -36,14 +36,14 @@ def dumped(values: list[Any]) -> list[Any]:
     return [value.model_dump() for value in values]
 
 
-async def test_chat(clients: Any) -> None:
+async def test_chat_works_with_the_openai_sdk(clients: Any) -> None:
     said, meant = [await result(client.chat.completions.create(model=GPT, messages=ASK)) for client in clients]
     assert said.model_dump() == meant.model_dump()
-    assert "How do tokens wither?" in said.choices[0].message.content
+    assert "How do tokens expire?" in said.choices[0].message.content
     assert said._request_id == meant._request_id
 
 
-async def test_streamed_chat(clients: Any) -> None:
+async def test_streamed_chat_works_with_the_openai_sdk(clients: Any) -> None:
     ask: dict[str, Any] = {"model": GPT, "messages": ASK, "stream": True, "stream_options": {"include_usage": True}}
     said, meant = [await items(client.chat.completions.create(**ask)) for client in clients]
     assert dumped(said) == dumped(meant)
@@ -54,15 +54,15 @@ async def test_a_stream_arrives_as_it_is_sent(clients: Any) -> None:
     paced = {"x-scripted-chunks": "5", "x-scripted-gap": "0.1"}
     stream = await result(clients[0].chat.completions.create(model=GPT, messages=ASK, stream=True, extra_headers=paced))
     if hasattr(stream, "__aiter__"):
-        moments = [time.monotonic() async for _ in stream]
+        times = [time.monotonic() async for _ in stream]
     else:
-        moments = [time.monotonic() for _ in stream]
+        times = [time.monotonic() for _ in stream]
     # Nothing is gathered on the way: each piece comes after its own pause.
-    assert sum(later - earlier > 0.05 for earlier, later in pairwise(moments)) >= 5
+    assert sum(later - earlier > 0.05 for earlier, later in pairwise(times)) >= 5
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_tools(clients: Any, streamed: bool) -> None:
+async def test_tools_work_with_the_openai_sdk(clients: Any, streamed: bool) -> None:
     tools = [{"type": "function", "function": {"name": "weather", "parameters": WEATHER}}]
     ask: dict[str, Any] = {"model": GPT, "messages": [{"role": "user", "content": "Berlin"}], "tools": tools}
     if streamed:
@@ -78,21 +78,21 @@ async def test_tools(clients: Any, streamed: bool) -> None:
     assert "18 degrees" in after.choices[0].message.content
 
 
-async def test_embeddings(clients: Any) -> None:
+async def test_embeddings_work_with_the_openai_sdk(clients: Any) -> None:
     ask: dict[str, Any] = {"model": "text-embedding-scripted", "input": ["one", "two"], "dimensions": 64}
     said, meant = [await result(client.embeddings.create(**ask)) for client in clients]
     assert said.model_dump() == meant.model_dump()
     assert [len(one.embedding) for one in said.data] == [64, 64]
 
 
-async def test_models(clients: Any) -> None:
+async def test_models_work_with_the_openai_sdk(clients: Any) -> None:
     said, meant = [await items(client.models.list()) for client in clients]
     assert dumped(said) == dumped(meant)
     one, other = [await result(client.models.retrieve(said[0].id)) for client in clients]
     assert one.model_dump() == other.model_dump()
 
 
-async def test_a_model_whose_name_has_a_slash(clients: Any, gateway: Deployment) -> None:
+async def test_a_model_name_with_a_slash_works(clients: Any, gateway: Deployment) -> None:
     """The SDK escapes it, as `/v1/models/openai%2Fgpt-oss-120b`, and that reaches the provider byte for byte."""
     errors = []
     for client in clients:
@@ -105,8 +105,8 @@ async def test_a_model_whose_name_has_a_slash(clients: Any, gateway: Deployment)
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_responses(clients: Any, streamed: bool) -> None:
-    ask: dict[str, Any] = {"model": GPT, "input": "How do tokens wither?", "instructions": "Be brief."}
+async def test_responses_work_with_the_openai_sdk(clients: Any, streamed: bool) -> None:
+    ask: dict[str, Any] = {"model": GPT, "input": "How do tokens expire?", "instructions": "Be brief."}
     if streamed:
         said, meant = [await items(client.responses.create(**ask, stream=True)) for client in clients]
         assert dumped(said) == dumped(meant)
@@ -114,7 +114,7 @@ async def test_responses(clients: Any, streamed: bool) -> None:
     else:
         one, other = [await result(client.responses.create(**ask)) for client in clients]
         assert one.model_dump() == other.model_dump()
-        assert "How do tokens wither?" in one.output_text
+        assert "How do tokens expire?" in one.output_text
 
 
 async def test_a_file_goes_up_and_comes_down_byte_for_byte(clients: Any) -> None:
@@ -131,7 +131,7 @@ async def test_a_file_goes_up_and_comes_down_byte_for_byte(clients: Any) -> None
     assert (await result(proxied.files.delete(uploaded.id))).deleted
 
 
-async def test_a_transcription(clients: Any) -> None:
+async def test_transcriptions_work_with_the_openai_sdk(clients: Any) -> None:
     recording = ("speech.wav", random.Random(8).randbytes(100_000))
     said, meant = [
         await result(client.audio.transcriptions.create(file=recording, model="whisper")) for client in clients

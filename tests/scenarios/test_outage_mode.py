@@ -32,7 +32,7 @@ from tests.databases.kinds import on
 from tests.harness.deployment import Deployment
 from tests.harness.server import ServerFailed
 from tests.harness.wire import Wire, wire_to
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 from tests.scenarios.aftermath import metric
 
 if TYPE_CHECKING:
@@ -143,11 +143,11 @@ async def assert_balanced(env: dict[str, str], target: Target, upstream: Upstrea
         with opened(target, Options(), exclusive=False) as database:
             return database.read_now(paths)
 
-    await until(lambda: books.outcomes(target)["in_flight"] == 0)
-    found = await trio.to_thread.run_sync(books.outcomes, target)
+    await until(lambda: ledger_checks.outcomes(target)["in_flight"] == 0)
+    found = await trio.to_thread.run_sync(ledger_checks.outcomes, target)
     seen = Counter(seen["target"] for seen in await trio.to_thread.run_sync(upstream.requests))
     assert await trio.to_thread.run_sync(read) == seen
-    await trio.to_thread.run_sync(books.verify, env)
+    await trio.to_thread.run_sync(ledger_checks.verify, env)
     return found
 
 
@@ -204,7 +204,7 @@ async def test_requests_are_admitted_when_the_database_hangs(
 
 
 @on("postgres", "mysql", "mariadb")
-async def test_a_server_that_is_killed_in_the_outage_loses_nothing(
+async def test_a_server_killed_during_an_outage_loses_no_record(
     start_server: StartServer,
     upstream: Upstream,
     migrated_env: dict[str, str],
@@ -213,7 +213,7 @@ async def test_a_server_that_is_killed_in_the_outage_loses_nothing(
 ) -> None:
     async with started(start_server, migrated_env, DB_OUTAGE_SPOOL=str(tmp_path)) as ((server,), wire):
         caller = await known_caller(server, upstream)
-        await until(lambda: books.outcomes(migrated_target)["rejected"] == 1)
+        await until(lambda: ledger_checks.outcomes(migrated_target)["rejected"] == 1)
         cut_off(wire)
         assert await caller.ask_often(server, 3) == {404: 3}
         upstream.hold()
@@ -244,7 +244,7 @@ async def _until_cut_off(caller: Caller, server: Server) -> None:
 
 
 @on("postgres", "mysql")
-async def test_the_worst_overshoot_is_requests_times_workers_less_what_was_left(
+async def test_maximum_overshoot_in_outage_mode_equals_the_documented_bound(
     start_server: StartServer,
     upstream: Upstream,
     migrated_env: dict[str, str],

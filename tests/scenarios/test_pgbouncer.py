@@ -15,7 +15,7 @@ from tests.databases.fixtures import lacking
 from tests.databases.kinds import on
 from tests.databases.pgbouncer import ADVICE, find_pgbouncer, pgbouncer
 from tests.harness.deployment import Deployment
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 
 if TYPE_CHECKING:
     from benchmarks.processes import Upstream
@@ -27,7 +27,7 @@ LIMIT = 30
 
 
 @on("postgres")
-async def test_two_servers_start_at_once_and_share_a_limit(
+async def test_two_servers_behind_pgbouncer_share_a_limit(
     start_server: StartServer, upstream: Upstream, database_env: dict[str, str], database_target: Target
 ) -> None:
     program = find_pgbouncer()
@@ -56,5 +56,5 @@ async def test_two_servers_start_at_once_and_share_a_limit(
             assert "Traceback" not in server.output
     with opened(database_target, Options()) as database:
         assert database.read_now(migrate.is_at_head)
-    assert books.differences(database_target) == []
-    assert books.outcomes(database_target) == {"ok": LIMIT}
+    assert ledger_checks.differences(database_target) == []
+    assert ledger_checks.outcomes(database_target) == {"ok": LIMIT}

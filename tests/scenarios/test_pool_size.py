@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 @on(*SERVERS)
-def test_pools_that_do_not_fit(migrated_env: dict[str, str], start_server: StartServer, database_kind: Kind) -> None:
-    """Of one worker in its log; of several once, by whoever starts them. It serves all the same."""
+def test_pools_above_the_connection_limit_are_warned_about(
+    migrated_env: dict[str, str], start_server: StartServer, database_kind: Kind
+) -> None:
+    """One worker logs it; several workers log it once, by their supervisor. The server still serves."""
     workers = 2 if database_kind is Kind.MARIADB else 1
     server = start_server(migrated_env, {"DATABASE_POOL_SIZE": "1000", "WORKERS": str(workers)})
     if workers == 1:
@@ -25,6 +27,8 @@ def test_pools_that_do_not_fit(migrated_env: dict[str, str], start_server: Start
 
 
 @on("postgres")
-def test_pools_that_fit(migrated_env: dict[str, str], start_server: StartServer) -> None:
+def test_pools_below_the_connection_limit_are_not_warned_about(
+    migrated_env: dict[str, str], start_server: StartServer
+) -> None:
     server = start_server(migrated_env)
     assert "connections" not in server.output

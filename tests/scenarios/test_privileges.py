@@ -89,7 +89,7 @@ async def test_the_documented_privileges_are_enough(
 
 
 @on("mysql")
-def test_frozen_transactions_can_be_ended_only_by_a_user_that_may_see_them(grant: Callable[[str], Scratch]) -> None:
+def test_ending_frozen_transactions_needs_the_process_privilege(grant: Callable[[str], Scratch]) -> None:
     grant("owner")
     target = grant("server only").target
     with opened(target, Options()) as database:

@@ -30,7 +30,7 @@ ledger.reserve = mistaken
 """
 
 
-def test_a_mistake_in_the_ledger_ends_the_process_with_a_traceback(tmp_path: Path) -> None:
+def test_a_bug_in_the_ledger_ends_the_process_with_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(MISTAKE)
     path = tmp_path / "llm-proxy.db"
     with Upstream.start("--key", UPSTREAM_KEY) as upstream:

@@ -16,7 +16,7 @@ from tests.databases.kinds import SERVERS, Kind, on
 from tests.databases.scratch import Databases, Scratch
 from tests.databases.servers import own_instance
 from tests.harness.deployment import Deployment
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 
 if TYPE_CHECKING:
     from benchmarks.processes import Upstream
@@ -35,7 +35,7 @@ def switchable(databases: Databases, database_kind: Kind) -> Iterator[Switchable
         require_programs(database_kind)
         with own_instance(database_kind) as instance:
             # Administrators write whatever is set, so the proxy is none.
-            name, url = "books", instance.url.replace("root@", "proxy@")
+            name, url = "ledger", instance.url.replace("root@", "proxy@")
             admin = admin_of(database_kind, instance.url)
             admin.execute(
                 f"CREATE DATABASE {name} CHARACTER SET utf8mb4", "CREATE USER proxy", f"GRANT ALL ON {name}.* TO proxy"
@@ -90,5 +90,5 @@ async def test_a_database_turns_read_only_and_back(
     assert "Traceback" not in server.output
     assert "sqlalchemy" not in server.output
     assert "ServerPool" not in server.output
-    books.verify(scratch.env)
-    assert books.outcomes(scratch.target) == {"ok": 4}
+    ledger_checks.verify(scratch.env)
+    assert ledger_checks.outcomes(scratch.target) == {"ok": 4}

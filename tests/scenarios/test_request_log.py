@@ -87,14 +87,14 @@ def owner(token: dict[str, Any], provider: str = "openai") -> dict[str, Any]:
     return {"token_id": token["id"], "project_id": token["project_id"], "provider": provider}
 
 
-async def test_a_refusal_before_the_token_is_known_names_the_client_and_the_path(gateway: Deployment) -> None:
+async def test_log_of_a_rejection_without_token_has_client_and_path(gateway: Deployment) -> None:
     assert await refused(gateway, "") == common(401, "token_missing")
     assert await refused(gateway, "sk-" + "a" * 43) == common(401, "token_invalid")
     named = "/anthropic/v1/messages"
     assert await refused(gateway, "", named) == common(401, "token_missing", named) | {"provider": "anthropic"}
 
 
-async def test_a_refusal_of_a_known_token_names_it_and_its_project(gateway: Deployment) -> None:
+async def test_log_of_a_rejected_token_has_token_and_project(gateway: Deployment) -> None:
     manage = gateway.server.manage
     revoked = gateway.new_token()
     manage("DELETE", f"/tokens/{revoked['id']}")
@@ -123,9 +123,7 @@ async def test_a_refusal_of_a_known_token_names_it_and_its_project(gateway: Depl
 
 
 @pytest.mark.parametrize(("model", "shown"), [("gpt-9", "gpt-9"), ("a\\ud800b", "ab"), ("\\u0007", None)])
-async def test_a_refusal_by_the_body_names_the_model_that_was_asked_for(
-    gateway: Deployment, model: str, shown: str | None
-) -> None:
+async def test_log_of_a_rejected_model_has_the_model(gateway: Deployment, model: str, shown: str | None) -> None:
     token = gateway.new_token(gateway.new_project(provider="openai-strict")["id"])
     body = chat_body().replace(b"gpt-scripted", model.encode())
     found = await refused(gateway, token["token"], CHAT, body, JSON, ("Origin", ORIGIN), (TEAM, "a"))
@@ -133,7 +131,7 @@ async def test_a_refusal_by_the_body_names_the_model_that_was_asked_for(
     assert found == (wanted if shown is None else wanted | {"model": shown})
 
 
-async def test_an_admitted_request_names_the_client_too(gateway: Deployment) -> None:
+async def test_log_of_an_admitted_request_has_the_client(gateway: Deployment) -> None:
     response = await gateway.chat(gateway.new_secret(), ("X-Forwarded-For", CLIENT))
     assert line(gateway, response.header("x-llm-proxy-request-id"))["client"] == CLIENT
 

@@ -73,7 +73,7 @@ async def provider_of(answers: dict[bytes, bytes]) -> AsyncIterator[str]:
         nursery.cancel_scope.cancel()
 
 
-async def test_hop_by_hop_headers_of_a_response_end_here(databases: Databases) -> None:
+async def test_hop_by_hop_response_headers_are_stripped(databases: Databases) -> None:
     answers = {f"/v1/models/{shape}".encode(): response(shape) for shape in (PLAIN, STREAMED)}
     received: dict[str, client.Response] = {}
     async with provider_of(answers) as url:

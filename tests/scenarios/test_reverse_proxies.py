@@ -1,4 +1,4 @@
-"""What stands in front, as reverse-proxy.md has it: requests, streams, and who may manage.
+"""Reverse proxies with the configurations of reverse-proxy.md: requests, streams, and access to management paths.
 
 Two of the three servers of the page are away. A fleet behind nginx that is restarted is in test_fleet.py.
 """
@@ -60,7 +60,7 @@ def balancer(request: pytest.FixtureRequest, deployment: Deployment, tmp_path: P
 
 
 def manage(balancer: Balancer, address: str) -> int:
-    """What somebody gets who asks for projects from this address, with the right token."""
+    """The response to a request for projects from this address, with the right token."""
     place = urlsplit(balancer.url)
     source = (address, 0)
     connection = http.client.HTTPSConnection(
@@ -74,7 +74,7 @@ def manage(balancer: Balancer, address: str) -> int:
 
 
 @on("sqlite")
-async def test_requests_and_streams_pass(deployment: Deployment, balancer: Balancer) -> None:
+async def test_requests_and_streams_pass_through_reverse_proxies(deployment: Deployment, balancer: Balancer) -> None:
     headers = chat_headers(deployment.new_secret(), ("Host", urlsplit(balancer.url).netloc))
     for stream, ending in ((False, b"}"), (True, b"data: [DONE]"), (False, b"}"), (True, b"data: [DONE]")):
         answer = await client.exchange(
@@ -90,7 +90,7 @@ async def test_requests_and_streams_pass(deployment: Deployment, balancer: Balan
 @on("sqlite")
 @pytest.mark.skipif(sys.platform != "linux", reason="only there all of 127.0.0.0/8 is this machine's")
 @pytest.mark.parametrize(("path", "content"), [("/manage/projects", b'"next_cursor"'), ("/metrics", b"# HELP")])
-def test_no_request_from_outside_gets_past_the_rule(balancer: Balancer, path: str, content: bytes) -> None:
+def test_reverse_proxies_block_management_paths_from_outside(balancer: Balancer, path: str, content: bytes) -> None:
     requests = evasions(path, urlsplit(balancer.url).netloc)
     assert content in ask(balancer, "127.0.0.1", requests[0])
     reached = {}

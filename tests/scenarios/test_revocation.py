@@ -1,4 +1,4 @@
-"""What one replica is told, every replica obeys at the next request. No cache stands between."""
+"""A change on one replica applies to the next request on every replica, without a cache in between."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def lower_the_limit(told: Deployment, token: dict[str, Any]) -> None:
         (lower_the_limit, 429, "request_limit_exceeded", 0),
     ],
 )
-async def test_at_the_next_request(
+async def test_a_revoked_token_is_rejected_at_its_next_request_on_every_server(
     replicas: Replicas,
     change: Callable[[Deployment, dict[str, Any]], None],
     status: int,

@@ -12,7 +12,7 @@ from tests.databases.kinds import on
 from tests.databases.scratch import Scratch
 from tests.harness.deployment import Deployment
 from tests.harness.server import StartServer
-from tests.scenarios.books import outcomes, verify
+from tests.scenarios.ledger_checks import outcomes, verify
 
 PATIENCE = 120.0
 CLIENTS = 6

@@ -18,7 +18,7 @@ from tests.databases.kinds import SERVERS, on
 from tests.db.next_release import HARMFUL, HARMLESS, migrate_as_next_release
 from tests.harness.deployment import Deployment
 from tests.harness.server import Server, StartServer
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 
 CLIENTS = 6
 
@@ -50,7 +50,7 @@ async def update_under_load(deployment: Deployment, target: Target, folder: Path
 
 
 @on(*SERVERS)
-def test_an_old_server_goes_on_while_the_next_version_migrates(
+def test_an_old_server_keeps_serving_while_the_next_version_migrates(
     upstream: Upstream,
     start_server: StartServer,
     migrated_target: Target,
@@ -66,14 +66,14 @@ def test_an_old_server_goes_on_while_the_next_version_migrates(
     for one in (server, second):
         assert one.stop() == 0
     assert "Traceback" not in server.output
-    books.verify(migrated_env)
+    ledger_checks.verify(migrated_env)
 
 
 def says_newer(server: Server) -> bool:
     return any("this one can work on it" in event.get("event", "") for event in server.events)
 
 
-def test_a_server_comes_back_on_a_newer_schema_or_says_why_not(
+def test_an_old_server_starts_on_a_compatible_newer_schema(
     start_server: StartServer, migrated_target: Target, migrated_env: dict[str, str], tmp_path: Path
 ) -> None:
     migrate_as_next_release(migrated_target, tmp_path / "next", HARMLESS)
@@ -83,10 +83,10 @@ def test_a_server_comes_back_on_a_newer_schema_or_says_why_not(
 
 
 @on("sqlite", "mysql")
-def test_one_that_cannot_work_on_it_is_not_ready_and_does_not_start(
+def test_an_old_server_is_not_ready_on_an_incompatible_schema(
     start_server: StartServer, migrated_target: Target, migrated_env: dict[str, str], tmp_path: Path
 ) -> None:
-    (upgrade, amiss), *_ = HARMFUL.items()
+    (upgrade, problem), *_ = HARMFUL.items()
     running = start_server(migrated_env) if migrated_target.driver != "sqlite" else None
     migrate_as_next_release(migrated_target, tmp_path / "next", upgrade)
     if running is not None:
@@ -95,5 +95,5 @@ def test_one_that_cannot_work_on_it_is_not_ready_and_does_not_start(
     refused = start_server(migrated_env, ready=False)
     assert refused.wait() == 1
     (line,) = [line for line in refused.output.splitlines() if line.startswith("error:")]
-    assert f"this one cannot work on it: {amiss}; use the newer version" in line
+    assert f"this one cannot work on it: {problem}; use the newer version" in line
     refused.kill()

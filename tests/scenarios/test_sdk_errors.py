@@ -59,7 +59,7 @@ async def raises(sdk: Sdk, code: str, status: int, exception: type[Exception], w
 
 @SDKS
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.code}{case.kind}")
-def test_each_refusal_is_the_sdks_own_exception(gateway: Deployment, sdk: Sdk, case: Case) -> None:
+def test_each_error_code_raises_the_sdks_exception(gateway: Deployment, sdk: Sdk, case: Case) -> None:
     project = gateway.new_project(provider=sdk.provider + case.kind)
     token = gateway.new_token(project["id"], **case.token)
     secret = case.spoil(gateway, token) or token["token"]
@@ -115,7 +115,7 @@ async def test_an_anthropic_client_without_the_version_in_its_path_gets_anthropi
 
 
 @SDKS
-def test_the_blocking_client_raises_the_same(gateway: Deployment, sdk: Sdk) -> None:
+def test_the_synchronous_client_raises_the_same_exceptions(gateway: Deployment, sdk: Sdk) -> None:
     async def meet() -> None:
         async with (
             sdk.make("sync", gateway.server.url, "sk-" + "x" * 43) as client,
@@ -127,10 +127,10 @@ def test_the_blocking_client_raises_the_same(gateway: Deployment, sdk: Sdk) -> N
 
 
 @SDKS
-async def test_the_strict_provider_serves_who_keeps_its_rules(gateway: Deployment, sdk: Sdk) -> None:
+async def test_a_strict_provider_accepts_valid_requests(gateway: Deployment, sdk: Sdk) -> None:
     project = gateway.new_project(provider=f"{sdk.provider}-strict")
     secret = gateway.new_secret(project["id"])
-    long = [{"role": "user", "content": "Wither. " * 10_000}]
+    long = [{"role": "user", "content": "Expire. " * 10_000}]
     async with sdk.make("async", gateway.server.url, secret, default_headers=STRICT) as client:
         assert (await sdk.ask(client, messages=long)).id
         sent = (await sdk.raw(client, messages=long)).http_response.request.content
@@ -155,7 +155,7 @@ async def test_a_limit_that_is_used_up_is_not_retried(gateway: Deployment, sdk: 
 
 
 @SDKS
-async def test_overloaded(gateway: Deployment, sdk: Sdk) -> None:
+async def test_overloaded_raises_after_retries(gateway: Deployment, sdk: Sdk) -> None:
     project = gateway.new_project(provider=sdk.provider)
     secret = gateway.new_secret(project["id"])
     gateway.upstream.hold()
@@ -170,7 +170,7 @@ async def test_overloaded(gateway: Deployment, sdk: Sdk) -> None:
 
 
 @SDKS
-async def test_an_overload_that_passes_is_got_over_by_retrying(gateway: Deployment, sdk: Sdk) -> None:
+async def test_a_short_overload_is_solved_by_retries(gateway: Deployment, sdk: Sdk) -> None:
     """The SDKs wait for as long as `Retry-After` says, one second, and the caller never learns of it."""
     project = gateway.new_project(provider=sdk.provider)
     secret = gateway.new_secret(project["id"])
@@ -207,7 +207,7 @@ async def test_the_providers_own_errors_pass_unchanged(gateway: Deployment, sdk:
 
 
 @SDKS
-async def test_a_key_that_the_provider_refuses_is_the_providers_error(gateway: Deployment, sdk: Sdk) -> None:
+async def test_a_rejected_api_key_is_the_providers_error(gateway: Deployment, sdk: Sdk) -> None:
     project = gateway.new_project(provider=sdk.provider, api_key="sk-another-key-than-the-upstream-knows")
     async with sdk.make("async", gateway.server.url, gateway.new_secret(project["id"])) as client:
         with pytest.raises(sdk.errors.AuthenticationError, match="Incorrect API key provided"):
@@ -224,7 +224,7 @@ async def test_a_stream_that_breaks_off_does_not_look_complete(gateway: Deployme
 
 
 @SDKS
-async def test_a_server_that_is_shutting_down_serves_what_comes(
+async def test_a_draining_server_serves_new_requests(
     databases: Databases, upstream: Upstream, tmp_path: Path, sdk: Sdk
 ) -> None:
     with ExitStack() as stack:
@@ -244,7 +244,9 @@ async def test_a_server_that_is_shutting_down_serves_what_comes(
             upstream.release()
 
 
-async def test_database_unavailable(databases: Databases, upstream: Upstream, tmp_path: Path) -> None:
+async def test_database_unavailable_raises_after_retries(
+    databases: Databases, upstream: Upstream, tmp_path: Path
+) -> None:
     with ExitStack() as stack:
         scratch = stack.enter_context(databases.migrated(Kind.SQLITE))
         gateway = stack.enter_context(open_gateway(scratch, upstream, tmp_path))

@@ -1,4 +1,4 @@
-"""The upstream never sees a token, the client never sees a key, and everything else crosses as it is.
+"""The upstream never sees a token, the client never sees a key, and everything else is forwarded unchanged.
 
 The server logs at its most talkative here, and the last test searches what all the others made it write.
 """
@@ -116,14 +116,14 @@ async def test_the_upstream_never_sees_the_token(
     assert not {"cookie", "proxy-authorization"} & {name for name, _ in seen}
 
 
-async def test_credentials_beside_the_token_stay_here_too(gateway: Deployment, token: str) -> None:
+async def test_other_credentials_of_the_client_are_stripped(gateway: Deployment, token: str) -> None:
     headers = [("Authorization", "Basic dXNlcjpwYXNzd29yZA=="), ("X-Api-Key", token), ("Cookie", "session=1")]
     await raw_exchange(gateway.server.url, OPENAI.path, headers, chat_body())
     _, seen = seen_by(gateway.upstream)
     assert "dXNlcjpwYXNzd29yZA==" not in json.dumps(seen)
 
 
-async def test_a_client_can_not_choose_an_account_of_the_provider(gateway: Deployment, token: str) -> None:
+async def test_organisation_headers_of_the_client_are_stripped(gateway: Deployment, token: str) -> None:
     chosen = ["OpenAI-Organization", "OpenAI-Project", "anthropic-organization-id", "anthropic-workspace-id"]
     headers = [("Authorization", f"Bearer {token}"), *((name, "another") for name in chosen)]
     await raw_exchange(gateway.server.url, OPENAI.path, headers, chat_body())
@@ -131,7 +131,7 @@ async def test_a_client_can_not_choose_an_account_of_the_provider(gateway: Deplo
     assert not {name.lower() for name in chosen} & {name for name, _ in seen}
 
 
-async def test_who_calls_is_not_told_to_the_upstream(gateway: Deployment, token: str) -> None:
+async def test_the_client_address_is_not_sent_upstream(gateway: Deployment, token: str) -> None:
     names = ["Forwarded", "X-Forwarded-For", "X-Forwarded-Host", "X-Real-IP", "Via", "CF-Connecting-IP"]
     headers = [("Authorization", f"Bearer {token}"), *((name, "192.0.2.77") for name in names)]
     await raw_exchange(gateway.server.url, OPENAI.path, headers, chat_body())
@@ -140,7 +140,7 @@ async def test_who_calls_is_not_told_to_the_upstream(gateway: Deployment, token:
     assert dict(seen)["host"] == f"{gateway.upstream.host}:{gateway.upstream.port}"
 
 
-async def test_hop_by_hop_headers_end_here(gateway: Deployment, token: str) -> None:
+async def test_hop_by_hop_request_headers_are_stripped(gateway: Deployment, token: str) -> None:
     headers = [
         ("Authorization", f"Bearer {token}"),
         ("X-Private", "1"),
@@ -163,7 +163,7 @@ async def test_hop_by_hop_headers_end_here(gateway: Deployment, token: str) -> N
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_everything_else_crosses_byte_for_byte_and_in_order(
+async def test_all_other_headers_are_forwarded_byte_for_byte_and_in_order(
     gateway: Deployment, token: str, framing: str
 ) -> None:
     body = random.Random(3).randbytes(300_000)
@@ -230,7 +230,7 @@ async def test_the_client_never_sees_the_key(gateway: Deployment, told: list[str
         assert_no_key(answer)
 
 
-async def test_no_refusal_tells_anything(gateway: Deployment, told: list[str]) -> None:
+async def test_no_error_contains_a_secret(gateway: Deployment, told: list[str]) -> None:
     project = gateway.new_project(provider="openai-absent")
     token = gateway.new_secret(project["id"])
     spent = gateway.new_token(project["id"], max_requests=1)
@@ -252,7 +252,9 @@ async def test_no_refusal_tells_anything(gateway: Deployment, told: list[str]) -
 
 @APIS
 @SHAPES
-async def test_the_provider_stays_unnamed(gateway: Deployment, told: list[str], api: Api, shape: str) -> None:
+async def test_the_server_header_of_the_provider_is_stripped(
+    gateway: Deployment, told: list[str], api: Api, shape: str
+) -> None:
     token = new_token(gateway, told, api)
     received: list[list[tuple[str, str]]] = []
     for url, secret in ((gateway.server.url, token), (gateway.upstream.url, UPSTREAM_KEY)):
@@ -274,7 +276,7 @@ async def test_the_provider_stays_unnamed(gateway: Deployment, told: list[str], 
 # Where people look.
 
 
-async def test_no_secret_is_written_down_anywhere(gateway: Deployment, told: list[str]) -> None:
+async def test_no_secret_is_in_the_log_or_the_database(gateway: Deployment, told: list[str]) -> None:
     for api in (OPENAI, ANTHROPIC):
         token = new_token(gateway, told, api)
         for target, directions in (
@@ -304,5 +306,5 @@ async def test_no_secret_is_written_down_anywhere(gateway: Deployment, told: lis
     assert places["ledger"].count("/v1/models/[redacted]") == 4
     for place, text in places.items():
         for secret in (*told, UPSTREAM_KEY, MANAGEMENT_TOKEN, ENCRYPTION_KEY):
-            # What stands in front of a token's secret part may be percent-encoded.
-            assert secret.removeprefix("sk-") not in text, f"a secret stands in the {place}"
+            # The prefix of a token may be percent-encoded.
+            assert secret.removeprefix("sk-") not in text, f"a secret is in the {place}"

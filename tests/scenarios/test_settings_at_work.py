@@ -36,7 +36,7 @@ def changed(
         "MAX_REQUEST_SIZE": "64KiB",
         "MAX_CONCURRENT_REQUESTS": str(AT_ONCE),
         "REQUEST_TIMEOUT": "500ms",
-        "METRICS_PATH": "/figures/of/mine",
+        "METRICS_PATH": "/metrics/of/mine",
         "LOG_FILE": str(tmp_path_factory.mktemp("log") / "proxy.log"),
         "DEFAULT_API_PROVIDER": "anthropic",
         **provider_settings(session_upstream),
@@ -75,11 +75,11 @@ MARKED = {
 }
 
 
-def figures(deployment: Deployment) -> dict[str, float]:
+def metrics(deployment: Deployment) -> dict[str, float]:
     """All metrics by name and labels, once nothing is left to be settled."""
 
     def look() -> dict[str, float] | None:
-        text = deployment.server.call("GET", "/figures/of/mine").content
+        text = deployment.server.call("GET", "/metrics/of/mine").content
         lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
         shown = {name: float(value) for name, _, value in lines}
         return None if shown["llm_proxy_database_unsettled_requests"] else shown
@@ -89,7 +89,7 @@ def figures(deployment: Deployment) -> dict[str, float]:
 
 @pytest.mark.parametrize("target", [CHAT, "/anthropic/v1/messages", "/manage/tokens", "/health", "/nowhere"])
 async def test_a_preflight_needs_no_token_and_leaves_no_trace(deployment: Deployment, target: str) -> None:
-    before = figures(deployment)
+    before = metrics(deployment)
     asked = [("Origin", PAGE), ("Access-Control-Request-Method", "POST")]
     asked.append(("Access-Control-Request-Headers", "authorization,content-type"))
     response = await deployment.server.request("OPTIONS", target, asked)
@@ -101,14 +101,14 @@ async def test_a_preflight_needs_no_token_and_leaves_no_trace(deployment: Deploy
         "access-control-max-age": "7200",
         "vary": "Origin, Access-Control-Request-Method, Access-Control-Request-Headers",
     }
-    after = figures(deployment)
+    after = metrics(deployment)
     ours = [name for name in after if name.startswith(("llm_proxy_database_batch", "llm_proxy_refusals"))]
     assert [after[name] for name in ours] == [before[name] for name in ours]
     assert deployment.upstream.counts()["requests"] == 0
 
 
 @pytest.mark.parametrize("target", [CHAT, "/manage/tokens"])
-async def test_a_preflight_of_another_page_is_refused(deployment: Deployment, target: str) -> None:
+async def test_a_preflight_of_another_origin_is_rejected(deployment: Deployment, target: str) -> None:
     asked = [("Origin", STRANGER), ("Access-Control-Request-Method", "POST")]
     response = await deployment.server.request("OPTIONS", target, asked)
     assert response.status == 401
@@ -116,7 +116,7 @@ async def test_a_preflight_of_another_page_is_refused(deployment: Deployment, ta
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_page_may_see_answers(deployment: Deployment, secret: str, *, stream: bool) -> None:
+async def test_cors_headers_allow_pages_to_read_responses(deployment: Deployment, secret: str, *, stream: bool) -> None:
     answer = await deployment.chat(secret, ("Origin", PAGE), stream=stream)
     assert (answer.status, answer.complete) == (200, True)
     assert cors(answer) == MARKED
@@ -128,14 +128,14 @@ async def test_a_page_may_see_answers(deployment: Deployment, secret: str, *, st
     ("method", "target", "status"),
     [("POST", CHAT, 401), ("GET", "/manage/tokens", 401), ("GET", "/health", 200), ("GET", "/nowhere", 404)],
 )
-async def test_a_page_may_see_refusals_and_the_control_plane(
+async def test_cors_headers_allow_pages_to_read_errors_and_management(
     deployment: Deployment, method: str, target: str, status: int
 ) -> None:
     response = await deployment.server.request(method, target, [("Origin", PAGE)])
     assert (response.status, cors(response)) == (status, MARKED)
 
 
-async def test_what_the_provider_says_to_browsers_is_replaced(deployment: Deployment, secret: str) -> None:
+async def test_cors_headers_of_the_provider_are_replaced(deployment: Deployment, secret: str) -> None:
     direct = await client.exchange(deployment.upstream.url, "POST", CHAT, chat_headers(UPSTREAM_KEY), chat_body())
     assert direct.header("access-control-expose-headers") == "X-Request-ID"
     response = await deployment.chat(secret, ("Origin", PAGE), ("x-scripted-status", "429"))
@@ -145,7 +145,7 @@ async def test_what_the_provider_says_to_browsers_is_replaced(deployment: Deploy
 async def test_a_wrong_management_token_is_logged_with_the_address_that_a_trusted_proxy_names(
     deployment: Deployment,
 ) -> None:
-    # What stands left of the address that the proxy itself has written may be anything.
+    # The part to the left of the address that the proxy has written may be anything.
     headers = [("X-Forwarded-For", "198.51.100.1, 203.0.113.9, 10.0.0.2"), ("Authorization", "Bearer wrong")]
     assert (await deployment.server.request("GET", "/manage/projects", headers)).status == 401
     lines = (await trio.Path(deployment.server.settings["LOG_FILE"]).read_text()).splitlines()
@@ -155,7 +155,7 @@ async def test_a_wrong_management_token_is_logged_with_the_address_that_a_truste
 
 @pytest.mark.parametrize("length", [LIMIT, LIMIT + 1])
 @pytest.mark.parametrize("framing", ["length", "chunks", "one chunk"])
-async def test_the_largest_body_is_exact_however_it_is_framed(
+async def test_max_request_size_is_exact_for_every_framing(
     deployment: Deployment, secret: str, length: int, framing: str
 ) -> None:
     body = chat_body().ljust(length)
@@ -174,14 +174,14 @@ async def test_the_largest_body_is_exact_however_it_is_framed(
         assert (response.status, response.json()["error"]["code"]) == (413, "request_too_large")
 
 
-async def test_a_body_that_grows_too_long_on_its_way_is_refused_too(deployment: Deployment, secret: str) -> None:
+async def test_a_chunked_body_above_max_request_size_gets_413(deployment: Deployment, secret: str) -> None:
     headers = [*chat_headers(secret), ("Transfer-Encoding", "chunked")]
     piece = b"4000\r\n" + b" " * 0x4000 + b"\r\n"
     async with client.connect(deployment.server.url) as connection:
         await connection.request("POST", CHAT, headers)
         await connection.send(piece)
         with trio.fail_after(5):
-            while not figures(deployment)['llm_proxy_upstream_in_flight_requests{provider="openai"}']:
+            while not metrics(deployment)['llm_proxy_upstream_in_flight_requests{provider="openai"}']:
                 await trio.sleep(0.01)
         await connection.send(3 * piece + b"1\r\n \r\n")
         response = await connection.response("POST")
@@ -189,7 +189,7 @@ async def test_a_body_that_grows_too_long_on_its_way_is_refused_too(deployment: 
     await trio.to_thread.run_sync(partial(deployment.upstream.wait, broken=1))
 
 
-async def test_only_so_many_at_once(deployment: Deployment, secret: str) -> None:
+async def test_requests_above_max_concurrent_requests_get_overloaded(deployment: Deployment, secret: str) -> None:
     statuses: list[int] = []
 
     async def ask() -> None:
@@ -207,18 +207,18 @@ async def test_only_so_many_at_once(deployment: Deployment, secret: str) -> None
     assert refused.header("retry-after") == "1"
 
 
-async def test_the_provider_is_not_waited_for_any_longer(deployment: Deployment, secret: str) -> None:
+async def test_request_timeout_ends_the_wait_for_the_provider(deployment: Deployment, secret: str) -> None:
     head = await deployment.chat(secret, ("x-scripted-delay", "5"))
     assert (head.status, head.json()["error"]["code"]) == (504, "upstream_timeout")
     body = await deployment.chat(secret, ("x-scripted-gap", "5"), stream=True)
     assert (body.status, body.complete) == (200, False)
 
 
-def test_projects_that_name_no_provider_get_the_chosen_one(deployment: Deployment) -> None:
+def test_projects_without_a_provider_get_the_default_provider(deployment: Deployment) -> None:
     assert deployment.new_project()["provider"] == "anthropic"
 
 
-async def test_the_log_is_in_its_file(deployment: Deployment, secret: str) -> None:
+async def test_log_file_gets_the_log(deployment: Deployment, secret: str) -> None:
     response = await deployment.chat(secret)
     log = trio.Path(deployment.server.settings["LOG_FILE"])
     with trio.fail_after(5):
@@ -227,14 +227,14 @@ async def test_the_log_is_in_its_file(deployment: Deployment, secret: str) -> No
             await trio.sleep(0.01)
 
 
-def test_the_metrics_are_at_their_path_and_complete(deployment: Deployment) -> None:
+def test_metrics_are_at_metrics_path(deployment: Deployment) -> None:
     assert deployment.server.call("GET", "/metrics").status == 404
-    shown = figures(deployment)
+    shown = metrics(deployment)
     assert shown["llm_proxy_database_settle_lag_seconds"] == 0
     assert shown["llm_proxy_log_lines_lost_total"] == 0
 
 
-def test_there_are_no_metrics_unless_they_are_wanted(databases: Databases, upstream: Upstream) -> None:
+def test_metrics_are_off_with_enable_metrics_false(databases: Databases, upstream: Upstream) -> None:
     with databases.migrated(Kind.SQLITE) as scratch:
         settings = {**provider_settings(upstream), "ENABLE_METRICS": "false"}
         with running_server(scratch.env, settings) as server:

@@ -1,4 +1,4 @@
-"""SIGTERM under streaming load: unready first, streams end by themselves, the books are complete, exit 0."""
+"""SIGTERM under streaming load: not ready first, streams end normally, the ledger is complete, exit 0."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Databases
 from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers
-from tests.scenarios import books
+from tests.scenarios import ledger_checks
 
 if TYPE_CHECKING:
     from tests.harness.server import StartServer
@@ -30,7 +30,7 @@ async def start(start_server: StartServer, env: dict[str, str], **settings: str)
     return server
 
 
-async def test_streams_end_by_themselves(
+async def test_streams_end_normally_within_the_grace(
     start_server: StartServer, upstream: Any, migrated_env: dict[str, str], migrated_target: Target
 ) -> None:
     server = await start(start_server, migrated_env, SHUTDOWN_GRACE="20s")
@@ -62,11 +62,11 @@ async def test_streams_end_by_themselves(
         assert (answer.status, answer.complete, answer.header("Connection")) == (200, True, "close")
     assert [(stream.status, stream.complete) for stream in streams] == [(200, True)] * STREAMS
     assert await server.ended() == 0, server.output
-    assert books.outcomes(migrated_target) == {"ok": STREAMS + 2}
-    books.verify(migrated_env)
+    assert ledger_checks.outcomes(migrated_target) == {"ok": STREAMS + 2}
+    ledger_checks.verify(migrated_env)
 
 
-async def test_what_outlasts_the_grace_is_cut_off_and_still_settled(
+async def test_requests_longer_than_the_grace_are_cut_off_and_settled(
     start_server: StartServer, upstream: Any, migrated_env: dict[str, str], migrated_target: Target
 ) -> None:
     server = await start(start_server, migrated_env, SHUTDOWN_GRACE="1s")
@@ -94,11 +94,11 @@ async def test_what_outlasts_the_grace_is_cut_off_and_still_settled(
         with trio.fail_after(8):
             assert await server.stopped() == 0, server.output
     assert cut == [True] * STREAMS, "a stream that was cut off must not look complete"
-    found = books.outcomes(migrated_target)
+    found = ledger_checks.outcomes(migrated_target)
     assert sum(found.values()) == STREAMS
     assert "in_flight" not in found
     assert "unknown" not in found
-    books.verify(migrated_env)
+    ledger_checks.verify(migrated_env)
 
 
 @pytest.mark.parametrize("signals", [1, 2])
@@ -110,9 +110,7 @@ def test_an_idle_server_stops_at_once(start_server: StartServer, migrated_env: d
 
 
 @on("sqlite")
-def test_a_server_that_is_told_again_and_again_ends_as_well(
-    start_server: StartServer, migrated_env: dict[str, str]
-) -> None:
+def test_repeated_sigterm_ends_the_server(start_server: StartServer, migrated_env: dict[str, str]) -> None:
     server = start_server(migrated_env)
     while server.process.running:
         server.terminate()
@@ -121,7 +119,7 @@ def test_a_server_that_is_told_again_and_again_ends_as_well(
 
 
 @on("sqlite")
-async def test_load_balancers_have_time_to_notice(
+async def test_shutdown_delay_keeps_serving_while_not_ready(
     start_server: StartServer, upstream: Any, migrated_env: dict[str, str]
 ) -> None:
     server = await start(start_server, migrated_env, SHUTDOWN_DELAY="1000s")
@@ -140,7 +138,7 @@ async def test_load_balancers_have_time_to_notice(
 
 
 @on("sqlite", "postgres")
-def test_one_process_says_why_it_is_not_replaced(
+def test_sighup_with_one_process_logs_why_nothing_changes(
     start_server: StartServer, migrated_env: dict[str, str], database_kind: Kind
 ) -> None:
     server = start_server(migrated_env)
@@ -153,7 +151,7 @@ def test_one_process_says_why_it_is_not_replaced(
 
 
 @on("postgres", "mysql", "mariadb")
-def test_a_server_ends_well_though_its_database_has_gone(
+def test_a_server_ends_although_its_database_is_away(
     start_server: StartServer, databases: Databases, database_kind: Kind
 ) -> None:
     with databases.migrated(database_kind) as scratch:

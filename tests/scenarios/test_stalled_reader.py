@@ -21,7 +21,7 @@ from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness import client
 from tests.harness.deployment import Deployment, chat_headers
-from tests.scenarios import aftermath, books
+from tests.scenarios import aftermath, ledger_checks
 from tests.scenarios.gateway import open_gateway
 
 DEADLINE = 1.0
@@ -48,7 +48,7 @@ async def stalled_reader(deployment: Deployment, secret: str) -> AsyncIterator[c
         yield connection
 
 
-async def test_a_stalled_reader_is_given_up_after_the_deadline(gateway: Deployment) -> None:
+async def test_a_stalled_reader_is_reset_after_client_write_timeout(gateway: Deployment) -> None:
     token = gateway.new_token()
     before = aftermath.holdings(gateway.server, gateway.upstream)
     received: list[int] = []
@@ -89,7 +89,7 @@ async def piece(connection: client.Connection, limit: int) -> bytes:
     return data
 
 
-async def test_a_slow_reader_is_left_alone(gateway: Deployment) -> None:
+async def test_a_slow_reader_is_not_reset(gateway: Deployment) -> None:
     token = gateway.new_token()
     body = bytes(256 * 1024)
     headers = chat_headers(token["token"], ("x-scripted-echo", "1"))
@@ -107,7 +107,7 @@ async def test_a_slow_reader_is_left_alone(gateway: Deployment) -> None:
     assert (row["outcome"], row["response_bytes"]) == ("ok", len(body))
 
 
-async def test_a_provider_that_pauses_is_waited_for(gateway: Deployment) -> None:
+async def test_a_pausing_provider_does_not_count_as_a_stalled_reader(gateway: Deployment) -> None:
     token = gateway.new_token()
     pausing = (("x-scripted-chunks", "1"), ("x-scripted-gap", str(1.4 * DEADLINE)))
     answer = await gateway.chat(token["token"], ("x-scripted-delay", str(1.4 * DEADLINE)), *pausing)
@@ -119,7 +119,7 @@ async def test_a_provider_that_pauses_is_waited_for(gateway: Deployment) -> None
     [(1.0, 30.0, "proxy_error"), (20.0, DEADLINE, "client_closed")],
     ids=["beyond-the-grace", "within-the-grace"],
 )
-async def test_a_stalled_reader_does_not_hold_up_the_shutdown(
+async def test_a_stalled_reader_does_not_delay_the_shutdown(
     databases: Databases, upstream: Upstream, tmp_path: Path, grace: float, deadline: float, outcome: str
 ) -> None:
     """The server ends when the grace is over, or before, when it has given up the last stalled reader."""
@@ -132,6 +132,6 @@ async def test_a_stalled_reader_does_not_hold_up_the_shutdown(
                 assert await deployment.server.stopped() == 0, deployment.server.output
                 took = time.monotonic() - started
         assert took <= min(grace, deadline) + LENIENCE
-        assert books.outcomes(scratch.target) == {outcome: 2}
-        books.verify(scratch.env)
+        assert ledger_checks.outcomes(scratch.target) == {outcome: 2}
+        ledger_checks.verify(scratch.env)
     assert upstream.wait(in_flight=0)["closed_early"] == 2

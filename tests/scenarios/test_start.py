@@ -31,7 +31,7 @@ def start_all(stack: ExitStack, env: dict[str, str], upstream: Upstream) -> list
     return [stack.enter_context(running_server(env, settings, ready=False)) for _ in range(SERVERS)]
 
 
-def test_eight_servers_on_one_empty_database(
+def test_eight_servers_start_at_once_on_an_empty_database(
     upstream: Upstream, database_env: dict[str, str], database_target: Target, database_kind: Kind
 ) -> None:
     with ExitStack() as stack:
@@ -67,7 +67,7 @@ def await_all_but_one(servers: list[Server]) -> list[Server]:
 
 
 @on("postgres", "mysql", "mariadb")
-def test_servers_wait_for_one_that_is_stuck_and_say_so(
+def test_servers_wait_for_a_stuck_migration_and_log_it(
     upstream: Upstream, database_env: dict[str, str], database_target: Target
 ) -> None:
     """One is frozen in the middle of its migration: the hasty one gives up, the patient one goes on when it is gone."""

@@ -147,7 +147,7 @@ async def test_bodies_of_unknown_tokens_are_not_kept(guarded: Deployment) -> Non
     assert set(statuses) <= {401}
 
 
-async def test_next_to_nothing_of_a_body_holds_a_connection_for_ten_seconds(guarded: Deployment) -> None:
+async def test_a_dripping_body_is_ended_after_ten_seconds(guarded: Deployment) -> None:
     secret = guarded.new_secret()
     ended: dict[str, tuple[float, int]] = {}
 
@@ -185,7 +185,7 @@ async def test_next_to_nothing_of_a_body_holds_a_connection_for_ten_seconds(guar
     assert PATIENCE - 1 < ended["known"][0] < 2 * PATIENCE + SLACK
 
 
-async def test_slots_are_free_although_known_tokens_drip(guarded: Deployment) -> None:
+async def test_dripping_bodies_of_valid_tokens_take_no_slot(guarded: Deployment) -> None:
     """As many slow bodies as there are slots turn others away for ten seconds, and no longer."""
     secret = guarded.new_secret()
     async with many(guarded.server.url, 2 * SLOTS) as connections:
@@ -214,7 +214,7 @@ async def test_a_bogus_request_costs_no_more_than_a_good_one(guarded: Deployment
     assert spent["bogus"] < spent["good"]
 
 
-async def test_the_control_plane_keeps_no_body_of_a_stranger(guarded: Deployment) -> None:
+async def test_the_control_plane_does_not_buffer_unauthenticated_bodies(guarded: Deployment) -> None:
     secret = guarded.new_secret()
     before = guarded.server.process.resident_bytes()
     async with many(guarded.server.url, 100) as connections:

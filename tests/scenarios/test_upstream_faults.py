@@ -1,4 +1,4 @@
-"""Whatever a provider does, the client can tell, the books know, and nothing is left behind.
+"""Every fault of a provider is visible to the client, recorded in the ledger, and leaves no resources.
 
 Before a response has begun, the client gets 502 or 504 in the provider's own error shape; afterwards it gets an end
 that no reader takes for a whole response.
@@ -22,7 +22,7 @@ from tests.harness import client
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, chat_body, chat_headers
 from tests.harness.ports import free_port
 from tests.harness.server import running_server
-from tests.scenarios import aftermath, books
+from tests.scenarios import aftermath, ledger_checks
 
 if TYPE_CHECKING:
     from tests.scenarios.aftermath import Holdings
@@ -119,11 +119,11 @@ def faulty(databases: Databases, tmp_path_factory: pytest.TempPathFactory, silen
         settings = {"API_CONFIG_PATH": str(path), "REQUEST_TIMEOUT": f"{PATIENCE}s"}
         with running_server(scratch.env, settings) as server:
             yield Deployment(server, upstream)
-            books.verify(scratch.env)
+            ledger_checks.verify(scratch.env)
             assert server.stop() == 0, server.output
             assert "Traceback" not in server.output
             assert UPSTREAM_KEY not in server.output
-        books.verify(scratch.env)
+        ledger_checks.verify(scratch.env)
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def reasons(deployment: Deployment, rows: list[dict[str, Any]]) -> set[str]:
     return {event.get("reason", "") for event in deployment.server.events if event.get("request_id") in ids}
 
 
-def test_every_fault_is_in_a_table() -> None:
+def test_every_upstream_fault_has_an_expected_result() -> None:
     assert EARLY.keys() | MIDWAY.keys() | HARMLESS.keys() == FAULTS.keys()
 
 
@@ -203,9 +203,7 @@ def test_a_fault_before_the_response_is_an_error_of_the_providers_shape(
 
 
 @pytest.mark.parametrize("fault", MIDWAY)
-def test_a_fault_in_the_response_is_an_end_that_the_client_can_tell(
-    faulty: Deployment, before: Holdings, fault: str
-) -> None:
+def test_a_fault_in_the_response_is_a_visible_cut(faulty: Deployment, before: Holdings, fault: str) -> None:
     outcome, got = MIDWAY[fault]
     token = faulty.new_token()
 
@@ -219,7 +217,7 @@ def test_a_fault_in_the_response_is_an_end_that_the_client_can_tell(
 
 
 @pytest.mark.parametrize("fault", HARMLESS)
-def test_what_is_odd_but_allowed_passes_byte_for_byte(faulty: Deployment, before: Holdings, fault: str) -> None:
+def test_unusual_but_valid_responses_pass_byte_for_byte(faulty: Deployment, before: Holdings, fault: str) -> None:
     token = faulty.new_token()
     resident = faulty.server.process.resident_bytes()
 
@@ -244,7 +242,7 @@ def test_the_last_chunk_is_never_sent_after_a_fault(faulty: Deployment, before: 
 
 @pytest.mark.parametrize("fault", ["close-in-stream", "short-body"])
 def test_a_client_without_chunks_is_cut_off_too(faulty: Deployment, before: Holdings, fault: str) -> None:
-    """In HTTP/1.0 the end of the connection may be the end of the body; only a reset tells that it is not."""
+    """In HTTP/1.0 the end of the connection may be the end of the body; only a reset shows that it is not."""
     token = faulty.new_token()
 
     async def was_reset() -> bool:
@@ -266,7 +264,7 @@ def test_a_client_without_chunks_is_cut_off_too(faulty: Deployment, before: Hold
 
 
 @pytest.mark.parametrize(("fault", "kind"), [("close-early", "api_error"), ("hang", "timeout_error")])
-def test_the_error_has_the_shape_of_anthropic_where_that_is_asked(
+def test_errors_on_anthropic_paths_have_anthropics_shape(
     faulty: Deployment, before: Holdings, fault: str, kind: str
 ) -> None:
     status, code, message = EARLY[fault]
@@ -287,7 +285,7 @@ def test_the_error_has_the_shape_of_anthropic_where_that_is_asked(
     assert [row["id"] for row in failed(faulty, token, before, number=1, good=0)] == [identity]
 
 
-def test_a_client_that_falls_silent_is_not_the_providers_fault(faulty: Deployment, before: Holdings) -> None:
+def test_a_silent_client_is_not_counted_as_an_upstream_error(faulty: Deployment, before: Holdings) -> None:
     token = faulty.new_token()
 
     async def stall() -> client.Response:
@@ -314,7 +312,7 @@ def test_a_client_that_falls_silent_is_not_the_providers_fault(faulty: Deploymen
         ("silent", 504, SILENT, "The provider could not be reached in time. Nothing was sent to it.", "within 0.75 s"),
     ],
 )
-def test_a_provider_that_was_not_reached_costs_nothing(
+def test_an_unreachable_provider_is_void_and_not_counted(
     faulty: Deployment, before: Holdings, *, provider: str, status: int, code: str, message: str, reason: str
 ) -> None:
     token = faulty.new_token(faulty.new_project(provider=provider)["id"], max_requests=1)

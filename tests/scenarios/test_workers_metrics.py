@@ -1,4 +1,4 @@
-"""Two workers, one set of figures: whichever is asked answers for both, and for those that were killed."""
+"""Two workers, one set of metrics: each worker answers for both, and for killed ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUESTS = 60
 PATIENCE = 20.0
 
 
-def figures(server: Server) -> dict[str, float]:
+def metrics(server: Server) -> dict[str, float]:
     """All series of one scrape, which any of the workers may answer."""
     text = str(server.call("GET", "/metrics").content)
     return {name: float(value) for name, value in re.findall(r"^(\w\S*) (\S+)$", text, re.MULTILINE)}
@@ -41,7 +41,7 @@ def workers(server: Server) -> dict[str, float]:
     """When each worker that a scrape shows has started, by its number."""
     return {
         name: value
-        for name, value in figures(server).items()
+        for name, value in metrics(server).items()
         if name.startswith("llm_proxy_process_start_time_seconds{")
     }
 
@@ -65,7 +65,7 @@ async def send(deployment: Deployment, secret: str, number: int) -> None:
 
 
 @on("postgres")
-async def test_every_answer_is_for_all_workers_and_counts_never_go_down(
+async def test_every_scrape_sums_all_workers_and_counters_never_decrease(
     migrated_env: dict[str, str], start_server: StartServer, upstream: Upstream
 ) -> None:
     deployment = Deployment(start_server(migrated_env, {"WORKERS": "2"}), upstream)
@@ -74,10 +74,10 @@ async def test_every_answer_is_for_all_workers_and_counts_never_go_down(
     wait_for(lambda: len(workers(server)) == 2 or None, PATIENCE, lambda: "two workers are not there")
 
     await send(deployment, secret, REQUESTS)
-    wait_for(lambda: done(figures(server)) == REQUESTS or None, PATIENCE, lambda: f"{figures(server)}")
-    seen = figures(server)
+    wait_for(lambda: done(metrics(server)) == REQUESTS or None, PATIENCE, lambda: f"{metrics(server)}")
+    seen = metrics(server)
     for _ in range(20):
-        before, seen = seen, figures(server)
+        before, seen = seen, metrics(server)
         assert done(seen) == REQUESTS
         assert all(counts(seen)[name] >= value for name, value in counts(before).items())
     assert seen["llm_proxy_workers"] == 2
@@ -95,16 +95,16 @@ async def test_every_answer_is_for_all_workers_and_counts_never_go_down(
     while victim in children(server) or len(workers(server)) < 2 or workers(server) == started:
         assert time.monotonic() < deadline
         try:
-            before, seen = seen, figures(server)
+            before, seen = seen, metrics(server)
         except (OSError, http.client.HTTPException):
             continue  # the one that was to answer is the one that was killed
         assert done(seen) == REQUESTS
         assert all(counts(seen)[name] >= value for name, value in counts(before).items())
 
     await send(deployment, secret, REQUESTS)
-    wait_for(lambda: done(figures(server)) == 2 * REQUESTS or None, PATIENCE, lambda: f"{figures(server)}")
+    wait_for(lambda: done(metrics(server)) == 2 * REQUESTS or None, PATIENCE, lambda: f"{metrics(server)}")
     for _ in range(10):
-        seen = figures(server)
+        seen = metrics(server)
         assert done(seen) == 2 * REQUESTS
     assert seen["llm_proxy_worker_starts_total"] == 3
     assert seen["llm_proxy_workers"] == 2

@@ -81,7 +81,7 @@ def prompt_tokens(messages: Sequence[JsonObject], *further: str) -> int:
 
 @frozen
 class Text:
-    """An answer in words, in the pieces in which it is streamed. `cut` says that a token limit ended it."""
+    """A text answer, in the pieces in which it is streamed. `cut`: a token limit ended it."""
 
     pieces: tuple[str, ...]
     cut: bool

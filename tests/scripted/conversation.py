@@ -4,7 +4,7 @@ from __future__ import annotations
 
 KEY = "sk-the-real-key"
 MODEL = "gpt-scripted"
-ASK = {"model": MODEL, "messages": [{"role": "user", "content": "How do tokens wither?"}]}
+ASK = {"model": MODEL, "messages": [{"role": "user", "content": "How do tokens expire?"}]}
 WEATHER = {
     "type": "object",
     "properties": {

@@ -69,7 +69,7 @@ async def test_cached_system_prompt_is_reported(claude: anthropic.AsyncAnthropic
     assert said.usage.cache_read_input_tokens + said.usage.input_tokens == counted.input_tokens
 
 
-async def test_anthropic_models(client: httpx2.AsyncClient, claude: anthropic.AsyncAnthropic) -> None:
+async def test_anthropic_models_are_listed(client: httpx2.AsyncClient, claude: anthropic.AsyncAnthropic) -> None:
     names = [model.id async for model in claude.models.list()]
     assert names[0].startswith("claude-")
     raw = await client.get(f"/v1/models/{names[0]}", headers={"x-api-key": KEY, "anthropic-version": "2023-06-01"})

@@ -53,14 +53,14 @@ async def test_oldest_file_goes_when_the_store_is_full(
     assert [file.id async for file in gpt.files.list()] == names[1:]
 
 
-async def test_openai_models(gpt: openai.AsyncOpenAI) -> None:
+async def test_openai_models_are_listed(gpt: openai.AsyncOpenAI) -> None:
     assert MODEL in [model.id async for model in gpt.models.list()]
     assert (await gpt.models.retrieve(MODEL)).id == MODEL
     with pytest.raises(openai.NotFoundError):
         await gpt.models.retrieve("gpt-of-tomorrow")
 
 
-async def test_images_and_audio(gpt: openai.AsyncOpenAI) -> None:
+async def test_images_and_audio_have_the_shape_of_the_sdk(gpt: openai.AsyncOpenAI) -> None:
     image = await gpt.images.generate(model="i", prompt="a cat", n=2)
     assert image.data is not None
     assert base64.b64decode(image.data[1].b64_json or "").startswith(b"\x89PNG")

@@ -22,7 +22,7 @@ async def test_chat_completion_has_every_field_that_the_sdk_declares(client: htt
     response = await client.post("/v1/chat/completions", json=ASK, headers=bearer())
     parsed = ChatCompletion.model_validate_json(response.content)
     assert response.status_code == 200
-    assert "How do tokens wither?" in (parsed.choices[0].message.content or "")
+    assert "How do tokens expire?" in (parsed.choices[0].message.content or "")
     assert parsed.choices[0].finish_reason == "stop"
     assert parsed.usage is not None
     assert parsed.usage.total_tokens == parsed.usage.prompt_tokens + parsed.usage.completion_tokens
@@ -127,7 +127,7 @@ async def test_chat_gives_as_many_choices_as_asked(gpt: openai.AsyncOpenAI) -> N
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_completions(gpt: openai.AsyncOpenAI, streamed: bool) -> None:
+async def test_completions_have_the_shape_of_the_sdk(gpt: openai.AsyncOpenAI, streamed: bool) -> None:
     if streamed:
         stream = await gpt.completions.create(model=MODEL, prompt="Once", stream=True)
         text = "".join([chunk.choices[0].text async for chunk in stream])

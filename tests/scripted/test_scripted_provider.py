@@ -76,12 +76,12 @@ async def test_bad_requests_are_refused(
     assert response.json()["error"]["message"]
 
 
-async def test_provider_sends_what_a_gateway_must_not_hand_on(client: httpx2.AsyncClient) -> None:
+async def test_provider_sends_headers_that_a_gateway_must_strip(client: httpx2.AsyncClient) -> None:
     response = await client.get("/v1/models", headers=bearer())
     assert {"server", "set-cookie", "alt-svc", "openai-organization", "openai-project"} <= set(response.headers)
 
 
-async def test_directed_status(client: httpx2.AsyncClient) -> None:
+async def test_directed_status_is_sent(client: httpx2.AsyncClient) -> None:
     limited = await client.post("/v1/chat/completions", json=ASK, headers=bearer(status="429"))
     assert (limited.status_code, limited.json()["error"]["type"]) == (429, "requests")
     busy = await client.post("/v1/messages", json=ASK, headers=bearer(status="529"))
@@ -90,7 +90,7 @@ async def test_directed_status(client: httpx2.AsyncClient) -> None:
     assert (accepted.status_code, accepted.json()["object"]) == (202, "list")
 
 
-async def test_directed_number_of_pieces(client: httpx2.AsyncClient) -> None:
+async def test_directed_number_of_pieces_is_sent(client: httpx2.AsyncClient) -> None:
     ask = ASK | {"stream": True}
     response = await client.post("/v1/chat/completions", json=ask, headers=bearer(chunks="50"))
     # Role, fifty pieces, the finish reason, and the end.
@@ -111,7 +111,7 @@ async def test_echo_returns_the_bytes_and_the_head(client: httpx2.AsyncClient) -
 @pytest.mark.parametrize(
     "direction", [{"status": "99"}, {"delay": "-1"}, {"gap": "nan"}, {"chunks": "0"}, {"abort": "x"}, {"wobble": "1"}]
 )
-async def test_senseless_directions_are_refused(client: httpx2.AsyncClient, direction: dict[str, str]) -> None:
+async def test_invalid_directions_get_400(client: httpx2.AsyncClient, direction: dict[str, str]) -> None:
     assert (await client.get("/v1/models", headers=bearer(**direction))).status_code == 400
 
 

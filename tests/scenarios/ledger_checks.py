@@ -1,4 +1,4 @@
-"""What the scenarios ask of a database from outside: do the books balance, and what is in them."""
+"""Checks of the ledger from outside: `ledger verify`, outcomes, and differences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.harness.server import ROOT
 
 
 def verify(env: Mapping[str, str]) -> str:
-    """Run `llm-proxy ledger verify` as an operator would; fails where it does not exit 0."""
+    """Run `llm-proxy ledger verify`; fails unless it exits with 0."""
     environment = {"PATH": os.environ["PATH"], **env}
     done = subprocess.run(
         [sys.executable, "-m", "llm_proxy", "ledger", "verify"],
@@ -48,6 +48,6 @@ def outcomes(target: Target) -> Counter[str]:
 
 
 def differences(target: Target) -> list[ledger.Imbalance]:
-    """What does not balance, read directly."""
+    """Return the differences between counters, rows and sums, read directly."""
     with opened(target, Options(), exclusive=False) as database:
         return database.read_now(ledger.verify)

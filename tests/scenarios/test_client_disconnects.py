@@ -28,7 +28,7 @@ from tests.harness import client
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, chat_body, chat_headers
 from tests.harness.server import Server, running_server
 from tests.harness.wire import wire_to
-from tests.scenarios import aftermath, books
+from tests.scenarios import aftermath, ledger_checks
 from tests.scenarios.gateway import figure
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ ARRIVALS = [
 @on("sqlite")
 @WAYS
 @pytest.mark.parametrize("arrive", ARRIVALS)
-async def test_while_the_provider_works(
+async def test_disconnect_while_the_provider_works_closes_its_connection(
     deployment: Deployment, arrive: Callable[[client.Connection, str], Awaitable[None]], leave: Leave
 ) -> None:
     token = deployment.new_token()
@@ -116,7 +116,7 @@ async def test_while_the_provider_works(
 @on("sqlite")
 @WAYS
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-async def test_in_the_middle_of_an_upload(deployment: Deployment, leave: Leave, framing: str) -> None:
+async def test_disconnect_in_an_upload_closes_the_upstream(deployment: Deployment, leave: Leave, framing: str) -> None:
     token = deployment.new_token()
     upstream = deployment.upstream
     before = ended(deployment)
@@ -181,8 +181,8 @@ async def server_before(
             # Where not a byte has left this machine, nothing is counted.
             assert aftermath.counter(server, token["id"]) == (0 if outcome == "void" else TIMES)
             assert await server.stopped() == 0, server.output
-        assert books.outcomes(scratch.target) == {outcome: TIMES}
-        books.verify(scratch.env)
+        assert ledger_checks.outcomes(scratch.target) == {outcome: TIMES}
+        ledger_checks.verify(scratch.env)
 
 
 def sockets_to(listener: socket.socket, state: str) -> int:
@@ -196,7 +196,7 @@ LINUX = pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="asks Linu
 
 @LINUX
 @WAYS
-async def test_while_connecting(databases: Databases, leave: Leave) -> None:
+async def test_disconnect_while_connecting_is_void(databases: Databases, leave: Leave) -> None:
     with deaf_provider(accepts=False) as listener:
         others = sockets_to(listener, SYN_SENT)
         async with server_before(databases, listener, "void") as (server, token):
@@ -213,7 +213,7 @@ async def test_while_connecting(databases: Databases, leave: Leave) -> None:
 
 
 @LINUX
-async def test_in_the_middle_of_an_upload_that_the_provider_does_not_take(databases: Databases) -> None:
+async def test_disconnect_in_an_upload_that_the_provider_does_not_read(databases: Databases) -> None:
     """The proxy cannot read on to see whether the client is there: it has no room left for what it would read.
 
     A FIN cannot tell it either, for that waits behind everything that the client's machine has still to send.
@@ -266,7 +266,7 @@ def half_open(server: Server) -> bool:
 @LINUX
 @WAYS
 @on("postgres", "mariadb")
-async def test_while_the_admission_waits(
+async def test_disconnect_while_the_admission_waits_is_void_or_has_no_row(
     start_server: StartServer, upstream: Upstream, migrated_env: dict[str, str], migrated_target: Target, leave: Leave
 ) -> None:
     async with frozen_able(migrated_env) as (env, wire):
@@ -298,8 +298,8 @@ async def test_while_the_admission_waits(
         assert await server.stopped() == 0, server.output
     assert upstream.counts()["requests"] == 1
     # The first was in the transaction that hung: its count is given back. The others left before theirs began.
-    assert books.outcomes(migrated_target) == {"ok": 1, "void": 1}
-    books.verify(migrated_env)
+    assert ledger_checks.outcomes(migrated_target) == {"ok": 1, "void": 1}
+    ledger_checks.verify(migrated_env)
 
 
 # What is left.

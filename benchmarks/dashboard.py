@@ -1,30 +1,36 @@
-"""The dashboard of containers/grafana, as a real Prometheus fills it while two workers have traffic of all kinds.
+"""The picture of the dashboard in the documentation: `python -m benchmarks.dashboard record`, then `draw`.
 
-Grafana is not needed: the panels are asked for as it asks for them, and drawn where they stand in its grid.
+A real Prometheus scrapes two workers under load. Grafana is not needed: the queries of the panels are sent as Grafana
+sends them, and the panels are drawn at their places in its grid.
 """
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import attrs
+import click
 import matplotlib as mpl
+import msgspec
 from attrs import frozen
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from benchmarks.bench import Bench
-from benchmarks.databases import Kind
-from benchmarks.pictures.look import LOOK, written
-from benchmarks.plots import GRID, INK, PALETTE, SOFT
-from benchmarks.proxy import Proxy, call
-from benchmarks.rig import CHAT, Rig, generate_load
+from benchmarks.databases import Databases, Kind
+from benchmarks.plots import GRID, INK, PALETTE, SOFT, STYLE
+from benchmarks.processes import ROOT
+from benchmarks.proxy import Proxy, call, clean_environment
+from benchmarks.rig import CHAT, Bench, Rig, generate_load
 from tests.containers import dashboard
 from tests.harness.prometheus import Prometheus, running_prometheus
 
@@ -35,6 +41,16 @@ BUSY, QUIET, MIXED = 25, 8, 35
 #: Inches: the width of the sheet, and the height of a unit of Grafana's grid, which is 24 units wide.
 _WIDTH, _UNIT = 11.0, 0.22
 _TOP = 0.5
+#: Text as text, in the reader's own font, so that it can be searched and copied.
+_STYLE: dict[Any, Any] = {
+    **STYLE,
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+}
+RECORD = Path(__file__).with_suffix(".json")
+PICTURE = ROOT / "docs" / "images" / "architecture" / "dashboard.svg"
 
 
 @frozen
@@ -58,7 +74,7 @@ class Panel:
 
 
 def record(bench: Bench) -> list[Panel]:
-    """Put traffic on two workers, let Prometheus scrape them, and ask it for every panel. Raises LoadFailed."""
+    """Put load on two workers while Prometheus scrapes them, and query every panel. Raises LoadFailed."""
     with Rig(bench, "dashboard") as rig:
         upstream = rig.start_upstream("--answers", "scripted", "--latency", "lognormal:40ms,0.7")
         served = rig.serve(Kind.POSTGRES, upstream, workers=2)
@@ -69,14 +85,14 @@ def record(bench: Bench) -> list[Panel]:
             begin = time.time()
             _traffic(proxy, served.token)
             panels = list(_panels(prometheus, begin))
-        if problems := served.check_books():
+        if problems := served.verify_ledger():
             raise RuntimeError("; ".join(problems))
     return panels
 
 
 def _traffic(proxy: Proxy, token: str) -> None:
-    """Requests; silence; then requests beside streams, refusals and errors of the provider."""
-    address = ("--url", proxy.url + CHAT, "--token", token, "--arrivals", "poisson")
+    """Send requests; pause; then send requests together with streams, rejected tokens and provider errors."""
+    address = ("--url", proxy.url + CHAT, "--token", token)
     generate_load([*address, "--rate", "60", "--connections", "40", "--seconds", str(BUSY)])
     time.sleep(QUIET)
     with ThreadPoolExecutor(3) as pool:
@@ -91,7 +107,7 @@ def _traffic(proxy: Proxy, token: str) -> None:
 
 
 def _fail(proxy: Proxy, token: str, until: float) -> None:
-    """Send what is refused, and what the provider fails at."""
+    """Send requests that are rejected, and requests at which the provider fails."""
     body = {"model": "gpt-scripted", "messages": [{"role": "user", "content": "Hello"}]}
     used_up = proxy.create_token(proxy.create_project("unused", "used up"), max_requests=1)["token"]
     kinds: Sequence[tuple[str, Mapping[str, str]]] = (
@@ -129,7 +145,7 @@ def _panels(prometheus: Prometheus, begin: float) -> Iterator[Panel]:
 
 
 def _named(legend: str, labels: Mapping[str, str]) -> str:
-    """Fill the labels in, as Grafana does; the port of an instance is another one each time."""
+    """Fill in the labels, as Grafana does; the port of an instance differs in each run."""
     name = re.sub(r"\{\{(\w+)\}\}", lambda match: labels.get(match[1], ""), legend)
     return re.sub(r"127\.0\.0\.1:\d+", "10.0.0.5:8080", name)
 
@@ -138,7 +154,7 @@ def draw(panels: Sequence[Panel]) -> bytes:
     """Return the sheet."""
     title = "The dashboard, with two workers and traffic of all kinds"
     height = _TOP + _UNIT * max(y + h for _, y, _, h in (panel.place for panel in panels))
-    with mpl.rc_context({**LOOK, "font.size": 8.5}):
+    with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), facecolor="white")
         FigureCanvasAgg(figure)
         figure.text(0.012, 1 - 0.22 / height, title, fontsize=13, fontweight="bold", va="center", color=INK)
@@ -153,7 +169,39 @@ def draw(panels: Sequence[Panel]) -> bytes:
                 _draw_number(figure, panel, left + 0.012, top, tall)
             else:
                 _draw_lines(figure, panel, (left, top, width, tall))
-    return written(figure, title)
+        file = io.BytesIO()
+        # Neither date nor version, so that the same record makes the same file.
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Title": title})
+    return file.getvalue()
+
+
+def drawn() -> bytes:
+    """Return the picture of the last record."""
+    return draw(msgspec.json.decode(RECORD.read_bytes(), type=list[Panel]))
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """Record and draw."""
+
+
+@main.command("record")
+def write_record() -> None:
+    """Run two workers under load on PostgreSQL, with Prometheus, and write the series as JSON."""
+    clean_environment()
+    databases = Databases(durable=True)
+    try:
+        with tempfile.TemporaryDirectory(prefix="llm-proxy-dashboard-") as folder:
+            panels = record(Bench(Path(folder), databases, [Kind.POSTGRES], 1, 1.0, click.echo))
+    finally:
+        databases.close()
+    RECORD.write_bytes(msgspec.json.encode(list(map(attrs.asdict, panels))) + b"\n")
+
+
+@main.command("draw")
+def write_picture() -> None:
+    """Draw the picture of the last record."""
+    PICTURE.write_bytes(drawn())
 
 
 def _draw_number(figure: Figure, panel: Panel, left: float, top: float, tall: float) -> None:
@@ -204,3 +252,7 @@ def _written_value(value: float, unit: str) -> str:
             return f"{value:.3g} ops/s"
         case _:
             return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    main(prog_name="python -m benchmarks.dashboard")
