@@ -168,7 +168,7 @@ def _hold_all(proxied: Streamed, upstream: Upstream, plan: Plan) -> Held:
         "benchmarks.load", *load, *options, *directions(plan.held_chunks, plan.held_gap)
     ) as reader:
         try:
-            upstream.wait(timeout=plan.opening + plan.held_chunks * plan.held_gap, in_flight=plan.held)
+            upstream.wait(timeout=10 + plan.opening + plan.held_chunks * plan.held_gap, in_flight=plan.held)
         except TimeoutError as error:
             problems.append(f"streaming: the streams were never all open at the same time: {error}")
         while upstream.counts()["in_flight"] >= plan.held:
