@@ -15,6 +15,7 @@ from attrs import define, field
 from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, Table, delete, insert, select
 
 from db.database import Database
+from db.dialects.bulk import BulkInsert
 from db.dsn.target import Target
 from db.errors import BadDsn, DatabaseError, Unavailable
 from db.options import Options
@@ -26,6 +27,8 @@ _records = Table(
     Column("id", Integer, primary_key=True),
     Column("record", LargeBinary, nullable=False),
 )
+# A new row: SQLite chooses its id.
+_insert = BulkInsert(insert(_records), ["id", "record"])
 #: Records that are read at once.
 _PAGE = 500
 
@@ -105,8 +108,7 @@ class SpoolFile:
 def _append(connection: Connection, records: Sequence[bytes], from_empty: bool) -> None:  # noqa: FBT001 - `write_now` passes no keywords
     if from_empty:
         connection.execute(delete(_records))
-    if records:
-        connection.execute(insert(_records), [{"record": record} for record in records])
+    _insert(connection, [{"id": None, "record": record} for record in records])
 
 
 def _read_page(connection: Connection, after: int) -> list[tuple[int, bytes]]:

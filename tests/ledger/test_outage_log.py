@@ -1,4 +1,4 @@
-"""What the log tells of an outage."""
+"""What is logged about an outage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llm_proxy.ledger.writer import OutageLog
 from tests.ledger.stage import scene
 
 
-async def test_each_reason_is_told_once_and_its_end_too() -> None:
+async def test_each_reason_and_the_end_are_logged_once() -> None:
     outage = OutageLog()
     with capture_logs() as logs:
         outage.over()
@@ -31,7 +31,7 @@ async def test_each_reason_is_told_once_and_its_end_too() -> None:
     ]
 
 
-async def test_an_outage_under_way_is_told_when_it_begins_and_when_a_transaction_got_through(tmp_path: Path) -> None:
+async def test_an_outage_is_logged_when_it_begins_and_when_a_transaction_succeeds(tmp_path: Path) -> None:
     failures: list[Any] = [Unavailable("full"), Unavailable("full"), Unavailable("busy")]
     async with scene(tmp_path / "ledger.db") as stage:
         grant = await stage.admit()
