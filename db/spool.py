@@ -29,8 +29,6 @@ _records = Table(
 )
 # A new row: SQLite chooses its id.
 _insert = BulkInsert(insert(_records), ["id", "record"])
-#: Records that are read at once.
-_PAGE = 500
 
 
 @define(eq=False)
@@ -77,17 +75,14 @@ class SpoolFile:
 
         Raises as `Database.read` does.
         """
-        found: list[bytes] = []
-        last = 0
+        records: list[bytes] = []
         try:
-            while page := self._database.read_now(_read_page, last):
-                found += [record for _, record in page]
-                last = page[-1][0]
+            self._database.read_now(_read, records)
         except DatabaseError as error:
             if not _is_damage(error):
                 raise
-            return found, True
-        return found, False
+            return records, True
+        return records, False
 
     def remove(self, *, damaged: bool = False) -> None:
         """Delete the file, or rename it to `….damaged`. Raises OSError.
@@ -111,9 +106,11 @@ def _append(connection: Connection, records: Sequence[bytes], from_empty: bool) 
     _insert(connection, [{"id": None, "record": record} for record in records])
 
 
-def _read_page(connection: Connection, after: int) -> list[tuple[int, bytes]]:
-    query = select(_records).where(_records.c.id > after).order_by(_records.c.id).limit(_PAGE)
-    return [(row.id, row.record) for row in connection.execute(query)]
+def _read(connection: Connection, records: list[bytes]) -> None:
+    # If this runs again, it starts again.
+    records.clear()
+    for record in connection.scalars(select(_records.c.record).order_by(_records.c.id)):
+        records.append(record)  # noqa: PERF402 - the records before a damaged page are kept
 
 
 def _set_aside(path: Path) -> None:

@@ -62,14 +62,7 @@ class OutageMode:
     """
 
     def __init__(
-        self,
-        ledger: Ledger,
-        database: Database,
-        worker: Worker,
-        file: SpoolFile,
-        limits: OutageLimits,
-        *,
-        refresh: float,
+        self, ledger: Ledger, database: Database, worker: Worker, file: SpoolFile, limits: OutageLimits, refresh: float
     ) -> None:
         """Start with an empty cache; `run` does the work."""
         self._ledger = ledger
@@ -199,19 +192,12 @@ class OutageMode:
             raise DatabaseUnavailable
         now = datetime.now(UTC)
         cached = self._cache.authorize_offline(request, trio.current_time(), now)
-        reservation = Reservation(
-            request.id,
-            self._worker.id,
-            cached.token.id,
-            cached.project_id,
-            cached.provider,
-            request.method,
-            request.path,
-            now,
-        )
+        place = (cached.token.id, cached.project_id, cached.provider)
+        reservation = Reservation(request.id, self._worker.id, *place, request.method, request.path, now)
         counted = cached.counted + cached.used + 1
         grant = Grant(reservation, request.digest, cached.sealed_key, cached.token, counted)
-        if self._start():
+        if self._since is None:
+            self._start()
             _log.warning(
                 "outage mode started: the database is unavailable, requests of recently used tokens are admitted",
                 window_s=self._limits.window,
@@ -233,13 +219,11 @@ class OutageMode:
         for one, decision in zip(pending, decisions, strict=True):
             self._cache.record(one.request.digest, decision, clock, keep_used=self._since is not None)
 
-    def _start(self) -> bool:
-        """Decide on all requests here from now on; False if that is the case already."""
-        if self._since is not None:
-            return False
-        self._since = trio.current_time()
-        self._waiting.unpark_all()
-        return True
+    def _start(self) -> None:
+        """Decide on all requests here from now on."""
+        if self._since is None:
+            self._since = trio.current_time()
+            self._waiting.unpark_all()
 
     def _stop_admitting(self) -> None:
         """Admit no more requests until the database is back, and log the reason once."""

@@ -93,15 +93,9 @@ class TokenCache:
         if isinstance(decision, Grant):
             former = self._tokens.pop(digest, None)
             used = former.used if former is not None and keep_used else 0
-            reservation = decision.reservation
+            project_id, provider = decision.reservation.project_id, decision.reservation.provider
             self._tokens[digest] = CachedToken(
-                decision.token,
-                reservation.project_id,
-                reservation.provider,
-                decision.sealed_key,
-                decision.counted,
-                clock,
-                used,
+                decision.token, project_id, provider, decision.sealed_key, decision.counted, clock, used
             )
             if len(self._tokens) > MAX_TOKENS:
                 self._tokens.popitem(last=False)
