@@ -38,7 +38,7 @@ def main() -> int:
         return 1
     finally:
         connection.close()
-    print(answer.status, words)  # noqa: T201 - likewise
+    print(answer.status, words)  # noqa: T201 - the output of the health check
     return 0 if answer.status == http.client.OK else 1
 
 

@@ -28,7 +28,7 @@ def page() -> str:
 
 
 def _context(command: click.Command, name: str, parent: click.Context | None = None) -> click.Context:
-    # With the program's own settings: click keeps the help option that it makes first, whoever asked for it.
+    # With the program's own settings, because click keeps the first help option that it creates.
     settings = {} if parent is not None else program.context_settings
     return click.Context(command, info_name=name, parent=parent, **settings)
 

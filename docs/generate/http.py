@@ -35,7 +35,7 @@ _MANAGEMENT = f"""\
 ## Management API
 
 A JSON API with `Authorization: Bearer MANAGEMENT_TOKEN`. The commands under `llm-proxy manage` use it;
-[The first project and token](guides/first-project.md) shows how, step by step.
+[Your first project and token](guides/first-project.md) shows how, step by step.
 
 - A body is a JSON object with `Content-Type: application/json`, of at most {operations.BODY_LIMIT // 1024} KiB.
 - Unknown fields and parameters are refused, and one error names every mistake.

@@ -7,23 +7,24 @@ from llm_proxy.metrics.families import SECTIONS, Family
 _INTRODUCTION = """\
 # Metrics
 
-`/metrics` (`METRICS_PATH`) answers in Prometheus' text format, without a token; `ENABLE_METRICS=false` takes it away.
+`/metrics` (`METRICS_PATH`) has all metrics in Prometheus' text format, without a token; `ENABLE_METRICS=false` turns it
+off.
 
-<!-- run: figures -->
+<!-- run: scrape -->
 ```bash
 curl http://localhost:8080/metrics
 ```
 
-- **Labels are bounded.** Each has one of the values that its row names; none holds a token, a key, a path or a model,
-  which clients could choose at will.
-- **Counters and histograms** begin at zero when the server starts. A counter is shown with `_total` at the end of its
-  name, a histogram as `_bucket` by upper bound (`le`), `_sum` and `_count`.
-- **Several workers answer with one voice.** Whichever is asked shows the figures of all: counts and histograms are
-  summed, also those of workers that have ended, so that they never go down while the server runs; gauges are those of
-  the living, and the last column says how they come together. What is not counted as it happens, such as the length of
-  a queue, is at most a second old for the other workers. Servers on several hosts are scraped one by one.
+- **Labels have bounded cardinality.** Each row lists the values of its labels; no label contains a token, a key, a path
+  or a model, which clients could choose.
+- **Counters and histograms** start at zero when the server starts. A counter's name ends in `_total`; a histogram has
+  `_bucket` by upper bound (`le`), `_sum` and `_count`.
+- **Several workers.** A scrape of one worker returns the metrics of all workers of its server. Counters and histograms
+  are summed, also over workers that have ended, so that they never decrease while the server runs. Gauges are those of
+  live workers; the last column says how they are combined. Values that are sampled, such as the length of a queue, are
+  at most a second old for other workers. Scrape each server separately.
 
-What to watch of the database, and when to worry, is told in [Monitoring](database/monitoring.md).
+What to watch in the database, and when to act: [Monitoring the database](database/monitoring.md).
 """
 
 _OVER_WORKERS = {

@@ -131,7 +131,7 @@ def test_readme_anthropic_example_works(server: Server, secret: str) -> None:
 
 
 def test_metrics_page_example_works(server: Server) -> None:
-    shown = done(block(METRICS, "figures").replace("http://localhost:8080", server.url), server.folder)
+    shown = done(block(METRICS, "scrape").replace("http://localhost:8080", server.url), server.folder)
     assert "llm_proxy_database_up 1.0\n" in shown
 
 

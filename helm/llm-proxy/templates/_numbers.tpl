@@ -1,4 +1,4 @@
-{{/* Counts that several places have to agree on. Numbers come as floats out of values, hence `int`. */}}
+{{/* Counts that several places have to agree on. Numbers in values are floats, so they need `int`. */}}
 
 {{/* Fewest pods that serve. */}}
 {{- define "llm-proxy.fewestPods" -}}

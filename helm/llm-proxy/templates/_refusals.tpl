@@ -88,7 +88,7 @@ holds a value that may be a secret.
 {{- $found := list -}}
 {{- with .Values -}}
 {{- if and .postgresql.enabled .mysql.enabled -}}
-{{- $found = append $found "postgresql.enabled and mysql.enabled: the books are kept in one database; disable one of them" -}}
+{{- $found = append $found "postgresql.enabled and mysql.enabled: the ledger is in one database; disable one of them" -}}
 {{- end -}}
 {{- range $kind, $driver := dict "postgresql" "postgres" "mysql" "mysql" -}}
 {{- $database := index $.Values $kind -}}
