@@ -127,7 +127,7 @@ def _headers() -> str:
             row("to the client", headers.ONE_LEG, "they describe one server; stripped from requests too"),
             row(
                 "to the client",
-                headers.ORDERS,
+                headers.INSTRUCTIONS,
                 "they control a reverse proxy or CDN in front; `x-accel-*` and `x-litespeed-*` too",
             ),
             row("to the client", headers.WHOLE_ORIGIN, "browsers would apply them to the whole origin of the proxy"),

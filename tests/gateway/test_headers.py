@@ -212,8 +212,8 @@ class TestRequestHeaders:
         assert headers.request_headers(sent, CREDENTIAL) == [(b"x", b"y"), readable, CREDENTIAL]
 
     def test_remembers_a_bounded_number_of_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        remembered = type(headers._goes_upstream)(frozenset({b"host"}), (), frozenset())
-        monkeypatch.setattr(headers, "_goes_upstream", remembered)
+        remembered = type(headers._forwarded_upstream)(frozenset({b"host"}), (), frozenset())
+        monkeypatch.setattr(headers, "_forwarded_upstream", remembered)
         sent = [(b"x-%d" % number, b"") for number in range(3000)] + [(b"x-" + b"y" * 100, b"")]
         assert headers.request_headers(sent, (b"k", b"v"))[:-1] == sent
         assert len(remembered) == 1024

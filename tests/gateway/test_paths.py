@@ -164,13 +164,10 @@ def test_a_taken_path_means_the_same_to_every_reader(tail: bytes) -> None:
     assert urlsplit(b"http://host" + path).path == path
 
 
-def test_the_cache_of_good_paths_is_bounded() -> None:
-    for number in range(5000):
-        paths.check(b"/v1/responses/%d" % number)
-    paths.check(b"/" + b"x" * 100_000)
-    info = paths._check_cached.cache_info()
-    assert info.maxsize is not None
-    assert info.currsize <= info.maxsize
+@given(st.from_regex(paths._SIMPLE_PATH, fullmatch=True))
+def test_a_simple_path_is_allowed_by_the_grammar(path: bytes) -> None:
+    paths.check(path)
+    assert paths._PATH.fullmatch(path)
 
 
 @pytest.mark.parametrize("query", [b"", b"limit=20&after=x%20y", b"a=b?c/d:e@[f]", b"x='\"<>^`{|}~;"])

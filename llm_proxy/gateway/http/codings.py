@@ -1,7 +1,6 @@
-"""The content codings that the usage meter can read (RFC 9110 §8.4.1), and what is left of an offer of others.
+"""The content codings that the usage meter can read (RFC 9110 §8.4.1), and the part of `Accept-Encoding` with them.
 
-What a few kilobytes decode to can be huge, so a decoder hands it out piece by piece, as it is asked for. How much is
-enough is left to who asks.
+A few kilobytes can decode to a huge body, so a decoder is an iterator over pieces. The caller limits the total.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from typing import Final, Protocol
 import brotli
 import zstandard
 
-#: Most bytes that a decoder is asked for, and is given, at a time: a few may describe tables that take long to build.
+#: Maximum number of bytes that a decoder returns, and takes, in one step.
 PIECE: Final = 32 * 1024
 _INPUT: Final = 4 * 1024
 
@@ -24,19 +23,19 @@ _GZIP: Final = 16 + zlib.MAX_WBITS
 _ZLIB: Final = zlib.MAX_WBITS
 _RAW: Final = -zlib.MAX_WBITS
 
-#: How a brotli stream begins whose window is larger than 4 MiB: 8 or 16 MiB (RFC 7932 §9.1).
+#: Start of a brotli stream with a window of 8 or 16 MiB (RFC 7932 §9.1).
 _BROTLI_LARGE: Final = (0b1101, 0b1111)
 
-#: Longest window of a zstd frame, in bytes, that senders may use in HTTP (RFC 9659 §3).
+#: Maximum window of a zstd frame in HTTP, in bytes (RFC 9659 §3).
 _ZSTD_WINDOW: Final = 8 * 1024 * 1024
-#: Bytes that are given to zstd at a time. It has no bound for its output: four bytes may stand for 128 KiB.
+#: Bytes that zstd takes in one step. It has no limit for its output: four bytes can decode to 128 KiB.
 _ZSTD_INPUT: Final = 64
 
 _REFUSED: Final = re.compile(rb"[ \t]*;[ \t]*q[ \t]*=[ \t]*0(?:\.0*)?[ \t]*", re.IGNORECASE)
 
 
 class Undecodable(Exception):
-    """The body is not in the coding that it is said to be in."""
+    """The body is not valid in its declared coding."""
 
 
 class Decoder(Protocol):
@@ -44,13 +43,13 @@ class Decoder(Protocol):
 
     @property
     def ended(self) -> bool:
-        """Whether the body is complete so far: all that has begun in it has ended."""
+        """Whether the body is complete so far: every member or frame that has begun has ended."""
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Decode the next piece of the body, as far as the iterator is advanced; some of what it yields is empty.
+        """Decode the next piece of the body, as far as the iterator is advanced; it may yield empty pieces.
 
         Raises:
-            Undecodable: the body is broken.
+            Undecodable: the body is invalid.
         """
 
 
@@ -59,11 +58,11 @@ class _Deflate:
 
     def __init__(self, *, is_gzip: bool) -> None:
         self._is_gzip = is_gzip
-        #: The first bytes of a member, until there are enough to tell its format.
+        #: The first bytes of a member, until they identify its format.
         self._start = b""
         self._member: zlib._Decompress | None = None
         self._members = 0
-        #: The body is complete: what comes after it is padding.
+        #: The body is complete; the rest is padding.
         self._ended = False
 
     @property
@@ -89,7 +88,7 @@ class _Deflate:
                 yield decoded
 
     def _begin(self, data: bytes) -> bytes:
-        """Begin a member; returns the data from its first byte on."""
+        """Begin a member; return the data from its first byte on."""
         self._start += data
         if len(self._start) < 2:
             return b""
@@ -99,7 +98,7 @@ class _Deflate:
             self._ended = True
         elif self._is_gzip:
             self._member = zlib.decompressobj(_GZIP)
-        else:  # RFC 9110 §8.4.1.2 means zlib's format, and some senders leave out its header
+        else:  # RFC 9110 §8.4.1.2 requires zlib's format, but some servers omit its header
             has_header = data[0] & 0x0F == 8 and int.from_bytes(data[:2], "big") % 31 == 0
             self._member = zlib.decompressobj(_ZLIB if has_header else _RAW)
         self._members += 1
@@ -107,9 +106,9 @@ class _Deflate:
 
 
 class _Brotli:
-    """Brotli (RFC 7932), with the window that encoders use by default, or a smaller one.
+    """Brotli (RFC 7932) with windows up to the default of encoders.
 
-    The decoder fills its window before it hands anything out, so a larger one takes too long.
+    The decoder fills its window before it returns anything, so a larger one takes too long.
     """
 
     def __init__(self) -> None:
@@ -135,7 +134,7 @@ class _Brotli:
                 except brotli.error:
                     raise Undecodable from None
                 if not decoded and self._decompressor.can_accept_more_data():
-                    break  # only then nothing is left inside
+                    break  # only now the decoder has no more output
                 yield decoded
                 rest = b""
 
@@ -146,7 +145,7 @@ class _Zstd:
     def __init__(self) -> None:
         self._decompressor = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
         self._frame: zstandard.ZstdDecompressionObj | None = None
-        #: Whether the last frame that has begun has ended.
+        #: Whether the last frame has ended.
         self.ended = False
 
     def decode(self, data: bytes) -> Iterator[bytes]:
@@ -168,7 +167,7 @@ class _Zstd:
                     yield decoded[position : position + PIECE]
 
 
-#: What makes the decoder of a body, by the name of its coding.
+#: Creates the decoder of a body, by the name of its coding.
 DECODERS: Final[dict[bytes, Callable[[], Decoder]]] = {
     b"gzip": lambda: _Deflate(is_gzip=True),
     b"br": _Brotli,
@@ -180,10 +179,10 @@ DECODERS: Final[dict[bytes, Callable[[], Decoder]]] = {
 
 @lru_cache(maxsize=64)
 def readable_offer(offer: bytes) -> bytes | None:
-    """What of an `Accept-Encoding` can be offered to a provider (RFC 9110 §12.5.3); None means all of it.
+    """Reduce an `Accept-Encoding` to the readable codings (RFC 9110 §12.5.3); None if all of it is readable.
 
-    `*` stands for every coding, so the readable ones take its place, with its weight. If none is left, the offer is
-    `identity`: no offer at all would allow any coding.
+    `*` allows every coding, so it is replaced by the readable ones, with its weight. If none is readable, the result is
+    `identity`: an empty value would allow any coding.
     """
     codings = [(item.partition(b";")[0].strip(b" \t").lower(), item.strip(b" \t")) for item in offer.split(b",")]
     named = {coding for coding, _ in codings}

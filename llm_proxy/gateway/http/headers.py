@@ -1,36 +1,35 @@
-"""Which headers cross the proxy, in each direction.
+"""Forwarded and stripped headers, in each direction.
 
-Everything crosses byte for byte and in order, except:
+All headers are forwarded byte for byte and in order, except:
 
-- Hop-by-hop fields (RFC 9110 §7.6.1), and every field that `Connection` names. They go first, before anything of ours
-  is added, so that a peer cannot have our own fields removed by naming them.
-- What belongs to one leg only: `Host`, `Content-Length` and `Expect` of a request (the upstream connection frames its
-  own message, and 100-continue is settled with the client), `Server`, `Alt-Svc` and `Set-Cookie` of a response.
-- Credentials: the client's token in whatever field it came, and cookies, which belong to the proxy's own origin.
-- The provider account behind the key: organisation, project, workspace and subscription headers, both ways. A client
-  must not pick another organisation with our key, nor learn whose key it is.
-- The client's address, place and identity, and the way that it came (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via`,
-  `X-Auth-Request-*` and the like of a request): who calls the proxy is no business of the provider.
-- Another method or URL than the one that was judged (`X-HTTP-Method-Override`, `X-Original-URL` and the like of a
-  request): frameworks behind the provider's front obey them.
-- Orders to a reverse proxy in front of this one (`X-Accel-*`, `X-Sendfile` and the like of a response): a provider
-  could have it hand out another path, or a file. Ours to give is `X-Accel-Buffering: no` for streams.
-- What a browser applies to the whole origin of a response (`Strict-Transport-Security`, `Clear-Site-Data` and the
-  like): the origin is the proxy's. What acts on one response alone, as `Content-Security-Policy` does, is forwarded.
+- Hop-by-hop fields (RFC 9110 §7.6.1), and every field that `Connection` names. They are stripped before the proxy adds
+  its own fields, so that a peer cannot name one of these.
+- Fields of one connection only: `Host`, `Content-Length` and `Expect` of a request (the upstream connection has its own
+  framing, and the server answers 100-continue itself), `Server`, `Alt-Svc` and `Set-Cookie` of a response.
+- Credentials: the client's token in all its fields, and cookies, which belong to the proxy's own origin.
+- The provider account behind the key: organization, project, workspace and subscription headers, in both directions. A
+  client must not select another organization with the proxy's key, nor learn whose key it is.
+- The client's address, location and identity (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via`, `X-Auth-Request-*` and
+  similar fields of a request): the provider must not learn who calls the proxy.
+- Another method or URL than the one that was checked (`X-HTTP-Method-Override`, `X-Original-URL` and similar fields of
+  a request): frameworks at the provider obey them.
+- Instructions to a reverse proxy in front of this one (`X-Accel-*`, `X-Sendfile` and similar fields of a response): a
+  provider could make it send another path or file. The proxy itself sends `X-Accel-Buffering: no` for streams.
+- What a browser applies to the whole origin of a response (`Strict-Transport-Security`, `Clear-Site-Data` and similar
+  fields): the origin is the proxy's. Fields for one response, such as `Content-Security-Policy`, are forwarded.
 
-Some readers take `_` in a name for `-` (RFC 3875 §4.1.18 and what follows it). So a name with `_` is forwarded unless
-it would then become one of these, one that the proxy judges or reads, or one that it sets itself.
+Some servers read `_` in a name as `-` (from RFC 3875 §4.1.18). So a name with `_` is stripped if it would then become
+one of these, or one that the proxy checks, reads or sets itself.
 
-Of `Accept-Encoding` the codings go upstream that the usage meter can read (`codings.py`).
+Of `Accept-Encoding`, the codings that the usage meter can read are forwarded (`codings.py`).
 
-Names are lower-case bytes, as in ASGI; a name from upstream is made lower-case, its value stays as it is.
+Names are lower-case bytes, as in ASGI. Names from upstream are converted to lower case; values are unchanged.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import lru_cache
 
 from llm_proxy.errors import BadRequest, TokenInvalid, UpstreamUnreachable
 from llm_proxy.gateway.http.codings import readable_offer
@@ -67,10 +66,10 @@ ACCOUNT = frozenset(
 
 ONE_LEG = frozenset({b"alt-svc", b"server", b"set-cookie", b"set-cookie2"})
 
-#: The fields that a client may put its token in.
+#: The fields that may contain the client's token.
 CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 
-#: What reverse proxies, load balancers and content networks tell of the client: its address, its place, its identity.
+#: The client's address, location and identity, from reverse proxies, load balancers and content networks.
 CLIENT_ADDRESS = frozenset(
     {
         b"ali-cdn-real-ip",
@@ -116,9 +115,8 @@ CLIENT_ADDRESS = frozenset(
     }
 )
 
-#: The same, by their beginning. Proxies that sign users in (OAuth2 Proxy, Authelia, Tailscale, those of Google, AWS and
-#: Azure) pass on names, certificates and tokens. `x-envoy-` is also how Envoy is told where to and how often to send a
-#: request.
+#: The same, by prefix. Authenticating proxies (OAuth2 Proxy, Authelia, Tailscale, those of Google, AWS and Azure) add
+#: names, certificates and tokens. `x-envoy-` fields also control where and how often Envoy sends a request.
 CLIENT_ADDRESS_PREFIXES = (
     b"cf-connecting-ip",
     b"cf-ip",
@@ -147,7 +145,7 @@ CLIENT_ADDRESS_PREFIXES = (
     b"x-vercel-ip-",
 )
 
-#: What frameworks (Rails, Symfony, Express, Django), IIS and nginx ingresses take for the method, path or host.
+#: Fields that frameworks (Rails, Symfony, Express, Django), IIS and nginx ingresses use as method, path or host.
 OVERRIDES = frozenset(
     {
         b"x-backend-host",
@@ -166,17 +164,17 @@ OVERRIDES = frozenset(
     }
 )
 
-#: What the upstream connection makes anew, and what clients keep for the proxy's own origin.
+#: Fields that the upstream connection sets itself, and cookies of the proxy's own origin.
 REQUEST_ONLY = frozenset({b"content-length", b"cookie", b"cookie2", b"expect", b"host"})
 
-_NOT_UPSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | CREDENTIALS | CLIENT_ADDRESS | OVERRIDES | REQUEST_ONLY
+_STRIPPED_UPSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | CREDENTIALS | CLIENT_ADDRESS | OVERRIDES | REQUEST_ONLY
 
-#: What the proxy reads in a request (`parameters.py`, `codings.py`), beside what it strips.
+#: Fields that the proxy reads in a request (`parameters.py`, `codings.py`) and does not strip.
 _READ = frozenset({b"accept-encoding", b"content-encoding", b"content-type"})
 
-#: What nginx (ngx_http_proxy_module), Apache (mod_xsendfile), lighttpd, LiteSpeed, Perlbal, Envoy (its router and its
-#: health checks) and content networks (RFC 9213, Surrogate-Control) obey; `x-accel-*` and `x-litespeed-*` too.
-ORDERS = frozenset(
+#: Instructions to nginx (ngx_http_proxy_module), Apache (mod_xsendfile), lighttpd, LiteSpeed, Perlbal, Envoy (router,
+#: health checks) and content networks (RFC 9213, Surrogate-Control); also `x-accel-*` and `x-litespeed-*`.
+INSTRUCTIONS = frozenset(
     {
         b"cdn-cache-control",
         b"cloudflare-cdn-cache-control",
@@ -199,7 +197,7 @@ ORDERS = frozenset(
     }
 )
 
-#: What browsers keep for the origin, which is the proxy's: transport, storage, reports, workers, hints, sign-in.
+#: What browsers store for the origin, which is the proxy's: transport, storage, reports, workers, hints, sign-in.
 WHOLE_ORIGIN = frozenset(
     {
         b"accept-ch",
@@ -218,9 +216,9 @@ WHOLE_ORIGIN = frozenset(
     }
 )
 
-_NOT_DOWNSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | ORDERS | WHOLE_ORIGIN
+_STRIPPED_DOWNSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | INSTRUCTIONS | WHOLE_ORIGIN
 
-#: What the proxy reads in a response or sets itself, beside what it strips.
+#: Fields that the proxy reads or sets in a response and does not strip.
 _SET = frozenset(
     {
         b"access-control-allow-origin",
@@ -233,43 +231,43 @@ _SET = frozenset(
 )
 
 
-class _Crossing(dict[bytes, bool]):
-    """Whether a header is forwarded, by its name; names are looked up far more often than there are new ones."""
+class _Forwarded(dict[bytes, bool]):
+    """Whether a header is forwarded, by its name. A cache: checking a name costs ten times as much."""
 
     def __init__(self, stripped: frozenset[bytes], prefixes: tuple[bytes, ...], handled: frozenset[bytes]) -> None:
-        """Strip these names and prefixes, and what becomes one of them or of `handled` if `_` is read as `-`."""
+        """Strip these names and prefixes, and names that become one of them or of `handled` if `_` is read as `-`."""
         self._stripped = stripped
         self._prefixes = prefixes
         self._read_as_dash = stripped | handled
 
     def __missing__(self, name: bytes) -> bool:
-        crosses = name not in self._stripped and not name.startswith(self._prefixes)
+        forwarded = name not in self._stripped and not name.startswith(self._prefixes)
         if b"_" in name:
             dashed = name.replace(b"_", b"-")
-            crosses = dashed not in self._read_as_dash and not dashed.startswith(self._prefixes)
+            forwarded = dashed not in self._read_as_dash and not dashed.startswith(self._prefixes)
         if len(self) < _KNOWN_NAMES and len(name) <= _KNOWN_LENGTH:
-            self[name] = crosses
-        return crosses
+            self[name] = forwarded
+        return forwarded
 
 
-#: Names that are remembered at most, and how long they are at most: clients can make up as many as they like.
+#: Maximum number and length of the names in the cache: clients can invent any number of them.
 _KNOWN_NAMES = 1024
 _KNOWN_LENGTH = 64
 
-_goes_upstream = _Crossing(_NOT_UPSTREAM, CLIENT_ADDRESS_PREFIXES, _READ)
-_goes_downstream = _Crossing(_NOT_DOWNSTREAM, (b"x-accel-", b"x-litespeed-", b"x-llm-proxy-"), _SET)
+_forwarded_upstream = _Forwarded(_STRIPPED_UPSTREAM, CLIENT_ADDRESS_PREFIXES, _READ)
+_forwarded_downstream = _Forwarded(_STRIPPED_DOWNSTREAM, (b"x-accel-", b"x-litespeed-", b"x-llm-proxy-"), _SET)
 
 _CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
 
-#: What a field value must not hold (RFC 9110 §5.5): it would end the field or the message.
+#: Not allowed in a field value (RFC 9110 §5.5): it could end the field or the message.
 _UNSAFE_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
 def token_of(headers: Headers) -> bytes | None:
-    """Find the client's token; None where there is none.
+    """Return the client's token, or None if there is none.
 
-    It may stand in `Authorization: Bearer`, `X-Api-Key`, `Api-Key` or `X-Goog-Api-Key`, and in several of them if it
-    is the same one: SDKs do that. Raises `TokenInvalid` for different ones, so that nobody has to guess which counts.
+    It is in `Authorization: Bearer`, `X-Api-Key`, `Api-Key` or `X-Goog-Api-Key`; SDKs send it in several of them.
+    Raises `TokenInvalid` if these differ.
     """
     token: bytes | None = None
     for name, value in headers:
@@ -292,55 +290,63 @@ def token_of(headers: Headers) -> bytes | None:
 def request_headers(
     headers: Headers, credential: tuple[bytes, bytes], judged: frozenset[bytes] = frozenset()
 ) -> HeaderList:
-    """Turn a client's headers into those for the provider, with the provider's `credential` as the last one.
+    """Convert a client's headers to those for the provider, with the provider's `credential` as the last one.
 
-    `Host` and the framing are left to the upstream connection. Raises `BadRequest` where a value holds a control
-    character: HTTP/2 can carry one, and it would split the HTTP/1.1 request that is written from it.
+    The upstream connection adds `Host` and the framing. Raises `BadRequest` if a value contains a control character:
+    HTTP/2 can carry one, and it would split the HTTP/1.1 request.
 
     Args:
         headers: as received; names in lower case.
-        credential: the header that carries the provider's key.
-        judged: names of headers that the provider's entry judges.
+        credential: the header with the provider's key.
+        judged: names of headers that the provider's entry checks.
     """
-    kept = [field for field in headers if _goes_upstream[field[0]]]
+    kept: HeaderList = []
+    offers: list[bytes] = []
+    connection: list[bytes] = []
+    for field in headers:
+        name = field[0]
+        if _forwarded_upstream[name]:
+            kept.append(field)
+            if name == b"accept-encoding":
+                offers.append(field[1])
+        elif name == b"connection":
+            connection.append(field[1])
     if judged:
         kept = [field for field in kept if b"_" not in field[0] or field[0].replace(b"_", b"-") not in judged]
-    offers = [value for name, value in kept if name == b"accept-encoding"]
     if offers and (offer := readable_offer(b", ".join(offers))) is not None:
         kept = [field for field in kept if field[0] != b"accept-encoding"]
         kept.append((b"accept-encoding", offer))
-    connection = [value for name, value in headers if name == b"connection"]
     if connection:
         kept = _without_named(kept, connection)
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
-        raise BadRequest("A header of the request holds a control character.")
+        raise BadRequest("A header of the request contains a control character.")
     kept.append(credential)
     return kept
 
 
 def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) -> HeaderList:
-    """Turn a provider's response headers into those for the client, with the proxy's own added at the end.
+    """Convert a provider's response headers to those for the client, with the proxy's own at the end.
 
-    `Content-Length` stays, because the body passes byte for byte. Raises `UpstreamUnreachable` where a value holds a
-    control character.
+    `Content-Length` is kept, because the body is forwarded byte for byte. Raises `UpstreamUnreachable` if a value
+    contains a control character.
 
     Args:
         headers: as received; names in any case.
-        request_id: the id under which the request stands in the ledger.
-        overhead_ms: milliseconds of the proxy's own doing so far.
+        request_id: the id of the request in the ledger.
+        overhead_ms: milliseconds that the proxy itself has spent so far.
     """
     kept: HeaderList = []
     connection: list[bytes] = []
     for raw_name, value in headers:
         name = raw_name.lower()
-        if _goes_downstream[name]:
+        if _forwarded_downstream[name]:
             kept.append((name, value))
         elif name == b"connection":
             connection.append(value)
     if connection:
         kept = _without_named(kept, connection)
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
-        raise UpstreamUnreachable("The provider answered with a header that holds a control character.")
+        raise UpstreamUnreachable("The provider answered with a header that contains a control character.")
     names = dict(kept)
     if b"content-type" in names and is_event_stream(names[b"content-type"]):
         kept.append((b"x-accel-buffering", b"no"))
@@ -351,9 +357,8 @@ def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) ->
     return kept
 
 
-@lru_cache(maxsize=256)
 def is_event_stream(content_type: bytes) -> bool:
-    """Whether a `Content-Type` value says that the body is a stream of server-sent events."""
+    """Whether a `Content-Type` value is that of a stream of server-sent events."""
     return media_type(content_type) == b"text/event-stream"
 
 
@@ -363,7 +368,7 @@ def media_type(content_type: bytes) -> bytes:
 
 
 def _without_named(kept: HeaderList, connection: list[bytes]) -> HeaderList:
-    """Remove what the values of `Connection` name; `close` and `keep-alive` are options, and no field has the name."""
+    """Remove the fields that the values of `Connection` name; `close` and `keep-alive` are options, not fields."""
     if connection == [b"keep-alive"]:
         return kept
     names = {name.strip(b" \t").lower().replace(b"_", b"-") for value in connection for name in value.split(b",")}

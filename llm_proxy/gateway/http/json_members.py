@@ -1,11 +1,11 @@
-"""Reads the top-level members of a JSON body that arrives in pieces, and checks that every reader reads the same.
+"""Reads the top-level members of a JSON body that arrives in pieces, and refuses ambiguous bodies.
 
-Theory of operation. A generator walks over the tokens of the document (RFC 8259) and asks for the next piece whenever
-one of them may be cut. Nothing is built: it keeps the names of the objects that are open at the moment, to find
-duplicates, and the names and scalar values of the top level. So memory and time are bounded by `MAX_TOKENS` and
-`MAX_DEPTH` beside the length of the body, and a piece of 16 KiB takes a few milliseconds at worst.
+Theory of operation. A generator iterates over the tokens of the document (RFC 8259) and asks for the next piece if a
+token may be cut. No objects are built: it keeps the names of the objects that are open, to find duplicates, and the
+names and scalar values of the top level. So memory and time are limited by `MAX_TOKENS`, `MAX_DEPTH` and the length of
+the body, and a piece of 16 KiB takes a few milliseconds at most.
 
-Long strings are passed over by one regular expression per piece, and so are the scalars of an array.
+Long strings, and the scalars of an array, are skipped by one regular expression per piece.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from collections.abc import Generator
 
 from llm_proxy.errors import InvalidJson
 
-#: Names, strings, brackets, commas, colons and scalars in one document. A conversation of 100,000 messages has fewer.
+#: Maximum number of names, strings, brackets, commas, colons and scalars. 100,000 messages have fewer.
 MAX_TOKENS = 1_000_000
-#: Members of the top level. Each is judged while a transaction waits; the APIs know some dozens.
+#: Maximum number of members of the top level. Each is checked during a transaction; the APIs have a few dozens.
 MAX_MEMBERS = 256
-#: Arrays and objects in one another. Readers give up at different depths, some of them at 512.
+#: Maximum depth of arrays and objects. Parsers have different limits, some of them 512.
 MAX_DEPTH = 500
-#: Longest value that can be compared, in bytes of JSON text; a longer one counts as a list or an object does.
+#: Maximum length of a value that can be compared, in bytes of JSON text; a longer one is handled like an object.
 LONGEST_VALUE = 64 * 1024
-#: Longest name and longest number, in bytes of JSON text.
+#: Maximum length of a name and of a number, in bytes of JSON text.
 _LONGEST_NAME = 4096
 _LONGEST_NUMBER = 4300
 
 _SPACE = b" \t\n\r"
 _SCALAR = rb"(?:-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?+(?:[eE][+-]?[0-9]++)?+|true|false|null)"
-#: A scalar counts once it is known where it ends.
+#: A scalar is a token if its end is known.
 _TOKEN = re.compile(rb'[ \t\n\r]*+(?:([{}\[\]:,"])|(' + _SCALAR + rb")(?=[ \t\n\r,\]}]))")
 #: Scalars and plain strings of an array, each with its comma.
 _ROW = re.compile(rb"(?:[ \t\n\r]*+(?:" + _SCALAR + rb'|"[^"\\\x00-\x1f]*+")[ \t\n\r]*+,)++')
-#: What may stand in a string, up to its closing quote, or to an escape whose rest has not come yet.
+#: The text of a string, up to its closing quote, or to an escape whose rest has not arrived yet.
 _TEXT = re.compile(rb'[^"\\\x00-\x1f]*+(?:\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4})[^"\\\x00-\x1f]*+)*+')
 _LONGEST_ESCAPE = 6
 
-# What may come next, and where each token may stand; None is a scalar.
+# States, and the states in which each token is allowed; None is a scalar.
 _VALUE, _VALUE_OR_END, _NAME, _NAME_OR_END, _COLON, _COMMA_OR_END = range(6)
 _VALUES = frozenset({_VALUE, _VALUE_OR_END})
-_PLACES: dict[bytes | None, frozenset[int]] = {
+_ALLOWED: dict[bytes | None, frozenset[int]] = {
     None: _VALUES,
     b'"': _VALUES | {_NAME, _NAME_OR_END},
     b"{": _VALUES,
@@ -55,29 +55,29 @@ _PLACES: dict[bytes | None, frozenset[int]] = {
 
 
 class JsonMembers:
-    """`feed` it a body in pieces cut anywhere, then ask for its members with `end`.
+    """`feed` it a body in pieces cut anywhere, then get its members from `end`.
 
-    Refused are: what RFC 8259 does not allow, what is not UTF-8 or begins with a byte order mark, a name twice in one
-    object at any depth, and numbers that are infinite to most readers on the top level.
+    It refuses what RFC 8259 does not allow, text that is not UTF-8 or starts with a byte order mark, duplicate names in
+    an object at any depth, and numbers on the top level that most parsers read as infinite.
     """
 
     def __init__(self) -> None:
-        """Begin with an empty body, which has no members."""
+        """Start with an empty body, which has no members."""
         self._found: dict[str, tuple[str | None]] = {}
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._begun = self._complete = False
         self._tokens = 0
-        # The names of each open object, None for an array; and of the innermost one.
+        # The names of each open object, None for an array; and those of the innermost one.
         self._open: list[set[str] | None] = []
         self._names: set[str] | None = None
         self._expected = _VALUE
-        # The member of the top level that is being read.
+        # The current member of the top level.
         self._member = ""
         self._document = self._walk()
         next(self._document)
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece; raises `InvalidJson` as soon as nothing can follow that makes it a JSON object."""
+        """Take the next piece; raises `InvalidJson` as soon as the body cannot become a JSON object."""
         if data:
             self._begun = True
             try:
@@ -87,8 +87,8 @@ class JsonMembers:
                 raise InvalidJson from None
 
     def end(self) -> dict[str, tuple[str | None]]:
-        """The scalar members as text, strings without their quotes, others as None; raises `InvalidJson`."""
-        # It refers back to this object.
+        """Return the scalar members as text, strings without quotes, others as None; raises `InvalidJson`."""
+        # It refers to this object: avoid a reference cycle.
         self._document.close()
         if self._begun and not self._complete:
             raise InvalidJson
@@ -121,7 +121,7 @@ class JsonMembers:
         raise ValueError
 
     def _check(self, token: bytes | None) -> None:
-        if self._expected not in _PLACES[token]:
+        if self._expected not in _ALLOWED[token]:
             raise ValueError
         self._tokens += 1
         if self._tokens > MAX_TOKENS:
@@ -130,7 +130,7 @@ class JsonMembers:
             raise InvalidJson("The request body is not a JSON object.")
 
     def _take(self, token: bytes | None, scalar: bytes) -> None:
-        """Take a token that is no string."""
+        """Take a token other than a string."""
         if token == b",":
             self._expected = _VALUE if self._names is None else _NAME
         elif token == b":":
@@ -163,7 +163,7 @@ class JsonMembers:
 
     @property
     def _longest(self) -> int:
-        """Bytes of the string that comes now, up to which its text is of interest."""
+        """Maximum length of the next string up to which its text is needed, in bytes."""
         if self._expected in (_NAME, _NAME_OR_END):
             return _LONGEST_NAME
         return LONGEST_VALUE if len(self._open) == 1 else 0
@@ -190,7 +190,7 @@ class JsonMembers:
 
 
 def _more(rest: bytes, longest: int) -> Generator[None, bytes, bytes]:
-    """Wait for the next piece, behind what could not be read yet."""
+    """Wait for the next piece, and append it to the unread rest."""
     if len(rest) > longest:
         raise ValueError
     return rest + (yield)
@@ -199,7 +199,7 @@ def _more(rest: bytes, longest: int) -> Generator[None, bytes, bytes]:
 def _string(data: bytes, at: int, longest: int) -> Generator[None, bytes, tuple[bytes | None, bytes, int]]:
     """Read a string that ends in a later piece.
 
-    Returns its text, None where it has more than `longest` bytes; and the piece that it ends in, with the place behind.
+    Returns its text, or None if it has more than `longest` bytes; and the piece and the position after its end.
     """
     text = bytearray()
     kept = True
@@ -222,5 +222,5 @@ def _end_of_text(data: bytes, at: int) -> int:
 
 
 def _decoded(text: bytes) -> str:
-    """What the text between two quotes says."""
+    """Decode the text between two quotes."""
     return str(json.loads(b'"' + text + b'"')) if b"\\" in text else text.decode("utf-8")

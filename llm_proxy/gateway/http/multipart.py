@@ -1,8 +1,7 @@
 """Reads the fields of a form (`multipart/form-data`, RFC 7578) that arrives in pieces.
 
-Only the plainest way of writing one is taken, which is the way that clients write: each part begins with its
-`Content-Disposition`, names are quoted, and nothing is before the first part or behind the last. A form that some
-reader could cut into other parts, or whose values it could decode in another way, is refused.
+Only the plain form that clients write is allowed: each part has a `Content-Disposition`, names are quoted, and nothing
+is before the first part or after the last one. A form that another parser could split or decode differently is refused.
 """
 
 from __future__ import annotations
@@ -12,12 +11,12 @@ import re
 from llm_proxy.errors import ParameterNotAllowed
 from llm_proxy.gateway.http.json_members import LONGEST_VALUE
 
-#: Parts of one form.
+#: Maximum number of parts of a form.
 MAX_PARTS = 256
-#: Longest head of a part, in bytes.
+#: Maximum length of the head of a part, in bytes.
 _LONGEST_HEAD = 8192
 
-#: `Content-Type` of a form. Quoted or not, the boundary has only characters that every reader takes for a part of it.
+#: `Content-Type` of a form. The boundary, quoted or not, has only characters that all parsers read as a part of it.
 CONTENT_TYPE = re.compile(
     rb"""multipart/form-data[ \t]*;[ \t]*boundary="""
     rb"""(?:([0-9A-Za-z'+_.-]{1,70})|"([0-9A-Za-z'()+_,./:=?-]{1,70})")(?:[ \t]*;[ \t]*charset="?utf-8"?)?""",
@@ -26,26 +25,26 @@ CONTENT_TYPE = re.compile(
 _DISPOSITION = re.compile(
     rb"""content-disposition: ?form-data; ?name="([^"\\\r\n%]+)"(; ?filename="[^"\\\r\n]*")?""", re.IGNORECASE
 )
-#: Types of a field that leave its value as it is. A file may have any type but one that has parts of its own.
+#: Types of a field that do not change its value. A file may have any type except those with parts.
 _PLAIN_TYPE = re.compile(rb"""content-type: ?text/plain(?:; ?charset="?(?:utf-8|us-ascii)"?)?""", re.IGNORECASE)
 _NESTED_TYPE = re.compile(rb"content-type:[ \t]*(?:multipart|message)/", re.IGNORECASE)
 _LENGTH = re.compile(rb"content-length: ?([0-9]{1,15})", re.IGNORECASE)
-#: The field that changes how the others are decoded (RFC 7578 §4.6).
+#: The field that changes the charset of the others (RFC 7578 §4.6).
 _CHARSET_FIELD = b"_charset_"
 
 
 def refused() -> ParameterNotAllowed:
-    """The answer to a form that readers could understand differently."""
-    return ParameterNotAllowed("The form cannot be read safely, so that its parameters cannot be checked.")
+    """The error for an ambiguous form."""
+    return ParameterNotAllowed("The form is ambiguous, so that its parameters cannot be checked.")
 
 
 class Multipart:
-    """`feed` it a body in pieces cut anywhere, then ask for its fields with `end`."""
+    """`feed` it a body in pieces cut anywhere, then get its fields from `end`."""
 
     def __init__(self, boundary: bytes) -> None:
-        """Begin with an empty body, which has no fields."""
+        """Start with an empty body, which has no fields."""
         self._boundary = b"--" + boundary
-        # The first boundary is found like all others, behind an empty part without a head.
+        # The first boundary is found like the others, after an empty part without a head.
         self._rest = b"\r\n"
         self._begun = False
         self._in_head = self._ended = False
@@ -58,20 +57,20 @@ class Multipart:
         self._content = bytearray()
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece; raises `ParameterNotAllowed` for a form that cannot be read safely."""
+        """Take the next piece; raises `ParameterNotAllowed` for an ambiguous form."""
         self._begun = self._begun or bool(data)
         self._rest += data
         while self._head() if self._in_head else self._body():
             pass
 
     def end(self) -> dict[str, list[str | None]]:
-        """The values of each field in their order; None for a file, or a value that is too long to compare."""
+        """Return the values of each field in order; None for a file, or for a value that is too long to compare."""
         if self._begun and not (self._ended and self._rest in (b"", b"\r\n")):
             raise refused()
         return self._values
 
     def _body(self) -> bool:
-        """Pass over the content of a part and the boundary behind it; False where more has to arrive first."""
+        """Read the content of a part and the boundary after it; False if more has to arrive first."""
         if self._ended:
             if len(self._rest) > len(b"\r\n"):
                 raise refused()
@@ -79,24 +78,24 @@ class Multipart:
         rest, boundary = self._rest, self._boundary
         found = rest.find(boundary)
         if found < 0:
-            # Neither the boundary nor the line end before it may be cut in two.
+            # The boundary and the line end before it may be cut.
             self._take(max(0, len(rest) - len(boundary) - 1))
             return False
-        behind = found + len(boundary)
-        if len(rest) < behind + 2:
+        after = found + len(boundary)
+        if len(rest) < after + 2:
             return False
-        # A boundary behind a bare line feed is content to us, and would be a delimiter to a lenient reader.
-        if rest[max(0, found - 2) : found] != b"\r\n" or rest[behind : behind + 2] not in (b"\r\n", b"--"):
+        # A boundary after a bare line feed is content, but a delimiter to a lenient parser.
+        if rest[max(0, found - 2) : found] != b"\r\n" or rest[after : after + 2] not in (b"\r\n", b"--"):
             raise refused()
         self._take(found - 2)
         self._end_part()
-        self._ended = rest[behind : behind + 2] == b"--"
+        self._ended = rest[after : after + 2] == b"--"
         self._in_head = not self._ended
-        self._rest = rest[behind + 2 :]
+        self._rest = rest[after + 2 :]
         return True
 
     def _take(self, count: int) -> None:
-        """Move bytes from what has arrived to the content of the part."""
+        """Move received bytes to the content of the part."""
         self._length += count
         if not self._is_file and len(self._content) <= LONGEST_VALUE:
             self._content += self._rest[: min(count, LONGEST_VALUE + 1)]
@@ -117,7 +116,7 @@ class Multipart:
         self._values.setdefault(self._name, []).append(value)
 
     def _head(self) -> bool:
-        """Read the head of a part; False where more has to arrive first."""
+        """Read the head of a part; False if more has to arrive first."""
         end = self._rest.find(b"\r\n\r\n")
         if end < 0 or end > _LONGEST_HEAD:
             if len(self._rest) > _LONGEST_HEAD:
@@ -145,7 +144,7 @@ class Multipart:
         return True
 
     def _is_harmless(self, content_type: bytes) -> bool:
-        """Whether the part means the same to a reader that does not know this type."""
+        """Whether the part has the same meaning for a parser that does not know this type."""
         if self._is_file:
             return _NESTED_TYPE.match(content_type) is None
         return _PLAIN_TYPE.fullmatch(content_type) is not None

@@ -1,11 +1,10 @@
 """The parameters in a request body, for providers that limit their values (`param_whitelist`).
 
-A whitelist holds only if the provider cannot read another value than the one that was judged. So a body that readers
-may understand differently is refused: a media type that the endpoint does not take, a compressed body, JSON that is
-ambiguous (`json_members.py`), a form that is not written in the plainest way (`multipart.py`), and a name that some
-reader takes for that of a limited parameter.
+A whitelist works only if the provider reads the same value that was checked. So an ambiguous body is refused: a media
+type that the endpoint does not accept, a compressed body, ambiguous JSON (`json_members.py`), a form that is not plain
+(`multipart.py`), and a name that some parsers read as a limited parameter.
 
-A body is read while it arrives, in memory that does not grow with it.
+A body is read while it arrives, in constant memory.
 """
 
 from __future__ import annotations
@@ -25,46 +24,45 @@ from llm_proxy.gateway.http.json_members import JsonMembers
 from llm_proxy.gateway.http.multipart import Multipart
 from llm_proxy.logging.redaction import quoted
 
-#: Each parameter's values as text, in order of appearance; None stands for a list, an object, a file or a long text.
+#: The values of each parameter as text, in order; None for a list, an object, a file or a long text.
 Parameters = Mapping[str, Sequence[str | None]]
 
-#: Bytes of a body that are read without giving other requests a turn; a few milliseconds at worst.
+#: Bytes of a body that are read between two checkpoints; a few milliseconds at most.
 SLICE = 16 * 1024
 
 _JSON = re.compile(rb"""application/json(?:[ \t]*;[ \t]*charset="?utf-8"?)?""", re.IGNORECASE)
 
-#: Endpoints that take files, and so forms: of OpenAI's API files, uploads, images, audio, videos, containers and skills
+#: Endpoints that accept files, and so forms: in OpenAI's API files, uploads, images, audio, videos, containers, skills
 #: (https://platform.openai.com/docs/api-reference), of Anthropic's files and skills (https://docs.claude.com/en/api).
-#: All others take JSON only, and none takes `application/x-www-form-urlencoded`.
+#: All others accept JSON only, and none accepts `application/x-www-form-urlencoded`.
 _UPLOAD = re.compile(
     rb".*/(?:files|parts|edits|variations|transcriptions|translations|videos|remix|extensions|characters|skills|versions)"
 )
 
-#: Where the rest of a name is an index, a key or not read at all: `model[0]`, `model.x`, and C strings.
+#: After it, some parsers read the rest of a name as an index or a key, or ignore it: `model[0]`, `model.x`, C strings.
 _INDEX = re.compile(r"[\[.\0]")
 
-
-#: What no value of a limited parameter holds: control characters, at which some readers end a text, and halves of
-#: surrogate pairs, which some readers leave out or replace.
+#: Not allowed in the value of a limited parameter: control characters, at which some parsers end a text, and halves of
+#: surrogate pairs, which some parsers omit or replace.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 class Reader(Protocol):
-    """Reads one body: `feed` it in pieces, then ask for its parameters with `end`."""
+    """Reads one body: `feed` it in pieces, then get its parameters from `end`."""
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece; raises `InvalidJson` or `ParameterNotAllowed` for what cannot be read safely."""
+        """Take the next piece; raises `InvalidJson` or `ParameterNotAllowed` for an ambiguous body."""
 
     def end(self) -> Parameters:
-        """All parameters, raising as `feed` does. An empty body has none."""
+        """Return all parameters; raises as `feed`. An empty body has none."""
 
 
 def reader(headers: Headers, path: bytes) -> Reader:
-    """Make the reader of a request's body; JSON is assumed if the request has no `Content-Type`.
+    """Create the reader of a request's body; without a `Content-Type`, it is JSON.
 
     Args:
         headers: of the request.
-        path: of the endpoint, which says whether forms are taken.
+        path: of the endpoint; it decides whether forms are accepted.
 
     Raises:
         InvalidJson, ParameterNotAllowed: the body has a type or an encoding that cannot be read here.
@@ -74,13 +72,13 @@ def reader(headers: Headers, path: bytes) -> Reader:
         raise InvalidJson("The request has more than one Content-Type.")
     if any(name == b"content-encoding" and value.strip().lower() != b"identity" for name, value in headers):
         raise ParameterNotAllowed("A compressed body is not accepted here, because its parameters have to be checked.")
-    takes_forms = _UPLOAD.fullmatch(path) is not None
+    accepts_forms = _UPLOAD.fullmatch(path) is not None
     if not content_types or _JSON.fullmatch(content_types[0]):
         return JsonMembers()
     form = multipart.CONTENT_TYPE.fullmatch(content_types[0])
-    if takes_forms and form is not None:
+    if accepts_forms and form is not None:
         return Multipart(form[1] or form[2])
-    allowed = "application/json" + (", multipart/form-data with one plain boundary" if takes_forms else "")
+    allowed = "application/json" + (", multipart/form-data with one plain boundary" if accepts_forms else "")
     shown = quoted(content_types[0].decode("latin-1"))
     raise ParameterNotAllowed(
         f"Content-Type {shown} is not allowed here, because the parameters have to be checked (allowed: {allowed})"
@@ -88,7 +86,7 @@ def reader(headers: Headers, path: bytes) -> Reader:
 
 
 def read(body: bytes, headers: Headers, path: bytes) -> Parameters:
-    """Read the parameters of a whole body; an empty one has none whatever its type. Raises as `reader` and `Reader`."""
+    """Read the parameters of a whole body; an empty one of any type has none. Raises as `reader` and `Reader`."""
     if not body:
         return {}
     found = reader(headers, path)
@@ -106,7 +104,7 @@ class ParameterRules:
 
     @classmethod
     def compile(cls, whitelist: Mapping[str, Sequence[str]]) -> ParameterRules:
-        """Compile globs (`*`, `?`, `[…]`, case counts) per parameter; `*` alone allows lists and objects too."""
+        """Compile globs (`*`, `?`, `[…]`, case-sensitive) per parameter; `*` alone allows lists and objects too."""
         patterns = {
             name: None if "*" in globs else re.compile("|".join(map(fnmatch.translate, globs)))
             for name, globs in whitelist.items()
@@ -114,7 +112,7 @@ class ParameterRules:
         return cls(whitelist, patterns, {_bare(name): name for name in whitelist})
 
     def refusal(self, parameters: Parameters) -> ParameterNotAllowed | None:
-        """Judge `parameters`; one that is absent is allowed, for the provider's own default applies."""
+        """Return the error about `parameters`, if any. An absent one is allowed: the provider's default applies."""
         for name, values in parameters.items():
             if name not in self._patterns:
                 known = self._bare.get(_bare(name)) or self._bare.get(_bare(_INDEX.split(name, maxsplit=1)[0]))
@@ -135,5 +133,5 @@ class ParameterRules:
 
 
 def _bare(name: str) -> str:
-    """What is left of a name for readers that ignore case, punctuation, blanks and Unicode's variants of a letter."""
+    """A name as seen by parsers that ignore case, punctuation, blanks and Unicode variants of a letter."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", name).casefold()))
