@@ -1,9 +1,8 @@
-"""Copy a database into another one, of whichever kinds they are, and prove that both hold the same.
+"""Copy a database into another one of any kind, and prove that both have the same rows.
 
-Tables are copied one after the other, and within a table in the order of the primary key, in pieces of one transaction
-each. So a copy that was cut off has done some tables, and the beginning of one more: taking it up again
-is comparing what is there, piece by piece, and mending what differs. Nothing is believed for having been written once:
-in the end the target is read again, and the sums of its rows are compared with those of the source.
+Tables are copied one after the other, each in the order of its primary key, in pieces of one transaction. So an
+interrupted copy has some whole tables and the beginning of one more. To resume it, compare piece by piece and fix what
+differs. At the end the target is read again, and the digests of its rows are compared with those of the source.
 
 `workers` is not copied: its rows are about processes. Open reservations are copied, and belong to no worker of the
 target: the first server there settles them as `unknown`, as it does with those of any process that died.
@@ -136,17 +135,17 @@ class _Copy:
         for rows in _pieces(self.source, table):
             last = tables.key_of(table, rows[-1])
             if self.resume:
-                self._mend(rows, after, last, oldest)
+                self._repair(rows, after, last, oldest)
             else:
                 self.target.write_now(tables.add, table, rows)
             digest.add(rows)
             after = last
             self.progress(table.name, digest.rows, whole)
         if self.resume:
-            self._mend([], after, None, oldest)
+            self._repair([], after, None, oldest)
         return table, digest
 
-    def _mend(self, rows: list[Row], after: Key | None, last: Key | None, oldest: Key | None) -> None:
+    def _repair(self, rows: list[Row], after: Key | None, last: Key | None, oldest: Key | None) -> None:
         """Make the target's rows behind `after` up to `last` those of the source."""
         table = self.table
         wanted = {tables.key_of(table, row): row for row in rows}

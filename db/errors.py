@@ -1,4 +1,4 @@
-"""What can go wrong with a database, in words that a user can act on.
+"""The errors of a database, with messages that a user can act on.
 
 A message never holds a password, an SQL statement, a value or a driver's own words; those are in `__cause__`, for
 debugging only. Statements and values are hidden there too, but the words of a server may still quote a row.
@@ -48,8 +48,8 @@ class SchemaMismatch(DatabaseError):
 
 
 class Refused(DatabaseError):
-    """The database refused a statement for a reason that trying again does not mend. Nothing was written."""
+    """The database refused a statement for a reason that a retry does not fix. Nothing was written."""
 
 
-#: What the database says of rows that it will not have, however often they are tried.
+#: Errors of rows that the database refuses, however often they are tried.
 REFUSALS = (BrokenReference, Duplicate, Refused)

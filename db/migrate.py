@@ -1,11 +1,11 @@
 """Bring a database to the schema of this version, or back: the revisions of `migrations`, one process at a time.
 
-A database that is at head is left alone, without a lock. Otherwise the lock is taken, the state is looked at again,
-and the revisions run: in one transaction on SQLite and PostgreSQL, one by one on MySQL and MariaDB, where a run that
-was cut off is taken up again. The lock ends with its connection, so a process that dies holds nobody up.
+A database at head is left alone, without a lock. Otherwise the lock is taken, the state is read again, and the
+revisions run: in one transaction on SQLite and PostgreSQL, one by one on MySQL and MariaDB, where an interrupted run is
+continued. The lock ends with its connection, so a process that dies blocks no other.
 
-A schema that is newer than this version is never touched. A server works on it nevertheless where it `suits`: during
-an update the new version migrates while the old one still serves, and an old server must be able to come back.
+A schema that is newer than this version is never changed. A server works on it all the same if it `suits`: during an
+update the new version migrates while the old one still serves, and an old server must be able to restart.
 
 All functions block; a server runs them in a thread.
 """
@@ -21,19 +21,26 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from attrs import frozen
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import Connection, MetaData, Table, inspect, text
+from sqlalchemy.engine.interfaces import ReflectedColumn
+from sqlalchemy.schema import DropTableComment, SetTableComment
 
 from db.database import Database
 from db.errors import Contention, Refused, SchemaMismatch
 from db.schema import metadata
-from db.suitability import misfits
-from db.undoing import VERSION_TABLE, mark, marked, unmark
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-#: How often a migration runs at most that loses against transactions of others.
+#: Maximum number of runs of a migration that loses against other transactions.
 _ATTEMPTS = 5
+
+#: The table in which Alembic keeps the revision.
+VERSION_TABLE = "alembic_version"
+#: The comment of that table while a revision is being undone. If each DDL statement commits at once, an interrupted
+#: `down` leaves a revision that counts as applied and is half removed; the next run reads the comment. A database with
+#: transactional DDL rolls the comment back too, and SQLite, which has no comments, is one.
+_MARK = "undoing "
 
 _FILE = re.compile(r"(\d{4})_([a-z0-9_]+)\.py")
 _VERSION = text(f"SELECT version_num FROM {VERSION_TABLE}")  # noqa: S608 - a constant
@@ -49,10 +56,10 @@ class Revision:
 
 @frozen
 class Status:
-    """Where a database stands.
+    """The revision of a database, and what is left to run.
 
     Attributes:
-        current: the revision that it is at, one back where undoing it was cut off; None before the first.
+        current: the revision that it is at, the one before if undoing it was interrupted; None before the first.
         head: the revision that this version works with.
         pending: what `up` would run, in order.
     """
@@ -63,7 +70,7 @@ class Status:
 
     @property
     def at_head(self) -> bool:
-        """Whether there is nothing to do."""
+        """Whether nothing is left to run."""
         return self.current == self.head
 
 
@@ -89,7 +96,7 @@ def is_at_head(connection: Connection) -> bool:
 
 
 def status(connection: Connection) -> Status:
-    """Where the database stands. Raises SchemaMismatch when a newer llm-proxy has been there."""
+    """The status of the database. Raises SchemaMismatch if a newer llm-proxy migrated it."""
     current = version(connection)
     known = [revision.id for revision in revisions()]
     if current is not None and current not in known:
@@ -107,15 +114,15 @@ def up(
     report: Callable[[Revision], None] | None = None,
     waiting: Callable[[str], None] | None = None,
 ) -> tuple[Revision, ...]:
-    """Run what is missing, and say what it was.
+    """Run the missing revisions and return them.
 
     Args:
         database: open; a SQLite file is thereby locked.
         report: called after each revision.
-        waiting: told in a sentence whom it waits for.
+        waiting: called with a sentence that names the process it waits for.
 
     Raises:
-        Contention: another process migrated all the while; the message says which.
+        Contention: another process held the lock until the deadline; the message names it.
         SchemaMismatch: the database belongs to a newer version, or to another program.
     """
     if database.read_now(status).at_head:
@@ -131,7 +138,7 @@ def up(
                     _run("upgrade", connection, "head", report)
                 return pending
         except Contention:
-            # Servers that go on meanwhile use the tables in another order; now and then the database picks us to lose.
+            # Running servers lock tables in another order; sometimes the database chooses this transaction to lose.
             if not locked or attempt == _ATTEMPTS:
                 raise
     raise AssertionError
@@ -141,24 +148,24 @@ def prepare(database: Database, waiting: Callable[[str], None] | None = None) ->
     """Make the schema one that a server of this version can work on: `up`, unless it is newer and suits.
 
     Returns:
-        What the server's operator should know: that the schema is newer. None where it is at head.
+        A note for the operator that the schema is newer; None if it is at head.
 
     Raises:
-        As `up` does; SchemaMismatch when a newer schema does not suit says what is amiss.
+        As `up` does; SchemaMismatch if a newer schema does not suit, with what is missing.
     """
-    found, amiss = database.read_now(_look)
+    found, missing = database.read_now(_look)
     if found is None or not _is_newer(found):
         up(database, waiting=waiting)
         return None
-    if amiss:
-        raise SchemaMismatch(f"{_unknown(found)}, and this one cannot work on it: {amiss[0]}; use the newer version")
+    if missing:
+        raise SchemaMismatch(f"{_unknown(found)}, and this one cannot work on it: {missing[0]}; use the newer version")
     return f"{_unknown(found)}; this one can work on it"
 
 
 def suits(connection: Connection) -> bool:
     """Whether a server of this version can work on the schema as it is: at head, or newer and with all it needs."""
-    found, amiss = _look(connection)
-    return found is not None and (found == revisions()[-1].id or _is_newer(found)) and not amiss
+    found, missing = _look(connection)
+    return found is not None and (found == revisions()[-1].id or _is_newer(found)) and not missing
 
 
 def down(
@@ -168,16 +175,16 @@ def down(
     report: Callable[[Revision], None] | None = None,
     waiting: Callable[[str], None] | None = None,
 ) -> tuple[Revision, ...]:
-    """Undo revisions, newest first, and say which; their tables go with all rows.
+    """Undo revisions, newest first, and return them; their tables are dropped with all rows.
 
     Args:
         database: open; a SQLite file is thereby locked.
         to: the revision to go back to, `base` for before the first; None undoes one.
         report: called after each revision.
-        waiting: told in a sentence whom it waits for.
+        waiting: called with a sentence that names the process it waits for.
 
     Raises:
-        Contention: another process migrated all the while; the message says which.
+        Contention: another process held the lock until the deadline; the message names it.
         Refused: there is no such revision below the current one.
         SchemaMismatch: the database belongs to a newer version.
     """
@@ -215,7 +222,7 @@ def plan(database: Database) -> str:
 
 
 def _look(connection: Connection) -> tuple[str | None, list[str]]:
-    """The revision, and what a server of this version would miss there if it is one that is newer."""
+    """The revision, and if it is newer, what a server of this version would miss."""
     found = version(connection)
     newer = found is not None and _is_newer(found)
     return found, misfits(connection) if newer else []
@@ -244,16 +251,16 @@ def _pending(connection: Connection) -> tuple[Revision, ...]:
 
 
 def _forget(connection: Connection, pending: Revision) -> None:
-    """Let a revision that is half undone, and therefore pending, count as not applied."""
+    """Make a half undone revision, which is pending, count as not applied."""
     if version(connection) is None:
         return
     if version(connection) == pending.id:
         number = revisions().index(pending)
         if number:
             before = {"before": revisions()[number - 1].id}
-            connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :before"), before)  # noqa: S608 - likewise
+            connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = :before"), before)  # noqa: S608 - a constant
         else:
-            connection.execute(text(f"DELETE FROM {VERSION_TABLE}"))  # noqa: S608 - likewise
+            connection.execute(text(f"DELETE FROM {VERSION_TABLE}"))  # noqa: S608 - a constant
     unmark(connection)
 
 
@@ -286,9 +293,61 @@ def _run(
 
 
 def _config(connection: Connection, sql: io.StringIO | None) -> Config:
-    from alembic.config import Config  # noqa: PLC0415 - likewise
+    from alembic.config import Config  # noqa: PLC0415 - slow to import
 
     config = Config(output_buffer=sql) if sql is not None else Config()
     config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
+
+
+def misfits(connection: Connection) -> list[str]:
+    """What this version needs and a newer schema does not have, each as a phrase; empty if it can work on the schema.
+
+    Rows are read and written with their columns named, so further tables, columns and indexes do no harm. A missing
+    table or column does, and so does a new column that an INSERT has to fill.
+    """
+    found = inspect(connection)
+    there = set(found.get_table_names())
+    missing: list[str] = []
+    for table in metadata.sorted_tables:
+        if table.name not in there:
+            missing.append(f"there is no table {table.name}")
+            continue
+        known = [column.name for column in table.columns]
+        columns = {column["name"]: column for column in found.get_columns(table.name)}
+        missing += [f"{table.name} has no column {name}" for name in known if name not in columns]
+        missing += [
+            f"{table.name}.{name} must be filled, and this version does not know with what"
+            for name, column in columns.items()
+            if name not in known and not column["nullable"] and not _fills_itself(column)
+        ]
+    return missing
+
+
+def _fills_itself(column: ReflectedColumn) -> bool:
+    return column["default"] is not None or "computed" in column or "identity" in column
+
+
+def mark(connection: Connection, revision: str) -> None:
+    """Record that a revision is being undone."""
+    if connection.dialect.supports_comments:
+        connection.execute(SetTableComment(Table(VERSION_TABLE, MetaData(), comment=_MARK + revision)))
+
+
+def unmark(connection: Connection) -> None:
+    """Remove the record of `mark`, if there is one."""
+    if _comment(connection).startswith(_MARK):
+        connection.execute(DropTableComment(Table(VERSION_TABLE, MetaData())))
+
+
+def marked(connection: Connection) -> str | None:
+    """The revision that was being undone; None if there is none, or no version table yet."""
+    comment = _comment(connection)
+    return comment.removeprefix(_MARK) if comment.startswith(_MARK) else None
+
+
+def _comment(connection: Connection) -> str:
+    if not connection.dialect.supports_comments:
+        return ""
+    return inspect(connection).get_table_comment(VERSION_TABLE)["text"] or ""

@@ -1,14 +1,14 @@
 """The declared schema: what the migrations must arrive at.
 
 Ids are UUIDs in their canonical text form: readable in any SQL shell, and the same on every database.
-Moments are UTC with microseconds. Token digests are raw SHA-256 values.
+Timestamps are UTC with microseconds. Token digests are raw SHA-256 values.
 """
 
 from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, SmallInteger, Table, text
 
-from db.types import Code, Digest, Id, LongText, Moment, Name
+from db.types import Code, Digest, Id, LongText, Name, Timestamp
 
 #: Names of constraints and indexes, fixed so that migrations can speak of them on every database.
 NAMING = {
@@ -30,8 +30,8 @@ projects = Table(
     Column("api_key", LongText, nullable=False),
     Column("api_key_last4", Code, nullable=False),
     Column("active", Boolean, nullable=False),
-    Column("created_at", Moment, nullable=False),
-    Column("updated_at", Moment, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
 )
 
 tokens = Table(
@@ -44,14 +44,14 @@ tokens = Table(
     Column("last4", Code, nullable=False),
     Column("name", Name, nullable=False),
     Column("active", Boolean, nullable=False),
-    Column("expires_at", Moment, nullable=True),
+    Column("expires_at", Timestamp, nullable=True),
     Column("max_requests", BigInteger, nullable=True),
     # Requests admitted and not void: settled plus in flight (the ledger's invariant).
     Column("request_count", BigInteger, nullable=False),
-    Column("created_at", Moment, nullable=False),
-    Column("updated_at", Moment, nullable=False),
-    Column("revoked_at", Moment, nullable=True),
-    Column("last_used_at", Moment, nullable=True),
+    Column("created_at", Timestamp, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
+    Column("revoked_at", Timestamp, nullable=True),
+    Column("last_used_at", Timestamp, nullable=True),
 )
 
 workers = Table(
@@ -61,8 +61,8 @@ workers = Table(
     Column("hostname", Name, nullable=False),
     Column("pid", Integer, nullable=False),
     Column("version", Code, nullable=False),
-    Column("started_at", Moment, nullable=False),
-    Column("seen_at", Moment, nullable=False, index=True),
+    Column("started_at", Timestamp, nullable=False),
+    Column("seen_at", Timestamp, nullable=False, index=True),
 )
 
 # Open reservations: one row per request that was admitted and is not settled yet. No foreign keys: the row must
@@ -77,7 +77,7 @@ in_flight = Table(
     Column("provider", Code, nullable=False),
     Column("method", Code, nullable=False),
     Column("path", LongText, nullable=False),
-    Column("admitted_at", Moment, nullable=False),
+    Column("admitted_at", Timestamp, nullable=False),
 )
 
 # Settled requests, append-only.
@@ -97,8 +97,8 @@ requests = Table(
     # The upstream's name of the model, empty where the response named none.
     Column("model", Name, nullable=False),
     Column("streamed", Boolean, nullable=False),
-    Column("admitted_at", Moment, nullable=False),
-    Column("settled_at", Moment, nullable=False),
+    Column("admitted_at", Timestamp, nullable=False),
+    Column("settled_at", Timestamp, nullable=False),
     # Microseconds since admission; null where it did not come to that.
     Column("first_byte_us", BigInteger, nullable=True),
     Column("duration_us", BigInteger, nullable=True),
@@ -132,7 +132,7 @@ requests = Table(
 usage_hourly = Table(
     "usage_hourly",
     metadata,
-    Column("hour", Moment, primary_key=True),
+    Column("hour", Timestamp, primary_key=True),
     Column("token_id", Id, primary_key=True),
     Column("model", Name, primary_key=True),
     Column("project_id", Id, nullable=False),

@@ -1,4 +1,4 @@
-"""A database in numbers, for whoever shows them: its connections now, and what became of its transactions."""
+"""Statistics of a database: its connections now, and the results of its transactions."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from attrs import define, field, frozen
 
 from db.dialects.failure import Kind
 
-#: Why a transaction runs again: what the database layer mends by itself.
+#: Failures after which a transaction is retried.
 RETRIES: Final = (Kind.CONTENTION, Kind.DISCONNECTED, Kind.READ_ONLY)
-#: What a commit whose fate is not known is counted as.
+#: The cause under which a commit with an unknown result is counted.
 COMMIT_UNKNOWN: Final = "commit_unknown"
 
 
 @frozen
 class Connections:
-    """The state of the pool at one moment.
+    """The current state of the pool.
 
     Attributes:
         in_use: connections that carry a transaction.
@@ -35,13 +35,13 @@ class Connections:
 
 @define(eq=False)
 class Tally:
-    """Counts from any thread. Nothing of it is on the path of a statement.
+    """Counts from any thread.
 
     Attributes:
         committed: transactions that succeeded.
-        retries: how often one was run again, by cause.
-        failures: those that failed for good, by cause; an error of the function itself is none.
-        last_success: when one last succeeded, in seconds since 1970; None where none has yet.
+        retries: number of retries, by cause.
+        failures: transactions that failed, by cause; an error of the function itself is not counted.
+        last_success: time of the last success, seconds since the epoch; None before the first.
     """
 
     committed: dict[str, int] = field(factory=lambda: {"read": 0, "write": 0})
@@ -57,16 +57,16 @@ class Tally:
             self.last_success = time.time()
 
     def retry(self, why: str) -> None:
-        """Count a transaction that runs again."""
+        """Count a transaction that is retried."""
         with self._lock:
             self.retries[why] += 1
 
     def failure(self, why: str) -> None:
-        """Count a transaction that failed for good."""
+        """Count a transaction that failed."""
         with self._lock:
             self.failures[why] += 1
 
 
 def cause(kind: Kind) -> str:
-    """The name that a kind of failure is counted under."""
+    """The name under which a kind of failure is counted."""
     return "contention" if kind is Kind.LOCKED else kind.name.lower()

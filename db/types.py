@@ -67,7 +67,7 @@ class Digest(TypeDecorator[bytes]):
         return None
 
 
-class Moment(TypeDecorator[datetime]):
+class Timestamp(TypeDecorator[datetime]):
     """A point in time: an aware `datetime`, stored in UTC with microseconds, read back as aware UTC.
 
     DATETIME(6) on MySQL and MariaDB, TIMESTAMP WITH TIME ZONE on PostgreSQL. On SQLite it is text of a fixed width
@@ -86,7 +86,7 @@ class Moment(TypeDecorator[datetime]):
         return dialect.type_descriptor(DateTime())
 
     def bind_processor(self, dialect: Dialect) -> Callable[[datetime | None], Any]:
-        """Convert to UTC. Raises ValueError for a naive `datetime`: drivers would store it as it stands."""
+        """Convert to UTC. Raises ValueError for a naive `datetime`: drivers would store it unchanged."""
         if dialect.name in ("mysql", "mariadb"):
             return _bind_naive_utc
         if dialect.name == "postgresql":
@@ -94,7 +94,7 @@ class Moment(TypeDecorator[datetime]):
         return _bind_text
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], datetime | None] | None:
-        """Attach UTC where the database does not know it."""
+        """Add UTC if the database does not store a time zone."""
         if dialect.name in ("mysql", "mariadb"):
             return _read_naive_utc
         if dialect.name == "postgresql":
@@ -112,11 +112,11 @@ def _utc(value: datetime) -> datetime:
     if value.tzinfo is UTC:
         return value
     if value.utcoffset() is None:
-        raise ValueError("a moment needs a time zone; this datetime is naive")
+        raise ValueError("a timestamp needs a time zone; this datetime is naive")
     return value.astimezone(UTC)
 
 
-@lru_cache(maxsize=256)  # the moments of a transaction's rows are few
+@lru_cache(maxsize=256)  # a transaction has few timestamps
 def _bind_aware(value: datetime | None) -> str | None:
     # Text is what the driver would make of it; as text, it does not look the type up first.
     return None if value is None else _utc(value).isoformat()
@@ -126,7 +126,7 @@ def _bind_naive_utc(value: datetime | None) -> datetime | None:
     return None if value is None else _utc(value).replace(tzinfo=None)
 
 
-@lru_cache(maxsize=256)  # likewise
+@lru_cache(maxsize=256)  # as above
 def _bind_text(value: datetime | None) -> str | None:
     return None if value is None else _utc(value).isoformat(" ", "microseconds")[:26]
 

@@ -1,6 +1,6 @@
-"""The history of the schema: one line of revisions for every database, run by Alembic.
+"""The history of the schema: one line of revisions permanentlyy database, run by Alembic.
 
 `versions/NNNN_slug.py` are the revisions, numbered without gaps; each imports Alembic and SQLAlchemy alone, so that it
-means the same for ever, whatever becomes of `db`. `env.py` is Alembic's entry, `resume` makes a run on MySQL that was
-cut off go on. What runs them, under which lock, is `db.migrate`.
+never changes its meaning with `db`. `env.py` is Alembic's entry, `resume` continues an interrupted run on MySQL.
+`db.migrate` runs them under a lock.
 """

@@ -2,8 +2,8 @@
 
 SQLAlchemy walks through every parameter of every row each time that it executes; on the ledger's path that is most of
 the work of a transaction. Here a statement is compiled once per database. From then on a record becomes a tuple that
-goes to the driver as it is, but for the values that need converting, and a row becomes a record likewise. Errors are
-SQLAlchemy's, as everywhere.
+goes to the driver unchanged, except for values that need conversion, and a row becomes a record the same way. It raises
+SQLAlchemy's errors.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _PLACES: Mapping[str, Callable[[int], str]] = {
 class _Text:
     """SQL for the driver, split where the keys go, and what to do with values that go in and come out.
 
-    `places` makes what stands there for a number of keys.
+    `places` makes the placeholders for a number of keys.
     """
 
     head: str

@@ -1,4 +1,4 @@
-"""What a driver's error means, without the driver's words."""
+"""The meaning of a driver's error, without the driver's own text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attrs import frozen
 
 
 class Kind(Enum):
-    """How to go on after an error."""
+    """How to continue after an error."""
 
     CONTENTION = auto()  #: lost against another transaction: run the whole function again
     LOCKED = auto()  #: waited in vain for a lock of another transaction; else as CONTENTION
@@ -65,7 +65,7 @@ DISK_FULL = Failure(Kind.UNAVAILABLE, "its disk or a table is full")
 STORAGE = Failure(
     Kind.UNAVAILABLE, "its storage failed: its disk, a damaged table or an internal error; its own log says which"
 )
-#: Not a refusal of a row, so that what was to be written is kept until an administrator has mended it.
+#: Not a refusal of a row: the rows are kept until an administrator has fixed it.
 PRIVILEGE = Failure(Kind.UNAVAILABLE, "this user lacks a privilege on its tables")
 STRANGER = Failure(Kind.UNAVAILABLE, "it does not let this host connect")
 NO_TLS = Failure(Kind.UNAVAILABLE, "the server does not offer TLS, which the URL asks for")

@@ -1,7 +1,7 @@
-"""Waiting for the lock of migrations, on a server: never in silence, and never beyond the deadline.
+"""Waiting for the migration lock on a server, with a deadline, and with a message that names the holder.
 
-The server does the waiting, so whoever waits goes on at once when the holder is done, or dead. In between, whoever
-waits looks who the holder is, and says so.
+The server does the waiting, so a waiting process continues at once when the holder has finished or died. From time to
+time it asks the server who the holder is, and reports it.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from attrs import frozen
 from db.dsn.target import Target
 from db.errors import Contention
 
-#: How long to wait before anything is said of it, in seconds: most migrations are done by then.
+#: Seconds until the holder is reported: most migrations are done by then.
 PATIENCE = 1.0
-#: How long to wait until it is said again, in seconds.
+#: Seconds until it is reported again.
 AGAIN = 10.0
 
 
 @frozen
 class Holder:
-    """Who migrates.
+    """The process that migrates.
 
     Attributes:
-        connection: the server's number for the session.
-        program: what it calls itself; empty where it does not tell, or we may not know.
-        address: where it connects from, likewise.
-        activity: what it is doing, and since when, likewise.
+        connection: the server's number of the session.
+        program: its application name; empty if unknown, as are the next two.
+        address: the client's address.
+        activity: what it is doing, and since when.
         cure: the statement that ends the session.
     """
 
@@ -42,13 +42,13 @@ class Holder:
     cure: str
 
     def __str__(self) -> str:
-        """Give it in words, to be followed by a verb."""
+        """A noun phrase for messages."""
         details = [f"connection {self.connection}", self.address and f"from {self.address}", self.activity]
         return f"{self.program or 'another process'} ({', '.join(filter(None, details))})"
 
 
 def program(name: str) -> str:
-    """Give what a session that migrates calls itself: with the process, which others may have to find and end."""
+    """The application name of a session that migrates; it has the process id, by which others can find it."""
     return f"{name} on {socket.gethostname()}, pid {os.getpid()}"[:63]  # PostgreSQL cuts names there
 
 
@@ -60,17 +60,17 @@ def acquire(
     take: Callable[[float], bool],
     holder: Callable[[], Holder | None],
 ) -> None:
-    """Wait for the lock, and say for whom.
+    """Wait for the lock, and report its holder.
 
     Args:
         target: the database.
         deadline: how long to wait, in seconds.
-        tell: told in a sentence who holds the lock, once that takes a moment and then now and again.
-        take: waits for the lock on the server, for so many seconds at most; whether it was had.
-        holder: finds out who has it; None when nobody has it any more.
+        tell: called with a sentence that names the holder, after `PATIENCE` and then every `AGAIN` seconds.
+        take: waits for the lock on the server for a maximum of seconds; returns whether it has the lock.
+        holder: finds the holder; None if the lock is free.
 
     Raises:
-        Contention: the lock was not to be had; the message says who has it.
+        Contention: the lock was held until the deadline; the message names the holder.
     """
     end = time.monotonic() + deadline
     step = PATIENCE

@@ -24,7 +24,7 @@ LOCK_WAIT = 0.5
 #: transaction is ended, so that its locks do not last.
 FROZEN = 5.0
 #: After so many seconds without a word from it, the server ends its session: its process is frozen, or cut off, and
-#: must not keep others from migrating for ever.
+#: must not block migrations without end.
 SILENCE = 60.0
 
 
@@ -59,7 +59,7 @@ class ServerPool(Pool):
         return len(self._idle)
 
     def status(self) -> str:
-        """The state in words, for debugging."""
+        """The state as text, for debugging."""
         return f"{self.checkedout()} in use, {self.checkedin()} idle"
 
     def dispose(self) -> None:

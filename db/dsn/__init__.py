@@ -59,7 +59,7 @@ def parse(driver: str | None, url: str | None, path: str | None) -> Target:
     """Read the three settings; empty ones count as not set.
 
     Args:
-        driver: sqlite, postgres or mysql; where it is not set, the URL tells it.
+        driver: sqlite, postgres or mysql; if it is not set, the URL decides.
         url: the database; for sqlite it wins over `path`.
         path: the SQLite file, or `:memory:`.
 

@@ -50,8 +50,8 @@ _ON = ("true", "1", "on", "yes")
 _OFF = ("false", "0", "off", "no")
 _ANY = None
 
-#: Parameters of libpq (PostgreSQL 17 and 18, "Parameter Key Words") that change nothing here, each with the values that
-#: are accepted and what is to be said of any other. No value is accepted where `()` stands.
+#: Parameters of libpq (PostgreSQL 17 and 18, "Parameter Key Words") that change nothing here, each with the accepted
+#: values and the message for any other. With `()`, no value is accepted.
 POSTGRES_SETTLED: Mapping[str, tuple[tuple[str, ...] | None, str]] = {
     "client_encoding": (("utf8", "utf-8", "unicode", "auto"), "the encoding is always UTF8"),
     "gssdelegation": (_OFF, "Kerberos is not supported"),

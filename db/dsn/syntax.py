@@ -97,7 +97,7 @@ def split_go(dsn: str) -> Parts:
 
 
 def split_endpoint(endpoint: str) -> tuple[str, int | None]:
-    """Host (empty where it is left out) and port (None likewise) of `host`, `host:port` or `[v6]:port`."""
+    """Host (empty if it is left out) and port (None if it is left out) of `host`, `host:port` or `[v6]:port`."""
     if "," in endpoint:
         raise BadDsn(
             "DATABASE_URL names several hosts; name one: the writer's address, or that of a proxy or virtual IP which "
@@ -145,7 +145,7 @@ def _decoded(text: str) -> str:
 
 
 def _parameters(query: str, *, user: str, plus: str = "+") -> tuple[tuple[str, str], ...]:
-    """Take a query apart. `plus` is what stands for a `+` in it; without a user, its names may be of a password."""
+    """Take a query apart. `plus` is the encoded form of a `+`; without a user, its names may be part of a password."""
     for item in query.split("&"):
         name, _, value = item.partition("=")
         if _BROKEN_ESCAPE.search(item):

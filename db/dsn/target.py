@@ -1,4 +1,4 @@
-"""One database, wherever it is."""
+"""The address of one database."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ PRODUCTS: Mapping[Driver, str] = {"sqlite": "SQLite", "postgres": "PostgreSQL", 
 
 
 class Tls(Enum):
-    """How much of TLS is asked for."""
+    """The required level of TLS."""
 
     OFF = "off"
-    ALLOWED = "allowed"  #: only where the server does not let in without; its certificate is not verified
-    PREFERRED = "preferred"  #: where the server offers it; its certificate is not verified
+    ALLOWED = "allowed"  #: only if the server requires it; its certificate is not verified
+    PREFERRED = "preferred"  #: if the server offers it; its certificate is not verified
     REQUIRED = "required"  #: always; the certificate is not verified
     VERIFY_CA = "verify-ca"  #: always; the certificate must come from a trusted authority
-    VERIFY_FULL = "verify-full"  #: likewise, and must be for the host that was asked for
-    CUSTOM = "custom"  #: likewise, and the authority must be named with DATABASE_TLS_CA
+    VERIFY_FULL = "verify-full"  #: as VERIFY_CA, and it must be for the host in the URL
+    CUSTOM = "custom"  #: as VERIFY_FULL, and the authority must be set with DATABASE_TLS_CA
 
 
 @frozen
@@ -69,7 +69,7 @@ class Target:
         return self.driver != "sqlite" and place == theirs
 
     def __str__(self) -> str:
-        """The target in words, for messages: nothing secret in it."""
+        """The target for messages, without secrets."""
         product = PRODUCTS[self.driver]
         if self.driver == "sqlite":
             return f"{product} in memory" if self.path is None else f"{product} file {self.path}"

@@ -29,10 +29,7 @@ if TYPE_CHECKING:
 
 @frozen
 class Imbalance:
-    """A token whose books do not agree: three figures that should be one.
-
-    `settled` counts the rows that are there and those that were pruned.
-    """
+    """A token whose three request counts differ. `settled` counts the rows, pruned ones included."""
 
     token_id: str
     counter: int
@@ -77,7 +74,7 @@ _find_projects = SelectByKeys(
 )
 _reserve = BulkInsert(insert(in_flight), names(Reservation))
 _release = DeleteByKeys(in_flight.c.id)
-_withdraw = DeleteByKeys(requests.c.id)
+delete_requests = DeleteByKeys(requests.c.id)
 _settle = BulkInsert(insert(requests), SETTLED)
 _roll_up = BulkInsert(
     upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=_COUNTED),
@@ -151,8 +148,8 @@ def reserve_late(connection: Connection, reservations: Sequence[Reservation]) ->
     if latest is not None:
         late = {
             key
-            for key, moment in connection.execute(for_update(last_used, by=tokens.c.id))
-            if moment and moment > latest
+            for key, used_at in connection.execute(for_update(last_used, by=tokens.c.id))
+            if used_at and used_at > latest
         }
     add_to_counters(connection, {key: count for key, count in uses.items() if key not in late}, latest)
     add_to_counters(connection, {key: count for key, count in uses.items() if key in late}, None)
@@ -197,14 +194,14 @@ def settle_doubtful(
     swept = {row["id"]: SettledRequest.of(row) for row in found}
     written = [row for row in settled if row.reservation.id in open_ids or row.reservation.id in swept]
     _release(connection, sorted(open_ids))
-    _withdraw(connection, sorted(swept))
+    delete_requests(connection, sorted(swept))
     _settle(connection, written)
     return written, list(swept.values())
 
 
-def hour_of(moment: datetime) -> datetime:
-    """The hour whose sums a request of this moment belongs to."""
-    return moment.replace(minute=0, second=0, microsecond=0)
+def hour_of(admitted: datetime) -> datetime:
+    """The hour whose sums a request of this admitted belongs to."""
+    return admitted.replace(minute=0, second=0, microsecond=0)
 
 
 def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: Iterable[SettledRequest] = ()) -> None:
@@ -305,7 +302,7 @@ def forget_dead_workers(connection: Connection, now: datetime, dead_after: timed
 def verify(connection: Connection) -> list[Imbalance]:
     """Compare, for every token, counter with settled + in flight and roll-up + in flight.
 
-    Settled requests that were pruned are known by the hourly sums alone, and count as settled. One statement, hence one
+    Settled requests that were pruned are known by the hourly sums alone, and count as settled. One statement, so one
     snapshot: it is true also while servers are writing.
     """
     settled = (
@@ -334,4 +331,4 @@ def verify(connection: Connection) -> list[Imbalance]:
         .where(or_(tokens.c.request_count != n_settled + n_flying, tokens.c.request_count != n_rolled + n_flying))
         .order_by(tokens.c.id)
     )
-    return [Imbalance(token_id, *(int(figure) for figure in figures)) for token_id, *figures in rows]
+    return [Imbalance(token_id, *map(int, counts)) for token_id, *counts in rows]

@@ -1,4 +1,4 @@
-"""Projects: made, read, listed and changed, never deleted, because the ledger speaks of them for ever."""
+"""Projects: they are created, read, listed and changed, never deleted, because the ledger refers to them."""
 
 from __future__ import annotations
 

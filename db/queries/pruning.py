@@ -1,6 +1,6 @@
-"""Old rows of the ledger go, and what they were stays: in the hourly sums, with the number of rows that are gone.
+"""Retention: old rows of the ledger are deleted, and the hourly sums keep the number of deleted rows.
 
-So the books balance as before: counter = settled + pruned + in flight = hourly sums + in flight.
+So the ledger still adds up: counter = settled + pruned + in flight = hourly sums + in flight.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 from attrs import frozen
 from sqlalchemy import Connection, and_, or_, select
 
-from db.dialects.bulk import BulkInsert, DeleteByKeys
+from db.dialects.bulk import BulkInsert
 from db.dialects.statements import for_update, upsert_add
-from db.queries.ledger import hour_of, live_workers
+from db.queries.ledger import delete_requests, hour_of, live_workers
 from db.schema import requests, usage_hourly
 
 _Bucket = tuple[datetime, str, str]
@@ -25,11 +25,11 @@ _ZERO = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens")
 
 @frozen
 class Pruned:
-    """What one transaction did.
+    """The result of one transaction.
 
     Attributes:
-        rows: how many went.
-        kept: how many were old enough and stayed, because the hourly sums do not know of them.
+        rows: number of deleted rows.
+        kept: number of old rows that were kept because the hourly sums do not include them.
     """
 
     rows: int
@@ -39,33 +39,29 @@ class Pruned:
 _note = BulkInsert(upsert_add(usage_hourly, keys=_KEYS, sums=("pruned",)), [*_KEYS, "project_id", *_ZERO, "pruned"])
 
 
-_delete = DeleteByKeys(requests.c.id)
-
-
 def is_first(connection: Connection, worker_id: str, dead_after: timedelta) -> bool:
     """Whether this worker is the one of all live workers that prunes.
 
-    No lock is needed for that: should two take themselves for the first one for a moment, each leaves alone the rows
-    that the other has locked.
+    No lock is needed: if two workers take themselves for the first one, each skips the rows that the other has locked.
     """
     live = [worker.id for worker in live_workers(connection, dead_after)]
     return bool(live) and min(live) == worker_id
 
 
 def prune(connection: Connection, before: datetime, limit: int, after_id: str = "") -> tuple[Pruned, str | None]:
-    """Delete settled requests that were admitted before a moment, the oldest first.
+    """Delete settled requests that were admitted before a time, the oldest first.
 
-    A row goes only if the hourly sum that it belongs to counts at least as many requests as there were, so that nothing
-    can get lost that is not written down elsewhere. Void requests are in no sum, and just go.
+    A row is deleted only if its hourly sum counts at least as many requests as there are rows, so that nothing is lost.
+    Void requests are in no sum and are always deleted.
 
     Args:
         connection: a transaction.
-        before: the moment, UTC.
-        limit: most rows that are looked at.
-        after_id: where to begin: behind the row of this id.
+        before: the time, UTC.
+        limit: maximum number of rows to check.
+        after_id: check the rows after this id.
 
     Returns:
-        What was done, and the id of the last row that was looked at; None where there are no more.
+        The result, and the id of the last row that was checked; None if there are no more.
     """
     # Ids begin with the time (RFC 9562, version 7), so old rows are found without an index of their own.
     found = connection.execute(
@@ -100,13 +96,13 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
             for bucket in sorted(good)
         ],
     )
-    deleted = _delete(connection, [row.id for row, _ in gone])
+    deleted = delete_requests(connection, [row.id for row, _ in gone])
     return Pruned(deleted, len(rows) - len(gone)), found[-1].id
 
 
-def _first_id(moment: datetime) -> str:
-    """What no id of this moment or later is below."""
-    digits = f"{int(moment.timestamp() * 1000):012x}"
+def _first_id(time: datetime) -> str:
+    """The lower bound of all ids made at this time or later."""
+    digits = f"{int(time.timestamp() * 1000):012x}"
     return f"{digits[:8]}-{digits[8:]}"
 
 
@@ -115,7 +111,7 @@ def _bucket(row: Any) -> _Bucket:
 
 
 def _known(connection: Connection, buckets: list[_Bucket]) -> dict[_Bucket, int]:
-    """The requests that the hourly sums know of and that are not pruned yet. Locks the sums, in the order of keys."""
+    """The number of requests in the hourly sums that are not pruned yet. Locks the sums, in the order of keys."""
     if not buckets:
         return {}
     sums = usage_hourly.c

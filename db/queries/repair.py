@@ -1,7 +1,7 @@
-"""Mending books that do not balance, from the evidence that is left: rows are never invented, and sums never lowered.
+"""Repairs a ledger that does not add up: it adds no rows and never lowers a sum.
 
-A sum that is lower than its rows, those included that were pruned, is raised to what they say, and one that is higher
-is believed. The counter is then what the sums and the open reservations say.
+A sum that is lower than its rows, including pruned ones, is raised to them; a higher one is kept. The counter becomes
+the sum of the hourly sums and the open reservations.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from db.schema import in_flight, requests, tokens, usage_hourly
 
 _HOUR = timedelta(hours=1)
 
-#: What cannot be known any more of requests that were pruned.
+#: Columns that cannot be computed for pruned requests.
 _LOST = ("errors", "client_closed", "input_tokens", "output_tokens", "cached_tokens")
 
 
 @frozen
 class _Sum:
-    """The figures of a row of the hourly sums."""
+    """The sums of one hour."""
 
     requests: int
     pruned: int
@@ -37,9 +37,9 @@ class _Sum:
     cached_tokens: int
 
 
-_FIGURES = columns(usage_hourly, _Sum)
+_SUMS = columns(usage_hourly, _Sum)
 
-#: An hour of a token and a model: what one row of the hourly sums is about.
+#: Hour and model: the key of a token's row of the hourly sums.
 _Bucket = tuple[datetime, str]
 
 
@@ -51,7 +51,7 @@ def repair(connection: Connection, token_id: str) -> None:
         known = summed.get(bucket)
         if known is None or count + known.pruned > known.requests:
             _sum_up(connection, token_id, bucket, known)
-    # One statement, hence one moment: a settlement takes a request from one of the two to the other.
+    # One statement, so one snapshot: a settlement moves a request from one of the two to the other.
     rolled_up = select(func.coalesce(func.sum(usage_hourly.c.requests), 0)).where(usage_hourly.c.token_id == token_id)
     flying = select(func.count()).select_from(in_flight).where(in_flight.c.token_id == token_id)
     total = connection.execute(select(rolled_up.scalar_subquery() + flying.scalar_subquery())).scalar_one()
@@ -60,10 +60,10 @@ def repair(connection: Connection, token_id: str) -> None:
 
 def _summed(connection: Connection, token_id: str) -> dict[_Bucket, _Sum]:
     """The hourly sums. Locks them: what is settled meanwhile is added afterwards."""
-    sums = select(usage_hourly.c.hour, usage_hourly.c.model, *_FIGURES)
+    sums = select(usage_hourly.c.hour, usage_hourly.c.model, *_SUMS)
     ordered = sums.where(usage_hourly.c.token_id == token_id).order_by(usage_hourly.c.hour, usage_hourly.c.model)
     rows = connection.execute(for_update(ordered))
-    return {(hour, model): _Sum(*map(int, figures)) for hour, model, *figures in rows}
+    return {(hour, model): _Sum(*map(int, sums)) for hour, model, *sums in rows}
 
 
 def _settled(connection: Connection, token_id: str) -> Counter[_Bucket]:
@@ -74,13 +74,13 @@ def _settled(connection: Connection, token_id: str) -> Counter[_Bucket]:
         ),
         execution_options={"yield_per": 1000},
     )
-    return Counter((hour_of(moment), model) for moment, model in rows)
+    return Counter((hour_of(admitted_at), model) for admitted_at, model in rows)
 
 
 def _sum_up(connection: Connection, token_id: str, bucket: _Bucket, before: _Sum | None) -> None:
-    """Write a row of the hourly sums anew from its requests.
+    """Rewrite a row of the hourly sums from its requests.
 
-    Of those that were pruned only the number is known, so the old sums stay where they are higher.
+    Of pruned requests only the number is known, so an old sum is kept if it is higher.
     """
     hour, model = bucket
     this = (usage_hourly.c.hour == hour, usage_hourly.c.token_id == token_id, usage_hourly.c.model == model)
@@ -96,8 +96,8 @@ def _sum_up(connection: Connection, token_id: str, bucket: _Bucket, before: _Sum
     roll_up(connection, [SettledRequest.of(row) for row in rows.mappings()])
     if before is None or not before.pruned:
         return
-    now = _Sum(*map(int, connection.execute(select(*_FIGURES).where(*this)).one()))
-    mended = {name: max(getattr(before, name), getattr(now, name)) for name in _LOST}
+    now = _Sum(*map(int, connection.execute(select(*_SUMS).where(*this)).one()))
+    kept = {name: max(getattr(before, name), getattr(now, name)) for name in _LOST}
     connection.execute(
-        update(usage_hourly).where(*this).values(requests=now.requests + before.pruned, pruned=before.pruned, **mended)
+        update(usage_hourly).where(*this).values(requests=now.requests + before.pruned, pruned=before.pruned, **kept)
     )

@@ -32,7 +32,7 @@ NAME: TypeEngine[str] = (
     .with_variant(mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 )
 DIGEST: TypeEngine[bytes] = sa.LargeBinary().with_variant(mysql.BINARY(32), "mysql", "mariadb")
-MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+TIMESTAMP = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
 def upgrade() -> None:
@@ -44,13 +44,13 @@ def upgrade() -> None:
         sa.Column("last4", CODE, nullable=False),
         sa.Column("name", NAME, nullable=False),
         sa.Column("active", sa.Boolean(), nullable=False),
-        sa.Column("expires_at", MOMENT, nullable=True),
+        sa.Column("expires_at", TIMESTAMP, nullable=True),
         sa.Column("max_requests", sa.BigInteger(), nullable=True),
         sa.Column("request_count", sa.BigInteger(), nullable=False),
-        sa.Column("created_at", MOMENT, nullable=False),
-        sa.Column("updated_at", MOMENT, nullable=False),
-        sa.Column("revoked_at", MOMENT, nullable=True),
-        sa.Column("last_used_at", MOMENT, nullable=True),
+        sa.Column("created_at", TIMESTAMP, nullable=False),
+        sa.Column("updated_at", TIMESTAMP, nullable=False),
+        sa.Column("revoked_at", TIMESTAMP, nullable=True),
+        sa.Column("last_used_at", TIMESTAMP, nullable=True),
         sa.ForeignKeyConstraint(["project_id"], ["projects.id"], name="fk_tokens_project_id"),
         sa.PrimaryKeyConstraint("id", name="pk_tokens"),
         sa.UniqueConstraint("digest", name="uq_tokens_digest"),

@@ -31,7 +31,7 @@ NAME: TypeEngine[str] = (
     .with_variant(postgresql.VARCHAR(255, collation="C"), "postgresql")
     .with_variant(mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 )
-MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+TIMESTAMP = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
 def upgrade() -> None:
@@ -41,8 +41,8 @@ def upgrade() -> None:
         sa.Column("hostname", NAME, nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("version", CODE, nullable=False),
-        sa.Column("started_at", MOMENT, nullable=False),
-        sa.Column("seen_at", MOMENT, nullable=False),
+        sa.Column("started_at", TIMESTAMP, nullable=False),
+        sa.Column("seen_at", TIMESTAMP, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_workers"),
         mysql_engine="InnoDB",
         mysql_default_charset="utf8mb4",

@@ -29,7 +29,7 @@ CODE: TypeEngine[str] = (
 TEXT: TypeEngine[str] = sa.Text().with_variant(
     mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
 )
-MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+TIMESTAMP = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
 def upgrade() -> None:
@@ -42,7 +42,7 @@ def upgrade() -> None:
         sa.Column("provider", CODE, nullable=False),
         sa.Column("method", CODE, nullable=False),
         sa.Column("path", TEXT, nullable=False),
-        sa.Column("admitted_at", MOMENT, nullable=False),
+        sa.Column("admitted_at", TIMESTAMP, nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_in_flight"),
         mysql_engine="InnoDB",
         mysql_default_charset="utf8mb4",

@@ -34,7 +34,7 @@ NAME: TypeEngine[str] = (
 TEXT: TypeEngine[str] = sa.Text().with_variant(
     mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
 )
-MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+TIMESTAMP = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
 def upgrade() -> None:
@@ -51,8 +51,8 @@ def upgrade() -> None:
         sa.Column("status", sa.SmallInteger(), nullable=True),
         sa.Column("model", NAME, nullable=False),
         sa.Column("streamed", sa.Boolean(), nullable=False),
-        sa.Column("admitted_at", MOMENT, nullable=False),
-        sa.Column("settled_at", MOMENT, nullable=False),
+        sa.Column("admitted_at", TIMESTAMP, nullable=False),
+        sa.Column("settled_at", TIMESTAMP, nullable=False),
         sa.Column("first_byte_us", sa.BigInteger(), nullable=True),
         sa.Column("duration_us", sa.BigInteger(), nullable=True),
         sa.Column("request_bytes", sa.BigInteger(), nullable=False),

@@ -26,13 +26,13 @@ NAME: TypeEngine[str] = (
     .with_variant(postgresql.VARCHAR(255, collation="C"), "postgresql")
     .with_variant(mysql.VARCHAR(255, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb")
 )
-MOMENT = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+TIMESTAMP = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
 
 
 def upgrade() -> None:
     op.create_table(
         "usage_hourly",
-        sa.Column("hour", MOMENT, nullable=False),
+        sa.Column("hour", TIMESTAMP, nullable=False),
         sa.Column("token_id", ID, nullable=False),
         sa.Column("model", NAME, nullable=False),
         sa.Column("project_id", ID, nullable=False),

@@ -18,7 +18,7 @@ from tests.cli.conftest import Run
 from tests.databases.kinds import SERVERS, on
 from tests.databases.scratch import Scratch
 from tests.db.pasts import write_past
-from tests.db.queries.books import NOON
+from tests.db.queries.factories import NOON
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from db.queries import ledger, projects, tokens
 from tests.cli.conftest import Run
 from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Scratch
-from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
+from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
 
 PROJECT = a_project()
 TOKEN = a_token(PROJECT.id)

@@ -12,7 +12,7 @@ from db.options import Options
 from db.queries import projects
 from llm_proxy.secrets.encryption import KeyRing
 from tests.cli.conftest import Run
-from tests.db.queries.books import a_project
+from tests.db.queries.factories import a_project
 from tests.secrets.test_keys import NEW, OLD, OTHER, add_project, opened_with, ring
 
 

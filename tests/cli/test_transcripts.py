@@ -18,7 +18,7 @@ from tests.databases.accounts import account
 from tests.databases.kinds import on
 from tests.databases.scratch import Scratch
 from tests.db.pasts import write_past
-from tests.db.queries.books import a_project, a_token
+from tests.db.queries.factories import a_project, a_token
 from tests.docs.blocks import block
 from tests.harness.files import write_secret
 from tests.harness.ports import free_port

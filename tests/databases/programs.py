@@ -125,7 +125,7 @@ class Instance:
         return path
 
     def start(self) -> None:
-        """Start the process on its data; it answers a moment later."""
+        """Start the process on its data; it answers a time later."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,

@@ -28,7 +28,7 @@ _GO_TLS = {
 }
 
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
-#: Passwords that are hard to tell from what stands around them, and any others.
+#: Passwords that are hard to tell from the text around them, and any others.
 passwords = text | st.text("@:/?#[]%&=+ ()'\"\\,;äp1", max_size=12)
 _labels = st.text(string.ascii_letters + string.digits + "-_", min_size=1, max_size=12)
 _names = st.lists(_labels, min_size=1, max_size=3).map(".".join)

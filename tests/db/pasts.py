@@ -9,7 +9,7 @@ from db.database import Database
 from db.queries import ledger, projects, tokens
 from db.records import Reservation
 from llm_proxy.identifiers import new_id, request_id
-from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
+from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
 
 _WIDE = "Grüße, 世界 🙂 'quoted' \"twice\" \\ % ? $1 :name"
 

@@ -73,7 +73,7 @@ def _end(connection: socket.socket) -> None:
 
 @contextmanager
 def relay_to(host: str, port: int) -> Iterator[Relay]:
-    """A relay on a port of its own; whoever uses it must have closed its connections at the end."""
+    """A relay on a port of its own; its users must have closed their connections at the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         relay = Relay(listener.getsockname()[1], (host, port))
         with threaded_server(listener, relay.forward):

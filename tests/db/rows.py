@@ -10,7 +10,7 @@ from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, MetaData,
 from sqlalchemy.types import TypeEngine
 
 from db import Connection, schema
-from db.types import Digest, Moment
+from db.types import Digest, Timestamp
 from tests.db.schemas import TABLES
 
 
@@ -23,7 +23,7 @@ def value_for(column: Column[Any], number: int) -> object:
         (SmallInteger, 200),
         (BigInteger, 2**40 + number),
         (Integer, number),
-        (Moment, datetime(2026, 1, 1, 0, 0, 0, number, tzinfo=UTC)),
+        (Timestamp, datetime(2026, 1, 1, 0, 0, 0, number, tzinfo=UTC)),
         (Digest, bytes([number]) * 32),
     ]
     return next((value for kind, value in values if isinstance(column.type, kind)), f"{column.name}-{number}")
@@ -36,13 +36,13 @@ def fill(connection: Connection, table: Table) -> None:
 
 
 def reflect(connection: Connection) -> dict[str, Table]:
-    """The tables as they are, with moments and digests as our types."""
+    """The tables as they are, with times and digests as our types."""
     found = MetaData()
     found.reflect(connection, only=lambda name, _: name in TABLES)
     for table in found.tables.values():
         for column in table.columns:
             if isinstance(column.type, DateTime):
-                column.type = Moment()
+                column.type = Timestamp()
             elif column.name == "digest":
                 column.type = Digest()
     return dict(found.tables)

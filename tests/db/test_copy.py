@@ -20,7 +20,7 @@ from tests.databases.fixtures import require
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.db.pasts import write_past
-from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
+from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
 
 PAIRS = [*permutations(Kind, 2)]
 PastOf = Callable[[Kind], Database]
@@ -199,7 +199,7 @@ def test_a_source_of_another_version_is_not_copied(databases: Databases, databas
 
 def test_every_table_is_copied_but_those_of_processes(source: Database) -> None:
     from db.migrate import version  # noqa: PLC0415 - beside the one test that looks at tables from outside
-    from db.schema import metadata  # noqa: PLC0415 - likewise
+    from db.schema import metadata  # noqa: PLC0415 - as above
 
     assert source.read_now(version) is not None
     assert {table.name for table in copy.TABLES} == set(metadata.tables) - {"workers"}

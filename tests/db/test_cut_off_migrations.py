@@ -21,7 +21,7 @@ from tests.db.schemas import describe
 
 TRANSACTIONAL = (Kind.SQLITE, Kind.POSTGRES)
 ENDS = {End.KILL: -9, End.FAIL: FAILED}
-#: More changes than any history makes: for a run that goes wrong for ever.
+#: More changes than any history makes: for a run that goes wrong without end.
 ENOUGH = 500
 
 

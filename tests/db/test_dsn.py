@@ -282,5 +282,5 @@ def test_without_settings_for_a_server_it_is_the_file() -> None:
         ("sqlite::memory:", "SQLite in memory"),
     ],
 )
-def test_a_target_in_words(url: str, words: str) -> None:
+def test_a_target(url: str, words: str) -> None:
     assert str(parse(None, url, None)) == words

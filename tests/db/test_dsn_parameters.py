@@ -58,7 +58,7 @@ LIBPQ: dict[str, Honoured | Settled] = {
     "krbsrvname": (("postgres",), "", ""),
     "gsslib": (("gssapi",), "", ""),
     "gssdelegation": (("0",), "1", "Kerberos"),
-    "service": ((), "books", "host"),
+    "service": ((), "ledger", "host"),
     "target_session_attrs": (("any", "read-write", "primary"), "standby", "writes"),
     "load_balance_hosts": (("disable",), "random", "one host"),
     # The spelling of JDBC, which libpq takes in URLs ("Connection URIs").
@@ -99,7 +99,7 @@ GO: dict[str, Honoured | Settled] = {
     "timeout": ("5s", {"connect_timeout": 5.0}),
     "tls": ("true", {"tls": Tls.VERIFY_FULL}),
     "writeTimeout": ("1m30s", {"write_timeout": 90.0}),
-    "connectionAttributes": (("program_name:books,env:test",), "", ""),
+    "connectionAttributes": (("program_name:ledger,env:test",), "", ""),
     "autocommit": (("1", "true"), "0", "transactions"),
     "time_zone": (("'UTC'", "'+00:00'"), "'Europe/Paris'", "UTC"),
     "transaction_isolation": (("'READ-COMMITTED'",), "'REPEATABLE-READ'", "READ COMMITTED"),

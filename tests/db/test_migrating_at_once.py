@@ -27,7 +27,7 @@ from tests.db.schemas import differences
 
 
 @on(*SERVERS)
-def test_whoever_waits_too_long_for_the_lock_is_told(fresh: Database, database_target: Target) -> None:
+def test_waiting_too_long_for_the_migration_lock_fails(fresh: Database, database_target: Target) -> None:
     """The deadline for the lock is not that of a statement."""
     with opened(database_target, Options(statement_timeout=0.3, migration_lock_timeout=1)) as hasty:
         began = time.monotonic()
@@ -41,7 +41,7 @@ def test_whoever_waits_too_long_for_the_lock_is_told(fresh: Database, database_t
 
 
 @on(*SERVERS)
-def test_a_reader_whom_a_migration_overtakes_looks_again(fresh: Database, database_target: Target) -> None:
+def test_a_reader_overtaken_by_a_migration_is_retried(fresh: Database, database_target: Target) -> None:
     """MariaDB refuses to read a table that is younger than the reader's view; others show the old state or the new."""
     overtaken: list[tuple[migrate.Revision, ...]] = []
 
@@ -92,10 +92,10 @@ def test_eight_processes_migrate_at_once(databases: Databases, database_kind: Ki
 
 
 @on(*SERVERS)
-def test_whoever_waits_says_for_whom_and_goes_on_when_that_one_dies(
+def test_a_waiting_migration_names_the_holder_and_continues_when_it_dies(
     fresh: Database, database_target: Target, database_kind: Kind
 ) -> None:
-    """The holder stands still in the middle of its work, as a frozen machine would, and then is killed."""
+    """The holder stops in the middle of its work, as a frozen machine would, and is killed later."""
     heard: list[str] = []
 
     def end(said: str) -> None:
@@ -105,7 +105,7 @@ def test_whoever_waits_says_for_whom_and_goes_on_when_that_one_dies(
     with crashes.frozen(database_target, 4) as holder:
         with pytest.raises(Contention) as told, opened(database_target, Options(migration_lock_timeout=1)) as hasty:
             migrate.up(hasty)
-        words = str(told.value)
+        message = str(told.value)
         began = time.monotonic()
         done = migrate.up(fresh, waiting=end)
         assert time.monotonic() - began < 30
@@ -114,16 +114,16 @@ def test_whoever_waits_says_for_whom_and_goes_on_when_that_one_dies(
     assert heard[0].startswith(f"{database_target}: ")
     assert re.search(r"is migrating it; waiting for that, for \d+ s more at most", heard[0])
     name = f"llm-proxy on {socket.gethostname()}"[:40]
-    for sentence in (words, heard[0]):
+    for sentence in (message, heard[0]):
         # MariaDB's list of sessions has no names of programs.
         assert (name in sentence) is (database_kind is not Kind.MARIADB), sentence
         assert (f"pid {holder.pid}" in sentence) is (database_kind is not Kind.MARIADB), sentence
         assert re.search(r"\(connection \d+, from \S+, .*silent for \d+ s\)", sentence), sentence
-    assert "MIGRATION_LOCK_TIMEOUT (1 s)" in words
-    number = re.search(r"connection (\d+)", words)
+    assert "MIGRATION_LOCK_TIMEOUT (1 s)" in message
+    number = re.search(r"connection (\d+)", message)
     assert number is not None
     cure = f"SELECT pg_terminate_backend({number[1]})" if database_kind is Kind.POSTGRES else f"KILL {number[1]}"
-    assert words.endswith(f"; try again, or, if it hangs, end it: {cure}")
+    assert message.endswith(f"; try again, or, if it hangs, end it: {cure}")
 
 
 def migrate_by_hand(database: Database, meanwhile: Callable[[], object]) -> None:

@@ -14,7 +14,7 @@ OURS = MySqlConnection(defer_connect=True)
 THEIRS = Connection(defer_connect=True)
 for connection in (OURS, THEIRS):
     setattr(connection, "server_status", 0)  # noqa: B010 - what a server says at the login, unknown to the stub
-MOMENTS = st.datetimes(min_value=datetime(1000, 1, 1))  # noqa: DTZ001 - the column knows no time zone
+TIMES = st.datetimes(min_value=datetime(1000, 1, 1))  # noqa: DTZ001 - the column knows no time zone
 VALUES = (
     st.text()
     | st.text("'\\\"%;\0\n\x1aé`-# /*")
@@ -22,7 +22,7 @@ VALUES = (
     | st.integers()
     | st.booleans()
     | st.none()
-    | MOMENTS
+    | TIMES
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.binary()
 )
@@ -32,6 +32,6 @@ VALUES = (
 @example("0192f3a4-7c1e-7abc-8def-0123456789ab")
 @example("it's")
 @example("plain\n")
-@example(datetime(2026, 7, 1, 12, 0, 0))  # noqa: DTZ001 - likewise
+@example(datetime(2026, 7, 1, 12, 0, 0))  # noqa: DTZ001 - as above
 def test_a_literal_is_that_of_the_driver(value: object) -> None:
     assert OURS.escape(value) == THEIRS.escape(value)

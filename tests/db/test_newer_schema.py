@@ -11,7 +11,6 @@ from db.database import Database, opened
 from db.dsn.target import Target
 from db.errors import SchemaMismatch
 from db.options import Options
-from db.suitability import misfits
 from tests.databases.kinds import on
 from tests.db.next_release import HARMFUL, HARMLESS, migrate_as_next_release
 from tests.db.rows import contents, fill_new
@@ -23,7 +22,7 @@ def test_what_is_only_more_suits(migrated_target: Target, tmp_path: Path) -> Non
         assert migrate.prepare(database) is None
     number = migrate_as_next_release(migrated_target, tmp_path / "next", HARMLESS)
     with opened(migrated_target, Options()) as database:
-        assert database.read_now(misfits) == []
+        assert database.read_now(migrate.misfits) == []
         assert database.read_now(migrate.suits)
         assert not database.read_now(migrate.is_at_head)
         words = migrate.prepare(database)
@@ -35,14 +34,14 @@ def test_what_is_only_more_suits(migrated_target: Target, tmp_path: Path) -> Non
 
 
 @on("sqlite", "postgres", "mysql")
-@pytest.mark.parametrize(("upgrade", "amiss"), HARMFUL.items())
-def test_what_is_missing_is_named(migrated_target: Target, tmp_path: Path, upgrade: str, amiss: str) -> None:
+@pytest.mark.parametrize(("upgrade", "missing"), HARMFUL.items())
+def test_what_is_missing_is_named(migrated_target: Target, tmp_path: Path, upgrade: str, missing: str) -> None:
     if "zone" in upgrade and migrated_target.driver == "sqlite":
         upgrade = f'op.drop_table("workers")\nop.create_table("workers", {_WORKERS})'
     migrate_as_next_release(migrated_target, tmp_path / "next", upgrade)
     with opened(migrated_target, Options()) as database:
         assert not database.read_now(migrate.suits)
-        with pytest.raises(SchemaMismatch, match=f"this one cannot work on it: {amiss}.*; use the newer version"):
+        with pytest.raises(SchemaMismatch, match=f"this one cannot work on it: {missing}.*; use the newer version"):
             migrate.prepare(database)
 
 

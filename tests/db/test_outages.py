@@ -1,4 +1,4 @@
-"""What happens when a server goes away at the worst moment."""
+"""What happens when a server goes away at the worst time."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from tests.db.queries.books import a_project
+from tests.db.queries.factories import a_project
 
 
 def test_the_sealed_key_of_a_project_is_not_shown() -> None:

@@ -49,7 +49,7 @@ def path_of(target: Target) -> Path:
     return target.path
 
 
-def test_a_second_process_is_refused_in_words(target: Target) -> None:
+def test_a_second_process_is_refused(target: Target) -> None:
     with opened(target, Options()):
         program = (
             "import sys; from pathlib import Path; from db.database import opened; from db.dsn import Target;"

@@ -30,7 +30,7 @@ from db import Connection
 from db.database import Database
 from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
 from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
-from db.types import Digest, Id, Moment, Name
+from db.types import Digest, Id, Name, Timestamp
 from tests.databases.kinds import SERVERS, on
 
 METADATA = MetaData()
@@ -39,12 +39,12 @@ COUNTERS = Table(
     METADATA,
     Column("id", Id, primary_key=True),
     Column("counter", BigInteger, nullable=False),
-    Column("used_at", Moment),
+    Column("used_at", Timestamp),
 )
 SUMS = Table(
     "sums_of_test",
     METADATA,
-    Column("hour", Moment, primary_key=True),
+    Column("hour", Timestamp, primary_key=True),
     Column("model", Name, primary_key=True),
     Column("note", Name),
     Column("hits", BigInteger, nullable=False),
@@ -56,7 +56,7 @@ THINGS = Table(
     Column("number", Integer, primary_key=True),
     Column("digest", Digest),
     Column("active", Boolean),
-    Column("moment", Moment),
+    Column("time", Timestamp),
     Column("name", Name),
 )
 NOW = datetime(2026, 7, 1, 12, 0, 0, 1, tzinfo=UTC)
@@ -70,11 +70,11 @@ class Thing:
     number: int
     digest: bytes | None
     active: bool | None
-    moment: datetime | None
+    time: datetime | None
     name: str | None
 
 
-NAMES = ("number", "digest", "active", "moment", "name")
+NAMES = ("number", "digest", "active", "time", "name")
 KEYS: BindParameter[Any] = bindparam("keys", expanding=True)
 insert_things = BulkInsert(insert(THINGS), NAMES)
 by_digest = SelectByKeys(
@@ -195,7 +195,7 @@ def test_many_rows_go_in_and_come_out_in_one_statement_each(database: Database) 
 
 
 def test_mappings_are_rows_too(database: Database) -> None:
-    rows = [{"number": 1, "digest": bytes(32), "active": True, "moment": NOW, "name": "x", "more": 1}]
+    rows = [{"number": 1, "digest": bytes(32), "active": True, "time": NOW, "name": "x", "more": 1}]
     database.write_now(insert_things, rows)
     assert database.read_now(by_digest, [bytes(32)]) == [Thing(1, bytes(32), True, NOW, "x")]  # noqa: FBT003 - a record
 

@@ -12,7 +12,7 @@ from attrs import evolve, frozen
 from click.testing import CliRunner
 
 from db.database import opened
-from db.dialects.tls import client_context
+from db.dialects.wire import client_context
 from db.dsn import Target, Tls, parse
 from db.errors import BadDsn, Unavailable
 from db.options import Options
@@ -24,7 +24,7 @@ from tests.db.certified import Certified, CertifiedPostgres, certified
 from tests.harness.certificates import Authority
 
 NOT_ACCEPTED = "certificate was not accepted: "
-#: Under TLS 1.3 a server may hang up before its reason is read: clients send on as soon as they have shaken hands.
+#: Under TLS 1.3 a server may close before its reason is read: clients send as soon as the handshake is done.
 REFUSED_CLIENT = "client certificate|user name or password was refused|TLS failed|connection was lost"
 NO_TLS = "does not offer TLS"
 

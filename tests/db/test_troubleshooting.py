@@ -28,13 +28,13 @@ def pieces(argument: ast.expr) -> Iterator[str]:
     parts = argument.values if isinstance(argument, ast.JoinedStr) else [argument]
     for part in parts:
         if isinstance(part, ast.Constant) and isinstance(part.value, str) and len(part.value.strip()) >= LEAST:
-            yield words(part.value)
+            yield normalized(part.value)
 
 
-def words(text: str) -> str:
+def normalized(text: str) -> str:
     return " ".join(text.split()).strip(" :;,.")
 
 
 @pytest.mark.parametrize("message", sorted(set(messages())))
 def test_a_message_is_explained(message: str) -> None:
-    assert message in words(PAGE.read_text(encoding="utf-8").replace("`", "").replace("\\|", "|"))
+    assert message in normalized(PAGE.read_text(encoding="utf-8").replace("`", "").replace("\\|", "|"))

@@ -7,7 +7,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, delete, insert, select
 
 from db import Connection
 from db.database import Database
-from db.types import Code, Digest, Id, LongText, Moment, Name
+from db.types import Code, Digest, Id, LongText, Name, Timestamp
 
 METADATA = MetaData()
 VALUES = Table(
@@ -19,7 +19,7 @@ VALUES = Table(
     Column("name", Name, unique=True),
     Column("text", LongText),
     Column("digest", Digest, unique=True),
-    Column("moment", Moment),
+    Column("time", Timestamp),
 )
 NOON = datetime(2026, 7, 1, 12, 0, 0, 1, tzinfo=UTC)
 
@@ -54,10 +54,10 @@ def table(database: Database) -> None:
         ("digest", bytes(32)),
         ("digest", bytes(range(224, 256))),
         ("digest", b"\\x" + b"'\"%" * 10),
-        ("moment", NOON),
-        ("moment", datetime(1, 1, 1, tzinfo=UTC).replace(year=1970)),
-        ("moment", datetime(2038, 1, 19, 3, 14, 8, 999999, tzinfo=UTC)),
-        ("moment", datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
+        ("time", NOON),
+        ("time", datetime(1, 1, 1, tzinfo=UTC).replace(year=1970)),
+        ("time", datetime(2038, 1, 19, 3, 14, 8, 999999, tzinfo=UTC)),
+        ("time", datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC)),
     ],
 )
 def test_a_value_comes_back_as_it_went_in(database: Database, name: str, value: object) -> None:
@@ -73,32 +73,32 @@ def test_nothing_comes_back_as_nothing(database: Database, name: str) -> None:
     assert database.read_now(only, name) is None
 
 
-def test_a_moment_is_stored_in_utc(database: Database) -> None:
+def test_a_timestamp_is_stored_in_utc(database: Database) -> None:
     there = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
-    database.write_now(lambda connection: store(connection, number=1, moment=there))
-    found = database.read_now(only, "moment")
+    database.write_now(lambda connection: store(connection, number=1, time=there))
+    found = database.read_now(only, "time")
     assert isinstance(found, datetime)
     assert (found, found.tzinfo) == (NOON, UTC)
 
 
-def test_moments_are_ordered_as_time_is(database: Database) -> None:
-    moments = [NOON + timedelta(microseconds=step) for step in (0, 1, 999_998, 999_999, 1_000_000)]
+def test_timestamps_are_ordered_as_time_is(database: Database) -> None:
+    times = [NOON + timedelta(microseconds=step) for step in (0, 1, 999_998, 999_999, 1_000_000)]
 
     def store_all(connection: Connection) -> None:
-        rows = [{"number": number, "moment": moment} for number, moment in enumerate(moments)]
+        rows = [{"number": number, "time": time} for number, time in enumerate(times)]
         connection.execute(insert(VALUES), rows[::-1])
 
     database.write_now(store_all)
-    found = database.read_now(lambda connection: connection.scalars(select(VALUES.c.moment).order_by("moment")).all())
-    assert found == moments
-    later = select(VALUES.c.number).where(VALUES.c.moment > moments[1]).order_by("number")
+    found = database.read_now(lambda connection: connection.scalars(select(VALUES.c.time).order_by("time")).all())
+    assert found == times
+    later = select(VALUES.c.number).where(VALUES.c.time > times[1]).order_by("number")
     assert database.read_now(lambda connection: connection.scalars(later).all()) == [2, 3, 4]
 
 
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("moment", NOON.replace(tzinfo=None), "time zone"),
+        ("time", NOON.replace(tzinfo=None), "time zone"),
         ("digest", b"short", "32 bytes"),
         ("digest", "text of thirty-two characters...", "32 bytes"),
     ],

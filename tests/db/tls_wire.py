@@ -41,7 +41,7 @@ class TlsWire:
     def forward(self, client: socket.socket) -> None:
         """Forward one connection to its end."""
         with client, socket.create_connection(self._server) as server, suppress(OSError):
-            # An OSError is a client that did not like the certificate, or has none, or has hung up.
+            # An OSError is a client that did not like the certificate, or has none, or has closed the connection.
             near, far = self._greet(client, server)
             with near, far:
                 _shuttle(near, far)
@@ -110,7 +110,7 @@ def _shuttle(near: socket.socket, far: socket.socket) -> None:
 
 @contextmanager
 def tls_wire_to(host: str, port: int, kind: type[TlsWire] = TlsWire) -> Iterator[TlsWire]:
-    """A wire on a port of its own; whoever uses it must have closed its connections at the end."""
+    """A wire on a port of its own; its users must have closed their connections at the end."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         wire = kind(listener.getsockname()[1], (host, port))
         with threaded_server(listener, wire.forward):

@@ -32,7 +32,7 @@ from llm_proxy.metrics import Metrics
 from llm_proxy.net.disconnect import EXTENSION
 from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.tokens import digest, new_secret
-from tests.db.queries.books import a_project, a_token
+from tests.db.queries.factories import a_project, a_token
 
 
 @define

@@ -24,7 +24,7 @@ from db.records import Token, Worker
 from db.schema import in_flight, metadata, requests
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger import AdmissionRequest, Grant, Ledger
-from tests.db.queries.books import a_project, a_token
+from tests.db.queries.factories import a_project, a_token
 
 
 @define

@@ -28,7 +28,7 @@ from llm_proxy.identifiers import request_id
 from llm_proxy.ledger import AdmissionRequest, writer
 from llm_proxy.ledger.transaction import transact
 from tests.databases.kinds import SERVERS, on
-from tests.db.queries.books import a_settled_request, a_token
+from tests.db.queries.factories import a_settled_request, a_token
 from tests.ledger.stage import Scene, scene
 
 OK = Result(outcome="ok", status=200, model="m")

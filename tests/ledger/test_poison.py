@@ -23,7 +23,7 @@ from llm_proxy.errors import DatabaseUnavailable, ProxyError
 from llm_proxy.ledger import AdmissionRequest, Grant
 from llm_proxy.ledger.transaction import Settlement
 from llm_proxy.ledger.writer import _sweep as sweep
-from tests.db.queries.books import a_settled_request
+from tests.db.queries.factories import a_settled_request
 from tests.db.rows import contents
 from tests.ledger.stage import Scene, scene
 

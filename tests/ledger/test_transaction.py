@@ -27,7 +27,7 @@ from llm_proxy.errors import (
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
 from llm_proxy.tokens import digest
-from tests.db.queries.books import a_project, a_token
+from tests.db.queries.factories import a_project, a_token
 
 WORKER = new_id()
 

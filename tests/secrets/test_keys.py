@@ -16,7 +16,7 @@ from db.schema import projects as project_table
 from llm_proxy.secrets import keys
 from llm_proxy.secrets.encryption import KeyRing
 from tests.databases.scratch import Scratch
-from tests.db.queries.books import a_project
+from tests.db.queries.factories import a_project
 
 OLD, NEW, OTHER = (base64.b64encode(bytes([number]) * 32).decode() for number in (1, 2, 3))
 

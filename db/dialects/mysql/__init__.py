@@ -27,7 +27,7 @@ from db.dialects.mysql.connection import MySqlConnection
 from db.dialects.mysql.errors import TROUBLES
 from db.dialects.pools import FROZEN, LOCK_TIMEOUT, LOCK_WAIT, MIGRATION_TIMEOUT, SOCKET_GRACE, ServerPool
 from db.dialects.statements import skips_locked
-from db.dialects.tls import client_context
+from db.dialects.wire import client_context
 from db.dsn.target import Target, Tls
 from db.options import Options
 
@@ -46,7 +46,7 @@ JOIN information_schema.processlist AS ours ON ours.id = trx_mysql_thread_id
 WHERE ours.user = SUBSTRING_INDEX(USER(), '@', 1) AND ours.db = DATABASE() AND ours.command = 'Sleep'
     AND ours.time >= %s AND trx_rows_locked + trx_rows_modified > 0
 """
-#: The driver's own codes, behind which stands an error of the operating system.
+#: The driver's own codes for errors of the operating system.
 _NETWORK = frozenset((CR.CR_CONNECTION_ERROR, CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST))
 _BY_CODE = {
     **TROUBLES,

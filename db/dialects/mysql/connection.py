@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pymysql.connections import Connection
 from pymysql.constants import CLIENT
 
-from db.dialects.keepalive import keep_alive
 from db.dialects.pools import FROZEN
+from db.dialects.wire import keep_alive
 
 if TYPE_CHECKING:  # generic for type checkers only
     from pymysql.cursors import Cursor
@@ -26,7 +26,7 @@ _IDLE_TIMEOUT = 60
 _SQL_MODE = (
     "STRICT_ALL_TABLES,ONLY_FULL_GROUP_BY,ERROR_FOR_DIVISION_BY_ZERO,NO_ENGINE_SUBSTITUTION,NO_AUTO_VALUE_ON_ZERO"
 )
-#: Text that stands for itself between quotes, in every character set and SQL mode.
+#: Text that needs no escape between quotes, in every character set and SQL mode.
 _PLAIN = re.compile(r"[A-Za-z0-9 _.:/@+=,-]*")
 
 

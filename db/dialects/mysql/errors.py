@@ -30,7 +30,7 @@ _STORAGE = (
     1181,
     1194,  # a table that crashed, or could not be repaired
     1195,
-    1296,  # an error from another engine; likewise a temporary one
+    1296,  # an error from another engine; a temporary one
     1297,
     1712,  # an index, a table that is damaged
     1877,

@@ -34,7 +34,7 @@ from db.dialects.pools import (
     ServerPool,
 )
 from db.dialects.postgresql.connection import PostgresConnection
-from db.dialects.tls import client_context
+from db.dialects.wire import client_context
 from db.dsn.target import Target, Tls
 from db.options import Options
 

@@ -23,7 +23,7 @@ from pg8000.converters import TIMESTAMPTZ, make_param
 from pg8000.core import EXECUTE_MSG, READY_FOR_QUERY, SYNC_MSG, Context
 from pg8000.exceptions import DatabaseError
 
-from db.dialects.keepalive import keep_alive
+from db.dialects.wire import keep_alive
 
 _HEADER = Struct("!ci").unpack
 _int32 = Struct("!i").pack
@@ -82,7 +82,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         try:
             super().__init__(**arguments)
         except BaseException:
-            self._hang_up()
+            self._close_sockets()
             raise
         keep_alive(self._usock)
         self.register_in_adapter(TIMESTAMPTZ, _timestamptz)
@@ -174,7 +174,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         if context.error is not None:
             raise context.error
 
-    def _hang_up(self) -> None:
+    def _close_sockets(self) -> None:
         """Close the sockets of a login that failed: pg8000 leaves them to the garbage collector."""
         for name in ("_sock", "_usock"):
             opened = getattr(self, name, None)

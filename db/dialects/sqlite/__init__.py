@@ -54,7 +54,7 @@ class SqliteBackend:
     """The engines of one SQLite database, and what its errors mean."""
 
     def __init__(self, target: Target, options: Options, *, exclusive: bool = True) -> None:
-        """Nothing is opened yet. Without being exclusive it only reads, beside whoever has the file."""
+        """Nothing is opened yet. If not exclusive, it only reads, beside the process that has the file."""
         self._target = target
         self._options = options
         self._exclusive = exclusive

@@ -1,4 +1,4 @@
-"""A copy of a SQLite file, made beside whoever is writing to it (sqlite.org, "SQLite Online Backup API")."""
+"""A copy of a SQLite file that is in use (sqlite.org, "SQLite Online Backup API")."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def _write(source: Path, partial: Path) -> None:
     uri = f"file:{quote(str(source.absolute()))}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True)) as old, closing(sqlite3.connect(partial)) as new:
         old.backup(new, pages=-1)
-        # The copy has no log of its own: whoever opens it first decides on the mode.
+        # The copy has no log of its own: the first program that opens it sets the mode.
         new.execute("PRAGMA journal_mode = DELETE")
         (verdict,) = new.execute("PRAGMA integrity_check(1)").fetchone()
         if verdict != "ok":

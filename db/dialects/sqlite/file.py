@@ -37,7 +37,7 @@ def prepare(path: Path) -> FileLock:
     """
     if path.is_dir():
         raise BadDsn(f"DATABASE_PATH {path} is a folder; it must be a file")
-    with _in_words(path):
+    with _translated(path):
         # Whatever name leads to the file, there is one lock.
         real = path.resolve()
         real.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -62,13 +62,13 @@ def identity(path: str) -> tuple[int, int] | None:
 
 def look(path: Path) -> None:
     """Refuse to read a file where SQLite cannot work, beside its owner. Raises BadDsn and Unavailable."""
-    with _in_words(path):
+    with _translated(path):
         if path.exists():
             check(path.resolve())
 
 
 @contextmanager
-def _in_words(path: Path) -> Iterator[None]:
+def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, NotADirectoryError) as error:

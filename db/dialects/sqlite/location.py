@@ -14,7 +14,7 @@ from attrs import frozen
 
 from db.errors import BadDsn
 
-#: Where the system tells about this process's mounts; there is none on macOS.
+#: The system's list of this process's mounts; macOS has none.
 _PROC = Path("/proc/self")
 #: Other machines have the files too, or only they do.
 _NETWORK = frozenset(

@@ -13,7 +13,7 @@ from db.options import Options
 from db.queries import projects
 from db.queries.rows import Position
 from db.records import Project
-from tests.db.queries.books import NOON, a_project
+from tests.db.queries.factories import NOON, a_project
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_names_are_unique_to_the_code_point(database: Database) -> None:
 
 
 def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:
-    # Two rows of one moment meet at a page's end; their ids decide.
+    # Two rows of one time meet at a page's end; their ids decide.
     made = [a_project(created_at=NOON + timedelta(microseconds=n // 2)) for n in range(7)]
     create(database, *made)
     found: list[Project] = []

@@ -15,7 +15,7 @@ from db.records import Reservation, SettledRequest, Token, Worker
 from db.schema import requests, usage_hourly
 from llm_proxy.identifiers import new_id
 from tests.databases.scratch import Scratch
-from tests.db.queries.books import a_project, a_settled_request, a_token
+from tests.db.queries.factories import a_project, a_settled_request, a_token
 
 DAY = timedelta(days=1)
 TODAY = datetime(2027, 1, 15, 12, 30, tzinfo=UTC)
@@ -28,15 +28,15 @@ def database(migrated_database: Scratch) -> Iterator[Database]:
         assert database.connections.in_use == 0
 
 
-def at(moment: datetime, number: int) -> dict[str, Any]:
+def at(time: datetime, number: int) -> dict[str, Any]:
     """The id and the time of a request that was admitted then."""
-    digits = f"{int(moment.timestamp() * 1000):012x}"
-    return {"id": f"{digits[:8]}-{digits[8:]}-7{number:03x}-8000-000000000000", "admitted_at": moment}
+    digits = f"{int(time.timestamp() * 1000):012x}"
+    return {"id": f"{digits[:8]}-{digits[8:]}-7{number:03x}-8000-000000000000", "admitted_at": time}
 
 
 @pytest.fixture
 def token(database: Database) -> Token:
-    """A token with four requests a day for ten days, one of them void, and one in flight; its books balance."""
+    """A token with four requests a day for ten days, one of them void, and one in flight; its counts agree."""
     project = a_project()
     token = a_token(project.id)
     rows = [
@@ -90,7 +90,7 @@ def prune_all(database: Database, before: datetime, limit: int = 7) -> Pruned:
     return Pruned(rows, kept)
 
 
-def test_old_rows_go_and_the_books_balance(database: Database, token: Token) -> None:
+def test_old_rows_are_pruned_and_the_ledger_adds_up(database: Database, token: Token) -> None:
     before = sums(database)
     assert prune_all(database, TODAY - 5 * DAY) == Pruned(16, 0)
     assert left(database) == 24
@@ -103,7 +103,7 @@ def test_old_rows_go_and_the_books_balance(database: Database, token: Token) -> 
     assert sums(database) == before
 
 
-def test_the_moment_itself_is_not_old_yet(database: Database, token: Token) -> None:
+def test_a_row_of_exactly_that_age_is_kept(database: Database, token: Token) -> None:
     oldest = TODAY - 9 * DAY
     assert prune_all(database, oldest) == Pruned(0, 0)
     assert prune_all(database, oldest + timedelta(milliseconds=1)) == Pruned(1, 0)

@@ -15,7 +15,7 @@ from db.schema import requests, usage_hourly
 from db.schema import tokens as token_table
 from llm_proxy.identifiers import new_id, request_id
 from tests.databases.scratch import Scratch
-from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
+from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def database(migrated_database: Scratch) -> Iterator[Database]:
 
 @pytest.fixture
 def token(database: Database) -> Token:
-    """A token with balanced books: five settled requests in three buckets, a void one, and one in flight."""
+    """A token whose counts agree: five settled requests in three buckets, a void one, and one in flight."""
     project = a_project()
     token = a_token(project.id)
     rows = [
@@ -58,7 +58,7 @@ def settled(token: Token, **fields: Any) -> SettledRequest:
     return a_settled_request(token, **fields)
 
 
-def books(database: Database) -> tuple[list[Any], int]:
+def sums(database: Database) -> tuple[list[Any], int]:
     """The hourly sums and the counter."""
 
     def read(connection: Connection) -> tuple[list[Any], int]:
@@ -70,18 +70,18 @@ def books(database: Database) -> tuple[list[Any], int]:
 
 @pytest.mark.parametrize("counter", [0, 5, 7, 1000])
 def test_a_wrong_counter_is_set_right(database: Database, token: Token, counter: int) -> None:
-    before = books(database)
+    before = sums(database)
     database.write_now(lambda connection: connection.execute(update(token_table).values(request_count=counter)))
     assert len(database.read_now(ledger.verify)) == 1
 
     database.write_now(repair.repair, token.id)
 
     assert database.read_now(ledger.verify) == []
-    assert books(database) == before
+    assert sums(database) == before
 
 
 def test_lost_and_lowered_sums_are_written_anew(database: Database, token: Token) -> None:
-    before = books(database)
+    before = sums(database)
 
     def lose(connection: Connection) -> None:
         connection.execute(delete(usage_hourly).where(usage_hourly.c.model == "b"))
@@ -95,27 +95,27 @@ def test_lost_and_lowered_sums_are_written_anew(database: Database, token: Token
     database.write_now(repair.repair, token.id)
 
     assert database.read_now(ledger.verify) == []
-    assert books(database) == before
+    assert sums(database) == before
 
 
 def test_sums_of_rows_that_are_gone_are_believed(database: Database, token: Token) -> None:
-    before = books(database)
+    before = sums(database)
     # All rows of one hour and model, and one of two of another.
     gone = (requests.c.model == "b") | (requests.c.admitted_at == NOON + timedelta(hours=1))
     database.write_now(lambda connection: connection.execute(delete(requests).where(gone)))
 
     database.write_now(repair.repair, token.id)
 
-    assert books(database) == before
+    assert sums(database) == before
 
 
-def test_nothing_changes_where_books_balance(database: Database, token: Token) -> None:
-    before = books(database)
+def test_a_ledger_that_adds_up_is_not_changed(database: Database, token: Token) -> None:
+    before = sums(database)
 
     database.write_now(repair.repair, token.id)
     database.write_now(repair.repair, new_id())
 
-    assert books(database) == before
+    assert sums(database) == before
 
 
 def test_other_tokens_are_left_alone(database: Database, token: Token) -> None:

@@ -14,7 +14,7 @@ from db.queries.requests import Filter
 from db.records import SettledRequest
 from db.schema import requests as table
 from tests.databases.kinds import on
-from tests.db.queries.books import a_project, a_settled_request, a_token
+from tests.db.queries.factories import a_project, a_settled_request, a_token
 
 TOKEN = a_token(a_project().id)
 SIBLING = a_token(TOKEN.project_id)

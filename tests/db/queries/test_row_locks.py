@@ -13,7 +13,7 @@ from db.queries import ledger, projects, tokens
 from db.records import Reservation, Token
 from llm_proxy.identifiers import request_id
 from tests.databases.kinds import on
-from tests.db.queries.books import NOON, a_project, a_settled_request, a_token
+from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
 from tests.db.rows import contents
 
 PROJECT = a_project()

@@ -15,7 +15,7 @@ from db.queries import projects, tokens
 from db.queries.rows import Position
 from db.records import Project, Token
 from llm_proxy.tokens import digest
-from tests.db.queries.books import NOON, a_project, a_token
+from tests.db.queries.factories import NOON, a_project, a_token
 
 LATER = NOON + timedelta(hours=1)
 PROJECT, OTHER = a_project(), a_project()

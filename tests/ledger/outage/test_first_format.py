@@ -23,7 +23,7 @@ from db.records import UNKNOWN, VOID, Result
 from llm_proxy.ledger import Settlement
 from llm_proxy.ledger.outage.first_format import FirstFormatFile
 from llm_proxy.ledger.outage.replay import OrphanReplay, decode
-from tests.db.queries.books import a_project, a_token
+from tests.db.queries.factories import a_project, a_token
 from tests.ledger.test_transaction import counter, rows
 
 SAMPLE = Path(__file__).with_name("first_format.spool").read_bytes()

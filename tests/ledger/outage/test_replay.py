@@ -14,7 +14,7 @@ from db.records import UNKNOWN, VOID, Reservation, Result, Token
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.outage.replay import decode, write_spooled
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
-from tests.db.queries.books import a_project, a_token
+from tests.db.queries.factories import a_project, a_token
 from tests.ledger.test_transaction import counter, granted, rolled_up, rows
 
 WORKER = new_id()

@@ -22,7 +22,7 @@ from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger import AdmissionRequest, Grant
 from llm_proxy.ledger.outage import token_cache
 from llm_proxy.ledger.outage.token_cache import CachedToken, OutageLimits, TokenCache
-from tests.db.queries.books import NOON, a_project, a_token
+from tests.db.queries.factories import NOON, a_project, a_token
 
 LIMITS = OutageLimits(window=300, requests=3, duration=600)
 PROJECT = a_project()

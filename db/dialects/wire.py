@@ -1,8 +1,9 @@
-"""TLS contexts for database connections: one per engine, because making one costs more than a handshake."""
+"""The sockets of server connections: TLS contexts and TCP keep-alive."""
 
 from __future__ import annotations
 
 import os
+import socket
 import ssl
 from pathlib import Path
 
@@ -12,12 +13,33 @@ from db.dsn.target import Target, Tls
 from db.errors import BadDsn
 from db.options import Options
 
+#: Idle seconds before the first probe, and between probes: firewalls and NAT drop an idle connection later, Azure
+#: after four minutes, AWS after 350 seconds.
+_IDLE = 30
+_INTERVAL = 10
+#: Unanswered probes after which the kernel closes a connection.
+_COUNT = 3
+#: macOS has another name for the first.
+_OPTIONS = (("TCP_KEEPIDLE", _IDLE), ("TCP_KEEPALIVE", _IDLE), ("TCP_KEEPINTVL", _INTERVAL), ("TCP_KEEPCNT", _COUNT))
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Let the kernel probe a TCP connection while it is idle; other sockets are left alone."""
+    if connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _OPTIONS:
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
 
 def client_context(target: Target, options: Options) -> ssl.SSLContext | None:
-    """The context for a target; None where TLS is off. Files that the URL names win over those of the options.
+    """The context for a target; None if TLS is off. Make one per engine: it costs more than a handshake.
+
+    Files that the URL names take precedence over those of the options.
 
     Raises:
-        BadDsn: a file cannot be read, or is missing where one is needed.
+        BadDsn: a file cannot be read, or a needed one is missing.
     """
     if target.tls is Tls.OFF:
         return None
@@ -31,7 +53,7 @@ def client_context(target: Target, options: Options) -> ssl.SSLContext | None:
         raise BadDsn(f"DATABASE_TLS_CA {authority}: no certificates can be read from it") from error
     if verify and authority is None and not _has_system_roots(context):
         context.load_verify_locations(certifi.where())
-    # Certificates that database servers make for themselves lack what the strict profile of newer Pythons asks for.
+    # Self-signed certificates of database servers fail the strict profile of newer Pythons.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     context.check_hostname = target.tls in (Tls.VERIFY_FULL, Tls.CUSTOM)
     if not verify:
