@@ -82,7 +82,7 @@ def test_repairing(run: Run) -> None:
     with opened(FILE, Options()) as database:
         database.write_now(projects.create, project)
         database.write_now(tokens.create, a_token(project.id, request_count=7))
-    (verify, shown), (repair, told) = transcript("upkeep.md", "repair")
+    (verify, shown), (repair, told) = transcript("maintenance.md", "repair")
     wrong = run(*verify)
     assert wrong.exit_code == 1
     compare(wrong, shown)
@@ -98,7 +98,7 @@ def test_a_rotation(run: Run) -> None:
         for _ in range(3):
             project = a_project()
             database.write_now(projects.create, evolve(project, api_key=old.seal("sk-1", project.id)))
-    for command, lines in transcript("upkeep.md", "rotation"):
+    for command, lines in transcript("maintenance.md", "rotation"):
         result = run(*command, env={"ENCRYPTION_KEY": f"{new.to_setting()},{old.to_setting()}"})
         assert result.exit_code == 0, result.output
         compare(result, lines)
