@@ -11,7 +11,7 @@ import json
 from typing import Any, ClassVar, Final, Self
 
 #: `error.type` of OpenAI and of Anthropic for each status.
-_TYPES: Final = {
+TYPES: Final = {
     400: ("invalid_request_error", "invalid_request_error"),
     401: ("invalid_request_error", "authentication_error"),
     403: ("invalid_request_error", "permission_error"),
@@ -69,16 +69,6 @@ class ProxyError(Exception):
         self.allow = allow
         self.token_id = self.project_id = self.provider = ""
         super().__init__(self.message or self.description)
-
-    @classmethod
-    def openai_type(cls) -> str:
-        """`error.type` in OpenAI's shape."""
-        return _TYPES[cls.status][0]
-
-    @classmethod
-    def anthropic_type(cls) -> str:
-        """`error.type` in Anthropic's shape."""
-        return _TYPES[cls.status][1]
 
     def about(self, token_id: str, project_id: str, provider: str) -> Self:
         """Note whose request it was."""
@@ -295,7 +285,7 @@ MANAGEMENT: Final = tuple(kind for kind in _TABLE if kind.error)
 
 def openai_body(error: ProxyError) -> dict[str, Any]:
     """Render an error in OpenAI's shape; its SDK shows `code` as `error.code`."""
-    described = {"message": error.message, "type": error.openai_type(), "param": error.param, "code": error.code}
+    described = {"message": error.message, "type": TYPES[error.status][0], "param": error.param, "code": error.code}
     return {"error": described}
 
 
@@ -305,7 +295,7 @@ def anthropic_body(error: ProxyError, request_id: str) -> dict[str, Any]:
     `code` is our addition, so that it has one place in both shapes.
     """
     described = {
-        "type": error.anthropic_type(),
+        "type": TYPES[error.status][1],
         "message": error.message,
         "code": error.code,
         "details": {"error_code": error.code},

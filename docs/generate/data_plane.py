@@ -8,7 +8,7 @@ from http import HTTPStatus
 from textwrap import fill
 
 from llm_proxy.config import Settings
-from llm_proxy.errors import DATA_PLANE, SERVER_CODES, RequestLimitExceeded
+from llm_proxy.errors import DATA_PLANE, SERVER_CODES, TYPES, RequestLimitExceeded
 from llm_proxy.gateway.faults import Shape, fault
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.codings import DECODERS
@@ -167,7 +167,7 @@ def _table() -> str:
     ]
     for kind in DATA_PLANE:
         message = kind.message.replace("<", "&lt;")
-        types = f"`{kind.openai_type()}` | `{kind.anthropic_type()}`"
+        types = " | ".join(f"`{word}`" for word in TYPES[kind.status])
         rows.append(f"| {kind.status} | `{kind.code}` | {types} | {message} |")
     rows += [
         "",

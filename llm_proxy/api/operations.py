@@ -48,6 +48,7 @@ _ID: Final = Field.of("id", Id)
 
 _log = log.logger("manage")
 
+T = TypeVar("T")
 H = TypeVar("H", bound=Callable[..., Awaitable[object]])
 
 
@@ -115,6 +116,13 @@ class Resource:
             return handle
 
         return with_handler
+
+
+def found(record: T | None, error: type[ProxyError]) -> T:
+    """Give a record; raises the error if there is none."""
+    if record is None:
+        raise error
+    return record
 
 
 def utc_now() -> datetime:

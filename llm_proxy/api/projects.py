@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Any, Final
 
 from attrs import evolve
@@ -12,7 +12,7 @@ from db import Connection, records
 from db.errors import Duplicate
 from db.queries import projects as queries
 from db.queries import tokens as token_queries
-from llm_proxy.api.operations import Call, Operation, Resource
+from llm_proxy.api.operations import Call, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
 from llm_proxy.api.schema import Body, Changes, Id, Timestamp, doc, given, one_of, printable, shown, text, with_types
 from llm_proxy.errors import InvalidBody, NameTaken, ProjectNotFound
@@ -69,15 +69,6 @@ class ProjectChanges(Changes, kw_only=True):
     active: Annotated[bool, doc("Whether the project's tokens are accepted.")] | UnsetType = UNSET
 
 
-def _found(
-    connection: Connection, identity: str, get: Callable[[Connection, str], records.Project | None]
-) -> records.Project:
-    project = get(connection, identity)
-    if project is None:
-        raise ProjectNotFound
-    return project
-
-
 def resource(providers: Iterable[str], default_provider: str) -> Resource:
     """Make the resource for the configured providers."""
     choice = one_of(providers)
@@ -128,7 +119,7 @@ async def _create(call: Call, new: NewProject) -> Project:
 @RESOURCE.add(Operation("GET", _ONE, "getProject", Project, not_found=ProjectNotFound))
 async def _get(call: Call) -> Project:
     """Show a project."""
-    return shown(Project, await call.services.database.read(_found, call.id, queries.get))
+    return shown(Project, found(await call.services.database.read(queries.get, call.id), ProjectNotFound))
 
 
 @RESOURCE.add(
@@ -146,7 +137,7 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
         changes["api_key_last4"] = encryption.last4(body.api_key)
 
     def change(connection: Connection) -> records.Project:
-        project = _found(connection, identity, queries.get_locked)
+        project = found(queries.get_locked(connection, identity), ProjectNotFound)
         # A key must never be sent to another provider than its own.
         if changes.get("provider", project.provider) != project.provider and "api_key" not in changes:
             raise InvalidBody(f"'provider' can change from {project.provider} only together with 'api_key'.")
@@ -166,7 +157,7 @@ async def _revoke_tokens(call: Call) -> Revocation:
     identity = call.id
 
     def revoke(connection: Connection) -> int:
-        _found(connection, identity, queries.get)
+        found(queries.get(connection, identity), ProjectNotFound)
         return token_queries.revoke_all(connection, identity, call.now)
 
     revoked = await call.services.database.write(revoke)

@@ -8,7 +8,7 @@ from msgspec import UNSET, Struct, UnsetType, defstruct
 
 from db import records
 from db.queries import requests as queries
-from llm_proxy.api.operations import Call, Operation, Resource
+from llm_proxy.api.operations import Call, Operation, Resource, found
 from llm_proxy.api.pages import ById, id_cursor, page, page_of
 from llm_proxy.api.schema import Field, Id, doc, one_of, printable
 from llm_proxy.errors import RequestNotFound
@@ -64,7 +64,4 @@ async def _list(call: Call, query: ListRequests) -> object:
 )
 async def _get(call: Call) -> object:
     """Show a request that has ended, by its own id or the provider's (of successful ones, the newest million)."""
-    settled = await call.services.database.read(queries.find, call.id)
-    if settled is None:
-        raise RequestNotFound
-    return settled.by_column()
+    return found(await call.services.database.read(queries.find, call.id), RequestNotFound).by_column()

@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from db import Connection, records
 from db.queries import projects as project_queries
 from db.queries import tokens as queries
-from llm_proxy.api.operations import Call, Operation, Resource
+from llm_proxy.api.operations import Call, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
 from llm_proxy.api.schema import MAX_SAFE_INTEGER, Body, Changes, Id, Timestamp, doc, given, shown, text
 from llm_proxy.errors import ProjectDeactivated, ProjectNotFound, TokenNotFound, TokenRevoked
@@ -115,10 +115,7 @@ class ListTokens(ByCreation, kw_only=True):
 
 
 def _locked(connection: Connection, token_id: str) -> records.Token:
-    token = queries.get_locked(connection, token_id)
-    if token is None:
-        raise TokenNotFound
-    return token
+    return found(queries.get_locked(connection, token_id), TokenNotFound)
 
 
 @RESOURCE.add(Operation("GET", _COLLECTION, "listTokens", page_of(Token), query=ListTokens))
@@ -163,9 +160,7 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
     )
 
     def create(connection: Connection) -> None:
-        project = project_queries.get(connection, token.project_id)
-        if project is None:
-            raise ProjectNotFound
+        project = found(project_queries.get(connection, token.project_id), ProjectNotFound)
         if not project.active:
             raise ProjectDeactivated
         queries.create(connection, token)
@@ -178,10 +173,7 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
 @RESOURCE.add(Operation("GET", _ONE, "getToken", Token, not_found=TokenNotFound))
 async def _get(call: Call) -> Token:
     """Show a token."""
-    token = await call.services.database.read(queries.get, call.id)
-    if token is None:
-        raise TokenNotFound
-    return shown(Token, token)
+    return shown(Token, found(await call.services.database.read(queries.get, call.id), TokenNotFound))
 
 
 @RESOURCE.add(

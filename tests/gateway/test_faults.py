@@ -31,7 +31,7 @@ def test_every_error_has_a_body_of_each_shape(kind: type[ProxyError], shape: Sha
         assert document == {
             "error": {
                 "message": kind.message,
-                "type": kind.openai_type(),
+                "type": errors.TYPES[kind.status][0],
                 "param": "model",
                 "code": kind.code,
             }
@@ -40,7 +40,7 @@ def test_every_error_has_a_body_of_each_shape(kind: type[ProxyError], shape: Sha
         assert document == {
             "type": "error",
             "error": {
-                "type": kind.anthropic_type(),
+                "type": errors.TYPES[kind.status][1],
                 "message": kind.message,
                 "code": kind.code,
                 "details": {"error_code": kind.code},
