@@ -1,4 +1,4 @@
-"""One serving process, from its settings to its last answer."""
+"""One serving process: its sockets, its signals, and how it drains."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from functools import partial
 from typing import Final
 
 import trio
-from attrs import define
 
 from llm_proxy.config import ListenAddress, Mistake, Settings, SettingsError
 from llm_proxy.errors import server_error
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.logging import log
-from llm_proxy.metrics import Slate
+from llm_proxy.metrics import MetricStore
 from llm_proxy.server.asgi import Address, LifespanFailed
 from llm_proxy.server.context import MAX_CONNECTIONS, ServerConfig
 from llm_proxy.server.listener import bind
@@ -26,18 +25,14 @@ from llm_proxy.server.process import serve_until_signal
 from llm_proxy.server.tls import BadCertificate, server_context
 from llm_proxy.web.app import create_app
 
-#: Files that a process needs besides its connections to clients, providers and the database.
+#: Files of a process besides its connections to clients, providers and the database.
 OWN_FILES: Final = 64
 #: Files of one database connection: SQLite has the database, its log and its shared memory open.
 FILES_PER_DATABASE_CONNECTION: Final = 3
 
 
 def check_files(settings: Settings) -> None:
-    """Read the files that the settings name, before anything is made or started.
-
-    Raises:
-        SettingsError: what is wrong with the providers and with the certificate.
-    """
+    """Read the provider file and the certificate before anything starts. Raises `SettingsError` with all mistakes."""
     mistakes: list[Mistake] = []
     try:
         provider_file.load(settings)
@@ -64,10 +59,9 @@ def bind_listeners(settings: Settings) -> tuple[socket.socket, ...]:
 
 
 def connection_limit(settings: Settings) -> int:
-    """How many connections of clients fit below the limit on open files, which is raised as far as this user may.
+    """Raise the limit on open files as far as allowed, and return how many client connections it allows.
 
-    Half of what is left beside the process's own files is kept for connections to providers, but no more than requests
-    may run at once.
+    Up to half of the files are reserved for connections to providers, at most one for each concurrent request.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(OSError, ValueError):
@@ -87,7 +81,7 @@ def connection_limit(settings: Settings) -> int:
 
 
 def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServerConfig:
-    """What the settings mean for the server."""
+    """The configuration of the ASGI server."""
     events = log.logger("server")
     tls = settings.enable_tls
     return ServerConfig(
@@ -105,54 +99,15 @@ def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> Server
 
 
 def url_of(settings: Settings, address: Address) -> str:
-    """The base URL at one of the server's own addresses."""
+    """The base URL of the server at one of its addresses."""
     scheme = "https" if settings.enable_tls else "http"
     return f"{scheme}://{ListenAddress(address[0], address[1] or 0)}"
 
 
-@define(eq=False)
-class Termination:
-    """SIGTERM outside of serving: it ends the process before, as ever, and says nothing new once it is obeyed.
-
-    A process that has drained must not end as one that was killed because it was told twice.
-
-    Attributes:
-        obeyed: the process is on its way out.
-    """
-
-    obeyed: bool = False
-
-    def __attrs_post_init__(self) -> None:
-        """Listen from now on, for the rest of the process."""
-        signal.signal(signal.SIGTERM, self._told)
-
-    def _told(self, number: int, frame: object) -> None:
-        if not self.obeyed:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-
-    def ignore(self) -> None:
-        """Be deaf while the interpreter is taken down, which would give the signal its old meaning."""
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _why_not_anew(settings: Settings) -> str:
-    """Why SIGHUP does not give a server of one process new settings, and what does."""
-    if settings.db_driver == "sqlite":
-        return (
-            "SIGHUP changes nothing: a SQLite file has one server process, and the next one can start only when this "
-            "one has ended; restart the server to have its settings read anew"
-        )
-    return (
-        "SIGHUP changes nothing: this server has one process, and nobody to serve while it is replaced; restart it to "
-        "have its settings read anew, or set WORKERS to 2 or more, which are replaced one by one"
-    )
-
-
-def work(
+def serve_until_stopped(
     settings: Settings,
     sockets: Sequence[socket.socket],
-    slate: Slate | None = None,
+    store: MetricStore | None = None,
     *,
     on_serving: Callable[[], None] = lambda: None,
 ) -> None:
@@ -160,38 +115,51 @@ def work(
 
     Args:
         settings: of the server.
-        sockets: bound already.
-        slate: where the figures of this worker stand, if it is one of several.
-        on_serving: called once it serves.
+        sockets: bound sockets.
+        store: memory for the metrics, shared with other workers.
+        on_serving: called when it serves.
 
     Raises:
-        Exception: whatever kept the application from starting, in the words of its maker.
+        Exception: why the application did not start.
     """
-    termination = Termination()
-    trio.run(_work, settings, sockets, slate, termination, on_serving)
-    termination.ignore()
+    draining = False
+
+    def end(number: int, _: object) -> None:
+        # A second SIGTERM must not make a process that drains look as if it was killed.
+        if not draining:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    def start_draining() -> None:
+        nonlocal draining
+        draining = True
+
+    # While trio serves, its own handler comes first; this one is for the time before and after.
+    signal.signal(signal.SIGTERM, end)
+    trio.run(_serve, settings, sockets, store, start_draining, on_serving)
+    # The interpreter would restore the default handler while it shuts down.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-async def _work(
+async def _serve(
     settings: Settings,
     sockets: Sequence[socket.socket],
-    slate: Slate | None,
-    termination: Termination,
+    store: MetricStore | None,
+    on_stop: Callable[[], None],
     on_serving: Callable[[], None],
 ) -> None:
-    app = create_app(settings, slate=slate)
+    app = create_app(settings, store=store)
     config = serve_config(settings, sockets)
     events = log.logger("server")
-
     in_terminal = os.isatty(0)
 
-    def leave() -> None:
-        termination.obeyed = True
+    def stop() -> None:
+        on_stop()
         app.report_draining()
 
     def reload() -> bool:
         if not in_terminal:
-            events.warning(_why_not_anew(settings))
+            events.warning(_why_no_reload(settings))
         return not in_terminal
 
     try:
@@ -201,7 +169,7 @@ async def _work(
                 app,
                 config,
                 delay=settings.shutdown_delay,
-                on_stop=leave,
+                on_stop=stop,
                 on_drain=app.report_draining,
                 on_reload=reload,
             )
@@ -218,3 +186,15 @@ async def _work(
             raise app.failure from None
         raise
     events.info("stopped")
+
+
+def _why_no_reload(settings: Settings) -> str:
+    if settings.db_driver == "sqlite":
+        return (
+            "SIGHUP changes nothing: a SQLite file has one server process, and the next one can start only when this "
+            "one has ended; restart the server to reload its settings"
+        )
+    return (
+        "SIGHUP changes nothing: this server has one process, which cannot be replaced while it serves; restart it to "
+        "reload its settings, or set WORKERS to 2 or more, which are replaced one by one"
+    )

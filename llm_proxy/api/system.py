@@ -51,8 +51,8 @@ def blueprint(services: Services, document: dict[str, Any]) -> Blueprint:
 
     @routes.get("/ready")
     async def ready() -> Response:
-        failing = sorted(await services.not_ready())
-        if failing and set(failing) <= _SPARED_BY_GRACE and services.carries_on:
+        failing = sorted(await services.readiness.failing())
+        if failing and set(failing) <= _SPARED_BY_GRACE and services.readiness.admits_offline:
             return json_response({"status": "grace", "failing": failing})
         if failing:
             return json_response({"status": "not ready", "failing": failing}, 503)
@@ -66,7 +66,7 @@ def blueprint(services: Services, document: dict[str, Any]) -> Blueprint:
 
         @routes.get(settings.metrics_path)
         async def metrics() -> Response:
-            await services.survey.look()
+            await services.collector.collect()
             body, content_type = services.metrics.render()
             return Response(body, 200, HEADERS, content_type=content_type)
 

@@ -214,10 +214,7 @@ class Relay:
         self.metrics.upstream_ended(provider)
         result = exchange.result()
         self.ledger.settle(grant, result)
-        first_byte = None if result.first_byte_us is None else result.first_byte_us / 1e6
-        self.metrics.request(
-            provider, result.outcome, result.status, (result.duration_us or 0) / 1e6, first_byte, result
-        )
+        self.metrics.request(provider, result)
         self.request_log.request(
             RequestLine(
                 inbound.id,

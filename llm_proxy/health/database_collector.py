@@ -1,15 +1,12 @@
-"""Looks at the database for those who read the metrics: how far its schema is, and how large it is.
-
-Nobody on the path of a request waits for it, and no reader for long: while the database is away, the last look counts.
-"""
+"""The metrics of the database and of the ledger in it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from db import migrate
-from llm_proxy.health.single_flight import Looks
+from llm_proxy.health.single_flight import SingleFlight
 from llm_proxy.metrics import families
 
 if TYPE_CHECKING:
@@ -18,39 +15,40 @@ if TYPE_CHECKING:
     from db import Connection
     from db.database import Database
     from llm_proxy.ledger import Ledger
+    from llm_proxy.ledger.outage import OutageMode
+    from llm_proxy.ledger.prune import Pruner
     from llm_proxy.metrics import Metrics
     from llm_proxy.metrics.counting import Read
     from llm_proxy.metrics.families import Family
 
-#: Seconds that a reader waits for a fresh look.
-PATIENCE = 1.0
+#: Seconds that `/metrics` waits for the database.
+COLLECT_TIMEOUT: Final = 1.0
 
 
-class Survey:
-    """What the last look has found.
+class DatabaseCollector:
+    """Reads what only the database knows. While it is unavailable, the last values stay.
 
     Attributes:
-        revision: of the schema, as a number; None before the first look, 0 before the first revision.
-        sizes: `db.database.Database.sizes`; empty before the first look.
+        revision: of the schema, as a number; 0 before the first revision, None if it was not read yet.
+        sizes: `db.database.Database.sizes`; empty if they were not read yet.
     """
 
-    def __init__(self, database: Database, ledger: Ledger, nursery: trio.Nursery) -> None:
-        """Look at a database, from tasks in `nursery`; `ledger` is who writes to it."""
+    def __init__(self, database: Database, nursery: trio.Nursery) -> None:
+        """Query the database in tasks of `nursery`."""
         self.revision: int | None = None
         self.sizes: Mapping[str, int] = {}
         self._database = database
-        self._ledger = ledger
-        self._looks = Looks(nursery, self._look, PATIENCE)
+        self._query = SingleFlight(nursery, self._collect, COLLECT_TIMEOUT)
 
-    def watch(self, metrics: Metrics) -> None:
-        """Have everything shown that there is to say about the database."""
-        database, ledger, tally = self._database, self._ledger, self._database.tally
+    def register(self, metrics: Metrics, ledger: Ledger, pruner: Pruner | None, outage: OutageMode | None) -> None:
+        """Let `metrics` read all metrics of the database and the ledger."""
+        database, tally = self._database, self._database.tally
 
         def connections() -> dict[str, float]:
             now = database.connections
             return {"in_use": now.in_use, "idle": now.idle}
 
-        watched: dict[Family, Read] = {
+        functions: dict[Family, Read] = {
             families.DATABASE_UP: lambda: ledger.alive,
             families.DATABASE_INFO: lambda: {database.target.driver: 1},
             families.LAST_TRANSACTION: lambda: tally.last_success,
@@ -63,6 +61,8 @@ class Survey:
             families.WAITING: lambda: ledger.waiting,
             families.UNSETTLED: lambda: ledger.unsettled,
             families.SETTLE_LAG: lambda: ledger.lag,
+            families.GRACE_ADMISSIONS: lambda: 0 if outage is None else outage.admissions,
+            families.SPOOLED: lambda: 0 if outage is None else outage.spooled,
             families.SCHEMA_REVISION: lambda: self.revision,
             families.SCHEMA_HEAD: lambda: int(migrate.revisions()[-1].id),
             families.SIZE: lambda: self.sizes.get("bytes"),
@@ -70,14 +70,16 @@ class Survey:
             families.SQLITE_PAGES: lambda: self.sizes.get("pages"),
             families.SQLITE_FREE_PAGES: lambda: self.sizes.get("free_pages"),
         }
-        for family, read in watched.items():
-            metrics.watch(family, read)
+        if pruner is not None:
+            functions |= {families.PRUNED: lambda: pruner.rows, families.LAST_PRUNING: lambda: pruner.last_pass}
+        for family, read in functions.items():
+            metrics.set_function(family, read)
 
-    async def look(self) -> None:
-        """Bring the figures up to date, if the database answers in time; it is not waited for a second time."""
-        await self._looks.ask()
+    async def collect(self) -> None:
+        """Query the database, if it answers in time."""
+        await self._query.get()
 
-    async def _look(self) -> None:
+    async def _collect(self) -> None:
         self.revision, self.sizes = await self._database.read(self._read)
 
     def _read(self, connection: Connection) -> tuple[int, Mapping[str, int]]:

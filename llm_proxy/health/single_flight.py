@@ -1,4 +1,4 @@
-"""Looks at the database on behalf of all who ask, answered in time whatever it does."""
+"""One call at a time, whose result is shared by all callers."""
 
 from __future__ import annotations
 
@@ -13,53 +13,50 @@ from llm_proxy.logging import log
 
 T = TypeVar("T")
 
-_log = log.logger("looks")
+_log = log.logger("health")
 
 
 @define(eq=False)
-class _Look(Generic[T]):
-    """A look that has begun: since when, and once it is done, what it has found; None where it has failed."""
+class _Call(Generic[T]):
+    """A call that has started; `result` is None until it is done, and if it fails."""
 
-    began: float
+    started: float
     done: trio.Event = field(factory=trio.Event)
-    found: T | None = None
+    result: T | None = None
 
 
-class Looks(Generic[T]):
-    """One look at a time, each when it is asked for.
+class SingleFlight(Generic[T]):
+    """Calls a function of the database, at most once at a time, with a timeout for the callers.
 
-    A thread that waits for a frozen server cannot be left before the driver's own deadline, which is longer than the
-    patience of load balancers and scrapers. So looks have tasks of their own, and who asks waits only for a while.
+    A thread that waits for a frozen database server cannot be cancelled before the driver's own timeout, and load
+    balancers do not wait so long. So the call runs in a task of its own.
     """
 
-    def __init__(self, nursery: trio.Nursery, take: Callable[[], Awaitable[T]], patience: float) -> None:
-        """Look by `take`, in tasks of `nursery`; `patience` is how many seconds whoever asks waits."""
+    def __init__(self, nursery: trio.Nursery, function: Callable[[], Awaitable[T]], timeout: float) -> None:
+        """Run the calls in `nursery`; `timeout` is in seconds."""
         self._nursery = nursery
-        self._take = take
-        self._patience = patience
-        self._look: _Look[T] | None = None
+        self._function = function
+        self._timeout = timeout
+        self._call: _Call[T] | None = None
 
-    async def ask(self) -> T | None:
-        """What a look finds; None where it fails, or is not done in time.
-
-        Those who come while a look is under way share it; once it has lasted too long, they are told at once.
-        """
-        if self._look is None:
-            self._look = _Look(trio.current_time())
-            self._nursery.start_soon(self._run, self._look)
-        look = self._look
-        with trio.move_on_at(look.began + self._patience):
-            await look.done.wait()
-            return look.found
+    async def get(self) -> T | None:
+        """Wait for the call in progress, or start one. None if it fails, or after the timeout since its start."""
+        if self._call is None:
+            self._call = _Call(trio.current_time())
+            self._nursery.start_soon(self._run, self._call)
+        call = self._call
+        with trio.move_on_at(call.started + self._timeout):
+            await call.done.wait()
+            return call.result
         return None
 
-    async def _run(self, look: _Look[T]) -> None:
+    async def _run(self, call: _Call[T]) -> None:
         try:
-            look.found = await self._take()
+            call.result = await self._function()
         except DatabaseError:
-            pass  # it is known of elsewhere, and nothing is found
-        except Exception as error:  # noqa: BLE001 - it must not take the server along, which may serve nevertheless
-            _log.error("the database could not be looked at", exc_info=error)
+            pass  # reported elsewhere
+        except Exception as error:  # noqa: BLE001 - an error here must not stop the server
+            _log.error("the database could not be checked", exc_info=error)
         finally:
-            self._look = None
-            look.done.set()
+            self._call = None
+            call.done.set()

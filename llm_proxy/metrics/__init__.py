@@ -1,18 +1,18 @@
-"""Counts what happens, and shows it to Prometheus.
+"""Metrics in Prometheus' format.
 
-- `families` declares every metric: its name, its labels, and what becomes of it over several workers
-- `slate` is where figures stand: a process's own memory, or memory that all workers of a server share
-- `counting` counts: `Metrics`
-- `exposition` sums up the slates of all workers and writes Prometheus' text
+- `families`: declares every metric: its name, its labels, and how the values of several workers are combined
+- `store`: the memory that holds the metrics, shared by all workers of a server
+- `counting`: `Metrics`, which counts
+- `exposition`: combines the stores of all workers and writes Prometheus' text
 
-On the path of a request there are only additions to cells that were found before; everything else happens when
-Prometheus asks. Every label has a bounded set of values: configured providers, outcomes, error codes. There is no label
-with a token, a key, a path or a model, which clients could choose at will.
+The path of a request only adds to cells that were found before; all else happens when Prometheus asks. Every label has
+a bounded set of values: configured providers, outcomes, error codes. No label contains a token, a key, a path or a
+model, which clients could choose freely.
 """
 
 from __future__ import annotations
 
 from llm_proxy.metrics.counting import Metrics
-from llm_proxy.metrics.slate import Slate, Slates
+from llm_proxy.metrics.store import MetricStore, MetricStores
 
-__all__ = ["Metrics", "Slate", "Slates"]
+__all__ = ["MetricStore", "MetricStores", "Metrics"]

@@ -1,51 +1,38 @@
-"""What one process counts, and what it shows when Prometheus asks."""
+"""The metrics of one process."""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final, Protocol, get_args
+from typing import Final, get_args
 
+import trio
 from attrs import define, field, frozen
 
-from db.records import Outcome
+from db.records import Outcome, Result
 from llm_proxy import errors
 from llm_proxy.metrics import families
 from llm_proxy.metrics.exposition import exposition
 from llm_proxy.metrics.families import Family
-from llm_proxy.metrics.slate import Cells, Slate
+from llm_proxy.metrics.store import Cells, MetricStore
 
 _OTHER: Final = "other"
 _OUTCOMES: Final = frozenset(get_args(Outcome))
+#: Seconds between two calls of `Metrics.publish`.
+_PUBLISH_INTERVAL: Final = 1.0
 
-#: Reads a figure, None where there is none; or, of a family with a label, the figures by its values.
+#: Returns the value of a metric, None if there is no value; or, with a label, the values by label.
 Read = Callable[[], float | Mapping[str, float] | None]
 
 
-class TokenUsage(Protocol):
-    """What a response cost in tokens; None where the provider did not say."""
-
-    @property
-    def input_tokens(self) -> int | None:
-        """Tokens of the prompt."""
-
-    @property
-    def output_tokens(self) -> int | None:
-        """Tokens of the answer."""
-
-    @property
-    def cached_tokens(self) -> int | None:
-        """Tokens of the prompt that the provider had in its cache."""
-
-
 class Histogram:
-    """Counts per bucket, and the sum, in cells of its own."""
+    """Counts per bucket, and the sum."""
 
     __slots__ = ("_bounds", "_cells")
 
     def __init__(self, bounds: tuple[float, ...], cells: Cells) -> None:
-        """Take the upper bounds, inclusive and in ascending order, and two cells more than there are bounds."""
+        """Take the upper bounds, inclusive and ascending, and two more cells than bounds."""
         self._bounds = bounds
         self._cells = cells
 
@@ -57,7 +44,7 @@ class Histogram:
 
 @define(eq=False)
 class _Provider:
-    """The figures of one provider's requests. `ends` counts by outcome and hundreds of the status (0: none)."""
+    """The metrics of one provider's requests. `ends` has the key (outcome, status // 100), with 0 for no status."""
 
     name: str
     duration: Histogram
@@ -70,8 +57,8 @@ class _Provider:
 
 
 @frozen
-class _Watch:
-    """A figure that is read now and then: its cells by label, and what a counter stood at before this process."""
+class _Function:
+    """A metric that is read from a function: its cells by label, and the value of a counter before this process."""
 
     family: Family
     read: Read
@@ -80,130 +67,113 @@ class _Watch:
 
 
 class Metrics:
-    """All figures of one process; what it shows are those of all workers."""
+    """Counts the metrics of one process, and shows those of all workers."""
 
-    def __init__(self, providers: Iterable[str] = (), version: str = "", slate: Slate | None = None) -> None:
-        """Start from zero, or where the last worker with this slate has left off.
+    def __init__(self, providers: Iterable[str] = (), version: str = "", store: MetricStore | None = None) -> None:
+        """Start from zero, or from the counters of the last worker with this store.
 
         Args:
-            providers: the names that may become labels; every other one is counted as `other`.
+            providers: names that may become labels; all others are counted as `other`.
             version: of this program.
-            slate: where the figures stand; this process's own memory where None.
+            store: memory for the metrics; default: this process's own.
         """
-        self._slate = Slate() if slate is None else slate
+        self._store = MetricStore() if store is None else store
         self._providers = {name: self._provider(name) for name in providers}
         codes = sorted({kind.code for kind in errors.DATA_PLANE})
         self._refusals = {code: self._cells(families.REFUSALS, code) for code in (*codes, _OTHER)}
         self._transaction = self._histogram(families.TRANSACTION_SECONDS)
         self._admitted = self._histogram(families.BATCH_ADMITTED)
         self._settled = self._histogram(families.BATCH_SETTLED)
-        self._watches: list[_Watch] = []
+        self._functions: dict[str, _Function] = {}
         self._cells(families.BUILD, version)[0] = 1
         self._cells(families.WORKERS)[0] = 1
         self._cells(families.WORKER_STARTS)[0] += 1
 
-    @property
-    def shared(self) -> bool:
-        """Whether other processes show the figures of this one, so that it has to `publish` now and then."""
-        return self._slate.shared
-
-    def request(
-        self,
-        provider: str,
-        outcome: str,
-        status: int | None,
-        duration_s: float,
-        first_byte_s: float | None,
-        usage: TokenUsage | None,
-    ) -> None:
-        """Count one request that was admitted and has ended.
-
-        Args:
-            provider: the name of the provider that it went to.
-            outcome: one of `db.records.Outcome`.
-            status: what the client was sent, None where nothing was.
-            duration_s: seconds from its arrival to its end.
-            first_byte_s: seconds from its arrival to the first byte of the answer's body, None where there was none.
-            usage: its tokens, None where they are not known.
-        """
-        figures = self._providers.get(provider) or self._other()
-        end = (outcome, 0 if status is None else status // 100)
-        (figures.ends.get(end) or self._end(figures, *end))[0] += 1
-        figures.duration.observe(duration_s)
-        if first_byte_s is not None:
-            figures.first_byte.observe(first_byte_s)
-        if usage is not None:
-            figures.input[0] += usage.input_tokens or 0
-            figures.output[0] += usage.output_tokens or 0
-            figures.cached[0] += usage.cached_tokens or 0
+    def request(self, provider: str, result: Result) -> None:
+        """Count an admitted request that has ended."""
+        metrics = self._providers.get(provider) or self._other()
+        end = (result.outcome, 0 if result.status is None else result.status // 100)
+        (metrics.ends.get(end) or self._end(metrics, *end))[0] += 1
+        metrics.duration.observe((result.duration_us or 0) / 1e6)
+        if result.first_byte_us is not None:
+            metrics.first_byte.observe(result.first_byte_us / 1e6)
+        metrics.input[0] += result.input_tokens or 0
+        metrics.output[0] += result.output_tokens or 0
+        metrics.cached[0] += result.cached_tokens or 0
 
     def refusal(self, code: str) -> None:
-        """Count one request that the proxy answered itself, by its error code."""
+        """Count a request that the proxy refused, by its error code."""
         self._refusals[code if code in self._refusals else _OTHER][0] += 1
 
     def upstream_started(self, provider: str) -> None:
-        """Count a request as being with its provider, until `upstream_ended`."""
+        """Count a request as in flight, until `upstream_ended`."""
         (self._providers.get(provider) or self._other()).in_flight[0] += 1
 
     def upstream_ended(self, provider: str) -> None:
-        """End what `upstream_started` began; exactly once each."""
+        """End what `upstream_started` started."""
         (self._providers.get(provider) or self._other()).in_flight[0] -= 1
 
     def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None:
-        """Count one committed transaction of the ledger: how long it took and how many requests it carried."""
+        """Count a committed transaction of the ledger: its duration and its requests."""
         self._transaction.observe(seconds)
         self._admitted.observe(admitted)
         self._settled.observe(settled)
 
-    def watch(self, family: Family, read: Read) -> None:
-        """Show a figure that is read when Prometheus asks, and each time that this process publishes.
+    def set_function(self, family: Family, read: Read) -> None:
+        """Read a metric from a function whenever Prometheus asks, and every second if other workers show it.
 
         Args:
-            family: one of `families` with no label, or one.
-            read: gives the figure, or with a label a figure for each of its values, whose number must be bounded. A
-                counter's counts from the start of this process. Where it raises, the figure is left out.
+            family: one of `families` with at most one label.
+            read: returns the value. A counter counts from the start of this process. If it raises, the metric is left
+                out.
 
         Raises:
-            ValueError: it is watched already.
+            ValueError: the metric has a function already.
         """
-        if any(watch.family is family for watch in self._watches):
-            raise ValueError(f"this metric is watched already: {family.name}")
-        self._watches.append(_Watch(family, read))
+        if family.name in self._functions:
+            raise ValueError(f"this metric has a function already: {family.name}")
+        self._functions[family.name] = _Function(family, read)
+
+    async def run(self) -> None:
+        """Publish every second, if other workers show the metrics of this one."""
+        while self._store.shared:
+            self.publish()
+            await trio.sleep(_PUBLISH_INTERVAL)
 
     def publish(self) -> None:
-        """Write down what is watched, for the other workers to show."""
-        for watch in self._watches:
-            self._look(watch)
+        """Store the values of all functions."""
+        for function in self._functions.values():
+            self._publish(function)
 
     def render(self) -> tuple[bytes, str]:
-        """Give the figures of all workers in Prometheus' text format, and its content type.
+        """The metrics of all workers in Prometheus' text format, and its content type.
 
-        What is shown has been written down before, so that no later answer, of whatever worker, shows a lower count.
+        Values are stored before they are shown, so that a later response of another worker shows no lower count.
         """
         self.publish()
-        return exposition(self._slate)
+        return exposition(self._store)
 
-    def _look(self, watch: _Watch) -> None:
-        family = watch.family
+    def _publish(self, function: _Function) -> None:
+        family = function.family
         try:
-            read = watch.read()
+            read = function.read()
             by_label = read if isinstance(read, Mapping) else {} if read is None else {"": read}
-            figures = {key: float(value) for key, value in by_label.items()}
-        except Exception:  # noqa: BLE001 (one figure that cannot be had must not hide the others)
-            figures = {}
-        for key, value in figures.items():
-            if key not in watch.cells:
-                labels = (key,) if family.labels else ()
-                watch.cells[key] = self._slate.cells((family.name, labels), lasting=family.lasting)
-                watch.before[key] = watch.cells[key][0] if family.lasting else 0
-            watch.cells[key][0] = watch.before[key] + value
-        if not family.lasting:
-            for key in watch.cells.keys() - figures.keys():
-                watch.cells[key][0] = math.nan
+            values = {label: float(value) for label, value in by_label.items()}
+        except Exception:  # noqa: BLE001 (an error in one metric must not hide the others)
+            values = {}
+        for label, value in values.items():
+            if label not in function.cells:
+                labels = (label,) if family.labels else ()
+                cells = function.cells[label] = self._store.cells((family.name, labels), counter=family.is_counter)
+                function.before[label] = cells[0] if family.is_counter else 0
+            function.cells[label][0] = function.before[label] + value
+        if not family.is_counter:
+            for label in function.cells.keys() - values.keys():
+                function.cells[label][0] = math.nan
 
     def _cells(self, family: Family, *labels: str) -> Cells:
-        cells = self._slate.cells((family.name, labels), family.size, lasting=family.lasting)
-        if not family.lasting:
+        cells = self._store.cells((family.name, labels), family.size, counter=family.is_counter)
+        if not family.is_counter:
             cells[0] = 0
         return cells
 
@@ -222,13 +192,13 @@ class Metrics:
         )
 
     def _other(self) -> _Provider:
-        """The figures of those that have no name here; shown from their first request on."""
+        """The metrics of all other providers; shown from their first request on."""
         found = self._providers[_OTHER] = self._providers.get(_OTHER) or self._provider(_OTHER)
         return found
 
-    def _end(self, figures: _Provider, outcome: str, hundreds: int) -> Cells:
+    def _end(self, metrics: _Provider, outcome: str, hundreds: int) -> Cells:
         known = outcome if outcome in _OUTCOMES else _OTHER
-        cells = self._cells(families.REQUESTS, figures.name, known, f"{hundreds}xx" if hundreds else "none")
+        cells = self._cells(families.REQUESTS, metrics.name, known, f"{hundreds}xx" if hundreds else "none")
         if known == outcome:
-            figures.ends[outcome, hundreds] = cells
+            metrics.ends[outcome, hundreds] = cells
         return cells

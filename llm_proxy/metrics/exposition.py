@@ -1,4 +1,4 @@
-"""Sums up the figures of all workers, and writes them as Prometheus reads them."""
+"""Combines the metrics of all workers, and writes them in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from prometheus_client.registry import Collector
 
 from llm_proxy.metrics import families
 from llm_proxy.metrics.families import SECTIONS, Family
-from llm_proxy.metrics.slate import Slate
+from llm_proxy.metrics.store import MetricStore
 
-_NAMED: Final = {family.name: family for family in chain.from_iterable(SECTIONS.values())}
+_BY_NAME: Final = {family.name: family for family in chain.from_iterable(SECTIONS.values())}
 _MERGES: Final[dict[str, Callable[[Iterable[float]], float]]] = {
     "sum": math.fsum,
     "lowest": min,
@@ -27,43 +27,42 @@ _MERGES: Final[dict[str, Callable[[Iterable[float]], float]]] = {
 }
 
 
-def exposition(slate: Slate) -> tuple[bytes, str]:
-    """Prometheus' text of all workers' figures, as seen from one of them, and its content type."""
+def exposition(store: MetricStore) -> tuple[bytes, str]:
+    """Prometheus' text for all workers, made by the one with this store, and its content type."""
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(slate))
+    registry.register(_Collector(store))
     return generate_latest(registry), CONTENT_TYPE_PLAIN_0_0_4
 
 
 @frozen
 class _Collector(Collector):
-    """What the Prometheus library asks for the figures."""
+    """The interface of the Prometheus library."""
 
-    slate: Slate
+    store: MetricStore
 
     def collect(self) -> Iterator[Metric]:
-        """Give every figure as it is now."""
-        found: dict[str, dict[tuple[str, ...], list[Sequence[float]]]] = {name: {} for name in _NAMED}
+        """Every metric with its current value."""
+        found: dict[str, dict[tuple[str, ...], list[Sequence[float]]]] = {name: {} for name in _BY_NAME}
         processes: list[tuple[int, int]] = []
-        for slate in self.slate.everyone():
-            process = slate.process
+        for store in self.store.everyone():
+            process = store.process
             if process is not None:
-                processes.append((slate.number, process))
-            for (name, labels), cells in chain(slate.lasting.items(), slate.momentary.items() if process else ()):
-                family = _NAMED[name]
-                if family.over_workers != "any" or slate is self.slate:
-                    figures = tuple(cells)
-                    if not math.isnan(figures[0]):
-                        found[name].setdefault(labels, []).append(figures)
+                processes.append((store.number, process))
+            for (name, labels), cells in chain(store.counters.items(), store.gauges.items() if process else ()):
+                if _BY_NAME[name].over_workers != "any" or store is self.store:
+                    values = tuple(cells)
+                    if not math.isnan(values[0]):
+                        found[name].setdefault(labels, []).append(values)
         for name, series in found.items():
             if series:
-                yield _metric(_NAMED[name], series)
+                yield _metric(_BY_NAME[name], series)
         yield from _process_metrics(processes)
 
 
 def _metric(family: Family, series: dict[tuple[str, ...], list[Sequence[float]]]) -> Metric:
     merge = _MERGES[family.over_workers]
     names = [label.name for label in family.labels]
-    summed = {labels: [merge(cells) for cells in zip(*figures, strict=True)] for labels, figures in series.items()}
+    summed = {labels: [merge(cells) for cells in zip(*values, strict=True)] for labels, values in series.items()}
     if family.kind == "histogram":
         histogram = HistogramMetricFamily(family.name, family.text, labels=names)
         bounds = [*map(str, family.bounds), "+Inf"]
@@ -73,8 +72,8 @@ def _metric(family: Family, series: dict[tuple[str, ...], list[Sequence[float]]]
     plain = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
         family.name, family.text, labels=names
     )
-    for labels, (figure,) in summed.items():
-        plain.add_metric(labels, figure)
+    for labels, (value,) in summed.items():
+        plain.add_metric(labels, value)
     return plain
 
 
@@ -84,15 +83,15 @@ def _process_collector(process: int) -> ProcessCollector:
 
 
 def _process_metrics(processes: Sequence[tuple[int, int]]) -> Iterator[Metric]:
-    """What the system knows of each worker; nothing where it does not tell, or not as Linux does."""
+    """What the operating system knows of each worker; nothing except on Linux."""
     merged: dict[str, Metric] = {}
     for number, process in processes:
         try:
             found = list(_process_collector(process).collect())
         except (ValueError, UnboundLocalError):
-            continue  # it has just ended, or the library does not understand what this system says
+            continue  # the worker has just ended, or the library does not support this system
         for metric in found:
-            family = _NAMED[metric.name]
+            family = _BY_NAME[metric.name]
             known = merged.setdefault(metric.name, Metric(metric.name, family.text, family.kind))
             for sample in metric.samples:
                 known.add_sample(sample.name, {families.WORKER.name: str(number)}, sample.value)

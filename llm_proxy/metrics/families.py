@@ -8,7 +8,7 @@ from attrs import frozen
 
 PREFIX: Final = "llm_proxy_"
 
-#: Upper bounds in seconds. Answers of language models take from milliseconds (a refusal) to many minutes (reasoning).
+#: Upper bounds in seconds. Responses of language models take from milliseconds to many minutes (reasoning).
 _DURATIONS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 _TRANSACTIONS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 _BATCHES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
@@ -16,7 +16,7 @@ _BATCHES: Final = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.
 
 @frozen
 class Label:
-    """What tells the series of a family apart; `values` says in words which there can be."""
+    """A label; `values` describes its values for the reference page."""
 
     name: str
     values: str
@@ -27,13 +27,12 @@ class Family:
     """One metric.
 
     Attributes:
-        name: as it is shown, without the endings that a kind adds.
-        kind: what Prometheus calls its type. Only counters and histograms outlive a worker.
+        name: as shown, without the suffixes of its kind.
+        kind: Prometheus' type.
         text: one sentence that explains it.
-        labels: what tells its series apart.
-        over_workers: the figure of a server with several workers: their sum, the lowest, the highest, or that of the
-            worker that answers, where all would say the same.
-        bounds: of a histogram: upper bounds, inclusive, ascending; what is above them goes into a last bucket.
+        over_workers: how the values of several workers are combined: their sum, the lowest, the highest, or the value
+            of the worker that answers, if all have the same.
+        bounds: upper bounds of a histogram, inclusive and ascending, without the last bucket.
     """
 
     name: str
@@ -44,13 +43,13 @@ class Family:
     bounds: tuple[float, ...] = ()
 
     @property
-    def lasting(self) -> bool:
-        """Whether its figures outlive the process that counted them."""
+    def is_counter(self) -> bool:
+        """Whether its values stay when the process ends: a counter or a histogram."""
         return self.kind != "gauge"
 
     @property
     def size(self) -> int:
-        """How many cells a series has: a histogram a count for each bucket, and the sum."""
+        """Number of cells of a series: for a histogram, one for each bucket and one for the sum."""
         return len(self.bounds) + 2 if self.kind == "histogram" else 1
 
 
@@ -68,20 +67,20 @@ REQUESTS: Final = Family(
             "`ok`, `rejected`, `client_closed`, `upstream_error`, `upstream_timeout`, `proxy_error`, `void`, `unknown` "
             "or `other`",
         ),
-        Label("status", "`1xx` to `5xx`, or `none` where the client was sent nothing"),
+        Label("status", "`1xx` to `5xx`, or `none` if nothing was sent to the client"),
     ),
 )
 DURATION: Final = Family(
     "llm_proxy_request_duration_seconds",
     "histogram",
-    "From a request's arrival to its end.",
+    "Time from a request's arrival to its end.",
     (_PROVIDER,),
     bounds=_DURATIONS,
 )
 FIRST_BYTE: Final = Family(
     "llm_proxy_time_to_first_byte_seconds",
     "histogram",
-    "From a request's arrival to the first byte of the answer's body.",
+    "Time from a request's arrival to the first byte of the response body.",
     (_PROVIDER,),
     bounds=_DURATIONS,
 )
@@ -94,11 +93,11 @@ TOKENS: Final = Family(
 REFUSALS: Final = Family(
     "llm_proxy_refusals",
     "counter",
-    "Requests that the proxy answered itself, by error code.",
+    "Requests that the proxy refused, by error code.",
     (Label("code", "an error code, such as `token_invalid`"),),
 )
 UPSTREAM_REQUESTS: Final = Family(
-    "llm_proxy_upstream_in_flight_requests", "gauge", "Requests that are with their provider.", (_PROVIDER,)
+    "llm_proxy_upstream_in_flight_requests", "gauge", "Requests that are in flight to a provider.", (_PROVIDER,)
 )
 UPSTREAM_CONNECTIONS: Final = Family(
     "llm_proxy_upstream_connections",
@@ -108,12 +107,12 @@ UPSTREAM_CONNECTIONS: Final = Family(
 )
 
 DATABASE_UP: Final = Family(
-    "llm_proxy_database_up", "gauge", "Whether the database took the last transaction of the ledger.", (), "lowest"
+    "llm_proxy_database_up", "gauge", "Whether the last transaction of the ledger was committed.", (), "lowest"
 )
 DATABASE_INFO: Final = Family(
     "llm_proxy_database_info",
     "gauge",
-    "Which database it is; always 1.",
+    "Kind of the database; always 1.",
     (Label("driver", "`sqlite`, `postgres` or `mysql`"),),
     "any",
 )
@@ -124,10 +123,10 @@ CONNECTIONS: Final = Family(
     (Label("state", "`in_use` or `idle`"),),
 )
 CONNECTIONS_LIMIT: Final = Family(
-    "llm_proxy_database_connections_limit", "gauge", "Connections that may be open at the same time."
+    "llm_proxy_database_connections_limit", "gauge", "Maximum number of open connections."
 )
 CONNECTIONS_WAITING: Final = Family(
-    "llm_proxy_database_connections_waiting_tasks", "gauge", "Tasks that wait for a connection to be free."
+    "llm_proxy_database_connections_waiting_tasks", "gauge", "Tasks that wait for a free connection."
 )
 TRANSACTIONS: Final = Family(
     "llm_proxy_database_transactions",
@@ -145,7 +144,7 @@ LAST_TRANSACTION: Final = Family(
 TRANSACTION_SECONDS: Final = Family(
     "llm_proxy_database_transaction_seconds",
     "histogram",
-    "Time that a shared transaction of the ledger took, from leaving the event loop to its commit.",
+    "Duration of a shared transaction of the ledger, with the wait for its thread.",
     bounds=_TRANSACTIONS,
 )
 BATCH_ADMITTED: Final = Family(
@@ -167,38 +166,38 @@ UNSETTLED: Final = Family(
 SETTLE_LAG: Final = Family(
     "llm_proxy_database_settle_lag_seconds",
     "gauge",
-    "Age of the oldest settlement that is not in the database yet; 0 where there is none.",
+    "Age of the oldest settlement that is not in the database yet; 0 if all are.",
     (),
     "highest",
 )
 GRACE_ADMISSIONS: Final = Family(
-    "llm_proxy_database_grace_admissions", "counter", "Requests that were admitted while the database was away."
+    "llm_proxy_database_grace_admissions", "counter", "Requests that were admitted while the database was unavailable."
 )
 SPOOLED: Final = Family(
     "llm_proxy_database_spooled_requests",
     "gauge",
-    "Requests that were admitted or have ended while the database was away, and are not in it yet.",
+    "Requests in the spool: admitted or ended while the database was unavailable, and not written to it yet.",
 )
 PRUNED: Final = Family(
-    "llm_proxy_database_pruned_requests", "counter", "Rows of the ledger that were too old for it, and deleted."
+    "llm_proxy_database_pruned_requests", "counter", "Rows of the ledger that were deleted after `LEDGER_RETENTION`."
 )
 LAST_PRUNING: Final = Family(
     "llm_proxy_database_last_pruning_timestamp_seconds",
     "gauge",
-    "When a worker last looked through the old rows to the end, in seconds since 1970; 0 where none ever did.",
+    "When a worker last completed a deletion of old rows, in seconds since 1970; 0 if never.",
     (),
     "highest",
 )
 RETRIES: Final = Family(
     "llm_proxy_database_retries",
     "counter",
-    "Transactions that were run again, by what went wrong.",
+    "Transactions that were retried, by cause.",
     (Label("cause", "`contention`, `disconnected` or `read_only`"),),
 )
 FAILURES: Final = Family(
     "llm_proxy_database_failures",
     "counter",
-    "Transactions that failed for good, by what went wrong.",
+    "Transactions that failed after all retries, by cause.",
     (
         Label(
             "cause",
@@ -208,10 +207,10 @@ FAILURES: Final = Family(
     ),
 )
 SCHEMA_REVISION: Final = Family(
-    "llm_proxy_database_schema_revision", "gauge", "The revision that the schema is at; 0 before the first.", (), "any"
+    "llm_proxy_database_schema_revision", "gauge", "Current revision of the schema; 0 before the first.", (), "any"
 )
 SCHEMA_HEAD: Final = Family(
-    "llm_proxy_database_schema_head", "gauge", "The revision that this version works with.", (), "any"
+    "llm_proxy_database_schema_head", "gauge", "Latest revision of the schema that this version knows.", (), "any"
 )
 SIZE: Final = Family("llm_proxy_database_size_bytes", "gauge", "Size of the database, without its log.", (), "any")
 SQLITE_WAL: Final = Family(
@@ -221,7 +220,7 @@ SQLITE_PAGES: Final = Family("llm_proxy_database_sqlite_pages", "gauge", "Pages 
 SQLITE_FREE_PAGES: Final = Family(
     "llm_proxy_database_sqlite_free_pages",
     "gauge",
-    "Pages of the file that hold nothing, and will be used again.",
+    "Free pages of the file, which will be used again.",
     (),
     "any",
 )
@@ -229,7 +228,7 @@ SQLITE_FREE_PAGES: Final = Family(
 BUILD: Final = Family(
     "llm_proxy_build_info",
     "gauge",
-    "The version that runs; always 1.",
+    "Version of the program; always 1.",
     (Label("version", "of this program"),),
     "highest",
 )
@@ -237,17 +236,17 @@ WORKERS: Final = Family("llm_proxy_workers", "gauge", "Worker processes that are
 WORKER_STARTS: Final = Family("llm_proxy_worker_starts", "counter", "Worker processes that were started.")
 LOG_LINES_LOST: Final = Family("llm_proxy_log_lines_lost", "counter", "Log lines that could not be written.")
 
-#: The Prometheus library's own figures of a process, on Linux.
+#: The Prometheus library's metrics of a process, on Linux.
 PROCESS: Final = (
     Family("llm_proxy_process_cpu_seconds", "counter", "User and system CPU time spent in seconds.", (WORKER,)),
-    Family("llm_proxy_process_max_fds", "gauge", "Files that may be open.", (WORKER,)),
-    Family("llm_proxy_process_open_fds", "gauge", "Files that are open, connections among them.", (WORKER,)),
-    Family("llm_proxy_process_resident_memory_bytes", "gauge", "Memory that is in use.", (WORKER,)),
+    Family("llm_proxy_process_max_fds", "gauge", "Maximum number of open files.", (WORKER,)),
+    Family("llm_proxy_process_open_fds", "gauge", "Open files, including connections.", (WORKER,)),
+    Family("llm_proxy_process_resident_memory_bytes", "gauge", "Memory in use.", (WORKER,)),
     Family("llm_proxy_process_start_time_seconds", "gauge", "When it started, in seconds since 1970.", (WORKER,)),
-    Family("llm_proxy_process_virtual_memory_bytes", "gauge", "Memory that is addressed.", (WORKER,)),
+    Family("llm_proxy_process_virtual_memory_bytes", "gauge", "Virtual memory.", (WORKER,)),
 )
 
-#: All of them, in the order in which they are shown.
+#: All metrics, in the order of the reference page.
 SECTIONS: Final[dict[str, tuple[Family, ...]]] = {
     "Requests": (REQUESTS, DURATION, FIRST_BYTE, TOKENS, REFUSALS),
     "Upstream": (UPSTREAM_REQUESTS, UPSTREAM_CONNECTIONS),

@@ -20,7 +20,7 @@ from llm_proxy.config.checks import reserved
 from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.providers.provider import Route
 from llm_proxy.logging import log
-from llm_proxy.metrics import Slate
+from llm_proxy.metrics import MetricStore
 from llm_proxy.services import open_services
 from llm_proxy.web.cors import CrossOrigin
 from llm_proxy.web.forwarded import TrustedProxies
@@ -47,7 +47,7 @@ class ServicesLifespan(TrioASGILifespan):
         started = False
         try:
             async with (
-                open_services(app.settings, app.request_log, app.slate) as services,
+                open_services(app.settings, app.request_log, app.store) as services,
                 trio.open_nursery() as nursery,
             ):
                 app.nursery = nursery
@@ -73,7 +73,7 @@ class LLMProxy(QuartTrio):
     """The application of one worker process.
 
     Attributes:
-        settings, request_log, slate: what it was made with.
+        settings, request_log, store: what it was made with.
         services: from startup on.
         failure: why it did not start. ASGI passes on a message only; the exit code needs the error.
     """
@@ -81,12 +81,12 @@ class LLMProxy(QuartTrio):
     asgi_lifespan_class = ServicesLifespan
     services: Services
 
-    def __init__(self, settings: Settings, request_log: Log, slate: Slate) -> None:
+    def __init__(self, settings: Settings, request_log: Log, store: MetricStore) -> None:
         """Configure the framework; startup opens the services."""
         super().__init__("llm_proxy", static_folder=None)
         self.settings = settings
         self.request_log = request_log
-        self.slate = slate
+        self.store = store
         self.failure: Exception | None = None
         origins, networks = settings.cors_allowed_origins, settings.trusted_proxies
         self._cross_origin = CrossOrigin(origins) if origins else None
@@ -132,15 +132,15 @@ class LLMProxy(QuartTrio):
 
     def report_draining(self) -> None:
         """Report not ready and continue to serve, so that load balancers send new requests to other servers."""
-        self.services.leave()
+        self.services.readiness.draining = True
 
 
-def create_app(settings: Settings | None = None, slate: Slate | None = None) -> LLMProxy:
+def create_app(settings: Settings | None = None, store: MetricStore | None = None) -> LLMProxy:
     """Make the application.
 
     Args:
         settings: default: from the process's environment and `.env` file.
-        slate: memory for the metrics, shared with other workers.
+        store: memory for the metrics, shared with other workers.
 
     Raises:
         llm_proxy.config.SettingsError: every mistake in the settings.
@@ -153,7 +153,7 @@ def create_app(settings: Settings | None = None, slate: Slate | None = None) -> 
         path=settings.log_file,
         secrets=(settings.management_token, settings.encryption_key, settings.database_url),
     )
-    return LLMProxy(settings, request_log, slate or Slate())
+    return LLMProxy(settings, request_log, store or MetricStore())
 
 
 def _with_cors(cross_origin: CrossOrigin, origin: bytes | None, send: Send) -> Send:

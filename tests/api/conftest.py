@@ -46,21 +46,14 @@ class Reply:
 
 
 @define(eq=False)
-class StubServices(Services):
-    """The services of a server that has nothing but a database."""
+class StubReadiness:
+    """Readiness as a test sets it."""
 
-    #: What `/ready` names.
-    failing: list[str] = Factory(list)
-    outage_admits: bool = False
+    reasons: list[str] = Factory(list)
+    admits_offline: bool = False
 
-    async def not_ready(self) -> list[str]:
-        """What a test says."""
-        return self.failing
-
-    @property
-    def carries_on(self) -> bool:
-        """What a test says."""
-        return self.outage_admits
+    async def failing(self) -> list[str]:
+        return self.reasons
 
 
 @define
@@ -68,7 +61,7 @@ class Api:
     """Calls the control plane in this process, with the management token unless told otherwise."""
 
     app: QuartTrio
-    services: StubServices
+    services: Services
 
     async def __call__(
         self,
@@ -112,7 +105,7 @@ class Api:
         return make_api(self.services, now)
 
 
-def make_api(services: StubServices, now: datetime = NOON) -> Api:
+def make_api(services: Services, now: datetime = NOON) -> Api:
     """Put the routes on an app with the limits that the real one has."""
     app = QuartTrio("llm_proxy")
     app.config.update(RESPONSE_TIMEOUT=None, BODY_TIMEOUT=30, MAX_CONTENT_LENGTH=1024 * 1024)
@@ -123,19 +116,18 @@ def make_api(services: StubServices, now: datetime = NOON) -> Api:
 async def _open(target: Target) -> AsyncIterator[Api]:
     providers = provider_file.load(Settings())
     absent: Any = None
-    survey: Any = SimpleNamespace(look=trio.lowlevel.checkpoint)
+    collector: Any = SimpleNamespace(collect=trio.lowlevel.checkpoint)
+    readiness: Any = StubReadiness()
     async with open_database(target, Options(pool_size=3)) as database:
-        services = StubServices(
+        services = Services(
             settings=Settings(management_token=MANAGEMENT_TOKEN),
             database=database,
             keyring=KeyRing.generate(),
-            ledger=absent,
-            outage=None,
             providers=providers,
             relay=absent,
             metrics=Metrics(providers.by_name, VERSION),
-            survey=survey,
-            probe=absent,
+            collector=collector,
+            readiness=readiness,
         )
         yield make_api(services)
         assert database.connections.in_use == 0

@@ -11,8 +11,13 @@ from llm_proxy.version import VERSION
 from tests.api.conftest import Api, make_api
 
 
+def set_failing(api: Api, failing: list[str], *, admits_offline: bool = False) -> None:
+    readiness: Any = api.services.readiness
+    readiness.reasons, readiness.admits_offline = failing, admits_offline
+
+
 async def test_health_is_200_while_the_process_responds(api: Api) -> None:
-    api.services.failing += ["database", "writer"]
+    set_failing(api, ["database", "writer"])
     reply = await api("GET", "/health", token=None)
     assert (reply.status, reply.json) == (200, {"status": "ok", "version": VERSION})
     reply = await api("GET", "/live", token=None)
@@ -24,7 +29,7 @@ async def test_health_is_200_while_the_process_responds(api: Api) -> None:
 async def test_ready_names_what_fails(api: Api, failing: list[str]) -> None:
     reply = await api("GET", "/ready", token=None)
     assert (reply.status, reply.json) == (200, {"status": "ready", "failing": []})
-    api.services.failing += failing
+    set_failing(api, failing)
     reply = await api("GET", "/ready", token=None)
     assert (reply.status, reply.json) == (503, {"status": "not ready", "failing": sorted(failing)})
 
@@ -36,13 +41,12 @@ async def test_ready_names_what_fails(api: Api, failing: list[str]) -> None:
 async def test_ready_is_200_in_outage_mode_if_only_the_database_fails(
     api: Api, failing: list[str], status: int
 ) -> None:
-    api.services.failing += failing
-    carrying = make_api(evolve(api.services, outage_admits=True))
-    reply = await carrying("GET", "/ready", token=None)
+    set_failing(api, failing, admits_offline=True)
+    reply = await api("GET", "/ready", token=None)
     assert (reply.status, reply.json["failing"]) == (status, sorted(failing))
     assert reply.json["status"] == ("grace" if status == 200 else "not ready")
-    api.services.failing.clear()
-    reply = await carrying("GET", "/ready", token=None)
+    set_failing(api, [], admits_offline=True)
+    reply = await api("GET", "/ready", token=None)
     assert (reply.status, reply.json["status"]) == (200, "ready")
 
 

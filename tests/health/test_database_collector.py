@@ -12,13 +12,12 @@ from db.database import Database, open_database
 from db.dsn.target import Target
 from db.errors import Unavailable
 from db.options import Options
-from llm_proxy.health.database_collector import PATIENCE, Survey
-from llm_proxy.ledger import Ledger
+from llm_proxy.health.database_collector import COLLECT_TIMEOUT, DatabaseCollector
 from tests.databases.kinds import on
 
 
 @define
-class Away:
+class Unreachable:
     """A database that fails, or never answers."""
 
     error: Exception | None = None
@@ -33,46 +32,46 @@ class Away:
         return 7, {"bytes": 1}
 
 
-def survey_of(database: object, nursery: trio.Nursery) -> Survey:
-    return Survey(cast("Database", database), cast("Ledger", None), nursery)
+def collector_of(database: object, nursery: trio.Nursery) -> DatabaseCollector:
+    return DatabaseCollector(cast("Database", database), nursery)
 
 
 @on("sqlite", "postgres", "mysql", "mariadb")
-async def test_it_sees_the_schema_and_the_size(migrated_target: Target, nursery: trio.Nursery) -> None:
+async def test_the_revision_and_the_size_are_collected(migrated_target: Target, nursery: trio.Nursery) -> None:
     async with open_database(migrated_target, Options()) as database:
-        survey = survey_of(database, nursery)
+        collector = collector_of(database, nursery)
         with trio.fail_after(30):
-            while survey.revision is None:
-                await survey.look()
-        assert survey.revision > 0
-        assert survey.sizes["bytes"] > 0
+            while collector.revision is None:
+                await collector.collect()
+        assert collector.revision > 0
+        assert collector.sizes["bytes"] > 0
 
 
-async def test_one_reader_waits_for_a_moment_and_no_other(
+async def test_only_the_first_reader_waits_for_a_frozen_database(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    away = Away()
-    survey = survey_of(away, nursery)
-    for seconds in (PATIENCE, 0, 0):
+    unreachable = Unreachable()
+    collector = collector_of(unreachable, nursery)
+    for seconds in (COLLECT_TIMEOUT, 0, 0):
         before = trio.current_time()
-        await survey.look()
+        await collector.collect()
         assert trio.current_time() - before == pytest.approx(seconds)
-    assert (away.asked, survey.revision) == (1, None)
-    away.answer.set()
+    assert (unreachable.asked, collector.revision) == (1, None)
+    unreachable.answer.set()
     await trio.testing.wait_all_tasks_blocked()
-    assert survey.revision == 7
-    await survey.look()
-    assert away.asked == 2
+    assert collector.revision == 7
+    await collector.collect()
+    assert unreachable.asked == 2
 
 
-async def test_what_was_seen_last_stays_while_the_database_is_away(
+async def test_the_last_values_stay_while_the_database_is_unavailable(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    away = Away()
-    away.answer.set()
-    survey = survey_of(away, nursery)
-    await survey.look()
-    away.error = Unavailable("it is away")
-    await survey.look()
-    await survey.look()
-    assert (away.asked, survey.revision, survey.sizes) == (3, 7, {"bytes": 1})
+    unreachable = Unreachable()
+    unreachable.answer.set()
+    collector = collector_of(unreachable, nursery)
+    await collector.collect()
+    unreachable.error = Unavailable("unavailable")
+    await collector.collect()
+    await collector.collect()
+    assert (unreachable.asked, collector.revision, collector.sizes) == (3, 7, {"bytes": 1})

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from llm_proxy.services import READY_DEADLINE
+from llm_proxy.health.readiness import READY_TIMEOUT
 from llm_proxy.version import VERSION
 from tests.docs.blocks import blocks
 from tests.helm import generate, install, reference
@@ -125,7 +125,7 @@ def test_termination_grace_period_is_the_sum_of_the_shutdown_steps() -> None:
 
 
 def test_kubernetes_waits_longer_for_readiness_than_the_server_for_its_database() -> None:
-    assert server(render({}))["readinessProbe"]["timeoutSeconds"] > READY_DEADLINE
+    assert server(render({}))["readinessProbe"]["timeoutSeconds"] > READY_TIMEOUT
 
 
 def test_pre_stop_hook_depends_on_the_kubernetes_version() -> None:

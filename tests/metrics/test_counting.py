@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
-from attrs import frozen
 from prometheus_client.parser import text_string_to_metric_families
 
+from db.records import Result
 from llm_proxy.errors import ProxyError, TokenInvalid
 from llm_proxy.metrics import Metrics, families
 from llm_proxy.metrics.counting import Histogram
@@ -14,11 +15,8 @@ from llm_proxy.metrics.families import Family
 PROVIDERS = ("openai", "anthropic")
 
 
-@frozen
-class Usage:
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
+def result(status: int | None = 200, seconds: float = 0.1, outcome: Any = "ok", **fields: Any) -> Result:
+    return Result(outcome=outcome, status=status, duration_us=round(seconds * 1e6), **fields)
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -40,10 +38,10 @@ def metrics() -> Metrics:
 
 
 def test_requests_are_counted_by_provider_outcome_and_status(metrics: Metrics) -> None:
-    metrics.request("openai", "ok", 200, 0.3, 0.1, None)
-    metrics.request("openai", "ok", 201, 0.3, 0.1, None)
-    metrics.request("openai", "ok", 429, 0.3, 0.1, None)
-    metrics.request("anthropic", "client_closed", None, 0.3, None, None)
+    metrics.request("openai", result())
+    metrics.request("openai", result(201))
+    metrics.request("openai", result(429))
+    metrics.request("anthropic", result(None, outcome="client_closed"))
 
     def count(provider: str, outcome: str, status: str) -> float | None:
         labels = {"provider": provider, "outcome": outcome, "status": status}
@@ -56,8 +54,8 @@ def test_requests_are_counted_by_provider_outcome_and_status(metrics: Metrics) -
 
 
 def test_durations_and_times_to_first_byte_are_histograms(metrics: Metrics) -> None:
-    metrics.request("openai", "ok", 200, 0.3, 0.1, None)
-    metrics.request("openai", "ok", 200, 1000.0, None, None)
+    metrics.request("openai", result(seconds=0.3, first_byte_us=100_000))
+    metrics.request("openai", result(seconds=1000.0))
 
     def bucket(name: str, bound: str) -> float | None:
         return value(metrics, f"llm_proxy_{name}_seconds_bucket", {"provider": "openai", "le": bound})
@@ -68,18 +66,18 @@ def test_durations_and_times_to_first_byte_are_histograms(metrics: Metrics) -> N
     assert value(metrics, "llm_proxy_time_to_first_byte_seconds_count", {"provider": "openai"}) == 1
 
 
-def test_tokens_are_summed_where_they_are_known(metrics: Metrics) -> None:
-    metrics.request("openai", "ok", 200, 0.3, 0.1, Usage(10, 20, 5))
-    metrics.request("openai", "ok", 200, 0.3, 0.1, Usage(1, None, None))
-    metrics.request("openai", "ok", 200, 0.3, 0.1, None)
+def test_tokens_that_the_provider_reported_are_summed(metrics: Metrics) -> None:
+    metrics.request("openai", result(input_tokens=10, output_tokens=20, cached_tokens=5))
+    metrics.request("openai", result(input_tokens=1))
+    metrics.request("openai", result())
     kinds = ("input", "output", "cached")
     shown = [value(metrics, "llm_proxy_tokens_total", {"provider": "openai", "kind": kind}) for kind in kinds]
     assert shown == [11, 20, 5]
 
 
-def test_labels_are_bounded(metrics: Metrics) -> None:
+def test_unknown_providers_outcomes_and_codes_are_counted_as_other(metrics: Metrics) -> None:
     for n in range(50):
-        metrics.request(f"provider-{n}", f"outcome-{n}", 200, 0.1, None, Usage(1, 1, 1))
+        metrics.request(f"provider-{n}", result(outcome=f"outcome-{n}", input_tokens=1))
         metrics.refusal(f"sk-canary-{n}")
         metrics.upstream_started(f"provider-{n}")
     text = metrics.render()[0].decode()
@@ -91,7 +89,7 @@ def test_labels_are_bounded(metrics: Metrics) -> None:
     assert value(metrics, "llm_proxy_refusals_total", {"code": "other"}) == 50
 
 
-def test_other_providers_are_shown_only_where_there_were_any(metrics: Metrics) -> None:
+def test_the_label_other_is_shown_only_after_a_request_of_another_provider(metrics: Metrics) -> None:
     assert 'provider="other"' not in metrics.render()[0].decode()
 
 
@@ -107,7 +105,7 @@ def test_every_error_code_is_a_series_from_the_start(metrics: Metrics) -> None:
     assert set(found.values()) == {0}
 
 
-def test_upstream_requests_in_flight_go_up_and_down(metrics: Metrics) -> None:
+def test_upstream_requests_in_flight_are_counted_until_they_end(metrics: Metrics) -> None:
     metrics.upstream_started("openai")
     metrics.upstream_started("openai")
     metrics.upstream_ended("openai")
@@ -116,7 +114,7 @@ def test_upstream_requests_in_flight_go_up_and_down(metrics: Metrics) -> None:
     assert value(metrics, "llm_proxy_upstream_in_flight_requests", {"provider": "openai"}) == 0
 
 
-def test_transactions_of_the_ledger(metrics: Metrics) -> None:
+def test_transactions_of_the_ledger_are_histograms(metrics: Metrics) -> None:
     metrics.observe_transaction(0.002, 3, 0)
     metrics.observe_transaction(0.2, 64, 65)
     assert value(metrics, "llm_proxy_database_transaction_seconds_bucket", {"le": "0.0025"}) == 1
@@ -127,11 +125,11 @@ def test_transactions_of_the_ledger(metrics: Metrics) -> None:
     assert value(metrics, "llm_proxy_database_batch_settled_requests_bucket", {"le": "64.0"}) == 1
 
 
-def test_what_is_watched_is_read_when_prometheus_asks(metrics: Metrics) -> None:
+def test_a_function_is_read_when_prometheus_asks(metrics: Metrics) -> None:
     waiting: float | None = 3
     states = {"in_use": 2, "idle": 1}
-    metrics.watch(families.WAITING, lambda: waiting)
-    metrics.watch(families.CONNECTIONS, lambda: states)
+    metrics.set_function(families.WAITING, lambda: waiting)
+    metrics.set_function(families.CONNECTIONS, lambda: states)
     assert value(metrics, "llm_proxy_database_waiting_requests") == 3
     assert value(metrics, "llm_proxy_database_connections", {"state": "in_use"}) == 2
     assert value(metrics, "llm_proxy_database_connections", {"state": "idle"}) == 1
@@ -143,22 +141,22 @@ def test_what_is_watched_is_read_when_prometheus_asks(metrics: Metrics) -> None:
     assert value(metrics, "llm_proxy_database_waiting_requests") is None
 
 
-def test_a_figure_that_cannot_be_had_hides_no_other(metrics: Metrics) -> None:
-    metrics.watch(families.UNSETTLED, lambda: 1 / 0)
-    metrics.watch(families.RETRIES, lambda: {"contention": "many"})  # type: ignore[dict-item]  # on purpose
-    metrics.watch(families.LOG_LINES_LOST, lambda: 4)
+def test_a_function_that_fails_hides_no_other_metric(metrics: Metrics) -> None:
+    metrics.set_function(families.UNSETTLED, lambda: 1 / 0)
+    metrics.set_function(families.RETRIES, lambda: {"contention": "many"})  # type: ignore[dict-item]  # on purpose
+    metrics.set_function(families.LOG_LINES_LOST, lambda: 4)
     assert value(metrics, "llm_proxy_log_lines_lost_total") == 4
     assert value(metrics, "llm_proxy_database_unsettled_requests") is None
     assert value(metrics, "llm_proxy_database_retries_total", {"cause": "contention"}) is None
 
 
-def test_nothing_is_watched_twice(metrics: Metrics) -> None:
-    metrics.watch(families.WAITING, lambda: 1)
-    with pytest.raises(ValueError, match=r"watched already: llm_proxy_database_waiting_requests"):
-        metrics.watch(families.WAITING, lambda: 2)
+def test_a_metric_with_two_functions_is_refused(metrics: Metrics) -> None:
+    metrics.set_function(families.WAITING, lambda: 1)
+    with pytest.raises(ValueError, match=r"has a function already: llm_proxy_database_waiting_requests"):
+        metrics.set_function(families.WAITING, lambda: 2)
 
 
-def test_every_name_begins_with_ours(metrics: Metrics) -> None:
+def test_every_name_starts_with_llm_proxy(metrics: Metrics) -> None:
     names = {name for name, _ in samples(metrics)}
     assert names
     assert {name for name in names if not name.startswith("llm_proxy_")} == set()
@@ -166,9 +164,9 @@ def test_every_name_begins_with_ours(metrics: Metrics) -> None:
     assert value(metrics, "llm_proxy_process_open_fds", {"worker": "0"}) is not None
 
 
-def test_two_sets_of_metrics_share_nothing() -> None:
+def test_two_instances_of_metrics_share_nothing() -> None:
     one, other = Metrics(PROVIDERS), Metrics(PROVIDERS)
-    one.request("openai", "ok", 200, 0.1, None, None)
+    one.request("openai", result())
     assert 'outcome="ok"' not in other.render()[0].decode()
 
 

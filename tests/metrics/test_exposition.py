@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_proxy.metrics import Metrics, Slates, families
+from db.records import Result
+from llm_proxy.metrics import Metrics, MetricStores, families
 
 
 def shown(metrics: Metrics) -> dict[str, float]:
@@ -23,16 +24,16 @@ def shown(metrics: Metrics) -> dict[str, float]:
 
 
 @pytest.fixture
-def slates() -> Slates:
-    return Slates(3)
+def stores() -> MetricStores:
+    return MetricStores(3)
 
 
 @contextmanager
-def dead(slates: Slates, number: int, use: Callable[[Metrics], None] | None = None) -> Iterator[None]:
+def dead(stores: MetricStores, number: int, use: Callable[[Metrics], None] | None = None) -> Iterator[None]:
     """A worker that has served and was killed."""
     pid = os.fork()
     if pid == 0:
-        metrics = Metrics(["openai"], "1", slates.take(number))
+        metrics = Metrics(["openai"], "1", stores.take(number))
         if use is not None:
             use(metrics)
         os._exit(0)
@@ -41,14 +42,14 @@ def dead(slates: Slates, number: int, use: Callable[[Metrics], None] | None = No
 
 
 def served(metrics: Metrics) -> None:
-    metrics.request("openai", "ok", 200, 0.3, 0.1, None)
+    metrics.request("openai", Result(outcome="ok", status=200, duration_us=300_000, first_byte_us=100_000))
     metrics.observe_transaction(0.002, 3, 1)
     metrics.refusal("token_invalid")
     metrics.upstream_started("openai")
 
 
-def test_counts_and_histograms_are_those_of_all(slates: Slates) -> None:
-    one, other = (Metrics(["openai"], "1", slates.take(number)) for number in (0, 1))
+def test_counters_and_histograms_are_summed_over_workers(stores: MetricStores) -> None:
+    one, other = (Metrics(["openai"], "1", stores.take(number)) for number in (0, 1))
     served(one)
     served(other)
     served(other)
@@ -66,12 +67,12 @@ def test_counts_and_histograms_are_those_of_all(slates: Slates) -> None:
         assert found["llm_proxy_build_info{1}"] == 1
 
 
-def test_gauges_are_summed_or_the_lowest_or_the_highest_or_of_who_answers(slates: Slates) -> None:
-    one, other = (Metrics(["openai"], "1", slates.take(number)) for number in (0, 1))
-    for metrics, figure, up in ((one, 3, 1), (other, 5, 0)):
+def test_gauges_are_combined_as_their_family_says(stores: MetricStores) -> None:
+    one, other = (Metrics(["openai"], "1", stores.take(number)) for number in (0, 1))
+    for metrics, value, up in ((one, 3, 1), (other, 5, 0)):
         for family in (families.WAITING, families.SETTLE_LAG, families.SCHEMA_REVISION):
-            metrics.watch(family, partial(int, figure))
-        metrics.watch(families.DATABASE_UP, partial(bool, up))
+            metrics.set_function(family, partial(int, value))
+        metrics.set_function(families.DATABASE_UP, partial(bool, up))
     one.publish()
     found = shown(other)
     assert found["llm_proxy_database_waiting_requests"] == 8
@@ -81,17 +82,17 @@ def test_gauges_are_summed_or_the_lowest_or_the_highest_or_of_who_answers(slates
     assert shown(one)["llm_proxy_database_schema_revision"] == 3
 
 
-def test_the_dead_are_counted_but_hold_nothing(slates: Slates) -> None:
-    alive = Metrics(["openai"], "1", slates.take(0))
+def test_a_dead_worker_has_counters_but_no_gauges(stores: MetricStores) -> None:
+    alive = Metrics(["openai"], "1", stores.take(0))
     served(alive)
 
     def use(metrics: Metrics) -> None:
         served(metrics)
-        metrics.watch(families.WAITING, lambda: 7)
-        metrics.watch(families.LOG_LINES_LOST, lambda: 2)
+        metrics.set_function(families.WAITING, lambda: 7)
+        metrics.set_function(families.LOG_LINES_LOST, lambda: 2)
         metrics.publish()
 
-    with dead(slates, 1, use):
+    with dead(stores, 1, use):
         found = shown(alive)
         assert found["llm_proxy_requests_total{ok}{openai}{2xx}"] == 2
         assert found["llm_proxy_log_lines_lost_total"] == 2
@@ -101,19 +102,19 @@ def test_the_dead_are_counted_but_hold_nothing(slates: Slates) -> None:
         assert "llm_proxy_database_waiting_requests" not in found
 
 
-def test_who_replaces_a_worker_goes_on_counting(slates: Slates) -> None:
+def test_the_successor_of_a_worker_continues_its_counters(stores: MetricStores) -> None:
     def use(metrics: Metrics) -> None:
         served(metrics)
-        metrics.watch(families.LOG_LINES_LOST, lambda: 2)
+        metrics.set_function(families.LOG_LINES_LOST, lambda: 2)
         metrics.render()
 
-    with dead(slates, 0, use):
-        heir = Metrics(["anthropic"], "1", slates.take(0))
-        heir.request("openai", "ok", 200, 0.1, None, None)
-        heir.watch(families.LOG_LINES_LOST, lambda: 1)
+    with dead(stores, 0, use):
+        successor = Metrics(["anthropic"], "1", stores.take(0))
+        successor.request("openai", Result(outcome="ok", status=200))
+        successor.set_function(families.LOG_LINES_LOST, lambda: 1)
         for _ in range(2):
-            found = shown(heir)
-            assert found["llm_proxy_requests_total{ok}{openai}{2xx}"] == 1  # by the name of a provider that is gone
+            found = shown(successor)
+            assert found["llm_proxy_requests_total{ok}{openai}{2xx}"] == 1  # not configured any more
             assert found["llm_proxy_requests_total{ok}{other}{2xx}"] == 1
             assert found["llm_proxy_database_batch_admitted_requests_sum"] == 3
             assert found["llm_proxy_log_lines_lost_total"] == 3
@@ -121,8 +122,8 @@ def test_who_replaces_a_worker_goes_on_counting(slates: Slates) -> None:
             assert found["llm_proxy_worker_starts_total"] == 2
 
 
-def test_each_worker_has_its_own_process_figures(slates: Slates) -> None:
-    metrics = Metrics(["openai"], "1", slates.take(2))
+def test_each_worker_has_its_own_process_metrics(stores: MetricStores) -> None:
+    metrics = Metrics(["openai"], "1", stores.take(2))
     found = shown(metrics)
     assert found["llm_proxy_process_open_fds{2}"] > 0
     assert found["llm_proxy_process_cpu_seconds_total{2}"] > 0
@@ -131,7 +132,7 @@ def test_each_worker_has_its_own_process_figures(slates: Slates) -> None:
     ]
 
 
-def test_every_family_has_a_name_of_ours_and_a_sentence() -> None:
+def test_every_family_has_a_prefix_and_a_sentence() -> None:
     every = [family for section in families.SECTIONS.values() for family in section]
     assert len({family.name for family in every}) == len(every)
     for family in every:

@@ -52,7 +52,7 @@ async def test_new_settings_reach_all_workers_and_no_request_fails(
 
     dotenv.write_text("MAX_REQUEST_SIZE=nonsense\n")
     server.process.signal(signal.SIGHUP)
-    server.wait_said("the workers go on with the settings that they have", PATIENCE)
+    server.wait_said("the workers keep their current settings", PATIENCE)
     assert (await deployment.chat(secret)).status == http.client.OK
     assert server.stop() == 0
     assert outcomes(migrated_database.target) == {"ok": whole + 1}

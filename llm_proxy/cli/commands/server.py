@@ -20,10 +20,10 @@ from llm_proxy.config import Settings
 from llm_proxy.config.database import database_options, database_target
 from llm_proxy.health.startup_checks import check_connections
 from llm_proxy.logging import log
-from llm_proxy.metrics import Slates
+from llm_proxy.metrics import MetricStores
 from llm_proxy.secrets import management_token
 from llm_proxy.server.supervisor import Supervisor, print_to_stderr
-from llm_proxy.worker import bind_listeners, check_files, work
+from llm_proxy.worker import bind_listeners, check_files, serve_until_stopped
 
 
 @click.command(cls=Command)
@@ -51,7 +51,7 @@ def command(addr: str | None, db: str | None, workers: str | None, config: Path 
         click.echo(f"The management token is in {file}", err=True)
     sockets = bind_listeners(settings)
     if settings.workers == 1:
-        work(settings, sockets)
+        serve_until_stopped(settings, sockets)
     else:
         _supervise(settings, sockets, load)
 
@@ -63,7 +63,7 @@ def _supervise(settings: Settings, sockets: Sequence[socket], load: Callable[[],
         migrate.prepare(database, print_to_stderr)
         check_connections(database, settings, _warn)
     supervisor = Supervisor(
-        partial(_run_worker, current, Slates(settings.workers)),
+        partial(_run_worker, current, MetricStores(settings.workers)),
         sockets,
         workers=settings.workers,
         shutdown_grace=settings.shutdown_delay + settings.shutdown_grace,
@@ -79,7 +79,7 @@ def _reload(current: list[Settings], load: Callable[[], Settings]) -> bool:
         check_files(settings)
     except Exception as error:  # noqa: BLE001 (the running workers must continue)
         _report(error)
-        print_to_stderr("the workers go on with the settings that they have")
+        print_to_stderr("the workers keep their current settings")
         return False
     for name in ("listen_addr", "workers"):
         if getattr(settings, name) != getattr(current[0], name):
@@ -89,10 +89,14 @@ def _reload(current: list[Settings], load: Callable[[], Settings]) -> bool:
 
 
 def _run_worker(
-    current: list[Settings], slates: Slates, sockets: Sequence[socket], number: int, on_serving: Callable[[], None]
+    current: list[Settings],
+    stores: MetricStores,
+    sockets: Sequence[socket],
+    number: int,
+    on_serving: Callable[[], None],
 ) -> None:
     try:
-        work(current[0], sockets, slates.take(number), on_serving=on_serving)
+        serve_until_stopped(current[0], sockets, stores.take(number), on_serving=on_serving)
     except Exception as error:  # noqa: BLE001 (every error becomes a line and an exit code)
         log.logger("server").debug("the worker failed", exc_info=error)
         sys.exit(_report(error))
