@@ -1,4 +1,4 @@
-"""Bodies on their way through a meter."""
+"""Pass bodies through a meter."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ def of_events(*events: object) -> Usage:
     return metered(meter_for(200, [EVENTS]), text + b"data: [DONE]\n\n")
 
 
-def of_usage(**figures: Any) -> Usage:
-    return of_json({"usage": figures})
+def of_usage(**counts: Any) -> Usage:
+    return of_json({"usage": counts})

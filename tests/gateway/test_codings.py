@@ -16,7 +16,7 @@ from llm_proxy.gateway.http.codings import readable_offer
         b"",
     ],
 )
-def test_an_offer_of_codings_that_the_meter_can_read_stays_as_it_is(offer: bytes) -> None:
+def test_readable_codings_are_offered_unchanged(offer: bytes) -> None:
     assert readable_offer(offer) is None
 
 
@@ -33,5 +33,5 @@ def test_an_offer_of_codings_that_the_meter_can_read_stays_as_it_is(offer: bytes
         (b"compress, *;q=0.000", b"*;q=0.000"),
     ],
 )
-def test_codings_that_the_meter_cannot_read_are_taken_out_of_an_offer(offer: bytes, left: bytes) -> None:
+def test_unreadable_codings_are_removed_from_the_offer(offer: bytes, left: bytes) -> None:
     assert readable_offer(offer) == left

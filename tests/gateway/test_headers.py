@@ -110,7 +110,7 @@ class TestTokenOf:
             [(b"authorization", b"Bearer "), (b"api-key", TOKEN)],
         ],
     )
-    def test_finds_it_wherever_sdks_put_it(self, fields: list[tuple[bytes, bytes]]) -> None:
+    def test_token_is_found_in_each_field_that_sdks_use(self, fields: list[tuple[bytes, bytes]]) -> None:
         assert headers.token_of([(b"accept", b"*/*"), *fields]) == TOKEN
 
     @pytest.mark.parametrize(
@@ -124,10 +124,10 @@ class TestTokenOf:
             [(b"cookie", TOKEN)],
         ],
     )
-    def test_is_none_without_one(self, fields: list[tuple[bytes, bytes]]) -> None:
+    def test_without_a_token_the_result_is_none(self, fields: list[tuple[bytes, bytes]]) -> None:
         assert headers.token_of(fields) is None
 
-    def test_refuses_two_different_ones(self) -> None:
+    def test_two_different_tokens_are_refused(self) -> None:
         with pytest.raises(TokenInvalid):
             headers.token_of([(b"authorization", b"Bearer " + TOKEN), (b"x-api-key", OTHER)])
         with pytest.raises(TokenInvalid):
@@ -135,7 +135,7 @@ class TestTokenOf:
 
 
 class TestRequestHeaders:
-    def test_passes_the_rest_byte_for_byte_in_order_with_the_credential_last(self) -> None:
+    def test_other_headers_are_forwarded_in_order_before_the_credential(self) -> None:
         sent = [
             (b"host", b"proxy.example"),
             (b"user-agent", b"OpenAI/Python  2"),
@@ -154,15 +154,15 @@ class TestRequestHeaders:
         ]
 
     @pytest.mark.parametrize("name", NEVER_UPSTREAM)
-    def test_keeps_back_what_is_not_for_the_provider(self, name: bytes) -> None:
+    def test_headers_not_meant_for_the_provider_are_stripped(self, name: bytes) -> None:
         assert headers.request_headers([(name, b"close")], CREDENTIAL) == [CREDENTIAL]
 
-    def test_connection_cannot_remove_what_the_proxy_adds(self) -> None:
+    def test_connection_cannot_remove_the_credential(self) -> None:
         sent = [(b"connection", b"Authorization, X-Api-Key"), (b"connection", b" x-hop ,close"), (b"x-hop", b"1")]
         assert headers.request_headers(sent, CREDENTIAL) == [CREDENTIAL]
 
     @pytest.mark.parametrize("value", [b"a\r\nx-api-key: b", b"a\nb", b"\x00", b"\x7f"])
-    def test_refuses_values_that_would_split_the_request(self, value: bytes) -> None:
+    def test_a_value_that_would_split_the_request_is_refused(self, value: bytes) -> None:
         with pytest.raises(BadRequest):
             headers.request_headers([(b"x-custom", value)], CREDENTIAL)
 
@@ -176,7 +176,7 @@ class TestRequestHeaders:
             b"x-amzn-trace-id",
         ],
     )
-    def test_what_resembles_a_header_of_a_reverse_proxy_is_forwarded(self, name: bytes) -> None:
+    def test_a_name_similar_to_one_of_a_reverse_proxy_is_forwarded(self, name: bytes) -> None:
         assert headers.request_headers([(name, b"1")], CREDENTIAL) == [(name, b"1"), CREDENTIAL]
 
     @pytest.mark.parametrize("name", [b"session_id", b"X_Trace".lower(), b"http_referer", b"anthropic_version", b"_"])
@@ -195,23 +195,23 @@ class TestRequestHeaders:
             b"accept_encoding",
         ],
     )
-    def test_a_name_that_becomes_a_stripped_or_judged_one_with_dashes_is_stripped(self, name: bytes) -> None:
+    def test_a_name_that_with_dashes_is_a_stripped_or_checked_one_is_stripped(self, name: bytes) -> None:
         assert headers.request_headers([(name, b"1")], CREDENTIAL) == [CREDENTIAL]
 
-    def test_a_name_that_becomes_one_that_the_provider_entry_judges_is_stripped(self) -> None:
+    def test_a_name_that_with_dashes_is_one_that_the_provider_entry_checks_is_stripped(self) -> None:
         sent = [(b"x-team", b"a"), (b"x_team", b"b"), (b"x_te-am", b"c")]
         assert headers.request_headers(sent, CREDENTIAL, frozenset({b"x-team"})) == [sent[0], sent[2], CREDENTIAL]
 
-    def test_a_name_that_connection_names_with_dashes_is_stripped(self) -> None:
+    def test_a_name_that_connection_lists_with_dashes_is_stripped(self) -> None:
         sent = [(b"connection", b"x-hop"), (b"x_hop", b"1"), (b"x-hop", b"1")]
         assert headers.request_headers(sent, CREDENTIAL) == [CREDENTIAL]
 
-    def test_of_an_offer_of_codings_those_that_the_meter_can_read_are_forwarded(self) -> None:
+    def test_accept_encoding_is_reduced_to_codings_that_the_meter_can_read(self) -> None:
         sent = [(b"accept-encoding", b"br;q=0, compress"), (b"x", b"y"), (b"accept-encoding", b"*")]
         readable = (b"accept-encoding", b"br;q=0, gzip, zstd, deflate")
         assert headers.request_headers(sent, CREDENTIAL) == [(b"x", b"y"), readable, CREDENTIAL]
 
-    def test_remembers_a_bounded_number_of_names(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_cache_of_names_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         remembered = type(headers._forwarded_upstream)(frozenset({b"host"}), (), frozenset())
         monkeypatch.setattr(headers, "_forwarded_upstream", remembered)
         sent = [(b"x-%d" % number, b"") for number in range(3000)] + [(b"x-" + b"y" * 100, b"")]
@@ -228,7 +228,7 @@ class TestRequestHeaders:
 
 
 class TestResponseHeaders:
-    def test_passes_the_rest_in_order_and_adds_its_own(self) -> None:
+    def test_other_headers_are_forwarded_in_order_before_the_proxys_own(self) -> None:
         received = [
             (b"Date", b"Mon"),
             (b"Content-Type", b"application/json"),
@@ -248,30 +248,30 @@ class TestResponseHeaders:
             (b"x-llm-proxy-overhead-ms", b"1.23"),
         ]
 
-    def test_gives_a_request_id_where_the_provider_gave_none(self) -> None:
+    def test_a_request_id_is_added_if_the_provider_sent_none(self) -> None:
         assert (b"x-request-id", b"0190") in headers.response_headers([], b"0190", 0)
 
     @pytest.mark.parametrize("name", NEVER_DOWNSTREAM)
     @pytest.mark.parametrize("upper", [True, False])
-    def test_keeps_back_what_is_not_for_the_client(self, name: bytes, upper: bool) -> None:
+    def test_headers_not_meant_for_the_client_are_stripped(self, name: bytes, upper: bool) -> None:
         received = [(name.upper() if upper else name, b"x")]
         assert name not in dict(headers.response_headers(received, b"0190", 0))
 
     @pytest.mark.parametrize("name", [name.replace(b"-", b"_") for name in NEVER_DOWNSTREAM if b"-" in name])
-    def test_a_name_that_becomes_a_stripped_one_with_dashes_is_stripped(self, name: bytes) -> None:
+    def test_a_name_that_with_dashes_is_a_stripped_one_is_stripped(self, name: bytes) -> None:
         assert name not in dict(headers.response_headers([(name.title(), b"x")], b"0190", 0))
 
     @pytest.mark.parametrize("name", [b"content_length", b"content_type", b"x_request_id", b"x_llm_proxy_anything"])
-    def test_a_name_that_becomes_one_that_the_proxy_reads_or_sets_is_stripped(self, name: bytes) -> None:
+    def test_a_name_that_with_dashes_is_one_that_the_proxy_reads_or_sets_is_stripped(self, name: bytes) -> None:
         assert name not in dict(headers.response_headers([(name, b"x")], b"0190", 0))
 
     @pytest.mark.parametrize(
         "name", [b"x_trace", b"content-security-policy", b"x-envoy-upstream-service-time", b"refresh", b"cache-control"]
     )
-    def test_what_acts_on_the_response_alone_is_forwarded(self, name: bytes) -> None:
+    def test_a_header_for_one_response_only_is_forwarded(self, name: bytes) -> None:
         assert (name, b"x") in headers.response_headers([(name, b"x")], b"0190", 0)
 
-    def test_the_provider_cannot_speak_for_the_proxy(self) -> None:
+    def test_the_provider_cannot_set_headers_of_the_proxy(self) -> None:
         received = [(b"X-LLM-Proxy-Request-ID", b"forged"), (b"x-llm-proxy-overhead-ms", b"0")]
         sent = headers.response_headers(received, b"0190", 2)
         assert sent == [
@@ -281,18 +281,18 @@ class TestResponseHeaders:
         ]
 
     @pytest.mark.parametrize("kind", [b"text/event-stream", b"Text/Event-Stream ; charset=utf-8"])
-    def test_tells_reverse_proxies_not_to_buffer_event_streams(self, kind: bytes) -> None:
+    def test_an_event_stream_gets_x_accel_buffering_no(self, kind: bytes) -> None:
         received = [(b"x-accel-buffering", b"yes"), (b"content-type", kind)]
         sent = headers.response_headers(received, b"0190", 0)
         assert [value for name, value in sent if name == b"x-accel-buffering"] == [b"no"]
 
-    def test_connection_names_are_removed_and_ours_stay(self) -> None:
+    def test_headers_listed_by_connection_are_removed_but_not_the_proxys_own(self) -> None:
         received = [(b"Connection", b"X-Hop, x-llm-proxy-request-id, X-Request-ID"), (b"X-Hop", b"1")]
         sent = dict(headers.response_headers(received, b"0190", 0))
         assert b"x-hop" not in sent
         assert sent[b"x-llm-proxy-request-id"] == sent[b"x-request-id"] == b"0190"
 
-    def test_refuses_values_that_would_split_the_response(self) -> None:
+    def test_a_value_that_would_split_the_response_is_refused(self) -> None:
         with pytest.raises(UpstreamUnreachable):
             headers.response_headers([(b"x", b"a\r\nset-cookie: b")], b"0190", 0)
 
@@ -314,7 +314,7 @@ def named(fields: list[tuple[bytes, bytes]]) -> set[bytes]:
 
 
 @given(FIELDS)
-def test_nothing_that_must_stay_survives_on_the_way_up_and_all_else_does(fields: list[tuple[bytes, bytes]]) -> None:
+def test_of_a_request_exactly_the_stripped_headers_are_missing(fields: list[tuple[bytes, bytes]]) -> None:
     *sent, last = headers.request_headers(fields, CREDENTIAL)
     gone = {*NEVER_UPSTREAM, b"authorization"} | named(fields)
     assert last == CREDENTIAL
@@ -322,7 +322,7 @@ def test_nothing_that_must_stay_survives_on_the_way_up_and_all_else_does(fields:
 
 
 @given(FIELDS)
-def test_nothing_that_must_stay_survives_on_the_way_down_and_all_else_does(fields: list[tuple[bytes, bytes]]) -> None:
+def test_of_a_response_exactly_the_stripped_headers_are_missing(fields: list[tuple[bytes, bytes]]) -> None:
     received = [(name.title(), value) for name, value in fields]
     sent = headers.response_headers(received, b"0190", 0)
     gone = set(NEVER_DOWNSTREAM) | named(fields) | {b"http2-settings", b"proxy-authorization"}

@@ -231,7 +231,7 @@ ATTACKS = [
     ("form-in-parts-where-none-is-taken", b"multipart/form-data; boundary=XX", part("model", "gpt-4o") + b"--XX--"),
 ]  # fmt: skip
 
-#: Likewise for an endpoint that takes forms; the body is one of a form with the boundary `XX`.
+#: The same for an endpoint that accepts forms; the body is a form with the boundary `XX`.
 FORM_ATTACKS = [
     ("no-boundary", b"multipart/form-data", part("model", "gpt-4o") + b"--XX--"),
     ("two-boundaries", b"multipart/form-data; boundary=XX; boundary=YY", part("model", "gpt-4o") + b"--XX--"),

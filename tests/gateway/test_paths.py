@@ -93,12 +93,12 @@ REFUSED = [
 
 
 @pytest.mark.parametrize("path", TAKEN)
-def test_unambiguous_paths_are_taken(path: bytes) -> None:
+def test_an_unambiguous_path_is_allowed(path: bytes) -> None:
     paths.check(path)
 
 
 @pytest.mark.parametrize("path", REFUSED)
-def test_ambiguous_paths_are_refused_each_time(path: bytes) -> None:
+def test_an_ambiguous_path_is_refused(path: bytes) -> None:
     for _ in range(2):
         with pytest.raises(InvalidPath):
             paths.check(path)
@@ -146,7 +146,7 @@ PIECES = st.sampled_from(
 
 
 @given(st.lists(PIECES, max_size=12).map(b"".join) | st.binary(max_size=20))
-def test_a_taken_path_means_the_same_to_every_reader(tail: bytes) -> None:
+def test_an_allowed_path_has_the_same_meaning_for_every_server(tail: bytes) -> None:
     path = b"/" + tail
     try:
         paths.check(path)
@@ -171,7 +171,7 @@ def test_a_simple_path_is_allowed_by_the_grammar(path: bytes) -> None:
 
 
 @pytest.mark.parametrize("query", [b"", b"limit=20&after=x%20y", b"a=b?c/d:e@[f]", b"x='\"<>^`{|}~;"])
-def test_a_query_is_taken_as_it_is(query: bytes) -> None:
+def test_a_query_of_visible_ascii_is_allowed(query: bytes) -> None:
     paths.check_query(query)
 
 

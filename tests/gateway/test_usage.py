@@ -48,7 +48,7 @@ class TestShapes:
     def test_openai_audio_by_the_second_is_unknown(self) -> None:
         assert of_json({"text": "hi", "usage": {"type": "duration", "seconds": 3}}) == UNKNOWN
 
-    def test_anthropic_counts_its_cache_beside_the_input(self) -> None:
+    def test_anthropic_input_is_the_sum_with_its_cache(self) -> None:
         usage = {
             "input_tokens": 5,
             "cache_creation_input_tokens": 100,
@@ -69,24 +69,24 @@ class TestShapes:
     def test_count_tokens_spends_nothing(self) -> None:
         assert of_json({"input_tokens": 2095}) == UNKNOWN
 
-    def test_names_of_openai_go_before_names_of_anthropic(self) -> None:
-        figures = {"prompt_tokens": 30, "completion_tokens": 4, "input_tokens": 10, "cache_read_input_tokens": 20}
-        assert of_usage(**figures) == Usage("", 30, 4, None)
+    def test_openai_names_take_precedence_over_anthropic_names(self) -> None:
+        counts = {"prompt_tokens": 30, "completion_tokens": 4, "input_tokens": 10, "cache_read_input_tokens": 20}
+        assert of_usage(**counts) == Usage("", 30, 4, None)
 
-    def test_deepseek_names_its_cache_in_its_own_way(self) -> None:
+    def test_deepseek_cache_hits_are_cached_tokens(self) -> None:
         assert of_usage(prompt_tokens=30, prompt_cache_hit_tokens=20, completion_tokens=1) == Usage("", 30, 1, 20)
 
 
-class TestFigures:
+class TestCounts:
     @pytest.mark.parametrize("wrong", [-1, MAX_TOKENS + 1, 10**30, 1.5, "7", None, True, [7], {"a": 7}])
-    def test_what_is_no_count_is_ignored(self, wrong: object) -> None:
+    def test_an_implausible_count_is_ignored(self, wrong: object) -> None:
         assert of_usage(prompt_tokens=wrong, completion_tokens=4, cache_read_input_tokens=wrong) == Usage("", None, 4)
         assert of_usage(prompt_tokens=3, prompt_tokens_details=wrong) == Usage("", 3, None, None)
         assert of_usage(prompt_tokens=3, prompt_tokens_details={"cached_tokens": wrong}) == Usage("", 3, None, None)
 
     @pytest.mark.parametrize("wrong", [-1, MAX_TOKENS + 1, 10**22, 10**300, 1.5, "7", True, [7]])
     @pytest.mark.parametrize("name", ["prompt_tokens", "output_tokens", "prompt_tokens_details", "cached_tokens"])
-    def test_a_figure_that_is_no_count_makes_the_answer_unmetered(self, name: str, wrong: object) -> None:
+    def test_an_implausible_count_makes_the_response_unmetered(self, name: str, wrong: object) -> None:
         details = {"cached_tokens": wrong}
         usage = {"prompt_tokens_details": details} if name == "cached_tokens" else {name: wrong}
         document = json.dumps({"usage": usage}).encode()
@@ -96,7 +96,7 @@ class TestFigures:
             assert meter.unmetered
 
     @pytest.mark.parametrize("digits", [5000, 40_000, 100_000, 3_000_000])
-    def test_a_number_of_many_digits_makes_the_answer_unmetered(self, digits: int) -> None:
+    def test_a_number_of_many_digits_makes_the_response_unmetered(self, digits: int) -> None:
         document = b'{"model":"m","usage":{"prompt_tokens":%b,"completion_tokens":4}}' % (b"9" * digits)
         for kind, body in ((JSON, document), (EVENTS, b"data: " + document + b"\n\ndata: [DONE]\n\n")):
             meter = meter_for(200, [kind])
@@ -118,14 +118,14 @@ class TestFigures:
             b'{"usage":{"prompt_tokens":3},"more":[',
         ],
     )
-    def test_where_no_figure_was_given_or_all_were_read_nothing_is_unmetered(self, document: bytes) -> None:
+    def test_a_response_with_no_count_or_readable_counts_is_not_unmetered(self, document: bytes) -> None:
         meter = meter_for(200, [JSON])
         metered(meter, document)
         assert not meter.unmetered
 
     @pytest.mark.parametrize("length", [0, 50_000])
     @pytest.mark.parametrize("end", [b'"choices":[{}', b'"usage":{"prompt_tokens":3', b'"usage'])
-    def test_a_document_that_breaks_off_without_usage_is_unmetered(self, length: int, end: bytes) -> None:
+    def test_an_incomplete_document_without_usage_is_unmetered(self, length: int, end: bytes) -> None:
         document = b'{"model":"m","pad":"%b",%b' % (b"x" * length, end)
         for kind, body in ((JSON, document), (EVENTS, b"data: " + document)):
             for whole in (True, False):
@@ -134,30 +134,30 @@ class TestFigures:
                 assert meter.result(whole=whole) == Usage("m")
                 assert meter.unmetered is whole
 
-    def test_a_wrong_figure_does_not_replace_a_good_one(self) -> None:
+    def test_an_implausible_count_does_not_replace_a_good_one(self) -> None:
         assert of_events({"usage": {"prompt_tokens": 3}}, {"usage": {"prompt_tokens": -3}}).input_tokens == 3
 
-    def test_nothing_is_a_count_too(self) -> None:
+    def test_zero_is_a_count(self) -> None:
         assert of_usage(prompt_tokens=0, completion_tokens=0) == Usage("", 0, 0, None)
 
     @pytest.mark.parametrize("other", [None, 3, "usage", [1], []])
-    def test_members_of_another_kind_do_not_spoil_the_rest(self, other: object) -> None:
+    def test_a_member_of_a_wrong_type_does_not_affect_the_others(self, other: object) -> None:
         usage = {"prompt_tokens": 3}
         assert of_json({"model": other, "usage": usage, "message": other, "response": other}).input_tokens == 3
         assert of_json({"usage": other, "model": "m"}) == Usage("m")
 
 
 class TestModel:
-    def test_it_is_one_line_of_bounded_length(self) -> None:
+    def test_a_model_name_is_one_line_of_limited_length(self) -> None:
         assert of_json({"model": "a\x00\n\x1b[31mb\u202ec\x7f"}).model == "a[31mbc"
         assert of_json({"model": "  x  "}).model == "x"
         assert of_json({"model": "ä" * 300}).model == "ä" * 255
         assert of_json({"model": "\U0001f600"}).model == "\U0001f600"
 
-    def test_the_first_name_counts(self) -> None:
+    def test_the_first_model_name_of_a_stream_is_kept(self) -> None:
         assert of_events({"model": ""}, {"model": "a"}, {"model": "b", "usage": {"prompt_tokens": 1}}).model == "a"
 
-    def test_one_that_is_not_text_is_unknown(self) -> None:
+    def test_a_model_name_that_is_not_utf8_is_unknown(self) -> None:
         assert of_json(b'{"model":"\xff","usage":{"prompt_tokens":3}}') == Usage("", 3)
         assert of_json(b'{"model":"\\ud800x","usage":{"prompt_tokens":3}}').input_tokens == 3
 
@@ -183,14 +183,14 @@ class TestBodies:
             b"," * 300_000,
         ],
     )
-    def test_what_is_not_a_document_is_unknown(self, body: bytes) -> None:
+    def test_the_usage_of_a_body_that_is_not_a_json_object_is_unknown(self, body: bytes) -> None:
         assert of_json(body) == UNKNOWN
 
-    def test_a_byte_order_mark_means_nothing(self) -> None:
+    def test_a_byte_order_mark_is_ignored(self) -> None:
         assert of_json(b'\xef\xbb\xbf{"model":"m"}') == Usage("m")
 
     @pytest.mark.parametrize("order", [1, -1])
-    def test_long_ones_are_read_in_bounded_memory(self, order: int) -> None:
+    def test_a_long_body_is_read_in_bounded_memory(self, order: int) -> None:
         vectors = [{"object": "embedding", "embedding": [0.0123, -1e-5] * 20_000, "usage": {"prompt_tokens": 9}}]
         text = '\\" } ] , "usage": {"prompt_tokens": 8} ' * 5000 + "\\"
         members = [
@@ -210,25 +210,25 @@ class TestBodies:
             assert scanner is None or len(scanner._copy) <= 65536
         assert meter.result() == Usage("big", 5, 0, None)
 
-    def test_long_ones_with_overlong_members_lose_those_only(self) -> None:
+    def test_in_a_long_body_only_overlong_members_are_lost(self) -> None:
         filler = "x" * 300_000
         assert of_json({"pad": filler, "model": filler, "usage": {"prompt_tokens": 5}}) == Usage("", 5)
         assert of_json({"pad": filler, "model": "m", "usage": {"prompt_tokens": 5, "pad": filler}}) == Usage("m")
         assert of_json({filler: {"a": "usage"}, "model": "m", "usage": {"prompt_tokens": 5}}) == Usage("m", 5)
 
-    def test_long_ones_are_read_on_two_levels_only(self) -> None:
+    def test_a_long_body_is_read_on_two_levels_only(self) -> None:
         inner = {"usage": {"prompt_tokens": 9}, "model": "inner"}
         document = {"pad": "x" * 300_000, "response": {"message": inner, "model": "m", "usage": {"prompt_tokens": 5}}}
         assert of_json(document) == of_json({**document, "pad": ""}) == Usage("m", 5)
         assert of_json({"pad": "x" * 300_000, "response": [inner], "a": {"response": inner}}) == UNKNOWN
 
-    def test_long_ones_with_escaped_names_are_read(self) -> None:
+    def test_escaped_names_in_a_long_body_are_read(self) -> None:
         body = b'{"pad":"' + b"x" * 300_000 + b'","\\u006dodel":"m","us\\u0061ge":{"prompt_tokens":5}}'
         assert of_json(body) == Usage("m", 5)
 
     @pytest.mark.parametrize("length", [0, 300_000])
     @pytest.mark.parametrize("end", ["", '"', '"}', '"} x', '\\ud83d"}', '\\x"}', '", "n": NaN}', '", "n": -Infinity}'])
-    def test_what_breaks_off_or_is_not_strictly_json_yields_what_was_seen(self, length: int, end: str) -> None:
+    def test_an_incomplete_or_invalid_document_yields_what_was_read_before(self, length: int, end: str) -> None:
         body = '{"model":"m","usage":{"prompt_tokens":5},"pad":"' + "x" * length + end
         assert of_json(body.encode()) == Usage("m", 5)
         assert metered(meter_for(200, [EVENTS]), f"data: {body}\n\n".encode()) == Usage("m", 5)
@@ -253,13 +253,13 @@ class TestEvents:
             [b"event: " + b"x" * 300_000, b"", b"data: %s", b"", b""],
         ],
     )
-    def test_lines_of_every_kind(self, end: bytes, lines: list[bytes]) -> None:
+    def test_events_with_any_lines_and_line_ends_are_read(self, end: bytes, lines: list[bytes]) -> None:
         stream = end.join(lines).replace(b"%s", self.MESSAGE)
         assert metered(meter_for(200, [EVENTS]), stream) == Usage("m", 5, 6)
 
     @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
     @pytest.mark.parametrize("pad", [0, 300_000])
-    def test_a_document_may_span_lines(self, end: bytes, pad: int) -> None:
+    def test_a_document_in_several_data_lines_is_read(self, end: bytes, pad: int) -> None:
         lines = [
             b'data: {"pad":"%s",' % (b"x" * pad),
             b"id",
@@ -278,7 +278,7 @@ class TestEvents:
         [b"dato: ", b"database: ", b" data: ", b"data : ", b": data: ", b"DATA: ", b"\xef\xbb\xbf\xef\xbb\xbfdata: "],
     )
     @pytest.mark.parametrize("pad", [b"", b"," * 300_000])
-    def test_only_data_counts(self, line: bytes, pad: bytes) -> None:
+    def test_only_data_lines_are_read(self, line: bytes, pad: bytes) -> None:
         assert metered(meter_for(200, [EVENTS]), line + self.MESSAGE + b"\n" + b": " + pad + b"\n\n") == UNKNOWN
 
     def test_long_events_are_read_in_bounded_memory(self) -> None:
@@ -294,19 +294,19 @@ class TestEvents:
             assert len(getattr(meter, "_pending", b"")) <= KEPT + 777
         assert meter.result() == Usage("m", 3, 4)
 
-    def test_long_events_with_escaped_names_are_read_however_they_are_cut(self) -> None:
+    def test_escaped_names_in_a_long_event_are_read_wherever_it_is_cut(self) -> None:
         event = b'data: {"pad":"' + b"x" * 300_000 + b'","us\\u0061ge":{"prompt_tokens":5}}\n\n'
         for start in (0, 100):
             pieces = [event[:start], event[start:]]
             assert metered(meter_for(200, [EVENTS]), *pieces) == Usage("", 5)
             assert metered(meter_for(200, [EVENTS]), b'data: {"usage":null}\n\n', *pieces) == Usage("", 5)
 
-    def test_a_broken_event_spoils_itself_only(self) -> None:
+    def test_an_invalid_event_does_not_affect_the_others(self) -> None:
         stream = b'data: {"usage":{"prompt_tokens":1}\n\ndata: %s\n\ndata: {"usage": {"prompt_tokens": \xff}}\n\n'
         assert metered(meter_for(200, [EVENTS]), stream % self.MESSAGE) == Usage("m", 5, 6)
 
 
-class TestChoice:
+class TestMeterFor:
     BODY = b'data: {"model":"m"}\n\n'
 
     @pytest.mark.parametrize(
@@ -323,12 +323,12 @@ class TestChoice:
             (200, b"text/event-stream", "DELETE"),
         ],
     )
-    def test_other_responses_are_not_read(self, status: int, kind: bytes, method: str) -> None:
+    def test_responses_without_usage_are_not_read(self, status: int, kind: bytes, method: str) -> None:
         meter = meter_for(status, [(b"content-type", kind)], method)
         assert metered(meter, b'{"model":"m"}') == metered(meter, self.BODY) == UNKNOWN
 
     @pytest.mark.parametrize(
         "kind", [b"application/json; charset=utf-8", b"Application/JSON", b"application/vnd.x+json"]
     )
-    def test_json_goes_by_several_names(self, kind: bytes) -> None:
+    def test_all_json_media_types_are_read(self, kind: bytes) -> None:
         assert metered(meter_for(201, [(b"Content-Type", kind)]), b'{"model":"m"}') == Usage("m")

@@ -1,4 +1,4 @@
-"""However a body is cut on its way, the usage is the same, and no body makes a meter raise."""
+"""The usage does not depend on how a body is cut, and no body makes a meter raise an exception."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.gateway.metering import feed
 JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream")
 
-#: Small enough that examples lie on both sides of it.
+#: Small enough that there are examples above and below it.
 KEPT = 60
 
 
@@ -46,14 +46,14 @@ def chunked(draw: st.DrawFn, source: st.SearchStrategy[bytes]) -> tuple[bytes, l
 
 
 def metered(headers: list[tuple[bytes, bytes]], pieces: list[bytes]) -> tuple[Usage, bool, bool, bool]:
-    """What a meter says in the end: the usage, and whether the stream ended, failed, or could not be read."""
+    """The result of a meter: the usage, and whether the stream has ended, has failed, or could not be read."""
     meter = meter_for(200, headers)
     for piece in pieces:
         feed(meter, piece)
     return meter.result(), meter.ended, meter.failed, meter.unmetered
 
 
-FIGURES = st.dictionaries(
+COUNTS = st.dictionaries(
     st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "cache_read_input_tokens"]),
     st.integers(-1, 99) | st.none(),
     max_size=3,
@@ -63,12 +63,12 @@ TEXTS = st.sampled_from(
     ["model", "usage", "a\\", '"', '\\"', "{", "}}", "[", ",", "é\u2028", 'x"usage":{', "\n\n", "", "]" * 70]
 )
 VALUES = st.recursive(
-    LEAVES | TEXTS | FIGURES,
+    LEAVES | TEXTS | COUNTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=6,
 )
 REPORTS = st.fixed_dictionaries(
-    {}, optional={"model": st.text(max_size=8) | VALUES, "usage": FIGURES | VALUES, "x": VALUES, "\\": VALUES}
+    {}, optional={"model": st.text(max_size=8) | VALUES, "usage": COUNTS | VALUES, "x": VALUES, "\\": VALUES}
 )
 DOCUMENTS = st.fixed_dictionaries(
     {},
@@ -78,8 +78,8 @@ DOCUMENTS = st.fixed_dictionaries(
         "model": st.text(max_size=8) | VALUES,
         "message": REPORTS | VALUES,
         "type": st.sampled_from(["error", "response.completed", "message_stop", "x"]) | VALUES,
-        "error": FIGURES | st.none(),
-        "usage": FIGURES | VALUES,
+        "error": COUNTS | st.none(),
+        "usage": COUNTS | VALUES,
         "z": VALUES,
     },
 )
@@ -129,7 +129,9 @@ RESPONSES = (
 
 @pytest.mark.parametrize("stream", [CHAT, MESSAGES, RESPONSES])
 @pytest.mark.parametrize("kept", [20, 60, 100, 1000])
-def test_a_real_stream_may_be_cut_at_any_two_places(stream: bytes, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_real_stream_cut_at_any_two_places_gives_the_same_usage(
+    stream: bytes, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(events_module, "KEPT", kept)
     for first in range(len(stream) + 1):
         for length in (0, 1, 2, 7, 50):
@@ -138,14 +140,14 @@ def test_a_real_stream_may_be_cut_at_any_two_places(stream: bytes, kept: int, mo
 
 
 @given(chunked(DUMPED | DAMAGED | st.binary()))
-def test_a_body_may_be_cut_anywhere(source: tuple[bytes, list[bytes]]) -> None:
+def test_a_body_cut_anywhere_gives_the_same_usage(source: tuple[bytes, list[bytes]]) -> None:
     whole, pieces = source
     assert metered([JSON], pieces) == metered([JSON], [whole])
 
 
 @given(chunked(STREAMS | DAMAGED | st.binary()))
 @settings(max_examples=300)
-def test_a_stream_may_be_cut_anywhere(source: tuple[bytes, list[bytes]]) -> None:
+def test_a_stream_cut_anywhere_gives_the_same_usage(source: tuple[bytes, list[bytes]]) -> None:
     whole, pieces = source
     expected = metered([EVENTS], [whole])
     assert metered([EVENTS], pieces) == expected
@@ -166,7 +168,7 @@ def test_a_stream_may_be_cut_anywhere(source: tuple[bytes, list[bytes]]) -> None
     chunked(DUMPED),
     st.data(),
 )
-def test_a_compressed_body_may_be_cut_anywhere(
+def test_a_compressed_body_cut_anywhere_gives_the_same_usage(
     pack: Any, source: tuple[bytes, list[bytes]], data: st.DataObject
 ) -> None:
     plain, _ = source
@@ -187,7 +189,7 @@ def test_scanning_finds_what_decoding_finds(document: bytes) -> None:
 
 
 @given(STREAMS)
-def test_line_ends_do_not_matter(stream: bytes) -> None:
+def test_all_line_ends_give_the_same_usage(stream: bytes) -> None:
     unix = stream.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     assert metered([EVENTS], [stream]) == metered([EVENTS], [unix])
     assert metered([EVENTS], [unix.replace(b"\n", b"\r\n")]) == metered([EVENTS], [unix])

@@ -21,7 +21,7 @@ PACK: dict[bytes, Callable[[bytes], bytes]] = {
 
 class TestEncodings:
     BODY = b'{"model":"m","usage":{"prompt_tokens":5,"completion_tokens":6}}'
-    # The same in every process that collects the tests: gzip writes down the time.
+    # The same in every process that collects the tests: gzip would include the time.
     GZIPPED = gzip.compress(BODY, mtime=0)
     FOUND = Usage("m", 5, 6)
 
@@ -43,12 +43,12 @@ class TestEncodings:
             (b"identity", BODY),
         ],
     )
-    def test_the_codings_of_the_table_are_read(self, encoding: bytes, body: bytes) -> None:
+    def test_supported_codings_are_read(self, encoding: bytes, body: bytes) -> None:
         headers = [JSON, (b"Content-Encoding", encoding)]
         assert metered(meter_for(200, headers), body) == self.FOUND
         assert metered(meter_for(200, headers), *[bytes([byte]) for byte in body]) == self.FOUND
 
-    def test_the_end_of_a_compressed_stream_is_seen_as_soon_as_it_passes(self) -> None:
+    def test_the_end_of_a_compressed_stream_is_noticed_at_once(self) -> None:
         event = b"data: " + self.BODY + b"\n\ndata: [DONE]\n\n"
         gzipped, zstd, br = zlib.compressobj(wbits=31), zstandard.ZstdCompressor().compressobj(), brotli.Compressor()
         flushed = {
@@ -72,7 +72,7 @@ class TestEncodings:
             [(b"content-encoding", b"br"), (b"content-encoding", b"gzip")],
         ],
     )
-    def test_an_answer_in_another_coding_is_unmetered(self, headers: list[tuple[bytes, bytes]]) -> None:
+    def test_a_response_in_another_coding_is_unmetered(self, headers: list[tuple[bytes, bytes]]) -> None:
         for body in (self.BODY, gzip.compress(self.BODY)):
             meter = meter_for(200, [JSON, *headers])
             assert metered(meter, body) == UNKNOWN
@@ -90,7 +90,7 @@ class TestEncodings:
             (200, "POST", b"audio/mpeg", False),
         ],
     )
-    def test_what_reports_no_usage_is_not_unmetered(
+    def test_only_responses_that_report_usage_can_be_unmetered(
         self, status: int, method: str, kind: bytes, unmetered: bool
     ) -> None:
         meter = meter_for(status, [(b"content-type", kind), (b"content-encoding", b"compress")], method)
@@ -98,19 +98,19 @@ class TestEncodings:
         assert meter.unmetered is unmetered
 
     @pytest.mark.parametrize("kind", [b"application/x-ndjson", b"application/vnd.amazon.eventstream"])
-    def test_a_stream_of_a_kind_that_is_not_read_is_unmetered(self, kind: bytes) -> None:
+    def test_a_stream_of_an_unread_media_type_is_unmetered(self, kind: bytes) -> None:
         assert meter_for(200, [(b"content-type", kind)]).unmetered
         assert not meter_for(200, [(b"content-type", kind)], "GET").unmetered
 
     @pytest.mark.parametrize("body", [b"", b"\x1f", b"\x1f\x8b", b"nonsense", GZIPPED[:20], GZIPPED[:-1] + b"\xff"])
     @pytest.mark.parametrize("encoding", [b"gzip", b"deflate", b"br", b"zstd"])
-    def test_broken_ones_are_unknown(self, body: bytes, encoding: bytes) -> None:
+    def test_the_usage_of_an_invalid_compressed_body_is_unknown(self, body: bytes, encoding: bytes) -> None:
         headers = [JSON, (b"content-encoding", encoding)]
         assert metered(meter_for(200, headers), body) == UNKNOWN
         assert metered(meter_for(200, headers), *[bytes([byte]) for byte in body], body) == UNKNOWN
 
     @pytest.mark.parametrize("encoding", PACK)
-    def test_a_compressed_body_that_ends_before_its_end_is_unmetered(self, encoding: bytes) -> None:
+    def test_a_truncated_compressed_body_is_unmetered(self, encoding: bytes) -> None:
         text = (
             b'{"model":"m","choices":[%b],' % b",".join(b'"%d"' % (number**5) for number in range(99)) + self.BODY[1:]
         )
@@ -146,7 +146,7 @@ class TestEncodings:
             assert not meter.unmetered
 
     @pytest.mark.parametrize("beyond", range(-2, 8))
-    def test_nothing_is_left_inside_where_a_body_ends_beside_a_piece(self, beyond: int) -> None:
+    def test_a_body_that_ends_near_the_end_of_a_piece_is_decoded_completely(self, beyond: int) -> None:
         frame = b'{"pad":"%s","usage":{"prompt_tokens":5}}'
         text = frame % (b"x" * (65536 + beyond - len(frame) + 2))
         packer = zlib.compressobj(wbits=-15)
@@ -154,7 +154,7 @@ class TestEncodings:
         assert metered(meter_for(200, [JSON, (b"content-encoding", b"deflate")]), packed).input_tokens == 5
 
     @pytest.mark.parametrize("encoding", PACK)
-    def test_a_bomb_is_given_up_and_unmetered(self, encoding: bytes) -> None:
+    def test_decoding_of_a_bomb_stops_and_it_is_unmetered(self, encoding: bytes) -> None:
         text = b'{"usage":{"prompt_tokens":5},"pad":"' + b"x" * 50_000_000 + b'"}'
         meter = meter_for(200, [JSON, (b"content-encoding", encoding)])
         feed(meter, PACK[encoding](text))
@@ -164,8 +164,8 @@ class TestEncodings:
 
     @pytest.mark.parametrize("encoding", PACK)
     @pytest.mark.parametrize("most", [1 << 22, 1 << 23])
-    def test_windows_are_bounded(self, encoding: bytes, most: int) -> None:
-        """RFC 9659 allows zstd 8 MiB. Brotli has no bound of its own below 16, and takes 4 unless it is asked."""
+    def test_a_too_large_window_is_refused(self, encoding: bytes, most: int) -> None:
+        """RFC 9659 allows zstd 8 MiB. Brotli has no limit below 16 MiB, and encoders use 4 MiB by default."""
         if encoding not in (b"br", b"zstd"):
             return
         text = b'{"usage":{"prompt_tokens":5,"completion_tokens":6},"model":"m","pad":"' + b"x" * 200_000 + b'"}'
@@ -179,7 +179,7 @@ class TestEncodings:
         assert metered(meter, packed) == (self.FOUND if most == 1 << 22 else UNKNOWN)
         assert meter.unmetered is (most != 1 << 22)
 
-    def test_what_compresses_well_is_no_bomb(self) -> None:
+    def test_a_body_that_compresses_well_is_not_a_bomb(self) -> None:
         vectors = ",".join(f"[{number}.0123456789, -0.0456, {'0.0, ' * 10}1]" for number in range(100_000))
         text = b'{"usage":{"prompt_tokens":5},"data":[%s]}' % vectors.encode()
         assert metered(meter_for(200, [JSON, (b"content-encoding", b"gzip")]), gzip.compress(text, 1)).input_tokens == 5

@@ -1,4 +1,4 @@
-"""Whatever a provider sends, no step of a meter holds up the event loop."""
+"""No response makes a step of a meter block the event loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.gateway.metering import EVENTS, JSON
 
 #: Seconds of CPU time that a step may take.
 BOUND = 0.01
-#: What one read from a provider brings at most.
+#: Maximum number of bytes of one read from a provider.
 READ = 64 * 1024
 SIZE = 400_000
 
@@ -70,14 +70,14 @@ def longest_step(kind: tuple[bytes, bytes], coding: bytes, body: bytes) -> float
 
 @pytest.mark.parametrize("coding", CODINGS)
 @pytest.mark.parametrize("worst", WORST)
-def test_no_step_takes_longer_than_the_bound(worst: str, coding: bytes) -> None:
+def test_each_step_is_bounded(worst: str, coding: bytes) -> None:
     kind, text = WORST[worst]
     body = CODINGS[coding](text)
-    # What the machine does beside it (page faults, the garbage collector) may fall into one run, not into each.
+    # Page faults or the garbage collector may disturb one run, but not each.
     assert min(longest_step(kind, coding, body) for _ in range(3)) < BOUND
 
 
-def test_a_document_that_takes_too_many_steps_is_given_up() -> None:
+def test_scanning_stops_after_too_many_steps() -> None:
     meter = meter_for(200, [JSON])
     for _ in meter.feed(b"{" + many(b'"a":[],') + b'"usage":{"prompt_tokens":5}}'):
         pass

@@ -1,4 +1,4 @@
-"""What tests of the upstream room share."""
+"""Fixtures for tests of the upstream client: certificates and proxied upstreams."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.gateway.upstream.stage import PATIENT, Handler
 
 @frozen
 class Authority:
-    """A throw-away certification authority."""
+    """A temporary certification authority."""
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
@@ -32,13 +32,13 @@ class Authority:
         return self.certificate.public_bytes(serialization.Encoding.PEM)
 
     def client(self) -> ssl.SSLContext:
-        """What a client that trusts this authority alone uses."""
+        """The context of a client that trusts this authority only."""
         context = ssl.create_default_context(cadata=self.pem().decode())
         context.set_alpn_protocols(["http/1.1"])
         return context
 
     def server(self, directory: Path, host: str = "localhost", *, days: int = 1) -> ssl.SSLContext:
-        """What a server with a certificate for `host` uses; expired if `days` is negative."""
+        """The context of a server with a certificate for `host`, expired if `days` is negative."""
         key = ec.generate_private_key(ec.SECP256R1())
         now = datetime.now(UTC)
         certificate = (

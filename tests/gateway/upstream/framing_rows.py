@@ -1,4 +1,4 @@
-"""Responses on the wire, and what RFC 9112 and RFC 9110 make of them: one row each.
+"""Responses on the wire and their meaning by RFC 9112 and RFC 9110, one row each.
 
 `Seen` is a response that is relayed; a class of failure is one that is refused. `reusable` says whether the next
 request may use the same connection.
@@ -15,7 +15,7 @@ from llm_proxy.gateway.upstream.failures import Disconnected, MalformedResponse,
 
 @frozen
 class Seen:
-    """What a reader makes of a response."""
+    """A parsed response."""
 
     status: int
     body: bytes
@@ -25,7 +25,7 @@ class Seen:
 
 @frozen
 class Row:
-    """The bytes of a response up to the end of the stream, and what they come to."""
+    """The bytes of a response up to the end of the stream, and the expected result."""
 
     rule: str
     wire: bytes
@@ -76,9 +76,9 @@ STATUS_LINE: Final = [
     ),
     Row("9112 §2.3: the name of the protocol is upper case", b"http/1.1 200 OK\r\n" + FIVE, MalformedResponse),
     Row("9112 §2.3: HTTP/1.2", b"HTTP/1.2 200 OK\r\n" + FIVE, MalformedResponse),
-    Row("9112 §2.3: HTTP/2.0 in words", b"HTTP/2.0 200 OK\r\n" + FIVE, MalformedResponse),
-    Row("9112 §2.3: HTTP/0.9 in words", b"HTTP/0.9 200 OK\r\n" + FIVE, MalformedResponse),
-    Row("9112 §2.3: HTTP/0.9 without words", b"hello", MalformedResponse),
+    Row("9112 §2.3: HTTP/2.0 in the status line", b"HTTP/2.0 200 OK\r\n" + FIVE, MalformedResponse),
+    Row("9112 §2.3: HTTP/0.9 in the status line", b"HTTP/0.9 200 OK\r\n" + FIVE, MalformedResponse),
+    Row("9112 §2.3: HTTP/0.9 without a status line", b"hello", MalformedResponse),
     Row("9112 §2.3: another protocol", b"RTSP/1.0 200 OK\r\n" + FIVE, MalformedResponse),
     Row("9112 §2.3: a greeting in another protocol", b"SSH-2.0-OpenSSH_9.2\r\n", MalformedResponse),
     Row("9112 §2.2: empty line before the status line", b"\r\n" + OK + FIVE, MalformedResponse),

@@ -1,4 +1,4 @@
-"""An upstream on loopback that does what a test tells it to, byte for byte."""
+"""An upstream on loopback that sends what a test specifies, byte for byte."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from attrs import Factory, define
 
 from llm_proxy.gateway.upstream import Origin, RequestBody, Timeouts, UpstreamPool, UpstreamResponse
 
-#: Long enough for nothing to time out by accident.
+#: Long enough that nothing times out by accident.
 PATIENT = Timeouts(connect=60, response_header=60, read=60)
 
 HEADERS = [(b"Authorization", b"Bearer sk-1"), (b"Content-Type", b"application/json")]
@@ -28,7 +28,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 @define
 class Asked:
-    """A request as an upstream sees it, read by another implementation than ours."""
+    """A request as an upstream sees it, read by h11 and not by this project."""
 
     method: bytes
     target: bytes
@@ -78,7 +78,7 @@ class Peer:
         return asked
 
     async def head(self) -> bytes:
-        """Read until the end of a request's head, and no more than needed by much."""
+        """Read until the end of a request's head, and possibly a few bytes more."""
         data = b""
         while b"\r\n\r\n" not in data:
             piece = bytes(await self.stream.receive_some(65536))
@@ -141,7 +141,7 @@ async def _handle(handler: Handler, running: Stage, context: ssl.SSLContext | No
 
 
 def answering(*responses: bytes) -> Handler:
-    """Answer each request of a connection with the next response, the last one for ever."""
+    """Answer each request of a connection with the next response, and then always with the last one."""
 
     async def handler(peer: Peer) -> None:
         queue = list(responses)
@@ -152,7 +152,7 @@ def answering(*responses: bytes) -> Handler:
 
 
 def client_sockets(origin: Origin) -> int:
-    """How many sockets of this process are connected to `origin`."""
+    """Count the sockets of this process that are connected to `origin`."""
     count = 0
     for entry in Path("/proc/self/fd").iterdir():
         with suppress(OSError):
@@ -165,13 +165,13 @@ def client_sockets(origin: Origin) -> int:
 
 
 async def settled() -> None:
-    """Let everything happen that can happen without time passing."""
+    """Wait until all tasks are blocked."""
     await trio.testing.wait_all_tasks_blocked(0.002)
 
 
 @define
 class Body:
-    """A body in pieces; `content_length` may lie."""
+    """A body in pieces; `content_length` may be wrong."""
 
     pieces: list[bytes]
     content_length: int | None = None
@@ -188,7 +188,7 @@ class Body:
 
 
 class Endless:
-    """A body that goes on as long as anybody listens."""
+    """A body without end."""
 
     content_length = None
 

@@ -76,7 +76,7 @@ def test_no_proxy_lists_exceptions(host: str, exceptions: str, direct: bool) -> 
     assert (route(Origin("https", host, 443), environ) == "direct") is direct
 
 
-def test_credentials_are_unquoted_and_never_shown() -> None:
+def test_credentials_are_percent_decoded_and_never_shown() -> None:
     proxy = outbound_proxy(API, {"HTTPS_PROXY": "http://us%40er:pa%3Ass@proxy.example:3128"})
     assert proxy == OutboundProxy("http", "proxy.example", 3128, (b"us@er", b"pa:ss"))
     assert "pa" not in f"{proxy} {proxy!r}"

@@ -23,7 +23,7 @@ from tests.gateway.upstream.stage import (
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL_BODY, SMALL_BODY + 1, 3_000_000])
-async def test_a_body_at_once(size: int) -> None:
+async def test_a_body_in_memory_arrives_unchanged(size: int) -> None:
     body = bytes(range(256)) * (size // 256 + 1)
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
@@ -36,7 +36,7 @@ async def test_a_body_at_once(size: int) -> None:
 
 
 @pytest.mark.parametrize("pieces", [[], [b""], [b"a"], [b"a", b"", b"bc"], [b"x" * 100_000] * 20])
-async def test_a_body_in_pieces_of_known_length(pieces: list[bytes]) -> None:
+async def test_a_body_of_known_length_arrives_in_pieces(pieces: list[bytes]) -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         for _ in range(2):
@@ -51,7 +51,7 @@ async def test_a_body_in_pieces_of_known_length(pieces: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize("pieces", [[], [b""], [b"a"], [b"a", b"", b"bc"], [b"x" * 100_000] * 20])
-async def test_a_body_in_pieces_of_unknown_length(pieces: list[bytes]) -> None:
+async def test_a_body_of_unknown_length_arrives_in_chunks(pieces: list[bytes]) -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         for _ in range(2):
@@ -74,7 +74,9 @@ async def test_a_body_in_pieces_of_unknown_length(pieces: list[bytes]) -> None:
         ([], 1, "1 bytes before"),
     ],
 )
-async def test_a_body_that_lies_about_its_length_breaks_off(pieces: list[bytes], length: int, words: str) -> None:
+async def test_a_body_of_another_length_than_announced_aborts_the_request(
+    pieces: list[bytes], length: int, words: str
+) -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         body = Body(pieces, content_length=length)
@@ -86,7 +88,7 @@ async def test_a_body_that_lies_about_its_length_breaks_off(pieces: list[bytes],
         assert upstream.asked == []
 
 
-async def test_no_more_is_asked_of_a_body_than_it_announced() -> None:
+async def test_a_body_is_not_read_beyond_its_announced_length() -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         body = Body([b"ab", b"c", b"d"], content_length=3)
@@ -98,7 +100,7 @@ async def test_no_more_is_asked_of_a_body_than_it_announced() -> None:
         pool.close()
 
 
-async def test_an_answer_is_not_early_while_the_body_cleans_up() -> None:
+async def test_a_response_during_the_cleanup_of_the_body_is_not_early() -> None:
     class Tidy:
         content_length = 1
 
@@ -116,7 +118,7 @@ async def test_an_answer_is_not_early_while_the_body_cleans_up() -> None:
         pool.close()
 
 
-async def test_an_upload_lets_others_run() -> None:
+async def test_an_upload_lets_other_tasks_run() -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -135,7 +137,7 @@ async def test_an_upload_lets_others_run() -> None:
 
 
 class ClientGone(Exception):
-    """What the caller's body raises."""
+    """An exception of the caller's body."""
 
 
 async def test_an_error_of_the_callers_body_reaches_the_caller() -> None:
@@ -156,7 +158,7 @@ async def test_an_error_of_the_callers_body_reaches_the_caller() -> None:
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_a_system_error_of_the_callers_body_is_the_callers() -> None:
+async def test_an_os_error_of_the_callers_body_reaches_the_caller() -> None:
     class Broken:
         content_length = None
 
@@ -171,7 +173,7 @@ async def test_a_system_error_of_the_callers_body_is_the_callers() -> None:
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_a_long_upload_is_not_held() -> None:
+async def test_a_long_upload_is_not_buffered() -> None:
     gate = trio.Event()
 
     async def handler(peer: Peer) -> None:
@@ -185,13 +187,13 @@ async def test_a_long_upload_is_not_held() -> None:
             await settled()
             taken = body.taken
             await settled()
-            # What was taken is in the sockets' buffers, and no more is asked for.
+            # Only the sockets' buffers are filled; nothing more is read.
             assert taken == body.taken < 200
             nursery.cancel_scope.cancel()
         assert body.closed
 
 
-async def test_a_long_response_is_not_held() -> None:
+async def test_a_long_response_is_not_buffered() -> None:
     sent = 0
 
     async def handler(peer: Peer) -> None:

@@ -1,4 +1,4 @@
-"""Being cancelled at any checkpoint leaves neither a socket nor a place in the pool behind."""
+"""A request that is cancelled at any checkpoint leaves no open socket and no slot in use."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CancelAt(trio.abc.Instrument):
 
 
 async def is_cancelled_at(count: int, work: Callable[[], Awaitable[Any]]) -> bool:
-    """Run `work`, cancel it at its `count`-th checkpoint, and say whether it came to that."""
+    """Run `work`, cancel it at its `count`-th checkpoint, and return whether it got there."""
     instrument = CancelAt(count)
 
     async def run() -> None:
@@ -54,7 +54,7 @@ async def is_cancelled_at(count: int, work: Callable[[], Awaitable[Any]]) -> boo
 
 
 async def slow(peer: Peer) -> None:
-    """Answer in many small steps."""
+    """Answer in many small pieces."""
     while await peer.request():
         for piece in (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 200 OK\r\n", b"Transfer-Encoding: chunked\r\n\r\n"):
             await peer.send(piece)
@@ -104,7 +104,7 @@ async def plain(peer: Peer) -> None:
 )
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "kept"])
 @pytest.mark.parametrize("secure", [True, False], ids=["TLS", "plain"])
-async def test_cancelled_at_every_checkpoint(
+async def test_a_request_cancelled_at_any_checkpoint_closes_its_connection(
     handler: Any,
     make_body: Callable[[], Any],
     at_least: int,
@@ -140,14 +140,14 @@ async def test_cancelled_at_every_checkpoint(
             if not cancelled:
                 break
         assert count > at_least
-        # And the pool is as good as new.
+        # The pool can still be used.
         if handler is not early:
             await ask(pool, b"x")
             assert repr(pool).endswith("1 idle, 0 in use>")
         pool.close()
 
 
-async def test_cancelled_while_the_name_is_looked_up() -> None:
+async def test_a_request_cancelled_during_name_resolution_opens_no_connection() -> None:
     class Never(trio.abc.HostnameResolver):
         async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
             await trio.sleep_forever()
@@ -162,7 +162,7 @@ async def test_cancelled_while_the_name_is_looked_up() -> None:
         assert repr(pool).endswith("0 idle, 0 in use>")
 
 
-async def test_cancelled_between_two_pieces() -> None:
+async def test_a_response_cancelled_between_two_pieces_closes_its_connection() -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
@@ -175,14 +175,14 @@ async def test_cancelled_between_two_pieces() -> None:
         with trio.CancelScope() as scope:
             scope.cancel()
             await response.receive()
-        # The socket is gone before the response is closed.
+        # The socket is closed before the response is.
         assert client_sockets(upstream.origin) == 0
         assert repr(pool).endswith("0 idle, 0 in use>")
         response.close()
         assert repr(pool).endswith("0 idle, 0 in use>")
 
 
-async def test_many_cancelled_at_once() -> None:
+async def test_many_requests_cancelled_at_once_close_their_connections() -> None:
     async with stage(slow) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         with trio.move_on_after(0.02):

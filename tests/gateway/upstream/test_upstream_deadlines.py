@@ -17,7 +17,7 @@ TIMEOUTS = Timeouts(connect=3, response_header=30, read=10)
 
 
 async def passes(clock: MockClock, seconds: float) -> None:
-    """Let time pass once everything that can happen has happened."""
+    """Wait until all tasks are blocked, then advance the clock."""
     await settled()
     clock.jump(seconds)
     await settled()
@@ -60,7 +60,7 @@ async def test_the_handshake_counts_as_connecting(mock_clock: MockClock, authori
 
 
 @pytest.mark.parametrize("body", [None, b"x" * 100_000, Body([b"x"] * 3)], ids=["none", "large", "stream"])
-async def test_an_upstream_that_does_not_answer(mock_clock: MockClock, body: Any) -> None:
+async def test_a_missing_response_is_a_header_timeout(mock_clock: MockClock, body: Any) -> None:
     async def mute(peer: Peer) -> None:
         await peer.request()
         await trio.sleep_forever()
@@ -83,7 +83,7 @@ async def test_an_upstream_that_does_not_answer(mock_clock: MockClock, body: Any
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_interim_responses_do_not_extend_the_deadline(mock_clock: MockClock) -> None:
+async def test_interim_responses_do_not_extend_the_header_timeout(mock_clock: MockClock) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         for _ in range(10):
@@ -98,7 +98,7 @@ async def test_interim_responses_do_not_extend_the_deadline(mock_clock: MockCloc
         assert 30 <= trio.current_time() - started < 35
 
 
-async def test_a_head_byte_by_byte_does_not_extend_the_deadline(mock_clock: MockClock) -> None:
+async def test_a_head_sent_byte_by_byte_does_not_extend_the_header_timeout(mock_clock: MockClock) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         for i in range(len(OK)):
@@ -113,7 +113,7 @@ async def test_a_head_byte_by_byte_does_not_extend_the_deadline(mock_clock: Mock
         assert 30 <= trio.current_time() - started < 32
 
 
-async def test_a_slow_body_lives_as_long_as_bytes_come(mock_clock: MockClock) -> None:
+async def test_a_slow_body_does_not_time_out_while_bytes_arrive(mock_clock: MockClock) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n")
@@ -129,7 +129,7 @@ async def test_a_slow_body_lives_as_long_as_bytes_come(mock_clock: MockClock) ->
         pool.close()
 
 
-async def test_bytes_that_are_no_content_keep_a_body_alive_too(mock_clock: MockClock) -> None:
+async def test_framing_bytes_restart_the_read_timeout(mock_clock: MockClock) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -162,7 +162,7 @@ async def test_a_body_that_stalls(mock_clock: MockClock) -> None:
         for _ in range(2):
             more.set()
             assert await response.receive() == b"some"
-            # The time in which nobody wants to read does not count.
+            # The time in which the caller does not read does not count.
             await passes(mock_clock, 1000)
         nursery.start_soon(passes, mock_clock, 10)
         with pytest.raises(ReadTimeout, match="for 10 s") as caught:
@@ -174,7 +174,7 @@ async def test_a_body_that_stalls(mock_clock: MockClock) -> None:
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_an_upstream_that_stops_reading(mock_clock: MockClock) -> None:
+async def test_an_upstream_that_stops_reading_is_a_read_timeout(mock_clock: MockClock) -> None:
     async def handler(peer: Peer) -> None:
         await peer.head()
         await trio.sleep_forever()
@@ -190,7 +190,7 @@ async def test_an_upstream_that_stops_reading(mock_clock: MockClock) -> None:
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_a_client_that_stops_sending(mock_clock: MockClock) -> None:
+async def test_a_client_that_stops_sending_is_a_read_timeout(mock_clock: MockClock) -> None:
     class Stuck:
         content_length = 10
 
@@ -207,7 +207,7 @@ async def test_a_client_that_stops_sending(mock_clock: MockClock) -> None:
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_a_slow_upload_lives_as_long_as_bytes_go(mock_clock: MockClock) -> None:
+async def test_a_slow_upload_does_not_time_out_while_bytes_are_sent(mock_clock: MockClock) -> None:
     class Slow:
         content_length = None
 
@@ -223,7 +223,7 @@ async def test_a_slow_upload_lives_as_long_as_bytes_go(mock_clock: MockClock) ->
         pool.close()
 
 
-async def test_interim_responses_keep_an_upload_alive(mock_clock: MockClock) -> None:
+async def test_interim_responses_restart_the_read_timeout_of_an_upload(mock_clock: MockClock) -> None:
     class Late:
         content_length = 1
 
@@ -248,7 +248,7 @@ async def test_interim_responses_keep_an_upload_alive(mock_clock: MockClock) -> 
         pool.close()
 
 
-async def test_a_slow_upload_over_tls_lives_as_long_as_bytes_go(
+async def test_a_slow_upload_over_tls_does_not_time_out_while_bytes_are_sent(
     mock_clock: MockClock, authority: Authority, tmp_path: Path
 ) -> None:
     async def handler(peer: Peer) -> None:
@@ -269,7 +269,7 @@ async def test_a_slow_upload_over_tls_lives_as_long_as_bytes_go(
         pool.close()
 
 
-async def test_the_time_for_the_answer_begins_when_the_request_is_out(mock_clock: MockClock) -> None:
+async def test_the_header_timeout_starts_when_the_request_was_sent(mock_clock: MockClock) -> None:
     class Slow:
         content_length = None
 
@@ -291,7 +291,7 @@ async def test_the_time_for_the_answer_begins_when_the_request_is_out(mock_clock
         pool.close()
 
 
-async def test_no_deadline_outlives_its_exchange(mock_clock: MockClock) -> None:
+async def test_no_timeout_continues_after_its_exchange(mock_clock: MockClock) -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, TIMEOUTS)
         for body in (None, b"x" * 100_000, Body([b"x"])):
@@ -305,7 +305,7 @@ async def test_no_deadline_outlives_its_exchange(mock_clock: MockClock) -> None:
         pool.close()
 
 
-async def test_for_ever(mock_clock: MockClock) -> None:
+async def test_an_infinite_timeout_never_expires(mock_clock: MockClock) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await passes(mock_clock, 1e6)

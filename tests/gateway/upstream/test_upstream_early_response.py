@@ -1,4 +1,4 @@
-"""An upstream that speaks before it has heard all of a request's body."""
+"""An upstream that answers before it has read all of a request's body."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.gateway.upstream.stage import (
 TOO_LARGE = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig"
 
 
-async def test_an_early_response_stops_the_sending() -> None:
+async def test_an_early_response_stops_sending() -> None:
     async def handler(peer: Peer) -> None:
         await peer.head()
         await peer.send(TOO_LARGE)
@@ -46,7 +46,7 @@ async def test_an_early_response_stops_the_sending() -> None:
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_an_early_response_on_a_kept_connection_ends_it() -> None:
+async def test_an_early_response_on_a_reused_connection_closes_it() -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK)
@@ -63,7 +63,7 @@ async def test_an_early_response_on_a_kept_connection_ends_it() -> None:
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_a_refused_write_leaves_it_to_the_response_to_say_why(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_after_a_failed_write_the_response_is_still_read(monkeypatch: pytest.MonkeyPatch) -> None:
     async def refuse(*_: object) -> int:
         raise BrokenPipeError
 
@@ -80,7 +80,7 @@ async def test_a_refused_write_leaves_it_to_the_response_to_say_why(monkeypatch:
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_an_early_response_stops_the_waiting_for_the_client() -> None:
+async def test_an_early_response_stops_waiting_for_the_client() -> None:
     class Stuck:
         content_length = 10
 
@@ -99,7 +99,7 @@ async def test_an_early_response_stops_the_waiting_for_the_client() -> None:
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_an_early_response_to_a_large_body_at_once() -> None:
+async def test_an_early_response_to_a_large_body_in_memory_is_delivered() -> None:
     async def handler(peer: Peer) -> None:
         await peer.head()
         await peer.send(TOO_LARGE)
@@ -112,7 +112,7 @@ async def test_an_early_response_to_a_large_body_at_once() -> None:
 
 
 @pytest.mark.parametrize("body", [Endless(), b"x" * 20_000_000], ids=["stream", "bytes"])
-async def test_an_early_response_is_heard_where_the_upstream_hangs_up(body: Endless | bytes) -> None:
+async def test_an_early_response_is_delivered_if_the_upstream_then_closes(body: Endless | bytes) -> None:
     async def handler(peer: Peer) -> None:
         await peer.head()
         await peer.send(TOO_LARGE)
@@ -127,7 +127,7 @@ async def test_an_early_response_is_heard_where_the_upstream_hangs_up(body: Endl
 
 
 @pytest.mark.parametrize("body", [Endless(), b"x" * 20_000_000], ids=["stream", "bytes"])
-async def test_an_upstream_that_hangs_up_on_a_body(body: Endless | bytes) -> None:
+async def test_an_upstream_that_closes_during_a_body_is_disconnected(body: Endless | bytes) -> None:
     async def handler(peer: Peer) -> None:
         await peer.head()
         peer.close()
@@ -141,7 +141,7 @@ async def test_an_upstream_that_hangs_up_on_a_body(body: Endless | bytes) -> Non
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_nonsense_in_answer_to_a_body() -> None:
+async def test_an_invalid_response_to_a_body_is_malformed() -> None:
     async def handler(peer: Peer) -> None:
         await peer.head()
         await peer.send(b"nonsense")
@@ -156,7 +156,7 @@ async def test_nonsense_in_answer_to_a_body() -> None:
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_interim_responses_do_not_stop_the_sending() -> None:
+async def test_interim_responses_do_not_stop_sending() -> None:
     async def handler(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
         await peer.request()

@@ -1,4 +1,4 @@
-"""Thirteen ways in which an upstream fails: each is told apart, none ends cleanly, nothing is left behind."""
+"""Thirteen faults of an upstream: each has its error, none is a clean end, and no socket stays open."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OK = b"HTTP/1.1 200 OK\r\n"
 
 
 def saying(*pieces: bytes, then: Callable[[Peer], Awaitable[None]] | None = None) -> Handler:
-    """Read a request, say something, and end."""
+    """Read a request, send something, and close."""
 
     async def handler(peer: Peer) -> None:
         await peer.request()
@@ -88,7 +88,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-async def test_a_fault_is_told_and_leaves_nothing(fault: Fault) -> None:
+async def test_each_fault_has_its_error_and_closes_the_connection(fault: Fault) -> None:
     async with stage(fault.handler) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         seen = None
@@ -111,7 +111,7 @@ async def test_a_fault_is_told_and_leaves_nothing(fault: Fault) -> None:
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_an_upstream_that_hangs(mock_clock: MockClock) -> None:
+async def test_an_upstream_that_hangs_is_a_timeout(mock_clock: MockClock) -> None:
     async def hang(peer: Peer) -> None:
         await peer.request()
         await settled()
@@ -126,7 +126,7 @@ async def test_an_upstream_that_hangs(mock_clock: MockClock) -> None:
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_an_upstream_at_one_byte_per_second(mock_clock: MockClock) -> None:
+async def test_an_upstream_at_one_byte_per_second_is_a_timeout(mock_clock: MockClock) -> None:
     async def drip(peer: Peer) -> None:
         await peer.request()
         for byte in OK + b"Content-Length: 9\r\n\r\n" + b"x" * 8:
@@ -149,7 +149,7 @@ async def test_an_upstream_at_one_byte_per_second(mock_clock: MockClock) -> None
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_a_refused_connection() -> None:
+async def test_a_refused_connection_is_a_failure_to_connect() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         origin = Origin("http", "127.0.0.1", unused.getsockname()[1])
@@ -160,7 +160,7 @@ async def test_a_refused_connection() -> None:
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_a_name_that_does_not_exist() -> None:
+async def test_an_unknown_name_is_a_failure_to_connect() -> None:
     class Unknown(trio.abc.HostnameResolver):
         async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
@@ -177,14 +177,14 @@ async def test_a_name_that_does_not_exist() -> None:
 
 
 @pytest.mark.parametrize("host", ["x" * 64 + ".example", "a..example"])
-async def test_a_name_that_cannot_exist(host: str) -> None:
+async def test_an_invalid_name_is_a_failure_to_connect(host: str) -> None:
     pool = UpstreamPool(Origin("http", host, 80), PATIENT)
     with pytest.raises(ConnectFailed):
         await ask(pool)
     assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_a_gzip_bomb_is_passed_on_unopened() -> None:
+async def test_a_gzip_bomb_is_forwarded_without_decoding() -> None:
     bomb = gzip.compress(bytes(50_000_000))
     head = OK + b"Content-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(bomb)
     async with stage(saying(head + bomb, then=stay)) as upstream:

@@ -1,4 +1,4 @@
-"""Connections between two requests: which is used again, and for how long it is kept."""
+"""Idle connections: which one is used again, and for how long it is kept."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def test_the_connection_used_last_is_used_next() -> None:
         pool.close()
 
 
-async def test_only_so_many_idle_connections_are_kept() -> None:
+async def test_the_number_of_idle_connections_is_limited() -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, max_idle=2)
         responses = [await pool.send(b"GET", b"/", [], None) for _ in range(4)]
@@ -62,7 +62,7 @@ async def test_only_so_many_idle_connections_are_kept() -> None:
         pool.close()
 
 
-async def test_no_idle_connection_is_kept_where_none_is_wanted() -> None:
+async def test_with_a_limit_of_zero_no_connection_is_kept() -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, max_idle=0)
         assert await ask(pool) == b"ok"
@@ -84,7 +84,7 @@ async def test_an_idle_connection_expires(mock_clock: MockClock) -> None:
         pool.close()
 
 
-async def test_the_oldest_connections_go_when_one_comes_back(mock_clock: MockClock) -> None:
+async def test_expired_connections_are_closed_when_another_is_released(mock_clock: MockClock) -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, keep_alive=10)
         old = [await pool.send(b"GET", b"/", [], None) for _ in range(3)]
@@ -99,7 +99,7 @@ async def test_the_oldest_connections_go_when_one_comes_back(mock_clock: MockClo
         pool.close()
 
 
-async def test_the_server_says_how_long_it_keeps_a_connection(mock_clock: MockClock) -> None:
+async def test_a_connection_expires_before_the_announced_keep_alive(mock_clock: MockClock) -> None:
     async with stage(answering(OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=5\r\n\r\n"))) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, keep_alive=60)
         await ask(pool)
@@ -124,14 +124,14 @@ async def babble(peer: Peer) -> None:
     await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\nforged")
 
 
-@pytest.mark.parametrize("misdeed", [close, reset, babble])
-async def test_a_connection_that_went_bad_while_idle_is_not_used(misdeed: Handler) -> None:
+@pytest.mark.parametrize("break_connection", [close, reset, babble])
+async def test_a_connection_that_became_unusable_while_idle_is_not_used(break_connection: Handler) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK)
         if len(upstream.peers) <= 3:
             await spoil.wait()
-            await misdeed(peer)
+            await break_connection(peer)
         await trio.sleep_forever()
 
     spoil = trio.Event()
@@ -151,8 +151,8 @@ async def test_a_connection_that_went_bad_while_idle_is_not_used(misdeed: Handle
         pool.close()
 
 
-async def test_a_request_is_sent_again_only_while_nothing_of_it_went_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The connection breaks in the instant between the look at it and the first byte.
+async def test_a_request_is_sent_again_only_if_no_byte_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The connection breaks between the check and the first byte.
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK)
@@ -190,9 +190,7 @@ async def dying(peer: Peer) -> None:
     ("method", "body"),
     [(b"POST", b"x"), (b"POST", None), (b"PUT", None), (b"PATCH", None), (b"DELETE", None), (b"GET", b"x")],
 )
-async def test_a_request_that_went_out_and_may_change_something_is_never_sent_again(
-    method: bytes, body: bytes | None
-) -> None:
+async def test_a_sent_request_that_may_change_something_is_never_sent_again(method: bytes, body: bytes | None) -> None:
     async with stage(dying) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         await ask(pool)
@@ -207,7 +205,7 @@ async def test_a_request_that_went_out_and_may_change_something_is_never_sent_ag
 
 
 @pytest.mark.parametrize("method", [b"GET", b"HEAD", b"OPTIONS"])
-async def test_a_safe_request_that_meets_a_dying_connection_is_sent_once_more_on_a_fresh_one(method: bytes) -> None:
+async def test_a_safe_request_on_a_closing_connection_is_sent_again_on_a_new_one(method: bytes) -> None:
     async with stage(dying) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         two = [await pool.send(b"GET", b"/", [], None) for _ in range(2)]
@@ -215,7 +213,7 @@ async def test_a_safe_request_that_meets_a_dying_connection_is_sent_once_more_on
             await whole(response)
         again = await pool.send(method, b"/again", [], None)
         assert again.status == 200
-        # Neither of the two others, which may be dying as well.
+        # Not one of the two others, which may be closing as well.
         assert [len(peer.asked) for peer in upstream.peers] == [1, 2, 1]
         assert upstream.peers[2].asked[0].target == b"/again"
         again.close()
@@ -253,13 +251,13 @@ async def test_idle_connections_expire_without_traffic(autojump_clock: MockClock
         await trio.sleep(6)
         assert counts(pool) == "0 idle, 0 in use"
         assert client_sockets(upstream.origin) == 0
-        # And again, after nothing was left to wait for.
+        # Once more, after the sweep has ended.
         await ask(pool)
         await trio.sleep(10.1)
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_a_connection_that_the_server_keeps_for_less_time_expires_earlier(autojump_clock: MockClock) -> None:
+async def test_a_connection_with_a_shorter_announced_keep_alive_expires_earlier(autojump_clock: MockClock) -> None:
     promise = OK.replace(b"\r\n\r\n", b"\r\nKeep-Alive: timeout=5\r\n\r\n")
     async with stage(answering(OK, promise)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, keep_alive=60)
@@ -292,7 +290,7 @@ async def test_idle_connections_that_the_upstream_closes_are_closed_at_once(end:
         pool.close()
 
 
-async def test_a_connection_that_the_upstream_closes_behind_its_response_is_not_kept() -> None:
+async def test_a_connection_closed_right_after_its_response_is_not_kept() -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK)
@@ -318,7 +316,7 @@ async def test_a_connection_that_the_upstream_closes_behind_its_response_is_not_
     ],
     ids=["close", "HTTP/1.0", "excess"],
 )
-async def test_a_connection_that_cannot_be_trusted_again_is_closed(response: bytes) -> None:
+async def test_a_connection_with_an_ambiguous_end_is_closed(response: bytes) -> None:
     async with stage(answering(response)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         await ask(pool)

@@ -33,17 +33,17 @@ def single_bytes(wire: bytes) -> list[bytes]:
     return [wire[i : i + 1] for i in range(len(wire))]
 
 
-def test_there_is_a_row_for_every_rule() -> None:
+def test_there_are_rows_for_all_rules() -> None:
     assert len({row.rule for row in ROWS}) == len(ROWS) >= 80
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
-def test_a_response_in_one_piece(row: Row) -> None:
+def test_a_response_in_one_piece_is_parsed_by_its_rule(row: Row) -> None:
     assert verdict([row.wire] if row.wire else [], row.method) == row.expected
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.rule)
-def test_a_response_byte_by_byte(row: Row) -> None:
+def test_a_response_byte_by_byte_is_parsed_by_its_rule(row: Row) -> None:
     assert verdict(single_bytes(row.wire), row.method) == row.expected
 
 
@@ -60,13 +60,13 @@ def cut(draw: st.DrawFn, wire: bytes) -> list[bytes]:
 
 
 @given(st.data())
-def test_where_a_response_is_cut_makes_no_difference(data: st.DataObject) -> None:
+def test_a_response_cut_anywhere_is_parsed_in_the_same_way(data: st.DataObject) -> None:
     row = data.draw(st.sampled_from(ROWS))
     assert verdict(data.draw(cut(row.wire)), row.method) == row.expected
 
 
 @given(st.data(), st.integers(200, 599), fields, st.lists(st.binary(max_size=300), max_size=6), st.booleans())
-def test_what_was_written_is_read_wherever_it_is_cut(
+def test_a_written_response_is_read_wherever_it_is_cut(
     data: st.DataObject, status: int, given_fields: list[tuple[bytes, bytes]], chunks: list[bytes], chunked: bool
 ) -> None:
     body = b"".join(chunks)
@@ -94,7 +94,7 @@ def test_what_was_written_is_read_wherever_it_is_cut(
 
 @given(st.binary(max_size=400))
 @example(b"HTTP/1.1 200 OK\r\n\r\n")
-def test_no_bytes_raise_anything_but_our_failures(wire: bytes) -> None:
+def test_arbitrary_bytes_raise_nothing_but_upstream_failures(wire: bytes) -> None:
     verdict([wire] if wire else [])
     verdict([b"HTTP/1.1 200 OK\r\n" + wire])
     verdict([CHUNKED + wire])
@@ -109,14 +109,14 @@ def test_a_truncated_response_never_ends_cleanly(row: Row, data: st.DataObject) 
     if wire:
         parser.feed(wire)
     if parser.complete:
-        # Only bytes that belong to nothing were cut off, or none.
+        # Only bytes after the response were cut off, or none.
         assert b"".join(parser.pieces) == whole.body
     elif not (parser.head_complete and not whole.reusable and b"\r\n\r\n" in wire):
         with pytest.raises(Disconnected):
             parser.end()
 
 
-def test_responses_follow_each_other() -> None:
+def test_consecutive_responses_are_parsed() -> None:
     parser = ResponseParser()
     assert read([OK + FIVE], parser=parser) == Seen(200, b"hello", reusable=True)
     assert read([CHUNKED + b"2\r\nhi\r\n0\r\n\r\n"], parser=parser) == Seen(200, b"hi", reusable=True)
@@ -125,7 +125,7 @@ def test_responses_follow_each_other() -> None:
     assert parser.headers == [(b"content-length", b"5")]
 
 
-def test_nothing_of_a_response_is_left_to_the_next() -> None:
+def test_the_state_of_a_response_is_reset_for_the_next() -> None:
     parser = ResponseParser()
     parser.begin(bodiless=False)
     parser.feed(OK + b"Keep-Alive: timeout=5\r\n" + FIVE)
@@ -137,7 +137,7 @@ def test_nothing_of_a_response_is_left_to_the_next() -> None:
     assert parser.reason == b""
 
 
-def test_names_come_in_lower_case_and_values_as_they_are() -> None:
+def test_names_are_in_lower_case_and_values_unchanged() -> None:
     parser = ResponseParser()
     parser.begin(bodiless=False)
     parser.feed(OK + b"X-Ab: C d\xff\r\nSet-Cookie: a\r\nSet-Cookie: b\r\nContent-Length: 0 \r\n\r\n")
@@ -156,7 +156,7 @@ def test_fields_of_interim_responses_are_not_the_final_ones() -> None:
     assert parser.headers == [(b"content-length", b"0")]
 
 
-def test_as_many_interim_responses_as_are_allowed() -> None:
+def test_the_number_of_interim_responses_is_limited() -> None:
     assert read([b"HTTP/1.1 100\r\n\r\n" * INTERIM_LIMIT + OK + FIVE]).status == 200
 
 
@@ -170,7 +170,7 @@ def test_as_many_interim_responses_as_are_allowed() -> None:
         (b"max=3", None),
     ],
 )
-def test_how_long_the_server_keeps_an_idle_connection(value: bytes, seconds: int | None) -> None:
+def test_the_announced_keep_alive_is_parsed(value: bytes, seconds: int | None) -> None:
     parser = ResponseParser()
     parser.begin(bodiless=False)
     parser.feed(OK + b"Keep-Alive: " + value + b"\r\n" + FIVE)
@@ -184,25 +184,25 @@ def padded_head(size: int) -> bytes:
 
 
 @pytest.mark.parametrize("step", [1000, HEAD_LIMIT - 1, HEAD_LIMIT, 1 << 20])
-def test_a_head_may_be_as_long_as_the_limit(step: int) -> None:
+def test_a_head_as_long_as_the_limit_is_accepted(step: int) -> None:
     wire = padded_head(HEAD_LIMIT)
     assert len(wire) == HEAD_LIMIT
     assert read(wire[i : i + step] for i in range(0, len(wire), step)).status == 200
 
 
 @pytest.mark.parametrize("step", [1000, HEAD_LIMIT, 1 << 20])
-def test_a_head_may_not_be_longer(step: int) -> None:
+def test_a_head_longer_than_the_limit_is_malformed(step: int) -> None:
     wire = padded_head(HEAD_LIMIT + 1)
     assert verdict(wire[i : i + step] for i in range(0, len(wire), step)) is MalformedResponse
 
 
-def test_content_behind_a_long_head_in_one_piece() -> None:
+def test_content_in_the_same_piece_as_a_long_head_is_read() -> None:
     wire = padded_head(HEAD_LIMIT)[: -len(NONE)] + FIVE
     assert read([wire]).body == b"hello"
 
 
 def fed_until_refused(parser: ResponseParser, pieces: Iterable[bytes], words: str) -> int:
-    """How many bytes the parser takes."""
+    """Count the bytes that the parser accepts."""
     fed = 0
 
     def feed() -> None:
@@ -216,27 +216,27 @@ def fed_until_refused(parser: ResponseParser, pieces: Iterable[bytes], words: st
     return fed
 
 
-def test_an_endless_head_is_given_up_at_the_limit() -> None:
+def test_an_endless_head_is_malformed_at_the_limit() -> None:
     parser = ResponseParser()
     parser.begin(bodiless=False)
     assert fed_until_refused(parser, [OK, *[b"X: y\r\n" * 100] * 1000], "longer than 65536") <= HEAD_LIMIT
 
 
-def test_an_endless_head_in_answer_to_head_is_given_up_too() -> None:
+def test_an_endless_head_of_a_response_to_head_is_malformed_at_the_limit() -> None:
     parser = ResponseParser()
     parser.begin(bodiless=True)
     assert fed_until_refused(parser, [OK, *[b"X: y\r\n" * 100] * 1000], "longer than 65536") <= HEAD_LIMIT
 
 
 @pytest.mark.parametrize("start", [b"5;", b"0\r\nX: "], ids=["chunk extension", "trailer"])
-def test_endless_overhead_is_given_up_at_the_limit(start: bytes) -> None:
+def test_endless_overhead_is_malformed_at_the_limit(start: bytes) -> None:
     parser = ResponseParser()
     parser.begin(bodiless=False)
     parser.feed(CHUNKED + start)
     assert fed_until_refused(parser, [b"a" * 4096] * 100, "too long") <= OVERHEAD_LIMIT
 
 
-def test_content_excuses_overhead() -> None:
+def test_content_resets_the_overhead() -> None:
     parser = ResponseParser()
     parser.begin(bodiless=False)
     parser.feed(CHUNKED)
@@ -248,6 +248,6 @@ def test_content_excuses_overhead() -> None:
     assert parser.pieces == [b"x"] * 20
 
 
-def test_a_line_break_after_a_response_is_no_response() -> None:
-    # Some servers end a body with one too many; nothing can be made of it.
+def test_a_line_break_after_a_response_is_malformed() -> None:
+    # Some servers send one line break too many after a body.
     assert read([CHUNKED + b"5\r\nhello\r\n0\r\n\r\n\r\n"]).body == b"hello"

@@ -21,7 +21,7 @@ from tests.gateway.upstream.stage import (
 )
 
 
-async def test_a_request_arrives_as_it_was_given() -> None:
+async def test_a_request_arrives_unchanged_without_a_proxy() -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         assert await ask(pool, b'{"a": 1}') == b"ok"
@@ -39,7 +39,7 @@ async def test_a_request_arrives_as_it_was_given() -> None:
     ("method", "expected"),
     [(b"GET", []), (b"DELETE", []), (b"POST", [b"0"]), (b"PUT", [b"0"]), (b"PATCH", [b"0"])],
 )
-async def test_a_request_without_a_body_says_so_where_one_is_expected(method: bytes, expected: list[bytes]) -> None:
+async def test_a_request_without_an_expected_body_has_content_length_zero(method: bytes, expected: list[bytes]) -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         await whole(await pool.send(method, b"/", [], None))
@@ -47,7 +47,7 @@ async def test_a_request_without_a_body_says_so_where_one_is_expected(method: by
         pool.close()
 
 
-async def test_a_response_is_handed_on_as_it_is() -> None:
+async def test_a_response_is_returned_unchanged() -> None:
     response = b"HTTP/1.1 418 I'm a teapot\r\nX-B: 2\r\nX-a: 1\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n"
     async with stage(answering(response)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
@@ -58,7 +58,7 @@ async def test_a_response_is_handed_on_as_it_is() -> None:
         pool.close()
 
 
-async def test_chunks_of_one_read_come_joined() -> None:
+async def test_chunks_of_one_read_are_joined() -> None:
     response = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n1\r\nb\r\n1\r\nc\r\n0\r\n\r\n"
     async with stage(answering(response)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
@@ -69,7 +69,7 @@ async def test_chunks_of_one_read_come_joined() -> None:
         pool.close()
 
 
-async def test_content_is_handed_on_as_it_arrives() -> None:
+async def test_content_is_returned_as_it_arrives() -> None:
     more = trio.Event()
 
     async def handler(peer: Peer) -> None:
@@ -88,7 +88,7 @@ async def test_content_is_handed_on_as_it_arrives() -> None:
         pool.close()
 
 
-async def test_what_is_known_of_a_response_without_waiting() -> None:
+async def test_ready_and_ended_describe_a_response_without_waiting() -> None:
     more = trio.Event()
 
     async def handler(peer: Peer) -> None:
@@ -110,7 +110,7 @@ async def test_what_is_known_of_a_response_without_waiting() -> None:
         pool.close()
 
 
-async def test_a_response_that_came_whole_is_ready() -> None:
+async def test_a_complete_response_is_ready() -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         got = await pool.send(b"GET", b"/", [], None)
@@ -119,7 +119,7 @@ async def test_a_response_that_came_whole_is_ready() -> None:
         pool.close()
 
 
-async def test_a_body_until_the_connection_closes() -> None:
+async def test_a_body_ends_when_the_connection_closes() -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\n\r\nall of ")
@@ -133,7 +133,7 @@ async def test_a_body_until_the_connection_closes() -> None:
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_a_response_closed_early_ends_its_connection_at_once() -> None:
+async def test_a_response_closed_early_closes_its_connection_at_once() -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
@@ -151,7 +151,7 @@ async def test_a_response_closed_early_ends_its_connection_at_once() -> None:
             await response.receive()
 
 
-async def test_a_response_that_came_whole_need_not_be_read() -> None:
+async def test_a_complete_response_need_not_be_read() -> None:
     async with stage(answering(OK, OK.replace(b"ok", b"no"))) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         (await pool.send(b"GET", b"/", [], None)).close()
@@ -161,7 +161,7 @@ async def test_a_response_that_came_whole_need_not_be_read() -> None:
         pool.close()
 
 
-async def test_a_closed_response_does_not_touch_the_next_one() -> None:
+async def test_a_closed_response_does_not_affect_the_next_one() -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         first = await pool.send(b"GET", b"/", [], None)
@@ -173,7 +173,7 @@ async def test_a_closed_response_does_not_touch_the_next_one() -> None:
         pool.close()
 
 
-async def test_a_closed_pool_keeps_nothing() -> None:
+async def test_a_closed_pool_keeps_no_connection() -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         await ask(pool)
@@ -184,7 +184,7 @@ async def test_a_closed_pool_keeps_nothing() -> None:
         assert client_sockets(upstream.origin) == 0
 
 
-def test_a_pool_can_be_closed_after_its_run() -> None:
+def test_a_pool_can_be_closed_after_its_trio_run() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as executor:
 
         def answer() -> socket.socket:
@@ -203,7 +203,7 @@ def test_a_pool_can_be_closed_after_its_run() -> None:
             assert peer.recv(1) == b""
 
 
-async def test_many_at_once() -> None:
+async def test_many_concurrent_requests_are_answered() -> None:
     async with stage(answering(OK)) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, max_idle=20)
 

@@ -17,7 +17,7 @@ def head(method: bytes = b"GET", target: bytes = b"/", headers: Headers = (), bo
     return write_request(method, target, b"api.example", headers, body).head
 
 
-def test_a_request_on_the_wire() -> None:
+def test_a_request_is_written_byte_for_byte() -> None:
     assert head(b"POST", b"/v1/x?y", [(b"X-A", b"1"), (b"x-a", b"2")], b"abc") == (
         b"POST /v1/x?y HTTP/1.1\r\nHost: api.example\r\nX-A: 1\r\nx-a: 2\r\nContent-Length: 3\r\n\r\n"
     )
@@ -43,13 +43,13 @@ def test_a_request_on_the_wire() -> None:
         (b"GET", b"/", [(b"X", b"y"), (b"HOST", b"evil.example")]),
     ],
 )
-def test_what_would_be_another_request_is_not_sent(method: bytes, target: bytes, headers: Headers) -> None:
+def test_a_request_that_would_be_read_as_another_is_refused(method: bytes, target: bytes, headers: Headers) -> None:
     with pytest.raises(ValueError, match="request") as caught:
         head(method, target, headers)
     assert "evil" not in str(caught.value)
 
 
-def test_names_that_only_contain_ours_are_sent() -> None:
+def test_names_that_contain_a_framing_name_are_sent() -> None:
     assert b"X-Host: a\r\nX-Content-Length: 1\r\n" in head(headers=[(b"X-Host", b"a"), (b"X-Content-Length", b"1")])
 
 
@@ -77,13 +77,13 @@ def test_another_implementation_reads_the_same_request(
 
 
 @given(st.binary(min_size=1, max_size=1000))
-def test_a_chunk(piece: bytes) -> None:
+def test_a_chunk_has_its_size_in_hexadecimal(piece: bytes) -> None:
     size, _, rest = chunk(piece).partition(b"\r\n")
     assert int(size, 16) == len(piece)
     assert rest == piece + b"\r\n"
 
 
-async def test_a_reader_lets_the_body_clean_up() -> None:
+async def test_a_reader_closes_the_generator_of_the_body() -> None:
     class Source:
         content_length = None
         closed = False
@@ -102,7 +102,7 @@ async def test_a_reader_lets_the_body_clean_up() -> None:
     assert source.closed
 
 
-async def test_a_reader_takes_any_iterator() -> None:
+async def test_a_reader_accepts_any_iterator() -> None:
     class Source:
         content_length = 2
         left = 3
@@ -132,7 +132,7 @@ async def test_a_reader_takes_any_iterator() -> None:
         (Origin("https", "::1", 443), b"[::1]"),
     ],
 )
-def test_the_host_field(origin: Origin, authority: bytes) -> None:
+def test_the_host_field_has_the_authority(origin: Origin, authority: bytes) -> None:
     assert origin.authority == authority
 
 
@@ -151,12 +151,12 @@ def test_the_host_field(origin: Origin, authority: bytes) -> None:
         ("http", "a", 65536),
     ],
 )
-def test_what_is_no_origin(scheme: str, host: str, port: int) -> None:
+def test_an_invalid_origin_is_refused(scheme: str, host: str, port: int) -> None:
     with pytest.raises(ValueError, match=r"."):
         Origin(scheme, host, port)
 
 
 @pytest.mark.parametrize("seconds", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, -1)])
-def test_no_time_at_all_is_no_deadline(seconds: tuple[float, float, float]) -> None:
+def test_a_timeout_of_zero_is_refused(seconds: tuple[float, float, float]) -> None:
     with pytest.raises(ValueError, match=r"."):
         Timeouts(*seconds)

@@ -36,7 +36,7 @@ def server(request: pytest.FixtureRequest, authority: Authority, tmp_path: Path)
     return context
 
 
-async def test_a_trusted_upstream(server: ssl.SSLContext, authority: Authority) -> None:
+async def test_an_upstream_with_a_trusted_certificate_is_used(server: ssl.SSLContext, authority: Authority) -> None:
     names = []
     server.sni_callback = lambda _socket, name, _context: names.append(name)
     async with stage(answering(OK), server, "localhost") as upstream:
@@ -44,7 +44,7 @@ async def test_a_trusted_upstream(server: ssl.SSLContext, authority: Authority) 
         for body in (None, b"x" * 1000, b"x" * 1_000_000, Body([b"x" * 100_000] * 10)):
             assert await ask(pool, body) == b"ok"
             assert counts(pool) == "1 idle, 0 in use"
-        # Session tickets and the like do not make a connection look spoiled.
+        # Session tickets do not make a connection unusable.
         assert len(upstream.peers) == 1
         assert [len(asked.body) for asked in upstream.asked] == [0, 1000, 1_000_000, 1_000_000]
         stream = upstream.peers[0].stream
@@ -62,7 +62,7 @@ async def refuse(pool: UpstreamPool, words: str) -> None:
     assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_an_unknown_authority(
+async def test_an_unknown_authority_is_a_failure_to_connect(
     authority: Authority, make_authority: Callable[[], Authority], tmp_path: Path
 ) -> None:
     async with stage(answering(OK), authority.server(tmp_path), "localhost") as upstream:
@@ -71,30 +71,30 @@ async def test_an_unknown_authority(
         assert upstream.asked == []
 
 
-async def test_the_systems_authorities_do_not_know_ours(authority: Authority, tmp_path: Path) -> None:
+async def test_the_system_roots_do_not_include_the_authority_of_the_tests(authority: Authority, tmp_path: Path) -> None:
     async with stage(answering(OK), authority.server(tmp_path), "localhost") as upstream:
         await refuse(UpstreamPool(upstream.origin, PATIENT), "TLS: .*cert")
 
 
-async def test_a_certificate_for_another_host(authority: Authority, tmp_path: Path) -> None:
+async def test_a_certificate_for_another_host_is_a_failure_to_connect(authority: Authority, tmp_path: Path) -> None:
     async with stage(answering(OK), authority.server(tmp_path, "other.example"), "localhost") as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, ssl_context=authority.client())
         await refuse(pool, "TLS: Hostname mismatch")
 
 
-async def test_a_certificate_for_a_name_when_an_address_is_called(authority: Authority, tmp_path: Path) -> None:
+async def test_a_certificate_without_the_address_is_a_failure_to_connect(authority: Authority, tmp_path: Path) -> None:
     async with stage(answering(OK), authority.server(tmp_path), "127.0.0.1") as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, ssl_context=authority.client())
         await refuse(pool, "TLS: IP address mismatch")
 
 
-async def test_an_expired_certificate(authority: Authority, tmp_path: Path) -> None:
+async def test_an_expired_certificate_is_a_failure_to_connect(authority: Authority, tmp_path: Path) -> None:
     async with stage(answering(OK), authority.server(tmp_path, days=-1), "localhost") as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT, ssl_context=authority.client())
         await refuse(pool, "TLS: certificate has expired")
 
 
-async def test_an_upstream_that_speaks_no_tls(authority: Authority) -> None:
+async def test_an_upstream_without_tls_is_a_failure_to_connect(authority: Authority) -> None:
     async def handler(peer: Peer) -> None:
         await peer.send(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         await trio.sleep_forever()
@@ -105,7 +105,7 @@ async def test_an_upstream_that_speaks_no_tls(authority: Authority) -> None:
         assert client_sockets(origin) == 0
 
 
-async def test_an_upstream_that_hangs_up_in_the_handshake(authority: Authority) -> None:
+async def test_an_upstream_that_closes_in_the_handshake_is_a_failure_to_connect(authority: Authority) -> None:
     async def handler(peer: Peer) -> None:
         peer.close()
 
@@ -117,7 +117,7 @@ async def test_an_upstream_that_hangs_up_in_the_handshake(authority: Authority) 
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_a_body_until_close_notify(server: ssl.SSLContext, authority: Authority) -> None:
+async def test_a_body_ends_with_close_notify(server: ssl.SSLContext, authority: Authority) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\n\r\nall of ")
@@ -131,7 +131,7 @@ async def test_a_body_until_close_notify(server: ssl.SSLContext, authority: Auth
         assert counts(pool) == "0 idle, 0 in use"
 
 
-async def test_a_body_cut_off_without_close_notify(server: ssl.SSLContext, authority: Authority) -> None:
+async def test_a_body_without_close_notify_is_cut_off(server: ssl.SSLContext, authority: Authority) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\n\r\nhalf")
@@ -173,9 +173,7 @@ async def test_a_connection_closed_while_idle_is_not_used(
         pool.close()
 
 
-async def test_words_that_nobody_asked_for_spoil_an_idle_connection(
-    server: ssl.SSLContext, authority: Authority
-) -> None:
+async def test_unrequested_bytes_make_an_idle_connection_unusable(server: ssl.SSLContext, authority: Authority) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(OK)
@@ -193,10 +191,10 @@ async def test_words_that_nobody_asked_for_spoil_an_idle_connection(
         pool.close()
 
 
-async def test_words_behind_a_response_in_the_same_packet_spoil_the_connection(
+async def test_bytes_after_a_response_in_the_same_packet_make_the_connection_unusable(
     server: ssl.SSLContext, authority: Authority
 ) -> None:
-    # They wait decrypted inside the TLS object, where the socket does not show them.
+    # They are decrypted in the TLS object, so the socket is not readable.
     async def handler(peer: Peer) -> None:
         await peer.request()
         stream = peer.stream
@@ -221,14 +219,12 @@ async def test_words_behind_a_response_in_the_same_packet_spoil_the_connection(
         pool.close()
 
 
-async def test_tickets_that_come_while_a_connection_is_idle_do_not_spoil_it(
-    authority: Authority, tmp_path: Path
-) -> None:
+async def test_tls_messages_without_data_do_not_make_an_idle_connection_unusable(authority: Authority, tmp_path: Path) -> None:
     context = authority.server(tmp_path)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
 
     async def handler(peer: Peer) -> None:
-        # Not trio's TLS, which keeps the tickets back until there is something to say.
+        # Not trio's TLS, which delays the tickets until there is something to send.
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         server = context.wrap_bio(incoming, outgoing, server_side=True)
         while True:
@@ -259,10 +255,10 @@ async def test_tickets_that_come_while_a_connection_is_idle_do_not_spoil_it(
         connected.close()
 
 
-async def test_what_waits_inside_the_tls_object_is_received(
+async def test_bytes_buffered_by_tls_are_received(
     server: ssl.SSLContext, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A read may take less than one TLS record; the rest is decrypted, and the socket has nothing more to show.
+    # A read may return less than one TLS record; the rest is decrypted, and the socket is not readable.
     monkeypatch.setattr("llm_proxy.net.client_socket.READ_SIZE", 1000)
     response = b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n" + b"x" * 10000
     async with stage(answering(response), server, "localhost") as upstream:
@@ -272,7 +268,7 @@ async def test_what_waits_inside_the_tls_object_is_received(
         pool.close()
 
 
-async def test_closing_waits_for_nobody(server: ssl.SSLContext, authority: Authority) -> None:
+async def test_closing_does_not_wait_for_the_peer(server: ssl.SSLContext, authority: Authority) -> None:
     async def handler(peer: Peer) -> None:
         await peer.request()
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")
@@ -285,7 +281,7 @@ async def test_closing_waits_for_nobody(server: ssl.SSLContext, authority: Autho
         assert client_sockets(upstream.origin) == 0
 
 
-async def test_an_early_response_over_tls(server: ssl.SSLContext, authority: Authority) -> None:
+async def test_an_early_response_over_tls_is_delivered(server: ssl.SSLContext, authority: Authority) -> None:
     async def handler(peer: Peer) -> None:
         await peer.head()
         await peer.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 3\r\n\r\nbig")
