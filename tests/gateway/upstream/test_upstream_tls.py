@@ -219,7 +219,9 @@ async def test_bytes_after_a_response_in_the_same_packet_make_the_connection_unu
         pool.close()
 
 
-async def test_tls_messages_without_data_do_not_make_an_idle_connection_unusable(authority: Authority, tmp_path: Path) -> None:
+async def test_tls_messages_without_data_do_not_make_an_idle_connection_unusable(
+    authority: Authority, tmp_path: Path
+) -> None:
     context = authority.server(tmp_path)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
 
