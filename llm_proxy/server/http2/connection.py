@@ -255,7 +255,7 @@ class Http2Protocol(H2Protocol):
             state,
             True,  # noqa: FBT003 - Hypercorn's signature
             address_of(owner.transport.socket, peer=True),  # type: ignore[arg-type]  # a Unix socket has no port
-            address_of(owner.transport.socket),  # type: ignore[arg-type]
+            address_of(owner.transport.socket),  # type: ignore[arg-type]  # the same
             owner.write,
         )
         self._owner = owner
