@@ -123,7 +123,7 @@ def cut_off(wire: Wire) -> None:
 
 
 def spools(folder: Path) -> list[Path]:
-    return list(folder.glob("outage-*.db"))
+    return list(folder.glob("outage-*.spool.db"))
 
 
 def spooled(path: Path) -> list[SettledRequest]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from llm_proxy.ledger.transaction import Settlement, transact
 from llm_proxy.logging import log
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from db import Connection
     from db.database import Database
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
 #: Maximum number of requests in one transaction.
 CHUNK = 500
 
-#: By the suffix of the file's name.
-_FILE_TYPES: Final[dict[str, type[SpoolFile | FirstFormatFile]]] = {".db": SpoolFile, ".spool": FirstFormatFile}
+#: Patterns of file names.
+_FILE_TYPES: Final[Sequence[tuple[str, type[SpoolFile | FirstFormatFile]]]] = (
+    ("outage-*.spool.db", SpoolFile),
+    ("outage-*.spool", FirstFormatFile),
+)
 _decoder = msgspec.json.Decoder(Settlement)
 _log = log.logger("ledger")
 
@@ -137,18 +141,18 @@ class OrphanReplay:
 
 def spool_path(folder: Path, worker_id: str) -> Path:
     """The file of a worker's spool."""
-    return folder / f"outage-{worker_id}.db"
+    return folder / f"outage-{worker_id}.spool.db"
 
 
 def _read_orphans(folder: Path, own: Path) -> Iterator[tuple[SpoolFile | FirstFormatFile, list[Settlement], bool]]:
     """Open and read the spools of stopped workers, one after the other; True if records are damaged."""
-    for path in sorted(folder.glob("outage-*")):
-        file_type = _FILE_TYPES.get(path.suffix)
-        if file_type is None or path == own:
+    found = [(path, file_type) for pattern, file_type in _FILE_TYPES for path in sorted(folder.glob(pattern))]
+    for path, file_type in found:
+        if path == own:
             continue
         try:
             orphan = file_type.open(path)
-        except FileInUse:
+        except (FileInUse, FileNotFoundError):
             continue
         except (DatabaseError, OSError) as error:
             _log.error("a spool cannot be opened", spool=str(path), reason=str(error))

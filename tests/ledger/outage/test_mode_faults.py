@@ -255,6 +255,18 @@ async def test_a_worker_does_not_open_its_own_spool_as_an_orphan(tmp_path: Path)
         assert list((tmp_path / "spools").iterdir()) == []
 
 
+async def test_other_files_in_the_folder_are_left_alone(tmp_path: Path) -> None:
+    names = {"outage-backup.db", "outage-x.spool.db.damaged", "outage-x.spool.damaged", "ledger-2.spool.db"}
+    async with ledger_scene(tmp_path / "ledger.db") as stage:
+        folder = tmp_path / "spools"
+        for name in names:
+            SpoolFile.open(folder / name).close()
+        with capture_logs() as logs:
+            await OrphanReplay(folder, stage.database.real, "another").run()
+        assert logs == []
+        assert names <= {path.name for path in folder.iterdir()}
+
+
 async def test_the_spool_of_another_database_is_left_alone(tmp_path: Path) -> None:
     async with outage_scene(tmp_path / "one") as scene:
         scene.go_away()
@@ -281,7 +293,7 @@ async def test_damaged_records_are_left_out_and_the_file_is_kept(tmp_path: Path)
         damaged = SpoolFile.open(crashed)
         damaged.append([b"rubbish", b'{"another": "version"}'])
         damaged.close()
-        (tmp_path / "elsewhere" / "outage-rubbish.db").write_bytes(b"rubbish" * 1000)
+        (tmp_path / "elsewhere" / "outage-rubbish.spool.db").write_bytes(b"rubbish" * 1000)
         orphans = OrphanReplay(crashed.parent, scene.stage.database.real, "another")
         with capture_logs() as logs:
             await orphans.run()
@@ -290,7 +302,7 @@ async def test_damaged_records_are_left_out_and_the_file_is_kept(tmp_path: Path)
         kept = {path.name for path in crashed.parent.iterdir()}
         assert {name for name in kept if not name.endswith(".lock")} == {
             f"{crashed.name}.damaged",
-            "outage-rubbish.db.damaged",
+            "outage-rubbish.spool.db.damaged",
         }
         await scene.come_back()
         assert await scene.everything() == ({"ok": 2}, 2)

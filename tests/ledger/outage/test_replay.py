@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from db.database import Database
-from db.queries import ledger as books
+from db.queries import ledger as queries
 from db.queries import projects, tokens
 from db.records import UNKNOWN, VOID, Reservation, Result, Token
 from llm_proxy.identifiers import new_id, request_id
@@ -40,7 +40,7 @@ def a_grant(token: Token) -> Grant:
 
 def replay(database: Database, *spooled: Settlement) -> None:
     database.write_now(write_spooled, spooled, WORKER, now())
-    assert database.read_now(books.verify) == []
+    assert database.read_now(queries.verify) == []
 
 
 OK = Result(outcome="ok", status=200, model="m", input_tokens=7)
@@ -73,7 +73,7 @@ def test_a_request_that_was_swept_meanwhile_gets_its_spooled_result(
 ) -> None:
     grant = a_grant(token)
     replay(database, Settlement.of(grant, UNKNOWN))
-    database.write_now(books.sweep, [grant.reservation.id], now())
+    database.write_now(queries.sweep, [grant.reservation.id], now())
     replay(database, Settlement.of(grant, result))
     assert rows(database) == (0, {result.outcome: 1})
     assert counter(database, token) == (result.outcome != "void")
