@@ -46,7 +46,7 @@ class SpoolFile:
             FileInUse: another process has opened it.
             Unavailable: the file cannot be opened; a damaged one is renamed to `….damaged`.
         """
-        database = Database(Target("sqlite", path), Options(pool_size=1))
+        database = Database(Target("sqlite", path), Options(pool_size=1, sqlite_synchronous="FULL"))
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             database.open()

@@ -67,6 +67,12 @@ def test_only_its_owner_can_read_any_of_its_files(file: SpoolFile) -> None:
     )
 
 
+def test_a_commit_waits_for_the_disk(file: SpoolFile) -> None:
+    full = 2  # sqlite.org, "PRAGMA synchronous"
+    found = file._database.write_now(lambda connection: connection.exec_driver_sql("PRAGMA synchronous").scalar_one())
+    assert found == full
+
+
 def test_records_are_read_in_the_order_in_which_they_were_written(file: SpoolFile) -> None:
     expected = [b"%d" % number for number in range(1200)]
     file.append(expected[:700])
