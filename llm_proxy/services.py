@@ -14,7 +14,7 @@ from attrs import define
 from db.database import Database, open_database
 from db.errors import DatabaseError
 from db.records import Worker
-from llm_proxy.config import Mistake, SettingsError
+from llm_proxy.config import SettingsError
 from llm_proxy.config.database import database_options, database_target, open_keyring
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Relay
@@ -70,7 +70,7 @@ def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str,
             )
         except ValueError as error:
             # The message names the environment variable of an outbound proxy.
-            raise SettingsError([Mistake("", str(error))]) from error
+            raise SettingsError([str(error)]) from error
         stack.callback(upstream.close)
         upstreams[name] = upstream
     return upstreams

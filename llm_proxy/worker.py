@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from llm_proxy.config import ListenAddress, Mistake, Settings, SettingsError
+from llm_proxy.config import ListenAddress, Settings, SettingsError
 from llm_proxy.errors import server_error
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.logging import log
@@ -33,7 +33,7 @@ FILES_PER_DATABASE_CONNECTION: Final = 3
 
 def check_files(settings: Settings) -> None:
     """Read the provider file and the certificate before anything starts. Raises `SettingsError` with all mistakes."""
-    mistakes: list[Mistake] = []
+    mistakes: list[str] = []
     try:
         provider_file.load(settings)
     except SettingsError as error:
@@ -43,7 +43,7 @@ def check_files(settings: Settings) -> None:
         try:
             server_context(certificate, key)
         except BadCertificate as error:
-            mistakes.append(Mistake("TLS_CERT_FILE and TLS_KEY_FILE", str(error)))
+            mistakes.append(f"TLS_CERT_FILE and TLS_KEY_FILE: {error}")
     if mistakes:
         raise SettingsError(mistakes)
 

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from llm_proxy.config.declaration import Settings, read_one
 from llm_proxy.config.kinds import ListenAddress, parse_duration
-from llm_proxy.config.sources import Mistake, SettingsError
+from llm_proxy.config.sources import SettingsError
 
 __all__ = [
     "ListenAddress",
-    "Mistake",
     "Settings",
     "SettingsError",
     "parse_duration",

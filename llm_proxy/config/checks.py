@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from db import dsn
 from db.errors import BadDsn
-from llm_proxy.config.sources import Found, Mistake
+from llm_proxy.config.sources import Found
 from llm_proxy.secrets import private_file
 from llm_proxy.secrets.management_token import MIN_LENGTH
 
@@ -29,37 +29,37 @@ def metrics_segment(settings: Settings) -> str:
     return settings.metrics_path.split("/")[1]
 
 
-def check(settings: Settings, found: Found, *, serving: bool) -> Iterator[Mistake]:
+def check(settings: Settings, found: Found, *, serving: bool) -> Iterator[str]:
     """Find settings that contradict each other; `serving` adds what a server needs."""
     yield from _database(settings, found)
     if (segment := metrics_segment(settings)) in _RESERVED - _FREE_FOR_METRICS:
         reason = f"the server itself uses /{segment}; choose another path"
-        yield Mistake(f"METRICS_PATH={settings.metrics_path!r}", reason)
+        yield f"METRICS_PATH={settings.metrics_path!r}: {reason}"
     if settings.enable_tls:
         for name in ("TLS_CERT_FILE", "TLS_KEY_FILE"):
             if name not in found.given:
-                yield Mistake("ENABLE_TLS=true", f"{name} is not set; set it to the PEM file, or set ENABLE_TLS=false")
+                yield f"ENABLE_TLS=true: {name} is not set; set it to the PEM file, or set ENABLE_TLS=false"
     if serving:
         yield from _secrets(settings, found.given)
 
 
-def _database(settings: Settings, found: Found) -> Iterator[Mistake]:
+def _database(settings: Settings, found: Found) -> Iterator[str]:
     given = found.given
     try:
         target = dsn.parse(found.values.get("DB_DRIVER"), settings.database_url, str(settings.database_path))
     except BadDsn as error:
-        yield Mistake("", str(error))
+        yield str(error)
     else:
         # The URL says which driver; but some platforms set DATABASE_URL unasked, and it must not replace the default.
         if target.driver != settings.db_driver and "DB_DRIVER" not in given:
             reason = f"it is set, but DB_DRIVER is not, so SQLite would be used; set DB_DRIVER={target.driver} too"
-            yield Mistake("DATABASE_URL (value hidden)", reason)
+            yield f"DATABASE_URL (value hidden): {reason}"
         # A certificate's file may contain its key as well.
         if (key := target.tls_key or target.tls_cert) is not None:
             try:
                 private_file.check(key)
             except private_file.ExposedFile as error:
-                yield Mistake("DATABASE_URL (value hidden)", f"its key file {error}")
+                yield f"DATABASE_URL (value hidden): its key file {error}"
             except OSError:
                 pass  # connecting reports it
     if settings.db_driver == "sqlite" and settings.workers > 1 and "DATABASE_URL" not in given:
@@ -67,21 +67,21 @@ def _database(settings: Settings, found: Found) -> Iterator[Mistake]:
             "SQLite serves one process only, because its file has one writer; "
             "set WORKERS=1, or use DB_DRIVER=postgres or mysql"
         )
-        yield Mistake(f"WORKERS={settings.workers}", reason)
+        yield f"WORKERS={settings.workers}: {reason}"
     pair = {"DATABASE_TLS_CERT", "DATABASE_TLS_KEY"}
     if len(pair & given) == 1:
         (present,), (absent,) = pair & given, pair - given
-        yield Mistake(present, f"it has no effect without {absent}; set both or neither")
+        yield f"{present}: it has no effect without {absent}; set both or neither"
 
 
-def _secrets(settings: Settings, given: Collection[str]) -> Iterator[Mistake]:
+def _secrets(settings: Settings, given: Collection[str]) -> Iterator[str]:
     token, allowed = settings.management_token, settings.allow_weak_management_token
     if token is not None and len(token) < MIN_LENGTH and not allowed:
         reason = (
             f"it has fewer than {MIN_LENGTH} characters and can be guessed; make one with: openssl rand "
             "-hex 32; or set ALLOW_WEAK_MANAGEMENT_TOKEN=true, which works in this release only"
         )
-        yield Mistake("MANAGEMENT_TOKEN (value hidden)", reason)
+        yield f"MANAGEMENT_TOKEN (value hidden): {reason}"
     if settings.db_driver != "sqlite":
         condition = f"DB_DRIVER={settings.db_driver}"
     elif str(settings.database_path) == ":memory:":
@@ -90,9 +90,9 @@ def _secrets(settings: Settings, given: Collection[str]) -> Iterator[Mistake]:
         return  # the server makes both, in files beside the database
     missing = f"it is not set, and is required with {condition}"
     if "MANAGEMENT_TOKEN" not in given:
-        yield Mistake("MANAGEMENT_TOKEN", f"{missing}; make one with: openssl rand -hex 32")
+        yield f"MANAGEMENT_TOKEN: {missing}; make one with: openssl rand -hex 32"
     if "ENCRYPTION_KEY" not in given and not settings.allow_plaintext_api_keys:
         fix = (
             "make one with: openssl rand -base64 32; or set ALLOW_PLAINTEXT_API_KEYS=true to store API keys unencrypted"
         )
-        yield Mistake("ENCRYPTION_KEY", f"{missing}; {fix}")
+        yield f"ENCRYPTION_KEY: {missing}; {fix}"

@@ -14,7 +14,7 @@ import attrs
 
 from llm_proxy.config import checks, dotenv, kinds
 from llm_proxy.config.kinds import ListenAddress, Network
-from llm_proxy.config.sources import FLAGS, Mistake, Section, SettingsError, Source, declared, find, find_misspelt
+from llm_proxy.config.sources import FLAGS, Section, SettingsError, Source, declared, find, find_misspelt
 from llm_proxy.secrets import private_file
 from llm_proxy.secrets.management_token import MIN_LENGTH
 
@@ -276,7 +276,7 @@ def read_one(name: str, environ: Mapping[str, str], flags: Mapping[str, str] | N
 
 def _sources(
     environ: Mapping[str, str], flags: Mapping[str, str] | None, dotenv_path: Path | None
-) -> tuple[list[Source], list[Mistake]]:
+) -> tuple[list[Source], list[str]]:
     sources = [Source(FLAGS, flags or {}), Source("", environ)]
     if dotenv_path is None:
         return sources, []
@@ -285,5 +285,5 @@ def _sources(
         try:
             private_file.check(dotenv_path)
         except private_file.ExposedFile as error:
-            mistakes.append(Mistake(str(dotenv_path), f"the file contains a secret and {error}"))
+            mistakes.append(f"{dotenv_path}: the file contains a secret and {error}")
     return [*sources, Source(f" in {dotenv_path}", values)], mistakes

@@ -12,29 +12,27 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from llm_proxy.config.sources import Mistake
-
 _LINE = re.compile(r"(?:export\s+)?([A-Za-z_][A-Za-z0-9_]*)\s*=\s*(.*)")
 _SINGLE = re.compile(r"'([^']*)'\s*(?:#.*)?")
 _DOUBLE = re.compile(r'"((?:[^"\\]|\\.)*)"\s*(?:#.*)?')
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 
 
-def read(path: Path) -> tuple[dict[str, str], list[Mistake]]:
+def read(path: Path) -> tuple[dict[str, str], list[str]]:
     """Read the file; if it cannot be read, that is a mistake too."""
     try:
         return parse(path.read_text(encoding="utf-8"), str(path))
     except UnicodeDecodeError:
-        return {}, [Mistake(str(path), "the file is not UTF-8 text")]
+        return {}, [f"{path}: the file is not UTF-8 text"]
     except OSError as error:
-        return {}, [Mistake(str(path), f"the file cannot be read: {error.strerror}")]
+        return {}, [f"{path}: the file cannot be read: {error.strerror}"]
 
 
-def parse(text: str, source: str) -> tuple[dict[str, str], list[Mistake]]:
+def parse(text: str, source: str) -> tuple[dict[str, str], list[str]]:
     """Parse the text of a file that mistakes call `source`. A mistake never shows the content of a line."""
     values: dict[str, str] = {}
     lines: dict[str, int] = {}
-    mistakes: list[Mistake] = []
+    mistakes: list[str] = []
     for number, line in enumerate(map(str.strip, text.removeprefix("\ufeff").splitlines()), start=1):
         if not line or line.startswith("#"):
             continue
@@ -48,7 +46,7 @@ def parse(text: str, source: str) -> tuple[dict[str, str], list[Mistake]]:
         else:
             values[name], lines[name] = value, number
             continue
-        mistakes.append(Mistake(f"{source}, line {number}", reason))
+        mistakes.append(f"{source}, line {number}: {reason}")
     return values, mistakes
 
 

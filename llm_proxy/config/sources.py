@@ -21,35 +21,22 @@ _KEY = "setting"
 FLAGS = " (flag)"
 
 
-@attrs.frozen
-class Mistake:
-    """Something wrong in the configuration.
+class SettingsError(Exception):
+    """The configuration is wrong.
 
     Attributes:
-        subject: a setting with its value (`WORKERS='0'`) or a place in a file; empty if the reason names it.
-        reason: what is wrong and what is allowed, without secrets.
+        mistakes: all of them: setting with value, or place in a file; then what is wrong and allowed, without secrets.
     """
 
-    subject: str
-    reason: str
-
-    def __str__(self) -> str:
-        """`subject: reason`, on one line."""
-        return f"{self.subject}: {self.reason}" if self.subject else self.reason
-
-
-class SettingsError(Exception):
-    """The configuration is wrong; contains all mistakes, in the order in which they are shown."""
-
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+    def __init__(self, mistakes: Sequence[str]) -> None:
         self.mistakes = tuple(mistakes)
         super().__init__(self.mistakes)
 
     def __str__(self) -> str:
         """One line for one mistake, a list for several."""
         if len(self.mistakes) == 1:
-            return str(self.mistakes[0])
-        return "\n  ".join([f"{len(self.mistakes)} settings are wrong:", *map(str, self.mistakes)])
+            return self.mistakes[0]
+        return "\n  ".join([f"{len(self.mistakes)} settings are wrong:", *self.mistakes])
 
 
 @attrs.frozen
@@ -118,7 +105,7 @@ class Found:
     """The values that are right, the mistakes, and the names of all settings that any source has."""
 
     values: dict[str, Any] = attrs.Factory(dict)
-    mistakes: list[Mistake] = attrs.Factory(list)
+    mistakes: list[str] = attrs.Factory(list)
     given: set[str] = attrs.Factory(set)
 
 
@@ -132,7 +119,7 @@ def find(declarations: Mapping[str, Declaration], sources: list[Source]) -> Foun
                 if source.place == FLAGS and name in source.values:
                     # Probably a shell variable that is not set.
                     subject = _subject(name, declaration, text, source)
-                    found.mistakes.append(Mistake(subject, "it is empty; set a value, or remove the flag"))
+                    found.mistakes.append(f"{subject}: it is empty; set a value, or remove the flag")
                 continue
             found.given.add(name)
             subject = f"{name}_FILE={quoted(file)}{source.place}" if file else _subject(name, declaration, text, source)
@@ -142,7 +129,7 @@ def find(declarations: Mapping[str, Declaration], sources: list[Source]) -> Foun
                     raise InvalidValue("both are set; remove one")  # noqa: TRY301 (one place makes a mistake of it)
                 found.values[name] = declaration.kind.read(_read_secret(file) if file else text)
             except InvalidValue as error:
-                found.mistakes.append(Mistake(subject, str(error)))
+                found.mistakes.append(f"{subject}: {error}")
             break
     return found
 

@@ -13,7 +13,7 @@ import pytest
 from db.errors import BadDsn, Contention, SchemaMismatch, Unavailable
 from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised, WrongUsage, explain
 from llm_proxy.cli.program import COMMANDS, Command, program
-from llm_proxy.config import Mistake, SettingsError
+from llm_proxy.config import SettingsError
 from llm_proxy.secrets.encryption import KeyRingError
 from llm_proxy.version import VERSION
 from tests.cli.conftest import Run
@@ -45,7 +45,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
         (WrongUsage("not like this"), "not like this", 2),
         (CannotConnect("nobody there"), "nobody there", 2),
         (NotAuthorised("go away"), "go away", 3),
-        (SettingsError([Mistake("WORKERS='0'", "allowed: more")]), "WORKERS='0': allowed: more", 2),
+        (SettingsError(["WORKERS='0': allowed: more"]), "WORKERS='0': allowed: more", 2),
         (BadDsn("DATABASE_URL is odd"), "DATABASE_URL is odd", 2),
         (Unavailable("The database is away."), "The database is away.", 2),
         (Contention("Too busy."), "Too busy.", 1),

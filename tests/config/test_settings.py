@@ -20,7 +20,7 @@ POSTGRES = {"DB_DRIVER": "postgres", "DATABASE_URL": "postgres://user:hunter2@db
 def mistakes(environ: dict[str, str], *, serving: bool = False) -> list[str]:
     with pytest.raises(SettingsError) as caught:
         Settings.load(environ, serving=serving)
-    return [str(mistake) for mistake in caught.value.mistakes]
+    return list(caught.value.mistakes)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ import yaml
 from attrs import Factory, define
 from yaml.nodes import Node, ScalarNode, SequenceNode
 
-from llm_proxy.config import Mistake
 from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -36,10 +35,10 @@ class Document:
     _reports: list[tuple[int, str]] = Factory(list)
 
     @property
-    def mistakes(self) -> list[Mistake]:
+    def mistakes(self) -> list[str]:
         """All mistakes, in order of lines."""
         found = sorted(self._reports, key=itemgetter(0))
-        return [Mistake(f"{self.name}, line {line}", reason) for line, reason in found]
+        return [f"{self.name}, line {line}: {reason}" for line, reason in found]
 
     def report(self, place: Place, reason: str) -> None:
         """Report a mistake, on the line of its place or of the nearest place above."""

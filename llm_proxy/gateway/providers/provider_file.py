@@ -14,7 +14,7 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Struct, structs
 
-from llm_proxy.config import Mistake, Settings, SettingsError, kinds
+from llm_proxy.config import Settings, SettingsError, kinds
 from llm_proxy.config.checks import metrics_segment, reserved
 from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean
 from llm_proxy.gateway.faults import Shape
@@ -100,7 +100,7 @@ def load(settings: Settings) -> Providers:
         apis, default, mistakes = dict(_built_in().apis), _built_in().default_api, []
         if (segment := metrics_segment(settings)) in apis:
             reason = f"/{segment} is the path of a provider; choose another path"
-            mistakes.append(Mistake(f"METRICS_PATH={settings.metrics_path!r}", reason))
+            mistakes.append(f"METRICS_PATH={settings.metrics_path!r}: {reason}")
     else:
         document = Document(str(settings.api_config_path))
         apis, default = _read(document, settings)
@@ -108,13 +108,13 @@ def load(settings: Settings) -> Providers:
     if settings.default_api_provider is not None:
         default = settings.default_api_provider
         if apis and default not in apis:
-            mistakes.append(Mistake(f"DEFAULT_API_PROVIDER={default!r}", _no_such(default, apis)))
+            mistakes.append(f"DEFAULT_API_PROVIDER={default!r}: {_no_such(default, apis)}")
     if settings.openai_api_url is not None:
         try:
             openai = structs.replace(apis.get("openai", _BuiltIn()), base_url=split_base_url(settings.openai_api_url))
             _check_v1(openai)
         except InvalidValue as error:
-            mistakes.append(Mistake(assignment("OPENAI_API_URL", settings.openai_api_url), str(error)))
+            mistakes.append(f"{assignment('OPENAI_API_URL', settings.openai_api_url)}: {error}")
         else:
             apis = {name: openai if name == "openai" else api for name, api in apis.items()}
     if mistakes:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from db.errors import DatabaseError
 from db.spool import SpoolFile
-from llm_proxy.config import Mistake, SettingsError
+from llm_proxy.config import SettingsError
 from llm_proxy.ledger.outage.mode import OutageMode
 from llm_proxy.ledger.outage.replay import OrphanReplay, spool_path
 from llm_proxy.ledger.outage.token_cache import OutageLimits
@@ -40,7 +40,7 @@ def open_outage_mode(settings: Settings, ledger: Ledger, database: Database, wor
         file = SpoolFile.open(spool_path(_folder(settings), worker.id))
     except DatabaseError as error:
         message = f"{error}; set DB_OUTAGE_SPOOL to a folder on a local disk that this user can write to"
-        raise SettingsError([Mistake("DB_OUTAGE_POLICY=grace", message)]) from None
+        raise SettingsError([f"DB_OUTAGE_POLICY=grace: {message}"]) from None
     limits = OutageLimits(
         settings.db_outage_grace_window, settings.db_outage_grace_requests, settings.db_outage_grace_duration
     )
