@@ -14,9 +14,8 @@ from db.options import Options
 from db.queries import projects, tokens
 from llm_proxy.secrets.encryption import KeyRing
 from tests.cli.conftest import Run
-from tests.databases.accounts import account
 from tests.databases.kinds import on
-from tests.databases.scratch import Scratch
+from tests.databases.scratch import Scratch, account
 from tests.db.pasts import write_past
 from tests.db.queries.factories import a_project, a_token
 from tests.docs.blocks import block

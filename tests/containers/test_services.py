@@ -26,8 +26,7 @@ from db.migrate import is_at_head
 from db.options import Options
 from tests.containers.image import Containers, Image
 from tests.containers.test_compose import COMPOSE, FOLDER, PROXIES, SERVICES, make_secrets
-from tests.databases.addresses import Address
-from tests.databases.admin import admin_of
+from tests.databases.admin import Address, admin_of
 from tests.databases.fixtures import lacking, require_programs
 from tests.databases.kinds import Kind, on
 from tests.databases.programs import Instance

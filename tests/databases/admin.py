@@ -1,56 +1,105 @@
-"""What tests do to a database server itself: make, copy and drop databases, end sessions."""
+"""A database server from its administrator's side: its address, and what tests do with its databases.
+
+It does not use `db.dsn` on purpose, because that is under test.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pg8000.native
 import pymysql
-from attrs import frozen
+from attrs import field, frozen
 from pymysql.cursors import Cursor
 
-from tests.databases.addresses import Address
 from tests.databases.kinds import Kind
 
-
-class Admin(Protocol):
-    """The administrator's side of a database server."""
-
-    def version(self) -> str:
-        """The server's own name for its version. Raises what the driver raises while it does not answer."""
-
-    def execute(self, *statements: str, database: str | None = None) -> None:
-        """Run statements, in a database or wherever one arrives."""
-
-    def names(self) -> list[str]:
-        """The databases that there are."""
-
-    def create(self, name: str) -> None:
-        """Make an empty database."""
-
-    def clone(self, template: str, name: str) -> None:
-        """Make a database with the tables and rows of another, which nobody is connected to."""
-
-    def sessions(self, name: str) -> int:
-        """How many are connected to a database."""
-
-    def end_sessions(self, name: str) -> int:
-        """Disconnect all sessions of a database, as a restart would; return their number."""
-
-    def drop(self, name: str) -> None:
-        """Remove a database, also with open sessions."""
+#: Text before the name of the database, the name, the options; of URLs and of the form of Go's driver.
+_PARTS = re.compile(r"(?P<head>.*/)(?P<database>[^/?]*)(?P<options>\?.*)?", re.DOTALL)
+_GO_FORM = re.compile(
+    r"(?:(?P<user>[^:@]*)(?::(?P<password>.*))?@)?"
+    r"(?:tcp\((?P<host>[^:)]+)(?::(?P<port>\d+))?\)|unix\((?P<socket>[^)]+)\))?/.*",
+    re.DOTALL,
+)
 
 
-def admin_of(kind: Kind, url: str) -> Admin:
-    """The administrator of the server that a URL leads to."""
-    return PostgresAdmin(url) if kind is Kind.POSTGRES else MySQLAdmin(url)
+@frozen
+class Address:
+    """Host (or socket) and credentials of a server. `repr` does not show the password."""
+
+    host: str
+    port: int
+    user: str
+    password: str = field(repr=False)
+    socket: str | None = None
+
+    @classmethod
+    def parse(cls, url: str, default_port: int) -> Address:
+        """Read a `postgres://` or `mysql://` URL, or the Go driver's `user:password@tcp(host:port)/name`.
+
+        Raises:
+            ValueError: the text has another form.
+        """
+        if "://" in url:
+            parts = urlsplit(url)
+            return cls(
+                host=parts.hostname or "127.0.0.1",
+                port=parts.port or default_port,
+                user=unquote(parts.username or ""),
+                password=unquote(parts.password or ""),
+            )
+        match = _GO_FORM.fullmatch(url)
+        if match is None:
+            raise ValueError("neither a URL nor user:password@tcp(host:port)/name")
+        return cls(
+            host=match["host"] or "127.0.0.1",
+            port=int(match["port"] or default_port),
+            user=match["user"] or "",
+            password=match["password"] or "",
+            socket=match["socket"],
+        )
+
+    def mysql_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `pymysql.connect`; the password is bytes, so it may have any character."""
+        where: dict[str, Any] = {"unix_socket": self.socket} if self.socket else {"host": self.host, "port": self.port}
+        return {**where, "user": self.user, "password": self.password.encode(), "connect_timeout": 5}
+
+    def postgres_arguments(self) -> dict[str, Any]:
+        """Keyword arguments for `pg8000.native.Connection`."""
+        return {
+            "user": self.user,
+            "password": self.password or None,
+            "host": self.host,
+            "port": self.port,
+            "timeout": 30,
+        }
+
+
+def with_database(url: str, name: str) -> str:
+    """The URL with another database."""
+    match = _PARTS.fullmatch(url)
+    if match is None:
+        raise ValueError("a database URL has a '/' before the name of the database")
+    return f"{match['head']}{name}{match['options'] or ''}"
+
+
+def with_endpoint(url: str, host: str, port: int) -> str:
+    """The URL with another host and port, such as those of a TCP relay."""
+    if "://" in url:
+        parts = urlsplit(url)
+        credentials = f"{parts.netloc.rpartition('@')[0]}@" if "@" in parts.netloc else ""
+        return parts._replace(netloc=f"{credentials}{host}:{port}").geturl()
+    head, _, rest = url.rpartition("@")
+    return f"{head}{'@' if head else ''}tcp({host}:{port})/{rest.partition('/')[2]}"
 
 
 @frozen
 class PostgresAdmin:
-    """PostgreSQL: databases are copied by the server."""
+    """The administrator of a PostgreSQL server."""
 
     url: str
 
@@ -66,31 +115,44 @@ class PostgresAdmin:
             connection.close()
 
     def version(self) -> str:
+        """The server's name and version. Raises the driver's error if it does not answer."""
         with self._session() as session:
             return f"PostgreSQL {session.run('SHOW server_version')[0][0]}"
 
     def execute(self, *statements: str, database: str | None = None) -> None:
+        """Run statements, each in its own transaction."""
         with self._session(database) as session:
             for statement in statements:
                 session.run(statement)
 
+    def query(self, statement: str, database: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Run one statement; return the names of its columns, and its rows."""
+        with self._session(database) as session:
+            rows = session.run(statement) or []
+            return [column["name"] for column in session.columns or ()], [tuple(row) for row in rows]
+
     def names(self) -> list[str]:
+        """The names of all databases."""
         with self._session() as session:
             return [str(row[0]) for row in session.run("SELECT datname FROM pg_database")]
 
     def create(self, name: str) -> None:
+        """Create an empty database."""
         with self._session() as session:
             session.run(f'CREATE DATABASE "{name}"')
 
     def clone(self, template: str, name: str) -> None:
+        """Copy a database that has no connections."""
         with self._session() as session:
             session.run(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
 
     def sessions(self, name: str) -> int:
+        """The number of connections to a database."""
         with self._session() as session:
             return len(session.run("SELECT pid FROM pg_stat_activity WHERE datname = :name", name=name))
 
     def end_sessions(self, name: str) -> int:
+        """Disconnect all clients of a database, as a restart does; return their number."""
         with self._session() as session:
             ended = session.run(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name", name=name
@@ -98,13 +160,14 @@ class PostgresAdmin:
             return len(ended)
 
     def drop(self, name: str) -> None:
+        """Delete a database, even if clients are connected."""
         with self._session() as session:
             session.run(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 @frozen
 class MySQLAdmin:
-    """MySQL and MariaDB: databases are copied table by table, from their own definitions."""
+    """The administrator of a MySQL or MariaDB server."""
 
     url: str
 
@@ -118,24 +181,36 @@ class MySQLAdmin:
             connection.close()
 
     def version(self) -> str:
+        """The server's name and version. Raises the driver's error if it does not answer."""
         with self._session() as session:
             version = str(_rows(session, "SELECT VERSION()")[0][0])
         return version if "MariaDB" in version else f"MySQL {version}"
 
     def execute(self, *statements: str, database: str | None = None) -> None:
+        """Run statements, each in its own transaction."""
         with self._session() as session:
             for statement in (f"USE `{database}`", *statements) if database else statements:
                 session.execute(statement)
 
+    def query(self, statement: str, database: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Run one statement; return the names of its columns, and its rows."""
+        with self._session() as session:
+            session.execute(f"USE `{database}`")
+            rows = _rows(session, statement)
+            return [column[0] for column in session.description or ()], list(rows)
+
     def names(self) -> list[str]:
+        """The names of all databases."""
         with self._session() as session:
             return [str(row[0]) for row in _rows(session, "SHOW DATABASES")]
 
     def create(self, name: str) -> None:
+        """Create an empty database."""
         with self._session() as session:
             session.execute(f"CREATE DATABASE `{name}` CHARACTER SET utf8mb4")
 
     def clone(self, template: str, name: str) -> None:
+        """Copy a database, table by table."""
         with self._session() as session:
             tables = [str(row[0]) for row in _rows(session, f"SHOW TABLES FROM `{template}`")]
             definitions = [_rows(session, f"SHOW CREATE TABLE `{template}`.`{table}`")[0][1] for table in tables]
@@ -148,10 +223,12 @@ class MySQLAdmin:
                 session.execute(f"INSERT INTO `{table}` SELECT * FROM `{template}`.`{table}`")
 
     def sessions(self, name: str) -> int:
+        """The number of connections to a database."""
         with self._session() as session:
             return sum(row[3] == name for row in _rows(session, "SHOW PROCESSLIST"))
 
     def end_sessions(self, name: str) -> int:
+        """Disconnect all clients of a database, as a restart does; return their number."""
         with self._session() as session:
             connected = [row[0] for row in _rows(session, "SHOW PROCESSLIST") if row[3] == name]
             for number in connected:
@@ -163,10 +240,19 @@ class MySQLAdmin:
             return len(connected)
 
     def drop(self, name: str) -> None:
-        # An open transaction would hold the tables' metadata locks for as long as it likes.
+        """Delete a database, even if clients are connected."""
+        # An open transaction would keep its metadata locks on the tables.
         self.end_sessions(name)
         with self._session() as session:
             session.execute(f"DROP DATABASE IF EXISTS `{name}`")
+
+
+Admin = PostgresAdmin | MySQLAdmin
+
+
+def admin_of(kind: Kind, url: str) -> Admin:
+    """The administrator of the server at a URL."""
+    return PostgresAdmin(url) if kind is Kind.POSTGRES else MySQLAdmin(url)
 
 
 def _rows(session: Cursor, statement: str) -> tuple[tuple[Any, ...], ...]:

@@ -1,4 +1,4 @@
-"""A small disk that a test can fill: a file system in memory, which only root can mount, and only on Linux."""
+"""A small disk that a test can fill: a file system in memory. Only root can mount it, and only on Linux."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.databases.servers import Missing
 
 @define
 class Disk:
-    """A mounted disk of its own."""
+    """A mounted disk."""
 
     folder: Path
 
@@ -27,13 +27,13 @@ class Disk:
         return self.folder / "filler"
 
     def fill(self) -> None:
-        """Leave no room, whatever others write or remove meanwhile."""
+        """Fill the disk."""
         with self._filler.open("ab", buffering=0) as filler:
             for size in (1 << 20, 1 << 12):
                 _write_until_full(filler.fileno(), b"x" * size)
 
     def free(self) -> None:
-        """Give the room back."""
+        """Free the space."""
         self._filler.unlink(missing_ok=True)
 
 
@@ -51,18 +51,16 @@ def small_disk(megabytes: int) -> Iterator[Disk]:
     """Mount a disk of this size in a folder under `/tmp`.
 
     Raises:
-        Missing: it cannot be mounted here.
+        Missing: this machine cannot mount it.
     """
     if sys.platform != "linux" or os.geteuid() != 0:
-        message = "a small disk to fill can only be mounted by root, on Linux"
-        raise Missing(message)
+        raise Missing("a small disk to fill can only be mounted by root, on Linux")
     # A short path: a socket's may have no more than about 100 characters.
     with tempfile.TemporaryDirectory(prefix="llm-proxy-disk-") as name:
         command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0777", "tmpfs", name]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
         if done.returncode != 0:
-            message = f"a small disk to fill cannot be mounted: {done.stderr.strip()}"
-            raise Missing(message)
+            raise Missing(f"a small disk to fill cannot be mounted: {done.stderr.strip()}")
         try:
             yield Disk(Path(name))
         finally:

@@ -1,4 +1,4 @@
-"""Fixtures of the database tests. A test that asks for one of them runs once per database, under its name.
+"""Fixtures of the database tests. A test that uses one of them runs once per database.
 
 `@on("postgres", "mysql")` from `tests.databases.kinds` limits a test to some of them.
 """
@@ -18,7 +18,7 @@ from tests.databases.programs import Instance, find_program
 from tests.databases.scratch import Databases, Scratch
 from tests.databases.servers import Missing, own_instance
 
-#: Where a test run keeps its databases.
+#: The databases of a test run.
 DATABASES = pytest.StashKey[Databases]()
 
 
@@ -33,14 +33,14 @@ def databases(pytestconfig: pytest.Config) -> Iterator[Databases]:
 
 @pytest.fixture(scope="module", params=list(Kind), ids=str)
 def database_kind(request: pytest.FixtureRequest, databases: Databases) -> Kind:
-    """The database that this run of the test is on. A missing one skips the test, and fails it where `CI` is set."""
+    """The database of this run of the test. If there is none, the test is skipped; if `CI` is set, it fails."""
     kind = Kind(request.param)
     require(databases, kind)
     return kind
 
 
 def require(databases: Databases, kind: Kind) -> None:
-    """Go on only if there is a server of this kind: else skip, or fail where `CI` is set."""
+    """Skip the test if there is no server of this kind; fail it if `CI` is set."""
     if kind is Kind.SQLITE:
         return
     try:
@@ -50,16 +50,16 @@ def require(databases: Databases, kind: Kind) -> None:
 
 
 def require_programs(kind: Kind) -> None:
-    """Go on only if servers of the test's own can be started: else skip, or fail where `CI` is set.
+    """Skip the test if no server of its own can be started; fail it if `CI` is set.
 
-    MySQL is let pass: Debian has none, so a test must do with the server that `databases` has.
+    MySQL passes: Debian has no package of it, so the test uses the server of `databases`.
     """
     if kind is not Kind.MYSQL and find_program(kind) is None:
         lacking(f"no {kind} programs here, for servers that tests start")
 
 
 def lacking(reason: str) -> NoReturn:
-    """Skip a test for what this machine lacks, or fail it where `CI` is set."""
+    """Skip a test because this machine lacks something; fail it if `CI` is set."""
     if os.environ.get("CI", "").lower() in ("1", "true", "yes"):
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -67,48 +67,47 @@ def lacking(reason: str) -> NoReturn:
 
 @pytest.fixture
 def empty_database(databases: Databases, database_kind: Kind) -> Iterator[Scratch]:
-    """A database with nothing in it, of this test alone."""
+    """An empty database for this test."""
     with databases.empty(database_kind) as scratch:
         yield scratch
 
 
 @pytest.fixture
 def migrated_database(databases: Databases, database_kind: Kind) -> Iterator[Scratch]:
-    """A database whose schema is at head and whose tables are empty, of this test alone."""
+    """A database for this test: its schema is at head, its tables are empty."""
     with databases.migrated(database_kind) as scratch:
         yield scratch
 
 
 @pytest.fixture
 def database_target(empty_database: Scratch) -> Target:
-    """`empty_database`, as the database layer takes it."""
+    """`empty_database`, for the database layer."""
     return empty_database.target
 
 
 @pytest.fixture
 def database_env(empty_database: Scratch) -> dict[str, str]:
-    """`empty_database`, as a server process takes it: DB_DRIVER with DATABASE_URL or DATABASE_PATH."""
+    """`empty_database`, as settings of a server process."""
     return empty_database.env
 
 
 @pytest.fixture
 def migrated_target(migrated_database: Scratch) -> Target:
-    """`migrated_database`, as the database layer takes it."""
+    """`migrated_database`, for the database layer."""
     return migrated_database.target
 
 
 @pytest.fixture
 def migrated_env(migrated_database: Scratch) -> dict[str, str]:
-    """`migrated_database`, as a server process takes it."""
+    """`migrated_database`, as settings of a server process."""
     return migrated_database.env
 
 
 @pytest.fixture
 def database_instance(database_kind: Kind) -> Iterator[Instance]:
-    """A database server of this test alone, to be stopped, killed or frozen: with `@on("postgres", "mariadb")`.
+    """A database server that this test may stop, kill or pause: with `@on("postgres", "mariadb")`.
 
-    Where the programs are not installed, as where servers are named in the environment only, it skips the test, and
-    fails it where `CI` is set.
+    If its programs are not installed, the test is skipped; if `CI` is set, it fails.
     """
     with ExitStack() as stack:
         try:

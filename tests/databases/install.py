@@ -1,8 +1,8 @@
-"""Installs what the tests want and this machine lacks: database servers, PgBouncer, reverse proxies, Prometheus.
+"""Install the programs that the tests need: database servers, PgBouncer, reverse proxies, Prometheus.
 
-`python -m tests.databases.install`. Only on Debian and its relatives, as root or with a sudo that asks nothing; and a
-server only if there is neither a named server nor Docker. What is missing afterwards is named at the end of the tests,
-and fails them where `CI` is set.
+Run `python -m tests.databases.install`. It works on Debian and systems like it, as root or with sudo without a
+password. It installs a database server only if the environment names none and Docker does not work. The end of a test
+run lists what is missing; if `CI` is set, the tests fail.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.databases.docker import docker_works
 from tests.databases.kinds import SERVERS, Kind
 from tests.databases.pgbouncer import find_pgbouncer
 from tests.databases.programs import find_program
+from tests.databases.servers import docker_works
 from tests.harness.balancers import BALANCERS, find_balancer
 from tests.harness.nginx import find_nginx
 from tests.harness.prometheus import find_prometheus
 
-#: Where a release has a package with just the programs, without a service, it comes first.
+#: A package without a service comes first, if the release has one.
 _PACKAGES = {
     Kind.POSTGRES: "postgresql",
     Kind.MARIADB: "mariadb-server",
@@ -36,7 +36,7 @@ def missing() -> list[Kind]:
 
 
 def as_root() -> list[str] | None:
-    """What to put before a command so that root runs it; None where that would need a password."""
+    """The prefix of a command that root must run; None if sudo needs a password."""
     if os.geteuid() == 0:
         return []
     sudo = ["sudo", "-n"]
@@ -46,7 +46,7 @@ def as_root() -> list[str] | None:
 
 
 def main() -> None:
-    """Install what is missing and can be installed."""
+    """Install what is missing."""
     if shutil.which("apt-get") is None or (prefix := as_root()) is None:
         return
     packages = {str(kind): _PACKAGES[kind] for kind in missing()}

@@ -1,4 +1,4 @@
-"""Database servers from programs that are installed here, each in a folder of its own on a free loopback port."""
+"""Database servers from installed programs, each in its own folder and on a free port of the loopback interface."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ _FOLDERS = {
 }
 _SERVER = {Kind.POSTGRES: "postgres", Kind.MYSQL: "mysqld", Kind.MARIADB: "mariadbd"}
 
-#: What makes a server wait for no disk.
-_FORGETFUL_MYSQL = ("--innodb-flush-log-at-trx-commit=2", "--innodb-doublewrite=0", "--sync-binlog=0", "--skip-log-bin")
-_FORGETFUL = {
+#: Options with which a commit does not wait for the disk.
+_NO_FLUSH_MYSQL = ("--innodb-flush-log-at-trx-commit=2", "--innodb-doublewrite=0", "--sync-binlog=0", "--skip-log-bin")
+_NO_FLUSH = {
     Kind.POSTGRES: ("-c", "fsync=off", "-c", "full_page_writes=off"),
-    Kind.MYSQL: _FORGETFUL_MYSQL,
-    Kind.MARIADB: _FORGETFUL_MYSQL,
+    Kind.MYSQL: _NO_FLUSH_MYSQL,
+    Kind.MARIADB: _NO_FLUSH_MYSQL,
 }
 
-#: A database server that has been told to stop and has not after this many seconds is killed.
+#: Seconds after which a server that does not stop is killed.
 _STOP_SECONDS = 30
 
 
@@ -52,7 +52,7 @@ def find_program(kind: Kind) -> Path | None:
         candidates += sorted((folder / name for folder in folders), key=_version, reverse=True)
     for candidate in candidates:
         if os.access(candidate, os.X_OK) and (kind is not Kind.MYSQL or _is_mysql(candidate)):
-            # Its companions stand beside the real file, not beside a link to it.
+            # The other programs are in the folder of the real file, not of a link to it.
             return candidate.resolve()
     return None
 
@@ -62,14 +62,14 @@ def _version(program: Path) -> tuple[int, ...]:
 
 
 def _is_mysql(program: Path) -> bool:
-    """Debian's MariaDB installs itself as `mysqld` too."""
+    """Whether `mysqld` is MySQL: Debian's MariaDB has this name too."""
     said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False, timeout=30)
     return said.returncode == 0 and "mariadb" not in said.stdout.lower()
 
 
 @frozen
 class _Account:
-    """The account that a server runs under: ours, or another where we are root, which all three refuse to run as."""
+    """The account that a server runs as. The servers refuse to run as root."""
 
     name: str
     uid: int | None = None
@@ -86,11 +86,7 @@ class _Account:
 
 @define
 class Instance:
-    """A server process of our own, with its data folder. Stop it with `close`.
-
-    `kill`, `pause`, `resume` and `start` are for tests of what happens when the database goes away; `command` is how it
-    is started.
-    """
+    """A server process that the tests started, with its data folder. `close` stops it."""
 
     kind: Kind
     url: str
@@ -101,7 +97,7 @@ class Instance:
 
     @property
     def log(self) -> str:
-        """The last lines that the server wrote."""
+        """The last lines of its log."""
         path = self._folder / "log"
         return "\n".join(path.read_text(errors="replace").splitlines()[-20:]) if path.exists() else ""
 
@@ -125,7 +121,7 @@ class Instance:
         return path
 
     def start(self) -> None:
-        """Start the process on its data; it answers a time later."""
+        """Start the process. It may not answer yet."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self.command,
@@ -133,26 +129,26 @@ class Instance:
                 stdout=log,
                 stderr=log,
                 cwd=self._folder,
-                # Ctrl-C on the test run is for the tests; they stop the server when they are done with it.
+                # Ctrl-C reaches only the tests, which then stop the server.
                 start_new_session=True,
                 user=self._account.uid,
                 group=self._account.gid,
             )
 
     def stop(self) -> None:
-        """Let it finish: the fast shutdown of PostgreSQL, the ordinary one of the others."""
+        """Stop it normally; PostgreSQL by a fast shutdown."""
         self._end(signal.SIGINT if self.kind is Kind.POSTGRES else signal.SIGTERM)
 
     def kill(self) -> None:
-        """Take it away at once, with its children."""
+        """Kill it and its children."""
         self._end(signal.SIGKILL)
 
     def pause(self) -> None:
-        """Freeze it: connections stay open and nothing answers."""
+        """Pause it: connections stay open and nothing answers."""
         self._signal(signal.SIGSTOP)
 
     def resume(self) -> None:
-        """Let a frozen server go on."""
+        """Continue a paused server."""
         self._signal(signal.SIGCONT)
 
     def close(self) -> None:
@@ -165,7 +161,7 @@ class Instance:
     def _signal(self, number: signal.Signals) -> None:
         if self._process is None or not self.running:
             return
-        # Each of PostgreSQL's children leads a group of its own.
+        # Each child of PostgreSQL has its own process group.
         for pid in family(self._process.pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, number)
@@ -176,7 +172,7 @@ class Instance:
         if number is signal.SIGKILL:
             self._signal(number)
         else:
-            # To the parent alone: PostgreSQL's children are its own to stop.
+            # Only the parent: it stops its children.
             self._process.send_signal(number)
         try:
             self._process.wait(_STOP_SECONDS)
@@ -198,13 +194,13 @@ def launch(
     Args:
         kind: of database.
         program: its server.
-        durable: leave the server's own settings for what a commit survives, as who measures it must. A test's data need
-            not be flushed to the disk: a killed process does not lose it, and a power cut may.
+        durable: flush commits to the disk, as benchmarks must. Tests need not: a killed process loses nothing without
+            it, only a power cut does.
         prepare: called before the first start; returns further arguments of the server.
-        within: the folder to make the data folder in, such as a small disk; `/tmp` where None.
+        within: the parent of the data folder, such as a small disk; `/tmp` if None.
 
     Raises:
-        RuntimeError: the data folder could not be made; the message holds the program's words.
+        RuntimeError: the data folder could not be made; the message has the program's error.
     """
     account = _Account.choose("postgres" if kind is Kind.POSTGRES else "mysql")
     # A short path: a socket's may have no more than about 100 characters.
@@ -215,7 +211,7 @@ def launch(
     make = {Kind.POSTGRES: _postgres, Kind.MYSQL: _mysql, Kind.MARIADB: _mariadb}[kind]
     install, serve, url = make(program, folder, port, account)
     if not durable:
-        serve = [*serve, *_FORGETFUL[kind]]
+        serve = [*serve, *_NO_FLUSH[kind]]
     try:
         _run(install, folder, account)
         instance = Instance(kind, url, folder, tuple(serve), account)
@@ -240,8 +236,7 @@ def _run(command: Sequence[str], folder: Path, account: _Account) -> None:
         group=account.gid,
     )
     if done.returncode != 0:
-        message = f"{command[0]} failed: {(done.stderr or done.stdout).strip()[-2000:]}"
-        raise RuntimeError(message)
+        raise RuntimeError(f"{command[0]} failed: {(done.stderr or done.stdout).strip()[-2000:]}")
 
 
 _Plan = tuple[Sequence[str], Sequence[str], str]

@@ -1,4 +1,4 @@
-"""Databases that a test may do anything to: made in milliseconds, dropped at the end."""
+"""Databases for one test each: created in milliseconds, dropped at the end of the test."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from attrs import Factory, define, frozen
 
@@ -17,9 +18,13 @@ from db import migrate
 from db.database import opened
 from db.dsn import Target, parse
 from db.options import Options
-from tests.databases.addresses import with_database
+from tests.databases.admin import Address, admin_of, with_database
 from tests.databases.kinds import Kind
 from tests.databases.servers import Missing, Server, open_server
+
+#: The account, the host and the database in the documentation, in all forms of a URL.
+PLACES = ("user:password@localhost:5432/llmproxy", "llmproxy:secret@localhost:5432/llmproxy")
+GO_PLACE = "llmproxy:secret@tcp(localhost:3306)/llmproxy"
 
 
 def upgrade(target: Target) -> tuple[migrate.Revision, ...]:
@@ -30,7 +35,7 @@ def upgrade(target: Target) -> tuple[migrate.Revision, ...]:
 
 @frozen
 class Scratch:
-    """One database, and how it is reached. `url` is empty for SQLite, `path` for the others."""
+    """One database. `url` is empty for SQLite, `path` for the others."""
 
     kind: Kind
     name: str
@@ -39,21 +44,64 @@ class Scratch:
 
     @property
     def target(self) -> Target:
-        """What the database layer opens."""
+        """The database, for the database layer."""
         return parse(self.kind.driver, self.url, self.path)
 
     @property
     def env(self) -> dict[str, str]:
-        """The settings that lead a server process to it."""
+        """The database, as settings of a server process."""
         place = {"DATABASE_PATH": self.path} if self.kind is Kind.SQLITE else {"DATABASE_URL": self.url}
         return {"DB_DRIVER": self.kind.driver, **place}
+
+    def query(self, statement: str) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """Run a statement as the administrator of the server; return the names of its columns, and its rows."""
+        return admin_of(self.kind, self.url).query(statement, self.name)
+
+
+@frozen
+class Account:
+    """A user of the test server with a password, who owns the database of the test."""
+
+    name: str
+    scratch: Scratch
+
+    def fill(self, text: str, end: str | None = None) -> str:
+        """Put this account, host and database into a text of the documentation; `end` is another host:port."""
+        default = 5432 if self.scratch.kind is Kind.POSTGRES else 3306
+        address = Address.parse(self.scratch.url, default_port=default)
+        end, login = end or f"{address.host}:{address.port}", f"{self.name}:secret"
+        text = text.replace("@db.internal:", "@localhost:").replace("@tcp(db.internal:", "@tcp(localhost:")
+        for place in PLACES:
+            text = text.replace(place, f"{login}@{end}/{self.scratch.name}")
+        return text.replace(GO_PLACE, f"{login}@tcp({end})/{self.scratch.name}")
+
+
+@contextmanager
+def account(scratch: Scratch) -> Iterator[Account]:
+    """Create an account; at the end, delete it and everything that it owns."""
+    name = f"guide_{secrets.token_hex(4)}"
+    if scratch.kind is Kind.POSTGRES:
+        begin = [f"CREATE ROLE {name} LOGIN PASSWORD 'secret'", f'ALTER DATABASE "{scratch.name}" OWNER TO {name}']
+        end = [f"REASSIGN OWNED BY {name} TO CURRENT_USER", f"DROP OWNED BY {name}", f"DROP ROLE {name}"]
+    else:
+        users = [f"'{name}'@'%'", f"'{name}'@'localhost'"]  # an anonymous user of localhost would come before '%'
+        begin = [f"CREATE USER {user} IDENTIFIED BY 'secret'" for user in users]
+        begin += [f"GRANT ALL ON `{scratch.name}`.* TO {user}" for user in users]
+        end = [f"DROP USER {user}" for user in users]
+    for statement in begin:
+        scratch.query(statement)
+    try:
+        yield Account(name, scratch)
+    finally:
+        for statement in end:
+            scratch.query(statement)
 
 
 @define
 class Databases:
-    """All databases of a test run. Servers start when a test first asks for one, and stop with `close`.
+    """All databases of a test run. A server starts when a test needs it first, and stops with `close`.
 
-    Those that start here flush commits to the disk if they are to be `durable`.
+    If `durable`, the servers that start here flush commits to the disk.
     """
 
     durable: bool = False
@@ -67,7 +115,7 @@ class Databases:
 
         Raises:
             Missing: this machine has none.
-            RuntimeError: it has one that does not work; said again, without trying again, at each call.
+            RuntimeError: the server does not work. Each further call raises the same error at once.
         """
         if kind not in self._servers:
             try:
@@ -84,7 +132,7 @@ class Databases:
 
     @contextmanager
     def empty(self, kind: Kind) -> Iterator[Scratch]:
-        """A database with nothing in it."""
+        """An empty database."""
         with ExitStack() as stack:
             if kind is Kind.SQLITE:
                 scratch = self._file(stack)
@@ -108,7 +156,7 @@ class Databases:
             yield scratch
 
     def describe(self) -> dict[Kind, str]:
-        """Each server that was asked for: its version and where it came from, or why there is none."""
+        """The version and origin of each server that a test needed, or why there is none."""
         return {
             kind: str(found).partition("\n")[0] if isinstance(found, Exception) else f"{found.version} ({found.origin})"
             for kind, found in self._servers.items()

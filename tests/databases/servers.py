@@ -1,21 +1,22 @@
-"""A database server for the tests: one that the environment names, else one from programs, else a container."""
+"""A database server for the tests: one that the environment names, else an installed one, else a container."""
 
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 from attrs import field, frozen
 
-from tests.databases import docker, programs
+from tests.databases import programs
 from tests.databases.admin import Admin, admin_of
 from tests.databases.kinds import Kind
 
-#: How long a server that we started may take until it answers, in seconds.
+#: Seconds until a server that was started must answer.
 _READY_SECONDS = 90.0
 
 _ADVICE = {
@@ -23,22 +24,74 @@ _ADVICE = {
     Kind.MYSQL: "install the package mysql-server (not MariaDB under that name)",
     Kind.MARIADB: "install the package mariadb-server",
 }
+_IMAGES = {Kind.POSTGRES: "postgres:17", Kind.MYSQL: "mysql:8.4", Kind.MARIADB: "mariadb:11.4"}
+_SETTINGS = {
+    Kind.POSTGRES: ("POSTGRES_HOST_AUTH_METHOD=trust",),
+    Kind.MYSQL: ("MYSQL_ALLOW_EMPTY_PASSWORD=yes",),
+    Kind.MARIADB: ("MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=yes",),
+}
+_PORT = {Kind.POSTGRES: 5432, Kind.MYSQL: 3306, Kind.MARIADB: 3306}
+#: The first start pulls an image.
+_START_SECONDS = 300
 
 
 class Missing(Exception):
-    """There is no server of this kind here; the message says what to do."""
+    """There is no server of this kind; the message says how to get one."""
 
 
-class _Started(Protocol):
-    @property
-    def url(self) -> str: ...
+@frozen
+class Container:
+    """A running container; Docker removes it and its data when it stops."""
 
-    def close(self) -> None: ...
+    id: str
+    url: str
+
+    def close(self) -> None:
+        """Stop it, if it still runs."""
+        subprocess.run(["docker", "stop", "--time", "5", self.id], capture_output=True, check=False, timeout=60)
+
+
+def docker_works() -> bool:
+    """Whether Docker is installed and its daemon answers."""
+    if shutil.which("docker") is None:
+        return False
+    try:
+        answer = subprocess.run(["docker", "info"], capture_output=True, check=False, timeout=15)
+    except subprocess.TimeoutExpired:
+        return False
+    return answer.returncode == 0
+
+
+def start_container(kind: Kind) -> Container:
+    """Start a server of this kind, published on a free loopback port. It may not answer yet.
+
+    Raises:
+        RuntimeError: Docker refused; the message has its error.
+    """
+    inside = _PORT[kind]
+    command = ["docker", "run", "--detach", "--rm", "--publish", f"127.0.0.1::{inside}"]
+    for setting in _SETTINGS[kind]:
+        command += ["--env", setting]
+    # An argument that starts with a dash goes to the server, in all three images.
+    limit = ["-c", "max_connections=300"] if kind is Kind.POSTGRES else ["--max-connections=300"]
+    container = _docker([*command, _IMAGES[kind], *limit])
+    published = _docker(["docker", "port", container, f"{inside}/tcp"])
+    port = int(published.splitlines()[0].rpartition(":")[2])
+    if kind is Kind.POSTGRES:
+        return Container(container, f"postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable")
+    return Container(container, f"root@tcp(127.0.0.1:{port})/mysql?parseTime=true")
+
+
+def _docker(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_START_SECONDS)
+    if done.returncode != 0:
+        raise RuntimeError(f"docker {command[1]} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout.strip()
 
 
 @frozen
 class Server:
-    """A server that answers. `close` stops it if the tests started it, and leaves it alone otherwise."""
+    """A server that answers."""
 
     kind: Kind
     url: str
@@ -48,7 +101,7 @@ class Server:
     _stop: Callable[[], None] = field(repr=False)
 
     def close(self) -> None:
-        """Stop what was started for the tests."""
+        """Stop the server if the tests started it."""
         self._stop()
 
 
@@ -57,26 +110,24 @@ def open_server(kind: Kind, environ: Mapping[str, str] = os.environ, *, durable:
 
     Raises:
         Missing: there is none, and no way to start one.
-        RuntimeError: one is named or installed, and does not work. That is never passed over.
+        RuntimeError: one is named or installed, and does not work.
     """
     if url := environ.get(kind.variable):
         admin = admin_of(kind, url)
         try:
             version = admin.version()
         except Exception as error:
-            message = f"the server that {kind.variable} names does not answer: {error}"
-            raise RuntimeError(message) from error
-        return Server(kind, url, version, kind.variable, admin, _leave)
+            raise RuntimeError(f"the server that {kind.variable} names does not answer: {error}") from error
+        return Server(kind, url, version, kind.variable, admin, _do_nothing)
     if program := programs.find_program(kind):
         instance = programs.launch(kind, program, durable=durable)
         version = wait_until_answers(kind, instance, lambda: instance.log)
         return Server(kind, instance.url, version, str(program), admin_of(kind, instance.url), instance.close)
-    if docker.docker_works():
-        container = docker.launch(kind)
+    if docker_works():
+        container = start_container(kind)
         version = wait_until_answers(kind, container)
         return Server(kind, container.url, version, "docker", admin_of(kind, container.url), container.close)
-    message = f"no {kind} server: set {kind.variable}, or {_ADVICE[kind]}, or start Docker"
-    raise Missing(message)
+    raise Missing(f"no {kind} server: set {kind.variable}, or {_ADVICE[kind]}, or start Docker")
 
 
 @contextmanager
@@ -85,17 +136,16 @@ def own_instance(
     prepare: Callable[[programs.Instance], Sequence[str]] | None = None,
     within: Path | None = None,
 ) -> Iterator[programs.Instance]:
-    """A server for one test alone, to be stopped, killed or frozen under a proxy's feet.
+    """A server for one test, which may stop, kill or pause it.
 
     After `start` on it, `wait_until_answers` waits until it is back. `prepare` and `within` as in `programs.launch`.
 
     Raises:
-        Missing: its programs are not installed here; a server that the environment names will not do.
+        Missing: its programs are not installed. A server that the environment names is not used.
     """
     program = programs.find_program(kind)
     if program is None:
-        message = f"no {kind} programs: {_ADVICE[kind]}"
-        raise Missing(message)
+        raise Missing(f"no {kind} programs: {_ADVICE[kind]}")
     instance = programs.launch(kind, program, prepare=prepare, within=within)
     try:
         wait_until_answers(kind, instance, lambda: instance.log)
@@ -104,11 +154,11 @@ def own_instance(
         instance.close()
 
 
-def wait_until_answers(kind: Kind, started: _Started, log: Callable[[], str] = str) -> str:
+def wait_until_answers(kind: Kind, started: Container | programs.Instance, log: Callable[[], str] = str) -> str:
     """Wait for a server that was started just now, and return its version.
 
     Raises:
-        RuntimeError: it did not answer in time, and was closed; the message ends with the last lines of its log.
+        RuntimeError: it did not answer in time and was closed; the message ends with the last lines of its log.
     """
     admin = admin_of(kind, started.url)
     deadline = time.monotonic() + _READY_SECONDS
@@ -117,12 +167,11 @@ def wait_until_answers(kind: Kind, started: _Started, log: Callable[[], str] = s
             return admin.version()
         except Exception as error:
             if time.monotonic() > deadline:
-                words = log()
+                lines = log()
                 started.close()
-                message = f"{kind} did not answer in {_READY_SECONDS:.0f} s: {error}\n{words}"
-                raise RuntimeError(message) from error
+                raise RuntimeError(f"{kind} did not answer in {_READY_SECONDS:.0f} s: {error}\n{lines}") from error
             time.sleep(0.05)
 
 
-def _leave() -> None:
-    """The server is somebody else's."""
+def _do_nothing() -> None:
+    """Leave a server running that the tests did not start."""

@@ -18,8 +18,7 @@ import pg8000.native
 from attrs import define, evolve
 
 from db.dsn import Target, parse
-from tests.databases.addresses import Address
-from tests.databases.admin import admin_of
+from tests.databases.admin import Address, admin_of
 from tests.databases.kinds import Kind
 from tests.databases.programs import Instance
 from tests.databases.servers import Server, own_instance

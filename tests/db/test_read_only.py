@@ -13,7 +13,7 @@ from db.database import Database, opened
 from db.dsn import parse
 from db.errors import Unavailable
 from db.options import Options
-from tests.databases.addresses import Address
+from tests.databases.admin import Address
 from tests.databases.kinds import SERVERS, on
 from tests.databases.programs import Instance
 from tests.databases.servers import wait_until_answers

@@ -21,11 +21,10 @@ from db.dsn import Target, Tls
 from db.options import Options
 from db.schema import in_flight, requests, usage_hourly
 from llm_proxy.config import Settings
-from tests.databases.accounts import account
-from tests.databases.addresses import Address
+from tests.databases.admin import Address
 from tests.databases.fixtures import lacking
 from tests.databases.kinds import SERVERS, Kind, on
-from tests.databases.scratch import Scratch, upgrade
+from tests.databases.scratch import Scratch, account, upgrade
 from tests.db.pasts import write_past
 from tests.db.tls_wire import PostgresWire, TlsWire, tls_wire_to
 from tests.docs.blocks import block

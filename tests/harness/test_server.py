@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.databases.addresses import Address, with_endpoint
+from tests.databases.admin import Address, with_endpoint
 from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Databases
 from tests.harness.deployment import UPSTREAM_KEY, Deployment

@@ -44,8 +44,7 @@ from db.dsn import parse
 from db.dsn.target import Target
 from db.options import Options
 from db.schema import in_flight, requests
-from tests.databases.addresses import Address, with_database, with_endpoint
-from tests.databases.admin import admin_of
+from tests.databases.admin import Address, admin_of, with_database, with_endpoint
 from tests.databases.disks import Disk, small_disk
 from tests.databases.fixtures import lacking, require
 from tests.databases.kinds import Kind

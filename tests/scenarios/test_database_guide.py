@@ -16,10 +16,8 @@ import pytest
 from benchmarks.processes import Upstream
 from db import dsn
 from llm_proxy.config import Settings
-from tests.databases.accounts import account
-from tests.databases.console import run
 from tests.databases.kinds import SERVERS, Kind, on
-from tests.databases.scratch import Scratch
+from tests.databases.scratch import Scratch, account
 from tests.docs.blocks import block
 from tests.docs.prompt import done, exported, typed
 from tests.harness.deployment import UPSTREAM_KEY, Deployment
@@ -90,10 +88,10 @@ async def test_guide_moves_from_sqlite_to_a_server(
 
 def look_at_the_statistics(scratch: Scratch) -> None:
     first, second, _ = block(PAGE, "statistics of postgres").split(";")
-    assert run(scratch, first)[0] == ["count"]
-    ((connections,),) = run(scratch, first.replace("'llmproxy'", f"'{scratch.name}'"))[1]
+    assert scratch.query(first)[0] == ["count"]
+    ((connections,),) = scratch.query(first.replace("'llmproxy'", f"'{scratch.name}'"))[1]
     assert connections >= 2  # the server's, and this one
-    columns, rows = run(scratch, second)
+    columns, rows = scratch.query(second)
     assert columns == ["relname", "pg_size_pretty"]
     assert {"projects", "tokens", "requests"} <= {row[0] for row in rows}
 

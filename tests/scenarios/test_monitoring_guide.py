@@ -10,7 +10,6 @@ from pathlib import Path
 from db import Connection
 from db.database import opened
 from db.options import Options
-from tests.databases.console import run
 from tests.databases.kinds import SERVERS, Kind, on
 from tests.databases.scratch import Scratch
 from tests.docs.blocks import block, blocks
@@ -38,7 +37,7 @@ def test_guide_has_queries_for_every_database() -> None:
 @on(*SERVERS)
 def test_every_query_of_the_guide_works(migrated_database: Scratch, database_kind: Kind) -> None:
     for text in queries(database_kind):
-        columns, rows = run(migrated_database, text.replace("'llmproxy'", f"'{migrated_database.name}'"))
+        columns, rows = migrated_database.query(text.replace("'llmproxy'", f"'{migrated_database.name}'"))
         assert columns, text
         if not re.search(r"INTERVAL '?10", text, re.IGNORECASE) and not WAITS.search(text):
             assert rows, text
@@ -66,7 +65,7 @@ def test_queries_of_the_guide_show_lock_waits(migrated_database: Scratch, databa
         threads[1].start()
         try:
             for _ in range(300):
-                seen.append(len(run(migrated_database, text)[1]))
+                seen.append(len(migrated_database.query(text)[1]))
                 if seen[-1]:
                     break
                 threads[1].join(0.1)

@@ -10,7 +10,7 @@ from db import migrate
 from db.database import opened
 from db.dsn.target import Target
 from db.options import Options
-from tests.databases.addresses import with_endpoint
+from tests.databases.admin import with_endpoint
 from tests.databases.fixtures import lacking
 from tests.databases.kinds import on
 from tests.databases.pgbouncer import ADVICE, find_pgbouncer, pgbouncer

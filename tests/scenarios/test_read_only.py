@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.databases.addresses import with_database
-from tests.databases.admin import admin_of
+from tests.databases.admin import admin_of, with_database
 from tests.databases.fixtures import require_programs
 from tests.databases.kinds import SERVERS, Kind, on
 from tests.databases.scratch import Databases, Scratch
