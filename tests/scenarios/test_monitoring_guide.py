@@ -83,4 +83,4 @@ def test_commands_of_the_guide_work_beside_a_server_on_sqlite(start_server: Star
     example = re.findall(r"^(llm_proxy_database_\w+)", PAGE.read_text(), re.MULTILINE)
     assert set(example) <= set(shown)
     assert done(block(PAGE, "sqlite"), server.folder) == "0\n"
-    assert "balance" in done(block(PAGE, "shell"), server.folder)
+    assert "The ledger is correct" in done(block(PAGE, "shell"), server.folder)
