@@ -257,6 +257,10 @@ class TestEvents:
         stream = end.join(lines).replace(b"%s", self.MESSAGE)
         assert metered(meter_for(200, [EVENTS]), stream) == Usage("m", 5, 6)
 
+    def test_events_with_mixed_line_ends_are_read(self) -> None:
+        stream = b"event: x\rdata: " + self.MESSAGE + b"\n\n"
+        assert metered(meter_for(200, [EVENTS]), stream) == Usage("m", 5, 6)
+
     @pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
     @pytest.mark.parametrize("pad", [0, 300_000])
     def test_a_document_in_several_data_lines_is_read(self, end: bytes, pad: int) -> None:

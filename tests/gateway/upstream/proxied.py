@@ -49,6 +49,8 @@ async def outbound_proxy(
         async with there, trio.open_nursery() as nursery:
             nursery.start_soon(_pump, peer.stream, there, nursery.cancel_scope)
             nursery.start_soon(_pump, there, peer.stream, nursery.cancel_scope)
+        # With TLS, this sends a close_notify.
+        await peer.stream.aclose()
 
     async with stage(handler, context) as listening:
         running = RunningProxy(listening.origin.port)

@@ -200,7 +200,7 @@ async def test_an_upload_that_the_upstream_does_not_read_is_answered(open_scene:
 
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_large_body_arrives_whole_if_the_upstream_reads_slowly(open_scene: Any, way: Way) -> None:
-    size = 8_000_000
+    size = 8_500_000
 
     async def handler(peer: Peer) -> None:
         received = len((await peer.head()).partition(b"\r\n\r\n")[2])
