@@ -41,17 +41,9 @@ def test_a_failing_clean_up_spoils_a_test_that_passed() -> None:
     assert tally.counts()[Kind.MYSQL] == {"failed": 1}
 
 
-def test_a_failing_set_up_counts() -> None:
-    assert tally_of(report("a", "setup", "failed", Kind.SQLITE)).counts()[Kind.SQLITE] == {"failed": 1}
-
-
 def test_a_test_about_two_databases_counts_for_both() -> None:
     counts = tally_of(report("a", "call", "passed", Kind.SQLITE, Kind.POSTGRES)).counts()
     assert (counts[Kind.SQLITE], counts[Kind.POSTGRES], counts[Kind.MARIADB]) == ({"passed": 1}, {"passed": 1}, {})
-
-
-def test_a_test_about_none_is_not_counted() -> None:
-    assert not any(tally_of(report("a", "call", "passed")).counts().values())
 
 
 def test_an_untested_database_is_named_with_the_reason() -> None:
