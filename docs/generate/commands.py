@@ -11,12 +11,12 @@ from llm_proxy.cli.program import program
 _INTRODUCTION = """\
 # Commands
 
-One program, `llm-proxy`, which is also `python -m llm_proxy`. What follows is what `--help` says of each command.
+One program, `llm-proxy`, which is also `python -m llm_proxy`. This page has the `--help` of each command.
 
 - **Exit codes**: 0 done, 1 error, 2 wrong usage or cannot connect, 3 not authorised.
-- **Errors** are one line on stderr that says what is wrong and what to do. `--debug` shows the traceback, too.
-- **Listings** take `--json`. Long work shows a progress bar on a terminal, and plain lines elsewhere.
-- **Settings** come from flags, the environment, a `.env` file, and defaults, in this order: see
+- **Errors** are one line on stderr that says what is wrong and what to do. `--debug` also shows the traceback.
+- **Listings** have `--json`. Long commands show a progress bar on a terminal, and lines elsewhere.
+- **Settings** are read from flags, the environment, a `.env` file and defaults, in this order: see
   [Settings](configuration.md).
 """
 _WIDTH = 100

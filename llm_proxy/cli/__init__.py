@@ -1,15 +1,12 @@
 """The command line.
 
-- `program.py`: finds the commands, runs one, and turns what happens into an exit code
-- `failures.py`: exit codes, and errors in words
+- `program`: finds the commands, runs one, and turns an error into a line and an exit code
+- `failures`: exit codes and error messages
 - `commands/`: one module or package per command
-- `configuration.py`: the options and the loading of settings
-- `output.py`: tables, records and JSON
-- `client.py`: the management API's client; `base_url.py` and `management_token.py` say where it is and what opens it
-- `confirmation.py`: the question before something is deleted
-- `database.py`: the database itself, for commands that need no server
-- `worker.py`: one serving process
-- `demo/`: the demo's tour
+- `options`: options that commands share, and the settings behind them
+- `output`: tables, records and JSON
+- `client`: the client of the management API
+- `database`: opens the database, for commands that need no server
 """
 
 from __future__ import annotations

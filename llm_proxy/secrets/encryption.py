@@ -1,14 +1,13 @@
-"""Secrets at rest: providers' API keys sealed under a ring of keys, and tokens known by their digest only.
+"""Providers' API keys at rest, encrypted under the keys of `ENCRYPTION_KEY`.
 
-A sealed API key is text that names how it was made, so that a value of one kind can never pass for another:
+A sealed API key is text that names its form, so that a value of one form is never read as another:
 
     enc:v2:<kid>:<base64url(nonce ‖ ciphertext ‖ tag)>   AES-256-GCM, bound to its project by the associated data
     enc:v1:<base64(nonce ‖ ciphertext ‖ tag)>            AES-256-GCM without associated data; read, never written
-    plain:<key>                                          where the operator allowed plain text
+    plain:<key>                                          if the operator allows plain text
 
-The key id `kid` is a short digest of the key: it finds the key in the ring and tells nothing about it. Nonces are
-random, which is safe for some 2³² seals under one key (NIST SP 800-38D, section 8.3); a project is sealed when its
-key changes, so that is never reached.
+The key id `kid` is a short digest of the key. Nonces are random, which is safe for 2³² seals under one key (NIST SP
+800-38D, section 8.3); that is never reached, because an API key is sealed only when it changes.
 """
 
 from __future__ import annotations
@@ -40,18 +39,15 @@ _LAST4_FROM: Final = 8
 
 
 class KeyRingError(SecretError):
-    """The keys themselves are not usable: a wrong setting, or a key file that is damaged or open to others."""
+    """The keys cannot be used: a wrong setting, or a key file that is damaged or open to other users."""
 
 
 class SealError(SecretError):
-    """A sealed value cannot be opened with this ring, or is not a sealed value at all."""
+    """A value cannot be opened with this ring, or is not a sealed value."""
 
 
 class KeyRing:
-    """The keys that seal API keys: the first one seals, every one opens.
-
-    A ring without keys must be allowed plain text, and then writes plain text.
-    """
+    """The keys that encrypt API keys. The first one seals, all of them open. Without keys, it writes plain text."""
 
     __slots__ = ("_ciphers", "_keys", "_plaintext", "_sealing_kid")
 
@@ -59,11 +55,11 @@ class KeyRing:
         """Make a ring of 32-byte keys.
 
         Args:
-            keys: the first one seals; all of them open.
-            allow_plaintext: whether `plain:` values may be read, and written where the ring has no key.
+            keys: the first one seals.
+            allow_plaintext: whether `plain:` values may be read, and written if there is no key.
 
         Raises:
-            KeyRingError: a key has the wrong length or comes twice, or there is none and plain text is not allowed.
+            KeyRingError: a key has the wrong length or occurs twice, or plain text is not allowed and there is no key.
         """
         self._keys = tuple(keys)
         self._plaintext = allow_plaintext
@@ -81,35 +77,35 @@ class KeyRing:
 
     @classmethod
     def from_setting(cls, text: str, *, allow_plaintext: bool = False) -> Self:
-        """Read the form of `ENCRYPTION_KEY`: base64 of 32 bytes, several separated by commas.
+        """Parse `ENCRYPTION_KEY`: base64 of 32 bytes, several separated by commas.
 
         Raises:
-            KeyRingError: naming the place in the list, never the value.
+            KeyRingError: the message has the place in the list, never the value.
         """
         keys = [_decode_key(part.strip(), place) for place, part in enumerate(text.split(","), start=1)]
         return cls(keys, allow_plaintext=allow_plaintext)
 
     @classmethod
     def generate(cls) -> Self:
-        """Make a ring with one fresh random key."""
+        """Make a ring with one random key."""
         return cls([secrets.token_bytes(KEY_BYTES)])
 
     @classmethod
     def plaintext(cls) -> Self:
-        """Make the ring of `ALLOW_PLAINTEXT_API_KEYS`: it has no key, and reads and writes `plain:` values."""
+        """Make a ring without keys, which reads and writes `plain:` values."""
         return cls(allow_plaintext=True)
 
     def to_setting(self) -> str:
-        """Give the keys in the form that `from_setting` reads. This is the secret itself: for key files only."""
+        """The keys as in `ENCRYPTION_KEY`. This is a secret: for key files only."""
         return ",".join(base64.b64encode(key).decode("ascii") for key in self._keys)
 
     @property
     def key_ids(self) -> tuple[str, ...]:
-        """The ids of the keys, the sealing one first; empty where API keys are kept in plain text."""
+        """The ids of the keys, the first one seals; empty for plain text."""
         return tuple(self._ciphers)
 
     def seal(self, plain: str, project_id: str) -> str:
-        """Seal an API key for one project; it opens for no other."""
+        """Encrypt an API key for one project; it cannot be opened for another one."""
         if self._sealing_kid is None:
             return _PLAIN + plain
         nonce = os.urandom(_NONCE_BYTES)
@@ -117,11 +113,11 @@ class KeyRing:
         return f"{_V2}{self._sealing_kid}:{base64.urlsafe_b64encode(nonce + box).decode('ascii')}"
 
     def open(self, sealed: str, project_id: str) -> str:
-        """Give back the API key that was sealed for this project.
+        """Decrypt the API key of a project.
 
         Raises:
             SealError: the form or the key is unknown, the value was altered or belongs to another project, or it is
-                plain text where that is not allowed.
+                plain text and that is not allowed.
         """
         if sealed.startswith(_V2):
             kid, colon, body = sealed[len(_V2) :].partition(":")
@@ -146,15 +142,15 @@ class KeyRing:
         raise SealError("a stored API key has an unknown form: it is neither sealed nor marked as plain text")
 
     def is_current(self, sealed: str) -> bool:
-        """Whether `seal` would write this value under the same key and in the same form today."""
+        """Whether the value has the form and the key that `seal` uses now."""
         if self._sealing_kid is None:
             return sealed.startswith(_PLAIN)
         return sealed.startswith(f"{_V2}{self._sealing_kid}:")
 
     def missing(self, sealed: str) -> str | None:
-        """What it takes to open this value and is not in the ring, in words; None where nothing is known to be missing.
+        """Describe the key or setting that is needed to open this value and is not configured; None if all is.
 
-        It is told from the value's form alone, and quickly: whether it really opens is not tried.
+        It reads the form only, and does not decrypt.
         """
         if sealed.startswith(_V2):
             kid = sealed[len(_V2) :].partition(":")[0]
@@ -164,7 +160,7 @@ class KeyRing:
         return None
 
     def _open_v1(self, body: str) -> str:
-        # The first version names no key, so each one is tried: authentication tells the right one.
+        # This form does not name its key, so each one is tried; authentication fails with a wrong one.
         box = _split_box(body, urlsafe=False)
         for cipher in self._ciphers.values():
             with suppress(SealError):
@@ -176,13 +172,12 @@ class KeyRing:
 
 
 def load_or_create_key_file(path: Path) -> KeyRing:
-    """Read the ring from a key file, or make the file with one fresh key.
+    """Read the ring from a key file. If it does not exist, create it with one random key.
 
-    The file has the form of `ENCRYPTION_KEY`, is readable by its owner only, and appears complete or not at all: of
-    several processes that start at once, one makes it and the others read it.
+    If several processes do this at the same time, one creates the file and the others read it.
 
     Raises:
-        KeyRingError: the file is damaged, open to other users, or cannot be read or made.
+        KeyRingError: the file is damaged, open to other users, or cannot be read or created.
     """
     try:
         if not path.exists():
@@ -193,7 +188,7 @@ def load_or_create_key_file(path: Path) -> KeyRing:
 
 
 def last4(secret: str) -> str:
-    """Give the last four characters, by which people tell secrets apart; nothing of a secret that is too short."""
+    """The last four characters, to show to people; empty if the secret is too short."""
     return secret[-4:] if len(secret) >= _LAST4_FROM else ""
 
 
@@ -202,19 +197,19 @@ def _key_id(key: bytes) -> str:
 
 
 def _decode_key(text: str, place: int) -> bytes:
-    """Decode one key from either alphabet of base64, padded or not."""
+    """Decode a key from either alphabet of base64, with or without padding."""
     if not text:
         raise KeyRingError(f"key {place} is empty")
     standard = text.rstrip("=").replace("-", "+").replace("_", "/")
     try:
         return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
     except (binascii.Error, ValueError):
-        # The decoder's own message is left out, and so is the context: neither may carry the key into a log.
+        # Without the decoder's message and context: they may contain the key.
         raise KeyRingError(f"key {place} is not base64 of {KEY_BYTES} bytes") from None
 
 
 def _split_box(body: str, *, urlsafe: bool) -> tuple[bytes, bytes]:
-    """Decode a sealed body into its nonce and its ciphertext with tag."""
+    """The nonce, and the ciphertext with its tag."""
     try:
         raw = base64.b64decode(body, altchars=b"-_" if urlsafe else None, validate=True)
     except (binascii.Error, ValueError):

@@ -1,8 +1,7 @@
-"""The seals of the projects' API keys, all together: which of them open, and bringing them under the newest key.
+"""The API keys of all projects: which keys they need, and key rotation.
 
-Reading and resealing need no pause of the servers. Each seal names its key, so a server whose `ENCRYPTION_KEY` has both
-keys reads old seals and new ones; a seal is replaced only while it is still the one that was read, so that a key which
-somebody sets at the same time is never overwritten.
+Servers can run during a rotation. Each sealed API key names its encryption key, so a server with both keys in
+`ENCRYPTION_KEY` reads old and new ones. A value is replaced only if it has not changed since it was read.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from llm_proxy.secrets.encryption import KeyRing, SealError
 if TYPE_CHECKING:
     from db.database import Database
 
-#: Projects that are read at once.
+#: Projects per query.
 _PIECE = 200
-#: How often a key that somebody else keeps changing is tried.
+#: Attempts for a value that others change at the same time.
 _ATTEMPTS = 3
 
 
 @frozen
 class Unreadable:
-    """A project whose API key does not open, and why."""
+    """A project whose API key cannot be decrypted."""
 
     project_id: str
     reason: str
@@ -35,12 +34,12 @@ class Unreadable:
 
 @define
 class Rotation:
-    """What a rotation did, in numbers of projects.
+    """The result of a rotation.
 
     Attributes:
-        resealed: now under the first key; with a dry run, would be.
-        current: were already.
-        unreadable: were left as they are.
+        resealed: projects whose API key was encrypted again, or would be with `dry_run`.
+        current: projects whose API key was under the first key before.
+        unreadable: projects whose API key was not changed.
     """
 
     resealed: int = 0
@@ -49,19 +48,18 @@ class Rotation:
 
 
 def rotate(database: Database, ring: KeyRing, *, dry_run: bool = False) -> Rotation:
-    """Bring every API key under the first key of the ring. Blocks. Raises `db.errors.DatabaseError`.
+    """Encrypt every API key under the first key of the ring. Blocks. It can be interrupted and repeated.
 
-    It can be cut off and run again at any time.
+    Raises:
+        db.errors.DatabaseError: the database cannot be used.
     """
     found = Rotation()
-    for project_id, sealed in _seals(database):
-        _bring_up(database, ring, project_id, sealed, found, dry_run=dry_run)
+    for project_id, sealed in _sealed_keys(database):
+        _reseal(database, ring, project_id, sealed, found, dry_run=dry_run)
     return found
 
 
-def _bring_up(
-    database: Database, ring: KeyRing, project_id: str, sealed: str, found: Rotation, *, dry_run: bool
-) -> None:
+def _reseal(database: Database, ring: KeyRing, project_id: str, sealed: str, found: Rotation, *, dry_run: bool) -> None:
     for _ in range(_ATTEMPTS):
         if ring.is_current(sealed):
             found.current += 1
@@ -78,16 +76,16 @@ def _bring_up(
         if project is None:
             return
         sealed = project.api_key
-    found.unreadable.append(Unreadable(project_id, "somebody else keeps changing it; run the command again"))
+    found.unreadable.append(Unreadable(project_id, "it is changed by others at the same time; run the command again"))
 
 
 @frozen
 class Locked:
-    """API keys that do not open with a ring.
+    """API keys that cannot be decrypted with the configured keys.
 
     Attributes:
-        projects: how many there are in all.
-        missing: what it takes to open them, in words, with the number of projects that need it.
+        projects: the number of all projects.
+        missing: descriptions of what is not configured, with the number of projects that need it.
     """
 
     projects: int
@@ -95,27 +93,27 @@ class Locked:
 
     @property
     def all_of_them(self) -> bool:
-        """Whether not one project can be used: the wrong key, beyond doubt."""
+        """Whether no project can be used."""
         return 0 < self.projects == self.missing.total()
 
     def __str__(self) -> str:
-        """A clause for people, such as `the API keys of 2 of 3 projects need the key with the id 1a2b3c4d`."""
+        """A message such as `the API keys of 2 of 3 projects need the key with the id 1a2b3c4d (2)`."""
         needs = " and ".join(f"{what} ({count})" for what, count in sorted(self.missing.items()))
         return f"the API keys of {self.missing.total()} of {self.projects} projects need {needs}"
 
 
 def find_locked(database: Database, ring: KeyRing) -> Locked | None:
-    """Find the API keys that the ring has no key for; None where it has all. Blocks, and decrypts nothing."""
-    whole = 0
+    """Find API keys that need a key that the ring does not have; None if there are none. Blocks; decrypts nothing."""
+    count = 0
     missing: Counter[str] = Counter()
-    for _, sealed in _seals(database):
-        whole += 1
+    for _, sealed in _sealed_keys(database):
+        count += 1
         if (need := ring.missing(sealed)) is not None:
             missing[need] += 1
-    return Locked(whole, missing) if missing else None
+    return Locked(count, missing) if missing else None
 
 
-def _seals(database: Database) -> Iterator[tuple[str, str]]:
+def _sealed_keys(database: Database) -> Iterator[tuple[str, str]]:
     after = ""
     while page := database.read_now(projects.seals, after, _PIECE):
         yield from page

@@ -1,4 +1,4 @@
-"""Secrets in files: those that are made here are for their owner only, and complete or not there at all."""
+"""Files with secrets, which only their owner can read."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
-#: Container engines mount secrets here, as files that every user of the container may read: it has one.
+#: Container engines mount secrets here, readable by every user of the container, which has only one.
 _MOUNTED_SECRETS = "/run/secrets/"
 
 
 class ExposedFile(Exception):
-    """Other users can read or write the file; the message goes on after its name, and says what to do."""
+    """Other users can read or write the file. The message follows the name of the file, and says what to do."""
 
 
 def create(path: Path, text: str) -> None:
-    """Make the file (mode 0600) with its whole content in one step, and its folder; do nothing where it exists.
+    """Create the file with mode 0600 and its whole content, and its folder, unless it exists.
 
-    Of several processes that do this at once, one makes the file, and none ever sees a part of it. When the call
-    returns, the file is on disk: what is protected by a secret that is lost is lost too.
+    If several processes do this at the same time, one creates the file, and none sees a part of it. When the call
+    returns, the file is on disk: without the secret, the data that it protects would be lost.
 
     Raises:
-        OSError: it cannot be made.
+        OSError: it cannot be created.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A hard link appears with all its bytes and fails where the name is taken; a plain O_EXCL on the name itself
-    # would let another process read the file while it is still empty.
+    # A hard link appears with all its bytes, and fails if the name exists. With O_EXCL on the name itself, another
+    # process could read the file while it is empty.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -45,7 +45,7 @@ def create(path: Path, text: str) -> None:
 
 
 def keep_names(folder: Path) -> None:
-    """Have names that came into a folder, or went, outlast a power cut. Raises OSError."""
+    """Sync a folder, so that new and deleted names survive a power failure. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(descriptor)
@@ -57,7 +57,7 @@ def read(path: Path) -> bytes:
     """Read the file.
 
     Raises:
-        ExposedFile: its permissions let others at it.
+        ExposedFile: other users can read or write it.
         OSError: it cannot be read.
     """
     with path.open("rb") as file:
@@ -66,11 +66,11 @@ def read(path: Path) -> bytes:
 
 
 def check(path: Path) -> None:
-    """Look at a file with a secret that somebody else has made: its owner and its group may read it.
+    """Check a secret file that the operator has made; its owner and its group may read it.
 
     Raises:
-        ExposedFile: every user of this machine may read or change it.
-        OSError: it cannot be looked at.
+        ExposedFile: every user of this machine can read or write it.
+        OSError: its permissions cannot be read.
     """
     if not os.path.realpath(path).startswith(_MOUNTED_SECRETS):
         _refuse(path, path.stat(), 0o006, "o-rwx")

@@ -1,4 +1,4 @@
-"""Runs commands in a folder of their own, without the settings of whoever runs the tests."""
+"""Runs commands in an empty folder, without the settings of the developer."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_the_defaults_send_two_hundred_small_requests(benchmark: Run, proxy: Dep
     assert "\x1b" not in result.output
 
 
-def test_json_has_the_figures_for_programs(benchmark: Run, proxy: Deployment) -> None:
+def test_json_has_the_measurements(benchmark: Run, proxy: Deployment) -> None:
     result = benchmark("--json", "-n", "20", "-c", "3")
 
     report = json.loads(result.stdout)
@@ -103,7 +103,7 @@ def test_a_rate_shows_what_was_intended(benchmark: Run, proxy: Deployment) -> No
     assert proxy.upstream.counts()["requests"] == 30
 
 
-def test_a_duration_ends_it(benchmark: Run) -> None:
+def test_a_duration_ends_the_run(benchmark: Run) -> None:
     result = benchmark("-d", "200ms", "--json")
 
     assert "Sending as many requests as possible within 0.2 s to" in result.stderr
@@ -116,7 +116,7 @@ def test_too_few_connections_for_a_rate_are_pointed_out(benchmark: Run) -> None:
     assert re.search(r"^warning: \d+ requests waited for a free connection", result.stderr, re.MULTILINE)
 
 
-def test_what_is_sent_can_be_chosen(benchmark: Run, proxy: Deployment, folder: Path) -> None:
+def test_model_body_path_and_method_can_be_chosen(benchmark: Run, proxy: Deployment, folder: Path) -> None:
     benchmark("-n", "1", "--model", "gpt-scripted", "--header", "X-Team: blue")
     (folder / "body.json").write_text('{"model": "gpt-scripted", "messages": []}')
     benchmark("-n", "1", "--body", "body.json")
@@ -128,7 +128,7 @@ def test_what_is_sent_can_be_chosen(benchmark: Run, proxy: Deployment, folder: P
     assert (second["method"], third["method"], third["target"]) == ("POST", "GET", "/v1/models")
 
 
-def test_a_base_url_as_sdks_have_it(run: Run, proxy: Deployment) -> None:
+def test_a_base_url_that_ends_in_v1_is_accepted(run: Run, proxy: Deployment) -> None:
     result = run("benchmark", "--base-url", f"{proxy.server.url}/v1", "--token", proxy.new_secret(), "-n", "1")
 
     assert result.exit_code == 0
@@ -144,14 +144,14 @@ def test_errors_are_listed_by_status_and_code(benchmark: Run, proxy: Deployment)
     assert "\nCOUNT  ERROR\n    4  429 request_limit_exceeded\n" in result.stdout
 
 
-def test_answers_that_never_came_are_listed_in_words(benchmark: Run) -> None:
+def test_incomplete_answers_are_listed_with_a_reason(benchmark: Run) -> None:
     result = benchmark("-n", "3", "--stream", "--header", "x-scripted-abort: 2")
 
     assert result.exit_code == 1
     assert "\n    3  the connection was closed before the answer was complete\n" in result.stdout
 
 
-def test_a_token_that_opens_nothing_ends_it_at_once(benchmark: Run, proxy: Deployment) -> None:
+def test_a_token_that_is_rejected_ends_the_run_at_once(benchmark: Run, proxy: Deployment) -> None:
     result = benchmark(token="sk-" + "x" * 43)
 
     assert (result.exit_code, result.stdout) == (3, "")
@@ -160,7 +160,7 @@ def test_a_token_that_opens_nothing_ends_it_at_once(benchmark: Run, proxy: Deplo
     assert proxy.upstream.counts()["requests"] == 0
 
 
-def test_a_server_that_repeats_the_token_does_not_make_it_shown(run: Run) -> None:
+def test_a_token_in_an_error_message_of_the_server_is_not_shown(run: Run) -> None:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = json.dumps({"error": {"message": f"bad: {self.headers['Authorization']}\x1b[2J"}}).encode()
@@ -214,7 +214,7 @@ def test_a_server_that_repeats_the_token_does_not_make_it_shown(run: Run) -> Non
         (("--token", ""), "the token is not set; set LLM_PROXY_TOKEN or --token to a token of the proxy"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(run: Run, folder: Path, arguments: tuple[str, ...], line: str) -> None:
+def test_a_wrong_option_is_one_line(run: Run, folder: Path, arguments: tuple[str, ...], line: str) -> None:
     (folder / "empty").touch()
 
     result = run("benchmark", "--base-url", "http://127.0.0.1:9", "--token", "sk-canary", *arguments)
@@ -224,7 +224,7 @@ def test_what_cannot_be_done_is_one_line(run: Run, folder: Path, arguments: tupl
     assert "canary" not in result.stderr
 
 
-def test_tls_with_an_authority_of_ones_own(run: Run, tmp_path: Path, session_upstream: Upstream, folder: Path) -> None:
+def test_tls_with_a_private_authority(run: Run, tmp_path: Path, session_upstream: Upstream, folder: Path) -> None:
     authority = trustme.CA()
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
@@ -260,7 +260,7 @@ def start(proxy: Deployment, *arguments: str, stderr: int = subprocess.PIPE) -> 
     )
 
 
-def test_ctrl_c_shows_what_was_done(proxy: Deployment) -> None:
+def test_ctrl_c_shows_the_results_so_far(proxy: Deployment) -> None:
     proxy.upstream.hold()
     process = start(proxy, "-c", "3")
     proxy.upstream.wait(requests=3)

@@ -105,7 +105,7 @@ def test_what_comes_back(server: Server) -> None:
         ),
     ],
 )
-def test_refusals_in_words(server: Server, status: int, body: bytes, message: str) -> None:
+def test_a_refusal_is_one_line_with_a_remedy(server: Server, status: int, body: bytes, message: str) -> None:
     server.status, server.body = status, body
 
     with ManagementClient(server.url, "secret") as client, pytest.raises(Failure) as caught:

@@ -92,8 +92,8 @@ def beat(scratch: Scratch) -> None:
     """Be a server for a moment."""
     from datetime import UTC, datetime  # noqa: PLC0415 - for the one row of this test
 
-    from db.queries import ledger  # noqa: PLC0415 - likewise
-    from db.records import Worker  # noqa: PLC0415 - likewise
+    from db.queries import ledger  # noqa: PLC0415 - for the one row of this test
+    from db.records import Worker  # noqa: PLC0415 - for the one row of this test
 
     now = datetime.now(UTC)
     with opened(scratch.target, Options()) as database:

@@ -36,7 +36,7 @@ def unbalanced(migrated_database: Scratch) -> Scratch:
     return migrated_database
 
 
-def test_books_that_balance(run: Run, migrated_env: dict[str, str]) -> None:
+def test_verify_of_a_correct_ledger_exits_0(run: Run, migrated_env: dict[str, str]) -> None:
     result = run("ledger", "verify", env=migrated_env)
 
     assert (result.exit_code, result.stderr) == (0, "")
@@ -46,7 +46,7 @@ def test_books_that_balance(run: Run, migrated_env: dict[str, str]) -> None:
     assert run("ledger", "verify", "--json", env=migrated_env).stdout == "[]\n"
 
 
-def test_books_that_do_not(run: Run, unbalanced: Scratch) -> None:
+def test_verify_of_a_wrong_ledger_exits_1(run: Run, unbalanced: Scratch) -> None:
     result = run("ledger", "verify", env=unbalanced.env)
 
     assert result.exit_code == 1
@@ -62,7 +62,7 @@ def test_books_that_do_not(run: Run, unbalanced: Scratch) -> None:
     ]
 
 
-def test_books_that_are_repaired(run: Run, unbalanced: Scratch) -> None:
+def test_repair_corrects_counters_and_sums(run: Run, unbalanced: Scratch) -> None:
     result = run("ledger", "verify", "--repair", env=unbalanced.env)
 
     assert (result.exit_code, result.stderr) == (0, "Tokens repaired: 1 of 1\n")
@@ -83,7 +83,7 @@ def test_a_long_ledger_gets_its_time(run: Run, migrated_env: dict[str, str], mon
     assert seen == [3600.0, 7.0]
 
 
-def test_books_that_cannot_be_repaired(run: Run, unbalanced: Scratch) -> None:
+def test_repair_shows_what_it_cannot_correct(run: Run, unbalanced: Scratch) -> None:
     with opened(unbalanced.target, Options()) as database:
         database.write_now(ledger.roll_up, [a_settled_request(TOKEN)])
 
@@ -123,7 +123,7 @@ def test_a_check_complains_about_an_old_schema(run: Run, database_env: dict[str,
 
 
 @pytest.mark.parametrize("command", [("ledger", "verify"), ("db", "check")])
-def test_what_only_looks_makes_no_file(run: Run, folder: Path, command: tuple[str, str]) -> None:
+def test_commands_that_only_read_create_no_file(run: Run, folder: Path, command: tuple[str, str]) -> None:
     result = run(*command, "--db", "none.db")
 
     assert result.stderr == "error: there is no SQLite file none.db; 'llm-proxy migrate up' makes it\n"

@@ -17,18 +17,18 @@ import httpx2
 import openai
 import pytest
 
-from llm_proxy.cli.demo.provider import DemoProvider
-from llm_proxy.cli.demo.screen import Screen
+from llm_proxy.cli.commands.demo.provider import DemoProvider
+from llm_proxy.cli.commands.demo.screen import Stream
 from tests.harness.server import ROOT
 
 STEPS = [
-    "A provider and a proxy in front of it",
-    "A project holds the provider's key, and hands out a token",
+    "A provider, and a proxy before it",
+    "A project has the provider's key, and issues a token",
     "A chat completion",
-    "The same, streamed: every piece passes as it comes",
+    "The same, streamed: every piece is forwarded as it arrives",
     "A third request is refused: the token is used up",
     "The ledger has a row for each admitted request",
-    "The books balance",
+    "The ledger is correct",
 ]
 
 
@@ -75,7 +75,7 @@ def test_the_tour_shows_everything_and_ends(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_serves_on_until_ctrl_c_with_a_token_of_ones_own(tmp_path: Path) -> None:
+def test_it_serves_until_ctrl_c_and_accepts_the_token_for_the_user(tmp_path: Path) -> None:
     with demo(tmp_path) as process:
         assert process.stdout is not None
         shown = ""
@@ -116,23 +116,19 @@ def test_an_address_that_is_taken_is_one_line(tmp_path: Path) -> None:
     )
 
 
-def test_streamed_text_is_wrapped_as_it_comes(
+def test_streamed_text_is_wrapped_piece_by_piece(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "20")
-    screen = Screen()
+    stream = Stream()
 
     for piece in ["One", " two", " three", " four", " five", "\x1b[2J", " six"]:
-        screen.stream(piece)
-    screen.end_stream()
-    screen.stream("Anew.")
-    screen.end_stream()
+        stream.write(piece)
 
     assert capsys.readouterr().out.splitlines() == [
         "    One two three",
         "    four five\\x1b[2J",
         "    six",
-        "    Anew.",
     ]
 
 
@@ -149,7 +145,7 @@ async def provider() -> AsyncIterator[httpx2.AsyncClient]:
 @pytest.mark.filterwarnings("ignore:Async generator 'openai:ResourceWarning")
 @pytest.mark.filterwarnings("ignore:Async generator 'httpx2:ResourceWarning")
 @pytest.mark.parametrize("content", ["Hello", [{"type": "text", "text": "Hello"}]])
-async def test_the_provider_streams_what_it_says_in_one_piece(
+async def test_the_provider_streams_the_same_text_as_without_streaming(
     provider: httpx2.AsyncClient, content: object, autojump_clock: object
 ) -> None:
     gpt = openai.AsyncOpenAI(api_key="sk-real", base_url=provider.base_url, http_client=provider, max_retries=0)

@@ -75,19 +75,19 @@ def test_a_copy(run: Run, folder: Path) -> None:
     compare(result, lines)
 
 
-def test_repairing(run: Run) -> None:
+def test_a_repair(run: Run) -> None:
     assert run("migrate", "up").exit_code == 0
     project = a_project()
     with opened(FILE, Options()) as database:
         database.write_now(projects.create, project)
         database.write_now(tokens.create, a_token(project.id, request_count=7))
-    (verify, shown), (repair, told) = transcript("maintenance.md", "repair")
+    (verify, shown), (repair, result) = transcript("maintenance.md", "repair")
     wrong = run(*verify)
     assert wrong.exit_code == 1
     compare(wrong, shown)
-    mended = run(*repair)
-    assert mended.exit_code == 0
-    compare(mended, told)
+    repaired = run(*repair)
+    assert repaired.exit_code == 0
+    compare(repaired, result)
 
 
 def test_a_rotation(run: Run) -> None:

@@ -57,7 +57,7 @@ def test_a_flag_that_no_page_uses_is_refused() -> None:
 def test_image_block_runs_the_demo(engine_with_image: Engine) -> None:
     engine_with_image.tags.clear()
     follow(engine_with_image, block(PAGE, "image"))
-    assert "The books balance" in engine_with_image.said
+    assert "The ledger is correct" in engine_with_image.said
 
 
 def check(server: Server, token: str) -> None:

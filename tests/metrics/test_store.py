@@ -11,7 +11,7 @@ from llm_proxy.metrics.store import MetricStore, MetricStores, SharedMetricStore
 
 
 def in_a_child(stores: MetricStores, number: int, *values: tuple[str, bool, float]) -> None:
-    """Write figures from another process, which then ends without a word."""
+    """Write values from another process, which then ends."""
     pid = os.fork()
     if pid == 0:
         store = stores.take(number)

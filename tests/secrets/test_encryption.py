@@ -89,14 +89,14 @@ def test_the_first_version_is_read_with_any_key() -> None:
         ("plain:" + API_KEY, "ALLOW_PLAINTEXT_API_KEYS=true"),
     ],
 )
-def test_what_is_not_sealed_here_is_refused_in_words(sealed: str, said: str) -> None:
+def test_a_value_that_cannot_be_opened_is_refused_with_a_reason(sealed: str, said: str) -> None:
     ring = KeyRing.from_setting(setting(KEY_A))
     with pytest.raises(SealError, match=said) as refusal:
         ring.open(sealed.format(kid=ring.key_ids[0]), PROJECT)
     assert API_KEY not in str(refusal.value)
 
 
-def test_plain_text_where_it_is_allowed() -> None:
+def test_plain_text_is_read_if_it_is_allowed() -> None:
     ring = KeyRing.plaintext()
     sealed = ring.seal(API_KEY, PROJECT)
     assert sealed == "plain:" + API_KEY
@@ -106,7 +106,7 @@ def test_plain_text_where_it_is_allowed() -> None:
         ring.open(KeyRing.generate().seal(API_KEY, PROJECT), PROJECT)
 
 
-def test_a_ring_with_a_key_seals_even_where_plain_text_may_be_read() -> None:
+def test_a_ring_with_a_key_seals_even_if_plain_text_is_allowed() -> None:
     ring = KeyRing.from_setting(setting(KEY_A), allow_plaintext=True)
     assert ring.open("plain:" + API_KEY, PROJECT) == API_KEY
     assert not ring.is_current("plain:" + API_KEY)
@@ -142,7 +142,7 @@ def test_wrong_keys_are_named_by_their_place(text: str, said: str) -> None:
     assert str(refusal.value) == said
 
 
-def test_a_ring_needs_a_key_or_leave_for_plain_text() -> None:
+def test_a_ring_without_keys_and_plain_text_is_refused() -> None:
     with pytest.raises(KeyRingError, match="no key is set"):
         KeyRing()
 
@@ -156,7 +156,7 @@ def test_a_ring_never_shows_its_keys() -> None:
             assert form not in shown
 
 
-def test_a_key_file_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
+def test_a_key_file_is_created_once_and_readable_by_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "data" / "llm-proxy.key"
     before = os.umask(0)
     try:
@@ -168,7 +168,7 @@ def test_a_key_file_is_made_once_and_for_its_owner(tmp_path: Path) -> None:
     assert load_or_create_key_file(path).open(ring.seal(API_KEY, PROJECT), PROJECT) == API_KEY
 
 
-def test_starts_at_once_agree_on_one_key(tmp_path: Path) -> None:
+def test_simultaneous_starts_agree_on_one_key(tmp_path: Path) -> None:
     path = tmp_path / "llm-proxy.key"
     gate = threading.Barrier(8)
     rings: list[KeyRing] = []

@@ -46,7 +46,7 @@ def opened_with(database: Database, opening: KeyRing) -> dict[str, str]:
     return found
 
 
-def test_every_key_comes_under_the_first(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotation_encrypts_every_key_under_the_first(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keys, "_PIECE", 3)
     expected = {add_project(database, ring(OLD), f"sk-{number}"): f"sk-{number}" for number in range(7)}
     expected[add_project(database, ring(NEW), "sk-new")] = "sk-new"
@@ -61,7 +61,7 @@ def test_every_key_comes_under_the_first(database: Database, monkeypatch: pytest
     assert (again.resealed, again.current, again.unreadable) == (0, 8, [])
 
 
-def test_a_key_that_cannot_be_read_stays_and_is_named(database: Database) -> None:
+def test_a_key_that_cannot_be_decrypted_is_unchanged_and_reported(database: Database) -> None:
     lost = add_project(database, ring(OTHER), "sk-lost")
     good = add_project(database, ring(OLD), "sk-good")
     before = dict(database.read_now(projects.seals, "", 10))
@@ -83,7 +83,9 @@ def test_plain_text_is_encrypted_once_there_is_a_key(database: Database) -> None
     assert opened_with(database, ring(NEW)) == {project: "sk-plain"}
 
 
-def test_a_key_that_is_set_meanwhile_is_not_overwritten(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_set_at_the_same_time_is_not_overwritten(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     project = add_project(database, ring(OLD), "sk-old")
     real = projects.reseal
     interfered: list[str] = []
@@ -100,7 +102,7 @@ def test_a_key_that_is_set_meanwhile_is_not_overwritten(database: Database, monk
     assert opened_with(database, ring(NEW)) == {project: "sk-set-by-somebody"}
 
 
-def test_what_is_missing_is_told_without_opening_anything(database: Database) -> None:
+def test_missing_keys_are_named_with_the_number_of_projects(database: Database) -> None:
     assert keys.find_locked(database, ring(NEW)) is None
     add_project(database, ring(OLD), "sk-1")
     add_project(database, ring(OLD), "sk-2")

@@ -1,4 +1,4 @@
-"""The provider of the demo: OpenAI's chat completions, plain and streamed, answered from a script without a model."""
+"""The provider of the demo: OpenAI's chat completions, plain and streamed, from a script without a model."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from attrs import field, frozen
 
 from llm_proxy.server.asgi import Message, Receive, Scope, Send
 
-#: What counts as one token.
+#: One token.
 _TOKEN = re.compile(r"\s*\w{1,8}|\s*[^\w\s]|\s+")
-#: Tokens that a message costs beyond its text.
+#: Tokens of a message besides its text.
 _MESSAGE_OVERHEAD = 4
-#: Characters of the question that an answer quotes.
+#: Maximum number of characters of the question in the answer.
 _QUOTED = 300
 
 
@@ -27,7 +27,7 @@ class _Part(msgspec.Struct):
     text: str = ""
 
 
-class _Said(msgspec.Struct):
+class _ChatMessage(msgspec.Struct):
     content: str | list[_Part] | None = None
 
     @property
@@ -39,9 +39,9 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
-class _Ask(msgspec.Struct):
+class _ChatRequest(msgspec.Struct):
     model: str
-    messages: Annotated[list[_Said], msgspec.Meta(min_length=1)]
+    messages: Annotated[list[_ChatMessage], msgspec.Meta(min_length=1)]
     stream: bool = False
     stream_options: _StreamOptions | None = None
 
@@ -52,14 +52,14 @@ class DemoProvider:
 
     Attributes:
         api_key: the only key that it accepts.
-        gap: seconds between the events of a streamed answer, so that one can see it come.
+        gap: seconds between the events of a streamed response.
     """
 
     api_key: str = field(repr=False)
     gap: float
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request; there is nothing to start or to stop."""
+        """Answer one request."""
         if scope["type"] != "http":
             return
         body, more = b"", True
@@ -76,13 +76,13 @@ class DemoProvider:
             await _refuse(send, 404, "The demo answers POST /v1/chat/completions only.", "unknown_url")
         else:
             try:
-                ask = msgspec.json.decode(body, type=_Ask)
+                ask = msgspec.json.decode(body, type=_ChatRequest)
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 await _refuse(send, 400, f"The body is no chat completion request: {error}", None)
             else:
                 await self._answer(send, ask)
 
-    async def _answer(self, send: Send, ask: _Ask) -> None:
+    async def _answer(self, send: Send, ask: _ChatRequest) -> None:
         quoted = ask.messages[-1].text.strip()[:_QUOTED]
         said = f"This answer comes from a script; no model was asked. You said: “{quoted}”"
         pieces = _TOKEN.findall(said)
