@@ -4,37 +4,25 @@ from __future__ import annotations
 
 import json
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import click
-from attrs import frozen
 
 
-@frozen
-class Column:
-    """A column of a table; numbers are aligned to the right."""
-
-    title: str
-    number: bool = False
-
-
-def table(columns: Sequence[Column], rows: Iterable[Sequence[object]]) -> str:
-    """Format rows under their titles. None becomes `-`."""
+def table(titles: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Collection[str] = ()) -> str:
+    """Format rows under their titles; the columns in `numbers` are aligned to the right. None becomes `-`."""
     texts = [["-" if value is None else printable(str(value)) for value in row] for row in rows]
-    widths = [
-        max([_width(column.title), *(_width(row[place]) for row in texts)]) for place, column in enumerate(columns)
-    ]
+    widths = [max(map(_width, column)) for column in zip(titles, *texts, strict=True)]
 
-    def line(cells: Iterable[str]) -> str:
-        padded = [
-            _pad(cell, width, right=column.number) for cell, width, column in zip(cells, widths, columns, strict=True)
-        ]
+    def line(cells: Sequence[str]) -> str:
+        padded = (
+            _pad(cell, width, right=title in numbers) for cell, width, title in zip(cells, widths, titles, strict=True)
+        )
         return "  ".join(padded).rstrip()
 
-    titles = click.style(line(column.title for column in columns), bold=True)
-    return "\n".join([titles, *map(line, texts)])
+    return "\n".join([click.style(line(titles), bold=True), *map(line, texts)])
 
 
 def record(fields: Mapping[str, object]) -> str:
@@ -49,6 +37,14 @@ def record(fields: Mapping[str, object]) -> str:
 def print_json(value: Any) -> None:
     """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_record(value: Any, fields: Mapping[str, object], *, as_json: bool) -> None:
+    """Print one thing: `value` as JSON, or `fields` for people."""
+    if as_json:
+        print_json(value)
+    else:
+        click.echo(record(fields))
 
 
 def warn(message: str) -> None:

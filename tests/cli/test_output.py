@@ -1,12 +1,10 @@
 from __future__ import annotations
 
-from llm_proxy.cli.output import Column, printable, record, table
-
-NAME, COUNT = Column("NAME"), Column("COUNT", number=True)
+from llm_proxy.cli.output import printable, record, table
 
 
 def test_a_table_is_aligned() -> None:
-    text = table([NAME, COUNT, Column("NOTE")], [("a", 1, None), ("a longer one", 12345, "x")])
+    text = table(("NAME", "COUNT", "NOTE"), [("a", 1, None), ("a longer one", 12345, "x")], numbers=("COUNT",))
 
     assert text.splitlines() == [
         "\x1b[1mNAME          COUNT  NOTE\x1b[0m",
@@ -16,11 +14,12 @@ def test_a_table_is_aligned() -> None:
 
 
 def test_a_table_without_rows_is_its_titles() -> None:
-    assert table([NAME, COUNT], []) == "\x1b[1mNAME  COUNT\x1b[0m"
+    assert table(("NAME", "COUNT"), []) == "\x1b[1mNAME  COUNT\x1b[0m"
 
 
-def test_wide_and_combining_characters_take_the_room_that_they_take() -> None:
-    lines = table([NAME, COUNT], [("日本", 1), ("cafe\u0301", 2), ("plain", 3)]).splitlines()
+def test_wide_and_combining_characters_are_aligned() -> None:
+    rows = [("日本", 1), ("cafe\u0301", 2), ("plain", 3)]
+    lines = table(("NAME", "COUNT"), rows, numbers=("COUNT",)).splitlines()
 
     assert lines[1:] == ["日本       1", "cafe\u0301       2", "plain      3"]
 

@@ -12,16 +12,8 @@ from db.queries.repair import repair
 from llm_proxy.cli.database import open_for_reading, open_for_writing
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.options import database_options, json_option, load_settings
-from llm_proxy.cli.output import Column, print_json, table
+from llm_proxy.cli.output import print_json, table
 from llm_proxy.cli.program import Group
-
-_COLUMNS = [
-    Column("TOKEN"),
-    Column("COUNTER", number=True),
-    Column("SETTLED", number=True),
-    Column("HOURLY SUMS", number=True),
-    Column("IN FLIGHT", number=True),
-]
 
 
 @click.group(cls=Group)
@@ -55,7 +47,8 @@ def verify(context: click.Context, *, db: str | None, config: Path | None, repai
         print_json([asdict(difference) for difference in differences])
     elif differences:
         rows = [(d.token_id, d.counter, d.settled, d.rolled_up, d.in_flight) for d in differences]
-        click.echo(table(_COLUMNS, rows))
+        numbers = ("COUNTER", "SETTLED", "HOURLY SUMS", "IN FLIGHT")
+        click.echo(table(("TOKEN", *numbers), rows, numbers=numbers))
     else:
         click.echo("The ledger is correct: for every token, counter = settled + in flight = hourly sums + in flight.")
     if repairs:

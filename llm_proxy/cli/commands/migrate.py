@@ -14,7 +14,7 @@ from db.migrate import Revision
 from llm_proxy.cli.database import check_idle, open_for_reading, open_for_writing
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.options import confirm, database_options, json_option, load_settings, yes_option
-from llm_proxy.cli.output import Column, print_json, table
+from llm_proxy.cli.output import print_json, table
 from llm_proxy.cli.program import Group
 
 
@@ -63,7 +63,7 @@ def down(*, to: str | None, allow_live: bool, yes: bool, db: str | None, config:
             check_idle(database, settings)
         if deleted:
             rows = [(f"{one.table}.{one.column}" if one.column else one.table, f"{one.rows:,}") for one in deleted]
-            click.echo(table([Column("TO BE DELETED"), Column("ROWS", number=True)], rows), err=True)
+            click.echo(table(("TO BE DELETED", "ROWS"), rows, numbers=("ROWS",)), err=True)
             question = f"Delete this from {database.target}?"
         else:
             _, undone = database.write_now(migrate.steps_down, to)
@@ -89,7 +89,7 @@ def status(context: click.Context, *, db: str | None, config: Path | None, as_js
             (revision.id, "pending" if revision.id in pending else "applied", revision.title)
             for revision in migrate.revisions()
         ]
-        click.echo(table([Column("REVISION"), Column("STATE"), Column("TITLE")], rows))
+        click.echo(table(("REVISION", "STATE", "TITLE"), rows))
     if not found.at_head:
         context.exit(ERROR)
 

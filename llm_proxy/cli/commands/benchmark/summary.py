@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import click
 
-from llm_proxy.cli.output import Column, printable, table, warn
+from llm_proxy.cli.output import printable, table, warn
 from llm_proxy.load import LoadPlan, Measurements, report
 
 _PERCENTILES = (50, 90, 95, 99, 99.9)
-_TIMES = [Column(""), *(Column(f"p{share:g}", number=True) for share in _PERCENTILES), Column("max", number=True)]
-_ERRORS = [Column("COUNT", number=True), Column("ERROR")]
+_TIMES = (*(f"p{share:g}" for share in _PERCENTILES), "max")
 
 #: Share of requests that may wait for a connection without a warning.
 _MAX_WAITING = 0.01
@@ -32,10 +31,10 @@ def show_summary(plan: LoadPlan, measured: Measurements) -> None:
     found = report(plan, measured)
     click.echo(_headline(plan, measured))
     if measured.answered:
-        click.echo(f"\n{table(_TIMES, list(_rows(plan, measured)))}")
+        click.echo(f"\n{table(('', *_TIMES), _rows(plan, measured), numbers=_TIMES)}")
     errors = [*_status_errors(measured), *_failures(measured)]
     if errors:
-        click.echo(f"\n{table(_ERRORS, errors)}")
+        click.echo(f"\n{table(('COUNT', 'ERROR'), errors, numbers=('COUNT',))}")
     click.echo(
         f"\n{size(measured.response_bytes)} received; the load generator used {found['cpu_share']:.0%} of a core."
     )

@@ -21,21 +21,13 @@ from db.errors import BadDsn
 from llm_proxy.cli.database import check_idle, patient_options
 from llm_proxy.cli.failures import ERROR, Failure, WrongUsage
 from llm_proxy.cli.options import config_option, json_option, load_settings
-from llm_proxy.cli.output import Column, print_json, report_problem, table
+from llm_proxy.cli.output import print_json, report_problem, table
 from llm_proxy.cli.program import Command
 from llm_proxy.config import Settings
 from llm_proxy.secrets import private_file
 
 #: Seconds between two lines of progress.
 _LINE_EVERY = 5.0
-_COLUMNS = [
-    Column("TABLE"),
-    Column("ROWS", number=True),
-    Column("DIGEST"),
-    Column("TARGET ROWS", number=True),
-    Column("TARGET DIGEST"),
-    Column(""),
-]
 
 
 class _Progress:
@@ -184,7 +176,7 @@ def _show_plan(source: Database, target: Target, *, as_json: bool) -> None:
         print_json({"from": str(source.target), "to": str(target), "rows": found})
         return
     click.echo(f"Would copy from {source.target}\n             to {target}\n")
-    click.echo(table([Column("TABLE"), Column("ROWS", number=True)], [(n, f"{c:,}") for n, c in found.items()]))
+    click.echo(table(("TABLE", "ROWS"), [(name, f"{rows:,}") for name, rows in found.items()], numbers=("ROWS",)))
 
 
 def _show(found: Sequence[Comparison], *, as_json: bool) -> None:
@@ -212,4 +204,5 @@ def _show(found: Sequence[Comparison], *, as_json: bool) -> None:
         )
         for one in found
     ]
-    click.echo(table(_COLUMNS, rows))
+    titles = ("TABLE", "ROWS", "DIGEST", "TARGET ROWS", "TARGET DIGEST", "")
+    click.echo(table(titles, rows, numbers=("ROWS", "TARGET ROWS")))

@@ -17,7 +17,7 @@ from db.database import Database
 from db.queries import ledger, tokens
 from llm_proxy.cli.client import ManagementClient, path
 from llm_proxy.cli.commands.demo import screen
-from llm_proxy.cli.output import Column, table
+from llm_proxy.cli.output import table
 from llm_proxy.version import VERSION
 
 #: The provider's key. It is valid for the scripted provider only.
@@ -31,16 +31,7 @@ _LIMIT = 2
 #: Seconds in which the ledger must show the requests.
 _SETTLE_TIMEOUT = 5.0
 
-_LEDGER = [
-    Column("REQUEST"),
-    Column("OUTCOME"),
-    Column("STATUS", number=True),
-    Column("MODEL"),
-    Column("STREAM"),
-    Column("IN", number=True),
-    Column("OUT", number=True),
-    Column("MS", number=True),
-]
+_TITLES = ("REQUEST", "OUTCOME", "STATUS", "MODEL", "STREAM", "IN", "OUT", "MS")
 
 
 class TourFailed(Exception):
@@ -133,7 +124,7 @@ async def _ask_beyond_the_limit(client: httpx.AsyncClient) -> None:
 async def _show_ledger(stage: Stage, token_id: str) -> None:
     screen.step("The ledger has a row for each admitted request")
     rows = await _settled(stage, token_id)
-    screen.block(table(_LEDGER, [_row(request) for request in reversed(rows)]))
+    screen.block(table(_TITLES, map(_row, reversed(rows)), numbers=("STATUS", "IN", "OUT", "MS")))
     screen.step("The ledger is correct")
 
     def verify(connection: Connection) -> tuple[int, bool]:

@@ -7,7 +7,7 @@ import click
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage import project, token
 from llm_proxy.cli.options import json_option
-from llm_proxy.cli.output import print_json, record, timestamp
+from llm_proxy.cli.output import print_record, timestamp
 from llm_proxy.cli.program import Group
 
 
@@ -38,10 +38,8 @@ def get_request(client: ManagementClient, request_id: str, *, as_json: bool) -> 
     SDKs show the provider's ID. If several requests have it, the newest is shown.
     """
     found = client.get(path("requests", request_id))
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(record(found | {name: timestamp(found[name]) for name in ("admitted_at", "settled_at")}))
+    times = {name: timestamp(found[name]) for name in ("admitted_at", "settled_at")}
+    print_record(found, found | times, as_json=as_json)
 
 
 command.add_command(project.command)

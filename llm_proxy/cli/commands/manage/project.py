@@ -10,10 +10,8 @@ import click
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.options import json_option
-from llm_proxy.cli.output import Column, print_json, record, table, timestamp
+from llm_proxy.cli.output import print_json, print_record, table, timestamp
 from llm_proxy.cli.program import Group
-
-_COLUMNS = [Column("ID"), Column("NAME"), Column("PROVIDER"), Column("KEY"), Column("STATE")]
 
 
 @click.group("project", cls=Group)
@@ -31,7 +29,7 @@ def list_(client: ManagementClient, *, as_json: bool) -> None:
         print_json(found)
     else:
         rows = [(p["id"], p["name"], p["provider"], _key(p), _state(p)) for p in found]
-        click.echo(table(_COLUMNS, rows))
+        click.echo(table(("ID", "NAME", "PROVIDER", "KEY", "STATE"), rows))
 
 
 @command.command()
@@ -116,9 +114,6 @@ def _api_key(given: str | None) -> str:
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-        return
     fields = {
         "id": found["id"],
         "name": found["name"],
@@ -128,7 +123,7 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         "created": timestamp(found["created_at"]),
         "changed": timestamp(found["updated_at"]),
     }
-    click.echo(record(fields))
+    print_record(found, fields, as_json=as_json)
 
 
 def _key(found: dict[str, Any]) -> str:

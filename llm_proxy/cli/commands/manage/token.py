@@ -11,19 +11,9 @@ import click
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.options import confirm, json_option, yes_option
-from llm_proxy.cli.output import Column, print_json, printable, record, table, timestamp
+from llm_proxy.cli.output import print_json, print_record, printable, table, timestamp
 from llm_proxy.cli.program import Group
 from llm_proxy.config import parse_duration
-
-_COLUMNS = [
-    Column("ID"),
-    Column("NAME"),
-    Column("TOKEN"),
-    Column("USED", number=True),
-    Column("LIMIT", number=True),
-    Column("EXPIRES"),
-    Column("STATE"),
-]
 
 #: Seconds. The API has the same limit; its own constant is not imported, because that imports the web framework.
 _LONGEST_LIFE = 3653 * 86400
@@ -113,7 +103,8 @@ def list_(client: ManagementClient, project_id: str | None, *, active_only: bool
             )
             for t in found
         ]
-        click.echo(table(_COLUMNS, rows))
+        titles = ("ID", "NAME", "TOKEN", "USED", "LIMIT", "EXPIRES", "STATE")
+        click.echo(table(titles, rows, numbers=("USED", "LIMIT")))
 
 
 @command.command()
@@ -192,18 +183,13 @@ def _body(
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-    else:
-        click.echo(record(_fields(found)))
+    print_record(found, _fields(found), as_json=as_json)
 
 
 def _show_secret(found: dict[str, Any], *, as_json: bool) -> None:
-    if as_json:
-        print_json(found)
-        return
-    click.echo(record({"token": found["token"]} | _fields(found)))
-    click.echo("The token is shown only once; only its digest is stored.", err=True)
+    print_record(found, {"token": found["token"]} | _fields(found), as_json=as_json)
+    if not as_json:
+        click.echo("The token is shown only once; only its digest is stored.", err=True)
 
 
 def _fields(found: dict[str, Any]) -> dict[str, object]:
