@@ -24,7 +24,6 @@ class PendingAdmission:
     __slots__ = ("answered", "decision", "queued", "request", "task")
 
     def __init__(self, request: AdmissionRequest) -> None:
-        """Belong to the running task."""
         self.request = request
         self.queued = trio.current_time()
         self.task = trio.lowlevel.current_task()
@@ -80,7 +79,6 @@ class Batch:
         return [part for part in cut if part.pending or part.settlements]
 
     def refuse(self, refusal: type[DatabaseUnavailable]) -> None:
-        """Answer all requests that wait for their admission."""
         for pending in self.pending:
             pending.answer(refusal())
 

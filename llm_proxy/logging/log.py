@@ -111,11 +111,9 @@ class Log:
 
     @property
     def lines_lost(self) -> int:
-        """Number of lines that could not be written since the start."""
         return self._sink.lost
 
     def close(self) -> None:
-        """Close the file; later lines go to stderr."""
         self._sink.close()
 
     def __enter__(self) -> Self:
