@@ -3,12 +3,19 @@
 A class is a row of the table, so that `except` can select it; its docstring says what its texts cannot. An error is
 raised where it is found and rendered in one place: `gateway/relay.py` for clients of a provider, in the shape of that
 provider so that its SDKs raise their own exceptions, and `api/operations.py` for clients of the management API.
+
+The SDKs choose the exception by the status, and take what they show from the body. Both retry 408, 409, 429 and every
+5xx unless the response has `x-should-retry: false`, and wait for `Retry-After` seconds if it is sent. Claude Code also
+retries a 401, for minutes, and obeys that header.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Any, ClassVar, Final, Self
+from typing import Any, ClassVar, Final, Literal, Self
+
+#: The shape of the error bodies of a provider's API.
+Shape = Literal["openai", "anthropic"]
 
 #: `error.type` of OpenAI and of Anthropic for each status.
 TYPES: Final = {
@@ -301,6 +308,46 @@ def anthropic_body(error: ProxyError, request_id: str) -> dict[str, Any]:
         "details": {"error_code": error.code},
     }
     return {"type": "error", "error": described, "request_id": request_id}
+
+
+#: Longest `Retry-After` in seconds that the SDKs obey; if it is longer, they try again much earlier.
+_LONGEST_RETRY_AFTER: Final = 60
+
+
+def provider_response(error: ProxyError, shape: Shape, request_id: str) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+    """Turn `error` into a response: status, headers and JSON body.
+
+    The headers say what the client can do: `Retry-After` if waiting helps, `X-Should-Retry: false` on a 4xx that
+    neither a short wait nor a retry fixes, `Allow` on a 405 (RFC 9110 §15.5.6), `WWW-Authenticate` on a
+    401 (§15.5.2), `Upgrade` on a 426 (§15.5.22), and the request's id under each name by which an SDK looks for it.
+    """
+    body = anthropic_body(error, request_id) if shape == "anthropic" else openai_body(error)
+    content = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
+    identifier = request_id.encode("ascii")
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(content)),
+        (b"cache-control", b"no-store"),
+        (b"x-request-id", identifier),
+        (b"x-llm-proxy-request-id", identifier),
+    ]
+    if shape == "anthropic":
+        headers.append((b"request-id", identifier))
+    if error.retry_after is not None:
+        headers.append((b"retry-after", b"%d" % error.retry_after))
+    if (
+        error.status < 500
+        and error.status != 408
+        and (error.retry_after is None or error.retry_after > _LONGEST_RETRY_AFTER)
+    ):
+        headers.append((b"x-should-retry", b"false"))
+    if error.status == 405:
+        headers.append((b"allow", ", ".join(error.allow).encode("ascii")))
+    if error.status == 426:
+        headers += [(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade")]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    return error.status, headers, content
 
 
 def management_body(error: ProxyError) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from http import HTTPStatus
 from textwrap import fill
 
 from llm_proxy.config import Settings
-from llm_proxy.errors import DATA_PLANE, SERVER_CODES, TYPES, RequestLimitExceeded
-from llm_proxy.gateway.faults import Shape, fault
+from llm_proxy.errors import DATA_PLANE, SERVER_CODES, TYPES, RequestLimitExceeded, Shape, provider_response
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.codings import DECODERS
 from llm_proxy.gateway.providers import provider_file
@@ -153,7 +152,7 @@ def _headers() -> str:
 
 
 def _example(shape: Shape) -> str:
-    status, fields, body = fault(RequestLimitExceeded(), shape, _REQUEST_ID)
+    status, fields, body = provider_response(RequestLimitExceeded(), shape, _REQUEST_ID)
     shown = {"content-type", "x-llm-proxy-request-id", "request-id", "retry-after", "x-should-retry"}
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
     lines += [f"{name.decode()}: {value.decode()}" for name, value in fields if name.decode() in shown]

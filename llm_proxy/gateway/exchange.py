@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from db.records import Outcome
-    from llm_proxy.gateway.faults import Shape
+    from llm_proxy.errors import Shape
     from llm_proxy.gateway.inbound import Inbound
     from llm_proxy.gateway.providers.provider import Provider
     from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse

@@ -19,7 +19,7 @@ from llm_proxy.net.disconnect import EXTENSION, ClientDisconnected
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from llm_proxy.gateway.faults import Shape
+    from llm_proxy.errors import Shape
     from llm_proxy.gateway.providers.provider import Route
 
 #: Bytes of a body that are read ahead of the upstream, so that a disconnect during an upload is noticed.

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import trio
 from attrs import define, field
 
-from llm_proxy.errors import BadRequest, Overloaded, ProxyError
-from llm_proxy.gateway import admission, faults
+from llm_proxy.errors import BadRequest, Overloaded, ProxyError, provider_response
+from llm_proxy.gateway import admission
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.http import parameters
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
@@ -256,6 +256,6 @@ class Relay:
 
 async def _answer(inbound: Inbound, error: ProxyError, send: Send) -> None:
     """Answer in the provider's error shape."""
-    status, headers, body = faults.fault(error, inbound.shape, inbound.id)
+    status, headers, body = provider_response(error, inbound.shape, inbound.id)
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

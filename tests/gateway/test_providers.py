@@ -14,8 +14,8 @@ from llm_proxy.errors import (
     OriginNotAllowed,
     ParameterNotAllowed,
     ProxyError,
+    Shape,
 )
-from llm_proxy.gateway.faults import Shape
 from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url

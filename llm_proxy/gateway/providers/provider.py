@@ -21,8 +21,8 @@ from llm_proxy.errors import (
     MethodNotAllowed,
     OriginNotAllowed,
     ProxyError,
+    Shape,
 )
-from llm_proxy.gateway.faults import Shape
 from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.http.headers import Headers
 from llm_proxy.gateway.http.parameters import ParameterRules, Parameters

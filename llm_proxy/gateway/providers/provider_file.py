@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 from llm_proxy.config import Settings, SettingsError, kinds
 from llm_proxy.config.checks import metrics_segment, reserved
 from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean
-from llm_proxy.gateway.faults import Shape
+from llm_proxy.errors import Shape
 from llm_proxy.gateway.providers.document import Document
 from llm_proxy.gateway.providers.endpoints import Endpoints
 from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url

@@ -8,8 +8,7 @@ import openai
 import pytest
 
 from llm_proxy import errors
-from llm_proxy.errors import ProxyError
-from llm_proxy.gateway.faults import Shape, fault
+from llm_proxy.errors import ProxyError, Shape, provider_response
 
 REQUEST_ID = "0190a5c0-0000-7000-8000-000000000000"
 
@@ -20,7 +19,7 @@ EVERY_ERROR = pytest.mark.parametrize("kind", errors.DATA_PLANE, ids=lambda kind
 @EVERY_ERROR
 @pytest.mark.parametrize("shape", ["openai", "anthropic"])
 def test_every_error_has_a_body_of_each_shape(kind: type[ProxyError], shape: Shape) -> None:
-    status, fields, body = fault(kind(param="model"), shape, REQUEST_ID)
+    status, fields, body = provider_response(kind(param="model"), shape, REQUEST_ID)
     headers = dict(fields)
     document = json.loads(body)
     assert status == kind.status
@@ -51,7 +50,7 @@ def test_every_error_has_a_body_of_each_shape(kind: type[ProxyError], shape: Sha
 
 
 def headers_of(error: ProxyError) -> dict[bytes, bytes]:
-    return dict(fault(error, "openai", REQUEST_ID)[1])
+    return dict(provider_response(error, "openai", REQUEST_ID)[1])
 
 
 def test_waiting_is_advised_where_it_helps() -> None:
@@ -82,7 +81,7 @@ class Answering(httpx2.BaseTransport):
 
     def __init__(self, error: ProxyError, shape: Shape) -> None:
         self.requests = 0
-        self._answer = fault(error, shape, REQUEST_ID)
+        self._answer = provider_response(error, shape, REQUEST_ID)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         self.requests += 1
