@@ -2,7 +2,8 @@
 
 The package `dsn` turns `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` into a `Target`: `dsn.syntax` takes URLs apart,
 `dsn.parameters` judges their parameters. `options` says how to connect.
-`database` runs plain functions `(Connection, …) -> T` in one transaction and one thread hop each; `tally` counts them.
+`database` runs plain functions `(Connection, …) -> T` in one transaction and one thread hop each;
+`statistics` counts them.
 `dialects` is the only place that knows how SQLite, PostgreSQL, MySQL and MariaDB differ.
 `types`, `schema` and `records` declare the tables and what rows look like in Python; `queries` holds the functions.
 `migrate` brings a database to the schema, with the revisions of the `migrations` package, and checks whether a newer

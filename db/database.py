@@ -15,20 +15,20 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from itertools import takewhile
 from typing import NoReturn, TypeVar, TypeVarTuple
 
 import trio
-from attrs import asdict, field, frozen
+from attrs import evolve, frozen
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db.dialects import Backend, backend_for, clock
 from db.dialects import failure as failures
-from db.dialects.facts import Facts
-from db.dialects.failure import FULL_HOUSE, Failure, Kind
+from db.dialects.failure import FULL_HOUSE, Failure, FailureKind
+from db.dialects.server import ServerFacts
 from db.dsn.target import Target
 from db.errors import (
     BrokenReference,
@@ -42,7 +42,7 @@ from db.errors import (
     Unavailable,
 )
 from db.options import Options
-from db.tally import COMMIT_UNKNOWN, Connections, Tally, cause
+from db.statistics import COMMIT_UNKNOWN, Connections, Statistics, cause
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
@@ -52,17 +52,17 @@ _ATTEMPTS = 5
 #: The pause before the second run, in seconds, on average; each further pause is twice as long.
 _FIRST_PAUSE = 0.005
 
-_ERRORS: dict[Kind, type[DatabaseError]] = {
-    Kind.CONTENTION: Contention,
-    Kind.LOCKED: Locked,
-    Kind.DISCONNECTED: Unavailable,
-    Kind.UNANSWERED: Unavailable,
-    Kind.UNAVAILABLE: Unavailable,
-    Kind.READ_ONLY: Unavailable,
-    Kind.DUPLICATE: Duplicate,
-    Kind.REFERENCE: BrokenReference,
-    Kind.SCHEMA: SchemaMismatch,
-    Kind.REFUSED: Refused,
+_ERRORS: dict[FailureKind, type[DatabaseError]] = {
+    FailureKind.CONTENTION: Contention,
+    FailureKind.LOCKED: Locked,
+    FailureKind.DISCONNECTED: Unavailable,
+    FailureKind.UNANSWERED: Unavailable,
+    FailureKind.UNAVAILABLE: Unavailable,
+    FailureKind.READ_ONLY: Unavailable,
+    FailureKind.DUPLICATE: Duplicate,
+    FailureKind.REFERENCE: BrokenReference,
+    FailureKind.SCHEMA: SchemaMismatch,
+    FailureKind.REFUSED: Refused,
 }
 
 
@@ -79,18 +79,11 @@ class _Side:
 class _Retry(Exception):
     """The transaction was rolled back and may run again: at once, or after a pause. `error` is for when it may not."""
 
-    def __init__(self, error: DatabaseError, kind: Kind) -> None:
+    def __init__(self, error: DatabaseError, kind: FailureKind) -> None:
         super().__init__()
         self.error = error
         self.cause = cause(kind)
-        self.at_once = kind not in (Kind.CONTENTION, Kind.LOCKED)
-
-
-@frozen
-class ServerFacts(Facts):
-    """What `Database.describe` finds out: what the server says, and `clock_skew`, the database's clock minus ours."""
-
-    clock_skew: timedelta = field(kw_only=True)
+        self.at_once = kind not in (FailureKind.CONTENTION, FailureKind.LOCKED)
 
 
 class Database:
@@ -100,7 +93,7 @@ class Database:
         """Nothing is opened yet. Raises BadDsn for TLS files that cannot be used."""
         self.target = target
         self.options = options
-        self.tally = Tally()
+        self.statistics = Statistics()
         self._backend: Backend = backend_for(target, options, exclusive=exclusive)
         shared = len(self._backend.pools) == 1
         limiter = trio.CapacityLimiter(self._backend.writers)
@@ -159,7 +152,7 @@ class Database:
         before = datetime.now(UTC)
         theirs = clock(connection)
         ours = before + (datetime.now(UTC) - before) / 2
-        return ServerFacts(**asdict(facts), clock_skew=theirs - ours)
+        return evolve(facts, clock_skew=theirs - ours)
 
     def sizes(self, connection: Connection) -> Mapping[str, int]:
         """How large it is: its `bytes`, and of SQLite `wal_bytes`, `pages` and `free_pages`; a function for `read`."""
@@ -232,7 +225,7 @@ class Database:
         try:
             self._backend.check_files()
         except Unavailable:
-            self.tally.failure(cause(Kind.UNAVAILABLE))
+            self.statistics.failure(cause(FailureKind.UNAVAILABLE))
             raise
         try:
             with side.engine.connect() as connection:
@@ -246,7 +239,7 @@ class Database:
                     _abandon(connection, roll_back=not committing)
                     raise
                 connection.info["used"] = True
-                self.tally.commit("write" if side.writes else "read")
+                self.statistics.commit("write" if side.writes else "read")
                 return result
         except (DBAPIError, PoolTimeout, StatementError) as error:
             self._raise(error, side, committing=committing, used=used)
@@ -257,31 +250,31 @@ class Database:
         Raises Refused.
         """
         if isinstance(context.original_exception, OverflowError | UnicodeError):
-            self.tally.failure(cause(Kind.REFUSED))
+            self.statistics.failure(cause(FailureKind.REFUSED))
             raise Refused(f"{self.target}: {failures.REFUSED.words}") from context.original_exception
 
     def _raise(self, error: SQLAlchemyError, side: _Side, *, committing: bool, used: bool) -> NoReturn:
         if not isinstance(error, DBAPIError | PoolTimeout) and isinstance(error, StatementError) and error.orig:
             raise error.orig from error  # a value of the wrong kind, found by a type of `db.types`
         failure = self._failure(error)
-        if committing and failure.kind in (Kind.DISCONNECTED, Kind.UNANSWERED):
-            self.tally.failure(COMMIT_UNKNOWN)
+        if committing and failure.kind in (FailureKind.DISCONNECTED, FailureKind.UNANSWERED):
+            self.statistics.failure(COMMIT_UNKNOWN)
             raise CommitUnknown(f"{self.target}: {failure.words} during a commit; its fate is unknown") from error
         meant = self._error(failure, writes=side.writes)
         # A connection that served before may have led to a server that has gone since, or only reads since.
         stale = used and failure.ends_connection(writes=side.writes)
-        if failure.kind is Kind.CONTENTION or (failure.kind is Kind.LOCKED and side.patient) or stale:
+        if failure.kind is FailureKind.CONTENTION or (failure.kind is FailureKind.LOCKED and side.patient) or stale:
             meant.__cause__ = error
             raise _Retry(meant, failure.kind)
-        self.tally.failure(cause(failure.kind))
+        self.statistics.failure(cause(failure.kind))
         raise meant from error
 
     def _pause(self, pauses: Iterator[float], retry: _Retry) -> float:
         pause = next(pauses, None)
         if pause is None:
-            self.tally.failure(retry.cause)
+            self.statistics.failure(retry.cause)
             raise retry.error
-        self.tally.retry(retry.cause)
+        self.statistics.retry(retry.cause)
         return 0 if retry.at_once else pause
 
     def _failure(self, error: SQLAlchemyError) -> Failure:
@@ -291,7 +284,7 @@ class Database:
         return self._backend.failure(error if orig is None else orig)
 
     def _error(self, failure: Failure, *, writes: bool) -> DatabaseError:
-        if failure.kind is Kind.READ_ONLY and not writes:
+        if failure.kind is FailureKind.READ_ONLY and not writes:
             return Refused(f"{self.target}: a function that only reads tried to write")
         return _ERRORS[failure.kind](f"{self.target}: {failure.words}")
 

@@ -25,8 +25,11 @@ from sqlalchemy import Connection, MetaData, Table, inspect, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.schema import DropTableComment, SetTableComment
 
-from db.database import Database
+from db.database import Database, opened
+from db.dsn.target import Target
 from db.errors import Contention, Refused, SchemaMismatch
+from db.options import Options
+from db.queries import tables
 from db.schema import metadata
 
 if TYPE_CHECKING:
@@ -72,6 +75,15 @@ class Status:
     def at_head(self) -> bool:
         """Whether nothing is left to run."""
         return self.current == self.head
+
+
+@frozen
+class Loss:
+    """A table that is deleted, or one of its columns, with the number of rows in the table."""
+
+    table: str
+    column: str | None
+    rows: int
 
 
 @cache
@@ -207,6 +219,33 @@ def steps_down(connection: Connection, to: str | None) -> tuple[tuple[Revision, 
     return kept, done[len(kept) :][::-1]
 
 
+def losses(database: Database, to: str | None = None) -> tuple[Loss, ...] | None:
+    """Find what `down` would delete, by comparing the schema with a fresh one at the revision `to`.
+
+    Returns:
+        The tables and columns; None when there is no revision to undo.
+
+    Raises:
+        Refused, SchemaMismatch: as `down` does.
+    """
+    # On a connection that may write: one that only reads leaves SQLite's log behind when it is closed.
+    kept, undone = database.write_now(steps_down, to)
+    if not undone:
+        return None
+    left = _columns_at(kept[-1].id) if kept else {}
+
+    def look(connection: Connection) -> tuple[Loss, ...]:
+        found = []
+        for table, columns in _columns(connection).items():
+            gone = sorted(columns - left[table]) if table in left else [None]
+            if gone:
+                rows = tables.count(connection, metadata.tables[table])
+                found += [Loss(table, column, rows) for column in gone]
+        return tuple(found)
+
+    return database.read_now(look)
+
+
 def plan(database: Database) -> str:
     """The SQL that `up` would run; empty at head."""
 
@@ -219,6 +258,20 @@ def plan(database: Database) -> str:
         return out.getvalue()
 
     return database.read_now(describe)
+
+
+def _columns_at(revision: str) -> dict[str, set[str]]:
+    with opened(Target("sqlite"), Options()) as fresh:
+        up(fresh)
+        down(fresh, revision)
+        return fresh.read_now(_columns)
+
+
+def _columns(connection: Connection) -> dict[str, set[str]]:
+    """The columns of our tables."""
+    found = inspect(connection)
+    names = [name for name in metadata.tables if found.has_table(name)]
+    return {name: {column["name"] for column in found.get_columns(name)} for name in names}
 
 
 def _look(connection: Connection) -> tuple[str | None, list[str]]:

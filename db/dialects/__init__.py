@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from db.dialects.mysql import MySqlBackend
 from db.dialects.postgresql import PostgresBackend
+from db.dialects.server import ServerFacts
 from db.dialects.sqlite import SqliteBackend
 from db.dialects.statements import clock
 from db.dsn.target import Target
 from db.options import Options
 
-__all__ = ["Backend", "backend_for", "clock"]
+__all__ = ["Backend", "ServerFacts", "backend_for", "clock"]
 
 Backend = SqliteBackend | PostgresBackend | MySqlBackend
 

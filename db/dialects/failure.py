@@ -11,7 +11,7 @@ from enum import Enum, auto
 from attrs import frozen
 
 
-class Kind(Enum):
+class FailureKind(Enum):
     """How to continue after an error."""
 
     CONTENTION = auto()  #: lost against another transaction: run the whole function again
@@ -34,7 +34,7 @@ class Failure:
         words: what happened, to follow the name of the database and a colon: lower case, no full stop.
     """
 
-    kind: Kind
+    kind: FailureKind
     words: str
 
     def ends_connection(self, *, writes: bool) -> bool:
@@ -43,58 +43,59 @@ class Failure:
         So it is also for a writer on a server that only allows reading: after a failover the name of the server may
         lead elsewhere by now.
         """
-        return self.kind is Kind.DISCONNECTED or (self.kind is Kind.READ_ONLY and writes)
+        return self.kind is FailureKind.DISCONNECTED or (self.kind is FailureKind.READ_ONLY and writes)
 
 
-CONTENTION = Failure(Kind.CONTENTION, "the transaction kept losing against others; try again")
-LOCKED = Failure(Kind.LOCKED, "another transaction holds a row that is needed")
-DISCONNECTED = Failure(Kind.DISCONNECTED, "the connection was lost")
-DUPLICATE = Failure(Kind.DUPLICATE, "a row with the same unique value exists already")
-REFERENCE = Failure(Kind.REFERENCE, "a row that is referred to does not exist, or is still referred to")
-SCHEMA = Failure(Kind.SCHEMA, "a table or column is missing; run 'llm-proxy migrate up'")
-READ_ONLY = Failure(Kind.READ_ONLY, "it only allows reading: it is a replica, a full or a read-only server")
-REFUSED = Failure(Kind.REFUSED, "a statement was refused")
-LOGIN = Failure(Kind.UNAVAILABLE, "the user name or password was refused")
-NO_DATABASE = Failure(Kind.UNAVAILABLE, "there is no such database, or this user may not use it")
+CONTENTION = Failure(FailureKind.CONTENTION, "the transaction kept losing against others; try again")
+LOCKED = Failure(FailureKind.LOCKED, "another transaction holds a row that is needed")
+DISCONNECTED = Failure(FailureKind.DISCONNECTED, "the connection was lost")
+DUPLICATE = Failure(FailureKind.DUPLICATE, "a row with the same unique value exists already")
+REFERENCE = Failure(FailureKind.REFERENCE, "a row that is referred to does not exist, or is still referred to")
+SCHEMA = Failure(FailureKind.SCHEMA, "a table or column is missing; run 'llm-proxy migrate up'")
+READ_ONLY = Failure(FailureKind.READ_ONLY, "it only allows reading: it is a replica, a full or a read-only server")
+REFUSED = Failure(FailureKind.REFUSED, "a statement was refused")
+LOGIN = Failure(FailureKind.UNAVAILABLE, "the user name or password was refused")
+NO_DATABASE = Failure(FailureKind.UNAVAILABLE, "there is no such database, or this user may not use it")
 FULL_HOUSE = Failure(
-    Kind.UNAVAILABLE, "it has no connection left: lower DATABASE_POOL_SIZE, or raise the server's limit"
+    FailureKind.UNAVAILABLE, "it has no connection left: lower DATABASE_POOL_SIZE, or raise the server's limit"
 )
-TOO_SLOW = Failure(Kind.UNAVAILABLE, "a statement took longer than DATABASE_STATEMENT_TIMEOUT")
-NOT_SERVING = Failure(Kind.UNAVAILABLE, "it is starting, stopping, or cannot serve at the moment")
-DISK_FULL = Failure(Kind.UNAVAILABLE, "its disk or a table is full")
+TOO_SLOW = Failure(FailureKind.UNAVAILABLE, "a statement took longer than DATABASE_STATEMENT_TIMEOUT")
+NOT_SERVING = Failure(FailureKind.UNAVAILABLE, "it is starting, stopping, or cannot serve at the moment")
+DISK_FULL = Failure(FailureKind.UNAVAILABLE, "its disk or a table is full")
 STORAGE = Failure(
-    Kind.UNAVAILABLE, "its storage failed: its disk, a damaged table or an internal error; its own log says which"
+    FailureKind.UNAVAILABLE,
+    "its storage failed: its disk, a damaged table or an internal error; its own log says which",
 )
 #: Not a refusal of a row: the rows are kept until an administrator has fixed it.
-PRIVILEGE = Failure(Kind.UNAVAILABLE, "this user lacks a privilege on its tables")
-STRANGER = Failure(Kind.UNAVAILABLE, "it does not let this host connect")
-NO_TLS = Failure(Kind.UNAVAILABLE, "the server does not offer TLS, which the URL asks for")
-SILENT = Failure(Kind.UNANSWERED, "no answer within the deadline")
+PRIVILEGE = Failure(FailureKind.UNAVAILABLE, "this user lacks a privilege on its tables")
+STRANGER = Failure(FailureKind.UNAVAILABLE, "it does not let this host connect")
+NO_TLS = Failure(FailureKind.UNAVAILABLE, "the server does not offer TLS, which the URL asks for")
+SILENT = Failure(FailureKind.UNANSWERED, "no answer within the deadline")
 CLIENT_CERTIFICATE = Failure(
-    Kind.UNAVAILABLE,
+    FailureKind.UNAVAILABLE,
     "the server wants another client certificate, or one at all: see DATABASE_TLS_CERT and DATABASE_TLS_KEY",
 )
 
 #: OpenSSL's names for the alerts of RFC 8446 section 6.2 that are about the client's certificate.
 _CLIENT_REFUSED = re.compile("ALERT_(UNKNOWN_CA|(BAD_|UNSUPPORTED_)?CERTIFICATE)")
 
-_PROTOCOL = Failure(Kind.UNAVAILABLE, "what answers there does not speak its protocol")
+_PROTOCOL = Failure(FailureKind.UNAVAILABLE, "what answers there does not speak its protocol")
 
 #: What the operating system said, the special before the general.
 _NETWORK: tuple[tuple[type[BaseException], Failure], ...] = (
     (ssl.SSLEOFError, DISCONNECTED),
     (ssl.SSLZeroReturnError, DISCONNECTED),
-    (ssl.SSLError, Failure(Kind.UNANSWERED, "TLS failed")),
+    (ssl.SSLError, Failure(FailureKind.UNANSWERED, "TLS failed")),
     (TimeoutError, SILENT),
     (
         ConnectionRefusedError,
-        Failure(Kind.UNAVAILABLE, "connection refused: is the server running, on that port?"),
+        Failure(FailureKind.UNAVAILABLE, "connection refused: is the server running, on that port?"),
     ),
     (ConnectionError, DISCONNECTED),
-    (socket.gaierror, Failure(Kind.UNAVAILABLE, "its host name cannot be resolved")),
-    (FileNotFoundError, Failure(Kind.UNAVAILABLE, "there is no socket at that path")),
-    (PermissionError, Failure(Kind.UNAVAILABLE, "access to its socket is not permitted")),
-    (OSError, Failure(Kind.UNANSWERED, "it cannot be reached")),
+    (socket.gaierror, Failure(FailureKind.UNAVAILABLE, "its host name cannot be resolved")),
+    (FileNotFoundError, Failure(FailureKind.UNAVAILABLE, "there is no socket at that path")),
+    (PermissionError, Failure(FailureKind.UNAVAILABLE, "access to its socket is not permitted")),
+    (OSError, Failure(FailureKind.UNANSWERED, "it cannot be reached")),
 )
 
 
@@ -105,7 +106,7 @@ def network_failure(cause: BaseException | None) -> Failure:
     if isinstance(cause, TimeoutError) and cause.errno == errno.ETIMEDOUT:
         return DISCONNECTED  # the kernel's word, for a connection that has been dead for a while; ours has no number
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return Failure(Kind.UNAVAILABLE, f"the server's certificate was not accepted: {cause.verify_message}")
+        return Failure(FailureKind.UNAVAILABLE, f"the server's certificate was not accepted: {cause.verify_message}")
     if isinstance(cause, ssl.SSLError) and _CLIENT_REFUSED.search(getattr(cause, "reason", None) or ""):
         return CLIENT_CERTIFICATE
     return next((failure for kind, failure in _NETWORK if isinstance(cause, kind)), _PROTOCOL)

@@ -8,6 +8,7 @@ import ssl
 from pathlib import Path
 
 import certifi
+from sqlalchemy import Connection
 
 from db.dsn.target import Target, Tls
 from db.errors import BadDsn
@@ -80,3 +81,9 @@ def _load_client_certificate(context: ssl.SSLContext, certificate: Path | None, 
         context.load_cert_chain(certificate, key, password="")
     except (OSError, ssl.SSLError) as error:
         raise BadDsn("DATABASE_TLS_CERT and DATABASE_TLS_KEY: no certificate with its key can be read") from error
+
+
+def tls_version(connection: Connection, attribute: str) -> str | None:
+    """The TLS version of the socket that the driver's connection keeps in `attribute`."""
+    version = getattr(getattr(connection.connection.dbapi_connection, attribute, None), "version", None)
+    return str(version()) if callable(version) else None

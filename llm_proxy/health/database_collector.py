@@ -42,7 +42,7 @@ class DatabaseCollector:
 
     def register(self, metrics: Metrics, ledger: Ledger, pruner: Pruner | None, outage: OutageMode | None) -> None:
         """Let `metrics` read all metrics of the database and the ledger."""
-        database, tally = self._database, self._database.tally
+        database, statistics = self._database, self._database.statistics
 
         def connections() -> dict[str, float]:
             now = database.connections
@@ -51,13 +51,13 @@ class DatabaseCollector:
         functions: dict[Family, Read] = {
             families.DATABASE_UP: lambda: ledger.alive,
             families.DATABASE_INFO: lambda: {database.target.driver: 1},
-            families.LAST_TRANSACTION: lambda: tally.last_success,
+            families.LAST_TRANSACTION: lambda: statistics.last_success,
             families.CONNECTIONS: connections,
             families.CONNECTIONS_LIMIT: lambda: database.connections.limit,
             families.CONNECTIONS_WAITING: lambda: database.connections.waiting,
-            families.TRANSACTIONS: lambda: tally.committed,
-            families.RETRIES: lambda: tally.retries,
-            families.FAILURES: lambda: tally.failures,
+            families.TRANSACTIONS: lambda: statistics.committed,
+            families.RETRIES: lambda: statistics.retries,
+            families.FAILURES: lambda: statistics.failures,
             families.WAITING: lambda: ledger.waiting,
             families.UNSETTLED: lambda: ledger.unsettled,
             families.SETTLE_LAG: lambda: ledger.lag,

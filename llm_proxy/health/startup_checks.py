@@ -9,7 +9,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from db import migrate
-from db.database import Database, ServerFacts
+from db.database import Database
+from db.dialects import ServerFacts
 from db.errors import DatabaseError
 from llm_proxy.config import Settings
 from llm_proxy.logging import log

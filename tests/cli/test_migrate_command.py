@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert
 from db import Connection, migrate
 from db.database import opened
 from db.dialects.statements import clock
-from db.losses import Loss, losses
+from db.migrate import Loss, losses
 from db.options import Options
 from db.records import Worker
 from db.schema import workers

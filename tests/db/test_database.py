@@ -12,7 +12,7 @@ from db.database import Database, open_database, opened
 from db.dsn import Target
 from db.errors import BrokenReference, Contention, DatabaseError, Duplicate, Refused, SchemaMismatch, Unavailable
 from db.options import Options
-from db.tally import Connections
+from db.statistics import Connections
 from tests.databases.kinds import SERVERS, on
 
 METADATA = MetaData()
@@ -268,7 +268,7 @@ async def test_a_deadlock_is_run_again_until_both_are_through(database: Database
         nursery.start_soon(database.write, swap, 1, 2)
         nursery.start_soon(database.write, swap, 2, 1)
     assert len(calls) == 3
-    assert database.tally.retries == {"contention": 1, "disconnected": 0, "read_only": 0}
+    assert database.statistics.retries == {"contention": 1, "disconnected": 0, "read_only": 0}
     words = await database.read(lambda connection: connection.scalars(select(ROWS.c.word)).all())
     assert set(words) in ({"12"}, {"21"})
 
@@ -289,7 +289,7 @@ async def test_a_lock_that_never_comes_free_is_contention_in_the_end(database: D
 
     await database.write(hold)
     assert len(calls) == 5
-    assert (database.tally.retries["contention"], database.tally.failures["contention"]) == (4, 1)
+    assert (database.statistics.retries["contention"], database.statistics.failures["contention"]) == (4, 1)
     await database.write(take_at_once)
 
 

@@ -83,8 +83,8 @@ async def test_idle_connections_that_were_ended_are_not_noticed(
     assert end_sessions(databases, database_kind, database.target) == 2
     await database.write(add, 1)
     assert await database.read(count) == 1
-    assert database.tally.retries["disconnected"] == 1
-    assert set(database.tally.failures.values()) == {0}
+    assert database.statistics.retries["disconnected"] == 1
+    assert set(database.statistics.failures.values()) == {0}
 
 
 def test_a_session_that_was_silent_for_longer_than_the_server_allows_goes_unnoticed(
@@ -124,7 +124,7 @@ async def test_a_session_ended_in_the_middle_is_taken_up_once_then_unavailable(d
     with pytest.raises(Unavailable, match="connection was lost"):
         await database.write(add_and_die)
     assert len(calls) == 2
-    assert (database.tally.retries["disconnected"], database.tally.failures["disconnected"]) == (1, 1)
+    assert (database.statistics.retries["disconnected"], database.statistics.failures["disconnected"]) == (1, 1)
     assert database.connections.in_use == 0
     assert await database.read(count) == 0
     await database.write(add, 1)
@@ -153,7 +153,7 @@ async def test_a_commit_that_is_lost_is_of_unknown_fate(
 
     with pytest.raises(CommitUnknown, match="fate is unknown"):
         await through.write(add_and_lose)
-    assert (through.tally.failures["commit_unknown"], sum(through.tally.failures.values())) == (1, 1)
+    assert (through.statistics.failures["commit_unknown"], sum(through.statistics.failures.values())) == (1, 1)
     assert through.connections.in_use == 0
     # A writer that waits for the other transaction's row sees the end of it.
     assert await database.write(delete_one) == rows

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from db import Connection
 from db.database import Database, opened
-from db.dialects.pools import ServerPool
+from db.dialects.server import ServerPool
 from db.dsn import Target
 from db.options import Options
 from tests.databases.kinds import SERVERS, on

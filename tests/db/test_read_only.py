@@ -56,7 +56,7 @@ async def test_a_session_that_has_become_a_reader_is_left_for_a_fresh_one(rows: 
     await rows.write(turn)
     await rows.write(add_and_note)
     assert len(calls) == 2
-    assert rows.tally.retries["read_only"] == 1
+    assert rows.statistics.retries["read_only"] == 1
     assert await rows.read(count) == 1
 
 

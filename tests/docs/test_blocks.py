@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from db.tally import Tally
+from db.statistics import Statistics
 from llm_proxy.cli import program
 from llm_proxy.metrics.families import FAILURES, RETRIES, SECTIONS, Family
 from tests.docs.blocks import REASONS, SHOWN, blocks
@@ -103,7 +103,7 @@ def test_monitoring_page_explains_every_database_metric() -> None:
         assert f"| `{name}` |" in text
 
 
-@pytest.mark.parametrize(("family", "causes"), [(RETRIES, Tally().retries), (FAILURES, Tally().failures)])
+@pytest.mark.parametrize(("family", "causes"), [(RETRIES, Statistics().retries), (FAILURES, Statistics().failures)])
 def test_monitoring_page_names_the_causes_of_errors(family: Family, causes: dict[str, int]) -> None:
     text = (DATABASE / "monitoring.md").read_text()
     assert set(re.findall(r"`(\w+)`", family.labels[0].values)) == set(causes)

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from db.database import ServerFacts
+from db.dialects import ServerFacts
 from llm_proxy.health.startup_checks import over_free, over_limit
 
 

@@ -20,14 +20,21 @@ from sqlalchemy.pool import NullPool, Pool
 from sqlalchemy.sql.selectable import GenerativeSelect
 
 from db.dialects import failure as failures
-from db.dialects.facts import Facts, tls_version
-from db.dialects.failure import Failure, Kind, network_failure
+from db.dialects.failure import Failure, FailureKind, network_failure
 from db.dialects.migration_lock import AGAIN, Holder, acquire, program
 from db.dialects.mysql.connection import MySqlConnection
 from db.dialects.mysql.errors import TROUBLES
-from db.dialects.pools import FROZEN, LOCK_TIMEOUT, LOCK_WAIT, MIGRATION_TIMEOUT, SOCKET_GRACE, ServerPool
+from db.dialects.server import (
+    FROZEN,
+    LOCK_TIMEOUT,
+    LOCK_WAIT,
+    MIGRATION_TIMEOUT,
+    SOCKET_GRACE,
+    ServerBackend,
+    ServerFacts,
+)
 from db.dialects.statements import skips_locked
-from db.dialects.wire import client_context
+from db.dialects.wire import tls_version
 from db.dsn.target import Target, Tls
 from db.options import Options
 
@@ -73,7 +80,7 @@ _BY_CODE = {
     2026: failures.NO_TLS,
     3024: failures.TOO_SLOW,
     3572: failures.LOCKED,  # it was not to be waited for
-    3159: Failure(Kind.UNAVAILABLE, "it insists on TLS: add tls=true to DATABASE_URL"),
+    3159: Failure(FailureKind.UNAVAILABLE, "it insists on TLS: add tls=true to DATABASE_URL"),
 }
 
 
@@ -118,30 +125,15 @@ class MySqlDialect(MySQLDialect_pymysql):
 registry.register("mysql.llm_proxy", __name__, "MySqlDialect")
 
 
-class MySqlBackend:
+class MySqlBackend(ServerBackend):
     """The engines of one MySQL or MariaDB database, and what its errors mean."""
 
     def __init__(self, target: Target, options: Options) -> None:
         """Nothing is connected yet. Raises BadDsn for TLS files that cannot be used."""
-        self.writers = options.pool_size
-        self._target = target
-        self._connect_timeout = target.connect_timeout or options.connect_timeout
-        self._statement_timeout = options.statement_timeout
-        self._tls = client_context(target, options)
-        self.pools = (ServerPool(self._connect, options),)
+        super().__init__(target, options)
         self.write = _engine(self.pools[0], lock_wait=self._statement_timeout)
         self.write_unless_locked = _engine(self.pools[0], lock_wait=LOCK_WAIT)
         self.read = _engine(self.pools[0], _BEGIN_READING)
-
-    def open(self) -> None:
-        """Do nothing: connections are made when they are needed."""
-
-    def check_files(self) -> None:
-        """Do nothing: the server looks after its files."""
-
-    def close(self) -> None:
-        """Close every connection."""
-        self.pools[0].dispose()
 
     def failure(self, error: BaseException) -> Failure:
         """Read an error of PyMySQL."""
@@ -168,14 +160,14 @@ class MySqlBackend:
             yield connection
             connection.commit()
 
-    def facts(self, connection: Connection) -> Facts:
+    def facts(self, connection: Connection) -> ServerFacts:
         """What the server says about itself."""
         version, limit, own = connection.exec_driver_sql(
             "SELECT VERSION(), @@GLOBAL.max_connections, @@SESSION.max_user_connections"
         ).one()
         connected = connection.exec_driver_sql("SHOW GLOBAL STATUS LIKE 'Threads_connected'").one()[1]
         product = "MariaDB" if "MariaDB" in version else "MySQL"
-        return Facts(
+        return ServerFacts(
             version=f"{product} {version.partition('-')[0]}",
             tls=tls_version(connection, "_sock"),
             max_connections=int(limit),

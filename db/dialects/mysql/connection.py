@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pymysql.connections import Connection
 from pymysql.constants import CLIENT
 
-from db.dialects.pools import FROZEN
+from db.dialects.server import FROZEN
 from db.dialects.wire import keep_alive
 
 if TYPE_CHECKING:  # generic for type checkers only

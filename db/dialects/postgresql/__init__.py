@@ -21,20 +21,20 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool, Pool
 
 from db.dialects import failure as failures
-from db.dialects.facts import Facts, tls_version
-from db.dialects.failure import Failure, Kind, network_failure
+from db.dialects.failure import Failure, FailureKind, network_failure
 from db.dialects.migration_lock import AGAIN, Holder, acquire, program
-from db.dialects.pools import (
+from db.dialects.postgresql.connection import PostgresConnection
+from db.dialects.server import (
     FROZEN,
     LOCK_TIMEOUT,
     LOCK_WAIT,
     MIGRATION_TIMEOUT,
     SILENCE,
     SOCKET_GRACE,
-    ServerPool,
+    ServerBackend,
+    ServerFacts,
 )
-from db.dialects.postgresql.connection import PostgresConnection
-from db.dialects.wire import client_context
+from db.dialects.wire import tls_version
 from db.dsn.target import Target, Tls
 from db.options import Options
 
@@ -73,7 +73,7 @@ _BY_CODE = {
     "23505": failures.DUPLICATE,
     "25P03": failures.DISCONNECTED,
     "28000": Failure(
-        Kind.UNAVAILABLE,
+        FailureKind.UNAVAILABLE,
         "this user may not log in from here like this: its pg_hba.conf may ask for TLS (sslmode=require) or for a "
         "client certificate (DATABASE_TLS_CERT)",
     ),
@@ -134,36 +134,21 @@ class PostgresDialect(PGDialect_pg8000):
 registry.register("postgresql.llm_proxy", __name__, "PostgresDialect")
 
 
-class PostgresBackend:
+class PostgresBackend(ServerBackend):
     """The engines of one PostgreSQL database, and what its errors mean."""
 
     def __init__(self, target: Target, options: Options) -> None:
         """Nothing is connected yet. Raises BadDsn for TLS files that cannot be used."""
-        self.writers = options.pool_size
-        self._target = target
-        self._connect_timeout = target.connect_timeout or options.connect_timeout
-        self._statement_timeout = options.statement_timeout
-        self._tls = client_context(target, options)
+        super().__init__(target, options)
         milliseconds = max(1, int(options.statement_timeout * 1000))
         limits = f"; SET LOCAL statement_timeout = {milliseconds}; SET LOCAL idle_in_transaction_session_timeout = "
         # A process that is stopped in the middle of a transaction must not keep its locks.
         writing = f"BEGIN ISOLATION LEVEL READ COMMITTED{limits}{min(milliseconds, int(FROZEN * 1000))}"
-        self.pools = (ServerPool(self._connect, options),)
         self.write = _engine(writing, self.pools[0])
         self.write_unless_locked = _engine(
             f"{writing}; SET LOCAL lock_timeout = {int(LOCK_WAIT * 1000)}", self.pools[0]
         )
         self.read = _engine(f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{limits}{milliseconds}", self.pools[0])
-
-    def open(self) -> None:
-        """Do nothing: connections are made when they are needed."""
-
-    def check_files(self) -> None:
-        """Do nothing: the server looks after its files."""
-
-    def close(self) -> None:
-        """Close every connection."""
-        self.pools[0].dispose()
 
     def failure(self, error: BaseException) -> Failure:
         """Read an error of pg8000."""
@@ -191,10 +176,10 @@ class PostgresBackend:
                 )
                 yield connection
 
-    def facts(self, connection: Connection) -> Facts:
+    def facts(self, connection: Connection) -> ServerFacts:
         """What the server says about itself."""
         version, limit, allowed, connected = connection.exec_driver_sql(_FACTS).one()
-        return Facts(f"PostgreSQL {version}", tls_version(connection, "_usock"), limit, allowed, connected)
+        return ServerFacts(f"PostgreSQL {version}", tls_version(connection, "_usock"), limit, allowed, connected)
 
     def end_frozen(self, connection: Connection) -> str | None:
         """Do nothing: the server ends transactions of frozen processes by itself."""
@@ -267,7 +252,7 @@ def _take_lock(connection: Connection, seconds: float) -> bool:
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_MIGRATION_LOCK})")
     except DBAPIError as error:
         connection.rollback()
-        if error.orig is None or _failure(error.orig).kind is not Kind.LOCKED:
+        if error.orig is None or _failure(error.orig).kind is not FailureKind.LOCKED:
             raise
         return False
     return True
@@ -296,8 +281,10 @@ def _failure(error: BaseException) -> Failure:
         case "Server refuses SSL":
             return failures.NO_TLS
         case "channel binding":
-            return Failure(Kind.UNAVAILABLE, "it did not prove by channel binding that nobody sits between")
+            return Failure(FailureKind.UNAVAILABLE, "it did not prove by channel binding that nobody sits between")
         case str() if "uthentication method" in details:
-            return Failure(Kind.UNAVAILABLE, "it asks for a way of logging in that is not supported; use scram-sha-256")
+            return Failure(
+                FailureKind.UNAVAILABLE, "it asks for a way of logging in that is not supported; use scram-sha-256"
+            )
         case _:
             return network_failure(error.__cause__) if isinstance(error, legacy.InterfaceError) else failures.REFUSED

@@ -17,8 +17,8 @@ from sqlalchemy.dialects.sqlite.pysqlite import SQLiteDialect_pysqlite
 from sqlalchemy.pool import QueuePool
 
 from db.dialects import failure as failures
-from db.dialects.facts import Facts
-from db.dialects.failure import Failure, Kind
+from db.dialects.failure import Failure, FailureKind
+from db.dialects.server import ServerFacts
 from db.dialects.sqlite.file import FileLock, identity, look, prepare
 from db.dsn.target import Target
 from db.errors import SchemaMismatch, Unavailable
@@ -141,9 +141,9 @@ class SqliteBackend:
             finally:
                 raw.execute("PRAGMA foreign_keys = ON")
 
-    def facts(self, connection: Connection) -> Facts:
+    def facts(self, connection: Connection) -> ServerFacts:
         """What the library says about itself."""
-        return Facts(f"SQLite {sqlite3.sqlite_version}", None)
+        return ServerFacts(f"SQLite {sqlite3.sqlite_version}")
 
     def end_frozen(self, connection: Connection) -> str | None:
         """Do nothing: nobody else writes to the file."""
@@ -199,7 +199,7 @@ def _uri(path: Path, mode: str) -> str:
     return f"file:{quote(str(path.absolute()))}?mode={mode}"
 
 
-_LOCKED = Failure(Kind.CONTENTION, "the file is locked by another program")
+_LOCKED = Failure(FailureKind.CONTENTION, "the file is locked by another program")
 _MISSING = re.compile(r"no such (?:table|column)|table \S+ has no column")
 _BY_CODE = {
     sqlite3.SQLITE_CONSTRAINT_UNIQUE: failures.DUPLICATE,
@@ -208,20 +208,20 @@ _BY_CODE = {
     sqlite3.SQLITE_CONSTRAINT_FOREIGNKEY: failures.REFERENCE,
     sqlite3.SQLITE_BUSY: _LOCKED,
     sqlite3.SQLITE_LOCKED: _LOCKED,
-    sqlite3.SQLITE_READONLY: Failure(Kind.READ_ONLY, "it can only be read"),
-    sqlite3.SQLITE_FULL: Failure(Kind.UNAVAILABLE, "the disk is full"),
-    sqlite3.SQLITE_IOERR: Failure(Kind.UNANSWERED, "the disk failed to read or write"),
+    sqlite3.SQLITE_READONLY: Failure(FailureKind.READ_ONLY, "it can only be read"),
+    sqlite3.SQLITE_FULL: Failure(FailureKind.UNAVAILABLE, "the disk is full"),
+    sqlite3.SQLITE_IOERR: Failure(FailureKind.UNANSWERED, "the disk failed to read or write"),
     sqlite3.SQLITE_CANTOPEN: Failure(
-        Kind.UNAVAILABLE, "the file cannot be opened: check that it and its folder exist and are writable"
+        FailureKind.UNAVAILABLE, "the file cannot be opened: check that it and its folder exist and are writable"
     ),
-    sqlite3.SQLITE_PERM: Failure(Kind.UNAVAILABLE, "access to the file is not permitted"),
-    sqlite3.SQLITE_NOMEM: Failure(Kind.UNAVAILABLE, "the machine is out of memory"),
-    sqlite3.SQLITE_INTERNAL: Failure(Kind.UNAVAILABLE, "SQLite itself failed"),
-    sqlite3.SQLITE_NOLFS: Failure(Kind.UNAVAILABLE, "the file system does not take files as large as that"),
+    sqlite3.SQLITE_PERM: Failure(FailureKind.UNAVAILABLE, "access to the file is not permitted"),
+    sqlite3.SQLITE_NOMEM: Failure(FailureKind.UNAVAILABLE, "the machine is out of memory"),
+    sqlite3.SQLITE_INTERNAL: Failure(FailureKind.UNAVAILABLE, "SQLite itself failed"),
+    sqlite3.SQLITE_NOLFS: Failure(FailureKind.UNAVAILABLE, "the file system does not take files as large as that"),
     sqlite3.SQLITE_ABORT: _LOCKED,
     sqlite3.SQLITE_SCHEMA: _LOCKED,
-    sqlite3.SQLITE_INTERRUPT: Failure(Kind.UNAVAILABLE, "a statement was interrupted"),
+    sqlite3.SQLITE_INTERRUPT: Failure(FailureKind.UNAVAILABLE, "a statement was interrupted"),
     sqlite3.SQLITE_PROTOCOL: _LOCKED,
-    sqlite3.SQLITE_NOTADB: Failure(Kind.UNAVAILABLE, "the file is not a SQLite database"),
-    sqlite3.SQLITE_CORRUPT: Failure(Kind.UNAVAILABLE, "the file is damaged: restore it from a backup"),
+    sqlite3.SQLITE_NOTADB: Failure(FailureKind.UNAVAILABLE, "the file is not a SQLite database"),
+    sqlite3.SQLITE_CORRUPT: Failure(FailureKind.UNAVAILABLE, "the file is damaged: restore it from a backup"),
 }

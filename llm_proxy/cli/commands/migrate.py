@@ -9,8 +9,7 @@ import click
 from attrs import asdict
 
 from db import migrate
-from db.losses import losses
-from db.migrate import Revision
+from db.migrate import Revision, losses
 from llm_proxy.cli.database import check_idle, open_for_reading, open_for_writing
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.options import confirm, database_options, json_option, load_settings, yes_option

@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from db import migrate
-from db.database import Database, ServerFacts
+from db.database import Database
+from db.dialects import ServerFacts
 from db.migrate import Status
 from db.options import Options
 from llm_proxy.cli.database import open_for_reading

@@ -1,15 +1,19 @@
-"""The pool of a server's connections, and the deadlines that do not come from settings."""
+"""Connections to a database server: their pool, and the deadlines that do not come from settings."""
 
 from __future__ import annotations
 
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
+from attrs import frozen
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry, Pool
 
+from db.dialects.wire import client_context
+from db.dsn.target import Target
 from db.options import Options
 
 #: How much longer than the server the socket waits, in seconds: the server's own error is the better one.
@@ -26,6 +30,28 @@ FROZEN = 5.0
 #: After so many seconds without a word from it, the server ends its session: its process is frozen, or cut off, and
 #: must not block migrations without end.
 SILENCE = 60.0
+
+
+@frozen
+class ServerFacts:
+    """What a database says about itself, for `llm-proxy db check`.
+
+    Attributes:
+        version: product and version.
+        tls: TLS version of the connection; None if it is not encrypted.
+        max_connections: the server's limit for all clients; None on SQLite, as are the next two.
+        allowed_connections: how many of these this user may have: some are reserved for administrators, and a role or a
+            database may have its own limit.
+        open_connections: how many all clients have now, without this one.
+        clock_skew: the database's clock minus ours.
+    """
+
+    version: str
+    tls: str | None = None
+    max_connections: int | None = None
+    allowed_connections: int | None = None
+    open_connections: int | None = None
+    clock_skew: timedelta = timedelta()
 
 
 class ServerPool(Pool):
@@ -117,3 +143,29 @@ class ServerPool(Pool):
         with self._lock:
             self._in_use -= 1
         self._room.release()
+
+
+class ServerBackend:
+    """What the backends of all database servers share."""
+
+    def __init__(self, target: Target, options: Options) -> None:
+        """Nothing is connected yet. Raises BadDsn for TLS files that cannot be used."""
+        self.writers = options.pool_size
+        self._target = target
+        self._connect_timeout = target.connect_timeout or options.connect_timeout
+        self._statement_timeout = options.statement_timeout
+        self._tls = client_context(target, options)
+        self.pools = (ServerPool(self._connect, options),)
+
+    def open(self) -> None:
+        """Do nothing: connections are made when they are needed."""
+
+    def check_files(self) -> None:
+        """Do nothing: only SQLite has files here."""
+
+    def close(self) -> None:
+        """Close every connection."""
+        self.pools[0].dispose()
+
+    def _connect(self) -> Any:
+        raise NotImplementedError

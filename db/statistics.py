@@ -8,10 +8,10 @@ from typing import Final, Literal
 
 from attrs import define, field, frozen
 
-from db.dialects.failure import Kind
+from db.dialects.failure import FailureKind
 
 #: Failures after which a transaction is retried.
-RETRIES: Final = (Kind.CONTENTION, Kind.DISCONNECTED, Kind.READ_ONLY)
+RETRIES: Final = (FailureKind.CONTENTION, FailureKind.DISCONNECTED, FailureKind.READ_ONLY)
 #: The cause under which a commit with an unknown result is counted.
 COMMIT_UNKNOWN: Final = "commit_unknown"
 
@@ -34,7 +34,7 @@ class Connections:
 
 
 @define(eq=False)
-class Tally:
+class Statistics:
     """Counts from any thread.
 
     Attributes:
@@ -46,7 +46,7 @@ class Tally:
 
     committed: dict[str, int] = field(factory=lambda: {"read": 0, "write": 0})
     retries: dict[str, int] = field(factory=lambda: dict.fromkeys(map(cause, RETRIES), 0))
-    failures: dict[str, int] = field(factory=lambda: dict.fromkeys([*map(cause, Kind), COMMIT_UNKNOWN], 0))
+    failures: dict[str, int] = field(factory=lambda: dict.fromkeys([*map(cause, FailureKind), COMMIT_UNKNOWN], 0))
     last_success: float | None = None
     _lock: threading.Lock = field(factory=threading.Lock, repr=False)
 
@@ -67,6 +67,6 @@ class Tally:
             self.failures[why] += 1
 
 
-def cause(kind: Kind) -> str:
+def cause(kind: FailureKind) -> str:
     """The name under which a kind of failure is counted."""
-    return "contention" if kind is Kind.LOCKED else kind.name.lower()
+    return "contention" if kind is FailureKind.LOCKED else kind.name.lower()

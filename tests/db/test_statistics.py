@@ -41,8 +41,8 @@ def test_how_large_it_is(fresh: Database) -> None:
 
 
 async def test_transactions_are_counted(fresh: Database) -> None:
-    tally = fresh.tally
-    assert fresh.tally.last_success is None
+    statistics = fresh.statistics
+    assert fresh.statistics.last_success is None
     before = time.time()
     fresh.write_now(METADATA.create_all)
     fresh.write_now(add, 1)
@@ -51,8 +51,8 @@ async def test_transactions_are_counted(fresh: Database) -> None:
         await fresh.write(add, 1)
     with pytest.raises(RuntimeError, match="fault of the function"):
         await fresh.write(fail)
-    assert tally.committed == {"read": 1, "write": 2}
-    assert tally.failures.pop("duplicate") == 1
-    assert set(tally.failures.values()) == set(tally.retries.values()) == {0}
-    assert tally.last_success is not None
-    assert before <= tally.last_success <= time.time()
+    assert statistics.committed == {"read": 1, "write": 2}
+    assert statistics.failures.pop("duplicate") == 1
+    assert set(statistics.failures.values()) == set(statistics.retries.values()) == {0}
+    assert statistics.last_success is not None
+    assert before <= statistics.last_success <= time.time()
