@@ -359,7 +359,7 @@ def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) ->
 
 def is_event_stream(content_type: bytes) -> bool:
     """Whether a `Content-Type` value is that of a stream of server-sent events."""
-    return media_type(content_type) == b"text/event-stream"
+    return b"event-stream" in content_type.lower() and media_type(content_type) == b"text/event-stream"
 
 
 def media_type(content_type: bytes) -> bytes:

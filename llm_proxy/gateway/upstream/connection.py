@@ -37,6 +37,7 @@ class Connection:
         parser: what is known of the current response.
         request_done: the current request was sent completely.
         expires: trio time after which the idle connection is not used again.
+        fileno, is_quiet: of the socket, see `ClientSocket`.
     """
 
     __slots__ = (
@@ -46,6 +47,8 @@ class Connection:
         "_reader",
         "_socket",
         "expires",
+        "fileno",
+        "is_quiet",
         "parser",
         "request_done",
     )
@@ -53,6 +56,8 @@ class Connection:
     def __init__(self, connected: ClientSocket, header_timeout: TimeoutWheel, read_timeout: TimeoutWheel) -> None:
         """Take over a connected socket."""
         self._socket = connected
+        self.fileno = connected.fileno
+        self.is_quiet = connected.is_quiet
         self._header_timeout = header_timeout
         self._read_timeout = read_timeout
         self._failure: UpstreamFailure | None = None
@@ -71,14 +76,6 @@ class Connection:
     def is_ready(self) -> bool:
         """Whether `receive` would return without waiting."""
         return bool(self.parser.pieces) or self.parser.complete
-
-    def fileno(self) -> int:
-        """The descriptor of the socket; -1 after `close`."""
-        return self._socket.fileno()
-
-    def is_quiet(self) -> bool:
-        """Whether the idle connection is alive with nothing to read. One system call."""
-        return self._socket.is_quiet()
 
     def close(self) -> None:
         """Close the socket at once. Idempotent."""

@@ -59,7 +59,10 @@ class Connector:
         """
         with trio.move_on_after(self._seconds):
             try:
-                connected = await (self._open() if self._proxy is None else self._open_through(self._proxy))
+                if self._proxy is None:
+                    connected = await connect(self._origin.host, self._origin.port, self._context)
+                else:
+                    connected = await self._connect_through(self._proxy)
             except OSError as error:
                 raise self._failure(describe_error(error)) from error
             return Connection(connected, self._header_timeout, self._read_timeout)
@@ -68,10 +71,7 @@ class Connector:
     def _failure(self, what: str) -> ConnectFailed:
         return ConnectFailed(f"cannot connect to {self}: {what}")
 
-    async def _open(self) -> ClientSocket:
-        return await connect(self._origin.host, self._origin.port, self._context)
-
-    async def _open_through(self, proxy: OutboundProxy) -> ClientSocket:
+    async def _connect_through(self, proxy: OutboundProxy) -> ClientSocket:
         connected = await connect(proxy.host, proxy.port, self._proxy_context)
         if self._context is None:
             return connected

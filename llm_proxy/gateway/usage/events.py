@@ -107,17 +107,10 @@ class EventMeter:
 
     def _line_feeds(self, data: bytes) -> bytes:
         """Convert CR LF and CR to LF, also if a CR LF is cut between two pieces."""
-        if not data:
-            return data
         if self._after_cr and data.startswith(b"\n"):
             data = data[1:]
-            self._after_cr = False
-        if b"\r" in data:
-            self._after_cr = data.endswith(b"\r")
-            return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        if data:
-            self._after_cr = False
-        return data
+        self._after_cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
     def _gather(self, data: bytes) -> bytes:
         """Read complete events and keep the rest; return the start of an event that is too long to keep, or nothing."""

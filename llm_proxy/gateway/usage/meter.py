@@ -119,7 +119,7 @@ class BodyMeter:
             self._scanner.report(tally)
         else:
             read(bytes(self._kept).removeprefix(BYTE_ORDER_MARK), tally)
-        incomplete = tally.cut_off and not tally.has_counts
+        incomplete = tally.cut_off and not tally.counts
         self.ended = not incomplete and bool(self._kept or self._scanner)
         self.unmetered = tally.unread or (whole and incomplete)
         return tally.result()

@@ -104,6 +104,7 @@ class Tally:
         failed: one of the events reports a failure.
         unread: there was usage that could not be read.
         cut_off: one of the documents was incomplete.
+        counts: the last value of each count.
     """
 
     model: str = ""
@@ -111,7 +112,7 @@ class Tally:
     failed: bool = False
     unread: bool = False
     cut_off: bool = False
-    _counts: dict[str, int] = field(factory=dict)
+    counts: dict[str, int] = field(factory=dict)
 
     def read(self, document: bytes) -> bool:
         """Add a JSON document: a whole response, or the data of one event. False if it is not strictly JSON."""
@@ -153,14 +154,9 @@ class Tally:
             elif usage.startswith(b"{"):
                 self.unread = True
 
-    @property
-    def has_counts(self) -> bool:
-        """Whether any usage was read."""
-        return bool(self._counts)
-
     def result(self) -> Usage:
         """The usage, as far as it is known."""
-        known = self._counts.get
+        known = self.counts.get
         input_tokens, cached = known("prompt_tokens"), known("cached_tokens")
         if input_tokens is None:
             input_tokens = known("input_tokens")
@@ -174,7 +170,7 @@ class Tally:
         return Usage(self.model, input_tokens, output_tokens, cached)
 
     def _add(self, usage: dict[str, Any]) -> None:
-        counts = self._counts
+        counts = self.counts
         for name, value in usage.items():
             key, count = name, value
             if name in _DETAILS:
