@@ -33,9 +33,9 @@ _NOTABLE_SKEW = 1.0
 def command(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
     """Connect to the database and run the startup checks.
 
-    Shows the version, TLS, the schema, the pool against the database's limit, and the difference of the clocks.
-    Exits 1 when the schema is not at head, the pool does not fit, the clocks differ by more than a second, or
-    ENCRYPTION_KEY does not open all API keys.
+    Shows the version, TLS, the schema, the pool size and the database's connection limit, and the clock skew. Exits 1
+    if the schema is not at head, the pool is too large, the clocks differ by more than 1 s, or ENCRYPTION_KEY does not
+    decrypt all API keys.
     """
     settings = load_settings(config, db)
     with open_for_reading(settings) as database:
@@ -46,7 +46,7 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
     skew = facts.clock_skew.total_seconds()
     complaints = list(_complaints(facts, schema, wanted_connections(settings), skew))
     if locked is not None:
-        complaints.append(f"{locked}; add that key to ENCRYPTION_KEY")
+        complaints.append(f"{locked}; they cannot be used before that is configured")
     if as_json:
         print_json(
             {
