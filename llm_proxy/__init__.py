@@ -7,12 +7,12 @@ The map, from the outside in; imports go downwards only.
 - `web`: the ASGI application; routes a provider's paths to `gateway`, all others to the management API; CORS,
   forwarded client addresses
 - `api`: the management API, JSON over HTTP
-- `services`: the composition root: opens everything that a server process holds
+- `services`: the composition root: opens and closes the components of a worker
 - `gateway`: the data plane: one request from the client to the provider and back; `gateway.http`,
   `gateway.providers`, `gateway.upstream`, `gateway.usage`
 - `health`: checks of the database for `/ready`, metrics and start-up
 - `ledger`: admits, counts and settles requests in shared transactions; `ledger.outage` goes on without the database
-- `tokens`: the rules of tokens, pure
+- `tokens`: everything about a token: format, digest, rules
 - `config`: settings, declared once; the kinds of values that provider file and management API share
 - `metrics`: counters of all workers in shared memory, and their exposition
 - `errors`, `identifiers`, `version`

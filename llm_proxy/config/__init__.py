@@ -5,6 +5,7 @@
 - `sources.py`: how a setting is declared, and found in flags, environment and `.env` file
 - `checks.py`: rules that concern several settings
 - `dotenv.py`: the `.env` file
+- `database.py`: the database and the key file, as the settings describe them
 """
 
 from __future__ import annotations
