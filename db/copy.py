@@ -29,7 +29,7 @@ TABLES: tuple[Table, ...] = (requests, usage_hourly, projects, tokens, in_flight
 #: Rows in one transaction: few enough for a statement of any database, and for a memory that does not grow.
 PIECE = 500
 
-#: Told of the table, of the rows that are done in it, and of all that it had at the beginning.
+#: Called with the table, the number of copied rows, and the number of rows at the start.
 Progress = Callable[[str, int, int], None]
 
 
@@ -47,7 +47,6 @@ class Comparison:
 
     @property
     def equal(self) -> bool:
-        """Whether both hold the same rows."""
         return self.source == self.target
 
 
@@ -67,7 +66,6 @@ def check_schema(source: Database) -> None:
 
 
 def counts(database: Database) -> dict[str, int]:
-    """How many rows each of the tables has."""
     return {table.name: database.read_now(tables.count, table) for table in TABLES}
 
 
@@ -77,8 +75,8 @@ def check_empty(target: Database) -> None:
     if found:
         rows = ", ".join(f"{name} {number:,}" for name, number in found.items())
         raise CopyRefused(
-            f"{target.target} is not empty ({rows}): give an empty database, or --resume to take up a copy of the "
-            "same source again"
+            f"{target.target} is not empty ({rows}): use an empty database, or --resume to continue a copy of the "
+            "same source"
         )
 
 
@@ -88,12 +86,11 @@ def copy(source: Database, target: Database, *, resume: bool = False, progress: 
     Args:
         source: at head.
         target: at head; empty unless `resume`.
-        resume: make what is there equal to the source: rows are added and changed, and those taken away that the
-            source has not any more.
-        progress: told after each piece.
+        resume: make the target equal to the source: add, change and delete rows.
+        progress: called after each piece.
 
     Raises:
-        CopyRefused: the target holds what cannot have come from this source.
+        CopyRefused: the target has rows that cannot come from this source.
     """
     found = [_Copy(source, target, table, resume=resume, progress=progress).run() for table in TABLES]
     return [Comparison(table.name, digest, digest_of(target, table)) for table, digest in found]
@@ -116,7 +113,7 @@ def _pieces(database: Database, table: Table) -> Iterator[list[Row]]:
 
 @define
 class _Copy:
-    """One table on its way."""
+    """The copy of one table."""
 
     source: Database
     target: Database
@@ -155,7 +152,7 @@ class _Copy:
             turn_ends = len(present) <= PIECE
             there = {tables.key_of(table, row): row for row in present}
             surplus = [key for key in there if key not in wanted]
-            self._judge(surplus, oldest)
+            self._check_surplus(surplus, oldest)
             changed = [row for key, row in wanted.items() if key in there and there[key] != row]
             reached = None if turn_ends else tables.key_of(table, present[-1])
             missing = [row for key, row in wanted.items() if key not in there and (reached is None or key <= reached)]
@@ -166,7 +163,7 @@ class _Copy:
             after = reached
             wanted = {key: row for key, row in wanted.items() if reached is None or key > reached}
 
-    def _judge(self, surplus: list[Key], oldest: Key | None) -> None:
+    def _check_surplus(self, surplus: list[Key], oldest: Key | None) -> None:
         """Refuse rows of the target that no copy of this source can have brought.
 
         Projects, tokens and hourly sums are never deleted. Requests are, from the oldest on (LEDGER_RETENTION), and

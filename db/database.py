@@ -147,7 +147,7 @@ class Database:
         return self._run_now(self._writing, fn, args)
 
     def describe(self, connection: Connection) -> ServerFacts:
-        """What the server says about itself; a function for `read` and `read_now`."""
+        """The version, limits and clock of the server; a function for `read` and `read_now`."""
         facts = self._backend.facts(connection)
         before = datetime.now(UTC)
         theirs = clock(connection)
@@ -179,7 +179,7 @@ class Database:
 
     @property
     def connections(self) -> Connections:
-        """The state of the pool at this moment."""
+        """The state of the pool now."""
         pools = self._backend.pools
         limiters = {self._writing.limiter, self._reading.limiter}
         return Connections(
@@ -303,7 +303,7 @@ def _abandon(connection: Connection, *, roll_back: bool) -> None:
 
 
 def _keep_silent(words: str) -> None:
-    """For callers who do not want to be told."""
+    """The default for `tell`."""
 
 
 def _pauses(seconds: float) -> Iterator[float]:
@@ -319,7 +319,7 @@ def _pauses(seconds: float) -> Iterator[float]:
 
 @contextmanager
 def opened(target: Target, options: Options, *, exclusive: bool = True) -> Iterator[Database]:
-    """A database for the time of a `with` block, for programs without trio.
+    """Open a database for a `with` block, in programs without trio.
 
     Args:
         target: where it is.
@@ -341,7 +341,7 @@ def opened(target: Target, options: Options, *, exclusive: bool = True) -> Itera
 
 @asynccontextmanager
 async def open_database(target: Target, options: Options) -> AsyncIterator[Database]:
-    """A database for the time of an `async with` block. Raises as `opened` does."""
+    """Open a database for an `async with` block. Raises as `opened` does."""
     database = Database(target, options)
     await trio.to_thread.run_sync(database.open)
     try:

@@ -73,7 +73,6 @@ class Status:
 
     @property
     def at_head(self) -> bool:
-        """Whether nothing is left to run."""
         return self.current == self.head
 
 
@@ -268,7 +267,6 @@ def _columns_at(revision: str) -> dict[str, set[str]]:
 
 
 def _columns(connection: Connection) -> dict[str, set[str]]:
-    """The columns of our tables."""
     found = inspect(connection)
     names = [name for name in metadata.tables if found.has_table(name)]
     return {name: {column["name"] for column in found.get_columns(name)} for name in names}

@@ -51,18 +51,15 @@ class Statistics:
     _lock: threading.Lock = field(factory=threading.Lock, repr=False)
 
     def commit(self, kind: Literal["read", "write"]) -> None:
-        """Count a transaction that succeeded."""
         with self._lock:
             self.committed[kind] += 1
             self.last_success = time.time()
 
     def retry(self, why: str) -> None:
-        """Count a transaction that is retried."""
         with self._lock:
             self.retries[why] += 1
 
     def failure(self, why: str) -> None:
-        """Count a transaction that failed."""
         with self._lock:
             self.failures[why] += 1
 

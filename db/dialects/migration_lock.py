@@ -42,7 +42,6 @@ class Holder:
     cure: str
 
     def __str__(self) -> str:
-        """A noun phrase for messages."""
         details = [f"connection {self.connection}", self.address and f"from {self.address}", self.activity]
         return f"{self.program or 'another process'} ({', '.join(filter(None, details))})"
 

@@ -16,19 +16,19 @@ from db.dialects.wire import client_context
 from db.dsn.target import Target
 from db.options import Options
 
-#: How much longer than the server the socket waits, in seconds: the server's own error is the better one.
+#: Seconds that the socket waits longer than the server, whose own error says more.
 SOCKET_GRACE = 2.0
-#: What a connection that migrates waits for one answer, in seconds: a large table may take its time.
+#: Seconds that a migration waits for one answer: a large table takes long.
 MIGRATION_TIMEOUT = 6 * 3600.0
-#: What it waits for statements of others that use the table, in seconds; while it waits, new ones wait behind it.
+#: Seconds that it waits for statements of others that use the table. Meanwhile, new statements wait too.
 LOCK_TIMEOUT = 60.0
-#: What a transaction waits for a row's lock if it has other things to do, in seconds. MySQL and MariaDB take a second.
+#: Seconds that a transaction with other work waits for a row lock. MySQL and MariaDB wait for a full second.
 LOCK_WAIT = 0.5
-#: After so many seconds without a word in the middle of a transaction that writes, its process counts as frozen. The
-#: transaction is ended, so that its locks do not last.
+#: Seconds without a statement in a transaction that writes, after which its process counts as frozen. The server ends
+#: the transaction and so releases its locks.
 FROZEN = 5.0
-#: After so many seconds without a word from it, the server ends its session: its process is frozen, or cut off, and
-#: must not block migrations without end.
+#: Seconds without a statement after which the server ends the session of a migration: its process is frozen or cut
+#: off, and must not block other migrations.
 SILENCE = 60.0
 
 
@@ -55,25 +55,24 @@ class ServerFacts:
 
 
 class ServerPool(Pool):
-    """At most `pool_size` connections, of which `max_idle` stay open when they come back, none beyond its lifetime.
+    """At most `pool_size` connections, of which `max_idle` stay open when they are not used, none beyond its lifetime.
 
-    The one that came back last is taken first, so that those which are not needed grow old. They are closed when
-    another comes back, which a worker's heartbeat sees to every few seconds.
+    The connection that was returned last is used first, so that surplus ones expire. They are closed when another one
+    is returned; a worker's heartbeat does that every few seconds.
 
-    Nothing is reset when a connection comes back, because every transaction has been ended by then; and none is probed
-    when it is taken: a function whose connection turns out to have gone is run again on a fresh one.
+    A returned connection is not reset, because its transaction has ended. A connection is not tested before use: if it
+    is broken, the function runs again on a new one.
     """
 
-    #: SQLAlchemy's own pools log under this name, which quotes drivers and is kept quiet with the rest of it.
+    #: The name of the logger. SQLAlchemy's loggers are silent, because they quote drivers.
     _sqla_logger_namespace = "sqlalchemy.pool.ServerPool"
 
     def __init__(self, connect: Callable[[], Any], options: Options) -> None:
-        """Nothing is connected yet."""
         super().__init__(connect, recycle=-1, reset_on_return=None)
         self._options = options
         self._room = threading.BoundedSemaphore(options.pool_size)
         self._lock = threading.Lock()
-        self._idle: list[ConnectionPoolEntry] = []  # the one that came back last is the last
+        self._idle: list[ConnectionPoolEntry] = []  # the one that was returned last is the last
         self._in_use = 0
 
     def checkedout(self) -> int:
@@ -85,11 +84,10 @@ class ServerPool(Pool):
         return len(self._idle)
 
     def status(self) -> str:
-        """The state as text, for debugging."""
         return f"{self.checkedout()} in use, {self.checkedin()} idle"
 
     def dispose(self) -> None:
-        """Close those that are not in use."""
+        """Close the idle connections."""
         with self._lock:
             closing, self._idle = self._idle, []
         for entry in closing:
@@ -100,20 +98,20 @@ class ServerPool(Pool):
             raise PoolTimeout(f"{self._options.pool_size} connections are in use")
         with self._lock:
             self._in_use += 1
-            closing = self._outlived()
+            closing = self._take_expired()
             entry = self._idle.pop() if self._idle else None
         try:
             for old in closing:
                 old.close()
             return entry or self._create_connection()
         except BaseException:
-            self._leave()
+            self._release()
             raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         with self._lock:
-            closing = self._outlived()
-            if len(self._idle) < self._options.max_idle and self._fresh(record):
+            closing = self._take_expired()
+            if len(self._idle) < self._options.max_idle and self._is_usable(record):
                 self._idle.append(record)
             else:
                 closing.append(record)
@@ -121,16 +119,16 @@ class ServerPool(Pool):
             for old in closing:
                 old.close()
         finally:
-            self._leave()
+            self._release()
 
-    def _outlived(self) -> list[ConnectionPoolEntry]:
-        """Take the idle connections out that are of no more use, to be closed without the lock."""
-        found = [entry for entry in self._idle if not self._fresh(entry)]
+    def _take_expired(self) -> list[ConnectionPoolEntry]:
+        """Remove idle connections that are not usable, and return them: they are closed without the lock."""
+        found = [entry for entry in self._idle if not self._is_usable(entry)]
         if found:
-            self._idle = [entry for entry in self._idle if self._fresh(entry)]
+            self._idle = [entry for entry in self._idle if self._is_usable(entry)]
         return found
 
-    def _fresh(self, entry: ConnectionPoolEntry) -> bool:
+    def _is_usable(self, entry: ConnectionPoolEntry) -> bool:
         """Whether a connection is open, young enough, and was made after the last loss of one."""
         made = entry.starttime  # type: ignore[attr-defined]  # declared on the only implementation
         return (
@@ -139,14 +137,14 @@ class ServerPool(Pool):
             and made > self._invalidate_time
         )
 
-    def _leave(self) -> None:
+    def _release(self) -> None:
         with self._lock:
             self._in_use -= 1
         self._room.release()
 
 
 class ServerBackend:
-    """What the backends of all database servers share."""
+    """What PostgreSQL and MySQL have in common."""
 
     def __init__(self, target: Target, options: Options) -> None:
         """Nothing is connected yet. Raises BadDsn for TLS files that cannot be used."""
@@ -164,7 +162,6 @@ class ServerBackend:
         """Do nothing: only SQLite has files here."""
 
     def close(self) -> None:
-        """Close every connection."""
         self.pools[0].dispose()
 
     def _connect(self) -> Any:

@@ -180,7 +180,6 @@ class _AddOnConflict(SyntaxExtension, ClauseElement):
         self.sums = list(sums)
 
     def apply_to_insert(self, insert_stmt: Insert) -> None:
-        """Take the place behind the values."""
         insert_stmt.apply_syntax_extension_point(self.append_replacing_same_type, "post_values")
 
 

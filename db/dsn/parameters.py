@@ -1,6 +1,6 @@
-"""The parameters of a DSN: each is understood, known to be without meaning here, or refused by name.
+"""The parameters of a DSN: each is used, ignored because it changes nothing here, or refused by name.
 
-A parameter that is passed over in silence might be the one that was to make the connection safe.
+An unknown parameter is not ignored: it may be the one that makes the connection safe.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ MYSQL_SETTLED: Mapping[str, tuple[tuple[str, ...] | None, str]] = {
 
 @define
 class Parameters:
-    """What a DSN's parameters say; `complete` refuses those that nobody asked for.
+    """What a DSN's parameters say; `complete` refuses those that were not read.
 
     Every method raises BadDsn, which names the parameter but not its value.
     """
@@ -142,16 +142,16 @@ class Parameters:
         return cls(left)
 
     def text(self, name: str) -> str | None:
-        """A parameter as it is; None where it is missing or empty."""
+        """A parameter; None if it is missing or empty."""
         return self._left.pop(name, "") or None
 
     def path(self, *names: str) -> Path | None:
-        """A file, under the first of several names that is there."""
+        """A file, from the first of these parameters that is set."""
         found = [Path(value) for name in names if (value := self.text(name))]
         return found[0] if found else None
 
     def choice(self, name: str, choices: Iterable[str]) -> str | None:
-        """One of several words, in whatever case."""
+        """One of these words, in upper or lower case."""
         value = self.text(name)
         if value is not None and value.lower() not in (allowed := tuple(choices)):
             raise BadDsn(f"DATABASE_URL: {name} must be one of {', '.join(allowed)}")
@@ -172,12 +172,12 @@ class Parameters:
         return sum(float(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value or "")) or None
 
     def drop(self, *names: str) -> None:
-        """Pass over parameters that mean nothing here."""
+        """Ignore these parameters."""
         for name in names:
             self._left.pop(name, None)
 
     def settle(self, settled: Mapping[str, tuple[tuple[str, ...] | None, str]]) -> None:
-        """Pass over parameters whose value is what is done anyway, and refuse the others with the reason."""
+        """Ignore parameters whose value is the behaviour anyway; refuse other values with the reason."""
         for name, (accepted, why) in settled.items():
             value = self._left.pop(name, "")
             if value and accepted is not None and value.lower() not in accepted:
@@ -186,14 +186,14 @@ class Parameters:
                 raise BadDsn(f"DATABASE_URL: {name} {verdict}: {why}")
 
     def complete(self, known: Iterable[str], advice: str = "") -> None:
-        """Refuse what is left."""
+        """Refuse unknown parameters."""
         if self._left:
             names = ", ".join(sorted(map(shown, self._left)))
             raise BadDsn(f"DATABASE_URL: unknown parameter {names}; known are {', '.join(known)}{advice}")
 
 
 def postgres_tls(parameters: Parameters) -> tuple[Tls, Path | None]:
-    """`sslmode` and `sslrootcert`, by libpq's rules: `prefer` where nothing is said."""
+    """`sslmode` and `sslrootcert`, by libpq's rules; the default is `prefer`."""
     # libpq takes the spelling of JDBC too.
     usual = "require" if parameters.choice("ssl", ("true",)) else "prefer"
     mode = _SSLMODES[parameters.choice("sslmode", _SSLMODES) or usual]
@@ -206,7 +206,7 @@ def postgres_tls(parameters: Parameters) -> tuple[Tls, Path | None]:
 
 
 def mysql_tls(parameters: Parameters) -> tuple[Tls, Path | None]:
-    """`tls` of Go's driver, or `ssl-mode` of MySQL's clients; off where nothing is said."""
+    """`tls` of Go's driver, or `ssl-mode` of MySQL's clients; the default is off."""
     authority = parameters.path("ssl-ca", "ssl_ca")
     go = parameters.choice("tls", _GO_TLS)
     if go is not None:
@@ -219,7 +219,6 @@ def mysql_tls(parameters: Parameters) -> tuple[Tls, Path | None]:
 
 
 def check_collation(parameters: Parameters) -> None:
-    """Refuse a collation of another character set."""
     collation = parameters.text("collation")
     if collation is not None and not collation.lower().startswith("utf8mb4_"):
         raise BadDsn("DATABASE_URL: collation must begin with utf8mb4_")

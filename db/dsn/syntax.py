@@ -111,7 +111,6 @@ def split_endpoint(endpoint: str) -> tuple[str, int | None]:
 
 
 def parse_port(port: str) -> int:
-    """A TCP port in decimal digits."""
     if not (port.isascii() and port.isdecimal() and len(port) <= 5 and 1 <= int(port) <= 65535):
         raise BadDsn("DATABASE_URL: the port must be a number from 1 to 65535")
     return int(port)

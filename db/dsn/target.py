@@ -69,7 +69,6 @@ class Target:
         return self.driver != "sqlite" and place == theirs
 
     def __str__(self) -> str:
-        """The target for messages, without secrets."""
         product = PRODUCTS[self.driver]
         if self.driver == "sqlite":
             return f"{product} in memory" if self.path is None else f"{product} file {self.path}"

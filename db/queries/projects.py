@@ -40,7 +40,6 @@ def create(connection: Connection, project: Project) -> None:
 
 
 def get(connection: Connection, project_id: str) -> Project | None:
-    """Read one project."""
     return _record(connection.execute(_ONE, {"id": project_id}).one_or_none())
 
 

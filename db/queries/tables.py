@@ -46,13 +46,11 @@ class Digest:
 
 
 def key_of(table: Table, row: Row) -> Key:
-    """The row's primary key."""
     key: Key = _key_getter(table)(row)
     return key
 
 
 def count(connection: Connection, table: Table) -> int:
-    """How many rows there are."""
     return connection.execute(select(func.count()).select_from(table)).scalar_one()
 
 
@@ -73,7 +71,6 @@ def first_key(connection: Connection, table: Table) -> Key | None:
 
 
 def add(connection: Connection, table: Table, rows: Sequence[Row]) -> None:
-    """Write new rows."""
     names = table.columns.keys()
     _insert(table)(connection, [dict(zip(names, row, strict=True)) for row in rows])
 
@@ -85,7 +82,6 @@ def change(connection: Connection, table: Table, row: Row) -> None:
 
 
 def remove(connection: Connection, table: Table, keys: Iterable[Key]) -> None:
-    """Delete the rows of these keys."""
     for key in keys:
         connection.execute(delete(table).where(*_is(table, key)))
 

@@ -49,7 +49,6 @@ def create(connection: Connection, token: Token) -> None:
 
 
 def get(connection: Connection, token_id: str) -> Token | None:
-    """Read one token."""
     return _record(connection.execute(_ONE, {"id": token_id}).one_or_none())
 
 

@@ -57,7 +57,7 @@ def test_a_target_with_rows_is_refused_unless_it_is_to_go_on(run: Run, full: Scr
     result = run(*command)
     assert result.exit_code == 1
     assert result.stderr.startswith("error: SQLite file new.db is not empty (requests 20, ")
-    assert result.stderr.endswith("give an empty database, or --resume to take up a copy of the same source again\n")
+    assert result.stderr.endswith("use an empty database, or --resume to continue a copy of the same source\n")
     assert run(*command, "--resume").exit_code == 0
 
 

@@ -88,7 +88,6 @@ class MySqlCompiler(MySQLCompiler_mysqldb):
     """SQLAlchemy's compiler, but for MariaDB before 10.6, which has no SKIP LOCKED and waits."""
 
     def for_update_clause(self, select: GenerativeSelect, **kw: Any) -> str:
-        """The clause that locks the rows of a SELECT."""
         clause = super().for_update_clause(select, **kw)
         return clause if skips_locked(self.dialect) else clause.replace(" SKIP LOCKED", "")
 
@@ -110,7 +109,6 @@ class MySqlDialect(MySQLDialect_pymysql):
         self._lock_wait = lock_wait
 
     def do_begin(self, dbapi_connection: Any) -> None:
-        """Begin a transaction."""
         connection: MySqlConnection = dbapi_connection.dbapi_connection
         if self._lock_wait is not None:
             connection.wait_for_locks(self._lock_wait)
@@ -129,14 +127,12 @@ class MySqlBackend(ServerBackend):
     """The engines of one MySQL or MariaDB database, and what its errors mean."""
 
     def __init__(self, target: Target, options: Options) -> None:
-        """Nothing is connected yet. Raises BadDsn for TLS files that cannot be used."""
         super().__init__(target, options)
         self.write = _engine(self.pools[0], lock_wait=self._statement_timeout)
         self.write_unless_locked = _engine(self.pools[0], lock_wait=LOCK_WAIT)
         self.read = _engine(self.pools[0], _BEGIN_READING)
 
     def failure(self, error: BaseException) -> Failure:
-        """Read an error of PyMySQL."""
         return _failure(error)
 
     @contextmanager
@@ -161,7 +157,6 @@ class MySqlBackend(ServerBackend):
             connection.commit()
 
     def facts(self, connection: Connection) -> ServerFacts:
-        """What the server says about itself."""
         version, limit, own = connection.exec_driver_sql(
             "SELECT VERSION(), @@GLOBAL.max_connections, @@SESSION.max_user_connections"
         ).one()

@@ -116,14 +116,12 @@ class PostgresDialect(PGDialect_pg8000):
     supports_sane_multi_rowcount = True
 
     def __init__(self, begin: str = "BEGIN", **kwargs: Any) -> None:
-        """Take the statements that begin a transaction."""
         kwargs.setdefault("paramstyle", "numeric_dollar")
         super().__init__(**kwargs)  # type: ignore[no-untyped-call]  # this dialect has no types
         self._begin = begin
         self._writes = "READ ONLY" not in begin
 
     def do_begin(self, dbapi_connection: Any) -> None:
-        """Begin a transaction."""
         dbapi_connection.dbapi_connection.begin(self._begin)
 
     def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
@@ -138,7 +136,6 @@ class PostgresBackend(ServerBackend):
     """The engines of one PostgreSQL database, and what its errors mean."""
 
     def __init__(self, target: Target, options: Options) -> None:
-        """Nothing is connected yet. Raises BadDsn for TLS files that cannot be used."""
         super().__init__(target, options)
         milliseconds = max(1, int(options.statement_timeout * 1000))
         limits = f"; SET LOCAL statement_timeout = {milliseconds}; SET LOCAL idle_in_transaction_session_timeout = "
@@ -151,7 +148,6 @@ class PostgresBackend(ServerBackend):
         self.read = _engine(f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY{limits}{milliseconds}", self.pools[0])
 
     def failure(self, error: BaseException) -> Failure:
-        """Read an error of pg8000."""
         return _failure(error)
 
     @contextmanager
@@ -177,7 +173,6 @@ class PostgresBackend(ServerBackend):
                 yield connection
 
     def facts(self, connection: Connection) -> ServerFacts:
-        """What the server says about itself."""
         version, limit, allowed, connected = connection.exec_driver_sql(_FACTS).one()
         return ServerFacts(f"PostgreSQL {version}", tls_version(connection, "_usock"), limit, allowed, connected)
 
@@ -186,7 +181,6 @@ class PostgresBackend(ServerBackend):
         return None
 
     def sizes(self, connection: Connection) -> Mapping[str, int]:
-        """How large the database is."""
         return {"bytes": int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar_one())}
 
     def _connect(self) -> PostgresConnection:

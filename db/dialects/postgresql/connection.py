@@ -98,7 +98,6 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         self._usock.settimeout(seconds)
 
     def cursor(self) -> PostgresCursor:
-        """A cursor."""
         return PostgresCursor(self)
 
     def begin(self, statements: str) -> None:
@@ -119,7 +118,6 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
             super().close()
 
     def rollback(self) -> None:
-        """Roll back, if there is a transaction."""
         if self._in_transaction:
             self._run("rollback")
 

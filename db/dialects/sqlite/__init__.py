@@ -38,12 +38,10 @@ class SqliteDialect(SQLiteDialect_pysqlite):
     supports_statement_cache = True
 
     def __init__(self, begin: str = "BEGIN", **kwargs: Any) -> None:
-        """Take the statement that begins a transaction."""
         super().__init__(**kwargs)
         self._begin = begin
 
     def do_begin(self, dbapi_connection: Any) -> None:
-        """Begin a transaction."""
         dbapi_connection.dbapi_connection.execute(self._begin)
 
 
@@ -115,7 +113,6 @@ class SqliteBackend:
         self._open_files.clear()
 
     def failure(self, error: BaseException) -> Failure:
-        """Read an error of `sqlite3`."""
         code = getattr(error, "sqlite_errorcode", None)
         if code is None:
             return failures.REFUSED
@@ -142,7 +139,6 @@ class SqliteBackend:
                 raw.execute("PRAGMA foreign_keys = ON")
 
     def facts(self, connection: Connection) -> ServerFacts:
-        """What the library says about itself."""
         return ServerFacts(f"SQLite {sqlite3.sqlite_version}")
 
     def end_frozen(self, connection: Connection) -> str | None:

@@ -21,7 +21,6 @@ class FileLock:
     """This process's claim on a SQLite file, held until `release`."""
 
     def __init__(self, descriptor: int) -> None:
-        """Take over an open and locked descriptor."""
         self._descriptor = descriptor
 
     def release(self) -> None:
