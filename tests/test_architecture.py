@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiers import SLOW_PLACES
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("llm_proxy", "db", "migrations", "benchmarks", "docs", "tests")
 #: What may stand at the top, beside dot-files and what tools leave behind.
@@ -121,6 +123,10 @@ def test_queries_are_the_same_on_every_database() -> None:
         or (isinstance(node, ast.Attribute) and node.attr == "dialect")
     ]
     assert found == []
+
+
+def test_every_slow_place_exists() -> None:
+    assert [place for place in SLOW_PLACES if not (ROOT / place).exists()] == []
 
 
 def test_tests_mirror_the_tree() -> None:
