@@ -23,11 +23,13 @@ SLOW_PLACES = (
     "tests/scenarios/test_disconnect_storm.py",
     "tests/scenarios/test_hostile_bytes.py",
     "tests/scenarios/test_hypercorn.py",
+    "tests/scenarios/test_key_rotation.py",
     "tests/scenarios/test_moving.py",
     "tests/scenarios/test_reverse_proxies.py",
     "tests/scenarios/test_rolling_update.py",
     "tests/scenarios/test_stalled_reader.py",
     "tests/scenarios/test_start.py",
+    "tests/scenarios/test_unauthenticated_clients.py",
 )
 
 

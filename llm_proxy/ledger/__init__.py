@@ -1,8 +1,8 @@
 """The writer: admission and settlement of requests, many at a time, in shared database transactions.
 
 One task per worker process owns all writing. Requests that want to be admitted queue up, and so do the settlements of
-requests that ended; whenever the previous transaction is done, everything that has come together since goes into the
-next one (group commit). The busier the proxy, the larger the batches and the cheaper each request.
+requests that ended; when a transaction ends, everything that is queued goes into the next one (group commit). The
+busier the proxy, the larger the batches and the cheaper each request.
 
 Admission is answered only after its commit, from what that transaction read: there is no cache of tokens, so a token
 that was revoked anywhere is dead at its next request everywhere. Settlement is a synchronous append to the queue, so

@@ -1,9 +1,9 @@
-"""A page, followed from its top to its end as somebody would who has one shell: every block that is typed is run.
+"""Runs all blocks of a page in one shell, from top to bottom, as a reader would.
 
-`PROJECT_ID`, `TOKEN_ID` and `TOKEN` stand for what a command printed before, as readers would copy it. Neighbouring
-blocks of Python are one program, so that a later one may use what an earlier one made. A `text` block behind a block
-that is run is what that prints, but for ids, moments and tokens; `…` stands for anything within a line, and alone on a
-line for any lines. A command after `$ ` in a `console` block is run too, and may fail.
+`PROJECT_ID`, `TOKEN_ID` and `TOKEN` are replaced by the values that a command printed before. Adjacent blocks of Python
+are one program, so that a later one may use names of an earlier one. A `text` block after a block is its output, except
+ids, timestamps and tokens; `…` matches anything within a line, and alone on a line any lines. A command after `$ ` in a
+`console` block is run too, and may fail.
 """
 
 from __future__ import annotations
@@ -15,21 +15,19 @@ from pathlib import Path
 
 from attrs import frozen
 
-from tests.docs.blocks import TYPED, Block, blocks
+from tests.docs.blocks import Block, blocks
 from tests.docs.prompt import typed
 from tests.docs.warm import Warm
 
-#: Languages of blocks that a page must have run, or give its reason.
-RUN = (*TYPED, "console", "python", "yaml")
-#: Those that a shell can run; the test of a page looks after the others.
+#: Languages that a shell can run; the tests of a page check the others.
 SHELL = ("bash", "console", "python")
 
-#: What is another each time, and the same on every page.
+#: Values that differ in each run.
 _OWN = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?Z|sk-[\w-]{43}"
     r"|(?:…|(?<=ends in    ))[\w-]{4}(?![\w-])"
 )
-#: A command that prints something that is copied into the next one.
+#: A command whose output is copied into later ones.
 _COMMAND = re.compile(r"^llm-proxy .*[^\\\n]\n", re.MULTILINE)
 
 _BEGINNING = """\
@@ -51,7 +49,7 @@ llm-proxy() {
 
 @frozen
 class Step:
-    """A block that is run, and what the page says that it prints."""
+    """A block that is run, and its output on the page."""
 
     number: str
     block: Block

@@ -2,7 +2,7 @@
 
 Each test runs the same request over and over. The first time it is stopped at its first step, the next time at its
 second, and so on, until it runs to its end. After each run the pool has nothing in use, no database connection is
-checked out, nothing is in flight, the books balance, and there is exactly one settlement for each admission.
+checked out, nothing is in flight, the ledger verifies, and there is exactly one settlement for each admission.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ async def test_a_provider_that_breaks_off_behind_the_last_event_changes_nothing(
     assert found.counts == "0 idle, 0 in use"
 
 
-async def test_a_body_that_does_not_end_is_read_for_a_moment_only_once_the_client_has_left(
+async def test_an_endless_body_is_read_only_briefly_after_the_client_has_disconnected(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     found = await ended(streaming(LAST["chat"], after=10), until=b"[DONE]")
@@ -186,7 +186,7 @@ async def test_an_error_event_in_a_stream_is_an_upstream_error(kind: str, *, lea
 
 
 @pytest.mark.parametrize("harmless", HARMLESS)
-async def test_what_only_looks_like_an_error_or_an_end_is_none(harmless: bytes) -> None:
+async def test_text_that_resembles_an_error_or_an_end_event_is_neither(harmless: bytes) -> None:
     found = await ended(streaming(CHUNK, harmless, rest=END))
     assert found.result.outcome == "ok"
     assert not found.exchange.meter.failed
