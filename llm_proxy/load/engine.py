@@ -108,7 +108,6 @@ class Load:
                     connection.scope.cancel()
 
     def next_request(self) -> bytes:
-        """Return the bytes of the next request."""
         return next(self._requests)
 
 
@@ -131,7 +130,6 @@ class _Connection:
         self.scope = trio.CancelScope()
 
     def drop(self) -> None:
-        """Close the connection, if there is one."""
         if self.socket is not None:
             self.socket.close()
             self.socket = None
@@ -207,7 +205,6 @@ class _Connection:
         return answer
 
     async def _read_rest(self, connected: ClientSocket, answer: Answer, before: float) -> None:
-        """Read the rest of a response whose first bytes arrived at the time `before`."""
         received = answer.received
         while not answer.complete:
             data = await connected.receive()

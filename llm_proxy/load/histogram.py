@@ -33,7 +33,6 @@ class DurationHistogram:
             self.add(value)
 
     def add(self, value: float) -> None:
-        """Count a value."""
         self.count += 1
         self._total += value
         self.max = max(self.max, value)

@@ -85,12 +85,10 @@ class ClosedLoop:
     """The next request begins at once."""
 
     def __init__(self, plan: LoadPlan, began: float) -> None:
-        """Begin at this time of `time.perf_counter`."""
         self._left = plan.requests
         self._deadline = None if plan.seconds is None else began + plan.seconds
 
     async def next_start(self) -> float | None:
-        """Return the current time."""
         now = time.perf_counter()
         if self._deadline is not None and now >= self._deadline:
             return None
@@ -109,7 +107,6 @@ class FixedRate:
     """
 
     def __init__(self, plan: LoadPlan, began: float, measured: Measurements) -> None:
-        """Begin at this time of `time.perf_counter`."""
         self._starts = plan.starts()
         self._timeout = plan.timeout
         self._began = began

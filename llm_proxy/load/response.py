@@ -46,7 +46,6 @@ class Answer:
     _chunked = False
 
     def __init__(self, *, bodiless: bool = False) -> None:
-        """Parse the response to one request; `bodiless` if its method was HEAD."""
         self._bodiless = bodiless
         self._parser = httptools.HttpResponseParser(self)
 
@@ -75,12 +74,10 @@ class Answer:
     # Called by llhttp.
 
     def on_message_begin(self) -> None:
-        """Refuse a second response to one request."""
         if self.complete:
             raise BadAnswer("bytes after the end of the response")
 
     def on_header(self, name: bytes, _value: bytes) -> None:
-        """Note how the end of the body is announced."""
         name = name.lower()
         if name == b"content-length":
             self._has_length = True
@@ -99,7 +96,6 @@ class Answer:
             self.stream = not self._has_length and not self._bodiless
 
     def on_body(self, data: bytes) -> None:
-        """Count bytes of the body."""
         if self.complete:
             raise BadAnswer("a body that must not be there")
         self.received += len(data)
@@ -111,7 +107,6 @@ class Answer:
         self.pieces += 1
 
     def on_message_complete(self) -> None:
-        """Mark the end of the final response."""
         if self.status:
             self.complete = True
             self.pieces -= self._chunked

@@ -48,15 +48,7 @@ class LoadTarget:
         tokens: Sequence[str] = (),
         tls: ssl.SSLContext | None = None,
     ) -> LoadTarget:
-        """Render the requests.
-
-        Args:
-            method: HTTP method, such as POST.
-            url: http or https, with path and query.
-            headers: unchanged, after `Host`, which they may replace.
-            body: sent with its length.
-            tokens: sent as Bearer credentials, in turn.
-            tls: for https; None for a context that verifies certificates.
+        """Render the requests. `headers` may replace `Host`; `tokens` are sent as Bearer credentials, in turn.
 
         Raises:
             ValueError: the URL or a header is invalid. The message contains no token.
@@ -84,7 +76,6 @@ class LoadTarget:
 
     @property
     def request(self) -> bytes:
-        """The first request."""
         return self.prefix + self.credentials[0] + self.suffix
 
     def requests(self) -> Iterator[bytes]:

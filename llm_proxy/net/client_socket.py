@@ -43,7 +43,6 @@ class ClientSocket:
 
     @property
     def peer(self) -> str:
-        """The address of the server."""
         return str(self._socket.getpeername()[0])
 
     def send_now(self, data: bytes | memoryview) -> int:
@@ -150,14 +149,9 @@ async def connect(
 ) -> ClientSocket:
     """Connect to `host`, and do the TLS handshake if there is a `context`.
 
-    The addresses of `host` are tried by RFC 6555 ("happy eyeballs").
-
-    Args:
-        host: name or address.
-        port: TCP port.
-        context: TLS context of a client; None for plain TCP.
-        server_hostname: the name that the certificate must have; `host` if None.
-        need_close_notify: with TLS, the end of TCP without a close_notify is an error, and not the end of the stream.
+    The addresses of `host` are tried by RFC 6555 ("happy eyeballs"). The certificate must have the name
+    `server_hostname`, or `host` if it is None. With TLS and `need_close_notify`, the end of TCP without a close_notify
+    is an error, and not the end of the stream.
 
     Raises:
         OSError: the name is invalid or unknown, no address accepts a connection, or (`ssl.SSLError`) the TLS handshake

@@ -40,16 +40,14 @@ class ClientDisconnected(OSError):
 
 
 class DisconnectWatcher:
-    """Watches any number of sockets. `run` does the work."""
+    """Watches any number of sockets. `run` does the work. Raises OSError if no file descriptor is left."""
 
     def __init__(self) -> None:
-        """Open the epoll instance; raises OSError if no file descriptor is left."""
         self._poll = _epoll()
         self._callbacks: dict[int, Callable[[bool], None]] = {}
 
     @staticmethod
     def available() -> bool:
-        """Whether this system supports it."""
         return _epoll is not None and bool(_EVENTS)
 
     def add(self, descriptor: int, callback: Callable[[bool], None]) -> None:
@@ -65,7 +63,6 @@ class DisconnectWatcher:
                 self._poll.unregister(descriptor)
 
     async def run(self) -> None:
-        """Call the callbacks until cancelled."""
         while True:
             await trio.lowlevel.wait_readable(self._poll.fileno())
             for descriptor, events in self._poll.poll(0):
@@ -74,5 +71,4 @@ class DisconnectWatcher:
                     callback(bool(events & _RESET))
 
     def close(self) -> None:
-        """Close the epoll instance. Nothing may be watched any more."""
         self._poll.close()

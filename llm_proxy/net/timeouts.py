@@ -28,7 +28,6 @@ class TimeoutWheel:
     __slots__ = ("_due", "_running", "seconds")
 
     def __init__(self, seconds: float) -> None:
-        """Give each entry `seconds`."""
         self.seconds = seconds
         self._due: dict[Expirable, float] = {}
         self._running = False
@@ -45,7 +44,6 @@ class TimeoutWheel:
         return end
 
     def stop(self, entry: Expirable) -> None:
-        """Stop the timeout of `entry`, if it is running."""
         self._due.pop(entry, None)
 
     async def _run(self) -> None:

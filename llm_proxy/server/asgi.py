@@ -47,7 +47,6 @@ class Lifespan:
     """
 
     def __init__(self, app: ASGIApp, report: Callable[[BaseException], None], timeout: float) -> None:
-        """Prepare the lifespan of `app`; its shutdown may take `timeout` seconds."""
         self.state: dict[str, Any] = {}
         self.broken = trio.Event()
         self._app = app

@@ -34,8 +34,7 @@ class ServerConfig:
     """Addresses, limits and timeouts of one server. Times are in seconds, sizes in bytes.
 
     Attributes:
-        host, port: where to listen if `sockets` is empty; port 0: the system chooses one. There is one listener for
-            each address that the name resolves to; an empty host means all addresses of this machine.
+        host, port: where to listen if `sockets` is empty, see `listener.bind`.
         sockets: sockets that are already bound, as a worker process inherits them. The server listens on them and
             closes its own handles of them at the end.
         shared: whether other processes accept from these sockets too.
@@ -74,7 +73,6 @@ class ServerConfig:
     error_response: Callable[[int, str], tuple[list[tuple[bytes, bytes]], bytes]] = _plain_text
 
     def __attrs_post_init__(self) -> None:
-        """Refuse to serve plain text if only one of the two TLS files is set; raises ValueError."""
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("TLS needs both tls_cert and tls_key")
 
@@ -90,14 +88,12 @@ class ServerConnection(Protocol):
     idle_since: float | None
 
     @property
-    def busy(self) -> bool:
-        """Whether a client waits for a response on this connection."""
+    def busy(self) -> bool: ...
 
     def close_if_idle(self) -> None:
         """Close the connection at once, unless it is busy."""
 
-    def drain(self) -> None:
-        """Close the connection after the running requests."""
+    def drain(self) -> None: ...
 
     def cut(self) -> None:
         """Close the connection at once, so that no client takes half a response for a whole one."""
@@ -119,7 +115,6 @@ class ConnectionTracker:
 
     @contextmanager
     def track(self, connection: ServerConnection) -> Iterator[None]:
-        """Count `connection` as open while the block runs."""
         self.open.add(connection)
         try:
             yield
@@ -129,7 +124,6 @@ class ConnectionTracker:
             self.notify()
 
     def notify(self) -> None:
-        """A connection may be idle now."""
         if self.draining:
             self._changed.set()
 

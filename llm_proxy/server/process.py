@@ -31,7 +31,7 @@ async def serve_until_signal(
 
     Args:
         app: an ASGI 3 application.
-        config: addresses, limits and timeouts.
+        config: see `ServerConfig`.
         delay: seconds between SIGTERM or SIGINT and the drain, in which all requests are served as before, so that load
             balancers notice that the application is not ready.
         on_stop: called before that delay.
@@ -39,8 +39,7 @@ async def serve_until_signal(
         on_reload: called at SIGHUP; if it returns False, SIGHUP means the same as SIGTERM.
         task_status: for `nursery.start`; gets the addresses of the listeners when connections are accepted.
 
-    Raises:
-        Exception: what `serve` raises.
+    Raises as `serve`.
     """
     stop = trio.Event()
     stopping = replaced = False

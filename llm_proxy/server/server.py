@@ -53,7 +53,7 @@ async def serve(
 
     Args:
         app: an ASGI 3 application.
-        config: addresses, limits and timeouts.
+        config: see `ServerConfig`.
         stop: starts the shutdown.
         on_drain: called as soon as `stop` is set.
         others_accept: called then; whether other processes accept connections on these sockets from now on.
@@ -149,7 +149,6 @@ class _Server:
             connection.cut()
 
     async def _serve(self, sock: socket.socket) -> None:
-        """Serve one connection; an exception in it does not affect the others."""
         context = self._context
         try:
             transport = SocketTransport(sock, context.config.write_timeout)

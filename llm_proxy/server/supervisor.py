@@ -131,7 +131,6 @@ class Supervisor:
         return not self._ever_steady and self._failures >= ATTEMPTS * len(self._slots)
 
     def _time_to_wait(self, now: float) -> float | None:
-        """Return the number of seconds until the next action."""
         if self._kill_at is not None:
             return max(0.0, self._kill_at - now) if self._kill_at > now else None
         times = [slot.next_start for slot in self._slots if slot.pid is None]
@@ -247,7 +246,6 @@ class Supervisor:
             os._exit(code)
 
     def _report_ready(self, number: int) -> None:
-        """Inform the parent that this worker serves."""
         os.write(self._ready[1], bytes([number]))
 
 

@@ -19,8 +19,7 @@ class BadCertificate(Exception):
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """Return a context for TLS 1.2 and later that offers HTTP/2 and HTTP/1.1 by ALPN (RFC 7301).
 
-    Raises:
-        BadCertificate: a file cannot be read, or does not contain a certificate or its key.
+    Raises BadCertificate if a file cannot be read, or does not contain a certificate or its key.
     """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2  # RFC 9113 section 9.2
@@ -55,14 +54,12 @@ class Handshake:
     busy = False
 
     def __init__(self, transport: SocketTransport, context: ssl.SSLContext, timeout: float) -> None:
-        """Take over an accepted connection, for at most `timeout` seconds."""
         self.idle_since: float | None = trio.current_time()
         self._transport = transport
         self._context = context
         self._timeout = timeout
 
     def close_if_idle(self) -> None:
-        """Close the connection."""
         self._transport.close()
 
     drain = cut = close_if_idle

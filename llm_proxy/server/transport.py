@@ -33,7 +33,6 @@ class SocketTransport(trio.abc.HalfCloseableStream):
     """
 
     def __init__(self, sock: socket.socket, write_timeout: float) -> None:
-        """Take over a connected stream socket."""
         sock.settimeout(0)
         self.socket = sock
         self._fd = sock.fileno()
@@ -154,7 +153,6 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         return count[0]
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until the kernel has room; part of Trio's stream interface."""
         if self.closed:
             raise trio.ClosedResourceError
         await trio.lowlevel.wait_writable(self._fd)
@@ -201,6 +199,5 @@ class SocketTransport(trio.abc.HalfCloseableStream):
             self.socket.close()
 
     async def aclose(self) -> None:
-        """Close; part of Trio's stream interface."""
         self.close()
         await trio.lowlevel.checkpoint()

@@ -37,7 +37,6 @@ class Http1Connection:
     """
 
     def __init__(self, context: ServerContext, transport: SocketTransport, stream: ByteStream) -> None:
-        """Serve on `stream`, which is `transport` itself or TLS on it."""
         self.context = context
         self.transport = transport
         self.stream = stream
@@ -65,11 +64,9 @@ class Http1Connection:
 
     @property
     def busy(self) -> bool:
-        """Whether a request is running, or a part of one has arrived."""
         return not self._ending and (self.idle_since is None or self.transport.readable)
 
     def close_if_idle(self) -> None:
-        """Close the connection at once, unless a request is running or a part of one has arrived."""
         if self.idle_since is not None and not self.transport.readable:
             self.transport.close()
 
@@ -82,7 +79,6 @@ class Http1Connection:
             self.close_if_idle()
 
     def cut(self) -> None:
-        """Close the connection at once, so that the client cannot take half a response for a whole one."""
         if self._cycle is not None:
             self._cycle.abort()
         self.transport.close()
@@ -156,12 +152,10 @@ class Http1Connection:
             self._scope.cancel()
 
     def _is_cut_off(self) -> bool:
-        """Whether the bytes in the kernel are too few to complete the body of the request."""
         reader = self.reader
         return not reader.complete and self.transport.unread < (reader.remaining or 1)
 
     def expire(self, wheel: TimeoutWheel) -> None:
-        """The next head did not arrive in time."""
         self._timed_out = True
         self._scope.cancel()
 

@@ -53,7 +53,6 @@ class RequestCycle:
     )
 
     def __init__(self, connection: Http1Connection, head: Head) -> None:
-        """Serve the request with this head, which `connection` has just read."""
         self._connection = connection
         self._head = head
         self._continue_due = head.expects_continue and not connection.reader.has_body
@@ -86,7 +85,6 @@ class RequestCycle:
         self._connection.transport.send_if_ready(data)
 
     def disconnect(self) -> None:
-        """The client has disconnected: nothing can reach it any more."""
         self._disconnected = True
         if self._waiting is not None:
             self._waiting.cancel()
@@ -224,8 +222,7 @@ class RequestCycle:
     async def finish(self) -> bool:
         """End the cycle after the application has returned; True if another request may follow.
 
-        Raises:
-            RequestError: the application has not answered the request.
+        Raises RequestError if the application has not answered.
         """
         if not self._complete:
             if not self._sent and not self._disconnected:

@@ -87,7 +87,6 @@ class RequestReader:
     """
 
     def __init__(self, max_header_size: int) -> None:
-        """Refuse heads of more than `max_header_size` bytes."""
         self.head: Head | None = None
         self.complete = False
         self._max_header_size = max_header_size
@@ -144,11 +143,7 @@ class RequestReader:
         return data
 
     def next_request(self) -> None:
-        """Forget the current request, which is complete, and parse the bytes after it.
-
-        Raises:
-            RequestError, PriorKnowledge: as `feed`.
-        """
+        """Forget the current request, which is complete, and parse the bytes after it. Raises as `feed`."""
         self.head = None
         self.complete = False
         self._body.clear()
@@ -260,7 +255,6 @@ class RequestReader:
     # Called by httptools. `feed_data` would turn an exception of these methods into another one.
 
     def on_message_begin(self) -> None:
-        """Start a header section."""
         self._headers = []
         self._checked = []
 
@@ -274,7 +268,6 @@ class RequestReader:
                 self._checked.append(field)
 
     def on_headers_complete(self) -> None:
-        """Check the header section."""
         method, target, version = self._line
         head = Head(
             method.decode("ascii"), target, version.decode("ascii"), self._headers, self._parser.should_keep_alive()
@@ -293,12 +286,10 @@ class RequestReader:
         self._overhead -= _CHUNK_ALLOWANCE
 
     def on_body(self, data: bytes) -> None:
-        """Store a piece of the body."""
         self._body.append(data)
         self._overhead -= 2 * len(data)
 
     def on_message_complete(self) -> None:
-        """Mark the end of the request."""
         self.complete = True
 
 

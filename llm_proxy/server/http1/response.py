@@ -52,7 +52,6 @@ class ResponseWriter:
     __slots__ = ("_bodiless", "_chunked", "_modern", "_remaining", "_upgrade", "delimited", "keep_alive")
 
     def __init__(self, *, method: str, version: str, keep_alive: bool) -> None:
-        """Prepare the answer to a request with this method and HTTP version."""
         self.keep_alive = keep_alive
         self.delimited = True
         self._modern = version == "1.1"
@@ -62,11 +61,7 @@ class ResponseWriter:
         self._remaining: int | None = None
 
     def start(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-        """Return the status line and header section.
-
-        Raises:
-            InvalidResponse: the status is not a final one, or a header is invalid.
-        """
+        """Return the status line and header section. Raises InvalidResponse if one of them is invalid."""
         _check_status(status)
         lines = []
         length: int | None = None
@@ -137,11 +132,7 @@ class ResponseWriter:
         return b"0" if self._chunked else b""
 
     def body(self, data: bytes, *, more: bool) -> bytes:
-        """Return a piece of the body with its framing.
-
-        Raises:
-            InvalidResponse: the body is longer or shorter than its `Content-Length`.
-        """
+        """Return a piece with its framing. Raises InvalidResponse if `Content-Length` and the body differ in length."""
         if self._bodiless:
             return b""
         if self._chunked:
@@ -159,9 +150,7 @@ def checked_fields(status: int, headers: Iterable[tuple[bytes, bytes]]) -> tuple
     """Return response headers for HTTP/2, and their content length.
 
     Names are in lower case, connection-specific headers are removed (RFC 9113 section 8.2.2), and `date` is added.
-
-    Raises:
-        InvalidResponse: as `ResponseWriter.start`.
+    Raises as `ResponseWriter.start`.
     """
     _check_status(status)
     fields = []

@@ -119,7 +119,6 @@ class Http2Connection:
         self.close_if_idle()
 
     def cut(self) -> None:
-        """Close the connection at once; no stream of it looks complete to the client."""
         self.transport.close()
 
     async def run(self) -> None:
@@ -188,7 +187,6 @@ class Http2Connection:
     # The interface of Hypercorn's task group.
 
     def spawn(self, function: Callable[..., Awaitable[None]], *args: Any) -> None:
-        """Run the protocol's sending task."""
         assert self._nursery is not None, "spawned while running"  # noqa: S101 - narrows the type
         self._nursery.start_soon(function, *args)
 
@@ -324,7 +322,6 @@ class Http2Protocol(H2Protocol):
             await self._unsent[stream_id].wait()
 
     async def handle(self, event: Event) -> None:
-        """Handle an event of the connection."""
         await super().handle(event)
         if isinstance(event, Closed):
             for unsent in self._unsent.values():

@@ -53,7 +53,6 @@ class Http2Stream:
         self._arrival.set()
 
     def request_ended(self) -> None:
-        """The client has sent its whole request."""
         self._ended = True
         self._arrival.set()
 
@@ -65,7 +64,6 @@ class Http2Stream:
             self._progress.cancel()
 
     def progressed(self) -> None:
-        """The client has taken a part of the response."""
         if self._progress is not None:
             self._progress.deadline = trio.current_time() + self._config.write_timeout
 
@@ -155,7 +153,6 @@ class Http2Stream:
     # Called by the connection, instead of the application or after it.
 
     async def send_error(self, error: RequestError) -> None:
-        """Answer instead of the application."""
         self._start, self._remaining = None, None
         headers, body = self._config.error_response(error.status, error.message)
         await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
