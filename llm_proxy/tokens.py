@@ -26,7 +26,6 @@ _FORMAT: Final = re.compile(rb"sk-[A-Za-z0-9_-]{43}")
 
 
 def new_secret() -> str:
-    """Make the secret of a token: `sk-` and 43 URL-safe characters, 256 random bits."""
     return f"sk-{secrets.token_urlsafe(32)}"
 
 

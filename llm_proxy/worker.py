@@ -81,7 +81,6 @@ def connection_limit(settings: Settings) -> int:
 
 
 def serve_config(settings: Settings, sockets: Sequence[socket.socket]) -> ServerConfig:
-    """The configuration of the ASGI server."""
     events = log.logger("server")
     tls = settings.enable_tls
     return ServerConfig(

@@ -19,5 +19,4 @@ __all__ = ["main", "program"]
 
 
 def main() -> NoReturn:
-    """Run `llm-proxy` with the process's arguments."""
     program.main()

@@ -78,15 +78,12 @@ class ManagementClient:
                 return
 
     def post(self, path: str, body: Mapping[str, object] | None = None) -> Any:
-        """POST."""
         return self._call("POST", path, body=body or {})
 
     def patch(self, path: str, body: Mapping[str, object]) -> Any:
-        """PATCH."""
         return self._call("PATCH", path, body=body)
 
     def delete(self, path: str) -> Any:
-        """DELETE."""
         return self._call("DELETE", path)
 
     def _call(
@@ -151,7 +148,6 @@ def _error(response: httpx.Response) -> tuple[str, str]:
 
 
 def _option(field: re.Match[str]) -> str:
-    """The option for a field of the API."""
     return _OPTIONS.get(field[1]) or f"--{field[1].replace('_', '-')}"
 
 

@@ -27,7 +27,6 @@ class Value(click.ParamType[T], Generic[T]):
     """The type of an option that is parsed like a setting."""
 
     def __init__(self, kind: Kind[T]) -> None:
-        """Parse values of this kind."""
         self.name = kind.name
         self._kind = kind
 
@@ -48,7 +47,6 @@ BASE_URL: Final = Value(
 
 
 def config_option(function: F) -> F:
-    """Add `--config`."""
     return click.option(
         "--config",
         "config",
@@ -65,7 +63,6 @@ def database_options(function: F) -> F:
 
 
 def json_option(function: F) -> F:
-    """Add `--json`."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
 
 

@@ -35,7 +35,6 @@ def record(fields: Mapping[str, object]) -> str:
 
 
 def print_json(value: Any) -> None:
-    """Print a value as JSON."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
@@ -72,7 +71,6 @@ def printable(text: str) -> str:
 
 
 def _width(text: str) -> int:
-    """Width of a text on a terminal, in columns."""
     wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
     combining = sum(unicodedata.combining(char) != 0 for char in text)
     return len(text) + wide - combining

@@ -40,7 +40,6 @@ class Command(click.Command):
     """A command that takes `--debug`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what click takes, and add the option."""
         super().__init__(*args, **kwargs)
         self.params.append(_debug_option())
 
@@ -56,23 +55,19 @@ class Program(Group):
     """`llm-proxy`. It imports a command's module only to run it, so that `--help` and small commands are fast."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Take what click takes, and add `--debug`."""
         super().__init__(*args, **kwargs)
         self.params.append(_debug_option())
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the commands, in alphabetical order."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command of this name."""
         if cmd_name not in COMMANDS:
             return None
         command: click.Command = importlib.import_module(f"llm_proxy.cli.commands.{cmd_name}").command
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name]) for name in self.list_commands(ctx)])
 

@@ -34,7 +34,6 @@ class DatabaseCollector:
     """
 
     def __init__(self, database: Database, nursery: trio.Nursery) -> None:
-        """Query the database in tasks of `nursery`."""
         self.revision: int | None = None
         self.sizes: Mapping[str, int] = {}
         self._database = database

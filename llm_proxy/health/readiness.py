@@ -26,7 +26,6 @@ class Readiness:
     """
 
     def __init__(self, database: Database, ledger: Ledger, outage: OutageMode | None, nursery: trio.Nursery) -> None:
-        """Check the database in tasks of `nursery`."""
         self.draining = False
         self._ledger = ledger
         self._outage = outage

@@ -33,7 +33,6 @@ class SingleFlight(Generic[T]):
     """
 
     def __init__(self, nursery: trio.Nursery, function: Callable[[], Awaitable[T]], timeout: float) -> None:
-        """Run the calls in `nursery`; `timeout` is in seconds."""
         self._nursery = nursery
         self._function = function
         self._timeout = timeout

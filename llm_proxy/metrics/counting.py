@@ -37,7 +37,6 @@ class Histogram:
         self._cells = cells
 
     def observe(self, value: float) -> None:
-        """Count one value."""
         self._cells[bisect_left(self._bounds, value)] += 1
         self._cells[-1] += value
 
@@ -141,7 +140,6 @@ class Metrics:
             await trio.sleep(_PUBLISH_INTERVAL)
 
     def publish(self) -> None:
-        """Store the values of all functions."""
         for function in self._functions.values():
             self._publish(function)
 

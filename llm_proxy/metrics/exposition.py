@@ -41,7 +41,6 @@ class _Collector(Collector):
     store: MetricStore
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric with its current value."""
         found: dict[str, dict[tuple[str, ...], list[Sequence[float]]]] = {name: {} for name in _BY_NAME}
         processes: list[tuple[int, int]] = []
         for store in self.store.everyone():

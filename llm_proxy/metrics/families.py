@@ -6,7 +6,7 @@ from typing import Final, Literal
 
 from attrs import frozen
 
-PREFIX: Final = "llm_proxy_"
+OverWorkers = Literal["sum", "lowest", "highest", "any"]
 
 #: Upper bounds in seconds. Responses of language models take from milliseconds to many minutes (reasoning).
 _DURATIONS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
@@ -39,12 +39,12 @@ class Family:
     kind: Literal["counter", "gauge", "histogram"]
     text: str
     labels: tuple[Label, ...] = ()
-    over_workers: Literal["sum", "lowest", "highest", "any"] = "sum"
+    over_workers: OverWorkers = "sum"
     bounds: tuple[float, ...] = ()
 
     @property
     def is_counter(self) -> bool:
-        """Whether its values stay when the process ends: a counter or a histogram."""
+        """Whether its values stay when the process ends."""
         return self.kind != "gauge"
 
     @property
@@ -53,197 +53,156 @@ class Family:
         return len(self.bounds) + 2 if self.kind == "histogram" else 1
 
 
+def _counter(name: str, text: str, *labels: Label) -> Family:
+    return Family(name, "counter", text, labels)
+
+
+def _gauge(name: str, text: str, *labels: Label, over_workers: OverWorkers = "sum") -> Family:
+    return Family(name, "gauge", text, labels, over_workers)
+
+
+def _histogram(name: str, text: str, bounds: tuple[float, ...], *labels: Label) -> Family:
+    return Family(name, "histogram", text, labels, bounds=bounds)
+
+
 _PROVIDER: Final = Label("provider", "the name of a configured provider, or `other`")
+_STATE: Final = Label("state", "`in_use` or `idle`")
+_OUTCOME: Final = Label(
+    "outcome",
+    "`ok`, `rejected`, `client_closed`, `upstream_error`, `upstream_timeout`, `proxy_error`, `void`, `unknown` "
+    "or `other`",
+)
+_STATUS: Final = Label("status", "`1xx` to `5xx`, or `none` if nothing was sent to the client")
+_FAILURE: Final = Label(
+    "cause",
+    "`commit_unknown`, `contention`, `disconnected`, `duplicate`, `read_only`, `reference`, `refused`, "
+    "`schema`, `unanswered` or `unavailable`",
+)
 WORKER: Final = Label("worker", "the number of the worker, from 0")
 
-REQUESTS: Final = Family(
-    "llm_proxy_requests",
-    "counter",
-    "Admitted requests that have ended.",
-    (
-        _PROVIDER,
-        Label(
-            "outcome",
-            "`ok`, `rejected`, `client_closed`, `upstream_error`, `upstream_timeout`, `proxy_error`, `void`, `unknown` "
-            "or `other`",
-        ),
-        Label("status", "`1xx` to `5xx`, or `none` if nothing was sent to the client"),
-    ),
+REQUESTS: Final = _counter("llm_proxy_requests", "Admitted requests that have ended.", _PROVIDER, _OUTCOME, _STATUS)
+DURATION: Final = _histogram(
+    "llm_proxy_request_duration_seconds", "Time from a request's arrival to its end.", _DURATIONS, _PROVIDER
 )
-DURATION: Final = Family(
-    "llm_proxy_request_duration_seconds",
-    "histogram",
-    "Time from a request's arrival to its end.",
-    (_PROVIDER,),
-    bounds=_DURATIONS,
-)
-FIRST_BYTE: Final = Family(
+FIRST_BYTE: Final = _histogram(
     "llm_proxy_time_to_first_byte_seconds",
-    "histogram",
     "Time from a request's arrival to the first byte of the response body.",
-    (_PROVIDER,),
-    bounds=_DURATIONS,
+    _DURATIONS,
+    _PROVIDER,
 )
-TOKENS: Final = Family(
-    "llm_proxy_tokens",
-    "counter",
-    "Tokens that providers reported.",
-    (_PROVIDER, Label("kind", "`input`, `output` or `cached`")),
+TOKENS: Final = _counter(
+    "llm_proxy_tokens", "Tokens that providers reported.", _PROVIDER, Label("kind", "`input`, `output` or `cached`")
 )
-REFUSALS: Final = Family(
+REFUSALS: Final = _counter(
     "llm_proxy_refusals",
-    "counter",
     "Requests that the proxy refused, by error code.",
-    (Label("code", "an error code, such as `token_invalid`"),),
+    Label("code", "an error code, such as `token_invalid`"),
 )
-UPSTREAM_REQUESTS: Final = Family(
-    "llm_proxy_upstream_in_flight_requests", "gauge", "Requests that are in flight to a provider.", (_PROVIDER,)
+UPSTREAM_REQUESTS: Final = _gauge(
+    "llm_proxy_upstream_in_flight_requests", "Requests that are in flight to a provider.", _PROVIDER
 )
-UPSTREAM_CONNECTIONS: Final = Family(
-    "llm_proxy_upstream_connections",
-    "gauge",
-    "Connections to providers by state.",
-    (Label("state", "`in_use` or `idle`"),),
-)
+UPSTREAM_CONNECTIONS: Final = _gauge("llm_proxy_upstream_connections", "Connections to providers by state.", _STATE)
 
-DATABASE_UP: Final = Family(
-    "llm_proxy_database_up", "gauge", "Whether the last transaction of the ledger was committed.", (), "lowest"
+DATABASE_UP: Final = _gauge(
+    "llm_proxy_database_up", "Whether the last transaction of the ledger was committed.", over_workers="lowest"
 )
-DATABASE_INFO: Final = Family(
+DATABASE_INFO: Final = _gauge(
     "llm_proxy_database_info",
-    "gauge",
     "Kind of the database; always 1.",
-    (Label("driver", "`sqlite`, `postgres` or `mysql`"),),
-    "any",
+    Label("driver", "`sqlite`, `postgres` or `mysql`"),
+    over_workers="any",
 )
-CONNECTIONS: Final = Family(
-    "llm_proxy_database_connections",
-    "gauge",
-    "Open connections to the database by state.",
-    (Label("state", "`in_use` or `idle`"),),
+CONNECTIONS: Final = _gauge("llm_proxy_database_connections", "Open connections to the database by state.", _STATE)
+CONNECTIONS_LIMIT: Final = _gauge("llm_proxy_database_connections_limit", "Maximum number of open connections.")
+CONNECTIONS_WAITING: Final = _gauge(
+    "llm_proxy_database_connections_waiting_tasks", "Tasks that wait for a free connection."
 )
-CONNECTIONS_LIMIT: Final = Family(
-    "llm_proxy_database_connections_limit", "gauge", "Maximum number of open connections."
+TRANSACTIONS: Final = _counter(
+    "llm_proxy_database_transactions", "Transactions that were committed.", Label("kind", "`read` or `write`")
 )
-CONNECTIONS_WAITING: Final = Family(
-    "llm_proxy_database_connections_waiting_tasks", "gauge", "Tasks that wait for a free connection."
-)
-TRANSACTIONS: Final = Family(
-    "llm_proxy_database_transactions",
-    "counter",
-    "Transactions that were committed.",
-    (Label("kind", "`read` or `write`"),),
-)
-LAST_TRANSACTION: Final = Family(
+LAST_TRANSACTION: Final = _gauge(
     "llm_proxy_database_last_transaction_timestamp_seconds",
-    "gauge",
     "When a transaction last succeeded, in seconds since 1970.",
-    (),
-    "lowest",
+    over_workers="lowest",
 )
-TRANSACTION_SECONDS: Final = Family(
+TRANSACTION_SECONDS: Final = _histogram(
     "llm_proxy_database_transaction_seconds",
-    "histogram",
     "Duration of a shared transaction of the ledger, with the wait for its thread.",
-    bounds=_TRANSACTIONS,
+    _TRANSACTIONS,
 )
-BATCH_ADMITTED: Final = Family(
-    "llm_proxy_database_batch_admitted_requests",
-    "histogram",
-    "Requests admitted by one shared transaction.",
-    bounds=_BATCHES,
+BATCH_ADMITTED: Final = _histogram(
+    "llm_proxy_database_batch_admitted_requests", "Requests admitted by one shared transaction.", _BATCHES
 )
-BATCH_SETTLED: Final = Family(
-    "llm_proxy_database_batch_settled_requests",
-    "histogram",
-    "Requests settled by one shared transaction.",
-    bounds=_BATCHES,
+BATCH_SETTLED: Final = _histogram(
+    "llm_proxy_database_batch_settled_requests", "Requests settled by one shared transaction.", _BATCHES
 )
-WAITING: Final = Family("llm_proxy_database_waiting_requests", "gauge", "Requests that wait for their admission.")
-UNSETTLED: Final = Family(
-    "llm_proxy_database_unsettled_requests", "gauge", "Settlements that are not in the database yet."
-)
-SETTLE_LAG: Final = Family(
+WAITING: Final = _gauge("llm_proxy_database_waiting_requests", "Requests that wait for their admission.")
+UNSETTLED: Final = _gauge("llm_proxy_database_unsettled_requests", "Settlements that are not in the database yet.")
+SETTLE_LAG: Final = _gauge(
     "llm_proxy_database_settle_lag_seconds",
-    "gauge",
     "Age of the oldest settlement that is not in the database yet; 0 if all are.",
-    (),
-    "highest",
+    over_workers="highest",
 )
-GRACE_ADMISSIONS: Final = Family(
-    "llm_proxy_database_grace_admissions", "counter", "Requests that were admitted while the database was unavailable."
+GRACE_ADMISSIONS: Final = _counter(
+    "llm_proxy_database_grace_admissions", "Requests that were admitted while the database was unavailable."
 )
-SPOOLED: Final = Family(
+SPOOLED: Final = _gauge(
     "llm_proxy_database_spooled_requests",
-    "gauge",
     "Requests in the spool: admitted or ended while the database was unavailable, and not written to it yet.",
 )
-PRUNED: Final = Family(
-    "llm_proxy_database_pruned_requests", "counter", "Rows of the ledger that were deleted after `LEDGER_RETENTION`."
+PRUNED: Final = _counter(
+    "llm_proxy_database_pruned_requests", "Rows of the ledger that were deleted after `LEDGER_RETENTION`."
 )
-LAST_PRUNING: Final = Family(
+LAST_PRUNING: Final = _gauge(
     "llm_proxy_database_last_pruning_timestamp_seconds",
-    "gauge",
     "When a worker last completed a deletion of old rows, in seconds since 1970; 0 if never.",
-    (),
-    "highest",
+    over_workers="highest",
 )
-RETRIES: Final = Family(
+RETRIES: Final = _counter(
     "llm_proxy_database_retries",
-    "counter",
     "Transactions that were retried, by cause.",
-    (Label("cause", "`contention`, `disconnected` or `read_only`"),),
+    Label("cause", "`contention`, `disconnected` or `read_only`"),
 )
-FAILURES: Final = Family(
-    "llm_proxy_database_failures",
-    "counter",
-    "Transactions that failed after all retries, by cause.",
-    (
-        Label(
-            "cause",
-            "`commit_unknown`, `contention`, `disconnected`, `duplicate`, `read_only`, `reference`, `refused`, "
-            "`schema`, `unanswered` or `unavailable`",
-        ),
-    ),
+FAILURES: Final = _counter(
+    "llm_proxy_database_failures", "Transactions that failed after all retries, by cause.", _FAILURE
 )
-SCHEMA_REVISION: Final = Family(
-    "llm_proxy_database_schema_revision", "gauge", "Current revision of the schema; 0 before the first.", (), "any"
+SCHEMA_REVISION: Final = _gauge(
+    "llm_proxy_database_schema_revision",
+    "Current revision of the schema; 0 before the first.",
+    over_workers="any",
 )
-SCHEMA_HEAD: Final = Family(
-    "llm_proxy_database_schema_head", "gauge", "Latest revision of the schema that this version knows.", (), "any"
+SCHEMA_HEAD: Final = _gauge(
+    "llm_proxy_database_schema_head",
+    "Latest revision of the schema that this version knows.",
+    over_workers="any",
 )
-SIZE: Final = Family("llm_proxy_database_size_bytes", "gauge", "Size of the database, without its log.", (), "any")
-SQLITE_WAL: Final = Family(
-    "llm_proxy_database_sqlite_wal_bytes", "gauge", "Size of the write-ahead log beside the file.", (), "any"
+SIZE: Final = _gauge("llm_proxy_database_size_bytes", "Size of the database, without its log.", over_workers="any")
+SQLITE_WAL: Final = _gauge(
+    "llm_proxy_database_sqlite_wal_bytes", "Size of the write-ahead log beside the file.", over_workers="any"
 )
-SQLITE_PAGES: Final = Family("llm_proxy_database_sqlite_pages", "gauge", "Pages of the file.", (), "any")
-SQLITE_FREE_PAGES: Final = Family(
-    "llm_proxy_database_sqlite_free_pages",
-    "gauge",
-    "Free pages of the file, which will be used again.",
-    (),
-    "any",
+SQLITE_PAGES: Final = _gauge("llm_proxy_database_sqlite_pages", "Pages of the file.", over_workers="any")
+SQLITE_FREE_PAGES: Final = _gauge(
+    "llm_proxy_database_sqlite_free_pages", "Free pages of the file, which will be used again.", over_workers="any"
 )
 
-BUILD: Final = Family(
+BUILD: Final = _gauge(
     "llm_proxy_build_info",
-    "gauge",
     "Version of the program; always 1.",
-    (Label("version", "of this program"),),
-    "highest",
+    Label("version", "of this program"),
+    over_workers="highest",
 )
-WORKERS: Final = Family("llm_proxy_workers", "gauge", "Worker processes that are alive.")
-WORKER_STARTS: Final = Family("llm_proxy_worker_starts", "counter", "Worker processes that were started.")
-LOG_LINES_LOST: Final = Family("llm_proxy_log_lines_lost", "counter", "Log lines that could not be written.")
+WORKERS: Final = _gauge("llm_proxy_workers", "Worker processes that are alive.")
+WORKER_STARTS: Final = _counter("llm_proxy_worker_starts", "Worker processes that were started.")
+LOG_LINES_LOST: Final = _counter("llm_proxy_log_lines_lost", "Log lines that could not be written.")
 
 #: The Prometheus library's metrics of a process, on Linux.
 PROCESS: Final = (
-    Family("llm_proxy_process_cpu_seconds", "counter", "User and system CPU time spent in seconds.", (WORKER,)),
-    Family("llm_proxy_process_max_fds", "gauge", "Maximum number of open files.", (WORKER,)),
-    Family("llm_proxy_process_open_fds", "gauge", "Open files, including connections.", (WORKER,)),
-    Family("llm_proxy_process_resident_memory_bytes", "gauge", "Memory in use.", (WORKER,)),
-    Family("llm_proxy_process_start_time_seconds", "gauge", "When it started, in seconds since 1970.", (WORKER,)),
-    Family("llm_proxy_process_virtual_memory_bytes", "gauge", "Virtual memory.", (WORKER,)),
+    _counter("llm_proxy_process_cpu_seconds", "User and system CPU time spent in seconds.", WORKER),
+    _gauge("llm_proxy_process_max_fds", "Maximum number of open files.", WORKER),
+    _gauge("llm_proxy_process_open_fds", "Open files, including connections.", WORKER),
+    _gauge("llm_proxy_process_resident_memory_bytes", "Memory in use.", WORKER),
+    _gauge("llm_proxy_process_start_time_seconds", "When it started, in seconds since 1970.", WORKER),
+    _gauge("llm_proxy_process_virtual_memory_bytes", "Virtual memory.", WORKER),
 )
 
 #: All metrics, in the order of the reference page.

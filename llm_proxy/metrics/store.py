@@ -33,14 +33,11 @@ _ENTRY: Final = 3  # cells before an entry's name
 class Cells(Protocol):
     """The numbers of one series: a list, or a part of shared memory."""
 
-    def __getitem__(self, index: int) -> float:
-        """Read one."""
+    def __getitem__(self, index: int) -> float: ...
 
-    def __setitem__(self, index: int, value: float) -> None:
-        """Write one."""
+    def __setitem__(self, index: int, value: float) -> None: ...
 
-    def __iter__(self) -> Iterator[float]:
-        """Read all."""
+    def __iter__(self) -> Iterator[float]: ...
 
 
 class MetricStore:
@@ -56,7 +53,6 @@ class MetricStore:
     shared = False
 
     def __init__(self, number: int = 0) -> None:
-        """Start empty."""
         self.number = number
         self.counters: dict[Series, Cells] = {}
         self.gauges: dict[Series, Cells] = {}
@@ -157,7 +153,6 @@ class MetricStores:
     """The stores of a server with several workers. Create them before the workers are forked."""
 
     def __init__(self, workers: int) -> None:
-        """Allocate shared memory for this number of workers."""
         memory = memoryview(mmap.mmap(-1, workers * SIZE))
         self._stores: dict[int, SharedMetricStore] = {}
         for number in range(workers):

@@ -136,7 +136,7 @@ def test_every_family_has_a_prefix_and_a_sentence() -> None:
     every = [family for section in families.SECTIONS.values() for family in section]
     assert len({family.name for family in every}) == len(every)
     for family in every:
-        assert family.name.startswith(families.PREFIX)
+        assert family.name.startswith("llm_proxy_")
         assert family.text.endswith(".")
         assert bool(family.bounds) == (family.kind == "histogram")
     assert all(family.name.startswith("llm_proxy_database_") for family in families.SECTIONS["Database"])

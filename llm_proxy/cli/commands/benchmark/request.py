@@ -44,7 +44,6 @@ def url_of(base_url: str, path: str) -> str:
 
 
 def method_of(text: str) -> str:
-    """The method in capitals."""
     if not re.fullmatch(r"[A-Za-z]+", text) or text.upper() == "CONNECT":
         raise WrongUsage(f"--method {text!r} is not a method that the proxy forwards, e.g. POST")
     return text.upper()
