@@ -20,12 +20,10 @@ _FREE_FOR_METRICS: Final = frozenset({"admin", "metrics"})
 
 
 def reserved(settings: Settings) -> frozenset[str]:
-    """The first path segments that no provider can have."""
     return _RESERVED | {metrics_segment(settings)}
 
 
 def metrics_segment(settings: Settings) -> str:
-    """The first segment of the path of the metrics."""
     return settings.metrics_path.split("/")[1]
 
 

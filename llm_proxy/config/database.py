@@ -11,12 +11,10 @@ from llm_proxy.secrets.encryption import KeyRing, load_or_create_key_file
 
 
 def database_target(settings: Settings) -> dsn.Target:
-    """Where the database is. Raises `db.errors.BadDsn`."""
     return dsn.parse(settings.db_driver, settings.database_url, str(settings.database_path))
 
 
 def database_options(settings: Settings) -> Options:
-    """How to connect to the database."""
     return Options(
         pool_size=settings.database_pool_size,
         max_idle=settings.database_max_idle_conns,

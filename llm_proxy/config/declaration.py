@@ -261,7 +261,6 @@ class Settings:
     def warnings(
         cls, environ: Mapping[str, str], flags: Mapping[str, str] | None = None, dotenv_path: Path | None = None
     ) -> list[str]:
-        """Warn about variables that look like a misspelt setting."""
         return find_misspelt(declared(cls), _sources(environ, flags, dotenv_path)[0])
 
 

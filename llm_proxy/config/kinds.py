@@ -47,7 +47,6 @@ class Kind(Generic[T]):
     parse: Callable[[str], T]
 
     def read(self, text: str) -> T:
-        """Read the value; raises `InvalidValue`."""
         try:
             return self.parse(text)
         except InvalidValue:
@@ -64,19 +63,16 @@ def quoted(text: str) -> str:
 
 
 def assignment(name: str, text: str) -> str:
-    """`NAME='value'`, for a message about a wrong value."""
     return f"{name} (value hidden)" if "@" in text else f"{name}={quoted(text)}"
 
 
 def did_you_mean(text: str, known: Collection[str]) -> str:
-    """Suggest the known word that is most similar to `text`; empty if none is similar."""
     lower = {word.lower(): word for word in known}
     similar = difflib.get_close_matches(text.lower(), lower, n=1)
     return f"; did you mean {lower[similar[0]]}?" if similar else ""
 
 
 def integer(minimum: int, maximum: int) -> Kind[int]:
-    """A whole number."""
 
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,18}", text) or not minimum <= int(text) <= maximum:
@@ -201,7 +197,6 @@ def _matching(pattern: str) -> Callable[[str], str]:
 
 
 def header_text(longest: int) -> Kind[str]:
-    """Text that can be sent in a header."""
     allowed = f"1 to {longest} printable ASCII characters without spaces"
     return Kind("text", allowed, _matching(rf"[!-~]{{1,{longest}}}"))
 

@@ -33,7 +33,6 @@ class SettingsError(Exception):
         super().__init__(self.mistakes)
 
     def __str__(self) -> str:
-        """One line for one mistake, a list for several."""
         if len(self.mistakes) == 1:
             return self.mistakes[0]
         return "\n  ".join([f"{len(self.mistakes)} settings are wrong:", *self.mistakes])
@@ -69,7 +68,6 @@ class Section:
         return cast("T", self._field(Declaration(self.title, kind, default, meaning, secret=False, flag=flag)))
 
     def optional(self, kind: Kind[T], meaning: str, *, secret: bool = False, flag: str | None = None) -> T | None:
-        """Declare a setting that is None if it is not set."""
         return cast("T | None", self._field(Declaration(self.title, kind, None, meaning, secret=secret, flag=flag)))
 
     @staticmethod
@@ -84,7 +82,6 @@ def _censored(value: object) -> str:
 
 
 def declared(settings_class: type[Any]) -> dict[str, Declaration]:
-    """All settings of a class by environment variable, in order of declaration."""
     return {attribute.name.upper(): attribute.metadata[_KEY] for attribute in attrs.fields(settings_class)}
 
 

@@ -38,30 +38,17 @@ Headers = Sequence[tuple[bytes, bytes]]
 HeaderList = list[tuple[bytes, bytes]]
 
 HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"http2-settings",
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authentication-info",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"upgrade",
-    }
+    b"""
+    connection http2-settings keep-alive proxy-authenticate proxy-authentication-info proxy-authorization
+    proxy-connection te trailer transfer-encoding upgrade
+    """.split()
 )
 
 ACCOUNT = frozenset(
-    {
-        b"anthropic-organization-id",
-        b"anthropic-workspace-id",
-        b"ocp-apim-subscription-key",
-        b"openai-organization",
-        b"openai-project",
-        b"x-goog-user-project",
-    }
+    b"""
+    anthropic-organization-id anthropic-workspace-id ocp-apim-subscription-key openai-organization openai-project
+    x-goog-user-project
+    """.split()
 )
 
 ONE_LEG = frozenset({b"alt-svc", b"server", b"set-cookie", b"set-cookie2"})
@@ -71,97 +58,33 @@ CREDENTIALS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-ap
 
 #: The client's address, location and identity, from reverse proxies, load balancers and content networks.
 CLIENT_ADDRESS = frozenset(
-    {
-        b"ali-cdn-real-ip",
-        b"cdn-src-ip",
-        b"cf-access-authenticated-user-email",
-        b"cf-access-jwt-assertion",
-        b"cf-ew-via",
-        b"cf-metro-code",
-        b"cf-postal-code",
-        b"cf-pseudo-ipv4",
-        b"cf-ray",
-        b"cf-timezone",
-        b"cf-visitor",
-        b"cf-worker",
-        b"client-cert",
-        b"client-cert-chain",
-        b"client-ip",
-        b"do-connecting-ip",
-        b"fastly-client-ip",
-        b"fly-client-ip",
-        b"fly-region",
-        b"forwarded",
-        b"forwarded-for",
-        b"http-client-ip",
-        b"http-via",
-        b"proxy-client-ip",
-        b"true-client-ip",
-        b"via",
-        b"wl-proxy-client-ip",
-        b"x-akamai-edgescape",
-        b"x-client-geo-location",
-        b"x-client-ip",
-        b"x-client-port",
-        b"x-cluster-client-ip",
-        b"x-coming-from",
-        b"x-nf-client-connection-ip",
-        b"x-original-forwarded-for",
-        b"x-originating-ip",
-        b"x-proxy-authorization",
-        b"x-proxyuser-ip",
-        b"x-true-client-ip",
-        b"x-vercel-forwarded-for",
-    }
+    b"""
+    ali-cdn-real-ip cdn-src-ip cf-access-authenticated-user-email cf-access-jwt-assertion cf-ew-via cf-metro-code
+    cf-postal-code cf-pseudo-ipv4 cf-ray cf-timezone cf-visitor cf-worker client-cert client-cert-chain client-ip
+    do-connecting-ip fastly-client-ip fly-client-ip fly-region forwarded forwarded-for http-client-ip http-via
+    proxy-client-ip true-client-ip via wl-proxy-client-ip x-akamai-edgescape x-client-geo-location x-client-ip
+    x-client-port x-cluster-client-ip x-coming-from x-nf-client-connection-ip x-original-forwarded-for
+    x-originating-ip x-proxy-authorization x-proxyuser-ip x-true-client-ip x-vercel-forwarded-for
+    """.split()
 )
 
 #: The same, by prefix. Authenticating proxies (OAuth2 Proxy, Authelia, Tailscale, those of Google, AWS and Azure) add
 #: names, certificates and tokens. `x-envoy-` fields also control where and how often Envoy sends a request.
-CLIENT_ADDRESS_PREFIXES = (
-    b"cf-connecting-ip",
-    b"cf-ip",
-    b"cf-region",
-    b"cloudfront-viewer-",
-    b"http-forwarded",
-    b"http-x-forwarded",
-    b"remote-",
-    b"ssl-client-",
-    b"tailscale-user-",
-    b"x-amzn-mtls-",
-    b"x-amzn-oidc-",
-    b"x-appengine-",
-    b"x-auth-request-",
-    b"x-azure-",
-    b"x-client-cert",
-    b"x-envoy-",
-    b"x-forwarded",
-    b"x-goog-authenticated-user-",
-    b"x-goog-iap-",
-    b"x-ms-client-principal",
-    b"x-ms-token-",
-    b"x-real-",
-    b"x-remote-",
-    b"x-ssl-client-",
-    b"x-vercel-ip-",
+CLIENT_ADDRESS_PREFIXES = tuple(
+    b"""
+    cf-connecting-ip cf-ip cf-region cloudfront-viewer- http-forwarded http-x-forwarded remote- ssl-client-
+    tailscale-user- x-amzn-mtls- x-amzn-oidc- x-appengine- x-auth-request- x-azure- x-client-cert x-envoy-
+    x-forwarded x-goog-authenticated-user- x-goog-iap- x-ms-client-principal x-ms-token- x-real- x-remote-
+    x-ssl-client- x-vercel-ip-
+    """.split()
 )
 
 #: Fields that frameworks (Rails, Symfony, Express, Django), IIS and nginx ingresses use as method, path or host.
 OVERRIDES = frozenset(
-    {
-        b"x-backend-host",
-        b"x-http-host-override",
-        b"x-http-method",
-        b"x-http-method-override",
-        b"x-http-path-override",
-        b"x-host",
-        b"x-method-override",
-        b"x-original-host",
-        b"x-original-method",
-        b"x-original-uri",
-        b"x-original-url",
-        b"x-override-url",
-        b"x-rewrite-url",
-    }
+    b"""
+    x-backend-host x-http-host-override x-http-method x-http-method-override x-http-path-override x-host
+    x-method-override x-original-host x-original-method x-original-uri x-original-url x-override-url x-rewrite-url
+    """.split()
 )
 
 #: Fields that the upstream connection sets itself, and cookies of the proxy's own origin.
@@ -175,59 +98,30 @@ _READ = frozenset({b"accept-encoding", b"content-encoding", b"content-type"})
 #: Instructions to nginx (ngx_http_proxy_module), Apache (mod_xsendfile), lighttpd, LiteSpeed, Perlbal, Envoy (router,
 #: health checks) and content networks (RFC 9213, Surrogate-Control); also `x-accel-*` and `x-litespeed-*`.
 INSTRUCTIONS = frozenset(
-    {
-        b"cdn-cache-control",
-        b"cloudflare-cdn-cache-control",
-        b"edge-control",
-        b"surrogate-control",
-        b"x-envoy-decorator-operation",
-        b"x-envoy-degraded",
-        b"x-envoy-immediate-health-check-fail",
-        b"x-envoy-overloaded",
-        b"x-envoy-ratelimited",
-        b"x-envoy-upstream-canary",
-        b"x-envoy-upstream-healthchecked-cluster",
-        b"x-lighttpd-send-file",
-        b"x-lighttpd-send-tempfile",
-        b"x-reproxy-file",
-        b"x-reproxy-url",
-        b"x-sendfile",
-        b"x-sendfile-temporary",
-        b"x-sendfile2",
-    }
+    b"""
+    cdn-cache-control cloudflare-cdn-cache-control edge-control surrogate-control x-envoy-decorator-operation
+    x-envoy-degraded x-envoy-immediate-health-check-fail x-envoy-overloaded x-envoy-ratelimited
+    x-envoy-upstream-canary x-envoy-upstream-healthchecked-cluster x-lighttpd-send-file x-lighttpd-send-tempfile
+    x-reproxy-file x-reproxy-url x-sendfile x-sendfile-temporary x-sendfile2
+    """.split()
 )
 
 #: What browsers store for the origin, which is the proxy's: transport, storage, reports, workers, hints, sign-in.
 WHOLE_ORIGIN = frozenset(
-    {
-        b"accept-ch",
-        b"clear-site-data",
-        b"critical-ch",
-        b"expect-ct",
-        b"nel",
-        b"public-key-pins",
-        b"public-key-pins-report-only",
-        b"report-to",
-        b"reporting-endpoints",
-        b"service-worker-allowed",
-        b"set-login",
-        b"strict-transport-security",
-        b"use-as-dictionary",
-    }
+    b"""
+    accept-ch clear-site-data critical-ch expect-ct nel public-key-pins public-key-pins-report-only report-to
+    reporting-endpoints service-worker-allowed set-login strict-transport-security use-as-dictionary
+    """.split()
 )
 
 _STRIPPED_DOWNSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | INSTRUCTIONS | WHOLE_ORIGIN
 
 #: Fields that the proxy reads or sets in a response and does not strip.
 _SET = frozenset(
-    {
-        b"access-control-allow-origin",
-        b"access-control-expose-headers",
-        b"content-encoding",
-        b"content-length",
-        b"content-type",
-        b"x-request-id",
-    }
+    b"""
+    access-control-allow-origin access-control-expose-headers content-encoding content-length content-type
+    x-request-id
+    """.split()
 )
 
 
@@ -358,7 +252,6 @@ def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) ->
 
 
 def is_event_stream(content_type: bytes) -> bool:
-    """Whether a `Content-Type` value is that of a stream of server-sent events."""
     return b"event-stream" in content_type.lower() and media_type(content_type) == b"text/event-stream"
 
 

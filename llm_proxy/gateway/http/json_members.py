@@ -62,7 +62,6 @@ class JsonMembers:
     """
 
     def __init__(self) -> None:
-        """Start with an empty body, which has no members."""
         self._found: dict[str, tuple[str | None]] = {}
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._begun = self._complete = False
@@ -130,7 +129,6 @@ class JsonMembers:
             raise InvalidJson("The request body is not a JSON object.")
 
     def _take(self, token: bytes | None, scalar: bytes) -> None:
-        """Take a token other than a string."""
         if token == b",":
             self._expected = _VALUE if self._names is None else _NAME
         elif token == b":":
@@ -190,7 +188,6 @@ class JsonMembers:
 
 
 def _more(rest: bytes, longest: int) -> Generator[None, bytes, bytes]:
-    """Wait for the next piece, and append it to the unread rest."""
     if len(rest) > longest:
         raise ValueError
     return rest + (yield)
@@ -222,5 +219,4 @@ def _end_of_text(data: bytes, at: int) -> int:
 
 
 def _decoded(text: bytes) -> str:
-    """Decode the text between two quotes."""
     return str(json.loads(b'"' + text + b'"')) if b"\\" in text else text.decode("utf-8")

@@ -34,7 +34,6 @@ _CHARSET_FIELD = b"_charset_"
 
 
 def refused() -> ParameterNotAllowed:
-    """The error for an ambiguous form."""
     return ParameterNotAllowed("The form is ambiguous, so that its parameters cannot be checked.")
 
 
@@ -42,7 +41,6 @@ class Multipart:
     """`feed` it a body in pieces cut anywhere, then get its fields from `end`."""
 
     def __init__(self, boundary: bytes) -> None:
-        """Start with an empty body, which has no fields."""
         self._boundary = b"--" + boundary
         # The first boundary is found like the others, after an empty part without a head.
         self._rest = b"\r\n"
@@ -95,7 +93,6 @@ class Multipart:
         return True
 
     def _take(self, count: int) -> None:
-        """Move received bytes to the content of the part."""
         self._length += count
         if not self._is_file and len(self._content) <= LONGEST_VALUE:
             self._content += self._rest[: min(count, LONGEST_VALUE + 1)]

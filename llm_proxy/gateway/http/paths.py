@@ -76,7 +76,6 @@ def with_slashes(raw_path: bytes) -> bytes:
 
 
 def is_clear(raw_path: bytes) -> bool:
-    """Whether `check` accepts the path."""
     try:
         check(raw_path)
     except InvalidPath:

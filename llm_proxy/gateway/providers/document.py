@@ -36,7 +36,6 @@ class Document:
 
     @property
     def mistakes(self) -> list[str]:
-        """All mistakes, in order of lines."""
         found = sorted(self._reports, key=itemgetter(0))
         return [f"{self.name}, line {line}: {reason}" for line, reason in found]
 

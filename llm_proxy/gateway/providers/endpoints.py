@@ -37,7 +37,6 @@ class Endpoints:
     """A compiled allow-list; `path in endpoints` for raw paths that `paths.check` has accepted."""
 
     def __init__(self, patterns: Iterable[str], denied: Mapping[str, str] | None = None) -> None:
-        """Compile `patterns`, and `denied` patterns with their reasons. Raises `InvalidValue`."""
         patterns = list(patterns)
         for pattern in patterns:
             _check(pattern)
@@ -50,7 +49,6 @@ class Endpoints:
         return path in self._literal or (self._others.fullmatch(path) is not None and self._is_unambiguous(path))
 
     def denial(self, path: bytes) -> str | None:
-        """Why the path is denied; None if no denied pattern matches it."""
         return next((reason for endpoints, reason in self._denied if path in endpoints), None)
 
     def _is_unambiguous(self, path: bytes) -> bool:

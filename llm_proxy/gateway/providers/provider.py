@@ -131,7 +131,6 @@ class Provider:
         return None
 
     def allows(self, path: bytes) -> bool:
-        """Whether the path is an allowed endpoint."""
         return path in self._endpoints
 
     def _endpoint_refusal(self, method: str, path: bytes) -> ProxyError:
@@ -223,7 +222,6 @@ def _shown(path: bytes, method: str = "") -> str:
 
 
 def split_base_url(url: str) -> tuple[Origin, bytes]:
-    """Split a base URL into origin and base path. Raises `InvalidValue`."""
     parts = urlsplit(BASE_URL.read(url))
     base_path = parts.path.encode("ascii")
     if not paths.is_clear(base_path or b"/"):

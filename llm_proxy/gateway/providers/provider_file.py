@@ -95,7 +95,6 @@ def _built_in() -> _BuiltInFile:
 
 
 def load(settings: Settings) -> Providers:
-    """Load all providers. Raises `SettingsError` with all mistakes."""
     if settings.api_config_path is None:
         apis, default, mistakes = dict(_built_in().apis), _built_in().default_api, []
         if (segment := metrics_segment(settings)) in apis:

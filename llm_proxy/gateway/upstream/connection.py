@@ -54,7 +54,6 @@ class Connection:
     )
 
     def __init__(self, connected: ClientSocket, header_timeout: TimeoutWheel, read_timeout: TimeoutWheel) -> None:
-        """Take over a connected socket."""
         self._socket = connected
         self.fileno = connected.fileno
         self.is_quiet = connected.is_quiet
@@ -68,7 +67,6 @@ class Connection:
 
     @property
     def is_reusable(self) -> bool:
-        """Whether the exchange has ended cleanly on both sides, and another one can follow."""
         parser = self.parser
         return parser.complete and parser.reusable and self.request_done and self._failure is None
 
@@ -78,7 +76,6 @@ class Connection:
         return bool(self.parser.pieces) or self.parser.complete
 
     def close(self) -> None:
-        """Close the socket at once. Idempotent."""
         self._header_timeout.stop(self)
         self._read_timeout.stop(self)
         self._socket.close()
@@ -141,7 +138,6 @@ class Connection:
             raise _lost(error, sent=dispatch.sent) from error
 
     async def _read(self) -> None:
-        """Wait for one read and feed it to the parser."""
         try:
             data = await self._socket.receive()
         except (OSError, trio.ClosedResourceError) as error:
@@ -177,7 +173,6 @@ class Connection:
         return data
 
     async def _send_and_read(self, upload: _Upload) -> None:
-        """Send the rest of the request while waiting for the head of the response."""
         parser = self.parser
         failure: UpstreamFailure | None = None
         self._read_timeout.start(self)

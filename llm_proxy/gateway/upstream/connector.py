@@ -35,7 +35,6 @@ class Connector:
     def __init__(
         self, origin: Origin, timeouts: Timeouts, proxy: OutboundProxy | None, ssl_context: ssl.SSLContext | None
     ) -> None:
-        """Connect to nothing yet; see `UpstreamPool` for the arguments."""
         self._origin = origin
         self._proxy = proxy
         self._seconds = timeouts.connect
@@ -48,7 +47,6 @@ class Connector:
         self.headers = proxy.headers if proxy is not None and forwarded else []
 
     def __str__(self) -> str:
-        """The origin, and the proxy if there is one; without credentials."""
         return f"{self._origin} through {self._proxy}" if self._proxy else str(self._origin)
 
     async def connect(self) -> Connection:

@@ -38,11 +38,9 @@ class OutboundProxy:
         return [(b"Proxy-Authorization", b"Basic " + base64.b64encode(b":".join(self.credentials)))]
 
     def __repr__(self) -> str:
-        """Without the credentials."""
         return f"<OutboundProxy {self}>"
 
     def __str__(self) -> str:
-        """Scheme, host and port."""
         return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 

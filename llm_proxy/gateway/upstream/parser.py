@@ -74,7 +74,6 @@ class ResponseParser:
     )
 
     def __init__(self) -> None:
-        """Make a parser; call `begin` before `feed`."""
         self._midway = True
         self.begin(bodiless=False)
 
@@ -203,12 +202,10 @@ class ResponseParser:
     # llhttp calls the following methods. An exception would lose its reason there, so faults are kept until it returns.
 
     def on_message_begin(self) -> None:
-        """A response starts; none may follow the final one."""
         if self.complete:
             self._excess()
 
     def on_status(self, reason: bytes) -> None:
-        """Take a piece of the reason phrase."""
         if not self.complete:
             self.reason += reason
 
@@ -236,7 +233,6 @@ class ResponseParser:
             self.keep_alive = int(match[1])
 
     def on_headers_complete(self) -> None:
-        """Check the head, and determine the framing and whether the connection is reusable."""
         if self.head_complete:
             return
         status = self.status = self._llhttp.get_status_code()
@@ -279,14 +275,12 @@ class ResponseParser:
         return None
 
     def on_body(self, piece: bytes) -> None:
-        """Take content."""
         if self.complete:
             self._excess()
         else:
             self.pieces.append(piece)
 
     def on_message_complete(self) -> None:
-        """The response has ended, as far as llhttp knows."""
         if self._interim:
             self._reset_head()
             return

@@ -48,7 +48,6 @@ class UpstreamResponse:
     __slots__ = ("_connection", "_release", "headers", "reason", "status")
 
     def __init__(self, connection: Connection, release: Callable[[Connection], None]) -> None:
-        """Take over a connection after the head of a response. `release` gets it back, once."""
         parser = connection.parser
         self.status = parser.status
         self.reason = parser.reason
@@ -58,13 +57,11 @@ class UpstreamResponse:
         self._release = release
 
     def __repr__(self) -> str:
-        """Status, and whether the response is open."""
         state = "closed" if self._connection is None else "open"
         return f"<UpstreamResponse {self.status} {state}>"
 
     @property
     def ready(self) -> bool:
-        """Whether `receive` would return without waiting."""
         return self._connection is None or self._connection.is_ready
 
     @property
@@ -136,7 +133,6 @@ class UpstreamPool:
 
     @property
     def idle(self) -> int:
-        """Connections kept for the next request."""
         return len(self._idle)
 
     @property
@@ -145,7 +141,6 @@ class UpstreamPool:
         return self._in_use
 
     def __repr__(self) -> str:
-        """Origin and numbers of connections."""
         return f"<UpstreamPool {self._origin.scheme}://{self._origin}, {self.idle} idle, {self._in_use} in use>"
 
     async def send(
@@ -231,7 +226,6 @@ class UpstreamPool:
         return None
 
     def _release(self, connection: Connection) -> None:
-        """Keep a connection whose exchange has ended cleanly, close any other."""
         self._in_use -= 1
         descriptor = connection.fileno()
         keep_alive = self._keep_alive

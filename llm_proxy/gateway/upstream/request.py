@@ -105,13 +105,11 @@ class BodyReader:
     __slots__ = ("_length", "_pieces", "_remaining", "waiting")
 
     def __init__(self, body: RequestBody) -> None:
-        """Start to iterate over `body`."""
         self._length = self._remaining = body.content_length
         self._pieces = aiter(body)
         self.waiting = False
 
     def __aiter__(self) -> Self:
-        """Pieces are read once only."""
         return self
 
     async def __anext__(self) -> bytes:

@@ -59,16 +59,13 @@ class EventMeter:
 
     @property
     def ended(self) -> bool:
-        """See `UsageMeter.ended`."""
         return self._tally.ended
 
     @property
     def failed(self) -> bool:
-        """See `UsageMeter.failed`."""
         return self._tally.failed
 
     def feed(self, data: bytes) -> Iterable[None]:
-        """See `UsageMeter.feed`."""
         if data.endswith(_EMPTY_LINE) and not self._pending and len(data) <= KEPT and self._long is None:
             # Whole events: nearly always.
             relevant = self._is_relevant(data)
@@ -106,7 +103,6 @@ class EventMeter:
         return self._tally.result()
 
     def _line_feeds(self, data: bytes) -> bytes:
-        """Convert CR LF and CR to LF, also if a CR LF is cut between two pieces."""
         if self._after_cr and data.startswith(b"\n"):
             data = data[1:]
         self._after_cr = data.endswith(b"\r")
@@ -146,7 +142,6 @@ class EventMeter:
                 self._event(event.strip(b"\n"))
 
     def _event(self, event: bytes) -> None:
-        """Read one complete event, without empty lines around it."""
         if len(event) > KEPT:
             self._long = _LongEvent()
             self._long.feed(event)

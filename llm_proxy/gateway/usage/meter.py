@@ -95,7 +95,6 @@ class BodyMeter:
     _scanner: Scanner | None = None
 
     def feed(self, data: bytes) -> Iterable[None]:
-        """See `UsageMeter.feed`."""
         if self._scanner is None and len(self._kept) + len(data) <= KEPT:
             self._kept += data
             return ()
@@ -113,7 +112,6 @@ class BodyMeter:
             scanner.feed(data[start : start + _SLICE])
 
     def result(self, *, whole: bool = True) -> Usage:
-        """See `UsageMeter.result`."""
         tally = Tally()
         if self._scanner is not None:
             self._scanner.report(tally)
@@ -133,12 +131,10 @@ class _Wrapper:
 
     @property
     def ended(self) -> bool:
-        """See `UsageMeter.ended`."""
         return self._meter.ended
 
     @property
     def failed(self) -> bool:
-        """See `UsageMeter.failed`."""
         return self._meter.failed
 
 
@@ -171,11 +167,9 @@ class DecodingMeter(_Wrapper):
 
     @property
     def unmetered(self) -> bool:
-        """See `UsageMeter.unmetered`."""
         return self._stopped or self._cut_off or self._meter.unmetered
 
     def feed(self, data: bytes) -> Iterable[None]:
-        """See `UsageMeter.feed`."""
         return () if self._stopped else self._decode(data)
 
     def _decode(self, data: bytes) -> Iterator[None]:
@@ -196,7 +190,6 @@ class DecodingMeter(_Wrapper):
             self._stopped = True
 
     def result(self, *, whole: bool = True) -> Usage:
-        """See `UsageMeter.result`."""
         if self._stopped:
             return UNKNOWN
         usage = self._meter.result(whole=whole)

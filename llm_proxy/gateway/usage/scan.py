@@ -96,14 +96,12 @@ class Scanner:
     _stopped: bool = False
 
     def feed(self, data: bytes) -> None:
-        """Take the next piece of the document."""
         self._steps_left += len(data) // _BYTES_PER_STEP
         position = 0
         while position < len(data) and not self._done:
             position = self._string(data, position) if self._in_string else self._structure(data, position)
 
     def report(self, tally: Tally) -> None:
-        """Add the result to `tally`."""
         for wrapper in ("", "message", "response"):
             tally.add(self._found.get((wrapper, "model"), b""), self._found.get((wrapper, "usage"), b""))
         kind = decode(self._found.get(("", "type"), b""))
@@ -257,7 +255,6 @@ class Scanner:
         self._copied()
 
     def _copied(self) -> bytes:
-        """Stop copying and return the copy."""
         text = bytes(self._copy)
         self._copying = ""
         self._copy = bytearray()

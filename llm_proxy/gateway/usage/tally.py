@@ -137,7 +137,6 @@ class Tally:
         return True
 
     def add_type(self, kind: bytes) -> None:
-        """Add the type of an event."""
         if kind in _FAILED:
             self.failed = True
         elif kind in _LAST:
@@ -155,7 +154,6 @@ class Tally:
                 self.unread = True
 
     def result(self) -> Usage:
-        """The usage, as far as it is known."""
         known = self.counts.get
         input_tokens, cached = known("prompt_tokens"), known("cached_tokens")
         if input_tokens is None:
