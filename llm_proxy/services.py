@@ -18,7 +18,8 @@ from llm_proxy.config import SettingsError
 from llm_proxy.config.database import database_options, database_target, open_keyring
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Relay
-from llm_proxy.gateway.upstream import UpstreamPool, outbound_proxy
+from llm_proxy.gateway.upstream.outbound_proxy import outbound_proxy
+from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.health import startup_checks
 from llm_proxy.health.database_collector import DatabaseCollector
 from llm_proxy.health.readiness import READY_TIMEOUT, Readiness

@@ -14,10 +14,4 @@ from llm_proxy.config.declaration import Settings, read_one
 from llm_proxy.config.kinds import ListenAddress, parse_duration
 from llm_proxy.config.sources import SettingsError
 
-__all__ = [
-    "ListenAddress",
-    "Settings",
-    "SettingsError",
-    "parse_duration",
-    "read_one",
-]
+__all__ = ["ListenAddress", "Settings", "SettingsError", "parse_duration", "read_one"]

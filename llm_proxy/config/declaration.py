@@ -179,8 +179,7 @@ class Settings:
         kinds.choice(LogFormat), "json", "One JSON object per line, or text for people."
     )
     log_file: Path | None = SERVER.optional(
-        kinds.PATH,
-        "File to append the log to; also `/dev/stdout`, or a FIFO that a process reads. Default: stderr.",
+        kinds.PATH, "File to append the log to; also `/dev/stdout`, or a FIFO that a process reads. Default: stderr."
     )
     metrics_path: str = SERVER.setting(kinds.ROUTE, "/metrics", "Path of the Prometheus metrics.")
     enable_metrics: bool = SERVER.setting(kinds.BOOLEAN, "true", "Serve the metrics.")

@@ -13,7 +13,7 @@ from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.inbound import Inbound
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider import Route
-from llm_proxy.gateway.upstream import UpstreamPool
+from llm_proxy.gateway.upstream.pool import UpstreamPool
 from tests.gateway.upstream.stage import PATIENT, Handler, Stage, counts, settled, stage
 
 

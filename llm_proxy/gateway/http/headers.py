@@ -186,13 +186,9 @@ def request_headers(
 ) -> HeaderList:
     """Convert a client's headers to those for the provider, with the provider's `credential` as the last one.
 
-    The upstream connection adds `Host` and the framing. Raises `BadRequest` if a value contains a control character:
-    HTTP/2 can carry one, and it would split the HTTP/1.1 request.
-
-    Args:
-        headers: as received; names in lower case.
-        credential: the header with the provider's key.
-        judged: names of headers that the provider's entry checks.
+    The upstream connection adds `Host` and the framing. `judged` has the names of headers that the provider's entry
+    checks. Raises `BadRequest` if a value contains a control character: HTTP/2 can carry one, and it would split the
+    HTTP/1.1 request.
     """
     kept: HeaderList = []
     offers: list[bytes] = []
@@ -219,15 +215,10 @@ def request_headers(
 
 
 def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) -> HeaderList:
-    """Convert a provider's response headers to those for the client, with the proxy's own at the end.
+    """Convert a provider's response headers, names in any case, to those for the client; the proxy's own are last.
 
     `Content-Length` is kept, because the body is forwarded byte for byte. Raises `UpstreamUnreachable` if a value
     contains a control character.
-
-    Args:
-        headers: as received; names in any case.
-        request_id: the id of the request in the ledger.
-        overhead_ms: milliseconds that the proxy itself has spent so far.
     """
     kept: HeaderList = []
     connection: list[bytes] = []

@@ -107,7 +107,9 @@ class JsonMembers:
             if token != b'"':
                 self._take(token, match[2])
                 continue
-            longest = self._longest
+            # The next string is a name, a value that is compared, or of no interest.
+            is_name = self._expected in (_NAME, _NAME_OR_END)
+            longest = _LONGEST_NAME if is_name else LONGEST_VALUE if len(self._open) == 1 else 0
             end = _end_of_text(data, at)
             if data[end : end + 1] == b'"':
                 text = data[at:end] if end - at <= longest else None
@@ -158,13 +160,6 @@ class JsonMembers:
         self._complete = not self._open
         self._names = self._open[-1] if self._open else None
         self._expected = _COMMA_OR_END
-
-    @property
-    def _longest(self) -> int:
-        """Maximum length of the next string up to which its text is needed, in bytes."""
-        if self._expected in (_NAME, _NAME_OR_END):
-            return _LONGEST_NAME
-        return LONGEST_VALUE if len(self._open) == 1 else 0
 
     def _take_string(self, text: bytes | None) -> None:
         """Take a string, None if it is too long to be of interest."""

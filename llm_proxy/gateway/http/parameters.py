@@ -13,9 +13,6 @@ import fnmatch
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Protocol
-
-from attrs import frozen
 
 from llm_proxy.errors import InvalidJson, ParameterNotAllowed
 from llm_proxy.gateway.http import multipart
@@ -47,25 +44,11 @@ _INDEX = re.compile(r"[\[.\0]")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-class Reader(Protocol):
-    """Reads one body: `feed` it in pieces, then get its parameters from `end`."""
+def reader(headers: Headers, path: bytes) -> JsonMembers | Multipart:
+    """Create the reader of a request's body; without a `Content-Type`, it is JSON. The path may allow forms.
 
-    def feed(self, data: bytes) -> None:
-        """Take the next piece; raises `InvalidJson` or `ParameterNotAllowed` for an ambiguous body."""
-
-    def end(self) -> Parameters:
-        """Return all parameters; raises as `feed`. An empty body has none."""
-
-
-def reader(headers: Headers, path: bytes) -> Reader:
-    """Create the reader of a request's body; without a `Content-Type`, it is JSON.
-
-    Args:
-        headers: of the request.
-        path: of the endpoint; it decides whether forms are accepted.
-
-    Raises:
-        InvalidJson, ParameterNotAllowed: the body has a type or an encoding that cannot be read here.
+    Raises `InvalidJson` or `ParameterNotAllowed` if the body has a type or an encoding that cannot be read here, and so
+    do the methods of the reader if the body is ambiguous.
     """
     content_types = [value for name, value in headers if name == b"content-type"]
     if len(content_types) > 1:
@@ -85,31 +68,17 @@ def reader(headers: Headers, path: bytes) -> Reader:
     )
 
 
-def read(body: bytes, headers: Headers, path: bytes) -> Parameters:
-    """Read the parameters of a whole body; an empty one of any type has none. Raises as `reader` and `Reader`."""
-    if not body:
-        return {}
-    found = reader(headers, path)
-    found.feed(body)
-    return found.end()
-
-
-@frozen
 class ParameterRules:
     """The compiled `param_whitelist` of a provider."""
 
-    _whitelist: Mapping[str, Sequence[str]]
-    _patterns: Mapping[str, re.Pattern[str] | None]
-    _bare: Mapping[str, str]
-
-    @classmethod
-    def compile(cls, whitelist: Mapping[str, Sequence[str]]) -> ParameterRules:
+    def __init__(self, whitelist: Mapping[str, Sequence[str]]) -> None:
         """Compile globs (`*`, `?`, `[…]`, case-sensitive) per parameter; `*` alone allows lists and objects too."""
-        patterns = {
+        self._whitelist = whitelist
+        self._bare = {_bare(name): name for name in whitelist}
+        self._patterns = {
             name: None if "*" in globs else re.compile("|".join(map(fnmatch.translate, globs)))
             for name, globs in whitelist.items()
         }
-        return cls(whitelist, patterns, {_bare(name): name for name in whitelist})
 
     def refusal(self, parameters: Parameters) -> ParameterNotAllowed | None:
         """Return the error about `parameters`, if any. An absent one is allowed: the provider's default applies."""

@@ -55,7 +55,7 @@ _DELIMITERS = frozenset("./\\%;#?")
 
 def check(raw_path: bytes) -> None:
     """Raise `InvalidPath` unless `raw_path` (as sent, without the query) is allowed."""
-    if not _PATH.fullmatch(raw_path) or (_HIGH_ESCAPE.search(raw_path) and not _is_plain_text(raw_path)):
+    if not is_clear(raw_path):
         raise InvalidPath
 
 
@@ -76,18 +76,16 @@ def with_slashes(raw_path: bytes) -> bytes:
 
 
 def is_clear(raw_path: bytes) -> bool:
-    try:
-        check(raw_path)
-    except InvalidPath:
+    if not _PATH.fullmatch(raw_path):
         return False
-    return True
+    return not _HIGH_ESCAPE.search(raw_path) or _is_plain_text(raw_path)
 
 
 def check_query(query: bytes) -> None:
-    """Raise `InvalidPath` unless `query` (as sent, without `?`) is allowed in a request line.
+    """Raise `InvalidPath` unless `query` (as sent, without `?`) is visible ASCII without `#`.
 
-    Visible ASCII without `#` is allowed (RFC 3986 §3.4 allows less, real clients send more). HTTP/2 sends the target in
-    a header field, so spaces and line ends could reach the HTTP/1.1 request line.
+    RFC 3986 §3.4 allows less, but real clients send more. HTTP/2 sends the target in a header field, so spaces and line
+    ends could reach the HTTP/1.1 request line.
     """
     if not _QUERY.fullmatch(query):
         raise InvalidPath("The query of the request has a character that must be percent-encoded.")

@@ -82,7 +82,7 @@ class Provider:
 
     @_rules.default
     def _compile_rules(self) -> ParameterRules:
-        return ParameterRules.compile(self.param_whitelist)
+        return ParameterRules(self.param_whitelist)
 
     @property
     def needs_body(self) -> bool:

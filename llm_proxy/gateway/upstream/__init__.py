@@ -9,37 +9,3 @@
 """
 
 from __future__ import annotations
-
-from llm_proxy.gateway.upstream.failures import (
-    ConnectFailed,
-    ConnectTimeout,
-    Disconnected,
-    HeaderTimeout,
-    MalformedResponse,
-    ReadTimeout,
-    UnexpectedUpgrade,
-    UpstreamFailure,
-)
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
-from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy, outbound_proxy
-from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
-from llm_proxy.gateway.upstream.request import Dispatch, RequestBody
-
-__all__ = [
-    "ConnectFailed",
-    "ConnectTimeout",
-    "Disconnected",
-    "Dispatch",
-    "HeaderTimeout",
-    "MalformedResponse",
-    "Origin",
-    "OutboundProxy",
-    "ReadTimeout",
-    "RequestBody",
-    "Timeouts",
-    "UnexpectedUpgrade",
-    "UpstreamFailure",
-    "UpstreamPool",
-    "UpstreamResponse",
-    "outbound_proxy",
-]

@@ -40,19 +40,6 @@ class Connection:
         fileno, is_quiet: of the socket, see `ClientSocket`.
     """
 
-    __slots__ = (
-        "_failure",
-        "_header_timeout",
-        "_read_timeout",
-        "_reader",
-        "_socket",
-        "expires",
-        "fileno",
-        "is_quiet",
-        "parser",
-        "request_done",
-    )
-
     def __init__(self, connected: ClientSocket, header_timeout: TimeoutWheel, read_timeout: TimeoutWheel) -> None:
         self._socket = connected
         self.fileno = connected.fileno
@@ -69,11 +56,6 @@ class Connection:
     def is_reusable(self) -> bool:
         parser = self.parser
         return parser.complete and parser.reusable and self.request_done and self._failure is None
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether `receive` would return without waiting."""
-        return bool(self.parser.pieces) or self.parser.complete
 
     def close(self) -> None:
         self._header_timeout.stop(self)

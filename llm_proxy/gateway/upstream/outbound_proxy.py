@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Literal
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from attrs import frozen
+from attrs import field, frozen
 
 from llm_proxy.gateway.upstream.origin import Origin
 
@@ -28,7 +28,7 @@ class OutboundProxy:
     scheme: Literal["http", "https"]
     host: str
     port: int
-    credentials: tuple[bytes, bytes] | None
+    credentials: tuple[bytes, bytes] | None = field(repr=False)
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
@@ -36,9 +36,6 @@ class OutboundProxy:
         if self.credentials is None:
             return []
         return [(b"Proxy-Authorization", b"Basic " + base64.b64encode(b":".join(self.credentials)))]
-
-    def __repr__(self) -> str:
-        return f"<OutboundProxy {self}>"
 
     def __str__(self) -> str:
         return f"{self.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"

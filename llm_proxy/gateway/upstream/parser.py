@@ -48,31 +48,6 @@ class ResponseParser:
         keep_alive: seconds that the server keeps an idle connection (`Keep-Alive: timeout`); None if it does not say.
     """
 
-    __slots__ = (
-        "_bodiless",
-        "_chunked",
-        "_close",
-        "_encodings",
-        "_fault",
-        "_head_size",
-        "_interim",
-        "_interims",
-        "_keep",
-        "_length",
-        "_llhttp",
-        "_midway",
-        "_overhead",
-        "_until_close",
-        "complete",
-        "head_complete",
-        "headers",
-        "keep_alive",
-        "pieces",
-        "reason",
-        "reusable",
-        "status",
-    )
-
     def __init__(self) -> None:
         self._midway = True
         self.begin(bodiless=False)

@@ -62,7 +62,9 @@ class UpstreamResponse:
 
     @property
     def ready(self) -> bool:
-        return self._connection is None or self._connection.is_ready
+        """Whether `receive` would return without waiting."""
+        connection = self._connection
+        return connection is None or bool(connection.parser.pieces) or connection.parser.complete
 
     @property
     def ended(self) -> bool:
@@ -107,13 +109,8 @@ class UpstreamPool:
     ) -> None:
         """Connect to nothing yet.
 
-        Args:
-            origin: address of the upstream.
-            timeouts: timeouts of each exchange.
-            max_idle: maximum number of unused connections; above it the oldest is closed.
-            keep_alive: seconds that an unused connection is kept.
-            proxy: outbound proxy to connect through.
-            ssl_context: for the origin and the proxy, instead of contexts that verify against the system's roots.
+        At most `max_idle` unused connections are kept, for `keep_alive` seconds. `ssl_context` is used for the origin
+        and the proxy, instead of contexts that verify against the system's roots.
         """
         self._origin = origin
         self._max_idle = max_idle
@@ -121,7 +118,8 @@ class UpstreamPool:
         self._connector = Connector(origin, timeouts, proxy, ssl_context)
         #: By descriptor; the connection that was used last is at the end.
         self._idle: dict[int, Connection] = {}
-        self._in_use = 0
+        #: Current exchanges, including those that still connect.
+        self.in_use = 0
         self._closed = False
         #: Waits until the next idle connection expires at `_due`.
         self._sweeping: trio.CancelScope | None = None
@@ -135,13 +133,8 @@ class UpstreamPool:
     def idle(self) -> int:
         return len(self._idle)
 
-    @property
-    def in_use(self) -> int:
-        """Current exchanges, including those that still connect."""
-        return self._in_use
-
     def __repr__(self) -> str:
-        return f"<UpstreamPool {self._origin.scheme}://{self._origin}, {self.idle} idle, {self._in_use} in use>"
+        return f"<UpstreamPool {self._origin.scheme}://{self._origin}, {self.idle} idle, {self.in_use} in use>"
 
     async def send(
         self,
@@ -159,12 +152,9 @@ class UpstreamPool:
         method, whose idle connection was closed instead of a response, is sent once more on a new one (RFC 9110
         §9.2.2).
 
-        Args:
-            method: case-sensitive; not CONNECT.
-            target: the request target in origin form.
-            headers: all fields except Host, Content-Length and Transfer-Encoding, which are set here.
-            body: the whole body, a stream of it, or None.
-            dispatch: says whether a byte was sent, also if this call fails or is cancelled.
+        `target` is in origin form, and `method` is not CONNECT. `headers` has neither Host nor Content-Length nor
+        Transfer-Encoding, which are set here. `dispatch` says whether a byte was sent, also if this call fails or is
+        cancelled.
 
         Raises:
             UpstreamFailure: no final response head was received.
@@ -178,7 +168,7 @@ class UpstreamPool:
         dispatch = dispatch or Dispatch()
         repeatable = body is None and method in _SAFE
         lost: Disconnected | None = None
-        self._in_use += 1
+        self.in_use += 1
         try:
             while True:
                 connection = None if lost else self._take()
@@ -201,7 +191,7 @@ class UpstreamPool:
                         self._watch(connection)
                     return UpstreamResponse(connection, self._release)
         except BaseException:
-            self._in_use -= 1
+            self.in_use -= 1
             raise
 
     def close(self) -> None:
@@ -226,7 +216,7 @@ class UpstreamPool:
         return None
 
     def _release(self, connection: Connection) -> None:
-        self._in_use -= 1
+        self.in_use -= 1
         descriptor = connection.fileno()
         keep_alive = self._keep_alive
         announced = connection.parser.keep_alive
@@ -241,15 +231,12 @@ class UpstreamPool:
         if len(self._idle) > self._max_idle:
             self._idle.pop(next(iter(self._idle))).close()
         if connection.expires < self._due:
-            self._sweep_at(connection.expires)
-
-    def _sweep_at(self, due: float) -> None:
-        self._due = due
-        if self._sweeping is None:
-            self._sweeping = trio.CancelScope(deadline=due)
-            trio.lowlevel.spawn_system_task(self._sweep)
-        else:
-            self._sweeping.deadline = due
+            self._due = connection.expires
+            if self._sweeping is None:
+                self._sweeping = trio.CancelScope(deadline=self._due)
+                trio.lowlevel.spawn_system_task(self._sweep)
+            else:
+                self._sweeping.deadline = self._due
 
     async def _sweep(self) -> None:
         """Close connections that were idle for too long. Ends when none is idle."""

@@ -59,28 +59,12 @@ def write_request(
     headers: Sequence[tuple[bytes, bytes]],
     body: bytes | RequestBody | None,
 ) -> Request:
-    """Check the parts of a request and write its head.
-
-    Args:
-        method: the method.
-        target: the request target.
-        authority: the value of Host.
-        headers: all other fields except Content-Length and Transfer-Encoding.
-        body: the content.
+    """Check the parts of a request and write its head; `authority` is the value of Host.
 
     Raises:
         ValueError: the parts would not be read as exactly this one request: a line break, a NUL, a blank in the
             request line, or a framing field among `headers`. The message never contains a value.
     """
-    if body is None:
-        framing = b"Content-Length: 0\r\n\r\n" if method in _ANTICIPATE_CONTENT else b"\r\n"
-    else:
-        length = len(body) if isinstance(body, bytes) else body.content_length
-        framing = b"Transfer-Encoding: chunked\r\n\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length
-    return Request(_head(method, target, authority, headers) + framing, body, method == b"HEAD")
-
-
-def _head(method: bytes, target: bytes, authority: bytes, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
     fields = b"".join([b"%b: %b\r\n" % pair for pair in headers])
     # One search in the joined section is cheaper than one per field.
     if fields.count(b"\n") != len(headers) or fields.count(b"\r") != len(headers) or b"\0" in fields:
@@ -92,7 +76,12 @@ def _head(method: bytes, target: bytes, authority: bytes, headers: Sequence[tupl
     line = b"%b %b HTTP/1.1\r\nHost: %b\r\n" % (method, target, authority)
     if line.count(b" ") != 3 or line.count(b"\n") != 2 or line.count(b"\r") != 2 or b"\0" in line or not target:
         raise ValueError("the method or the target of the request does not fit into a request line")
-    return line + fields
+    if body is None:
+        framing = b"Content-Length: 0\r\n\r\n" if method in _ANTICIPATE_CONTENT else b"\r\n"
+    else:
+        length = len(body) if isinstance(body, bytes) else body.content_length
+        framing = b"Transfer-Encoding: chunked\r\n\r\n" if length is None else b"Content-Length: %d\r\n\r\n" % length
+    return Request(line + fields + framing, body, method == b"HEAD")
 
 
 class BodyReader:

@@ -16,7 +16,9 @@ import h11
 import trio
 from attrs import Factory, define
 
-from llm_proxy.gateway.upstream import Origin, RequestBody, Timeouts, UpstreamPool, UpstreamResponse
+from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
+from llm_proxy.gateway.upstream.request import RequestBody
 
 #: Long enough that nothing times out by accident.
 PATIENT = Timeouts(connect=60, response_header=60, read=60)

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from llm_proxy.gateway.upstream import Origin, OutboundProxy, outbound_proxy
+from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy, outbound_proxy
 
 API = Origin("https", "api.example", 443)
 PLAIN = Origin("http", "api.example", 80)

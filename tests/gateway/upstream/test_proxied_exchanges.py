@@ -8,18 +8,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from llm_proxy.gateway.upstream import (
-    ConnectFailed,
-    ConnectTimeout,
-    Disconnected,
-    Dispatch,
-    HeaderTimeout,
-    Origin,
-    OutboundProxy,
-    ReadTimeout,
-    Timeouts,
-    UpstreamPool,
-)
+from llm_proxy.gateway.upstream.failures import ConnectFailed, ConnectTimeout, Disconnected, HeaderTimeout, ReadTimeout
+from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy
+from llm_proxy.gateway.upstream.pool import UpstreamPool
+from llm_proxy.gateway.upstream.request import Dispatch
 from tests.gateway.upstream.conftest import Authority
 from tests.gateway.upstream.proxied import WAYS, Way, outbound_proxy
 from tests.gateway.upstream.stage import (

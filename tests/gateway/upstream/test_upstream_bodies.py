@@ -5,8 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from llm_proxy.gateway.upstream import Dispatch, UpstreamPool
 from llm_proxy.gateway.upstream.connection import SMALL_BODY
+from llm_proxy.gateway.upstream.pool import UpstreamPool
+from llm_proxy.gateway.upstream.request import Dispatch
 from tests.gateway.upstream.stage import (
     OK,
     PATIENT,

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from llm_proxy.gateway.upstream import UpstreamPool
+from llm_proxy.gateway.upstream.pool import UpstreamPool
 from tests.gateway.upstream.conftest import Authority
 from tests.gateway.upstream.stage import OK, PATIENT, Body, Peer, ask, client_sockets, settled, stage, whole
 

@@ -9,7 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from llm_proxy.gateway.upstream import ConnectTimeout, Dispatch, HeaderTimeout, ReadTimeout, Timeouts, UpstreamPool
+from llm_proxy.gateway.upstream.failures import ConnectTimeout, HeaderTimeout, ReadTimeout
+from llm_proxy.gateway.upstream.origin import Timeouts
+from llm_proxy.gateway.upstream.pool import UpstreamPool
+from llm_proxy.gateway.upstream.request import Dispatch
 from tests.gateway.upstream.conftest import Authority
 from tests.gateway.upstream.stage import OK, Body, Peer, answering, ask, client_sockets, counts, settled, stage, whole
 

@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from llm_proxy.gateway.upstream import Disconnected, MalformedResponse, UpstreamPool
+from llm_proxy.gateway.upstream.failures import Disconnected, MalformedResponse
+from llm_proxy.gateway.upstream.pool import UpstreamPool
 from tests.gateway.upstream.stage import (
     OK,
     PATIENT,

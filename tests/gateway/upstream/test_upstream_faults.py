@@ -12,18 +12,17 @@ import trio
 from attrs import frozen
 from trio.testing import MockClock
 
-from llm_proxy.gateway.upstream import (
+from llm_proxy.gateway.upstream.failures import (
     ConnectFailed,
     Disconnected,
     HeaderTimeout,
     MalformedResponse,
-    Origin,
     ReadTimeout,
-    Timeouts,
     UnexpectedUpgrade,
     UpstreamFailure,
-    UpstreamPool,
 )
+from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream.pool import UpstreamPool
 from tests.gateway.upstream.stage import PATIENT, Handler, Peer, ask, client_sockets, counts, settled, stage
 
 OK = b"HTTP/1.1 200 OK\r\n"

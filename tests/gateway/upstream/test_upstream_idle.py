@@ -6,7 +6,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from llm_proxy.gateway.upstream import Disconnected, Dispatch, UpstreamPool
+from llm_proxy.gateway.upstream.failures import Disconnected
+from llm_proxy.gateway.upstream.pool import UpstreamPool
+from llm_proxy.gateway.upstream.request import Dispatch
 from tests.gateway.upstream.stage import (
     OK,
     PATIENT,

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import trio
 
-from llm_proxy.gateway.upstream import Origin, UpstreamPool
+from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.pool import UpstreamPool
 from tests.gateway.upstream.stage import (
     HEADERS,
     OK,
