@@ -16,13 +16,4 @@ from llm_proxy.load.measurements import BUSY, Measurements, report
 from llm_proxy.load.pacing import LoadPlan
 from llm_proxy.load.target import LoadTarget
 
-__all__ = [
-    "BUSY",
-    "CannotStart",
-    "DurationHistogram",
-    "Load",
-    "LoadPlan",
-    "LoadTarget",
-    "Measurements",
-    "report",
-]
+__all__ = ["BUSY", "CannotStart", "DurationHistogram", "Load", "LoadPlan", "LoadTarget", "Measurements", "report"]

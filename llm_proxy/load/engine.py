@@ -41,11 +41,11 @@ class Load:
     target: LoadTarget
     plan: LoadPlan
     stop_if_refused: bool = False
-    measured: Measurements = field(factory=Measurements)
-    _requests: Iterator[bytes] = field(init=False, repr=False)
+    measured: Measurements = field(init=False, factory=Measurements)
+    requests: Iterator[bytes] = field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._requests = self.target.requests()
+        self.requests = self.target.requests()
 
     async def run(self) -> None:
         """Open all connections, then put load on them until the plan is done or this is cancelled.
@@ -63,7 +63,7 @@ class Load:
                 for connection in connections[1:]:
                     nursery.start_soon(connection.open_early)
             cpu, began = time.process_time(), time.perf_counter()
-            pace: Pace = ClosedLoop(plan, began) if plan.rate is None else FixedRate(plan, began, measured)
+            pace = ClosedLoop(plan, began) if plan.rate is None else FixedRate(plan, began, measured)
             try:
                 await self._put(connections, pace)
             finally:
@@ -106,9 +106,6 @@ class Load:
             for connection in connections:
                 if connection.since is not None and now - connection.since > timeout:
                     connection.scope.cancel()
-
-    def next_request(self) -> bytes:
-        return next(self._requests)
 
 
 class _Connection:
@@ -188,7 +185,7 @@ class _Connection:
             connected = self.socket = await self._connect()
         answer = Answer(bodiless=self._bodiless)
         sent = time.perf_counter()
-        await connected.send_all(self._load.next_request())
+        await connected.send_all(next(self._load.requests))
         data = await connected.receive()
         first = time.perf_counter()
         answer.feed(data)

@@ -17,12 +17,7 @@ _MIN = 1e-9
 
 
 class DurationHistogram:
-    """Counts durations in seconds.
-
-    Attributes:
-        count: number of values.
-        max: the greatest value; 0 without values.
-    """
+    """Counts durations in seconds. Without values, `max` is 0."""
 
     def __init__(self, values: Iterable[float] = ()) -> None:
         self.count = 0

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from itertools import count, islice, takewhile
 from random import Random
-from typing import TYPE_CHECKING, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 import trio
 from attrs import frozen
@@ -74,13 +74,6 @@ class LoadPlan:
             yield start
 
 
-class Pace(Protocol):
-    """Gives each free connection the start of its next request."""
-
-    async def next_start(self) -> float | None:
-        """Wait until a request begins, and return the time from which it counts; None if there are no more."""
-
-
 class ClosedLoop:
     """The next request begins at once."""
 
@@ -89,6 +82,7 @@ class ClosedLoop:
         self._deadline = None if plan.seconds is None else began + plan.seconds
 
     async def next_start(self) -> float | None:
+        """Wait until a request begins, and return the time from which it counts; None if there are no more."""
         now = time.perf_counter()
         if self._deadline is not None and now >= self._deadline:
             return None
@@ -134,3 +128,6 @@ class FixedRate:
                 self._measured.waited += start < free
                 return start + lag
         return None
+
+
+Pace: TypeAlias = ClosedLoop | FixedRate

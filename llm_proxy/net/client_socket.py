@@ -107,8 +107,15 @@ class ClientSocket:
                 )
             else:
                 encrypted = TlsInTls(self._socket, context, server_hostname)
-            await _handshake(encrypted)
-            return ClientSocket(encrypted)
+            while True:
+                try:
+                    encrypted.do_handshake()
+                except ssl.SSLWantReadError:
+                    await wait_readable(encrypted)
+                except ssl.SSLWantWriteError:
+                    await wait_writable(encrypted)
+                else:
+                    return ClientSocket(encrypted)
         except BaseException:
             (encrypted or self._socket).close()
             raise
@@ -164,7 +171,7 @@ async def connect(
     connected = socket.socket(fileno=stream.socket.detach())
     try:
         connected.settimeout(0)
-        enable_keepalive(connected)
+        _enable_keepalive(connected)
     except BaseException:
         connected.close()
         raise
@@ -174,25 +181,13 @@ async def connect(
     return await plain.start_tls(context, server_hostname or host, need_close_notify=need_close_notify)
 
 
-def enable_keepalive(connected: socket.socket) -> None:
+def _enable_keepalive(connected: socket.socket) -> None:
     """Detect a vanished peer within about two minutes, also while a model thinks and no byte is sent."""
     connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if hasattr(socket, "TCP_KEEPIDLE"):
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 15)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 4)
-
-
-async def _handshake(connected: ssl.SSLSocket | TlsInTls) -> None:
-    while True:
-        try:
-            connected.do_handshake()
-        except ssl.SSLWantReadError:
-            await wait_readable(connected)
-        except ssl.SSLWantWriteError:
-            await wait_writable(connected)
-        else:
-            return
 
 
 def describe_error(error: OSError) -> str:

@@ -43,12 +43,11 @@ class Lifespan:
 
     Attributes:
         state: set by the application for its requests.
-        broken: set when the lifespan has raised between startup and shutdown.
     """
 
-    def __init__(self, app: ASGIApp, report: Callable[[BaseException], None], timeout: float) -> None:
+    def __init__(self, app: ASGIApp, stop: trio.Event, report: Callable[[BaseException], None], timeout: float) -> None:
         self.state: dict[str, Any] = {}
-        self.broken = trio.Event()
+        self._stop = stop
         self._app = app
         self._report = report
         self._timeout = timeout
@@ -89,7 +88,7 @@ class Lifespan:
             if self._answered["startup"].is_set():
                 self._report(error)
                 self._failure = self._failure or "the application's lifespan raised an exception"
-                self.broken.set()
+                self._stop.set()
         finally:
             self._ended = True
             for answered in self._answered.values():

@@ -104,7 +104,6 @@ class ConnectionTracker:
 
     Attributes:
         draining: the server is stopping; each response from now on closes its connection.
-        open: the open connections.
     """
 
     def __init__(self) -> None:
@@ -136,14 +135,11 @@ class ConnectionTracker:
     async def make_room(self) -> None:
         """Close the connections that have been idle longest. Wait until a connection has ended, but not for long."""
         idle = [connection for connection in self.open if connection.idle_since is not None]
-        for connection in heapq.nsmallest(1 + int(len(idle) * _CLOSED_AT_ONCE), idle, key=_idle_since):
+        number = 1 + int(len(idle) * _CLOSED_AT_ONCE)
+        for connection in heapq.nsmallest(number, idle, key=lambda connection: connection.idle_since or 0.0):
             connection.close_if_idle()
         with trio.move_on_after(_BACK_OFF):
             await self._ended.park()
-
-
-def _idle_since(connection: ServerConnection) -> float:
-    return connection.idle_since or 0.0
 
 
 @attrs.frozen
@@ -151,10 +147,7 @@ class ServerContext:
     """What all connections of one server share.
 
     Attributes:
-        app: the ASGI application.
-        config: limits and timeouts.
         state: set by the application's lifespan for its requests.
-        connections: all open connections.
         disconnects: notices when clients disconnect; None if the system does not support it.
         header_wheel: ends connections on which the headers of a request do not arrive in time.
         keep_alive_wheel: ends connections on which no request begins in time.

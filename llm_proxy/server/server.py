@@ -54,7 +54,7 @@ async def serve(
     Args:
         app: an ASGI 3 application.
         config: see `ServerConfig`.
-        stop: starts the shutdown.
+        stop: starts the shutdown; set here if the lifespan raises.
         on_drain: called as soon as `stop` is set.
         others_accept: called then; whether other processes accept connections on these sockets from now on.
         task_status: for `nursery.start`; gets the addresses of the listeners when connections are accepted.
@@ -65,7 +65,7 @@ async def serve(
         llm_proxy.server.tls.BadCertificate: the certificate or its key cannot be used.
     """
     tls = server_context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
-    lifespan = Lifespan(app, config.report, config.lifespan_timeout)
+    lifespan = Lifespan(app, stop, config.report, config.lifespan_timeout)
     disconnects = DisconnectWatcher() if DisconnectWatcher.available() else None
     server = _Server(ServerContext(app, config, lifespan.state, disconnects=disconnects), tls, on_drain, others_accept)
     with contextlib.ExitStack() as stack:
@@ -76,11 +76,7 @@ async def serve(
             stack.callback(sock.close)
             sock.settimeout(0)
             sock.listen(config.backlog)
-
-        async def serving() -> None:
-            await server.run(sockets, stop, lifespan.broken, task_status)
-
-        await lifespan.around(serving)
+        await lifespan.around(lambda: server.run(sockets, stop, task_status))
 
 
 @attrs.frozen
@@ -91,13 +87,8 @@ class _Server:
     _others_accept: Callable[[], bool]
 
     async def run(
-        self,
-        sockets: tuple[socket.socket, ...],
-        stop: trio.Event,
-        broken: trio.Event,
-        task_status: trio.TaskStatus[list[Address]],
+        self, sockets: tuple[socket.socket, ...], stop: trio.Event, task_status: trio.TaskStatus[list[Address]]
     ) -> None:
-        ending = trio.Event()
         async with trio.open_nursery() as nursery:
             if self._context.disconnects is not None:
                 nursery.start_soon(self._context.disconnects.run)
@@ -105,10 +96,8 @@ class _Server:
                 async with trio.open_nursery() as listeners:
                     for sock in sockets:
                         listeners.start_soon(self._listen, sock, nursery)
-                    for event in (stop, broken):
-                        listeners.start_soon(_relay, event, ending)
                     task_status.started([address for sock in sockets if (address := address_of(sock))])
-                    await ending.wait()
+                    await stop.wait()
                     nursery.start_soon(self._drain, nursery, listening)
             for sock in sockets:
                 sock.close()
@@ -169,8 +158,3 @@ class _Server:
             report_each(errors, context.config.report)
         finally:
             sock.close()
-
-
-async def _relay(event: trio.Event, to: trio.Event) -> None:
-    await event.wait()
-    to.set()

@@ -74,7 +74,6 @@ class Supervisor:
         worker_main: serves on the sockets until SIGTERM; an exception is printed and makes the child's status 1. The
             number, below `workers`, is unique among the running children; a successor has the same number.
         sockets: bound sockets; they are closed here when the shutdown begins.
-        workers: number of processes.
         shutdown_grace: `ServerConfig.shutdown_grace` of the workers, in seconds.
         before_replacing: called in the parent at SIGHUP; if it returns False, no child is replaced.
     """
@@ -110,7 +109,8 @@ class Supervisor:
                 self._read_ready()
                 self._handle_signals(received, now)
                 self._replace_next()
-                if self._kill_at is None and self._should_give_up():
+                given_up = not self._ever_steady and self._failures >= ATTEMPTS * len(self._slots)
+                if self._kill_at is None and given_up:
                     print_to_stderr("no worker could be started")
                     self._success = False
                     self._stop(now)
@@ -126,9 +126,6 @@ class Supervisor:
         for end in (*self._lifeline, *self._ready):
             os.close(end)
         return 0 if self._success else 1
-
-    def _should_give_up(self) -> bool:
-        return not self._ever_steady and self._failures >= ATTEMPTS * len(self._slots)
 
     def _time_to_wait(self, now: float) -> float | None:
         if self._kill_at is not None:
@@ -154,11 +151,8 @@ class Supervisor:
         """Read which workers serve now. If one of them is the successor of a replaced worker, the next one follows."""
         with contextlib.suppress(BlockingIOError):
             for number in os.read(self._ready[0], 4096):
-                was_replaced = self._to_replace[:1] == [number] and self._replaced_pid not in {
-                    None,
-                    self._slots[number].pid,
-                }
-                if was_replaced:
+                is_successor = self._replaced_pid not in {None, self._slots[number].pid}
+                if is_successor and self._to_replace[:1] == [number]:
                     self._replaced_pid = None
                     del self._to_replace[0]
                     if not self._to_replace:

@@ -19,11 +19,11 @@ CLOSED_POLL: Final = 1.0
 LINGER_GAP: Final = 2.0
 LINGER_TOTAL: Final = 8.0
 _CHECKS: Final = 4
-_NOT_SENT_LOW_WATER: Final = 16 * 1024
+_TCP_OPTIONS: Final = {"TCP_NODELAY": 1, "TCP_NOTSENT_LOWAT": 16 * 1024}
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
-class SocketTransport(trio.abc.HalfCloseableStream):
+class SocketTransport(trio.abc.Stream):
     """One end of a connection.
 
     It differs from `trio.SocketStream` in three ways. Reading waits for data before it calls the kernel, because a
@@ -40,15 +40,10 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         self._writing = False
         self.closed = False
         if sock.family != socket.AF_UNIX:
-            self._set_option("TCP_NODELAY", 1)
-            self._set_option("TCP_NOTSENT_LOWAT", _NOT_SENT_LOW_WATER)
-            self._set_option("TCP_USER_TIMEOUT", int(write_timeout * 1000))
-
-    def _set_option(self, option: str, value: int) -> None:
-        number = getattr(socket, option, None)
-        if number is not None:
-            with contextlib.suppress(OSError):
-                self.socket.setsockopt(socket.IPPROTO_TCP, number, value)
+            milliseconds = int(write_timeout * 1000)
+            for option, value in {**_TCP_OPTIONS, "TCP_USER_TIMEOUT": milliseconds}.items():
+                with contextlib.suppress(AttributeError, OSError):  # not every system has every option
+                    sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for data and return it; `b""` at the end of the stream.
@@ -164,12 +159,6 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         while not self.closed and not poll.poll(0):  # noqa: ASYNC110 - trio has no event for this
             await trio.sleep(CLOSED_POLL)
 
-    async def send_eof(self) -> None:
-        """Close this side of the connection. A lost connection is not an error."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_WR)
-        await trio.lowlevel.checkpoint()
-
     async def linger(self) -> None:
         """Close so that the peer can read everything that was sent to it.
 
@@ -177,8 +166,9 @@ class SocketTransport(trio.abc.HalfCloseableStream):
         way. So: close this side first, then read and discard until the peer has closed too, is silent for two seconds,
         or eight seconds have passed (RFC 9112 section 9.6).
         """
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
         with trio.move_on_after(LINGER_TOTAL), contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            await self.send_eof()
             with trio.move_on_after(LINGER_GAP) as gap:
                 while await self.receive_some():
                     gap.deadline = trio.current_time() + LINGER_GAP

@@ -29,11 +29,6 @@ class Http1Connection:
     the client. Only `send` writes, and this class for a request that does not reach the application. One cancel scope
     covers the whole connection. It is cancelled when the next head does not arrive in time, and when the client
     disconnects while an application runs that asked to be cancelled then.
-
-    Attributes:
-        context, transport, stream: as given.
-        reader: the parser of this connection.
-        idle_since: see `context.ServerConnection`.
     """
 
     def __init__(self, context: ServerContext, transport: SocketTransport, stream: ByteStream) -> None:
@@ -102,12 +97,10 @@ class Http1Connection:
                 await self.transport.linger()
             elif not self.transport.closed:
                 await self.stream.aclose()
-        except RequestError as error:
+        except (RequestError, PriorKnowledge) as error:
             self._end()
-            await self.send_error(error)
-            await self.transport.linger()
-        except PriorKnowledge:
-            self._end()
+            if isinstance(error, RequestError):
+                await self.send_error(error)
             await self.transport.linger()
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass

@@ -176,7 +176,11 @@ class RequestCycle:
             if data:
                 await self._write(data)
             if more:
-                await self._yield()
+                # Other tasks run now and then. A checkpoint for each piece would cost more than sending a small one.
+                self._pieces += 1
+                rests = self._pieces % YIELD_EVERY == 0
+                checkpoint = trio.lowlevel.checkpoint if rests else trio.lowlevel.checkpoint_if_cancelled
+                await checkpoint()
                 return
             self._complete = True
             if self._waiting is not None:
@@ -191,14 +195,6 @@ class RequestCycle:
             self._writer = writer
         else:
             raise InvalidResponse(f"{kind!r} is not a message of an HTTP response")
-
-    async def _yield(self) -> None:
-        """Let other tasks run now and then. A checkpoint for each piece would cost more than sending a small one."""
-        self._pieces += 1
-        if self._pieces % YIELD_EVERY:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        else:
-            await trio.lowlevel.checkpoint()
 
     def _may_keep_alive(self) -> bool:
         connection = self._connection

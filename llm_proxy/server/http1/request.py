@@ -40,9 +40,7 @@ _CHUNK_ALLOWANCE: Final = 16
 class RequestError(Exception):
     """A request that the server answers itself: it is malformed, too slow, or the application has not answered it.
 
-    Attributes:
-        status: HTTP status code.
-        message: one sentence for the client.
+    The message is one sentence for the client.
     """
 
     def __init__(self, status: int, message: str) -> None:

@@ -26,13 +26,9 @@ _CONNECTION_SPECIFIC: Final = frozenset(
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
-def date_line() -> bytes:
-    """Return the `Date` header line (RFC 9110 section 6.6.1). It changes once a second."""
-    return _date_line(int(time.time()))
-
-
 @lru_cache(maxsize=1)
 def _date_line(now: int) -> bytes:
+    """Return the `Date` header line of this second (RFC 9110 section 6.6.1)."""
     return f"date: {formatdate(now, usegmt=True)}\r\n".encode("ascii")
 
 
@@ -89,7 +85,7 @@ class ResponseWriter:
             (
                 _STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status,
                 block,
-                b"" if dated else date_line(),
+                b"" if dated else _date_line(int(time.time())),
                 self._frame(status, length),
             )
         )
@@ -169,7 +165,7 @@ def checked_fields(status: int, headers: Iterable[tuple[bytes, bytes]]) -> tuple
         dated = dated or lower == b"date"
         fields.append((lower, bytes(value).strip(b" \t")))
     if not dated:
-        fields.append((b"date", date_line()[6:-2]))
+        fields.append((b"date", _date_line(int(time.time()))[6:-2]))
     return fields, length
 
 

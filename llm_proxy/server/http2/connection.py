@@ -110,13 +110,9 @@ class Http2Connection:
             self._goaway_due = True
             self._idle.cancel()
 
-    def drain(self) -> None:
-        """Close the connection after the running requests.
-
-        GOAWAY is not sent earlier: clients that use the h2 library, such as httpx, abort running responses when they
-        receive it. Until then new requests are served.
-        """
-        self.close_if_idle()
+    drain = close_if_idle
+    """GOAWAY is not sent earlier: clients that use the h2 library, such as httpx, abort running responses when they
+    receive it. Until then new requests are served."""
 
     def cut(self) -> None:
         self.transport.close()

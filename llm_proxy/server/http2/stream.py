@@ -88,7 +88,9 @@ class Http2Stream:
                     continue
                 await self._arrival.wait()
         if silence.cancelled_caught and not self._disconnected:
-            await self._timed_out()
+            if self._start is None:
+                await self.send_error(RequestError(408, "The body of the request did not arrive in time."))
+            self._disconnected = True
         return {"type": "http.disconnect"}
 
     async def _take(self) -> Message:
@@ -102,11 +104,6 @@ class Http2Stream:
         if self.unreturned:
             unreturned, self.unreturned = self.unreturned, 0
             await self._protocol.consumed(self._id, unreturned, more=not self._ended)
-
-    async def _timed_out(self) -> None:
-        if self._start is None:
-            await self.send_error(RequestError(408, "The body of the request did not arrive in time."))
-        self._disconnected = True
 
     async def send(self, message: Message) -> None:
         """Send the head or a piece of the body of the response.
@@ -169,9 +166,8 @@ class Http2Stream:
             return
         await self._protocol.sent(self._id)
         if not self._ended:
-            await self._protocol.reset(
-                self._id, "NO_ERROR"
-            )  # RFC 9113 section 8.1: the rest of the request is not needed
+            # RFC 9113 section 8.1: the rest of the request is not needed
+            await self._protocol.reset(self._id, "NO_ERROR")
 
 
 def check_request(scope: Scope) -> RequestError | None:
