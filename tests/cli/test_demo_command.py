@@ -18,7 +18,7 @@ import openai
 import pytest
 
 from llm_proxy.cli.commands.demo.provider import DemoProvider
-from llm_proxy.cli.commands.demo.screen import Stream
+from llm_proxy.cli.commands.demo.tour import Stream
 from tests.harness.server import ROOT
 
 STEPS = [

@@ -2,7 +2,6 @@
 
 - `provider`: a provider that answers from a script
 - `tour`: the steps of the tour
-- `screen`: prints them
 """
 
 from __future__ import annotations
@@ -17,10 +16,8 @@ from pathlib import Path
 import click
 import trio
 
-from llm_proxy.cli.commands.demo import screen
 from llm_proxy.cli.commands.demo.provider import DemoProvider
-from llm_proxy.cli.commands.demo.tour import API_KEY, MANAGEMENT_TOKEN, MODEL, Stage, TourFailed, tour
-from llm_proxy.cli.failures import Failure
+from llm_proxy.cli.commands.demo.tour import API_KEY, MANAGEMENT_TOKEN, Stage, invite, tour
 from llm_proxy.cli.options import Value
 from llm_proxy.cli.program import Command
 from llm_proxy.config import ListenAddress, Settings
@@ -66,32 +63,11 @@ async def _demo(folder: Path, address: ListenAddress, once: bool) -> None:  # no
                     nursery.cancel_scope.cancel()
 
                 nursery.start_soon(wait_for_signal)
-                try:
-                    token = await tour(stage)
-                except TourFailed as error:
-                    raise Failure(f"the tour failed: {error}") from error
+                token = await tour(stage)
                 if not once:
-                    _invite(stage, token)
+                    invite(stage, token)
                     await trio.sleep_forever()
                 nursery.cancel_scope.cancel()
-
-
-def _invite(stage: Stage, token: str) -> None:
-    screen.step("Now you")
-    screen.say(f"The proxy serves at {stage.proxy_url}. Here is a token for you:")
-    screen.command(
-        f"curl -N {stage.proxy_url}/v1/chat/completions \\\n"
-        f"  -H 'Authorization: Bearer {token}' \\\n"
-        "  -H 'Content-Type: application/json' \\\n"
-        f'  -d \'{{"model": "{MODEL}", "stream": true,\n'
-        '       "messages": [{"role": "user", "content": "Hello"}]}\''
-    )
-    screen.say("Manage its projects and tokens:")
-    screen.command(
-        f"llm-proxy manage token list \\\n"
-        f"  --manage-api-base-url {stage.proxy_url} --management-token {MANAGEMENT_TOKEN}"
-    )
-    screen.say("Ctrl-C ends the demo and removes its database.", dim=True)
 
 
 @asynccontextmanager

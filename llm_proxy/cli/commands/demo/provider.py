@@ -23,27 +23,21 @@ _MESSAGE_OVERHEAD = 4
 _QUOTED = 300
 
 
-class _Part(msgspec.Struct):
-    text: str = ""
-
-
 class _ChatMessage(msgspec.Struct):
-    content: str | list[_Part] | None = None
+    content: str | list[dict[str, Any]] | None = None
 
     @property
     def text(self) -> str:
-        return " ".join(part.text for part in self.content) if isinstance(self.content, list) else self.content or ""
-
-
-class _StreamOptions(msgspec.Struct):
-    include_usage: bool = False
+        if isinstance(self.content, list):
+            return " ".join(str(part.get("text", "")) for part in self.content)
+        return self.content or ""
 
 
 class _ChatRequest(msgspec.Struct):
     model: str
     messages: Annotated[list[_ChatMessage], msgspec.Meta(min_length=1)]
     stream: bool = False
-    stream_options: _StreamOptions | None = None
+    stream_options: dict[str, Any] | None = None
 
 
 @frozen
@@ -59,7 +53,6 @@ class DemoProvider:
     gap: float
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
         if scope["type"] != "http":
             return
         body, more = b"", True
@@ -72,26 +65,24 @@ class DemoProvider:
         key = dict(scope["headers"]).get(b"authorization", b"")
         if not hmac.compare_digest(key, b"Bearer " + self.api_key.encode()):
             await _refuse(send, 401, "Incorrect API key provided.", "invalid_api_key")
-        elif (scope["method"], scope["path"]) != ("POST", "/v1/chat/completions"):
+            return
+        if (scope["method"], scope["path"]) != ("POST", "/v1/chat/completions"):
             await _refuse(send, 404, "The demo answers POST /v1/chat/completions only.", "unknown_url")
-        else:
-            try:
-                ask = msgspec.json.decode(body, type=_ChatRequest)
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                await _refuse(send, 400, f"The body is no chat completion request: {error}", None)
-            else:
-                await self._answer(send, ask)
+            return
+        try:
+            ask = msgspec.json.decode(body, type=_ChatRequest)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            await _refuse(send, 400, f"The body is no chat completion request: {error}", None)
+            return
+        await self._answer(send, ask)
 
     async def _answer(self, send: Send, ask: _ChatRequest) -> None:
         quoted = ask.messages[-1].text.strip()[:_QUOTED]
         said = f"This answer comes from a script; no model was asked. You said: “{quoted}”"
         pieces = _TOKEN.findall(said)
         prompt = sum(len(_TOKEN.findall(message.text)) + _MESSAGE_OVERHEAD for message in ask.messages)
-        usage = {
-            "prompt_tokens": prompt,
-            "completion_tokens": len(pieces),
-            "total_tokens": prompt + len(pieces),
-        }
+        number = len(pieces)
+        usage = {"prompt_tokens": prompt, "completion_tokens": number, "total_tokens": prompt + number}
         head = {
             "id": f"chatcmpl-{secrets.token_hex(12)}",
             "object": "chat.completion.chunk" if ask.stream else "chat.completion",
@@ -103,7 +94,7 @@ class DemoProvider:
             choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}
             await _reply(send, 200, head | {"choices": [choice], "usage": usage})
             return
-        wants_usage = ask.stream_options is not None and ask.stream_options.include_usage
+        wants_usage = (ask.stream_options or {}).get("include_usage")
         await send(_start(200, b"text/event-stream; charset=utf-8"))
         for number, event in enumerate(_events(head, pieces, usage if wants_usage else None)):
             await trio.sleep(self.gap if number else 0)

@@ -1,10 +1,11 @@
-"""The tour: what a team would do with the proxy, with a scripted provider."""
+"""The tour: what a team would do with the proxy, with a scripted provider. Prints numbered steps."""
 
 from __future__ import annotations
 
+import itertools
 import json
-import time
-from collections.abc import Mapping
+import shutil
+import textwrap
 from typing import Any
 
 import click
@@ -12,30 +13,26 @@ import httpx
 import trio
 from attrs import frozen
 
-from db import Connection
 from db.database import Database
-from db.queries import ledger, tokens
-from llm_proxy.cli.client import ManagementClient, path
-from llm_proxy.cli.commands.demo import screen
-from llm_proxy.cli.output import table
+from db.queries import ledger
+from llm_proxy.cli.failures import Failure
+from llm_proxy.cli.output import printable, table
 from llm_proxy.version import VERSION
 
 #: The provider's key. It is valid for the scripted provider only.
 API_KEY = "sk-scripted-provider-7f3a"
 #: The management token of the demo, which listens on this machine and has no secrets.
 MANAGEMENT_TOKEN = "management-token-of-the-demo"  # noqa: S105 (no secret)
-MODEL = "gpt-5.4-mini"
+_MODEL = "gpt-5.4-mini"
 _CHAT = "/v1/chat/completions"
 _QUESTION = "Who keeps the key, and who keeps the ledger?"
 _LIMIT = 2
 #: Seconds in which the ledger must show the requests.
 _SETTLE_TIMEOUT = 5.0
 
-_TITLES = ("REQUEST", "OUTCOME", "STATUS", "MODEL", "STREAM", "IN", "OUT", "MS")
-
-
-class TourFailed(Exception):
-    """A step of the tour had an unexpected result."""
+_MAX_WIDTH = 80
+_INDENT = "    "
+_numbers = itertools.count(1)
 
 
 @frozen
@@ -48,52 +45,66 @@ class Stage:
 
 
 async def tour(stage: Stage) -> str:
-    """Do all steps, and return a token for the user. Raises `TourFailed`."""
+    """Do all steps, and return a token for the user. Raises `Failure`."""
     click.echo(click.style(f"LLM Proxy {VERSION}, an offline tour", bold=True))
     click.echo(click.style("No network, no API key, no setup.", dim=True))
-    screen.step("A provider, and a proxy before it")
-    screen.block(f"provider   {stage.provider_url}   answers from a script")
-    screen.block(f"proxy      {stage.proxy_url}   keeps its ledger in SQLite")
-    token, token_for_user = await trio.to_thread.run_sync(_create_tokens, stage)
-    secret = token["token"]
-    screen.block(f"API key    …{API_KEY[-4:]}, encrypted in the database, never shown")
-    screen.block(f"token      {secret[:6]}…{secret[-4:]}, expires after {_LIMIT} requests or one hour")
-    headers = {"Authorization": f"Bearer {secret}"}
-    async with httpx.AsyncClient(base_url=stage.proxy_url, headers=headers, trust_env=False, timeout=30.0) as client:
+    _step("A provider, and a proxy before it")
+    _block(f"provider   {stage.provider_url}   answers from a script")
+    _block(f"proxy      {stage.proxy_url}   keeps its ledger in SQLite")
+    async with httpx.AsyncClient(base_url=stage.proxy_url, trust_env=False, timeout=30.0) as client:
+        _step("A project has the provider's key, and issues a token")
+        project = await _manage(client, "POST", "projects", json={"name": "demo", "api_key": API_KEY})
+        common = {"project_id": project["id"], "duration_hours": 1}
+        token = await _manage(client, "POST", "tokens", json={**common, "name": "tour", "max_requests": _LIMIT})
+        user = await _manage(client, "POST", "tokens", json={**common, "name": "user"})
+        secret = token["token"]
+        _block(f"API key    …{API_KEY[-4:]}, encrypted in the database, never shown")
+        _block(f"token      {secret[:6]}…{secret[-4:]}, expires after {_LIMIT} requests or one hour")
+        client.headers["Authorization"] = f"Bearer {secret}"
         await _ask(client)
         await _ask_streaming(client)
         await _ask_beyond_the_limit(client)
-    await _show_ledger(stage, token["id"])
-    return token_for_user
+        await _show_ledger(client, stage.database, token["id"])
+    return str(user["token"])
 
 
-def _create_tokens(stage: Stage) -> tuple[dict[str, Any], str]:
-    screen.step("A project has the provider's key, and issues a token")
-    with ManagementClient(stage.proxy_url, MANAGEMENT_TOKEN) as client:
-        project = client.post(path("projects"), {"name": "demo", "api_key": API_KEY})
-        common = {"project_id": project["id"], "duration_hours": 1}
-        token = client.post(path("tokens"), {**common, "name": "tour", "max_requests": _LIMIT})
-        return token, client.post(path("tokens"), {**common, "name": "user"})["token"]
+def invite(stage: Stage, token: str) -> None:
+    """Show how to use the proxy with this token."""
+    _step("Now you")
+    _say(f"The proxy serves at {stage.proxy_url}. Here is a token for you:")
+    _block(
+        f"\ncurl -N {stage.proxy_url}{_CHAT} \\\n"
+        f"  -H 'Authorization: Bearer {token}' \\\n"
+        "  -H 'Content-Type: application/json' \\\n"
+        f'  -d \'{{"model": "{_MODEL}", "stream": true,\n'
+        '       "messages": [{"role": "user", "content": "Hello"}]}\'\n',
+        indent="  ",
+    )
+    _say("Manage its projects and tokens:")
+    _block(
+        "\nllm-proxy manage token list \\\n"
+        f"  --manage-api-base-url {stage.proxy_url} --management-token {MANAGEMENT_TOKEN}\n",
+        indent="  ",
+    )
+    _say("Ctrl-C ends the demo and removes its database.", dim=True)
 
 
 async def _ask(client: httpx.AsyncClient) -> None:
-    screen.step("A chat completion")
-    started = time.perf_counter()
+    _step("A chat completion")
     response = await client.post(_CHAT, json=_question())
-    took = time.perf_counter() - started
     _expect(response, 200)
     answer = response.json()
-    screen.say(f"“{_QUESTION}”")
-    screen.say(answer["choices"][0]["message"]["content"], fg="green")
-    screen.say(f"{response.status_code} in {took * 1000:.0f} ms · {_tokens(answer['usage'])}", dim=True)
+    _say(f"“{_QUESTION}”")
+    _say(answer["choices"][0]["message"]["content"], fg="green")
+    took = response.elapsed.total_seconds() * 1000
+    _say(f"{response.status_code} in {took:.0f} ms · {_tokens(answer['usage'])}", dim=True)
 
 
 async def _ask_streaming(client: httpx.AsyncClient) -> None:
-    screen.step("The same, streamed: every piece is forwarded as it arrives")
+    _step("The same, streamed: every piece is forwarded as it arrives")
     body = {**_question(), "stream": True, "stream_options": {"include_usage": True}}
-    started = time.perf_counter()
-    stream = screen.Stream()
-    usage: Mapping[str, int] = {}
+    stream = Stream()
+    usage: dict[str, int] = {}
     async with client.stream("POST", _CHAT, json=body) as response:
         _expect(response, 200)
         async for line in response.aiter_lines():
@@ -105,74 +116,115 @@ async def _ask_streaming(client: httpx.AsyncClient) -> None:
             text = "".join(choice["delta"].get("content") or "" for choice in event["choices"])
             if text:
                 stream.write(text)
-    seconds = time.perf_counter() - started
     if not stream.pieces:
-        raise TourFailed("the streamed answer was empty")
-    screen.block("")
-    screen.say(f"{response.status_code}, {stream.pieces} pieces in {seconds:.1f} s · {_tokens(usage)}", dim=True)
+        raise _failure("the streamed answer was empty")
+    _block("")
+    took = response.elapsed.total_seconds()
+    _say(f"{response.status_code}, {stream.pieces} pieces in {took:.1f} s · {_tokens(usage)}", dim=True)
 
 
 async def _ask_beyond_the_limit(client: httpx.AsyncClient) -> None:
-    screen.step("A third request is refused: the token is used up")
+    _step("A third request is refused: the token is used up")
     response = await client.post(_CHAT, json=_question())
     _expect(response, 429)
     error = response.json()["error"]
-    screen.block(f"{response.status_code} {error['code']}")
-    screen.say(error["message"])
+    _block(f"{response.status_code} {error['code']}")
+    _say(error["message"])
 
 
-async def _show_ledger(stage: Stage, token_id: str) -> None:
-    screen.step("The ledger has a row for each admitted request")
-    rows = await _settled(stage, token_id)
-    screen.block(table(_TITLES, map(_row, reversed(rows)), numbers=("STATUS", "IN", "OUT", "MS")))
-    screen.step("The ledger is correct")
-
-    def verify(connection: Connection) -> tuple[int, bool]:
-        token = tokens.get(connection, token_id)
-        return (0 if token is None else token.request_count), not ledger.verify(connection)
-
-    counter, correct = await stage.database.read(verify)
-    if not correct or counter != len(rows):
-        raise TourFailed(f"the ledger is wrong: counter {counter}, settled {len(rows)}")
-    mark = click.style("✓", fg="green", bold=True)
-    screen.block(f"{mark} counter {counter} = settled {len(rows)} + in flight 0, and the same by the hourly sums")
-
-
-def _row(request: dict[str, Any]) -> tuple[object, ...]:
-    return (
-        f"…{request['id'][-8:]}",
-        request["outcome"],
-        request["status"],
-        request["model"],
-        "yes" if request["streamed"] else "no",
-        request["input_tokens"],
-        request["output_tokens"],
-        None if request["duration_us"] is None else f"{request['duration_us'] / 1000:.1f}",
-    )
-
-
-async def _settled(stage: Stage, token_id: str) -> list[dict[str, Any]]:
-    """Wait for the rows of the tour: a request is settled shortly after its response."""
-
-    def read() -> list[dict[str, Any]]:
-        with ManagementClient(stage.proxy_url, MANAGEMENT_TOKEN) as client:
-            return list(client.list(path("requests"), token_id=token_id))
-
+async def _show_ledger(client: httpx.AsyncClient, database: Database, token_id: str) -> None:
+    _step("The ledger has a row for each admitted request")
+    requests: list[dict[str, Any]] = []
     with trio.move_on_after(_SETTLE_TIMEOUT):
-        while len(rows := await trio.to_thread.run_sync(read)) < _LIMIT:  # noqa: ASYNC110 (polls as a client would)
+        # A request is settled shortly after its response.
+        while len(requests) < _LIMIT:
             await trio.sleep(0.02)
-        return rows
-    raise TourFailed(f"the ledger does not show {_LIMIT} requests after {_SETTLE_TIMEOUT:.0f} s")
+            requests = (await _manage(client, "GET", "requests", params={"token_id": token_id}))["data"]
+    if len(requests) < _LIMIT:
+        raise _failure(f"the ledger does not show {_LIMIT} requests after {_SETTLE_TIMEOUT:.0f} s")
+    rows = [
+        (
+            f"…{request['id'][-8:]}",
+            request["outcome"],
+            request["status"],
+            request["model"],
+            "yes" if request["streamed"] else "no",
+            request["input_tokens"],
+            request["output_tokens"],
+            None if request["duration_us"] is None else f"{request['duration_us'] / 1000:.1f}",
+        )
+        for request in reversed(requests)
+    ]
+    titles = ("REQUEST", "OUTCOME", "STATUS", "MODEL", "STREAM", "IN", "OUT", "MS")
+    _block(table(titles, rows, numbers=("STATUS", "IN", "OUT", "MS")))
+    _step("The ledger is correct")
+    counter = (await _manage(client, "GET", f"tokens/{token_id}"))["request_count"]
+    if counter != len(rows) or await database.read(ledger.verify):
+        raise _failure(f"the ledger is wrong: counter {counter}, settled {len(rows)}")
+    mark = click.style("✓", fg="green", bold=True)
+    _block(f"{mark} counter {counter} = settled {len(rows)} + in flight 0, and the same by the hourly sums")
+
+
+async def _manage(client: httpx.AsyncClient, method: str, path: str, **content: Any) -> dict[str, Any]:
+    headers = {"Authorization": f"Bearer {MANAGEMENT_TOKEN}"}
+    response = await client.request(method, f"/manage/{path}", headers=headers, **content)
+    _expect(response, 201 if method == "POST" else 200)
+    body: dict[str, Any] = response.json()
+    return body
 
 
 def _question() -> dict[str, Any]:
-    return {"model": MODEL, "messages": [{"role": "user", "content": _QUESTION}]}
+    return {"model": _MODEL, "messages": [{"role": "user", "content": _QUESTION}]}
 
 
-def _tokens(usage: Mapping[str, int]) -> str:
+def _tokens(usage: dict[str, int]) -> str:
     return f"{usage['prompt_tokens']} tokens in, {usage['completion_tokens']} out"
 
 
 def _expect(response: httpx.Response, status: int) -> None:
     if response.status_code != status:
-        raise TourFailed(f"the proxy answered with status {response.status_code} instead of {status}")
+        raise _failure(f"the proxy answered with status {response.status_code} instead of {status}")
+
+
+def _failure(reason: str) -> Failure:
+    return Failure(f"the tour failed: {reason}")
+
+
+def _step(text: str) -> None:
+    number = click.style(f"{next(_numbers):>2}", fg="cyan", bold=True)
+    click.echo(f"\n{number}  {click.style(text, bold=True)}")
+
+
+def _say(text: str, **style: Any) -> None:
+    """Print a paragraph."""
+    lines = textwrap.fill(printable(text), _width(), initial_indent=_INDENT, subsequent_indent=_INDENT)
+    click.echo(click.style(lines, **style))
+
+
+def _block(text: str, indent: str = _INDENT) -> None:
+    """Print lines without wrapping them."""
+    click.echo(textwrap.indent(text, indent))
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size((_MAX_WIDTH, 24)).columns, _MAX_WIDTH)
+
+
+class Stream:
+    """Prints a streamed response piece by piece, and wraps it."""
+
+    def __init__(self) -> None:
+        self.pieces = 0
+        self._width = _width()
+        self._column = 0
+
+    def write(self, piece: str) -> None:
+        """Print a piece at once."""
+        text = printable(piece)
+        if self._column == 0 or self._column + len(text) > self._width:
+            click.echo(("\n" if self._column else "") + _INDENT, nl=False)
+            self._column = len(_INDENT)
+            text = text.lstrip()
+        click.echo(click.style(text, fg="green"), nl=False)
+        self._column += len(text)
+        self.pieces += 1
