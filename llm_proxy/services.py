@@ -77,17 +77,6 @@ def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str,
     return upstreams
 
 
-def _pruner(settings: Settings, database: Database, worker: Worker) -> Pruner | None:
-    if not settings.ledger_retention:
-        return None
-    return Pruner(
-        database,
-        worker.id,
-        retention=timedelta(seconds=settings.ledger_retention),
-        dead_after=timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat),
-    )
-
-
 async def _drain(ledger: Ledger, outage: OutageMode | None) -> None:
     """Write what is not written yet. What remains after the timeout is for the next start."""
     events = log.logger("services")
@@ -117,12 +106,12 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
     Raises:
         db.errors.DatabaseError, KeyRingError, SettingsError: a component cannot be opened.
     """
-    target, options = database_target(settings), database_options(settings)
+    target = database_target(settings)
     providers = provider_file.load(settings)
     keyring = open_keyring(settings)
     metrics = Metrics(providers.by_name, VERSION, store)
     async with AsyncExitStack() as stack:
-        database = await stack.enter_async_context(open_database(target, options))
+        database = await stack.enter_async_context(open_database(target, database_options(settings)))
         warn = log.logger("services").warning
         await trio.to_thread.run_sync(startup_checks.prepare, database, settings, keyring, warn)
         now = datetime.now(UTC)
@@ -131,7 +120,9 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
         )
         outage = await trio.to_thread.run_sync(open_outage_mode, settings, ledger, database, worker)
-        pruner = _pruner(settings, database, worker)
+        retention = timedelta(seconds=settings.ledger_retention)
+        dead_after = timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat)
+        pruner = Pruner(database, worker.id, retention=retention, dead_after=dead_after) if retention else None
         upstreams = _open_upstreams(providers, stack)
         metrics.set_function(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
         metrics.set_function(

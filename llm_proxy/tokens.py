@@ -43,23 +43,11 @@ def digest_of(candidate: bytes) -> bytes | None:
     return hashlib.sha256(candidate).digest() if _FORMAT.fullmatch(candidate) else None
 
 
-def verdict(
-    token: Token,
-    project: Project,
-    now: datetime,
-    *,
-    provider: str | None,
-) -> ProxyError | None:
+def verdict(token: Token, project: Project, now: datetime, *, provider: str | None) -> ProxyError | None:
     """Check everything about a request's token except its limit; None if it is accepted.
 
     The token is checked first, so that a client learns nothing about a project with a token that is not accepted.
-
-    Args:
-        token: the row with the digest.
-        project: the token's project.
-        now: the worker's clock, aware UTC.
-        provider: the provider in the path, or None for the project's own. A project has the key of one provider,
-            which must never be sent to another one.
+    `provider` is the one in the path, None for the project's own: its key must never be sent to another one.
     """
     if not token.active:
         return TokenInactive()

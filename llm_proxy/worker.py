@@ -110,17 +110,7 @@ def serve_until_stopped(
     *,
     on_serving: Callable[[], None] = lambda: None,
 ) -> None:
-    """Migrate, serve until SIGTERM or Ctrl-C, and drain.
-
-    Args:
-        settings: of the server.
-        sockets: bound sockets.
-        store: memory for the metrics, shared with other workers.
-        on_serving: called when it serves.
-
-    Raises:
-        Exception: why the application did not start.
-    """
+    """Migrate, serve until SIGTERM or Ctrl-C, and drain. Raises the error for which the application did not start."""
     draining = False
 
     def end(number: int, _: object) -> None:

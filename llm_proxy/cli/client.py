@@ -41,14 +41,9 @@ _REMEDIES = {
 
 
 class ManagementClient:
-    """Calls `/manage` of one server. Use it as a context manager.
-
-    Every method raises `Failure`, with exit code 2 if the server cannot be reached, 3 if it rejects the management
-    token, and 1 if it refuses the request.
-    """
+    """Calls `/manage` of one server. Use it as a context manager. Every method raises `Failure`."""
 
     def __init__(self, base_url: str, token: str) -> None:
-        """Take the server's base URL without a slash at its end, and the management token."""
         self._base_url = base_url
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {token}", "User-Agent": f"llm-proxy/{VERSION}"},
@@ -65,7 +60,8 @@ class ManagementClient:
 
     def get(self, path: str, **params: object) -> Any:
         """GET; parameters that are None are left out."""
-        return self._call("GET", path, params=params)
+        query = {name: str(value) for name, value in params.items() if value is not None}
+        return self._call("GET", path, params=query)
 
     def list(self, path: str, **params: object) -> Iterator[dict[str, Any]]:
         """GET all pages of a list."""
@@ -78,24 +74,17 @@ class ManagementClient:
                 return
 
     def post(self, path: str, body: Mapping[str, object] | None = None) -> Any:
-        return self._call("POST", path, body=body or {})
+        return self._call("POST", path, json=body or {})
 
     def patch(self, path: str, body: Mapping[str, object]) -> Any:
-        return self._call("PATCH", path, body=body)
+        return self._call("PATCH", path, json=body)
 
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path)
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        params: Mapping[str, object] | None = None,
-        body: Mapping[str, object] | None = None,
-    ) -> Any:
-        query = {name: str(value) for name, value in (params or {}).items() if value is not None}
+    def _call(self, method: str, path: str, **content: Any) -> Any:
         try:
-            response = self._http.request(method, f"{self._base_url}{path}", params=query, json=body)
+            response = self._http.request(method, f"{self._base_url}{path}", **content)
         except httpx.TimeoutException:
             raise CannotConnect(f"{self._base_url} did not answer within {_TIMEOUT:.0f} s") from None
         except httpx.TransportError as error:
@@ -132,7 +121,7 @@ def _error(response: httpx.Response) -> tuple[str, str]:
     try:
         body = response.json()
     except json.JSONDecodeError:
-        return "", ""
+        body = None
     if not isinstance(body, dict):
         return "", ""
     error = body.get("error")
@@ -141,14 +130,10 @@ def _error(response: httpx.Response) -> tuple[str, str]:
         return str(error.get("code", "")), str(error.get("message", "")).rstrip(".")
     code, description = str(body.get("code", "")), str(body.get("description", ""))
     if code in ("invalid_body", "invalid_query"):
-        message = _FIELD.sub(_option, description)
+        message = _FIELD.sub(lambda field: _OPTIONS.get(field[1]) or f"--{field[1].replace('_', '-')}", description)
     else:
         message = ": ".join(text for text in (str(error or ""), description) if text)
     return code, message.rstrip(".")
-
-
-def _option(field: re.Match[str]) -> str:
-    return _OPTIONS.get(field[1]) or f"--{field[1].replace('_', '-')}"
 
 
 def path(*segments: str) -> str:

@@ -25,14 +25,7 @@ def open_for_reading(
 ) -> AbstractContextManager[Database]:
     """Open the configured database; a server may use it at the same time.
 
-    Args:
-        settings: say where the database is.
-        patiently: use `patient_options`.
-        imagine: if the SQLite file does not exist, open an empty database in memory.
-
-    Raises:
-        Failure: the SQLite file does not exist.
-        db.errors.DatabaseError: the database cannot be opened.
+    With `imagine`, if the SQLite file does not exist, open an empty database in memory instead of failing.
     """
     target = database_target(settings)
     if target.path is not None and not target.path.exists():
@@ -43,12 +36,7 @@ def open_for_reading(
 
 
 def open_for_writing(settings: Settings, *, patiently: bool = False) -> AbstractContextManager[Database]:
-    """Open the configured database. A SQLite file is created if it does not exist, and locked.
-
-    Raises:
-        db.errors.FileInUse: a server uses the SQLite file.
-        db.errors.DatabaseError: the database cannot be opened.
-    """
+    """Open the configured database. A SQLite file is created if it does not exist, and locked."""
     return opened(database_target(settings), _options(settings, patiently=patiently))
 
 

@@ -41,7 +41,9 @@ class NotAuthorised(Failure):
 
 def explain(error: BaseException) -> tuple[str, int]:
     """Return the line for stderr, which is empty if there is nothing to say, and the exit code."""
-    error = _only(error)
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        # Nurseries put an error into a group of one.
+        error = error.exceptions[0]
     match error:
         case click.UsageError():
             return _usage(error), WRONG_USAGE
@@ -50,7 +52,8 @@ def explain(error: BaseException) -> tuple[str, int]:
         case click.Abort() | KeyboardInterrupt():
             return "", INTERRUPTED
         case OSError():
-            return _operating_system(error), ERROR
+            reason = error.strerror or type(error).__name__
+            return f"{error.filename}: {reason}" if error.filename else reason, ERROR
     return _explain_ours(error)
 
 
@@ -71,21 +74,9 @@ def _explain_ours(error: BaseException) -> tuple[str, int]:
     return f"internal error: {type(error).__name__}: {error}; run again with --debug for the details", ERROR
 
 
-def _only(error: BaseException) -> BaseException:
-    """The error itself, if nurseries have put it into groups of one."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
-
-
 def _usage(error: click.UsageError) -> str:
     message = error.format_message().rstrip(".")
     if error.ctx is None:
         return message
     see = " See" if message.endswith("?") else "; see"
     return f"{message}{see} '{error.ctx.command_path} --help'"
-
-
-def _operating_system(error: OSError) -> str:
-    reason = error.strerror or type(error).__name__
-    return f"{error.filename}: {reason}" if error.filename else reason

@@ -32,11 +32,8 @@ class Value(click.ParamType[T], Generic[T]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
         """Parse the text of an option; a default may be a parsed value already."""
-        if not isinstance(value, str):
-            parsed: T = value
-            return parsed
         try:
-            return self._kind.parse(value)
+            return self._kind.parse(value) if isinstance(value, str) else value
         except ValueError:
             self.fail(f"{kinds.quoted(value)} is not {self._kind.allowed}", param, ctx)
 
@@ -49,7 +46,6 @@ BASE_URL: Final = Value(
 def config_option(function: F) -> F:
     return click.option(
         "--config",
-        "config",
         type=click.Path(path_type=Path),
         metavar="FILE",
         help="File of NAME=value lines to read settings from.  [default: .env if it exists]",
@@ -58,7 +54,7 @@ def config_option(function: F) -> F:
 
 def database_options(function: F) -> F:
     """Add `--db` and `--config`, for commands that work on the database itself."""
-    option = click.option("--db", "db", metavar="PATH", help="Path of the SQLite database.  [DATABASE_PATH]")
+    option = click.option("--db", metavar="PATH", help="Path of the SQLite database.  [DATABASE_PATH]")
     return option(config_option(function))
 
 
@@ -74,12 +70,7 @@ def yes_option(function: F) -> F:
 
 
 def confirm(question: str, *, yes: bool) -> None:
-    """Ask for confirmation before something is deleted or disabled.
-
-    Raises:
-        click.exceptions.Exit: the answer is no.
-        WrongUsage: there is neither `--yes` nor a terminal.
-    """
+    """Ask for confirmation before something is deleted or disabled. Ends the command if the answer is no."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -94,11 +85,7 @@ def load_settings(
 ) -> Settings:
     """Load the settings of this process, and warn of misspelt variables. Raises `SettingsError`.
 
-    Args:
-        config: the file of `--config`.
-        db: the SQLite file of `--db`.
-        serving: whether the settings must be complete for a server.
-        flags: values of other options, by the names of their settings.
+    With `serving`, they must be complete for a server. `flags` has values of other options by the names of settings.
     """
     if db is not None:
         flags |= {"DB_DRIVER": "sqlite", "DATABASE_PATH": db}

@@ -46,6 +46,21 @@ def print_record(value: Any, fields: Mapping[str, object], *, as_json: bool) -> 
         click.echo(record(fields))
 
 
+def print_table(
+    value: Any,
+    titles: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    numbers: Collection[str] = (),
+    as_json: bool,
+) -> None:
+    """Print a list: `value` as JSON, or `rows` for people."""
+    if as_json:
+        print_json(value)
+    else:
+        click.echo(table(titles, rows, numbers=numbers))
+
+
 def warn(message: str) -> None:
     """Print a warning to stderr."""
     click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)

@@ -23,9 +23,7 @@ _log = log.logger("services")
 def prepare(database: Database, settings: Settings, keyring: KeyRing, warn: Callable[[str], None]) -> None:
     """Migrate the database and check it for one worker. Blocks.
 
-    Raises:
-        KeyRingError: not one project's API key can be decrypted.
-        db.errors.DatabaseError: the database cannot be used.
+    Raises `KeyRingError` if not one project's API key can be decrypted, or `db.errors.DatabaseError`.
     """
     newer = migrate.prepare(database, warn)
     if newer is not None:

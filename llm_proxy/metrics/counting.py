@@ -71,10 +71,7 @@ class Metrics:
     def __init__(self, providers: Iterable[str] = (), version: str = "", store: MetricStore | None = None) -> None:
         """Start from zero, or from the counters of the last worker with this store.
 
-        Args:
-            providers: names that may become labels; all others are counted as `other`.
-            version: of this program.
-            store: memory for the metrics; default: this process's own.
+        `providers` may become labels; all others are counted as `other`.
         """
         self._store = MetricStore() if store is None else store
         self._providers = {name: self._provider(name) for name in providers}
@@ -109,7 +106,6 @@ class Metrics:
         (self._providers.get(provider) or self._other()).in_flight[0] += 1
 
     def upstream_ended(self, provider: str) -> None:
-        """End what `upstream_started` started."""
         (self._providers.get(provider) or self._other()).in_flight[0] -= 1
 
     def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None:
@@ -119,15 +115,9 @@ class Metrics:
         self._settled.observe(settled)
 
     def set_function(self, family: Family, read: Read) -> None:
-        """Read a metric from a function whenever Prometheus asks, and every second if other workers show it.
+        """Read a metric with at most one label whenever Prometheus asks, and every second if other workers show it.
 
-        Args:
-            family: one of `families` with at most one label.
-            read: returns the value. A counter counts from the start of this process. If it raises, the metric is left
-                out.
-
-        Raises:
-            ValueError: the metric has a function already.
+        A counter counts from the start of this process. If `read` raises, the metric is left out.
         """
         if family.name in self._functions:
             raise ValueError(f"this metric has a function already: {family.name}")

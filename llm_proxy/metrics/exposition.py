@@ -68,9 +68,8 @@ def _metric(family: Family, series: dict[tuple[str, ...], list[Sequence[float]]]
         for labels, (*counts, total) in summed.items():
             histogram.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), total)
         return histogram
-    plain = (CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily)(
-        family.name, family.text, labels=names
-    )
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    plain = kind(family.name, family.text, labels=names)
     for labels, (value,) in summed.items():
         plain.add_metric(labels, value)
     return plain

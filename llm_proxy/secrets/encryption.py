@@ -52,15 +52,7 @@ class KeyRing:
     __slots__ = ("_ciphers", "_keys", "_plaintext", "_sealing_kid")
 
     def __init__(self, keys: Iterable[bytes] = (), *, allow_plaintext: bool = False) -> None:
-        """Make a ring of 32-byte keys.
-
-        Args:
-            keys: the first one seals.
-            allow_plaintext: whether `plain:` values may be read, and written if there is no key.
-
-        Raises:
-            KeyRingError: a key has the wrong length or occurs twice, or plain text is not allowed and there is no key.
-        """
+        """Raise `KeyRingError` for wrong keys. `allow_plaintext` allows to read `plain:` values."""
         self._keys = tuple(keys)
         self._plaintext = allow_plaintext
         self._ciphers: dict[str, AESGCM] = {}
@@ -77,11 +69,7 @@ class KeyRing:
 
     @classmethod
     def from_setting(cls, text: str, *, allow_plaintext: bool = False) -> Self:
-        """Parse `ENCRYPTION_KEY`: base64 of 32 bytes, several separated by commas.
-
-        Raises:
-            KeyRingError: the message has the place in the list, never the value.
-        """
+        """Parse `ENCRYPTION_KEY`: base64 of 32 bytes, several separated by commas. Raises `KeyRingError`."""
         keys = [_decode_key(part.strip(), place) for place, part in enumerate(text.split(","), start=1)]
         return cls(keys, allow_plaintext=allow_plaintext)
 
@@ -171,12 +159,9 @@ class KeyRing:
 
 
 def load_or_create_key_file(path: Path) -> KeyRing:
-    """Read the ring from a key file. If it does not exist, create it with one random key.
+    """Read the ring from a key file. If it does not exist, create it with one random key. Raises `KeyRingError`.
 
     If several processes do this at the same time, one creates the file and the others read it.
-
-    Raises:
-        KeyRingError: the file is damaged, open to other users, or cannot be read or created.
     """
     try:
         if not path.exists():

@@ -48,11 +48,7 @@ class Rotation:
 
 
 def rotate(database: Database, ring: KeyRing, *, dry_run: bool = False) -> Rotation:
-    """Encrypt every API key under the first key of the ring. Blocks. It can be interrupted and repeated.
-
-    Raises:
-        db.errors.DatabaseError: the database cannot be used.
-    """
+    """Encrypt every API key under the first key of the ring. Blocks. It can be interrupted and repeated."""
     found = Rotation()
     for project_id, sealed in _sealed_keys(database):
         _reseal(database, ring, project_id, sealed, found, dry_run=dry_run)
@@ -93,7 +89,6 @@ class Locked:
 
     @property
     def all_of_them(self) -> bool:
-        """Whether no project can be used."""
         return 0 < self.projects == self.missing.total()
 
     def __str__(self) -> str:

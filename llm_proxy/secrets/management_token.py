@@ -25,12 +25,7 @@ def read_or_create(path: Path) -> str:
 
 
 def read(path: Path) -> str:
-    """Read the token file.
-
-    Raises:
-        SecretError: other users can read the file, or its content is damaged.
-        OSError: the file cannot be read.
-    """
+    """Read the token file. Raises `SecretError` if other users can read it or it is damaged, or `OSError`."""
     try:
         token = private_file.read(path).decode("ascii", "replace").strip()
     except private_file.ExposedFile as error:

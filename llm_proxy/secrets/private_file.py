@@ -21,10 +21,7 @@ def create(path: Path, text: str) -> None:
     """Create the file with mode 0600 and its whole content, and its folder, unless it exists.
 
     If several processes do this at the same time, one creates the file, and none sees a part of it. When the call
-    returns, the file is on disk: without the secret, the data that it protects would be lost.
-
-    Raises:
-        OSError: it cannot be created.
+    returns, the file is on disk: without the secret, the data that it protects would be lost. Raises `OSError`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # A hard link appears with all its bytes, and fails if the name exists. With O_EXCL on the name itself, another
@@ -54,24 +51,14 @@ def keep_names(folder: Path) -> None:
 
 
 def read(path: Path) -> bytes:
-    """Read the file.
-
-    Raises:
-        ExposedFile: other users can read or write it.
-        OSError: it cannot be read.
-    """
+    """Read the file. Raises `ExposedFile` if other users can read or write it, or `OSError`."""
     with path.open("rb") as file:
         _refuse(path, os.fstat(file.fileno()), 0o077, "600")
         return file.read()
 
 
 def check(path: Path) -> None:
-    """Check a secret file that the operator has made; its owner and its group may read it.
-
-    Raises:
-        ExposedFile: every user of this machine can read or write it.
-        OSError: its permissions cannot be read.
-    """
+    """Check a file that the operator has made. Raises `ExposedFile` if others than its owner and group can use it."""
     if not os.path.realpath(path).startswith(_MOUNTED_SECRETS):
         _refuse(path, path.stat(), 0o006, "o-rwx")
 

@@ -13,7 +13,7 @@ from db.migrate import Revision, losses
 from llm_proxy.cli.database import check_idle, open_for_reading, open_for_writing
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.options import confirm, database_options, json_option, load_settings, yes_option
-from llm_proxy.cli.output import print_json, table
+from llm_proxy.cli.output import print_table, table
 from llm_proxy.cli.program import Group
 
 
@@ -81,14 +81,9 @@ def status(context: click.Context, *, db: str | None, config: Path | None, as_js
     with open_for_reading(load_settings(config, db), imagine=True) as database:
         found = database.read_now(migrate.status)
     pending = {revision.id for revision in found.pending}
-    if as_json:
-        print_json(asdict(found) | {"at_head": found.at_head})
-    else:
-        rows = [
-            (revision.id, "pending" if revision.id in pending else "applied", revision.title)
-            for revision in migrate.revisions()
-        ]
-        click.echo(table(("REVISION", "STATE", "TITLE"), rows))
+    rows = [(one.id, "pending" if one.id in pending else "applied", one.title) for one in migrate.revisions()]
+    value = asdict(found) | {"at_head": found.at_head}
+    print_table(value, ("REVISION", "STATE", "TITLE"), rows, as_json=as_json)
     if not found.at_head:
         context.exit(ERROR)
 

@@ -107,7 +107,6 @@ def _warn(message: str) -> None:
 
 
 def _report(error: Exception) -> int:
-    """Print the error, and return the exit code."""
     message, code = explain(error)
     print_to_stderr(f"error: {message}")
     return code

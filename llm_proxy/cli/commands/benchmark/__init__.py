@@ -27,6 +27,7 @@ from llm_proxy.load import CannotStart, Load, LoadPlan, LoadTarget, report
 from llm_proxy.net.tls import client_context
 
 _REQUESTS = 200
+_COUNT = click.IntRange(1)
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 _DURATION = Value(duration())
 #: Seconds between two updates of the progress. Drawing takes CPU time from the load.
@@ -51,18 +52,12 @@ _STEPS = 10
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Header to add; may be repeated.")
 @click.option("--stream", is_flag=True, help="Request streamed responses, and measure the gaps between their pieces.")
 @click.option(
-    "--connections",
-    "-c",
-    type=click.IntRange(1),
-    metavar="N",
-    default=10,
-    show_default=True,
-    help="Number of connections.",
+    "--connections", "-c", type=_COUNT, metavar="N", default=10, show_default=True, help="Number of connections."
 )
 @click.option(
     "--requests",
     "-n",
-    type=click.IntRange(1),
+    type=_COUNT,
     metavar="N",
     help=f"Number of requests.  [default: {_REQUESTS}; with --duration: unlimited]",
 )
@@ -101,7 +96,12 @@ def command(context: click.Context, /, *, base_url: str, token: str | None, as_j
     """
     if not token:
         raise WrongUsage("the token is not set; set LLM_PROXY_TOKEN or --token to a token of the proxy")
-    plan = _plan(**{name: options.pop(name) for name in _OF_THE_PLAN})
+    number, seconds = options.pop("requests"), options.pop("duration")
+    plan = LoadPlan(
+        requests=_REQUESTS if number is None and seconds is None else number,
+        seconds=seconds,
+        **{name: options.pop(name) for name in ("connections", "rate", "arrivals", "timeout")},
+    )
     target, url = _target(base_url, token, **options)
     _announce(plan, url)
     load = Load(target, plan, stop_if_refused=True)
@@ -120,14 +120,6 @@ def command(context: click.Context, /, *, base_url: str, token: str | None, as_j
         context.exit(INTERRUPTED)
     if measured.failed:
         context.exit(ERROR)
-
-
-_OF_THE_PLAN = ("connections", "requests", "duration", "rate", "arrivals", "timeout")
-
-
-def _plan(requests: int | None, duration: float | None, **more: Any) -> LoadPlan:  # the options have these names
-    number = _REQUESTS if requests is None and duration is None else requests
-    return LoadPlan(requests=number, seconds=duration, **more)
 
 
 def _target(  # noqa: PLR0913 - one for each option

@@ -32,9 +32,11 @@ def show_summary(plan: LoadPlan, measured: Measurements) -> None:
     click.echo(_headline(plan, measured))
     if measured.answered:
         click.echo(f"\n{table(('', *_TIMES), _rows(plan, measured), numbers=_TIMES)}")
-    errors = [*_status_errors(measured), *_failures(measured)]
+    errors = [(printable(code), number) for code, number in measured.codes.most_common()]
+    errors += [(_FAILURES.get(name, name), number) for name, number in measured.failures.most_common()]
     if errors:
-        click.echo(f"\n{table(('COUNT', 'ERROR'), errors, numbers=('COUNT',))}")
+        rows = [(f"{number:,}", error) for error, number in errors]
+        click.echo(f"\n{table(('COUNT', 'ERROR'), rows, numbers=('COUNT',))}")
     click.echo(
         f"\n{size(measured.response_bytes)} received; the load generator used {found['cpu_share']:.0%} of a core."
     )
@@ -63,14 +65,6 @@ def _rows(plan: LoadPlan, measured: Measurements) -> Iterator[list[str]]:
         if histogram.count:
             shares = (duration(histogram.percentile(share)) for share in _PERCENTILES)
             yield [name, *shares, duration(histogram.max)]
-
-
-def _status_errors(measured: Measurements) -> Iterator[tuple[str, str]]:
-    yield from ((f"{number:,}", printable(code)) for code, number in measured.codes.most_common())
-
-
-def _failures(measured: Measurements) -> Iterator[tuple[str, str]]:
-    yield from ((f"{number:,}", _FAILURES.get(name, name)) for name, number in measured.failures.most_common())
 
 
 def _warnings(measured: Measurements, *, busy: bool, behind: bool) -> Iterator[str]:

@@ -51,7 +51,8 @@ def command(
         differences = copied.read_now(ledger.verify) if at_head else []
     keys = key_file(settings)
     if as_json:
-        print_json({"backup": str(to), "bytes": size, "books_balance": not differences, "key_file": _text(keys)})
+        keys_text = None if keys is None else str(keys)
+        print_json({"backup": str(to), "bytes": size, "books_balance": not differences, "key_file": keys_text})
     else:
         state = "not verified: schema behind this version" if not at_head else "WRONG" if differences else "correct"
         click.echo(record({"backup": to, "size": f"{size:,} bytes", "file": "intact", "ledger": state}))
@@ -63,7 +64,3 @@ def command(
     if differences:
         click.echo("run 'llm-proxy ledger verify' to see the differences", err=True)
         context.exit(ERROR)
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

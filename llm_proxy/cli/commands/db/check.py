@@ -11,7 +11,6 @@ from db import migrate
 from db.database import Database
 from db.dialects import ServerFacts
 from db.migrate import Status
-from db.options import Options
 from llm_proxy.cli.database import open_for_reading
 from llm_proxy.cli.failures import ERROR
 from llm_proxy.cli.options import database_options, json_option, load_settings
@@ -41,12 +40,10 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
     with open_for_reading(settings) as database:
         facts = database.read_now(database.describe)
         schema = database.read_now(migrate.status)
-        where, options = str(database.target), database.options
+        where, pool_size = str(database.target), database.options.pool_size
         locked = _locked(database, settings) if schema.at_head else None
     skew = facts.clock_skew.total_seconds()
-    complaints = list(_complaints(facts, schema, wanted_connections(settings), skew))
-    if locked is not None:
-        complaints.append(f"{locked}; they cannot be used before that is configured")
+    complaints = list(_complaints(settings, facts, schema, locked))
     if as_json:
         print_json(
             {
@@ -55,7 +52,7 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
                 "tls": facts.tls,
                 "revision": schema.current,
                 "head": schema.head,
-                "pool_size": options.pool_size,
+                "pool_size": pool_size,
                 "workers": settings.workers,
                 "max_connections": facts.max_connections,
                 "allowed_connections": facts.allowed_connections,
@@ -65,7 +62,20 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
             }
         )
     else:
-        click.echo(record(_rows(where, facts, schema, options, settings) | {"clock": _clock(skew)}))
+        pool = f"{pool_size} connections per worker, {settings.workers} worker{'s' * (settings.workers > 1)}"
+        behind = len(schema.pending)
+        state = f"{behind} revision{'s' * (behind != 1)} behind {schema.head}" if behind else "at head"
+        fields = {
+            "database": where,
+            "version": facts.version,
+            "TLS": facts.tls or "none",
+            "schema": f"{schema.current or 'empty'} ({state})",
+            "pool": pool + _limit(facts),
+            "clock": _clock(skew),
+        }
+        if settings.db_driver == "sqlite":
+            del fields["TLS"]
+        click.echo(record(fields))
         for complaint in complaints:
             report_problem(complaint)
     if complaints:
@@ -80,35 +90,24 @@ def _locked(database: Database, settings: Settings) -> keys.Locked | None:
     return keys.find_locked(database, open_keyring(settings))
 
 
-def _rows(where: str, facts: ServerFacts, schema: Status, options: Options, settings: Settings) -> dict[str, object]:
-    pool = f"{options.pool_size} connections per worker, {settings.workers} worker{'s' * (settings.workers > 1)}"
-    limit = "" if facts.max_connections is None else f"; the database takes {_limit(facts)}"
-    behind = len(schema.pending)
-    state = f"{behind} revision{'s' * (behind != 1)} behind {schema.head}" if behind else "at head"
-    tls = {} if settings.db_driver == "sqlite" else {"TLS": facts.tls or "none"}
-    return {
-        "database": where,
-        "version": facts.version,
-        **tls,
-        "schema": f"{schema.current or 'empty'} ({state})",
-        "pool": pool + limit,
-    }
-
-
 def _limit(facts: ServerFacts) -> str:
-    allowed = (
-        "" if facts.allowed_connections == facts.max_connections else f", {facts.allowed_connections} of this user"
-    )
-    return f"{facts.max_connections}{allowed}, and others have {facts.open_connections} now"
+    limit, allowed = facts.max_connections, facts.allowed_connections
+    if limit is None:
+        return ""
+    own = "" if allowed == limit else f", {allowed} of this user"
+    return f"; the database takes {limit}{own}, and others have {facts.open_connections} now"
 
 
-def _complaints(facts: ServerFacts, schema: Status, wanted: int, skew: float) -> Iterator[str]:
+def _complaints(settings: Settings, facts: ServerFacts, schema: Status, locked: keys.Locked | None) -> Iterator[str]:
     if not schema.at_head:
         yield "the schema is not at head; run 'llm-proxy migrate up', or start a server"
-    if complaint := over_limit(facts, wanted):
+    if complaint := over_limit(facts, wanted_connections(settings)):
         yield complaint
-    if abs(skew) > _NOTABLE_SKEW:
-        yield f"the clocks differ by {abs(skew):.1f} s; tokens expire by the worker's clock"
+    skew = abs(facts.clock_skew.total_seconds())
+    if skew > _NOTABLE_SKEW:
+        yield f"the clocks differ by {skew:.1f} s; tokens expire by the worker's clock"
+    if locked is not None:
+        yield f"{locked}; they cannot be used before that is configured"
 
 
 def _clock(skew: float) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import ExitStack, closing
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import click
 
@@ -21,11 +20,11 @@ from db.errors import BadDsn
 from llm_proxy.cli.database import check_idle, patient_options
 from llm_proxy.cli.failures import ERROR, Failure, WrongUsage
 from llm_proxy.cli.options import config_option, json_option, load_settings
-from llm_proxy.cli.output import print_json, report_problem, table
+from llm_proxy.cli.output import print_table, report_problem
 from llm_proxy.cli.program import Command
-from llm_proxy.config import Settings
 from llm_proxy.secrets import private_file
 
+_FILE = click.Path(path_type=Path)
 #: Seconds between two lines of progress.
 _LINE_EVERY = 5.0
 
@@ -34,63 +33,44 @@ class _Progress:
     """Shows the copied rows of each table on stderr: a bar on a terminal, a line every five seconds elsewhere."""
 
     def __init__(self) -> None:
+        self._bars = ExitStack()
         self._bar: Any = None
         self._table = ""
         self._printed = 0.0
 
     def __call__(self, table: str, done: int, whole: int) -> None:
         """Show progress; `whole` may have grown since it was counted."""
+        is_new, self._table = table != self._table, table
         if not sys.stderr.isatty():
-            self._print(table, done, whole)
+            now = time.monotonic()
+            if is_new:
+                self._printed = now
+            if done >= whole or now - self._printed >= _LINE_EVERY:
+                self._printed = now
+                click.echo(f"{table}: {done:,} of {max(done, whole):,} rows", err=True)
             return
-        if table != self._table:
-            self._complete()
-            self._bar = click.progressbar(length=max(whole, 1), label=f"{table:<14}", show_pos=True, file=sys.stderr)
-            self._bar.__enter__()
-            self._table = table
+        if is_new:
+            self.complete()
+            bar = click.progressbar(length=max(whole, 1), label=f"{table:<14}", show_pos=True, file=sys.stderr)
+            self._bar = self._bars.enter_context(bar)
         self._bar.update(min(done, self._bar.length) - self._bar.pos)
 
-    def _print(self, table: str, done: int, whole: int) -> None:
-        now = time.monotonic()
-        if table != self._table:
-            self._table, self._printed = table, now
-        if done >= whole or now - self._printed >= _LINE_EVERY:
-            self._printed = now
-            click.echo(f"{table}: {done:,} of {max(done, whole):,} rows", err=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if error is None:
-            self._complete()
-        elif self._bar is not None:
-            click.echo(err=True)  # ends the line of the bar
-
-    def _complete(self) -> None:
+    def complete(self) -> None:
+        """Show the last table as complete."""
         if self._bar is not None:
             self._bar.update(self._bar.length - self._bar.pos)
-            self._bar.__exit__(None, None, None)
-            self._bar = None
+        self.close()
+
+    def close(self) -> None:
+        """End the line of the bar."""
+        self._bars.close()
 
 
 @click.command(cls=Command, name="copy")
 @click.option("--from", "source", metavar="URL", help="Source: a URL as in DATABASE_URL, or the path of a SQLite file.")
-@click.option(
-    "--from-file",
-    "source_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="File with the URL of the source.",
-)
+@click.option("--from-file", "source_file", type=_FILE, metavar="FILE", help="File with the URL of the source.")
 @click.option("--to", "target", metavar="URL", help="Target: a URL as in DATABASE_URL, or the path of a SQLite file.")
-@click.option(
-    "--to-file",
-    "target_file",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="File with the URL of the target.",
-)
+@click.option("--to-file", "target_file", type=_FILE, metavar="FILE", help="File with the URL of the target.")
 @click.option("--resume", is_flag=True, help="Continue an interrupted copy, or update an earlier one.")
 @click.option("--allow-live", is_flag=True, help="Copy while servers are running; the copy may miss what they write.")
 @click.option("--dry-run", is_flag=True, help="Print what would be copied; write nothing.")
@@ -123,7 +103,10 @@ def command(  # noqa: PLR0913 (one parameter per option)
     write_to = _target("--to", target, target_file)
     if read_from.same_place(write_to):
         raise WrongUsage("--from and --to are the same database")
-    with _open_source(settings, read_from, allow_live=allow_live) as old:
+    if read_from.path is not None and not read_from.path.exists():
+        raise Failure(f"there is no SQLite file {read_from.path}")
+    # Locked, so that no server writes to the file.
+    with opened(read_from, patient_options(settings), exclusive=not allow_live) as old:
         copying.check_schema(old)
         if dry_run:
             _show_plan(old, write_to, as_json=as_json)
@@ -135,8 +118,9 @@ def command(  # noqa: PLR0913 (one parameter per option)
                 check_idle(new, settings)
             if not resume:
                 copying.check_empty(new)
-            with _Progress() as progress:
+            with closing(_Progress()) as progress:
                 found = copying.copy(old, new, resume=resume, progress=progress)
+                progress.complete()
     _show(found, as_json=as_json)
     different = [comparison.table for comparison in found if not comparison.equal]
     if different:
@@ -163,46 +147,33 @@ def _target(option: str, url: str | None, file: Path | None) -> Target:
         raise WrongUsage(str(error).replace("DATABASE_URL", option).replace("DATABASE_PATH", option)) from None
 
 
-def _open_source(settings: Settings, target: Target, *, allow_live: bool) -> AbstractContextManager[Database]:
-    if target.path is not None and not target.path.exists():
-        raise Failure(f"there is no SQLite file {target.path}")
-    # Locked, so that no server writes to the file.
-    return opened(target, patient_options(settings), exclusive=not allow_live)
-
-
 def _show_plan(source: Database, target: Target, *, as_json: bool) -> None:
     found = copying.counts(source)
-    if as_json:
-        print_json({"from": str(source.target), "to": str(target), "rows": found})
-        return
-    click.echo(f"Would copy from {source.target}\n             to {target}\n")
-    click.echo(table(("TABLE", "ROWS"), [(name, f"{rows:,}") for name, rows in found.items()], numbers=("ROWS",)))
+    if not as_json:
+        click.echo(f"Would copy from {source.target}\n             to {target}\n")
+    value = {"from": str(source.target), "to": str(target), "rows": found}
+    rows = [(name, f"{number:,}") for name, number in found.items()]
+    print_table(value, ("TABLE", "ROWS"), rows, numbers=("ROWS",), as_json=as_json)
 
 
 def _show(found: Sequence[Comparison], *, as_json: bool) -> None:
-    if as_json:
-        print_json(
-            [
-                {
-                    "table": one.table,
-                    "equal": one.equal,
-                    "source": {"rows": one.source.rows, "digest": f"{one.source.total:064x}"},
-                    "target": {"rows": one.target.rows, "digest": f"{one.target.total:064x}"},
-                }
-                for one in found
-            ]
-        )
-        return
+    value = [
+        {
+            "table": one.table,
+            "equal": one.equal,
+            "source": {"rows": one.source.rows, "digest": f"{one.source.total:064x}"},
+            "target": {"rows": one.target.rows, "digest": f"{one.target.total:064x}"},
+        }
+        for one in found
+    ]
     rows = [
         (
             one.table,
-            f"{one.source.rows:,}",
-            one.source,
-            f"{one.target.rows:,}",
-            one.target,
+            *(f"{one.source.rows:,}", one.source),
+            *(f"{one.target.rows:,}", one.target),
             "equal" if one.equal else "DIFFERENT",
         )
         for one in found
     ]
     titles = ("TABLE", "ROWS", "DIGEST", "TARGET ROWS", "TARGET DIGEST", "")
-    click.echo(table(titles, rows, numbers=("ROWS", "TARGET ROWS")))
+    print_table(value, titles, rows, numbers=("ROWS", "TARGET ROWS"), as_json=as_json)

@@ -10,7 +10,7 @@ import click
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.options import json_option
-from llm_proxy.cli.output import print_json, print_record, table, timestamp
+from llm_proxy.cli.output import print_record, print_table, timestamp
 from llm_proxy.cli.program import Group
 
 
@@ -25,11 +25,8 @@ def command() -> None:
 def list_(client: ManagementClient, *, as_json: bool) -> None:
     """List all projects, the newest first."""
     found = list(client.list(path("projects")))
-    if as_json:
-        print_json(found)
-    else:
-        rows = [(p["id"], p["name"], p["provider"], _key(p), _state(p)) for p in found]
-        click.echo(table(("ID", "NAME", "PROVIDER", "KEY", "STATE"), rows))
+    rows = [(p["id"], p["name"], p["provider"], _key(p), _state(p)) for p in found]
+    print_table(found, ("ID", "NAME", "PROVIDER", "KEY", "STATE"), rows, as_json=as_json)
 
 
 @command.command()
@@ -67,18 +64,11 @@ def create(client: ManagementClient, name: str, api_key: str | None, provider: s
 @click.option("--provider", metavar="PROVIDER", help="New provider; requires --api-key.")
 @json_option
 @with_client
-def update(
-    client: ManagementClient,
-    project_id: str,
-    name: str | None,
-    api_key: str | None,
-    provider: str | None,
-    *,
-    as_json: bool,
-) -> None:
+def update(client: ManagementClient, project_id: str, *, as_json: bool, **options: str | None) -> None:
     """Change a project, from its next request on."""
-    body = {"name": name, "api_key": None if api_key is None else _api_key(api_key), "provider": provider}
-    changes = {key: value for key, value in body.items() if value is not None}
+    changes = {name: value for name, value in options.items() if value is not None}
+    if "api_key" in changes:
+        changes["api_key"] = _api_key(changes["api_key"])
     if not changes:
         raise WrongUsage("nothing to change; give --name, --api-key or --provider")
     _show(client.patch(path("projects", project_id), changes), as_json=as_json)
@@ -103,7 +93,6 @@ def deactivate(client: ManagementClient, project_id: str, *, as_json: bool) -> N
 
 
 def _api_key(given: str | None) -> str:
-    """The key from the option, from the terminal, or from stdin."""
     if given is not None and given != "-":
         return given
     asked = given is None and sys.stdin.isatty()

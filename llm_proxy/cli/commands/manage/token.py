@@ -11,7 +11,7 @@ import click
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.options import confirm, json_option, yes_option
-from llm_proxy.cli.output import print_json, print_record, printable, table, timestamp
+from llm_proxy.cli.output import print_json, print_record, print_table, printable, timestamp
 from llm_proxy.cli.program import Group
 from llm_proxy.config import parse_duration
 
@@ -19,38 +19,28 @@ from llm_proxy.config import parse_duration
 _LONGEST_LIFE = 3653 * 86400
 
 
-class _Duration(click.ParamType[int]):
-    """A token's lifetime in whole minutes, rounded up."""
-
-    name = "duration"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        try:
-            seconds = parse_duration(value)
-        except ValueError:
-            seconds = 0.0
-        if not 60 <= seconds <= _LONGEST_LIFE:
-            self.fail(f"{value!r} is not a duration from a minute to ten years, such as 30d, 12h or 90m", param, ctx)
-        return math.ceil(seconds / 60)
+def _minutes(text: str) -> int:
+    """Parse a token's lifetime, rounded up to whole minutes."""
+    try:
+        seconds = parse_duration(text)
+    except ValueError:
+        seconds = 0.0
+    if not 60 <= seconds <= _LONGEST_LIFE:
+        raise click.BadParameter(f"{text!r} is not a duration from a minute to ten years, such as 30d, 12h or 90m")
+    return math.ceil(seconds / 60)
 
 
-class _Limit(click.ParamType[int]):
-    """A number of requests; 0 for 'unlimited'."""
-
-    name = "limit"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if value == "unlimited":
-            return 0
-        try:
-            number = int(value)
-        except ValueError:
-            number = 0
-        if number < 1:
-            self.fail(f"{value!r} is not allowed; give 1 or more, or 'unlimited'", param, ctx)
-        return number
+def _number(text: str) -> int:
+    """Parse a number of requests; 0 for 'unlimited'."""
+    if text == "unlimited":
+        return 0
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise click.BadParameter(f"{text!r} is not allowed; give 1 or more, or 'unlimited'")
+    return number
 
 
 _DURATION_HELP = "Lifetime from now on, from 1m to ten years, e.g. 30d, 12h or 90m."
@@ -69,9 +59,9 @@ def command() -> None:
 @command.command()
 @click.option("--project-id", required=True, metavar="ID", help="Project whose API key is used.")
 @click.option("--name", metavar="NAME", help="Name of the token; need not be unique.")
-@click.option("--duration", type=_Duration(), metavar="TIME", help=f"{_DURATION_HELP}  [default: 30d]")
+@click.option("--duration", type=_minutes, metavar="TIME", help=f"{_DURATION_HELP}  [default: 30d]")
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
-@click.option("--max-requests", type=_Limit(), metavar="N", help=f"{_LIMIT_HELP}  [default: unlimited]")
+@click.option("--max-requests", type=_number, metavar="N", help=f"{_LIMIT_HELP}  [default: unlimited]")
 @json_option
 @with_client
 def generate(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
@@ -88,23 +78,16 @@ def list_(client: ManagementClient, project_id: str | None, *, active_only: bool
     """List tokens, the newest first."""
     query = {"project_id": project_id, "active_only": "true" if active_only else None}
     found = list(client.list(path("tokens"), **query))
-    if as_json:
-        print_json(found)
-    else:
-        rows = [
-            (
-                t["id"],
-                t["name"] or None,
-                f"…{t['last4']}",
-                t["request_count"],
-                _limit(t),
-                timestamp(t["expires_at"]),
-                _state(t),
-            )
-            for t in found
-        ]
-        titles = ("ID", "NAME", "TOKEN", "USED", "LIMIT", "EXPIRES", "STATE")
-        click.echo(table(titles, rows, numbers=("USED", "LIMIT")))
+    rows = [
+        (
+            *(t["id"], t["name"] or None, f"…{t['last4']}"),
+            *(t["request_count"], _limit(t)),
+            *(timestamp(t["expires_at"]), _state(t)),
+        )
+        for t in found
+    ]
+    titles = ("ID", "NAME", "TOKEN", "USED", "LIMIT", "EXPIRES", "STATE")
+    print_table(found, titles, rows, numbers=("USED", "LIMIT"), as_json=as_json)
 
 
 @command.command()
@@ -119,9 +102,9 @@ def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
 @command.command()
 @click.argument("token_id", metavar="ID")
 @click.option("--name", metavar="NAME", help="New name.")
-@click.option("--duration", type=_Duration(), metavar="TIME", help=_DURATION_HELP)
+@click.option("--duration", type=_minutes, metavar="TIME", help=_DURATION_HELP)
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
-@click.option("--max-requests", type=_Limit(), metavar="N", help=_LIMIT_HELP)
+@click.option("--max-requests", type=_number, metavar="N", help=_LIMIT_HELP)
 @json_option
 @with_client
 def update(client: ManagementClient, token_id: str, *, as_json: bool, **options: Any) -> None:
@@ -174,7 +157,6 @@ def rotate(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
 def _body(
     name: str | None, duration: int | None, expires_at: str | None, max_requests: int | None
 ) -> dict[str, object]:
-    """The request body for the options that are given."""
     if duration is not None and expires_at is not None:
         raise WrongUsage("--duration and --expires-at cannot be used together; give one of them")
     body = {"name": name, "duration_minutes": duration, "expires_at": expires_at, "max_requests": max_requests}
