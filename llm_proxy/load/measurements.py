@@ -99,14 +99,14 @@ def error_of(body: bytes) -> tuple[str, str]:
     try:
         found: Any = json.loads(body)
     except ValueError:
+        found = None
+    if not isinstance(found, dict):
         return "", ""
-    error = found.get("error") if isinstance(found, dict) else None
+    error = found.get("error")
     if isinstance(error, dict):
         code, message = error.get("code") or error.get("type"), error.get("message")
-    elif isinstance(found, dict):
-        code, message = found.get("code"), found.get("description") or error
     else:
-        code = message = None
+        code, message = found.get("code"), found.get("description") or error
     return str(code or "")[:_MAX_CODE_LENGTH], str(message or "")
 
 

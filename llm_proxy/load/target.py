@@ -22,10 +22,8 @@ class LoadTarget:
     """A server and its requests, which differ only in their tokens.
 
     Attributes:
-        host, port: where to connect.
         prefix, suffix: the request before and after its credential.
         credentials: header lines that are used in turn; one empty line if no token is sent.
-        tls: TLS context; None for plain HTTP.
         bodiless: responses have no body, as those to HEAD.
     """
 
@@ -63,35 +61,29 @@ class LoadTarget:
         lines += [f"{name}: {value}" for name, value in headers]
         if body or method in {"POST", "PUT", "PATCH"}:
             lines.append(f"Content-Length: {len(body)}")
-        secure = parts.scheme == "https"
         return cls(
             host=parts.hostname,
             port=parts.port or _DEFAULT_PORTS[parts.scheme],
             prefix=b"".join(_line(line) for line in lines),
             suffix=b"\r\n" + body,
             credentials=tuple(_line(f"Authorization: Bearer {token}") for token in tokens) or (b"",),
-            tls=(tls or client_context()) if secure else None,
+            tls=(tls or client_context()) if parts.scheme == "https" else None,
             bodiless=method == "HEAD",
         )
-
-    @property
-    def request(self) -> bytes:
-        return self.prefix + self.credentials[0] + self.suffix
 
     def requests(self) -> Iterator[bytes]:
         """Return all requests in sequence; it is infinite."""
         if len(self.credentials) == 1:
-            return repeat(self.request)
+            return repeat(self.prefix + self.credentials[0] + self.suffix)
         # Not rendered in advance: a hundred thousand requests are much larger than as many tokens.
         return (self.prefix + credential + self.suffix for credential in cycle(self.credentials))
 
 
 def _line(text: str) -> bytes:
+    name = text.partition(" ")[0].rstrip(":")
     if _UNSAFE.search(text):
-        raise ValueError(f"{text.partition(' ')[0].rstrip(':')!r} contains a line break or a NUL")
+        raise ValueError(f"{name!r} contains a line break or a NUL")
     try:
         return text.encode("latin-1") + b"\r\n"
     except UnicodeEncodeError:
-        raise ValueError(
-            f"{text.partition(' ')[0].rstrip(':')!r} contains characters that are not allowed in a header"
-        ) from None
+        raise ValueError(f"{name!r} contains characters that are not allowed in a header") from None

@@ -18,9 +18,7 @@ def client_context(*, ca: Path | None = None, insecure: bool = False) -> ssl.SSL
 
     TLS 1.2 or later, and only HTTP/1.1 by ALPN. It takes about ten milliseconds: build it once per origin.
 
-    Args:
-        ca: PEM file of the only trusted authorities.
-        insecure: trust any certificate.
+    `ca` is a PEM file of the only trusted authorities. `insecure` trusts any certificate.
 
     Raises:
         OSError: the file cannot be read, or contains no certificates.

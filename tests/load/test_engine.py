@@ -40,7 +40,7 @@ async def test_a_closed_loop_sends_exactly_the_planned_requests(nursery: trio.Nu
         0,
         0,
     )
-    assert set(server.requests) == {load_on(server).target.request}
+    assert set(server.requests) == {next(load_on(server).target.requests())}
 
 
 async def test_there_are_not_more_connections_than_requests(nursery: trio.Nursery) -> None:

@@ -10,13 +10,16 @@ from llm_proxy.load import LoadTarget
 
 def test_a_request_is_rendered_with_its_length() -> None:
     target = LoadTarget.render("POST", "http://localhost:81/a?b=c", [("X-A", "1")], b"body")
-    assert target.request == b"POST /a?b=c HTTP/1.1\r\nHost: localhost:81\r\nX-A: 1\r\nContent-Length: 4\r\n\r\nbody"
+    assert (
+        next(target.requests())
+        == b"POST /a?b=c HTTP/1.1\r\nHost: localhost:81\r\nX-A: 1\r\nContent-Length: 4\r\n\r\nbody"
+    )
     assert (target.host, target.port, target.tls) == ("localhost", 81, None)
 
 
 def test_a_header_can_replace_the_host() -> None:
     target = LoadTarget.render("GET", "http://127.0.0.1", [("host", "example.com")], b"")
-    assert target.request == b"GET / HTTP/1.1\r\nhost: example.com\r\n\r\n"
+    assert next(target.requests()) == b"GET / HTTP/1.1\r\nhost: example.com\r\n\r\n"
     assert (target.host, target.port) == ("127.0.0.1", 80)
 
 

@@ -136,17 +136,16 @@ class Http1Connection:
         cycle = self._cycle
         if cycle is None or not self._half_closed:
             return
-        if not self._disconnected and self.stream is self.transport and not self._is_cut_off():
+        reader = self.reader
+        # The bytes in the kernel are too few to complete the body of the request.
+        cut_off = not reader.complete and self.transport.unread < (reader.remaining or 1)
+        if not self._disconnected and self.stream is self.transport and not cut_off:
             cycle.probe_client()
             return
         self._disconnected = True
         cycle.disconnect()
         if self._on_disconnect is not None and self._on_disconnect():
             self._scope.cancel()
-
-    def _is_cut_off(self) -> bool:
-        reader = self.reader
-        return not reader.complete and self.transport.unread < (reader.remaining or 1)
 
     def expire(self, wheel: TimeoutWheel) -> None:
         self._timed_out = True

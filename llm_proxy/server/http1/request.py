@@ -218,13 +218,9 @@ class RequestReader:
 
     def _read_body(self, data: bytes) -> None:
         if self._remaining:
-            if len(data) <= self._remaining:
-                self._remaining -= len(data)
-                self._parse(data)
-            else:
-                data, self._pending = data[: self._remaining], data[self._remaining :]
-                self._remaining = 0
-                self._parse(data)
+            data, self._pending = data[: self._remaining], data[self._remaining :]
+            self._remaining -= len(data)
+            self._parse(data)
             return
         # Search the last bytes that were fed again: the end may be cut in two.
         window, fed = self._tail + data, len(self._tail)

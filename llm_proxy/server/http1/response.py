@@ -103,19 +103,14 @@ class ResponseWriter:
     def _frame(self, status: int, length: int | None) -> bytes:
         """Decide how the client finds the end of the body (RFC 9112 section 6.3)."""
         framing = self._upgrade
-        if status == 204:
-            self._bodiless = True
-        elif status == 304 or self._bodiless:
-            self._bodiless = True
-            if length is not None:
-                framing += b"content-length: %d\r\n" % length
-        elif length is not None:
-            self._remaining = length
+        self._bodiless = self._bodiless or status in {204, 304}
+        self._remaining = length
+        if length is not None and status != 204:
             framing += b"content-length: %d\r\n" % length
-        elif self._modern:
+        elif self._modern and not self._bodiless:
             self._chunked = True
             framing += b"transfer-encoding: chunked\r\n"
-        else:
+        elif not self._bodiless:
             self.delimited = False
             self.keep_alive = False
         if not self.keep_alive:

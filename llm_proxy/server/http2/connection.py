@@ -240,13 +240,12 @@ class Http2Protocol(H2Protocol):
         config.keep_alive_max_requests = sys.maxsize
         config.h2_max_concurrent_streams = MAX_STREAMS
         config.h2_max_header_list_size = owner.context.config.max_header_size
-        state = ConnectionState(owner.context.state)
         super().__init__(
             owner.context.app,  # type: ignore[arg-type]  # never called: `spawn_app` takes ours
             config,
             WorkerContext(None),
             owner,  # type: ignore[arg-type]  # as much of a task group as the protocol needs
-            state,
+            ConnectionState(owner.context.state),
             True,  # noqa: FBT003 - Hypercorn's signature
             address_of(owner.transport.socket, peer=True),  # type: ignore[arg-type]  # a Unix socket has no port
             address_of(owner.transport.socket),  # type: ignore[arg-type]  # the same
