@@ -207,8 +207,11 @@ async def scene(folder: Path, *, judged: bool = False) -> AsyncIterator[Scene]:
                 max_request_size=1 << 20,
                 max_concurrent=100,
             )
-            await nursery.start(ledger.run)
-            yield Scene(database, ledger, relay, pool, provider, secret.encode())
-            pool.close()
-            await ledger.drain()
+            # Its last transaction has to end before the database is closed.
+            async with trio.open_nursery() as writing:
+                await writing.start(ledger.run)
+                yield Scene(database, ledger, relay, pool, provider, secret.encode())
+                pool.close()
+                await ledger.drain()
+                writing.cancel_scope.cancel()
             nursery.cancel_scope.cancel()
