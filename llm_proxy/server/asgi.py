@@ -54,7 +54,6 @@ class Lifespan:
         self._to_app, self._from_server = trio.open_memory_channel[Message](2)
         self._answered = {"startup": trio.Event(), "shutdown": trio.Event()}
         self._failure: str | None = None
-        self._ended = False
         # Cancelling the server does not cancel the application's own shutdown.
         self._scope = trio.CancelScope(shield=True)
 
@@ -90,7 +89,6 @@ class Lifespan:
                 self._failure = self._failure or "the application's lifespan raised an exception"
                 self._stop.set()
         finally:
-            self._ended = True
             for answered in self._answered.values():
                 answered.set()
 
@@ -102,6 +100,5 @@ class Lifespan:
         self._answered[phase].set()
 
     async def _request(self, phase: str) -> None:
-        if not self._ended:
-            self._to_app.send_nowait({"type": f"lifespan.{phase}"})
-            await self._answered[phase].wait()
+        self._to_app.send_nowait({"type": f"lifespan.{phase}"})
+        await self._answered[phase].wait()
