@@ -102,9 +102,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
     """Migrate the database, open all components, and close them in reverse order.
 
     If the writer of the ledger fails, the body is cancelled: a proxy must not serve requests that it cannot record.
-
-    Raises:
-        db.errors.DatabaseError, KeyRingError, SettingsError: a component cannot be opened.
+    Raises `db.errors.DatabaseError`, `KeyRingError` or `SettingsError` if a component cannot be opened.
     """
     target = database_target(settings)
     providers = provider_file.load(settings)

@@ -30,6 +30,15 @@ OWN_FILES: Final = 64
 #: Files of one database connection: SQLite has the database, its log and its shared memory open.
 FILES_PER_DATABASE_CONNECTION: Final = 3
 
+_NO_RELOAD: Final = (
+    "SIGHUP changes nothing: this server has one process, which cannot be replaced while it serves; restart it to "
+    "reload its settings, or set WORKERS to 2 or more, which are replaced one by one"
+)
+_NO_RELOAD_ON_SQLITE: Final = (
+    "SIGHUP changes nothing: a SQLite file has one server process, and the next one can start only when this one has "
+    "ended; restart the server to reload its settings"
+)
+
 
 def check_files(settings: Settings) -> None:
     """Read the provider file and the certificate before anything starts. Raises `SettingsError` with all mistakes."""
@@ -148,7 +157,7 @@ async def _serve(
 
     def reload() -> bool:
         if not in_terminal:
-            events.warning(_why_no_reload(settings))
+            events.warning(_NO_RELOAD_ON_SQLITE if settings.db_driver == "sqlite" else _NO_RELOAD)
         return not in_terminal
 
     try:
@@ -175,15 +184,3 @@ async def _serve(
             raise app.failure from None
         raise
     events.info("stopped")
-
-
-def _why_no_reload(settings: Settings) -> str:
-    if settings.db_driver == "sqlite":
-        return (
-            "SIGHUP changes nothing: a SQLite file has one server process, and the next one can start only when this "
-            "one has ended; restart the server to reload its settings"
-        )
-    return (
-        "SIGHUP changes nothing: this server has one process, which cannot be replaced while it serves; restart it to "
-        "reload its settings, or set WORKERS to 2 or more, which are replaced one by one"
-    )

@@ -47,12 +47,7 @@ def print_record(value: Any, fields: Mapping[str, object], *, as_json: bool) -> 
 
 
 def print_table(
-    value: Any,
-    titles: Sequence[str],
-    rows: Iterable[Sequence[object]],
-    *,
-    numbers: Collection[str] = (),
-    as_json: bool,
+    value: Any, titles: Sequence[str], rows: Iterable[Sequence[object]], *, numbers: Collection[str] = (), as_json: bool
 ) -> None:
     """Print a list: `value` as JSON, or `rows` for people."""
     if as_json:

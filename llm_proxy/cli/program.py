@@ -81,7 +81,6 @@ class Program(Group):
             raise click.NoSuchCommand(error.command_name, possibilities=self.list_commands(ctx), ctx=ctx) from None
 
     def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> NoReturn:  # type: ignore[override]  # always ends the process, unlike click's
-        """Run the command line and end the process with its exit code."""
         arguments = list(sys.argv[1:] if args is None else args)
         debug = False
         code = DONE

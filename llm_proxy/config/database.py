@@ -45,4 +45,4 @@ def open_keyring(settings: Settings) -> KeyRing:
     if settings.encryption_key is not None:
         return KeyRing.from_setting(settings.encryption_key, allow_plaintext=settings.allow_plaintext_api_keys)
     path = key_file(settings)
-    return KeyRing.plaintext() if path is None else load_or_create_key_file(path)
+    return KeyRing(allow_plaintext=True) if path is None else load_or_create_key_file(path)

@@ -19,13 +19,10 @@ READY_TIMEOUT: Final = 2.0
 
 
 class Readiness:
-    """What keeps this worker from serving.
-
-    Attributes:
-        draining: set when the server stops: it serves, but load balancers should use other servers.
-    """
+    """What keeps this worker from serving."""
 
     def __init__(self, database: Database, ledger: Ledger, outage: OutageMode | None, nursery: trio.Nursery) -> None:
+        #: The server stops: it serves, but load balancers should use other servers.
         self.draining = False
         self._ledger = ledger
         self._outage = outage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import partial
 from itertools import accumulate, chain
 from typing import Final
 
@@ -75,17 +75,12 @@ def _metric(family: Family, series: dict[tuple[str, ...], list[Sequence[float]]]
     return plain
 
 
-@lru_cache(maxsize=256)
-def _process_collector(process: int) -> ProcessCollector:
-    return ProcessCollector(namespace="llm_proxy", pid=lambda: process, registry=None)
-
-
 def _process_metrics(processes: Sequence[tuple[int, int]]) -> Iterator[Metric]:
     """What the operating system knows of each worker; nothing except on Linux."""
     merged: dict[str, Metric] = {}
     for number, process in processes:
         try:
-            found = list(_process_collector(process).collect())
+            found = list(ProcessCollector("llm_proxy", partial(int, process), registry=None).collect())
         except (ValueError, UnboundLocalError):
             continue  # the worker has just ended, or the library does not support this system
         for metric in found:

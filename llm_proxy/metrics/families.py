@@ -28,8 +28,6 @@ class Family:
 
     Attributes:
         name: as shown, without the suffixes of its kind.
-        kind: Prometheus' type.
-        text: one sentence that explains it.
         over_workers: how the values of several workers are combined: their sum, the lowest, the highest, or the value
             of the worker that answers, if all have the same.
         bounds: upper bounds of a histogram, inclusive and ascending, without the last bucket.
@@ -167,14 +165,10 @@ FAILURES: Final = _counter(
     "llm_proxy_database_failures", "Transactions that failed after all retries, by cause.", _FAILURE
 )
 SCHEMA_REVISION: Final = _gauge(
-    "llm_proxy_database_schema_revision",
-    "Current revision of the schema; 0 before the first.",
-    over_workers="any",
+    "llm_proxy_database_schema_revision", "Current revision of the schema; 0 before the first.", over_workers="any"
 )
 SCHEMA_HEAD: Final = _gauge(
-    "llm_proxy_database_schema_head",
-    "Latest revision of the schema that this version knows.",
-    over_workers="any",
+    "llm_proxy_database_schema_head", "Latest revision of the schema that this version knows.", over_workers="any"
 )
 SIZE: Final = _gauge("llm_proxy_database_size_bytes", "Size of the database, without its log.", over_workers="any")
 SQLITE_WAL: Final = _gauge(

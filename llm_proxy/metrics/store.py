@@ -84,7 +84,6 @@ class SharedMetricStore(MetricStore):
     shared = True
 
     def __init__(self, number: int, memory: memoryview[int], stores: Mapping[int, SharedMetricStore]) -> None:
-        """Take `SIZE` bytes of shared memory, which are zero or as another process has left them."""
         super().__init__(number)
         self._words = memory.cast("q")
         self._values = memory.cast("d")
@@ -94,7 +93,6 @@ class SharedMetricStore(MetricStore):
 
     @property
     def process(self) -> int | None:
-        """The id of the process that writes here; None if it has ended, or none has started."""
         pid = self._words[0]
         try:
             if pid:
@@ -124,7 +122,6 @@ class SharedMetricStore(MetricStore):
             self._end = start + name_words + size
 
     def everyone(self) -> Iterator[MetricStore]:
-        """The stores of all workers, with all entries that they have now."""
         for store in self._stores.values():
             if store is not self:
                 store.read()

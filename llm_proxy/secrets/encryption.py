@@ -77,11 +77,6 @@ class KeyRing:
     def generate(cls) -> Self:
         return cls([secrets.token_bytes(KEY_BYTES)])
 
-    @classmethod
-    def plaintext(cls) -> Self:
-        """Make a ring without keys, which reads and writes `plain:` values."""
-        return cls(allow_plaintext=True)
-
     def to_setting(self) -> str:
         """The keys as in `ENCRYPTION_KEY`. This is a secret: for key files only."""
         return ",".join(base64.b64encode(key).decode("ascii") for key in self._keys)
@@ -100,12 +95,7 @@ class KeyRing:
         return f"{_V2}{self._sealing_kid}:{base64.urlsafe_b64encode(nonce + box).decode('ascii')}"
 
     def open(self, sealed: str, project_id: str) -> str:
-        """Decrypt the API key of a project.
-
-        Raises:
-            SealError: the form or the key is unknown, the value was altered or belongs to another project, or it is
-                plain text and that is not allowed.
-        """
+        """Decrypt the API key of a project. Raises `SealError`."""
         if sealed.startswith(_V2):
             kid, colon, body = sealed[len(_V2) :].partition(":")
             if not colon:
@@ -135,10 +125,7 @@ class KeyRing:
         return sealed.startswith(f"{_V2}{self._sealing_kid}:")
 
     def missing(self, sealed: str) -> str | None:
-        """Describe the key or setting that is needed to open this value and is not configured; None if all is.
-
-        It reads the form only, and does not decrypt.
-        """
+        """Describe what `open` needs and is not configured; None if all is. It does not decrypt."""
         if sealed.startswith(_V2):
             kid = sealed[len(_V2) :].partition(":")[0]
             return None if kid in self._ciphers else f"the key with the id {kid}"
@@ -166,9 +153,17 @@ def load_or_create_key_file(path: Path) -> KeyRing:
     try:
         if not path.exists():
             private_file.create(path, KeyRing.generate().to_setting() + "\n")
-        return _read_key_file(path)
+        content = private_file.read(path)
     except OSError as error:
         raise KeyRingError(f"the key file {path} cannot be used: {error.strerror}") from error
+    except private_file.ExposedFile as error:
+        raise KeyRingError(f"the key file {path} {error}") from None
+    try:
+        return KeyRing.from_setting(content.decode("ascii").strip())
+    except (KeyRingError, UnicodeDecodeError) as error:
+        reason = error if isinstance(error, KeyRingError) else "it is not text"
+        remedy = "the API keys in the database are encrypted with it, so bring it back from a backup"
+        raise KeyRingError(f"the key file {path} is damaged: {reason}; {remedy}") from None
 
 
 def last4(secret: str) -> str:
@@ -210,16 +205,3 @@ def _decrypt(cipher: AESGCM, box: tuple[bytes, bytes], associated: bytes | None)
         raise SealError("a sealed API key was altered, or belongs to another project") from None
     except UnicodeDecodeError:
         raise SealError("a sealed API key is damaged: it is not text") from None
-
-
-def _read_key_file(path: Path) -> KeyRing:
-    try:
-        content = private_file.read(path)
-    except private_file.ExposedFile as error:
-        raise KeyRingError(f"the key file {path} {error}") from None
-    try:
-        return KeyRing.from_setting(content.decode("ascii").strip())
-    except (KeyRingError, UnicodeDecodeError) as error:
-        reason = error if isinstance(error, KeyRingError) else "it is not text"
-        remedy = "the API keys in the database are encrypted with it, so bring it back from a backup"
-        raise KeyRingError(f"the key file {path} is damaged: {reason}; {remedy}") from None

@@ -34,13 +34,7 @@ class Unreadable:
 
 @define
 class Rotation:
-    """The result of a rotation.
-
-    Attributes:
-        resealed: projects whose API key was encrypted again, or would be with `dry_run`.
-        current: projects whose API key was under the first key before.
-        unreadable: projects whose API key was not changed.
-    """
+    """Projects by their API key: encrypted again (with `dry_run`, would be), under the first key before, unreadable."""
 
     resealed: int = 0
     current: int = 0
@@ -77,12 +71,7 @@ def _reseal(database: Database, ring: KeyRing, project_id: str, sealed: str, fou
 
 @frozen
 class Locked:
-    """API keys that cannot be decrypted with the configured keys.
-
-    Attributes:
-        projects: the number of all projects.
-        missing: descriptions of what is not configured, with the number of projects that need it.
-    """
+    """The number of all projects, and how many of them need something that is not configured, by its description."""
 
     projects: int
     missing: Counter[str]

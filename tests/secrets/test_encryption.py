@@ -97,7 +97,7 @@ def test_a_value_that_cannot_be_opened_is_refused_with_a_reason(sealed: str, sai
 
 
 def test_plain_text_is_read_if_it_is_allowed() -> None:
-    ring = KeyRing.plaintext()
+    ring = KeyRing(allow_plaintext=True)
     sealed = ring.seal(API_KEY, PROJECT)
     assert sealed == "plain:" + API_KEY
     assert ring.open(sealed, PROJECT) == API_KEY

@@ -76,7 +76,7 @@ def test_a_key_that_cannot_be_decrypted_is_unchanged_and_reported(database: Data
 
 
 def test_plain_text_is_encrypted_once_there_is_a_key(database: Database) -> None:
-    project = add_project(database, KeyRing.plaintext(), "sk-plain")
+    project = add_project(database, KeyRing(allow_plaintext=True), "sk-plain")
     refused = keys.rotate(database, ring(NEW))
     assert (refused.resealed, len(refused.unreadable)) == (0, 1)
     assert keys.rotate(database, ring(NEW, plain=True)).resealed == 1

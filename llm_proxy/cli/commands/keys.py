@@ -42,16 +42,9 @@ def rotate(context: click.Context, *, dry_run: bool, as_json: bool, db: str | No
         print_json({**asdict(done), "key": ring.key_ids[0] if ring.key_ids else None, "dry_run": dry_run})
     else:
         under = f"the key with the id {ring.key_ids[0]}" if ring.key_ids else "no key: they are in plain text"
-        click.echo(
-            record(
-                {
-                    "under": under,
-                    "would be re-encrypted" if dry_run else "re-encrypted": done.resealed,
-                    "current": done.current,
-                    "unreadable": len(done.unreadable),
-                }
-            )
-        )
+        done_or_not = "would be re-encrypted" if dry_run else "re-encrypted"
+        fields = {done_or_not: done.resealed, "current": done.current, "unreadable": len(done.unreadable)}
+        click.echo(record({"under": under, **fields}))
         for one in done.unreadable:
             report_problem(f"{one.project_id}: {one.reason}")
     if done.unreadable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
@@ -40,9 +41,7 @@ def up(db: str | None, config: Path | None) -> None:
     "--to", metavar="REVISION", help="Revision to keep; 'base' undoes all.  [default: undo the newest revision]"
 )
 @click.option(
-    "--allow-live",
-    is_flag=True,
-    help="Run while servers use the database; they may fail (PostgreSQL and MySQL only).",
+    "--allow-live", is_flag=True, help="Run while servers use the database; they may fail (PostgreSQL and MySQL only)."
 )
 @yes_option
 @database_options
@@ -104,8 +103,7 @@ def plan(db: str | None, config: Path | None) -> None:
         click.echo(migrate.plan(database), nl=False)
 
 
-def _print_error(message: str) -> None:
-    click.echo(message, err=True)
+_print_error = partial(click.echo, err=True)
 
 
 def _print_revision(verb: str) -> Callable[[Revision], None]:

@@ -57,49 +57,43 @@ def command(addr: str | None, db: str | None, workers: str | None, config: Path 
 
 
 def _supervise(settings: Settings, sockets: Sequence[socket], load: Callable[[], Settings]) -> None:
-    current = [settings]
     # A mistake that stops every worker is reported here, once.
     with opened(database_target(settings), database_options(settings)) as database:
         migrate.prepare(database, print_to_stderr)
         check_connections(database, settings, _warn)
+    stores = MetricStores(settings.workers)
+
+    def run_worker(sockets: Sequence[socket], number: int, on_serving: Callable[[], None]) -> None:
+        try:
+            serve_until_stopped(settings, sockets, stores.take(number), on_serving=on_serving)
+        except Exception as error:  # noqa: BLE001 (every error becomes a line and an exit code)
+            log.logger("server").debug("the worker failed", exc_info=error)
+            sys.exit(_report(error))
+
+    def reload() -> bool:
+        """Load the settings for the next workers. If they are wrong, report it and keep the current ones."""
+        nonlocal settings
+        try:
+            new = load()
+            check_files(new)
+        except Exception as error:  # noqa: BLE001 (the running workers must continue)
+            _report(error)
+            print_to_stderr("the workers keep their current settings")
+            return False
+        for name in ("listen_addr", "workers"):
+            if getattr(new, name) != getattr(settings, name):
+                _warn(f"{name.upper()} has changed; restart the server to apply it")
+        settings = new
+        return True
+
     supervisor = Supervisor(
-        partial(_run_worker, current, MetricStores(settings.workers)),
+        run_worker,
         sockets,
         workers=settings.workers,
         shutdown_grace=settings.shutdown_delay + settings.shutdown_grace,
-        before_replacing=partial(_reload, current, load),
+        before_replacing=reload,
     )
     raise click.exceptions.Exit(supervisor.run())
-
-
-def _reload(current: list[Settings], load: Callable[[], Settings]) -> bool:
-    """Load the settings for the next workers. If they are wrong, report it and keep the current ones."""
-    try:
-        settings = load()
-        check_files(settings)
-    except Exception as error:  # noqa: BLE001 (the running workers must continue)
-        _report(error)
-        print_to_stderr("the workers keep their current settings")
-        return False
-    for name in ("listen_addr", "workers"):
-        if getattr(settings, name) != getattr(current[0], name):
-            _warn(f"{name.upper()} has changed; restart the server to apply it")
-    current[0] = settings
-    return True
-
-
-def _run_worker(
-    current: list[Settings],
-    stores: MetricStores,
-    sockets: Sequence[socket],
-    number: int,
-    on_serving: Callable[[], None],
-) -> None:
-    try:
-        serve_until_stopped(current[0], sockets, stores.take(number), on_serving=on_serving)
-    except Exception as error:  # noqa: BLE001 (every error becomes a line and an exit code)
-        log.logger("server").debug("the worker failed", exc_info=error)
-        sys.exit(_report(error))
 
 
 def _warn(message: str) -> None:

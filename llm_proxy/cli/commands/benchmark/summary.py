@@ -96,8 +96,5 @@ def size(number: int) -> str:
     """Show a number of bytes."""
     if number < 1000:
         return f"{number} bytes"
-    value, units = number / 1000, iter(("kB", "MB", "GB"))
-    unit = next(units)
-    while value >= 1000 and unit != "GB":
-        value, unit = value / 1000, next(units)
-    return f"{value:.1f} {unit}"
+    power = min(3, (len(str(number)) - 1) // 3)
+    return f"{number / 1000**power:.1f} {('kB', 'MB', 'GB')[power - 1]}"

@@ -42,12 +42,7 @@ class _ChatRequest(msgspec.Struct):
 
 @frozen
 class DemoProvider:
-    """An ASGI application that answers chat completions.
-
-    Attributes:
-        api_key: the only key that it accepts.
-        gap: seconds between the events of a streamed response.
-    """
+    """An ASGI application that answers chat completions, with `gap` seconds between the events of a stream."""
 
     api_key: str = field(repr=False)
     gap: float

@@ -196,13 +196,11 @@ def _step(text: str) -> None:
 
 
 def _say(text: str, **style: Any) -> None:
-    """Print a paragraph."""
     lines = textwrap.fill(printable(text), _width(), initial_indent=_INDENT, subsequent_indent=_INDENT)
     click.echo(click.style(lines, **style))
 
 
 def _block(text: str, indent: str = _INDENT) -> None:
-    """Print lines without wrapping them."""
     click.echo(textwrap.indent(text, indent))
 
 
@@ -219,7 +217,6 @@ class Stream:
         self._column = 0
 
     def write(self, piece: str) -> None:
-        """Print a piece at once."""
         text = printable(piece)
         if self._column == 0 or self._column + len(text) > self._width:
             click.echo(("\n" if self._column else "") + _INDENT, nl=False)

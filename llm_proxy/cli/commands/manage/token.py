@@ -66,7 +66,7 @@ def command() -> None:
 @with_client
 def generate(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
     """Create a token. Its secret is shown only once."""
-    _show_secret(client.post(path("tokens"), {"project_id": project_id} | _body(**options)), as_json=as_json)
+    _show(client.post(path("tokens"), {"project_id": project_id} | _body(**options)), as_json=as_json)
 
 
 @command.command("list")
@@ -151,7 +151,7 @@ def rotate(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
 
     The new secret is shown only once. The old one is rejected from now on.
     """
-    _show_secret(client.post(path("tokens", token_id, "rotate")), as_json=as_json)
+    _show(client.post(path("tokens", token_id, "rotate")), as_json=as_json)
 
 
 def _body(
@@ -165,17 +165,9 @@ def _body(
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
-    print_record(found, _fields(found), as_json=as_json)
-
-
-def _show_secret(found: dict[str, Any], *, as_json: bool) -> None:
-    print_record(found, {"token": found["token"]} | _fields(found), as_json=as_json)
-    if not as_json:
-        click.echo("The token is shown only once; only its digest is stored.", err=True)
-
-
-def _fields(found: dict[str, Any]) -> dict[str, object]:
-    return {
+    """Print a token, with its secret if the response has it."""
+    secret = {"token": found["token"]} if "token" in found else {}
+    fields = {
         "id": found["id"],
         "project": found["project_id"],
         "name": found["name"] or None,
@@ -187,6 +179,9 @@ def _fields(found: dict[str, Any]) -> dict[str, object]:
         "last used": timestamp(found["last_used_at"]),
         "revoked": timestamp(found["revoked_at"]),
     }
+    print_record(found, secret | fields, as_json=as_json)
+    if secret and not as_json:
+        click.echo("The token is shown only once; only its digest is stored.", err=True)
 
 
 def _limit(found: dict[str, Any]) -> object:
@@ -194,7 +189,6 @@ def _limit(found: dict[str, Any]) -> object:
 
 
 def _state(found: dict[str, Any]) -> str:
-    """Whether the token is accepted, and if not, why."""
     if not found["active"]:
         return "revoked"
     if found["expires_at"] is not None and datetime.fromisoformat(found["expires_at"]) <= datetime.now(UTC):
