@@ -37,11 +37,7 @@ def key_file(settings: Settings) -> Path | None:
 
 
 def open_keyring(settings: Settings) -> KeyRing:
-    """The keys of `ENCRYPTION_KEY`, or of the key file, which is created if it does not exist.
-
-    Raises:
-        llm_proxy.secrets.encryption.KeyRingError: there is no usable key.
-    """
+    """The keys of `ENCRYPTION_KEY`, or of the key file, which is created if needed. Raises `KeyRingError`."""
     if settings.encryption_key is not None:
         return KeyRing.from_setting(settings.encryption_key, allow_plaintext=settings.allow_plaintext_api_keys)
     path = key_file(settings)

@@ -46,10 +46,9 @@ class Decoder(Protocol):
         """Whether the body is complete so far: every member or frame that has begun has ended."""
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Decode the next piece of the body, as far as the iterator is advanced; it may yield empty pieces.
+        """Decode the next piece of the body, as far as the iterator is advanced; raises `Undecodable`.
 
-        Raises:
-            Undecodable: the body is invalid.
+        The iterator may yield empty pieces.
         """
 
 

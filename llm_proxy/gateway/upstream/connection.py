@@ -78,9 +78,8 @@ class Connection:
     async def exchange(self, request: Request, dispatch: Dispatch) -> None:
         """Send a request and wait for the head of its final response, which `parser` then has.
 
-        Raises:
-            UpstreamFailure: with `sent` false only if no byte was sent and nothing of the body was read.
-            Exception: any exception of the request's body.
+        Raises any exception of the request's body, and `UpstreamFailure`; its `sent` is false only if no byte was sent
+        and nothing of the body was read.
         """
         parser = self.parser
         parser.begin(bodiless=request.is_head)
@@ -91,8 +90,15 @@ class Connection:
         if isinstance(body, bytes) and len(body) <= SMALL_BODY:
             data += body
             body = None
+        before = dispatch.sent
+        dispatch.sent = True
         try:
-            sent = self._send_first(data, dispatch)
+            try:
+                sent = self._socket.send_now(data)
+            except OSError as error:
+                # A plain socket has sent nothing; TLS may have.
+                dispatch.sent = before or self._socket.is_tls
+                raise _lost(error, sent=dispatch.sent) from error
             if body is None and sent == len(data):
                 self.request_done = True
                 self._header_timeout.start(self)
@@ -109,16 +115,6 @@ class Connection:
             # A timeout has passed, and closed the socket, just when the last byte arrived.
             raise self._failure
 
-    def _send_first(self, data: bytes, dispatch: Dispatch) -> int:
-        """Start sending. If it fails, a plain socket has sent nothing; TLS may have."""
-        before = dispatch.sent
-        dispatch.sent = True
-        try:
-            return self._socket.send_now(data)
-        except OSError as error:
-            dispatch.sent = before or self._socket.is_tls
-            raise _lost(error, sent=dispatch.sent) from error
-
     async def _read(self) -> None:
         try:
             data = await self._socket.receive()
@@ -134,11 +130,7 @@ class Connection:
             self.parser.end()
 
     async def receive(self) -> bytes:
-        """Return the next piece of the response's body, empty at its clean end. A checkpoint only if it has to wait.
-
-        Raises:
-            UpstreamFailure: the body was cut off, stalled or is malformed.
-        """
+        """Return the next piece of the body, or raise an error, as `UpstreamResponse.receive` does."""
         parser = self.parser
         pieces = parser.pieces
         if not pieces:
@@ -205,10 +197,7 @@ class Connection:
         self._header_timeout.start(self)
 
     async def _send(self, data: memoryview) -> bool:
-        """Send `data`; False if the upstream reads no more.
-
-        It may have answered before, so the caller continues to read.
-        """
+        """Send `data`; False if the upstream reads no more. It may have answered, so the caller continues to read."""
         try:
             while data:
                 # An upstream that reads very fast must not delay other requests, or its own response.

@@ -50,11 +50,7 @@ class Connector:
         return f"{self._origin} through {self._proxy}" if self._proxy else str(self._origin)
 
     async def connect(self) -> Connection:
-        """Resolve the name, connect and do the TLS handshake.
-
-        Raises:
-            ConnectFailed: or its subclass ConnectTimeout.
-        """
+        """Resolve the name, connect and do the TLS handshake; raises `ConnectFailed` (or `ConnectTimeout`)."""
         with trio.move_on_after(self._seconds):
             try:
                 if self._proxy is None:

@@ -44,8 +44,7 @@ class OutboundProxy:
 def outbound_proxy(origin: Origin, environ: Mapping[str, str]) -> OutboundProxy | None:
     """The proxy for requests to `origin`, or None if they go directly, as they always do on loopback.
 
-    Raises:
-        ValueError: the proxy's URL cannot be used. The message names the variable, never its value.
+    Raises `ValueError` if the proxy's URL cannot be used. The message names the variable, never its value.
     """
     for name in (f"{origin.scheme}_proxy", "all_proxy"):
         for variable in (name, name.upper()):

@@ -83,28 +83,11 @@ class ResponseParser:
         self._length: bytes | None = None
 
     def feed(self, data: bytes) -> None:
-        """Take at least one byte from the upstream.
-
-        Raises:
-            MalformedResponse: the bytes are not (the rest of) the response, or more than that.
-        """
+        """Take at least one byte; raises `MalformedResponse` if they are not (the rest of) the response, or more."""
         if self.head_complete:
             self._feed_body(data)
         else:
             self._feed_head(data)
-
-    def _feed_body(self, data: bytes) -> None:
-        if self.complete and self._bodiless:
-            self._excess()
-            return
-        taken = len(self.pieces)
-        self._execute(data)
-        if len(self.pieces) != taken:
-            self._overhead = 0
-        elif not self.complete:
-            self._overhead += len(data)
-            if self._overhead > OVERHEAD_LIMIT:
-                raise _malformed("the chunk extensions or trailers are too long")
 
     def _feed_head(self, data: bytes) -> None:
         if not self._head_size and data[0] != 0x48:
@@ -125,6 +108,19 @@ class ResponseParser:
             raise _malformed(_LONG_HEAD)
         self._feed_body(data[room:])
 
+    def _feed_body(self, data: bytes) -> None:
+        if self.complete and self._bodiless:
+            self._excess()
+            return
+        taken = len(self.pieces)
+        self._execute(data)
+        if len(self.pieces) != taken:
+            self._overhead = 0
+        elif not self.complete:
+            self._overhead += len(data)
+            if self._overhead > OVERHEAD_LIMIT:
+                raise _malformed("the chunk extensions or trailers are too long")
+
     def _feed_bodiless(self, data: bytes) -> None:
         """Find the exact end of the head of a response to HEAD: llhttp would read what follows as its content."""
         for position in range(len(data)):
@@ -137,21 +133,16 @@ class ResponseParser:
             self._execute(data[position : position + 1])
 
     def end(self) -> None:
-        """Take the orderly end of the stream.
-
-        Raises:
-            Disconnected: it is in the middle of a response, or before one.
-        """
-        if self.complete:
-            return
+        """Take the orderly end of the stream; raises `Disconnected` in the middle of a response, or before one."""
         if self.head_complete and self._until_close:
             self.complete = True
+        if self.complete:
             return
         if self.head_complete:
-            raise Disconnected("the upstream closed the connection in the middle of a response body", sent=True)
-        if self._head_size:
-            raise Disconnected("the upstream closed the connection in the middle of a response head", sent=True)
-        raise Disconnected("the upstream closed the connection before it answered", sent=True)
+            where = "in the middle of a response body"
+        else:
+            where = "in the middle of a response head" if self._head_size else "before it answered"
+        raise Disconnected(f"the upstream closed the connection {where}", sent=True)
 
     def _execute(self, data: bytes) -> None:
         try:
@@ -191,10 +182,8 @@ class ResponseParser:
         name = name.lower()
         value = value.rstrip()
         self.headers.append((name, value))
-        if name in _SPECIAL:
-            self._on_special(name, value)
-
-    def _on_special(self, name: bytes, value: bytes) -> None:
+        if name not in _SPECIAL:
+            return
         if name == b"content-length":
             self._length = value
         elif name == b"transfer-encoding":

@@ -74,9 +74,8 @@ class UpstreamResponse:
     async def receive(self) -> bytes:
         """Return the next piece of the body, empty at the clean end. A checkpoint only if it has to wait.
 
-        Raises:
-            UpstreamFailure: the body was cut off, stalled or is malformed. The connection is closed.
-            trio.ClosedResourceError: the response was closed, or has failed.
+        Raises `UpstreamFailure` and closes the connection if the body was cut off, stalled or is malformed. Raises
+        `trio.ClosedResourceError` if the response was closed, or has failed.
         """
         if self._connection is None:
             raise trio.ClosedResourceError("the response is closed")

@@ -61,9 +61,8 @@ def write_request(
 ) -> Request:
     """Check the parts of a request and write its head; `authority` is the value of Host.
 
-    Raises:
-        ValueError: the parts would not be read as exactly this one request: a line break, a NUL, a blank in the
-            request line, or a framing field among `headers`. The message never contains a value.
+    Raises `ValueError` if they would not be read as exactly this one request: a line break, a NUL, a blank in the
+    request line, or a framing field among `headers`. The message never contains a value.
     """
     fields = b"".join([b"%b: %b\r\n" % pair for pair in headers])
     # One search in the joined section is cheaper than one per field.
@@ -104,11 +103,16 @@ class BodyReader:
     async def __anext__(self) -> bytes:
         """The next piece that is not empty. After the announced length, nothing more is read.
 
-        Raises:
-            ValueError: the body is longer or shorter than announced, so the request has to be aborted.
+        Raises `ValueError` if the body is longer or shorter than announced, so that the request has to be aborted.
         """
         remaining = self._remaining
-        piece = b"" if remaining == 0 else await self._read()
+        piece = b""
+        if remaining != 0:
+            self.waiting = True
+            async for piece in self._pieces:
+                if piece:
+                    break
+            self.waiting = False
         if remaining is not None:
             if len(piece) > remaining:
                 raise ValueError(f"the request body is longer than the {self._length} announced bytes")
@@ -118,16 +122,6 @@ class BodyReader:
         if not piece:
             raise StopAsyncIteration
         return piece
-
-    async def _read(self) -> bytes:
-        self.waiting = True
-        found = b""
-        async for piece in self._pieces:
-            if piece:
-                found = piece
-                break
-        self.waiting = False
-        return found
 
     async def aclose(self) -> None:
         """Close an async generator now, not when it is garbage-collected."""

@@ -56,9 +56,8 @@ class UsageMeter(Protocol):
     def result(self, *, whole: bool = True) -> Usage:
         """The usage that the body reported; call it once, after the body.
 
-        Args:
-            whole: the provider ended the body, so that an incomplete document is unmetered. If false, the connection
-                broke or the client disconnected, which the outcome records.
+        If the provider ended the body (`whole`), an incomplete document is unmetered. Else the connection broke or the
+        client disconnected, which the outcome records.
         """
 
 

@@ -17,7 +17,6 @@ yields what was found before, and never an exception.
 from __future__ import annotations
 
 import re
-from typing import Literal
 
 from attrs import define, field
 
@@ -87,7 +86,8 @@ class Scanner:
     _in_string: bool = False
     #: Whether the last piece ended with a backslash that escapes the first character of the next one.
     _escaped: bool = False
-    _copying: Literal["", "name", "model", "type", "usage"] = ""
+    #: The kind of copy that is being made, empty for none.
+    _copying: str = ""
     _copy: bytearray = field(factory=bytearray)
     _found: dict[tuple[str, str], bytes] = field(factory=dict)
     _done: bool = False
@@ -210,10 +210,8 @@ class Scanner:
             self._done = True  # the document is a string
         elif self._member is None:
             self._start_copy("name", _QUOTE)
-        elif self._member == "model":
-            self._start_copy("model", _QUOTE)
-        elif self._member == "type" and self._level == 1:
-            self._start_copy("type", _QUOTE)
+        elif self._member == "model" or (self._member == "type" and self._level == 1):
+            self._start_copy(self._member, _QUOTE)
 
     def _opens(self, bracket: bytes) -> None:
         self._depth += 1
@@ -237,7 +235,7 @@ class Scanner:
         elif self._depth == self._level and self._copying == "usage":
             self._found[self._wrapper, "usage"] = self._copied()
 
-    def _start_copy(self, kind: Literal["name", "model", "type", "usage"], first: bytes) -> None:
+    def _start_copy(self, kind: str, first: bytes) -> None:
         self._copying = kind
         self._copy = bytearray(first)
 
