@@ -165,7 +165,6 @@ def _size(text: str) -> int:
 
 SIZE = Kind("size", "a size above zero such as 10MB, 512KiB, or a number of bytes", _size)
 
-
 TEXT = Kind[str]("text", "text", str)
 
 #: Control characters, surrogates, line and paragraph separators.
@@ -296,7 +295,6 @@ def comma_separated(name: str, example: str, parse: Callable[[str], T]) -> Kind[
 
 NETWORKS = comma_separated("list of networks", "10.0.0.0/8, 127.0.0.1", _network)
 ORIGINS = comma_separated("list of origins", "https://app.example.com, https://www.example.com; or *", _origin)
-
 
 #: Without dot segments.
 ROUTE = Kind(

@@ -46,10 +46,7 @@ class Decoder(Protocol):
         """Whether the body is complete so far: every member or frame that has begun has ended."""
 
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Decode the next piece of the body, as far as the iterator is advanced; raises `Undecodable`.
-
-        The iterator may yield empty pieces.
-        """
+        """Decode the next piece, as far as the iterator is advanced; may yield empty pieces. Raises `Undecodable`."""
 
 
 class _Deflate:

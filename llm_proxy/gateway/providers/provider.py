@@ -73,10 +73,10 @@ class Provider:
     timeouts: Timeouts
     keep_alive: float
     max_idle_conns_per_host: int
-    _endpoints: Endpoints = field(init=False, repr=False)
+    endpoints: Endpoints = field(init=False, repr=False)
     _rules: ParameterRules = field(init=False, repr=False)
 
-    @_endpoints.default
+    @endpoints.default
     def _compile_endpoints(self) -> Endpoints:
         return Endpoints(self.allowed_endpoints, self.denied_endpoints)
 
@@ -107,11 +107,8 @@ class Provider:
     def refusal(
         self, method: str, path: bytes, headers: Headers, parameters: Parameters | None = None
     ) -> ProxyError | None:
-        """Check endpoint, method, origin, required headers and parameters; None if the request is allowed.
-
-        Without `parameters` (the body is not read yet), they are not checked.
-        """
-        if path not in self._endpoints:
+        """Check a request; None if it is allowed. `parameters` are not checked if the body is not read yet."""
+        if path not in self.endpoints:
             return self._endpoint_refusal(method, path)
         if method not in self.allowed_methods:
             allowed = tuple(sorted(self.allowed_methods))
@@ -130,11 +127,8 @@ class Provider:
             return self._rules.refusal(parameters)
         return None
 
-    def allows(self, path: bytes) -> bool:
-        return path in self._endpoints
-
     def _endpoint_refusal(self, method: str, path: bytes) -> ProxyError:
-        if (reason := self._endpoints.denial(path)) is not None:
+        if (reason := self.endpoints.denial(path)) is not None:
             return EndpointNotAllowed(reason)
         if has_name_escape(path):
             return InvalidPath(
@@ -143,7 +137,7 @@ class Provider:
             )
         if path.startswith(b"/v1/v1/"):
             fix = "/v1 is there twice; leave it off the base URL of the client"
-        elif self.allows(b"/v1" + path):
+        elif b"/v1" + path in self.endpoints:
             fix = "the base URL of the client must end in /v1"
         else:
             literal = [endpoint for endpoint in self.allowed_endpoints if not re.search(r"[{*]", endpoint)]
@@ -192,7 +186,7 @@ class Providers:
             return InvalidPath("This path must not contain percent escapes.")
         if not paths.is_clear(raw_path):
             return InvalidPath()
-        known = any(provider.allows(b"/v1" + raw_path) for provider in self.by_name.values())
+        known = any(b"/v1" + raw_path in provider.endpoints for provider in self.by_name.values())
         fix = (
             "the base URL of the client must end in /v1"
             if known

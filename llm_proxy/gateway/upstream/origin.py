@@ -24,8 +24,7 @@ class Origin:
     @cached_property
     def authority(self) -> bytes:
         """The value of `Host` (RFC 9110 §7.2): IPv6 addresses in brackets, without the scheme's default port."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return (host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}").encode("ascii")
+        return str(self).removesuffix(f":{_DEFAULT_PORTS[self.scheme]}").encode("ascii")
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"

@@ -156,10 +156,9 @@ class ResponseParser:
             raise self._fault
 
     def _excess(self) -> None:
-        """Bytes came after the end of the response.
+        """Bytes came after the end of the response, maybe a forged response: the connection is not used again.
 
-        They may be a forged response, so the connection is not used again. If the response has a length, that length
-        may be wrong, so it is malformed (RFC 9112 §6.3).
+        If the response has a length, that length may be wrong, so it is malformed (RFC 9112 §6.3).
         """
         self.reusable = False
         if not self._bodiless and self._fault is None:

@@ -74,7 +74,7 @@ class UpstreamResponse:
     async def receive(self) -> bytes:
         """Return the next piece of the body, empty at the clean end. A checkpoint only if it has to wait.
 
-        Raises `UpstreamFailure` and closes the connection if the body was cut off, stalled or is malformed. Raises
+        Raises `UpstreamFailure` and closes the connection if the body was cut off, stalled or is malformed; raises
         `trio.ClosedResourceError` if the response was closed, or has failed.
         """
         if self._connection is None:

@@ -63,7 +63,6 @@ class Usage(msgspec.Struct, frozen=True):
 
 UNKNOWN = Usage()
 
-
 _ABSENT = msgspec.Raw()
 
 
