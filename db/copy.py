@@ -19,7 +19,7 @@ from db import migrate
 from db.database import Database
 from db.errors import DatabaseError
 from db.queries import tables
-from db.queries.tables import Digest, Key, Row
+from db.queries.tables import Key, Row, RowsDigest
 from db.schema import in_flight, projects, requests, tokens, usage_hourly
 
 #: What is copied, in this order. Requests come first: rows of a target that has been in use since show there, before
@@ -42,8 +42,8 @@ class Comparison:
     """One table on both sides."""
 
     table: str
-    source: Digest
-    target: Digest
+    source: RowsDigest
+    target: RowsDigest
 
     @property
     def equal(self) -> bool:
@@ -96,9 +96,9 @@ def copy(source: Database, target: Database, *, resume: bool = False, progress: 
     return [Comparison(table.name, digest, digest_of(target, table)) for table, digest in found]
 
 
-def digest_of(database: Database, table: Table) -> Digest:
+def digest_of(database: Database, table: Table) -> RowsDigest:
     """Read a whole table for its digest, in constant memory."""
-    digest = Digest()
+    digest = RowsDigest()
     for rows in _pieces(database, table):
         digest.add(rows)
     return digest
@@ -121,10 +121,10 @@ class _Copy:
     resume: bool
     progress: Progress
 
-    def run(self) -> tuple[Table, Digest]:
+    def run(self) -> tuple[Table, RowsDigest]:
         """Copy it; return it with the digest of what the source held while it was read."""
         table = self.table
-        digest = Digest()
+        digest = RowsDigest()
         whole = self.source.read_now(tables.count, table)
         oldest = self.source.read_now(tables.first_key, table) if self.resume else None
         after: Key | None = None

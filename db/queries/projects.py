@@ -13,7 +13,7 @@ from db.records import Project
 from db.schema import projects
 
 
-class Changes(TypedDict, total=False):
+class ProjectValues(TypedDict, total=False):
     """What an update sets; what is not in it stays as it is. `api_key` is the sealed form."""
 
     name: str
@@ -62,7 +62,7 @@ def page(connection: Connection, limit: int, after: Position | None) -> list[Pro
     return [Project(*row) for row in connection.execute(query)]
 
 
-def change(connection: Connection, project: Project, changes: Changes, now: datetime) -> Project:
+def change(connection: Connection, project: Project, changes: ProjectValues, now: datetime) -> Project:
     """Change a project that was read with `get_locked` in this transaction, and give it as it is now.
 
     Raises:

@@ -22,7 +22,7 @@ Key = tuple[Any, ...]
 
 
 @define
-class Digest:
+class RowsDigest:
     """What a set of rows comes to, in whatever order they are added.
 
     Two sets with equal digests are the same, but for a chance of one in 2^128 or so. Counts alone would not notice a

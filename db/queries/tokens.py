@@ -17,7 +17,7 @@ from db.records import Token
 from db.schema import tokens
 
 
-class Changes(TypedDict, total=False):
+class TokenValues(TypedDict, total=False):
     """What an update sets; what is not in it stays as it is. `max_requests` None means unlimited."""
 
     name: str
@@ -83,7 +83,7 @@ def page(
     return [Token(*row) for row in connection.execute(query)]
 
 
-def change(connection: Connection, token: Token, changes: Changes, now: datetime) -> Token:
+def change(connection: Connection, token: Token, changes: TokenValues, now: datetime) -> Token:
     """Change a token that was read with `get_locked` in this transaction, and give it as it is now.
 
     Making it inactive is revoking it; making it active again takes that back.

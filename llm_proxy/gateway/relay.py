@@ -16,7 +16,7 @@ from llm_proxy.gateway.inbound import HeldBodies, Inbound
 from llm_proxy.gateway.usage import model_name
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
-from llm_proxy.logging.log import Refused, RequestLine
+from llm_proxy.logging.log import Refusal, RequestLine
 from llm_proxy.net.disconnect import ClientDisconnected
 
 if TYPE_CHECKING:
@@ -244,7 +244,7 @@ class Relay:
                 inbound.client,
                 error.code,
             ),
-            Refused(
+            Refusal(
                 outcome="refused",
                 status=error.status,
                 model=inbound.model,

@@ -43,7 +43,7 @@ _LONGEST_MODEL: Final = 128
 
 
 class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
-    """The first part of a request's log line; a `Result` or `Refused` follows. Fields with their default are left out.
+    """The first part of a request's log line; a `Result` or `Refusal` follows. Fields with their default are left out.
 
     `path` is shown without its query. `client` is the client's address: behind `TRUSTED_PROXIES`, the one that they
     name. `code` is the error code if the proxy itself refused the request, `reason` what the provider did wrong.
@@ -60,7 +60,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
     reason: str = ""
 
 
-class Refused(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+class Refusal(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     """How a request ended that was not admitted. `model` is what it asked for, if a rule had to read that."""
 
     outcome: Literal["refused"]
@@ -80,13 +80,13 @@ class Log:
         self._sink = sink
         self._redactor = redactor
         self._clock = Clock()
-        self._encode: Callable[[str, str, RequestLine, Result | Refused], bytes] = (
+        self._encode: Callable[[str, str, RequestLine, Result | Refusal], bytes] = (
             _json_line if form == "json" else _text_line
         )
         self._show_requests = _LEVELS[level] <= logging.INFO
         self._show_failures = _LEVELS[level] <= logging.WARNING
 
-    def request(self, line: RequestLine, result: Result | Refused) -> None:
+    def request(self, line: RequestLine, result: Result | Refusal) -> None:
         """Log one request that has ended. Never raises, and changes `line`."""
         status = result.status
         failed = result.outcome in _FAILURES or (status is not None and status >= 500)
@@ -256,12 +256,12 @@ def _quoted(value: object) -> str:
 _encode_json: Final = msgspec.json.Encoder().encode
 
 
-def _json_line(stamp: str, level: str, line: RequestLine, result: Result | Refused) -> bytes:
+def _json_line(stamp: str, level: str, line: RequestLine, result: Result | Refusal) -> bytes:
     head = f'{{"timestamp":"{stamp}","level":"{level}","event":"request",'
     return b"%s%s,%s\n" % (head.encode(), _encode_json(line)[1:-1], _encode_json(result)[1:])
 
 
-def _text_line(stamp: str, level: str, line: RequestLine, result: Result | Refused) -> bytes:
+def _text_line(stamp: str, level: str, line: RequestLine, result: Result | Refusal) -> bytes:
     words = [f"{stamp} {level:<7} request"]
     for name, value in (msgspec.structs.asdict(line) | msgspec.structs.asdict(result)).items():
         if value is not None and value is not False and value != "":

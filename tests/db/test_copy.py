@@ -13,7 +13,7 @@ from db.copy import CopyRefused
 from db.database import Database, opened
 from db.options import Options
 from db.queries import ledger, tables
-from db.queries.tables import Digest
+from db.queries.tables import RowsDigest
 from db.records import SettledRequest
 from db.schema import in_flight, projects, requests, tokens, usage_hourly
 from tests.databases.fixtures import require
@@ -207,7 +207,7 @@ def test_every_table_is_copied_but_those_of_processes(source: Database) -> None:
 
 def test_a_digest_knows_rows_whatever_their_order() -> None:
     rows = [(1, "a", None, NOON), (2, "b", True, NOON), (3, "1", False, NOON)]
-    one, other, third = Digest(), Digest(), Digest()
+    one, other, third = RowsDigest(), RowsDigest(), RowsDigest()
     one.add(rows)
     other.add(reversed(rows))
     third.add([*rows[:2], (3, 1, False, NOON)])

@@ -62,7 +62,7 @@ def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:
     assert found == sorted(made, key=lambda project: (project.created_at, project.id), reverse=True)
 
 
-def change(database: Database, project: Project, changes: projects.Changes) -> Project:
+def change(database: Database, project: Project, changes: projects.ProjectValues) -> Project:
     later = NOON + timedelta(hours=1)
     return database.write_now(projects.change, project, changes, later)
 
@@ -70,13 +70,13 @@ def change(database: Database, project: Project, changes: projects.Changes) -> P
 @pytest.mark.parametrize(
     "changes",
     [
-        projects.Changes(name="new name"),
-        projects.Changes(provider="anthropic", api_key="enc:v2:0:other", api_key_last4="wxyz"),
-        projects.Changes(active=False),
+        projects.ProjectValues(name="new name"),
+        projects.ProjectValues(provider="anthropic", api_key="enc:v2:0:other", api_key_last4="wxyz"),
+        projects.ProjectValues(active=False),
     ],
     ids="+".join,
 )
-def test_a_change_is_written_and_given_back(database: Database, changes: projects.Changes) -> None:
+def test_a_change_is_written_and_given_back(database: Database, changes: projects.ProjectValues) -> None:
     project, other = a_project(), a_project()
     create(database, project, other)
     changed = change(database, project, changes)

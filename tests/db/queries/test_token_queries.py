@@ -99,7 +99,7 @@ def test_usable_tokens_are_those_that_would_open(database: Database) -> None:
     assert {token.id for token in listed(database, usable=True)} == {token.id for token in usable}
 
 
-def change(database: Database, token: Token, changes: tokens.Changes) -> Token:
+def change(database: Database, token: Token, changes: tokens.TokenValues) -> Token:
     changed = database.write_now(tokens.change, token, changes, LATER)
     assert database.read_now(tokens.get, token.id) == changed
     return changed
@@ -121,7 +121,7 @@ def test_revoking_says_when_and_can_be_taken_back(database: Database) -> None:
     create(database, token)
     revoked = change(database, token, {"active": False})
     assert revoked == evolve(token, active=False, revoked_at=LATER, updated_at=LATER)
-    again = database.write_now(tokens.change, revoked, tokens.Changes(active=False), LATER + timedelta(hours=1))
+    again = database.write_now(tokens.change, revoked, tokens.TokenValues(active=False), LATER + timedelta(hours=1))
     assert again.revoked_at == LATER, "the first time counts"
     assert change(database, again, {"active": True}) == evolve(token, updated_at=LATER)
 

@@ -64,7 +64,7 @@ class OutageScene:
     async def revoke(self) -> None:
         """Revoke the token in the database itself, where this worker does not see it."""
         now = datetime.now(UTC)
-        await self.stage.database.real.write(tokens.change, self.stage.token, tokens.Changes(active=False), now)
+        await self.stage.database.real.write(tokens.change, self.stage.token, tokens.TokenValues(active=False), now)
 
     def admits_offline(self) -> bool:
         return self.mode.admits_offline
