@@ -166,18 +166,17 @@ async def _run(load: Load) -> bool:
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
 
-            async def wait_for_signal() -> None:
-                nonlocal interrupted
-                await anext(signals)
-                interrupted = True
+            async def run() -> None:
+                try:
+                    await load.run()
+                except CannotStart as error:
+                    raise CannotConnect(f"{error}; is the proxy running, and --base-url right?") from None
                 nursery.cancel_scope.cancel()
 
-            nursery.start_soon(wait_for_signal)
+            nursery.start_soon(run)
             nursery.start_soon(_draw_bar if sys.stderr.isatty() else _print_lines, load)
-            try:
-                await load.run()
-            except CannotStart as error:
-                raise CannotConnect(f"{error}; is the proxy running, and --base-url right?") from None
+            await anext(signals)
+            interrupted = True
             nursery.cancel_scope.cancel()
     return interrupted
 

@@ -57,17 +57,17 @@ async def _demo(folder: Path, address: ListenAddress, once: bool) -> None:  # no
     async with _open_stage(folder, address) as stage:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
             async with trio.open_nursery() as nursery:
-
-                async def wait_for_signal() -> None:
-                    await anext(signals)
-                    nursery.cancel_scope.cancel()
-
-                nursery.start_soon(wait_for_signal)
-                token = await tour(stage)
-                if not once:
-                    invite(stage, token)
-                    await trio.sleep_forever()
+                nursery.start_soon(_present, stage, once, nursery.cancel_scope)
+                await anext(signals)
                 nursery.cancel_scope.cancel()
+
+
+async def _present(stage: Stage, once: bool, scope: trio.CancelScope) -> None:  # noqa: FBT001 (as above)
+    token = await tour(stage)
+    if once:
+        scope.cancel()
+    else:
+        invite(stage, token)
 
 
 @asynccontextmanager
