@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import click
 import httpx
 
-from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised, WrongUsage
+from llm_proxy.cli.failures import CannotConnect, CommandFailed, NotAuthorised, WrongUsage
 from llm_proxy.cli.options import BASE_URL, config_option, load_setting
 from llm_proxy.config import ListenAddress
 from llm_proxy.secrets import management_token as token_file
@@ -41,7 +41,7 @@ _REMEDIES = {
 
 
 class ManagementClient:
-    """Calls `/manage` of one server. Use it as a context manager. Every method raises `Failure`."""
+    """Calls `/manage` of one server. Use it as a context manager. Every method raises `CommandFailed`."""
 
     def __init__(self, base_url: str, token: str) -> None:
         self._base_url = base_url
@@ -92,7 +92,9 @@ class ManagementClient:
         if not response.is_success:
             raise self._refused(response)
         if _MARK not in response.headers:
-            raise Failure(f"{self._base_url} does not answer like an llm-proxy server; check --manage-api-base-url")
+            raise CommandFailed(
+                f"{self._base_url} does not answer like an llm-proxy server; check --manage-api-base-url"
+            )
         return response.json() if response.content else None
 
     def _unreachable(self, error: httpx.TransportError) -> str:
@@ -100,18 +102,18 @@ class ManagementClient:
         reason = re.sub(r"^\[SSL[^\]]*\] (.*) \(_ssl\.c:\d+\)$", r"TLS: \1", reason)
         return f"cannot connect to {self._base_url} ({reason}); is the server running, and --manage-api-base-url right?"
 
-    def _refused(self, response: httpx.Response) -> Failure:
+    def _refused(self, response: httpx.Response) -> CommandFailed:
         if _MARK not in response.headers and not response.is_server_error:
             # A 5xx may come from a reverse proxy before the right server.
             answer = f"answered {response.status_code} and is not an llm-proxy server"
-            return Failure(f"{self._base_url} {answer}; check --manage-api-base-url or LLM_PROXY_URL")
+            return CommandFailed(f"{self._base_url} {answer}; check --manage-api-base-url or LLM_PROXY_URL")
         if response.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
             message = f"the management token is wrong for {self._base_url}; set MANAGEMENT_TOKEN to that server's token"
             return NotAuthorised(message)
         code, message = _error(response)
         if code == "not_found":
-            return Failure(f"{self._base_url} does not know this ID; check the ID and --manage-api-base-url")
-        return Failure(
+            return CommandFailed(f"{self._base_url} does not know this ID; check the ID and --manage-api-base-url")
+        return CommandFailed(
             _REMEDIES.get(code) or message or f"{self._base_url} answered with HTTP status {response.status_code}"
         )
 

@@ -11,7 +11,7 @@ from db import dsn
 from db.database import Database, opened
 from db.options import Options
 from db.queries import ledger
-from llm_proxy.cli.failures import Failure
+from llm_proxy.cli.failures import CommandFailed
 from llm_proxy.config import Settings
 from llm_proxy.config.database import database_options, database_target
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
@@ -30,7 +30,7 @@ def open_for_reading(
     target = database_target(settings)
     if target.path is not None and not target.path.exists():
         if not imagine:
-            raise Failure(f"there is no SQLite file {target.path}; 'llm-proxy migrate up' makes it")
+            raise CommandFailed(f"there is no SQLite file {target.path}; 'llm-proxy migrate up' makes it")
         target = dsn.parse("sqlite", None, ":memory:")
     return opened(target, _options(settings, patiently=patiently), exclusive=False)
 
@@ -41,12 +41,12 @@ def open_for_writing(settings: Settings, *, patiently: bool = False) -> Abstract
 
 
 def check_idle(database: Database, settings: Settings) -> None:
-    """Raise `Failure` if a server uses the database, or did until a few seconds ago."""
+    """Raise `CommandFailed` if a server uses the database, or did until a few seconds ago."""
     dead_after = timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat)
     live = database.read_now(ledger.live_workers, dead_after)
     if live:
         names = ", ".join(f"{worker.hostname} (pid {worker.pid})" for worker in live)
-        raise Failure(
+        raise CommandFailed(
             f"{database.target} is in use by {names}; stop the servers first (one that was killed counts as live for "
             f"{dead_after.total_seconds():g} s), or continue while they run with --allow-live"
         )

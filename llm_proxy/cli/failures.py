@@ -15,25 +15,25 @@ NOT_AUTHORISED: Final = 3
 INTERRUPTED: Final = 130
 
 
-class Failure(click.ClickException):
+class CommandFailed(click.ClickException):
     """A command failed. The message has no full stop and says what to do."""
 
     exit_code = ERROR
 
 
-class WrongUsage(Failure):
+class WrongUsage(CommandFailed):
     """The command line, or something that it names, is wrong."""
 
     exit_code = WRONG_USAGE
 
 
-class CannotConnect(Failure):
+class CannotConnect(CommandFailed):
     """A server that the command needs cannot be reached."""
 
     exit_code = CANNOT_CONNECT
 
 
-class NotAuthorised(Failure):
+class NotAuthorised(CommandFailed):
     """The server rejects the credential."""
 
     exit_code = NOT_AUTHORISED

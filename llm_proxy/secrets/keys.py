@@ -70,7 +70,7 @@ def _reseal(database: Database, ring: KeyRing, project_id: str, sealed: str, fou
 
 
 @frozen
-class Locked:
+class UndecryptableKeys:
     """The number of all projects, and how many of them need something that is not configured, by its description."""
 
     projects: int
@@ -86,7 +86,7 @@ class Locked:
         return f"the API keys of {self.missing.total()} of {self.projects} projects need {needs}"
 
 
-def find_locked(database: Database, ring: KeyRing) -> Locked | None:
+def find_locked(database: Database, ring: KeyRing) -> UndecryptableKeys | None:
     """Find API keys that need a key that the ring does not have; None if there are none. Blocks; decrypts nothing."""
     count = 0
     missing: Counter[str] = Counter()
@@ -94,7 +94,7 @@ def find_locked(database: Database, ring: KeyRing) -> Locked | None:
         count += 1
         if (need := ring.missing(sealed)) is not None:
             missing[need] += 1
-    return Locked(count, missing) if missing else None
+    return UndecryptableKeys(count, missing) if missing else None
 
 
 def _sealed_keys(database: Database) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ import pytest
 from attrs import Factory, define
 
 from llm_proxy.cli.client import ManagementClient
-from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised
+from llm_proxy.cli.failures import CannotConnect, CommandFailed, NotAuthorised
 from llm_proxy.version import VERSION
 
 
@@ -108,7 +108,7 @@ def test_what_comes_back(server: Server) -> None:
 def test_a_refusal_is_one_line_with_a_remedy(server: Server, status: int, body: bytes, message: str) -> None:
     server.status, server.body = status, body
 
-    with ManagementClient(server.url, "secret") as client, pytest.raises(Failure) as caught:
+    with ManagementClient(server.url, "secret") as client, pytest.raises(CommandFailed) as caught:
         client.get("/x")
 
     assert caught.value.message == message.format(url=server.url)
@@ -119,7 +119,7 @@ def test_a_refusal_is_one_line_with_a_remedy(server: Server, status: int, body: 
 def test_the_answer_of_another_server_is_not_read(server: Server, body: bytes) -> None:
     server.body, server.headers = body, {}
 
-    with ManagementClient(server.url, "secret") as client, pytest.raises(Failure) as caught:
+    with ManagementClient(server.url, "secret") as client, pytest.raises(CommandFailed) as caught:
         client.get("/manage/projects")
 
     assert caught.value.message == (
@@ -131,7 +131,7 @@ def test_the_answer_of_another_server_is_not_read(server: Server, body: bytes) -
 def test_the_refusal_of_another_server_is_told_from_one_of_a_proxy(server: Server, status: int) -> None:
     server.status, server.headers = status, {}
 
-    with ManagementClient(server.url, "secret") as client, pytest.raises(Failure) as caught:
+    with ManagementClient(server.url, "secret") as client, pytest.raises(CommandFailed) as caught:
         client.get("/manage/projects")
 
     assert caught.value.message == (

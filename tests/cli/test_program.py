@@ -11,7 +11,7 @@ import click
 import pytest
 
 from db.errors import BadDsn, Contention, SchemaMismatch, Unavailable
-from llm_proxy.cli.failures import CannotConnect, Failure, NotAuthorised, WrongUsage, explain
+from llm_proxy.cli.failures import CannotConnect, CommandFailed, NotAuthorised, WrongUsage, explain
 from llm_proxy.cli.program import COMMANDS, Command, program
 from llm_proxy.config import SettingsError
 from llm_proxy.secrets.encryption import KeyRingError
@@ -41,7 +41,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
 @pytest.mark.parametrize(
     ("error", "line", "code"),
     [
-        (Failure("it went wrong; do this"), "it went wrong; do this", 1),
+        (CommandFailed("it went wrong; do this"), "it went wrong; do this", 1),
         (WrongUsage("not like this"), "not like this", 2),
         (CannotConnect("nobody there"), "nobody there", 2),
         (NotAuthorised("go away"), "go away", 3),
@@ -57,7 +57,7 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
             "internal error: ValueError: surprise; run again with --debug for the details",
             1,
         ),
-        (BaseExceptionGroup("", [BaseExceptionGroup("", [Failure("inside")])]), "inside", 1),
+        (BaseExceptionGroup("", [BaseExceptionGroup("", [CommandFailed("inside")])]), "inside", 1),
     ],
 )
 def test_an_error_is_one_line_and_an_exit_code(
@@ -79,7 +79,7 @@ def test_several_errors_at_once_are_internal() -> None:
 
 @pytest.mark.parametrize("arguments", [("--debug", "fail"), ("fail", "--debug")])
 def test_debug_shows_the_traceback_too(run: Run, failing: list[BaseException], arguments: tuple[str, ...]) -> None:
-    failing.append(Failure("it went wrong"))
+    failing.append(CommandFailed("it went wrong"))
 
     result = run(*arguments)
 

@@ -11,7 +11,7 @@ from db.database import opened
 from db.dialects.sqlite.backup import back_up
 from db.queries import ledger
 from llm_proxy.cli.database import patient_options
-from llm_proxy.cli.failures import ERROR, Failure, WrongUsage
+from llm_proxy.cli.failures import ERROR, CommandFailed, WrongUsage
 from llm_proxy.cli.options import database_options, json_option, load_settings
 from llm_proxy.cli.output import print_json, record
 from llm_proxy.cli.program import Command
@@ -44,7 +44,7 @@ def command(
     if source.driver != "sqlite":
         raise WrongUsage(f"{source} is backed up with the server's own tool: {_TOOLS[source.driver]}")
     if source.path is None or not source.path.exists():
-        raise Failure(f"there is no SQLite file {source.path}")
+        raise CommandFailed(f"there is no SQLite file {source.path}")
     size = back_up(source.path, to, overwrite=force)
     with opened(dsn.parse("sqlite", None, str(to)), patient_options(settings), exclusive=False) as copied:
         at_head = copied.read_now(migrate.is_at_head)

@@ -82,7 +82,7 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
         context.exit(ERROR)
 
 
-def _locked(database: Database, settings: Settings) -> keys.Locked | None:
+def _locked(database: Database, settings: Settings) -> keys.UndecryptableKeys | None:
     """API keys that the configured key does not decrypt; None also if a server has not made its key yet."""
     file = key_file(settings)
     if file is not None and not file.exists():
@@ -98,7 +98,9 @@ def _limit(facts: ServerFacts) -> str:
     return f"; the database takes {limit}{own}, and others have {facts.open_connections} now"
 
 
-def _complaints(settings: Settings, facts: ServerFacts, schema: Status, locked: keys.Locked | None) -> Iterator[str]:
+def _complaints(
+    settings: Settings, facts: ServerFacts, schema: Status, locked: keys.UndecryptableKeys | None
+) -> Iterator[str]:
     if not schema.at_head:
         yield "the schema is not at head; run 'llm-proxy migrate up', or start a server"
     if complaint := over_limit(facts, wanted_connections(settings)):

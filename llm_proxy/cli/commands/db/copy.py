@@ -18,7 +18,7 @@ from db.database import Database, opened
 from db.dsn.target import Target
 from db.errors import BadDsn
 from llm_proxy.cli.database import check_idle, patient_options
-from llm_proxy.cli.failures import ERROR, Failure, WrongUsage
+from llm_proxy.cli.failures import ERROR, CommandFailed, WrongUsage
 from llm_proxy.cli.options import config_option, json_option, load_settings
 from llm_proxy.cli.output import print_table, report_problem
 from llm_proxy.cli.program import Command
@@ -104,7 +104,7 @@ def command(  # noqa: PLR0913 (one parameter per option)
     if read_from.same_place(write_to):
         raise WrongUsage("--from and --to are the same database")
     if read_from.path is not None and not read_from.path.exists():
-        raise Failure(f"there is no SQLite file {read_from.path}")
+        raise CommandFailed(f"there is no SQLite file {read_from.path}")
     # Locked, so that no server writes to the file.
     with opened(read_from, patient_options(settings), exclusive=not allow_live) as old:
         copying.check_schema(old)

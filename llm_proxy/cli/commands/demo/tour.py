@@ -15,7 +15,7 @@ from attrs import frozen
 
 from db.database import Database
 from db.queries import ledger
-from llm_proxy.cli.failures import Failure
+from llm_proxy.cli.failures import CommandFailed
 from llm_proxy.cli.output import printable, table
 from llm_proxy.version import VERSION
 
@@ -45,7 +45,7 @@ class Stage:
 
 
 async def tour(stage: Stage) -> str:
-    """Do all steps, and return a token for the user. Raises `Failure`."""
+    """Do all steps, and return a token for the user. Raises `CommandFailed`."""
     click.echo(click.style(f"LLM Proxy {VERSION}, an offline tour", bold=True))
     click.echo(click.style("No network, no API key, no setup.", dim=True))
     _step("A provider, and a proxy before it")
@@ -186,8 +186,8 @@ def _expect(response: httpx.Response, status: int) -> None:
         raise _failure(f"the proxy answered with status {response.status_code} instead of {status}")
 
 
-def _failure(reason: str) -> Failure:
-    return Failure(f"the tour failed: {reason}")
+def _failure(reason: str) -> CommandFailed:
+    return CommandFailed(f"the tour failed: {reason}")
 
 
 def _step(text: str) -> None:
