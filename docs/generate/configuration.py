@@ -22,7 +22,8 @@ set. All wrong settings are reported together, each with its value (secrets neve
   `/run/secrets`, where container engines mount secrets.
 
 A line of the `.env` file is `NAME=value`, `NAME='value'` (no escapes) or `NAME="value"` (with `\\n`, `\\t`, `\\"`).
-Variables are not expanded. Any other line, and a name that is set twice, is an error.
+`export` before the name, spaces around `=` and a comment after the value (` # …`) are allowed. Variables are not
+expanded. Any other line, and a name that is set twice, is an error.
 """
 
 

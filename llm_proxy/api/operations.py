@@ -241,7 +241,7 @@ def _answer_database_error(error: DatabaseError) -> Response:
     _log.error("the database failed a request", reason=str(error), kind=type(error).__name__)
     description = None
     if isinstance(error, CommitUnknown):
-        description = "The connection was lost during the commit: look what was changed, then try again."
+        description = "The connection was lost during the commit: check what was changed, then try again."
     elif isinstance(error, SchemaMismatch):
         description = "Its schema is not the one of this version: run 'llm-proxy migrate up'."
     return _answer_error(DatabaseUnavailable(description))

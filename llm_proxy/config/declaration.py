@@ -215,8 +215,8 @@ class Settings:
     encryption_key: str | None = SECRETS.optional(
         kinds.KEYS,
         "Key that encrypts the providers' API keys in the database: base64 of 32 bytes. In a comma-separated list, the "
-        "first encrypts and all decrypt. On SQLite the server makes one if it is not set, in a file beside the "
-        "database.",
+        "first encrypts and all decrypt. Required with PostgreSQL and MySQL. On SQLite the server makes one if it is "
+        "not set, in a file beside the database.",
         secret=True,
     )
     allow_plaintext_api_keys: bool = SECRETS.setting(

@@ -23,7 +23,7 @@ def create(path: Path, text: str) -> None:
     If several processes do this at the same time, one creates the file, and none sees a part of it. When the call
     returns, the file is on disk: without the secret, the data that it protects would be lost. Raises `OSError`.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     # A hard link appears with all its bytes, and fails if the name exists. With O_EXCL on the name itself, another
     # process could read the file while it is empty.
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")

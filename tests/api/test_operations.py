@@ -101,7 +101,7 @@ NOTHING_CHANGED = "Nothing was changed. Try again soon."
         (Unavailable("canary.example:5432 is gone"), NOTHING_CHANGED),
         (Contention("canary.example:5432 is busy"), NOTHING_CHANGED),
         (DatabaseError("canary"), NOTHING_CHANGED),
-        (CommitUnknown("canary"), "The connection was lost during the commit: look what was changed, then try again."),
+        (CommitUnknown("canary"), "The connection was lost during the commit: check what was changed, then try again."),
         (SchemaMismatch("canary"), "Its schema is not the one of this version: run 'llm-proxy migrate up'."),
     ],
     ids=lambda value: type(value).__name__,
