@@ -20,12 +20,10 @@ from msgspec import Meta, Struct, inspect, structs
 from llm_proxy.config import kinds
 from llm_proxy.config.kinds import Kind
 from llm_proxy.errors import InvalidBody, InvalidQuery
-from llm_proxy.logging.redaction import Redactor
+from llm_proxy.logging.redaction import redact
 
 #: Largest whole number that every JSON reader keeps exactly (RFC 8259, section 6).
 MAX_SAFE_INTEGER: Final = 2**53 - 1
-
-_redact: Final = Redactor().text
 
 S = TypeVar("S", bound=Struct)
 B = TypeVar("B", bound="Body")
@@ -218,5 +216,5 @@ def shown(struct: type[S], record: object, **more: Any) -> S:
 
 def _quoted(name: str) -> str:
     """Quote a name that a client chose, in one short line."""
-    visible = "".join(character if character.isprintable() else "?" for character in _redact(name))
+    visible = "".join(character if character.isprintable() else "?" for character in redact(name))
     return f"'{visible[:40]}…'" if len(visible) > 40 else f"'{visible}'"

@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from attrs import frozen
 
+from llm_proxy.logging.redaction import redact
 from llm_proxy.secrets import private_file
 from llm_proxy.secrets.encryption import KeyRing, KeyRingError
 
@@ -56,9 +57,10 @@ class Kind(Generic[T]):
 
 
 def quoted(text: str) -> str:
-    """Show a wrong value in one short line; `(hidden)` if it may contain a password."""
+    """Show a wrong value in one short line without credentials; `(hidden)` if it may contain a password."""
     if "@" in text:
         return "(hidden)"
+    text = redact(text)
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 

@@ -134,13 +134,14 @@ class Redactor:
         return self.text(name if isinstance(name, str) else str(self.value(name, _DEEPEST)))
 
 
-_FORMS_ONLY: Final = Redactor()
+#: Removes what has the form of a credential, without knowing the secrets of a process.
+redact: Final = Redactor().text
 
 
 def quoted(text: str, longest: int = 64) -> str:
     """Return client input as an error message may show it: quoted, ASCII, shortened, without credentials."""
     shortened = text if len(text) <= longest else text[:longest] + "..."
-    return json.dumps(_FORMS_ONLY.text(shortened))
+    return json.dumps(redact(shortened))
 
 
 def _is_credential(name: object) -> bool:

@@ -120,6 +120,15 @@ FILES = [
         "apis:\n  openai:\n    base_url: https://u:secret@x",
         [("line 3: apis.openai.base_url (value hidden): a base URL has no user and no password")],
     ),
+    ("null", ["line 1: the file is empty; it needs apis, with at least one provider"]),
+    (
+        "apis: {openai: {auth: !!bool foo}}",
+        ["line 1: apis.openai.auth='foo': allowed: one of bearer, x-api-key, api-key"],
+    ),
+    (
+        "apis: {openai: {auth: sk-SECRET1234567890abcdefghij}}",
+        ["line 1: apis.openai.auth='[redacted]': allowed: one of bearer, x-api-key, api-key"],
+    ),
     (
         "apis: {openai: {base_url: 'x.example'}}",
         ["line 1: apis.openai.base_url='x.example': a base URL begins with https:// or http://"],

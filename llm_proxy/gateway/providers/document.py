@@ -59,8 +59,8 @@ class Document:
         except (yaml.YAMLError, RecursionError):
             self.report((), "this is not YAML: it contains control characters, or is nested too deeply")
         else:
-            if root is not None:
-                self.data = self._plain(root, (), {})
+            self.data = None if root is None else self._plain(root, (), {})
+            if self.data is not None:
                 found: S | None = self._convert(self.data, struct, ())
                 return found
             self.report((), "the file is empty; it needs apis, with at least one provider")
@@ -71,7 +71,8 @@ class Document:
         if id(node) in known:
             return known[id(node)]
         if isinstance(node, ScalarNode):
-            if node.tag == "tag:yaml.org,2002:bool":
+            # A tag that is written out may be on any text.
+            if node.tag == "tag:yaml.org,2002:bool" and node.value.lower() in yaml.SafeLoader.bool_values:
                 return "true" if yaml.SafeLoader.bool_values[node.value.lower()] else "false"
             return None if node.tag == "tag:yaml.org,2002:null" else node.value
         if isinstance(node, SequenceNode):
