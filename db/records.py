@@ -1,6 +1,6 @@
 """What the queries return and take: plain immutable records, one per table, free of SQL.
 
-All moments are timezone-aware UTC `datetime`s; all ids are canonical UUID text.
+All timestamps are timezone-aware UTC `datetime`s; all ids are canonical UUID text.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Project:
 
 @frozen
 class Token:
-    """A withering token; its secret is known by the 32-byte SHA-256 `digest` only.
+    """A token; its secret is known by the 32-byte SHA-256 `digest` only.
 
     `max_requests` None means unlimited, `expires_at` None means never.
     """
@@ -112,7 +112,7 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     """
 
     outcome: Annotated[Outcome, doc("How it ended.")]
-    status: Annotated[Annotated[int, Meta(ge=100, le=999)] | None, doc("The status that the client got.")] = None
+    status: Annotated[Status | None, doc("The status that the client got.")] = None
     model: Annotated[str, doc("The model that the provider named; may be empty.")] = ""
     streamed: Annotated[bool, doc("Whether the response was an event stream.")] = False
     first_byte_us: Annotated[Count | None, doc("Microseconds from admission to the first byte.")] = None

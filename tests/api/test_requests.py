@@ -7,33 +7,13 @@ from sqlalchemy import Connection, insert
 from db.records import SettledRequest
 from db.schema import requests as table
 from llm_proxy.identifiers import request_id
-from tests.api.conftest import NOON, Api
+from tests.api.conftest import Api
+from tests.db.queries.factories import a_settled_request, a_token
 
 TOKEN, OTHER_TOKEN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", "0d9c2f6e-1d53-4f55-8f0a-3a52a8f2a0c4"
 PROJECT = "b2f8a7f0-5b1c-4b56-9a67-0f3d0a1c2e4d"
 
-ROW: dict[str, Any] = {
-    "id": "",
-    "worker_id": "51c7c8a0-6a55-4a53-a1c5-6f3cf1f6a1a3",
-    "token_id": TOKEN,
-    "project_id": PROJECT,
-    "provider": "openai",
-    "method": "POST",
-    "path": "/v1/chat/completions",
-    "outcome": "ok",
-    "status": 200,
-    "model": "gpt-5",
-    "streamed": True,
-    "admitted_at": NOON,
-    "settled_at": NOON,
-    "first_byte_us": 1_000,
-    "duration_us": 2_000,
-    "request_bytes": 10,
-    "response_bytes": 20,
-    "input_tokens": 3,
-    "output_tokens": 4,
-    "cached_tokens": None,
-}
+ROW = a_settled_request(a_token(PROJECT, id=TOKEN), streamed=True).by_column()
 
 
 async def settled(api: Api, *rows: dict[str, Any]) -> list[SettledRequest]:
