@@ -28,7 +28,26 @@ ERRORS: frozenset[Outcome] = frozenset({"rejected", "upstream_error", "upstream_
 
 @frozen
 class Project:
-    """A tenant: owns one provider key and any number of tokens. `api_key` is the sealed form."""
+    """A tenant: uses the credentials of providers, and owns any number of tokens.
+
+    `provider` is the one of paths that name none. `api_key` is the sealed key of its credential there, bound to the
+    project's id; it is what servers of the release before read.
+    """
+
+    id: str
+    name: str
+    provider: str
+    api_key: str = field(repr=False)
+    api_key_last4: str
+    active: bool
+    created_at: datetime
+    updated_at: datetime
+    allow_unknown_objects: bool = False
+
+
+@frozen
+class Credential:
+    """A key of a provider, for any number of projects. `api_key` is the sealed form, bound to the credential's id."""
 
     id: str
     name: str

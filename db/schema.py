@@ -32,6 +32,32 @@ projects = Table(
     Column("active", Boolean, nullable=False),
     Column("created_at", Timestamp, nullable=False),
     Column("updated_at", Timestamp, nullable=False),
+    # Whether its tokens may name objects at a provider that `provider_objects` does not know.
+    Column("allow_unknown_objects", Boolean, nullable=False, server_default="0"),
+)
+
+# Keys of providers. Several projects may use one.
+credentials = Table(
+    "credentials",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("name", Name, nullable=False, unique=True),
+    Column("provider", Code, nullable=False),
+    # Sealed like that of a project, and bound to the credential's id.
+    Column("api_key", LongText, nullable=False),
+    Column("api_key_last4", Code, nullable=False),
+    Column("active", Boolean, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
+)
+
+# Which credential a project uses at a provider.
+project_credentials = Table(
+    "project_credentials",
+    metadata,
+    Column("project_id", Id, ForeignKey("projects.id"), primary_key=True),
+    Column("provider", Code, primary_key=True),
+    Column("credential_id", Id, ForeignKey("credentials.id"), nullable=False, index=True),
 )
 
 tokens = Table(
@@ -145,4 +171,45 @@ usage_hourly = Table(
     Column("client_closed", BigInteger, nullable=False, server_default="0"),
     Index("ix_usage_hourly_token_id", "token_id"),
     Index("ix_usage_hourly_project_id_hour", "project_id", "hour"),
+)
+
+# Which project created an object that a provider keeps, such as a file or a batch: other projects must not reach it. No
+# foreign keys: a row is written with the settlement of a request.
+provider_objects = Table(
+    "provider_objects",
+    metadata,
+    Column("provider", Code, primary_key=True),
+    Column("object_id", Name, primary_key=True),
+    Column("kind", Code, nullable=False),
+    Column("project_id", Id, nullable=False, index=True),
+    Column("token_id", Id, nullable=False),
+    Column("request_id", Id, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+)
+
+# Calls of the management API that changed something or were refused, append-only. The row of a change is written in the
+# transaction of the change.
+audit = Table(
+    "audit",
+    metadata,
+    # UUIDv7, so the order of ids is the order of time.
+    Column("id", Id, primary_key=True),
+    Column("occurred_at", Timestamp, nullable=False),
+    # Who: the management token has no name of its own. Empty if nobody was authenticated.
+    Column("actor", Name, nullable=False),
+    # From where: the client's address behind TRUSTED_PROXIES.
+    Column("address", Code, nullable=False),
+    # What: the operation's name in the OpenAPI document; empty for a call that is no operation.
+    Column("operation", Code, nullable=False),
+    # On what: its kind and its id; empty if the call names none.
+    Column("resource", Code, nullable=False),
+    Column("resource_id", Name, nullable=False),
+    # `accepted` or `refused`, the status of the answer, and the code of the error, empty if there was none.
+    Column("outcome", Code, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("error", Code, nullable=False),
+    # The fields that changed, as JSON objects without secrets; null if there is nothing to show.
+    Column("before", LongText, nullable=True),
+    Column("after", LongText, nullable=True),
+    Index("ix_audit_resource_id_id", "resource_id", "id"),
 )
