@@ -102,8 +102,13 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
     assert (silent.exit_code, silent.stdout) == (2, "")
     *listed, last = silent.stderr.splitlines()
     sums = before["usage_hourly"]
-    assert [line.split() for line in listed] == [
-        ["TO", "BE", "DELETED", "ROWS"],
+    assert listed[0].split() == ["TO", "BE", "DELETED", "ROWS"]
+    assert sorted(line.split() for line in listed[1:]) == [
+        ["audit", "0"],
+        ["credentials", "0"],
+        ["project_credentials", "0"],
+        ["projects.allow_unknown_objects", str(before["projects"])],
+        ["provider_objects", "0"],
         ["requests", "20"],
         ["usage_hourly", str(sums)],
     ]
@@ -122,7 +127,9 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
 
 
 def test_down_that_deletes_no_rows_names_the_revisions(run: Run, migrated_database: Scratch) -> None:
-    latest = migrate.revisions()[-1]
+    # From here, the revision before deletes no rows.
+    run("migrate", "down", "--to", "0014", "--yes", env=migrated_database.env)
+    latest = next(revision for revision in migrate.revisions() if revision.id == "0014")
     silent = run("migrate", "down", env=migrated_database.env)
     question = f"Undo revision {latest.id} ({latest.title}) in {migrated_database.target}? No rows are deleted."
     assert silent.stderr == f"error: this needs confirmation ({question}); run it with --yes\n"
@@ -136,7 +143,7 @@ def test_down_counts_the_rows_that_lose_a_column(run: Run, migrated_database: Sc
     assert found is not None
     assert Loss("usage_hourly", "pruned", rows["usage_hourly"]) in found
     assert Loss("requests", "provider_request_id", rows["requests"]) in found
-    assert all(loss.column is not None for loss in found)
+    assert all(loss.column is not None for loss in found if loss.table in ("projects", "requests", "usage_hourly"))
 
 
 @on(*SERVERS)
