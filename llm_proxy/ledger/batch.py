@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import trio
 from attrs import frozen
 
-from llm_proxy.errors import DatabaseUnavailable
+from llm_proxy.errors import DatabaseUnavailable, ProxyError
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement
 from llm_proxy.logging import log
-
-if TYPE_CHECKING:
-    from llm_proxy.errors import ProxyError
-    from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement
 
 _log = log.logger("ledger")
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from llm_proxy.ledger.batch import PendingAdmission
+from llm_proxy.ledger.batch import PendingAdmission
 
 #: Seconds until the first retry, and maximum; each pause is twice as long as the one before.
 FIRST_PAUSE = 0.01

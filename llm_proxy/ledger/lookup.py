@@ -6,18 +6,14 @@ nothing and counts nothing, and its decision is not final: admission judges the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import trio
 from attrs import define, field
 
+from db.database import Database
 from db.errors import DatabaseError
 from db.queries import ledger as queries
+from db.records import Project, Token
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, Overloaded
-
-if TYPE_CHECKING:
-    from db.database import Database
-    from db.records import Project, Token
 
 #: Maximum number of requests that wait for a lookup. Each holds its head and at most one read of its body.
 MAX_WAITING = 1000

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import trio
 
+from db.database import Database
 from db.errors import DatabaseError
 from db.queries import pruning
 from llm_proxy.logging import log
-
-if TYPE_CHECKING:
-    from db.database import Database
 
 #: Rows of one transaction.
 PIECE = 250

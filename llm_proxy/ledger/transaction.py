@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import msgspec
 
+from db import Connection
 from db.queries import ledger as queries
-from db.records import Reservation, Result, SettledRequest, Token
+from db.records import Project, Reservation, Result, SettledRequest, Token
 from llm_proxy.errors import ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.tokens import limit_verdict, verdict
-
-if TYPE_CHECKING:
-    from db import Connection
-    from db.records import Project
 
 
 class AdmissionRequest(msgspec.Struct, frozen=True):

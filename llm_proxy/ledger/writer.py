@@ -4,30 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from db.database import Database
 from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
 from db.queries import ledger as queries
-from db.records import VOID
+from db.records import VOID, Result, Token, Worker
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger.batch import Batch, PendingAdmission
 from llm_proxy.ledger.locked import LockedRequests
 from llm_proxy.ledger.lookup import Lookups
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, judge, transact
 from llm_proxy.logging import log
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
-
-    from db.database import Database
-    from db.records import Result, Token, Worker
 
 #: Maximum number of admissions, and of settlements, in one transaction: bounds its locks and statement sizes.
 MAX_BATCH = 500

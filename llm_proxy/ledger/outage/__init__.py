@@ -11,21 +11,17 @@ No other part of the program remembers tokens. The rest of the program sees only
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from db.database import Database
 from db.errors import DatabaseError
+from db.records import Worker
 from db.spool import SpoolFile
-from llm_proxy.config import SettingsError
+from llm_proxy.config import Settings, SettingsError
 from llm_proxy.ledger.outage.mode import OutageMode
 from llm_proxy.ledger.outage.replay import OrphanReplay, spool_path
 from llm_proxy.ledger.outage.token_cache import OutageLimits
+from llm_proxy.ledger.writer import Ledger
 from llm_proxy.logging import log
-
-if TYPE_CHECKING:
-    from db.database import Database
-    from db.records import Worker
-    from llm_proxy.config import Settings
-    from llm_proxy.ledger.writer import Ledger
 
 __all__ = ["OutageMode", "open_outage_mode", "replay_orphans"]
 

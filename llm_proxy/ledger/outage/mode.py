@@ -10,34 +10,26 @@ counter that lacks some of our requests.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import trio
 
+from db.database import Database
 from db.errors import DatabaseError
 from db.queries import ledger as queries
-from db.records import Reservation
-from llm_proxy.errors import DatabaseAway, DatabaseUnavailable
+from db.records import Reservation, Result, Token, Worker
+from db.spool import SpoolFile
+from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
 from llm_proxy.ledger import writer
+from llm_proxy.ledger.batch import PendingAdmission
 from llm_proxy.ledger.outage.replay import CHUNK, OrphanReplay
 from llm_proxy.ledger.outage.spool import Spool
-from llm_proxy.ledger.outage.token_cache import TokenCache
-from llm_proxy.ledger.transaction import Grant
+from llm_proxy.ledger.outage.token_cache import OutageLimits, TokenCache
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant
+from llm_proxy.ledger.writer import Ledger
 from llm_proxy.logging import log
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from db.database import Database
-    from db.records import Result, Token, Worker
-    from db.spool import SpoolFile
-    from llm_proxy.errors import ProxyError
-    from llm_proxy.ledger.batch import PendingAdmission
-    from llm_proxy.ledger.outage.token_cache import OutageLimits
-    from llm_proxy.ledger.transaction import AdmissionRequest
-    from llm_proxy.ledger.writer import Ledger
 
 #: Maximum number of requests that wait in memory and in the spool; beyond it, none is admitted.
 MAX_SPOOLED = 50_000

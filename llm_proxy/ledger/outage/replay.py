@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 import trio
 from attrs import define, field
 
+from db import Connection
+from db.database import Database
 from db.errors import REFUSALS, DatabaseError, FileInUse
 from db.queries import ledger as queries
 from db.records import UNKNOWN, SettledRequest
@@ -19,12 +21,6 @@ from db.spool import SpoolFile
 from llm_proxy.ledger.outage.first_format import FirstFormatFile
 from llm_proxy.ledger.transaction import Settlement, transact
 from llm_proxy.logging import log
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from db import Connection
-    from db.database import Database
 
 #: Maximum number of requests in one transaction.
 CHUNK = 500

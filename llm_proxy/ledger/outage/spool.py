@@ -10,24 +10,19 @@ from __future__ import annotations
 
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 from attrs import define, field
 
+from db.database import Database
 from db.errors import CommitUnknown, DatabaseError, Unavailable
-from db.records import UNKNOWN, VOID
+from db.records import UNKNOWN, VOID, Result
+from db.spool import SpoolFile
 from llm_proxy.ledger.outage.replay import CHUNK, replay
-from llm_proxy.ledger.transaction import Settlement
+from llm_proxy.ledger.outage.token_cache import CachedToken
+from llm_proxy.ledger.transaction import Grant, Settlement
 from llm_proxy.logging import log
-
-if TYPE_CHECKING:
-    from db.database import Database
-    from db.records import Result
-    from db.spool import SpoolFile
-    from llm_proxy.ledger.outage.token_cache import CachedToken
-    from llm_proxy.ledger.transaction import Grant
 
 #: Seconds that a request waits for the disk before it is refused.
 DISK_DEADLINE = 1.5

@@ -6,10 +6,11 @@ Nothing is decided by it while the database answers.
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from datetime import datetime
 
 from attrs import define, field, frozen
 
+from db.records import Project, Token
 from llm_proxy.errors import (
     DatabaseUnavailable,
     ProjectInactive,
@@ -19,14 +20,8 @@ from llm_proxy.errors import (
     TokenInactive,
     TokenInvalid,
 )
-from llm_proxy.ledger.transaction import Grant
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant
 from llm_proxy.tokens import limit_verdict, verdict
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from db.records import Project, Token
-    from llm_proxy.ledger.transaction import AdmissionRequest
 
 #: Maximum number of cached tokens; beyond it, the one that was verified least recently is removed.
 MAX_TOKENS = 10_000
