@@ -13,7 +13,8 @@ from collections.abc import Sequence
 
 from attrs import frozen
 
-from llm_proxy.ledger.writer import MAX_BATCH, SETTLEMENT_PATIENCE
+from llm_proxy.ledger.batch import MAX_BATCH
+from llm_proxy.ledger.writer import SETTLEMENT_PATIENCE
 
 
 @frozen

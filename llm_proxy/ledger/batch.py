@@ -11,6 +11,9 @@ from llm_proxy.errors import DatabaseUnavailable, ProxyError
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement
 from llm_proxy.logging import log
 
+#: Maximum number of admissions, and of settlements, in one transaction: bounds its locks and statement sizes.
+MAX_BATCH = 500
+
 _log = log.logger("ledger")
 
 
@@ -82,8 +85,7 @@ class Batch:
         """Drop what the database refuses even alone, and write all of it to the log."""
         for settlement in self.settlements:
             # The reservation stays, and is settled as `unknown` when this worker has ended.
-            row = settlement.row.by_column()
-            _log.error("a settlement was refused and is lost", settlement=row, exc_info=error)
+            _log.error("a settlement was refused and is lost", settlement=settlement.row.by_column(), exc_info=error)
         message = "This request could not be written down. Nothing was sent to the provider."
         for pending in self.pending:
             if pending.answer(DatabaseUnavailable(message)):

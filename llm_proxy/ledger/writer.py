@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import islice
 from typing import Protocol
 
 import trio
@@ -19,14 +17,12 @@ from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
 from db.queries import ledger as queries
 from db.records import VOID, Result, Token, Worker
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
-from llm_proxy.ledger.batch import Batch, PendingAdmission
-from llm_proxy.ledger.locked import LockedRequests
+from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission
+from llm_proxy.ledger.locked import LockedRequests, LockedRows
 from llm_proxy.ledger.lookup import Lookups
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, judge, transact
 from llm_proxy.logging import log
 
-#: Maximum number of admissions, and of settlements, in one transaction: bounds its locks and statement sizes.
-MAX_BATCH = 500
 #: Maximum seconds that a transaction waits until the process is idle, so that more requests join it.
 ADMISSION_PATIENCE = 0.005
 #: Maximum seconds that settlements wait for an admission whose transaction they can share.
@@ -40,11 +36,6 @@ MAX_UNSETTLED = 50_000
 #: Default seconds between heartbeats, and how many may be missing before a worker counts as dead.
 HEARTBEAT_INTERVAL = 5.0
 MISSED_HEARTBEATS = 4
-#: Seconds after a lock timeout in which no request waits for a lock: if a frozen process holds one row, it mostly holds
-#: more.
-CAUTION = 5.0
-#: Seconds between attempts to write what is locked; a second task makes them.
-LOCK_RETRY = 0.25
 #: Reservations of dead workers swept in one transaction.
 SWEEP_CHUNK = 200
 
@@ -55,12 +46,10 @@ class OutageLog:
     """Logs each reason why the database is unavailable once, and the end; not every attempt in between."""
 
     def __init__(self) -> None:
-        """Start with the database available."""
         self._since = 0.0
         self._reasons: set[str] = set()
 
     def note(self, error: DatabaseError) -> None:
-        """Log why the database did not take a transaction."""
         if not self._reasons:
             self._since = trio.current_time()
         reason = str(error)
@@ -76,22 +65,17 @@ class OutageLog:
 
 
 class Observer(Protocol):
-    """Observes every committed transaction."""
+    """Gets, after every commit, the seconds since the hop to the thread, and the admissions and settlements in it."""
 
-    def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None:
-        """`seconds` from the hop to the commit; how many admissions were decided and settlements written."""
+    def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None: ...
 
 
 class Ledger:
-    """Admits and settles the requests of one worker process.
+    """Admits and settles the requests of one worker process. `run` does the work.
 
-    Args:
-        database: where the ledger is.
-        worker: this process's row, refreshed by every heartbeat.
-        observer: called after every committed transaction.
-        exclusive: no other process can be writing to this database (SQLite), so that reservations of other workers
-            are known to be orphans without waiting.
-        heartbeat: seconds between heartbeats; the same for all workers of one database.
+    `worker` is this process's row, refreshed every `heartbeat` seconds; all workers of one database must agree on them.
+    `observer` is called after every committed transaction. `exclusive` means that no other process can be writing to
+    this database (SQLite), so that reservations of other workers are known to be orphans without waiting.
     """
 
     def __init__(
@@ -103,25 +87,25 @@ class Ledger:
         exclusive: bool = False,
         heartbeat: float = HEARTBEAT_INTERVAL,
     ) -> None:
-        """Set up the queues; `run` does the work."""
         self._database = database
         self._worker = worker
         self._observer = observer
         self._exclusive = exclusive
         self._heartbeat = heartbeat
-        self._dead_after = MISSED_HEARTBEATS * heartbeat
+        self._dead_after = timedelta(seconds=MISSED_HEARTBEATS * heartbeat)
         self._lookups = Lookups(database, ADMISSION_DEADLINE)
         self._waiting: deque[PendingAdmission] = deque()
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[Settlement] = deque()
-        # Admissions that were refused because their commit's fate is unknown, by request id.
-        self._uncertain: set[str] = set()
-        # Blocked by locks of other transactions: requests, and settlements by their token's digest, oldest first.
+        # Blocked by locks of other transactions.
         self._locked = LockedRequests()
-        self._aside: dict[bytes, deque[Settlement]] = {}
-        self._lock_met = trio.Event()
-        self._cautious_until = -math.inf
-        self._unended: str | None = None
+        self._aside = LockedRows(
+            database,
+            self._locked,
+            self._commit,
+            lambda: self._away,
+            lambda: self._wake.set(),  # noqa: PLW0108 - the event is replaced often
+        )
         self._wake = trio.Event()
         self._idle = trio.Event()
         # Called with every decision of a committed transaction, whether or not the request still waits for it.
@@ -149,19 +133,20 @@ class Ledger:
     def unsettled(self) -> int:
         """Number of settlements that are not written yet."""
         under_way = sum(len(batch.settlements) for batch in self._under_way)
-        return under_way + self._kept + len(self._uncertain)
+        return under_way + self._kept + len(self._aside.uncertain)
 
     @property
     def _kept(self) -> int:
         """Number of settlements that are in no transaction yet."""
         kept = len(self._unsettled) + len(self._doubtful)
+        aside = self._aside.settlements
         # Read at each admission, and rows are rarely locked.
-        return kept + sum(map(len, self._aside.values())) if self._aside else kept
+        return kept + sum(map(len, aside.values())) if aside else kept
 
     @property
     def lag(self) -> float:
         """Seconds since the end of the oldest request that is not settled yet; 0 if there is none."""
-        waiting = [self._unsettled, self._doubtful, *self._aside.values()]
+        waiting = [self._unsettled, self._doubtful, *self._aside.settlements.values()]
         queues = [*waiting, *(batch.settlements for batch in self._under_way)]
         ends = [queue[0].row.settled_at for queue in queues if queue]
         return max(0.0, (datetime.now(UTC) - min(ends)).total_seconds()) if ends else 0.0
@@ -228,7 +213,7 @@ class Ledger:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._refuse_overdue)
-                nursery.start_soon(self._write_aside)
+                nursery.start_soon(self._aside.run)
                 nursery.start_soon(self._lookups.run)
                 await self._write()
         finally:
@@ -298,13 +283,13 @@ class Ledger:
     async def _write_next(self) -> None:
         """Commit what is queued in one transaction, or in several if that one is refused."""
         pending, held = self._take_pending(), []
-        cautious = trio.current_time() < self._cautious_until
+        cautious = self._aside.cautious
         if (pending and cautious) or trio.current_time() >= self._locked.retry_at:
             held = self._locked.take(MAX_BATCH)
         if cautious:
             held, pending = held + pending, []
             for queue in (self._doubtful, self._unsettled):
-                self._set_aside(queue)
+                self._aside.add(queue)
                 queue.clear()
         doubtful = bool(self._doubtful)
         queue = self._doubtful if doubtful else self._unsettled
@@ -323,7 +308,6 @@ class Ledger:
 
     async def _write_batch(self, batch: Batch) -> None:
         """Commit one transaction, and wake the requests that wait for it."""
-        started = trio.current_time()
         try:
             decisions = await self._commit(batch)
         except Locked:
@@ -341,104 +325,30 @@ class Ledger:
             still_locked = [one for one, decision in decided if isinstance(decision, TokenLocked)]
             self._locked.put_back(still_locked, trio.current_time())
             decided = [pair for pair in decided if not isinstance(pair[1], TokenLocked)]
-        self._observer.observe_transaction(trio.current_time() - started, len(decided), len(batch.settlements))
         if self.on_decisions is not None:
             self.on_decisions(batch.pending, decisions)
         for one, decision in decided:
             if isinstance(decision, ProxyError) and decision.__cause__ is not None:
-                _log.error(
-                    "the admission check of a request failed",
-                    request_id=one.request.id,
-                    exc_info=decision.__cause__,
-                )
+                message = "the admission check of a request failed"
+                _log.error(message, request_id=one.request.id, exc_info=decision.__cause__)
             if not one.answer(decision) and isinstance(decision, Grant):
                 self.settle(decision, VOID)
 
     def _skip_locked(self, batch: Batch) -> None:
         """Write at once what no other transaction blocks, and leave the rest for later."""
         self._under_way.pop()
-        self._on_lock()
-        self._set_aside(batch.settlements)
+        self._aside.on_lock()
+        self._aside.add(batch.settlements)
         if batch.skip_locked:
             # The table itself is locked.
             self._locked.put_back(batch.pending, trio.current_time())
         elif batch.pending:
             self._under_way.append(Batch(batch.pending, [], skip_locked=True))
 
-    def _on_lock(self) -> None:
-        self._cautious_until = trio.current_time() + CAUTION
-        self._lock_met.set()
-
-    def _set_aside(self, settlements: Iterable[Settlement]) -> None:
-        for settlement in settlements:
-            self._aside.setdefault(settlement.digest, deque()).append(settlement)
-
-    async def _write_aside(self) -> None:
-        """Write what may have to wait for a lock, token by token, so that no other request waits for it."""
-        while True:
-            await self._lock_met.wait()
-            began = trio.current_time()
-            _log.warning("another transaction has locked ledger rows: requests that need them wait, others continue")
-            while self._aside or self._uncertain or self._locked or trio.current_time() < self._cautious_until:
-                # While the database is unavailable, keep what is here for later.
-                if not self._away:
-                    with suppress(DatabaseError):
-                        await self._end_frozen()
-                        await self._give_back_aside()
-                        for digest in list(self._aside):
-                            await self._settle_aside(digest)
-                await trio.sleep(LOCK_RETRY)
-            self._lock_met = trio.Event()
-            self._wake.set()
-            _log.info("no row of the ledger is locked any more", seconds=round(trio.current_time() - began, 3))
-
-    async def _end_frozen(self) -> None:
-        unended = await self._database.end_frozen()
-        if unended is not None and unended != self._unended:
-            _log.warning(
-                "transactions of frozen processes cannot be ended, and may last for a minute: "
-                "grant PROCESS to the database user",
-                reason=unended,
-            )
-        self._unended = unended
-
-    async def _give_back_aside(self) -> None:
-        for key in list(self._uncertain):
-            with suppress(Locked):
-                await self._database.write_unless_locked(queries.give_back, [key], datetime.now(UTC))
-                self._uncertain.discard(key)
-
-    async def _settle_aside(self, digest: bytes) -> None:
-        """Write the settlements of one token, unless they are still blocked."""
-        queue = self._aside[digest]
-        settlements = list(islice(queue, MAX_BATCH))
-        with suppress(Locked):
-            # As doubtful: then it does no harm if some are written and the others have to wait.
-            await self._commit_aside(Batch([], settlements, doubtful=True))
-            for _ in settlements:
-                queue.popleft()
-            if not queue:
-                del self._aside[digest]
-            self._wake.set()
-
-    async def _commit_aside(self, batch: Batch) -> None:
-        started = trio.current_time()
-        try:
-            await self._commit(batch)
-        except REFUSALS as error:
-            parts = batch.parts()
-            if not parts:
-                batch.give_up(error)
-            for part in parts:
-                await self._commit_aside(part)
-            return
-        self._observer.observe_transaction(trio.current_time() - started, 0, len(batch.settlements))
-
     async def _cut(self, batch: Batch, error: Exception) -> None:
         """Find the rows that cause a refusal, so that all others are written.
 
-        Raises:
-            DatabaseError: the database refuses even a heartbeat, so these rows are not the cause.
+        Raises DatabaseError if the database refuses even a heartbeat: then these rows are not the cause.
         """
         parts = batch.parts()
         if not parts:
@@ -447,12 +357,17 @@ class Ledger:
         self._under_way[-1:] = reversed(parts)
 
     async def _commit(self, batch: Batch) -> list[Grant | ProxyError]:
+        started = trio.current_time()
         work = (self._worker.id, [one.request for one in batch.pending], batch.settlements, datetime.now(UTC))
         run = partial(transact, doubtful=batch.doubtful, skip_locked=batch.skip_locked)
         try:
-            return await self._database.write_unless_locked(run, *work)
+            decisions = await self._database.write_unless_locked(run, *work)
         except queries.ReservationsMissing:
-            return await self._database.write_unless_locked(partial(run, doubtful=True), *work)
+            decisions = await self._database.write_unless_locked(partial(run, doubtful=True), *work)
+        still_locked = sum(isinstance(one, TokenLocked) for one in decisions) if batch.skip_locked else 0
+        decided = len(decisions) - still_locked
+        self._observer.observe_transaction(trio.current_time() - started, decided, len(batch.settlements))
+        return decisions
 
     def _take_pending(self) -> list[PendingAdmission]:
         pending: list[PendingAdmission] = []
@@ -463,11 +378,7 @@ class Ledger:
         return pending
 
     def _put_back(self, *, unknown: bool) -> None:
-        """Queue the settlements again, refuse the requests that wait.
-
-        Args:
-            unknown: the running transaction may have been committed all the same.
-        """
+        """Queue the settlements again, refuse the requests that wait. If `unknown`, the running commit may be done."""
         self._away = True
         running = self._under_way[-1]
         for batch in self._under_way:
@@ -476,7 +387,7 @@ class Ledger:
             (self._doubtful if doubtful else self._unsettled).extendleft(reversed(batch.settlements))
             batch.refuse(DatabaseUnavailable if uncertain else DatabaseAway)
         if unknown:
-            self._uncertain.update(one.request.id for one in running.pending)
+            self._aside.uncertain.update(one.request.id for one in running.pending)
         self._under_way.clear()
 
     async def _wait_for_database(self) -> None:
@@ -486,7 +397,10 @@ class Ledger:
             await trio.sleep(RETRY_INTERVAL)
             try:
                 await self._beat()
-                await self._give_back()
+                await self._aside.give_back(sorted(self._aside.uncertain))
+            except Locked:
+                # `LockedRows.run` gives back.
+                self._aside.on_lock()
             except DatabaseError as error:
                 self._outage.note(error)
                 continue
@@ -502,17 +416,8 @@ class Ledger:
         try:
             return await self._database.write_unless_locked(queries.beat, self._worker)
         except Locked:
-            self._on_lock()
+            self._aside.on_lock()
             return None
-
-    async def _give_back(self) -> None:
-        """Give back refused requests that were committed all the same. If one is locked, `_write_aside` does it."""
-        refused = sorted(self._uncertain)
-        try:
-            await self._database.write_unless_locked(queries.give_back, refused, datetime.now(UTC))
-            self._uncertain.difference_update(refused)
-        except Locked:
-            self._on_lock()
 
     async def _tend(self) -> None:
         """Send the heartbeat when it is due, and settle the open requests of dead workers."""
@@ -520,27 +425,25 @@ class Ledger:
         if now < self._next_beat:
             return
         self._next_beat = now + self._heartbeat
-        dead_after = timedelta(seconds=0 if self._exclusive else self._dead_after)
         try:
             database_time = await self._beat()
             if database_time is None:
                 return
             if not self.unsettled:
                 self._outage.over()
-            if now < self._cautious_until:
+            if self._aside.cautious:
                 # Requests of a dead worker may be locked, and can wait.
                 return
+            dead_after = timedelta() if self._exclusive else self._dead_after
             orphans = await self._database.read(queries.find_orphans, database_time, dead_after, SWEEP_CHUNK)
             if orphans:
                 swept = await _sweep(self._database, orphans, database_time)
                 if swept and len(orphans) == SWEEP_CHUNK:
                     self._next_beat = now
             else:
-                await self._database.write_unless_locked(
-                    queries.forget_dead_workers, database_time, timedelta(seconds=self._dead_after)
-                )
+                await self._database.write_unless_locked(queries.forget_dead_workers, database_time, self._dead_after)
         except Locked:
-            self._on_lock()
+            self._aside.on_lock()
         except DatabaseError as error:
             self._outage.note(error)
             self._away = True
@@ -550,8 +453,7 @@ class Ledger:
 async def _sweep(database: Database, orphans: Sequence[str], now: datetime) -> int:
     """Settle requests of dead workers as `unknown`; return how many. One that the database refuses is logged.
 
-    Raises:
-        DatabaseError: the requests are not the cause.
+    Raises DatabaseError if the requests are not the cause.
     """
     try:
         return await database.write_unless_locked(queries.sweep, orphans, now)
