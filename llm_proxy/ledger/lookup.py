@@ -6,6 +6,8 @@ nothing and counts nothing, and its decision is not final: admission judges the 
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import trio
 from attrs import define, field
 
@@ -30,14 +32,10 @@ class _Round:
 
 @define(eq=False)
 class Lookups:
-    """Runs one SELECT at a time, for all requests that arrived since the previous one started. `run` does the work.
-
-    Attributes:
-        deadline: maximum seconds that a request waits.
-        waiting: number of waiting requests.
-    """
+    """Runs one SELECT at a time, for all requests that arrived since the previous one started. `run` does the work."""
 
     _database: Database
+    #: Maximum seconds that a request waits.
     deadline: float
     waiting: int = 0
     _next: _Round = field(factory=_Round)
@@ -75,9 +73,8 @@ class Lookups:
             self._wanted = trio.Event()
             this, self._next = self._next, _Round()
             try:
-                this.found = await self._database.read(queries.look_up, this.digests)
-            except DatabaseError:
-                # The writer logs it when it sees the same.
-                pass
+                # The writer logs an error when it sees the same.
+                with suppress(DatabaseError):
+                    this.found = await self._database.read(queries.look_up, this.digests)
             finally:
                 this.done.set()

@@ -26,19 +26,17 @@ _log = log.logger("retention")
 
 
 class Pruner:
-    """Prunes while it runs, if this worker is the first of the live ones.
+    """Keeps rows for `retention`: prunes while it runs, if this worker is the first of the live ones.
 
-    Attributes:
-        rows: number of rows that this worker has pruned.
-        last_pass: end of the last pass, seconds since the epoch; 0 before that.
+    A worker counts as dead when its heartbeat has been missing for `dead_after`.
     """
 
     def __init__(self, database: Database, worker_id: str, *, retention: timedelta, dead_after: timedelta) -> None:
-        """Keep rows for `retention`. A worker counts as dead when its heartbeat has been missing for `dead_after`."""
         self._database = database
         self._worker_id = worker_id
         self._retention = retention
         self._dead_after = dead_after
+        #: Rows that this worker has pruned, and the end of its last pass in seconds since the epoch (0 before that).
         self.rows = 0
         self.last_pass = 0.0
 

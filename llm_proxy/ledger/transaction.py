@@ -77,7 +77,7 @@ def transact(
     doubtful: bool = False,
     skip_locked: bool = False,
 ) -> list[Grant | ProxyError]:
-    """Run the shared transaction: settle, then admit. Decisions come in the order of the requests.
+    """Settle, then admit, in the transaction of `connection`. Decisions come in the order of the requests.
 
     Args:
         connection: in a transaction.
@@ -100,11 +100,10 @@ def transact(
         digests = {request.digest for request in requests}
         if given_back:
             digests.update(one.digest for one in settlements if one.row.reservation.id in given_back)
-        locked: set[bytes] = set()
         if skip_locked:
             tokens, locked = queries.lock_free_tokens(connection, digests)
         else:
-            tokens = queries.lock_tokens(connection, digests)
+            tokens, locked = queries.lock_tokens(connection, digests), set()
         counts = dict.fromkeys((token.id for token in tokens.values()), 0)
         for token_id in given_back.values():
             # A token whose secret was replaced meanwhile is not found by its digest.

@@ -74,7 +74,6 @@ class FirstFormatFile:
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Unlock the file."""
         self._file.close()
 
 

@@ -42,21 +42,14 @@ _log = log.logger("ledger")
 
 
 class OutageMode:
-    """Admits and settles as the ledger does, and for a while without it.
+    """Admits and settles as the ledger does, and for a while without it. `run` does the work.
 
-    Args:
-        ledger: decides as long as it can; its decisions are cached from now on.
-        database: of the ledger.
-        worker: this process's row.
-        file: this worker's empty spool.
-        limits: how far to go.
-        refresh: seconds between two reads of the cached tokens' rows.
+    `file` is this worker's empty spool, `refresh` the seconds between two reads of the cached tokens' rows.
     """
 
     def __init__(
         self, ledger: Ledger, database: Database, worker: Worker, file: SpoolFile, limits: OutageLimits, refresh: float
     ) -> None:
-        """Start with an empty cache; `run` does the work."""
         self._ledger = ledger
         self._database = database
         self._worker = worker
@@ -104,11 +97,7 @@ class OutageMode:
         return self._since is not None and not self._open
 
     async def check(self, request: AdmissionRequest) -> tuple[Token, str]:
-        """Judge a request by its head, as `Ledger.check`; by the cached token if the database is unavailable.
-
-        Raises:
-            ProxyError: the request is refused.
-        """
+        """As `Ledger.check`; by the cached token if the database is unavailable. Raises ProxyError."""
         if self._since is None:
             try:
                 return await self._ledger.check(request)
@@ -120,10 +109,9 @@ class OutageMode:
         return cached.token, cached.provider
 
     async def admit(self, request: AdmissionRequest) -> Grant:
-        """Wait for the ledger's decision, or decide here if the database is unavailable. Cancelling is always safe.
+        """Wait for the ledger's decision, or decide here if the database is unavailable. Safe to cancel.
 
-        Raises:
-            ProxyError: the request is refused.
+        Raises ProxyError.
         """
         if self._resuming is not None:
             with trio.move_on_after(writer.ADMISSION_DEADLINE):
@@ -226,10 +214,9 @@ class OutageMode:
         message = "outage mode admits no more requests until the database is back"
         if self._spool.failure is not None:
             _log.error(message, reason=self._spool.failure)
-        elif len(self._spool) >= MAX_SPOOLED:
-            _log.warning(message, reason="the spool is full")
         else:
-            _log.warning(message, reason=f"it has lasted for {self._limits.duration:g} s")
+            lasted = f"it has lasted for {self._limits.duration:g} s"
+            _log.warning(message, reason="the spool is full" if len(self._spool) >= MAX_SPOOLED else lasted)
 
     async def _replay(self, since: float) -> None:
         """Wait for the database, write all requests to it, and let the ledger decide again."""

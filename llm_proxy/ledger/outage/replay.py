@@ -47,10 +47,8 @@ def write_spooled(connection: Connection, spooled: Sequence[Settlement], worker_
 async def replay(database: Database, spooled: Sequence[Settlement], worker_id: str) -> None:
     """Write requests in one transaction, or in several if the database refuses one of them.
 
-    What it refuses even alone is written to the log, and delays no other request.
-
-    Raises:
-        DatabaseError: the database is unavailable. What is written is written, and may be replayed again.
+    What it refuses even alone is written to the log, and delays no other request. Raises DatabaseError if the database
+    is unavailable: what is written may be replayed again.
     """
     try:
         await database.write_unless_locked(write_spooled, spooled, worker_id, datetime.now(UTC))
@@ -97,8 +95,7 @@ class OrphanReplay:
     async def run(self) -> None:
         """Replay and delete each spool whose worker has stopped. One that cannot be read is left for the next time.
 
-        Raises:
-            DatabaseError: the database is unavailable.
+        Raises DatabaseError if the database is unavailable.
         """
         orphans = _read_orphans(self.folder, spool_path(self.folder, self.worker_id))
         # One after the other, so that each is locked only as long as necessary.
@@ -136,7 +133,6 @@ class OrphanReplay:
 
 
 def spool_path(folder: Path, worker_id: str) -> Path:
-    """The file of a worker's spool."""
     return folder / f"outage-{worker_id}.spool.db"
 
 

@@ -50,18 +50,16 @@ class _Group:
 
 
 class Spool:
-    """The requests, in the order of their admission. `run` writes them to the file.
+    """The requests, in the order of their admission. `run` writes them to the file, which is open and empty at first.
 
-    Attributes:
-        file: open and empty at first.
-        failure: why a write failed. Nothing is written after it until the file is emptied.
-        replayed: how many requests were written to the database so far.
+    Its length is the number of requests that the database does not have, or not completely.
     """
 
     def __init__(self, file: SpoolFile) -> None:
-        """Take over an open file."""
         self.file = file
+        #: Why a write failed. Nothing is written after it until the file is emptied.
         self.failure: str | None = None
+        #: Requests that were written to the database so far.
         self.replayed = 0
         self._requests: dict[str, _Request] = {}
         self._next = _Group()
@@ -69,16 +67,12 @@ class Spool:
         self._thread = trio.CapacityLimiter(1)
 
     def __len__(self) -> int:
-        """How many requests the database does not have, or not completely."""
         return len(self._requests)
 
     async def admit(self, grant: Grant, cached: CachedToken) -> None:
         """Add a request that the ledger does not know, and wait until it is on the disk.
 
-        If this raises, the request was not sent, and nothing more is to be done.
-
-        Raises:
-            DatabaseError: the request cannot be written, or not in time.
+        Raises DatabaseError if it is not in time. Then the request must not be sent, and nothing more is to be done.
         """
         request = _Request(Settlement.of(grant, UNKNOWN), cached)
         self._requests[grant.reservation.id] = request
@@ -115,8 +109,7 @@ class Spool:
     async def replay(self, database: Database, worker_id: str) -> None:
         """Write the oldest requests to the database. Those that have not ended are the ledger's from then on.
 
-        Raises:
-            DatabaseError: the database is unavailable again. What it took is written.
+        Raises DatabaseError if the database is unavailable again. What it took is written.
         """
         requests = self._requests.values()
         due = [one for one in requests if one.durable or one.settlement.row.result is not UNKNOWN][:CHUNK]
@@ -166,7 +159,6 @@ class Spool:
             raise group.failure
 
     async def run(self) -> None:
-        """Write until cancelled."""
         while True:
             await self._wake.wait()
             self._wake = trio.Event()

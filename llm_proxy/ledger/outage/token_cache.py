@@ -73,7 +73,6 @@ class TokenCache:
     _tokens: OrderedDict[bytes, CachedToken] = field(factory=OrderedDict, repr=False)
 
     def __len__(self) -> int:
-        """How many tokens are cached."""
         return len(self._tokens)
 
     def record(self, digest: bytes, decision: Grant | ProxyError, clock: float, *, keep_used: bool) -> None:
@@ -88,10 +87,9 @@ class TokenCache:
         if isinstance(decision, Grant):
             former = self._tokens.pop(digest, None)
             used = former.used if former is not None and keep_used else 0
-            project_id, provider = decision.reservation.project_id, decision.reservation.provider
-            self._tokens[digest] = CachedToken(
-                decision.token, project_id, provider, decision.sealed_key, decision.counted, clock, used
-            )
+            place = decision.reservation.project_id, decision.reservation.provider
+            key, counted = decision.sealed_key, decision.counted
+            self._tokens[digest] = CachedToken(decision.token, *place, key, counted, clock, used)
             if len(self._tokens) > MAX_TOKENS:
                 self._tokens.popitem(last=False)
         elif isinstance(decision, _TOKEN_REFUSALS):
@@ -122,25 +120,19 @@ class TokenCache:
     def authorize_offline(self, request: AdmissionRequest, clock: float, now: datetime) -> CachedToken:
         """Judge a request by its cached token. It is not counted: the caller adds to `used`.
 
-        If the token itself is the reason for a refusal, it is `DatabaseUnavailable`: the token may have been changed
-        where this worker cannot see it.
-
-        Raises:
-            ProxyError: the request is refused.
+        Raises ProxyError. If the token itself is the reason, it is `DatabaseUnavailable`: the token may have been
+        changed where this worker cannot see it.
         """
         cached = self._tokens.get(request.digest)
         if cached is None or cached.verified_at < clock - self.limits.window or cached.used >= self.limits.requests:
             raise DatabaseUnavailable
         token = cached.token
-        refusal: ProxyError | None
-        if (
+        unusable = (
             (token.expires_at is not None and token.expires_at <= now)
             or limit_verdict(token, cached.counted - token.request_count + cached.used) is not None
             or (request.provider is not None and request.provider != cached.provider)
-        ):
-            refusal = DatabaseUnavailable()
-        else:
-            refusal = request.refusal(cached.provider)
+        )
+        refusal = DatabaseUnavailable() if unusable else request.refusal(cached.provider)
         if refusal is not None:
             raise refusal.about(token.id, cached.project_id, cached.provider)
         return cached

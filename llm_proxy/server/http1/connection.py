@@ -210,7 +210,7 @@ class Http1Connection:
             "headers": head.headers,
             "state": self.context.state.copy(),
         }
-        cycle = self._cycle = RequestCycle(self, head)
+        cycle = self._cycle = RequestCycle(self, head, head.expects_continue and not self.reader.has_body)
         try:
             await self.context.app(scope, cycle.receive, cycle.send)
         except* ClientDisconnected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Final
 
+import attrs
 import trio
 
 from llm_proxy.net.disconnect import ClientDisconnected
@@ -25,6 +26,7 @@ YIELD_EVERY: Final = 16
 """Pieces of a body that are sent in a row before other tasks run, if the application does not wait."""
 
 
+@attrs.define(eq=False, repr=False)
 class RequestCycle:
     """The two ASGI callables of one request.
 
@@ -35,38 +37,20 @@ class RequestCycle:
     it has a body sends an empty piece with `more_body`. The two may be used from two tasks at once, one each.
     """
 
-    __slots__ = (
-        "_body_read",
-        "_complete",
-        "_connection",
-        "_continue_due",
-        "_disconnected",
-        "_head",
-        "_pieces",
-        "_probed",
-        "_rejected",
-        "_sent",
-        "_unsent_head",
-        "_waiting",
-        "_writer",
-        "parked",
-    )
-
-    def __init__(self, connection: Http1Connection, head: Head) -> None:
-        self._connection = connection
-        self._head = head
-        self._continue_due = head.expects_continue and not connection.reader.has_body
-        self._body_read = False  # the application has the last piece of the body
-        self._writer: ResponseWriter | None = None
-        self._unsent_head = b""
-        self._sent = False  # a part of the response was sent
-        self._complete = False  # all of it was sent
-        self._disconnected = False  # nothing can reach the client any more
-        self._pieces = 0
-        self._rejected = False  # the server has answered instead of the application
-        self._waiting: trio.CancelScope | None = None
-        self._probed = False
-        self.parked = False  # `receive` waits only for `disconnect`: nothing more can be read
+    _connection: Http1Connection
+    _head: Head
+    _continue_due: bool
+    _body_read: bool = False  # the application has the last piece of the body
+    _writer: ResponseWriter | None = None
+    _unsent_head: bytes = b""
+    _sent: bool = False  # a part of the response was sent
+    _complete: bool = False  # all of it was sent
+    _disconnected: bool = False  # nothing can reach the client any more
+    _pieces: int = 0
+    _rejected: bool = False  # the server has answered instead of the application
+    _waiting: trio.CancelScope | None = None
+    _probed: bool = False
+    parked: bool = False  # `receive` waits only for `disconnect`: nothing more can be read
 
     def probe_client(self) -> None:
         """Find out if a client that has closed its side is still there, by sending bytes without a meaning.
