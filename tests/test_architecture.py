@@ -76,9 +76,14 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(), filename=str(path))
 
 
-def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+@cache
+def imports_of(path: Path) -> tuple[tuple[int, str], ...]:
     """Line and module of each import, those inside functions too; what only annotations need is left out."""
-    waiting: list[ast.AST] = [tree_of(path)]
+    return tuple(_imports_of(tree_of(path)))
+
+
+def _imports_of(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
         if isinstance(node, ast.Import):

@@ -1,36 +1,52 @@
 """Which tests `make check` leaves to `make test`: those marked `slow`. `make test` runs every test.
 
-A test on a database server is slow, and so are the places below. `make check` takes about four minutes of CPU time.
+A test on a database server is slow, and so are the places below. `make check` takes less than five minutes of CPU
+time, half of it in servers that tests start.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 
 from tests.databases.kinds import SERVERS
 from tests.tally import kinds_of
 
-#: Folders and files of tests that take long, or need programs that few machines have.
+#: Folders and files of tests that take long, need programs that few machines have, or are about the tests' own tools.
+#: A file belongs here if it costs seconds and the rest of its folder covers the same code: `pytest --durations 50`.
 SLOW_PLACES = (
     "tests/benchmarks/",
     "tests/containers/",
     "tests/helm/",
+    "tests/scripted/",
     "tests/db/test_migrating_at_once.py",
     "tests/docs/test_checkout.py",
     "tests/docs/test_site.py",
     "tests/harness/",
+    "tests/scenarios/test_anthropic_sdk.py",
     "tests/scenarios/test_crash.py",
     "tests/scenarios/test_disconnect_storm.py",
     "tests/scenarios/test_hostile_bytes.py",
     "tests/scenarios/test_hypercorn.py",
     "tests/scenarios/test_key_rotation.py",
     "tests/scenarios/test_moving.py",
+    "tests/scenarios/test_openai_sdk.py",
     "tests/scenarios/test_reverse_proxies.py",
     "tests/scenarios/test_rolling_update.py",
+    "tests/scenarios/test_sdk_errors.py",
     "tests/scenarios/test_stalled_reader.py",
     "tests/scenarios/test_start.py",
     "tests/scenarios/test_unauthenticated_clients.py",
 )
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Do not import what `-m "not slow"` leaves out: the SDKs alone take three seconds in each process."""
+    if config.getoption("markexpr") != "not slow":
+        return None
+    place = collection_path.relative_to(config.rootpath).as_posix()
+    return f"{place}/".startswith(tuple(f"{slow.rstrip('/')}/" for slow in SLOW_PLACES)) or None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
-import openai
 import pytest
 
 from llm_proxy.cli.commands.demo.provider import DemoProvider
@@ -148,6 +147,8 @@ async def provider() -> AsyncIterator[httpx2.AsyncClient]:
 async def test_the_provider_streams_the_same_text_as_without_streaming(
     provider: httpx2.AsyncClient, content: object, autojump_clock: object
 ) -> None:
+    import openai  # noqa: PLC0415 (it takes a second, in each process that collects this file)
+
     gpt = openai.AsyncOpenAI(api_key="sk-real", base_url=provider.base_url, http_client=provider, max_retries=0)
     ask: Any = {"model": "gpt-5.4-mini", "messages": [{"role": "user", "content": content}]}
     plain = await gpt.chat.completions.create(**ask)

@@ -180,7 +180,9 @@ def test_the_help_of_the_program_has_the_first_line_of_each_command() -> None:
         ("manage project list", ("quart", "hypercorn", "llm_proxy.gateway")),
     ],
 )
-def test_a_command_imports_only_what_it_needs(folder: Path, arguments: str, not_imported: tuple[str, ...]) -> None:
+def test_a_command_imports_only_what_it_needs(
+    folder: Path, run: Run, arguments: str, not_imported: tuple[str, ...]
+) -> None:
     code = (
         "import sys\n"
         "from llm_proxy.cli.program import program\n"
@@ -192,7 +194,7 @@ def test_a_command_imports_only_what_it_needs(folder: Path, arguments: str, not_
     )
     if arguments == "db check":
         (folder / ".env").write_text("DATABASE_PATH=proxy.db\n")
-        subprocess.run([sys.executable, "-m", "llm_proxy", "migrate", "up"], check=True, capture_output=True)
+        assert run("migrate", "up").exit_code == 0
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert done.stderr.splitlines()[-1] == "imported []"

@@ -178,6 +178,15 @@ def test_a_compressed_body_cut_anywhere_gives_the_same_usage(
         assert metered(headers, pieces) == metered(headers, [whole])
 
 
+@pytest.mark.parametrize("cut", [-2, -1, 1])
+def test_bytes_behind_a_brotli_stream_make_it_unmetered_however_it_is_cut(cut: int) -> None:
+    headers, packed = [JSON, (b"content-encoding", b"br")], brotli.compress(CHAT)
+    at = len(packed) + cut
+    body = packed + b"more"
+    assert metered(headers, [body[:at], body[at:]]) == metered(headers, [packed, b"more"]) == metered(headers, [body])
+    assert metered(headers, [body])[3]
+
+
 @given(DUMPED)
 @settings(max_examples=300)
 def test_scanning_finds_what_decoding_finds(document: bytes) -> None:

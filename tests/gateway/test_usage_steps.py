@@ -74,7 +74,7 @@ def test_each_step_is_bounded(worst: str, coding: bytes) -> None:
     kind, text = WORST[worst]
     body = CODINGS[coding](text)
     # Page faults or the garbage collector may disturb one run, but not each.
-    assert min(longest_step(kind, coding, body) for _ in range(3)) < BOUND
+    assert any(longest_step(kind, coding, body) < BOUND for _ in range(3))
 
 
 def test_scanning_stops_after_too_many_steps() -> None:

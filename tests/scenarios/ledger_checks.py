@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Mapping
 
+from click.testing import CliRunner
 from sqlalchemy import select
 
 from db import Connection
@@ -16,22 +15,16 @@ from db.dsn import Target
 from db.options import Options
 from db.queries import ledger
 from db.schema import in_flight, requests
-from tests.harness.server import ROOT
+from llm_proxy.cli import program
+from llm_proxy.config import Settings
+from llm_proxy.config.sources import declared
 
 
 def verify(env: Mapping[str, str]) -> str:
-    """Run `llm-proxy ledger verify`; fails unless it exits with 0."""
-    environment = {"PATH": os.environ["PATH"], **env}
-    done = subprocess.run(
-        [sys.executable, "-m", "llm_proxy", "ledger", "verify"],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    """Run `llm-proxy ledger verify` in this process; fails unless it exits with 0."""
+    unset = dict.fromkeys(name for name in os.environ if name.removesuffix("_FILE") in declared(Settings))
+    done = CliRunner().invoke(program, ["ledger", "verify"], prog_name="llm-proxy", env={**unset, **env})
+    assert done.exit_code == 0, done.output
     return done.stdout
 
 

@@ -18,7 +18,7 @@ from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness import client
 from tests.harness.deployment import UPSTREAM_KEY, chat_body, chat_headers
-from tests.harness.server import running_server
+from tests.harness.server import Server, running_server
 from tests.scenarios import aftermath, ledger_checks
 
 TIMES = 10
@@ -59,23 +59,30 @@ def provider() -> Iterator[str]:
         server.shutdown()
 
 
-@pytest.mark.parametrize("leave", ["close", "reset"])
-async def test_client_that_closes_after_the_last_event_has_outcome_ok(databases: Databases, leave: str) -> None:
+@pytest.fixture(scope="module")
+def server(databases: Databases) -> Iterator[Server]:
     with provider() as url, databases.migrated(Kind.SQLITE) as scratch:
         with running_server(scratch.env, {"OPENAI_API_URL": url}) as server:
-            project = server.manage("POST", "/projects", {"name": "p", "api_key": UPSTREAM_KEY})
-            token = server.manage("POST", "/tokens", {"project_id": project["id"]})
-            for _ in range(TIMES):
-                async with client.connect(server.url) as connection:
-                    body = chat_body(stream=True)
-                    await connection.request("POST", "/v1/chat/completions", chat_headers(token["token"]), body)
-                    received = b""
-                    while b"[DONE]\n\n" not in received:
-                        received += await connection.receive()
-                    if leave == "reset":
-                        connection.reset()
-            rows = aftermath.settled(server, token["id"], TIMES)
-            assert {(row["outcome"], row["input_tokens"], row["output_tokens"]) for row in rows} == {("ok", 7, 3)}
-            assert Provider.connections < TIMES / 2, "connections were not used again"
-            assert await server.stopped() == 0, server.output
+            yield server
+            assert server.stop() == 0, server.output
         ledger_checks.verify(scratch.env)
+
+
+@pytest.mark.parametrize("leave", ["close", "reset"])
+async def test_client_that_closes_after_the_last_event_has_outcome_ok(server: Server, leave: str) -> None:
+    project = server.manage("POST", "/projects", {"name": leave, "api_key": UPSTREAM_KEY})
+    token = server.manage("POST", "/tokens", {"project_id": project["id"]})
+    before = Provider.connections
+    for number in range(1, TIMES + 1):
+        async with client.connect(server.url) as connection:
+            body = chat_body(stream=True)
+            await connection.request("POST", "/v1/chat/completions", chat_headers(token["token"]), body)
+            received = b""
+            while b"[DONE]\n\n" not in received:
+                received += await connection.receive()
+            if leave == "reset":
+                connection.reset()
+        aftermath.settled(server, token["id"], number)
+    rows = aftermath.settled(server, token["id"], TIMES)
+    assert {(row["outcome"], row["input_tokens"], row["output_tokens"]) for row in rows} == {("ok", 7, 3)}
+    assert Provider.connections - before <= 1, "connections were not used again"

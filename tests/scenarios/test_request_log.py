@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,8 +10,10 @@ from typing import Any
 
 import pytest
 import trio
+from click.testing import CliRunner, Result
 
 from benchmarks.processes import Upstream
+from llm_proxy.cli import program
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.docs.blocks import block
@@ -153,12 +153,11 @@ def test_a_request_is_found_by_the_id_that_sdks_show(gateway: Deployment, tmp_pa
     fields = dict(row.split(maxsplit=1) for row in manage(gateway, "request", "get", str(own)).stdout.splitlines())
     assert (fields["outcome"], fields["status"], fields["provider_request_id"]) == ("ok", "200", shown)
     absent = manage(gateway, "request", "get", "req_none")
-    assert (absent.returncode, absent.stdout) == (1, "")
+    assert (absent.exit_code, absent.stdout) == (1, "")
     assert absent.stderr.startswith("error: There is no such request: No finished request has this id")
 
 
-def manage(gateway: Deployment, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run `llm-proxy manage` against the server."""
+def manage(gateway: Deployment, *arguments: str) -> Result:
+    """Run `llm-proxy manage` against the server, in this process."""
     where = ("--manage-api-base-url", gateway.server.url, "--management-token", MANAGEMENT_TOKEN)
-    command = [sys.executable, "-m", "llm_proxy", "manage", *arguments, *where]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    return CliRunner().invoke(program, ["manage", *arguments, *where], prog_name="llm-proxy")

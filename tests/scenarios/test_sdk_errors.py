@@ -12,10 +12,13 @@ from typing import Any
 
 import anthropic
 import httpx2
+import openai
 import pytest
 import trio
 
 from benchmarks.processes import Upstream
+from llm_proxy import errors
+from llm_proxy.errors import ProxyError, Shape, provider_response
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness.deployment import UPSTREAM_KEY, Deployment
@@ -25,6 +28,7 @@ from tests.scenarios.sdk import LAX_GENERATORS, claude, gpt, items
 
 pytestmark = [pytest.mark.filterwarnings(*LAX_GENERATORS)]
 
+REQUEST_ID = "0190a5c0-0000-7000-8000-000000000000"
 AT_ONCE = 3
 #: Retries that a client of these tests could afford, where the point is that it makes none.
 RETRIES = 3
@@ -264,3 +268,65 @@ async def test_database_unavailable_raises_after_retries(
         assert upstream.counts()["requests"] == 0
         async with gpt("async", gateway.server.url, secrets[0], max_retries=10) as client:
             assert (await ask_gpt(client)).id
+
+
+class Answering(httpx2.BaseTransport):
+    """A transport that answers every request with one error, and counts them."""
+
+    def __init__(self, error: ProxyError, shape: Shape) -> None:
+        self.requests = 0
+        self._answer = provider_response(error, shape, REQUEST_ID)
+
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        self.requests += 1
+        status, headers, body = self._answer
+        return httpx2.Response(status, headers=headers, content=body)
+
+
+@pytest.mark.parametrize(
+    ("error", "exception"),
+    [
+        (errors.TokenInvalid(), openai.AuthenticationError),
+        (errors.ProjectInactive(), openai.PermissionDeniedError),
+        (errors.EndpointNotAllowed(), openai.NotFoundError),
+        (errors.ParameterNotAllowed(param="model"), openai.BadRequestError),
+        (errors.RequestLimitExceeded(), openai.RateLimitError),
+    ],
+)
+def test_openais_sdk_raises_its_own_exception_at_once(
+    error: ProxyError, exception: type[openai.APIStatusError]
+) -> None:
+    transport = Answering(error, "openai")
+    with (
+        openai.OpenAI(api_key="sk-x", http_client=httpx2.Client(transport=transport)) as client,
+        pytest.raises(exception) as caught,
+    ):
+        client.models.list()
+    assert caught.value.code == error.code
+    assert caught.value.param == error.param
+    assert caught.value.request_id == REQUEST_ID
+    assert error.message in str(caught.value)
+    assert transport.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "exception"),
+    [
+        (errors.TokenInvalid(), anthropic.AuthenticationError),
+        (errors.EndpointNotAllowed(), anthropic.NotFoundError),
+        (errors.RequestLimitExceeded(), anthropic.RateLimitError),
+    ],
+)
+def test_anthropics_sdk_raises_its_own_exception_at_once(
+    error: ProxyError, exception: type[anthropic.APIStatusError]
+) -> None:
+    transport = Answering(error, "anthropic")
+    with (
+        anthropic.Anthropic(api_key="sk-x", http_client=httpx2.Client(transport=transport)) as client,
+        pytest.raises(exception) as caught,
+    ):
+        client.models.list()
+    assert caught.value.error_code == error.code
+    assert caught.value.request_id == REQUEST_ID
+    assert error.message in str(caught.value)
+    assert transport.requests == 1

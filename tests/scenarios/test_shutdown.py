@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import h11
-import pytest
 import trio
 
 from db.dsn.target import Target
@@ -101,11 +100,9 @@ async def test_requests_longer_than_the_grace_are_cut_off_and_settled(
     ledger_checks.verify(migrated_env)
 
 
-@pytest.mark.parametrize("signals", [1, 2])
-def test_an_idle_server_stops_at_once(start_server: StartServer, migrated_env: dict[str, str], signals: int) -> None:
+def test_an_idle_server_stops_at_once(start_server: StartServer, migrated_env: dict[str, str]) -> None:
     server = start_server(migrated_env)
-    for _ in range(signals):
-        server.terminate()
+    server.terminate()
     assert server.wait(timeout=5) == 0, server.output
 
 

@@ -124,6 +124,9 @@ class _Brotli:
             rest = data[start : start + _INPUT]
             if start:
                 yield b""
+            if self._decompressor.is_finished():
+                # In the step in which the stream ends the decoder refuses bytes behind it, and drops what it decoded.
+                raise Undecodable
             while not self._decompressor.is_finished():
                 try:
                     decoded = self._decompressor.process(rest, output_buffer_limit=PIECE)
