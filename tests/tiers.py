@@ -25,7 +25,9 @@ SLOW_PLACES = (
     "tests/docs/test_site.py",
     "tests/harness/",
     "tests/scenarios/test_anthropic_sdk.py",
+    "tests/scenarios/test_client_disconnects.py",
     "tests/scenarios/test_crash.py",
+    "tests/scenarios/test_database_guide.py",
     "tests/scenarios/test_disconnect_storm.py",
     "tests/scenarios/test_hostile_bytes.py",
     "tests/scenarios/test_hypercorn.py",
@@ -38,6 +40,7 @@ SLOW_PLACES = (
     "tests/scenarios/test_stalled_reader.py",
     "tests/scenarios/test_start.py",
     "tests/scenarios/test_unauthenticated_clients.py",
+    "tests/scenarios/test_upstream_faults.py",
 )
 
 
