@@ -59,6 +59,27 @@ class Credential:
     updated_at: datetime
 
 
+class SealedKey(msgspec.Struct, frozen=True, gc=False):
+    """A key as a project may use it.
+
+    Attributes:
+        owner: the id that it is sealed for: its credential's, or the project's own.
+        sealed: the sealed form.
+        active: whether its credential is.
+    """
+
+    owner: str
+    sealed: str
+    active: bool
+
+
+class Account(msgspec.Struct, frozen=True):
+    """What a request needs to know of its token's project: the project, and its key at each provider."""
+
+    project: Project
+    keys: dict[str, SealedKey]
+
+
 @frozen
 class Token:
     """A token; its secret is known by the 32-byte SHA-256 `digest` only.

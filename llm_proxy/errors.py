@@ -144,6 +144,16 @@ class ProjectInactive(DataPlaneError):
     message = "The project that this token belongs to is deactivated."
 
 
+class CredentialMissing(DataPlaneError):
+    status, code = 403, "credential_missing"
+    message = "The project that this token belongs to has no credential for this provider."
+
+
+class CredentialInactive(DataPlaneError):
+    status, code = 403, "credential_inactive"
+    message = "The credential that this token's project uses at this provider is deactivated."
+
+
 class OriginNotAllowed(DataPlaneError):
     status, code = 403, "origin_not_allowed"
     message = "Requests from this origin are not allowed."

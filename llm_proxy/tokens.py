@@ -8,7 +8,8 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from llm_proxy.errors import (
-    EndpointNotAllowed,
+    CredentialInactive,
+    CredentialMissing,
     ProjectInactive,
     ProxyError,
     RequestLimitExceeded,
@@ -19,7 +20,7 @@ from llm_proxy.errors import (
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from db.records import Project, Token
+    from db.records import Account, Token
 
 #: `sk-`, by which people and secret scanners recognise a credential, and 32 random bytes in base64.
 _FORMAT: Final = re.compile(rb"sk-[A-Za-z0-9_-]{43}")
@@ -43,24 +44,27 @@ def digest_of(candidate: bytes) -> bytes | None:
     return hashlib.sha256(candidate).digest() if _FORMAT.fullmatch(candidate) else None
 
 
-def verdict(token: Token, project: Project, now: datetime, *, provider: str | None) -> ProxyError | None:
-    """Check everything about a request's token except its limit; None if it is accepted.
+def verdict(token: Token, account: Account, now: datetime) -> ProxyError | None:
+    """Check a request's token, but for its limit and its key; None if it is accepted.
 
     The token is checked first, so that a client learns nothing about a project with a token that is not accepted.
-    `provider` is the one in the path, None for the project's own: its key must never be sent to another one.
     """
     if not token.active:
         return TokenInactive()
     if token.expires_at is not None and token.expires_at <= now:
         return TokenExpired()
-    if not project.active:
-        return ProjectInactive()
-    if provider is not None and provider != project.provider:
-        return EndpointNotAllowed(
-            f"This token's project uses the provider '{project.provider}', not '{provider}': send its requests to"
-            f" /v1/... or /{project.provider}/v1/..., or use a token of a project whose provider is '{provider}'"
+    return None if account.project.active else ProjectInactive()
+
+
+def key_verdict(account: Account, provider: str) -> ProxyError | None:
+    """Check that the project has a key for the request's provider: one must never be sent to another provider."""
+    key = account.keys.get(provider)
+    if key is None:
+        return CredentialMissing(
+            f"This token's project has no credential for the provider '{provider}', only for"
+            f" {', '.join(sorted(account.keys))}. Ask the operator of this proxy for one."
         )
-    return None
+    return None if key.active else CredentialInactive()
 
 
 def limit_verdict(token: Token, taken: int) -> ProxyError | None:

@@ -16,8 +16,19 @@ from sqlalchemy import BindParameter, bindparam, delete, func, insert, inspect, 
 from db.dialects.bulk import BulkInsert, DeleteByKeys, LockByKeys, SelectByKeys
 from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
 from db.queries.rows import SETTLED, columns, names
-from db.records import ERRORS, UNKNOWN, VOID, Project, Reservation, SettledRequest, Token, Worker
-from db.schema import in_flight, projects, requests, tokens, usage_hourly, workers
+from db.records import (
+    ERRORS,
+    UNKNOWN,
+    VOID,
+    Account,
+    Project,
+    Reservation,
+    SealedKey,
+    SettledRequest,
+    Token,
+    Worker,
+)
+from db.schema import credentials, in_flight, project_credentials, projects, requests, tokens, usage_hourly, workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -69,8 +80,15 @@ _lock_free_tokens = LockByKeys(
 _find_tokens = SelectByKeys(
     select(*columns(tokens, Token)).where(tokens.c.digest.in_(_keys())), tokens.c.digest.type, Token
 )
-_find_projects = SelectByKeys(
-    select(*columns(projects, Project)).where(projects.c.id.in_(_keys())), projects.c.id.type, Project
+_PROJECT = columns(projects, Project)
+_find_accounts = SelectByKeys(
+    select(*_PROJECT, credentials.c.id, credentials.c.provider, credentials.c.api_key, credentials.c.active)
+    .select_from(projects)
+    .outerjoin(project_credentials, project_credentials.c.project_id == projects.c.id)
+    .outerjoin(credentials, credentials.c.id == project_credentials.c.credential_id)
+    .where(projects.c.id.in_(_keys())),
+    projects.c.id.type,
+    lambda *row: row,
 )
 _reserve = BulkInsert(insert(in_flight), names(Reservation))
 _release = DeleteByKeys(in_flight.c.id)
@@ -102,16 +120,32 @@ def lock_free_tokens(connection: Connection, digests: Iterable[bytes]) -> tuple[
     return free, {token.digest for token in held}
 
 
-def find_projects(connection: Connection, ids: Iterable[str]) -> dict[str, Project]:
-    """Read these projects as they are committed now."""
-    return {project.id: project for project in _find_projects(connection, sorted(set(ids)))}
+def find_accounts(connection: Connection, project_ids: Iterable[str]) -> dict[str, Account]:
+    """Read these projects and their keys as they are committed now.
+
+    The key of the default provider is the project's own copy: servers of the release before change that alone.
+    """
+    found: dict[str, Account] = {}
+    width = len(_PROJECT)
+    for row in _find_accounts(connection, sorted(set(project_ids))):
+        account = found.get(row[0])
+        if account is None:
+            project = Project(*row[:width])
+            account = Account(project, {project.provider: SealedKey(project.id, project.api_key, active=True)})
+            found[project.id] = account
+        credential_id, provider, sealed, active = row[width:]
+        if provider == account.project.provider:
+            account.keys[provider] = SealedKey(account.project.id, account.project.api_key, active=active)
+        elif provider is not None:
+            account.keys[provider] = SealedKey(credential_id, sealed, active=active)
+    return found
 
 
-def look_up(connection: Connection, digests: Iterable[bytes]) -> dict[bytes, tuple[Token, Project]]:
+def look_up(connection: Connection, digests: Iterable[bytes]) -> dict[bytes, tuple[Token, Account]]:
     """Read the tokens that have these digests, each with its project; locks nothing."""
     found = {token.digest: token for token in _find_tokens(connection, sorted(set(digests)))}
-    owners = find_projects(connection, {token.project_id for token in found.values()})
-    return {digest: (token, owners[token.project_id]) for digest, token in found.items()}
+    accounts = find_accounts(connection, {token.project_id for token in found.values()})
+    return {digest: (token, accounts[token.project_id]) for digest, token in found.items()}
 
 
 def add_to_counters(connection: Connection, added: Mapping[str, int], used_at: datetime | None) -> None:

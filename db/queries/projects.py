@@ -74,19 +74,5 @@ def change(connection: Connection, project: Project, changes: ProjectValues, now
     return evolve(project, **changes, updated_at=now)
 
 
-def seals(connection: Connection, after_id: str, limit: int) -> list[tuple[str, str]]:
-    """Ids of projects with their API keys as they are sealed, in the order of ids, behind the one of `after_id`."""
-    query = select(projects.c.id, projects.c.api_key).where(projects.c.id > after_id).order_by(projects.c.id)
-    return [(project_id, sealed) for project_id, sealed in connection.execute(query.limit(limit))]
-
-
-def reseal(connection: Connection, project_id: str, old: str, new: str) -> bool:
-    """Put the same API key into another seal; False where the project has got another key since it was read."""
-    changed = connection.execute(
-        update(projects).where(projects.c.id == project_id, projects.c.api_key == old).values(api_key=new)
-    )
-    return changed.rowcount == 1
-
-
 def _record(row: Row[*tuple[Any, ...]] | None) -> Project | None:
     return None if row is None else Project(*row)

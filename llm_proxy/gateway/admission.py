@@ -80,11 +80,10 @@ def admission_request(
             return Overloaded("The project's provider was changed meanwhile. Send the request again.")
         return found if isinstance(found, BadRequest) else None
 
-    named = inbound.route.provider
     return AdmissionRequest(
         id=inbound.id,
         digest=token_digest,
-        provider=None if named is None else named.name,
+        provider=lambda account: providers.choose(inbound.route, inbound.shape, account),
         method=inbound.method,
         path=path,
         refusal=refusal,

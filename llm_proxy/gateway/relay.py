@@ -194,7 +194,7 @@ class Relay:
         try:
             # The token of a request that came in one piece was not known before. Beyond the bound it is void.
             self._take_slot(inbound)
-            api_key = self.keyring.open(grant.sealed_key, grant.reservation.project_id)
+            api_key = self.keyring.open(grant.key.sealed, grant.key.owner)
             await exchange.run(self.providers.by_name[name], self.upstreams[name], api_key)
         except ProxyError as error:
             exchange.refused_with(error)

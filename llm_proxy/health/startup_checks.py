@@ -23,7 +23,7 @@ _log = log.logger("services")
 def prepare(database: Database, settings: Settings, keyring: KeyRing, warn: Callable[[str], None]) -> None:
     """Migrate the database and check it for one worker. Blocks.
 
-    Raises `KeyRingError` if not one project's API key can be decrypted, or `db.errors.DatabaseError`.
+    Raises `KeyRingError` if not one API key can be decrypted, or `db.errors.DatabaseError`.
     """
     newer = migrate.prepare(database, warn)
     if newer is not None:
@@ -33,6 +33,9 @@ def prepare(database: Database, settings: Settings, keyring: KeyRing, warn: Call
         if locked.all_of_them:
             raise KeyRingError(f"{locked}: ENCRYPTION_KEY is not the one that this database was used with")
         _log.warning("some projects cannot be served", reason=str(locked), key_ids=keyring.key_ids)
+    adopted = keys.adopt(database, keyring)
+    if adopted:
+        _log.info("credentials took over the keys that servers of the release before had set", credentials=adopted)
     if settings.workers == 1:  # the parent of several workers checks once for all of them
         check_connections(database, settings, warn)
 

@@ -14,7 +14,7 @@ from attrs import define, field
 from db.database import Database
 from db.errors import DatabaseError
 from db.queries import ledger as queries
-from db.records import Project, Token
+from db.records import Account, Token
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, Overloaded
 
 #: Maximum number of requests that wait for a lookup. Each holds its head and at most one read of its body.
@@ -27,7 +27,7 @@ class _Round:
 
     digests: set[bytes] = field(factory=set)
     done: trio.Event = field(factory=trio.Event)
-    found: dict[bytes, tuple[Token, Project]] | None = None
+    found: dict[bytes, tuple[Token, Account]] | None = None
 
 
 @define(eq=False)
@@ -41,7 +41,7 @@ class Lookups:
     _next: _Round = field(factory=_Round)
     _wanted: trio.Event = field(factory=trio.Event)
 
-    async def find(self, digest: bytes) -> tuple[Token, Project] | None:
+    async def find(self, digest: bytes) -> tuple[Token, Account] | None:
         """The token with this digest and its project; None if there is none.
 
         Raises:

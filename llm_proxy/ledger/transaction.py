@@ -9,9 +9,9 @@ import msgspec
 
 from db import Connection
 from db.queries import ledger as queries
-from db.records import Project, Reservation, Result, SettledRequest, Token
+from db.records import Account, Reservation, Result, SealedKey, SettledRequest, Token
 from llm_proxy.errors import ProxyError, TokenInvalid, TokenLocked
-from llm_proxy.tokens import limit_verdict, verdict
+from llm_proxy.tokens import key_verdict, limit_verdict, verdict
 
 
 class AdmissionRequest(msgspec.Struct, frozen=True):
@@ -20,30 +20,35 @@ class AdmissionRequest(msgspec.Struct, frozen=True):
     Attributes:
         id: the request's id, canonical UUIDv7.
         digest: SHA-256 of the token secret that it came with.
-        provider: the provider that its path names; None means the one of the token's project.
+        provider: chooses the provider that it goes to, by name, of those of the token's project.
         method, path: written into the reservation; the path has no query and no credentials.
-        refusal: judges the request by the rules of the project's provider (its name is given), without I/O.
+        refusal: judges the request by the rules of that provider (its name is given), without I/O.
     """
 
     id: str
     digest: bytes
-    provider: str | None
+    provider: Callable[[Account], str]
     method: str
     path: str
     refusal: Callable[[str], ProxyError | None]
 
 
 class Grant(msgspec.Struct, frozen=True):
-    """An admitted request: its reservation, and its project's API key in sealed form.
+    """An admitted request: its reservation, and whose it is.
 
     `token` is the token before the admission, and `counted` its counter with this request.
     """
 
     reservation: Reservation
     digest: bytes
-    sealed_key: str
+    account: Account
     token: Token
     counted: int
+
+    @property
+    def key(self) -> SealedKey:
+        """The key to send."""
+        return self.account.keys[self.reservation.provider]
 
 
 class Settlement(msgspec.Struct, frozen=True):
@@ -62,9 +67,9 @@ class Settlement(msgspec.Struct, frozen=True):
         return cls(SettledRequest(grant.reservation, result, datetime.now(UTC)), grant.digest)
 
 
-def judge(request: AdmissionRequest, token: Token, project: Project, now: datetime) -> ProxyError | None:
-    """Judge everything about a request except the limit of its token; None means that it may pass."""
-    return verdict(token, project, now, provider=request.provider) or request.refusal(project.provider)
+def judge(request: AdmissionRequest, token: Token, account: Account, provider: str, now: datetime) -> ProxyError | None:
+    """Check a request to `provider`, but for the limit of its token; None means that it may pass."""
+    return verdict(token, account, now) or key_verdict(account, provider) or request.refusal(provider)
 
 
 def transact(
@@ -113,14 +118,16 @@ def transact(
     return decisions
 
 
-def _judge(request: AdmissionRequest, token: Token, project: Project, count: int, now: datetime) -> ProxyError | None:
+def _judge(
+    request: AdmissionRequest, token: Token, account: Account, provider: str, count: int, now: datetime
+) -> ProxyError | None:
     """Why this request is refused, None if it is admitted. `count` is how much the token's counter moves before it.
 
     A mistake in the rules must not stop the worker, because a client could repeat it: it refuses the one request. The
     exception is the refusal's cause.
     """
     try:
-        return judge(request, token, project, now) or limit_verdict(token, count)
+        return judge(request, token, account, provider, now) or limit_verdict(token, count)
     except Exception as error:  # noqa: BLE001 - whatever a rule raises
         refusal = ProxyError()
         refusal.__cause__ = error
@@ -138,25 +145,27 @@ def _decide(
 ) -> list[Grant | ProxyError]:
     """Judge the requests in order of arrival, write their reservations, and move the counters."""
     wanted = {token.project_id for token in tokens.values()} if requests else set()
-    projects = queries.find_projects(connection, wanted) if wanted else {}
+    accounts = queries.find_accounts(connection, wanted) if wanted else {}
     decisions: list[Grant | ProxyError] = []
     reservations: list[Reservation] = []
     for request in requests:
         token = tokens.get(request.digest)
-        project = None if token is None else projects.get(token.project_id)
-        if token is None or project is None:
+        account = None if token is None else accounts.get(token.project_id)
+        if token is None or account is None:
             decisions.append(TokenLocked() if request.digest in locked else TokenInvalid())
             continue
-        refusal = _judge(request, token, project, counts[token.id], now)
+        project = account.project
+        provider = request.provider(account)
+        refusal = _judge(request, token, account, provider, counts[token.id], now)
         if refusal is not None:
-            decisions.append(refusal.about(token.id, project.id, project.provider))
+            decisions.append(refusal.about(token.id, project.id, provider))
             continue
         count = counts[token.id] = counts[token.id] + 1
         reservation = Reservation(
-            request.id, worker_id, token.id, project.id, project.provider, request.method, request.path, now
+            request.id, worker_id, token.id, project.id, provider, request.method, request.path, now
         )
         reservations.append(reservation)
-        decisions.append(Grant(reservation, request.digest, project.api_key, token, token.request_count + count))
+        decisions.append(Grant(reservation, request.digest, account, token, token.request_count + count))
     queries.add_to_counters(connection, counts, now if reservations else None)
     queries.reserve(connection, reservations)
     return decisions

@@ -172,11 +172,12 @@ class Ledger:
         found = await self._lookups.find(request.digest)
         if found is None:
             raise TokenInvalid
-        token, project = found
-        refusal = judge(request, token, project, datetime.now(UTC))
+        token, account = found
+        provider = request.provider(account)
+        refusal = judge(request, token, account, provider, datetime.now(UTC))
         if refusal is not None:
-            raise refusal.about(token.id, project.id, project.provider)
-        return token, project.provider
+            raise refusal.about(token.id, account.project.id, provider)
+        return token, provider
 
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the decision of the next shared transaction.

@@ -1,4 +1,4 @@
-"""The API keys of all projects: which keys they need, and key rotation.
+"""The stored API keys: which encryption keys they need, key rotation, and changes by servers of the release before.
 
 Servers can run during a rotation. Each sealed API key names its encryption key, so a server with both keys in
 `ENCRYPTION_KEY` reads old and new ones. A value is replaced only if it has not changed since it was read.
@@ -8,17 +8,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from attrs import Factory, define, frozen
 
-from db.queries import projects
+from db.errors import Duplicate
+from db.queries import credentials, projects, seals
+from db.records import Credential
+from llm_proxy.identifiers import new_id
 from llm_proxy.secrets.encryption import KeyRing, SealError
 
 if TYPE_CHECKING:
+    from db import Connection
     from db.database import Database
+    from db.queries.credentials import DefaultKey
+    from db.queries.seals import Owners
 
-#: Projects per query.
+#: Rows per query.
 _PIECE = 200
 #: Attempts for a value that others change at the same time.
 _ATTEMPTS = 3
@@ -26,15 +34,15 @@ _ATTEMPTS = 3
 
 @frozen
 class Unreadable:
-    """A project whose API key cannot be decrypted."""
+    """An API key that cannot be decrypted: `owner` is the id of its project or credential."""
 
-    project_id: str
+    owner: str
     reason: str
 
 
 @define
 class Rotation:
-    """Projects by their API key: encrypted again (with `dry_run`, would be), under the first key before, unreadable."""
+    """API keys: encrypted again (with `dry_run`, would be), under the first key before, unreadable."""
 
     resealed: int = 0
     current: int = 0
@@ -44,61 +52,123 @@ class Rotation:
 def rotate(database: Database, ring: KeyRing, *, dry_run: bool = False) -> Rotation:
     """Encrypt every API key under the first key of the ring. Blocks. It can be interrupted and repeated."""
     found = Rotation()
-    for project_id, sealed in _sealed_keys(database):
-        _reseal(database, ring, project_id, sealed, found, dry_run=dry_run)
+    for owners, owner, sealed in _sealed_keys(database):
+        _reseal(database, ring, owners, owner, sealed, found, dry_run=dry_run)
     return found
 
 
-def _reseal(database: Database, ring: KeyRing, project_id: str, sealed: str, found: Rotation, *, dry_run: bool) -> None:
+def _reseal(
+    database: Database, ring: KeyRing, owners: Owners, owner: str, sealed: str | None, found: Rotation, *, dry_run: bool
+) -> None:
     for _ in range(_ATTEMPTS):
+        if sealed is None:
+            return
         if ring.is_current(sealed):
             found.current += 1
             return
         try:
-            plain = ring.open(sealed, project_id)
+            plain = ring.open(sealed, owner)
         except SealError as error:
-            found.unreadable.append(Unreadable(project_id, str(error)))
+            found.unreadable.append(Unreadable(owner, str(error)))
             return
-        if dry_run or database.write_now(projects.reseal, project_id, sealed, ring.seal(plain, project_id)):
+        if dry_run or database.write_now(seals.reseal, owners, owner, sealed, ring.seal(plain, owner)):
             found.resealed += 1
             return
-        project = database.read_now(projects.get, project_id)
-        if project is None:
-            return
-        sealed = project.api_key
-    found.unreadable.append(Unreadable(project_id, "it is changed by others at the same time; run the command again"))
+        sealed = database.read_now(seals.get, owners, owner)
+    found.unreadable.append(Unreadable(owner, "it is changed by others at the same time; run the command again"))
 
 
 @frozen
 class UndecryptableKeys:
-    """The number of all projects, and how many of them need something that is not configured, by its description."""
+    """The number of all API keys, and how many of them need something that is not configured, by its description."""
 
-    projects: int
+    total: int
     missing: Counter[str]
 
     @property
     def all_of_them(self) -> bool:
-        return 0 < self.projects == self.missing.total()
+        return 0 < self.total == self.missing.total()
 
     def __str__(self) -> str:
-        """A message such as `the API keys of 2 of 3 projects need the key with the id 1a2b3c4d (2)`."""
+        """A message such as `2 of 3 stored API keys need the key with the id 1a2b3c4d (2)`."""
         needs = " and ".join(f"{what} ({count})" for what, count in sorted(self.missing.items()))
-        return f"the API keys of {self.missing.total()} of {self.projects} projects need {needs}"
+        return f"{self.missing.total()} of {self.total} stored API keys need {needs}"
 
 
 def find_locked(database: Database, ring: KeyRing) -> UndecryptableKeys | None:
     """Find API keys that need a key that the ring does not have; None if there are none. Blocks; decrypts nothing."""
     count = 0
     missing: Counter[str] = Counter()
-    for _, sealed in _sealed_keys(database):
+    for _, _, sealed in _sealed_keys(database):
         count += 1
         if (need := ring.missing(sealed)) is not None:
             missing[need] += 1
     return UndecryptableKeys(count, missing) if missing else None
 
 
-def _sealed_keys(database: Database) -> Iterator[tuple[str, str]]:
+def _sealed_keys(database: Database) -> Iterator[tuple[Owners, str, str]]:
+    for owners in seals.OWNERS:
+        after = ""
+        while page := database.read_now(seals.page, owners, after, _PIECE):
+            for owner, sealed in page:
+                yield owners, owner, sealed
+            after = page[-1][0]
+
+
+def adopt(database: Database, ring: KeyRing) -> int:
+    """Let the credentials of projects' default providers have the keys of the projects; return how many changed.
+
+    A server of the release before changes the key of a project, and knows no credentials. Blocks.
+    """
+    adopted = 0
     after = ""
-    while page := database.read_now(projects.seals, after, _PIECE):
-        yield from page
-        after = page[-1][0]
+    while page := database.read_now(credentials.default_keys, after, _PIECE):
+        for found in page:
+            if not _is_adopted(found, ring):
+                # Another worker that starts at the same time may be first.
+                with suppress(Duplicate):
+                    adopted += database.write_now(_adopt, ring, found)
+        after = page[-1].project.id
+    return adopted
+
+
+def _is_adopted(found: DefaultKey, ring: KeyRing) -> bool:
+    project, credential = found.project, found.credential
+    if credential is None:
+        return False
+    if (credential.id, credential.api_key) == (project.id, project.api_key):
+        return True
+    try:
+        return ring.open(credential.api_key, credential.id) == ring.open(project.api_key, project.id)
+    except SealError:
+        # Nothing is known of a key that cannot be read; the check of all keys reports it.
+        return True
+
+
+def _adopt(connection: Connection, ring: KeyRing, found: DefaultKey) -> bool:
+    project = projects.get_locked(connection, found.project.id)
+    if project is None or project.api_key != found.project.api_key or project.provider != found.project.provider:
+        return False
+    try:
+        plain = ring.open(project.api_key, project.id)
+    except SealError:
+        return False
+    now = datetime.now(UTC)
+    last4 = project.api_key_last4
+    if found.credential is not None and found.users == 1:
+        credential = credentials.get_locked(connection, found.credential.id)
+        if credential is None or credential.api_key != found.credential.api_key:
+            return False
+        sealed = ring.seal(plain, credential.id)
+        credentials.change(connection, credential, {"api_key": sealed, "api_key_last4": last4}, now)
+        return True
+    name, identity = project.name, new_id()
+    if credentials.names(connection, [name]):
+        name = f"{name[:200]} ({identity})"
+    sealed = ring.seal(plain, identity)
+    credentials.create(
+        connection,
+        Credential(identity, name, project.provider, sealed, last4, active=True, created_at=now, updated_at=now),
+    )
+    credentials.use(connection, project.id, project.provider, identity)
+    return True

@@ -24,7 +24,7 @@ from db.records import Token, Worker
 from db.schema import in_flight, metadata, requests
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger import AdmissionRequest, Grant, Ledger
-from tests.db.queries.factories import a_project, a_token
+from tests.db.queries.factories import a_project, a_token, to_default
 
 
 @define
@@ -98,7 +98,7 @@ class Scene:
     token: Token
 
     def apply(self) -> AdmissionRequest:
-        return AdmissionRequest(request_id(), self.token.digest, None, "POST", "/v1/x", lambda _name: None)
+        return AdmissionRequest(request_id(), self.token.digest, to_default, "POST", "/v1/x", lambda _name: None)
 
     def alive(self) -> bool:
         return self.ledger.alive

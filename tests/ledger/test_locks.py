@@ -28,7 +28,7 @@ from llm_proxy.identifiers import request_id
 from llm_proxy.ledger import AdmissionRequest, writer
 from llm_proxy.ledger.transaction import transact
 from tests.databases.kinds import SERVERS, on
-from tests.db.queries.factories import a_settled_request, a_token
+from tests.db.queries.factories import a_settled_request, a_token, to_default
 from tests.ledger.stage import Scene, scene
 
 OK = Result(outcome="ok", status=200, model="m")
@@ -83,7 +83,7 @@ async def more_tokens(stage: Scene, count: int) -> list[Token]:
 
 
 def apply(token: Token) -> AdmissionRequest:
-    return AdmissionRequest(request_id(), token.digest, None, "POST", "/v1/x", lambda _name: None)
+    return AdmissionRequest(request_id(), token.digest, to_default, "POST", "/v1/x", lambda _name: None)
 
 
 async def serve(stage: Scene, token: Token, served: list[Token], refused: list[Exception]) -> None:

@@ -27,7 +27,7 @@ from llm_proxy.errors import (
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
 from llm_proxy.tokens import digest
-from tests.db.queries.factories import a_project, a_token
+from tests.db.queries.factories import a_project, a_token, to_default
 
 WORKER = new_id()
 
@@ -38,7 +38,8 @@ def now() -> datetime:
 
 def apply(token: Token | bytes, *, provider: str | None = None, refusal: ProxyError | None = None) -> AdmissionRequest:
     digest = token if isinstance(token, bytes) else token.digest
-    return AdmissionRequest(request_id(), digest, provider, "POST", "/v1/chat/completions", lambda _name: refusal)
+    chosen = to_default if provider is None else lambda _: provider
+    return AdmissionRequest(request_id(), digest, chosen, "POST", "/v1/chat/completions", lambda _name: refusal)
 
 
 def admit(database: Database, *applications: AdmissionRequest) -> list[Grant | ProxyError]:
@@ -97,7 +98,7 @@ def test_admission_reserves_and_counts(database: Database, project: Project, tok
     (decision,) = admit(database, application := apply(token))
     assert isinstance(decision, Grant)
     assert decision.reservation.id == application.id
-    assert (decision.reservation.provider, decision.sealed_key) == (project.provider, project.api_key)
+    assert (decision.reservation.provider, decision.key.sealed) == (project.provider, project.api_key)
     assert counter(database, token) == 1
     assert rows(database) == (1, {})
     assert database.read_now(queries.verify) == []

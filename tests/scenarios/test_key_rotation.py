@@ -12,7 +12,7 @@ import trio
 from benchmarks.processes import Upstream
 from db.database import opened
 from db.options import Options
-from db.queries import projects
+from db.queries import seals
 from llm_proxy.secrets.encryption import KeyRing
 from tests.databases.kinds import SERVERS, on
 from tests.databases.scratch import Scratch
@@ -68,7 +68,7 @@ async def test_key_rotation_under_load_fails_no_request(
 
     ring = KeyRing.from_setting(NEW)
     with opened(migrated_database.target, Options()) as database:
-        for project_id, sealed in database.read_now(projects.seals, "", 1000):
+        for project_id, sealed in database.read_now(seals.page, "projects", "", 1000):
             assert ring.open(sealed, project_id) == UPSTREAM_KEY
     new_only = Deployment(start_server(migrated_database.env, {"ENCRYPTION_KEY": NEW}), upstream)
     assert (await new_only.chat(secrets[0])).status == http.client.OK
@@ -85,7 +85,7 @@ def test_a_wrong_encryption_key_is_reported_at_the_start(
     kid = KeyRing.from_setting(ENCRYPTION_KEY).key_ids[0]
     (line,) = [line for line in server.output.splitlines() if line.startswith("error:")]
     assert line == (
-        f"error: the API keys of 1 of 1 projects need the key with the id {kid} (1): "
+        f"error: 1 of 1 stored API keys need the key with the id {kid} (1): "
         "ENCRYPTION_KEY is not the one that this database was used with"
     )
 
@@ -102,4 +102,4 @@ async def test_a_missing_encryption_key_is_reported_and_other_projects_are_serve
     new_only = Deployment(start_server(migrated_database.env, {"ENCRYPTION_KEY": NEW}), upstream)
     assert (await new_only.chat(secret)).status == http.client.OK
     (event,) = [event for event in new_only.server.events if event["event"] == "some projects cannot be served"]
-    assert event["reason"].startswith("the API keys of 1 of 2 projects need the key with the id ")
+    assert event["reason"].startswith("1 of 2 stored API keys need the key with the id ")

@@ -46,6 +46,6 @@ def rotate(context: click.Context, *, dry_run: bool, as_json: bool, db: str | No
         fields = {done_or_not: done.resealed, "current": done.current, "unreadable": len(done.unreadable)}
         click.echo(record({"under": under, **fields}))
         for one in done.unreadable:
-            report_problem(f"{one.project_id}: {one.reason}")
+            report_problem(f"{one.owner}: {one.reason}")
     if done.unreadable:
         context.exit(ERROR)

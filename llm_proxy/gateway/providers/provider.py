@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 from attrs import field, frozen
 
+from db.records import Account
 from llm_proxy.config.kinds import BASE_URL, InvalidValue
 from llm_proxy.errors import (
     EndpointNotAllowed,
@@ -38,6 +39,7 @@ _EXAMPLES = 4
 #: Longer segments are omitted from errors: they are ids or secrets.
 _LONGEST_SEGMENT = 24
 _LONGEST_PATH = 100
+_ANTHROPIC = "anthropic"
 _ANTHROPIC_PATH = re.compile(rb"/v1/(?:messages|complete)(?:/|\Z)")
 
 
@@ -178,6 +180,23 @@ class Providers:
     @_prefixes.default
     def _encode_names(self) -> Mapping[bytes, Provider]:
         return {name.encode("ascii"): provider for name, provider in self.by_name.items()}
+
+    def choose(self, route: Route, shape: Shape, account: Account) -> str:
+        """The name of the provider that a request means.
+
+        A path under `/v1/` is one of the project's default provider. Requests of Anthropic's API, known by path or
+        header, are meant for `anthropic`, unless the default provider has that API itself.
+        """
+        if route.provider is not None:
+            return route.provider.name
+        default = account.project.provider
+        if shape == "anthropic" and _ANTHROPIC in self.by_name:
+            usual = self.by_name.get(default)
+            takes = usual is not None and route.path in usual.endpoints
+            speaks = usual is not None and usual.shape_for(route.path) == shape
+            if not (takes and (speaks or _ANTHROPIC not in account.keys)):
+                return _ANTHROPIC
+        return default
 
     def unknown(self, raw_path: bytes) -> ProxyError:
         """The error for a path that belongs neither to a provider nor to the control plane."""

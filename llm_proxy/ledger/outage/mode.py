@@ -105,8 +105,8 @@ class OutageMode:
                 pass
         if not self._open:
             raise DatabaseUnavailable
-        cached = self._cache.authorize_offline(request, trio.current_time(), datetime.now(UTC))
-        return cached.token, cached.provider
+        cached, provider = self._cache.authorize_offline(request, trio.current_time(), datetime.now(UTC))
+        return cached.token, provider
 
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the ledger's decision, or decide here if the database is unavailable. Safe to cancel.
@@ -171,11 +171,11 @@ class OutageMode:
             self._stop_admitting()
             raise DatabaseUnavailable
         now = datetime.now(UTC)
-        cached = self._cache.authorize_offline(request, trio.current_time(), now)
-        place = (cached.token.id, cached.project_id, cached.provider)
+        cached, provider = self._cache.authorize_offline(request, trio.current_time(), now)
+        place = (cached.token.id, cached.account.project.id, provider)
         reservation = Reservation(request.id, self._worker.id, *place, request.method, request.path, now)
         counted = cached.counted + cached.used + 1
-        grant = Grant(reservation, request.digest, cached.sealed_key, cached.token, counted)
+        grant = Grant(reservation, request.digest, cached.account, cached.token, counted)
         if self._since is None:
             self._start()
             _log.warning(

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from attrs import define, field, frozen
 
-from db.records import Project, Token
+from db.records import Account, Token
 from llm_proxy.errors import (
     DatabaseUnavailable,
     ProjectInactive,
@@ -21,7 +21,7 @@ from llm_proxy.errors import (
     TokenInvalid,
 )
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant
-from llm_proxy.tokens import limit_verdict, verdict
+from llm_proxy.tokens import key_verdict, limit_verdict, verdict
 
 #: Maximum number of cached tokens; beyond it, the one that was verified least recently is removed.
 MAX_TOKENS = 10_000
@@ -50,16 +50,14 @@ class CachedToken:
     """A token as the database returned it last.
 
     Attributes:
-        project_id, provider, sealed_key: of its project, which was active.
+        account: its project, which was active, with its keys.
         counted: its counter then.
         verified_at: the worker's clock when the database last admitted one of its requests.
         used: requests that were admitted from the cache since then.
     """
 
     token: Token
-    project_id: str
-    provider: str
-    sealed_key: str = field(repr=False)
+    account: Account = field(repr=False)
     counted: int
     verified_at: float
     used: int = 0
@@ -87,9 +85,7 @@ class TokenCache:
         if isinstance(decision, Grant):
             former = self._tokens.pop(digest, None)
             used = former.used if former is not None and keep_used else 0
-            place = decision.reservation.project_id, decision.reservation.provider
-            key, counted = decision.sealed_key, decision.counted
-            self._tokens[digest] = CachedToken(decision.token, *place, key, counted, clock, used)
+            self._tokens[digest] = CachedToken(decision.token, decision.account, decision.counted, clock, used)
             if len(self._tokens) > MAX_TOKENS:
                 self._tokens.popitem(last=False)
         elif isinstance(decision, _TOKEN_REFUSALS):
@@ -101,7 +97,7 @@ class TokenCache:
             self._tokens.popitem(last=False)
         return list(self._tokens)
 
-    def refresh(self, digest: bytes, found: tuple[Token, Project] | None, now: datetime) -> None:
+    def refresh(self, digest: bytes, found: tuple[Token, Account] | None, now: datetime) -> None:
         """Take over a token's rows as they are now; remove it if it is no longer valid.
 
         This does not verify the token: no request of it was admitted.
@@ -109,16 +105,15 @@ class TokenCache:
         cached = self._tokens.get(digest)
         if cached is None:
             return
-        if found is None or verdict(*found, now, provider=None) is not None:
+        if found is None or verdict(*found, now) is not None:
             del self._tokens[digest]
             return
-        cached.token, project = found
+        cached.token, cached.account = found
         # A transaction may have counted further since the rows were read.
         cached.counted = max(cached.counted, cached.token.request_count)
-        cached.provider, cached.sealed_key = project.provider, project.api_key
 
-    def authorize_offline(self, request: AdmissionRequest, clock: float, now: datetime) -> CachedToken:
-        """Judge a request by its cached token. It is not counted: the caller adds to `used`.
+    def authorize_offline(self, request: AdmissionRequest, clock: float, now: datetime) -> tuple[CachedToken, str]:
+        """Judge a request by its cached token; return that and the provider. The caller adds to `used`.
 
         Raises ProxyError. If the token itself is the reason, it is `DatabaseUnavailable`: the token may have been
         changed where this worker cannot see it.
@@ -126,16 +121,16 @@ class TokenCache:
         cached = self._tokens.get(request.digest)
         if cached is None or cached.verified_at < clock - self.limits.window or cached.used >= self.limits.requests:
             raise DatabaseUnavailable
-        token = cached.token
+        token, project = cached.token, cached.account.project
+        provider = request.provider(cached.account)
+        taken = cached.counted - token.request_count + cached.used
         unusable = (
-            (token.expires_at is not None and token.expires_at <= now)
-            or limit_verdict(token, cached.counted - token.request_count + cached.used) is not None
-            or (request.provider is not None and request.provider != cached.provider)
+            verdict(token, cached.account, now) or key_verdict(cached.account, provider) or limit_verdict(token, taken)
         )
-        refusal = DatabaseUnavailable() if unusable else request.refusal(cached.provider)
+        refusal = DatabaseUnavailable() if unusable else request.refusal(provider)
         if refusal is not None:
-            raise refusal.about(token.id, cached.project_id, cached.provider)
-        return cached
+            raise refusal.about(token.id, project.id, provider)
+        return cached, provider
 
     def has_valid(self, clock: float) -> bool:
         """Whether any token is within the window."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from db.records import Project, SettledRequest, Token
+from db.records import Account, Credential, Project, SealedKey, SettledRequest, Token
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.tokens import digest
 
@@ -26,6 +26,32 @@ def a_project(**fields: Any) -> Project:
         "updated_at": NOON,
     }
     return Project(**usual | fields)
+
+
+def an_account(project: Project) -> Account:
+    """A project as a request sees it that has no credential but its own key."""
+    return Account(project, {project.provider: SealedKey(project.id, project.api_key, active=True)})
+
+
+def a_credential(**fields: Any) -> Credential:
+    """A credential as it is after creation at noon."""
+    identity = new_id()
+    usual: dict[str, Any] = {
+        "id": identity,
+        "name": f"credential {identity}",
+        "provider": "openai",
+        "api_key": "enc:v2:0:sealed",
+        "api_key_last4": "cdef",
+        "active": True,
+        "created_at": NOON,
+        "updated_at": NOON,
+    }
+    return Credential(**usual | fields)
+
+
+def to_default(account: Account) -> str:
+    """Choose the provider of a request whose path names none."""
+    return account.project.provider
 
 
 def a_token(project_id: str, **fields: Any) -> Token:

@@ -14,7 +14,7 @@ from db.records import UNKNOWN, VOID, Reservation, Result, Token
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.outage.replay import decode, write_spooled
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
-from tests.db.queries.factories import a_project, a_token
+from tests.db.queries.factories import a_project, a_token, an_account, to_default
 from tests.ledger.test_transaction import counter, granted, rolled_up, rows
 
 WORKER = new_id()
@@ -35,7 +35,7 @@ def now() -> datetime:
 
 def a_grant(token: Token) -> Grant:
     reservation = Reservation(request_id(), WORKER, token.id, token.project_id, "openai", "POST", "/v1/x", now())
-    return Grant(reservation, token.digest, "sealed", token, 1)
+    return Grant(reservation, token.digest, an_account(a_project()), token, 1)
 
 
 def replay(database: Database, *spooled: Settlement) -> None:
@@ -80,7 +80,7 @@ def test_a_request_that_was_swept_meanwhile_gets_its_spooled_result(
 
 
 def test_a_request_that_the_ledger_admitted_is_not_counted_again(database: Database, token: Token) -> None:
-    request = AdmissionRequest(request_id(), token.digest, None, "POST", "/v1/x", lambda _name: None)
+    request = AdmissionRequest(request_id(), token.digest, to_default, "POST", "/v1/x", lambda _name: None)
     (grant,) = granted(database.write_now(transact, WORKER, [request], [], now()))
     replay(database, Settlement.of(grant, OK))
     assert (rows(database), counter(database, token)) == ((0, {"ok": 1}), 1)

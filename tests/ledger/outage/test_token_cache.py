@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from db.records import Project, Reservation, Token
+from db.records import Reservation, Token
 from llm_proxy.errors import (
     DatabaseUnavailable,
     EndpointNotAllowed,
@@ -22,19 +22,21 @@ from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger import AdmissionRequest, Grant
 from llm_proxy.ledger.outage import token_cache
 from llm_proxy.ledger.outage.token_cache import CachedToken, OutageLimits, TokenCache
-from tests.db.queries.factories import NOON, a_project, a_token
+from tests.db.queries.factories import NOON, a_project, a_token, an_account, to_default
 
 LIMITS = OutageLimits(window=300, requests=3, duration=600)
 PROJECT = a_project()
+ACCOUNT = an_account(PROJECT)
 
 
 def a_grant(token: Token, counted: int = 1) -> Grant:
     reservation = Reservation(request_id(), new_id(), token.id, PROJECT.id, "openai", "POST", "/v1/x", NOON)
-    return Grant(reservation, token.digest, "sealed", token, counted)
+    return Grant(reservation, token.digest, ACCOUNT, token, counted)
 
 
 def apply(token: Token, provider: str | None = None, refusal: ProxyError | None = None) -> AdmissionRequest:
-    return AdmissionRequest(request_id(), token.digest, provider, "POST", "/v1/x", lambda _name: refusal)
+    chosen = to_default if provider is None else lambda _: provider
+    return AdmissionRequest(request_id(), token.digest, chosen, "POST", "/v1/x", lambda _name: refusal)
 
 
 def cache_with_token(*, counted: int = 1, **fields: Any) -> tuple[TokenCache, Token]:
@@ -46,7 +48,7 @@ def cache_with_token(*, counted: int = 1, **fields: Any) -> tuple[TokenCache, To
 
 def authorize(cache: TokenCache, token: Token, clock: float = 1.0, **request: Any) -> CachedToken:
     """Authorize a request, and count it as the spool does."""
-    cached = cache.authorize_offline(apply(token, **request), clock, NOON)
+    cached, _ = cache.authorize_offline(apply(token, **request), clock, NOON)
     cached.used += 1
     return cached
 
@@ -122,9 +124,9 @@ def test_a_new_decision_resets_the_maximum_unless_the_database_lacks_requests(ke
     "found",
     [
         lambda _: None,
-        lambda token: (evolve(token, active=False), PROJECT),
-        lambda token: (evolve(token, expires_at=NOON), PROJECT),
-        lambda token: (token, evolve(PROJECT, active=False)),
+        lambda token: (evolve(token, active=False), ACCOUNT),
+        lambda token: (evolve(token, expires_at=NOON), ACCOUNT),
+        lambda token: (token, an_account(evolve(PROJECT, active=False))),
     ],
 )
 def test_refreshing_removes_a_token_that_is_no_longer_valid(found: Any) -> None:
@@ -135,16 +137,16 @@ def test_refreshing_removes_a_token_that_is_no_longer_valid(found: Any) -> None:
 
 def test_refreshing_takes_over_changes_but_does_not_verify() -> None:
     cache, token = cache_with_token(max_requests=10)
-    moved: tuple[Token, Project] = (evolve(token, request_count=9), evolve(PROJECT, api_key="new"))
+    moved = (evolve(token, request_count=9), an_account(evolve(PROJECT, api_key="new")))
     cache.refresh(token.digest, moved, NOON)
     assert not authorized(cache, token, 300.1)
-    assert authorize(cache, token).sealed_key == "new"
+    assert authorize(cache, token).account.keys["openai"].sealed == "new"
     assert not authorized(cache, token)
 
 
 def test_refreshing_late_does_not_decrease_the_counter() -> None:
     cache, token = cache_with_token(max_requests=10, request_count=9, counted=10)
-    cache.refresh(token.digest, (token, PROJECT), NOON)
+    cache.refresh(token.digest, (token, ACCOUNT), NOON)
     assert not authorized(cache, token)
 
 
