@@ -5,6 +5,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from db.records import Account, SealedKey
 from llm_proxy.config import Settings
 from llm_proxy.errors import (
     EndpointNotAllowed,
@@ -20,6 +21,7 @@ from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url
 from llm_proxy.gateway.upstream.origin import Origin
+from tests.db.queries.factories import a_project
 
 BUILT_IN = provider_file.load(Settings()).by_name
 OPENAI, ANTHROPIC = BUILT_IN["openai"], BUILT_IN["anthropic"]
@@ -42,6 +44,34 @@ class TestRoute:
     def test_v1_goes_to_the_projects_provider(self) -> None:
         route = PROVIDERS.route(b"/v1/chat/completions")
         assert route == (None, b"/v1/chat/completions", "openai")
+
+    @pytest.mark.parametrize(
+        ("path", "shape", "default", "others", "chosen"),
+        [
+            (b"/v1/chat/completions", "openai", "openai", ("anthropic",), "openai"),
+            (b"/v1/chat/completions", "openai", "anthropic", ("openai",), "anthropic"),
+            (b"/v1/messages", "anthropic", "openai", ("anthropic",), "anthropic"),
+            (b"/v1/messages", "anthropic", "openai", (), "anthropic"),
+            (b"/v1/messages", "anthropic", "anthropic", ("openai",), "anthropic"),
+            (b"/v1/models", "anthropic", "openai", ("anthropic",), "anthropic"),
+            (b"/v1/models", "anthropic", "openai", (), "openai"),
+            (b"/v1/models", "openai", "openai", ("anthropic",), "openai"),
+            (b"/v1/messages", "anthropic", "both", ("anthropic",), "both"),
+            (b"/v1/models", "anthropic", "both", ("anthropic",), "anthropic"),
+            (b"/v1/messages", "anthropic", "removed", ("anthropic",), "anthropic"),
+            (b"/anthropic/v1/models", "anthropic", "openai", (), "anthropic"),
+            (b"/openai/v1/models", "anthropic", "anthropic", (), "openai"),
+        ],
+    )
+    def test_a_request_goes_to_the_provider_that_its_path_and_headers_mean(
+        self, path: bytes, shape: Shape, default: str, others: tuple[str, ...], chosen: str
+    ) -> None:
+        both = attrs.evolve(OPENAI, name="both", allowed_endpoints=("/v1/messages", "/v1/models"))
+        providers = Providers({**BUILT_IN, "both": both}, OPENAI)
+        keys = {name: SealedKey(name, "sealed", active=True) for name in (default, *others)}
+        route = providers.route(path)
+        assert route is not None
+        assert providers.choose(route, shape, Account(a_project(provider=default), keys)) == chosen
 
     def test_the_prefix_of_a_provider_is_removed(self) -> None:
         route = PROVIDERS.route(b"/anthropic/v1/models")

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from db.errors import Unavailable
 from llm_proxy.errors import (
+    CredentialMissing,
     DatabaseAway,
     DatabaseUnavailable,
     EndpointNotAllowed,
@@ -123,8 +124,8 @@ async def test_a_check_judges_the_head_and_counts_nothing(tmp_path: Path) -> Non
         assert await stage.count() == 0
         with pytest.raises(TokenInvalid):
             await stage.ledger.check(replace(application, digest=b"\0" * 32))
-        with pytest.raises(EndpointNotAllowed):
-            await stage.ledger.check(replace(application, provider="anthropic"))
+        with pytest.raises(CredentialMissing):
+            await stage.ledger.check(replace(application, provider=lambda _: "anthropic"))
         with pytest.raises(EndpointNotAllowed):
             await stage.ledger.check(replace(application, refusal=lambda _: EndpointNotAllowed()))
 

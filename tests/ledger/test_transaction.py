@@ -11,11 +11,13 @@ from sqlalchemy import event, select
 
 from db import Connection
 from db.database import Database
+from db.queries import credentials, projects, tokens
 from db.queries import ledger as queries
-from db.queries import projects, tokens
 from db.records import Outcome, Project, Result, Token, Worker
 from db.schema import in_flight, requests, usage_hourly
 from llm_proxy.errors import (
+    CredentialInactive,
+    CredentialMissing,
     EndpointNotAllowed,
     ProjectInactive,
     ProxyError,
@@ -27,7 +29,7 @@ from llm_proxy.errors import (
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
 from llm_proxy.tokens import digest
-from tests.db.queries.factories import a_project, a_token, to_default
+from tests.db.queries.factories import a_credential, a_project, a_token, to_default
 
 WORKER = new_id()
 
@@ -204,7 +206,7 @@ def test_what_does_not_open(database: Database, project: Project) -> None:
         (apply(new_token(database, project, active=False)), TokenInactive),
         (apply(new_token(database, project, expires_at=past)), TokenExpired),
         (apply(new_token(database, idle)), ProjectInactive),
-        (apply(new_token(database, project), provider="another"), EndpointNotAllowed),
+        (apply(new_token(database, project), provider="another"), CredentialMissing),
         (apply(new_token(database, project), refusal=EndpointNotAllowed()), EndpointNotAllowed),
         # From the token outwards: a dead token learns nothing about its project.
         (apply(new_token(database, idle, active=False, expires_at=past)), TokenInactive),
@@ -212,6 +214,34 @@ def test_what_does_not_open(database: Database, project: Project) -> None:
     decisions = admit(database, *(application for application, _ in cases))
     assert [type(decision) for decision in decisions] == [expected for _, expected in cases]
     assert rows(database) == (0, {})
+
+
+def test_each_provider_gets_its_own_credential(database: Database, project: Project, token: Token) -> None:
+    usual, other = a_credential(api_key="copied"), a_credential(provider="anthropic", api_key="anthropic's")
+
+    def add(connection: Connection) -> None:
+        for credential in (usual, other):
+            credentials.create(connection, credential)
+            credentials.use(connection, project.id, credential.provider, credential.id)
+
+    database.write_now(add)
+    decisions = granted(admit(database, apply(token), apply(token, provider="anthropic")))
+
+    assert [decision.reservation.provider for decision in decisions] == ["openai", "anthropic"]
+    assert [(decision.key.owner, decision.key.sealed) for decision in decisions] == [
+        (project.id, project.api_key),
+        (other.id, other.api_key),
+    ]
+    assert counter(database, token) == 2
+
+    def deactivate(connection: Connection) -> None:
+        for credential in (usual, other):
+            credentials.change(connection, credential, {"active": False}, now())
+
+    database.write_now(deactivate)
+    refused = admit(database, apply(token), apply(token, provider="anthropic"))
+    assert [type(decision) for decision in refused] == [CredentialInactive, CredentialInactive]
+    assert counter(database, token) == 2
 
 
 def test_a_swept_request_that_settles_after_all_replaces_unknown(database: Database, token: Token) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import subprocess
 import sys
 
@@ -102,4 +103,4 @@ async def test_a_missing_encryption_key_is_reported_and_other_projects_are_serve
     new_only = Deployment(start_server(migrated_database.env, {"ENCRYPTION_KEY": NEW}), upstream)
     assert (await new_only.chat(secret)).status == http.client.OK
     (event,) = [event for event in new_only.server.events if event["event"] == "some projects cannot be served"]
-    assert event["reason"].startswith("1 of 2 stored API keys need the key with the id ")
+    assert re.match(r"\d of \d stored API keys need the key with the id ", event["reason"])

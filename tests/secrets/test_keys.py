@@ -11,7 +11,7 @@ from sqlalchemy import update
 from db import Connection
 from db.database import Database, opened
 from db.options import Options
-from db.queries import projects, seals
+from db.queries import credentials, projects, seals
 from db.schema import projects as project_table
 from llm_proxy.secrets import keys
 from llm_proxy.secrets.encryption import KeyRing
@@ -115,3 +115,56 @@ def test_missing_keys_are_named_with_the_number_of_projects(database: Database) 
     assert locked is not None
     assert not locked.all_of_them
     assert keys.find_locked(database, ring(NEW, OLD)) is None
+
+
+class TestAdopt:
+    """Servers of the release before change the key of a project, and know no credentials."""
+
+    def sealed_by(self, database: Database, project: str) -> list[str]:
+        """The key that a project uses at its default provider, by its credential."""
+        (found,) = [one for one in database.read_now(credentials.default_keys, "", 10) if one.project.id == project]
+        assert found.credential is not None
+        return [ring(OLD).open(found.credential.api_key, found.credential.id), found.credential.api_key_last4]
+
+    def set_key(self, database: Database, project: str, key: str, **more: str) -> None:
+        values = {"api_key": ring(OLD).seal(key, project), "api_key_last4": key[-4:], **more}
+        database.write_now(
+            lambda connection: connection.execute(
+                update(project_table).where(project_table.c.id == project).values(values)
+            )
+        )
+
+    def test_a_new_project_gets_a_credential_of_its_name(self, database: Database) -> None:
+        project = add_project(database, ring(OLD), "sk-first")
+        assert keys.adopt(database, ring(OLD)) == 1
+        assert self.sealed_by(database, project) == ["sk-first", "cdef"]
+        assert keys.adopt(database, ring(OLD)) == 0
+
+    def test_a_changed_key_is_that_of_the_credential_then(self, database: Database) -> None:
+        project = add_project(database, ring(OLD), "sk-first")
+        keys.adopt(database, ring(OLD))
+        self.set_key(database, project, "sk-second")
+        assert keys.adopt(database, ring(OLD)) == 1
+        assert self.sealed_by(database, project) == ["sk-second", "cond"]
+
+    def test_a_changed_key_of_a_shared_credential_is_a_new_credential(self, database: Database) -> None:
+        one, other = (add_project(database, ring(OLD), "sk-first") for _ in range(2))
+        keys.adopt(database, ring(OLD))
+        (found,) = [found for found in database.read_now(credentials.default_keys, "", 10) if found.project.id == one]
+        assert found.credential is not None
+        database.write_now(credentials.use, other, "openai", found.credential.id)
+        self.set_key(database, other, "sk-second")
+        assert keys.adopt(database, ring(OLD)) == 1
+        assert self.sealed_by(database, one)[0] == "sk-first"
+        assert self.sealed_by(database, other)[0] == "sk-second"
+
+    def test_a_changed_provider_needs_a_credential_there(self, database: Database) -> None:
+        project = add_project(database, ring(OLD), "sk-first")
+        keys.adopt(database, ring(OLD))
+        self.set_key(database, project, "sk-ant", provider="anthropic")
+        assert keys.adopt(database, ring(OLD)) == 1
+        assert self.sealed_by(database, project)[0] == "sk-ant"
+
+    def test_a_key_that_cannot_be_decrypted_is_left_alone(self, database: Database) -> None:
+        add_project(database, ring(OTHER), "sk-lost")
+        assert keys.adopt(database, ring(OLD)) == 0

@@ -178,4 +178,8 @@ def test_a_refusal_of_a_cached_token_has_its_ids(refusal: ProxyError | None) -> 
     with pytest.raises(ProxyError) as refused:
         authorize(cache, token, provider="openai" if refusal else "anthropic", refusal=refusal)
     found = refused.value
-    assert (found.token_id, found.project_id, found.provider) == (token.id, PROJECT.id, "openai")
+    assert (found.token_id, found.project_id, found.provider) == (
+        token.id,
+        PROJECT.id,
+        "openai" if refusal else "anthropic",
+    )
