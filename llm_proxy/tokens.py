@@ -60,9 +60,11 @@ def key_verdict(account: Account, provider: str) -> ProxyError | None:
     """Check that the project has a key for the request's provider: one must never be sent to another provider."""
     key = account.keys.get(provider)
     if key is None:
+        names = sorted(account.keys)
+        paths = " or ".join(f"/{name}/v1/..." for name in names)
         return CredentialMissing(
-            f"This token's project has no credential for the provider '{provider}', only for"
-            f" {', '.join(sorted(account.keys))}. Ask the operator of this proxy for one."
+            f"This token's project has no credential for the provider '{provider}', only for {', '.join(names)}: send"
+            f" requests for that to {paths}, or ask the operator of this proxy for a credential"
         )
     return None if key.active else CredentialInactive()
 

@@ -192,9 +192,10 @@ class Providers:
         default = account.project.provider
         if shape == "anthropic" and _ANTHROPIC in self.by_name:
             usual = self.by_name.get(default)
-            takes = usual is not None and route.path in usual.endpoints
-            speaks = usual is not None and usual.shape_for(route.path) == shape
-            if not (takes and (speaks or _ANTHROPIC not in account.keys)):
+            if usual is None or usual.shape == shape:
+                return _ANTHROPIC if usual is None else default
+            other_api = usual.shape_for(route.path) != shape and _ANTHROPIC in account.keys
+            if other_api or route.path not in usual.endpoints:
                 return _ANTHROPIC
         return default
 
