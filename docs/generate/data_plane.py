@@ -20,8 +20,8 @@ _INTRODUCTION = """\
 ## To a provider
 
 Every request under `/v1/` or `/<provider>/` is forwarded to a provider if its token is valid and the provider's
-allow-lists permit it. `/<provider>/…` names the provider, and the rest of the path is sent to it. `/v1/…` is the default
-provider of the token's project, with one exception: `/v1/messages`, `/v1/complete` and requests with the header
+allow-lists permit it. `/<provider>/…` names the provider, and the rest of the path is sent to it. `/v1/…` is the
+default provider of the token's project, with one exception: `/v1/messages`, `/v1/complete` and requests with the header
 `anthropic-version` go to `anthropic`, unless the default provider has Anthropic's API itself. The request is sent with
 the project's credential for that provider; without one, it gets 403 `credential_missing`.
 
