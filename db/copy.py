@@ -20,11 +20,31 @@ from db.database import Database
 from db.errors import DatabaseError
 from db.queries import tables
 from db.queries.tables import Key, Row, RowsDigest
-from db.schema import in_flight, projects, requests, tokens, usage_hourly
+from db.schema import (
+    audit,
+    credentials,
+    in_flight,
+    project_credentials,
+    projects,
+    provider_objects,
+    requests,
+    tokens,
+    usage_hourly,
+)
 
 #: What is copied, in this order. Requests come first: rows of a target that has been in use since show there, before
-#: anything is changed. Tokens refer to projects.
-TABLES: tuple[Table, ...] = (requests, usage_hourly, projects, tokens, in_flight)
+#: anything is changed. Tokens refer to projects, and projects to credentials by rows between them.
+TABLES: tuple[Table, ...] = (
+    requests,
+    usage_hourly,
+    projects,
+    credentials,
+    project_credentials,
+    tokens,
+    in_flight,
+    provider_objects,
+    audit,
+)
 
 #: Rows in one transaction: few enough for a statement of any database, and for a memory that does not grow.
 PIECE = 500

@@ -105,8 +105,8 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
     assert listed[0].split() == ["TO", "BE", "DELETED", "ROWS"]
     assert sorted(line.split() for line in listed[1:]) == [
         ["audit", "0"],
-        ["credentials", "0"],
-        ["project_credentials", "0"],
+        ["credentials", "2"],
+        ["project_credentials", "2"],
         ["projects.allow_unknown_objects", str(before["projects"])],
         ["provider_objects", "0"],
         ["requests", "20"],

@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 from db import Connection
 from db.database import Database
-from db.queries import ledger, projects, tokens
+from db.queries import credentials, ledger, projects, tokens
 from db.records import Reservation
 from llm_proxy.identifiers import new_id, request_id
-from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
+from tests.db.queries.factories import NOON, a_credential, a_project, a_settled_request, a_token
 
 _WIDE = "Grüße, 世界 🙂 'quoted' \"twice\" \\ % ? $1 :name"
 
@@ -30,6 +30,10 @@ def _write(connection: Connection, number: int) -> list[str]:
     ]
     for project in (plain, odd):
         projects.create(connection, project)
+    for project in (plain, odd):
+        made = a_credential(name=project.name, api_key=project.api_key, active=project.active)
+        credentials.create(connection, made)
+        credentials.use(connection, project.id, project.provider, made.id)
     for token in owned:
         tokens.create(connection, token)
     settled = [

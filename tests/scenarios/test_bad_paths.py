@@ -69,10 +69,10 @@ PATHS = (
     openai(
         "another provider than the project's",
         start("POST", "/strict" + CHAT, "token", "X-Team: a"),
-        404,
-        "endpoint_not_allowed",
-        "This token's project uses the provider 'openai', not 'strict': send its requests to /v1/... or /openai/v1/...,"
-        " or use a token of a project whose provider is 'strict'",
+        403,
+        "credential_missing",
+        "This token's project has no credential for the provider 'strict', only for openai: send requests for that to"
+        " /openai/v1/..., or ask the operator of this proxy for a credential",
         BODY,
     ),
     openai(
