@@ -1,6 +1,7 @@
 """What the queries return and take: plain immutable records, one per table, free of SQL.
 
-All timestamps are timezone-aware UTC `datetime`s; all ids are canonical UUID text.
+All timestamps are timezone-aware UTC `datetime`s; all ids are canonical UUID text. A field that `repr` leaves out is
+secret, and the audit log does not show its value either.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Token:
 
     id: str
     project_id: str
-    digest: bytes
+    digest: bytes = field(repr=False)
     last4: str
     name: str
     active: bool
@@ -194,3 +195,23 @@ class SettledRequest(msgspec.Struct, frozen=True, gc=False):
     def by_column(self) -> dict[str, Any]:
         """The values by column name."""
         return {**asdict(self.reservation), **asdict(self.result), "settled_at": self.settled_at}
+
+
+AuditOutcome = Literal["accepted", "refused"]
+
+
+class AuditEntry(msgspec.Struct, frozen=True):
+    """One row of the audit log: a call of the management API that was accepted as a change, or was refused."""
+
+    id: Annotated[Id, doc("The call's request id, as in the header X-LLM-Proxy-Request-ID.")]
+    occurred_at: Annotated[Timestamp, doc("When the call came.")]
+    actor: Annotated[str, doc("Who called: `management token`; empty if the call was not authenticated.")]
+    address: Annotated[str, doc("The client's address, behind TRUSTED_PROXIES.")]
+    operation: Annotated[str, doc("The operationId; empty if the method and the path are no operation.")]
+    resource: Annotated[str, doc("The kind of resource, such as `project`; empty if the path belongs to none.")]
+    resource_id: Annotated[str, doc("The resource's id; empty if the call names none.")]
+    outcome: Annotated[AuditOutcome, doc("Whether the change was made.")]
+    status: Annotated[Status, doc("The status of the answer.")]
+    error: Annotated[str, doc("The code of the error; empty if the call was accepted.")] = ""
+    before: Annotated[dict[str, Any] | None, doc("The fields that changed, before; null if there was nothing.")] = None
+    after: Annotated[dict[str, Any] | None, doc("The fields that changed, after; null if nothing changed.")] = None

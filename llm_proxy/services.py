@@ -46,7 +46,7 @@ DRAIN_TIMEOUT = 10.0
 
 @define(eq=False)
 class Services:
-    """The components of a running worker."""
+    """The components of a running worker. Tasks in `nursery` are cancelled before the database is closed."""
 
     settings: Settings
     database: Database
@@ -56,6 +56,7 @@ class Services:
     metrics: Metrics
     collector: DatabaseCollector
     readiness: Readiness
+    nursery: trio.Nursery
 
 
 def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str, UpstreamPool]:
@@ -153,7 +154,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             else:
                 await nursery.start(outage.run)
             try:
-                yield Services(settings, database, keyring, providers, relay, metrics, collector, readiness)
+                yield Services(settings, database, keyring, providers, relay, metrics, collector, readiness, nursery)
             finally:
                 with trio.CancelScope(shield=True):
                     await _drain(ledger, outage)

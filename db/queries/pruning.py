@@ -15,6 +15,7 @@ from sqlalchemy import Connection, and_, or_, select
 from db.dialects.bulk import BulkInsert
 from db.dialects.statements import for_update, upsert_add
 from db.queries.ledger import delete_requests, hour_of, live_workers
+from db.queries.rows import first_id
 from db.schema import requests, usage_hourly
 
 _Bucket = tuple[datetime, str, str]
@@ -74,7 +75,7 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
                 requests.c.outcome,
                 requests.c.admitted_at,
             )
-            .where(requests.c.id > after_id, requests.c.id < _first_id(before), requests.c.admitted_at < before)
+            .where(requests.c.id > after_id, requests.c.id < first_id(before), requests.c.admitted_at < before)
             .order_by(requests.c.id)
             .limit(limit),
             skip_locked=True,
@@ -98,12 +99,6 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
     )
     deleted = delete_requests(connection, [row.id for row, _ in gone])
     return Pruned(deleted, len(rows) - len(gone)), found[-1].id
-
-
-def _first_id(time: datetime) -> str:
-    """The lower bound of all ids made at this time or later."""
-    digits = f"{int(time.timestamp() * 1000):012x}"
-    return f"{digits[:8]}-{digits[8:]}"
 
 
 def _bucket(row: Any) -> _Bucket:

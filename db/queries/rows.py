@@ -48,3 +48,9 @@ def older_than(table: Table, position: Position) -> ColumnElement[bool]:
         table.c.created_at < position.created_at,
         and_(table.c.created_at == position.created_at, table.c.id < position.id),
     )
+
+
+def first_id(time: datetime) -> str:
+    """The lower bound of all ids of version 7 (RFC 9562) that are made at this time or later."""
+    digits = f"{int(time.timestamp() * 1000):012x}"
+    return f"{digits[:8]}-{digits[8:]}"

@@ -17,6 +17,8 @@ import trio
 from llm_proxy.errors import Unauthorized
 from llm_proxy.logging import log
 
+#: Who calls with the management token, in the audit log.
+ACTOR: Final = "management token"
 #: Minimum time in seconds between two log lines about wrong tokens.
 LOG_INTERVAL: Final = 10.0
 

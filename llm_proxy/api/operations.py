@@ -2,23 +2,31 @@
 
 A handler gets a `Call` and the query or the body, which have been checked, and returns a struct. Everything before it
 (management token, ids, query, body) and after it (errors, headers) is the same for every operation and is here.
+
+Every change goes through `Call.write`, which writes its row of the audit log in the same transaction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 import structlog
-from attrs import Factory, define, field, frozen
+from attrs import Factory, asdict, define, field, fields, frozen, has
+from msgspec import structs
 from quart import Blueprint, Response, g, request
 from werkzeug.exceptions import HTTPException
 
+from db import Connection
 from db.errors import CommitUnknown, DatabaseError, SchemaMismatch
-from llm_proxy.api.auth import Guard
+from db.queries import audit
+from db.records import AuditEntry
+from llm_proxy.api.auth import ACTOR, Guard
+from llm_proxy.api.refusals import Refusals
 from llm_proxy.api.schema import Body, Check, Field, Id, Query, read_body, read_query
 from llm_proxy.errors import (
     DatabaseUnavailable,
@@ -33,6 +41,7 @@ from llm_proxy.errors import (
 )
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
+from llm_proxy.logging.redaction import REDACTED, redact
 
 if TYPE_CHECKING:
     from llm_proxy.services import Services
@@ -53,12 +62,67 @@ H = TypeVar("H", bound=Callable[..., Awaitable[object]])
 
 
 @frozen
+class Change(Generic[T]):
+    """What a transaction of `Call.write` has changed: a record as it was and as it is; the latter goes to the caller.
+
+    Attributes:
+        before: None if the record is new.
+        id: of the resource. Default: the record's.
+        also: what the records do not show: by name, the values before and after.
+    """
+
+    before: object | None
+    after: T
+    id: str = field(default=Factory(lambda self: self.after.id, takes_self=True), kw_only=True)
+    also: Mapping[str, tuple[object, object]] = field(factory=dict, kw_only=True)
+
+    def differences(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+        """The fields that have changed, before and after; of secret ones, that they have changed."""
+        old, new = _values(self.before), _values(self.after)
+        for name, (value_before, value_after) in self.also.items():
+            old[name], new[name] = value_before, value_after
+        # When it changed is the entry's own time.
+        changed = [name for name in new if name != "updated_at" and (name not in old or old[name] != new[name])]
+        kind = type(self.after)
+        secret = {field.name for field in fields(kind) if not field.repr} if has(kind) else set()
+
+        def shown(values: dict[str, Any]) -> dict[str, Any] | None:
+            return {name: REDACTED if name in secret else values[name] for name in changed if name in values} or None
+
+        return (None if self.before is None else shown(old)), shown(new)
+
+
+@frozen
 class Call:
-    """One use of an operation; `id` is the one of the path, empty if the path has none."""
+    """One use of an operation.
+
+    Attributes:
+        id: the one of the path, empty if the path has none.
+        entry: of the audit log, in case the call changes something.
+    """
 
     services: Services
     now: datetime
     id: str
+    entry: AuditEntry
+
+    async def write(self, change: Callable[[Connection], Change[T]]) -> T:
+        """Change something in one transaction, which includes the change's entry in the audit log; once per call.
+
+        An operation that is not a GET calls this, whether or not it finds something to change. Raises as
+        `Database.write` does, and whatever `change` raises.
+        """
+
+        def transaction(connection: Connection) -> T:
+            done = change(connection)
+            before, after = done.differences()
+            audit.create(
+                connection,
+                structs.replace(self.entry, outcome="accepted", resource_id=done.id, before=before, after=after),
+            )
+            return done.after
+
+        return await self.services.database.write(transaction)
 
 
 @define
@@ -98,12 +162,13 @@ class Operation:
 
 @define
 class Resource:
-    """The operations on one kind of thing; `name` is OpenAPI's tag.
+    """The operations on one kind of thing; `name` is OpenAPI's tag, and `kind` its name in the audit log.
 
     `hints` says, by path and method, what to do instead of an operation that is left out on purpose.
     """
 
     name: str
+    kind: str
     hints: Mapping[tuple[str, str], str] = Factory(dict)
     operations: list[Operation] = Factory(list)
 
@@ -116,6 +181,12 @@ class Resource:
             return handle
 
         return with_handler
+
+
+def _values(record: Any) -> dict[str, Any]:
+    if record is None:
+        return {}
+    return asdict(record) if has(type(record)) else structs.asdict(record)
 
 
 def found(record: T | None, error: type[ProxyError]) -> T:
@@ -135,44 +206,45 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
     routes = Blueprint("manage", __name__)
     # An empty token opens nothing: the settings demand one if the management API is to be used.
     guard = Guard(services.settings.management_token or "")
+    refusals = Refusals(services.database, services.nursery)
+    paths = _by_path(resources)
 
     @routes.before_request
     async def begin() -> None:
         g.request_id = request_id()
         # A request has a task of its own, so this ends with it.
         structlog.contextvars.bind_contextvars(request_id=g.request_id)
+        rule = "" if request.url_rule is None else request.url_rule.rule
+        g.entry = _entry(paths.get(rule.replace("<", "{").replace(">", "}")), clock())
         guard.check(request.remote_addr or "", request.headers.getlist("Authorization"))
+        g.entry = structs.replace(g.entry, actor=ACTOR)
 
     @routes.after_request
-    async def name_request(response: Response) -> Response:
+    async def end(response: Response) -> Response:
         response.headers["X-LLM-Proxy-Request-ID"] = g.request_id
+        # A call that fails (5xx) is not refused: the log says why, and the database may be the reason.
+        if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR and "error" in g:
+            await refusals.add(structs.replace(g.entry, status=response.status_code, error=g.error))
         return response
-
-    by_path: dict[str, dict[str, Operation]] = {}
-    hints: dict[tuple[str, str], str] = {}
-    for resource in resources:
-        hints |= resource.hints
-        for operation in resource.operations:
-            by_path.setdefault(operation.path, {})[operation.method] = operation
 
     def add(rule: str, view: Callable[..., Awaitable[Response]]) -> None:
         # The view gets every method, so that a wrong one is refused only after the token was checked.
         routes.add_url_rule(rule, rule.replace(".", ""), view, methods=_METHODS, provide_automatic_options=False)
 
-    def view_of(path: str, operations: Mapping[str, Operation]) -> Callable[..., Awaitable[Response]]:
+    def view_of(path: _Path) -> Callable[..., Awaitable[Response]]:
         async def view(**ids: str) -> Response:
-            operation = operations.get(request.method)
+            operation = path.operations.get(request.method)
             if operation is None:
-                raise _method_not_allowed(operations, hints.get((path, request.method), ""))
-            return await _perform(operation, services, ids, clock())
+                raise _method_not_allowed(path.operations, path.hint(request.method))
+            return await _perform(operation, services, ids, g.entry)
 
         return view
 
     async def not_found(**_: str) -> Response:
         raise NotFound
 
-    for path, operations in by_path.items():
-        add(path.replace("{", "<").replace("}", ">"), view_of(path, operations))
+    for name, path in paths.items():
+        add(name.replace("{", "<").replace("}", ">"), view_of(path))
     for rule in ("/manage", "/manage/", "/manage/<path:rest>"):
         add(rule, not_found)
     routes.register_error_handler(ProxyError, _answer_error)
@@ -180,9 +252,57 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
     return routes
 
 
-async def _perform(operation: Operation, services: Services, ids: Mapping[str, str], now: datetime) -> Response:
+@frozen
+class _Path:
+    """One path of a resource, and its operations by method."""
+
+    name: str
+    resource: Resource
+    operations: dict[str, Operation] = field(factory=dict)
+
+    def hint(self, method: str) -> str:
+        """What to do instead of an operation that is left out."""
+        return self.resource.hints.get((self.name, method), "")
+
+
+def _by_path(resources: Iterable[Resource]) -> dict[str, _Path]:
+    paths: dict[str, _Path] = {}
+    for resource in resources:
+        for operation in resource.operations:
+            path = paths.setdefault(operation.path, _Path(operation.path, resource))
+            path.operations[operation.method] = operation
+    return paths
+
+
+def _entry(path: _Path | None, now: datetime) -> AuditEntry:
+    """Begin the entry of a call."""
+    operation = None if path is None else path.operations.get(request.method)
+    identity = ""
+    if operation is not None:
+        with suppress(ValueError):
+            identity = redact(_read_id(operation, request.view_args or {}))
+    return AuditEntry(
+        id=g.request_id,
+        occurred_at=now,
+        actor="",
+        # Without the interface of a link-local address (RFC 4007), which means something on this machine only.
+        address=(request.remote_addr or "").partition("%")[0],
+        operation="" if operation is None else operation.name,
+        resource="" if path is None else path.resource.kind,
+        resource_id=identity,
+        outcome="refused",
+        status=HTTPStatus.OK if operation is None else operation.status,
+    )
+
+
+def _read_id(operation: Operation, ids: Mapping[str, str]) -> str:
+    return "".join(map(operation.id.read, ids.values()))
+
+
+async def _perform(operation: Operation, services: Services, ids: Mapping[str, str], entry: AuditEntry) -> Response:
+    now = entry.occurred_at
     try:
-        call = Call(services, now, "".join(map(operation.id.read, ids.values())))
+        call = Call(services, now, _read_id(operation, ids), entry)
     except ValueError:
         raise operation.not_found from None
     query = read_query(operation.query or Query, request.args.items(multi=True))
@@ -226,6 +346,7 @@ def _method_not_allowed(allowed: Iterable[str], hint: str = "") -> MethodNotAllo
 
 
 def _answer_error(error: ProxyError) -> Response:
+    g.error = error.code
     headers = dict(HEADERS)
     if error.status == HTTPStatus.UNAUTHORIZED:  # RFC 9110 section 15.5.2
         headers["WWW-Authenticate"] = 'Bearer realm="llm-proxy management"'
@@ -258,4 +379,5 @@ def answer_http_error(error: HTTPException) -> Response:
     if code >= HTTPStatus.INTERNAL_SERVER_ERROR:
         return _answer_error(ProxyError())
     status = HTTPStatus(code)
-    return json_response({"error": status.phrase, "code": status.name.lower(), "description": status.description}, code)
+    g.error = status.name.lower()
+    return json_response({"error": status.phrase, "code": g.error, "description": status.description}, code)

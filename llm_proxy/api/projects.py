@@ -12,7 +12,7 @@ from db import Connection, records
 from db.errors import Duplicate
 from db.queries import projects as queries
 from db.queries import tokens as token_queries
-from llm_proxy.api.operations import Call, Operation, Resource, found
+from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
 from llm_proxy.api.schema import Body, Changes, Id, Timestamp, doc, given, one_of, printable, shown, text, with_types
 from llm_proxy.errors import InvalidBody, NameTaken, ProjectNotFound
@@ -30,6 +30,7 @@ _log = log.logger("manage")
 
 RESOURCE: Final = Resource(
     "Projects",
+    "project",
     hints={(_ONE, "DELETE"): 'Projects are never deleted, because the ledger refers to them: PATCH {"active": false}.'},
 )
 
@@ -79,7 +80,7 @@ def resource(providers: Iterable[str], default_provider: str) -> Resource:
             ProjectChanges, provider=Annotated[str, choice, doc("Needs the `api_key` of the new provider beside it.")]
         ),
     }
-    resource = Resource(RESOURCE.name, RESOURCE.hints)
+    resource = Resource(RESOURCE.name, RESOURCE.kind, RESOURCE.hints)
     for operation in RESOURCE.operations:
         resource.add(evolve(operation, body=bodies.get(operation.body)))(operation.handle)
     return resource
@@ -108,8 +109,13 @@ async def _create(call: Call, new: NewProject) -> Project:
         created_at=call.now,
         updated_at=call.now,
     )
+
+    def create(connection: Connection) -> Change[records.Project]:
+        queries.create(connection, project)
+        return Change(None, project)
+
     try:
-        await services.database.write(queries.create, project)
+        await call.write(create)
     except Duplicate:
         raise NameTaken from None
     _log.info("project created", project_id=identity, name=project.name, provider=project.provider)
@@ -136,15 +142,15 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
         changes["api_key"] = call.services.keyring.seal(body.api_key, identity)
         changes["api_key_last4"] = encryption.last4(body.api_key)
 
-    def change(connection: Connection) -> records.Project:
+    def change(connection: Connection) -> Change[records.Project]:
         project = found(queries.get_locked(connection, identity), ProjectNotFound)
         # A key must never be sent to another provider than its own.
         if changes.get("provider", project.provider) != project.provider and "api_key" not in changes:
             raise InvalidBody(f"'provider' can change from {project.provider} only together with 'api_key'.")
-        return queries.change(connection, project, changes, call.now)
+        return Change(project, queries.change(connection, project, changes, call.now))
 
     try:
-        project = await call.services.database.write(change)
+        project = await call.write(change)
     except Duplicate:
         raise NameTaken from None
     _log.info("project changed", project_id=identity, fields=", ".join(sent))
@@ -156,10 +162,11 @@ async def _revoke_tokens(call: Call) -> Revocation:
     """Revoke every active token of a project."""
     identity = call.id
 
-    def revoke(connection: Connection) -> int:
+    def revoke(connection: Connection) -> Change[Revocation]:
         found(queries.get(connection, identity), ProjectNotFound)
-        return token_queries.revoke_all(connection, identity, call.now)
+        revoked = token_queries.revoke_all(connection, identity, call.now)
+        return Change(None, Revocation(revoked), id=identity)
 
-    revoked = await call.services.database.write(revoke)
-    _log.info("tokens revoked", project_id=identity, revoked=revoked)
-    return Revocation(revoked)
+    answer = await call.write(revoke)
+    _log.info("tokens revoked", project_id=identity, revoked=answer.revoked)
+    return answer

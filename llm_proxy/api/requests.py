@@ -13,7 +13,7 @@ from llm_proxy.api.pages import ById, id_cursor, page, page_of
 from llm_proxy.api.schema import Field, Id, doc, one_of, printable
 from llm_proxy.errors import RequestNotFound
 
-RESOURCE: Final = Resource("Requests")
+RESOURCE: Final = Resource("Requests", "request")
 
 
 def _columns(record: type[Struct]) -> dict[str, Any]:

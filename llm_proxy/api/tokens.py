@@ -11,7 +11,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from db import Connection, records
 from db.queries import projects as project_queries
 from db.queries import tokens as queries
-from llm_proxy.api.operations import Call, Operation, Resource, found
+from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
 from llm_proxy.api.schema import MAX_SAFE_INTEGER, Body, Changes, Id, Timestamp, doc, given, shown, text
 from llm_proxy.errors import ProjectDeactivated, ProjectNotFound, TokenNotFound, TokenRevoked
@@ -41,7 +41,7 @@ _MaxRequests = Annotated[
 
 _log = log.logger("manage")
 
-RESOURCE: Final = Resource("Tokens")
+RESOURCE: Final = Resource("Tokens", "token")
 
 
 class Token(Struct):
@@ -159,13 +159,14 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
         last_used_at=None,
     )
 
-    def create(connection: Connection) -> None:
+    def create(connection: Connection) -> Change[records.Token]:
         project = found(project_queries.get(connection, token.project_id), ProjectNotFound)
         if not project.active:
             raise ProjectDeactivated
         queries.create(connection, token)
+        return Change(None, token)
 
-    await call.services.database.write(create)
+    await call.write(create)
     _log.info("token created", token_id=token.id, project_id=token.project_id, expires_at=token.expires_at)
     return shown(TokenWithSecret, token, token=secret)
 
@@ -186,10 +187,11 @@ async def _update(call: Call, body: TokenChanges) -> Token:
     if (expires_at := _expiry(body, call.now)) is not None:
         changes["expires_at"] = expires_at
 
-    def change(connection: Connection) -> records.Token:
-        return queries.change(connection, _locked(connection, call.id), changes, call.now)
+    def change(connection: Connection) -> Change[records.Token]:
+        token = _locked(connection, call.id)
+        return Change(token, queries.change(connection, token, changes, call.now))
 
-    token = await call.services.database.write(change)
+    token = await call.write(change)
     _log.info("token changed", token_id=token.id, project_id=token.project_id, fields=", ".join(sent))
     return shown(Token, token)
 
@@ -198,11 +200,11 @@ async def _update(call: Call, body: TokenChanges) -> Token:
 async def _revoke(call: Call) -> None:
     """Revoke a token. Its row stays, for the ledger."""
 
-    def revoke(connection: Connection) -> records.Token:
+    def revoke(connection: Connection) -> Change[records.Token]:
         token = _locked(connection, call.id)
-        return queries.change(connection, token, {"active": False}, call.now) if token.active else token
+        return Change(token, queries.change(connection, token, {"active": False}, call.now) if token.active else token)
 
-    token = await call.services.database.write(revoke)
+    token = await call.write(revoke)
     _log.info("token revoked", token_id=token.id, project_id=token.project_id)
 
 
@@ -213,12 +215,12 @@ async def _rotate(call: Call) -> TokenWithSecret:
     """Give a token a new secret; the old one is refused from now on. Limits, expiry and count stay."""
     secret = new_secret()
 
-    def rotate(connection: Connection) -> records.Token:
+    def rotate(connection: Connection) -> Change[records.Token]:
         token = _locked(connection, call.id)
         if not token.active:
             raise TokenRevoked
-        return queries.rotate(connection, token, digest(secret), last4(secret), call.now)
+        return Change(token, queries.rotate(connection, token, digest(secret), last4(secret), call.now))
 
-    token = await call.services.database.write(rotate)
+    token = await call.write(rotate)
     _log.info("token rotated", token_id=token.id, project_id=token.project_id)
     return shown(TokenWithSecret, token, token=secret)

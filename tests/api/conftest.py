@@ -118,7 +118,7 @@ async def _open(target: Target) -> AsyncIterator[Api]:
     absent: Any = None
     collector: Any = SimpleNamespace(collect=trio.lowlevel.checkpoint)
     readiness: Any = StubReadiness()
-    async with open_database(target, Options(pool_size=3)) as database:
+    async with open_database(target, Options(pool_size=3)) as database, trio.open_nursery() as nursery:
         services = Services(
             settings=Settings(management_token=MANAGEMENT_TOKEN),
             database=database,
@@ -128,8 +128,10 @@ async def _open(target: Target) -> AsyncIterator[Api]:
             metrics=Metrics(providers.by_name, VERSION),
             collector=collector,
             readiness=readiness,
+            nursery=nursery,
         )
         yield make_api(services)
+        nursery.cancel_scope.cancel()
         assert database.connections.in_use == 0
 
 

@@ -129,8 +129,8 @@ async def test_a_database_error_is_answered_with_503(api: Api, error: Exception,
         }
 
 
-async def test_an_invalid_id_is_refused_without_the_database(api: Api) -> None:
-    database: Any = Broken(ZeroDivisionError())
+async def test_an_invalid_id_is_refused_while_the_database_is_unavailable(api: Api) -> None:
+    database: Any = Broken(Unavailable("canary.example:5432 is gone"))
     broken = make_api(evolve(api.services, database=database))
     for identity in ("1", ID.replace("-", ""), new_secret()):
         assert (await broken("GET", f"/manage/projects/{identity}")).json["code"] == "project_not_found"

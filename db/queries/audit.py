@@ -1,0 +1,87 @@
+"""The audit log: rows are added, listed and pruned, and never changed."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+import msgspec
+from attrs import frozen
+from msgspec.structs import asdict
+from sqlalchemy import Connection, delete, insert, select
+
+from db.dialects.statements import for_update
+from db.queries.rows import columns, first_id
+from db.records import AuditEntry
+from db.schema import audit
+
+
+@frozen
+class Filter:
+    """Which entries are meant; None leaves a field open. `since` is included, `until` is not."""
+
+    resource_id: str | None = None
+    resource: str | None = None
+    operation: str | None = None
+    outcome: str | None = None
+    actor: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+_CREATE = insert(audit)
+_NEWEST_FIRST = select(*columns(audit, AuditEntry)).order_by(audit.c.id.desc())
+_JSON = ("before", "after")
+
+
+def create(connection: Connection, entry: AuditEntry) -> None:
+    """Write a new entry.
+
+    Raises:
+        db.errors.Duplicate: there is an entry of this id.
+    """
+    values = asdict(entry)
+    for name in _JSON:
+        if values[name] is not None:
+            values[name] = msgspec.json.encode(values[name]).decode()
+    connection.execute(_CREATE, values)
+
+
+def page(connection: Connection, limit: int, after_id: str | None, wanted: Filter) -> list[AuditEntry]:
+    """List entries, the newest first.
+
+    Args:
+        connection: a transaction.
+        limit: maximum number of rows.
+        after_id: id of the last row of the page before.
+        wanted: which ones.
+    """
+    query = _NEWEST_FIRST.limit(limit)
+    if after_id is not None:
+        query = query.where(audit.c.id < after_id)
+    for name in ("resource_id", "resource", "operation", "outcome", "actor"):
+        value = getattr(wanted, name)
+        if value is not None:
+            query = query.where(audit.c[name] == value)
+    if wanted.since is not None:
+        query = query.where(audit.c.occurred_at >= wanted.since)
+    if wanted.until is not None:
+        query = query.where(audit.c.occurred_at < wanted.until)
+    return [_entry(dict(row)) for row in connection.execute(query).mappings()]
+
+
+def prune(connection: Connection, before: datetime, limit: int) -> int:
+    """Delete the oldest entries from before a time, at most `limit`; say how many they were."""
+    # Ids begin with the time, so old rows are found without an index of their own.
+    old = select(audit.c.id).where(audit.c.id < first_id(before), audit.c.occurred_at < before)
+    ids = list(connection.scalars(for_update(old.order_by(audit.c.id).limit(limit), skip_locked=True)))
+    if ids:
+        connection.execute(delete(audit).where(audit.c.id.in_(ids)))
+    return len(ids)
+
+
+def _entry(row: dict[Any, Any]) -> AuditEntry:
+    for name in _JSON:
+        if row[name] is not None:
+            row[name] = msgspec.json.decode(row[name])
+    return AuditEntry(**row)
