@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from docs.generate import data_plane
-from llm_proxy.api import operations, pages, projects, requests, system, tokens
+from llm_proxy.api import audit, operations, pages, projects, requests, system, tokens
 from llm_proxy.api.openapi import schema_of
 from llm_proxy.api.operations import Operation, Resource
 from llm_proxy.api.schema import Changes
@@ -44,6 +44,10 @@ A JSON API with `Authorization: Bearer MANAGEMENT_TOKEN`. The commands under `ll
 - Lists come in pages: `{{"data": […], "next_cursor": …}}`. `limit` is the maximum number of entries
   (default {pages.DEFAULT_LIMIT}, at most {pages.MAX_LIMIT}), `cursor` is the `next_cursor` of the previous page. On the
   last page, `next_cursor` is null.
+- With `Accept: text/csv`, a list is one CSV table of all entries, the cursor's page and all after it; `limit` is not
+  used. Text that a spreadsheet would take for a formula (`=`, `+`, `-`, `@`) begins with an apostrophe. If the
+  connection breaks before the end of the response, the table is not complete.
+- Changes and refused calls are in the [audit log](operations/audit.md).
 - Every response has an `X-LLM-Proxy-Request-ID`, which the lines of the log have too.
 - API keys are never returned; the secret of a token is returned once, when it is created or rotated.
 """
@@ -70,6 +74,7 @@ _VALUES = {
     "date-time": "timestamp",
     "integer": "whole number",
     "null": "null",
+    "object": "JSON object",
     "string": "text",
     "uuid": "UUID",
 }
@@ -83,7 +88,7 @@ def page() -> str:
 
 def resources() -> Sequence[Resource]:
     """What the management API has, with the providers that are there without a provider file."""
-    return (projects.resource(("openai", "anthropic"), "openai"), tokens.RESOURCE, requests.RESOURCE)
+    return (projects.resource(("openai", "anthropic"), "openai"), tokens.RESOURCE, requests.RESOURCE, audit.RESOURCE)
 
 
 def _management() -> Iterator[str]:

@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Struct
 
 from llm_proxy.api.operations import Operation, Resource
+from llm_proxy.api.pages import Paging
 from llm_proxy.api.schema import Changes, Query, doc
 from llm_proxy.errors import (
     DatabaseUnavailable,
@@ -119,6 +120,8 @@ def _operation(resource: Resource, operation: Operation) -> dict[str, Any]:
     success: dict[str, Any] = {"description": operation.summary}
     if operation.answer is not None:
         success["content"] = _json(operation.answer)
+        if operation.query is not None and issubclass(operation.query, Paging):
+            success["content"]["text/csv"] = {"schema": {"type": "string"}}
     if operation.status == 201:
         success["headers"] = {"Location": {"description": "Its URL.", "schema": {"type": "string"}}}
     described["responses"] = {str(operation.status): success, **_refusals(errors(operation))}

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
@@ -26,6 +27,7 @@ from db.errors import CommitUnknown, DatabaseError, SchemaMismatch
 from db.queries import audit
 from db.records import AuditEntry
 from llm_proxy.api.auth import ACTOR, Guard
+from llm_proxy.api.pages import Paging, csv_of
 from llm_proxy.api.refusals import Refusals
 from llm_proxy.api.schema import Body, Check, Field, Id, Query, read_body, read_query
 from llm_proxy.errors import (
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
 
 #: Maximum length of a body in bytes.
 BODY_LIMIT: Final = 1024 * 1024
+#: The type of a list as a table (RFC 4180).
+CSV: Final = "text/csv; charset=utf-8; header=present"
 #: On every answer of the management API: it may contain secrets, and is never a page.
 HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
@@ -309,6 +313,9 @@ async def _perform(operation: Operation, services: Services, ids: Mapping[str, s
     arguments: list[object] = [] if operation.query is None else [query]
     if operation.body is not None:
         arguments.append(read_body(operation.body, await _load(), operation.check, now))
+    if operation.answer is not None and isinstance(query, Paging) and _wants_csv():
+        rows = await csv_of(operation.answer, query, partial(operation.handle, call))
+        return Response(rows, operation.status, HEADERS, content_type=CSV)
     answer: Any = await operation.handle(call, *arguments)
     if answer is None:
         return Response(b"", operation.status, HEADERS)
@@ -316,6 +323,10 @@ async def _perform(operation: Operation, services: Services, ids: Mapping[str, s
     if operation.status == HTTPStatus.CREATED:
         headers = {**HEADERS, "Location": f"{operation.path}/{answer.id}"}
     return json_response(answer, operation.status, headers)
+
+
+def _wants_csv() -> bool:
+    return request.accept_mimetypes.best_match(("application/json", "text/csv")) == "text/csv"
 
 
 async def _load() -> object:

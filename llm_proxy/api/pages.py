@@ -1,5 +1,7 @@
 """Pages of long lists: `limit` and `cursor` in, `{"data": […], "next_cursor": …}` out.
 
+With `Accept: text/csv` the answer is one table of all entries instead, sent page by page.
+
 A cursor names the last row of a page, and the next page begins after it, so rows that are added or removed meanwhile
 do not shift the pages. A cursor is opaque to clients and validated like everything that they send.
 """
@@ -8,15 +10,18 @@ from __future__ import annotations
 
 import base64
 import binascii
+import csv
+import io
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final, TypeVar
 
-from msgspec import UNSET, Meta, Struct, defstruct
+from msgspec import UNSET, Meta, Struct, defstruct, structs, to_builtins
 
 from db.queries.rows import Position
-from llm_proxy.api.schema import Query, doc, of, read_id
+from llm_proxy.api.schema import Query, doc, fields, of, read_id
 from llm_proxy.config.kinds import Kind
 
 DEFAULT_LIMIT: Final = 50
@@ -97,3 +102,45 @@ def page_of(entry: type[Struct]) -> type[Struct]:
     next_cursor = Annotated[str | None, doc("The `cursor` of the next page; null on the last page.")]
     rows: Any = list[entry]  # type: ignore[valid-type] # a type that is known at run time only
     return defstruct(f"{entry.__name__}Page", [("data", rows), ("next_cursor", next_cursor)])
+
+
+async def csv_of(
+    answer: type[Struct], query: Paging, list_page: Callable[[Any], Awaitable[Any]]
+) -> AsyncIterator[bytes]:
+    """Read the first page, and give all entries from it on as CSV (RFC 4180).
+
+    Args:
+        answer: the type of a page.
+        query: of the first page; its `limit` is not used.
+        list_page: gives the page for a query.
+    """
+    names = answer.__annotations__["data"].__args__[0].__struct_fields__
+    query = structs.replace(query, limit=MAX_LIMIT)
+    first = await list_page(query)
+
+    async def lines() -> AsyncIterator[bytes]:
+        found, title = first, [names]
+        while True:
+            entries = to_builtins(found["data"])
+            yield _csv([*title, *([_cell(entry.get(name)) for name in names] for entry in entries)])
+            if found["next_cursor"] is None:
+                return
+            title, cursor = [], fields(type(query))["cursor"].read(found["next_cursor"])
+            found = await list_page(structs.replace(query, cursor=cursor))
+
+    return lines()
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, quoting=csv.QUOTE_NONNUMERIC).writerows(rows)
+    return text.getvalue().encode()
+
+
+def _cell(value: object) -> object:
+    """Write a value for a cell. Text that a spreadsheet would take for a formula begins with an apostrophe."""
+    if isinstance(value, str):
+        return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+    if isinstance(value, bool | dict):
+        return json.dumps(value, ensure_ascii=False)
+    return value

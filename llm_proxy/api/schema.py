@@ -140,10 +140,11 @@ class Field:
 
 @cache
 def fields(struct: type[Struct]) -> dict[str, Field]:
-    """The fields of a struct by name."""
+    """The fields of a struct by the names that clients use."""
     hints = get_type_hints(struct, include_extras=True)
     return {
-        field.name: Field.of(field.name, hints[field.name], required=field.required) for field in structs.fields(struct)
+        field.encode_name: Field.of(field.encode_name, hints[field.name], required=field.required)
+        for field in structs.fields(struct)
     }
 
 
@@ -182,7 +183,9 @@ def read_query(struct: type[S], pairs: Iterable[tuple[str, str]]) -> S:
     values, mistakes = _read(struct, given, "parameter")
     if mistakes or repeated:
         raise InvalidQuery("; ".join(mistakes + repeated) + ".")
-    return struct(**values)
+    return struct(
+        **{field.name: values[field.encode_name] for field in structs.fields(struct) if field.encode_name in values}
+    )
 
 
 def _read(struct: type[Struct], given: Mapping[str, object], what: str) -> tuple[dict[str, Any], list[str]]:
