@@ -119,9 +119,14 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
         )
         outage = await trio.to_thread.run_sync(open_outage_mode, settings, ledger, database, worker)
-        retention = timedelta(seconds=settings.ledger_retention)
         dead_after = timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat)
-        pruner = Pruner(database, worker.id, retention=retention, dead_after=dead_after) if retention else None
+        pruner = Pruner(
+            database,
+            worker.id,
+            retention=timedelta(seconds=settings.ledger_retention),
+            audit_retention=timedelta(seconds=settings.audit_retention),
+            dead_after=dead_after,
+        )
         upstreams = _open_upstreams(providers, stack)
         metrics.set_function(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
         metrics.set_function(
@@ -147,8 +152,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             readiness = Readiness(database, ledger, outage, nursery)
             await nursery.start(ledger.run)
             nursery.start_soon(metrics.run)
-            if pruner is not None:
-                nursery.start_soon(pruner.run)
+            nursery.start_soon(pruner.run)
             if outage is None:
                 nursery.start_soon(replay_orphans, settings, database, worker)
             else:

@@ -119,6 +119,9 @@ class Settings:
         "90d",
         "Age at which the ledger rows of requests are deleted; hourly sums are kept. `0` keeps all rows.",
     )
+    audit_retention: float = DATABASE.setting(
+        kinds.duration(zero=True), "365d", "Age at which entries of the audit log are deleted. `0` keeps all entries."
+    )
 
     listen_addr: ListenAddress = SERVER.setting(
         kinds.LISTEN_ADDRESS, ":8080", "Listen address; without a host, on every interface.", flag="--addr"

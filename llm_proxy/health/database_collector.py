@@ -39,7 +39,7 @@ class DatabaseCollector:
         self._database = database
         self._query = SingleFlight(nursery, self._collect, COLLECT_TIMEOUT)
 
-    def register(self, metrics: Metrics, ledger: Ledger, pruner: Pruner | None, outage: OutageMode | None) -> None:
+    def register(self, metrics: Metrics, ledger: Ledger, pruner: Pruner, outage: OutageMode | None) -> None:
         """Let `metrics` read all metrics of the database and the ledger."""
         database, statistics = self._database, self._database.statistics
 
@@ -69,7 +69,7 @@ class DatabaseCollector:
             families.SQLITE_PAGES: lambda: self.sizes.get("pages"),
             families.SQLITE_FREE_PAGES: lambda: self.sizes.get("free_pages"),
         }
-        if pruner is not None:
+        if pruner.retention:
             functions |= {families.PRUNED: lambda: pruner.rows, families.LAST_PRUNING: lambda: pruner.last_pass}
         for family, read in functions.items():
             metrics.set_function(family, read)

@@ -1,4 +1,4 @@
-"""The ledger's retention: one worker of all deletes old rows, a few at a time.
+"""Retention of the ledger and of the audit log: one worker of all deletes old rows, a few at a time.
 
 Between two transactions there is a pause, so that admissions, which use the same database, wait for one short
 transaction at most. A pass reads all rows that are old enough; the next one starts a minute later.
@@ -13,7 +13,7 @@ import trio
 
 from db.database import Database
 from db.errors import DatabaseError
-from db.queries import pruning
+from db.queries import audit, pruning
 from llm_proxy.logging import log
 
 #: Rows of one transaction.
@@ -26,15 +26,25 @@ _log = log.logger("retention")
 
 
 class Pruner:
-    """Keeps rows for `retention`: prunes while it runs, if this worker is the first of the live ones.
+    """Keeps the ledger's rows for `retention`, and the audit log's for `audit_retention`; zero keeps all of them.
 
-    A worker counts as dead when its heartbeat has been missing for `dead_after`.
+    It prunes while it runs, if this worker is the first of the live ones. A worker counts as dead when its heartbeat
+    has been missing for `dead_after`.
     """
 
-    def __init__(self, database: Database, worker_id: str, *, retention: timedelta, dead_after: timedelta) -> None:
+    def __init__(
+        self,
+        database: Database,
+        worker_id: str,
+        *,
+        retention: timedelta,
+        audit_retention: timedelta,
+        dead_after: timedelta,
+    ) -> None:
         self._database = database
         self._worker_id = worker_id
-        self._retention = retention
+        self.retention = retention
+        self._audit_retention = audit_retention
         self._dead_after = dead_after
         #: Rows that this worker has pruned, and the end of its last pass in seconds since the epoch (0 before that).
         self.rows = 0
@@ -45,14 +55,17 @@ class Pruner:
         while True:
             try:
                 if await self._database.read(pruning.is_first, self._worker_id, self._dead_after):
-                    await self.prune()
+                    if self.retention:
+                        await self.prune()
+                    if self._audit_retention:
+                        await self._prune_audit()
             except DatabaseError as error:
                 _log.warning("pruning was interrupted and is retried", reason=str(error))
             await trio.sleep(EVERY)
 
     async def prune(self) -> None:
         """Prune all rows that are old enough. Raises DatabaseError."""
-        before = datetime.now(UTC) - self._retention
+        before = datetime.now(UTC) - self.retention
         rows, kept = 0, 0
         last: str | None = ""
         while last is not None:
@@ -69,3 +82,13 @@ class Pruner:
             )
         if rows:
             _log.info("pruned the ledger", rows=rows, older_than=before.isoformat())
+
+    async def _prune_audit(self) -> None:
+        before = datetime.now(UTC) - self._audit_retention
+        rows = found = await self._database.write(audit.prune, before, PIECE)
+        while found == PIECE:
+            await trio.sleep(PAUSE)
+            found = await self._database.write(audit.prune, before, PIECE)
+            rows += found
+        if rows:
+            _log.info("pruned the audit log", rows=rows, older_than=before.isoformat())

@@ -334,3 +334,22 @@ def test_a_base_url_that_is_none(run: Run) -> None:
     assert result.stderr.startswith(
         "error: Invalid value for '--manage-api-base-url': 'localhost:8080' is not an http or https URL"
     )
+
+
+def test_the_audit_log_lists_changes_and_refused_calls(manage: Run, project_id: str) -> None:
+    manage("project", "update", project_id, "--name", f"renamed {project_id}")
+    assert manage("project", "deactivate", project_id).exit_code == 0
+    found = manage("audit", "--resource-id", project_id)
+    assert found.exit_code == 0
+    title, *rows = [line.split() for line in found.stdout.splitlines()]
+    assert title == ["TIME", "ACTOR", "ADDRESS", "OPERATION", "RESOURCE", "OUTCOME", "STATUS", "CHANGES"]
+    assert " ".join(rows[0][2:]) == (
+        f"management token 127.0.0.1 updateProject {project_id} accepted 200 active: true -> false"
+    )
+    assert rows[1][-4:-1] == ["name:", '"test_the_audit_log_lists_changes_and_refused_calls"', "->"]
+    assert len(rows) == 3
+    listed = json.loads(manage("audit", "--operation", "updateProject", "--limit", "1", "--json").stdout)
+    assert [(entry["resource_id"], entry["after"]) for entry in listed] == [(project_id, {"active": False})]
+    manage("token", "get", "00000000-0000-4000-8000-000000000000")
+    refused = manage("audit", "--outcome", "refused", "--limit", "1")
+    assert refused.stdout.splitlines()[1].endswith("refused     404  token_not_found")

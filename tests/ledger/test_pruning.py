@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from db.errors import Unavailable
-from db.queries import pruning
+from db.queries import audit, pruning
 from db.queries.pruning import Pruned
 from llm_proxy.ledger.prune import EVERY, PIECE, Pruner
 
@@ -21,6 +21,7 @@ class FakeDatabase:
         self.first = first
         self.away = away
         self.times: list[float] = []
+        self.audited = 0
 
     async def read(self, function: Any, *_: object) -> bool:
         assert function is pruning.is_first
@@ -29,7 +30,10 @@ class FakeDatabase:
             raise Unavailable("the database is away")
         return self.first
 
-    async def write(self, function: Any, _before: object, limit: int, last: str) -> tuple[Pruned, str | None]:
+    async def write(self, function: Any, _before: object, limit: int, last: str = "") -> object:
+        if function is audit.prune:
+            self.audited += 1
+            return PIECE if self.audited == 1 else 1
         assert function is pruning.prune
         self.times.append(trio.current_time())
         done = min(limit, self.rows)
@@ -38,7 +42,10 @@ class FakeDatabase:
 
 
 def pruner(database: FakeDatabase) -> Pruner:
-    return Pruner(database, "w", retention=timedelta(days=90), dead_after=timedelta(seconds=20))  # type: ignore[arg-type]  # it uses two methods only
+    fake: Any = database
+    return Pruner(
+        fake, "w", retention=timedelta(days=90), audit_retention=timedelta(days=365), dead_after=timedelta(seconds=20)
+    )
 
 
 async def run(database: FakeDatabase, seconds: float) -> Pruner:
@@ -60,6 +67,7 @@ async def test_a_pass_goes_to_the_end_with_pauses(clock: trio.testing.MockClock)
     assert len(database.times) == 5
     assert all(later > earlier for earlier, later in zip(database.times, database.times[1:], strict=False))
     assert one.last_pass > 0
+    assert database.audited == 2
 
 
 async def test_a_pass_follows_a_pass(clock: trio.testing.MockClock) -> None:

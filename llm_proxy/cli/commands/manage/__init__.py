@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from itertools import islice
+from typing import Any
+
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage import project, token
 from llm_proxy.cli.options import json_option
-from llm_proxy.cli.output import print_record, timestamp
+from llm_proxy.cli.output import print_record, print_table, timestamp
 from llm_proxy.cli.program import Group
 
 
@@ -40,6 +44,47 @@ def get_request(client: ManagementClient, request_id: str, *, as_json: bool) -> 
     found = client.get(path("requests", request_id))
     times = {name: timestamp(found[name]) for name in ("admitted_at", "settled_at")}
     print_record(found, found | times, as_json=as_json)
+
+
+@command.command()
+@click.option("--resource", metavar="KIND", help="List only calls on this kind of resource, e.g. project.")
+@click.option("--resource-id", metavar="ID", help="List only calls on this resource.")
+@click.option("--operation", metavar="NAME", help="List only calls of this operation, e.g. updateToken.")
+@click.option("--outcome", type=click.Choice(["accepted", "refused"]), help="List only such calls.")
+@click.option("--actor", metavar="NAME", help="List only calls of this actor, e.g. 'management token'.")
+@click.option("--from", "since", metavar="TIME", help="List only calls at this time or later.")
+@click.option("--to", "until", metavar="TIME", help="List only calls before this time.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of entries.")
+@json_option
+@with_client
+def audit(client: ManagementClient, *, limit: int, as_json: bool, **wanted: str | None) -> None:
+    """List changes and refused calls, the newest first.
+
+    TIME is written like 2030-01-31T12:00:00Z. GET /manage/audit of the HTTP API gives all entries as CSV.
+    """
+    query = {{"since": "from", "until": "to"}.get(name, name): value for name, value in wanted.items()}
+    found = list(islice(client.list(path("audit"), **query), limit))
+    rows = [
+        (
+            *(timestamp(entry["occurred_at"]), entry["actor"] or None, entry["address"] or None),
+            *(entry["operation"] or None, entry["resource_id"] or None),
+            *(entry["outcome"], entry["status"], _changes(entry)),
+        )
+        for entry in found
+    ]
+    titles = ("TIME", "ACTOR", "ADDRESS", "OPERATION", "RESOURCE", "OUTCOME", "STATUS", "CHANGES")
+    print_table(found, titles, rows, numbers=("STATUS",), as_json=as_json)
+
+
+def _changes(entry: dict[str, Any]) -> str:
+    """What changed, such as `active: true -> false`; of a refused call, the code of the error."""
+    before, after = entry["before"] or {}, entry["after"] or {}
+    if entry["outcome"] == "refused" and not after:
+        return str(entry["error"])
+    return ", ".join(
+        f"{name}: " + " -> ".join(json.dumps(values[name]) for values in (before, after) if name in values)
+        for name in after
+    )
 
 
 command.add_command(project.command)
