@@ -346,7 +346,7 @@ def test_the_audit_log_lists_changes_and_refused_calls(manage: Run, project_id: 
     assert " ".join(rows[0][2:]) == (
         f"management token 127.0.0.1 updateProject {project_id} accepted 200 active: true -> false"
     )
-    assert rows[1][-4:-1] == ["name:", '"test_the_audit_log_lists_changes_and_refused_calls"', "->"]
+    assert rows[1][-5:-2] == ["name:", '"test_the_audit_log_lists_changes_and_refused_calls"', "->"]
     assert len(rows) == 3
     listed = json.loads(manage("audit", "--operation", "updateProject", "--limit", "1", "--json").stdout)
     assert [(entry["resource_id"], entry["after"]) for entry in listed] == [(project_id, {"active": False})]
