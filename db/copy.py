@@ -186,14 +186,14 @@ class _Copy:
     def _check_surplus(self, surplus: list[Key], oldest: Key | None) -> None:
         """Refuse rows of the target that no copy of this source can have brought.
 
-        Projects, tokens and hourly sums are never deleted. Requests are, from the oldest on (LEDGER_RETENTION), and
-        reservations are when they are settled.
+        Projects, tokens and hourly sums are never deleted. Requests and the audit log are, from the oldest on
+        (LEDGER_RETENTION, AUDIT_RETENTION), and reservations are when they are settled.
         """
         table = self.table
         if table is in_flight:
             return
         strange = surplus
-        if table is requests:
+        if table in (requests, audit):
             strange = [key for key in surplus if oldest is None or key >= oldest]
         if strange:
             raise CopyRefused(

@@ -118,6 +118,20 @@ def test_a_fenced_module_is_imported_behind_its_fence_only(module: str) -> None:
     assert outside == []
 
 
+def test_operations_change_the_database_through_their_call_only() -> None:
+    """`Call.write` adds the entry of the audit log; `Refusals` writes nothing else."""
+    writers = {
+        name_of(path)
+        for path in sources()
+        if name_of(path).startswith("llm_proxy/api/")
+        for node in ast.walk(tree_of(path))
+        if isinstance(node, ast.Attribute)
+        and node.attr.startswith("write")
+        and ast.unparse(node.value).endswith(("database", "_database"))
+    }
+    assert writers == {"llm_proxy/api/operations.py", "llm_proxy/api/refusals.py"}
+
+
 def test_queries_are_the_same_on_every_database() -> None:
     found = [
         f"{name_of(path)}:{node.lineno}"

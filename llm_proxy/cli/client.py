@@ -7,6 +7,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote, urlsplit
@@ -82,20 +83,47 @@ class ManagementClient:
     def delete(self, path: str) -> Any:
         return self._call("DELETE", path)
 
+    def csv(self, path: str, **params: object) -> Iterator[str]:
+        """GET a whole list as CSV, a piece at a time."""
+        query = {name: str(value) for name, value in params.items() if value is not None}
+        with (
+            self._translated_errors(),
+            self._http.stream(
+                "GET", f"{self._base_url}{path}", params=query, headers={"Accept": "text/csv"}
+            ) as response,
+        ):
+            if not response.is_success:
+                response.read()
+            self._check(response)
+            try:
+                yield from response.iter_text()
+            except httpx.TransportError:
+                raise CannotConnect(
+                    f"{self._base_url} ended its response early: the list is not complete; run the command again"
+                ) from None
+
     def _call(self, method: str, path: str, **content: Any) -> Any:
-        try:
+        with self._translated_errors():
             response = self._http.request(method, f"{self._base_url}{path}", **content)
+        self._check(response)
+        return response.json() if response.content else None
+
+    @contextmanager
+    def _translated_errors(self) -> Iterator[None]:
+        try:
+            yield
         except httpx.TimeoutException:
             raise CannotConnect(f"{self._base_url} did not answer within {_TIMEOUT:.0f} s") from None
         except httpx.TransportError as error:
             raise CannotConnect(self._unreachable(error)) from None
+
+    def _check(self, response: httpx.Response) -> None:
         if not response.is_success:
             raise self._refused(response)
         if _MARK not in response.headers:
             raise CommandFailed(
                 f"{self._base_url} does not answer like an llm-proxy server; check --manage-api-base-url"
             )
-        return response.json() if response.content else None
 
     def _unreachable(self, error: httpx.TransportError) -> str:
         reason = re.sub(r"^\[Errno -?\d+\] ", "", str(error)).rstrip(".") or type(error).__name__

@@ -198,8 +198,8 @@ class Settings:
     trusted_proxies: tuple[Network, ...] = SERVER.setting(
         kinds.NETWORKS,
         "",
-        "Networks of trusted reverse proxies, comma-separated. The log shows the client address from their "
-        "`X-Forwarded-For`.",
+        "Networks of trusted reverse proxies, comma-separated. The log and the audit log show the client address "
+        "from their `X-Forwarded-For`.",
     )
 
     management_token: str | None = SECRETS.optional(

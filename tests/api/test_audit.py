@@ -1,272 +1,587 @@
-"""Every change and every refused call is in the audit log, and no secret is."""
+"""The audit log: one entry for every change and every refused call, in the transaction of the change."""
 
 from __future__ import annotations
 
 import csv
 import io
-from datetime import timedelta
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
+import structlog
 import trio
-from attrs import frozen
-from msgspec import structs
+import trio.testing
+from attrs import Factory, evolve, field, frozen
+from sqlalchemy import Connection, text
 
-from db import Connection
-from db.queries import audit
+from db.database import Database
+from db.errors import DatabaseError, Unavailable
+from db.queries import audit, projects, tokens
 from db.records import AuditEntry
-from llm_proxy.api import audit as audit_api
-from llm_proxy.api import projects, refusals, requests, tokens
-from llm_proxy.api.auth import ACTOR
-from llm_proxy.identifiers import request_id
-from llm_proxy.logging.redaction import REDACTED
-from tests.api.conftest import NOON, Api
+from llm_proxy.api import refusals
+from llm_proxy.api.operations import Change
+from llm_proxy.identifiers import new_id
+from tests.api.conftest import NOON, Api, make_api
+from tests.db.queries.factories import an_audit_entry
 
-API_KEY, OTHER_KEY = "sk-canary-first-key-0123", "sk-canary-other-key-4567"
-NOBODY = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
+NOWHERE = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
+NOON_TEXT = "2027-01-15T12:00:00.123456Z"
+ADDRESS = "198.51.100.7"
+KEY, OTHER_KEY = "sk-canary-api-key-1234", "sk-canary-other-key-1234"
+HIDDEN = "[redacted]"
+#: A token's secret, in the place of an id.
+PASTED = f"sk-{'a' * 43}"
+
+NEW_PROJECT = {
+    "id": ANY,
+    "name": "new",
+    "provider": "openai",
+    "api_key": HIDDEN,
+    "api_key_last4": "1234",
+    "active": True,
+    "created_at": NOON_TEXT,
+    "allow_unknown_objects": False,
+}
+NEW_TOKEN = {
+    "id": ANY,
+    "project_id": "{project}",
+    "digest": HIDDEN,
+    "last4": ANY,
+    "name": "",
+    "active": True,
+    "expires_at": "2027-02-14T12:00:00.123456Z",
+    "max_requests": None,
+    "request_count": 0,
+    "created_at": NOON_TEXT,
+    "revoked_at": None,
+    "last_used_at": None,
+}
 
 
 @frozen
-class Scene:
-    """A project and a token of it, and the requests by which they are changed."""
+class Case:
+    """A call and its entry. Names in braces are ids of what `World` has."""
 
-    project: dict[str, Any]
-    token: dict[str, Any]
+    operation: str
+    resource: str
+    request: str
+    status: int
+    error: str = ""
+    body: Any = None
+    resource_id: Any = ""
+    before: Mapping[str, Any] | None = None
+    after: Mapping[str, Any] | None = None
+    token: str | None = None
+    options: Mapping[str, Any] = Factory(dict)
 
     @property
-    def paths(self) -> dict[str, str]:
-        return {"project_id": self.project["id"], "token_id": self.token["id"]}
+    def outcome(self) -> str:
+        return "refused" if self.error else "accepted"
 
 
-async def a_scene(api: Api) -> Scene:
-    project = await api.project(api_key=API_KEY)
-    return Scene(project, await api.token(project, name="first"))
+def made(operation: str, request: str, status: int = 200, **more: Any) -> Case:
+    return Case(operation, "project" if "Project" in operation else "token", request, status, **more)
+
+
+PROJECT, TOKEN = "/manage/projects/{project}", "/manage/tokens/{token}"
+GONE_PROJECT, GONE_TOKEN = f"/manage/projects/{NOWHERE}", f"/manage/tokens/{NOWHERE}"
+OFF = {"active": False}
+
+CHANGES = [
+    made(
+        "createProject",
+        "POST /manage/projects",
+        201,
+        body={"name": "new", "api_key": KEY},
+        resource_id=ANY,
+        after=NEW_PROJECT,
+    ),
+    made(
+        "updateProject",
+        f"PATCH {PROJECT}",
+        body={"name": "renamed", "active": True},
+        resource_id="{project}",
+        before={"name": "p"},
+        after={"name": "renamed"},
+    ),
+    # The keys have the same last characters.
+    made(
+        "updateProject",
+        f"PATCH {PROJECT}",
+        body={"api_key": OTHER_KEY},
+        resource_id="{project}",
+        before={"api_key": HIDDEN},
+        after={"api_key": HIDDEN},
+    ),
+    made("updateProject", f"PATCH {PROJECT}", body={"name": "p"}, resource_id="{project}"),
+    made("revokeProjectTokens", f"POST {PROJECT}/tokens/revoke", resource_id="{project}", after={"revoked": 1}),
+    made("createToken", "POST /manage/tokens", 201, body={"project_id": "{project}"}, resource_id=ANY, after=NEW_TOKEN),
+    made(
+        "updateToken",
+        f"PATCH {TOKEN}",
+        body={"max_requests": 5, "active": False},
+        resource_id="{token}",
+        before={"active": True, "max_requests": None, "revoked_at": None},
+        after={"active": False, "max_requests": 5, "revoked_at": NOON_TEXT},
+    ),
+    made(
+        "revokeToken",
+        f"DELETE {TOKEN}",
+        204,
+        resource_id="{token}",
+        before={"active": True, "revoked_at": None},
+        after={"active": False, "revoked_at": NOON_TEXT},
+    ),
+    made("revokeToken", "DELETE /manage/tokens/{revoked}", 204, resource_id="{revoked}"),
+    made(
+        "rotateToken",
+        f"POST {TOKEN}/rotate",
+        resource_id="{token}",
+        before={"digest": HIDDEN, "last4": ANY},
+        after={"digest": HIDDEN, "last4": ANY},
+    ),
+]
+TOO_LONG = {"data": b" " * (1024 * 1024 + 1)}
+NO_JSON = {"data": b"name=p", "headers": {"Content-Type": "text/plain"}}
+REFUSALS = [
+    made("createProject", "POST /manage/projects", 409, error="name_taken", body={"name": "p", "api_key": KEY}),
+    made("createProject", "POST /manage/projects", 400, error="invalid_body", body={"name": "q", "api_key": ""}),
+    made("createProject", "POST /manage/projects", 400, error="invalid_json", options={"data": b"{"}),
+    made("createProject", "POST /manage/projects", 413, error="request_too_large", options=TOO_LONG),
+    made("createProject", "POST /manage/projects", 415, error="unsupported_media_type", options=NO_JSON),
+    made("listProjects", "GET /manage/projects?limit=0", 400, error="invalid_query"),
+    made("getProject", f"GET {GONE_PROJECT}", 404, error="project_not_found", resource_id=NOWHERE),
+    made("getProject", f"GET /manage/projects/{PASTED}", 404, error="project_not_found"),
+    made("updateProject", f"PATCH {GONE_PROJECT}", 404, error="project_not_found", body=OFF, resource_id=NOWHERE),
+    made(
+        "updateProject",
+        f"PATCH {PROJECT}",
+        400,
+        error="invalid_body",
+        body={"provider": "anthropic"},
+        resource_id="{project}",
+    ),
+    made(
+        "revokeProjectTokens",
+        f"POST {GONE_PROJECT}/tokens/revoke",
+        404,
+        error="project_not_found",
+        resource_id=NOWHERE,
+    ),
+    made("createToken", "POST /manage/tokens", 404, error="project_not_found", body={"project_id": NOWHERE}),
+    made("createToken", "POST /manage/tokens", 409, error="project_inactive", body={"project_id": "{inactive}"}),
+    made("listTokens", "GET /manage/tokens?limit=x", 400, error="invalid_query"),
+    made("getToken", f"GET {GONE_TOKEN}", 404, error="token_not_found", resource_id=NOWHERE),
+    made("updateToken", f"PATCH {TOKEN}", 400, error="invalid_body", body={}, resource_id="{token}"),
+    made("revokeToken", f"DELETE {GONE_TOKEN}", 404, error="token_not_found", resource_id=NOWHERE),
+    made("rotateToken", "POST /manage/tokens/{revoked}/rotate", 409, error="token_revoked", resource_id="{revoked}"),
+    Case("listRequests", "request", "GET /manage/requests?outcome=fine", 400, "invalid_query"),
+    Case("getRequest", "request", "GET /manage/requests/req_1", 404, "request_not_found", resource_id="req_1"),
+    # An id may be any text here, and somebody has pasted a token.
+    Case("getRequest", "request", f"GET /manage/requests/{PASTED}", 404, "request_not_found", resource_id=HIDDEN),
+    Case("listAudit", "audit", "GET /manage/audit?from=yesterday", 400, "invalid_query"),
+    # No operations.
+    Case("", "project", f"DELETE {PROJECT}", 405, "method_not_allowed"),
+    Case("", "", "GET /manage/keys", 404, "not_found"),
+    # Without authentication.
+    Case("revokeToken", "token", f"DELETE {TOKEN}", 401, "unauthorized", token="wrong", resource_id="{token}"),
+    Case("", "", "GET /manage/keys", 401, "unauthorized", token="wrong"),
+]
+
+
+@frozen
+class World:
+    """A project with one active token, a revoked token, and a project that is inactive."""
+
+    api: Api
+    ids: Mapping[str, str]
+
+    def fill(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: self.fill(inner) for name, inner in value.items()}
+        if isinstance(value, str):
+            for name, identity in self.ids.items():
+                value = value.replace(f"{{{name}}}", identity)
+        return value
+
+
+@pytest.fixture
+async def world(api: Api) -> World:
+    project = await api.project(name="p", api_key=KEY)
+    inactive = await api.project(name="inactive")
+    assert (await api("PATCH", f"/manage/projects/{inactive['id']}", OFF)).status == 200
+    made = {"token": await api.token(project), "revoked": await api.token(project)}
+    assert (await api("DELETE", f"/manage/tokens/{made['revoked']['id']}")).status == 204
+    found = {"project": project, "inactive": inactive} | made
+    return World(api, {name: one["id"] for name, one in found.items()})
 
 
 async def entries(api: Api, query: str = "") -> list[dict[str, Any]]:
-    """All entries, the newest first."""
-    reply = await api("GET", f"/manage/audit?limit=500&{query}")
+    reply = await api("GET", f"/manage/audit?limit=500{query}")
     assert reply.status == 200, reply
-    found: list[dict[str, Any]] = reply.json["data"]
-    return found
+    return list(reply.json["data"])
 
 
-async def newest(api: Api) -> dict[str, Any]:
-    return (await entries(api))[0]
+@pytest.mark.parametrize("case", CHANGES + REFUSALS, ids=lambda case: f"{case.request[:50]} {case.status} {case.error}")
+async def test_a_call_leaves_exactly_one_entry(world: World, case: Case) -> None:
+    api = world.api
+    earlier = await entries(api)
+    method, path = world.fill(case.request).split(" ")
+    options = dict(case.options) if case.token is None else {"token": case.token, **case.options}
+    reply = await api(method, path, world.fill(case.body), address=ADDRESS, **options)
+    assert reply.status == case.status, reply
+
+    (entry, *rest) = await entries(api)
+    assert rest == earlier
+    assert entry == {
+        "id": reply.headers["X-LLM-Proxy-Request-ID"],
+        "occurred_at": NOON_TEXT,
+        "actor": "management token" if case.token is None else "",
+        "address": ADDRESS,
+        "operation": case.operation,
+        "resource": case.resource,
+        "resource_id": world.fill(case.resource_id),
+        "outcome": case.outcome,
+        "status": case.status,
+        "error": case.error,
+        "before": world.fill(case.before),
+        "after": world.fill(case.after),
+    }
+    if case.resource_id is ANY:
+        assert entry["resource_id"] == reply.json["id"] == entry["after"]["id"]
 
 
-#: By operation: the body, the kind of resource, and what changes before and after. None: not looked at.
-ACCEPTED: dict[str, tuple[object, str, dict[str, Any] | None, dict[str, Any] | None]] = {
-    "createProject": ({"name": "new", "api_key": OTHER_KEY}, "project", None, None),
-    "updateProject": (
-        {"api_key": OTHER_KEY, "active": False},
-        "project",
-        {"active": True, "api_key": REDACTED, "api_key_last4": "0123"},
-        {"active": False, "api_key": REDACTED, "api_key_last4": "4567"},
-    ),
-    "revokeProjectTokens": (None, "project", None, {"revoked": 1}),
-    "createToken": ({"project_id": "{project_id}", "name": "second"}, "token", None, None),
-    "updateToken": ({"name": "renamed"}, "token", {"name": "first"}, {"name": "renamed"}),
-    "revokeToken": (
-        None,
-        "token",
-        {"active": True, "revoked_at": None},
-        {"active": False, "revoked_at": "2027-01-15T12:00:00.123456Z"},
-    ),
-    "rotateToken": (None, "token", {"digest": REDACTED}, {"digest": REDACTED}),
-}
-#: By operation: what makes it fail, and the status and code.
-REFUSED: dict[str, tuple[object, int, str]] = {
-    "createProject": ({"name": "p", "api_key": OTHER_KEY}, 409, "name_taken"),
-    "updateProject": ({"active": OTHER_KEY}, 400, "invalid_body"),
-    "revokeProjectTokens": (None, 404, "project_not_found"),
-    "createToken": ({"project_id": NOBODY}, 404, "project_not_found"),
-    "updateToken": ({}, 400, "invalid_body"),
-    "revokeToken": (None, 404, "token_not_found"),
-    "rotateToken": (None, 404, "token_not_found"),
-}
-CHANGES = {
-    operation.name: operation
-    for resource in (projects.RESOURCE, tokens.RESOURCE, requests.RESOURCE, audit_api.RESOURCE)
-    for operation in resource.operations
-    if operation.method != "GET"
-}
+async def test_the_table_has_every_operation(api: Api) -> None:
+    paths = (await api("GET", "/openapi.json")).json["paths"]
+    operations = {
+        (operation["operationId"], method)
+        for path, methods in paths.items()
+        if path.startswith("/manage")
+        for method, operation in methods.items()
+    }
+    assert {case.operation for case in CHANGES} == {name for name, method in operations if method != "get"}
+    assert {case.operation for case in REFUSALS} - {""} == {name for name, _ in operations}
+    assert {400, 401, 404, 405, 409, 413, 415} <= {case.status for case in REFUSALS}
 
 
-def test_every_operation_that_changes_something_is_tested_here() -> None:
-    assert set(ACCEPTED) == set(REFUSED) == set(CHANGES)
+async def test_an_accepted_read_leaves_no_entry(world: World) -> None:
+    earlier = await entries(world.api)
+    for path in ("/manage/projects", PROJECT, "/manage/tokens", TOKEN, "/manage/requests", "/manage/audit"):
+        assert (await world.api("GET", world.fill(path))).status == 200
+    assert await entries(world.api) == earlier
 
 
-def filled(body: Any, paths: dict[str, str]) -> Any:
-    return body and {name: value.format(**paths) if isinstance(value, str) else value for name, value in body.items()}
+async def test_an_entry_cannot_be_changed_or_deleted(world: World) -> None:
+    (entry, *_) = await entries(world.api)
+    for method in ("POST", "PUT", "PATCH", "DELETE"):
+        assert (await world.api(method, "/manage/audit", {})).status == 405
+        assert (await world.api(method, f"/manage/audit/{entry['id']}", {})).status == 404
+    assert entry in await entries(world.api)
 
 
-@pytest.mark.parametrize("name", ACCEPTED)
-async def test_a_change_leaves_one_entry(api: Api, name: str) -> None:
-    scene, operation = await a_scene(api), CHANGES[name]
-    body, kind, before, after = ACCEPTED[name]
-    count = len(await entries(api))
-
-    reply = await api(operation.method, operation.path.format(**scene.paths), filled(body, scene.paths))
-
-    assert reply.status == operation.status
-    entry = await newest(api)
-    assert len(await entries(api)) == count + 1
-    assert entry["id"] == reply.headers["X-LLM-Proxy-Request-ID"]
-    identity = scene.paths[f"{kind}_id"] if "{" in operation.path else reply.json["id"]
-    assert (entry["operation"], entry["resource"], entry["resource_id"]) == (name, kind, identity)
-    assert (entry["actor"], entry["address"]) == (ACTOR, "192.0.2.1")
-    assert (entry["outcome"], entry["status"], entry["error"]) == ("accepted", operation.status, "")
-    assert entry["occurred_at"] == "2027-01-15T12:00:00.123456Z"
-    if before is not None:
-        assert {field: entry["before"][field] for field in before} == before
-        assert set(entry["before"]) == set(entry["after"])
-    if after is not None:
-        assert {field: entry["after"][field] for field in after} == after
+# A change and its entry are one transaction.
 
 
-@pytest.mark.parametrize("name", REFUSED)
-async def test_a_refused_call_leaves_one_entry(api: Api, name: str) -> None:
-    await a_scene(api)
-    operation, (body, status, code) = CHANGES[name], REFUSED[name]
-    count = len(await entries(api))
-    path = operation.path.format(project_id=NOBODY, token_id=NOBODY)
+def state(connection: Connection) -> list[Any]:
+    """Everything that the API can change."""
+    return [projects.page(connection, 100, None), tokens.page(connection, 100, None, None, None)]
 
-    reply = await api(operation.method, path, body)
 
-    assert (reply.status, reply.json["code"]) == (status, code)
-    entry = await newest(api)
-    assert len(await entries(api)) == count + 1
-    assert (entry["operation"], entry["outcome"], entry["status"], entry["error"]) == (name, "refused", status, code)
-    assert entry["resource_id"] == (NOBODY if "{" in operation.path else "")
-    assert (entry["actor"], entry["before"], entry["after"]) == (ACTOR, None, None)
+async def changing_calls(api: Api) -> tuple[list[tuple[str, str, Any]], Api]:
+    """A call of each operation that changes something, all acceptable."""
+    project = await api.project()
+    token = await api.token(project)
+    return [
+        ("POST", "/manage/projects", {"name": "new", "api_key": KEY}),
+        ("PATCH", f"/manage/projects/{project['id']}", {"name": "renamed"}),
+        ("POST", "/manage/tokens", {"project_id": project["id"]}),
+        ("PATCH", f"/manage/tokens/{token['id']}", {"name": "renamed"}),
+        ("POST", f"/manage/tokens/{token['id']}/rotate", None),
+        ("POST", f"/manage/projects/{project['id']}/tokens/revoke", None),
+        ("DELETE", f"/manage/tokens/{token['id']}", None),
+    ], api
+
+
+async def test_without_its_entry_there_is_no_change(any_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database refuses the entry after it has taken the change."""
+    calls, api = await changing_calls(any_api)
+    before = await api.services.database.read(state)
+
+    def fail(connection: Connection, entry: AuditEntry) -> None:
+        connection.execute(text("INSERT INTO audit (id) VALUES (NULL)"))
+
+    monkeypatch.setattr(audit, "create", fail)
+    for method, path, body in calls:
+        assert (await api(method, path, body)).status == 503, path
+    assert await api.services.database.read(state) == before
+
+
+async def test_without_the_change_there_is_no_entry_of_one(any_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit of a transaction that has both does not come about."""
+    calls, api = await changing_calls(any_api)
+    before = await api.services.database.read(state), await entries(api)
+
+    class Cut(Exception):
+        """The end of the process between the last statement and the commit."""
+
+    create = audit.create
+
+    def cut(connection: Connection, entry: AuditEntry) -> None:
+        create(connection, entry)
+        raise Cut
+
+    monkeypatch.setattr(audit, "create", cut)
+    for method, path, body in calls:
+        assert (await api(method, path, body)).status == 500, path
+    monkeypatch.undo()
+    assert (await api.services.database.read(state), await entries(api)) == before
+
+
+async def test_a_change_that_is_tried_again_has_one_entry(any_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that loses against another one runs again as a whole."""
+    await any_api.project(name="first")
+    create, failures = audit.create, [1]
+
+    def deadlock(connection: Connection, entry: AuditEntry) -> None:
+        create(connection, entry)
+        if failures:
+            failures.pop()
+            raise_conflict(any_api.services.database)
+
+    monkeypatch.setattr(audit, "create", deadlock)
+    await any_api.project(name="second")
+    assert [entry["after"]["name"] for entry in await entries(any_api)] == ["second", "first"]
+    assert failures == []
+
+
+def raise_conflict(database: Database) -> None:
+    from db.database import _Retry  # noqa: PLC0415 - what the database layer raises inside
+    from db.dialects.failure import FailureKind  # noqa: PLC0415 - as above
+
+    raise _Retry(DatabaseError("lost against another transaction"), FailureKind.CONTENTION)
+
+
+# Who and where.
+
+
+async def test_the_interface_of_a_link_local_address_is_left_out(api: Api) -> None:
+    await api("GET", "/manage/projects", token=None, address=f"fe80::1%{'ö' * 100}")
+    assert [entry["address"] for entry in await entries(api)] == ["fe80::1"]
+
+
+# Refused calls without authentication.
+
+
+async def test_a_flood_of_wrong_tokens_is_bounded(api: Api, mock_clock: trio.testing.MockClock) -> None:
+    for _ in range(refusals.LIMIT + 500):
+        assert (await api("DELETE", f"/manage/tokens/{NOWHERE}", token="wrong", address=ADDRESS)).status == 401
+    assert len(await entries(api)) == refusals.LIMIT
+    # Authenticated calls are written meanwhile.
+    assert (await api("GET", f"/manage/tokens/{NOWHERE}")).status == 404
+    assert len(await entries(api)) == refusals.LIMIT + 1
+
+    with structlog.testing.capture_logs() as logged:
+        mock_clock.jump(refusals.INTERVAL)
+        with trio.fail_after(refusals.INTERVAL):
+            while len(found := await entries(api)) < refusals.LIMIT + 2:
+                mock_clock.jump(1)
+    sum_ = found[0]
+    assert len(found) == refusals.LIMIT + 2
+    assert (sum_["after"], sum_["error"], sum_["status"]) == ({"calls": 500}, "unauthorized", 401)
+    assert {sum_[name] for name in ("actor", "address", "operation", "resource", "resource_id")} == {""}
+    assert [line["calls"] for line in logged if "calls" in line] == [500]
+
+    for _ in range(refusals.LIMIT + 1):
+        await api("GET", "/manage/projects", token=None)
+    assert len(await entries(api)) == 2 * refusals.LIMIT + 2, "the next interval has room again"
+
+
+async def test_the_number_of_refused_calls_is_written_when_the_process_ends(api: Api) -> None:
+    async with trio.open_nursery() as nursery:
+        ending = make_api(evolve(api.services, nursery=nursery))
+        for _ in range(refusals.LIMIT + 7):
+            await ending("GET", "/manage/projects", token=None)
+        nursery.cancel_scope.cancel()
+    assert (await entries(api))[0]["after"] == {"calls": 7}
+
+
+class NoWrites:
+    """A database that is read only."""
+
+    def __init__(self, database: Database) -> None:
+        self.read = database.read
+
+    async def write(self, *_: object) -> None:
+        raise Unavailable("the file system is full")
+
+
+async def test_a_refusal_that_cannot_be_written_is_answered_and_logged(api: Api) -> None:
+    full: Any = NoWrites(api.services.database)
+    with structlog.testing.capture_logs() as logged:
+        reply = await make_api(evolve(api.services, database=full))("GET", f"/manage/tokens/{NOWHERE}")
+    assert reply.status == 404
+    (line,) = [line for line in logged if line["event"] == "a refused call is missing in the audit log"]
+    assert (line["operation"], line["status"], line["log_level"]) == ("getToken", 404, "error")
+
+
+async def test_the_call_of_a_client_that_disconnects_is_written(api: Api) -> None:
+    """The client is gone when its refusal is about to be written."""
+    database = api.services.database
+    with trio.CancelScope() as connection:
+
+        class Leaving:
+            read = database.read
+
+            async def write(self, *arguments: Any) -> Any:
+                connection.cancel()
+                return await database.write(*arguments)
+
+        leaving: Any = Leaving()
+        await make_api(evolve(api.services, database=leaving))("GET", f"/manage/tokens/{NOWHERE}")
+    assert connection.cancelled_caught
+    assert [entry["operation"] for entry in await entries(api)] == ["getToken"]
+
+
+# Lists.
+
+
+async def written(api: Api, *rows: dict[str, Any]) -> list[AuditEntry]:
+    made = [an_audit_entry(**row) for row in rows]
+    for entry in made:
+        await api.services.database.write(audit.create, entry)
+    return made
+
+
+async def test_entries_are_listed_by_page_and_filter(any_api: Api) -> None:
+    api = any_api
+
+    def hour(number: int) -> datetime:
+        return NOON + timedelta(hours=number)
+
+    rows = await written(
+        api,
+        {"occurred_at": hour(0)},
+        {"occurred_at": hour(1), "resource_id": "größe"},
+        {"occurred_at": hour(2), "resource": "project", "operation": "updateProject"},
+        {"occurred_at": hour(3), "outcome": "refused", "status": 401, "error": "unauthorized", "actor": ""},
+        {"occurred_at": hour(4), "resource_id": "T-1"},
+    )
+
+    async def listed(query: str) -> list[int]:
+        found: list[int] = []
+        cursor = ""
+        while True:
+            page = (await api("GET", f"/manage/audit?limit=2{query}{cursor}")).json
+            found += [[row.id for row in rows].index(shown["id"]) for shown in page["data"]]
+            if page["next_cursor"] is None:
+                return found
+            cursor = f"&cursor={page['next_cursor']}"
+
+    assert await listed("") == [4, 3, 2, 1, 0]
+    assert await listed("&resource_id=t-1") == [3, 2, 0]
+    assert await listed("&resource_id=gr%C3%B6%C3%9Fe") == [1]
+    assert await listed("&resource=project") == [2]
+    assert await listed("&operation=updateToken") == [4, 3, 1, 0]
+    assert await listed("&outcome=refused") == [3]
+    assert await listed("&actor=management%20token") == [4, 2, 1, 0]
+    assert await listed("&actor=m%C3%BCller") == []
+    assert await listed("&from=2027-01-15T13:00:00.123456Z") == [4, 3, 2, 1]
+    assert await listed("&to=2027-01-15T13:00:00.123456Z") == [0]
+    assert await listed("&from=2027-01-15T14:00:00%2B01:00&to=2027-01-15T16:00:00Z&outcome=accepted") == [2, 1]
+
+
+async def test_a_csv_has_all_entries_and_no_formulas(api: Api) -> None:
+    number = 2 * 500 + 3
+    await written(api, *({"status": 200 + row % 7} for row in range(number)))
+    names = ["=1+1", "+1", "-1", "@SUM(A1)", "\tx", 'a "quoted", name\r\nand a line', "größe"]
+    await written(api, *({"resource_id": name, "after": {"name": name}} for name in names))
+
+    reply = await api("GET", "/manage/audit?limit=2&outcome=accepted", headers={"Accept": "text/csv"})
+    assert (reply.status, reply.headers["Content-Type"]) == (200, "text/csv; charset=utf-8; header=present")
+    assert reply.headers["Cache-Control"] == "no-store"
+    rows = list(csv.DictReader(io.StringIO(reply.data.decode(), newline="")))
+    assert len(rows) == number + len(names)
+    assert list(rows[0]) == list(AuditEntry.__struct_fields__)
+    shown = [row["resource_id"] for row in reversed(rows[: len(names)])]
+    assert shown == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\tx", *names[5:]]
+    assert rows[0]["after"] == '{"name": "größe"}'
+    assert (rows[0]["before"], rows[0]["status"], rows[0]["occurred_at"]) == ("", "200", NOON_TEXT)
+    for row in rows:
+        assert not any(cell.startswith(("=", "+", "-", "@", "\t", "\r")) for cell in row.values())
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "operation"),
+    ("accept", "content_type"),
     [
-        ("GET", "/manage/projects?limit=0", 400, "listProjects"),
-        ("GET", f"/manage/tokens/{NOBODY}", 404, "getToken"),
-        ("DELETE", f"/manage/projects/{NOBODY}", 405, ""),
-        ("GET", "/manage/nothing", 404, ""),
-        ("POST", "/manage/projects", 415, "createProject"),
+        ("*/*", "application/json"),
+        ("application/json", "application/json"),
+        ("text/html", "application/json"),
+        ("application/json, text/csv", "application/json"),
+        ("text/csv;q=0.5, application/json", "application/json"),
+        ("text/csv", "text/csv; charset=utf-8; header=present"),
+        ("text/csv, */*;q=0.1", "text/csv; charset=utf-8; header=present"),
     ],
 )
-async def test_a_refused_call_of_any_kind_leaves_an_entry(
-    api: Api, method: str, path: str, status: int, operation: str
-) -> None:
-    reply = await api(method, path, data=b"x" if status == 415 else None, headers={"Content-Type": "text/plain"})
-    assert reply.status == status
-    (entry,) = await entries(api)
-    assert (entry["operation"], entry["status"], entry["outcome"]) == (operation, status, "refused")
+async def test_every_list_is_csv_only_for_a_client_that_prefers_it(api: Api, accept: str, content_type: str) -> None:
+    for path in ("/manage/projects", "/manage/tokens", "/manage/requests", "/manage/audit"):
+        reply = await api("GET", path, headers={"Accept": accept})
+        assert (reply.status, reply.headers["Content-Type"]) == (200, content_type)
+        assert reply.data.startswith(b'"id",' if "csv" in content_type else b'{"data":[')
 
 
-async def test_reading_leaves_no_entry(api: Api) -> None:
-    for path in ("projects", "tokens", "requests", "audit"):
-        assert (await api("GET", f"/manage/{path}")).status == 200
-    assert await entries(api) == []
+async def test_a_csv_begins_at_the_cursor_and_its_mistakes_are_json(api: Api) -> None:
+    rows = await written(api, {}, {}, {})
+    cursor = (await api("GET", "/manage/audit?limit=1")).json["next_cursor"]
+    reply = await api("GET", f"/manage/audit?cursor={cursor}", headers={"Accept": "text/csv"})
+    assert [row["id"] for row in csv.DictReader(io.StringIO(reply.data.decode()))] == [rows[1].id, rows[0].id]
+    reply = await api("GET", "/manage/audit?from=x", headers={"Accept": "text/csv"})
+    assert (reply.status, reply.json["code"]) == (400, "invalid_query")
 
 
-async def test_a_change_without_its_entry_is_impossible(any_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    project = await any_api.project()
-    path, real, count = f"/manage/projects/{project['id']}", audit.create, len(await entries(any_api))
+async def test_no_secret_is_in_the_audit_log(world: World) -> None:
+    """Canaries in every place where a client can put a secret."""
+    api, project, token = world.api, world.fill(PROJECT), world.fill(TOKEN)
+    secrets = [KEY, OTHER_KEY, "canary-wrong-token"]
+    made = [
+        await api("POST", "/manage/tokens", {"project_id": world.ids["project"]}),
+        await api("POST", f"{token}/rotate"),
+    ]
+    secrets += [reply.json["token"] for reply in made]
+    await api("PATCH", project, {"api_key": OTHER_KEY})
+    await api("POST", "/manage/projects", {"name": "p", "api_key": OTHER_KEY})
+    await api("POST", "/manage/projects", {"name": "q", "api_key": f"{OTHER_KEY} "})
+    await api("GET", "/manage/projects", token="canary-wrong-token")
+    for path in ("projects", "tokens", "requests", "keys"):
+        for secret in secrets:
+            await api("GET", f"/manage/{path}/{secret}?key={secret}")
 
-    def fail_before(_connection: Connection, _entry: AuditEntry) -> None:
-        raise RuntimeError("no entry")
+    def everything(connection: Connection) -> str:
+        return repr(connection.execute(text("SELECT * FROM audit")).all())
 
-    def fail_after(connection: Connection, entry: AuditEntry) -> None:
-        real(connection, entry)
-        raise RuntimeError("killed before the commit")
-
-    for fault in (fail_before, fail_after):
-        with monkeypatch.context() as patched:
-            patched.setattr(audit, "create", fault)
-            assert (await any_api("PATCH", path, {"name": "changed"})).status == 500
-        assert (await any_api("GET", path)).json == project
-        assert len(await entries(any_api)) == count
-
-    assert (await any_api("PATCH", path, {"name": "changed"})).status == 200
-    assert (await newest(any_api))["after"] == {"name": "changed"}
-
-
-async def test_entries_are_filtered(any_api: Api) -> None:
-    scene = await a_scene(any_api)
-    await any_api("DELETE", f"/manage/tokens/{scene.token['id']}")
-    await any_api("GET", "/manage/projects", token="wrong")
-
-    async def found(query: str) -> list[str]:
-        return [entry["operation"] for entry in await entries(any_api, query)]
-
-    assert await found("") == ["listProjects", "revokeToken", "createToken", "createProject"]
-    assert await found(f"resource_id={scene.token['id']}") == ["revokeToken", "createToken"]
-    assert await found("resource=project") == ["listProjects", "createProject"]
-    assert await found("operation=createToken") == ["createToken"]
-    assert await found("outcome=refused") == ["listProjects"]
-    assert await found("actor=management%20token") == ["revokeToken", "createToken", "createProject"]
-    assert await found("from=2027-01-15T12:00:01Z") == []
-    assert len(await found("to=2027-01-15T12:00:01Z")) == 4
-    assert (await any_api("GET", "/manage/audit?outcome=lost")).status == 400
+    table = (await api("GET", "/manage/audit", headers={"Accept": "text/csv"})).data.decode()
+    shown = await entries(api)
+    assert len(shown) > 25
+    digests = [repr(found.digest) for found in (await api.services.database.read(state))[1]]
+    sealed = [found.api_key for found in (await api.services.database.read(state))[0]]
+    for place in (table, str(shown), await api.services.database.read(everything)):
+        for secret in (*(one for one in secrets if one.startswith("sk-")), "enc:v2", *digests, *sealed):
+            assert secret not in place
+            assert secret[3:] not in place
 
 
-async def test_a_list_as_csv_has_all_entries_and_no_formula(api: Api) -> None:
-    scene = await a_scene(api)
-    for number in range(600):
-        await api("PATCH", f"/manage/tokens/{scene.token['id']}", {"name": f"=cmd|{number}"})
-    reply = await api("GET", "/manage/tokens", headers={"Accept": "text/csv"})
-    (token,) = csv.DictReader(io.StringIO(reply.data.decode()))
-    assert token["name"] == "'=cmd|599"
-    reply = await api("GET", "/manage/audit", headers={"Accept": "text/csv"})
-    assert reply.headers["Content-Type"].startswith("text/csv")
-    rows = list(csv.DictReader(io.StringIO(reply.data.decode())))
-    assert len(rows) == 602
-    assert rows[0]["after"] == '{"name": "=cmd|599"}'
-    assert [row["id"] for row in rows] == sorted((row["id"] for row in rows), reverse=True)
+async def test_a_field_that_a_record_keeps_secret_is_hidden_on_both_sides() -> None:
+    @frozen
+    class Thing:
+        id: str
+        updated_at: int
+        name: str = ""
+        key: str = field(default="", repr=False)
 
-
-async def test_no_secret_is_in_the_log_of_changes(api: Api) -> None:
-    scene = await a_scene(api)
-    rotated = (await api("POST", f"/manage/tokens/{scene.token['id']}/rotate")).json
-    await api("PATCH", f"/manage/projects/{scene.project['id']}", {"api_key": OTHER_KEY})
-    await api("PATCH", f"/manage/tokens/{API_KEY}", {"name": OTHER_KEY, "active": API_KEY})
-    await api("GET", f"/manage/requests/{scene.token['token']}")
-    await api("GET", "/manage/projects", token=API_KEY)
-    shown = (await api("GET", "/manage/audit")).data + (
-        await api("GET", "/manage/audit", headers={"Accept": "text/csv"})
-    ).data
-    for secret in (API_KEY, OTHER_KEY, scene.token["token"], rotated["token"], "canary-management-token", "enc:v2"):
-        assert secret.encode() not in shown
-
-
-async def test_unauthenticated_calls_are_written_one_by_one_only_at_first(
-    api: Api, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(refusals, "LIMIT", 3)
-    monkeypatch.setattr(refusals, "INTERVAL", 3.0)
-    for _ in range(20):
-        assert (await api("POST", "/manage/projects", {}, token="wrong")).status == 401
-    assert len(await entries(api)) == 3
-    assert {(entry["actor"], entry["error"]) for entry in await entries(api)} == {("", "unauthorized")}
-    # Those of the operator are not affected.
-    await api("GET", "/manage/nothing")
-    assert (await newest(api))["actor"] == ACTOR
-    with trio.fail_after(10):
-        while len(await entries(api)) < 5:  # noqa: ASYNC110 - the entry comes from a task of the server
-            await trio.sleep(0.05)
-    summary = await newest(api)
-    assert (summary["after"], summary["operation"], summary["address"]) == ({"calls": 17}, "", "")
-
-
-async def test_old_entries_are_pruned(any_api: Api) -> None:
-    database = any_api.services.database
-    await any_api.project()
-    (entry,) = await entries(any_api)
-    made = structs.replace(
-        AuditEntry(**{**entry, "occurred_at": NOON}), id=request_id(), occurred_at=NOON - timedelta(days=3000)
-    )
-    old = [structs.replace(made, id=f"0000000{number}-0000-7000-8000-000000000000") for number in range(5)]
-    for one in old:
-        await database.write(audit.create, one)
-    assert await database.write(audit.prune, NOON - timedelta(days=1000), 3) == 3
-    assert await database.write(audit.prune, NOON - timedelta(days=1000), 3) == 2
-    assert await database.write(audit.prune, NOON - timedelta(days=1000), 3) == 0
-    assert [one["id"] for one in await entries(any_api)] == [entry["id"]]
+    change = Change(Thing(new_id(), 1, "a", "one"), Thing("2", 2, "b", "two"), also={"links": (["x"], ["y"])})
+    before, after = change.differences()
+    assert before is not None
+    assert before | {"id": "2"} == {"id": "2", "name": "a", "key": HIDDEN, "links": ["x"]}
+    assert after == {"id": "2", "name": "b", "key": HIDDEN, "links": ["y"]}
+    assert change.id == "2"

@@ -170,3 +170,13 @@ def test_a_proxy_of_the_environment_is_not_for_this_machine(server: Server, monk
 
     with ManagementClient(server.url, "secret") as client:
         assert client.get("/x") == {}
+
+
+def test_a_list_that_breaks_off_is_an_error(server: Server) -> None:
+    server.body = b'"id"\r\n'
+    with ManagementClient(server.url, "secret") as client:
+        assert "".join(client.csv("/manage/audit", actor=None)) == '"id"\r\n'
+        assert server.asked[0][2]["Accept"] == "text/csv"
+        server.headers = server.headers | {"Transfer-Encoding": "chunked"}
+        with pytest.raises(CannotConnect, match="ended its response early: the list is not complete"):
+            list(client.csv("/manage/audit"))

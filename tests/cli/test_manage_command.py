@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -353,3 +355,47 @@ def test_the_audit_log_lists_changes_and_refused_calls(manage: Run, project_id: 
     manage("token", "get", "00000000-0000-4000-8000-000000000000")
     refused = manage("audit", "--outcome", "refused", "--limit", "1")
     assert refused.stdout.splitlines()[1].endswith("refused     404  token_not_found")
+
+
+def test_the_audit_log_is_csv_with_all_entries(manage: Run, project_id: str) -> None:
+    manage("project", "update", project_id, "--name", f"=1+1 {project_id}")
+    filters = ("--resource", "project", "--outcome", "accepted", "--actor", "management token")
+    time = ("--from", "2020-01-01T00:00:00Z", "--to", "2100-01-01T00:00:00Z")
+    printed = manage("audit", "--resource-id", project_id, *filters, *time, "--limit", "1", "--csv").stdout
+    rows = list(csv.DictReader(io.StringIO(printed)))
+    assert [row["operation"] for row in rows] == ["updateProject", "createProject"]
+    assert json.loads(rows[0]["after"]) == {"name": f"=1+1 {project_id}"}
+    assert manage("audit", "--to", "2020-01-01T00:00:00Z", "--csv").stdout.count("\n") == 1
+
+
+def test_more_entries_of_the_audit_log_than_the_limit_are_told(manage: Run, project_id: str) -> None:
+    manage("project", "deactivate", project_id)
+    result = manage("audit", "--resource-id", project_id, "--limit", "1", "--json")
+    assert len(json.loads(result.stdout)) == 1
+    assert result.stderr == (
+        "warning: there are more entries; these are the newest 1. Give a higher --limit, or --csv for all\n"
+    )
+    assert manage("audit", "--resource-id", project_id, "--limit", "2").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (("--json", "--csv"), 2, "error: only one of --csv and --json can be given\n"),
+        (
+            ("--csv", "--resource", "\u00fc"),
+            1,
+            "error: --resource must be 1 to 64 printable ASCII characters without spaces\n",
+        ),
+        (
+            ("--from", "yesterday"),
+            1,
+            "error: --from must be a time with its offset from UTC, such as 2030-01-31T12:00:00Z\n",
+        ),
+    ],
+)
+def test_a_wrong_filter_of_the_audit_log_is_refused(
+    manage: Run, options: tuple[str, ...], code: int, message: str
+) -> None:
+    result = manage("audit", *options)
+    assert (result.exit_code, result.stderr, result.stdout) == (code, message, "")

@@ -104,7 +104,7 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
     sums = before["usage_hourly"]
     assert listed[0].split() == ["TO", "BE", "DELETED", "ROWS"]
     assert sorted(line.split() for line in listed[1:]) == [
-        ["audit", "0"],
+        ["audit", "3"],
         ["credentials", "2"],
         ["project_credentials", "2"],
         ["projects.allow_unknown_objects", str(before["projects"])],

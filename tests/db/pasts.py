@@ -6,10 +6,10 @@ from datetime import UTC, datetime, timedelta
 
 from db import Connection
 from db.database import Database
-from db.queries import credentials, ledger, projects, tokens
+from db.queries import audit, credentials, ledger, projects, tokens
 from db.records import Reservation
 from llm_proxy.identifiers import new_id, request_id
-from tests.db.queries.factories import NOON, a_credential, a_project, a_settled_request, a_token
+from tests.db.queries.factories import NOON, a_credential, a_project, a_settled_request, a_token, an_audit_entry
 
 _WIDE = "Grüße, 世界 🙂 'quoted' \"twice\" \\ % ? $1 :name"
 
@@ -36,6 +36,8 @@ def _write(connection: Connection, number: int) -> list[str]:
         credentials.use(connection, project.id, project.provider, made.id)
     for token in owned:
         tokens.create(connection, token)
+    for changes in (None, {}, {"name": _WIDE * 1000}):
+        audit.create(connection, an_audit_entry(actor=_WIDE, resource_id="", before=changes, after=changes))
     settled = [
         a_settled_request(
             owned[place % 4],

@@ -10,9 +10,10 @@ from pathlib import Path
 from tests.databases.fixtures import lacking
 from tests.docs.blocks import block
 from tests.docs.prompt import done
-from tests.harness.server import ROOT, StartServer
+from tests.harness.server import MANAGEMENT_TOKEN, ROOT, StartServer
 
 SYSTEMD = ROOT / "docs" / "deployment" / "systemd.md"
+AUDIT = ROOT / "docs" / "operations" / "audit.md"
 SECURITY = ROOT / "docs" / "operations" / "security.md"
 
 
@@ -46,6 +47,22 @@ def test_security_check_finds_a_file_that_others_can_read(tmp_path: Path, start_
     (tmp_path / "llm-proxy.db").chmod(0o644)
     found = done(block(SECURITY, "check"), tmp_path, {"URL": server.url})
     assert found.splitlines()[-1] == "0 1"
+
+
+def test_commands_of_the_audit_page_show_a_change_and_a_refusal(tmp_path: Path, start_server: StartServer) -> None:
+    server = start_server({"DB_DRIVER": "sqlite", "DATABASE_PATH": str(tmp_path / "llm-proxy.db")})
+    project = server.manage("POST", "/projects", {"name": "p", "api_key": "sk-1234"})["id"]
+    assert server.call("GET", "/manage/projects").status == 401
+    env = {"LLM_PROXY_URL": server.url, "MANAGEMENT_TOKEN": MANAGEMENT_TOKEN}
+    shown = done(block(AUDIT, "read it").replace("ID ", f"{project} "), tmp_path, env)
+    _, created, _, refused = shown.splitlines()
+    assert f"createProject  {project}  accepted" in created
+    assert refused.endswith("unauthorized")
+    assert [line.split(",")[4] for line in (tmp_path / "audit.csv").read_text().splitlines()] == [
+        '"operation"',
+        '"listProjects"',
+        '"createProject"',
+    ]
 
 
 def test_systemd_accepts_the_units(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from db.records import Account, Credential, Project, SealedKey, SettledRequest, Token
+from db.records import Account, AuditEntry, Credential, Project, SealedKey, SettledRequest, Token
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.tokens import digest
 
@@ -100,3 +100,19 @@ def a_settled_request(token: Token, **fields: Any) -> SettledRequest:
         "cached_tokens": None,
     }
     return SettledRequest.of(usual | fields)
+
+
+def an_audit_entry(**fields: Any) -> AuditEntry:
+    """A token that was changed at noon."""
+    usual: dict[str, Any] = {
+        "id": request_id(),
+        "occurred_at": NOON,
+        "actor": "management token",
+        "address": "198.51.100.7",
+        "operation": "updateToken",
+        "resource": "token",
+        "resource_id": "t-1",
+        "outcome": "accepted",
+        "status": 200,
+    }
+    return AuditEntry(**usual | fields)

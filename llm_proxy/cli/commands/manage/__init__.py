@@ -10,8 +10,9 @@ import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage import project, token
+from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.options import json_option
-from llm_proxy.cli.output import print_record, print_table, timestamp
+from llm_proxy.cli.output import print_record, print_table, timestamp, warn
 from llm_proxy.cli.program import Group
 
 
@@ -52,18 +53,27 @@ def get_request(client: ManagementClient, request_id: str, *, as_json: bool) -> 
 @click.option("--operation", metavar="NAME", help="List only calls of this operation, e.g. updateToken.")
 @click.option("--outcome", type=click.Choice(["accepted", "refused"]), help="List only such calls.")
 @click.option("--actor", metavar="NAME", help="List only calls of this actor, e.g. 'management token'.")
-@click.option("--from", "since", metavar="TIME", help="List only calls at this time or later.")
-@click.option("--to", "until", metavar="TIME", help="List only calls before this time.")
+@click.option("--from", metavar="TIME", help="List only calls at this time or later.")
+@click.option("--to", metavar="TIME", help="List only calls before this time.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of entries.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all entries whatever the limit.")
 @json_option
 @with_client
-def audit(client: ManagementClient, *, limit: int, as_json: bool, **wanted: str | None) -> None:
+def audit(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, **query: str | None) -> None:
     """List changes and refused calls, the newest first.
 
-    TIME is written like 2030-01-31T12:00:00Z. GET /manage/audit of the HTTP API gives all entries as CSV.
+    TIME is written like 2030-01-31T12:00:00Z.
     """
-    query = {{"since": "from", "until": "to"}.get(name, name): value for name, value in wanted.items()}
-    found = list(islice(client.list(path("audit"), **query), limit))
+    if as_csv:
+        if as_json:
+            raise WrongUsage("only one of --csv and --json can be given")
+        for text in client.csv(path("audit"), **query):
+            click.echo(text, nl=False)
+        return
+    entries = client.list(path("audit"), **query)
+    found = list(islice(entries, limit))
+    if next(entries, None) is not None:
+        warn(f"there are more entries; these are the newest {limit}. Give a higher --limit, or --csv for all")
     rows = [
         (
             *(timestamp(entry["occurred_at"]), entry["actor"] or None, entry["address"] or None),
