@@ -25,6 +25,7 @@ SLOW_PLACES = (
     "tests/docs/test_site.py",
     "tests/harness/",
     "tests/scenarios/test_anthropic_sdk.py",
+    "tests/scenarios/test_audit.py",
     "tests/scenarios/test_client_disconnects.py",
     "tests/scenarios/test_crash.py",
     "tests/scenarios/test_database_guide.py",

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import random
+from datetime import UTC, datetime
 
+import pytest
 import trio
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, insert, select
 
 from db.database import opened
 from db.dsn.target import Target
 from db.options import Options
 from db.queries import audit
 from db.queries.audit import Filter
-from db.schema import tokens
+from db.schema import requests, tokens
+from llm_proxy.identifiers import new_id
 from tests.databases.kinds import Kind, on
+from tests.db.queries.factories import a_settled_request, a_token, an_audit_entry
 from tests.harness.server import MANAGEMENT_TOKEN, Server, StartServer
 
 KILLS = 5
@@ -108,3 +112,29 @@ async def test_the_end_of_a_server_writes_the_number_of_refused_calls(
         newest, *rest = await trio.to_thread.run_sync(database.read_now, audit.page, 100, None, Filter())
     assert newest.after == {"calls": 5}
     assert [(entry.status, entry.after) for entry in rest] == [(401, None)] * 20
+
+
+@on(Kind.SQLITE)
+@pytest.mark.parametrize("setting", ["AUDIT_RETENTION", "LEDGER_RETENTION"])
+def test_each_retention_prunes_its_own_table(
+    start_server: StartServer, migrated_env: dict[str, str], migrated_target: Target, setting: str
+) -> None:
+    old = {"id": "00000000-0000-7000-8000-000000000000"}
+    then = datetime(2001, 1, 1, tzinfo=UTC)
+    request = a_settled_request(a_token(new_id()), **old, admitted_at=then, outcome="void").by_column()
+
+    def fill(connection: Connection) -> None:
+        audit.create(connection, an_audit_entry(**old, occurred_at=then))
+        connection.execute(insert(requests).values(**request))
+
+    def left(connection: Connection) -> tuple[int, int]:
+        return len(audit.page(connection, 10, None, Filter())), len(connection.execute(select(requests.c.id)).all())
+
+    with opened(migrated_target, Options()) as database:
+        database.write_now(fill)
+    both = {"AUDIT_RETENTION": "0", "LEDGER_RETENTION": "0"}
+    server = start_server(migrated_env, both | {setting: "10d"})
+    server.wait_said('"source":"retention"')
+    assert server.stop() == 0, server.output
+    with opened(migrated_target, Options()) as database:
+        assert database.read_now(left) == ((0, 1) if setting == "AUDIT_RETENTION" else (1, 0))
