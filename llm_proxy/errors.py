@@ -197,6 +197,10 @@ class UpstreamUnreachable(DataPlaneError):
     message = "The provider could not be reached, or broke off before it answered."
 
 
+class CredentialNotExchanged(UpstreamUnreachable):
+    """The same for a client: the provider's token endpoint, or a file that it needs, is at fault."""
+
+
 class UpstreamTimeout(DataPlaneError):
     status, code = 504, "upstream_timeout"
     message = "The provider did not answer in time."

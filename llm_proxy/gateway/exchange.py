@@ -10,7 +10,8 @@ import trio
 from attrs import define, field
 
 from db.records import Result
-from llm_proxy.errors import ProxyError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
+from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
+from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.headers import is_event_stream
 from llm_proxy.gateway.upstream.failures import (
@@ -128,13 +129,13 @@ class Exchange:
         body: bytes | Inbound | None = inbound if inbound.has_body else None
         if body is not None and (whole := inbound.complete()) is not None:
             body = whole
-        return await upstream.send(
-            inbound.method.encode("ascii"),
-            provider.target(inbound.route.path, inbound.query),
-            headers.request_headers(inbound.headers, provider.credential(api_key), provider.required_headers),
-            body,
-            dispatch=self.dispatch,
-        )
+        target = provider.target(inbound.route.path, inbound.query)
+        fields = headers.request_headers(inbound.headers, provider.credential(api_key), provider.required_headers)
+        if provider.auth == "sigv4":
+            if not inbound.ended:
+                raise Overloaded("The project's provider was changed meanwhile. Send the request again.")
+            fields = aws.sign(api_key, inbound.method, provider.origin, target, fields, await inbound.sha256())
+        return await upstream.send(inbound.method.encode("ascii"), target, fields, body, dispatch=self.dispatch)
 
     async def _relay(self, response: UpstreamResponse, shape: Shape) -> None:
         """Relay the response as it arrives."""

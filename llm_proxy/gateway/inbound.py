@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -50,6 +51,10 @@ class HeldBodies:
     """
 
     size: int = 0
+
+
+async def _ignore(piece: bytes) -> None:
+    """See nothing of a body that is only held."""
 
 
 class Inbound:
@@ -166,7 +171,7 @@ class Inbound:
         while not (self._ended or self._pieces or self.expects_continue):
             await self._wait()
 
-    async def hold(self, held: HeldBodies, see: Callable[[bytes], Awaitable[None]]) -> None:
+    async def hold(self, held: HeldBodies, see: Callable[[bytes], Awaitable[None]] = _ignore) -> None:
         """Wait for the whole body and keep it; `see` is called with each piece as it arrives.
 
         Raises:
@@ -228,6 +233,14 @@ class Inbound:
             return None
         self._pieces = [b"".join(self._pieces)]
         return self._pieces[0]
+
+    async def sha256(self) -> str:
+        """The digest of the body in hexadecimal; the body must have ended."""
+        digest = sha256()
+        for piece in self._pieces:
+            digest.update(piece)
+            await trio.lowlevel.checkpoint()
+        return digest.hexdigest()
 
     async def watch(self) -> None:
         """Read until the client disconnects, then cancel the request."""

@@ -10,6 +10,7 @@ from attrs import define, field
 
 from llm_proxy.errors import BadRequest, Overloaded, ProxyError, provider_response
 from llm_proxy.gateway import admission
+from llm_proxy.gateway.auth import token_sources
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.http import parameters
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from structlog.typing import FilteringBoundLogger
 
     from db.records import Result, Token
+    from llm_proxy.gateway.auth.token_source import TokenSource
     from llm_proxy.gateway.http.parameters import Parameters
     from llm_proxy.gateway.providers.provider import Providers, Route
     from llm_proxy.gateway.upstream.pool import UpstreamPool
@@ -65,6 +67,7 @@ class Relay:
         max_concurrent: maximum number of requests at once; further ones are refused.
         running: number of requests with a valid token that are in the relay now.
         held: memory of the long bodies that a rule has to read.
+        token_sources: for credentials that are exchanged for a token, by the kind of `auth`.
     """
 
     providers: Providers
@@ -77,6 +80,7 @@ class Relay:
     max_concurrent: int
     running: int = 0
     held: HeldBodies = field(factory=HeldBodies)
+    token_sources: Mapping[str, TokenSource] = field(factory=token_sources)
     _events: FilteringBoundLogger = field(factory=lambda: log.logger("relay"), init=False)
 
     def route(self, raw_path: bytes) -> Route | None:
@@ -137,6 +141,8 @@ class Relay:
                 self._take_slot(inbound)
                 if self.providers.by_name[provider].needs_body:
                     found = await self._read(inbound)
+                elif self.providers.by_name[provider].holds_body:
+                    await inbound.hold(self.held)
                 else:
                     await inbound.first_piece()
             except ProxyError as error:
@@ -194,8 +200,14 @@ class Relay:
         try:
             # The token of a request that came in one piece was not known before. Beyond the bound it is void.
             self._take_slot(inbound)
-            api_key = self.keyring.open(grant.key.sealed, grant.key.owner)
-            await exchange.run(self.providers.by_name[name], self.upstreams[name], api_key)
+            provider = self.providers.by_name[name]
+            secret = api_key = self.keyring.open(grant.key.sealed, grant.key.owner)
+            tokens = self.token_sources.get(provider.auth)
+            if tokens is not None:
+                api_key = await tokens.token(secret)
+            await exchange.run(provider, self.upstreams[name], api_key)
+            if tokens is not None and exchange.status == 401:
+                tokens.drop(secret, api_key)
         except ProxyError as error:
             exchange.refused_with(error)
             raise

@@ -33,7 +33,9 @@ Form = Literal["json", "text"]
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 # Libraries whose logs do not help an operator, or show too much: SQLAlchemy prints bound values.
-_QUIET: Final = ("alembic", "hypercorn.access", "httpx", "httpcore", "sqlalchemy", "hpack")
+_QUIET: Final = (
+    *("alembic", "botocore", "google", "hypercorn.access", "httpx", "httpcore", "sqlalchemy", "hpack", "urllib3"),
+)
 
 _FAILURES: Final = frozenset({"upstream_error", "upstream_timeout", "proxy_error", "unknown"})
 # Fields of a request's line whose value is not ours, or a sentence.

@@ -181,10 +181,8 @@ def token_of(headers: Headers) -> bytes | None:
     return token
 
 
-def request_headers(
-    headers: Headers, credential: tuple[bytes, bytes], judged: frozenset[bytes] = frozenset()
-) -> HeaderList:
-    """Convert a client's headers to those for the provider, with the provider's `credential` as the last one.
+def request_headers(headers: Headers, credential: Headers, judged: frozenset[bytes] = frozenset()) -> HeaderList:
+    """Convert a client's headers to those for the provider, with the provider's `credential` at the end.
 
     The upstream connection adds `Host` and the framing. `judged` has the names of headers that the provider's entry
     checks. Raises `BadRequest` if a value contains a control character: HTTP/2 can carry one, and it would split the
@@ -210,7 +208,7 @@ def request_headers(
         kept = _without_named(kept, connection)
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
         raise BadRequest("A header of the request contains a control character.")
-    kept.append(credential)
+    kept += credential
     return kept
 
 

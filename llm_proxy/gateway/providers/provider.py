@@ -31,7 +31,16 @@ from llm_proxy.gateway.providers.endpoints import Endpoints, has_name_escape
 from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 from llm_proxy.logging.redaction import quoted
 
-Auth = Literal["bearer", "x-api-key", "api-key"]
+Auth = Literal[
+    "bearer",
+    "x-api-key",
+    "api-key",
+    "sigv4",
+    "google",
+    "azure-ad",
+    "openai-wif",
+    "anthropic-wif",
+]
 
 _KEY = re.compile(r"[\x21-\x7e]+")
 #: Number of endpoints that an error lists.
@@ -91,16 +100,26 @@ class Provider:
         """Whether the body must be read whole before a request can be admitted."""
         return bool(self.param_whitelist)
 
-    def credential(self, api_key: str) -> tuple[bytes, bytes]:
-        """The header with the API key. Raises `ProxyError` if a header cannot contain the key."""
+    @property
+    def holds_body(self) -> bool:
+        """Whether the body must be held until it is complete, because its digest is in the head of the request."""
+        return self.auth == "sigv4"
+
+    def credential(self, api_key: str) -> list[tuple[bytes, bytes]]:
+        """The headers with the API key, or with the token for it. Raises `ProxyError` if it cannot be sent."""
+        if self.auth == "sigv4":  # it is not sent: the whole request is signed with it
+            return []
         if not _KEY.fullmatch(api_key):
             raise ProxyError(
                 "The API key of this project cannot be sent to the provider. Ask the operator to set it again."
             )
         key = api_key.encode("ascii")
-        if self.auth == "bearer":
-            return b"authorization", b"Bearer " + key
-        return (b"x-api-key" if self.auth == "x-api-key" else b"api-key"), key
+        if self.auth in {"x-api-key", "api-key"}:
+            return [(self.auth.encode("ascii"), key)]
+        headers = [(b"authorization", b"Bearer " + key)]
+        if self.auth == "anthropic-wif":  # as Anthropic's SDKs do; the client may have a line of its own
+            headers.append((b"anthropic-beta", b"oauth-2025-04-20"))
+        return headers
 
     def target(self, path: bytes, query: bytes) -> bytes:
         """The request target for the provider: `base_path`, then the route's path and the query, byte for byte."""
