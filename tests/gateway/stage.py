@@ -84,6 +84,9 @@ class Provider:
     port: int = 0
     open: int = 0
     answered: int = 0
+    #: What is sent before the headers of an answer.
+    status: bytes = b"200 OK"
+    seen: list[bytes] = field(factory=list)
 
     async def serve(self, task_status: trio.TaskStatus[None]) -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -100,9 +103,10 @@ class Provider:
                 head, blank, body = data.partition(b"\r\n\r\n")
                 if not blank or not (body.endswith(b"0\r\n\r\n") or len(body) == _declared(head)):
                     continue
+                self.seen.append(data)
                 data = b""
                 self.answered += 1
-                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n")
+                await stream.send_all(b"HTTP/1.1 %b\r\nContent-Type: text/event-stream\r\n" % self.status)
                 await stream.send_all(b"Transfer-Encoding: chunked\r\n\r\n")
                 for piece in (b"data: 1\n\n", b"data: [DONE]\n\n"):
                     await trio.lowlevel.checkpoint()
@@ -175,14 +179,17 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(folder: Path, *, judged: bool = False) -> AsyncIterator[Scene]:
+async def scene(
+    folder: Path, *, judged: bool = False, auth: str = "bearer", api_key: str = "the-real-key"
+) -> AsyncIterator[Scene]:
     provider = Provider()
     async with trio.open_nursery() as nursery:
         await nursery.start(provider.serve)
         url = f"http://127.0.0.1:{provider.port}"
         settings = {"OPENAI_API_URL": url}
-        if judged:
-            (folder / "apis.yaml").write_text("apis: {openai: {param_whitelist: {model: [m]}}}")
+        if judged or auth != "bearer":
+            rules = "param_whitelist: {model: [m]}" if judged else f"auth: {auth}"
+            (folder / "apis.yaml").write_text(f"apis: {{openai: {{{rules}}}}}")
             settings["API_CONFIG_PATH"] = str(folder / "apis.yaml")
         providers = provider_file.load(Settings.load(settings, {}, None))
         target = dsn.parse("sqlite", None, str(folder / "ledger.db"))
@@ -190,7 +197,7 @@ async def scene(folder: Path, *, judged: bool = False) -> AsyncIterator[Scene]:
             await database.write(metadata.create_all)
             keyring, secret = KeyRing.generate(), new_secret()
             identity = new_id()
-            project = a_project(id=identity, api_key=keyring.seal("the-real-key", identity))
+            project = a_project(id=identity, api_key=keyring.seal(api_key, identity))
             await database.write(projects.create, project)
             await database.write(tokens.create, a_token(project.id, digest=digest(secret)))
             now = datetime.now(UTC)

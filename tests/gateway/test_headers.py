@@ -145,7 +145,7 @@ class TestRequestHeaders:
             (b"x-custom", b""),
             (b"content-length", b"3"),
         ]
-        assert headers.request_headers(sent, CREDENTIAL) == [
+        assert headers.request_headers(sent, [CREDENTIAL]) == [
             (b"user-agent", b"OpenAI/Python  2"),
             (b"x-custom", b"\xff b,  c"),
             (b"accept-encoding", b"gzip, br"),
@@ -155,16 +155,16 @@ class TestRequestHeaders:
 
     @pytest.mark.parametrize("name", NEVER_UPSTREAM)
     def test_headers_not_meant_for_the_provider_are_stripped(self, name: bytes) -> None:
-        assert headers.request_headers([(name, b"close")], CREDENTIAL) == [CREDENTIAL]
+        assert headers.request_headers([(name, b"close")], [CREDENTIAL]) == [CREDENTIAL]
 
     def test_connection_cannot_remove_the_credential(self) -> None:
         sent = [(b"connection", b"Authorization, X-Api-Key"), (b"connection", b" x-hop ,close"), (b"x-hop", b"1")]
-        assert headers.request_headers(sent, CREDENTIAL) == [CREDENTIAL]
+        assert headers.request_headers(sent, [CREDENTIAL]) == [CREDENTIAL]
 
     @pytest.mark.parametrize("value", [b"a\r\nx-api-key: b", b"a\nb", b"\x00", b"\x7f"])
     def test_a_value_that_would_split_the_request_is_refused(self, value: bytes) -> None:
         with pytest.raises(BadRequest):
-            headers.request_headers([(b"x-custom", value)], CREDENTIAL)
+            headers.request_headers([(b"x-custom", value)], [CREDENTIAL])
 
     @pytest.mark.parametrize(
         "name",
@@ -177,11 +177,11 @@ class TestRequestHeaders:
         ],
     )
     def test_a_name_similar_to_one_of_a_reverse_proxy_is_forwarded(self, name: bytes) -> None:
-        assert headers.request_headers([(name, b"1")], CREDENTIAL) == [(name, b"1"), CREDENTIAL]
+        assert headers.request_headers([(name, b"1")], [CREDENTIAL]) == [(name, b"1"), CREDENTIAL]
 
     @pytest.mark.parametrize("name", [b"session_id", b"X_Trace".lower(), b"http_referer", b"anthropic_version", b"_"])
     def test_a_name_with_an_underscore_is_forwarded(self, name: bytes) -> None:
-        assert headers.request_headers([(name, b"1")], CREDENTIAL) == [(name, b"1"), CREDENTIAL]
+        assert headers.request_headers([(name, b"1")], [CREDENTIAL]) == [(name, b"1"), CREDENTIAL]
 
     @pytest.mark.parametrize(
         "name",
@@ -196,35 +196,35 @@ class TestRequestHeaders:
         ],
     )
     def test_a_name_that_with_dashes_is_a_stripped_or_checked_one_is_stripped(self, name: bytes) -> None:
-        assert headers.request_headers([(name, b"1")], CREDENTIAL) == [CREDENTIAL]
+        assert headers.request_headers([(name, b"1")], [CREDENTIAL]) == [CREDENTIAL]
 
     def test_a_name_that_with_dashes_is_one_that_the_provider_entry_checks_is_stripped(self) -> None:
         sent = [(b"x-team", b"a"), (b"x_team", b"b"), (b"x_te-am", b"c")]
-        assert headers.request_headers(sent, CREDENTIAL, frozenset({b"x-team"})) == [sent[0], sent[2], CREDENTIAL]
+        assert headers.request_headers(sent, [CREDENTIAL], frozenset({b"x-team"})) == [sent[0], sent[2], CREDENTIAL]
 
     def test_a_name_that_connection_lists_with_dashes_is_stripped(self) -> None:
         sent = [(b"connection", b"x-hop"), (b"x_hop", b"1"), (b"x-hop", b"1")]
-        assert headers.request_headers(sent, CREDENTIAL) == [CREDENTIAL]
+        assert headers.request_headers(sent, [CREDENTIAL]) == [CREDENTIAL]
 
     def test_accept_encoding_is_reduced_to_codings_that_the_meter_can_read(self) -> None:
         sent = [(b"accept-encoding", b"br;q=0, compress"), (b"x", b"y"), (b"accept-encoding", b"*")]
         readable = (b"accept-encoding", b"br;q=0, gzip, zstd, deflate")
-        assert headers.request_headers(sent, CREDENTIAL) == [(b"x", b"y"), readable, CREDENTIAL]
+        assert headers.request_headers(sent, [CREDENTIAL]) == [(b"x", b"y"), readable, CREDENTIAL]
 
     def test_the_cache_of_names_is_bounded(self, monkeypatch: pytest.MonkeyPatch) -> None:
         remembered = type(headers._forwarded_upstream)(frozenset({b"host"}), (), frozenset())
         monkeypatch.setattr(headers, "_forwarded_upstream", remembered)
         sent = [(b"x-%d" % number, b"") for number in range(3000)] + [(b"x-" + b"y" * 100, b"")]
-        assert headers.request_headers(sent, (b"k", b"v"))[:-1] == sent
+        assert headers.request_headers(sent, [(b"k", b"v")])[:-1] == sent
         assert len(remembered) == 1024
-        assert headers.request_headers([(b"x-2999", b""), (b"host", b"h")], (b"k", b"v")) == [
+        assert headers.request_headers([(b"x-2999", b""), (b"host", b"h")], [(b"k", b"v")]) == [
             (b"x-2999", b""),
             (b"k", b"v"),
         ]
         assert max(map(len, remembered)) <= 64
 
     def test_a_tab_is_part_of_a_value(self) -> None:
-        assert headers.request_headers([(b"x", b"a\tb")], CREDENTIAL) == [(b"x", b"a\tb"), CREDENTIAL]
+        assert headers.request_headers([(b"x", b"a\tb")], [CREDENTIAL]) == [(b"x", b"a\tb"), CREDENTIAL]
 
 
 class TestResponseHeaders:
@@ -315,7 +315,7 @@ def named(fields: list[tuple[bytes, bytes]]) -> set[bytes]:
 
 @given(FIELDS)
 def test_of_a_request_exactly_the_stripped_headers_are_missing(fields: list[tuple[bytes, bytes]]) -> None:
-    *sent, last = headers.request_headers(fields, CREDENTIAL)
+    *sent, last = headers.request_headers(fields, [CREDENTIAL])
     gone = {*NEVER_UPSTREAM, b"authorization"} | named(fields)
     assert last == CREDENTIAL
     assert sent == [field for field in fields if field[0] not in gone]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from llm_proxy.config import Settings, SettingsError
 from llm_proxy.gateway.providers import provider_file
+from llm_proxy.gateway.providers.provider import Auth
 from tests.gateway.apis_yaml import load, mistakes
 
 API = """
@@ -22,14 +24,15 @@ KEYS = (
     "connection"
 )
 
+AUTH = ", ".join(get_args(Auth))
 DURATION = "a duration above zero such as 1h30m, 90s, 500ms, or a number of seconds"
 
 #: A line that is added to the provider of `API`, and the mistake that is reported.
 LINES = [
-    ("auth: basic", "apis.x.auth='basic': allowed: one of bearer, x-api-key, api-key"),
+    ("auth: basic", f"apis.x.auth='basic': allowed: one of {AUTH}"),
     ("auth:", "apis.x.auth has no value; set one, or remove the key"),
-    ("auth: ''", "apis.x.auth='': allowed: one of bearer, x-api-key, api-key"),
-    ("auth: [bearer]", "apis.x.auth is a list; allowed: one of bearer, x-api-key, api-key"),
+    ("auth: ''", f"apis.x.auth='': allowed: one of {AUTH}"),
+    ("auth: [bearer]", f"apis.x.auth is a list; allowed: one of {AUTH}"),
     ("autth: bearer", f"apis.x.autth is not known; did you mean auth?; allowed: {KEYS}"),
     ("zzz: 1", f"apis.x.zzz is not known; allowed: {KEYS}"),
     ("<<: {auth: bearer}", f"apis.x.<< is not known; allowed: {KEYS}"),
@@ -123,11 +126,11 @@ FILES = [
     ("null", ["line 1: the file is empty; it needs apis, with at least one provider"]),
     (
         "apis: {openai: {auth: !!bool foo}}",
-        ["line 1: apis.openai.auth='foo': allowed: one of bearer, x-api-key, api-key"],
+        [f"line 1: apis.openai.auth='foo': allowed: one of {AUTH}"],
     ),
     (
         "apis: {openai: {auth: sk-SECRET1234567890abcdefghij}}",
-        ["line 1: apis.openai.auth='[redacted]': allowed: one of bearer, x-api-key, api-key"],
+        [f"line 1: apis.openai.auth='[redacted]': allowed: one of {AUTH}"],
     ),
     (
         "apis: {openai: {base_url: 'x.example'}}",

@@ -242,12 +242,13 @@ class TestRefusal:
 @pytest.mark.parametrize(
     ("auth", "expected"),
     [
-        ("bearer", (b"authorization", b"Bearer sk-1")),
-        ("x-api-key", (b"x-api-key", b"sk-1")),
-        ("api-key", (b"api-key", b"sk-1")),
+        ("bearer", [(b"authorization", b"Bearer sk-1")]),
+        ("x-api-key", [(b"x-api-key", b"sk-1")]),
+        ("api-key", [(b"api-key", b"sk-1")]),
+        ("sigv4", []),
     ],
 )
-def test_the_key_is_sent_in_the_providers_header(auth: Auth, expected: tuple[bytes, bytes]) -> None:
+def test_the_key_is_sent_in_the_providers_header(auth: Auth, expected: list[tuple[bytes, bytes]]) -> None:
     assert attrs.evolve(OPENAI, auth=auth).credential("sk-1") == expected
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from llm_proxy.gateway.providers.provider import Auth
 from tests.harness.server import running_server
 from tests.scenarios.bad_input import CANARY, Command, assert_fit_for_users
 
@@ -34,7 +36,7 @@ MISTAKES = (
         f"    base_url: https://me:{CANARY}@api.openai.com",
         ("apis.openai.base_url (value hidden): a base URL has no user and no password"),
     ),
-    ("    auth: basic", "apis.openai.auth='basic': allowed: one of bearer, x-api-key, api-key"),
+    ("    auth: basic", f"apis.openai.auth='basic': allowed: one of {', '.join(get_args(Auth))}"),
     (
         '    allowed_endpoints: [chat, /v1/a/../b, "/v1/{x", "/v1/**/x"]',
         "apis.openai.allowed_endpoints='chat': an endpoint begins with /, such as /v1/chat/completions",

@@ -31,7 +31,7 @@ def _chain() -> Any:
 
     They refresh themselves, and botocore reads the token file of a web identity again each time.
     """
-    from botocore.session import Session  # noqa: PLC0415
+    from botocore.session import Session
 
     found = Session().get_credentials()
     if found is None:
@@ -44,12 +44,12 @@ def _chain() -> Any:
 
 def credentials(secret: str) -> AccessToken:
     """The document with the keys that are used now; `sign` reads it. It blocks."""
-    import botocore.auth  # noqa: F401, PLC0415 - here in a thread, so that the first signature need not wait for it
+    import botocore.auth  # noqa: F401 - here in a thread, so that the first signature need not wait for it
 
     document: documents.Aws = documents.read("sigv4", secret)
     if document.access_key_id:
         return AccessToken(secret, math.inf)
-    from botocore.exceptions import BotoCoreError, ClientError  # noqa: PLC0415
+    from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         found = _chain().get_frozen_credentials()
@@ -79,9 +79,9 @@ def sign(credential: str, method: str, origin: Origin, target: bytes, headers: H
         headers: all other headers that are sent.
         body_sha256: the digest of the body, in hexadecimal.
     """
-    from botocore.auth import SigV4Auth  # noqa: PLC0415
-    from botocore.awsrequest import AWSRequest  # noqa: PLC0415
-    from botocore.credentials import Credentials  # noqa: PLC0415
+    from botocore.auth import SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
 
     document = msgspec.json.decode(credential, type=documents.Aws)
     keys = Credentials(document.access_key_id, document.secret_access_key, document.session_token or None)

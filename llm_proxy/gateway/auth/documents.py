@@ -58,7 +58,10 @@ _Text = Annotated[str, Kind[str]("text", "text", str)]
 _File = Annotated[str, _matching("path", r"/[^\x00-\x1f]{1,1023}", "the absolute path of a file")]
 _Url = Annotated[str, _url(_HTTPS)]
 _GoogleUrl = Annotated[str, _url(_AT_GOOGLE, hosts=r"(?:[a-z0-9-]+\.)+googleapis\.com")]
-_SourceUrl = Annotated[str, _url("an https URL, or an http URL of a metadata server", plain=_METADATA)]
+#: AWS's have `{region}` in the host.
+_SourceUrl = Annotated[
+    str, _url("an https URL, or an http URL of a metadata server", hosts=r"[a-z0-9.{}-]+", plain=_METADATA)
+]
 _Scope = Annotated[str, _matching("scope", r"[!-~]{1,255}", "a scope such as https://example.com/.default")]
 _Region = Annotated[str, _matching("region", r"[a-z]{2,4}(?:-[a-z]+)+-[0-9]{1,2}", "a region such as us-east-1")]
 
@@ -92,8 +95,8 @@ class OpenAI(_Document, frozen=True, kw_only=True):
     identity_provider_id: _Id
     service_account_id: _Id
     token_file: _File
-    subject_token_type: Annotated[str, kinds.choice(Literal["jwt", "id_token"])] = "jwt"  # noqa: S105
-    token_url: _Url = "https://auth.openai.com/oauth/token"  # noqa: S105
+    subject_token_type: Annotated[str, kinds.choice(Literal["jwt", "id_token"])] = "jwt"  # noqa: S105 - no password
+    token_url: _Url = "https://auth.openai.com/oauth/token"  # noqa: S105 - no password
 
 
 class Anthropic(_Document, frozen=True, kw_only=True):
@@ -104,7 +107,7 @@ class Anthropic(_Document, frozen=True, kw_only=True):
     service_account_id: _Id = ""
     workspace_id: _Id = ""
     token_file: _File
-    token_url: _Url = "https://api.anthropic.com/v1/oauth/token"  # noqa: S105
+    token_url: _Url = "https://api.anthropic.com/v1/oauth/token"  # noqa: S105 - no password
 
 
 class Aws(_Document, frozen=True, kw_only=True):

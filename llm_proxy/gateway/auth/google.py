@@ -45,10 +45,9 @@ class _Transport:
 
 def exchange(secret: str) -> AccessToken:
     """Get a token for a service account, or for an identity of another cloud; it blocks."""
-    # Imported at the first exchange: most servers never need it.
-    import httpx  # noqa: PLC0415
-    from google.auth import aws, exceptions, identity_pool  # noqa: PLC0415
-    from google.oauth2 import service_account  # noqa: PLC0415
+    import httpx
+    from google.auth import aws, exceptions, identity_pool
+    from google.oauth2 import service_account
 
     document = documents.read("google", secret)
     info: dict[str, Any] = msgspec.json.decode(secret)

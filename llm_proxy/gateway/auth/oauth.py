@@ -97,8 +97,7 @@ def _jwt(path: str) -> str:
 
 
 def _exchange(url: str, **request: Any) -> AccessToken:
-    # Imported at the first exchange: most servers never need it.
-    import httpx  # noqa: PLC0415
+    import httpx
 
     try:
         with httpx.Client(verify=client_context(), timeout=TIMEOUT) as client:
