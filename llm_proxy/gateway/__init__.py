@@ -6,6 +6,7 @@ In the order of a request's path:
 - `inbound`: the client's side of a request: its body and its disconnect
 - `http/`: headers, paths, parameters and bodies of requests
 - `providers/`: the providers: URL, credential, allow-lists, timeouts
+- `auth/`: credentials without a long-lived key: tokens, signatures
 - `admission`: checks before the ledger is asked
 - `exchange`: request out, response back, byte for byte
 - `upstream/`: connections to providers
