@@ -52,6 +52,8 @@ def _url(allowed: str, *, hosts: str = r"[a-z0-9.-]+", plain: Iterable[str] = ()
 _HTTPS: Final = "an https URL without user (http only for this machine)"
 _AT_GOOGLE: Final = "an https URL of googleapis.com (http only for this machine)"
 
+_PLAIN: Final = kinds.header_text(4096)
+
 _Id = Annotated[str, _matching("identifier", r"[A-Za-z0-9._:/@-]{1,255}", "1 to 255 letters, digits and . _ : / @ -")]
 _Secret = Annotated[str, kinds.header_text(4096)]
 _Text = Annotated[str, Kind[str]("text", "text", str)]
@@ -201,13 +203,14 @@ _KINDS: Final[Mapping[str, type[_Document]]] = {
 
 
 def check(auth: str, secret: str) -> list[str]:
-    """What is wrong with the secret of a credential, as clauses without any of its values; empty if it is valid.
-
-    Kinds whose secret is a plain API key have no rules here.
-    """
-    if auth != "google" and auth not in _KINDS:
-        return []
-    return _read(auth, secret)[1]
+    """What is wrong with the secret of a credential, as clauses without any of its values; empty if it is valid."""
+    if auth == "google" or auth in _KINDS:
+        return _read(auth, secret)[1]
+    try:
+        _PLAIN.read(secret)
+    except ValueError:
+        return [f"the provider needs an API key, which must be {_PLAIN.allowed}"]
+    return []
 
 
 def read(auth: str, secret: str) -> Any:

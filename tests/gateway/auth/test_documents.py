@@ -64,6 +64,10 @@ def test_documented_variants_are_valid(auth: str, document: dict[str, Any]) -> N
 @pytest.mark.parametrize("auth", ["bearer", "x-api-key", "api-key", "x-goog-api-key", "query"])
 def test_an_api_key_is_no_document(auth: str) -> None:
     assert documents.check(auth, "sk-key") == []
+    (mistake,) = documents.check(auth, '{"client_secret": "canary"}')
+    assert mistake == (
+        "the provider needs an API key, which must be 1 to 4096 printable ASCII characters without spaces"
+    )
 
 
 @pytest.mark.parametrize("auth", [*DOCUMENTS, "sigv4"])
