@@ -32,12 +32,12 @@ def open_for_reading(
         if not imagine:
             raise CommandFailed(f"there is no SQLite file {target.path}; 'llm-proxy migrate up' makes it")
         target = dsn.parse("sqlite", None, ":memory:")
-    return opened(target, _options(settings, patiently=patiently), exclusive=False)
+    return opened(target, patient_options(settings) if patiently else database_options(settings), exclusive=False)
 
 
 def open_for_writing(settings: Settings, *, patiently: bool = False) -> AbstractContextManager[Database]:
     """Open the configured database. A SQLite file is created if it does not exist, and locked."""
-    return opened(database_target(settings), _options(settings, patiently=patiently))
+    return opened(database_target(settings), patient_options(settings) if patiently else database_options(settings))
 
 
 def check_idle(database: Database, settings: Settings) -> None:
@@ -56,7 +56,3 @@ def patient_options(settings: Settings) -> Options:
     """Options of connections whose statements may take an hour."""
     options = database_options(settings)
     return evolve(options, statement_timeout=max(_PATIENT_TIMEOUT, options.statement_timeout))
-
-
-def _options(settings: Settings, *, patiently: bool) -> Options:
-    return patient_options(settings) if patiently else database_options(settings)

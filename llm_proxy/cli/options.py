@@ -43,30 +43,21 @@ BASE_URL: Final = Value(
 )
 
 
-def config_option(function: F) -> F:
-    return click.option(
-        "--config",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="File of NAME=value lines to read settings from.  [default: .env if it exists]",
-    )(function)
+config_option = click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File of NAME=value lines to read settings from.  [default: .env if it exists]",
+)
+db_option = click.option("--db", metavar="PATH", help="Path of the SQLite database.  [DATABASE_PATH]")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+#: For commands that call `confirm`.
+yes_option = click.option("--yes", is_flag=True, help="Do not ask for confirmation; required without a terminal.")
 
 
 def database_options(function: F) -> F:
     """Add `--db` and `--config`, for commands that work on the database itself."""
-    option = click.option("--db", metavar="PATH", help="Path of the SQLite database.  [DATABASE_PATH]")
-    return option(config_option(function))
-
-
-def json_option(function: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
-
-
-def yes_option(function: F) -> F:
-    """Add `--yes`, for commands that call `confirm`."""
-    return click.option("--yes", is_flag=True, help="Do not ask for confirmation; required without a terminal.")(
-        function
-    )
+    return db_option(config_option(function))
 
 
 def confirm(question: str, *, yes: bool) -> None:

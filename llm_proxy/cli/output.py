@@ -6,6 +6,7 @@ import json
 import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import click
@@ -56,14 +57,12 @@ def print_table(
         click.echo(table(titles, rows, numbers=numbers))
 
 
-def warn(message: str) -> None:
-    """Print a warning to stderr."""
-    click.echo(f"{click.style('warning:', fg='yellow', bold=True)} {message}", err=True)
+def warn(message: str, kind: str = "warning") -> None:
+    """Print a warning to stderr; a `problem` is something that the operator has to fix."""
+    click.echo(f"{click.style(f'{kind}:', fg='yellow', bold=True)} {message}", err=True)
 
 
-def report_problem(message: str) -> None:
-    """Print something to stderr that the operator has to fix."""
-    click.echo(f"{click.style('problem:', fg='yellow', bold=True)} {message}", err=True)
+report_problem = partial(warn, kind="problem")
 
 
 def timestamp(text: str | None) -> str | None:

@@ -31,8 +31,7 @@ def check(settings: Settings, found: Found, *, serving: bool) -> Iterator[str]:
     """Find settings that contradict each other; `serving` adds what a server needs."""
     yield from _database(settings, found)
     if (segment := metrics_segment(settings)) in _RESERVED - _FREE_FOR_METRICS:
-        reason = f"the server itself uses /{segment}; choose another path"
-        yield f"METRICS_PATH={settings.metrics_path!r}: {reason}"
+        yield f"METRICS_PATH={settings.metrics_path!r}: the server itself uses /{segment}; choose another path"
     if settings.enable_tls:
         for name in ("TLS_CERT_FILE", "TLS_KEY_FILE"):
             if name not in found.given:
@@ -61,11 +60,8 @@ def _database(settings: Settings, found: Found) -> Iterator[str]:
             except OSError:
                 pass  # connecting reports it
     if settings.db_driver == "sqlite" and settings.workers > 1 and "DATABASE_URL" not in given:
-        reason = (
-            "SQLite serves one process only, because its file has one writer; "
-            "set WORKERS=1, or use DB_DRIVER=postgres or mysql"
-        )
-        yield f"WORKERS={settings.workers}: {reason}"
+        reason = "SQLite serves one process only, because its file has one writer"
+        yield f"WORKERS={settings.workers}: {reason}; set WORKERS=1, or use DB_DRIVER=postgres or mysql"
     pair = {"DATABASE_TLS_CERT", "DATABASE_TLS_KEY"}
     if len(pair & given) == 1:
         (present,), (absent,) = pair & given, pair - given
@@ -90,7 +86,5 @@ def _secrets(settings: Settings, given: Collection[str]) -> Iterator[str]:
     if "MANAGEMENT_TOKEN" not in given:
         yield f"MANAGEMENT_TOKEN: {missing}; make one with: openssl rand -hex 32"
     if "ENCRYPTION_KEY" not in given and not settings.allow_plaintext_api_keys:
-        fix = (
-            "make one with: openssl rand -base64 32; or set ALLOW_PLAINTEXT_API_KEYS=true to store API keys unencrypted"
-        )
-        yield f"ENCRYPTION_KEY: {missing}; {fix}"
+        fix = "or set ALLOW_PLAINTEXT_API_KEYS=true to store API keys unencrypted"
+        yield f"ENCRYPTION_KEY: {missing}; make one with: openssl rand -base64 32; {fix}"

@@ -246,10 +246,9 @@ class Settings:
         *,
         serving: bool = False,
     ) -> Settings:
-        """Load all settings: flags, then environment, then the `.env` file, then defaults.
+        """Load all settings; `flags` has environment variables as keys. Raises `SettingsError` with all mistakes.
 
-        `flags` has environment variables as keys. `serving` also requires what only a server needs: a management
-        token and an encryption key. Raises `SettingsError` with all mistakes.
+        `serving` also requires what only a server needs: a management token and an encryption key.
         """
         sources, mistakes = _sources(environ, flags, dotenv_path)
         found = find(declared(cls), sources)

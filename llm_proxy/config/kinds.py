@@ -75,7 +75,6 @@ def did_you_mean(text: str, known: Collection[str]) -> str:
 
 
 def integer(minimum: int, maximum: int) -> Kind[int]:
-
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,18}", text) or not minimum <= int(text) <= maximum:
             raise ValueError
@@ -109,18 +108,9 @@ def _boolean(text: str) -> bool:
 
 BOOLEAN = Kind("boolean", "true or false (also yes, no, on, off, 1, 0)", _boolean)
 
-#: Seconds in each unit of a duration: Go's units, and days.
-_UNITS = {
-    "ns": Decimal("1e-9"),
-    "us": Decimal("1e-6"),
-    "µs": Decimal("1e-6"),
-    "μs": Decimal("1e-6"),
-    "ms": Decimal("1e-3"),
-    "s": Decimal(1),
-    "m": Decimal(60),
-    "h": Decimal(3600),
-    "d": Decimal(86400),
-}
+#: Seconds in each unit of a duration: Go's units (with both characters for micro), and days.
+_UNITS = dict.fromkeys(("us", "µs", "μs"), Decimal("1e-6")) | {"ns": Decimal("1e-9"), "ms": Decimal("1e-3")}
+_UNITS |= {"s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 _NUMBER = r"[0-9]{1,15}(?:\.[0-9]{1,9})?"
 _DURATION_PART = re.compile(rf"({_NUMBER})(ns|us|µs|μs|ms|s|m|h|d)")
 

@@ -5,5 +5,3 @@
 - `startup_checks`: the checks before a server serves
 - `single_flight`: one query for all requests that wait for it
 """
-
-from __future__ import annotations

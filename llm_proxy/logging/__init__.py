@@ -1,3 +1,1 @@
 """Structured logs and the request log, without secrets and without blocking the event loop."""
-
-from __future__ import annotations

@@ -14,7 +14,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final, Literal, Self, cast
 
 import msgspec
@@ -82,9 +81,7 @@ class Log:
         self._sink = sink
         self._redactor = redactor
         self._clock = Clock()
-        self._encode: Callable[[str, str, RequestLine, Result | Refusal], bytes] = (
-            _json_line if form == "json" else _text_line
-        )
+        self._encode = _json_line if form == "json" else _text_line
         self._show_requests = _LEVELS[level] <= logging.INFO
         self._show_failures = _LEVELS[level] <= logging.WARNING
 
@@ -121,7 +118,7 @@ class Log:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -145,27 +142,16 @@ class Clock:
 
 
 def configure(
-    *,
-    level: Level = "info",
-    form: Form = "json",
-    path: Path | None = None,
-    secrets: Iterable[str | None] = (),
+    *, level: Level = "info", form: Form = "json", path: Path | None = None, secrets: Iterable[str | None] = ()
 ) -> Log:
-    """Set up all logging of this process; call it once at the start.
+    """Set up all logging of this process; call it once at the start. Raises `LogError`.
 
-    Args:
-        level: the least level that is shown.
-        form: `json`, or `text` for people.
-        path: `LOG_FILE`, or None for stderr.
-        secrets: the process's own secrets, which are removed from every line.
-
-    Raises:
-        LogError: the file cannot be opened.
+    `level` is the lowest that is shown, `path` is None for stderr, and `secrets` are removed from every line.
     """
     sink = Sink(path)
     redactor = Redactor(secrets)
     clock = Clock()
-    render = _render_json if form == "json" else _render_text
+    render: Callable[[dict[str, Any]], bytes] = msgspec.json.encode if form == "json" else _render_text
 
     def finish(_logger: object, _method: str, event: MutableMapping[str, Any]) -> bytes:
         try:
@@ -215,11 +201,7 @@ class _Routed(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            event: Any = {
-                "event": record.getMessage(),
-                "level": record.levelname.lower(),
-                "source": record.name,
-            }
+            event: Any = {"event": record.getMessage(), "level": record.levelname.lower(), "source": record.name}
             if record.exc_info:
                 event["exc_info"] = record.exc_info
             for process in self._chain:
@@ -228,10 +210,6 @@ class _Routed(logging.Handler):
             return
         except Exception:  # noqa: BLE001 (a library's odd record must not fail the library)
             self._sink.lost += 1
-
-
-def _render_json(fields: dict[str, Any]) -> bytes:
-    return msgspec.json.encode(fields)
 
 
 def _render_text(fields: dict[str, Any]) -> bytes:

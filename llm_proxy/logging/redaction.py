@@ -67,11 +67,7 @@ class Redactor:
     __slots__ = ("_cached_path", "_secrets")
 
     def __init__(self, secrets: Iterable[str | None] = ()) -> None:
-        """Set the process's own secrets.
-
-        Args:
-            secrets: values that must never be shown; of a list separated by commas, each part too.
-        """
+        """Take the process's own secrets; of a list separated by commas, each part must not be shown either."""
         known: set[str] = set()
         for secret in secrets:
             if secret:

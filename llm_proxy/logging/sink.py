@@ -28,11 +28,7 @@ class Sink:
     __slots__ = ("_checked", "_close", "_identity", "_lock", "_path", "_put", "_torn", "lost")
 
     def __init__(self, path: Path | None) -> None:
-        """Open the file, or stderr if `path` is None.
-
-        Raises:
-            LogError: the file cannot be opened.
-        """
+        """Open the file, or stderr if `path` is None. Raises `LogError`."""
         # Reentrant: the garbage collector may make this thread log while it writes a line.
         self._lock = threading.RLock()
         self._path = path
@@ -54,9 +50,7 @@ class Sink:
     def write(self, line: bytes, second: int) -> None:
         """Write one line, including its newline, in one call or not at all. Never raises.
 
-        Args:
-            line: the bytes.
-            second: the time; a moved file is detected once per second.
+        `second` is the time: a moved file is detected once per second.
         """
         with self._lock:
             try:

@@ -1,3 +1,1 @@
 """The ASGI application: gateway and management API behind one interface; CORS and forwarded addresses for both."""
-
-from __future__ import annotations

@@ -14,7 +14,7 @@ from attrs import evolve
 from db import migrate
 from db.database import opened
 from llm_proxy.cli.failures import explain
-from llm_proxy.cli.options import config_option, load_settings
+from llm_proxy.cli.options import config_option, db_option, load_settings
 from llm_proxy.cli.program import Command
 from llm_proxy.config import Settings
 from llm_proxy.config.database import database_options, database_target
@@ -28,7 +28,7 @@ from llm_proxy.worker import bind_listeners, check_files, serve_until_stopped
 
 @click.command(cls=Command)
 @click.option("--addr", metavar="[HOST]:PORT", help="Address to listen on.  [LISTEN_ADDR; default: :8080]")
-@click.option("--db", metavar="PATH", help="Path of the SQLite database.  [DATABASE_PATH]")
+@db_option
 @click.option(
     "--workers", metavar="N", help="Number of worker processes; more than 1 needs PostgreSQL or MySQL.  [WORKERS]"
 )
