@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -149,3 +151,9 @@ async def test_a_client_that_disconnects_during_the_exchange_leaves_a_void_row(t
             await stage.assert_nothing_is_left()
             assert stage.provider.seen == []
             assert await outcomes(stage) == ["void"]
+
+
+def test_a_server_loads_no_vendor_library_before_the_first_exchange() -> None:
+    code = "import sys, llm_proxy.worker; print(sorted({'botocore', 'google.auth', 'httpx'} & set(sys.modules)))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout == "[]\n"
