@@ -60,6 +60,18 @@ class Credential:
     updated_at: datetime
 
 
+class ProviderObject(msgspec.Struct, frozen=True, gc=False):
+    """An object that a provider keeps, such as a file, and the project that created it with this request."""
+
+    provider: str
+    object_id: str
+    kind: str
+    project_id: str
+    token_id: str
+    request_id: str
+    created_at: datetime
+
+
 class SealedKey(msgspec.Struct, frozen=True, gc=False):
     """A key as a project may use it.
 

@@ -159,6 +159,19 @@ class OriginNotAllowed(DataPlaneError):
     message = "Requests from this origin are not allowed."
 
 
+class ListNotIsolated(DataPlaneError):
+    status, code = 403, "list_not_isolated"
+    message = (
+        "Several projects use the credential of this provider, so its objects cannot be listed: the list would show"
+        " those of other projects. Ask the operator for a credential that only your project uses."
+    )
+
+
+class ObjectNotFound(DataPlaneError):
+    status, code = 404, "object_not_found"
+    message = "This token's project has no such object at this provider."
+
+
 class EndpointNotAllowed(DataPlaneError):
     status, code = 404, "endpoint_not_allowed"
     message = "This endpoint is not available through this proxy."

@@ -56,6 +56,12 @@ def upsert_add(table: Table, *, keys: Sequence[str], sums: Sequence[str]) -> Ins
     return insert(table).ext(_AddOnConflict(table.name, keys, sums))
 
 
+def insert_new(table: Table) -> Insert:
+    """An INSERT, to be executed with a list of rows, that leaves rows alone which are there already, by primary key."""
+    keys = [column.name for column in table.primary_key.columns]
+    return insert(table).ext(_AddOnConflict(table.name, keys, ()))
+
+
 def clock(connection: Connection) -> datetime:
     """The database's clock at this moment, not at the beginning of the transaction."""
     name = connection.dialect.name
@@ -166,7 +172,7 @@ _ADDITIONS: Mapping[str, Callable[[_Addition], tuple[str, Any]]] = {
 
 
 class _AddOnConflict(SyntaxExtension, ClauseElement):
-    """What follows the values of `upsert_add`."""
+    """What follows the values of `upsert_add` and `insert_new`."""
 
     _traverse_internals = [  # noqa: RUF012 - SQLAlchemy's declaration
         ("table_name", InternalTraversal.dp_string),
@@ -186,12 +192,17 @@ class _AddOnConflict(SyntaxExtension, ClauseElement):
 @compiles(_AddOnConflict)
 def _on_conflict(clause: _AddOnConflict, _compiler: SQLCompiler, **_: Any) -> str:
     """SQLite and PostgreSQL."""
+    if not clause.sums:
+        return f"ON CONFLICT ({', '.join(clause.keys)}) DO NOTHING"
     sums = ", ".join(f"{name} = {clause.table_name}.{name} + excluded.{name}" for name in clause.sums)
     return f"ON CONFLICT ({', '.join(clause.keys)}) DO UPDATE SET {sums}"
 
 
 @compiles(_AddOnConflict, "mysql")
 def _on_duplicate_key(clause: _AddOnConflict, compiler: SQLCompiler, **_: Any) -> str:
+    if not clause.sums:
+        key = clause.keys[0]
+        return f"ON DUPLICATE KEY UPDATE {key} = {clause.table_name}.{key}"
     if getattr(compiler.dialect, "is_mariadb", False):
         return "ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = {name} + VALUES({name})" for name in clause.sums)
     sums = ", ".join(f"{name} = {clause.table_name}.{name} + added.{name}" for name in clause.sums)

@@ -14,7 +14,7 @@ from llm_proxy.errors import (
     UpgradeRequired,
 )
 from llm_proxy.gateway.http import headers, paths
-from llm_proxy.ledger import AdmissionRequest
+from llm_proxy.ledger import AdmissionRequest, Named
 from llm_proxy.tokens import digest_of
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ def admission_request(
     providers: Providers,
     found: Parameters | BadRequest | None,
     path: str,
+    named: Named | None = None,
 ) -> AdmissionRequest:
     """Make the request that the ledger decides on.
 
@@ -65,6 +66,7 @@ def admission_request(
         found: the parameters of its body, or the error of reading them; empty before the body is read, None if it is
             never read.
         path: the path without credentials, as it is recorded.
+        named: the objects at the provider that it names.
     """
 
     def refusal(name: str) -> ProxyError | None:
@@ -87,4 +89,5 @@ def admission_request(
         method=inbound.method,
         path=path,
         refusal=refusal,
+        named=named,
     )

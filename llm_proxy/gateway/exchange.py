@@ -14,6 +14,7 @@ from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, UpstreamTim
 from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.headers import is_event_stream
+from llm_proxy.gateway.objects import answers
 from llm_proxy.gateway.upstream.failures import (
     ConnectFailed,
     ConnectTimeout,
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
     from db.records import Outcome
     from llm_proxy.errors import Shape
     from llm_proxy.gateway.inbound import Inbound
+    from llm_proxy.gateway.objects.answers import AnswerReader
     from llm_proxy.gateway.providers.provider import Provider
     from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
     from llm_proxy.gateway.usage import UsageMeter
+    from llm_proxy.ledger import Objects
 
 #: Steps of reading usage before a piece is sent: enough for a piece that is not compressed. The event that ends a
 #: stream must be recognised before the client has it and disconnects.
@@ -67,6 +70,8 @@ class Exchange:
         code: the error code of the answer, if the proxy itself answered.
         reason: what the provider did wrong, for the operator.
         provider_request_id: the id that the provider gave the request; SDKs show it.
+        yields: where the answer has ids of objects that the request creates, see `objects/table.py`.
+        record: records these objects; tells whether they are in the database.
     """
 
     inbound: Inbound
@@ -85,6 +90,10 @@ class Exchange:
     reason: str = ""
     provider_request_id: str | None = None
     meter: UsageMeter = NOTHING
+    yields: Mapping[str, str] = field(factory=dict)
+    record: Callable[[Objects], Awaitable[bool]] | None = None
+    _answer: AnswerReader | None = None
+    _unrecorded: Objects = ()
 
     async def run(self, provider: Provider, upstream: UpstreamPool, api_key: str) -> None:
         """Forward the request and relay the response.
@@ -145,6 +154,8 @@ class Exchange:
         head = headers.response_headers(response.headers, request_id, overhead_ms)
         self.meter = meter_for(status, response.headers, self.inbound.method)
         names = dict(head)
+        if self.record is not None:
+            self._answer = answers.reader_for(self.yields, status, response.headers)
         self.provider_request_id = _provider_request_id(names, request_id, shape)
         self.streamed = is_event_stream(names.get(b"content-type", b""))
         send = self.send
@@ -175,6 +186,8 @@ class Exchange:
             # The response is complete: its connection can be used again.
             self.whole = True
             response.close()
+        if self._answer is not None and not self._answer.done:
+            await self._record(self._answer.feed(data, whole=self.whole))
         last = self.whole or (self.streamed and (meter.ended or meter.failed))
         if last:
             # The client may disconnect as soon as it has this piece, and that is no failure.
@@ -185,6 +198,19 @@ class Exchange:
             self.outcome = "ok"
         for _ in work:
             await trio.lowlevel.checkpoint()
+
+    async def _record(self, made: list[tuple[str, str]]) -> None:
+        """Record the objects in a piece of the answer before the client has it and can use them."""
+        if made and self.record is not None:
+            self._unrecorded += tuple(made)
+            if await self.record(tuple(made)):
+                self._unrecorded = self._unrecorded[: -len(made)]
+
+    def unrecorded(self) -> Objects:
+        """The objects that the request created, and that may not be in the database."""
+        if self._answer is not None and not self._answer.done:
+            self._unrecorded += tuple(self._answer.end())
+        return self._unrecorded
 
     async def _relay_rest(self, response: UpstreamResponse) -> None:
         """Relay the rest after the event that ends a stream: little or nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -14,6 +15,7 @@ from llm_proxy.gateway.auth import token_sources
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.http import parameters
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
+from llm_proxy.gateway.objects.request import RequestObjects
 from llm_proxy.gateway.usage import model_name
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.http.parameters import Parameters
     from llm_proxy.gateway.providers.provider import Providers, Route
     from llm_proxy.gateway.upstream.pool import UpstreamPool
-    from llm_proxy.ledger import AdmissionRequest, Grant
+    from llm_proxy.ledger import AdmissionRequest, Grant, Objects
     from llm_proxy.logging.log import Log
     from llm_proxy.metrics import Metrics
     from llm_proxy.secrets.encryption import KeyRing
@@ -45,8 +47,10 @@ REFUSAL_PATIENCE = 10.0
 class Admissions(Protocol):
     """Decides on requests and records them: `Ledger`, or the outage mode in front of it."""
 
-    async def check(self, request: AdmissionRequest) -> tuple[Token, str]:
-        """Judge a request by its head before its body is read; returns its token and its provider's name.
+    async def check(self, request: AdmissionRequest) -> tuple[Token, str, bool]:
+        """Judge a request by its head before its body is read.
+
+        Returns its token, its provider's name, and whether the body must be read for the objects that it names.
 
         Raises ProxyError if the request is refused.
         """
@@ -54,8 +58,11 @@ class Admissions(Protocol):
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the decision; raises ProxyError if the request is refused."""
 
-    def settle(self, grant: Grant, result: Result) -> None:
-        """Record how an admitted request ended; exactly one call per grant."""
+    async def record(self, grant: Grant, made: Objects) -> bool:
+        """Record objects that a running request has created; if False, they must be given to `settle`."""
+
+    def settle(self, grant: Grant, result: Result, objects: Objects = ()) -> None:
+        """Record how an admitted request ended, and the objects that it changed; exactly one call per grant."""
 
 
 @define(eq=False, kw_only=True)
@@ -126,21 +133,22 @@ class Relay:
         await inbound.begin()
         path = self.request_log.path(inbound.path.decode("ascii"))
         found: Parameters | BadRequest | None = None
+        objects = RequestObjects.of(inbound)
         if inbound.ended:
-            if admission.needs_body(inbound, self.providers):
+            if objects.may_name(inbound) or admission.needs_body(inbound, self.providers):
                 try:
-                    found = await self._read(inbound)
+                    found = await self._read(inbound, objects)
                 except BadRequest as error:
-                    # Whether it matters depends on the project's provider.
-                    found = error
+                    # Whether it matters depends on the project's provider, and on who uses the same account there.
+                    found = objects.fault = error
         else:
             # Wait for a body only if the token is valid; only then the request may take a slot.
-            head = admission.admission_request(inbound, digest, self.providers, {}, path)
-            token, provider = await self.ledger.check(head)
+            head = admission.admission_request(inbound, digest, self.providers, {}, path, objects.named)
+            token, provider, isolated = await self.ledger.check(head)
             try:
                 self._take_slot(inbound)
-                if self.providers.by_name[provider].needs_body:
-                    found = await self._read(inbound)
+                if isolated or self.providers.by_name[provider].needs_body:
+                    found = await self._read(inbound, objects)
                 elif self.providers.by_name[provider].holds_body:
                     await inbound.hold(self.held)
                 else:
@@ -148,18 +156,18 @@ class Relay:
             except ProxyError as error:
                 error.about(token.id, token.project_id, provider)
                 raise
-        request = admission.admission_request(inbound, digest, self.providers, found, path)
+        request = admission.admission_request(inbound, digest, self.providers, found, path, objects.named)
         if inbound.notify is not None:
             inbound.notify(inbound.leave)
             if inbound.ended:
-                await self._serve(request, inbound, send)
+                await self._serve(request, objects, inbound, send)
                 return
         refusal: ProxyError | None = None
         async with trio.open_nursery() as nursery:
             inbound.scope = nursery.cancel_scope
             nursery.start_soon(inbound.watch)
             try:
-                await self._serve(request, inbound, send)
+                await self._serve(request, objects, inbound, send)
             except ProxyError as error:
                 refusal = error
             inbound.scope = None
@@ -167,9 +175,9 @@ class Relay:
         if refusal is not None:
             raise refusal
 
-    async def _read(self, inbound: Inbound) -> Parameters:
+    async def _read(self, inbound: Inbound, objects: RequestObjects) -> Parameters:
         """Read the whole body, and its parameters as it arrives; raises `BadRequest` if they are ambiguous."""
-        reader = parameters.reader(inbound.headers, inbound.route.path)
+        reader = parameters.reader(inbound.headers, inbound.route.path, objects.json)
 
         async def see(piece: bytes) -> None:
             for start in range(0, len(piece), parameters.SLICE):
@@ -179,6 +187,7 @@ class Relay:
 
         await inbound.hold(self.held, see)
         found = reader.end()
+        objects.take(reader, found)
         inbound.model = model_name(next(iter(found.get("model", ())), None))
         return found
 
@@ -190,11 +199,13 @@ class Relay:
             self.running += 1
             inbound.has_slot = True
 
-    async def _serve(self, request: AdmissionRequest, inbound: Inbound, send: Send) -> None:
+    async def _serve(self, request: AdmissionRequest, objects: RequestObjects, inbound: Inbound, send: Send) -> None:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
         grant = await self.ledger.admit(request)
         inbound.admitted = True
         exchange = Exchange(inbound, send)
+        if objects.yields:
+            exchange.yields, exchange.record = objects.yields, partial(self.ledger.record, grant)
         name = grant.reservation.provider
         self.metrics.upstream_started(name)
         try:
@@ -219,13 +230,13 @@ class Relay:
                 exchange.refused_with(failure)
                 raise failure from error
         finally:
-            self._settle(inbound, grant, exchange)
+            self._settle(inbound, grant, exchange, objects)
 
-    def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange) -> None:
+    def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange, objects: RequestObjects) -> None:
         provider, reservation = grant.reservation.provider, grant.reservation
         self.metrics.upstream_ended(provider)
         result = exchange.result()
-        self.ledger.settle(grant, result)
+        self.ledger.settle(grant, result, objects.deleted(exchange.status) or exchange.unrecorded())
         self.metrics.request(provider, result)
         self.request_log.request(
             RequestLine(

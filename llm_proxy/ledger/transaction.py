@@ -9,8 +9,11 @@ import msgspec
 
 from db import Connection
 from db.queries import ledger as queries
-from db.records import Account, Reservation, Result, SealedKey, SettledRequest, Token
+from db.queries import objects
+from db.records import Account, ProviderObject, Reservation, Result, SealedKey, SettledRequest, Token
 from llm_proxy.errors import ProxyError, TokenInvalid, TokenLocked
+from llm_proxy.ledger import isolation
+from llm_proxy.ledger.isolation import Isolation, Named
 from llm_proxy.tokens import key_verdict, limit_verdict, verdict
 
 
@@ -23,6 +26,7 @@ class AdmissionRequest(msgspec.Struct, frozen=True):
         provider: chooses the provider that it goes to, by name, of those of the token's project.
         method, path: written into the reservation; the path has no query and no credentials.
         refusal: judges the request by the rules of that provider (its name is given), without I/O.
+        named: the objects at the provider that it names, None if it names and lists none.
     """
 
     id: str
@@ -31,6 +35,7 @@ class AdmissionRequest(msgspec.Struct, frozen=True):
     method: str
     path: str
     refusal: Callable[[str], ProxyError | None]
+    named: Named | None = None
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -51,20 +56,28 @@ class Grant(msgspec.Struct, frozen=True):
         return self.account.keys[self.reservation.provider]
 
 
-class Settlement(msgspec.Struct, frozen=True):
-    """A ledger row that is to be written. By the digest its token is found when the count is given back."""
+#: Objects at a provider that a request created, each with its kind; the kind is empty for one that it deleted.
+Objects = tuple[tuple[str, str], ...]
+
+
+class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A ledger row that is to be written. By the digest its token is found when the count is given back.
+
+    `objects` are those that were not recorded while the request was running.
+    """
 
     row: SettledRequest
     digest: bytes
+    objects: Objects = ()
 
     @classmethod
-    def of(cls, grant: Grant, result: Result) -> Settlement:
+    def of(cls, grant: Grant, result: Result, objects: Objects = ()) -> Settlement:
         """The ledger row of a request that ends now with this result."""
         model = result.model.strip()
         if model != result.model:
             # MySQL and MariaDB compare a key without the space at its end: the sums would differ from the rows.
             result = msgspec.structs.replace(result, model=model)
-        return cls(SettledRequest(grant.reservation, result, datetime.now(UTC)), grant.digest)
+        return cls(SettledRequest(grant.reservation, result, datetime.now(UTC)), grant.digest, objects)
 
 
 def judge(request: AdmissionRequest, token: Token, account: Account, provider: str, now: datetime) -> ProxyError | None:
@@ -99,6 +112,7 @@ def transact(
         written, replaced = queries.settle_doubtful(connection, written)
     else:
         queries.settle(connection, written)
+    _record_objects(connection, settlements)
     given_back = {row.reservation.id: row.reservation.token_id for row in written if row.result.outcome == "void"}
     decisions: list[Grant | ProxyError] = []
     if requests or given_back:
@@ -118,8 +132,35 @@ def transact(
     return decisions
 
 
+def _record_objects(connection: Connection, settlements: Sequence[Settlement]) -> None:
+    """Record what requests created and deleted; doing so again changes nothing."""
+    changed = [one for one in settlements if one.objects]
+    if changed:
+        reservations = [(one.row.reservation, one.objects) for one in changed]
+        objects.record(
+            connection,
+            [row for reservation, made in reservations for row in records_of(reservation, made)],
+        )
+        objects.forget(
+            connection,
+            [(r.provider, key, r.project_id) for r, made in reservations for key, kind in made if not kind],
+        )
+
+
+def records_of(reservation: Reservation, made: Objects) -> list[ProviderObject]:
+    """The records of the objects that a request created."""
+    whose = (reservation.project_id, reservation.token_id, reservation.id, reservation.admitted_at)
+    return [ProviderObject(reservation.provider, key, kind, *whose) for key, kind in made if kind]
+
+
 def _judge(
-    request: AdmissionRequest, token: Token, account: Account, provider: str, count: int, now: datetime
+    request: AdmissionRequest,
+    token: Token,
+    account: Account,
+    provider: str,
+    count: int,
+    now: datetime,
+    known: Isolation | None,
 ) -> ProxyError | None:
     """Why this request is refused, None if it is admitted. `count` is how much the token's counter moves before it.
 
@@ -127,7 +168,10 @@ def _judge(
     exception is the refusal's cause.
     """
     try:
-        return judge(request, token, account, provider, now) or limit_verdict(token, count)
+        refusal = judge(request, token, account, provider, now)
+        if refusal is None and known is not None and request.named is not None:
+            refusal = known.refusal(request.named, account.project, provider)
+        return refusal or limit_verdict(token, count)
     except Exception as error:  # noqa: BLE001 - whatever a rule raises
         refusal = ProxyError()
         refusal.__cause__ = error
@@ -148,6 +192,7 @@ def _decide(
     accounts = queries.find_accounts(connection, wanted) if wanted else {}
     decisions: list[Grant | ProxyError] = []
     reservations: list[Reservation] = []
+    known = _read_isolation(connection, requests, tokens, accounts)
     for request in requests:
         token = tokens.get(request.digest)
         account = None if token is None else accounts.get(token.project_id)
@@ -156,7 +201,7 @@ def _decide(
             continue
         project = account.project
         provider = request.provider(account)
-        refusal = _judge(request, token, account, provider, counts[token.id], now)
+        refusal = _judge(request, token, account, provider, counts[token.id], now, known)
         if refusal is not None:
             decisions.append(refusal.about(token.id, project.id, provider))
             continue
@@ -169,3 +214,20 @@ def _decide(
     queries.add_to_counters(connection, counts, now if reservations else None)
     queries.reserve(connection, reservations)
     return decisions
+
+
+def _read_isolation(
+    connection: Connection,
+    requests: Sequence[AdmissionRequest],
+    tokens: dict[bytes, Token],
+    accounts: dict[str, Account],
+) -> Isolation | None:
+    """What is known of the objects that these requests name; None, and no statement, if they name none."""
+    wanted = []
+    for request in requests:
+        if request.named is None or (token := tokens.get(request.digest)) is None:
+            continue
+        account = accounts.get(token.project_id)
+        if account is not None:
+            wanted.append((request.named, account.project.id, request.provider(account)))
+    return isolation.read(connection, wanted) if wanted else None

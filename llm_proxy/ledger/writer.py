@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Protocol
 
+import msgspec
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -17,10 +18,19 @@ from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
 from db.queries import ledger as queries
 from db.records import VOID, Result, Token, Worker
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
+from llm_proxy.ledger import isolation
 from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission
 from llm_proxy.ledger.locked import LockedRequests, LockedRows
-from llm_proxy.ledger.lookup import Lookups
-from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, judge, transact
+from llm_proxy.ledger.lookup import Lookups, ObjectRecords
+from llm_proxy.ledger.transaction import (
+    AdmissionRequest,
+    Grant,
+    Objects,
+    Settlement,
+    judge,
+    records_of,
+    transact,
+)
 from llm_proxy.logging import log
 
 #: Maximum seconds that a transaction waits until the process is idle, so that more requests join it.
@@ -94,6 +104,7 @@ class Ledger:
         self._heartbeat = heartbeat
         self._dead_after = timedelta(seconds=MISSED_HEARTBEATS * heartbeat)
         self._lookups = Lookups(database, ADMISSION_DEADLINE)
+        self._objects = ObjectRecords(database)
         self._waiting: deque[PendingAdmission] = deque()
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[Settlement] = deque()
@@ -156,10 +167,11 @@ class Ledger:
         """Whether anything is queued, or on its way to the database."""
         return bool(self._waiting or self._locked or self._under_way) or self.unsettled > 0
 
-    async def check(self, request: AdmissionRequest) -> tuple[Token, str]:
+    async def check(self, request: AdmissionRequest) -> tuple[Token, str, bool]:
         """Judge a request by its head before its body is read. Nothing is counted, and `admit` judges it again.
 
-        Returns the token, and the name of its project's provider. Safe to cancel.
+        Returns the token, the name of its project's provider, and whether the body must be read for what it names,
+        because other projects use the same account there. Safe to cancel.
 
         Raises:
             DatabaseAway: the database does not answer.
@@ -177,7 +189,18 @@ class Ledger:
         refusal = judge(request, token, account, provider, datetime.now(UTC))
         if refusal is not None:
             raise refusal.about(token.id, account.project.id, provider)
-        return token, provider
+        if request.named is None:
+            return token, provider, False
+        wanted = [(request.named, account.project.id, provider)]
+        try:
+            known = await self._database.read(isolation.read, wanted)
+        except DatabaseError:
+            raise DatabaseAway from None
+        # What the body names is not known yet, and is judged later.
+        refusal = known.refusal(msgspec.structs.replace(request.named, unread=False), account.project, provider)
+        if refusal is not None:
+            raise refusal.about(token.id, account.project.id, provider)
+        return token, provider, request.named.unread and bool(known.shared)
 
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the decision of the next shared transaction.
@@ -200,9 +223,19 @@ class Ledger:
             raise decision
         return decision
 
-    def settle(self, grant: Grant, result: Result) -> None:
-        """Queue the final row of an admitted request; exactly one call per grant."""
-        self._unsettled.append(Settlement.of(grant, result))
+    async def record(self, grant: Grant, made: Objects) -> bool:
+        """Record the objects that a running request has created; False if that is not certain in time.
+
+        Then they must be given to `settle`. Safe to cancel.
+        """
+        return self._running and not self._away and await self._objects.record(records_of(grant.reservation, made))
+
+    def settle(self, grant: Grant, result: Result, objects: Objects = ()) -> None:
+        """Queue the final row of an admitted request; exactly one call per grant.
+
+        `objects` are those that it created or deleted at the provider, and that `record` has not recorded.
+        """
+        self._unsettled.append(Settlement.of(grant, result, objects))
         if not self._lingering:
             self._wake.set()
 
@@ -216,6 +249,7 @@ class Ledger:
                 nursery.start_soon(self._refuse_overdue)
                 nursery.start_soon(self._aside.run)
                 nursery.start_soon(self._lookups.run)
+                nursery.start_soon(self._objects.run)
                 await self._write()
         finally:
             self._running = False

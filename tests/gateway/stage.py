@@ -87,6 +87,8 @@ class Provider:
     #: What is sent before the headers of an answer.
     status: bytes = b"200 OK"
     seen: list[bytes] = field(factory=list)
+    #: Makes a whole answer of the head and the body of a request, instead of the usual stream.
+    script: Callable[[bytes, bytes], bytes] | None = None
 
     async def serve(self, task_status: trio.TaskStatus[None]) -> None:
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -106,6 +108,9 @@ class Provider:
                 self.seen.append(data)
                 data = b""
                 self.answered += 1
+                if self.script is not None:
+                    await stream.send_all(self.script(head, body))
+                    continue
                 await stream.send_all(b"HTTP/1.1 %b\r\nContent-Type: text/event-stream\r\n" % self.status)
                 await stream.send_all(b"Transfer-Encoding: chunked\r\n\r\n")
                 for piece in (b"data: 1\n\n", b"data: [DONE]\n\n"):
@@ -178,6 +183,17 @@ class Scene:
                 await trio.sleep(0.001)
 
 
+async def add_project(
+    database: Database, keyring: KeyRing, secret: str, api_key: str = "the-real-key", **fields: Any
+) -> str:
+    """Create a project with one token, and return its id."""
+    identity = new_id()
+    project = a_project(id=identity, api_key=keyring.seal(api_key, identity), **fields)
+    await database.write(projects.create, project)
+    await database.write(tokens.create, a_token(project.id, digest=digest(secret)))
+    return identity
+
+
 @asynccontextmanager
 async def scene(
     folder: Path, *, judged: bool = False, auth: str = "bearer", api_key: str = "the-real-key"
@@ -196,10 +212,7 @@ async def scene(
         async with open_database(target, Options(sqlite_synchronous="NORMAL")) as database:
             await database.write(metadata.create_all)
             keyring, secret = KeyRing.generate(), new_secret()
-            identity = new_id()
-            project = a_project(id=identity, api_key=keyring.seal(api_key, identity))
-            await database.write(projects.create, project)
-            await database.write(tokens.create, a_token(project.id, digest=digest(secret)))
+            await add_project(database, keyring, secret, api_key)
             now = datetime.now(UTC)
             metrics = Metrics()
             ledger = Ledger(database, Worker(new_id(), "here", 1, "0", now, now), metrics, exclusive=True)

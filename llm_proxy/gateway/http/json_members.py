@@ -14,6 +14,7 @@ import codecs
 import json
 import re
 from collections.abc import Generator
+from typing import ClassVar
 
 from llm_proxy.errors import InvalidJson
 
@@ -59,7 +60,13 @@ class JsonMembers:
 
     It refuses what RFC 8259 does not allow, text that is not UTF-8 or starts with a byte order mark, duplicate names in
     an object at any depth, and numbers on the top level that most parsers read as infinite.
+
+    Attributes:
+        nested: maximum length of a string below the top level that a subclass wants to see, in bytes of JSON text; 0 if
+            it wants none.
     """
+
+    nested: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self._found: dict[str, tuple[str | None]] = {}
@@ -70,8 +77,8 @@ class JsonMembers:
         self._open: list[set[str] | None] = []
         self._names: set[str] | None = None
         self._expected = _VALUE
-        # The current member of the top level.
-        self._member = ""
+        # The current member of the top level, and that of the innermost object.
+        self._member = self._name = ""
         self._document = self._walk()
         next(self._document)
 
@@ -96,7 +103,8 @@ class JsonMembers:
     def _walk(self) -> Generator[None, bytes, None]:
         data, at = (yield), 0
         while not self._complete:
-            if self._names is None and self._open and self._expected in _VALUES and (row := _ROW.match(data, at)):
+            in_array = self._names is None and self._open and self._expected in _VALUES
+            if in_array and not self.nested and (row := _ROW.match(data, at)):
                 at, self._expected = row.end(), _VALUE
             match = _TOKEN.match(data, at)
             if match is None:
@@ -109,7 +117,7 @@ class JsonMembers:
                 continue
             # The next string is a name, a value that is compared, or of no interest.
             is_name = self._expected in (_NAME, _NAME_OR_END)
-            longest = _LONGEST_NAME if is_name else LONGEST_VALUE if len(self._open) == 1 else 0
+            longest = _LONGEST_NAME if is_name else LONGEST_VALUE if len(self._open) == 1 else self.nested
             end = _end_of_text(data, at)
             if data[end : end + 1] == b'"':
                 text = data[at:end] if end - at <= longest else None
@@ -165,21 +173,27 @@ class JsonMembers:
         """Take a string, None if it is too long to be of interest."""
         top = len(self._open) == 1
         if self._expected in _VALUES:
+            if text is not None and self.nested:
+                self._see(text)
             if top:
-                self._found[self._member] = (None if text is None else _decoded(text),)
+                self._found[self._member] = (None if text is None else decoded(text),)
             self._expected = _COMMA_OR_END
             return
         if text is None or self._names is None:
             raise InvalidJson(f"A name in the request body is longer than {_LONGEST_NAME} bytes.")
-        name = _decoded(text)
+        name = decoded(text)
         if name in self._names:
             raise InvalidJson("The request body is ambiguous: a JSON object has the same name twice.")
         self._names.add(name)
+        self._name = name
         if top:
             if len(self._names) > MAX_MEMBERS:
                 raise InvalidJson(f"The request body has more than {MAX_MEMBERS} members, and cannot be checked.")
             self._member = name
         self._expected = _COLON
+
+    def _see(self, text: bytes) -> None:
+        """Take the text of a string value, for a subclass that wants `nested` ones."""
 
 
 def _more(rest: bytes, longest: int) -> Generator[None, bytes, bytes]:
@@ -213,5 +227,5 @@ def _end_of_text(data: bytes, at: int) -> int:
     return at if match is None else match.end()
 
 
-def _decoded(text: bytes) -> str:
+def decoded(text: bytes) -> str:
     return str(json.loads(b'"' + text + b'"')) if b"\\" in text else text.decode("utf-8")

@@ -44,8 +44,10 @@ _INDEX = re.compile(r"[\[.\0]")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def reader(headers: Headers, path: bytes) -> JsonMembers | Multipart:
+def reader(headers: Headers, path: bytes, json: type[JsonMembers] = JsonMembers) -> JsonMembers | Multipart:
     """Create the reader of a request's body; without a `Content-Type`, it is JSON. The path may allow forms.
+
+    `json` is the class of a reader of JSON.
 
     Raises `InvalidJson` or `ParameterNotAllowed` if the body has a type or an encoding that cannot be read here, and so
     do the methods of the reader if the body is ambiguous.
@@ -57,7 +59,7 @@ def reader(headers: Headers, path: bytes) -> JsonMembers | Multipart:
         raise ParameterNotAllowed("A compressed body is not accepted here, because its parameters have to be checked.")
     accepts_forms = _UPLOAD.fullmatch(path) is not None
     if not content_types or _JSON.fullmatch(content_types[0]):
-        return JsonMembers()
+        return json()
     form = multipart.CONTENT_TYPE.fullmatch(content_types[0])
     if accepts_forms and form is not None:
         return Multipart(form[1] or form[2])

@@ -27,7 +27,7 @@ from llm_proxy.ledger.batch import PendingAdmission
 from llm_proxy.ledger.outage.replay import CHUNK, OrphanReplay
 from llm_proxy.ledger.outage.spool import Spool
 from llm_proxy.ledger.outage.token_cache import OutageLimits, TokenCache
-from llm_proxy.ledger.transaction import AdmissionRequest, Grant
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Objects
 from llm_proxy.ledger.writer import Ledger
 from llm_proxy.logging import log
 
@@ -96,7 +96,7 @@ class OutageMode:
         """Whether all requests are refused: no more are admitted here, and the ledger does not decide yet."""
         return self._since is not None and not self._open
 
-    async def check(self, request: AdmissionRequest) -> tuple[Token, str]:
+    async def check(self, request: AdmissionRequest) -> tuple[Token, str, bool]:
         """As `Ledger.check`; by the cached token if the database is unavailable. Raises ProxyError."""
         if self._since is None:
             try:
@@ -106,7 +106,7 @@ class OutageMode:
         if not self._open:
             raise DatabaseUnavailable
         cached, provider = self._cache.authorize_offline(request, trio.current_time(), datetime.now(UTC))
-        return cached.token, provider
+        return cached.token, provider, request.named is not None
 
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the ledger's decision, or decide here if the database is unavailable. Safe to cancel.
@@ -123,12 +123,16 @@ class OutageMode:
                 pass
         return await self._admit_offline(request)
 
-    def settle(self, grant: Grant, result: Result) -> None:
-        """Record how an admitted request ended; exactly one call per grant."""
+    async def record(self, grant: Grant, made: Objects) -> bool:
+        """As `Ledger.record`; never certain without the database."""
+        return self._since is None and await self._ledger.record(grant, made)
+
+    def settle(self, grant: Grant, result: Result, objects: Objects = ()) -> None:
+        """Record how an admitted request ended; exactly one call per grant. See `Ledger.settle`."""
         # In an outage the end of a request that the ledger admitted is safer in the spool than in the ledger's memory.
         in_database = self._since is not None and not self._ledger.alive
-        if not self._spool.end(grant, result, in_database=in_database):
-            self._ledger.settle(grant, result)
+        if not self._spool.end(grant, result, objects, in_database=in_database):
+            self._ledger.settle(grant, result, objects)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write the spool, and replay it and those of stopped workers, until cancelled."""

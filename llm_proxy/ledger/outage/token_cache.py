@@ -127,7 +127,13 @@ class TokenCache:
         unusable = (
             verdict(token, cached.account, now) or key_verdict(cached.account, provider) or limit_verdict(token, taken)
         )
-        refusal = DatabaseUnavailable() if unusable else request.refusal(provider)
+        # Which objects are the project's is known to the database alone.
+        named = request.named is not None and request.named.judged
+        refusal = (
+            DatabaseUnavailable()
+            if unusable
+            else request.refusal(provider) or (DatabaseUnavailable() if named else None)
+        )
         if refusal is not None:
             raise refusal.about(token.id, project.id, provider)
         return cached, provider

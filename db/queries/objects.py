@@ -1,0 +1,92 @@
+"""Objects that providers keep: which project created each, and which projects use the same account."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from sqlalchemy import Connection, and_, delete, literal, or_, select, union_all
+
+from db.dialects.bulk import BulkInsert
+from db.dialects.statements import insert_new
+from db.queries.rows import names
+from db.records import ProviderObject
+from db.schema import credentials, project_credentials, projects, provider_objects
+
+_record = BulkInsert(insert_new(provider_objects), names(ProviderObject))
+
+# Each key that each project uses, and at which provider. Servers of the release before know the key of a project only.
+_uses = union_all(
+    select(
+        project_credentials.c.project_id,
+        project_credentials.c.provider,
+        project_credentials.c.credential_id,
+        credentials.c.api_key_last4,
+    ).join(credentials, credentials.c.id == project_credentials.c.credential_id),
+    select(
+        projects.c.id.label("project_id"),
+        projects.c.provider,
+        literal("").label("credential_id"),
+        projects.c.api_key_last4,
+    ),
+)
+
+
+def record(connection: Connection, objects: Iterable[ProviderObject]) -> None:
+    """Write whose these objects are. One that is recorded already stays its first owner's."""
+    rows = {(one.provider, one.object_id): one for one in objects}
+    _record(connection, [rows[key] for key in sorted(rows)])
+
+
+def forget(connection: Connection, objects: Iterable[tuple[str, str, str]]) -> None:
+    """Remove objects that were deleted at the provider, each given as provider, id and project."""
+    for provider, object_id, project_id in sorted(set(objects)):
+        found = provider_objects.c
+        connection.execute(
+            delete(provider_objects).where(
+                found.provider == provider, found.object_id == object_id, found.project_id == project_id
+            )
+        )
+
+
+def find_owners(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """The project of each of these objects, given as provider and id, that is recorded."""
+    keys = set(keys)
+    if not keys:
+        return {}
+    found = provider_objects.c
+    rows = connection.execute(
+        select(found.provider, found.object_id, found.project_id).where(
+            found.provider.in_(sorted({provider for provider, _ in keys})),
+            found.object_id.in_(sorted({object_id for _, object_id in keys})),
+        )
+    )
+    return {(provider, object_id): project_id for provider, object_id, project_id in rows}
+
+
+def find_shared(connection: Connection, pairs: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:
+    """Those pairs of project and provider where another project uses the same account."""
+    pairs = set(pairs)
+    own, other = _uses.subquery("own"), _uses.subquery("other")
+    same_account = or_(
+        other.c.api_key_last4 == own.c.api_key_last4,
+        other.c.api_key_last4 == "",
+        own.c.api_key_last4 == "",
+        and_(other.c.credential_id == own.c.credential_id, own.c.credential_id != ""),
+    )
+    shared = (
+        select(literal(1))
+        .select_from(other)
+        .where(other.c.provider == own.c.provider, other.c.project_id != own.c.project_id, same_account)
+        .correlate(own)
+        .exists()
+    )
+    rows = connection.execute(
+        select(own.c.project_id, own.c.provider)
+        .where(
+            own.c.project_id.in_(sorted({project for project, _ in pairs})),
+            own.c.provider.in_(sorted({provider for _, provider in pairs})),
+            shared,
+        )
+        .distinct()
+    )
+    return frozenset((project, provider) for project, provider in rows) & pairs

@@ -1,0 +1,155 @@
+r"""The ids of objects in a request body.
+
+In JSON, an id is a string in a member of one of these names, at any depth (`_NAMES`): the string itself, each string of
+a list, or the `id` of an object or of the objects of a list (`_OWNERS`). Items that a client sends back are named by
+`id`: those of a type that the provider looks up (`item_reference`, reasoning, a generated image), and those that are
+nothing but an id. So the list is that of the APIs' documentation, and not one of forms of ids: a message may say
+`file-1`. What belongs to the client alone is not read: `metadata`, schemas, and the input of a tool.
+
+An escape in a name or in an id is decoded, and a body that parsers could read in several ways is refused
+(`http/json_members.py`). A form has the same names in its fields (`http/multipart.py`).
+
+Most bodies name nothing, which a search for a few texts shows: an ASCII letter can be written in one other way only,
+as `\u00…`, and so is searched for too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from attrs import define
+
+from llm_proxy.gateway.http.headers import Headers
+from llm_proxy.gateway.http.json_members import JsonMembers, decoded
+
+#: Longest id that is compared, in characters: longer ones exist nowhere.
+LONGEST_ID: Final = 255
+
+#: Members, and fields of forms, whose strings are ids.
+_NAMES: Final = frozenset(
+    {
+        *("file_id", "file_ids", "input_file_id", "training_file", "validation_file", "image_file_id"),
+        *("previous_response_id", "response_id", "response_ids", "conversation", "conversation_id"),
+        *("vector_store_id", "vector_store_ids", "assistant_id", "thread_id", "run_id"),
+        *("container", "container_id", "skill_id", "batch_id", "upload_id", "video_id"),
+    }
+)
+#: Members that are objects, or lists of objects, with an `id` that is one.
+_OWNERS: Final = frozenset({"conversation", "container", "audio", "video", "characters"})
+#: Members whose content the provider does not read as references.
+_OPAQUE: Final = frozenset({"metadata", "parameters", "input_schema", "schema"})
+#: Lists of items, and the types of items that the provider looks up by their id.
+_ITEMS: Final = frozenset({"input", "items"})
+_LOOKED_UP: Final = frozenset({"", "item_reference", "reasoning", "image_generation_call"})
+
+#: Files inside of a container are reached through the container only.
+_INSIDE: Final = "cfile_"
+#: The names of a provider's own skills do not begin like this.
+_SKILL: Final = "skill_"
+
+#: An escape of an ASCII character, which could hide a name; other characters are in no name.
+_ESCAPE: Final = re.compile(rb"\\u00[2-7]", re.IGNORECASE)
+_PLAIN_TYPES: Final = frozenset({b"application/json", b"application/json; charset=utf-8"})
+
+
+def may_have(texts: Sequence[bytes], body: bytes) -> bool:
+    """Whether a JSON body has one of the texts, or may hide one by escapes or another encoding."""
+    for text in texts:
+        if text in body:
+            return True
+    return b"\0" in body or (b"\\u00" in body and _ESCAPE.search(body) is not None)
+
+
+def may_name(hints: Sequence[bytes], headers: Headers, body: bytes) -> bool:
+    """Whether a complete body has to be read for ids."""
+    if may_have(hints, body):
+        return True
+    for name, value in headers:
+        if name == b"content-type" and value not in _PLAIN_TYPES:
+            return True
+        if name == b"content-encoding":
+            return True
+    return False
+
+
+@define(eq=False)
+class _Level:
+    """An open object or array: the member that it is the value of, and what is known of an item."""
+
+    name: str
+    is_object: bool
+    opaque: bool
+    is_item: bool
+    item_id: str = ""
+    item_type: str = ""
+    has_role: bool = False
+
+
+class References(JsonMembers):
+    """Reads a body as `JsonMembers` does, and collects the ids in it."""
+
+    # An escape has six bytes for a character.
+    nested = 6 * LONGEST_ID
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ids: dict[str, None] = {}
+        self._levels: list[_Level] = []
+
+    def _opens(self, *, is_object: bool) -> None:
+        super()._opens(is_object=is_object)
+        name, opaque, is_item = "", False, False
+        if self._levels:
+            parent = self._levels[-1]
+            name = self._name if parent.is_object else parent.name
+            opaque = parent.opaque or name in _OPAQUE
+            # Elsewhere than at the top, `input` is what a model has given to a tool.
+            opaque |= name == "input" and is_object and parent.is_object and len(self._levels) > 1
+            is_item = is_object and not parent.is_object and name in _ITEMS
+        self._levels.append(_Level(name, is_object, opaque, is_item))
+
+    def _closes(self, *, is_object: bool) -> None:
+        super()._closes(is_object=is_object)
+        level = self._levels.pop()
+        if level.is_item and level.item_id and level.item_type in _LOOKED_UP and not level.has_role:
+            self._add(level.item_id)
+
+    def _see(self, text: bytes) -> None:
+        level = self._levels[-1]
+        if level.opaque:
+            return
+        name = self._name if level.is_object else level.name
+        if name in _NAMES:
+            self._add_named(name, decoded(text))
+        elif level.is_object and level.is_item and name in ("id", "type", "role"):
+            value = decoded(text)
+            if name == "id":
+                level.item_id = value
+            elif name == "type":
+                level.item_type = value
+            else:
+                level.has_role = True
+        elif name == "id" and level.name in _OWNERS:
+            self._add(decoded(text))
+
+    def _add_named(self, name: str, value: str) -> None:
+        if value.startswith(_INSIDE) or (name == "skill_id" and not value.startswith(_SKILL)):
+            return
+        self._add(value)
+
+    def _add(self, value: str) -> None:
+        if len(value) <= LONGEST_ID:
+            self.ids[value] = None
+
+
+def of_form(fields: Mapping[str, Sequence[str | None]]) -> tuple[str, ...]:
+    """The ids in the fields of a form; a name may be followed or surrounded by brackets, as in `images[0][file_id]`."""
+    found: dict[str, None] = {}
+    for field, values in fields.items():
+        parts = [part for part in re.split(r"[\[\].]+", field) if part and not part.isdecimal()]
+        last = parts[-1] if parts else ""
+        if last in _NAMES or (last == "id" and len(parts) > 1 and parts[-2] in _OWNERS):
+            found.update((value, None) for value in values if value and len(value) <= LONGEST_ID)
+    return tuple(found)

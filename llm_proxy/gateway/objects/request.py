@@ -1,0 +1,85 @@
+"""What one request names, lists, creates and deletes of the objects at its provider."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from attrs import define
+
+from llm_proxy.errors import BadRequest
+from llm_proxy.gateway.http.json_members import JsonMembers
+from llm_proxy.gateway.http.multipart import Multipart
+from llm_proxy.gateway.http.parameters import Parameters
+from llm_proxy.gateway.objects import references
+from llm_proxy.gateway.objects.references import References
+from llm_proxy.gateway.objects.table import TABLE, Endpoint
+from llm_proxy.ledger import Named, Objects
+
+if TYPE_CHECKING:
+    from llm_proxy.gateway.inbound import Inbound
+
+
+@define(eq=False)
+class RequestObjects:
+    """The objects of one request, as far as it was read.
+
+    Attributes:
+        endpoint: the row of its endpoint.
+        in_path: the ids in its path.
+        in_body: the ids in its body.
+        unread: its body may name objects, and was not read.
+        fault: why its body cannot be read reliably.
+        yields: where its answer has the ids of objects that it creates.
+    """
+
+    endpoint: Endpoint
+    in_path: tuple[str, ...]
+    unread: bool
+    yields: Mapping[str, str]
+    in_body: tuple[str, ...] = ()
+    fault: BadRequest | None = None
+
+    @classmethod
+    def of(cls, inbound: Inbound) -> RequestObjects:
+        """What is known by the head of a request."""
+        endpoint, in_path = TABLE.find(inbound.method, inbound.route.path)
+        return cls(endpoint, in_path, bool(endpoint.hints) and inbound.has_body, endpoint.yields)
+
+    @property
+    def json(self) -> type[JsonMembers]:
+        """The reader of a JSON body."""
+        return References if self.unread else JsonMembers
+
+    @property
+    def named(self) -> Named | None:
+        """What is judged; None if there is nothing to judge."""
+        ids = self.in_path + self.in_body
+        fault = self.fault if self.unread else None
+        unread = self.unread and fault is None
+        if not (ids or unread or fault or self.endpoint.account):
+            return None
+        return Named(ids, self.endpoint.account, self.endpoint.known, unread, fault)
+
+    def may_name(self, inbound: Inbound) -> bool:
+        """Whether a body that has arrived must be read; otherwise it names nothing."""
+        if not self.unread and not self.endpoint.requested:
+            return False
+        body = inbound.complete() or b""
+        if self.endpoint.requested and not references.may_have(self.endpoint.requested, body):
+            self.yields = {}
+        if self.unread and not references.may_name(self.endpoint.hints, inbound.headers, body):
+            self.unread = False
+        return self.unread
+
+    def take(self, reader: JsonMembers | Multipart, found: Parameters) -> None:
+        """Take the ids in a body that was read whole."""
+        if self.unread:
+            self.in_body = tuple(reader.ids) if isinstance(reader, References) else references.of_form(found)
+            self.unread = False
+
+    def deleted(self, status: int | None) -> Objects:
+        """The object that the request has deleted, if the provider answered with this status."""
+        if not self.endpoint.deletes or status is None or not 200 <= status < 300:
+            return ()
+        return ((self.in_path[-1], ""),)

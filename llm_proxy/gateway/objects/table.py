@@ -1,0 +1,267 @@
+"""Which objects each endpoint creates, names and lists. An endpoint without a row may reach the whole account.
+
+A row has methods, a path, and properties. In a path, `{kind}` names an object and is judged; `*` is a part of the
+object before it (a message of a thread), which the provider looks for in that object only.
+
+Properties:
+
+- `creates WORD`, `shows WORD`: where in the answer the ids of objects are, see `YIELDS`
+- `deletes`: the object in the path is gone after it
+- `body WORD`: the body may name objects; unless it has one of the texts in `HINTS`, it names none
+- `account`: it lists or reads objects of the whole account
+
+Evaluations are `account`, because a run may read all stored completions of the account. Templates of prompts, voices
+and models, fine-tuned ones included, are the account's: every project may use them.
+
+Sources: https://platform.openai.com/docs/api-reference, https://docs.claude.com/en/api.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Final
+from urllib.parse import unquote
+
+from attrs import field, frozen
+
+_TABLE: Final = """
+POST        /v1/chat/completions                          creates completion, body chat
+GET         /v1/chat/completions                          account
+GET POST    /v1/chat/completions/{completion}
+DELETE      /v1/chat/completions/{completion}             deletes
+GET         /v1/chat/completions/{completion}/messages
+POST        /v1/completions
+POST        /v1/responses                                 creates response, body items
+POST        /v1/responses/compact                         body items
+POST        /v1/responses/input_tokens                    body items
+GET         /v1/responses/{response}                      shows response
+DELETE      /v1/responses/{response}                      deletes
+POST        /v1/responses/{response}/cancel
+GET         /v1/responses/{response}/input_items
+POST        /v1/conversations                             creates conversation, body items
+GET POST    /v1/conversations/{conversation}
+DELETE      /v1/conversations/{conversation}              deletes
+GET         /v1/conversations/{conversation}/items
+POST        /v1/conversations/{conversation}/items        creates items, body items
+GET DELETE  /v1/conversations/{conversation}/items/*
+POST        /v1/embeddings
+GET         /v1/models
+GET DELETE  /v1/models/*
+POST        /v1/moderations
+GET         /v1/files                                     account
+POST        /v1/files                                     creates file
+GET         /v1/files/{file}
+DELETE      /v1/files/{file}                              deletes
+GET         /v1/files/{file}/content
+POST        /v1/uploads                                   creates upload
+POST        /v1/uploads/{upload}/parts
+POST        /v1/uploads/{upload}/complete                 creates upload_file
+POST        /v1/uploads/{upload}/cancel
+POST        /v1/images/generations
+POST        /v1/images/edits                              body fields
+POST        /v1/images/variations
+GET         /v1/videos                                    account
+POST        /v1/videos                                    creates video, body fields
+GET         /v1/videos/{video}
+DELETE      /v1/videos/{video}                            deletes
+GET         /v1/videos/{video}/content
+POST        /v1/videos/{video}/remix                      creates video
+POST        /v1/audio/speech
+POST        /v1/audio/transcriptions
+POST        /v1/audio/translations
+GET         /v1/batches                                   account
+POST        /v1/batches                                   creates batch, body fields
+GET         /v1/batches/{batch}                           shows batch
+POST        /v1/batches/{batch}/cancel                    shows batch
+GET         /v1/fine_tuning/jobs                          account
+POST        /v1/fine_tuning/jobs                          creates job, body fields
+GET         /v1/fine_tuning/jobs/{job}                    shows job
+POST        /v1/fine_tuning/jobs/{job}/cancel
+POST        /v1/fine_tuning/jobs/{job}/pause
+POST        /v1/fine_tuning/jobs/{job}/resume
+GET         /v1/fine_tuning/jobs/{job}/events
+GET         /v1/fine_tuning/jobs/{job}/checkpoints
+GET         /v1/vector_stores                             account
+POST        /v1/vector_stores                             creates vector_store, body fields
+GET         /v1/vector_stores/{vector_store}
+POST        /v1/vector_stores/{vector_store}              body fields
+DELETE      /v1/vector_stores/{vector_store}              deletes
+POST        /v1/vector_stores/{vector_store}/search
+GET         /v1/vector_stores/{vector_store}/files
+POST        /v1/vector_stores/{vector_store}/files        body fields
+GET POST DELETE  /v1/vector_stores/{vector_store}/files/{file}
+GET         /v1/vector_stores/{vector_store}/files/{file}/content
+POST        /v1/vector_stores/{vector_store}/file_batches  creates file_batch, body fields
+GET         /v1/vector_stores/{vector_store}/file_batches/{file_batch}
+POST        /v1/vector_stores/{vector_store}/file_batches/{file_batch}/cancel
+GET         /v1/vector_stores/{vector_store}/file_batches/{file_batch}/files
+GET         /v1/containers                                account
+POST        /v1/containers                                creates container, body fields
+GET         /v1/containers/{container}
+DELETE      /v1/containers/{container}                    deletes
+GET         /v1/containers/{container}/files
+POST        /v1/containers/{container}/files              body fields
+GET DELETE  /v1/containers/{container}/files/*
+GET         /v1/containers/{container}/files/*/content
+GET POST    /v1/evals                                     account
+GET POST DELETE  /v1/evals/*                              account
+GET POST    /v1/evals/*/runs                              account
+GET POST DELETE  /v1/evals/*/runs/*                       account
+POST        /v1/evals/*/runs/*/cancel                     account
+GET         /v1/evals/*/runs/*/output_items               account
+GET         /v1/evals/*/runs/*/output_items/*             account
+GET         /v1/assistants                                account
+POST        /v1/assistants                                creates assistant, body fields
+GET         /v1/assistants/{assistant}
+POST        /v1/assistants/{assistant}                    body fields
+DELETE      /v1/assistants/{assistant}                    deletes
+POST        /v1/threads                                   creates thread, body fields
+POST        /v1/threads/runs                              creates thread_run, body fields
+GET         /v1/threads/{thread}
+POST        /v1/threads/{thread}                          body fields
+DELETE      /v1/threads/{thread}                          deletes
+GET         /v1/threads/{thread}/messages
+POST        /v1/threads/{thread}/messages                 body fields
+GET POST DELETE  /v1/threads/{thread}/messages/*
+GET         /v1/threads/{thread}/runs
+POST        /v1/threads/{thread}/runs                     creates run, body fields
+GET POST    /v1/threads/{thread}/runs/{run}
+POST        /v1/threads/{thread}/runs/{run}/cancel
+GET         /v1/threads/{thread}/runs/{run}/steps
+GET         /v1/threads/{thread}/runs/{run}/steps/*
+POST        /v1/threads/{thread}/runs/{run}/submit_tool_outputs
+POST        /v1/messages                                  creates message, body blocks
+POST        /v1/messages/count_tokens                     body blocks
+GET         /v1/messages/batches                          account
+POST        /v1/messages/batches                          creates message_batch, body blocks
+GET         /v1/messages/batches/{message_batch}
+DELETE      /v1/messages/batches/{message_batch}          deletes
+GET         /v1/messages/batches/{message_batch}/results
+POST        /v1/messages/batches/{message_batch}/cancel
+POST        /v1/complete
+GET         /v1/skills                                    account
+POST        /v1/skills                                    creates skill
+GET         /v1/skills/{skill}
+DELETE      /v1/skills/{skill}                            deletes
+GET POST    /v1/skills/{skill}/versions
+GET DELETE  /v1/skills/{skill}/versions/*
+GET         /v1/skills/{skill}/versions/*/content
+"""
+
+#: Where ids are in an answer, by the word of a row: a path of names, through lists, and the kind of the object.
+YIELDS: Final[Mapping[str, Mapping[str, str]]] = {
+    "response": {"id": "response", "output.id": "item", "output.container_id": "container"},
+    "items": {"data.id": "item"},
+    "batch": {"id": "batch", "output_file_id": "file", "error_file_id": "file"},
+    "job": {"id": "job", "result_files": "file"},
+    "upload_file": {"file.id": "file"},
+    "thread_run": {"id": "run", "thread_id": "thread"},
+    # A container, and the files that the code in it has made.
+    "message": {"container.id": "container", "content.content.content.file_id": "file"},
+}
+
+#: Texts of which a body has at least one if it names an object, by the word of a row. Only an escape could hide one.
+HINTS: Final[Mapping[str, Sequence[bytes]]] = {
+    "chat": (b"file_id", b'"audio"'),
+    "items": (
+        *(b"file_id", b"response_id", b'"conversation"', b"vector_store_id", b"container", b"skill_id"),
+        b'"id"',
+    ),
+    "blocks": (b"file_id", b'"container"', b"skill_id"),
+    # Such requests are few and their bodies short: they are always read.
+    "fields": (b"",),
+}
+
+
+#: Texts of which a request has at least one if its answer has ids at all, by the word of a row.
+_REQUESTED: Final[Mapping[str, Sequence[bytes]]] = {
+    "completion": (b'"store"',),
+    "message": (b"container", b"code_execution"),
+}
+
+
+@frozen(eq=False)
+class Endpoint:
+    """A row.
+
+    Attributes:
+        yields: where in the answer the ids of objects are, and their kinds.
+        requested: if not empty, the answer has ids only if the body has one of these texts.
+        hints: if not empty, the body may name objects, and has one of these texts if it does.
+        deletes: the object that the path names.
+        account: may list or read objects of the whole account; so may an endpoint without a row, which is not `known`.
+    """
+
+    yields: Mapping[str, str] = field(factory=dict)
+    requested: Sequence[bytes] = ()
+    hints: Sequence[bytes] = ()
+    deletes: bool = False
+    account: bool = False
+    known: bool = True
+
+
+_UNKNOWN: Final = Endpoint(account=True, known=False)
+_PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}|\*")
+
+
+class Table:
+    """The rows, compiled.
+
+    Attributes:
+        rows: method, path and properties of each, as written.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.rows: list[tuple[str, str, Endpoint]] = []
+        self._literal: dict[tuple[str, bytes], Endpoint] = {}
+        self._others: list[tuple[str, re.Pattern[bytes], Endpoint]] = []
+        for line in text.strip().splitlines():
+            match = re.fullmatch(r"([A-Z ]+?) +(/\S+) *(.*)", line)
+            if match is None:
+                raise ValueError(line)
+            endpoint = _endpoint(match[3])
+            for method in match[1].split():
+                self.rows.append((method, match[2], endpoint))
+                if _PLACEHOLDER.search(match[2]):
+                    self._others.append((method, _expression(match[2]), endpoint))
+                else:
+                    self._literal[method, match[2].encode()] = endpoint
+
+    def find(self, method: str, path: bytes) -> tuple[Endpoint, tuple[str, ...]]:
+        """The row of a request, and the ids in its path."""
+        if method == "HEAD":
+            method = "GET"
+        found = self._literal.get((method, path))
+        if found is not None:
+            return found, ()
+        for row_method, expression, endpoint in self._others:
+            if row_method == method and (match := expression.fullmatch(path)) is not None:
+                # The provider decodes what a path escapes.
+                return endpoint, tuple(unquote(group.decode("ascii")) for group in match.groups())
+        return _UNKNOWN, ()
+
+
+def _endpoint(properties: str) -> Endpoint:
+    words = dict.fromkeys(("creates", "shows", "body", "deletes", "account"), "")
+    for each in filter(None, properties.split(", ")):
+        key, _, word = each.partition(" ")
+        words[key] = word or key
+    shown = words["creates"] or words["shows"]
+    yields = YIELDS.get(shown, {"id": shown}) if shown else {}
+    if words["shows"]:
+        # It was created before: only what came into being since is new.
+        yields = {place: kind for place, kind in yields.items() if place != "id"}
+    requested, hints = _REQUESTED.get(shown, ()), HINTS.get(words["body"], ())
+    return Endpoint(yields, requested, hints, bool(words["deletes"]), bool(words["account"]))
+
+
+def _expression(path: str) -> re.Pattern[bytes]:
+    parts = re.split(f"({_PLACEHOLDER.pattern})", path)
+    found = "".join(
+        re.escape(part) if not index % 2 else "[^/]+" if part == "*" else "([^/]+)" for index, part in enumerate(parts)
+    )
+    return re.compile(found.encode())
+
+
+TABLE: Final = Table(_TABLE)
