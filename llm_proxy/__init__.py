@@ -9,7 +9,7 @@ The map, from the outside in; imports go downwards only.
 - `api`: the management API, JSON over HTTP
 - `services`: the composition root: opens and closes the components of a worker
 - `gateway`: the data plane: one request from the client to the provider and back; `gateway.auth`,
-  `gateway.http`, `gateway.providers`, `gateway.upstream`, `gateway.usage`
+  `gateway.http`, `gateway.objects`, `gateway.providers`, `gateway.upstream`, `gateway.usage`
 - `health`: checks of the database for `/ready`, metrics and start-up
 - `ledger`: admits, counts and settles requests in shared transactions; `ledger.outage` goes on without the database
 - `tokens`: everything about a token: format, digest, rules

@@ -71,7 +71,7 @@ class Exchange:
         reason: what the provider did wrong, for the operator.
         provider_request_id: the id that the provider gave the request; SDKs show it.
         yields: where the answer has ids of objects that the request creates, see `objects/table.py`.
-        record: records these objects; tells whether they are in the database.
+        record: records these objects; True if they are in the database then.
     """
 
     inbound: Inbound

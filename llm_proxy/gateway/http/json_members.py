@@ -104,7 +104,7 @@ class JsonMembers:
         data, at = (yield), 0
         while not self._complete:
             in_array = self._names is None and self._open and self._expected in _VALUES
-            if in_array and not self.nested and (row := _ROW.match(data, at)):
+            if in_array and self._skips_lists() and (row := _ROW.match(data, at)):
                 at, self._expected = row.end(), _VALUE
             match = _TOKEN.match(data, at)
             if match is None:
@@ -191,6 +191,10 @@ class JsonMembers:
                 raise InvalidJson(f"The request body has more than {MAX_MEMBERS} members, and cannot be checked.")
             self._member = name
         self._expected = _COLON
+
+    def _skips_lists(self) -> bool:
+        """Whether the strings of the innermost array are of no interest."""
+        return True
 
     def _see(self, text: bytes) -> None:
         """Take the text of a string value, for a subclass that wants `nested` ones."""

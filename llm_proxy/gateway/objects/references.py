@@ -33,6 +33,7 @@ _NAMES: Final = frozenset(
         *("file_id", "file_ids", "input_file_id", "training_file", "validation_file", "image_file_id"),
         *("previous_response_id", "response_id", "response_ids", "conversation", "conversation_id"),
         *("vector_store_id", "vector_store_ids", "assistant_id", "thread_id", "run_id"),
+        *("cachedContent", "cached_content", "fileUri", "file_uri"),
         *("container", "container_id", "skill_id", "batch_id", "upload_id", "video_id"),
     }
 )
@@ -115,6 +116,9 @@ class References(JsonMembers):
         level = self._levels.pop()
         if level.is_item and level.item_id and level.item_type in _LOOKED_UP and not level.has_role:
             self._add(level.item_id)
+
+    def _skips_lists(self) -> bool:
+        return self._levels[-1].name not in _NAMES
 
     def _see(self, text: bytes) -> None:
         level = self._levels[-1]

@@ -13,6 +13,9 @@ Properties:
 Evaluations are `account`, because a run may read all stored completions of the account. Templates of prompts, voices
 and models, fine-tuned ones included, are the account's: every project may use them.
 
+OpenAI's rows are also those of providers with the same API under another prefix. Objects of further APIs (Gemini's
+files and caches) are never recorded, so that a body that names one is refused where a credential is shared.
+
 Sources: https://platform.openai.com/docs/api-reference, https://docs.claude.com/en/api.
 """
 
@@ -147,6 +150,21 @@ DELETE      /v1/skills/{skill}                            deletes
 GET POST    /v1/skills/{skill}/versions
 GET DELETE  /v1/skills/{skill}/versions/*
 GET         /v1/skills/{skill}/versions/*/content
+POST        /v1/rerank
+POST        /v2/chat
+POST        /v2/embed
+POST        /v2/rerank
+GET         /v1beta/models
+GET         /v1beta/models/*
+POST        /v1beta/models/*                              body contents
+POST        /model/*/converse
+POST        /model/*/converse-stream
+POST        /model/*/invoke
+POST        /model/*/invoke-with-response-stream
+GET         /api/tags
+POST        /api/chat
+POST        /api/embed
+POST        /api/generate
 """
 
 #: Where ids are in an answer, by the word of a row: a path of names, through lists, and the kind of the object.
@@ -168,6 +186,7 @@ HINTS: Final[Mapping[str, Sequence[bytes]]] = {
         *(b"file_id", b"response_id", b'"conversation"', b"vector_store_id", b"container", b"skill_id"),
         b'"id"',
     ),
+    "contents": (b"cachedContent", b"cached_content", b"fileUri", b"file_uri"),
     "blocks": (b"file_id", b'"container"', b"skill_id"),
     # Such requests are few and their bodies short: they are always read.
     "fields": (b"",),
@@ -201,6 +220,9 @@ class Endpoint:
     known: bool = True
 
 
+#: What other providers put before, or in the place of, the `/v1` of OpenAI's paths: OpenRouter, Azure.
+_PREFIX: Final = re.compile(rb"/(?:api|openai)/v1(?=/)|/openai/deployments/[^/]+(?=/)|/openai(?=/)")
+
 _UNKNOWN: Final = Endpoint(account=True, known=False)
 _PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}|\*")
 
@@ -233,6 +255,9 @@ class Table:
         if method == "HEAD":
             method = "GET"
         found = self._literal.get((method, path))
+        if found is None and (prefix := _PREFIX.match(path)) is not None:
+            path = b"/v1" + path[prefix.end() :]
+            found = self._literal.get((method, path))
         if found is not None:
             return found, ()
         for row_method, expression, endpoint in self._others:

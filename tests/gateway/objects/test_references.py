@@ -1,0 +1,104 @@
+"""No spelling of a JSON body hides an id."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_proxy.errors import InvalidJson
+from llm_proxy.gateway.objects import references
+from llm_proxy.gateway.objects.references import References
+from llm_proxy.gateway.objects.table import HINTS
+
+PLAIN = [(b"content-type", b"application/json")]
+NAMES = ["file_id", "previous_response_id", "vector_store_ids", "container", "input_file_id", "conversation"]
+
+leaves = st.none() | st.booleans() | st.integers() | st.text(max_size=8)
+documents = st.recursive(
+    leaves, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+)
+
+
+def read(body: bytes, cut: int = 1 << 20) -> set[str]:
+    reader = References()
+    for start in range(0, len(body), cut):
+        reader.feed(body[start : start + cut])
+    reader.end()
+    return set(reader.ids)
+
+
+def escaped(text: str, draw: Any) -> str:
+    """A JSON string in which any characters may be escaped."""
+    parts = [
+        f"\\u{ord(char):04{draw(st.sampled_from('xX'))}}" if draw(st.booleans()) else json.dumps(char)[1:-1]
+        for char in text
+    ]
+    return f'"{"".join(parts)}"'
+
+
+@given(st.data(), documents, st.sampled_from(NAMES), st.integers(1, 9), st.sampled_from(["", "list", "deep"]))
+def test_an_id_is_found_however_it_is_written_and_wherever_it_is(
+    data: Any, around: Any, name: str, cut: int, form: str
+) -> None:
+    value = escaped("id-1", data.draw)
+    member = f"{escaped(name, data.draw)}: {f'[1, {value}]' if form == 'list' else value}"
+    inner = f'{{"x": {json.dumps(around)}, {member}}}'
+    body = (f'{{"a": [{inner}, {json.dumps(around)}]}}' if form == "deep" else inner).encode()
+    assert "id-1" in read(body, cut)
+    assert references.may_name(HINTS["items"], PLAIN, body)
+
+
+@given(st.data(), st.sampled_from(NAMES))
+def test_a_second_member_of_the_same_name_is_refused(data: Any, name: str) -> None:
+    body = f'{{"a": {{{escaped(name, data.draw)}: "x", {escaped(name, data.draw)}: "y"}}}}'.encode()
+    with pytest.raises(InvalidJson):
+        read(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"metadata": {"thread_id": "mine", "conversation": "mine"}},
+        {"tools": [{"parameters": {"properties": {"file_id": {"enum": ["mine"]}}, "file_ids": ["mine"]}}]},
+        {"messages": [{"content": [{"type": "tool_use", "input": {"thread_id": "mine"}}]}]},
+        {"messages": [{"role": "user", "content": "file_id"}]},
+        {"input": [{"type": "message", "id": "msg_1", "role": "user", "content": []}]},
+        {"input": [{"type": "function_call", "id": "fc_1", "call_id": "c"}]},
+        {"prompt": {"id": "pmpt_1"}},
+        {"tools": [{"file_id": "cfile_1"}], "skills": [{"type": "anthropic", "skill_id": "pptx"}]},
+    ],
+)
+def test_what_is_the_clients_own_names_nothing(body: Any) -> None:
+    assert read(json.dumps(body).encode()) == set()
+
+
+@pytest.mark.parametrize(
+    ("headers", "body"),
+    [
+        (PLAIN, b'{"f\\u0069le_id": "x"}'),
+        (PLAIN, '{"file_id": "x"}'.encode("utf-16")),
+        ([(b"content-type", b"application/json; charset=utf-7")], b"{}"),
+        ([*PLAIN, (b"content-encoding", b"gzip")], b"{}"),
+    ],
+)
+def test_a_body_that_may_hide_an_id_is_read(headers: list[tuple[bytes, bytes]], body: bytes) -> None:
+    assert references.may_name(HINTS["chat"], headers, body)
+
+
+def test_an_ordinary_body_is_not_read() -> None:
+    body = b'{"model": "m", "messages": [{"role": "user", "content": "caf\\u00e9 \\n hello"}]}'
+    assert not references.may_name(HINTS["chat"], PLAIN, body)
+
+
+@pytest.mark.parametrize("field", ["file_id", "file_ids[]", "images[0][file_id]", "container[id]", "input.file_id"])
+def test_a_field_of_a_form_names_an_object(field: str) -> None:
+    assert references.of_form({field: ["file-1", None]}) == ("file-1",)
+
+
+@pytest.mark.parametrize("field", ["file", "purpose", "id", "metadata[id]"])
+def test_other_fields_of_a_form_name_nothing(field: str) -> None:
+    assert references.of_form({field: ["file-1"]}) == ()

@@ -1,0 +1,52 @@
+"""Every endpoint of the built-in OpenAI and Anthropic has a row, and each row can be reached."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from llm_proxy.config import Settings
+from llm_proxy.gateway.objects.table import TABLE
+from llm_proxy.gateway.providers import provider_file
+
+BUILT_IN = provider_file.load(Settings.load({}, {}, None)).by_name
+
+
+@pytest.mark.parametrize(
+    "path", sorted({path for name in ("openai", "anthropic") for path in BUILT_IN[name].allowed_endpoints})
+)
+def test_a_built_in_endpoint_has_a_row(path: str) -> None:
+    concrete = re.sub(r"\{[a-z]+\}", "x", path).encode()
+    assert any(TABLE.find(method, concrete)[0].known for method in ("GET", "POST", "DELETE"))
+
+
+def test_a_request_finds_its_own_row_and_the_ids_in_its_path() -> None:
+    for method, row, endpoint in TABLE.rows:
+        kinds = re.findall(r"\{([a-z_]+)\}", row)
+        path = re.sub(r"[{}]", "", row).replace("*", "part").encode()
+        assert TABLE.find(method, path) == (endpoint, tuple(kinds)), row
+
+
+@pytest.mark.parametrize(
+    ("path", "ids"),
+    [
+        (b"/openai/v1/files/file-1", ("file-1",)),
+        (b"/api/v1/chat/completions", ()),
+        (b"/openai/deployments/gpt/chat/completions", ()),
+        (b"/openai/files/file-1", ("file-1",)),
+        (b"/v1/files/%66ile-1", ("file-1",)),
+    ],
+)
+def test_other_spellings_of_a_path_have_the_same_row(path: bytes, ids: tuple[str, ...]) -> None:
+    method = "GET" if ids else "POST"
+    endpoint, found = TABLE.find(method, path)
+    assert (endpoint.known, found) == (True, ids)
+    assert TABLE.find("HEAD", path) == (endpoint, found) or not ids
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", b"/v1/files"), ("GET", b"/v1/new"), ("GET", b"/v1/files/a/b/c")])
+def test_any_other_request_may_reach_the_whole_account(method: str, path: bytes) -> None:
+    endpoint, _ = TABLE.find(method, path)
+    assert endpoint.account
+    assert not endpoint.known
