@@ -26,10 +26,9 @@ _log = log.logger("manage")
 
 
 class Guard:
-    """Checks the management token, and keeps only its hash."""
+    """Checks the management token, and keeps only its hash. An empty token is never accepted."""
 
     def __init__(self, token: str) -> None:
-        """Take the management token; an empty one is never accepted."""
         self._expected = _hash(token)
         self._logged_at = -math.inf
         self._refused = 0

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Struct
 
+from llm_proxy import errors
 from llm_proxy.api.operations import Operation, Resource
 from llm_proxy.api.pages import Paging
 from llm_proxy.api.schema import Changes, Query, doc
-from llm_proxy.errors import (
-    DatabaseUnavailable,
-    InvalidBody,
-    InvalidJson,
-    InvalidQuery,
-    MethodNotAllowed,
-    NotFound,
-    ProxyError,
-    RequestTimeout,
-    RequestTooLarge,
-    Unauthorized,
-    UnsupportedMediaType,
-)
 
-_EVERYWHERE: Final = (Unauthorized, MethodNotAllowed, ProxyError, DatabaseUnavailable)
-_WITH_BODY: Final = (InvalidJson, InvalidBody, RequestTimeout, RequestTooLarge, UnsupportedMediaType)
+_EVERYWHERE: Final = (
+    *(errors.Unauthorized, errors.MethodNotAllowed, errors.ProxyError, errors.DatabaseUnavailable),
+    errors.InvalidQuery,  # every operation refuses unknown parameters
+)
+_WITH_BODY: Final = (
+    *(errors.InvalidJson, errors.InvalidBody),
+    *(errors.RequestTimeout, errors.RequestTooLarge, errors.UnsupportedMediaType),
+)
 _REF: Final = "#/components/schemas/{name}"
 
 
@@ -40,13 +34,7 @@ class Problem(Struct):
 
 
 def document(resources: Sequence[Resource], system: dict[str, Any], version: str) -> dict[str, Any]:
-    """Make the document.
-
-    Args:
-        resources: what needs the management token.
-        system: the open paths, as OpenAPI describes them.
-        version: of this program.
-    """
+    """Make the document; `system` are the open paths, as OpenAPI describes them."""
     operations = [(resource, operation) for resource in resources for operation in resource.operations]
     structs = {kind for _, one in operations for kind in (one.answer, one.body) if kind is not None}
     _, schemas = msgspec.json.schema_components([Problem, *structs], ref_template=_REF)
@@ -124,24 +112,16 @@ def _operation(resource: Resource, operation: Operation) -> dict[str, Any]:
             success["content"]["text/csv"] = {"schema": {"type": "string"}}
     if operation.status == 201:
         success["headers"] = {"Location": {"description": "Its URL.", "schema": {"type": "string"}}}
-    described["responses"] = {str(operation.status): success, **_refusals(errors(operation))}
+    described["responses"] = {str(operation.status): success, **_refusals(operation)}
     return described
 
 
-def errors(operation: Operation) -> list[type[ProxyError]]:
-    """Every error of an operation."""
-    # Every operation refuses unknown parameters.
-    found: list[type[ProxyError]] = [*_EVERYWHERE, InvalidQuery, *operation.errors]
-    if operation.body is not None:
-        found += _WITH_BODY
-    if operation.not_found is not NotFound:
+def _refusals(operation: Operation) -> dict[str, Any]:
+    found = [*_EVERYWHERE, *operation.errors, *(_WITH_BODY if operation.body is not None else ())]
+    if operation.not_found is not errors.NotFound:
         found.append(operation.not_found)
-    return found
-
-
-def _refusals(kinds: Iterable[type[ProxyError]]) -> dict[str, Any]:
-    by_status: dict[int, list[type[ProxyError]]] = {}
-    for kind in kinds:
+    by_status: dict[int, list[type[errors.ProxyError]]] = {}
+    for kind in found:
         by_status.setdefault(kind.status, []).append(kind)
     return {
         str(status): {

@@ -75,12 +75,10 @@ class ById(Paging, kw_only=True):
 
 
 def position_cursor(row: Any) -> str:
-    """Give the cursor of a row of a list in the order of creation."""
     return _encode(f"{(row.created_at - _EPOCH) // _MICROSECOND}:{row.id}")
 
 
 def id_cursor(row: Any) -> str:
-    """Give the cursor of a row of a list in the order of ids."""
     return _encode(row.id)
 
 
@@ -89,16 +87,12 @@ def _encode(text: str) -> str:
 
 
 def page(rows: Sequence[T], limit: int, show: Callable[[T], object], cursor: Callable[[T], str]) -> dict[str, object]:
-    """Make the answer; there is a next page if there is one row more than the limit."""
+    """Give a page; there is a next one if there is one row more than the limit."""
     shown = rows[:limit]
-    return {
-        "data": [show(row) for row in shown],
-        "next_cursor": cursor(shown[-1]) if len(rows) > limit else None,
-    }
+    return {"data": [show(row) for row in shown], "next_cursor": cursor(shown[-1]) if len(rows) > limit else None}
 
 
 def page_of(entry: type[Struct]) -> type[Struct]:
-    """Describe a page of such entries."""
     next_cursor = Annotated[str | None, doc("The `cursor` of the next page; null on the last page.")]
     rows: Any = list[entry]  # type: ignore[valid-type] # a type that is known at run time only
     return defstruct(f"{entry.__name__}Page", [("data", rows), ("next_cursor", next_cursor)])
@@ -109,10 +103,7 @@ async def csv_of(
 ) -> AsyncIterator[bytes]:
     """Read the first page, and give all entries from it on as CSV (RFC 4180).
 
-    Args:
-        answer: the type of a page.
-        query: of the first page; its `limit` is not used.
-        list_page: gives the page for a query.
+    `answer` is the type of a page, and `query` the one of the first page; its `limit` is not used.
     """
     names = answer.__annotations__["data"].__args__[0].__struct_fields__
     query = structs.replace(query, limit=MAX_LIMIT)

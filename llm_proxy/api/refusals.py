@@ -6,19 +6,17 @@ only a few of these are written one by one. The others are counted, and one entr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 from msgspec import structs
 
+from db.database import Database
 from db.errors import DatabaseError
 from db.queries import audit
+from db.records import AuditEntry
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
-
-if TYPE_CHECKING:
-    from db.database import Database
-    from db.records import AuditEntry
 
 #: Maximum number of unauthenticated calls that are written one by one in an interval, and its length in seconds.
 LIMIT: Final = 20

@@ -17,20 +17,15 @@ RESOURCE: Final = Resource("Requests", "request")
 
 
 def _columns(record: type[Struct]) -> dict[str, Any]:
-    """The types of a record's fields, with their descriptions."""
     hints = get_type_hints(record, include_extras=True)
     return {name: hints[name] for name in record.__struct_fields__}
 
 
-_SETTLED: Final = _columns(records.SettledRequest)
+_SETTLED_AT: Final = _columns(records.SettledRequest)["settled_at"]
 #: One row of the ledger: what the records of it have, on one level.
 Request: Final = defstruct(
     "Request",
-    [
-        *_columns(records.Reservation).items(),
-        *_columns(records.Result).items(),
-        ("settled_at", _SETTLED["settled_at"]),
-    ],
+    [*_columns(records.Reservation).items(), *_columns(records.Result).items(), ("settled_at", _SETTLED_AT)],
 )
 
 

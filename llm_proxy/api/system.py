@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from msgspec import Struct
 from quart import Blueprint, Response
@@ -10,10 +10,8 @@ from quart import Blueprint, Response
 from llm_proxy.api.openapi import schema_of
 from llm_proxy.api.operations import HEADERS, json_response
 from llm_proxy.api.schema import doc
+from llm_proxy.services import Services
 from llm_proxy.version import VERSION
-
-if TYPE_CHECKING:
-    from llm_proxy.services import Services
 
 Check = Literal["database", "schema", "writer", "draining"]
 #: What `/ready` may name.
@@ -74,7 +72,6 @@ def blueprint(services: Services, document: dict[str, Any]) -> Blueprint:
 
 
 def paths(metrics_path: str | None) -> dict[str, Any]:
-    """Describe the open routes to OpenAPI."""
     described: dict[str, Any] = {
         "/health": _get("getHealth", "Whether the process runs, and its version.", {"200": schema_of(_Health)}),
         "/live": _get("getLiveness", "Whether the process responds.", {"200": schema_of(_Liveness)}),

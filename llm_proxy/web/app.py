@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import gc
 import os
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Awaitable, Callable
+from typing import Any, cast
 
 import trio
 from quart_trio import QuartTrio
@@ -20,18 +21,13 @@ from llm_proxy.config.checks import reserved
 from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.providers.provider import Route
 from llm_proxy.logging import log
+from llm_proxy.logging.log import Log
 from llm_proxy.metrics import MetricStore
-from llm_proxy.services import open_services
+from llm_proxy.services import Services, open_services
 from llm_proxy.web.cors import CrossOrigin
 from llm_proxy.web.forwarded import TrustedProxies
 
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
-    from llm_proxy.logging.log import Log
-    from llm_proxy.services import Services
-
-    Send = Callable[[Any], Awaitable[None]]
+Send = Callable[[Any], Awaitable[None]]
 
 #: Seconds in which the body of a request to the management API must be complete.
 BODY_TIMEOUT = 30
@@ -41,7 +37,6 @@ class ServicesLifespan(TrioASGILifespan):
     """Opens the services at the server's startup and closes them at its shutdown, in one task."""
 
     async def __call__(self, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
-        """Follow the ASGI lifespan protocol."""
         app = cast("LLMProxy", self.app)
         await receive()
         started = False
@@ -82,7 +77,6 @@ class LLMProxy(QuartTrio):
     services: Services
 
     def __init__(self, settings: Settings, request_log: Log, store: MetricStore) -> None:
-        """Configure the framework; startup opens the services."""
         super().__init__("llm_proxy", static_folder=None)
         self.settings = settings
         self.request_log = request_log
@@ -98,7 +92,6 @@ class LLMProxy(QuartTrio):
         self.config["MAX_CONTENT_LENGTH"] = BODY_LIMIT
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Serve an ASGI scope."""
         if scope["type"] != "http":
             await super().__call__(scope, receive, send)
             return
@@ -136,15 +129,7 @@ class LLMProxy(QuartTrio):
 
 
 def create_app(settings: Settings | None = None, store: MetricStore | None = None) -> LLMProxy:
-    """Make the application.
-
-    Args:
-        settings: default: from the process's environment and `.env` file.
-        store: memory for the metrics, shared with other workers.
-
-    Raises:
-        llm_proxy.config.SettingsError: every mistake in the settings.
-    """
+    """Make the application; without `settings`, they are read from the environment. Raises `SettingsError`."""
     if settings is None:
         settings = Settings.load(os.environ, {}, None, serving=True)
     request_log = log.configure(
@@ -157,8 +142,6 @@ def create_app(settings: Settings | None = None, store: MetricStore | None = Non
 
 
 def _with_cors(cross_origin: CrossOrigin, origin: bytes | None, send: Send) -> Send:
-    """Wrap `send` so that the response has the headers for the browser."""
-
     async def send_with_cors(message: Any) -> None:
         if message["type"] == "http.response.start":
             message = {**message, "headers": cross_origin.mark(message["headers"], origin)}

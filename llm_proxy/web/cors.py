@@ -32,10 +32,9 @@ _NAMES: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z, -]+")
 
 
 class CrossOrigin:
-    """Allows the pages of some origins, or of every origin."""
+    """Allows the pages of some origins, as browsers write them; `*` means every origin."""
 
     def __init__(self, origins: Iterable[str]) -> None:
-        """Take the allowed origins as browsers write them, such as `https://app.example.com`; `*` means all."""
         self._origins = frozenset(origin.encode("ascii") for origin in origins)
         self._all = b"*" in self._origins
 

@@ -29,18 +29,12 @@ class TrustedProxies:
     """Believes the header of the proxies in some networks."""
 
     def __init__(self, networks: Iterable[IPv4Network | IPv6Network]) -> None:
-        """Take the networks of the proxies."""
         self._networks = tuple(networks)
         # Most requests come from the same few addresses.
         self._hop = lru_cache(maxsize=4096)(self._read)
 
     def client(self, peer: str, headers: Sequence[tuple[bytes, bytes]]) -> str:
-        """The address of a request's client.
-
-        Args:
-            peer: the address of the connection.
-            headers: of the request; names in lower case.
-        """
+        """The address of a request's client; `peer` is the one of the connection. Header names are in lower case."""
         hop = self._hop(peer)
         if hop is None or not hop.trusted:
             return peer
