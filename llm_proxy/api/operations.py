@@ -177,8 +177,6 @@ class Resource:
     operations: list[Operation] = Factory(list)
 
     def add(self, operation: Operation) -> Callable[[H], H]:
-        """Add an operation and its handler."""
-
         def with_handler(handle: H) -> H:
             operation.handle = handle
             self.operations.append(operation)
@@ -201,7 +199,6 @@ def found(record: T | None, error: type[ProxyError]) -> T:
 
 
 def utc_now() -> datetime:
-    """The time."""
     return datetime.now(UTC)
 
 
@@ -239,7 +236,8 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
         async def view(**ids: str) -> Response:
             operation = path.operations.get(request.method)
             if operation is None:
-                raise _method_not_allowed(path.operations, path.hint(request.method))
+                hint = path.resource.hints.get((path.name, request.method), "")
+                raise _method_not_allowed(path.operations, hint)
             return await _perform(operation, services, ids, g.entry)
 
         return view
@@ -264,10 +262,6 @@ class _Path:
     resource: Resource
     operations: dict[str, Operation] = field(factory=dict)
 
-    def hint(self, method: str) -> str:
-        """What to do instead of an operation that is left out."""
-        return self.resource.hints.get((self.name, method), "")
-
 
 def _by_path(resources: Iterable[Resource]) -> dict[str, _Path]:
     paths: dict[str, _Path] = {}
@@ -279,7 +273,6 @@ def _by_path(resources: Iterable[Resource]) -> dict[str, _Path]:
 
 
 def _entry(path: _Path | None, now: datetime) -> AuditEntry:
-    """Begin the entry of a call."""
     operation = None if path is None else path.operations.get(request.method)
     identity = ""
     if operation is not None:
@@ -330,7 +323,6 @@ def _wants_csv() -> bool:
 
 
 async def _load() -> object:
-    """Read the body as JSON."""
     if request.mimetype != "application/json":
         raise UnsupportedMediaType
     data = await request.get_data(cache=False)
@@ -347,7 +339,6 @@ async def _load() -> object:
 
 
 def json_response(body: object, status: int = 200, headers: dict[str, str] = HEADERS) -> Response:
-    """Encode a body."""
     return Response(msgspec.json.encode(body), status, headers, content_type="application/json")
 
 
