@@ -15,23 +15,24 @@ import json
 from typing import Any, ClassVar, Final, Literal, Self
 
 #: The shape of the error bodies of a provider's API.
-Shape = Literal["openai", "anthropic"]
+Shape = Literal["openai", "anthropic", "google", "aws"]
 
-#: `error.type` of OpenAI and of Anthropic for each status.
+#: For each status: `error.type` of OpenAI and of Anthropic, `error.status` of Google (the nearest one of
+#: `google.rpc.Code`), and the exception of Amazon Bedrock's runtime API.
 TYPES: Final = {
-    400: ("invalid_request_error", "invalid_request_error"),
-    401: ("invalid_request_error", "authentication_error"),
-    403: ("invalid_request_error", "permission_error"),
-    404: ("invalid_request_error", "not_found_error"),
-    405: ("invalid_request_error", "invalid_request_error"),
-    408: ("invalid_request_error", "invalid_request_error"),
-    413: ("invalid_request_error", "request_too_large"),
-    426: ("invalid_request_error", "invalid_request_error"),
-    429: ("insufficient_quota", "rate_limit_error"),
-    500: ("server_error", "api_error"),
-    502: ("server_error", "api_error"),
-    503: ("server_error", "overloaded_error"),
-    504: ("server_error", "timeout_error"),
+    400: ("invalid_request_error", "invalid_request_error", "INVALID_ARGUMENT", "ValidationException"),
+    401: ("invalid_request_error", "authentication_error", "UNAUTHENTICATED", "AccessDeniedException"),
+    403: ("invalid_request_error", "permission_error", "PERMISSION_DENIED", "AccessDeniedException"),
+    404: ("invalid_request_error", "not_found_error", "NOT_FOUND", "ResourceNotFoundException"),
+    405: ("invalid_request_error", "invalid_request_error", "UNIMPLEMENTED", "ValidationException"),
+    408: ("invalid_request_error", "invalid_request_error", "DEADLINE_EXCEEDED", "ModelTimeoutException"),
+    413: ("invalid_request_error", "request_too_large", "INVALID_ARGUMENT", "ValidationException"),
+    426: ("invalid_request_error", "invalid_request_error", "FAILED_PRECONDITION", "ValidationException"),
+    429: ("insufficient_quota", "rate_limit_error", "RESOURCE_EXHAUSTED", "ServiceQuotaExceededException"),
+    500: ("server_error", "api_error", "INTERNAL", "InternalServerException"),
+    502: ("server_error", "api_error", "UNAVAILABLE", "ServiceUnavailableException"),
+    503: ("server_error", "overloaded_error", "UNAVAILABLE", "ServiceUnavailableException"),
+    504: ("server_error", "timeout_error", "DEADLINE_EXCEEDED", "ModelTimeoutException"),
 }
 
 
@@ -337,6 +338,22 @@ def anthropic_body(error: ProxyError, request_id: str) -> dict[str, Any]:
     return {"type": "error", "error": described, "request_id": request_id}
 
 
+def google_body(error: ProxyError) -> dict[str, Any]:
+    """Render an error in Google's shape (https://google.aip.dev/193), with the code as the reason in capitals."""
+    reason = {
+        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+        "reason": error.code.upper(),
+        "domain": "llm-proxy",
+    }
+    status = TYPES[error.status][2]
+    return {"error": {"code": error.status, "message": error.message, "status": status, "details": [reason]}}
+
+
+def aws_body(error: ProxyError) -> dict[str, Any]:
+    """Render an error in the shape of AWS's REST APIs, whose SDKs take the exception from a header."""
+    return {"message": error.message, "code": error.code}
+
+
 #: Longest `Retry-After` in seconds that the SDKs obey; if it is longer, they try again much earlier.
 _LONGEST_RETRY_AFTER: Final = 60
 
@@ -348,7 +365,15 @@ def provider_response(error: ProxyError, shape: Shape, request_id: str) -> tuple
     neither a short wait nor a retry fixes, `Allow` on a 405 (RFC 9110 §15.5.6), `WWW-Authenticate` on a
     401 (§15.5.2), `Upgrade` on a 426 (§15.5.22), and the request's id under each name by which an SDK looks for it.
     """
-    body = anthropic_body(error, request_id) if shape == "anthropic" else openai_body(error)
+    match shape:
+        case "anthropic":
+            body = anthropic_body(error, request_id)
+        case "google":
+            body = google_body(error)
+        case "aws":
+            body = aws_body(error)
+        case _:
+            body = openai_body(error)
     content = json.dumps(body, separators=(",", ":"), ensure_ascii=False).encode()
     identifier = request_id.encode("ascii")
     headers = [
@@ -360,6 +385,9 @@ def provider_response(error: ProxyError, shape: Shape, request_id: str) -> tuple
     ]
     if shape == "anthropic":
         headers.append((b"request-id", identifier))
+    elif shape == "aws":
+        exception = TYPES[error.status][3].encode("ascii")
+        headers += [(b"x-amzn-errortype", exception), (b"x-amzn-requestid", identifier)]
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after))
     if (

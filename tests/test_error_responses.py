@@ -14,7 +14,7 @@ EVERY_ERROR = pytest.mark.parametrize("kind", errors.DATA_PLANE, ids=lambda kind
 
 
 @EVERY_ERROR
-@pytest.mark.parametrize("shape", ["openai", "anthropic"])
+@pytest.mark.parametrize("shape", ["openai", "anthropic", "google", "aws"])
 def test_every_error_has_a_body_of_each_shape(kind: type[ProxyError], shape: Shape) -> None:
     status, fields, body = provider_response(kind(param="model"), shape, REQUEST_ID)
     headers = dict(fields)
@@ -32,6 +32,16 @@ def test_every_error_has_a_body_of_each_shape(kind: type[ProxyError], shape: Sha
                 "code": kind.code,
             }
         }
+    elif shape == "google":
+        reason = {"reason": kind.code.upper(), "domain": "llm-proxy"}
+        assert document["error"].pop("details") == [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", **reason}]
+        assert document == {
+            "error": {"code": kind.status, "message": kind.message, "status": errors.TYPES[kind.status][2]}
+        }
+    elif shape == "aws":
+        assert document == {"message": kind.message, "code": kind.code}
+        assert headers[b"x-amzn-errortype"] == errors.TYPES[kind.status][3].encode()
+        assert headers[b"x-amzn-requestid"] == REQUEST_ID.encode()
     else:
         assert document == {
             "type": "error",

@@ -41,6 +41,7 @@ SLOW_PLACES = (
     "tests/scenarios/test_stalled_reader.py",
     "tests/scenarios/test_start.py",
     "tests/scenarios/test_unauthenticated_clients.py",
+    "tests/scenarios/test_vendor_sdks.py",
     "tests/scenarios/test_upstream_faults.py",
 )
 

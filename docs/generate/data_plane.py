@@ -26,7 +26,8 @@ default provider of the token's project, with one exception: `/v1/messages`, `/v
 the project's credential for that provider; without one, it gets 403 `credential_missing`.
 
 Send the token in one of these headers, or the same token in several of them: `Authorization: Bearer TOKEN`,
-`x-api-key`, `api-key`, `x-goog-api-key`.
+`x-api-key`, `api-key`, `x-goog-api-key`. Under `/gemini/`, and for a provider with `auth: query`, it may also be in the
+query: `?key=TOKEN`. It is removed before the request is forwarded, and no log or ledger row has it.
 
 ### Forwarded and stripped headers
 
@@ -57,16 +58,18 @@ A path of the server itself, such as `/manage/projects` or `/metrics`, must not 
 _ENDPOINTS = """\
 ## Endpoints without a provider file
 
-All of them allow GET, POST and DELETE. Not included are endpoints that administer the account of the API key, transfer
-long-lived secrets, need a protocol upgrade, or return a URL to which SDKs would send the proxy's token
-([Anthropic's batches](guides/anthropic.md#batches)).
+They allow GET and POST, and where the provider has more, DELETE and PATCH. Not included are endpoints that administer
+the account of the API key, transfer long-lived secrets, need a protocol upgrade, or return a URL to which SDKs would
+send the proxy's token ([Anthropic's batches](guides/anthropic.md#batches), uploads to Gemini). The other
+[built-in providers](guides/providers.md#built-in-providers) need their base URL in a provider file.
 """
 
 _ERRORS = """\
 ### Errors of the proxy
 
 Errors have the shape of the provider's own errors, so that SDKs raise their usual exceptions: Anthropic's shape under
-`/v1/messages` and `/v1/complete` and for a provider that has only these endpoints; OpenAI's shape everywhere else.
+`/v1/messages` and `/v1/complete` and for a provider that has only these endpoints; Google's shape for Gemini and Vertex
+and AWS's shape for Bedrock, except on their paths of OpenAI's API; OpenAI's shape everywhere else.
 Errors of the provider are forwarded unchanged. An error of the proxy has the header `X-LLM-Proxy-Request-ID` and no
 `X-LLM-Proxy-Overhead-Ms`. [Errors](guides/errors.md) says what to do about each.
 
@@ -88,7 +91,7 @@ def sections() -> Iterator[str]:
     yield _headers()
     yield _PATHS
     yield _ERRORS
-    for shape in ("openai", "anthropic"):
+    for shape in ("openai", "anthropic", "google", "aws"):
         yield _example(shape)
     yield _table()
     yield _invalid_http()
@@ -155,7 +158,14 @@ def _headers() -> str:
 
 def _example(shape: Shape) -> str:
     status, fields, body = provider_response(RequestLimitExceeded(), shape, _REQUEST_ID)
-    shown = {"content-type", "x-llm-proxy-request-id", "request-id", "retry-after", "x-should-retry"}
+    shown = {
+        "content-type",
+        "x-llm-proxy-request-id",
+        "request-id",
+        "x-amzn-errortype",
+        "retry-after",
+        "x-should-retry",
+    }
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
     lines += [f"{name.decode()}: {value.decode()}" for name, value in fields if name.decode() in shown]
     return "\n".join(["```text", *lines, "", json.dumps(json.loads(body), indent=2), "```", ""])
@@ -163,8 +173,11 @@ def _example(shape: Shape) -> str:
 
 def _table() -> str:
     rows = [
-        "| status | `code` | `type` (OpenAI) | `type` (Anthropic) | message, if there is no more specific one |",
-        "|---|---|---|---|---|",
+        (
+            "| status | `code` | `type` (OpenAI) | `type` (Anthropic) | `status` (Google) | exception (AWS) "
+            "| message, if there is no more specific one |"
+        ),
+        "|---|---|---|---|---|---|---|",
     ]
     for kind in DATA_PLANE:
         message = kind.message.replace("<", "&lt;")

@@ -33,7 +33,8 @@ def digest(inbound: Inbound) -> bytes:
         raise UpgradeRequired
     paths.check_request(inbound.path)
     paths.check_query(inbound.query)
-    token = headers.token_of(inbound.headers)
+    provider = inbound.route.provider
+    token = headers.token_of(inbound.headers, () if provider is None else provider.tokens_in(inbound.query))
     if token is None:
         raise TokenMissing
     token_digest = digest_of(token)

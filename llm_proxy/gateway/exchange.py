@@ -14,6 +14,7 @@ from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, UpstreamTim
 from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.headers import is_event_stream
+from llm_proxy.gateway.http.paths import query_value
 from llm_proxy.gateway.objects import answers
 from llm_proxy.gateway.upstream.failures import (
     ConnectFailed,
@@ -52,6 +53,8 @@ _REST_PATIENCE: Final = 60.0
 _REQUEST_IDS: Final[Mapping[Shape, tuple[bytes, ...]]] = {
     "openai": (b"x-request-id", b"request-id", b"apim-request-id", b"x-amzn-requestid"),
     "anthropic": (b"request-id", b"x-request-id", b"apim-request-id", b"x-amzn-requestid"),
+    "google": (b"x-request-id",),
+    "aws": (b"x-amzn-requestid",),
 }
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,255}")
 
@@ -138,13 +141,21 @@ class Exchange:
         body: bytes | Inbound | None = inbound if inbound.has_body else None
         if body is not None and (whole := inbound.complete()) is not None:
             body = whole
-        target = provider.target(inbound.route.path, inbound.query)
-        fields = headers.request_headers(inbound.headers, provider.credential(api_key), provider.required_headers)
+        path = inbound.route.path
+        target = provider.target(path, inbound.query, api_key)
+        credential = provider.credential(api_key, path)
+        fields = headers.request_headers(inbound.headers, credential, provider.required_headers, provider.headers)
         if provider.auth == "sigv4":
             if not inbound.ended:
                 raise Overloaded("The project's provider was changed meanwhile. Send the request again.")
             fields = aws.sign(api_key, inbound.method, provider.origin, target, fields, await inbound.sha256())
-        return await upstream.send(inbound.method.encode("ascii"), target, fields, body, dispatch=self.dispatch)
+        method = inbound.method.encode("ascii")
+        response = await upstream.send(method, target, fields, body, dispatch=self.dispatch)
+        if provider.auth == "query":
+            # Such a provider may repeat the URL of the request, as in the Location of a redirect.
+            key = query_value(api_key)
+            response.headers = [field for field in response.headers if key not in field[1]]
+        return response
 
     async def _relay(self, response: UpstreamResponse, shape: Shape) -> None:
         """Relay the response as it arrives."""

@@ -71,10 +71,11 @@ class Metrics:
     def __init__(self, providers: Iterable[str] = (), version: str = "", store: MetricStore | None = None) -> None:
         """Start from zero, or from the counters of the last worker with this store.
 
-        `providers` may become labels; all others are counted as `other`.
+        `providers` may become labels, each from its first request on; all others are counted as `other`.
         """
         self._store = MetricStore() if store is None else store
-        self._providers = {name: self._provider(name) for name in providers}
+        self._names = frozenset(providers)
+        self._providers: dict[str, _Provider] = {}
         codes = sorted({kind.code for kind in errors.DATA_PLANE})
         self._refusals = {code: self._cells(families.REFUSALS, code) for code in (*codes, _OTHER)}
         self._transaction = self._histogram(families.TRANSACTION_SECONDS)
@@ -87,7 +88,7 @@ class Metrics:
 
     def request(self, provider: str, result: Result) -> None:
         """Count an admitted request that has ended."""
-        metrics = self._providers.get(provider) or self._other()
+        metrics = self._providers.get(provider) or self._first(provider)
         end = (result.outcome, 0 if result.status is None else result.status // 100)
         (metrics.ends.get(end) or self._end(metrics, *end))[0] += 1
         metrics.duration.observe((result.duration_us or 0) / 1e6)
@@ -103,10 +104,10 @@ class Metrics:
 
     def upstream_started(self, provider: str) -> None:
         """Count a request as in flight, until `upstream_ended`."""
-        (self._providers.get(provider) or self._other()).in_flight[0] += 1
+        (self._providers.get(provider) or self._first(provider)).in_flight[0] += 1
 
     def upstream_ended(self, provider: str) -> None:
-        (self._providers.get(provider) or self._other()).in_flight[0] -= 1
+        (self._providers.get(provider) or self._first(provider)).in_flight[0] -= 1
 
     def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None:
         """Count a committed transaction of the ledger: its duration and its requests."""
@@ -179,9 +180,10 @@ class Metrics:
             self._cells(families.TOKENS, name, "cached"),
         )
 
-    def _other(self) -> _Provider:
-        """The metrics of all other providers; shown from their first request on."""
-        found = self._providers[_OTHER] = self._providers.get(_OTHER) or self._provider(_OTHER)
+    def _first(self, name: str) -> _Provider:
+        """The metrics of a provider at its first request, or those of all others."""
+        label = name if name in self._names else _OTHER
+        found = self._providers[label] = self._providers.get(label) or self._provider(label)
         return found
 
     def _end(self, metrics: _Provider, outcome: str, hundreds: int) -> Cells:

@@ -10,6 +10,7 @@ ID = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
 NEW_PROJECT_FIELDS = "(fields: name, api_key, provider)"
 NEW_TOKEN_FIELDS = "(fields: project_id, name, duration_minutes, duration_hours, expires_at, max_requests)"
 NAME = "'name' must be text of 1 to 255 characters, without control characters and without space at its ends"
+NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"
 API_KEY = "'api_key' must be 1 to 4096 printable ASCII characters without spaces"
 MINUTES = "'duration_minutes' must be a whole number from 1 to 5260320"
 TIMESTAMP = "'expires_at' must be a time with its offset from UTC, such as 2030-01-31T12:00:00Z"
@@ -106,8 +107,8 @@ CASES = [
     Case(PROJECTS, body(f"{NAME}; {API_KEY}."), body={"name": "x" * 256, "api_key": "k" * 4097}),
     Case(PROJECTS, body(f"{NAME}."), body=GOOD_PROJECT | {"name": "a\u2028b"}),
     Case(PROJECTS, body(f"{API_KEY}."), body=GOOD_PROJECT | {"api_key": "clé"}),
-    Case(PROJECTS, body("'provider' must be one of openai, anthropic."), body=GOOD_PROJECT | {"provider": "OpenAI"}),
-    Case(PROJECTS, body("'provider' must be one of openai, anthropic."), body=GOOD_PROJECT | {"provider": None}),
+    Case(PROJECTS, body(f"'provider' must be one of {NAMES}."), body=GOOD_PROJECT | {"provider": "OpenAI"}),
+    Case(PROJECTS, body(f"'provider' must be one of {NAMES}."), body=GOOD_PROJECT | {"provider": None}),
     Case(
         PROJECTS,
         body(f"'active' is not a field of this request {NEW_PROJECT_FIELDS}."),
@@ -116,7 +117,7 @@ CASES = [
     Case(
         PROJECTS,
         body(
-            f"{NAME}; 'api_key' is missing; 'provider' must be one of openai, anthropic;"
+            f"{NAME}; 'api_key' is missing; 'provider' must be one of {NAMES};"
             f" 'apikey' is not a field of this request {NEW_PROJECT_FIELDS};"
             f" 'x{'y' * 39}…' is not a field of this request {NEW_PROJECT_FIELDS}."
         ),

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import pytest
 
 from llm_proxy.config import Settings
-from llm_proxy.errors import EndpointNotAllowed
+from llm_proxy.errors import EndpointNotAllowed, ParameterNotAllowed
 from llm_proxy.gateway.providers import provider_file
+from llm_proxy.gateway.providers.endpoints import Endpoints
 from llm_proxy.gateway.upstream.origin import Origin
+from tests.gateway.apis_yaml import load
 
 BUILT_IN = provider_file.load(Settings()).by_name
 OPENAI, ANTHROPIC = BUILT_IN["openai"], BUILT_IN["anthropic"]
@@ -43,6 +47,12 @@ def test_endpoints_of_applications_are_allowed(name: str, method: str, path: byt
 @pytest.mark.parametrize(
     ("name", "path"),
     [
+        ("gemini", b"/v1beta/auth_tokens"),
+        ("openrouter", b"/v1/keys"),
+        ("openrouter", b"/v1/credits"),
+        ("xai", b"/v1/api-key"),
+        ("deepseek", b"/user/balance"),
+        ("cohere", b"/v1/connectors"),
         ("openai", b"/v1/organization/projects"),
         ("openai", b"/v1/organization/admin_api_keys"),
         ("openai", b"/v1/organization/usage/completions"),
@@ -65,7 +75,7 @@ def test_anthropic_batches_are_refused_with_an_explanation(path: bytes) -> None:
     for words in (
         "results_url",
         "batches.list()",
-        "allowed_endpoints",
+        "extra_endpoints",
         'client.get("/v1/messages/batches/ID/results"',
     ):
         assert words in refusal.message
@@ -83,3 +93,45 @@ def test_origins_and_auth() -> None:
     assert ANTHROPIC.origin == Origin("https", "api.anthropic.com", 443)
     assert OPENAI.base_path == ANTHROPIC.base_path == b""
     assert (OPENAI.auth, ANTHROPIC.auth) == ("bearer", "x-api-key")
+
+
+def test_models_in_a_path_are_limited_too() -> None:
+    provider = attrs.evolve(BUILT_IN["gemini"], param_whitelist={"model": ("gemini-flash*",)})
+    path = b"/v1beta/models/%b:generateContent"
+    assert provider.refusal("POST", path % b"gemini-flash-3", []) is None
+    assert provider.refusal("GET", b"/v1beta/models/gemini-pro", []) is None
+    refused = provider.refusal("POST", path % b"gemini%2Dpro", [])
+    assert refused is not None
+    assert (refused.code, refused.param) == ("parameter_not_allowed", "model")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "model"),
+    [
+        ("/model/{model}/converse", b"/model/arn%3Aaws%3Abedrock%3A%3Ap%2Fx/converse", "arn:aws:bedrock::p/x"),
+        ("/v1/models/{model}", b"/v1/models/ft%3Agpt:x", "ft:gpt:x"),
+        ("/v1/files/{id}", b"/v1/files/f", None),
+    ],
+)
+def test_the_model_in_a_path_is_found(pattern: str, path: bytes, model: str | None) -> None:
+    assert Endpoints([pattern, "/v1/x"]).model(path) == model
+    assert Endpoints([pattern]).model(b"/other") is None
+
+
+def test_a_whitelist_of_models_holds_for_fallback_models_too(tmp_path: Path) -> None:
+    provider = load(tmp_path, "apis: {openrouter: {param_whitelist: {model: [a/b]}}}").default
+    path = b"/v1/chat/completions"
+    assert provider.refusal("POST", path, [], {"model": ["a/b"]}) is None
+    assert isinstance(provider.refusal("POST", path, [], {"model": ["a/b"], "models": [None]}), ParameterNotAllowed)
+
+
+def test_extra_endpoints_are_added_to_the_built_in_ones(tmp_path: Path) -> None:
+    provider = load(tmp_path, "apis: {anthropic: {extra_endpoints: '/v1/messages/batches/{id}'}}").default
+    assert provider.refusal("GET", b"/v1/messages/batches/b", []) is None
+    assert provider.refusal("POST", b"/v1/messages", []) is None
+
+
+def test_only_base_url_has_to_be_set_for_a_provider_of_each_customer(tmp_path: Path) -> None:
+    azure = load(tmp_path, "apis: {azure: {base_url: 'https://r.openai.azure.com/openai'}}").default
+    assert (azure.auth, azure.base_path) == ("api-key", b"/openai")
+    assert azure.refusal("POST", b"/deployments/d/chat/completions", []) is None

@@ -7,14 +7,25 @@ import pytest
 from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 from tests.gateway.apis_yaml import load, mistakes
 
+NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"
+
 
 class TestWithoutFile:
-    def test_the_providers_are_openai_and_anthropic(self, tmp_path: Path) -> None:
+    def test_the_providers_are_those_with_one_base_url_for_all(self, tmp_path: Path) -> None:
         providers = load(tmp_path, None)
-        assert list(providers.by_name) == ["openai", "anthropic"]
+        assert ", ".join(providers.by_name) == NAMES
+        assert providers.unconfigured == {"azure", "bedrock", "ollama", "vertex", "vllm"}
         assert providers.default.name == "openai"
         assert providers.default.timeouts == Timeouts(connect=10, response_header=600, read=600)
         assert providers.default.keep_alive == 90
+
+    def test_a_default_without_base_url_is_reported_with_what_to_write(self, tmp_path: Path) -> None:
+        assert mistakes(tmp_path, None, DEFAULT_API_PROVIDER="ollama") == [
+            (
+                "DEFAULT_API_PROVIDER='ollama': this provider is not configured; add apis: {ollama: {base_url: "
+                "http://localhost:11434}} to the provider file (API_CONFIG_PATH)"
+            )
+        ]
 
     def test_settings_set_default_url_and_timeout(self, tmp_path: Path) -> None:
         environ = {
@@ -30,10 +41,7 @@ class TestWithoutFile:
 
     def test_wrong_settings_are_reported_together(self, tmp_path: Path) -> None:
         assert mistakes(tmp_path, None, DEFAULT_API_PROVIDER="antropic", OPENAI_API_URL="https://x.example/v1") == [
-            (
-                "DEFAULT_API_PROVIDER='antropic': there is no such provider; did you mean anthropic?; "
-                "allowed: openai, anthropic"
-            ),
+            (f"DEFAULT_API_PROVIDER='antropic': there is no such provider; did you mean anthropic?; allowed: {NAMES}"),
             (
                 "OPENAI_API_URL='https://x.example/v1': it ends in /v1, and the endpoints begin with /v1, so "
                 "requests would go to /v1/v1/…; remove /v1 from it"

@@ -20,8 +20,8 @@ API = """
 """
 
 KEYS = (
-    "base_url, auth, allowed_endpoints, allowed_methods, param_whitelist, allowed_origins, required_headers, timeouts, "
-    "connection"
+    "base_url, auth, auth_parameter, headers, allowed_endpoints, extra_endpoints, allowed_methods, param_whitelist, "
+    "allowed_origins, required_headers, timeouts, connection"
 )
 
 AUTH = ", ".join(get_args(Auth))
@@ -33,6 +33,29 @@ LINES = [
     ("auth:", "apis.x.auth has no value; set one, or remove the key"),
     ("auth: ''", f"apis.x.auth='': allowed: one of {AUTH}"),
     ("auth: [bearer]", f"apis.x.auth is a list; allowed: one of {AUTH}"),
+    ("headers: {x_team: a}", "apis.x.headers.x_team: allowed: the name of a header such as x-team"),
+    (
+        "headers: {Authorization: a}",
+        (
+            "apis.x.headers.Authorization: this header cannot be set, because the connection, the "
+            "credential or the body determines it"
+        ),
+    ),
+    (
+        "headers: {content-type: a}",
+        (
+            "apis.x.headers.content-type: this header cannot be set, because the connection, the "
+            "credential or the body determines it"
+        ),
+    ),
+    ("headers: {x-a: a, X-A: b}", "apis.x.headers.X-A: this header is set twice; remove one"),
+    ('headers: {x-a: "a\\nb"}', "apis.x.headers.x-a='a\\nb': allowed: 1 to 1024 printable ASCII characters"),
+    ("auth_parameter: key", "apis.x.auth_parameter has no effect without auth: query; remove it"),
+    (
+        "auth_parameter: a=b",
+        "apis.x.auth_parameter='a=b': allowed: a name of letters, digits, - and _, such as key",
+    ),
+    ("extra_endpoints: [v1]", "apis.x.extra_endpoints='v1': an endpoint begins with /, such as /v1/chat/completions"),
     ("autth: bearer", f"apis.x.autth is not known; did you mean auth?; allowed: {KEYS}"),
     ("zzz: 1", f"apis.x.zzz is not known; allowed: {KEYS}"),
     ("<<: {auth: bearer}", f"apis.x.<< is not known; allowed: {KEYS}"),
@@ -175,6 +198,34 @@ FILES = [
                 "line 1: apis.groq_AI: this is not a valid name; "
                 "allowed: 1 to 32 lower-case letters, digits, - and _, with a letter first"
             )
+        ],
+    ),
+    (
+        "apis: {azure: {}}",
+        ["line 1: apis.azure.base_url is missing; set it, e.g. base_url: https://my-resource.openai.azure.com/openai"],
+    ),
+    (
+        "apis: {azure: {base_url: 'https://x'}}",
+        [
+            "line 1: apis.azure.base_url: it has no path; write it like https://my-resource.openai.azure.com/openai",
+        ],
+    ),
+    (
+        "apis: {x: {base_url: 'https://x/api', allowed_endpoints: [/api/chat]}}",
+        [
+            (
+                "line 1: apis.x.base_url: it ends in /api, and the endpoint /api/chat begins with it; "
+                "remove it from one of them"
+            ),
+        ],
+    ),
+    (
+        "default_api: groq\napis: {openai: {}}",
+        [
+            (
+                "line 1: default_api='groq': this provider is not configured; add apis: {groq: {}} to the "
+                "provider file (API_CONFIG_PATH)"
+            ),
         ],
     ),
     ("apis: {openai: {}}\n---\napis: {}", ["line 2: this is not YAML: but found another document"]),

@@ -24,7 +24,7 @@ from llm_proxy.gateway.upstream.origin import Origin
 from tests.db.queries.factories import a_project
 
 BUILT_IN = provider_file.load(Settings()).by_name
-OPENAI, ANTHROPIC = BUILT_IN["openai"], BUILT_IN["anthropic"]
+OPENAI, ANTHROPIC, GEMINI = BUILT_IN["openai"], BUILT_IN["anthropic"], BUILT_IN["gemini"]
 PROVIDERS = Providers(BUILT_IN, OPENAI)
 
 STRICT = attrs.evolve(
@@ -77,6 +77,13 @@ class TestRoute:
         route = PROVIDERS.route(b"/anthropic/v1/models")
         assert route == (ANTHROPIC, b"/v1/models", "anthropic")
 
+    @pytest.mark.parametrize("path", [b"/groq/v1/models", b"/groq/openai/v1/models"])
+    def test_the_path_of_the_base_url_may_be_in_the_path(self, path: bytes) -> None:
+        route = PROVIDERS.route(path)
+        assert route is not None
+        assert route.provider is not None
+        assert route.provider.target(route.path, b"", "gsk") == b"/openai/v1/models"
+
     @pytest.mark.parametrize(
         ("path", "shape"),
         [
@@ -89,6 +96,10 @@ class TestRoute:
             (b"/openai/v1/messages", "anthropic"),
             (b"/openai/v1/models", "openai"),
             (b"/anthropic/", "anthropic"),
+            (b"/gemini/v1beta/models/m:generateContent", "google"),
+            (b"/gemini/v1beta/openai/chat/completions", "openai"),
+            (b"/deepseek/anthropic/v1/messages", "anthropic"),
+            (b"/groq/openai/v1/models", "openai"),
         ],
     )
     def test_the_path_decides_the_shape_of_errors(self, path: bytes, shape: Shape) -> None:
@@ -138,6 +149,12 @@ class TestUnknown:
         assert isinstance(refusal, EndpointNotAllowed)
         assert refusal.message == (
             f'The path "{path.decode()}" is not known here; the base URL of the client must end in /v1'
+        )
+
+    def test_the_error_for_a_provider_without_an_entry_says_so(self) -> None:
+        refusal = attrs.evolve(PROVIDERS, unconfigured=frozenset({"azure"})).unknown(b"/azure/v1/models")
+        assert refusal.message == (
+            "The provider 'azure' is not configured here; the operator can add apis.azure to the provider file"
         )
 
     @pytest.mark.parametrize("path", [b"/", b"/wp-login.php", b"/openaiX/v1/models", b"/v1"])
@@ -245,23 +262,59 @@ class TestRefusal:
         ("bearer", [(b"authorization", b"Bearer sk-1")]),
         ("x-api-key", [(b"x-api-key", b"sk-1")]),
         ("api-key", [(b"api-key", b"sk-1")]),
+        ("x-goog-api-key", [(b"x-goog-api-key", b"sk-1")]),
+        ("query", []),
         ("sigv4", []),
     ],
 )
 def test_the_key_is_sent_in_the_providers_header(auth: Auth, expected: list[tuple[bytes, bytes]]) -> None:
-    assert attrs.evolve(OPENAI, auth=auth).credential("sk-1") == expected
+    assert attrs.evolve(OPENAI, auth=auth).credential("sk-1", b"/v1/models") == expected
+
+
+def test_gemini_takes_the_key_as_bearer_on_the_paths_of_openais_api() -> None:
+    assert GEMINI.credential("AIza-1", b"/v1beta/openai/models") == [(b"authorization", b"Bearer AIza-1")]
+    assert GEMINI.credential("AIza-1", b"/v1beta/models") == [(b"x-goog-api-key", b"AIza-1")]
+
+
+class TestQuery:
+    QUERY = attrs.evolve(OPENAI, auth="query", auth_parameter="api_key")
+
+    @pytest.mark.parametrize(
+        ("query", "target"),
+        [
+            (b"", b"/v1/models?api_key=s%2Fk%261"),
+            (b"a=b%20c&&d", b"/v1/models?a=b%20c&&d&api_key=s%2Fk%261"),
+            (b"api_key=sk-1", b"/v1/models?api_key=s%2Fk%261"),
+            (b"a&api_key=sk-1&b&api%5Fkey=sk-1&api_keys=1", b"/v1/models?a&b&api_keys=1&api_key=s%2Fk%261"),
+        ],
+    )
+    def test_the_key_replaces_the_token_in_the_query(self, query: bytes, target: bytes) -> None:
+        assert self.QUERY.credential("s/k&1", b"/v1/models") == []
+        assert self.QUERY.target(b"/v1/models", query, "s/k&1") == target
+
+    def test_a_token_in_the_query_of_gemini_is_removed(self) -> None:
+        target = GEMINI.target(b"/v1/models", b"%6Bey=sk-1&alt=sse&key=sk-1&k=%20", "AIza-1")
+        assert target == b"/v1/models?alt=sse&k=%20"
+
+    def test_the_query_of_other_providers_is_unchanged(self) -> None:
+        assert OPENAI.target(b"/v1/models", b"key=1", "sk-1") == b"/v1/models?key=1"
+        assert OPENAI.tokens_in(b"key=1") == []
+
+    def test_tokens_in_the_query_are_found(self) -> None:
+        assert GEMINI.tokens_in(b"a=b&key=sk-1&%6bey=sk-2") == [b"sk-1", b"sk-2"]
+        assert self.QUERY.tokens_in(b"key=sk-1&api_key=sk-2") == [b"sk-2"]
 
 
 @pytest.mark.parametrize("key", ["", "a b", "a\r\nx: y", "ä", "a\n"])
 def test_a_key_that_a_header_cannot_contain_is_not_sent_and_not_shown(key: str) -> None:
     with pytest.raises(ProxyError) as caught:
-        OPENAI.credential(key)
+        OPENAI.credential(key, b"/v1/models")
     assert not key or key not in caught.value.message
 
 
 def test_the_target_is_base_path_path_and_query_unchanged() -> None:
-    assert STRICT.target(b"/v1/files/%41", b"a=b%20c&d") == b"/base/v1/files/%41?a=b%20c&d"
-    assert OPENAI.target(b"/v1/models", b"") == b"/v1/models"
+    assert STRICT.target(b"/v1/files/%41", b"a=b%20c&d", "sk-1") == b"/base/v1/files/%41?a=b%20c&d"
+    assert OPENAI.target(b"/v1/models", b"", "sk-1") == b"/v1/models"
 
 
 SEGMENTS = st.sampled_from(
@@ -283,7 +336,7 @@ def test_what_is_checked_and_allowed_is_forwarded_byte_for_byte(segments: list[b
     provider: Provider = route.provider or providers.default
     if provider.refusal("GET", route.path, TEAM) is not None:
         return
-    target = provider.target(route.path, b"")
+    target = provider.target(route.path, b"", "sk-1")
     assert target == provider.base_path + raw_path.removeprefix(b"/" + prefix if prefix else b"")
     if provider is STRICT:
         inner = target.removeprefix(b"/base").split(b"/")

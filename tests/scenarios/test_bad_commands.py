@@ -96,6 +96,7 @@ LIMIT = "is not allowed; give 1 or more, or 'unlimited'"
 HELP = "; see 'llm-proxy manage token generate --help'"
 NO_PROJECT = "There is no such project: No project has this id"
 NO_TOKEN = "There is no such token: No token has this id. A token's id is not its secret"
+NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"
 NAME = "--name must be text of 1 to 255 characters, without control characters and without space at its ends"
 
 ACCESS = (
@@ -190,7 +191,7 @@ REFUSED = (
     manage(
         "a provider that is misspelt",
         f"project create --name a --provider opanai --api-key {CANARY}",
-        "--provider must be one of openai, anthropic",
+        f"--provider must be one of {NAMES}",
     ),
     manage("no change", "project update {project}", "nothing to change; give --name, --api-key or --provider", 2),
     manage(

@@ -57,8 +57,9 @@ MISTAKES = (
     (
         "    colour: red",
         (
-            "apis.openai.colour is not known; allowed: base_url, auth, allowed_endpoints, allowed_methods, "
-            "param_whitelist, allowed_origins, required_headers, timeouts, connection"
+            "apis.openai.colour is not known; allowed: base_url, auth, auth_parameter, headers, "
+            "allowed_endpoints, extra_endpoints, allowed_methods, param_whitelist, allowed_origins, "
+            "required_headers, timeouts, connection"
         ),
     ),
     (
@@ -141,7 +142,8 @@ PROVIDERS = (
     Command(
         "a default that there is not",
         SERVE,
-        "DEFAULT_API_PROVIDER='opanai': there is no such provider; did you mean openai?; allowed: openai, anthropic",
+        "DEFAULT_API_PROVIDER='opanai': there is no such provider; did you mean openai?; allowed: openai, anthropic, "
+        "gemini, openrouter, groq, mistral, deepseek, xai, together, cohere",
         env={"DEFAULT_API_PROVIDER": "opanai", **NOWHERE},
     ),
     Command(

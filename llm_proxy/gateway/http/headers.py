@@ -29,7 +29,8 @@ Names are lower-case bytes, as in ASGI. Names from upstream are converted to low
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from llm_proxy.errors import BadRequest, TokenInvalid, UpstreamUnreachable
 from llm_proxy.gateway.http.codings import readable_offer
@@ -93,7 +94,7 @@ REQUEST_ONLY = frozenset({b"content-length", b"cookie", b"cookie2", b"expect", b
 _STRIPPED_UPSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | CREDENTIALS | CLIENT_ADDRESS | OVERRIDES | REQUEST_ONLY
 
 #: Fields that the proxy reads in a request (`parameters.py`, `codings.py`) and does not strip.
-_READ = frozenset({b"accept-encoding", b"content-encoding", b"content-type"})
+READ = frozenset({b"accept-encoding", b"content-encoding", b"content-type"})
 
 #: Instructions to nginx (ngx_http_proxy_module), Apache (mod_xsendfile), lighttpd, LiteSpeed, Perlbal, Envoy (router,
 #: health checks) and content networks (RFC 9213, Surrogate-Control); also `x-accel-*` and `x-litespeed-*`.
@@ -148,7 +149,7 @@ class _Forwarded(dict[bytes, bool]):
 _KNOWN_NAMES = 1024
 _KNOWN_LENGTH = 64
 
-_forwarded_upstream = _Forwarded(_STRIPPED_UPSTREAM, CLIENT_ADDRESS_PREFIXES, _READ)
+_forwarded_upstream = _Forwarded(_STRIPPED_UPSTREAM, CLIENT_ADDRESS_PREFIXES, READ)
 _forwarded_downstream = _Forwarded(_STRIPPED_DOWNSTREAM, (b"x-accel-", b"x-litespeed-", b"x-llm-proxy-"), _SET)
 
 _CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
@@ -157,13 +158,13 @@ _CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
 _UNSAFE_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def token_of(headers: Headers) -> bytes | None:
+def token_of(headers: Headers, in_query: Sequence[bytes] = ()) -> bytes | None:
     """Return the client's token, or None if there is none.
 
-    It is in `Authorization: Bearer`, `X-Api-Key`, `Api-Key` or `X-Goog-Api-Key`; SDKs send it in several of them.
-    Raises `TokenInvalid` if these differ.
+    It is in `Authorization: Bearer`, `X-Api-Key`, `Api-Key`, `X-Goog-Api-Key`, or one of `in_query`; SDKs send it in
+    several of them. Raises `TokenInvalid` if these differ.
     """
-    token: bytes | None = None
+    candidates = list(filter(None, in_query))
     for name, value in headers:
         if name not in CREDENTIALS:
             continue
@@ -173,20 +174,24 @@ def token_of(headers: Headers) -> bytes | None:
             if scheme.lower() != b"bearer":
                 continue
             found = found.lstrip(b" \t")
-        if not found:
-            continue
-        if token is not None and token != found:
-            raise TokenInvalid("The request carries two different API tokens. Send one of them only.")
-        token = found
-    return token
+        if found:
+            candidates.append(found)
+    if len(candidates) > 1 and len(set(candidates)) > 1:
+        raise TokenInvalid("The request carries two different API tokens. Send one of them only.")
+    return candidates[0] if candidates else None
 
 
-def request_headers(headers: Headers, credential: Headers, judged: frozenset[bytes] = frozenset()) -> HeaderList:
+def request_headers(
+    headers: Headers,
+    credential: Headers,
+    judged: frozenset[bytes] = frozenset(),
+    static: Mapping[bytes, bytes] = MappingProxyType({}),
+) -> HeaderList:
     """Convert a client's headers to those for the provider, with the provider's `credential` at the end.
 
     The upstream connection adds `Host` and the framing. `judged` has the names of headers that the provider's entry
-    checks. Raises `BadRequest` if a value contains a control character: HTTP/2 can carry one, and it would split the
-    HTTP/1.1 request.
+    checks, and `static` the headers that it sets; they replace those of the client. Raises `BadRequest` if a value
+    contains a control character: HTTP/2 can carry one, and it would split the HTTP/1.1 request.
     """
     kept: HeaderList = []
     offers: list[bytes] = []
@@ -208,6 +213,9 @@ def request_headers(headers: Headers, credential: Headers, judged: frozenset[byt
         kept = _without_named(kept, connection)
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
         raise BadRequest("A header of the request contains a control character.")
+    if static:
+        kept = [field for field in kept if field[0].replace(b"_", b"-") not in static]
+        kept += static.items()
     kept += credential
     return kept
 

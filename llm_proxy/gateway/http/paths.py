@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 from llm_proxy.errors import InvalidPath
 
@@ -89,6 +89,27 @@ def check_query(query: bytes) -> None:
     """
     if not _QUERY.fullmatch(query):
         raise InvalidPath("The query of the request has a character that must be percent-encoded.")
+
+
+def split_query(query: bytes, name: bytes) -> tuple[bytes, list[bytes]]:
+    """Take the parameters of one name out of a query; returns the rest, byte for byte, and their values as sent.
+
+    A provider decodes the names of parameters, so an escaped name is the same name.
+    """
+    if name not in query and b"%" not in query:
+        return query, []
+    rest, values = [], []
+    for pair in query.split(b"&"):
+        key, _, value = pair.partition(b"=")
+        if unquote_to_bytes(key) == name:
+            values.append(value)
+        else:
+            rest.append(pair)
+    return b"&".join(rest), values
+
+
+def query_value(text: str) -> bytes:
+    return quote(text, safe="").encode("ascii")
 
 
 def _is_plain_text(raw_path: bytes) -> bool:

@@ -157,11 +157,40 @@ POST        /v2/rerank
 GET         /v1beta/models
 GET         /v1beta/models/*
 POST        /v1beta/models/*                              body contents
+POST        /v1/models/*                                  body contents
+POST        /publishers/*/models/*                        body contents
+POST        /chat/completions                             body chat
+GET         /models
+POST        /v1/fim/completions
+POST        /v1/chat/moderations
+POST        /v1/classifications
+POST        /v1/chat/classifications
+POST        /v1/tokenize-text
+GET         /v1/language-models
+GET         /v1/language-models/*
+GET         /v1/image-generation-models
+GET         /v1/image-generation-models/*
+GET         /v1/providers
+GET         /v1/models/*/*/endpoints
+POST        /v1/embed
+POST        /v1/tokenize
+POST        /v1/detokenize
+POST        /v1/score
+POST        /tokenize
+POST        /detokenize
+POST        /pooling
+POST        /classify
+POST        /score
+POST        /rerank
+POST        /model/*/count-tokens
 POST        /model/*/converse
 POST        /model/*/converse-stream
 POST        /model/*/invoke
 POST        /model/*/invoke-with-response-stream
 GET         /api/tags
+GET         /api/ps
+GET         /api/version
+POST        /api/show
 POST        /api/chat
 POST        /api/embed
 POST        /api/generate
@@ -220,8 +249,11 @@ class Endpoint:
     known: bool = True
 
 
-#: What other providers put before, or in the place of, the `/v1` of OpenAI's paths: OpenRouter, Azure.
-_PREFIX: Final = re.compile(rb"/(?:api|openai)/v1(?=/)|/openai/deployments/[^/]+(?=/)|/openai(?=/)")
+#: What other providers put before, or in the place of, the `/v1` of OpenAI's and Anthropic's paths.
+_PREFIX: Final = re.compile(
+    rb"/(?:api|openai|anthropic|compatibility)/v1(?=/)|/(?:v1beta/openai|endpoints/openapi|beta)(?=/)"
+    rb"|(?:/openai)?/deployments/[^/]+(?=/)|/openai(?=/)"
+)
 
 _UNKNOWN: Final = Endpoint(account=True, known=False)
 _PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}|\*")

@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from functools import cached_property
+from urllib.parse import unquote
 
 from llm_proxy.config.kinds import InvalidValue
 from llm_proxy.gateway.http import paths
@@ -30,23 +32,35 @@ _MODEL = "{model}"
 _NAME_ESCAPE = re.compile(rb"%2f|%3a", re.IGNORECASE)
 _PLAIN = rb"(?:[^/%]|%(?!2[fF]|3[aA]))"
 #: What a placeholder matches; `_PLAIN` repeated for all others.
-_EXPRESSIONS = {_MODEL: b"[^/]+", "/**": b"/(?:/|" + _PLAIN + b")+"}
+_EXPRESSIONS = {_MODEL: b"([^/]+)", "/**": b"/(?:/|" + _PLAIN + b")+"}
 
 
 class Endpoints:
     """A compiled allow-list; `path in endpoints` for raw paths that `paths.check` has accepted."""
 
     def __init__(self, patterns: Iterable[str], denied: Mapping[str, str] | None = None) -> None:
-        patterns = list(patterns)
-        for pattern in patterns:
-            _check(pattern)
-        self._literal = frozenset(pattern.encode("ascii") for pattern in patterns if not _PLACEHOLDER.search(pattern))
-        self._others = re.compile(b"|".join(map(_expression, patterns)) or b"(?!)")  # without patterns, nothing matches
+        # If several match, the longest one says what the model is: `{model}:generateContent`, not `{model}`.
+        self._patterns = sorted(patterns, key=len, reverse=True)
+        for pattern in self._patterns:
+            check(pattern)
+        self._literal = frozenset(
+            pattern.encode("ascii") for pattern in self._patterns if not _PLACEHOLDER.search(pattern)
+        )
         self._denied = [(Endpoints([pattern]), reason) for pattern, reason in (denied or {}).items()]
+
+    @cached_property
+    def _others(self) -> re.Pattern[bytes]:
+        """Compiled when it is needed: it takes milliseconds, and most of the built-in providers are never used."""
+        return re.compile(b"|".join(map(_expression, self._patterns)) or b"(?!)")  # without patterns, nothing matches
 
     def __contains__(self, path: bytes) -> bool:
         # Most requests go to a literal path, and a set finds that faster than an expression.
         return path in self._literal or (self._others.fullmatch(path) is not None and self._is_unambiguous(path))
+
+    def model(self, path: bytes) -> str | None:
+        """The name of the model in an allowed path, without escapes; None if its pattern has no `{model}`."""
+        match = self._others.fullmatch(path)
+        return unquote(match[match.lastindex].decode("latin-1")) if match and match.lastindex else None
 
     def denial(self, path: bytes) -> str | None:
         return next((reason for endpoints, reason in self._denied if path in endpoints), None)
@@ -73,7 +87,7 @@ def _expression(pattern: str) -> bytes:
     )
 
 
-def _check(pattern: str) -> None:
+def check(pattern: str) -> None:
     """Raise `InvalidValue` if no valid path can match `pattern`."""
     if not pattern.startswith("/"):
         raise InvalidValue("an endpoint begins with /, such as /v1/chat/completions")

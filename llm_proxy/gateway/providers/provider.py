@@ -35,6 +35,8 @@ Auth = Literal[
     "bearer",
     "x-api-key",
     "api-key",
+    "x-goog-api-key",
+    "query",
     "sigv4",
     "google",
     "azure-ad",
@@ -49,7 +51,10 @@ _EXAMPLES = 4
 _LONGEST_SEGMENT = 24
 _LONGEST_PATH = 100
 _ANTHROPIC = "anthropic"
-_ANTHROPIC_PATH = re.compile(rb"/v1/(?:messages|complete)(?:/|\Z)")
+#: Paths of Anthropic's API; DeepSeek and Bedrock have it under `/anthropic`, Vertex under the publisher.
+_ANTHROPIC_PATH = re.compile(rb"(?:/anthropic)?/v1/(?:messages|complete)(?:/|\Z)|/publishers/anthropic/")
+#: Paths of OpenAI's API at providers that have another one of their own: Gemini, Bedrock and Vertex.
+_OPENAI_PATH = re.compile(rb"(?:/v1beta)?/openai/|/endpoints/openapi/")
 
 
 @frozen(eq=False, kw_only=True)
@@ -59,13 +64,15 @@ class Provider:
     Attributes:
         name: also the prefix `/<name>/…`.
         base_path: is put before the client's path; empty, or begins with a slash and does not end with one.
-        auth: the header for the project's API key.
+        auth: how the project's API key is sent.
+        auth_parameter: the parameter of the query that has it, for `auth` query.
         shape: the shape of errors that the provider's clients expect.
         allowed_endpoints: patterns of paths, see `endpoints.py`.
         denied_endpoints: patterns that are not allowed, each with the reason for the client.
         param_whitelist: globs per body parameter, see `parameters.py`.
         allowed_origins: values of `Origin` that browsers may send; empty allows all.
         required_headers: in lower case.
+        headers: that are sent to the provider, instead of the client's of these names; names in lower case.
         keep_alive: seconds for which an idle connection is kept open.
         max_idle_conns_per_host: maximum number of idle connections.
     """
@@ -74,6 +81,7 @@ class Provider:
     origin: Origin
     base_path: bytes
     auth: Auth
+    auth_parameter: str = "key"
     shape: Shape
     allowed_endpoints: tuple[str, ...]
     denied_endpoints: Mapping[str, str] = field(factory=dict)
@@ -81,6 +89,7 @@ class Provider:
     param_whitelist: Mapping[str, tuple[str, ...]] = field(factory=dict)
     allowed_origins: frozenset[bytes] = frozenset()
     required_headers: frozenset[bytes] = frozenset()
+    headers: Mapping[bytes, bytes] = field(factory=dict)
     timeouts: Timeouts
     keep_alive: float
     max_idle_conns_per_host: int
@@ -105,7 +114,7 @@ class Provider:
         """Whether the body must be held until it is complete, because its digest is in the head of the request."""
         return self.auth == "sigv4"
 
-    def credential(self, api_key: str) -> list[tuple[bytes, bytes]]:
+    def credential(self, api_key: str, path: bytes) -> list[tuple[bytes, bytes]]:
         """The headers with the API key, or with the token for it. Raises `ProxyError` if it cannot be sent."""
         if self.auth == "sigv4":  # it is not sent: the whole request is signed with it
             return []
@@ -114,16 +123,39 @@ class Provider:
                 "The API key of this project cannot be sent to the provider. Ask the operator to set it again."
             )
         key = api_key.encode("ascii")
-        if self.auth in {"x-api-key", "api-key"}:
+        if self.auth == "query":
+            return []
+        # Gemini takes its key as Bearer on the paths of OpenAI's API: https://ai.google.dev/gemini-api/docs/openai
+        as_bearer = self.auth == "x-goog-api-key" and _OPENAI_PATH.match(path)
+        if self.auth in {"x-api-key", "api-key", "x-goog-api-key"} and not as_bearer:
             return [(self.auth.encode("ascii"), key)]
         headers = [(b"authorization", b"Bearer " + key)]
         if self.auth == "anthropic-wif":  # as Anthropic's SDKs do; the client may have a line of its own
             headers.append((b"anthropic-beta", b"oauth-2025-04-20"))
         return headers
 
-    def target(self, path: bytes, query: bytes) -> bytes:
-        """The request target for the provider: `base_path`, then the route's path and the query, byte for byte."""
+    def target(self, path: bytes, query: bytes, api_key: str) -> bytes:
+        """The request target for the provider: `base_path`, the route's path and the query, byte for byte.
+
+        The parameter of a token is removed from the query, and that of the API key is added if `auth` is query.
+        """
+        if name := self._token_parameter:
+            query, _ = paths.split_query(query, name)
+            if self.auth == "query":
+                query = b"%b&%b=%b" % (query, name, paths.query_value(api_key))
+                query = query.removeprefix(b"&")
         return self.base_path + path + b"?" + query if query else self.base_path + path
+
+    @property
+    def _token_parameter(self) -> bytes:
+        """The parameter of the query in which clients may send their token; empty if there is none."""
+        if self.auth == "query":
+            return self.auth_parameter.encode("ascii")
+        return b"key" if self.auth == "x-goog-api-key" else b""
+
+    def tokens_in(self, query: bytes) -> list[bytes]:
+        """What a client sent as its token in the query."""
+        return paths.split_query(query, self._token_parameter)[1] if query and self._token_parameter else []
 
     def refusal(
         self, method: str, path: bytes, headers: Headers, parameters: Parameters | None = None
@@ -144,9 +176,11 @@ class Provider:
             if missing:
                 name = min(missing).decode("ascii")
                 return HeaderRequired(f"The header '{name}' is required here.", param=name)
-        if parameters is not None:
-            return self._rules.refusal(parameters)
-        return None
+        if self.param_whitelist and method == "POST" and (model := self.endpoints.model(path)) is not None:
+            refused = self._rules.refusal({"model": [model]})
+            if refused is not None:
+                return refused
+        return None if parameters is None else self._rules.refusal(parameters)
 
     def _endpoint_refusal(self, method: str, path: bytes) -> ProxyError:
         if (reason := self.endpoints.denial(path)) is not None:
@@ -170,8 +204,10 @@ class Provider:
         )
 
     def shape_for(self, path: bytes) -> Shape:
-        """The shape of errors for a path: some providers have both OpenAI's and Anthropic's API."""
-        return "anthropic" if _ANTHROPIC_PATH.match(path) else self.shape
+        """The shape of errors for a path: some providers have the API of another one too."""
+        if _ANTHROPIC_PATH.match(path):
+            return "anthropic"
+        return "openai" if _OPENAI_PATH.match(path) else self.shape
 
 
 class Route(NamedTuple):
@@ -190,10 +226,15 @@ class Route(NamedTuple):
 
 @frozen
 class Providers:
-    """All providers by name, and the default of projects."""
+    """All providers by name, and the default of projects.
+
+    Attributes:
+        unconfigured: names of built-in providers that are not among them.
+    """
 
     by_name: Mapping[str, Provider]
     default: Provider
+    unconfigured: frozenset[str] = frozenset()
     _prefixes: Mapping[bytes, Provider] = field(init=False, repr=False)
 
     @_prefixes.default
@@ -225,6 +266,11 @@ class Providers:
             return InvalidPath("This path must not contain percent escapes.")
         if not paths.is_clear(raw_path):
             return InvalidPath()
+        name = raw_path[1:].partition(b"/")[0].decode("latin-1")
+        if name in self.unconfigured:
+            return EndpointNotAllowed(
+                f"The provider '{name}' is not configured here; the operator can add apis.{name} to the provider file"
+            )
         known = any(b"/v1" + raw_path in provider.endpoints for provider in self.by_name.values())
         fix = (
             "the base URL of the client must end in /v1"
@@ -245,6 +291,9 @@ class Providers:
         if provider is None:
             return None
         path = raw_path[end:]
+        if (base := provider.base_path) and path.startswith(base + b"/"):
+            # The path as the provider documents it: /groq/openai/v1/models means the same as /groq/v1/models.
+            path = path[len(base) :]
         return Route(provider, path, provider.shape_for(path))
 
 

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Struct, structs
 
@@ -18,8 +19,9 @@ from llm_proxy.config import Settings, SettingsError, kinds
 from llm_proxy.config.checks import metrics_segment, reserved
 from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean
 from llm_proxy.errors import Shape
+from llm_proxy.gateway.http import headers
+from llm_proxy.gateway.providers import endpoints
 from llm_proxy.gateway.providers.document import Document
-from llm_proxy.gateway.providers.endpoints import Endpoints
 from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url
 from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 
@@ -28,10 +30,24 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 #: The default of MAX_CONCURRENT_REQUESTS: with fewer, a busy proxy opens and closes connections all the time.
 _IDLE_CONNECTIONS: Final = 1000
+#: Headers that an entry cannot set: of one connection, of the framing, of the body, and credentials.
+_NOT_STATIC: Final = headers.HOP_BY_HOP | headers.REQUEST_ONLY | headers.CREDENTIALS | headers.READ
 
 
 def _endpoint(text: str) -> str:
-    Endpoints([text])
+    endpoints.check(text)
+    return text
+
+
+def _parameter(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
+        raise ValueError
+    return text
+
+
+def _header_value(text: str) -> str:
+    if not re.fullmatch(r"[!-~](?:[ -~]{0,1022}[!-~])?", text):
+        raise ValueError
     return text
 
 
@@ -40,6 +56,8 @@ _Pattern = Annotated[str, Kind("pattern", "a value such as gpt-4o, or a pattern 
 _Duration = Annotated[float, kinds.duration()]
 _BaseUrl = Annotated[tuple[Origin, bytes], Kind("URL", kinds.BASE_URL.allowed, split_base_url)]
 _Endpoint = Annotated[str, Kind("endpoint", "a path such as /v1/chat/completions or /v1/models/{id}", _endpoint)]
+_HeaderValue = Annotated[str, Kind("text", "1 to 1024 printable ASCII characters", _header_value)]
+_Parameter = Annotated[str, Kind("parameter", "a name of letters, digits, - and _, such as key", _parameter)]
 _Method = Annotated[str, kinds.choice(Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])]
 
 
@@ -59,7 +77,10 @@ class Api(Struct, frozen=True):
 
     base_url: _BaseUrl | None = None
     auth: Annotated[Auth, kinds.choice(Auth)] | None = None
+    auth_parameter: _Parameter | None = None
+    headers: dict[str, _HeaderValue] | None = None
     allowed_endpoints: tuple[_Endpoint, ...] | None = None
+    extra_endpoints: tuple[_Endpoint, ...] | None = None
     allowed_methods: tuple[_Method, ...] | None = None
     param_whitelist: dict[str, tuple[_Pattern, ...]] | None = None
     allowed_origins: tuple[Annotated[str, kinds.ORIGIN], ...] | None = None
@@ -74,10 +95,17 @@ class _File(Struct, frozen=True):
 
 
 class _BuiltIn(Api, frozen=True):
-    """More keys, which only `builtin.yaml` can have."""
+    """More keys, which only `builtin.yaml` can have.
+
+    Attributes:
+        example: of `base_url`, for a provider whose customers each have their own.
+        model_parameters: parameters of the body beside `model` that choose a model.
+    """
 
     shape: Annotated[Shape, kinds.choice(Shape)] | None = None
     denied_endpoints: dict[str, _Text] | None = None
+    example: Annotated[str, kinds.BASE_URL] | None = None
+    model_parameters: tuple[_Text, ...] | None = None
 
 
 class _BuiltInFile(Struct, frozen=True):
@@ -96,7 +124,8 @@ def _built_in() -> _BuiltInFile:
 
 def load(settings: Settings) -> Providers:
     if settings.api_config_path is None:
-        apis, default, mistakes = dict(_built_in().apis), _built_in().default_api, []
+        apis = {name: api for name, api in _built_in().apis.items() if api.base_url}
+        default, mistakes = _built_in().default_api, []
         if (segment := metrics_segment(settings)) in apis:
             reason = f"/{segment} is the path of a provider; choose another path"
             mistakes.append(f"METRICS_PATH={settings.metrics_path!r}: {reason}")
@@ -111,7 +140,7 @@ def load(settings: Settings) -> Providers:
     if settings.openai_api_url is not None:
         try:
             openai = structs.replace(apis.get("openai", _BuiltIn()), base_url=split_base_url(settings.openai_api_url))
-            _check_v1(openai)
+            _check_base_path(openai)
         except InvalidValue as error:
             mistakes.append(f"{assignment('OPENAI_API_URL', settings.openai_api_url)}: {error}")
         else:
@@ -119,7 +148,7 @@ def load(settings: Settings) -> Providers:
     if mistakes:
         raise SettingsError(mistakes)
     by_name = {name: _provider(name, api, api.base_url, settings) for name, api in apis.items() if api.base_url}
-    return Providers(by_name, by_name[default])
+    return Providers(by_name, by_name[default], frozenset(_built_in().apis) - frozenset(by_name))
 
 
 def _read(document: Document, settings: Settings) -> tuple[dict[str, _BuiltIn], str]:
@@ -152,6 +181,10 @@ def _read(document: Document, settings: Settings) -> tuple[dict[str, _BuiltIn], 
 
 
 def _no_such(name: str, names: Collection[str]) -> str:
+    if name in _built_in().apis:
+        example = _built_in().apis[name].example
+        entry = "{}" if example is None else f"{{base_url: {example}}}"
+        return f"this provider is not configured; add apis: {{{name}: {entry}}} to the provider file (API_CONFIG_PATH)"
     return f"there is no such provider{did_you_mean(name, names)}; allowed: {', '.join(names)}"
 
 
@@ -165,48 +198,79 @@ def _check_name(document: Document, name: str, settings: Settings) -> None:
 
 def _check_api(document: Document, name: str, api: _BuiltIn, settings: Settings) -> None:
     given = document.data["apis"][name]
-    for key, example in (("base_url", "https://api.example.com"), ("allowed_endpoints", "[/v1/chat/completions]")):
+    base_url = api.example or "https://api.example.com"
+    for key, example in (("base_url", base_url), ("allowed_endpoints", "[/v1/chat/completions]")):
         if getattr(api, key) is None and key not in given:
             document.report(("apis", name), f"apis.{name}.{key} is missing; set it, e.g. {key}: {example}")
     if "base_url" in given and not (name == "openai" and settings.openai_api_url):
         try:
-            _check_v1(api)
+            _check_base_path(api, built_in="allowed_endpoints" not in given)
         except InvalidValue as error:
             document.report(("apis", name, "base_url"), f"apis.{name}.base_url: {error}")
+    if api.auth_parameter is not None and api.auth != "query":
+        place = ("apis", name, "auth_parameter")
+        document.report(place, f"{'.'.join(place)} has no effect without auth: query; remove it")
+    _check_headers(document, name, api)
     names: dict[str, str] = {}
     for parameter in api.param_whitelist or {}:
         twin = names.setdefault(parameter.casefold(), parameter)
         if twin != parameter:
-            place = ("apis", name, "param_whitelist", parameter)
-            document.report(place, f"{'.'.join(place)} and {twin} differ only in case; remove one")
+            where = ("apis", name, "param_whitelist", parameter)
+            document.report(where, f"{'.'.join(where)} and {twin} differ only in case; remove one")
 
 
-def _check_v1(api: Api) -> None:
-    """Refuse a base URL and endpoints that both contain the version, which is nearly always a mistake."""
-    doubled = api.base_url is not None and api.base_url[1].endswith(b"/v1")
-    if doubled and any(path.startswith("/v1/") for path in api.allowed_endpoints or ()):
+def _check_headers(document: Document, name: str, api: Api) -> None:
+    seen: set[str] = set()
+    for header in api.headers or {}:
+        lower, reason = header.lower(), ""
+        if not re.fullmatch(r"[a-z][a-z0-9-]*", lower):
+            reason = f"allowed: {kinds.HEADER_NAME.allowed}"
+        elif lower.encode("ascii") in _NOT_STATIC:
+            reason = "this header cannot be set, because the connection, the credential or the body determines it"
+        elif lower in seen:
+            reason = "this header is set twice; remove one"
+        if reason:
+            document.report(("apis", name, "headers", header), f"apis.{name}.headers.{header}: {reason}")
+        seen.add(lower)
+
+
+def _check_base_path(api: _BuiltIn, *, built_in: bool = True) -> None:
+    """Refuse a base URL whose path is in the endpoints too, or lacks the part that built-in ones need."""
+    if api.base_url is None:
+        return
+    base, paths = api.base_url[1].decode("ascii"), (*(api.allowed_endpoints or ()), *(api.extra_endpoints or ()))
+    if base.endswith("/v1") and any(path.startswith("/v1/") for path in paths):
         raise InvalidValue(
             "it ends in /v1, and the endpoints begin with /v1, so requests would go to /v1/v1/…; remove /v1 from it"
         )
+    if base and (doubled := next((path for path in paths if path.startswith(f"{base}/")), None)):
+        raise InvalidValue(f"it ends in {base}, and the endpoint {doubled} begins with it; remove it from one of them")
+    if built_in and not base and api.example and urlsplit(api.example).path:
+        raise InvalidValue(f"it has no path; write it like {api.example}")
 
 
 def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings: Settings) -> Provider:
-    endpoints, origins = api.allowed_endpoints or (), api.allowed_origins or ()
+    paths, origins = api.allowed_endpoints or (), api.allowed_origins or ()
     times = api.timeouts or _Timeouts()
     idle_connections = (api.connection or _Connection()).max_idle_conns_per_host
     read = times.request or settings.request_timeout
+    whitelist = dict(api.param_whitelist or {})
+    if "model" in whitelist:
+        whitelist = {**dict.fromkeys(api.model_parameters or (), whitelist["model"]), **whitelist}
     return Provider(
         name=name,
         origin=base_url[0],
         base_path=base_url[1],
         auth=api.auth or "bearer",
-        shape=api.shape or _shape(endpoints),
-        allowed_endpoints=endpoints,
+        auth_parameter=api.auth_parameter or "key",
+        shape=api.shape or _shape(paths),
+        allowed_endpoints=(*paths, *(api.extra_endpoints or ())),
         denied_endpoints=api.denied_endpoints or {},
         allowed_methods=frozenset(api.allowed_methods or _METHODS),
-        param_whitelist=api.param_whitelist or {},
+        param_whitelist=whitelist,
         allowed_origins=frozenset(() if "*" in origins else (origin.encode("ascii") for origin in origins)),
         required_headers=frozenset(name.lower().encode("ascii") for name in api.required_headers or ()),
+        headers={name.lower().encode("ascii"): value.encode("ascii") for name, value in (api.headers or {}).items()},
         timeouts=Timeouts(connect=times.connect or 10.0, response_header=times.response_header or read, read=read),
         keep_alive=times.idle or 90.0,
         max_idle_conns_per_host=_IDLE_CONNECTIONS if idle_connections is None else idle_connections,

@@ -50,3 +50,23 @@ def test_any_other_request_may_reach_the_whole_account(method: str, path: bytes)
     endpoint, _ = TABLE.find(method, path)
     assert endpoint.account
     assert not endpoint.known
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/deployments/d/chat/completions",
+        b"/v1beta/openai/chat/completions",
+        b"/v1/models/m:generateContent",
+        b"/publishers/google/models/m:generateContent",
+        b"/compatibility/v1/chat/completions",
+        b"/beta/completions",
+        b"/chat/completions",
+        b"/anthropic/v1/messages",
+        b"/endpoints/openapi/chat/completions",
+        b"/model/m/count-tokens",
+    ],
+)
+def test_a_call_of_a_model_is_open_to_projects_with_one_credential(path: bytes) -> None:
+    endpoint, ids = TABLE.find("POST", path)
+    assert (endpoint.known, endpoint.account, ids) == (True, False, ())

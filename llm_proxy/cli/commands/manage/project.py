@@ -45,7 +45,9 @@ def get(client: ManagementClient, project_id: str, *, as_json: bool) -> None:
     metavar="KEY",
     help="API key of the provider; '-' reads it from stdin.  [default: ask on a terminal, else read stdin]",
 )
-@click.option("--provider", metavar="PROVIDER", help="Provider of the API key.  [default: the server's default]")
+@click.option(
+    "--provider", metavar="PROVIDER", help="Provider of the API key, e.g. gemini.  [default: the server's default]"
+)
 @json_option
 @with_client
 def create(client: ManagementClient, name: str, api_key: str | None, provider: str | None, *, as_json: bool) -> None:

@@ -1,0 +1,435 @@
+"""Each built-in provider with its vendor's own SDK, against an upstream that speaks the vendor's wire format."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import socketserver
+import ssl
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
+
+import anthropic
+import boto3
+import botocore.config
+import botocore.exceptions
+import cohere
+import groq
+import mistralai.client
+import openai
+import pytest
+import yaml
+from attrs import frozen
+from cohere.core.api_error import ApiError
+from google import genai
+from mistralai.client.errors import SDKError
+
+from tests.databases.kinds import Kind
+from tests.databases.scratch import Databases
+from tests.harness.certificates import Authority
+from tests.harness.deployment import UPSTREAM_KEY
+from tests.harness.server import Server, running_server
+
+pytestmark = [pytest.mark.filterwarnings("ignore")]
+
+ASK: Any = [{"role": "user", "content": "Hello"}]
+UNKNOWN = "sk-" + "x" * 43
+#: The names of the entries, with the path of their base URL; each entry takes all the rest from the built-in one.
+BASES = {
+    "openai": "",
+    "anthropic": "",
+    "azure": "/openai",
+    "gemini": "",
+    "openrouter": "/api",
+    "groq": "/openai",
+    "mistral": "",
+    "deepseek": "",
+    "xai": "",
+    "together": "",
+    "cohere": "",
+    "ollama": "",
+    "vllm": "",
+    "bedrock": "",
+}
+
+
+def _chat(*, stream: bool) -> bytes:
+    usage = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3}
+    head = {"id": "c", "created": 1, "model": "m"}
+    if not stream:
+        message = {"role": "assistant", "content": "Hi"}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return json.dumps({**head, "object": "chat.completion", "choices": [choice], "usage": usage}).encode()
+    pieces: list[Any] = [
+        {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hi"}, "finish_reason": None}]},
+        {"choices": [{"index": 0, "delta": {"content": ""}, "finish_reason": "stop"}], "usage": usage},
+    ]
+    events = [json.dumps({**head, "object": "chat.completion.chunk", **piece}) for piece in pieces]
+    return "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"]).encode()
+
+
+def _message() -> bytes:
+    return json.dumps(
+        {
+            "id": "msg",
+            "type": "message",
+            "role": "assistant",
+            "model": "m",
+            "content": [{"type": "text", "text": "Hi"}],
+            "stop_reason": "end_turn",
+            "stop_sequence": None,
+            "usage": {"input_tokens": 1, "output_tokens": 2},
+        }
+    ).encode()
+
+
+def _gemini(*, stream: bool) -> bytes:
+    candidate = {"content": {"role": "model", "parts": [{"text": "Hi"}]}, "finishReason": "STOP", "index": 0}
+    usage = {"promptTokenCount": 1, "candidatesTokenCount": 2, "totalTokenCount": 3}
+    body = json.dumps({"candidates": [candidate], "usageMetadata": usage, "modelVersion": "m"})
+    return f"data: {body}\r\n\r\n".encode() if stream else body.encode()
+
+
+def _cohere(*, stream: bool) -> bytes:
+    if not stream:
+        message = {"role": "assistant", "content": [{"type": "text", "text": "Hi"}]}
+        usage = {"tokens": {"input_tokens": 1, "output_tokens": 2}}
+        return json.dumps({"id": "c", "finish_reason": "COMPLETE", "message": message, "usage": usage}).encode()
+    events: list[Any] = [
+        {"type": "content-delta", "index": 0, "delta": {"message": {"content": {"text": "Hi"}}}},
+        {"type": "message-end", "delta": {"finish_reason": "COMPLETE"}},
+    ]
+    return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events).encode()
+
+
+def _aws_event(kind: str, payload: dict[str, Any]) -> bytes:
+    """One message of `application/vnd.amazon.eventstream`: lengths, headers, payload, and two checksums."""
+    fields = {":event-type": kind, ":content-type": "application/json", ":message-type": "event"}
+    headers = b"".join(
+        bytes([len(name)]) + name.encode() + b"\x07" + struct.pack(">H", len(value)) + value.encode()
+        for name, value in fields.items()
+    )
+    body = json.dumps(payload).encode()
+    prelude = struct.pack(">II", 16 + len(headers) + len(body), len(headers))
+    message = prelude + struct.pack(">I", zlib.crc32(prelude)) + headers + body
+    return message + struct.pack(">I", zlib.crc32(message))
+
+
+def _converse(*, stream: bool) -> bytes:
+    usage = {"inputTokens": 1, "outputTokens": 2, "totalTokens": 3}
+    if not stream:
+        message = {"role": "assistant", "content": [{"text": "Hi"}]}
+        metrics = {"latencyMs": 1}
+        body = {"output": {"message": message}, "stopReason": "end_turn", "usage": usage, "metrics": metrics}
+        return json.dumps(body).encode()
+    return (
+        _aws_event("messageStart", {"role": "assistant"})
+        + _aws_event("contentBlockDelta", {"delta": {"text": "Hi"}, "contentBlockIndex": 0})
+        + _aws_event("messageStop", {"stopReason": "end_turn"})
+        + _aws_event("metadata", {"usage": usage, "metrics": {"latencyMs": 1}})
+    )
+
+
+class Vendors(BaseHTTPRequestHandler):
+    """Answers as the vendor of a path does, and notes each request."""
+
+    protocol_version = "HTTP/1.1"
+    seen: ClassVar[list[tuple[str, dict[str, str]]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("content-length", 0)))
+        self.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
+        path = self.path.partition("?")[0]
+        stream = b'"stream":true' in body.replace(b" ", b"")
+        kind = "text/event-stream" if stream else "application/json"
+        if path.endswith(("/converse", "/converse-stream")):
+            stream = path.endswith("-stream")
+            content, kind = _converse(stream=stream), "application/vnd.amazon.eventstream" if stream else kind
+        elif "enerateContent" in path:
+            stream = "streamGenerateContent" in path
+            content, kind = _gemini(stream=stream), "text/event-stream" if stream else kind
+        elif path == "/v2/chat":
+            content = _cohere(stream=stream)
+        else:
+            content = _message() if path.endswith("/messages") else _chat(stream=stream)
+        self.send_response(200)
+        self.send_header("content-type", kind)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class TlsFront(socketserver.StreamRequestHandler):
+    """TLS in front of the proxy, because boto3 sends a bearer token over TLS only."""
+
+    context: ClassVar[ssl.SSLContext]
+    port: ClassVar[int]
+
+    def handle(self) -> None:
+        with (
+            self.context.wrap_socket(self.request, server_side=True) as client,
+            socket.create_connection(("127.0.0.1", self.port)) as inner,
+        ):
+            threading.Thread(target=self._copy, args=(inner, client), daemon=True).start()
+            self._copy(client, inner)
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                target.sendall(data)
+
+
+@frozen
+class Proxy:
+    server: Server
+    tokens: dict[str, str]
+    authority: Authority
+
+    def at(self, path: str) -> str:
+        return self.server.url + path
+
+
+@pytest.fixture(scope="module")
+def proxy(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    folder = tmp_path_factory.mktemp("vendors")
+    upstream = ThreadingHTTPServer(("127.0.0.1", 0), Vendors)
+    threading.Thread(target=upstream.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{upstream.server_port}"
+    apis: dict[str, Any] = {name: {"base_url": url + path} for name, path in BASES.items()}
+    apis["openai"]["headers"] = {"OpenAI-Organization": "org-1"}
+    apis["searched"] = {"base_url": url, "auth": "query", "allowed_endpoints": ["/v1/chat/completions"]}
+    (folder / "providers.yaml").write_text(yaml.safe_dump({"apis": apis}))
+    with ExitStack() as stack:
+        stack.callback(upstream.server_close)
+        stack.callback(upstream.shutdown)
+        scratch = stack.enter_context(databases.migrated(Kind.SQLITE))
+        settings = {"API_CONFIG_PATH": str(folder / "providers.yaml"), "LOG_LEVEL": "debug"}
+        server = stack.enter_context(running_server(scratch.env, settings))
+        tokens = {}
+        for name in apis:
+            project = server.manage("POST", "/projects", {"name": name, "provider": name, "api_key": UPSTREAM_KEY})
+            tokens[name] = server.manage("POST", "/tokens", {"project_id": project["id"]})["token"]
+        yield Proxy(server, tokens, Authority.make(folder))
+        for secret in (*tokens.values(), UPSTREAM_KEY):
+            assert secret not in server.output
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> None:
+    Vendors.seen.clear()
+
+
+def sent(path: str, header: str = "authorization", value: str = f"Bearer {UPSTREAM_KEY}") -> None:
+    """The last request had this path, and the key in this header and nowhere else."""
+    target, headers = Vendors.seen[-1]
+    assert target == path
+    assert headers[header] == value
+    everywhere = [target, *headers.values()]
+    assert sum(UPSTREAM_KEY in text for text in everywhere) == 1
+    assert not any("sk-" in text.replace(UPSTREAM_KEY, "") for text in everywhere)
+
+
+@pytest.mark.parametrize(
+    ("provider", "base", "target"),
+    [
+        ("openai", "/openai/v1", "/v1/chat/completions"),
+        ("gemini", "/gemini/v1beta/openai", "/v1beta/openai/chat/completions"),
+        ("openrouter", "/openrouter/v1", "/api/v1/chat/completions"),
+        ("openrouter", "/openrouter/api/v1", "/api/v1/chat/completions"),
+        ("groq", "/groq/openai/v1", "/openai/v1/chat/completions"),
+        ("mistral", "/v1", "/v1/chat/completions"),
+        ("deepseek", "/deepseek", "/chat/completions"),
+        ("xai", "/xai/v1", "/v1/chat/completions"),
+        ("together", "/together/v1", "/v1/chat/completions"),
+        ("cohere", "/cohere/compatibility/v1", "/compatibility/v1/chat/completions"),
+        ("ollama", "/ollama/v1", "/v1/chat/completions"),
+        ("vllm", "/vllm/v1", "/v1/chat/completions"),
+        ("bedrock", "/bedrock/openai/v1", "/openai/v1/chat/completions"),
+    ],
+)
+def test_openais_sdk_works_with_providers_that_have_its_api(
+    proxy: Proxy, provider: str, base: str, target: str
+) -> None:
+    client: Any = openai.OpenAI(base_url=proxy.at(base), api_key=proxy.tokens[provider], max_retries=0)
+    assert client.chat.completions.create(model="m", messages=ASK).choices[0].message.content == "Hi"
+    sent(target)
+    pieces = client.chat.completions.create(model="m", messages=ASK, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "Hi"
+    with pytest.raises(openai.AuthenticationError) as caught:
+        client.with_options(api_key=UNKNOWN).chat.completions.create(model="m", messages=ASK)
+    assert caught.value.code == "token_invalid"
+    assert len(Vendors.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("provider", "base", "target", "header"),
+    [
+        ("anthropic", "/anthropic", "/v1/messages", "x-api-key"),
+        ("deepseek", "/deepseek/anthropic", "/anthropic/v1/messages", "authorization"),
+        ("openrouter", "/openrouter/api", "/api/v1/messages", "authorization"),
+        ("bedrock", "/bedrock/anthropic", "/anthropic/v1/messages", "authorization"),
+    ],
+)
+def test_anthropics_sdk_works_with_providers_that_have_its_api(
+    proxy: Proxy, provider: str, base: str, target: str, header: str
+) -> None:
+    client: Any = anthropic.Anthropic(base_url=proxy.at(base), api_key=proxy.tokens[provider], max_retries=0)
+    ask: Any = {"model": "m", "max_tokens": 9, "messages": ASK}
+    assert client.messages.create(**ask).content[0].text == "Hi"
+    sent(target, header, UPSTREAM_KEY if header == "x-api-key" else f"Bearer {UPSTREAM_KEY}")
+    with pytest.raises(anthropic.AuthenticationError, match="not known here"):
+        client.with_options(api_key=UNKNOWN).messages.create(**ask)
+
+
+def test_azures_client_works(proxy: Proxy) -> None:
+    options: Any = {"azure_endpoint": proxy.at("/azure"), "api_version": "2024-10-21", "max_retries": 0}
+    client: Any = openai.AzureOpenAI(api_key=proxy.tokens["azure"], **options)
+    assert client.chat.completions.create(model="d", messages=ASK).choices[0].message.content == "Hi"
+    sent("/openai/deployments/d/chat/completions?api-version=2024-10-21", "api-key", UPSTREAM_KEY)
+    with pytest.raises(openai.AuthenticationError):
+        openai.AzureOpenAI(api_key=UNKNOWN, **options).chat.completions.create(model="d", messages=ASK)
+
+
+def test_googles_sdk_works(proxy: Proxy) -> None:
+    options: Any = {"base_url": proxy.at("/gemini")}
+    client: Any = genai.Client(api_key=proxy.tokens["gemini"], http_options=options)
+    assert client.models.generate_content(model="m", contents="Hello").text == "Hi"
+    sent("/v1/models/m:generateContent", "x-goog-api-key", UPSTREAM_KEY)
+    pieces = client.models.generate_content_stream(model="m", contents="Hello")
+    assert "".join(piece.text or "" for piece in pieces) == "Hi"
+    sent("/v1/models/m:streamGenerateContent?alt=sse", "x-goog-api-key", UPSTREAM_KEY)
+    unknown: Any = genai.Client(api_key=UNKNOWN, http_options=options)
+    with pytest.raises(genai.errors.ClientError, match="not known here") as caught:
+        unknown.models.generate_content(model="m", contents="Hello")
+    assert (caught.value.code, caught.value.status) == (401, "UNAUTHENTICATED")
+
+
+def test_mistrals_sdk_works(proxy: Proxy) -> None:
+    client: Any = mistralai.client.Mistral(api_key=proxy.tokens["mistral"], server_url=proxy.at("/mistral"))
+    assert client.chat.complete(model="m", messages=ASK).choices[0].message.content == "Hi"
+    sent("/v1/chat/completions")
+    assert next(event.data.choices[0].delta.content for event in client.chat.stream(model="m", messages=ASK)) == "Hi"
+    unknown: Any = mistralai.client.Mistral(api_key=UNKNOWN, server_url=proxy.at("/mistral"))
+    with pytest.raises(SDKError, match="not known here"):
+        unknown.chat.complete(model="m", messages=ASK)
+
+
+def test_groqs_sdk_works(proxy: Proxy) -> None:
+    client: Any = groq.Groq(api_key=proxy.tokens["groq"], base_url=proxy.at("/groq"), max_retries=0)
+    assert client.chat.completions.create(model="m", messages=ASK).choices[0].message.content == "Hi"
+    sent("/openai/v1/chat/completions")
+    pieces = client.chat.completions.create(model="m", messages=ASK, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "Hi"
+    with pytest.raises(groq.AuthenticationError, match="not known here"):
+        client.with_options(api_key=UNKNOWN).chat.completions.create(model="m", messages=ASK)
+
+
+def test_coheres_sdk_works(proxy: Proxy) -> None:
+    client: Any = cohere.ClientV2(api_key=proxy.tokens["cohere"], base_url=proxy.at("/cohere"))
+    assert client.chat(model="m", messages=ASK).message.content[0].text == "Hi"
+    sent("/v2/chat")
+    events = list(client.chat_stream(model="m", messages=ASK))
+    assert events[0].delta.message.content.text == "Hi"
+    with pytest.raises(ApiError) as caught:
+        cohere.ClientV2(api_key=UNKNOWN, base_url=proxy.at("/cohere")).chat(model="m", messages=ASK)
+    assert caught.value.status_code == 401
+    assert "not known here" in str(caught.value)
+
+
+def _converses(client: Any) -> None:
+    ask = {"modelId": "anthropic.claude-v1:0", "messages": [{"role": "user", "content": [{"text": "Hello"}]}]}
+    assert client.converse(**ask)["output"]["message"]["content"][0]["text"] == "Hi"
+    sent("/model/anthropic.claude-v1%3A0/converse")
+    events = [event for event in client.converse_stream(**ask)["stream"] if "contentBlockDelta" in event]
+    assert events[0]["contentBlockDelta"]["delta"]["text"] == "Hi"
+    sent("/model/anthropic.claude-v1%3A0/converse-stream")
+
+
+def test_boto3_works_with_the_token_as_bedrocks_api_key(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    TlsFront.context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    TlsFront.context.load_cert_chain(proxy.authority.issue("localhost", "localhost"))
+    TlsFront.port = proxy.server.port
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), TlsFront) as front:
+        front.daemon_threads = True
+        threading.Thread(target=front.serve_forever, daemon=True).start()
+        options: Any = {
+            "endpoint_url": f"https://localhost:{front.server_address[1]}/bedrock",
+            "region_name": "us-east-1",
+            "verify": str(proxy.authority.file),
+        }
+        monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", proxy.tokens["bedrock"])
+        _converses(boto3.client("bedrock-runtime", **options))
+        monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", UNKNOWN)
+        client: Any = boto3.client("bedrock-runtime", **options)
+        with pytest.raises(client.exceptions.AccessDeniedException, match="not known here"):
+            client.converse(modelId="m", messages=[{"role": "user", "content": [{"text": "Hello"}]}])
+        front.shutdown()
+
+
+def test_boto3_works_without_tls_with_the_token_in_a_header(proxy: Proxy) -> None:
+    unsigned = botocore.config.Config(signature_version=botocore.UNSIGNED)
+    client: Any = boto3.client(
+        "bedrock-runtime", endpoint_url=proxy.at("/bedrock"), region_name="us-east-1", config=unsigned
+    )
+
+    def add_token(params: dict[str, Any], **_: Any) -> None:
+        params["headers"]["x-api-key"] = proxy.tokens["bedrock"]
+
+    client.meta.events.register("before-call.bedrock-runtime", add_token)
+    _converses(client)
+
+
+def _post(proxy: Proxy, target: str) -> tuple[int, str]:
+    """A request without any header that a token could be in."""
+    connection = http.client.HTTPConnection(proxy.server.host, proxy.server.port)
+    try:
+        connection.request("POST", target, b"{}", {"content-type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize(
+    ("provider", "path", "status", "forwarded"),
+    [
+        (
+            "gemini",
+            "/gemini/v1beta/models/m:generateContent?a=%20&key={}&b",
+            200,
+            "/v1beta/models/m:generateContent?a=%20&b",
+        ),
+        ("gemini", "/gemini/v1beta/models/m:generateContent?%6bey={}", 200, "/v1beta/models/m:generateContent"),
+        ("searched", "/searched/v1/chat/completions?key={}&a", 200, f"/v1/chat/completions?a&key={UPSTREAM_KEY}"),
+        ("gemini", "/gemini/v1beta/nothing?key={}", 404, None),
+        ("gemini", "/gemini/v1beta/models/..?key={}", 400, None),
+        ("openai", "/openai/v1/chat/completions?key={}", 401, None),
+    ],
+)
+def test_a_token_in_the_query_is_read_and_removed(
+    proxy: Proxy, provider: str, path: str, status: int, forwarded: str | None
+) -> None:
+    token = proxy.tokens[provider]
+    answered, body = _post(proxy, path.format(token))
+    assert answered == status
+    assert [target for target, _ in Vendors.seen] == ([] if forwarded is None else [forwarded])
+    assert token not in body
+    assert token not in json.dumps(proxy.server.manage("GET", "/requests"))
+
+
+def test_a_client_cannot_override_a_header_of_the_entry(proxy: Proxy) -> None:
+    client: Any = openai.OpenAI(
+        base_url=proxy.at("/openai/v1"), api_key=proxy.tokens["openai"], organization="org-2", max_retries=0
+    )
+    client.chat.completions.create(model="m", messages=ASK, extra_headers={"openai_organization": "org-3"})
+    assert [value for name, value in Vendors.seen[-1][1].items() if "organization" in name] == ["org-1"]
