@@ -202,6 +202,11 @@ class TestRequestHeaders:
         sent = [(b"x-team", b"a"), (b"x_team", b"b"), (b"x_te-am", b"c")]
         assert headers.request_headers(sent, [CREDENTIAL], frozenset({b"x-team"})) == [sent[0], sent[2], CREDENTIAL]
 
+    def test_a_header_of_the_provider_entry_replaces_the_clients(self) -> None:
+        sent = [(b"x-tenant", b"a"), (b"x_tenant", b"b"), (b"x-other", b"c")]
+        made = headers.request_headers(sent, [CREDENTIAL], static={b"x-tenant": b"d"})
+        assert made == [(b"x-other", b"c"), (b"x-tenant", b"d"), CREDENTIAL]
+
     def test_a_name_that_connection_lists_with_dashes_is_stripped(self) -> None:
         sent = [(b"connection", b"x-hop"), (b"x_hop", b"1"), (b"x-hop", b"1")]
         assert headers.request_headers(sent, [CREDENTIAL]) == [CREDENTIAL]
