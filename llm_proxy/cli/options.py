@@ -33,7 +33,7 @@ class Value(click.ParamType[T], Generic[T]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> T:
         """Parse the text of an option; a default may be a parsed value already."""
         try:
-            return self._kind.parse(value) if isinstance(value, str) else value
+            return self._kind.read(value) if isinstance(value, str) else value
         except ValueError:
             self.fail(f"{kinds.quoted(value)} is not {self._kind.allowed}", param, ctx)
 

@@ -40,7 +40,7 @@ class Kind(Generic[T]):
     Attributes:
         name: in the reference of the settings.
         allowed: completes "allowed: …" and "must be …".
-        parse: reads the value. Raises `InvalidValue` with a reason, or any other `ValueError` without one.
+        parse: reads the value. Raises `InvalidValue` with a reason, or another `ValueError` or `LookupError` without.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Kind(Generic[T]):
             return self.parse(text)
         except InvalidValue:
             raise
-        except ValueError:
+        except (ValueError, LookupError):
             raise InvalidValue(f"allowed: {self.allowed}") from None
 
 
@@ -100,13 +100,7 @@ def choice(literal: Any) -> Kind[Any]:
 _TRUTH = {"true": True, "1": True, "yes": True, "on": True, "false": False, "0": False, "no": False, "off": False}
 
 
-def _boolean(text: str) -> bool:
-    if text.lower() not in _TRUTH:
-        raise ValueError
-    return _TRUTH[text.lower()]
-
-
-BOOLEAN = Kind("boolean", "true or false (also yes, no, on, off, 1, 0)", _boolean)
+BOOLEAN = Kind("boolean", "true or false (also yes, no, on, off, 1, 0)", lambda text: _TRUTH[text.lower()])
 
 #: Seconds in each unit of a duration: Go's units (with both characters for micro), and days.
 _UNITS = dict.fromkeys(("us", "µs", "μs"), Decimal("1e-6")) | {"ns": Decimal("1e-9"), "ms": Decimal("1e-3")}
@@ -326,10 +320,8 @@ def _keys(text: str) -> str:
     try:
         KeyRing.from_setting(text)
     except KeyRingError as error:
-        raise InvalidValue(f"{error}; allowed: {_KEYS_ALLOWED}") from None
+        raise InvalidValue(f"{error}; allowed: {KEYS.allowed}") from None
     return text
 
 
-_KEYS_ALLOWED = "base64 of 32 bytes (openssl rand -base64 32), or several, separated by commas"
-
-KEYS = Kind("base64 list", _KEYS_ALLOWED, _keys)
+KEYS = Kind("base64 list", "base64 of 32 bytes (openssl rand -base64 32), or several, separated by commas", _keys)

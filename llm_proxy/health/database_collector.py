@@ -40,7 +40,6 @@ class DatabaseCollector:
         self._query = SingleFlight(nursery, self._collect, COLLECT_TIMEOUT)
 
     def register(self, metrics: Metrics, ledger: Ledger, pruner: Pruner, outage: OutageMode | None) -> None:
-        """Let `metrics` read all metrics of the database and the ledger."""
         database, statistics = self._database, self._database.statistics
 
         def connections() -> dict[str, float]:

@@ -18,26 +18,18 @@ import math
 import mmap
 import os
 from collections.abc import Iterator, Mapping
-from typing import Final, Protocol
+from typing import Final, TypeAlias
 
 #: A family's name, and the values of its labels.
 Series = tuple[str, tuple[str, ...]]
+#: The numbers of one series: in memory of its own, or in shared memory.
+Cells: TypeAlias = "list[float] | memoryview[float]"
 
 #: Bytes of shared memory for each worker: room for some hundred providers. The system allocates only what is written.
 SIZE: Final = 1 << 20
 _WORD: Final = 8
 _HEAD: Final = 1  # cells before the first entry: the process that writes
 _ENTRY: Final = 3  # cells before an entry's name
-
-
-class Cells(Protocol):
-    """The numbers of one series: a list, or a part of shared memory."""
-
-    def __getitem__(self, index: int) -> float: ...
-
-    def __setitem__(self, index: int, value: float) -> None: ...
-
-    def __iter__(self) -> Iterator[float]: ...
 
 
 class MetricStore:
