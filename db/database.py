@@ -116,7 +116,7 @@ class Database:
             return await self._run(self._reading, fn, args)
 
     async def write(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
-        """Run `fn` in a transaction and commit it; an exception rolls it back.
+        """Run `fn` in a transaction and commit it; an exception rolls it back, and after `Contention` it runs again.
 
         Raises the family of `db.errors.DatabaseError`, and whatever `fn` raises. After `CommitUnknown` the
         transaction is there or not; after any other error it is not.
@@ -241,6 +241,8 @@ class Database:
                 connection.info["used"] = True
                 self.statistics.commit("write" if side.writes else "read")
                 return result
+        except Contention as error:
+            raise _Retry(error, FailureKind.CONTENTION) from None
         except (DBAPIError, PoolTimeout, StatementError) as error:
             self._raise(error, side, committing=committing, used=used)
 

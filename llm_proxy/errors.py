@@ -270,12 +270,17 @@ class NotFound(ManagementError):
 
 class ProjectNotFound(ManagementError):
     status, code, error = 404, "project_not_found", "There is no such project"
-    description = "No project has this id."
+    description = "No project has this id or name."
+
+
+class CredentialNotFound(ManagementError):
+    status, code, error = 404, "credential_not_found", "There is no such credential"
+    description = "No credential has this id or name."
 
 
 class TokenNotFound(ManagementError):
     status, code, error = 404, "token_not_found", "There is no such token"
-    description = "No token has this id. A token's id is not its secret."
+    description = "No token has this id or name. A token's secret is neither."
 
 
 class RequestNotFound(ManagementError):
@@ -283,9 +288,17 @@ class RequestNotFound(ManagementError):
     description = "No finished request has this id (the proxy's or the provider's). Running requests are not listed."
 
 
+class AmbiguousName(ManagementError):
+    status, code, error = 409, "ambiguous_name", "Several have this name, or these last four characters"
+
+
 class NameTaken(ManagementError):
-    status, code, error = 409, "name_taken", "Another project has this name"
-    description = "Names of projects are unique. Choose another one."
+    status, code, error = 409, "name_taken", "The name is taken"
+    description = "Another project has this name, and names of projects are unique. Choose another one."
+
+
+class CredentialShared(ManagementError):
+    status, code, error = 409, "credential_shared", "Other projects use this credential too"
 
 
 class ProjectDeactivated(ManagementError):
@@ -299,6 +312,10 @@ class TokenRevoked(ManagementError):
         'A new secret would open nothing. Take the revocation back first (PATCH it with {"active": true}),'
         " or make a new token."
     )
+
+
+class InvalidConfiguration(ManagementError):
+    status, code, error = 409, "invalid_configuration", "The provider file is wrong, and nothing was changed"
 
 
 class UnsupportedMediaType(ManagementError):

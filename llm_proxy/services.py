@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from ssl import SSLContext
 from typing import TYPE_CHECKING
 
 import trio
@@ -17,7 +19,7 @@ from db.records import Worker
 from llm_proxy.config import SettingsError
 from llm_proxy.config.database import database_options, database_target, open_keyring
 from llm_proxy.gateway.providers import provider_file
-from llm_proxy.gateway.relay import Relay
+from llm_proxy.gateway.relay import Relay, Routing
 from llm_proxy.gateway.upstream.outbound_proxy import outbound_proxy
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.health import startup_checks
@@ -35,10 +37,10 @@ from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator
 
     from llm_proxy.config import Settings
-    from llm_proxy.gateway.providers.provider import Providers
+    from llm_proxy.gateway.providers.provider import Provider, Providers
     from llm_proxy.logging.log import Log
 
 #: Seconds in which the last settlements must be written when the process ends.
@@ -52,34 +54,53 @@ class Services:
     settings: Settings
     database: Database
     keyring: KeyRing
-    providers: Providers
     relay: Relay
     metrics: Metrics
     collector: DatabaseCollector
     readiness: Readiness
     nursery: trio.Nursery
 
+    @property
+    def providers(self) -> Providers:
+        """The configured providers as they are now."""
+        return self.relay.routing.providers
 
-def _open_upstreams(providers: Providers, stack: AsyncExitStack) -> Mapping[str, UpstreamPool]:
-    upstreams: dict[str, UpstreamPool] = {}
-    # Making a context takes about ten milliseconds, and most of the built-in providers are never used.
-    context = client_context()
-    for name, provider in providers.by_name.items():
-        try:
-            upstream = UpstreamPool(
-                provider.origin,
-                provider.timeouts,
-                max_idle=provider.max_idle_conns_per_host,
-                keep_alive=provider.keep_alive,
-                proxy=outbound_proxy(provider.origin, os.environ),
-                ssl_context=context,
-            )
-        except ValueError as error:
-            # The message names the environment variable of an outbound proxy.
-            raise SettingsError([str(error)]) from error
-        stack.callback(upstream.close)
-        upstreams[name] = upstream
-    return upstreams
+    async def reload(self) -> None:
+        """Read the provider file again; new requests use it, running ones end as they began.
+
+        If there are several workers, the supervisor replaces them after that. Raises `SettingsError` if the file is
+        wrong; then nothing changes.
+        """
+        providers = await trio.to_thread.run_sync(provider_file.load, self.settings)
+        former = self.relay.routing
+        upstreams: dict[str, UpstreamPool] = {}
+        context = client_context()
+        for name, provider in providers.by_name.items():
+            old = former.providers.by_name.get(name)
+            same = old is not None and old.connection_settings == provider.connection_settings
+            upstreams[name] = former.upstreams[name] if same else _open_upstream(provider, context)
+        self.metrics.add_providers(providers.by_name)
+        self.relay.routing = Routing(providers, upstreams)
+        for name, upstream in former.upstreams.items():
+            if upstreams.get(name) is not upstream:
+                upstream.close()
+        if self.settings.workers > 1:
+            os.kill(os.getppid(), signal.SIGHUP)
+
+
+def _open_upstream(provider: Provider, context: SSLContext) -> UpstreamPool:
+    try:
+        return UpstreamPool(
+            provider.origin,
+            provider.timeouts,
+            max_idle=provider.max_idle_conns_per_host,
+            keep_alive=provider.keep_alive,
+            proxy=outbound_proxy(provider.origin, os.environ),
+            ssl_context=context,
+        )
+    except ValueError as error:
+        # The message names the environment variable of an outbound proxy.
+        raise SettingsError([str(error)]) from error
 
 
 async def _drain(ledger: Ledger, outage: OutageMode | None) -> None:
@@ -131,24 +152,26 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             audit_retention=timedelta(seconds=settings.audit_retention),
             dead_after=dead_after,
         )
-        upstreams = _open_upstreams(providers, stack)
+        # Making a context takes about ten milliseconds, and most of the built-in providers are never used.
+        context = client_context()
+        upstreams = {name: _open_upstream(provider, context) for name, provider in providers.by_name.items()}
         metrics.set_function(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
-        metrics.set_function(
-            families.UPSTREAM_CONNECTIONS,
-            lambda: {
-                "in_use": sum(upstream.in_use for upstream in upstreams.values()),
-                "idle": sum(upstream.idle for upstream in upstreams.values()),
-            },
-        )
         relay = Relay(
-            providers=providers,
-            upstreams=upstreams,
+            routing=Routing(providers, upstreams),
             ledger=outage or ledger,
             keyring=keyring,
             metrics=metrics,
             request_log=request_log,
             max_request_size=settings.max_request_size,
             max_concurrent=settings.max_concurrent_requests,
+        )
+        stack.callback(relay.close_connections)
+        metrics.set_function(
+            families.UPSTREAM_CONNECTIONS,
+            lambda: {
+                "in_use": sum(upstream.in_use for upstream in relay.routing.upstreams.values()),
+                "idle": sum(upstream.idle for upstream in relay.routing.upstreams.values()),
+            },
         )
         async with trio.open_nursery() as nursery:
             collector = DatabaseCollector(database, nursery)
@@ -162,7 +185,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             else:
                 await nursery.start(outage.run)
             try:
-                yield Services(settings, database, keyring, providers, relay, metrics, collector, readiness, nursery)
+                yield Services(settings, database, keyring, relay, metrics, collector, readiness, nursery)
             finally:
                 with trio.CancelScope(shield=True):
                     await _drain(ledger, outage)

@@ -30,15 +30,6 @@ OWN_FILES: Final = 64
 #: Files of one database connection: SQLite has the database, its log and its shared memory open.
 FILES_PER_DATABASE_CONNECTION: Final = 3
 
-_NO_RELOAD: Final = (
-    "SIGHUP changes nothing: this server has one process, which cannot be replaced while it serves; restart it to "
-    "reload its settings, or set WORKERS to 2 or more, which are replaced one by one"
-)
-_NO_RELOAD_ON_SQLITE: Final = (
-    "SIGHUP changes nothing: a SQLite file has one server process, and the next one can start only when this one has "
-    "ended; restart the server to reload its settings"
-)
-
 
 def check_files(settings: Settings) -> None:
     """Read the provider file and the certificate before anything starts. Raises `SettingsError` with all mistakes."""
@@ -155,9 +146,18 @@ async def _serve(
         on_stop()
         app.report_draining()
 
-    def reload() -> bool:
+    async def reload() -> None:
+        try:
+            await app.services.reload()
+        except SettingsError as error:
+            events.error("the provider file is wrong, and nothing was changed", mistakes=error.mistakes)
+        else:
+            names = ", ".join(app.services.providers.by_name)
+            events.info("provider file reloaded; other settings need a restart", providers=names)
+
+    def start_reload() -> bool:
         if not in_terminal:
-            events.warning(_NO_RELOAD_ON_SQLITE if settings.db_driver == "sqlite" else _NO_RELOAD)
+            nursery.start_soon(reload)
         return not in_terminal
 
     try:
@@ -169,7 +169,7 @@ async def _serve(
                 delay=settings.shutdown_delay,
                 on_stop=stop,
                 on_drain=app.report_draining,
-                on_reload=reload,
+                on_reload=start_reload,
             )
             addresses = await nursery.start(serving)
             if settings.allow_weak_management_token:

@@ -3,7 +3,7 @@
 Functions take a `Connection` inside a transaction and return records. They neither commit nor know which database
 they are talking to.
 
-- `projects`, `tokens`: changed by the management API
+- `credentials`, `projects`, `tokens`: changed by the management API
 - `ledger`: admission, settlement, heartbeats, the sweep, and the proof
 - `pruning`: retention of the ledger
 - `repair`: repair of a ledger that does not add up

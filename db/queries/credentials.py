@@ -1,26 +1,36 @@
-"""Credentials: keys of providers, each used by any number of projects."""
+"""Credentials: created, read, listed and changed, never deleted; and which project uses which.
+
+Transactions that change which key a project has lock the credentials first, then the projects, each in the order of
+their ids. A project gets a credential only while that credential is locked, so nobody can change its key meanwhile.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from typing import TypedDict
+from typing import Any, TypedDict, TypeVar
 
 from attrs import asdict, evolve, frozen
-from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, select, update
 
-from db.queries.rows import columns
+from db.dialects.statements import for_update
+from db.errors import Contention
+from db.queries import projects
+from db.queries.rows import Named, Position, columns, find_named, older_than
 from db.records import Credential, Project
-from db.schema import credentials, project_credentials, projects
+from db.schema import credentials, project_credentials
+from db.schema import projects as project_table
+
+C = TypeVar("C", bound=Credential)
 
 
 class CredentialValues(TypedDict, total=False):
     """What an update sets; what is not in it stays as it is. `api_key` is the sealed form."""
 
     name: str
+    active: bool
     api_key: str
     api_key_last4: str
-    active: bool
 
 
 @frozen
@@ -37,7 +47,25 @@ class DefaultKey:
 
 _ALL = select(*columns(credentials, Credential))
 _ONE = _ALL.where(credentials.c.id == bindparam("id"))
-_ONE_LOCKED = _ONE.with_for_update()
+_NEWEST_FIRST = _ALL.order_by(credentials.c.created_at.desc(), credentials.c.id.desc())
+_LOCKED = for_update(
+    _ALL.where(credentials.c.id.in_(bindparam("ids", expanding=True))).order_by(credentials.c.id), by=credentials.c.id
+)
+_OF_PROJECTS = (
+    select(project_credentials.c.project_id, *columns(credentials, Credential))
+    .join(credentials, credentials.c.id == project_credentials.c.credential_id)
+    .where(project_credentials.c.project_id.in_(bindparam("ids", expanding=True)))
+    .order_by(credentials.c.provider)
+)
+_USERS_BY_DEFAULT = (
+    select(project_credentials.c.project_id)
+    .join(project_table, project_table.c.id == project_credentials.c.project_id)
+    .where(
+        project_credentials.c.credential_id == bindparam("id"),
+        project_credentials.c.provider == project_table.c.provider,
+    )
+)
+
 _LINK = and_(
     project_credentials.c.project_id == bindparam("project_id"), project_credentials.c.provider == bindparam("at")
 )
@@ -48,14 +76,17 @@ _USERS = (
     .scalar_subquery()
 )
 _DEFAULTS = (
-    select(*columns(projects, Project), *columns(credentials, Credential), _USERS)
-    .select_from(projects)
+    select(*columns(project_table, Project), *columns(credentials, Credential), _USERS)
+    .select_from(project_table)
     .outerjoin(
         project_credentials,
-        and_(project_credentials.c.project_id == projects.c.id, project_credentials.c.provider == projects.c.provider),
+        and_(
+            project_credentials.c.project_id == project_table.c.id,
+            project_credentials.c.provider == project_table.c.provider,
+        ),
     )
     .outerjoin(credentials, credentials.c.id == project_credentials.c.credential_id)
-    .order_by(projects.c.id)
+    .order_by(project_table.c.id)
 )
 
 
@@ -69,23 +100,52 @@ def create(connection: Connection, credential: Credential) -> None:
 
 
 def get(connection: Connection, credential_id: str) -> Credential | None:
-    row = connection.execute(_ONE, {"id": credential_id}).one_or_none()
-    return None if row is None else Credential(*row)
+    return _record(connection.execute(_ONE, {"id": credential_id}).one_or_none())
 
 
-def get_locked(connection: Connection, credential_id: str) -> Credential | None:
-    """Read one credential and keep others from changing it until the transaction ends."""
-    row = connection.execute(_ONE_LOCKED, {"id": credential_id}).one_or_none()
-    return None if row is None else Credential(*row)
+def find(connection: Connection, name: str) -> list[Named]:
+    """The credentials of this name, else those with these last four characters."""
+    return find_named(connection, credentials, credentials.c.api_key_last4, name)
 
 
-def names(connection: Connection, wanted: Collection[str]) -> set[str]:
-    """Those of these names that credentials have."""
-    return set(connection.scalars(select(credentials.c.name).where(credentials.c.name.in_(wanted))))
+def lock(connection: Connection, ids: Iterable[str]) -> dict[str, Credential]:
+    """Read credentials and keep others from changing them, or giving them to projects, until the transaction ends."""
+    wanted = sorted(set(ids))
+    rows = connection.execute(_LOCKED, {"ids": wanted}) if wanted else ()
+    return {row.id: Credential(*row) for row in rows}
 
 
-def change(connection: Connection, credential: Credential, changes: CredentialValues, now: datetime) -> Credential:
-    """Change a credential that was read with `get_locked` in this transaction, and give it as it is now.
+def page(connection: Connection, limit: int, after: Position | None, provider: str | None) -> list[Credential]:
+    """List credentials, the newest first.
+
+    Args:
+        connection: a transaction.
+        limit: most rows.
+        after: where the page before ended.
+        provider: only those for one provider.
+    """
+    query = _NEWEST_FIRST.limit(limit)
+    if after is not None:
+        query = query.where(older_than(credentials, after))
+    if provider is not None:
+        query = query.where(credentials.c.provider == provider)
+    return [Credential(*row) for row in connection.execute(query)]
+
+
+def active_names(connection: Connection, limit: int) -> list[str]:
+    return list(
+        connection.scalars(select(credentials.c.name).where(credentials.c.active).order_by("name").limit(limit))
+    )
+
+
+def is_name_taken(connection: Connection, name: str) -> bool:
+    return connection.scalar(select(credentials.c.id).where(credentials.c.name == name)) is not None
+
+
+def change(connection: Connection, credential: C, changes: CredentialValues, now: datetime) -> C:
+    """Change a credential that is locked in this transaction, and give it as it is now.
+
+    A new key must also be copied to the projects of `lock_users_by_default`.
 
     Raises:
         db.errors.Duplicate: another credential has the new name.
@@ -94,6 +154,58 @@ def change(connection: Connection, credential: Credential, changes: CredentialVa
         return credential
     connection.execute(update(credentials).where(credentials.c.id == credential.id).values(**changes, updated_at=now))
     return evolve(credential, **changes, updated_at=now)
+
+
+def count_users(connection: Connection, ids: Collection[str]) -> dict[str, int]:
+    """How many projects use these credentials, by id."""
+    used = project_credentials.c.credential_id
+    rows = connection.execute(select(used, func.count()).where(used.in_(ids)).group_by(used))
+    return dict.fromkeys(ids, 0) | {row[0]: row[1] for row in rows}
+
+
+def of_projects(connection: Connection, project_ids: Collection[str]) -> dict[str, list[Credential]]:
+    """The credentials of projects in the order of their providers, by the project's id."""
+    found: dict[str, list[Credential]] = {project_id: [] for project_id in project_ids}
+    for project_id, *row in connection.execute(_OF_PROJECTS, {"ids": list(found)}):
+        found[project_id].append(Credential(*row))
+    return found
+
+
+def lock_project(
+    connection: Connection, project_id: str, further: Iterable[str] = ()
+) -> tuple[Project, dict[str, Credential], dict[str, Credential]] | None:
+    """Lock a project, the credentials that it uses, and further ones; None if there is no such project.
+
+    Returns:
+        The project, its credentials by provider, and all that are locked by id.
+
+    Raises:
+        Contention: the project got another credential meanwhile, so the transaction must begin again.
+    """
+    used = [credential.id for credential in of_projects(connection, [project_id])[project_id]]
+    locked = lock(connection, [*used, *further])
+    project = projects.get_locked(connection, project_id)
+    if project is None:
+        return None
+    now_used = of_projects(connection, [project_id])[project_id]
+    if any(credential.id not in locked for credential in now_used):
+        raise Contention("the credentials of the project were changed meanwhile")
+    return project, {credential.provider: credential for credential in now_used}, locked
+
+
+def lock_users_by_default(connection: Connection, credential_id: str) -> list[Project]:
+    """Lock the projects for which a locked credential is the one at their default provider."""
+    locked = projects.lock(connection, connection.scalars(_USERS_BY_DEFAULT, {"id": credential_id}))
+    # Some may have got another credential or default provider before they were locked.
+    still = set(connection.scalars(_USERS_BY_DEFAULT, {"id": credential_id}))
+    return [project for project in locked if project.id in still]
+
+
+def assign(connection: Connection, project_id: str, chosen: Sequence[Credential]) -> None:
+    """Give a locked project these locked credentials, one for each provider, in place of those that it has."""
+    connection.execute(delete(project_credentials).where(project_credentials.c.project_id == project_id))
+    rows = [{"project_id": project_id, "provider": one.provider, "credential_id": one.id} for one in chosen]
+    connection.execute(insert(project_credentials), rows)
 
 
 def use(connection: Connection, project_id: str, provider: str, credential_id: str) -> None:
@@ -105,9 +217,13 @@ def use(connection: Connection, project_id: str, provider: str, credential_id: s
 
 def default_keys(connection: Connection, after_id: str, limit: int) -> list[DefaultKey]:
     """Projects in the order of ids, after `after_id`, each with the credential of its default provider."""
-    width = len(columns(projects, Project))
-    rows = connection.execute(_DEFAULTS.where(projects.c.id > after_id).limit(limit))
+    width = len(columns(project_table, Project))
+    rows = connection.execute(_DEFAULTS.where(project_table.c.id > after_id).limit(limit))
     return [
         DefaultKey(Project(*row[:width]), None if row[width] is None else Credential(*row[width:-1]), row[-1] or 0)
         for row in rows
     ]
+
+
+def _record(row: Row[*tuple[Any, ...]] | None) -> Credential | None:
+    return None if row is None else Credential(*row)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any, TypedDict
 
 from attrs import asdict, evolve
 from sqlalchemy import Connection, Row, bindparam, insert, select, update
 
-from db.queries.rows import Position, columns, older_than
+from db.dialects.statements import for_update
+from db.queries.rows import Named, Position, columns, find_named, older_than
 from db.records import Project
 from db.schema import projects
 
@@ -21,13 +23,22 @@ class ProjectValues(TypedDict, total=False):
     api_key: str
     api_key_last4: str
     active: bool
+    allow_unknown_objects: bool
 
 
 _ALL = select(*columns(projects, Project))
 _ONE = _ALL.where(projects.c.id == bindparam("id"))
 _ONE_LOCKED = _ONE.with_for_update()
+_LOCKED = for_update(
+    _ALL.where(projects.c.id.in_(bindparam("ids", expanding=True))).order_by(projects.c.id), by=projects.c.id
+)
 _NEWEST_FIRST = _ALL.order_by(projects.c.created_at.desc(), projects.c.id.desc())
 _CREATE = insert(projects)
+_SET_KEY = (
+    update(projects)
+    .where(projects.c.id == bindparam("of"))
+    .values(api_key=bindparam("key"), api_key_last4=bindparam("last4"), updated_at=bindparam("time"))
+)
 
 
 def create(connection: Connection, project: Project) -> None:
@@ -43,9 +54,20 @@ def get(connection: Connection, project_id: str) -> Project | None:
     return _record(connection.execute(_ONE, {"id": project_id}).one_or_none())
 
 
+def find(connection: Connection, name: str) -> list[Named]:
+    """The projects of this name, else those with these last four characters."""
+    return find_named(connection, projects, projects.c.api_key_last4, name)
+
+
 def get_locked(connection: Connection, project_id: str) -> Project | None:
     """Read one project and keep others from changing it until the transaction ends."""
     return _record(connection.execute(_ONE_LOCKED, {"id": project_id}).one_or_none())
+
+
+def lock(connection: Connection, ids: Iterable[str]) -> list[Project]:
+    """Read projects, and keep others from changing them until the transaction ends, in the order of their ids."""
+    wanted = sorted(set(ids))
+    return [Project(*row) for row in connection.execute(_LOCKED, {"ids": wanted})] if wanted else []
 
 
 def page(connection: Connection, limit: int, after: Position | None) -> list[Project]:
@@ -72,6 +94,13 @@ def change(connection: Connection, project: Project, changes: ProjectValues, now
         return project
     connection.execute(update(projects).where(projects.c.id == project.id).values(**changes, updated_at=now))
     return evolve(project, **changes, updated_at=now)
+
+
+def set_keys(connection: Connection, changed: Sequence[Project]) -> None:
+    """Write the API keys, and the times, of projects that are locked in this transaction."""
+    rows = [{"of": one.id, "key": one.api_key, "last4": one.api_key_last4, "time": one.updated_at} for one in changed]
+    if rows:
+        connection.execute(_SET_KEY, rows)
 
 
 def _record(row: Row[*tuple[Any, ...]] | None) -> Project | None:

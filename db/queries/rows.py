@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from attrs import fields, frozen, has
-from sqlalchemy import Column, ColumnElement, Table, and_, or_
+from sqlalchemy import Column, ColumnElement, Connection, Table, and_, or_, select
 
 from db.records import Reservation, Result, SettledRequest
 
@@ -18,6 +18,33 @@ class Position:
 
     created_at: datetime
     id: str
+
+
+@frozen
+class Named:
+    """A row that a name may mean."""
+
+    id: str
+    name: str
+
+
+#: Rows that are read of those that one name means.
+MAX_CANDIDATES = 5
+
+_LAST4 = 4
+
+
+def find_named(connection: Connection, table: Table, last4: Column[str], name: str) -> list[Named]:
+    """The rows of this name, else those with these last four characters."""
+    conditions = [table.c.name == name]
+    if len(name) == _LAST4 and name.isascii():
+        conditions.append(last4 == name)
+    for condition in conditions:
+        query = select(table.c.id, table.c.name).where(condition).order_by(table.c.id).limit(MAX_CANDIDATES)
+        found = [Named(*row) for row in connection.execute(query)]
+        if found:
+            return found
+    return []
 
 
 def names(record: type) -> tuple[str, ...]:

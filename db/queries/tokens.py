@@ -12,7 +12,7 @@ from typing import Any, TypedDict
 from attrs import asdict, evolve
 from sqlalchemy import Connection, Row, bindparam, insert, or_, select, update
 
-from db.queries.rows import Position, columns, older_than
+from db.queries.rows import Named, Position, columns, find_named, older_than
 from db.records import Token
 from db.schema import tokens
 
@@ -50,6 +50,11 @@ def create(connection: Connection, token: Token) -> None:
 
 def get(connection: Connection, token_id: str) -> Token | None:
     return _record(connection.execute(_ONE, {"id": token_id}).one_or_none())
+
+
+def find(connection: Connection, name: str) -> list[Named]:
+    """The tokens of this name, else those with these last four characters."""
+    return find_named(connection, tokens, tokens.c.last4, name)
 
 
 def get_locked(connection: Connection, token_id: str) -> Token | None:

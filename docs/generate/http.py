@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from docs.generate import data_plane
-from llm_proxy.api import audit, operations, pages, projects, requests, system, tokens
+from llm_proxy.api import audit, credentials, operations, pages, projects, requests, server, system, tokens
 from llm_proxy.api.openapi import schema_of
 from llm_proxy.api.operations import Operation, Resource
 from llm_proxy.api.schema import Changes
@@ -71,6 +71,7 @@ _SYSTEM = """\
 #: Names of the types and formats of JSON Schema.
 _VALUES = {
     "boolean": "`true`, `false`",
+    "array": "list",
     "date-time": "timestamp",
     "integer": "whole number",
     "null": "null",
@@ -88,7 +89,8 @@ def page() -> str:
 
 def resources() -> Sequence[Resource]:
     """What the management API has, with the providers that are there without a provider file."""
-    return (projects.resource(("openai", "anthropic"), "openai"), tokens.RESOURCE, requests.RESOURCE, audit.RESOURCE)
+    kinds = (projects, credentials, tokens, requests, audit, server)
+    return [kind.RESOURCE for kind in kinds]
 
 
 def _management() -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 - `schema`: the types of fields; readers that report every mistake of a body or a query
 - `operations`: from an operation's declaration to its route; errors as responses
-- `projects`, `tokens`, `requests`, `audit`: one file per resource
+- `projects`, `tokens`, `requests`, `audit`, `server`: one file per resource
 - `pages`: keyset paging, CSV
 - `auth`: the management token
 - `refusals`: refused calls in the audit log
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from werkzeug.exceptions import HTTPException
 
-from llm_proxy.api import audit, openapi, operations, projects, requests, system, tokens
+from llm_proxy.api import audit, credentials, openapi, operations, projects, requests, server, system, tokens
 from llm_proxy.version import VERSION
 
 if TYPE_CHECKING:
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 def register(app: Quart, services: Services, clock: Callable[[], datetime] = operations.utc_now) -> None:
     """Add the routes of the management API to an app, and answer the framework's own errors in JSON."""
-    settings, providers = services.settings, services.providers
+    settings = services.settings
     resources = (
-        projects.resource(providers.by_name, providers.default.name),
-        *(tokens.RESOURCE, requests.RESOURCE, audit.RESOURCE),
+        projects.RESOURCE,
+        credentials.RESOURCE,
+        *(tokens.RESOURCE, requests.RESOURCE, audit.RESOURCE, server.RESOURCE),
     )
     open_paths = system.paths(settings.metrics_path if settings.enable_metrics else None)
     # The framework would otherwise redirect `//` to a URL made from the client's own Host header.

@@ -17,20 +17,22 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import msgspec
 import structlog
-from attrs import Factory, asdict, define, field, fields, frozen, has
-from msgspec import structs
+from attrs import Factory, asdict, define, evolve, field, fields, frozen, has
+from msgspec import UnsetType, structs
 from quart import Blueprint, Response, g, request
 from werkzeug.exceptions import HTTPException
 
 from db import Connection
 from db.errors import CommitUnknown, DatabaseError, SchemaMismatch
 from db.queries import audit
+from db.queries.rows import MAX_CANDIDATES, Named
 from db.records import AuditEntry
 from llm_proxy.api.auth import ACTOR, Guard
 from llm_proxy.api.pages import Paging, csv_of
 from llm_proxy.api.refusals import Refusals
-from llm_proxy.api.schema import Body, Check, Field, Id, Query, read_body, read_query
+from llm_proxy.api.schema import Body, Check, Field, Query, Reference, is_id, quoted, read_body, read_query
 from llm_proxy.errors import (
+    AmbiguousName,
     DatabaseUnavailable,
     InvalidJson,
     MethodNotAllowed,
@@ -57,9 +59,12 @@ HEADERS: Final = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosnif
 
 _METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 
-_ID: Final = Field.of("id", Id)
+_REFERENCE: Final = Field.of("id", Reference)
 
 _log = log.logger("manage")
+
+#: Finds the rows that a name may mean.
+Find = Callable[[Connection, str], list[Named]]
 
 T = TypeVar("T")
 H = TypeVar("H", bound=Callable[..., Awaitable[object]])
@@ -110,6 +115,28 @@ class Call:
     id: str
     entry: AuditEntry
 
+    async def resolve(self, reference: str | UnsetType, find: Find, missing: type[ProxyError]) -> str:
+        """The id that a reference means; empty if it is not set.
+
+        A UUID is an id; anything else is a name, or the last four characters.
+
+        Raises:
+            AmbiguousName: it means several.
+            ProxyError: `missing`, if nothing has this name. Whether an id exists is not checked.
+        """
+        if not reference:
+            return ""
+        if is_id(reference):
+            return reference
+        named = await self.services.database.read(find, reference)
+        if not named:
+            raise missing
+        if len(named) > 1:
+            those = ", ".join(f"{one.id} ({one.name})" if one.name else one.id for one in named)
+            more = " and more" if len(named) == MAX_CANDIDATES else ""
+            raise AmbiguousName(f"{quoted(reference)} means {those}{more}. Use the id.")
+        return named[0].id
+
     async def write(self, change: Callable[[Connection], Change[T]]) -> T:
         """Change something in one transaction, which includes the change's entry in the audit log; once per call.
 
@@ -140,8 +167,8 @@ class Operation:
         status: of the answer.
         check: the mistakes that no single field of the body shows; see `schema.Check`.
         errors: how it can fail beyond what is true of every operation.
-        not_found: the error if the id in the path is not valid.
-        id: reads the id in the path.
+        not_found: the error if the id in the path is not valid, or nothing has the name in it.
+        id: reads the id in the path, or what `find` finds it by.
         handle: gets the call, and the query or the body if the operation has one.
     """
 
@@ -155,7 +182,8 @@ class Operation:
     check: Check = lambda _given, _values, _now: ()
     errors: tuple[type[ProxyError], ...] = ()
     not_found: type[ProxyError] = NotFound
-    id: Field = _ID
+    id: Field = _REFERENCE
+    find: Find | None = None
     handle: Callable[..., Awaitable[object]] = field(init=False)
 
     @property
@@ -302,6 +330,10 @@ async def _perform(operation: Operation, services: Services, ids: Mapping[str, s
         call = Call(services, now, _read_id(operation, ids), entry)
     except ValueError:
         raise operation.not_found from None
+    if operation.find is not None:
+        identity = await call.resolve(call.id, operation.find, operation.not_found)
+        g.entry = structs.replace(entry, resource_id=identity)
+        call = evolve(call, id=identity, entry=g.entry)
     query = read_query(operation.query or Query, request.args.items(multi=True))
     arguments: list[object] = [] if operation.query is None else [query]
     if operation.body is not None:

@@ -1,8 +1,9 @@
-"""Projects: each owns the API key of a provider. The key goes in and never comes out."""
+"""Projects: each uses the credentials of providers, one for each, and owns tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime
 from typing import Annotated, Any, Final
 
 from attrs import evolve
@@ -10,21 +11,24 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from db import Connection, records
 from db.errors import Duplicate
+from db.queries import credentials as credential_queries
 from db.queries import projects as queries
 from db.queries import tokens as token_queries
+from llm_proxy.api import credentials
 from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
-from llm_proxy.api.schema import Body, Changes, Id, Timestamp, doc, given, one_of, printable, shown, text, with_types
-from llm_proxy.errors import InvalidBody, NameTaken, ProjectNotFound
+from llm_proxy.api.schema import Body, Changes, Id, Key, References, Timestamp, doc, given, shown, text
+from llm_proxy.errors import CredentialNotFound, CredentialShared, InvalidBody, NameTaken, ProjectNotFound
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
-from llm_proxy.secrets import encryption
+from llm_proxy.secrets import keys
 
 _COLLECTION: Final = "/manage/projects"
 _ONE: Final = "/manage/projects/{project_id}"
 
 _Name = Annotated[str, text(1, 255), doc("Unique among all projects.")]
-_Key = Annotated[str, printable(4096)]
+_Provider = Annotated[str, text(1, 64)]
+_Unknown = Annotated[bool, doc("Whether its tokens may name objects at a provider that no project has created.")]
 
 _log = log.logger("manage")
 
@@ -35,13 +39,25 @@ RESOURCE: Final = Resource(
 )
 
 
+class UsedCredential(Struct):
+    """A credential that a project uses."""
+
+    id: Annotated[Id, doc("Its id.")]
+    name: Annotated[str, text(1, 255), doc("Its name.")]
+    provider: Annotated[_Provider, doc("The provider that it is for.")]
+    api_key_last4: Annotated[str, text(0, 4), doc("The last characters of its API key.")]
+    active: Annotated[bool, doc("Whether requests with its API key are accepted.")]
+
+
 class Project(Struct):
-    """A project, without its API key."""
+    """A project, without API keys."""
 
     id: Annotated[Id, doc("Its id.")]
     name: _Name
-    provider: Annotated[str, text(1, 64), doc("The provider of the API key.")]
-    api_key_last4: Annotated[str, text(0, 4), doc("The last characters of the API key.")]
+    provider: Annotated[_Provider, doc("The provider of requests whose path names none.")]
+    api_key_last4: Annotated[str, text(0, 4), doc("The last characters of the API key for that provider.")]
+    credentials: Annotated[list[UsedCredential], doc("The credentials that it uses, one for each provider.")]
+    allow_unknown_objects: _Unknown
     active: Annotated[bool, doc("Whether its tokens are accepted.")]
     created_at: Annotated[Timestamp, doc("When it was created.")]
     updated_at: Annotated[Timestamp, doc("When it was last changed.")]
@@ -54,110 +70,257 @@ class Revocation(Struct):
 
 
 class NewProject(Body, kw_only=True):
-    """A project to create; the type of `provider` depends on the configured providers."""
+    """A project to create: with an API key, which becomes a credential of the project's name, or with credentials."""
 
     name: _Name
-    api_key: Annotated[_Key, doc("The provider's API key. It is stored encrypted and never shown.")]
-    provider: str | UnsetType = UNSET
+    api_key: Annotated[Key, doc("An API key of the provider. It is stored encrypted and never shown.")] | UnsetType = (
+        UNSET
+    )
+    credentials: (
+        Annotated[References, doc("Names or ids of credentials, one for each provider, in place of `api_key`.")]
+        | UnsetType
+    ) = UNSET
+    provider: (
+        Annotated[_Provider, doc("The provider of the API key; with `credentials`, of requests whose path names none.")]
+        | UnsetType
+    ) = UNSET
+    allow_unknown_objects: _Unknown = False
 
 
 class ProjectChanges(Changes, kw_only=True):
     """Changes of a project."""
 
     name: _Name | UnsetType = UNSET
-    api_key: Annotated[_Key, doc("A new key, used from the next request on.")] | UnsetType = UNSET
-    provider: str | UnsetType = UNSET
+    api_key: (
+        Annotated[Key, doc("A new API key, if no other project uses the credential; used from the next request on.")]
+        | UnsetType
+    ) = UNSET
+    credentials: (
+        Annotated[References, doc("Names or ids of all credentials that it is to use, one for each provider.")]
+        | UnsetType
+    ) = UNSET
+    provider: (
+        Annotated[_Provider, doc("The provider of requests whose path names none; it needs a credential there.")]
+        | UnsetType
+    ) = UNSET
+    allow_unknown_objects: _Unknown | UnsetType = UNSET
     active: Annotated[bool, doc("Whether the project's tokens are accepted.")] | UnsetType = UNSET
 
 
-def resource(providers: Iterable[str], default_provider: str) -> Resource:
-    """Make the resource for the configured providers."""
-    choice = one_of(providers)
-    described = doc(f"The provider of the API key; {default_provider} if omitted.")
-    bodies: dict[Any, type[Body]] = {
-        NewProject: with_types(NewProject, provider=Annotated[str, choice, described]),
-        ProjectChanges: with_types(
-            ProjectChanges, provider=Annotated[str, choice, doc("Needs the `api_key` of the new provider beside it.")]
-        ),
-    }
-    resource = Resource(RESOURCE.name, RESOURCE.kind, RESOURCE.hints)
-    for operation in RESOURCE.operations:
-        resource.add(evolve(operation, body=bodies.get(operation.body)))(operation.handle)
-    return resource
+def _check(sent: Collection[str], _values: Mapping[str, Any], _now: datetime) -> Iterable[str]:
+    if "api_key" in sent and "credentials" in sent:
+        yield "only one of 'api_key', 'credentials' can be given"
+
+
+def _check_new(sent: Collection[str], values: Mapping[str, Any], now: datetime) -> Iterable[str]:
+    yield from _check(sent, values, now)
+    if "api_key" not in sent and "credentials" not in sent:
+        yield "'api_key' is missing (or 'credentials')"
+
+
+def _shown(project: records.Project, used: Iterable[records.Credential]) -> Project:
+    return shown(Project, project, credentials=[shown(UsedCredential, one) for one in used])
+
+
+async def _ids(call: Call, references: list[str] | UnsetType) -> list[str]:
+    if not references:
+        return []
+    return [await call.resolve(one, credential_queries.find, CredentialNotFound) for one in references]
+
+
+def _chosen(ids: Iterable[str], locked: Mapping[str, records.Credential]) -> dict[str, records.Credential]:
+    """The credentials of these ids by provider; raises `InvalidBody` or `CredentialNotFound`."""
+    chosen: dict[str, records.Credential] = {}
+    for identity in ids:
+        one = found(locked.get(identity), CredentialNotFound)
+        if not one.active:
+            raise InvalidBody(f"'credentials': '{one.name}' is deactivated; activate it first.")
+        other = chosen.setdefault(one.provider, one)
+        if other is not one:
+            names = f"'{other.name}' and '{one.name}'"
+            raise InvalidBody(
+                f"'credentials': {names} are both for {one.provider}; a project has one for each provider."
+            )
+    return chosen
+
+
+def _names(used: Mapping[str, records.Credential]) -> dict[str, str]:
+    return {provider: used[provider].name for provider in sorted(used)}
+
+
+def _default(call: Call, wanted: str | UnsetType, chosen: Mapping[str, records.Credential]) -> str:
+    """The default provider of a new project with these credentials."""
+    usual = call.services.providers.default.name
+    provider = wanted or (usual if usual in chosen else next(iter(chosen)) if len(chosen) == 1 else "")
+    if provider not in chosen:
+        raise InvalidBody(f"'provider' must be one of {', '.join(chosen)}, the providers of 'credentials'.")
+    return provider
 
 
 @RESOURCE.add(Operation("GET", _COLLECTION, "listProjects", page_of(Project), query=ByCreation))
 async def _list(call: Call, query: ByCreation) -> object:
     """List the projects, the newest first."""
-    rows = await call.services.database.read(queries.page, query.limit + 1, query.cursor or None)
-    return page(rows, query.limit, lambda row: shown(Project, row), position_cursor)
 
+    def read(connection: Connection) -> tuple[list[records.Project], dict[str, list[records.Credential]]]:
+        rows = queries.page(connection, query.limit + 1, query.cursor or None)
+        return rows, credential_queries.of_projects(connection, [row.id for row in rows])
 
-@RESOURCE.add(
-    Operation("POST", _COLLECTION, "createProject", Project, status=201, body=NewProject, errors=(NameTaken,))
-)
-async def _create(call: Call, new: NewProject) -> Project:
-    """Create a project."""
-    services, identity = call.services, new_id()
-    project = records.Project(
-        id=identity,
-        name=new.name,
-        provider=new.provider or services.providers.default.name,
-        api_key=services.keyring.seal(new.api_key, identity),
-        api_key_last4=encryption.last4(new.api_key),
-        active=True,
-        created_at=call.now,
-        updated_at=call.now,
-    )
-
-    def create(connection: Connection) -> Change[records.Project]:
-        queries.create(connection, project)
-        return Change(None, project)
-
-    try:
-        await call.write(create)
-    except Duplicate:
-        raise NameTaken from None
-    _log.info("project created", project_id=identity, name=project.name, provider=project.provider)
-    return shown(Project, project)
-
-
-@RESOURCE.add(Operation("GET", _ONE, "getProject", Project, not_found=ProjectNotFound))
-async def _get(call: Call) -> Project:
-    """Show a project."""
-    return shown(Project, found(await call.services.database.read(queries.get, call.id), ProjectNotFound))
+    rows, used = await call.services.database.read(read)
+    return page(rows, query.limit, lambda row: _shown(row, used[row.id]), position_cursor)
 
 
 @RESOURCE.add(
     Operation(
-        "PATCH", _ONE, "updateProject", Project, body=ProjectChanges, errors=(NameTaken,), not_found=ProjectNotFound
+        "POST",
+        _COLLECTION,
+        "createProject",
+        Project,
+        status=201,
+        body=NewProject,
+        check=_check_new,
+        errors=(NameTaken, CredentialNotFound),
+    )
+)
+async def _create(call: Call, new: NewProject) -> Project:
+    """Create a project."""
+    services, identity = call.services, new_id()
+    ids = await _ids(call, new.credentials)
+    credentials.check_provider(call, new.provider)
+    used: dict[str, records.Credential] = {}
+
+    def create(connection: Connection) -> Change[records.Project]:
+        nonlocal used
+        if new.api_key:
+            own = credentials.made(call, new.name, new.provider or services.providers.default.name, new.api_key)
+            if credential_queries.is_name_taken(connection, own.name):
+                raise NameTaken(credentials.TAKEN)
+            credential_queries.create(connection, own)
+            used = {own.provider: own}
+        else:
+            used = _chosen(ids, credential_queries.lock(connection, ids))
+        provider = next(iter(used)) if new.api_key else _default(call, new.provider, used)
+        plain = records.Project(
+            identity,
+            new.name,
+            provider,
+            "",
+            "",
+            active=True,
+            created_at=call.now,
+            updated_at=call.now,
+            allow_unknown_objects=new.allow_unknown_objects,
+        )
+        project = keys.with_key(plain, used[provider], services.keyring)
+        queries.create(connection, project)
+        credential_queries.assign(connection, identity, list(used.values()))
+        return Change(None, project, also={"credentials": ({}, _names(used))})
+
+    try:
+        project = await call.write(create)
+    except Duplicate:
+        raise NameTaken from None
+    _log.info("project created", project_id=identity, name=project.name, provider=project.provider)
+    return _shown(project, used.values())
+
+
+@RESOURCE.add(Operation("GET", _ONE, "getProject", Project, not_found=ProjectNotFound, find=queries.find))
+async def _get(call: Call) -> Project:
+    """Show a project."""
+
+    def read(connection: Connection) -> Project:
+        project = found(queries.get(connection, call.id), ProjectNotFound)
+        return _shown(project, credential_queries.of_projects(connection, [project.id])[project.id])
+
+    return await call.services.database.read(read)
+
+
+@RESOURCE.add(
+    Operation(
+        "PATCH",
+        _ONE,
+        "updateProject",
+        Project,
+        body=ProjectChanges,
+        check=_check,
+        errors=(NameTaken, CredentialNotFound, CredentialShared),
+        not_found=ProjectNotFound,
+        find=queries.find,
     )
 )
 async def _update(call: Call, body: ProjectChanges) -> Project:
     """Change a project; the next request on every replica uses the change."""
-    identity = call.id
     sent = given(body)
-    changes: Any = dict(sent)
-    if body.api_key:
-        changes["api_key"] = call.services.keyring.seal(body.api_key, identity)
-        changes["api_key_last4"] = encryption.last4(body.api_key)
+    ids = await _ids(call, body.credentials)
+    credentials.check_provider(call, body.provider)
+    used: dict[str, records.Credential] = {}
 
     def change(connection: Connection) -> Change[records.Project]:
-        project = found(queries.get_locked(connection, identity), ProjectNotFound)
-        # A key must never be sent to another provider than its own.
-        if changes.get("provider", project.provider) != project.provider and "api_key" not in changes:
-            raise InvalidBody(f"'provider' can change from {project.provider} only together with 'api_key'.")
-        return Change(project, queries.change(connection, project, changes, call.now))
+        nonlocal used
+        project, before, locked = found(credential_queries.lock_project(connection, call.id, ids), ProjectNotFound)
+        used = _chosen(ids, locked) if "credentials" in sent else dict(before)
+        provider = body.provider or project.provider
+        if body.api_key:
+            used[provider] = _with_new_key(call, connection, project, provider, used.get(provider), body.api_key)
+        if provider not in used:
+            raise InvalidBody(
+                f"'provider': the project has no credential for {provider}; send 'api_key', or 'credentials' with one."
+            )
+        changed = evolve(project, provider=provider)
+        if used[provider] != before.get(project.provider):
+            changed = keys.with_key(changed, used[provider], call.services.keyring)
+        if used != before:
+            credential_queries.assign(connection, project.id, list(used.values()))
+        values: Any = {name: sent[name] for name in ("name", "active", "allow_unknown_objects") if name in sent}
+        copied = ("provider", "api_key", "api_key_last4")
+        values |= {name: getattr(changed, name) for name in copied if getattr(changed, name) != getattr(project, name)}
+        after = queries.change(connection, project, values, call.now)
+        also = {} if _names(used) == _names(before) else {"credentials": (_names(before), _names(used))}
+        return Change(project, after, also=also)
 
     try:
         project = await call.write(change)
     except Duplicate:
         raise NameTaken from None
-    _log.info("project changed", project_id=identity, fields=", ".join(sent))
-    return shown(Project, project)
+    _log.info("project changed", project_id=project.id, fields=", ".join(sent))
+    return _shown(project, (used[provider] for provider in sorted(used)))
 
 
-@RESOURCE.add(Operation("POST", _ONE + "/tokens/revoke", "revokeProjectTokens", Revocation, not_found=ProjectNotFound))
+def _with_new_key(
+    call: Call,
+    connection: Connection,
+    project: records.Project,
+    provider: str,
+    own: records.Credential | None,
+    api_key: str,
+) -> records.Credential:
+    """Give the project's credential at a provider a new API key, or the project a new credential there."""
+    if own is None:
+        names = (project.name, f"{project.name[:180]} ({provider})")
+        free = [name for name in names if not credential_queries.is_name_taken(connection, name)]
+        if not free:
+            raise NameTaken(credentials.TAKEN)
+        own = credentials.made(call, free[0], provider, api_key)
+        credential_queries.create(connection, own)
+        return own
+    if credential_queries.count_users(connection, [own.id])[own.id] > 1:
+        raise CredentialShared(
+            f"The credential '{own.name}' is used by other projects too. Rotate it for all of them"
+            f" (POST /manage/credentials/{own.id}/rotate), or create another one for this project."
+        )
+    credentials.check_key(call, provider, api_key)
+    return credential_queries.change(connection, own, credentials.sealed(call, own.id, api_key), call.now)
+
+
+@RESOURCE.add(
+    Operation(
+        "POST",
+        _ONE + "/tokens/revoke",
+        "revokeProjectTokens",
+        Revocation,
+        not_found=ProjectNotFound,
+        find=queries.find,
+    )
+)
 async def _revoke_tokens(call: Call) -> Revocation:
     """Revoke every active token of a project."""
     identity = call.id

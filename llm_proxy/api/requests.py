@@ -7,11 +7,12 @@ from typing import Annotated, Any, Final, get_args, get_type_hints
 from msgspec import UNSET, Struct, UnsetType, defstruct
 
 from db import records
+from db.queries import projects, tokens
 from db.queries import requests as queries
 from llm_proxy.api.operations import Call, Operation, Resource, found
 from llm_proxy.api.pages import ById, id_cursor, page, page_of
-from llm_proxy.api.schema import Field, Id, doc, one_of, printable
-from llm_proxy.errors import RequestNotFound
+from llm_proxy.api.schema import Field, Reference, doc, one_of, printable
+from llm_proxy.errors import ProjectNotFound, RequestNotFound, TokenNotFound
 
 RESOURCE: Final = Resource("Requests", "request")
 
@@ -32,8 +33,8 @@ Request: Final = defstruct(
 class ListRequests(ById, kw_only=True):
     """The requests to list."""
 
-    project_id: Annotated[Id, doc("Only requests of this project.")] | UnsetType = UNSET
-    token_id: Annotated[Id, doc("Only requests with this token.")] | UnsetType = UNSET
+    project_id: Annotated[Reference, doc("Only requests of this project: its id or name.")] | UnsetType = UNSET
+    token_id: Annotated[Reference, doc("Only requests with this token: its id or name.")] | UnsetType = UNSET
     outcome: (
         Annotated[str, one_of(get_args(records.Outcome)), doc("Only requests that ended like this.")] | UnsetType
     ) = UNSET
@@ -42,7 +43,9 @@ class ListRequests(ById, kw_only=True):
 @RESOURCE.add(Operation("GET", "/manage/requests", "listRequests", page_of(Request), query=ListRequests))
 async def _list(call: Call, query: ListRequests) -> object:
     """List the requests that have ended, the newest first."""
-    wanted = queries.Filter(query.project_id or None, query.token_id or None, query.outcome or None)
+    project_id = await call.resolve(query.project_id, projects.find, ProjectNotFound)
+    token_id = await call.resolve(query.token_id, tokens.find, TokenNotFound)
+    wanted = queries.Filter(project_id or None, token_id or None, query.outcome or None)
     rows = await call.services.database.read(queries.page, query.limit + 1, query.cursor or None, wanted)
     return page(rows, query.limit, records.SettledRequest.by_column, id_cursor)
 

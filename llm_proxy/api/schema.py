@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
-from typing import Annotated, Any, Final, TypeVar, cast, get_type_hints
+from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import msgspec
 from attrs import frozen
@@ -63,6 +63,20 @@ def printable(longest: int) -> Meta:
     return of(kinds.header_text(longest), {"pattern": "^[!-~]+$"}, min_length=1, max_length=longest)
 
 
+def _read_key(text: str) -> str:
+    if text.startswith("{") and len(text) <= _LONGEST_DOCUMENT:
+        return text
+    return _KEY.parse(text)
+
+
+#: A Google service account's document has some 2,400 characters.
+_LONGEST_DOCUMENT: Final = 16_384
+_KEY: Final = kinds.header_text(4096)
+
+#: An API key, which a header can contain, or a document in JSON, for kinds of `auth` that need more than a key.
+Key = Annotated[str, of(Kind("key", _KEY.allowed, _read_key), min_length=1, max_length=_LONGEST_DOCUMENT)]
+
+
 def one_of(options: Iterable[str]) -> Meta:
     """One of a few words, in exactly this spelling."""
     known = {option: option for option in options}
@@ -76,6 +90,24 @@ def read_id(value: str) -> str:
     return value.lower()
 
 
+def is_id(reference: str) -> bool:
+    """Whether a reference is an id, which is in lower case then."""
+    try:
+        return read_id(reference) == reference
+    except ValueError:
+        return False
+
+
+_NAME: Final = kinds.line_of_text(1, 255)
+
+
+def _read_reference(text: str) -> str:
+    try:
+        return read_id(text)
+    except ValueError:
+        return _NAME.parse(text)
+
+
 def _to_utc(at: Any) -> Any:
     return at.astimezone(UTC)
 
@@ -85,10 +117,17 @@ def _same(value: Any) -> Any:
 
 
 _UUID: Final = Kind("UUID", "a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", read_id)
+_REFERENCE: Final = Kind("reference", "an id, a name, or the last four characters", _read_reference)
 _TIMESTAMP: Final = Kind("timestamp", "a time with its offset from UTC, such as 2030-01-31T12:00:00Z", _to_utc)
 _BOOLEAN: Final = Kind("boolean", "true or false", _same)
 
 Id = Annotated[str, of(_UUID, {"format": "uuid"})]
+#: What `Call.resolve` finds the id of.
+Reference = Annotated[str, of(_REFERENCE, min_length=1, max_length=255)]
+References = Annotated[
+    list[Reference],
+    of(Kind("references", "a list of 1 to 100 names or ids", _same), min_length=1, max_length=100),
+]
 Timestamp = Annotated[datetime, of(_TIMESTAMP, tz=True)]
 
 
@@ -148,16 +187,6 @@ def fields(struct: type[Struct]) -> dict[str, Field]:
     }
 
 
-def with_types(struct: type[S], **types: Any) -> type[S]:
-    """Give a struct with other types for some of its fields, which are known at run time only."""
-    hints = get_type_hints(struct, include_extras=True) | types
-    members = [
-        (field.name, hints[field.name]) if field.required else (field.name, hints[field.name], field.default)
-        for field in structs.fields(struct)
-    ]
-    return cast("type[S]", msgspec.defstruct(struct.__name__, members, bases=struct.__bases__, kw_only=True))
-
-
 def read_body(struct: type[B], data: object, check: Check, now: datetime) -> B:
     """Make a body of decoded JSON; raises `InvalidBody` with every mistake, those that `check` finds included."""
     if not isinstance(data, dict):
@@ -178,7 +207,7 @@ def read_query(struct: type[S], pairs: Iterable[tuple[str, str]]) -> S:
     repeated: list[str] = []
     for name, text in pairs:
         if name in given:
-            repeated.append(f"{_quoted(name)} comes more than once")
+            repeated.append(f"{quoted(name)} comes more than once")
         given[name] = known[name].from_query(text) if name in known else text
     values, mistakes = _read(struct, given, "parameter")
     if mistakes or repeated:
@@ -203,7 +232,7 @@ def _read(struct: type[Struct], given: Mapping[str, object], what: str) -> tuple
             mistakes.append(f"'{name}' is missing")
     names = ", ".join(known) or "none"
     unknown = (name for name in given if name not in known)
-    mistakes += [f"{_quoted(name)} is not a {what} of this request ({what}s: {names})" for name in unknown]
+    mistakes += [f"{quoted(name)} is not a {what} of this request ({what}s: {names})" for name in unknown]
     return values, mistakes
 
 
@@ -217,7 +246,7 @@ def shown(struct: type[S], record: object, **more: Any) -> S:
     return struct(**{name: getattr(record, name) for name in struct.__struct_fields__ if name not in more}, **more)
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
     """Quote a name that a client chose, in one short line."""
     visible = "".join(character if character.isprintable() else "?" for character in redact(name))
     return f"'{visible[:40]}…'" if len(visible) > 40 else f"'{visible}'"

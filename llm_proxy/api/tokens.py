@@ -13,7 +13,7 @@ from db.queries import projects as project_queries
 from db.queries import tokens as queries
 from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
-from llm_proxy.api.schema import MAX_SAFE_INTEGER, Body, Changes, Id, Timestamp, doc, given, shown, text
+from llm_proxy.api.schema import MAX_SAFE_INTEGER, Body, Changes, Id, Reference, Timestamp, doc, given, shown, text
 from llm_proxy.errors import ProjectDeactivated, ProjectNotFound, TokenNotFound, TokenRevoked
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
@@ -42,6 +42,8 @@ _MaxRequests = Annotated[
 _log = log.logger("manage")
 
 RESOURCE: Final = Resource("Tokens", "token")
+#: What the operations on one token have in common.
+_EXISTING: Final[Any] = {"not_found": TokenNotFound, "find": queries.find}
 
 
 class Token(Struct):
@@ -70,7 +72,7 @@ class TokenWithSecret(Token):
 class NewToken(Body, kw_only=True):
     """A token to create."""
 
-    project_id: Annotated[Id, doc("The project of its requests.")]
+    project_id: Annotated[Reference, doc("The project of its requests: its id or name.")]
     name: _Name = ""
     duration_minutes: _Minutes | UnsetType = UNSET
     duration_hours: _Hours | UnsetType = UNSET
@@ -110,7 +112,7 @@ def _expiry(body: NewToken | TokenChanges, now: datetime) -> datetime | None:
 class ListTokens(ByCreation, kw_only=True):
     """The tokens to list."""
 
-    project_id: Annotated[Id, doc("Only tokens of this project.")] | UnsetType = UNSET
+    project_id: Annotated[Reference, doc("Only tokens of this project: its id or name.")] | UnsetType = UNSET
     active_only: Annotated[bool, doc("Leave out tokens that are revoked, expired or used up.")] | UnsetType = UNSET
 
 
@@ -122,8 +124,9 @@ def _locked(connection: Connection, token_id: str) -> records.Token:
 async def _list(call: Call, query: ListTokens) -> object:
     """List tokens, the newest first."""
     usable_at = call.now if query.active_only else None
+    project_id = await call.resolve(query.project_id, project_queries.find, ProjectNotFound)
     rows = await call.services.database.read(
-        queries.page, query.limit + 1, query.cursor or None, query.project_id or None, usable_at
+        queries.page, query.limit + 1, query.cursor or None, project_id or None, usable_at
     )
     return page(rows, query.limit, lambda row: shown(Token, row), position_cursor)
 
@@ -143,9 +146,10 @@ async def _list(call: Call, query: ListTokens) -> object:
 async def _create(call: Call, new: NewToken) -> TokenWithSecret:
     """Create a token. It expires after 30 days unless the body says otherwise."""
     now, secret = call.now, new_secret()
+    project_id = await call.resolve(new.project_id, project_queries.find, ProjectNotFound)
     token = records.Token(
         id=new_id(),
-        project_id=new.project_id,
+        project_id=project_id,
         digest=digest(secret),
         last4=last4(secret),
         name=new.name,
@@ -171,14 +175,23 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
     return shown(TokenWithSecret, token, token=secret)
 
 
-@RESOURCE.add(Operation("GET", _ONE, "getToken", Token, not_found=TokenNotFound))
+@RESOURCE.add(Operation("GET", _ONE, "getToken", Token, **_EXISTING))
 async def _get(call: Call) -> Token:
     """Show a token."""
     return shown(Token, found(await call.services.database.read(queries.get, call.id), TokenNotFound))
 
 
 @RESOURCE.add(
-    Operation("PATCH", _ONE, "updateToken", Token, body=TokenChanges, check=_check_expiry, not_found=TokenNotFound)
+    Operation(
+        "PATCH",
+        _ONE,
+        "updateToken",
+        Token,
+        body=TokenChanges,
+        check=_check_expiry,
+        not_found=TokenNotFound,
+        find=queries.find,
+    )
 )
 async def _update(call: Call, body: TokenChanges) -> Token:
     """Change a token; the next request on every replica uses the change."""
@@ -196,7 +209,7 @@ async def _update(call: Call, body: TokenChanges) -> Token:
     return shown(Token, token)
 
 
-@RESOURCE.add(Operation("DELETE", _ONE, "revokeToken", None, status=204, not_found=TokenNotFound))
+@RESOURCE.add(Operation("DELETE", _ONE, "revokeToken", None, status=204, **_EXISTING))
 async def _revoke(call: Call) -> None:
     """Revoke a token. Its row stays, for the ledger."""
 
@@ -209,7 +222,15 @@ async def _revoke(call: Call) -> None:
 
 
 @RESOURCE.add(
-    Operation("POST", _ONE + "/rotate", "rotateToken", TokenWithSecret, errors=(TokenRevoked,), not_found=TokenNotFound)
+    Operation(
+        "POST",
+        _ONE + "/rotate",
+        "rotateToken",
+        TokenWithSecret,
+        errors=(TokenRevoked,),
+        not_found=TokenNotFound,
+        find=queries.find,
+    )
 )
 async def _rotate(call: Call) -> TokenWithSecret:
     """Give a token a new secret; the old one is refused from now on. Limits, expiry and count stay."""

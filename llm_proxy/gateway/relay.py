@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from llm_proxy.errors import BadRequest, Overloaded, ProxyError, provider_response
 from llm_proxy.gateway import admission
@@ -65,11 +65,20 @@ class Admissions(Protocol):
         """Record how an admitted request ended, and the objects that it changed; exactly one call per grant."""
 
 
+@frozen(eq=False)
+class Routing:
+    """The configured providers, and the connections to each. A request uses one routing from its start to its end."""
+
+    providers: Providers
+    upstreams: Mapping[str, UpstreamPool]
+
+
 @define(eq=False, kw_only=True)
 class Relay:
     """Handles every request whose path belongs to a provider.
 
     Attributes:
+        routing: for new requests.
         max_request_size: bytes of the longest request body that is accepted.
         max_concurrent: maximum number of requests at once; further ones are refused.
         running: number of requests with a valid token that are in the relay now.
@@ -77,8 +86,7 @@ class Relay:
         token_sources: for credentials that are exchanged for a token, by the kind of `auth`.
     """
 
-    providers: Providers
-    upstreams: Mapping[str, UpstreamPool]
+    routing: Routing
     ledger: Admissions
     keyring: KeyRing
     metrics: Metrics
@@ -92,19 +100,25 @@ class Relay:
 
     def route(self, raw_path: bytes) -> Route | None:
         """The route of a path; None if it is not a provider's."""
-        return self.providers.route(raw_path)
+        return self.routing.providers.route(raw_path)
+
+    def close_connections(self) -> None:
+        """Close the idle connections to all providers; those in use close after their request."""
+        for upstream in self.routing.upstreams.values():
+            upstream.close()
 
     async def __call__(
         self, route: Route, scope: dict[str, Any], receive: Receive, send: Send, refusal: ProxyError | None = None
     ) -> None:
         """Serve one request, or answer it with `refusal`."""
         inbound = Inbound(request_id(), trio.current_time(), route, scope, receive, self.max_request_size)
+        routing = self.routing
         try:
             if refusal is not None:
                 raise refusal
             if self.running >= self.max_concurrent:
                 raise Overloaded
-            await self._handle(inbound, send)
+            await self._handle(inbound, routing, send)
         except ProxyError as error:
             if not inbound.admitted:
                 self._report_refusal(inbound, error)
@@ -121,7 +135,7 @@ class Relay:
             if inbound.has_slot:
                 self.running -= 1
 
-    async def _handle(self, inbound: Inbound, send: Send) -> None:
+    async def _handle(self, inbound: Inbound, routing: Routing, send: Send) -> None:
         """Judge what needs no database, then run the request until it ends or the client disconnects.
 
         If the server reports disconnects by itself and the body is complete, nothing else is needed; else a second task
@@ -129,13 +143,13 @@ class Relay:
         nothing while the provider accepts nothing.
         """
         inbound.check_size()
-        digest = admission.digest(inbound)
+        digest, providers = admission.digest(inbound), routing.providers
         await inbound.begin()
         path = self.request_log.path(inbound.path.decode("ascii"))
         found: Parameters | BadRequest | None = None
         objects = RequestObjects.of(inbound)
         if inbound.ended:
-            if objects.may_name(inbound) or admission.needs_body(inbound, self.providers):
+            if objects.may_name(inbound) or admission.needs_body(inbound, providers):
                 try:
                     found = await self._read(inbound, objects)
                 except BadRequest as error:
@@ -143,31 +157,31 @@ class Relay:
                     found = objects.fault = error
         else:
             # Wait for a body only if the token is valid; only then the request may take a slot.
-            head = admission.admission_request(inbound, digest, self.providers, {}, path, objects.named)
+            head = admission.admission_request(inbound, digest, providers, {}, path, objects.named)
             token, provider, isolated = await self.ledger.check(head)
             try:
                 self._take_slot(inbound)
-                if isolated or self.providers.by_name[provider].needs_body:
+                if isolated or providers.by_name[provider].needs_body:
                     found = await self._read(inbound, objects)
-                elif self.providers.by_name[provider].holds_body:
+                elif providers.by_name[provider].holds_body:
                     await inbound.hold(self.held)
                 else:
                     await inbound.first_piece()
             except ProxyError as error:
                 error.about(token.id, token.project_id, provider)
                 raise
-        request = admission.admission_request(inbound, digest, self.providers, found, path, objects.named)
+        request = admission.admission_request(inbound, digest, providers, found, path, objects.named)
         if inbound.notify is not None:
             inbound.notify(inbound.leave)
             if inbound.ended:
-                await self._serve(request, objects, inbound, send)
+                await self._serve(request, objects, inbound, routing, send)
                 return
         refusal: ProxyError | None = None
         async with trio.open_nursery() as nursery:
             inbound.scope = nursery.cancel_scope
             nursery.start_soon(inbound.watch)
             try:
-                await self._serve(request, objects, inbound, send)
+                await self._serve(request, objects, inbound, routing, send)
             except ProxyError as error:
                 refusal = error
             inbound.scope = None
@@ -199,7 +213,9 @@ class Relay:
             self.running += 1
             inbound.has_slot = True
 
-    async def _serve(self, request: AdmissionRequest, objects: RequestObjects, inbound: Inbound, send: Send) -> None:
+    async def _serve(
+        self, request: AdmissionRequest, objects: RequestObjects, inbound: Inbound, routing: Routing, send: Send
+    ) -> None:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
         grant = await self.ledger.admit(request)
         inbound.admitted = True
@@ -211,12 +227,12 @@ class Relay:
         try:
             # The token of a request that came in one piece was not known before. Beyond the bound it is void.
             self._take_slot(inbound)
-            provider = self.providers.by_name[name]
+            provider = routing.providers.by_name[name]
             secret = api_key = self.keyring.open(grant.key.sealed, grant.key.owner)
             tokens = self.token_sources.get(provider.auth)
             if tokens is not None:
                 api_key = await tokens.token(secret)
-            await exchange.run(provider, self.upstreams[name], api_key)
+            await exchange.run(provider, routing.upstreams[name], api_key)
             if tokens is not None and exchange.status == 401:
                 tokens.drop(secret, api_key)
         except ProxyError as error:

@@ -74,7 +74,7 @@ class Metrics:
         `providers` may become labels, each from its first request on; all others are counted as `other`.
         """
         self._store = MetricStore() if store is None else store
-        self._names = frozenset(providers)
+        self._names = set(providers)
         self._providers: dict[str, _Provider] = {}
         codes = sorted({kind.code for kind in errors.DATA_PLANE})
         self._refusals = {code: self._cells(families.REFUSALS, code) for code in (*codes, _OTHER)}
@@ -85,6 +85,10 @@ class Metrics:
         self._cells(families.BUILD, version)[0] = 1
         self._cells(families.WORKERS)[0] = 1
         self._cells(families.WORKER_STARTS)[0] += 1
+
+    def add_providers(self, names: Iterable[str]) -> None:
+        """Let these names be labels too."""
+        self._names.update(names)
 
     def request(self, provider: str, result: Result) -> None:
         """Count an admitted request that has ended."""

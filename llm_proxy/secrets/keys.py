@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from attrs import Factory, define, frozen
+from attrs import Factory, define, evolve, frozen
 
 from db.errors import Duplicate
 from db.queries import credentials, projects, seals
@@ -25,11 +25,22 @@ if TYPE_CHECKING:
     from db.database import Database
     from db.queries.credentials import DefaultKey
     from db.queries.seals import Owners
+    from db.records import Project
 
 #: Rows per query.
 _PIECE = 200
 #: Attempts for a value that others change at the same time.
 _ATTEMPTS = 3
+
+
+def with_key(project: Project, credential: Credential, ring: KeyRing) -> Project:
+    """Give a project a copy of the key of its credential at its default provider.
+
+    The copy is sealed for the project: servers of the release before read it. Whatever changes that key, or the default
+    provider, writes the copy in the same transaction. Raises `SealError` if the key cannot be decrypted.
+    """
+    key = ring.open(credential.api_key, credential.id)
+    return evolve(project, api_key=ring.seal(key, project.id), api_key_last4=credential.api_key_last4)
 
 
 @frozen
@@ -156,14 +167,14 @@ def _adopt(connection: Connection, ring: KeyRing, found: DefaultKey) -> bool:
     now = datetime.now(UTC)
     last4 = project.api_key_last4
     if found.credential is not None and found.users == 1:
-        credential = credentials.get_locked(connection, found.credential.id)
+        credential = credentials.lock(connection, [found.credential.id]).get(found.credential.id)
         if credential is None or credential.api_key != found.credential.api_key:
             return False
         sealed = ring.seal(plain, credential.id)
         credentials.change(connection, credential, {"api_key": sealed, "api_key_last4": last4}, now)
         return True
     name, identity = project.name, new_id()
-    if credentials.names(connection, [name]):
+    if credentials.is_name_taken(connection, name):
         name = f"{name[:200]} ({identity})"
     sealed = ring.seal(plain, identity)
     credentials.create(

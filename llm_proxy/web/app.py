@@ -114,14 +114,17 @@ class LLMProxy(QuartTrio):
         elif self._is_own(raw_path):
             await TrioASGIHTTPConnection(self, scope)(receive, send)
         else:
-            await relay(Route(None, raw_path, "openai"), scope, receive, send, relay.providers.unknown(raw_path))
+            await relay(
+                Route(None, raw_path, "openai"), scope, receive, send, relay.routing.providers.unknown(raw_path)
+            )
 
     def _is_own(self, raw_path: bytes) -> bool:
-        """Whether the management API answers a path, which then must not contain an escape.
+        """Whether the management API answers a path, which may contain escapes from the third segment on: in names.
 
         Quart matches the decoded path, and a reverse proxy in front may have matched the path as it was sent.
         """
-        return raw_path[1:].partition(b"/")[0] in self._own and b"%" not in raw_path and paths.is_clear(raw_path)
+        first, _, rest = raw_path[1:].partition(b"/")
+        return first in self._own and b"%" not in rest.partition(b"/")[0] and paths.is_clear(raw_path)
 
     def report_draining(self) -> None:
         """Report not ready and continue to serve, so that load balancers send new requests to other servers."""

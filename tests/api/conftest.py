@@ -20,6 +20,7 @@ from db.options import Options
 from llm_proxy.api import register
 from llm_proxy.config import Settings
 from llm_proxy.gateway.providers import provider_file
+from llm_proxy.gateway.relay import Routing
 from llm_proxy.metrics import Metrics
 from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.services import Services
@@ -115,7 +116,8 @@ def make_api(services: Services, now: datetime = NOON) -> Api:
 
 async def _open(target: Target) -> AsyncIterator[Api]:
     providers = provider_file.load(Settings())
-    absent: Any = None
+    upstream: Any = SimpleNamespace(close=lambda: None)
+    relay: Any = SimpleNamespace(routing=Routing(providers, dict.fromkeys(providers.by_name, upstream)))
     collector: Any = SimpleNamespace(collect=trio.lowlevel.checkpoint)
     readiness: Any = StubReadiness()
     async with open_database(target, Options(pool_size=3)) as database, trio.open_nursery() as nursery:
@@ -123,8 +125,7 @@ async def _open(target: Target) -> AsyncIterator[Api]:
             settings=Settings(management_token=MANAGEMENT_TOKEN),
             database=database,
             keyring=KeyRing.generate(),
-            providers=providers,
-            relay=absent,
+            relay=relay,
             metrics=Metrics(providers.by_name, VERSION),
             collector=collector,
             readiness=readiness,

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 
 from db.database import Database
 from db.errors import DatabaseError, Unavailable
-from db.queries import audit, projects, tokens
+from db.queries import audit, credentials, projects, tokens
 from db.records import AuditEntry
 from llm_proxy.api import refusals
 from llm_proxy.api.operations import Change
@@ -43,6 +43,17 @@ NEW_PROJECT = {
     "active": True,
     "created_at": NOON_TEXT,
     "allow_unknown_objects": False,
+    "credentials": {"openai": "new"},
+}
+NEW_CREDENTIAL = {
+    "id": ANY,
+    "name": "shared",
+    "provider": "openai",
+    "api_key": HIDDEN,
+    "api_key_last4": "1234",
+    "active": True,
+    "projects": 0,
+    "created_at": NOON_TEXT,
 }
 NEW_TOKEN = {
     "id": ANY,
@@ -82,10 +93,12 @@ class Case:
 
 
 def made(operation: str, request: str, status: int = 200, **more: Any) -> Case:
-    return Case(operation, "project" if "Project" in operation else "token", request, status, **more)
+    kind = next(kind for kind in ("project", "credential", "token") if kind.title() in operation)
+    return Case(operation, kind, request, status, **more)
 
 
 PROJECT, TOKEN = "/manage/projects/{project}", "/manage/tokens/{token}"
+CREDENTIAL, GONE_CREDENTIAL = "/manage/credentials/{credential}", f"/manage/credentials/{NOWHERE}"
 GONE_PROJECT, GONE_TOKEN = f"/manage/projects/{NOWHERE}", f"/manage/tokens/{NOWHERE}"
 OFF = {"active": False}
 
@@ -117,6 +130,39 @@ CHANGES = [
     ),
     made("updateProject", f"PATCH {PROJECT}", body={"name": "p"}, resource_id="{project}"),
     made("revokeProjectTokens", f"POST {PROJECT}/tokens/revoke", resource_id="{project}", after={"revoked": 1}),
+    made(
+        "createCredential",
+        "POST /manage/credentials",
+        201,
+        body={"name": "shared", "provider": "openai", "api_key": KEY},
+        resource_id=ANY,
+        after=NEW_CREDENTIAL,
+    ),
+    made(
+        "updateCredential",
+        f"PATCH {CREDENTIAL}",
+        body=OFF,
+        resource_id="{credential}",
+        before={"active": True},
+        after={"active": False},
+    ),
+    made(
+        "rotateCredential",
+        f"POST {CREDENTIAL}/rotate",
+        body={"api_key": OTHER_KEY},
+        resource_id="{credential}",
+        before={"api_key": HIDDEN},
+        after={"api_key": HIDDEN},
+    ),
+    made(
+        "updateProject",
+        f"PATCH {PROJECT}",
+        body={"credentials": ["inactive"]},
+        resource_id="{project}",
+        before={"api_key": HIDDEN, "credentials": {"openai": "p"}},
+        after={"api_key": HIDDEN, "credentials": {"openai": "inactive"}},
+    ),
+    Case("reloadServer", "server", "POST /manage/reload", 200),
     made("createToken", "POST /manage/tokens", 201, body={"project_id": "{project}"}, resource_id=ANY, after=NEW_TOKEN),
     made(
         "updateToken",
@@ -153,7 +199,34 @@ REFUSALS = [
     made("createProject", "POST /manage/projects", 415, error="unsupported_media_type", options=NO_JSON),
     made("listProjects", "GET /manage/projects?limit=0", 400, error="invalid_query"),
     made("getProject", f"GET {GONE_PROJECT}", 404, error="project_not_found", resource_id=NOWHERE),
-    made("getProject", f"GET /manage/projects/{PASTED}", 404, error="project_not_found"),
+    made("getProject", f"GET /manage/projects/{PASTED}", 404, error="project_not_found", resource_id=HIDDEN),
+    made("listCredentials", "GET /manage/credentials?limit=0", 400, error="invalid_query"),
+    made("getCredential", f"GET {GONE_CREDENTIAL}", 404, error="credential_not_found", resource_id=NOWHERE),
+    made(
+        "createCredential",
+        "POST /manage/credentials",
+        409,
+        error="name_taken",
+        body={"name": "p", "provider": "openai", "api_key": KEY},
+    ),
+    made(
+        "updateCredential",
+        f"PATCH {GONE_CREDENTIAL}",
+        404,
+        error="credential_not_found",
+        body=OFF,
+        resource_id=NOWHERE,
+    ),
+    made(
+        "rotateCredential",
+        f"POST {GONE_CREDENTIAL}/rotate",
+        404,
+        error="credential_not_found",
+        body={"api_key": KEY},
+        resource_id=NOWHERE,
+    ),
+    made("createToken", "POST /manage/tokens", 409, error="ambiguous_name", body={"project_id": "1234"}),
+    Case("reloadServer", "server", "POST /manage/reload", 401, "unauthorized", token="wrong"),
     made("updateProject", f"PATCH {GONE_PROJECT}", 404, error="project_not_found", body=OFF, resource_id=NOWHERE),
     made(
         "updateProject",
@@ -214,7 +287,7 @@ async def world(api: Api) -> World:
     assert (await api("PATCH", f"/manage/projects/{inactive['id']}", OFF)).status == 200
     made = {"token": await api.token(project), "revoked": await api.token(project)}
     assert (await api("DELETE", f"/manage/tokens/{made['revoked']['id']}")).status == 204
-    found = {"project": project, "inactive": inactive} | made
+    found = {"project": project, "inactive": inactive, "credential": project["credentials"][0]} | made
     return World(api, {name: one["id"] for name, one in found.items()})
 
 
@@ -286,7 +359,11 @@ async def test_an_entry_cannot_be_changed_or_deleted(world: World) -> None:
 
 def state(connection: Connection) -> list[Any]:
     """Everything that the API can change."""
-    return [projects.page(connection, 100, None), tokens.page(connection, 100, None, None, None)]
+    return [
+        projects.page(connection, 100, None),
+        credentials.page(connection, 100, None, None),
+        tokens.page(connection, 100, None, None, None),
+    ]
 
 
 async def changing_calls(api: Api) -> tuple[list[tuple[str, str, Any]], Api]:
@@ -296,6 +373,9 @@ async def changing_calls(api: Api) -> tuple[list[tuple[str, str, Any]], Api]:
     return [
         ("POST", "/manage/projects", {"name": "new", "api_key": KEY}),
         ("PATCH", f"/manage/projects/{project['id']}", {"name": "renamed"}),
+        ("POST", "/manage/credentials", {"name": "shared", "provider": "openai", "api_key": KEY}),
+        ("PATCH", f"/manage/credentials/{project['credentials'][0]['id']}", OFF),
+        ("POST", f"/manage/credentials/{project['credentials'][0]['id']}/rotate", {"api_key": OTHER_KEY}),
         ("POST", "/manage/tokens", {"project_id": project["id"]}),
         ("PATCH", f"/manage/tokens/{token['id']}", {"name": "renamed"}),
         ("POST", f"/manage/tokens/{token['id']}/rotate", None),
@@ -563,7 +643,7 @@ async def test_no_secret_is_in_the_audit_log(world: World) -> None:
     table = (await api("GET", "/manage/audit", headers={"Accept": "text/csv"})).data.decode()
     shown = await entries(api)
     assert len(shown) > 25
-    digests = [repr(found.digest) for found in (await api.services.database.read(state))[1]]
+    digests = [repr(found.digest) for found in (await api.services.database.read(state))[-1]]
     sealed = [found.api_key for found in (await api.services.database.read(state))[0]]
     for place in (table, str(shown), await api.services.database.read(everything)):
         for secret in (*(one for one in secrets if one.startswith("sk-")), "enc:v2", *digests, *sealed):

@@ -13,7 +13,6 @@ from sqlalchemy import Connection
 
 from db.errors import CommitUnknown, Contention, DatabaseError, SchemaMismatch, Unavailable
 from db.queries import projects, tokens
-from llm_proxy.tokens import new_secret
 from tests.api.conftest import MANAGEMENT_TOKEN, NOON, Api, make_api
 from tests.api.wrong_requests import CASES, GOOD_PROJECT, GOOD_TOKEN, ID, Case
 
@@ -127,14 +126,6 @@ async def test_a_database_error_is_answered_with_503(api: Api, error: Exception,
             "code": "database_unavailable",
             "description": description,
         }
-
-
-async def test_an_invalid_id_is_refused_while_the_database_is_unavailable(api: Api) -> None:
-    database: Any = Broken(Unavailable("canary.example:5432 is gone"))
-    broken = make_api(evolve(api.services, database=database))
-    for identity in ("1", ID.replace("-", ""), new_secret()):
-        assert (await broken("GET", f"/manage/projects/{identity}")).json["code"] == "project_not_found"
-        assert (await broken("DELETE", f"/manage/tokens/{identity}")).json["code"] == "token_not_found"
 
 
 async def test_an_internal_error_reveals_no_details(api: Api) -> None:

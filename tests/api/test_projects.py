@@ -28,6 +28,16 @@ async def test_a_created_project_is_shown_and_listed(any_api: Api) -> None:
         "name": "Grüße 🚀",
         "provider": "anthropic",
         "api_key_last4": "6789",
+        "credentials": [
+            {
+                "id": project["credentials"][0]["id"],
+                "name": "Grüße 🚀",
+                "provider": "anthropic",
+                "api_key_last4": "6789",
+                "active": True,
+            }
+        ],
+        "allow_unknown_objects": False,
         "active": True,
         "created_at": "2027-01-15T12:00:00.123456Z",
         "updated_at": "2027-01-15T12:00:00.123456Z",
@@ -57,10 +67,11 @@ async def test_a_second_project_with_the_same_name_fails(any_api: Api) -> None:
         await any_api("PATCH", f"/manage/projects/{other['id']}", {"name": "taken"}),
     ):
         assert reply.status == 409
+        assert "has this name" in reply.json["description"]
         assert reply.json == {
-            "error": "Another project has this name",
+            "error": "The name is taken",
             "code": "name_taken",
-            "description": "Names of projects are unique. Choose another one.",
+            "description": reply.json["description"],
         }
     assert (await any_api("GET", f"/manage/projects/{other['id']}")).json["name"] == "Taken"
 
@@ -90,7 +101,9 @@ async def test_changing_the_provider_needs_a_new_api_key(api: Api) -> None:
     reply = await api("PATCH", path, {"provider": "anthropic"})
     assert reply.status == 400
     assert reply.json["code"] == "invalid_body"
-    assert reply.json["description"] == "'provider' can change from openai only together with 'api_key'."
+    assert reply.json["description"] == (
+        "'provider': the project has no credential for anthropic; send 'api_key', or 'credentials' with one."
+    )
     assert (await api("GET", path)).json == project
     assert (await api("PATCH", path, {"provider": "openai"})).status == 200
     reply = await api("PATCH", path, {"provider": "anthropic", "api_key": API_KEY})

@@ -7,13 +7,15 @@ from typing import Any
 from attrs import frozen
 
 ID = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
-NEW_PROJECT_FIELDS = "(fields: name, api_key, provider)"
+NEW_PROJECT_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects)"
+PROJECT_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects, active)"
 NEW_TOKEN_FIELDS = "(fields: project_id, name, duration_minutes, duration_hours, expires_at, max_requests)"
 NAME = "'name' must be text of 1 to 255 characters, without control characters and without space at its ends"
 NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"
 API_KEY = "'api_key' must be 1 to 4096 printable ASCII characters without spaces"
 MINUTES = "'duration_minutes' must be a whole number from 1 to 5260320"
 TIMESTAMP = "'expires_at' must be a time with its offset from UTC, such as 2030-01-31T12:00:00Z"
+WORDS = "must be text of 1 to 64 characters, without control characters and without space at its ends"
 UUID = "must be a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
 CURSOR = "'cursor' must be the next_cursor of a page of this list"
 LIMIT = "'max_requests' must be a whole number from 1 to 9007199254740991 or null (unlimited)"
@@ -32,12 +34,18 @@ def json(description: str) -> tuple[int, str, str, str]:
     return 400, "The request body is not valid JSON", "invalid_json", description
 
 
-PROJECT_NOT_FOUND = (404, "There is no such project", "project_not_found", "No project has this id.")
+PROJECT_NOT_FOUND = (404, "There is no such project", "project_not_found", "No project has this id or name.")
+CREDENTIAL_NOT_FOUND = (
+    404,
+    "There is no such credential",
+    "credential_not_found",
+    "No credential has this id or name.",
+)
 TOKEN_NOT_FOUND = (
     404,
     "There is no such token",
     "token_not_found",
-    "No token has this id. A token's id is not its secret.",
+    "No token has this id or name. A token's secret is neither.",
 )
 NOT_FOUND = (
     404,
@@ -80,6 +88,7 @@ class Case:
 
 
 PROJECTS, TOKENS = "POST /manage/projects", "POST /manage/tokens"
+CREDENTIALS = "POST /manage/credentials"
 PROJECT, TOKEN = f"PATCH /manage/projects/{ID}", f"PATCH /manage/tokens/{ID}"
 GOOD_PROJECT: dict[str, Any] = {"name": "p", "api_key": "k"}
 GOOD_TOKEN: dict[str, Any] = {"project_id": ID}
@@ -99,7 +108,7 @@ CASES = [
     Case(PROJECTS, body("it must be a JSON object."), data=b"null"),
     Case(PROJECTS, body("it must be a JSON object."), body=[GOOD_PROJECT]),
     # Projects.
-    Case(PROJECTS, body("'name' is missing; 'api_key' is missing."), body={}),
+    Case(PROJECTS, body("'name' is missing; 'api_key' is missing (or 'credentials')."), body={}),
     Case(PROJECTS, body(f"{NAME}; {API_KEY}."), body={"name": "", "api_key": ""}),
     Case(PROJECTS, body(f"{NAME}; {API_KEY}."), body={"name": 7, "api_key": None}),
     Case(PROJECTS, body(f"{NAME}; {API_KEY}."), body={"name": " p", "api_key": "k k"}),
@@ -108,7 +117,25 @@ CASES = [
     Case(PROJECTS, body(f"{NAME}."), body=GOOD_PROJECT | {"name": "a\u2028b"}),
     Case(PROJECTS, body(f"{API_KEY}."), body=GOOD_PROJECT | {"api_key": "clé"}),
     Case(PROJECTS, body(f"'provider' must be one of {NAMES}."), body=GOOD_PROJECT | {"provider": "OpenAI"}),
-    Case(PROJECTS, body(f"'provider' must be one of {NAMES}."), body=GOOD_PROJECT | {"provider": None}),
+    Case(PROJECTS, body(f"'provider' {WORDS}."), body=GOOD_PROJECT | {"provider": None}),
+    Case(
+        PROJECTS,
+        body("only one of 'api_key', 'credentials' can be given."),
+        body=GOOD_PROJECT | {"credentials": ["shared"]},
+    ),
+    Case(
+        PROJECTS, body("'credentials' must be a list of 1 to 100 names or ids."), body={"name": "p", "credentials": []}
+    ),
+    Case(PROJECTS, CREDENTIAL_NOT_FOUND, body={"name": "p", "credentials": ["shared"]}),
+    Case(CREDENTIALS, body("'name' is missing; 'provider' is missing; 'api_key' is missing."), body={}),
+    Case(
+        CREDENTIALS,
+        body(f"'provider' must be one of {NAMES}."),
+        body={"name": "c", "provider": "OpenAI", "api_key": "k"},
+    ),
+    Case(f"PATCH /manage/credentials/{ID}", CREDENTIAL_NOT_FOUND, body={"active": False}),
+    Case(f"POST /manage/credentials/{ID}/rotate", CREDENTIAL_NOT_FOUND, body={"api_key": "k"}),
+    Case("GET /manage/credentials/none", CREDENTIAL_NOT_FOUND),
     Case(
         PROJECTS,
         body(f"'active' is not a field of this request {NEW_PROJECT_FIELDS}."),
@@ -117,18 +144,23 @@ CASES = [
     Case(
         PROJECTS,
         body(
-            f"{NAME}; 'api_key' is missing; 'provider' must be one of {NAMES};"
+            f"{NAME}; 'provider' {WORDS};"
             f" 'apikey' is not a field of this request {NEW_PROJECT_FIELDS};"
-            f" 'x{'y' * 39}…' is not a field of this request {NEW_PROJECT_FIELDS}."
+            f" 'x{'y' * 39}…' is not a field of this request {NEW_PROJECT_FIELDS};"
+            " 'api_key' is missing (or 'credentials')."
         ),
         body={"name": [], "apikey": "k", "provider": 1, "x" + "y" * 50: 0},
     ),
-    Case(PROJECT, body("it names no field (fields: name, api_key, provider, active)."), body={}),
+    Case(
+        PROJECT,
+        body(f"it names no field {PROJECT_FIELDS}."),
+        body={},
+    ),
     Case(PROJECT, body(f"{NAME}; 'active' must be true or false."), body={"active": "true", "name": None}),
     Case(PROJECT, body("'active' must be true or false."), body={"active": 1}),
     Case(
         PROJECT,
-        body("'id' is not a field of this request (fields: name, api_key, provider, active)."),
+        body(f"'id' is not a field of this request {PROJECT_FIELDS}."),
         body={"id": ID, "name": "x"},
     ),
     Case(PROJECT, PROJECT_NOT_FOUND, body={"active": True}),
@@ -138,7 +170,8 @@ CASES = [
     Case(f"POST /manage/projects/{ID}/tokens/revoke", PROJECT_NOT_FOUND),
     # Tokens.
     Case(TOKENS, body("'project_id' is missing."), body={}),
-    Case(TOKENS, body(f"'project_id' {UUID}."), body={"project_id": "p1"}),
+    Case(TOKENS, PROJECT_NOT_FOUND, body={"project_id": "p1"}),
+    Case(TOKENS, body("'project_id' must be an id, a name, or the last four characters."), body={"project_id": ""}),
     Case(TOKENS, PROJECT_NOT_FOUND, body=GOOD_TOKEN),
     Case(TOKENS, body(f"{MINUTES}."), body=GOOD_TOKEN | {"duration_minutes": 0}),
     Case(TOKENS, body(f"{MINUTES}."), body=GOOD_TOKEN | {"duration_minutes": -5}),
@@ -219,8 +252,8 @@ CASES = [
         query("'verbose' is not a parameter of this request (parameters: none)."),
     ),
     Case(
-        "GET /manage/tokens?active_only=yes&project_id=p1",
-        query(f"'project_id' {UUID}; 'active_only' must be true or false."),
+        "GET /manage/tokens?active_only=yes&project_id=",
+        query("'project_id' must be an id, a name, or the last four characters; 'active_only' must be true or false."),
     ),
     Case(
         "GET /manage/requests?outcome=fine",

@@ -184,7 +184,7 @@ def test_revoking_all_tokens_takes_a_yes(
     [
         (("project", "get", "x"), "There is no such project: No project has this id", 1),
         (("token", "get", "../projects"), "This path must not contain percent escapes", 1),
-        (("project", "update", "x"), "nothing to change; give --name, --api-key or --provider", 2),
+        (("project", "update", "x"), "nothing to change; give --name, --api-key, --credential or --provider", 2),
         (
             ("token", "update", "x"),
             "nothing to change; give --name, --duration, --expires-at or --max-requests",
@@ -222,7 +222,7 @@ def test_revoking_all_tokens_takes_a_yes(
         (
             ("token", "generate", "--project-id", "x", "--name", " x", "--max-requests", "99999999999999999999"),
             (
-                "--project-id must be a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11; --name must be text of up "
+                "--name must be text of up "
                 "to 255 characters, without control characters and without space at its ends; --max-requests must be "
             ),
             1,

@@ -213,6 +213,7 @@ def test_the_short_helps_fit_into_their_lists(run: Run) -> None:
         "ledger",
         "manage",
         "migrate",
+        "reload",
         "server",
     ]
     groups = [

@@ -74,6 +74,6 @@ def test_hook_expands_folders_in_the_order_of_their_readme() -> None:
     assert (home, inner) == ("index.md", {"H": [{"I": ["adr/0001.md", "adr/0002.md"]}]})
     assert isinstance(guides, dict)
     names = [Path(page).stem for page in guides["G"]]
-    assert names[:3] == ["README", "first-project", "providers"]
+    assert names[:4] == ["README", "first-project", "credentials", "providers"]
     assert names[-1] == "new"
     assert len(names) == len(pages) - 3

@@ -22,7 +22,7 @@ from db.records import Worker
 from db.schema import in_flight, metadata, requests
 from llm_proxy.config import Settings
 from llm_proxy.gateway.providers import provider_file
-from llm_proxy.gateway.relay import Relay
+from llm_proxy.gateway.relay import Relay, Routing
 from llm_proxy.gateway.upstream.origin import Timeouts
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.identifiers import new_id
@@ -218,8 +218,7 @@ async def scene(
             ledger = Ledger(database, Worker(new_id(), "here", 1, "0", now, now), metrics, exclusive=True)
             pool = UpstreamPool(providers.default.origin, Timeouts(5, 5, 5))
             relay = Relay(
-                providers=providers,
-                upstreams={"openai": pool},
+                routing=Routing(providers, {"openai": pool}),
                 ledger=ledger,
                 keyring=keyring,
                 metrics=metrics,

@@ -21,6 +21,7 @@ from db.schema import provider_objects
 from llm_proxy.config import Settings
 from llm_proxy.gateway.objects.table import TABLE
 from llm_proxy.gateway.providers import provider_file
+from llm_proxy.gateway.relay import Routing
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger.isolation import Isolation
 from llm_proxy.tokens import new_secret
@@ -166,7 +167,8 @@ class Pair:
 @asynccontextmanager
 async def pair(folder: Path, *, shared: bool = True, **first: Any) -> AsyncIterator[Pair]:
     async with scene(folder) as stage:
-        stage.relay.upstreams = {"openai": stage.pool, "anthropic": stage.pool}
+        upstreams = {"openai": stage.pool, "anthropic": stage.pool}
+        stage.relay.routing = Routing(stage.relay.routing.providers, upstreams)
         secrets: dict[str, str] = {}
         ids: list[str] = []
         used = a_credential(provider="anthropic")

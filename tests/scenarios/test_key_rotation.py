@@ -62,7 +62,8 @@ async def test_key_rotation_under_load_fails_no_request(
             nursery.start_soon(hammer, number)
         told = await trio.to_thread.run_sync(rotate, migrated_database)
         rotated.set()
-    assert f"re-encrypted  {PROJECTS}" in told
+    # Each key is stored twice: in its credential, and in the project.
+    assert f"re-encrypted  {2 * PROJECTS}" in told
     assert set(statuses) == {http.client.OK}
     assert len(statuses) >= PROJECTS
     assert deployment.server.stop() == 0
@@ -86,7 +87,7 @@ def test_a_wrong_encryption_key_is_reported_at_the_start(
     kid = KeyRing.from_setting(ENCRYPTION_KEY).key_ids[0]
     (line,) = [line for line in server.output.splitlines() if line.startswith("error:")]
     assert line == (
-        f"error: 1 of 1 stored API keys need the key with the id {kid} (1): "
+        f"error: 2 of 2 stored API keys need the key with the id {kid} (2): "
         "ENCRYPTION_KEY is not the one that this database was used with"
     )
 

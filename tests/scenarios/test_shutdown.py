@@ -134,19 +134,6 @@ async def test_shutdown_delay_keeps_serving_while_not_ready(
     assert await server.ended(60) == 0, server.output
 
 
-@on("sqlite", "postgres")
-def test_sighup_with_one_process_logs_why_nothing_changes(
-    start_server: StartServer, migrated_env: dict[str, str], database_kind: Kind
-) -> None:
-    server = start_server(migrated_env)
-    server.process.signal(signal.SIGHUP)
-    server.wait_said("SIGHUP changes nothing")
-    (told,) = [event["event"] for event in server.events if "SIGHUP" in event["event"]]
-    assert ("one server process" if database_kind is Kind.SQLITE else "set WORKERS to 2 or more") in told
-    assert server.is_ready()
-    assert server.stop() == 0
-
-
 @on("postgres", "mysql", "mariadb")
 def test_a_server_ends_although_its_database_is_away(
     start_server: StartServer, databases: Databases, database_kind: Kind

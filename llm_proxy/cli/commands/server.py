@@ -37,8 +37,8 @@ def command(addr: str | None, db: str | None, workers: str | None, config: Path 
     """Migrate the database, then serve.
 
     SIGTERM or Ctrl-C stops the server after running requests have ended, or after SHUTDOWN_GRACE. With SHUTDOWN_DELAY,
-    it first continues to serve for that time with /ready at 503, so that load balancers notice. With several workers,
-    SIGHUP reads settings, provider file and certificates again and replaces the workers one by one.
+    it first continues to serve for that time with /ready at 503, so that load balancers notice. SIGHUP reads the
+    provider file again; with several workers also settings and certificates, and it replaces the workers one by one.
 
     On SQLite, if MANAGEMENT_TOKEN is not set, the server makes a token and keeps it in a file beside the database.
     """

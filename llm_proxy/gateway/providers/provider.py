@@ -105,6 +105,11 @@ class Provider:
         return ParameterRules(self.param_whitelist)
 
     @property
+    def connection_settings(self) -> tuple[object, ...]:
+        """What its connections are made with."""
+        return self.origin, self.timeouts, self.keep_alive, self.max_idle_conns_per_host
+
+    @property
     def needs_body(self) -> bool:
         """Whether the body must be read whole before a request can be admitted."""
         return bool(self.param_whitelist)

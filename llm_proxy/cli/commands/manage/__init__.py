@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.commands.manage import project, token
+from llm_proxy.cli.commands.manage import credential, project, token
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.options import json_option
 from llm_proxy.cli.output import print_record, print_table, timestamp, warn
@@ -97,5 +97,6 @@ def _changes(entry: dict[str, Any]) -> str:
     )
 
 
+command.add_command(credential.command)
 command.add_command(project.command)
 command.add_command(token.command)

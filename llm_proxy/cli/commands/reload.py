@@ -1,0 +1,24 @@
+"""`llm-proxy reload`."""
+
+from __future__ import annotations
+
+import click
+
+from llm_proxy.cli.client import ManagementClient, path, with_client
+from llm_proxy.cli.options import json_option
+from llm_proxy.cli.output import print_record
+from llm_proxy.cli.program import Command
+
+
+@click.command(cls=Command)
+@json_option
+@with_client
+def command(client: ManagementClient, *, as_json: bool) -> None:
+    """Let a running server read its provider file again.
+
+    No request fails: running ones end as they began. If the file is wrong, nothing changes, and every mistake is shown.
+    With several workers, the server also reads its settings and certificates again, and replaces the workers one by
+    one. Of several servers, only the one that answers is reloaded.
+    """
+    found = client.post(path("reload"))
+    print_record(found, {"providers": ", ".join(found["providers"])}, as_json=as_json)
