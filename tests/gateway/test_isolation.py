@@ -23,6 +23,7 @@ from llm_proxy.gateway.objects.table import TABLE
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Routing
 from llm_proxy.identifiers import new_id
+from llm_proxy.ledger import Ledger, isolation
 from llm_proxy.ledger.isolation import Isolation
 from llm_proxy.tokens import new_secret
 from tests.db.queries.factories import NOON, a_credential
@@ -304,6 +305,12 @@ CREATIONS: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
     ),
     ("POST", "/v1/conversations", {"id": "conv_1"}, {"conv_1": "conversation"}),
     ("POST", "/v1/conversations/own/items", {"data": [{"id": "msg_2"}]}, {"msg_2": "item"}),
+    (
+        "POST",
+        "/v1/chat/completions",
+        {"id": "chatcmpl-1", "choices": [{"message": {"audio": {"id": "audio_1"}}}]},
+        {"chatcmpl-1": "completion", "audio_1": "audio"},
+    ),
     ("POST", "/v1/videos", {"id": "video_1"}, {"video_1": "video"}),
     ("POST", "/v1/videos/own/remix", {"id": "video_2"}, {"video_2": "video"}),
     ("POST", "/v1/fine_tuning/jobs", {"id": "ftjob-1"}, {"ftjob-1": "job"}),
@@ -334,8 +341,78 @@ async def test_what_an_answer_shows_as_created_is_recorded_before_the_client_has
             head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Encoding: %b" % coding.encode()
             whole = b"%b\r\nContent-Length: %d\r\n\r\n%b" % (head, len(content), content)
             both.stage.provider.script = lambda _head, _body, whole=whole: whole
-            body: object = {} if method == "POST" else None
+            body: object = {"store": True} if method == "POST" else None
             client = await both.start(both.first, method, path, body)
             after = await both.owners()
             assert {key: kind for key, kind in after.items() if key not in before} == ids, path
             assert client.recorded == ids.keys() | before.keys(), path
+
+
+async def test_the_id_of_a_stream_is_recorded_before_the_client_has_its_first_event(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        event = b'data: {"type":"response.created","response":{"id":"resp_1"}}\n\n'
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        stream = event + b"data: {}\n\n" * 3
+        both.stage.provider.script = lambda _head, _body: head % len(stream) + stream
+        client = await both.start(both.first, "POST", "/v1/responses", {"stream": True})
+        assert "resp_1" in client.recorded
+        assert b"".join(message.get("body", b"") for message in client.received) == stream
+        assert (await both.ask(both.second, "GET", "/v1/responses/resp_1"))[0] == NOT_FOUND
+        assert (await both.ask(both.first, "GET", "/v1/responses/resp_1"))[0] == OK
+
+
+async def test_what_cannot_be_recorded_in_time_is_recorded_with_the_settlement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> bool:
+        return False
+
+    monkeypatch.setattr(Ledger, "record", fail)
+    async with pair(tmp_path) as both:
+        both.stage.provider.script = lambda _head, _body: answer({"id": "file-1"})
+        client = await both.start(both.first, "POST", "/v1/files", {})
+        assert client.recorded == set()
+        assert (await both.ask(both.first, "GET", "/v1/files/file-1"))[0] == OK
+        assert await both.owners() == {"file-1": "file"}
+
+
+@pytest.mark.parametrize(("status", "left"), [(200, set()), (404, {"file-1"}), (500, {"file-1"})])
+async def test_an_object_is_forgotten_when_the_provider_has_deleted_it(
+    tmp_path: Path, status: int, left: set[str]
+) -> None:
+    async with pair(tmp_path) as both:
+        await both.own(both.first, "file-1")
+        both.stage.provider.script = lambda _head, _body: answer({"error": {}}, status)
+        await both.start(both.first, "DELETE", "/openai/v1/files/file-1")
+        await both.ask(both.first, "GET", "/v1/models")
+        found = provider_objects.c
+        query = select(found.object_id).where(found.provider == "openai")
+        assert set(await both.stage.database.read(lambda connection: connection.scalars(query).all())) == left
+
+
+@pytest.mark.parametrize("pieces", [1, 3])
+async def test_a_body_in_which_an_id_could_hide_is_refused_only_where_others_use_the_account(
+    tmp_path: Path, pieces: int
+) -> None:
+    twice = b'{"previous_response_id": "a", "previous_response_id": "b"}'
+    for shared, expected in ((True, 400), (False, OK)):
+        folder = tmp_path / str(shared)
+        folder.mkdir()
+        async with pair(folder, shared=shared) as both:
+            assert (await both.ask(both.first, "POST", "/v1/responses", twice, pieces=pieces))[0] == expected
+            text = b'{"messages": [], "file_id": 1}'
+            status, _ = await both.ask(
+                both.first, "POST", "/v1/chat/completions", text, pieces=pieces, kind="text/plain"
+            )
+            assert status == expected
+
+
+async def test_requests_without_objects_read_nothing_more_of_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolation, "read", None)
+    async with pair(tmp_path) as both:
+        for path in ("/v1/chat/completions", "/v1/embeddings", "/anthropic/v1/messages"):
+            body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
+            assert (await both.ask(both.first, "POST", path, body))[0] == OK
+        assert (await both.ask(both.first, "GET", "/v1/models"))[0] == OK

@@ -125,7 +125,10 @@ class AnswerReader:
         kind = _EVENT_KINDS.get(str(document.get("object")))
         if kind is not None and kind in self._yields.values():
             self._add(document.get("id"), kind, found)
-            self.done = kind == "completion"
+            if kind == "completion":
+                # All events have its id.
+                self._objects(document, found)
+                self._markers = (b'"audio"',)
         for inner in ("response", "message", "delta"):
             self._objects(document.get(inner), found)
         self._objects({"output": document.get("item"), "content": document.get("content_block")}, found)

@@ -55,17 +55,17 @@ _ESCAPE: Final = re.compile(rb"\\u00[2-7]", re.IGNORECASE)
 _PLAIN_TYPES: Final = frozenset({b"application/json", b"application/json; charset=utf-8"})
 
 
-def may_have(texts: Sequence[bytes], body: bytes) -> bool:
-    """Whether a JSON body has one of the texts, or may hide one by escapes or another encoding."""
+def has_any(texts: Sequence[bytes], body: bytes) -> bool:
+    """Whether a body has one of the texts."""
     for text in texts:
         if text in body:
             return True
-    return b"\0" in body or (b"\\u00" in body and _ESCAPE.search(body) is not None)
+    return False
 
 
-def may_name(hints: Sequence[bytes], headers: Headers, body: bytes) -> bool:
-    """Whether a complete body has to be read for ids."""
-    if may_have(hints, body):
+def may_hide(headers: Headers, body: bytes) -> bool:
+    """Whether a body may have an ASCII text that a search does not find: by escapes, or by another encoding."""
+    if b"\0" in body or (b"\\u00" in body and _ESCAPE.search(body) is not None):
         return True
     for name, value in headers:
         if name == b"content-type" and value not in _PLAIN_TYPES:

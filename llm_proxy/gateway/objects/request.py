@@ -65,11 +65,12 @@ class RequestObjects:
         """Whether a body that has arrived must be read; otherwise it names nothing."""
         if not self.unread and not self.endpoint.requested:
             return False
-        body = inbound.complete() or b""
-        if self.endpoint.requested and not references.may_have(self.endpoint.requested, body):
-            self.yields = {}
-        if self.unread and not references.may_name(self.endpoint.hints, inbound.headers, body):
-            self.unread = False
+        endpoint, body = self.endpoint, inbound.complete() or b""
+        if not references.may_hide(inbound.headers, body):
+            if endpoint.requested and not references.has_any(endpoint.requested, body):
+                self.yields = {}
+            if not references.has_any(endpoint.hints, body):
+                self.unread = False
         return self.unread
 
     def take(self, reader: JsonMembers | Multipart, found: Parameters) -> None:

@@ -198,6 +198,11 @@ POST        /api/generate
 
 #: Where ids are in an answer, by the word of a row: a path of names, through lists, and the kind of the object.
 YIELDS: Final[Mapping[str, Mapping[str, str]]] = {
+    "completion": {
+        "id": "completion",
+        "choices.message.audio.id": "audio",
+        "choices.delta.audio.id": "audio",
+    },
     "response": {"id": "response", "output.id": "item", "output.container_id": "container"},
     "items": {"data.id": "item"},
     "batch": {"id": "batch", "output_file_id": "file", "error_file_id": "file"},
@@ -224,7 +229,7 @@ HINTS: Final[Mapping[str, Sequence[bytes]]] = {
 
 #: Texts of which a request has at least one if its answer has ids at all, by the word of a row.
 _REQUESTED: Final[Mapping[str, Sequence[bytes]]] = {
-    "completion": (b'"store"',),
+    "completion": (b'"store"', b'"audio"'),
     "message": (b"container", b"code_execution"),
 }
 

@@ -41,8 +41,9 @@ RUN = (
     {"id": "m", "object": "thread.message"},
 )
 CHUNKS = (
-    {"id": "chatcmpl-1", "object": "chat.completion.chunk"},
-    {"id": "chatcmpl-2", "object": "chat.completion.chunk"},
+    {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": []},
+    {"id": "chatcmpl-2", "object": "chat.completion.chunk", "choices": [{"delta": {"content": "x"}}]},
+    {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [{"delta": {"audio": {"id": "audio_1"}}}]},
 )
 MESSAGE = (
     {"type": "content_block_start", "content_block": {"content": {"content": [{"file_id": "file_1"}]}}},
@@ -63,7 +64,7 @@ MESSAGE = (
         ),
         (b"/v1/threads/runs", RUN, {"thread_1": "thread", "run_1": "run"}),
         (b"/v1/threads/t/runs", RUN[1:], {"run_1": "run"}),
-        (b"/v1/chat/completions", CHUNKS, {"chatcmpl-1": "completion"}),
+        (b"/v1/chat/completions", CHUNKS, {"chatcmpl-1": "completion", "audio_1": "audio"}),
         (b"/v1/messages", MESSAGE, {"file_1": "file", "container_1": "container"}),
     ],
 )

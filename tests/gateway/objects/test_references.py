@@ -49,7 +49,7 @@ def test_an_id_is_found_however_it_is_written_and_wherever_it_is(
     inner = f'{{"x": {json.dumps(around)}, {member}}}'
     body = (f'{{"a": [{inner}, {json.dumps(around)}]}}' if form == "deep" else inner).encode()
     assert "id-1" in read(body, cut)
-    assert references.may_name(HINTS["items"], PLAIN, body)
+    assert references.may_hide(PLAIN, body) or references.has_any(HINTS["items"], body)
 
 
 @given(st.data(), st.sampled_from(NAMES))
@@ -86,12 +86,13 @@ def test_what_is_the_clients_own_names_nothing(body: Any) -> None:
     ],
 )
 def test_a_body_that_may_hide_an_id_is_read(headers: list[tuple[bytes, bytes]], body: bytes) -> None:
-    assert references.may_name(HINTS["chat"], headers, body)
+    assert references.may_hide(headers, body)
 
 
 def test_an_ordinary_body_is_not_read() -> None:
     body = b'{"model": "m", "messages": [{"role": "user", "content": "caf\\u00e9 \\n hello"}]}'
-    assert not references.may_name(HINTS["chat"], PLAIN, body)
+    assert not references.may_hide(PLAIN, body)
+    assert not references.has_any(HINTS["chat"], body)
 
 
 @pytest.mark.parametrize("field", ["file_id", "file_ids[]", "images[0][file_id]", "container[id]", "input.file_id"])
