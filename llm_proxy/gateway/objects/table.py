@@ -1,7 +1,8 @@
 """Which objects each endpoint creates, names and lists. An endpoint without a row may reach the whole account.
 
-A row has methods, a path, and properties. In a path, `{kind}` names an object and is judged; `*` is a part of the
-object before it (a message of a thread), which the provider looks for in that object only.
+A row has methods, a path, and properties; of several that match, the first applies. In a path, `{kind}` names an object
+and is judged; `*` is a part of the object before it (a message of a thread), which the provider looks for in that
+object only.
 
 Properties:
 
@@ -50,7 +51,8 @@ POST        /v1/conversations/{conversation}/items        creates items, body it
 GET DELETE  /v1/conversations/{conversation}/items/*
 POST        /v1/embeddings
 GET         /v1/models
-GET DELETE  /v1/models/*
+GET         /v1/models/*
+DELETE      /v1/models/*                                  account
 POST        /v1/moderations
 GET         /v1/files                                     account
 POST        /v1/files                                     creates file
@@ -150,10 +152,18 @@ DELETE      /v1/skills/{skill}                            deletes
 GET POST    /v1/skills/{skill}/versions
 GET DELETE  /v1/skills/{skill}/versions/*
 GET         /v1/skills/{skill}/versions/*/content
+POST        /v1/classify
+POST        /v1/generate
+POST        /v1/ocr                                       body fields
 POST        /v1/rerank
+POST        /v1/summarize
+POST        /v2/audio/transcriptions
 POST        /v2/chat
 POST        /v2/embed
 POST        /v2/rerank
+POST        /v1/models/*:batchGenerateContent             account
+POST        /v1beta/models/*:batchGenerateContent         account
+POST        /publishers/*/models/*:fetchPredictOperation  account
 GET         /v1beta/models
 GET         /v1beta/models/*
 POST        /v1beta/models/*                              body contents
@@ -260,6 +270,8 @@ _PREFIX: Final = re.compile(
     rb"|(?:/openai)?/deployments/[^/]+(?=/)|/openai(?=/)"
 )
 
+_COLON: Final = re.compile(rb"%3a", re.IGNORECASE)
+
 _UNKNOWN: Final = Endpoint(account=True, known=False)
 _PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}|\*")
 
@@ -297,6 +309,9 @@ class Table:
             found = self._literal.get((method, path))
         if found is not None:
             return found, ()
+        if b"%" in path:
+            # Behind it may be the verb of a model.
+            path = _COLON.sub(b":", path)
         for row_method, expression, endpoint in self._others:
             if row_method == method and (match := expression.fullmatch(path)) is not None:
                 # The provider decodes what a path escapes.

@@ -1,4 +1,4 @@
-"""Every endpoint of the built-in OpenAI and Anthropic has a row, and each row can be reached."""
+"""Every endpoint of the built-in providers with OpenAI's or Anthropic's API has a row, and each row can be reached."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from llm_proxy.config import Settings
 from llm_proxy.gateway.objects.table import TABLE
 from llm_proxy.gateway.providers import provider_file
 
+#: Built-in providers that have no endpoint without a row.
+COMPLETE = ("openai", "anthropic", "openrouter", "groq", "deepseek", "together")
 BUILT_IN = provider_file.load(Settings.load({}, {}, None)).by_name
 
 
-@pytest.mark.parametrize(
-    "path", sorted({path for name in ("openai", "anthropic") for path in BUILT_IN[name].allowed_endpoints})
-)
+@pytest.mark.parametrize("path", sorted({path for name in COMPLETE for path in BUILT_IN[name].allowed_endpoints}))
 def test_a_built_in_endpoint_has_a_row(path: str) -> None:
     concrete = re.sub(r"\{[a-z]+\}", "x", path).encode()
     assert any(TABLE.find(method, concrete)[0].known for method in ("GET", "POST", "DELETE"))
@@ -43,6 +43,12 @@ def test_other_spellings_of_a_path_have_the_same_row(path: bytes, ids: tuple[str
     endpoint, found = TABLE.find(method, path)
     assert (endpoint.known, found) == (True, ids)
     assert TABLE.find("HEAD", path) == (endpoint, found) or not ids
+
+
+@pytest.mark.parametrize("colon", [b":", b"%3A", b"%3a"])
+def test_a_verb_that_names_objects_is_no_model(colon: bytes) -> None:
+    assert TABLE.find("POST", b"/v1beta/models/x%bbatchGenerateContent" % colon)[0].account
+    assert not TABLE.find("POST", b"/v1beta/models/x%bgenerateContent" % colon)[0].account
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", b"/v1/files"), ("GET", b"/v1/new"), ("GET", b"/v1/files/a/b/c")])
