@@ -124,7 +124,7 @@ def find(declarations: Mapping[str, Declaration], sources: list[Source]) -> Foun
                 if text and file:
                     subject = f"{name} and {name}_FILE{source.place}"
                     raise InvalidValue("both are set; remove one")  # noqa: TRY301 (one place makes a mistake of it)
-                found.values[name] = declaration.kind.read(_read_secret(file) if file else text)
+                found.values[name] = declaration.kind.read(read_secret(Path(file)) if file else text)
             except InvalidValue as error:
                 found.mistakes.append(f"{subject}: {error}")
             break
@@ -141,10 +141,11 @@ def _subject(name: str, declaration: Declaration, text: str, source: Source) -> 
     return f"{named} {quoted(text)}" if is_flag else f"{named}={quoted(text)}{place}"
 
 
-def _read_secret(file: str) -> str:
+def read_secret(file: Path) -> str:
+    """Read a file that the operator has made for a secret. Raises `InvalidValue`."""
     try:
-        text = Path(file).read_text(encoding="utf-8").strip()
-        private_file.check(Path(file))
+        text = file.read_text(encoding="utf-8").strip()
+        private_file.check(file)
     except private_file.ExposedFile as error:
         raise InvalidValue(f"the file {error}") from None
     except UnicodeDecodeError:

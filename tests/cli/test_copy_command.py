@@ -127,7 +127,10 @@ def test_a_difference_is_an_error(run: Run, full: Scratch, folder: Path, monkeyp
             ["--from", "postgres://u:p@h/d", "--to", "postgresql://v:q@h:5432/d"],
             "--from and --to are the same database",
         ),
-        (["--from", "a.db", "--to-file", "missing"], "--to-file missing cannot be read: No such file or directory"),
+        (
+            ["--from", "a.db", "--to-file", "missing"],
+            "--to-file missing: the file cannot be read: No such file or directory",
+        ),
         (["--from", "x:hidden@tcp(h)", "--to", "b.db"], "--from names no database"),
         (["--from", "oracle://u:hidden@h/d", "--to", "b.db"], "--from must begin with postgres://"),
     ],

@@ -25,8 +25,7 @@ def command() -> None:
 @click.option("--dry-run", is_flag=True, help="Print what would be done; write nothing.")
 @json_option
 @database_options
-@click.pass_context
-def rotate(context: click.Context, *, dry_run: bool, as_json: bool, db: str | None, config: Path | None) -> None:
+def rotate(*, dry_run: bool, as_json: bool, db: str | None, config: Path | None) -> None:
     """Encrypt all API keys again, under the first key of ENCRYPTION_KEY.
 
     Set ENCRYPTION_KEY to 'new,old' on every server, run this command, then remove the old key. Servers may run at the
@@ -48,4 +47,4 @@ def rotate(context: click.Context, *, dry_run: bool, as_json: bool, db: str | No
         for one in done.unreadable:
             report_problem(f"{one.owner}: {one.reason}")
     if done.unreadable:
-        context.exit(ERROR)
+        raise click.exceptions.Exit(ERROR)

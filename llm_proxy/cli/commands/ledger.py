@@ -25,8 +25,7 @@ def command() -> None:
 @click.option("--repair", "repairs", is_flag=True, help="Correct hourly sums and counters from the request records.")
 @json_option
 @database_options
-@click.pass_context
-def verify(context: click.Context, *, db: str | None, config: Path | None, repairs: bool, as_json: bool) -> None:
+def verify(*, db: str | None, config: Path | None, repairs: bool, as_json: bool) -> None:
     """Verify the counters of all tokens. Exits 1 if one is wrong.
 
     The counter of a token must be the number of its settled requests plus those in flight, and also the total of its
@@ -54,4 +53,4 @@ def verify(context: click.Context, *, db: str | None, config: Path | None, repai
     if repairs:
         click.echo(f"Tokens repaired: {found - len(differences)} of {found}", err=True)
     if differences:
-        context.exit(ERROR)
+        raise click.exceptions.Exit(ERROR)

@@ -74,8 +74,7 @@ def down(*, to: str | None, allow_live: bool, yes: bool, db: str | None, config:
 @command.command()
 @json_option
 @database_options
-@click.pass_context
-def status(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
+def status(*, db: str | None, config: Path | None, as_json: bool) -> None:
     """Show which revisions are applied. Exits 1 if some are pending."""
     with open_for_reading(load_settings(config, db), imagine=True) as database:
         found = database.read_now(migrate.status)
@@ -84,7 +83,7 @@ def status(context: click.Context, *, db: str | None, config: Path | None, as_js
     value = asdict(found) | {"at_head": found.at_head}
     print_table(value, ("REVISION", "STATE", "TITLE"), rows, as_json=as_json)
     if not found.at_head:
-        context.exit(ERROR)
+        raise click.exceptions.Exit(ERROR)
 
 
 @command.command()

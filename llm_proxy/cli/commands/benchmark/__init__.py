@@ -84,8 +84,7 @@ _STEPS = 10
 @click.option("--ca", type=_FILE, metavar="FILE", help="PEM file of the trusted authorities.  [default: the system's]")
 @click.option("--insecure", is_flag=True, help="Do not verify the certificate.")
 @json_option
-@click.pass_context
-def command(context: click.Context, /, *, base_url: str, token: str | None, as_json: bool, **options: Any) -> None:
+def command(*, base_url: str, token: str | None, as_json: bool, **options: Any) -> None:
     """Put load on a running proxy, and measure it.
 
     The requests are real: each is charged to the token, and the provider charges for it. Without --duration, sends 200
@@ -117,9 +116,9 @@ def command(context: click.Context, /, *, base_url: str, token: str | None, as_j
     else:
         show_summary(plan, measured)
     if interrupted:
-        context.exit(INTERRUPTED)
+        raise click.exceptions.Exit(INTERRUPTED)
     if measured.failed:
-        context.exit(ERROR)
+        raise click.exceptions.Exit(ERROR)
 
 
 def _target(  # noqa: PLR0913 - one for each option

@@ -29,10 +29,7 @@ _TOOLS = {
 @click.option("--force", is_flag=True, help="Replace the file if it exists.")
 @json_option
 @database_options
-@click.pass_context
-def command(
-    context: click.Context, *, to: Path, force: bool, as_json: bool, db: str | None, config: Path | None
-) -> None:
+def command(*, to: Path, force: bool, as_json: bool, db: str | None, config: Path | None) -> None:
     """Copy the SQLite database to the file TO.
 
     A server may use the database at the same time. The copy is verified: its pages, and its ledger as in
@@ -63,4 +60,4 @@ def command(
         )
     if differences:
         click.echo("run 'llm-proxy ledger verify' to see the differences", err=True)
-        context.exit(ERROR)
+        raise click.exceptions.Exit(ERROR)

@@ -28,8 +28,7 @@ _NOTABLE_SKEW = 1.0
 @click.command(cls=Command, name="check")
 @json_option
 @database_options
-@click.pass_context
-def command(context: click.Context, *, db: str | None, config: Path | None, as_json: bool) -> None:
+def command(*, db: str | None, config: Path | None, as_json: bool) -> None:
     """Connect to the database and run the startup checks.
 
     Shows the version, TLS, the schema, the pool size and the database's connection limit, and the clock skew. Exits 1
@@ -79,7 +78,7 @@ def command(context: click.Context, *, db: str | None, config: Path | None, as_j
         for complaint in complaints:
             report_problem(complaint)
     if complaints:
-        context.exit(ERROR)
+        raise click.exceptions.Exit(ERROR)
 
 
 def _locked(database: Database, settings: Settings) -> keys.UndecryptableKeys | None:

@@ -22,7 +22,8 @@ from llm_proxy.cli.failures import ERROR, CommandFailed, WrongUsage
 from llm_proxy.cli.options import config_option, json_option, load_settings
 from llm_proxy.cli.output import print_table, report_problem
 from llm_proxy.cli.program import Command
-from llm_proxy.secrets import private_file
+from llm_proxy.config.kinds import InvalidValue
+from llm_proxy.config.sources import read_secret
 
 _FILE = click.Path(path_type=Path)
 #: Seconds between two lines of progress.
@@ -76,9 +77,7 @@ class _Progress:
 @click.option("--dry-run", is_flag=True, help="Print what would be copied; write nothing.")
 @json_option
 @config_option
-@click.pass_context
 def command(  # noqa: PLR0913 (one parameter per option)
-    context: click.Context,
     *,
     source: str | None,
     source_file: Path | None,
@@ -126,7 +125,7 @@ def command(  # noqa: PLR0913 (one parameter per option)
     if different:
         why = "the source has changed meanwhile: stop its servers, and" if allow_live else "they differ:"
         report_problem(f"{', '.join(different)}: {why} run the same command with --resume")
-        context.exit(ERROR)
+        raise click.exceptions.Exit(ERROR)
 
 
 def _target(option: str, url: str | None, file: Path | None) -> Target:
@@ -134,13 +133,9 @@ def _target(option: str, url: str | None, file: Path | None) -> Target:
         raise WrongUsage(f"give either {option} or {option}-file")
     if file is not None:
         try:
-            private_file.check(file)
-            url = file.read_text(encoding="utf-8").strip()
-        except private_file.ExposedFile as error:
-            raise WrongUsage(f"{option}-file {file} {error}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is not text"
-            raise WrongUsage(f"{option}-file {file} cannot be read: {reason}") from None
+            url = read_secret(file)
+        except InvalidValue as error:
+            raise WrongUsage(f"{option}-file {file}: {error}") from None
     try:
         return dsn.parse(None, url, None)
     except BadDsn as error:
