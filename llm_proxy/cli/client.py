@@ -16,7 +16,7 @@ import click
 import httpx
 
 from llm_proxy.cli.failures import CannotConnect, CommandFailed, NotAuthorised, WrongUsage
-from llm_proxy.cli.options import BASE_URL, config_option, load_setting
+from llm_proxy.cli.options import BASE_URL, config_option, json_option, load_setting
 from llm_proxy.config import ListenAddress
 from llm_proxy.secrets import management_token as token_file
 from llm_proxy.version import VERSION
@@ -171,8 +171,8 @@ def path(*segments: str) -> str:
     return "/manage/" + "/".join(quote(segment, safe="") for segment in segments)
 
 
-def with_client(function: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that name the server and its token, and call the command with a client as first argument."""
+def with_client(function: Callable[..., None], *, prints_json: bool = True) -> Callable[..., None]:
+    """Add the options that name the server and its token, and `--json`; the command gets a client as first argument."""
 
     @functools.wraps(function)
     def command(
@@ -190,7 +190,8 @@ def with_client(function: Callable[..., None]) -> Callable[..., None]:
     token = click.option(
         "--management-token", metavar="TOKEN", help="Management token of the server.  [MANAGEMENT_TOKEN]"
     )
-    return url(token(config_option(command)))
+    options = url(token(config_option(command)))
+    return json_option(options) if prints_json else options
 
 
 def find_server(url: str | None, config: Path | None) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llm_proxy.cli.client import find_server
-from llm_proxy.cli.commands.manage import project
+from llm_proxy.cli.commands.manage import api_keys
 from llm_proxy.cli.failures import WrongUsage
 from tests.cli.conftest import Run
 from tests.harness.files import write_secret
@@ -84,7 +84,7 @@ def test_an_api_key_can_come_from_a_pipe(manage: Run, option: tuple[str, ...]) -
 
 
 def test_an_api_key_is_asked_for_at_a_terminal_and_not_echoed(manage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(project, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    monkeypatch.setattr(api_keys, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
 
     created = manage("project", "create", "--name", "asked", input=f"{API_KEY}\n")
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.options import json_option
 from llm_proxy.cli.output import print_record
 from llm_proxy.cli.program import Command
 
 
 @click.command(cls=Command)
-@json_option
 @with_client
 def command(client: ManagementClient, *, as_json: bool) -> None:
     """Let a running server read its provider file again.

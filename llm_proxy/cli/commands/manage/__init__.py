@@ -11,7 +11,6 @@ import click
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage import credential, project, token
 from llm_proxy.cli.failures import WrongUsage
-from llm_proxy.cli.options import json_option
 from llm_proxy.cli.output import print_record, print_table, timestamp, warn
 from llm_proxy.cli.program import Group
 
@@ -35,7 +34,6 @@ def request() -> None:
 
 @request.command("get")
 @click.argument("request_id", metavar="ID")
-@json_option
 @with_client
 def get_request(client: ManagementClient, request_id: str, *, as_json: bool) -> None:
     """Show a request, by its own ID or the provider's.
@@ -57,7 +55,6 @@ def get_request(client: ManagementClient, request_id: str, *, as_json: bool) -> 
 @click.option("--to", metavar="TIME", help="List only calls before this time.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of entries.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all entries whatever the limit.")
-@json_option
 @with_client
 def audit(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, **query: str | None) -> None:
     """List changes and refused calls, the newest first.

@@ -7,9 +7,8 @@ from typing import Any
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.commands.manage.project import api_key_option, read_api_key
-from llm_proxy.cli.options import json_option
-from llm_proxy.cli.output import print_record, print_table, timestamp
+from llm_proxy.cli.commands.manage.api_keys import add_commands, api_key_option, last4, print_one, read_api_key, state
+from llm_proxy.cli.output import print_table
 from llm_proxy.cli.program import Group
 
 
@@ -23,30 +22,19 @@ def command() -> None:
 
 @command.command("list")
 @click.option("--provider", metavar="PROVIDER", help="List only credentials of this provider.")
-@json_option
 @with_client
 def list_(client: ManagementClient, provider: str | None, *, as_json: bool) -> None:
     """List credentials, the newest first."""
     found = list(client.list(path("credentials"), provider=provider))
-    rows = [(c["id"], c["name"], c["provider"], _key(c), c["projects"], _state(c)) for c in found]
+    rows = [(c["id"], c["name"], c["provider"], last4(c), c["projects"], state(c)) for c in found]
     titles = ("ID", "NAME", "PROVIDER", "KEY", "PROJECTS", "STATE")
     print_table(found, titles, rows, numbers=("PROJECTS",), as_json=as_json)
-
-
-@command.command()
-@click.argument("credential_id", metavar="ID")
-@json_option
-@with_client
-def get(client: ManagementClient, credential_id: str, *, as_json: bool) -> None:
-    """Show a credential."""
-    _show(client.get(path("credentials", credential_id)), as_json=as_json)
 
 
 @command.command()
 @click.option("--name", required=True, metavar="NAME", help="Name of the credential; must be unique.")
 @click.option("--provider", required=True, metavar="PROVIDER", help="Provider of the API key.")
 @api_key_option
-@json_option
 @with_client
 def create(client: ManagementClient, api_key: str | None, *, as_json: bool, **fields: str) -> None:
     """Create a credential.
@@ -59,7 +47,6 @@ def create(client: ManagementClient, api_key: str | None, *, as_json: bool, **fi
 @command.command()
 @click.argument("credential_id", metavar="ID")
 @api_key_option
-@json_option
 @with_client
 def rotate(client: ManagementClient, credential_id: str, api_key: str | None, *, as_json: bool) -> None:
     """Replace the API key, for all projects that use it."""
@@ -67,41 +54,10 @@ def rotate(client: ManagementClient, credential_id: str, api_key: str | None, *,
     _show(client.post(path("credentials", credential_id, "rotate"), body), as_json=as_json)
 
 
-@command.command()
-@click.argument("credential_id", metavar="ID")
-@json_option
-@with_client
-def activate(client: ManagementClient, credential_id: str, *, as_json: bool) -> None:
-    """Activate a credential: requests that need it are accepted again."""
-    _show(client.patch(path("credentials", credential_id), {"active": True}), as_json=as_json)
-
-
-@command.command()
-@click.argument("credential_id", metavar="ID")
-@json_option
-@with_client
-def deactivate(client: ManagementClient, credential_id: str, *, as_json: bool) -> None:
-    """Deactivate a credential: requests that need it are rejected."""
-    _show(client.patch(path("credentials", credential_id), {"active": False}), as_json=as_json)
-
-
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
-    fields = {
-        "id": found["id"],
-        "name": found["name"],
-        "provider": found["provider"],
-        "API key": _key(found),
-        "projects": found["projects"],
-        "state": _state(found),
-        "created": timestamp(found["created_at"]),
-        "changed": timestamp(found["updated_at"]),
-    }
-    print_record(found, fields, as_json=as_json)
+    print_one(found, {"projects": found["projects"]}, as_json=as_json)
 
 
-def _key(found: dict[str, Any]) -> str:
-    return f"…{found['api_key_last4']}"
-
-
-def _state(found: dict[str, Any]) -> str:
-    return "active" if found["active"] else "inactive"
+add_commands(
+    command, "credential", _show, "requests that need it are accepted again", "requests that need it are rejected"
+)

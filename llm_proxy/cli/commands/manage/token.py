@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.failures import WrongUsage
-from llm_proxy.cli.options import confirm, json_option, yes_option
+from llm_proxy.cli.options import confirm, yes_option
 from llm_proxy.cli.output import print_json, print_record, print_table, printable, timestamp
 from llm_proxy.cli.program import Group
 from llm_proxy.config import parse_duration
@@ -62,7 +63,6 @@ def command() -> None:
 @click.option("--duration", type=_minutes, metavar="TIME", help=f"{_DURATION_HELP}  [default: 30d]")
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
 @click.option("--max-requests", type=_number, metavar="N", help=f"{_LIMIT_HELP}  [default: unlimited]")
-@json_option
 @with_client
 def generate(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
     """Create a token. Its secret is shown only once."""
@@ -72,7 +72,6 @@ def generate(client: ManagementClient, project_id: str, *, as_json: bool, **opti
 @command.command("list")
 @click.option("--project-id", metavar="ID", help="List only tokens of this project.")
 @click.option("--active-only", is_flag=True, help="Leave out tokens that are revoked, expired or used up.")
-@json_option
 @with_client
 def list_(client: ManagementClient, project_id: str | None, *, active_only: bool, as_json: bool) -> None:
     """List tokens, the newest first."""
@@ -92,7 +91,6 @@ def list_(client: ManagementClient, project_id: str | None, *, active_only: bool
 
 @command.command()
 @click.argument("token_id", metavar="ID")
-@json_option
 @with_client
 def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
     """Show a token, with the last characters of its secret."""
@@ -105,7 +103,6 @@ def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
 @click.option("--duration", type=_minutes, metavar="TIME", help=_DURATION_HELP)
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
 @click.option("--max-requests", type=_number, metavar="N", help=_LIMIT_HELP)
-@json_option
 @with_client
 def update(client: ManagementClient, token_id: str, *, as_json: bool, **options: Any) -> None:
     """Change a token, from its next request on."""
@@ -117,7 +114,7 @@ def update(client: ManagementClient, token_id: str, *, as_json: bool, **options:
 
 @command.command()
 @click.argument("token_id", metavar="ID")
-@with_client
+@partial(with_client, prints_json=False)
 def revoke(client: ManagementClient, token_id: str) -> None:
     """Revoke a token: its next request is rejected."""
     client.delete(path("tokens", token_id))
@@ -127,7 +124,6 @@ def revoke(client: ManagementClient, token_id: str) -> None:
 @command.command("revoke-all")
 @click.argument("project_id", metavar="PROJECT_ID")
 @yes_option
-@json_option
 @with_client
 def revoke_all(client: ManagementClient, project_id: str, *, yes: bool, as_json: bool) -> None:
     """Revoke every active token of a project."""
@@ -144,7 +140,6 @@ def revoke_all(client: ManagementClient, project_id: str, *, yes: bool, as_json:
 
 @command.command()
 @click.argument("token_id", metavar="ID")
-@json_option
 @with_client
 def rotate(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
     """Replace the secret of a token.
