@@ -357,11 +357,7 @@ def anthropic_body(error: ProxyError, request_id: str) -> dict[str, Any]:
 
 def google_body(error: ProxyError) -> dict[str, Any]:
     """Render an error in Google's shape (https://google.aip.dev/193), with the code as the reason in capitals."""
-    reason = {
-        "@type": "type.googleapis.com/google.rpc.ErrorInfo",
-        "reason": error.code.upper(),
-        "domain": "llm-proxy",
-    }
+    reason = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": error.code.upper(), "domain": "llm-proxy"}
     status = TYPES[error.status][2]
     return {"error": {"code": error.status, "message": error.message, "status": status, "details": [reason]}}
 

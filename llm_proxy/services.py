@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import socket
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from ssl import SSLContext
-from typing import TYPE_CHECKING
 
 import trio
 from attrs import define
@@ -16,9 +16,10 @@ from attrs import define
 from db.database import Database, open_database
 from db.errors import DatabaseError
 from db.records import Worker
-from llm_proxy.config import SettingsError
+from llm_proxy.config import Settings, SettingsError
 from llm_proxy.config.database import database_options, database_target, open_keyring
 from llm_proxy.gateway.providers import provider_file
+from llm_proxy.gateway.providers.provider import Provider, Providers
 from llm_proxy.gateway.relay import Relay, Routing
 from llm_proxy.gateway.upstream.outbound_proxy import outbound_proxy
 from llm_proxy.gateway.upstream.pool import UpstreamPool
@@ -31,17 +32,11 @@ from llm_proxy.ledger.outage import OutageMode, open_outage_mode, replay_orphans
 from llm_proxy.ledger.prune import Pruner
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.logging import log
+from llm_proxy.logging.log import Log
 from llm_proxy.metrics import Metrics, MetricStore, families
 from llm_proxy.net.tls import client_context
 from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.version import VERSION
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from llm_proxy.config import Settings
-    from llm_proxy.gateway.providers.provider import Provider, Providers
-    from llm_proxy.logging.log import Log
 
 #: Seconds in which the last settlements must be written when the process ends.
 DRAIN_TIMEOUT = 10.0

@@ -14,17 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING
 
+from quart import Quart
 from werkzeug.exceptions import HTTPException
 
 from llm_proxy.api import audit, credentials, openapi, operations, projects, requests, server, system, tokens
+from llm_proxy.services import Services
 from llm_proxy.version import VERSION
-
-if TYPE_CHECKING:
-    from quart import Quart
-
-    from llm_proxy.services import Services
 
 
 def register(app: Quart, services: Services, clock: Callable[[], datetime] = operations.utc_now) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 import structlog
@@ -27,28 +27,16 @@ from db.errors import CommitUnknown, DatabaseError, SchemaMismatch
 from db.queries import audit
 from db.queries.rows import MAX_CANDIDATES, Named
 from db.records import AuditEntry
+from llm_proxy import errors
 from llm_proxy.api.auth import ACTOR, Guard
 from llm_proxy.api.pages import Paging, csv_of
 from llm_proxy.api.refusals import Refusals
 from llm_proxy.api.schema import Body, Check, Field, Query, Reference, is_id, quoted, read_body, read_query
-from llm_proxy.errors import (
-    AmbiguousName,
-    DatabaseUnavailable,
-    InvalidJson,
-    MethodNotAllowed,
-    NotFound,
-    ProxyError,
-    RequestTimeout,
-    RequestTooLarge,
-    UnsupportedMediaType,
-    management_body,
-)
+from llm_proxy.errors import NotFound, ProxyError
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
 from llm_proxy.logging.redaction import REDACTED, redact
-
-if TYPE_CHECKING:
-    from llm_proxy.services import Services
+from llm_proxy.services import Services
 
 #: Maximum length of a body in bytes.
 BODY_LIMIT: Final = 1024 * 1024
@@ -134,7 +122,7 @@ class Call:
         if len(named) > 1:
             those = ", ".join(f"{one.id} ({one.name})" if one.name else one.id for one in named)
             more = " and more" if len(named) == MAX_CANDIDATES else ""
-            raise AmbiguousName(f"{quoted(reference)} means {those}{more}. Use the id.")
+            raise errors.AmbiguousName(f"{quoted(reference)} means {those}{more}. Use the id.")
         return named[0].id
 
     async def write(self, change: Callable[[Connection], Change[T]]) -> T:
@@ -356,27 +344,27 @@ def _wants_csv() -> bool:
 
 async def _load() -> object:
     if request.mimetype != "application/json":
-        raise UnsupportedMediaType
+        raise errors.UnsupportedMediaType
     data = await request.get_data(cache=False)
     if len(data) > BODY_LIMIT:
-        raise RequestTooLarge
+        raise errors.RequestTooLarge
     try:
         return msgspec.json.decode(data)
     except msgspec.DecodeError as error:
-        raise InvalidJson(f"{error}.") from None
+        raise errors.InvalidJson(f"{error}.") from None
     except UnicodeDecodeError:
-        raise InvalidJson("It is not UTF-8.") from None
+        raise errors.InvalidJson("It is not UTF-8.") from None
     except RecursionError:
-        raise InvalidJson("It is nested too deeply.") from None
+        raise errors.InvalidJson("It is nested too deeply.") from None
 
 
 def json_response(body: object, status: int = 200, headers: dict[str, str] = HEADERS) -> Response:
     return Response(msgspec.json.encode(body), status, headers, content_type="application/json")
 
 
-def _method_not_allowed(allowed: Iterable[str], hint: str = "") -> MethodNotAllowed:
+def _method_not_allowed(allowed: Iterable[str], hint: str = "") -> errors.MethodNotAllowed:
     methods = tuple(sorted(allowed))
-    return MethodNotAllowed(f"{hint} Allowed: {', '.join(methods)}.".strip(), allow=methods)
+    return errors.MethodNotAllowed(f"{hint} Allowed: {', '.join(methods)}.".strip(), allow=methods)
 
 
 def _answer_error(error: ProxyError) -> Response:
@@ -388,7 +376,7 @@ def _answer_error(error: ProxyError) -> Response:
         headers["Allow"] = ", ".join(error.allow)
     if error.retry_after is not None:
         headers["Retry-After"] = str(error.retry_after)
-    return json_response(management_body(error), error.status, headers)
+    return json_response(errors.management_body(error), error.status, headers)
 
 
 def _answer_database_error(error: DatabaseError) -> Response:
@@ -399,7 +387,7 @@ def _answer_database_error(error: DatabaseError) -> Response:
         description = "The connection was lost during the commit: check what was changed, then try again."
     elif isinstance(error, SchemaMismatch):
         description = "Its schema is not the one of this version: run 'llm-proxy migrate up'."
-    return _answer_error(DatabaseUnavailable(description))
+    return _answer_error(errors.DatabaseUnavailable(description))
 
 
 def answer_http_error(error: HTTPException) -> Response:
@@ -407,7 +395,7 @@ def answer_http_error(error: HTTPException) -> Response:
     code = error.code or HTTPStatus.INTERNAL_SERVER_ERROR
     if code == HTTPStatus.METHOD_NOT_ALLOWED:
         return _answer_error(_method_not_allowed(getattr(error, "valid_methods", None) or ()))
-    for kind in (NotFound, RequestTimeout, RequestTooLarge):
+    for kind in (NotFound, errors.RequestTimeout, errors.RequestTooLarge):
         if code == kind.status:
             return _answer_error(kind())
     if code >= HTTPStatus.INTERNAL_SERVER_ERROR:

@@ -25,8 +25,7 @@ def _columns(record: type[Struct]) -> dict[str, Any]:
 _SETTLED_AT: Final = _columns(records.SettledRequest)["settled_at"]
 #: One row of the ledger: what the records of it have, on one level.
 Request: Final = defstruct(
-    "Request",
-    [*_columns(records.Reservation).items(), *_columns(records.Result).items(), ("settled_at", _SETTLED_AT)],
+    "Request", [*_columns(records.Reservation).items(), *_columns(records.Result).items(), ("settled_at", _SETTLED_AT)]
 )
 
 

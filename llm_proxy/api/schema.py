@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from functools import cache
+from operator import methodcaller
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
 
 import msgspec
@@ -108,25 +109,22 @@ def _read_reference(text: str) -> str:
         return _NAME.parse(text)
 
 
-def _to_utc(at: Any) -> Any:
-    return at.astimezone(UTC)
-
-
 def _same(value: Any) -> Any:
     return value
 
 
 _UUID: Final = Kind("UUID", "a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", read_id)
 _REFERENCE: Final = Kind("reference", "an id, a name, or the last four characters", _read_reference)
-_TIMESTAMP: Final = Kind("timestamp", "a time with its offset from UTC, such as 2030-01-31T12:00:00Z", _to_utc)
+_TIMESTAMP: Final = Kind(
+    "timestamp", "a time with its offset from UTC, such as 2030-01-31T12:00:00Z", methodcaller("astimezone", UTC)
+)
 _BOOLEAN: Final = Kind("boolean", "true or false", _same)
 
 Id = Annotated[str, of(_UUID, {"format": "uuid"})]
 #: What `Call.resolve` finds the id of.
 Reference = Annotated[str, of(_REFERENCE, min_length=1, max_length=255)]
 References = Annotated[
-    list[Reference],
-    of(Kind("references", "a list of 1 to 100 names or ids", _same), min_length=1, max_length=100),
+    list[Reference], of(Kind("references", "a list of 1 to 100 names or ids", _same), min_length=1, max_length=100)
 ]
 Timestamp = Annotated[datetime, of(_TIMESTAMP, tz=True)]
 

@@ -10,22 +10,18 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 from attrs import Factory, define, evolve, frozen
 
+from db import Connection
+from db.database import Database
 from db.errors import Duplicate
 from db.queries import credentials, projects, seals
-from db.records import Credential
+from db.queries.credentials import DefaultKey
+from db.queries.seals import Owners
+from db.records import Credential, Project
 from llm_proxy.identifiers import new_id
 from llm_proxy.secrets.encryption import KeyRing, SealError
-
-if TYPE_CHECKING:
-    from db import Connection
-    from db.database import Database
-    from db.queries.credentials import DefaultKey
-    from db.queries.seals import Owners
-    from db.records import Project
 
 #: Rows per query.
 _PIECE = 200
