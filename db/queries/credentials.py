@@ -35,14 +35,10 @@ class CredentialValues(TypedDict, total=False):
 
 @frozen
 class DefaultKey:
-    """A project, and the credential that it uses at its default provider; None if it has none there.
-
-    `users` is the number of projects that use the credential.
-    """
+    """A project, and the credential that it uses at its default provider; None if it has none there."""
 
     project: Project
     credential: Credential | None
-    users: int
 
 
 _ALL = select(*columns(credentials, Credential))
@@ -69,14 +65,8 @@ _USERS_BY_DEFAULT = (
 _LINK = and_(
     project_credentials.c.project_id == bindparam("project_id"), project_credentials.c.provider == bindparam("at")
 )
-_USERS = (
-    select(func.count())
-    .where(project_credentials.c.credential_id == credentials.c.id)
-    .correlate(credentials)
-    .scalar_subquery()
-)
 _DEFAULTS = (
-    select(*columns(project_table, Project), *columns(credentials, Credential), _USERS)
+    select(*columns(project_table, Project), *columns(credentials, Credential))
     .select_from(project_table)
     .outerjoin(
         project_credentials,
@@ -219,10 +209,7 @@ def default_keys(connection: Connection, after_id: str, limit: int) -> list[Defa
     """Projects in the order of ids, after `after_id`, each with the credential of its default provider."""
     width = len(columns(project_table, Project))
     rows = connection.execute(_DEFAULTS.where(project_table.c.id > after_id).limit(limit))
-    return [
-        DefaultKey(Project(*row[:width]), None if row[width] is None else Credential(*row[width:-1]), row[-1] or 0)
-        for row in rows
-    ]
+    return [DefaultKey(Project(*row[:width]), None if row[width] is None else Credential(*row[width:])) for row in rows]
 
 
 def _record(row: Row[*tuple[Any, ...]] | None) -> Credential | None:

@@ -107,8 +107,11 @@ def check_provider(call: Call, name: str | UnsetType) -> None:
 
 
 def check_key(call: Call, provider: str, api_key: str) -> None:
-    """Raise `InvalidBody` if the provider's kind of `auth` needs a document, and this is not a correct one."""
-    if mistakes := documents.check(call.services.providers.by_name[provider].auth, api_key):
+    """Raise `InvalidBody` if the provider is not configured now, or its `auth` needs a correct document instead."""
+    configured = call.services.providers.by_name.get(provider)
+    if configured is None:
+        raise InvalidBody(f"'api_key': its provider '{provider}' is not configured here; add it to the provider file.")
+    if mistakes := documents.check(configured.auth, api_key):
         raise InvalidBody(f"'api_key': {'; '.join(mistakes)}.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
+from operator import attrgetter
 from typing import Annotated, Any, Final
 
 from attrs import evolve
@@ -17,7 +18,7 @@ from db.queries import tokens as token_queries
 from llm_proxy.api import credentials
 from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
-from llm_proxy.api.schema import Body, Changes, Id, Key, References, Timestamp, doc, given, shown, text
+from llm_proxy.api.schema import Body, Changes, Id, Key, References, Timestamp, doc, given, quoted, shown, text
 from llm_proxy.errors import CredentialNotFound, CredentialShared, InvalidBody, NameTaken, ProjectNotFound
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
@@ -29,6 +30,9 @@ _ONE: Final = "/manage/projects/{project_id}"
 _Name = Annotated[str, text(1, 255), doc("Unique among all projects.")]
 _Provider = Annotated[str, text(1, 64)]
 _Unknown = Annotated[bool, doc("Whether its tokens may name objects at a provider that no project has created.")]
+
+#: Maximum number of credentials that an error names.
+_FEW: Final = 10
 
 _log = log.logger("manage")
 
@@ -119,21 +123,40 @@ def _check_new(sent: Collection[str], values: Mapping[str, Any], now: datetime) 
 
 
 def _shown(project: records.Project, used: Iterable[records.Credential]) -> Project:
-    return shown(Project, project, credentials=[shown(UsedCredential, one) for one in used])
+    in_order = sorted(used, key=attrgetter("provider"))
+    return shown(Project, project, credentials=[shown(UsedCredential, one) for one in in_order])
 
 
 async def _ids(call: Call, references: list[str] | UnsetType) -> list[str]:
-    if not references:
-        return []
-    return [await call.resolve(one, credential_queries.find, CredentialNotFound) for one in references]
+    found = []
+    for reference in references or ():
+        try:
+            found.append(await call.resolve(reference, credential_queries.find, CredentialNotFound))
+        except CredentialNotFound:
+            raise CredentialNotFound(await call.services.database.read(_unknown, reference)) from None
+    return found
 
 
-def _chosen(ids: Iterable[str], locked: Mapping[str, records.Credential]) -> dict[str, records.Credential]:
-    """The credentials of these ids by provider; raises `InvalidBody` or `CredentialNotFound`."""
+def _unknown(connection: Connection, reference: str) -> str:
+    """Describe a reference to no credential; if there are only a few, name them."""
+    names = credential_queries.active_names(connection, _FEW + 1)
+    those = f" (active ones: {', '.join(names)})" if 0 < len(names) <= _FEW else ""
+    return f"No credential has the id or name {quoted(reference)}{those}."
+
+
+def _chosen(
+    connection: Connection,
+    ids: Iterable[str],
+    locked: Mapping[str, records.Credential],
+    before: Collection[records.Credential] = (),
+) -> dict[str, records.Credential]:
+    """The credentials of these ids by provider. One that is deactivated is refused, unless it was used `before`."""
     chosen: dict[str, records.Credential] = {}
     for identity in ids:
-        one = found(locked.get(identity), CredentialNotFound)
-        if not one.active:
+        one = locked.get(identity)
+        if one is None:
+            raise CredentialNotFound(_unknown(connection, identity))
+        if not one.active and one not in before:
             raise InvalidBody(f"'credentials': '{one.name}' is deactivated; activate it first.")
         other = chosen.setdefault(one.provider, one)
         if other is not one:
@@ -197,7 +220,7 @@ async def _create(call: Call, new: NewProject) -> Project:
             credential_queries.create(connection, own)
             used = {own.provider: own}
         else:
-            used = _chosen(ids, credential_queries.lock(connection, ids))
+            used = _chosen(connection, ids, credential_queries.lock(connection, ids))
         provider = next(iter(used)) if new.api_key else _default(call, new.provider, used)
         plain = records.Project(
             identity,
@@ -257,16 +280,17 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
     def change(connection: Connection) -> Change[records.Project]:
         nonlocal used
         project, before, locked = found(credential_queries.lock_project(connection, call.id, ids), ProjectNotFound)
-        used = _chosen(ids, locked) if "credentials" in sent else dict(before)
+        used = _chosen(connection, ids, locked, before.values()) if ids else dict(before)
         provider = body.provider or project.provider
         if body.api_key:
             used[provider] = _with_new_key(call, connection, project, provider, used.get(provider), body.api_key)
-        if provider not in used:
+        # A server of the release before makes projects without credentials.
+        if provider not in used and (ids or provider != project.provider):
             raise InvalidBody(
                 f"'provider': the project has no credential for {provider}; send 'api_key', or 'credentials' with one."
             )
         changed = evolve(project, provider=provider)
-        if used[provider] != before.get(project.provider):
+        if provider in used and used[provider] != before.get(project.provider):
             changed = keys.with_key(changed, used[provider], call.services.keyring)
         if used != before:
             credential_queries.assign(connection, project.id, list(used.values()))
@@ -282,7 +306,7 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
     except Duplicate:
         raise NameTaken from None
     _log.info("project changed", project_id=project.id, fields=", ".join(sent))
-    return _shown(project, (used[provider] for provider in sorted(used)))
+    return _shown(project, used.values())
 
 
 def _with_new_key(

@@ -153,6 +153,8 @@ def _is_adopted(found: DefaultKey, ring: KeyRing) -> bool:
 
 
 def _adopt(connection: Connection, ring: KeyRing, found: DefaultKey) -> bool:
+    used = found.credential
+    locked = {} if used is None else credentials.lock(connection, [used.id])
     project = projects.get_locked(connection, found.project.id)
     if project is None or project.api_key != found.project.api_key or project.provider != found.project.provider:
         return False
@@ -162,9 +164,9 @@ def _adopt(connection: Connection, ring: KeyRing, found: DefaultKey) -> bool:
         return False
     now = datetime.now(UTC)
     last4 = project.api_key_last4
-    if found.credential is not None and found.users == 1:
-        credential = credentials.lock(connection, [found.credential.id]).get(found.credential.id)
-        if credential is None or credential.api_key != found.credential.api_key:
+    if used is not None and credentials.count_users(connection, [used.id])[used.id] == 1:
+        credential = locked.get(used.id)
+        if credential is None or credential.api_key != used.api_key:
             return False
         sealed = ring.seal(plain, credential.id)
         credentials.change(connection, credential, {"api_key": sealed, "api_key_last4": last4}, now)

@@ -6,11 +6,17 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
+from sqlalchemy import Connection, delete
 
 from db.queries import credentials, projects
+from db.schema import credentials as table
+from db.schema import project_credentials
+from llm_proxy.gateway.relay import Routing
 from llm_proxy.secrets import keys
 from tests.api.conftest import Api
 
+UNKNOWN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
 KEY, OTHER_KEY = "sk-canary-first-key-1111", "sk-canary-other-key-2222"
 
 
@@ -109,8 +115,60 @@ async def test_what_a_project_cannot_use_is_refused(any_api: Api) -> None:
         reply = await any_api("POST", "/manage/projects", {"name": "p", "credentials": references})
         assert (reply.status, reply.json["code"]) == (400, "invalid_body")
         assert words in reply.json["description"]
+    for reference in ("unknown", UNKNOWN):
+        reply = await any_api("POST", "/manage/projects", {"name": "p", "credentials": ["shared", reference]})
+        assert (reply.status, reply.json["code"]) == (404, "credential_not_found")
+        assert reply.json["description"] == (
+            f"No credential has the id or name '{reference}' (active ones: second, shared)."
+        )
     reply = await any_api("POST", "/manage/projects", {"name": "p", "credentials": ["shared"], "provider": "anthropic"})
     assert reply.json["description"] == "'provider' must be one of openai, the providers of 'credentials'."
+
+
+async def test_a_project_may_keep_a_credential_that_is_deactivated(api: Api) -> None:
+    await a_credential(api)
+    await a_credential(api, "idle", "anthropic")
+    path = f"/manage/projects/{(await new_project(api, 'idle'))['id']}"
+    await api("PATCH", "/manage/credentials/idle", {"active": False})
+    changed = await api("PATCH", path, {"credentials": ["idle", "shared"]})
+    assert [(one["name"], one["active"]) for one in changed.json["credentials"]] == [("idle", False), ("shared", True)]
+
+
+async def test_more_credentials_than_a_few_are_not_named_in_an_error(api: Api) -> None:
+    for number in range(11):
+        await a_credential(api, f"key {number}")
+    reply = await api("POST", "/manage/projects", {"name": "p", "credentials": ["unknown"]})
+    assert reply.json["description"] == "No credential has the id or name 'unknown'."
+
+
+async def test_a_key_of_a_provider_that_is_not_configured_any_more_is_refused(api: Api) -> None:
+    await a_credential(api, "claude", "anthropic")
+    providers = api.services.providers
+    without = {name: one for name, one in providers.by_name.items() if name != "anthropic"}
+    routing = api.services.relay.routing
+    api.services.relay.routing = Routing(evolve(providers, by_name=without), routing.upstreams)
+    reply = await api("POST", "/manage/credentials/claude/rotate", {"api_key": OTHER_KEY})
+    assert (reply.status, reply.json["code"]) == (400, "invalid_body")
+    assert reply.json["description"] == (
+        "'api_key': its provider 'anthropic' is not configured here; add it to the provider file."
+    )
+
+
+async def test_a_project_that_an_old_server_made_is_changed_before_it_has_a_credential(any_api: Api) -> None:
+    project = await any_api.project(name="old", api_key=KEY)
+    path = f"/manage/projects/{project['id']}"
+
+    def forget(connection: Connection) -> None:
+        connection.execute(delete(project_credentials))
+        connection.execute(delete(table))
+
+    await any_api.services.database.write(forget)
+    for change in ({"active": False}, {"name": "new name"}, {"provider": "openai"}):
+        reply = await any_api("PATCH", path, change)
+        assert (reply.status, reply.json | change) == (200, reply.json)
+    assert (await any_api("PATCH", path, {"provider": "anthropic"})).status == 400
+    assert (await any_api("PATCH", path, {"api_key": OTHER_KEY})).json["credentials"][0]["name"] == "new name"
+    assert await check_copies(any_api) == [OTHER_KEY]
 
 
 async def test_a_new_key_of_a_project_does_not_change_a_shared_credential(any_api: Api) -> None:

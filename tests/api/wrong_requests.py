@@ -126,7 +126,11 @@ CASES = [
     Case(
         PROJECTS, body("'credentials' must be a list of 1 to 100 names or ids."), body={"name": "p", "credentials": []}
     ),
-    Case(PROJECTS, CREDENTIAL_NOT_FOUND, body={"name": "p", "credentials": ["shared"]}),
+    Case(
+        PROJECTS,
+        (*CREDENTIAL_NOT_FOUND[:3], "No credential has the id or name 'shared'."),
+        body={"name": "p", "credentials": ["shared"]},
+    ),
     Case(CREDENTIALS, body("'name' is missing; 'provider' is missing; 'api_key' is missing."), body={}),
     Case(
         CREDENTIALS,

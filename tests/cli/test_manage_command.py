@@ -108,6 +108,49 @@ def test_a_project_is_changed(manage: Run, project_id: str) -> None:
     assert shown(manage("project", "activate", project_id).stdout)["state"] == "active"
 
 
+def test_a_credential_is_shared_rotated_and_deactivated(manage: Run) -> None:
+    made = manage("credential", "create", "--name", "shared", "--provider", "openai", input=f"{API_KEY}\n")
+    fields = shown(made.stdout)
+    assert (made.exit_code, fields["provider"], fields["API key"], fields["projects"]) == (0, "openai", "…ider", "0")
+    claude = ("credential", "create", "--name", "claude", "--provider", "anthropic", "--api-key", "sk-of-claude-4444")
+    assert manage(*claude).exit_code == 0
+
+    both = ("--credential", "shared", "--credential", "4444")
+    team = shown(manage("project", "create", "--name", "team", *both, "--provider", "openai").stdout)
+    assert (team["credentials"], team["provider"]) == ("claude (anthropic), shared (openai)", "openai")
+    one = shown(manage("project", "update", "team", "--credential", "claude", "--provider", "anthropic").stdout)
+    assert (one["credentials"], one["API key"]) == ("claude (anthropic)", "…4444")
+
+    rotated = manage("credential", "rotate", "claude", "--api-key", "-", input="sk-another-5555\n")
+    assert shown(rotated.stdout)["API key"] == shown(manage("project", "get", "team").stdout)["API key"] == "…5555"
+    assert shown(manage("credential", "deactivate", "5555").stdout)["state"] == "inactive"
+    lines = manage("credential", "list", "--provider", "anthropic").stdout.splitlines()
+    assert lines[0].split() == ["ID", "NAME", "PROVIDER", "KEY", "PROJECTS", "STATE"]
+    assert [line.split()[1:] for line in lines[1:]] == [["claude", "anthropic", "…5555", "1", "inactive"]]
+    assert shown(manage("credential", "activate", "claude").stdout)["state"] == "active"
+    assert API_KEY not in made.stdout + manage("credential", "list", "--json").stdout
+
+
+def test_a_project_opens_and_closes_unknown_objects(manage: Run, project_id: str) -> None:
+    opened = manage("project", "update", project_id, "--allow-unknown-objects", "--json")
+    assert json.loads(opened.stdout)["allow_unknown_objects"] is True
+    closed = manage("project", "update", project_id, "--refuse-unknown-objects", "--json")
+    assert json.loads(closed.stdout)["allow_unknown_objects"] is False
+
+
+def test_a_name_that_several_have_is_refused_with_their_ids(manage: Run, token: dict[str, Any]) -> None:
+    made = [
+        shown(manage("token", "generate", "--project-id", token["project_id"], "--name", "ci 7").stdout)["id"]
+        for _ in range(2)
+    ]
+    refused = manage("token", "revoke", "ci 7")
+
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert all(identity in refused.stderr for identity in made)
+    assert manage("token", "revoke", token["last4"]).exit_code == 0
+    assert shown(manage("token", "get", token["id"]).stdout)["state"] == "revoked"
+
+
 def test_a_token_shows_its_secret_once(manage: Run, project_id: str) -> None:
     made = manage(
         "token", "generate", "--project-id", project_id, "--name", "ci", "--duration", "90m", "--max-requests", "7"

@@ -1,4 +1,4 @@
-"""API keys are encrypted anew while requests go on; and a key that is wrong stops the start, not the requests."""
+"""Keys are replaced while requests go on: encryption keys and API keys. A wrong one stops the start, not requests."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from tests.harness.server import ENCRYPTION_KEY, ROOT, StartServer
 NEW = "bmV3LWxsbS1wcm94eS10ZXN0cy1lbmNyeXB0LWtleSE="
 BOTH = f"{NEW},{ENCRYPTION_KEY}"
 PROJECTS = 40
+#: Projects that use one credential.
+SHARING = 20
 
 
 def rotate(scratch: Scratch) -> str:
@@ -74,6 +76,38 @@ async def test_key_rotation_under_load_fails_no_request(
             assert ring.open(sealed, project_id) == UPSTREAM_KEY
     new_only = Deployment(start_server(migrated_database.env, {"ENCRYPTION_KEY": NEW}), upstream)
     assert (await new_only.chat(secrets[0])).status == http.client.OK
+
+
+@on(*SERVERS)
+async def test_one_rotation_under_load_serves_every_project_of_a_credential(
+    migrated_database: Scratch, start_server: StartServer, upstream: Upstream
+) -> None:
+    told, asked = (Deployment(start_server(migrated_database.env), upstream) for _ in range(2))
+    manage = told.server.manage
+    manage("POST", "/credentials", {"name": "shared", "provider": "openai", "api_key": UPSTREAM_KEY})
+    projects = [manage("POST", "/projects", {"name": f"{n}", "credentials": ["shared"]}) for n in range(SHARING)]
+    secrets = [told.new_secret(project["id"]) for project in projects]
+    statuses: list[int] = []
+    rotated = trio.Event()
+
+    async def hammer(number: int) -> None:
+        while not rotated.is_set():
+            statuses.extend([(await asked.chat(secret)).status for secret in secrets[number::4]])
+
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(hammer, number)
+        for _ in range(5):
+            # The provider accepts one key: each rotation seals it again, for every project.
+            await trio.to_thread.run_sync(manage, "POST", "/credentials/shared/rotate", {"api_key": UPSTREAM_KEY})
+        rotated.set()
+    assert set(statuses) == {http.client.OK}
+    assert len(statuses) >= SHARING
+
+    manage("POST", "/credentials/shared/rotate", {"api_key": "sk-not-accepted"})
+    for secret in secrets:
+        refused = await asked.chat(secret)
+        assert (refused.status, refused.json()["error"]["code"]) == (http.client.UNAUTHORIZED, "invalid_api_key")
 
 
 def test_a_wrong_encryption_key_is_reported_at_the_start(

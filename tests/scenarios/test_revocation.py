@@ -61,6 +61,11 @@ def deactivate_project(told: Deployment, token: dict[str, Any]) -> None:
     told.server.manage("PATCH", f"/projects/{token['project_id']}", {"active": False})
 
 
+def deactivate_credential(told: Deployment, token: dict[str, Any]) -> None:
+    (used,) = told.server.manage("GET", f"/projects/{token['project_id']}")["credentials"]
+    told.server.manage("PATCH", f"/credentials/{used['id']}", {"active": False})
+
+
 def expire(told: Deployment, token: dict[str, Any]) -> None:
     soon = datetime.now(UTC) + timedelta(seconds=1)
     told.server.manage("PATCH", f"/tokens/{token['id']}", {"expires_at": soon.isoformat()})
@@ -78,6 +83,7 @@ def lower_the_limit(told: Deployment, token: dict[str, Any]) -> None:
         (deactivate, 401, "token_inactive", 0),
         (rotate, 401, "token_invalid", 0),
         (deactivate_project, 403, "project_inactive", 0),
+        (deactivate_credential, 403, "credential_inactive", 0),
         (expire, 401, "token_expired", 1.01),
         (lower_the_limit, 429, "request_limit_exceeded", 0),
     ],
