@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import trio
-from attrs import frozen
+from attrs import define, field, frozen
 
 from llm_proxy.errors import DatabaseUnavailable, ProxyError
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement
@@ -17,17 +18,15 @@ MAX_BATCH = 500
 _log = log.logger("ledger")
 
 
+@define(eq=False, repr=False)
 class PendingAdmission:
     """A request's place in the queue, and the task that waits for the decision."""
 
-    __slots__ = ("answered", "decision", "queued", "request", "task")
-
-    def __init__(self, request: AdmissionRequest) -> None:
-        self.request = request
-        self.queued = trio.current_time()
-        self.task = trio.lowlevel.current_task()
-        self.answered = False
-        self.decision: Grant | ProxyError
+    request: AdmissionRequest
+    queued: float = field(factory=trio.current_time, init=False)
+    task: trio.lowlevel.Task = field(factory=trio.lowlevel.current_task, init=False)
+    answered: bool = False
+    decision: Grant | ProxyError = field(init=False)
 
     async def wait(self) -> Grant | ProxyError:
         """Sleep until `answer`. If cancelled, a later grant is void: `answer` returns False."""
@@ -47,6 +46,13 @@ class PendingAdmission:
         self.decision = decision
         trio.lowlevel.reschedule(self.task)
         return True
+
+
+def refuse(pending: Iterable[PendingAdmission], refusal: type[DatabaseUnavailable], latest: float = math.inf) -> None:
+    """Refuse the requests that were queued at `latest` or before."""
+    for one in pending:
+        if one.queued <= latest:
+            one.answer(refusal())
 
 
 @frozen(eq=False)
@@ -76,10 +82,6 @@ class Batch:
         else:
             return []
         return [part for part in cut if part.pending or part.settlements]
-
-    def refuse(self, refusal: type[DatabaseUnavailable]) -> None:
-        for pending in self.pending:
-            pending.answer(refusal())
 
     def give_up(self, error: Exception) -> None:
         """Drop what the database refuses even alone, and write all of it to the log."""

@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import trio
+from attrs import define, field
 
 from db.database import Database
 from db.errors import DatabaseError
@@ -25,6 +26,7 @@ EVERY = 60.0
 _log = log.logger("retention")
 
 
+@define(eq=False)
 class Pruner:
     """Keeps the ledger's rows for `retention`, and the audit log's for `audit_retention`; zero keeps all of them.
 
@@ -32,23 +34,13 @@ class Pruner:
     has been missing for `dead_after`.
     """
 
-    def __init__(
-        self,
-        database: Database,
-        worker_id: str,
-        *,
-        retention: timedelta,
-        audit_retention: timedelta,
-        dead_after: timedelta,
-    ) -> None:
-        self._database = database
-        self._worker_id = worker_id
-        self.retention = retention
-        self._audit_retention = audit_retention
-        self._dead_after = dead_after
-        #: Rows that this worker has pruned, and the end of its last pass in seconds since the epoch (0 before that).
-        self.rows = 0
-        self.last_pass = 0.0
+    _database: Database
+    _worker_id: str
+    retention: timedelta = field(kw_only=True)
+    _audit_retention: timedelta = field(kw_only=True)
+    _dead_after: timedelta = field(kw_only=True)
+    rows: int = field(default=0, init=False)  # pruned by this worker
+    last_pass: float = field(default=0.0, init=False)  # end of the last pass, seconds since the epoch; 0 before that
 
     async def run(self) -> None:
         """Prune until cancelled. While the database is unavailable, nothing is pruned."""

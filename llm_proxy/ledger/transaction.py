@@ -97,14 +97,8 @@ def transact(
 ) -> list[Grant | ProxyError]:
     """Settle, then admit, in the transaction of `connection`. Decisions come in the order of the requests.
 
-    Args:
-        connection: in a transaction.
-        worker_id: of the worker that runs it.
-        requests: to be admitted.
-        settlements: to be written.
-        now: the worker's clock.
-        doubtful: some of the settlements may have been written before, been swept, or never been reserved.
-        skip_locked: do not wait for a token that another transaction holds; its requests get `TokenLocked`.
+    `now` is the worker's clock. `doubtful`: some of the settlements may have been written before, been swept, or never
+    been reserved. `skip_locked`: do not wait for a token that another transaction holds: its requests get TokenLocked.
     """
     written: Sequence[SettledRequest] = [settlement.row for settlement in settlements]
     replaced: Sequence[SettledRequest] = ()

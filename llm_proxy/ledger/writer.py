@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Protocol
 
 import msgspec
 import trio
+from attrs import define, field
 from trio.testing import wait_all_tasks_blocked
 
 from db.database import Database
@@ -19,7 +20,7 @@ from db.queries import ledger as queries
 from db.records import VOID, Result, Token, Worker
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation
-from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission
+from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission, refuse
 from llm_proxy.ledger.locked import LockedRequests, LockedRows
 from llm_proxy.ledger.lookup import Lookups, ObjectRecords
 from llm_proxy.ledger.transaction import (
@@ -52,12 +53,12 @@ SWEEP_CHUNK = 200
 _log = log.logger("ledger")
 
 
+@define(eq=False)
 class OutageLog:
     """Logs each reason why the database is unavailable once, and the end; not every attempt in between."""
 
-    def __init__(self) -> None:
-        self._since = 0.0
-        self._reasons: set[str] = set()
+    _since: float = field(default=0.0, init=False)
+    _reasons: set[str] = field(factory=set, init=False)
 
     def note(self, error: DatabaseError) -> None:
         if not self._reasons:
@@ -83,9 +84,9 @@ class Observer(Protocol):
 class Ledger:
     """Admits and settles the requests of one worker process. `run` does the work.
 
-    `worker` is this process's row, refreshed every `heartbeat` seconds; all workers of one database must agree on them.
-    `observer` is called after every committed transaction. `exclusive` means that no other process can be writing to
-    this database (SQLite), so that reservations of other workers are known to be orphans without waiting.
+    `worker` is this process's row, refreshed every `heartbeat` seconds, an interval that all workers of one database
+    share. `observer` is called after every committed transaction. `exclusive` means that no other process can be
+    writing to this database (SQLite), so that reservations of other workers are known to be orphans without waiting.
     """
 
     def __init__(
@@ -254,7 +255,7 @@ class Ledger:
         finally:
             self._running = False
             for batch in self._under_way:
-                batch.refuse(DatabaseUnavailable)
+                refuse(batch.pending, DatabaseUnavailable)
             self._refuse_waiting()
             self._idle.set()
 
@@ -296,13 +297,10 @@ class Ledger:
         while True:
             await trio.sleep(ADMISSION_DEADLINE / 6)
             latest = trio.current_time() - ADMISSION_DEADLINE
-            queues: list[tuple[Iterable[PendingAdmission], type[DatabaseUnavailable]]]
-            queues = [(batch.pending, DatabaseUnavailable) for batch in self._under_way]
-            queues += [(self._locked, TokenLocked), (self._waiting, DatabaseAway)]
-            for pending, refusal in queues:
-                for one in pending:
-                    if one.queued <= latest:
-                        one.answer(refusal())
+            for batch in self._under_way:
+                refuse(batch.pending, DatabaseUnavailable, latest)
+            refuse(self._locked, TokenLocked, latest)
+            refuse(self._waiting, DatabaseAway, latest)
 
     async def drain(self) -> None:
         """Wait until every settlement so far is in the database, then remove this worker's row.
@@ -420,7 +418,7 @@ class Ledger:
             uncertain = unknown and batch is running
             doubtful = batch.doubtful or uncertain
             (self._doubtful if doubtful else self._unsettled).extendleft(reversed(batch.settlements))
-            batch.refuse(DatabaseUnavailable if uncertain else DatabaseAway)
+            refuse(batch.pending, DatabaseUnavailable if uncertain else DatabaseAway)
         if unknown:
             self._aside.uncertain.update(one.request.id for one in running.pending)
         self._under_way.clear()
@@ -442,8 +440,7 @@ class Ledger:
             self._away = False
 
     def _refuse_waiting(self, refusal: type[DatabaseUnavailable] = DatabaseUnavailable) -> None:
-        for one in (*self._locked, *self._waiting):
-            one.answer(refusal())
+        refuse((*self._locked, *self._waiting), refusal)
         self._waiting.clear()
 
     async def _beat(self) -> datetime | None:

@@ -32,14 +32,11 @@ class CannotStart(Exception):
 
 @define(eq=False)
 class Load:
-    """Load on one target. `run` it once; `measured` is current at any time.
-
-    Attributes:
-        stop_if_refused: end the load if the first response refuses the token (401, 403).
-    """
+    """Load on one target. `run` it once; `measured` is current at any time."""
 
     target: LoadTarget
     plan: LoadPlan
+    #: End the load if the first response refuses the token (401, 403).
     stop_if_refused: bool = False
     measured: Measurements = field(init=False, factory=Measurements)
     requests: Iterator[bytes] = field(init=False, repr=False)
@@ -50,8 +47,7 @@ class Load:
     async def run(self) -> None:
         """Open all connections, then put load on them until the plan is done or this is cancelled.
 
-        Raises:
-            CannotStart: the first connection fails.
+        Raises CannotStart if the first connection fails.
         """
         plan, measured = self.plan, self.measured
         number = plan.connections if plan.requests is None else min(plan.connections, plan.requests)
@@ -109,11 +105,7 @@ class Load:
 
 
 class _Connection:
-    """A connection that is opened again after each failure; failures are counted.
-
-    Attributes:
-        since: the time from which the running request counts.
-    """
+    """A connection that is opened again after each failure; failures are counted."""
 
     def __init__(self, load: Load, address: str) -> None:
         self._load = load
@@ -123,6 +115,7 @@ class _Connection:
         self._fixed_rate = load.plan.rate is not None
         self._used = 0.0
         self.socket: ClientSocket | None = None
+        #: The time from which the running request counts.
         self.since: float | None = None
         self.scope = trio.CancelScope()
 

@@ -28,25 +28,15 @@ TIMED_OUT: Final = "Timeout"
 
 @frozen
 class LoadPlan:
-    """How much load, and when requests begin.
+    """How much load, and when requests begin."""
 
-    Attributes:
-        connections: maximum number of connections, each with one request at a time.
-        requests: start no more than this number of requests; None for no limit.
-        seconds: start no request after this time; None for no limit.
-        rate: requests per second; None for a closed loop.
-        arrivals: with a rate: evenly spaced, or as from independent users (a Poisson process).
-        seed: of the Poisson process.
-        timeout: give up a request after this number of seconds, including its time in the queue.
-    """
-
-    connections: int = 32
-    requests: int | None = None
-    seconds: float | None = None
-    rate: float | None = None
-    arrivals: Arrivals = "even"
-    seed: int = 1
-    timeout: float = 300.0
+    connections: int = 32  # each with one request at a time
+    requests: int | None = None  # start no more than this number of requests; None for no limit
+    seconds: float | None = None  # start no request after this time; None for no limit
+    rate: float | None = None  # requests per second; None for a closed loop
+    arrivals: Arrivals = "even"  # with a rate: evenly spaced, or as from independent users (a Poisson process)
+    seed: int = 1  # of the Poisson process
+    timeout: float = 300.0  # give up a request after this number of seconds, including its time in the queue
 
     @property
     def planned(self) -> int | None:

@@ -20,28 +20,17 @@ class Truncated(BadAnswer):
 
 
 class Answer:
-    """One response as it arrives.
-
-    Attributes:
-        status: 0 until the head is complete.
-        complete: the response has its correct end.
-        keeps: the connection may be used again.
-        stream: its head does not announce its length.
-        pieces: complete chunks; in a stream without chunks, arrivals.
-        size: bytes so far, with the head.
-        received: bytes of the body so far.
-        body: the first bytes of an error body; empty for all other responses.
-    """
+    """One response as it arrives."""
 
     # Defaults of the class, so that a response sets only what differs: there is one for each request.
-    status = 0
-    complete = False
-    keeps = True
-    stream = False
-    pieces = 0
-    size = 0
-    received = 0
-    body = b""
+    status = 0  # until the head is complete
+    complete = False  # the response has its correct end
+    keeps = True  # the connection may be used again
+    stream = False  # the head does not announce the length
+    pieces = 0  # complete chunks; in a stream without chunks, arrivals
+    size = 0  # bytes so far, with the head
+    received = 0  # bytes of the body so far
+    body = b""  # the first bytes of an error body; empty for all other responses
     _has_length = False
     _chunked = False
 

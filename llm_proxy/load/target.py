@@ -19,21 +19,17 @@ _UNSAFE = re.compile(r"[\r\n\0]")
 
 @frozen
 class LoadTarget:
-    """A server and its requests, which differ only in their tokens.
-
-    Attributes:
-        prefix, suffix: the request before and after its credential.
-        credentials: header lines that are used in turn; one empty line if no token is sent.
-        bodiless: responses have no body, as those to HEAD.
-    """
+    """A server and its requests, which differ only in their tokens."""
 
     host: str
     port: int
+    #: The request before and after its credential.
     prefix: bytes = field(repr=False)
     suffix: bytes = field(repr=False)
+    #: Header lines that are used in turn; one empty line if no token is sent.
     credentials: tuple[bytes, ...] = field(default=(b"",), repr=False)
     tls: ssl.SSLContext | None = None
-    bodiless: bool = False
+    bodiless: bool = False  # responses have no body, as those to HEAD
 
     @classmethod
     def render(
@@ -48,8 +44,7 @@ class LoadTarget:
     ) -> LoadTarget:
         """Render the requests. `headers` may replace `Host`; `tokens` are sent as Bearer credentials, in turn.
 
-        Raises:
-            ValueError: the URL or a header is invalid. The message contains no token.
+        Raises ValueError if the URL or a header is invalid. The message contains no token.
         """
         parts = urlsplit(url)
         if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:

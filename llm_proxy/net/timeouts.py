@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import trio
+from attrs import define, field
 
 
 class Expirable(Protocol):
@@ -19,18 +20,16 @@ class Expirable(Protocol):
         """End what `wheel` has timed. Must not wait."""
 
 
+@define(eq=False)
 class TimeoutWheel:
     """Expires its entries after `seconds`. Belongs to one trio run.
 
     Its task starts with the first entry and ends when no entry is left.
     """
 
-    __slots__ = ("_due", "_running", "seconds")
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._due: dict[Expirable, float] = {}
-        self._running = False
+    seconds: float
+    _due: dict[Expirable, float] = field(factory=dict, init=False, repr=False)
+    _running: bool = field(default=False, init=False)
 
     def start(self, entry: Expirable) -> float:
         """Start or restart the timeout of `entry`; return the time of expiry."""

@@ -18,10 +18,8 @@ def client_context(*, ca: Path | None = None, insecure: bool = False) -> ssl.SSL
 
     TLS 1.2 or later, and only HTTP/1.1 by ALPN. It takes about ten milliseconds: build it once per origin.
 
-    `ca` is a PEM file of the only trusted authorities. `insecure` trusts any certificate.
-
-    Raises:
-        OSError: the file cannot be read, or contains no certificates.
+    `ca` is a PEM file of the only trusted authorities. `insecure` trusts any certificate. Raises OSError if the file
+    cannot be read, or contains no certificates.
     """
     context = ssl.create_default_context(cafile=ca)
     if ca is None and not _has_system_roots(context):

@@ -40,13 +40,10 @@ class Lifespan:
     By the ASGI specification, an application that raises or returns before it has answered `lifespan.startup` does not
     support the lifespan, and is served without it. If the lifespan raises later, requests lack what they depend on, so
     the server stops.
-
-    Attributes:
-        state: set by the application for its requests.
     """
 
     def __init__(self, app: ASGIApp, stop: trio.Event, report: Callable[[BaseException], None], timeout: float) -> None:
-        self.state: dict[str, Any] = {}
+        self.state: dict[str, Any] = {}  # set by the application for its requests
         self._stop = stop
         self._app = app
         self._report = report
@@ -60,8 +57,7 @@ class Lifespan:
     async def around(self, serving: Callable[[], Awaitable[None]]) -> None:
         """Start the application, run `serving`, and shut the application down, also if `serving` is cancelled.
 
-        Raises:
-            LifespanFailed: the application could not start (`serving` was not called), or failed later.
+        Raises LifespanFailed if the application could not start (`serving` was not called), or failed later.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._run)

@@ -99,18 +99,15 @@ class ServerConnection(Protocol):
         """Close the connection at once, so that no client takes half a response for a whole one."""
 
 
+@attrs.define(eq=False)
 class ConnectionTracker:
-    """Knows all open connections of one server.
+    """Knows all open connections of one server."""
 
-    Attributes:
-        draining: the server is stopping; each response from now on closes its connection.
-    """
-
-    def __init__(self) -> None:
-        self.draining = False
-        self.open: set[ServerConnection] = set()
-        self._changed = trio.Event()
-        self._ended = trio.lowlevel.ParkingLot()
+    #: The server is stopping; each response from now on closes its connection.
+    draining: bool = False
+    open: set[ServerConnection] = attrs.field(factory=set)
+    _changed: trio.Event = attrs.field(factory=trio.Event, init=False)
+    _ended: trio.lowlevel.ParkingLot = attrs.field(factory=trio.lowlevel.ParkingLot, init=False)
 
     @contextmanager
     def track(self, connection: ServerConnection) -> Iterator[None]:

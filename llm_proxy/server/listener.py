@@ -78,15 +78,10 @@ async def accept_forever(
 ) -> NoReturn:
     """Accept connections and never fail: an error of `accept` concerns one connection, or is temporary.
 
-    It accepts one connection at a time, so that processes that share a listener share its connections too.
-
-    Args:
-        listener: a listening socket in non-blocking mode.
-        handle: called with each connected socket.
-        has_room: whether another connection may be accepted.
-        make_room: called if it may not, or if the process has no file descriptors left; it waits for some time.
-        turn: seconds to wait after each connection. If several processes share the listener, all of them wake up for a
-            burst of connections, and without this the first one would accept most of it.
+    It accepts one connection of the non-blocking `listener` at a time, so that processes that share it share its
+    connections too. `make_room` is called if there is no room, or if the process has no file descriptors left; it waits
+    for some time. `turn` is how many seconds to wait after each connection: all processes that share the listener wake
+    up for a burst of connections, and without this the first one would accept most of it.
     """
     while True:
         await trio.lowlevel.wait_readable(listener)

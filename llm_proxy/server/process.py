@@ -29,17 +29,9 @@ async def serve_until_signal(
     If SIGINT or SIGHUP was ignored when the process started, it stays ignored. Workers of a supervisor do that: Ctrl-C
     in a terminal reaches them too, but their parent decides.
 
-    Args:
-        app: an ASGI 3 application.
-        config: see `ServerConfig`.
-        delay: seconds between SIGTERM or SIGINT and the drain, in which all requests are served as before, so that load
-            balancers notice that the application is not ready.
-        on_stop: called before that delay.
-        on_drain: called after that delay, see `serve`.
-        on_reload: called at SIGHUP; if it returns False, SIGHUP means the same as SIGTERM.
-        task_status: for `nursery.start`; gets the addresses of the listeners when connections are accepted.
-
-    Raises as `serve`.
+    For `delay` seconds between SIGTERM or SIGINT and the drain, all requests are served as before, so that load
+    balancers notice that the application is not ready. `on_stop` is called before that delay, `on_drain` after it, and
+    `on_reload` at SIGHUP: if it returns False, SIGHUP means the same as SIGTERM. All else is as for `serve`.
     """
     stop = trio.Event()
     stopping = replaced = False

@@ -51,13 +51,9 @@ async def serve(
     listeners are closed first, and the connections that were accepted until then are served; for one second,
     connections are closed only after a response.
 
-    Args:
-        app: an ASGI 3 application.
-        config: see `ServerConfig`.
-        stop: starts the shutdown; set here if the lifespan raises.
-        on_drain: called as soon as `stop` is set.
-        others_accept: called then; whether other processes accept connections on these sockets from now on.
-        task_status: for `nursery.start`; gets the addresses of the listeners when connections are accepted.
+    `stop` is set here if the lifespan raises. `others_accept` is called as soon as `stop` is set: whether other
+    processes accept connections on these sockets from now on. `task_status` gets the addresses of the listeners when
+    connections are accepted.
 
     Raises:
         llm_proxy.server.asgi.LifespanFailed: the application could not start, or its lifespan raised.

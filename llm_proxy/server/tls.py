@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import trio
+from attrs import define, field
 
 from llm_proxy.server.context import ConnectionTracker
 from llm_proxy.server.transport import SocketTransport
@@ -48,16 +49,15 @@ def _describe(error: ssl.SSLError, certificate: Path, key: Path) -> str:
     return f"{key} holds no private key in PEM form"
 
 
+@define(eq=False)
 class Handshake:
     """A connection before its TLS handshake is complete; see `context.ServerConnection`."""
 
-    busy = False
-
-    def __init__(self, transport: SocketTransport, context: ssl.SSLContext, timeout: float) -> None:
-        self.idle_since: float | None = trio.current_time()
-        self._transport = transport
-        self._context = context
-        self._timeout = timeout
+    _transport: SocketTransport
+    _context: ssl.SSLContext
+    _timeout: float
+    idle_since: float | None = field(factory=trio.current_time, init=False)
+    busy: bool = field(default=False, init=False)
 
     def close_if_idle(self) -> None:
         self._transport.close()

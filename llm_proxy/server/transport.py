@@ -48,9 +48,7 @@ class SocketTransport(trio.abc.Stream):
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Wait for data and return it; `b""` at the end of the stream.
 
-        Raises:
-            trio.BrokenResourceError: the peer reset the connection.
-            trio.ClosedResourceError: this end is closed.
+        Raises trio.BrokenResourceError after a reset by the peer, and trio.ClosedResourceError if this end is closed.
         """
         while True:
             if self.closed:

@@ -32,35 +32,22 @@ _TOKEN_REFUSALS = (TokenInvalid, TokenInactive, TokenExpired, ProjectInactive, R
 
 @frozen
 class OutageLimits:
-    """How far a worker may go without the database. Durations are seconds.
+    """How far a worker may go without the database. Durations are seconds."""
 
-    Attributes:
-        window: how long ago the database may have accepted the token.
-        requests: maximum number of requests of one token since then.
-        duration: maximum duration of the outage mode, from its first request on.
-    """
-
-    window: float
-    requests: int
-    duration: float
+    window: float  # how long ago the database may have accepted the token
+    requests: int  # maximum number of requests of one token since then
+    duration: float  # maximum duration of the outage mode, from its first request on
 
 
 @define(eq=False)
 class CachedToken:
-    """A token as the database returned it last.
-
-    Attributes:
-        account: its project, which was active, with its keys.
-        counted: its counter then.
-        verified_at: the worker's clock when the database last admitted one of its requests.
-        used: requests that were admitted from the cache since then.
-    """
+    """A token as the database returned it last."""
 
     token: Token
-    account: Account = field(repr=False)
-    counted: int
-    verified_at: float
-    used: int = 0
+    account: Account = field(repr=False)  # of its project, which was active, with its keys
+    counted: int  # its counter then
+    verified_at: float  # the worker's clock when the database last admitted one of its requests
+    used: int = 0  # requests that were admitted from the cache since then
 
 
 @define(eq=False)

@@ -84,7 +84,6 @@ class Http2Connection:
     def __init__(
         self, context: ServerContext, transport: SocketTransport, stream: trio.SSLStream[SocketTransport]
     ) -> None:
-        """Serve on `stream`, which is TLS on `transport` and has agreed on `h2`."""
         self.context = context
         self.idle_since: float | None = trio.current_time()
         self.streams: dict[int, Http2Stream] = {}

@@ -106,12 +106,7 @@ class Http2Stream:
             await self._protocol.consumed(self._id, unreturned, more=not self._ended)
 
     async def send(self, message: Message) -> None:
-        """Send the head or a piece of the body of the response.
-
-        Raises:
-            ClientDisconnected: the client has disconnected, or took nothing for `write_timeout` seconds.
-            InvalidResponse: the message cannot be sent.
-        """
+        """Send the head or a piece of the body of the response. Raises as `RequestCycle.send`."""
         if self._disconnected:
             raise ClientDisconnected("the client has closed the stream")
         kind = message["type"]
