@@ -13,7 +13,6 @@ from db.records import Result
 from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
 from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.http import headers
-from llm_proxy.gateway.http.headers import is_event_stream
 from llm_proxy.gateway.http.paths import query_value
 from llm_proxy.gateway.objects import answers
 from llm_proxy.gateway.upstream.failures import (
@@ -168,7 +167,7 @@ class Exchange:
         if self.record is not None:
             self._answer = answers.reader_for(self.yields, status, response.headers)
         self.provider_request_id = _provider_request_id(names, request_id, shape)
-        self.streamed = is_event_stream(names.get(b"content-type", b""))
+        self.streamed = headers.is_event_stream(names.get(b"content-type", b""))
         send = self.send
         await send({"type": "http.response.start", "status": status, "headers": head})
         self.started = True

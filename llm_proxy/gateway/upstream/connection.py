@@ -133,15 +133,11 @@ class Connection:
         """Return the next piece of the body, or raise an error, as `UpstreamResponse.receive` does."""
         parser = self.parser
         pieces = parser.pieces
-        if not pieces:
-            if parser.complete:
-                return b""
+        if not pieces and not parser.complete:
             while not pieces and not parser.complete:
                 self._read_timeout.start(self)
                 await self._read()
             self._read_timeout.stop(self)
-            if not pieces:
-                return b""
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         return data

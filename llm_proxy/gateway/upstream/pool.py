@@ -204,8 +204,6 @@ class UpstreamPool:
 
     def _take(self) -> Connection | None:
         """Take the connection that was used last and is still usable; close unusable ones."""
-        if not self._idle:
-            return None
         now = trio.current_time()
         while self._idle:
             _, connection = self._idle.popitem()
