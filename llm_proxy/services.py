@@ -129,6 +129,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
     providers = provider_file.load(settings)
     keyring = open_keyring(settings)
     metrics = Metrics(providers.by_name, VERSION, store)
+    metrics.show_provider(providers.default.name)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(target, database_options(settings)))
         warn = log.logger("services").warning

@@ -90,6 +90,10 @@ class Metrics:
         """Let these names be labels too."""
         self._names.update(names)
 
+    def show_provider(self, name: str) -> None:
+        """Show the metrics of a provider before its first request."""
+        self._first(name)
+
     def request(self, provider: str, result: Result) -> None:
         """Count an admitted request that has ended."""
         metrics = self._providers.get(provider) or self._first(provider)
