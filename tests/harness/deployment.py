@@ -33,6 +33,7 @@ class Deployment:
     server: Server
     upstream: Upstream
     _numbers: Iterator[int] = field(factory=itertools.count, repr=False)
+    _projects: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
 
     def new_project(self, **fields: Any) -> dict[str, Any]:
         """Create a project whose key the upstream accepts; `fields` add to the request's JSON or replace it."""
@@ -40,9 +41,15 @@ class Deployment:
         created: dict[str, Any] = self.server.manage("POST", "/projects", wanted)
         return created
 
+    def project(self, provider: str = "") -> dict[str, Any]:
+        """The project for a provider, made once: no other project uses its account there."""
+        if provider not in self._projects:
+            self._projects[provider] = self.new_project(**({"provider": provider} if provider else {}))
+        return self._projects[provider]
+
     def new_token(self, project_id: str | None = None, **fields: Any) -> dict[str, Any]:
-        """Create a token, in a project of its own where none is named; the secret is under `token`."""
-        project = self.new_project()["id"] if project_id is None else project_id
+        """Create a token, in the project of the default provider if none is named; the secret is under `token`."""
+        project = self.project()["id"] if project_id is None else project_id
         created: dict[str, Any] = self.server.manage("POST", "/tokens", {"project_id": project, **fields})
         return created
 

@@ -95,11 +95,11 @@ CONTROL_PLANE = (
         content="x" * (1024 * 1024 + 1),
     ),
     new("no object", [], "it must be a JSON object."),
-    new("nothing", {}, "'name' is missing; 'api_key' is missing."),
+    new("nothing", {}, "'name' is missing; 'api_key' is missing (or 'credentials')."),
     new(
         "another field",
         {"name": "a", "api_key": CANARY, "colour": 1},
-        "'colour' is not a field of this request (fields: name, api_key, provider).",
+        "'colour' is not a field of this request (fields: name, api_key, credentials, provider, allow_unknown_objects).",
     ),
     new("values of other kinds", {"name": 1, "api_key": 2}, f"{NAME}; {API_KEY}."),
     new("a key with a space", {"name": "a", "api_key": f"{CANARY} {CANARY}"}, f"{API_KEY}."),
@@ -109,7 +109,7 @@ CONTROL_PLANE = (
         {"name": "a", "api_key": CANARY, "provider": "opanai"},
         "'provider' must be one of openai, strict.",
     ),
-    new("an id that is none", {"project_id": "x"}, f"'project_id' must be a UUID such as {UNKNOWN}."),
+    new("an id that is none", {"project_id": ""}, "'project_id' must be an id, a name, or the last four characters."),
     new(
         "two ends",
         {"project_id": UNKNOWN, "duration_minutes": 1, "duration_hours": 1},
@@ -136,7 +136,7 @@ CONTROL_PLANE = (
         404,
         "project_not_found",
         "There is no such project",
-        "No project has this id.",
+        "No project has this id or name.",
         content={"project_id": UNKNOWN},
     ),
     manage(
@@ -145,7 +145,7 @@ CONTROL_PLANE = (
         404,
         "token_not_found",
         "There is no such token",
-        "No token has this id. A token's id is not its secret.",
+        "No token has this id or name. A token's secret is neither.",
     ),
     manage(
         "a page of nothing",

@@ -94,8 +94,8 @@ def listing(says: str, url: str, token: str | None, line: str, code: int = 2) ->
 RANGE = "is not a duration from a minute to ten years, such as 30d, 12h or 90m"
 LIMIT = "is not allowed; give 1 or more, or 'unlimited'"
 HELP = "; see 'llm-proxy manage token generate --help'"
-NO_PROJECT = "There is no such project: No project has this id"
-NO_TOKEN = "There is no such token: No token has this id. A token's id is not its secret"
+NO_PROJECT = "There is no such project: No project has this id or name"
+NO_TOKEN = "There is no such token: No token has this id or name. A token's secret is neither"
 NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"
 NAME = "--name must be text of 1 to 255 characters, without control characters and without space at its ends"
 
@@ -186,18 +186,23 @@ REFUSED = (
     manage(
         "a name that is taken",
         f"project create --name taken --api-key {CANARY}",
-        "Another project has this name: Names of projects are unique. Choose another one",
+        "The name is taken: Another credential has this name, and names of credentials are unique. Choose another one",
     ),
     manage(
         "a provider that is misspelt",
         f"project create --name a --provider opanai --api-key {CANARY}",
         f"--provider must be one of {NAMES}",
     ),
-    manage("no change", "project update {project}", "nothing to change; give --name, --api-key or --provider", 2),
+    manage(
+        "no change",
+        "project update {project}",
+        "nothing to change; give --name, --api-key, --credential or --provider",
+        2,
+    ),
     manage(
         "another provider with the old key",
         "project update {project} --provider anthropic",
-        "--provider can change from openai only together with --api-key",
+        "--provider: the project has no credential for anthropic; send --api-key, or --credentials with one",
     ),
     manage("a token for nobody", f"token generate --project-id {UNKNOWN}", NO_PROJECT),
     manage(

@@ -69,7 +69,7 @@ def told() -> list[str]:
 
 
 def new_token(gateway: Deployment, told: list[str], api: Api) -> str:
-    told.append(gateway.new_secret(gateway.new_project(provider=api.provider)["id"]))
+    told.append(gateway.new_secret(gateway.project(api.provider)["id"]))
     return told[-1]
 
 

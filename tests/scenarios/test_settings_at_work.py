@@ -56,7 +56,7 @@ def deployment(changed: Deployment, upstream: Upstream) -> Deployment:
 @pytest.fixture
 def secret(deployment: Deployment) -> str:
     """A token for OpenAI."""
-    return deployment.new_secret(deployment.new_project(provider="openai")["id"])
+    return deployment.new_secret(deployment.project("openai")["id"])
 
 
 def cors(response: client.Response) -> dict[str, str]:

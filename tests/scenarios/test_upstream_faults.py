@@ -268,7 +268,7 @@ def test_errors_on_anthropic_paths_have_anthropics_shape(
     faulty: Deployment, before: Holdings, fault: str, kind: str
 ) -> None:
     status, code, message = EARLY[fault]
-    token = faulty.new_token(faulty.new_project(provider="anthropic")["id"])
+    token = faulty.new_token(faulty.project("anthropic")["id"])
 
     answer = trio.run(
         faulty.server.request,
