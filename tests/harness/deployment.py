@@ -48,8 +48,8 @@ class Deployment:
         return self._projects[provider]
 
     def new_token(self, project_id: str | None = None, **fields: Any) -> dict[str, Any]:
-        """Create a token, in the project of the default provider if none is named; the secret is under `token`."""
-        project = self.project()["id"] if project_id is None else project_id
+        """Create a token, in a project of its own where none is named; the secret is under `token`."""
+        project = self.new_project()["id"] if project_id is None else project_id
         created: dict[str, Any] = self.server.manage("POST", "/tokens", {"project_id": project, **fields})
         return created
 

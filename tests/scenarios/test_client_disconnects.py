@@ -96,7 +96,7 @@ ARRIVALS = [
 async def test_disconnect_while_the_provider_works_closes_its_connection(
     deployment: Deployment, arrive: Callable[[client.Connection, str], Awaitable[None]], leave: Leave
 ) -> None:
-    token = deployment.new_token()
+    token = deployment.new_token(deployment.project()["id"])
     upstream = deployment.upstream
     before = ended(deployment)
     took: list[float] = []
@@ -117,7 +117,7 @@ async def test_disconnect_while_the_provider_works_closes_its_connection(
 @WAYS
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 async def test_disconnect_in_an_upload_closes_the_upstream(deployment: Deployment, leave: Leave, framing: str) -> None:
-    token = deployment.new_token()
+    token = deployment.new_token(deployment.project()["id"])
     upstream = deployment.upstream
     before = ended(deployment)
     took: list[float] = []

@@ -49,7 +49,7 @@ async def stalled_reader(deployment: Deployment, secret: str) -> AsyncIterator[c
 
 
 async def test_a_stalled_reader_is_reset_after_client_write_timeout(gateway: Deployment) -> None:
-    token = gateway.new_token()
+    token = gateway.new_token(gateway.project()["id"])
     before = aftermath.holdings(gateway.server, gateway.upstream)
     received: list[int] = []
 
@@ -69,7 +69,7 @@ async def test_a_stalled_reader_is_reset_after_client_write_timeout(gateway: Dep
             nursery.start_soon(stall)
         await trio.to_thread.run_sync(lambda: gateway.upstream.wait(in_flight=STALLED))
         # They are in nobody's way meanwhile.
-        assert (await gateway.chat(gateway.new_secret())).status == 200
+        assert (await gateway.chat(gateway.new_secret(gateway.project()["id"]))).status == 200
         await trio.to_thread.run_sync(lambda: gateway.upstream.wait(closed_early=STALLED))
         await trio.to_thread.run_sync(aftermath.assert_nothing_left, gateway.server, gateway.upstream, before, LENIENCE)
         over.set()
@@ -90,7 +90,7 @@ async def piece(connection: client.Connection, limit: int) -> bytes:
 
 
 async def test_a_slow_reader_is_not_reset(gateway: Deployment) -> None:
-    token = gateway.new_token()
+    token = gateway.new_token(gateway.project()["id"])
     body = bytes(256 * 1024)
     headers = chat_headers(token["token"], ("x-scripted-echo", "1"))
     async with client.connect(gateway.server.url, receive_buffer=16384) as connection:
@@ -108,7 +108,7 @@ async def test_a_slow_reader_is_not_reset(gateway: Deployment) -> None:
 
 
 async def test_a_pausing_provider_does_not_count_as_a_stalled_reader(gateway: Deployment) -> None:
-    token = gateway.new_token()
+    token = gateway.new_token(gateway.project()["id"])
     pausing = (("x-scripted-chunks", "1"), ("x-scripted-gap", str(1.4 * DEADLINE)))
     answer = await gateway.chat(token["token"], ("x-scripted-delay", str(1.4 * DEADLINE)), *pausing)
     assert (answer.status, answer.complete) == (200, True)
@@ -126,7 +126,7 @@ async def test_a_stalled_reader_does_not_delay_the_shutdown(
     settings: dict[str, Any] = {"SHUTDOWN_GRACE": f"{grace:g}s", "CLIENT_WRITE_TIMEOUT": f"{deadline:g}s"}
     with databases.migrated(Kind.SQLITE) as scratch:
         with open_gateway(scratch, upstream, tmp_path, settings) as deployment:
-            secret = deployment.new_secret()
+            secret = deployment.new_secret(deployment.project()["id"])
             async with stalled_reader(deployment, secret), stalled_reader(deployment, secret):
                 started = time.monotonic()
                 assert await deployment.server.stopped() == 0, deployment.server.output

@@ -297,7 +297,6 @@ def test_a_silent_client_is_not_counted_as_an_upstream_error(faulty: Deployment,
     answer = trio.run(stall)
 
     assert (answer.status, answer.json()["error"]["code"]) == (408, "request_timeout")
-    assert answer.json()["error"]["message"] == "The body of the request did not arrive in time."
     rows = failed(faulty, token, before, number=1, good=0)
     assert aftermath.outcomes(rows) == {("client_closed", 408): 1}
     assert reasons(faulty, rows) == {f"the client sent nothing of its request body for {PATIENCE} s"}
