@@ -68,19 +68,28 @@ class Services:
         """
         providers = await trio.to_thread.run_sync(provider_file.load, self.settings)
         former = self.relay.routing
-        upstreams: dict[str, UpstreamPool] = {}
-        context = client_context()
-        for name, provider in providers.by_name.items():
-            old = former.providers.by_name.get(name)
-            same = old is not None and old.connection_settings == provider.connection_settings
-            upstreams[name] = former.upstreams[name] if same else _open_upstream(provider, context)
+        routing = _routing(providers, former)
         self.metrics.add_providers(providers.by_name)
-        self.relay.routing = Routing(providers, upstreams)
+        self.relay.routing = routing
         for name, upstream in former.upstreams.items():
-            if upstreams.get(name) is not upstream:
+            if routing.upstreams.get(name) is not upstream:
                 upstream.close()
         if self.settings.workers > 1:
             os.kill(os.getppid(), signal.SIGHUP)
+
+
+def _routing(providers: Providers, former: Routing | None = None) -> Routing:
+    """Open the connections to providers, or take over those of a former routing that are made in the same way."""
+    upstreams: dict[str, UpstreamPool] = {}
+    # Making a context takes about ten milliseconds, and most of the built-in providers are never used.
+    context = client_context()
+    for name, provider in providers.by_name.items():
+        old = None if former is None else former.providers.by_name.get(name)
+        if former is not None and old is not None and old.connection_settings == provider.connection_settings:
+            upstreams[name] = former.upstreams[name]
+        else:
+            upstreams[name] = _open_upstream(provider, context)
+    return Routing(providers, upstreams)
 
 
 def _open_upstream(provider: Provider, context: SSLContext) -> UpstreamPool:
@@ -148,12 +157,9 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             audit_retention=timedelta(seconds=settings.audit_retention),
             dead_after=dead_after,
         )
-        # Making a context takes about ten milliseconds, and most of the built-in providers are never used.
-        context = client_context()
-        upstreams = {name: _open_upstream(provider, context) for name, provider in providers.by_name.items()}
         metrics.set_function(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
         relay = Relay(
-            routing=Routing(providers, upstreams),
+            routing=_routing(providers),
             ledger=outage or ledger,
             keyring=keyring,
             metrics=metrics,

@@ -167,8 +167,8 @@ def load_or_create_key_file(path: Path) -> KeyRing:
 
 
 def last4(secret: str) -> str:
-    """The last four characters, to show to people; empty if the secret is too short."""
-    return secret[-4:] if len(secret) >= _LAST4_FROM else ""
+    """The last four characters, to show to people; empty if the secret is too short, or is a document in JSON."""
+    return secret[-4:] if len(secret) >= _LAST4_FROM and not secret.startswith("{") else ""
 
 
 def _key_id(key: bytes) -> str:
