@@ -129,7 +129,7 @@ def faulty(databases: Databases, tmp_path_factory: pytest.TempPathFactory, silen
 @pytest.fixture
 def before(faulty: Deployment) -> Holdings:
     """What the server holds before the test."""
-    trio.run(faulty.chat, faulty.new_secret())
+    trio.run(faulty.chat, faulty.new_secret(faulty.project()["id"]))
     return aftermath.at_rest(faulty.server, faulty.upstream)
 
 
@@ -187,7 +187,7 @@ def test_a_fault_before_the_response_is_an_error_of_the_providers_shape(
     faulty: Deployment, before: Holdings, fault: str
 ) -> None:
     status, code, message = EARLY[fault]
-    token = faulty.new_token()
+    token = faulty.new_token(faulty.project()["id"])
 
     answers = trio.run(ask_at_once, faulty, token["token"], fault)
 
@@ -205,7 +205,7 @@ def test_a_fault_before_the_response_is_an_error_of_the_providers_shape(
 @pytest.mark.parametrize("fault", MIDWAY)
 def test_a_fault_in_the_response_is_a_visible_cut(faulty: Deployment, before: Holdings, fault: str) -> None:
     outcome, got = MIDWAY[fault]
-    token = faulty.new_token()
+    token = faulty.new_token(faulty.project()["id"])
 
     answers = trio.run(ask_at_once, faulty, token["token"], fault)
 
@@ -218,7 +218,7 @@ def test_a_fault_in_the_response_is_a_visible_cut(faulty: Deployment, before: Ho
 
 @pytest.mark.parametrize("fault", HARMLESS)
 def test_unusual_but_valid_responses_pass_byte_for_byte(faulty: Deployment, before: Holdings, fault: str) -> None:
-    token = faulty.new_token()
+    token = faulty.new_token(faulty.project()["id"])
     resident = faulty.server.process.resident_bytes()
 
     answers = trio.run(ask_at_once, faulty, token["token"], fault)
@@ -231,7 +231,7 @@ def test_unusual_but_valid_responses_pass_byte_for_byte(faulty: Deployment, befo
 
 @pytest.mark.parametrize("fault", ["close-in-stream", "hang-in-stream"])
 def test_the_last_chunk_is_never_sent_after_a_fault(faulty: Deployment, before: Holdings, fault: str) -> None:
-    token = faulty.new_token()
+    token = faulty.new_token(faulty.project()["id"])
 
     wire = trio.run(ask, faulty.server.url, token["token"], ("x-upstream-fault", fault))
 
@@ -243,7 +243,7 @@ def test_the_last_chunk_is_never_sent_after_a_fault(faulty: Deployment, before: 
 @pytest.mark.parametrize("fault", ["close-in-stream", "short-body"])
 def test_a_client_without_chunks_is_cut_off_too(faulty: Deployment, before: Holdings, fault: str) -> None:
     """In HTTP/1.0 the end of the connection may be the end of the body; only a reset shows that it is not."""
-    token = faulty.new_token()
+    token = faulty.new_token(faulty.project()["id"])
 
     async def was_reset() -> bool:
         async with client.connect(faulty.server.url) as connection:
@@ -286,7 +286,7 @@ def test_errors_on_anthropic_paths_have_anthropics_shape(
 
 
 def test_a_silent_client_is_not_counted_as_an_upstream_error(faulty: Deployment, before: Holdings) -> None:
-    token = faulty.new_token()
+    token = faulty.new_token(faulty.project()["id"])
 
     async def stall() -> client.Response:
         async with client.connect(faulty.server.url) as connection:
@@ -297,6 +297,7 @@ def test_a_silent_client_is_not_counted_as_an_upstream_error(faulty: Deployment,
     answer = trio.run(stall)
 
     assert (answer.status, answer.json()["error"]["code"]) == (408, "request_timeout")
+    assert answer.json()["error"]["message"] == "The body of the request did not arrive in time."
     rows = failed(faulty, token, before, number=1, good=0)
     assert aftermath.outcomes(rows) == {("client_closed", 408): 1}
     assert reasons(faulty, rows) == {f"the client sent nothing of its request body for {PATIENCE} s"}
