@@ -12,7 +12,7 @@ from llm_proxy.api import audit, credentials, operations, pages, projects, reque
 from llm_proxy.api.openapi import schema_of
 from llm_proxy.api.operations import Operation, Resource
 from llm_proxy.api.schema import Changes
-from llm_proxy.errors import MANAGEMENT, NotFound
+from llm_proxy.errors import MANAGEMENT
 
 _INTRODUCTION = """\
 # HTTP
@@ -126,8 +126,8 @@ def _operation(operation: Operation) -> Iterator[str]:
     if entry is not None:
         link = f"[{entry.__name__}](#{entry.__name__.lower()})"
         answer = link if entry is operation.answer else f"a page of {link}"
-    own = [kind for kind in (*operation.errors, operation.not_found) if kind is not NotFound]
-    refused = f" Refused with {', '.join(f'{kind.status} `{kind.code}`' for kind in own)}." if own else ""
+    refused = ", ".join(f"{kind.status} `{kind.code}`" for kind in operation.errors)
+    refused = f" Refused with {refused}." if refused else ""
     yield f"{operation.summary} Answers {operation.status} with {answer}.{refused}\n"
     if operation.query is not None:
         yield "In the query:\n"

@@ -32,7 +32,7 @@ class ListAudit(ById, kw_only=True):
     until: Annotated[Timestamp, doc("Only calls before this time.")] | UnsetType = field(name="to", default=UNSET)
 
 
-@RESOURCE.add(Operation("GET", "/manage/audit", "listAudit", page_of(AuditEntry), query=ListAudit))
+@Operation(RESOURCE, "GET", "/manage/audit", "listAudit", page_of(AuditEntry), query=ListAudit)
 async def _list(call: Call, query: ListAudit) -> object:
     """List changes and refused calls, the newest first."""
     sent: dict[str, Any] = given(query)

@@ -43,6 +43,8 @@ _log = log.logger("manage")
 RESOURCE: Final = Resource(
     "Credentials",
     "credential",
+    CredentialNotFound,
+    queries.find,
     hints={
         (_ONE, "DELETE"): 'Credentials are never deleted, because projects refer to them: PATCH {"active": false}.',
     },
@@ -150,7 +152,7 @@ def _locked(connection: Connection, credential_id: str) -> _Used:
     return credential
 
 
-@RESOURCE.add(Operation("GET", _COLLECTION, "listCredentials", page_of(Credential), query=ListCredentials))
+@Operation(RESOURCE, "GET", _COLLECTION, "listCredentials", page_of(Credential), query=ListCredentials)
 async def _list(call: Call, query: ListCredentials) -> object:
     """List the credentials, the newest first."""
 
@@ -162,8 +164,8 @@ async def _list(call: Call, query: ListCredentials) -> object:
     return page(rows, query.limit, lambda row: shown(Credential, row), position_cursor)
 
 
-@RESOURCE.add(
-    Operation("POST", _COLLECTION, "createCredential", Credential, status=201, body=NewCredential, errors=(NameTaken,))
+@Operation(
+    RESOURCE, "POST", _COLLECTION, "createCredential", Credential, status=201, body=NewCredential, errors=(NameTaken,)
 )
 async def _create(call: Call, new: NewCredential) -> Credential:
     """Create a credential."""
@@ -182,7 +184,7 @@ async def _create(call: Call, new: NewCredential) -> Credential:
     return shown(Credential, answer)
 
 
-@RESOURCE.add(Operation("GET", _ONE, "getCredential", Credential, not_found=CredentialNotFound, find=queries.find))
+@Operation(RESOURCE, "GET", _ONE, "getCredential", Credential)
 async def _get(call: Call) -> Credential:
     """Show a credential."""
 
@@ -193,18 +195,7 @@ async def _get(call: Call) -> Credential:
     return shown(Credential, credential)
 
 
-@RESOURCE.add(
-    Operation(
-        "PATCH",
-        _ONE,
-        "updateCredential",
-        Credential,
-        body=CredentialChanges,
-        errors=(NameTaken,),
-        not_found=CredentialNotFound,
-        find=queries.find,
-    )
-)
+@Operation(RESOURCE, "PATCH", _ONE, "updateCredential", Credential, body=CredentialChanges, errors=(NameTaken,))
 async def _update(call: Call, body: CredentialChanges) -> Credential:
     """Change a credential; the next request on every replica uses the change."""
     sent: Any = given(body)
@@ -221,17 +212,7 @@ async def _update(call: Call, body: CredentialChanges) -> Credential:
     return shown(Credential, answer)
 
 
-@RESOURCE.add(
-    Operation(
-        "POST",
-        _ONE + "/rotate",
-        "rotateCredential",
-        Credential,
-        body=NewKey,
-        not_found=CredentialNotFound,
-        find=queries.find,
-    )
-)
+@Operation(RESOURCE, "POST", _ONE + "/rotate", "rotateCredential", Credential, body=NewKey)
 async def _rotate(call: Call, body: NewKey) -> Credential:
     """Give a credential a new API key, which all its projects use from the next request on."""
 

@@ -35,8 +35,8 @@ class Problem(Struct):
 
 def document(resources: Sequence[Resource], system: dict[str, Any], version: str) -> dict[str, Any]:
     """Make the document; `system` are the open paths, as OpenAPI describes them."""
-    operations = [(resource, operation) for resource in resources for operation in resource.operations]
-    structs = {kind for _, one in operations for kind in (one.answer, one.body) if kind is not None}
+    operations = [operation for resource in resources for operation in resource.operations]
+    structs = {kind for one in operations for kind in (one.answer, one.body) if kind is not None}
     _, schemas = msgspec.json.schema_components([Problem, *structs], ref_template=_REF)
     for schema in schemas.values():
         schema["additionalProperties"] = False
@@ -45,8 +45,8 @@ def document(resources: Sequence[Resource], system: dict[str, Any], version: str
         if issubclass(struct, Changes):
             schemas[struct.__name__]["minProperties"] = 1
     paths: dict[str, Any] = {}
-    for resource, operation in operations:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(resource, operation)
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation)
     return {
         "openapi": "3.1.0",
         "info": {
@@ -84,15 +84,15 @@ def _add_types(schema: Any) -> None:
             _add_types(inner)
 
 
-def _operation(resource: Resource, operation: Operation) -> dict[str, Any]:
+def _operation(operation: Operation) -> dict[str, Any]:
     described: dict[str, Any] = {
         "operationId": operation.name,
         "summary": operation.summary,
-        "tags": [resource.name],
+        "tags": [operation.resource.name],
         "security": [{"management": []}],
     }
     parameters = [
-        {"name": name, "in": "path", "required": True, "schema": msgspec.json.schema(operation.id.type)}
+        {"name": name, "in": "path", "required": True, "schema": msgspec.json.schema(operation.resource.id.type)}
         for name in re.findall(r"{(\w+)}", operation.path)
     ]
     query = schema_of(operation.query or Query)
@@ -118,8 +118,6 @@ def _operation(resource: Resource, operation: Operation) -> dict[str, Any]:
 
 def _refusals(operation: Operation) -> dict[str, Any]:
     found = [*_EVERYWHERE, *operation.errors, *(_WITH_BODY if operation.body is not None else ())]
-    if operation.not_found is not errors.NotFound:
-        found.append(operation.not_found)
     by_status: dict[int, list[type[errors.ProxyError]]] = {}
     for kind in found:
         by_status.setdefault(kind.status, []).append(kind)

@@ -144,9 +144,35 @@ class Call:
         return await self.services.database.write(transaction)
 
 
-@define
+@define(eq=False)
+class Resource:
+    """The operations on one kind of thing.
+
+    Attributes:
+        name: OpenAPI's tag.
+        kind: its name in the audit log.
+        not_found: the error if the id in a path is not valid, or nothing has the name in it.
+        find: finds by name what a path means; None if only an id is possible.
+        id: reads the id in a path, or what `find` finds it by.
+        hints: by path and method, what to do instead of an operation that is left out on purpose.
+    """
+
+    name: str
+    kind: str
+    not_found: type[ProxyError] = NotFound
+    find: Find | None = None
+    id: Field = _REFERENCE
+    hints: Mapping[tuple[str, str], str] = Factory(dict)
+    operations: list[Operation] = field(factory=list, init=False)
+
+    def on(self, path: str) -> dict[str, Operation]:
+        """The operations on a path, by method."""
+        return {one.method: one for one in self.operations if one.path == path}
+
+
+@define(eq=False)
 class Operation:
-    """One method of one path.
+    """One method of one path; decorates its handler, which gets the call, and the query or the body if it has one.
 
     Attributes:
         method, path: as OpenAPI writes them.
@@ -154,12 +180,10 @@ class Operation:
         answer: what the handler returns; None if the answer is empty.
         status: of the answer.
         check: the mistakes that no single field of the body shows; see `schema.Check`.
-        errors: how it can fail beyond what is true of every operation.
-        not_found: the error if the id in the path is not valid, or nothing has the name in it.
-        id: reads the id in the path, or what `find` finds it by.
-        handle: gets the call, and the query or the body if the operation has one.
+        errors: how it can fail beyond what is true of every operation, and of every path with an id.
     """
 
+    resource: Resource
     method: str
     path: str
     name: str
@@ -169,36 +193,21 @@ class Operation:
     body: type[Body] | None = None
     check: Check = lambda _given, _values, _now: ()
     errors: tuple[type[ProxyError], ...] = ()
-    not_found: type[ProxyError] = NotFound
-    id: Field = _REFERENCE
-    find: Find | None = None
     handle: Callable[..., Awaitable[object]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if "{" in self.path:
+            self.errors += (self.resource.not_found,)
+
+    def __call__(self, handle: H) -> H:
+        self.handle = handle
+        self.resource.operations.append(self)
+        return handle
 
     @property
     def summary(self) -> str:
         """One sentence, or two: the docstring of the handler."""
         return " ".join((self.handle.__doc__ or "").split())
-
-
-@define
-class Resource:
-    """The operations on one kind of thing; `name` is OpenAPI's tag, and `kind` its name in the audit log.
-
-    `hints` says, by path and method, what to do instead of an operation that is left out on purpose.
-    """
-
-    name: str
-    kind: str
-    hints: Mapping[tuple[str, str], str] = Factory(dict)
-    operations: list[Operation] = Factory(list)
-
-    def add(self, operation: Operation) -> Callable[[H], H]:
-        def with_handler(handle: H) -> H:
-            operation.handle = handle
-            self.operations.append(operation)
-            return handle
-
-        return with_handler
 
 
 def _values(record: Any) -> dict[str, Any]:
@@ -224,7 +233,7 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
     # An empty token opens nothing: the settings demand one if the management API is to be used.
     guard = Guard(services.settings.management_token or "")
     refusals = Refusals(services.database, services.nursery)
-    paths = _by_path(resources)
+    by_path = {one.path: resource for resource in resources for one in resource.operations}
 
     @routes.before_request
     async def begin() -> None:
@@ -232,7 +241,8 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
         # A request has a task of its own, so this ends with it.
         structlog.contextvars.bind_contextvars(request_id=g.request_id)
         rule = "" if request.url_rule is None else request.url_rule.rule
-        g.entry = _entry(paths.get(rule.replace("<", "{").replace(">", "}")), clock())
+        path = rule.replace("<", "{").replace(">", "}")
+        g.entry = _entry(by_path.get(path), path, clock())
         guard.check(request.remote_addr or "", request.headers.getlist("Authorization"))
         g.entry = structs.replace(g.entry, actor=ACTOR)
 
@@ -248,12 +258,13 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
         # The view gets every method, so that a wrong one is refused only after the token was checked.
         routes.add_url_rule(rule, rule.replace(".", ""), view, methods=_METHODS, provide_automatic_options=False)
 
-    def view_of(path: _Path) -> Callable[..., Awaitable[Response]]:
+    def view_of(path: str, resource: Resource) -> Callable[..., Awaitable[Response]]:
+        operations = resource.on(path)
+
         async def view(**ids: str) -> Response:
-            operation = path.operations.get(request.method)
+            operation = operations.get(request.method)
             if operation is None:
-                hint = path.resource.hints.get((path.name, request.method), "")
-                raise _method_not_allowed(path.operations, hint)
+                raise _method_not_allowed(operations, resource.hints.get((path, request.method), ""))
             return await _perform(operation, services, ids, g.entry)
 
         return view
@@ -261,8 +272,8 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
     async def not_found(**_: str) -> Response:
         raise NotFound
 
-    for name, path in paths.items():
-        add(name.replace("{", "<").replace("}", ">"), view_of(path))
+    for path, resource in by_path.items():
+        add(path.replace("{", "<").replace("}", ">"), view_of(path, resource))
     for rule in ("/manage", "/manage/", "/manage/<path:rest>"):
         add(rule, not_found)
     routes.register_error_handler(ProxyError, _answer_error)
@@ -270,26 +281,8 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
     return routes
 
 
-@frozen
-class _Path:
-    """One path of a resource, and its operations by method."""
-
-    name: str
-    resource: Resource
-    operations: dict[str, Operation] = field(factory=dict)
-
-
-def _by_path(resources: Iterable[Resource]) -> dict[str, _Path]:
-    paths: dict[str, _Path] = {}
-    for resource in resources:
-        for operation in resource.operations:
-            path = paths.setdefault(operation.path, _Path(operation.path, resource))
-            path.operations[operation.method] = operation
-    return paths
-
-
-def _entry(path: _Path | None, now: datetime) -> AuditEntry:
-    operation = None if path is None else path.operations.get(request.method)
+def _entry(resource: Resource | None, path: str, now: datetime) -> AuditEntry:
+    operation = None if resource is None else resource.on(path).get(request.method)
     identity = ""
     if operation is not None:
         with suppress(ValueError):
@@ -301,7 +294,7 @@ def _entry(path: _Path | None, now: datetime) -> AuditEntry:
         # Without the interface of a link-local address (RFC 4007), which means something on this machine only.
         address=(request.remote_addr or "").partition("%")[0],
         operation="" if operation is None else operation.name,
-        resource="" if path is None else path.resource.kind,
+        resource="" if resource is None else resource.kind,
         resource_id=identity,
         outcome="refused",
         status=HTTPStatus.OK if operation is None else operation.status,
@@ -309,17 +302,17 @@ def _entry(path: _Path | None, now: datetime) -> AuditEntry:
 
 
 def _read_id(operation: Operation, ids: Mapping[str, str]) -> str:
-    return "".join(map(operation.id.read, ids.values()))
+    return "".join(map(operation.resource.id.read, ids.values()))
 
 
 async def _perform(operation: Operation, services: Services, ids: Mapping[str, str], entry: AuditEntry) -> Response:
-    now = entry.occurred_at
+    now, resource = entry.occurred_at, operation.resource
     try:
         call = Call(services, now, _read_id(operation, ids), entry)
     except ValueError:
-        raise operation.not_found from None
-    if operation.find is not None:
-        identity = await call.resolve(call.id, operation.find, operation.not_found)
+        raise resource.not_found from None
+    if call.id and resource.find is not None:
+        identity = await call.resolve(call.id, resource.find, resource.not_found)
         g.entry = structs.replace(entry, resource_id=identity)
         call = evolve(call, id=identity, entry=g.entry)
     query = read_query(operation.query or Query, request.args.items(multi=True))

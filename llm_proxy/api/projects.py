@@ -39,6 +39,8 @@ _log = log.logger("manage")
 RESOURCE: Final = Resource(
     "Projects",
     "project",
+    ProjectNotFound,
+    queries.find,
     hints={(_ONE, "DELETE"): 'Projects are never deleted, because the ledger refers to them: PATCH {"active": false}.'},
 )
 
@@ -180,7 +182,7 @@ def _default(call: Call, wanted: str | UnsetType, chosen: Mapping[str, records.C
     return provider
 
 
-@RESOURCE.add(Operation("GET", _COLLECTION, "listProjects", page_of(Project), query=ByCreation))
+@Operation(RESOURCE, "GET", _COLLECTION, "listProjects", page_of(Project), query=ByCreation)
 async def _list(call: Call, query: ByCreation) -> object:
     """List the projects, the newest first."""
 
@@ -192,17 +194,16 @@ async def _list(call: Call, query: ByCreation) -> object:
     return page(rows, query.limit, lambda row: _shown(row, used[row.id]), position_cursor)
 
 
-@RESOURCE.add(
-    Operation(
-        "POST",
-        _COLLECTION,
-        "createProject",
-        Project,
-        status=201,
-        body=NewProject,
-        check=_check_new,
-        errors=(NameTaken, CredentialNotFound),
-    )
+@Operation(
+    RESOURCE,
+    "POST",
+    _COLLECTION,
+    "createProject",
+    Project,
+    status=201,
+    body=NewProject,
+    check=_check_new,
+    errors=(NameTaken, CredentialNotFound),
 )
 async def _create(call: Call, new: NewProject) -> Project:
     """Create a project."""
@@ -246,7 +247,7 @@ async def _create(call: Call, new: NewProject) -> Project:
     return _shown(project, used.values())
 
 
-@RESOURCE.add(Operation("GET", _ONE, "getProject", Project, not_found=ProjectNotFound, find=queries.find))
+@Operation(RESOURCE, "GET", _ONE, "getProject", Project)
 async def _get(call: Call) -> Project:
     """Show a project."""
 
@@ -257,18 +258,15 @@ async def _get(call: Call) -> Project:
     return await call.services.database.read(read)
 
 
-@RESOURCE.add(
-    Operation(
-        "PATCH",
-        _ONE,
-        "updateProject",
-        Project,
-        body=ProjectChanges,
-        check=_check,
-        errors=(NameTaken, CredentialNotFound, CredentialShared),
-        not_found=ProjectNotFound,
-        find=queries.find,
-    )
+@Operation(
+    RESOURCE,
+    "PATCH",
+    _ONE,
+    "updateProject",
+    Project,
+    body=ProjectChanges,
+    check=_check,
+    errors=(NameTaken, CredentialNotFound, CredentialShared),
 )
 async def _update(call: Call, body: ProjectChanges) -> Project:
     """Change a project; the next request on every replica uses the change."""
@@ -335,16 +333,7 @@ def _with_new_key(
     return credential_queries.change(connection, own, credentials.sealed(call, own.id, api_key), call.now)
 
 
-@RESOURCE.add(
-    Operation(
-        "POST",
-        _ONE + "/tokens/revoke",
-        "revokeProjectTokens",
-        Revocation,
-        not_found=ProjectNotFound,
-        find=queries.find,
-    )
-)
+@Operation(RESOURCE, "POST", _ONE + "/tokens/revoke", "revokeProjectTokens", Revocation)
 async def _revoke_tokens(call: Call) -> Revocation:
     """Revoke every active token of a project."""
     identity = call.id

@@ -14,7 +14,7 @@ from llm_proxy.api.pages import ById, id_cursor, page, page_of
 from llm_proxy.api.schema import Field, Reference, doc, one_of, printable
 from llm_proxy.errors import ProjectNotFound, RequestNotFound, TokenNotFound
 
-RESOURCE: Final = Resource("Requests", "request")
+RESOURCE: Final = Resource("Requests", "request", RequestNotFound, id=Field.of("id", Annotated[str, printable(255)]))
 
 
 def _columns(record: type[Struct]) -> dict[str, Any]:
@@ -39,7 +39,7 @@ class ListRequests(ById, kw_only=True):
     ) = UNSET
 
 
-@RESOURCE.add(Operation("GET", "/manage/requests", "listRequests", page_of(Request), query=ListRequests))
+@Operation(RESOURCE, "GET", "/manage/requests", "listRequests", page_of(Request), query=ListRequests)
 async def _list(call: Call, query: ListRequests) -> object:
     """List the requests that have ended, the newest first."""
     project_id = await call.resolve(query.project_id, projects.find, ProjectNotFound)
@@ -49,16 +49,7 @@ async def _list(call: Call, query: ListRequests) -> object:
     return page(rows, query.limit, records.SettledRequest.by_column, id_cursor)
 
 
-@RESOURCE.add(
-    Operation(
-        "GET",
-        "/manage/requests/{request_id}",
-        "getRequest",
-        Request,
-        not_found=RequestNotFound,
-        id=Field.of("id", Annotated[str, printable(255)]),
-    )
-)
+@Operation(RESOURCE, "GET", "/manage/requests/{request_id}", "getRequest", Request)
 async def _get(call: Call) -> object:
     """Show a request that has ended, by its own id or the provider's (of successful ones, the newest million)."""
     return found(await call.services.database.read(queries.find, call.id), RequestNotFound).by_column()

@@ -23,7 +23,7 @@ class Reloaded(Struct):
     providers: Annotated[list[str], doc("The names of the configured providers.")]
 
 
-@RESOURCE.add(Operation("POST", "/manage/reload", "reloadServer", Reloaded, errors=(InvalidConfiguration,)))
+@Operation(RESOURCE, "POST", "/manage/reload", "reloadServer", Reloaded, errors=(InvalidConfiguration,))
 async def _reload(call: Call) -> Reloaded:
     """Read the provider file again. If it is wrong, nothing changes. Running requests end as they began."""
     services = call.services

@@ -41,9 +41,7 @@ _MaxRequests = Annotated[
 
 _log = log.logger("manage")
 
-RESOURCE: Final = Resource("Tokens", "token")
-#: What the operations on one token have in common.
-_EXISTING: Final[Any] = {"not_found": TokenNotFound, "find": queries.find}
+RESOURCE: Final = Resource("Tokens", "token", TokenNotFound, queries.find)
 
 
 class Token(Struct):
@@ -120,7 +118,7 @@ def _locked(connection: Connection, token_id: str) -> records.Token:
     return found(queries.get_locked(connection, token_id), TokenNotFound)
 
 
-@RESOURCE.add(Operation("GET", _COLLECTION, "listTokens", page_of(Token), query=ListTokens))
+@Operation(RESOURCE, "GET", _COLLECTION, "listTokens", page_of(Token), query=ListTokens)
 async def _list(call: Call, query: ListTokens) -> object:
     """List tokens, the newest first."""
     usable_at = call.now if query.active_only else None
@@ -131,17 +129,16 @@ async def _list(call: Call, query: ListTokens) -> object:
     return page(rows, query.limit, lambda row: shown(Token, row), position_cursor)
 
 
-@RESOURCE.add(
-    Operation(
-        "POST",
-        _COLLECTION,
-        "createToken",
-        TokenWithSecret,
-        status=201,
-        body=NewToken,
-        check=_check_expiry,
-        errors=(ProjectNotFound, ProjectDeactivated),
-    )
+@Operation(
+    RESOURCE,
+    "POST",
+    _COLLECTION,
+    "createToken",
+    TokenWithSecret,
+    status=201,
+    body=NewToken,
+    check=_check_expiry,
+    errors=(ProjectNotFound, ProjectDeactivated),
 )
 async def _create(call: Call, new: NewToken) -> TokenWithSecret:
     """Create a token. It expires after 30 days unless the body says otherwise."""
@@ -175,24 +172,13 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
     return shown(TokenWithSecret, token, token=secret)
 
 
-@RESOURCE.add(Operation("GET", _ONE, "getToken", Token, **_EXISTING))
+@Operation(RESOURCE, "GET", _ONE, "getToken", Token)
 async def _get(call: Call) -> Token:
     """Show a token."""
     return shown(Token, found(await call.services.database.read(queries.get, call.id), TokenNotFound))
 
 
-@RESOURCE.add(
-    Operation(
-        "PATCH",
-        _ONE,
-        "updateToken",
-        Token,
-        body=TokenChanges,
-        check=_check_expiry,
-        not_found=TokenNotFound,
-        find=queries.find,
-    )
-)
+@Operation(RESOURCE, "PATCH", _ONE, "updateToken", Token, body=TokenChanges, check=_check_expiry)
 async def _update(call: Call, body: TokenChanges) -> Token:
     """Change a token; the next request on every replica uses the change."""
     sent = given(body)
@@ -209,7 +195,7 @@ async def _update(call: Call, body: TokenChanges) -> Token:
     return shown(Token, token)
 
 
-@RESOURCE.add(Operation("DELETE", _ONE, "revokeToken", None, status=204, **_EXISTING))
+@Operation(RESOURCE, "DELETE", _ONE, "revokeToken", None, status=204)
 async def _revoke(call: Call) -> None:
     """Revoke a token. Its row stays, for the ledger."""
 
@@ -221,17 +207,7 @@ async def _revoke(call: Call) -> None:
     _log.info("token revoked", token_id=token.id, project_id=token.project_id)
 
 
-@RESOURCE.add(
-    Operation(
-        "POST",
-        _ONE + "/rotate",
-        "rotateToken",
-        TokenWithSecret,
-        errors=(TokenRevoked,),
-        not_found=TokenNotFound,
-        find=queries.find,
-    )
-)
+@Operation(RESOURCE, "POST", _ONE + "/rotate", "rotateToken", TokenWithSecret, errors=(TokenRevoked,))
 async def _rotate(call: Call) -> TokenWithSecret:
     """Give a token a new secret; the old one is refused from now on. Limits, expiry and count stay."""
     secret = new_secret()
