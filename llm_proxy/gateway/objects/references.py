@@ -34,6 +34,7 @@ _NAMES: Final = frozenset(
         *("previous_response_id", "response_id", "response_ids", "conversation", "conversation_id"),
         *("vector_store_id", "vector_store_ids", "assistant_id", "thread_id", "run_id"),
         *("cachedContent", "cached_content", "fileUri", "file_uri"),
+        *("fileSearchStoreNames", "file_search_store_names", "library_ids"),
         *("container", "container_id", "skill_id", "batch_id", "upload_id", "video_id"),
     }
 )
@@ -41,6 +42,8 @@ _NAMES: Final = frozenset(
 _OWNERS: Final = frozenset({"conversation", "container", "audio", "video", "characters"})
 #: Members whose content the provider does not read as references.
 _OPAQUE: Final = frozenset({"metadata", "parameters", "input_schema", "schema"})
+#: Its members are values that the provider puts into a template, files too, and the client has chosen their names.
+_VARIABLES: Final = "variables"
 #: Lists of items, and the types of items that the provider looks up by their id.
 _ITEMS: Final = frozenset({"input", "items"})
 _LOOKED_UP: Final = frozenset({"", "item_reference", "reasoning", "image_generation_call"})
@@ -85,7 +88,6 @@ class _Level:
     is_item: bool
     item_id: str = ""
     item_type: str = ""
-    has_role: bool = False
 
 
 class References(JsonMembers):
@@ -105,16 +107,18 @@ class References(JsonMembers):
         if self._levels:
             parent = self._levels[-1]
             name = self._name if parent.is_object else parent.name
-            opaque = parent.opaque or name in _OPAQUE
-            # Elsewhere than at the top, `input` is what a model has given to a tool.
-            opaque |= name == "input" and is_object and parent.is_object and len(self._levels) > 1
+            opaque = parent.opaque
+            if parent.name != _VARIABLES:
+                opaque |= name in _OPAQUE
+                # Elsewhere than at the top, `input` is what a model has given to a tool.
+                opaque |= name == "input" and is_object and parent.is_object and len(self._levels) > 1
             is_item = is_object and not parent.is_object and name in _ITEMS
         self._levels.append(_Level(name, is_object, opaque, is_item))
 
     def _closes(self, *, is_object: bool) -> None:
         super()._closes(is_object=is_object)
         level = self._levels.pop()
-        if level.is_item and level.item_id and level.item_type in _LOOKED_UP and not level.has_role:
+        if level.is_item and level.item_id and level.item_type in _LOOKED_UP:
             self._add(level.item_id)
 
     def _skips_lists(self) -> bool:
@@ -134,7 +138,8 @@ class References(JsonMembers):
             elif name == "type":
                 level.item_type = value
             else:
-                level.has_role = True
+                # An item without a type is a message if it has a role.
+                level.item_type = level.item_type or "message"
         elif name == "id" and level.name in _OWNERS:
             self._add(decoded(text))
 

@@ -73,7 +73,7 @@ DELETE      /v1/videos/{video}                            deletes
 GET         /v1/videos/{video}/content
 POST        /v1/videos/{video}/remix                      creates video
 POST        /v1/audio/speech
-POST        /v1/audio/transcriptions
+POST        /v1/audio/transcriptions                      body fields
 POST        /v1/audio/translations
 GET         /v1/batches                                   account
 POST        /v1/batches                                   creates batch, body fields
@@ -163,6 +163,8 @@ POST        /v2/embed
 POST        /v2/rerank
 POST        /v1/models/*:batchGenerateContent             account
 POST        /v1beta/models/*:batchGenerateContent         account
+POST        /v1/models/*:asyncBatchEmbedContent           account
+POST        /v1beta/models/*:asyncBatchEmbedContent       account
 POST        /publishers/*/models/*:fetchPredictOperation  account
 GET         /v1beta/models
 GET         /v1beta/models/*
@@ -225,12 +227,12 @@ YIELDS: Final[Mapping[str, Mapping[str, str]]] = {
 
 #: Texts of which a body has at least one if it names an object, by the word of a row. Only an escape could hide one.
 HINTS: Final[Mapping[str, Sequence[bytes]]] = {
-    "chat": (b"file_id", b'"audio"'),
+    "chat": (b"file_id", b'"audio"', b'"cached'),
     "items": (
         *(b"file_id", b"response_id", b'"conversation"', b"vector_store_id", b"container", b"skill_id"),
-        b'"id"',
+        *(b"library_ids", b'"id"'),
     ),
-    "contents": (b"cachedContent", b"cached_content", b"fileUri", b"file_uri"),
+    "contents": (b'"cached', b"fileUri", b"file_uri", b"fileSearchStore", b"file_search_store"),
     "blocks": (b"file_id", b'"container"', b"skill_id"),
     # Such requests are few and their bodies short: they are always read.
     "fields": (b"",),

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llm_proxy.errors import InvalidJson
 from llm_proxy.gateway.objects import references
 from llm_proxy.gateway.objects.references import References
-from llm_proxy.gateway.objects.table import HINTS
+from llm_proxy.gateway.objects.table import HINTS, TABLE
 
 PLAIN = [(b"content-type", b"application/json")]
 NAMES = ["file_id", "previous_response_id", "vector_store_ids", "container", "input_file_id", "conversation"]
@@ -93,6 +93,24 @@ def test_an_ordinary_body_is_not_read() -> None:
     body = b'{"model": "m", "messages": [{"role": "user", "content": "caf\\u00e9 \\n hello"}]}'
     assert not references.may_hide(PLAIN, body)
     assert not references.has_any(HINTS["chat"], body)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1beta/openai/chat/completions", {"extra_body": {"google": {"cached_content": "id-1"}}}),
+        ("/endpoints/openapi/chat/completions", {"extra_body": {"google": {"cachedContent": "id-1"}}}),
+        ("/v1beta/models/g:generateContent", {"cachedContent": "id-1"}),
+        ("/v1beta/models/g:generateContent", {"contents": [{"parts": [{"file_data": {"file_uri": "id-1"}}]}]}),
+        ("/v1beta/models/g:generateContent", {"tools": [{"fileSearch": {"fileSearchStoreNames": ["id-1"]}}]}),
+        ("/v1beta/models/g:generateContent", {"tools": [{"file_search": {"file_search_store_names": ["id-1"]}}]}),
+    ],
+)
+def test_what_a_body_names_at_google_is_searched_for_and_found(path: str, body: Any) -> None:
+    text = json.dumps(body).encode()
+    endpoint, _ = TABLE.find("POST", path.encode())
+    assert references.has_any(endpoint.hints, text)
+    assert read(text) == {"id-1"}
 
 
 @pytest.mark.parametrize("field", ["file_id", "file_ids[]", "images[0][file_id]", "container[id]", "input.file_id"])
