@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import socket
@@ -11,9 +12,11 @@ import struct
 import threading
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import parse_qs
 
 import anthropic
 import boto3
@@ -28,10 +31,13 @@ import yaml
 from attrs import frozen
 from cohere.core.api_error import ApiError
 from google import genai
+from google.oauth2.credentials import Credentials
 from mistralai.client.errors import SDKError
 
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
+from tests.gateway.auth.endpoint import DOCUMENTS, TOKEN
+from tests.gateway.auth.test_aws import KEYS, expected_signature
 from tests.harness.certificates import Authority
 from tests.harness.deployment import UPSTREAM_KEY
 from tests.harness.server import Server, running_server
@@ -57,6 +63,10 @@ BASES = {
     "vllm": "",
     "bedrock": "",
 }
+#: The resource of Vertex, as the path of its base URL.
+LOCATION = "/v1/projects/project-1/locations/us-central1"
+#: A model that is busy: its requests are refused with 429.
+BUSY = "busy"
 
 
 def _chat(*, stream: bool) -> bytes:
@@ -136,16 +146,42 @@ def _converse(*, stream: bool) -> bytes:
     )
 
 
+def _is_signed(target: str, headers: dict[str, str], body: bytes) -> bool:
+    """Whether the signature of AWS is that of what has arrived."""
+    fields = dict(part.split("=", 1) for part in headers["authorization"].split(" ", 1)[1].split(", "))
+    path, _, query = target.partition("?")
+    digest = hashlib.sha256(body).hexdigest()
+    signed = [(name, headers.get(name, "")) for name in fields["SignedHeaders"].split(";")]
+    scope = fields["Credential"].removeprefix(f"{KEYS['access_key_id']}/")
+    expected = expected_signature("POST", path, query, signed, digest, scope)
+    return fields["Signature"] == expected and headers["x-amz-content-sha256"] == digest
+
+
 class Vendors(BaseHTTPRequestHandler):
     """Answers as the vendor of a path does, and notes each request."""
 
     protocol_version = "HTTP/1.1"
     seen: ClassVar[list[tuple[str, dict[str, str]]]] = []
+    #: The forms that its token endpoint received.
+    exchanged: ClassVar[list[dict[str, list[str]]]] = []
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("content-length", 0)))
-        self.seen.append((self.path, {name.lower(): value for name, value in self.headers.items()}))
         path = self.path.partition("?")[0]
+        if path == "/token":
+            self.exchanged.append(parse_qs(body.decode()))
+            self._answer(json.dumps({"access_token": TOKEN, "token_type": "Bearer", "expires_in": 3600}).encode())
+            return
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.seen.append((self.path, headers))
+        if headers.get("authorization", "").startswith("AWS4-") and not _is_signed(self.path, headers, body):
+            self._answer(b'{"message":"The signature is wrong."}', 403, error="InvalidSignatureException")
+            return
+        if BUSY in path:
+            error = {"code": 429, "message": "Too busy.", "status": "RESOURCE_EXHAUSTED"}
+            answer = json.dumps({"message": "Too busy.", "error": error}).encode()
+            self._answer(answer, 429, error="ThrottlingException")
+            return
         stream = b'"stream":true' in body.replace(b" ", b"")
         kind = "text/event-stream" if stream else "application/json"
         if path.endswith(("/converse", "/converse-stream")):
@@ -157,10 +193,15 @@ class Vendors(BaseHTTPRequestHandler):
         elif path == "/v2/chat":
             content = _cohere(stream=stream)
         else:
-            content = _message() if path.endswith("/messages") else _chat(stream=stream)
-        self.send_response(200)
+            content = _message() if path.endswith(("/messages", ":rawPredict")) else _chat(stream=stream)
+        self._answer(content, kind=kind)
+
+    def _answer(self, content: bytes, status: int = 200, kind: str = "application/json", error: str = "") -> None:
+        self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(content)))
+        if error:
+            self.send_header("x-amzn-errortype", error)
         self.end_headers()
         self.wfile.write(content)
 
@@ -199,29 +240,55 @@ class Proxy:
         return self.server.url + path
 
 
-@pytest.fixture(scope="module")
-def proxy(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    folder = tmp_path_factory.mktemp("vendors")
+@contextmanager
+def _upstream() -> Iterator[str]:
     upstream = ThreadingHTTPServer(("127.0.0.1", 0), Vendors)
     threading.Thread(target=upstream.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{upstream.server_port}"
-    apis: dict[str, Any] = {name: {"base_url": url + path} for name, path in BASES.items()}
-    apis["openai"]["headers"] = {"OpenAI-Organization": "org-1", "X-Tenant": "one"}
-    apis["searched"] = {"base_url": url, "auth": "query", "allowed_endpoints": ["/v1/chat/completions"]}
-    (folder / "providers.yaml").write_text(yaml.safe_dump({"apis": apis}))
-    with ExitStack() as stack:
-        stack.callback(upstream.server_close)
-        stack.callback(upstream.shutdown)
-        scratch = stack.enter_context(databases.migrated(Kind.SQLITE))
-        settings = {"API_CONFIG_PATH": str(folder / "providers.yaml"), "LOG_LEVEL": "debug"}
-        server = stack.enter_context(running_server(scratch.env, settings))
+    try:
+        yield f"http://127.0.0.1:{upstream.server_port}"
+    finally:
+        upstream.shutdown()
+        upstream.server_close()
+
+
+@contextmanager
+def _proxy(databases: Databases, folder: Path, apis: dict[str, Any], keys: dict[str, str]) -> Iterator[Proxy]:
+    """A server with a project and a token for each provider, whose credential is in `keys`, or is the usual key."""
+    (folder / "providers.yaml").write_text(yaml.safe_dump({"apis": apis, "default_api": next(iter(apis))}))
+    settings = {"API_CONFIG_PATH": str(folder / "providers.yaml"), "LOG_LEVEL": "debug"}
+    with databases.migrated(Kind.SQLITE) as scratch, running_server(scratch.env, settings) as server:
         tokens = {}
         for name in apis:
-            project = server.manage("POST", "/projects", {"name": name, "provider": name, "api_key": UPSTREAM_KEY})
+            key = keys.get(name, UPSTREAM_KEY)
+            project = server.manage("POST", "/projects", {"name": name, "provider": name, "api_key": key})
             tokens[name] = server.manage("POST", "/tokens", {"project_id": project["id"]})["token"]
         yield Proxy(server, tokens, Authority.make(folder))
-        for secret in (*tokens.values(), UPSTREAM_KEY):
+        for secret in (*tokens.values(), UPSTREAM_KEY, TOKEN, KEYS["secret_access_key"]):
             assert secret not in server.output
+
+
+@pytest.fixture(scope="module")
+def proxy(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with _upstream() as url:
+        apis: dict[str, Any] = {name: {"base_url": url + path} for name, path in BASES.items()}
+        apis["openai"]["headers"] = {"OpenAI-Organization": "org-1", "X-Tenant": "one"}
+        apis["searched"] = {"base_url": url, "auth": "query", "allowed_endpoints": ["/v1/chat/completions"]}
+        with _proxy(databases, tmp_path_factory.mktemp("vendors"), apis, {}) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def keyless(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    """A server whose credentials are documents: of a service account of Google, and of keys that sign."""
+    folder = tmp_path_factory.mktemp("keyless")
+    with _upstream() as url:
+        apis = {"vertex": {"base_url": url + LOCATION}, "bedrock": {"base_url": url, "auth": "sigv4"}}
+        keys = {
+            "vertex": json.dumps(DOCUMENTS["google"](url, folder)),
+            "bedrock": json.dumps({"region": "us-east-1", **KEYS}),
+        }
+        with _proxy(databases, folder, apis, keys) as running:
+            yield running
 
 
 @pytest.fixture(autouse=True)
@@ -230,13 +297,13 @@ def _forget() -> None:
 
 
 def sent(path: str, header: str = "authorization", value: str = f"Bearer {UPSTREAM_KEY}") -> None:
-    """The last request had this path, and the key in this header and nowhere else."""
+    """The last request had this path, and the key of `value` in this header and nowhere else."""
     target, headers = Vendors.seen[-1]
     assert target == path
     assert headers[header] == value
-    everywhere = [target, *headers.values()]
-    assert sum(UPSTREAM_KEY in text for text in everywhere) == 1
-    assert not any("sk-" in text.replace(UPSTREAM_KEY, "") for text in everywhere)
+    everywhere, key = [target, *headers.values()], value.removeprefix("Bearer ")
+    assert sum(key in text for text in everywhere) == 1
+    assert not any("sk-" in text.replace(key, "") for text in everywhere)
 
 
 @pytest.mark.parametrize(
@@ -349,10 +416,10 @@ def test_coheres_sdk_works(proxy: Proxy) -> None:
 def _converses(client: Any) -> None:
     ask = {"modelId": "anthropic.claude-v1:0", "messages": [{"role": "user", "content": [{"text": "Hello"}]}]}
     assert client.converse(**ask)["output"]["message"]["content"][0]["text"] == "Hi"
-    sent("/model/anthropic.claude-v1%3A0/converse")
+    assert Vendors.seen[-1][0] == "/model/anthropic.claude-v1%3A0/converse"
     events = [event for event in client.converse_stream(**ask)["stream"] if "contentBlockDelta" in event]
     assert events[0]["contentBlockDelta"]["delta"]["text"] == "Hi"
-    sent("/model/anthropic.claude-v1%3A0/converse-stream")
+    assert Vendors.seen[-1][0] == "/model/anthropic.claude-v1%3A0/converse-stream"
 
 
 def test_boto3_works_with_the_token_as_bedrocks_api_key(proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +436,7 @@ def test_boto3_works_with_the_token_as_bedrocks_api_key(proxy: Proxy, monkeypatc
         }
         monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", proxy.tokens["bedrock"])
         _converses(boto3.client("bedrock-runtime", **options))
+        sent("/model/anthropic.claude-v1%3A0/converse-stream")
         monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", UNKNOWN)
         client: Any = boto3.client("bedrock-runtime", **options)
         with pytest.raises(client.exceptions.AccessDeniedException, match="not known here"):
@@ -376,17 +444,89 @@ def test_boto3_works_with_the_token_as_bedrocks_api_key(proxy: Proxy, monkeypatc
         front.shutdown()
 
 
-def test_boto3_works_without_tls_with_the_token_in_a_header(proxy: Proxy) -> None:
-    unsigned = botocore.config.Config(signature_version=botocore.UNSIGNED)
+def _boto3(proxy: Proxy, token: str) -> Any:
+    """A client of Bedrock that signs nothing and has its token in a header."""
+    options = botocore.config.Config(signature_version=botocore.UNSIGNED, retries={"max_attempts": 1})
     client: Any = boto3.client(
-        "bedrock-runtime", endpoint_url=proxy.at("/bedrock"), region_name="us-east-1", config=unsigned
+        "bedrock-runtime", endpoint_url=proxy.at("/bedrock"), region_name="us-east-1", config=options
     )
 
     def add_token(params: dict[str, Any], **_: Any) -> None:
-        params["headers"]["x-api-key"] = proxy.tokens["bedrock"]
+        params["headers"]["x-api-key"] = token
 
     client.meta.events.register("before-call.bedrock-runtime", add_token)
+    return client
+
+
+def test_boto3_works_without_tls_with_the_token_in_a_header(proxy: Proxy) -> None:
+    _converses(_boto3(proxy, proxy.tokens["bedrock"]))
+    sent("/model/anthropic.claude-v1%3A0/converse-stream")
+
+
+def test_boto3_works_with_a_credential_that_signs(keyless: Proxy) -> None:
+    client, ask = _boto3(keyless, keyless.tokens["bedrock"]), [{"role": "user", "content": [{"text": "Hello"}]}]
     _converses(client)
+    for _, headers in Vendors.seen:
+        assert headers["authorization"].startswith(f"AWS4-HMAC-SHA256 Credential={KEYS['access_key_id']}/")
+        assert not any("sk-" in value or KEYS["secret_access_key"] in value for value in headers.values())
+    with pytest.raises(client.exceptions.ThrottlingException, match="Too busy"):
+        client.converse(modelId=BUSY, messages=ask)
+    seen = len(Vendors.seen)
+    unknown = _boto3(keyless, UNKNOWN)
+    with pytest.raises(unknown.exceptions.AccessDeniedException, match="not known here"):
+        unknown.converse(modelId="m", messages=ask)
+    assert len(Vendors.seen) == seen
+
+
+def _vertex(proxy: Proxy, token: str) -> Any:
+    """Google's client of Vertex, with the token in the place of Google's own."""
+    return genai.Client(
+        vertexai=True,
+        project="project-1",
+        location="us-central1",
+        credentials=Credentials(token=token),  # type: ignore[no-untyped-call]
+        http_options={"base_url": proxy.at("/vertex"), "api_version": "v1"},
+    )
+
+
+def test_googles_sdk_works_with_vertex(keyless: Proxy) -> None:
+    Vendors.exchanged.clear()
+    client, models = _vertex(keyless, keyless.tokens["vertex"]), f"{LOCATION}/publishers/google/models"
+    assert client.models.generate_content(model="m", contents="Hello").text == "Hi"
+    sent(f"{models}/m:generateContent", value=f"Bearer {TOKEN}")
+    pieces = client.models.generate_content_stream(model="m", contents="Hello")
+    assert "".join(piece.text or "" for piece in pieces) == "Hi"
+    sent(f"{models}/m:streamGenerateContent?alt=sse", value=f"Bearer {TOKEN}")
+    # One exchange serves all requests.
+    assert len(Vendors.exchanged) <= 1
+    with pytest.raises(genai.errors.ClientError, match="Too busy") as busy:
+        client.models.generate_content(model=BUSY, contents="Hello")
+    assert busy.value.status == "RESOURCE_EXHAUSTED"
+    seen, unknown = len(Vendors.seen), _vertex(keyless, UNKNOWN)
+    with pytest.raises(genai.errors.ClientError, match="not known here") as caught:
+        unknown.models.generate_content(model="m", contents="Hello")
+    assert (caught.value.code, caught.value.status) == (401, "UNAUTHENTICATED")
+    assert len(Vendors.seen) == seen
+
+
+def test_a_client_of_vertex_cannot_choose_another_project_of_google(keyless: Proxy) -> None:
+    client = _vertex(keyless, keyless.tokens["vertex"])
+    with pytest.raises(genai.errors.ClientError, match="not available with this token"):
+        client.models.generate_content(
+            model="projects/other/locations/us-central1/publishers/google/models/m", contents="a"
+        )
+    assert Vendors.seen == []
+
+
+def test_anthropics_client_of_vertex_works(keyless: Proxy) -> None:
+    options: Any = {"base_url": keyless.at("/vertex/v1"), "project_id": "project-1", "region": "us-central1"}
+    ask: Any = {"model": "m", "max_tokens": 9, "messages": ASK}
+    client: Any = anthropic.AnthropicVertex(access_token=keyless.tokens["vertex"], max_retries=0, **options)
+    assert client.messages.create(**ask).content[0].text == "Hi"
+    sent(f"{LOCATION}/publishers/anthropic/models/m:rawPredict", value=f"Bearer {TOKEN}")
+    unknown: Any = anthropic.AnthropicVertex(access_token=UNKNOWN, max_retries=0, **options)
+    with pytest.raises(anthropic.AuthenticationError, match="not known here"):
+        unknown.messages.create(**ask)
 
 
 def _post(proxy: Proxy, target: str) -> tuple[int, str]:
