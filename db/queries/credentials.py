@@ -6,7 +6,7 @@ their ids. A project gets a credential only while that credential is locked, so 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from datetime import datetime
 from typing import Any, TypedDict, TypeVar
 
@@ -60,10 +60,6 @@ _USERS_BY_DEFAULT = (
         project_credentials.c.credential_id == bindparam("id"),
         project_credentials.c.provider == project_table.c.provider,
     )
-)
-
-_LINK = and_(
-    project_credentials.c.project_id == bindparam("project_id"), project_credentials.c.provider == bindparam("at")
 )
 _DEFAULTS = (
     select(*columns(project_table, Project), *columns(credentials, Credential))
@@ -191,18 +187,14 @@ def lock_users_by_default(connection: Connection, credential_id: str) -> list[Pr
     return [project for project in locked if project.id in still]
 
 
-def assign(connection: Connection, project_id: str, chosen: Sequence[Credential]) -> None:
-    """Give a locked project these locked credentials, one for each provider, in place of those that it has."""
+def assign(connection: Connection, project_id: str, chosen: Iterable[Credential]) -> None:
+    """Give a locked project these credentials, one for each provider, in place of those that it has.
+
+    Those that it does not have yet must be locked too.
+    """
     connection.execute(delete(project_credentials).where(project_credentials.c.project_id == project_id))
     rows = [{"project_id": project_id, "provider": one.provider, "credential_id": one.id} for one in chosen]
     connection.execute(insert(project_credentials), rows)
-
-
-def use(connection: Connection, project_id: str, provider: str, credential_id: str) -> None:
-    """Let a project use this credential at the provider, instead of the one that it has used there."""
-    connection.execute(delete(project_credentials).where(_LINK), {"project_id": project_id, "at": provider})
-    values = {"project_id": project_id, "provider": provider, "credential_id": credential_id}
-    connection.execute(insert(project_credentials), values)
 
 
 def default_keys(connection: Connection, after_id: str, limit: int) -> list[DefaultKey]:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, TypedDict
 
 from attrs import asdict, evolve
-from sqlalchemy import Connection, Row, bindparam, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, case, insert, select, update
 
 from db.dialects.statements import for_update
 from db.queries.rows import Named, Position, columns, find_named, older_than
@@ -34,11 +34,8 @@ _LOCKED = for_update(
 )
 _NEWEST_FIRST = _ALL.order_by(projects.c.created_at.desc(), projects.c.id.desc())
 _CREATE = insert(projects)
-_SET_KEY = (
-    update(projects)
-    .where(projects.c.id == bindparam("of"))
-    .values(api_key=bindparam("key"), api_key_last4=bindparam("last4"), updated_at=bindparam("time"))
-)
+#: Rows that one statement changes.
+_PIECE = 500
 
 
 def create(connection: Connection, project: Project) -> None:
@@ -96,11 +93,12 @@ def change(connection: Connection, project: Project, changes: ProjectValues, now
     return evolve(project, **changes, updated_at=now)
 
 
-def set_keys(connection: Connection, changed: Sequence[Project]) -> None:
-    """Write the API keys, and the times, of projects that are locked in this transaction."""
-    rows = [{"of": one.id, "key": one.api_key, "last4": one.api_key_last4, "time": one.updated_at} for one in changed]
-    if rows:
-        connection.execute(_SET_KEY, rows)
+def set_keys(connection: Connection, changed: Sequence[Project], now: datetime) -> None:
+    """Write the API key that projects, locked in this transaction, share; each has it in a sealed form of its own."""
+    for start in range(0, len(changed), _PIECE):
+        sealed = {one.id: one.api_key for one in changed[start : start + _PIECE]}
+        values = {"api_key": case(sealed, value=projects.c.id), "api_key_last4": changed[0].api_key_last4}
+        connection.execute(update(projects).where(projects.c.id.in_(sealed)).values(**values, updated_at=now))
 
 
 def _record(row: Row[*tuple[Any, ...]] | None) -> Project | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final
 
-from attrs import asdict, evolve, frozen
+from attrs import asdict, frozen
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from db import Connection, records
@@ -13,20 +13,10 @@ from db.queries import credentials as queries
 from db.queries import projects as project_queries
 from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
-from llm_proxy.api.schema import (
-    MAX_SAFE_INTEGER,
-    Body,
-    Changes,
-    Id,
-    Key,
-    Timestamp,
-    doc,
-    given,
-    shown,
-    text,
-)
+from llm_proxy.api.schema import MAX_SAFE_INTEGER, Body, Changes, Id, Key, Timestamp, doc, given, quoted, shown, text
 from llm_proxy.errors import CredentialNotFound, InvalidBody, NameTaken
 from llm_proxy.gateway.auth import documents
+from llm_proxy.gateway.providers.provider import Provider
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
 from llm_proxy.secrets import encryption, keys
@@ -101,19 +91,18 @@ class _Used(records.Credential):
     projects: int
 
 
-def check_provider(call: Call, name: str | UnsetType) -> None:
-    """Raise `InvalidBody` if there is no such provider now: a reload may add some."""
+def configured(call: Call, name: str) -> Provider:
+    """The provider of this name; raises `InvalidBody` if there is none now: a reload may add or remove some."""
     providers = call.services.providers.by_name
-    if name and name not in providers:
-        raise InvalidBody(f"'provider' must be one of {', '.join(providers)}.")
+    if name not in providers:
+        names = ", ".join(providers)
+        raise InvalidBody(f"'provider' must be one of {names}; {quoted(name)} is not configured here.")
+    return providers[name]
 
 
 def check_key(call: Call, provider: str, api_key: str) -> None:
-    """Raise `InvalidBody` if the provider is not configured now, or its `auth` needs a correct document instead."""
-    configured = call.services.providers.by_name.get(provider)
-    if configured is None:
-        raise InvalidBody(f"'api_key': its provider '{provider}' is not configured here; add it to the provider file.")
-    if mistakes := documents.check(configured.auth, api_key):
+    """Raise `InvalidBody` if the provider is not configured, or its `auth` needs a correct document instead."""
+    if mistakes := documents.check(configured(call, provider).auth, api_key):
         raise InvalidBody(f"'api_key': {'; '.join(mistakes)}.")
 
 
@@ -169,7 +158,6 @@ async def _list(call: Call, query: ListCredentials) -> object:
 )
 async def _create(call: Call, new: NewCredential) -> Credential:
     """Create a credential."""
-    check_provider(call, new.provider)
     credential = made(call, new.name, new.provider, new.api_key)
 
     def create(connection: Connection) -> Change[_Used]:
@@ -220,11 +208,8 @@ async def _rotate(call: Call, body: NewKey) -> Credential:
         before = _locked(connection, call.id)
         check_key(call, before.provider, body.api_key)
         credential = queries.change(connection, before, sealed(call, before.id, body.api_key), call.now)
-        users = queries.lock_users_by_default(connection, credential.id)
-        ring = call.services.keyring
-        project_queries.set_keys(
-            connection, [evolve(keys.with_key(one, credential, ring), updated_at=call.now) for one in users]
-        )
+        users, ring = queries.lock_users_by_default(connection, credential.id), call.services.keyring
+        project_queries.set_keys(connection, [keys.with_key(one, credential, ring) for one in users], call.now)
         return Change(before, credential)
 
     answer = await call.write(rotate)

@@ -209,7 +209,8 @@ async def _create(call: Call, new: NewProject) -> Project:
     """Create a project."""
     services, identity = call.services, new_id()
     ids = await _ids(call, new.credentials)
-    credentials.check_provider(call, new.provider)
+    if new.provider:
+        credentials.configured(call, new.provider)
     used: dict[str, records.Credential] = {}
 
     def create(connection: Connection) -> Change[records.Project]:
@@ -236,7 +237,7 @@ async def _create(call: Call, new: NewProject) -> Project:
         )
         project = keys.with_key(plain, used[provider], services.keyring)
         queries.create(connection, project)
-        credential_queries.assign(connection, identity, list(used.values()))
+        credential_queries.assign(connection, identity, used.values())
         return Change(None, project, also={"credentials": ({}, _names(used))})
 
     try:
@@ -272,7 +273,8 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
     """Change a project; the next request on every replica uses the change."""
     sent = given(body)
     ids = await _ids(call, body.credentials)
-    credentials.check_provider(call, body.provider)
+    if body.provider:
+        credentials.configured(call, body.provider)
     used: dict[str, records.Credential] = {}
 
     def change(connection: Connection) -> Change[records.Project]:
@@ -291,7 +293,7 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
         if provider in used and used[provider] != before.get(project.provider):
             changed = keys.with_key(changed, used[provider], call.services.keyring)
         if used != before:
-            credential_queries.assign(connection, project.id, list(used.values()))
+            credential_queries.assign(connection, project.id, used.values())
         values: Any = {name: sent[name] for name in ("name", "active", "allow_unknown_objects") if name in sent}
         copied = ("provider", "api_key", "api_key_last4")
         values |= {name: getattr(changed, name) for name in copied if getattr(changed, name) != getattr(project, name)}

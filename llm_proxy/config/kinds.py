@@ -172,7 +172,7 @@ def line_of_text(shortest: int, longest: int) -> Kind[str]:
     return Kind("text", allowed, parse)
 
 
-def _matching(pattern: str) -> Callable[[str], str]:
+def matching(pattern: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
         if not re.fullmatch(pattern, text):
             raise ValueError
@@ -183,10 +183,10 @@ def _matching(pattern: str) -> Callable[[str], str]:
 
 def header_text(longest: int) -> Kind[str]:
     allowed = f"1 to {longest} printable ASCII characters without spaces"
-    return Kind("text", allowed, _matching(rf"[!-~]{{1,{longest}}}"))
+    return Kind("text", allowed, matching(rf"[!-~]{{1,{longest}}}"))
 
 
-HEADER_NAME = Kind("header", "the name of a header such as x-team", _matching(r"[A-Za-z][A-Za-z0-9-]*"))
+HEADER_NAME = Kind("header", "the name of a header such as x-team", matching(r"[A-Za-z][A-Za-z0-9-]*"))
 
 PATH = Kind("path", "a path", Path)
 
@@ -286,7 +286,7 @@ ORIGINS = comma_separated("list of origins", "https://app.example.com, https://w
 ROUTE = Kind(
     "URL path",
     "a path such as /metrics, with / at its beginning and not at its end",
-    _matching(r"(?:/(?!\.+(?:/|\Z))[A-Za-z0-9._~-]+)+"),
+    matching(r"(?:/(?!\.+(?:/|\Z))[A-Za-z0-9._~-]+)+"),
 )
 
 _HOST = re.compile(r"[a-z0-9_](?:[a-z0-9._-]*[a-z0-9_])?|[0-9a-f:.]*:[0-9a-f:.]*")

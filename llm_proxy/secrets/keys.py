@@ -175,9 +175,9 @@ def _adopt(connection: Connection, ring: KeyRing, found: DefaultKey) -> bool:
     if credentials.is_name_taken(connection, name):
         name = f"{name[:200]} ({identity})"
     sealed = ring.seal(plain, identity)
-    credentials.create(
-        connection,
-        Credential(identity, name, project.provider, sealed, last4, active=True, created_at=now, updated_at=now),
-    )
-    credentials.use(connection, project.id, project.provider, identity)
+    new = Credential(identity, name, project.provider, sealed, last4, active=True, created_at=now, updated_at=now)
+    credentials.create(connection, new)
+    used_now = credentials.of_projects(connection, [project.id])[project.id]
+    others = [one for one in used_now if one.provider != new.provider]
+    credentials.assign(connection, project.id, [*others, new])
     return True

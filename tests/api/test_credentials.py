@@ -150,7 +150,7 @@ async def test_a_key_of_a_provider_that_is_not_configured_any_more_is_refused(ap
     reply = await api("POST", "/manage/credentials/claude/rotate", {"api_key": OTHER_KEY})
     assert (reply.status, reply.json["code"]) == (400, "invalid_body")
     assert reply.json["description"] == (
-        "'api_key': its provider 'anthropic' is not configured here; add it to the provider file."
+        f"'provider' must be one of {', '.join(without)}; 'anthropic' is not configured here."
     )
 
 

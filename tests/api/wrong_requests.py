@@ -116,7 +116,11 @@ CASES = [
     Case(PROJECTS, body(f"{NAME}; {API_KEY}."), body={"name": "x" * 256, "api_key": "k" * 4097}),
     Case(PROJECTS, body(f"{NAME}."), body=GOOD_PROJECT | {"name": "a\u2028b"}),
     Case(PROJECTS, body(f"{API_KEY}."), body=GOOD_PROJECT | {"api_key": "clé"}),
-    Case(PROJECTS, body(f"'provider' must be one of {NAMES}."), body=GOOD_PROJECT | {"provider": "OpenAI"}),
+    Case(
+        PROJECTS,
+        body(f"'provider' must be one of {NAMES}; 'OpenAI' is not configured here."),
+        body=GOOD_PROJECT | {"provider": "OpenAI"},
+    ),
     Case(PROJECTS, body(f"'provider' {WORDS}."), body=GOOD_PROJECT | {"provider": None}),
     Case(
         PROJECTS,
@@ -134,7 +138,7 @@ CASES = [
     Case(CREDENTIALS, body("'name' is missing; 'provider' is missing; 'api_key' is missing."), body={}),
     Case(
         CREDENTIALS,
-        body(f"'provider' must be one of {NAMES}."),
+        body(f"'provider' must be one of {NAMES}; 'OpenAI' is not configured here."),
         body={"name": "c", "provider": "OpenAI", "api_key": "k"},
     ),
     Case(f"PATCH /manage/credentials/{ID}", CREDENTIAL_NOT_FOUND, body={"active": False}),

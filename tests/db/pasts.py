@@ -33,7 +33,7 @@ def _write(connection: Connection, number: int) -> list[str]:
     for project in (plain, odd):
         made = a_credential(name=project.name, api_key=project.api_key, active=project.active)
         credentials.create(connection, made)
-        credentials.use(connection, project.id, project.provider, made.id)
+        credentials.assign(connection, project.id, [made])
     for token in owned:
         tokens.create(connection, token)
     for changes in (None, {}, {"name": _WIDE * 1000}):

@@ -186,7 +186,7 @@ async def pair(folder: Path, *, shared: bool = True, **first: Any) -> AsyncItera
                 sealed = stage.relay.keyring.seal("the-real-key", key)
                 used = a_credential(id=key, provider="anthropic", api_key=sealed, api_key_last4=last4)
                 await stage.database.write(credentials.create, used)
-            await stage.database.write(credentials.use, identity, "anthropic", used.id)
+            await stage.database.write(credentials.assign, identity, [used])
             secrets[identity] = secret
             ids.append(identity)
         stage.provider.script = lambda _head, _body: answer({"object": "anything"})

@@ -91,7 +91,7 @@ def test_projects_share_an_account_if_they_use_one_credential(
         if number and not same:
             used = a_credential(provider="anthropic", api_key_last4=last4)
             database.write_now(credentials.create, used)
-        database.write_now(credentials.use, project.id, "anthropic", used.id)
+        database.write_now(credentials.assign, project.id, [used])
         pairs.append((project.id, "anthropic"))
     assert database.read_now(objects.find_shared, pairs) == (set(pairs) if shared else set())
 

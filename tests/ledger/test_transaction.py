@@ -222,7 +222,7 @@ def test_each_provider_gets_its_own_credential(database: Database, project: Proj
     def add(connection: Connection) -> None:
         for credential in (usual, other):
             credentials.create(connection, credential)
-            credentials.use(connection, project.id, credential.provider, credential.id)
+        credentials.assign(connection, project.id, (usual, other))
 
     database.write_now(add)
     decisions = granted(admit(database, apply(token), apply(token, provider="anthropic")))

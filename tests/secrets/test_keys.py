@@ -152,7 +152,7 @@ class TestAdopt:
         keys.adopt(database, ring(OLD))
         (found,) = [found for found in database.read_now(credentials.default_keys, "", 10) if found.project.id == one]
         assert found.credential is not None
-        database.write_now(credentials.use, other, "openai", found.credential.id)
+        database.write_now(credentials.assign, other, [found.credential])
         self.set_key(database, other, "sk-second")
         assert keys.adopt(database, ring(OLD)) == 1
         assert self.sealed_by(database, one)[0] == "sk-first"

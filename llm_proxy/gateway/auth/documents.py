@@ -24,12 +24,7 @@ _METADATA: Final = frozenset({"169.254.169.254", "fd00:ec2::254", "metadata.goog
 
 
 def _matching(name: str, pattern: str, allowed: str) -> Kind[str]:
-    def parse(text: str) -> str:
-        if not re.fullmatch(pattern, text):
-            raise ValueError
-        return text
-
-    return Kind(name, allowed, parse)
+    return Kind(name, allowed, kinds.matching(pattern))
 
 
 def _url(allowed: str, *, hosts: str = r"[a-z0-9.-]+", plain: Iterable[str] = ()) -> Kind[str]:
@@ -55,8 +50,8 @@ _AT_GOOGLE: Final = "an https URL of googleapis.com (http only for this machine)
 _PLAIN: Final = kinds.header_text(4096)
 
 _Id = Annotated[str, _matching("identifier", r"[A-Za-z0-9._:/@-]{1,255}", "1 to 255 letters, digits and . _ : / @ -")]
-_Secret = Annotated[str, kinds.header_text(4096)]
-_Text = Annotated[str, Kind[str]("text", "text", str)]
+_Secret = Annotated[str, _PLAIN]
+_Text = Annotated[str, kinds.TEXT]
 _File = Annotated[str, _matching("path", r"/[^\x00-\x1f]{1,1023}", "the absolute path of a file")]
 _Url = Annotated[str, _url(_HTTPS)]
 _GoogleUrl = Annotated[str, _url(_AT_GOOGLE, hosts=r"(?:[a-z0-9-]+\.)+googleapis\.com")]

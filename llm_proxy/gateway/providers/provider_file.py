@@ -17,7 +17,7 @@ from msgspec import Struct, structs
 
 from llm_proxy.config import Settings, SettingsError, kinds
 from llm_proxy.config.checks import metrics_segment, reserved
-from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean
+from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean, matching
 from llm_proxy.errors import Shape
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.providers import endpoints
@@ -39,25 +39,17 @@ def _endpoint(text: str) -> str:
     return text
 
 
-def _parameter(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", text):
-        raise ValueError
-    return text
-
-
-def _header_value(text: str) -> str:
-    if not re.fullmatch(r"[!-~](?:[ -~]{0,1022}[!-~])?", text):
-        raise ValueError
-    return text
-
-
 _Text = Annotated[str, kinds.TEXT]
 _Pattern = Annotated[str, Kind("pattern", "a value such as gpt-4o, or a pattern such as gpt-4.1-*", str)]
 _Duration = Annotated[float, kinds.duration()]
 _BaseUrl = Annotated[tuple[Origin, bytes], Kind("URL", kinds.BASE_URL.allowed, split_base_url)]
 _Endpoint = Annotated[str, Kind("endpoint", "a path such as /v1/chat/completions or /v1/models/{id}", _endpoint)]
-_HeaderValue = Annotated[str, Kind("text", "1 to 1024 printable ASCII characters", _header_value)]
-_Parameter = Annotated[str, Kind("parameter", "a name of letters, digits, - and _, such as key", _parameter)]
+_HeaderValue = Annotated[
+    str, Kind("text", "1 to 1024 printable ASCII characters", matching(r"[!-~](?:[ -~]{0,1022}[!-~])?"))
+]
+_Parameter = Annotated[
+    str, Kind("parameter", "a name of letters, digits, - and _, such as key", matching(r"[A-Za-z0-9_-]{1,64}"))
+]
 _Method = Annotated[str, kinds.choice(Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])]
 
 
