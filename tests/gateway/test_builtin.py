@@ -135,3 +135,50 @@ def test_only_base_url_has_to_be_set_for_a_provider_of_each_customer(tmp_path: P
     azure = load(tmp_path, "apis: {azure: {base_url: 'https://r.openai.azure.com/openai'}}").default
     assert (azure.auth, azure.base_path) == ("api-key", b"/openai")
     assert azure.refusal("POST", b"/deployments/d/chat/completions", []) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "members"),
+    [
+        ("openai", b"/v1/responses", ("model",)),
+        ("openai", b"/v1/audio/transcriptions", ("model",)),
+        ("openai", b"/v1/batches", ("input_file_id.body.model",)),
+        ("openai", b"/v1/evals/e/runs", ("data_source.model",)),
+        ("openai", b"/v1/models/m", ("{model}",)),
+        ("anthropic", b"/v1/messages", ("model",)),
+        ("anthropic", b"/v1/messages/batches", ("requests.params.model",)),
+        ("gemini", b"/v1beta/models/m:generateContent", ("{model}",)),
+        ("openrouter", b"/v1/chat/completions", ("model", "models", "preset")),
+        ("openrouter", b"/v1/embeddings", ("model",)),
+        ("mistral", b"/v1/conversations", ("model", "agent_id")),
+        ("mistral", b"/v1/agents/completions", ("agent_id",)),
+        ("together", b"/v1/batches", ("model_id", "input_file_id.body.model")),
+    ],
+)
+def test_it_is_known_where_an_endpoint_names_its_models(name: str, path: bytes, members: tuple[str, ...]) -> None:
+    assert BUILT_IN[name].models_of(path) == members
+
+
+def test_each_place_of_models_belongs_to_an_endpoint() -> None:
+    for name, provider in BUILT_IN.items():
+        assert set(provider.models) <= set(provider.allowed_endpoints), name
+
+
+@pytest.mark.parametrize(("name", "path"), [("openai", b"/v1/batches"), ("anthropic", b"/v1/messages/batches")])
+@pytest.mark.parametrize(("allowed", "refused"), [(("m-*",), True), (("m-*", "*"), False), (None, False)])
+def test_a_whitelist_of_models_refuses_endpoints_whose_models_it_cannot_read(
+    name: str, path: bytes, allowed: tuple[str, ...] | None, *, refused: bool
+) -> None:
+    whitelist = {"service_tier": ("default",)} if allowed is None else {"model": allowed}
+    provider = attrs.evolve(BUILT_IN[name], param_whitelist=whitelist)
+    error = provider.refusal("POST", path, [])
+    assert (error is not None) == refused
+    if error is not None:
+        assert (error.code, error.param) == ("parameter_not_allowed", "model")
+    assert provider.refusal("GET", path, []) is None
+
+
+def test_a_whitelist_of_models_holds_for_agents_too(tmp_path: Path) -> None:
+    provider = load(tmp_path, "apis: {mistral: {param_whitelist: {model: [m-*]}}}").default
+    path = b"/v1/agents/completions"
+    assert isinstance(provider.refusal("POST", path, [], {"agent_id": ["ag_1"]}), ParameterNotAllowed)

@@ -7,7 +7,7 @@ Everything is compiled at the start, so a request costs a few look-ups.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -21,6 +21,7 @@ from llm_proxy.errors import (
     InvalidPath,
     MethodNotAllowed,
     OriginNotAllowed,
+    ParameterNotAllowed,
     ProxyError,
     Shape,
 )
@@ -70,6 +71,7 @@ class Provider:
         allowed_endpoints: patterns of paths, see `endpoints.py`.
         denied_endpoints: patterns that are not allowed, each with the reason for the client.
         param_whitelist: globs per body parameter, see `parameters.py`.
+        models: where endpoints name their models, if neither their path nor `model` does, see `models_of`.
         allowed_origins: values of `Origin` that browsers may send; empty allows all.
         required_headers: in lower case.
         headers: that are sent to the provider, instead of the client's of these names; names in lower case.
@@ -87,6 +89,7 @@ class Provider:
     denied_endpoints: Mapping[str, str] = field(factory=dict)
     allowed_methods: frozenset[str]
     param_whitelist: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    models: Mapping[str, tuple[str, ...]] = field(factory=dict)
     allowed_origins: frozenset[bytes] = frozenset()
     required_headers: frozenset[bytes] = frozenset()
     headers: Mapping[bytes, bytes] = field(factory=dict)
@@ -95,6 +98,7 @@ class Provider:
     max_idle_conns_per_host: int
     endpoints: Endpoints = field(init=False, repr=False)
     _rules: ParameterRules = field(init=False, repr=False)
+    _models: Sequence[tuple[Endpoints, tuple[str, ...]]] = field(init=False, repr=False)
 
     @endpoints.default
     def _compile_endpoints(self) -> Endpoints:
@@ -103,6 +107,10 @@ class Provider:
     @_rules.default
     def _compile_rules(self) -> ParameterRules:
         return ParameterRules(self.param_whitelist)
+
+    @_models.default
+    def _compile_models(self) -> Sequence[tuple[Endpoints, tuple[str, ...]]]:
+        return [(Endpoints([pattern]), members) for pattern, members in self.models.items()]
 
     @property
     def connection_settings(self) -> tuple[object, ...]:
@@ -181,11 +189,32 @@ class Provider:
             if missing:
                 name = min(missing).decode("ascii")
                 return HeaderRequired(f"The header '{name}' is required here.", param=name)
-        if self.param_whitelist and method == "POST" and (model := self.endpoints.model(path)) is not None:
-            refused = self._rules.refusal({"model": [model]})
-            if refused is not None:
-                return refused
+        if self.param_whitelist and method == "POST" and (refused := self._model_refusal(path)) is not None:
+            return refused
         return None if parameters is None else self._rules.refusal(parameters)
+
+    def models_of(self, path: bytes) -> tuple[str, ...]:
+        """Where a request names its models: `{model}` of the path, or members of the JSON body or fields of the form.
+
+        After a dot, it is a member of each object in the value, or in each line of the file that the value names.
+        """
+        if self.endpoints.model(path) is not None:
+            return ("{model}",)
+        return next((members for endpoints, members in self._models if path in endpoints), ("model",))
+
+    def _model_refusal(self, path: bytes) -> ProxyError | None:
+        """Check the model in a path, and that the whitelist can be applied to those in the body."""
+        if (model := self.endpoints.model(path)) is not None:
+            return self._rules.refusal({"model": [model]})
+        allowed = self.param_whitelist.get("model", ("*",))
+        inner = [member for member in self.models_of(path) if "." in member]
+        if "*" in allowed or not inner:
+            return None
+        return ParameterNotAllowed(
+            f"{inner[0]} is not checked by this proxy, so this endpoint is not available while models are limited"
+            f" (allowed: {', '.join(allowed)}). Send the requests one by one",
+            param="model",
+        )
 
     def _endpoint_refusal(self, method: str, path: bytes) -> ProxyError:
         if (reason := self.endpoints.denial(path)) is not None:

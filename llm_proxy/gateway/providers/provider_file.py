@@ -91,13 +91,13 @@ class _BuiltIn(Api, frozen=True):
 
     Attributes:
         example: of `base_url`, for a provider whose customers each have their own.
-        model_parameters: parameters of the body beside `model` that choose a model.
+        models: where an endpoint names its models, if neither its path nor `model` does, see `Provider.models_of`.
     """
 
     shape: Annotated[Shape, kinds.choice(Shape)] | None = None
     denied_endpoints: dict[str, _Text] | None = None
     example: Annotated[str, kinds.BASE_URL] | None = None
-    model_parameters: tuple[_Text, ...] | None = None
+    models: dict[str, tuple[_Text, ...]] | None = None
 
 
 class _BuiltInFile(Struct, frozen=True):
@@ -248,7 +248,8 @@ def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings
     read = times.request or settings.request_timeout
     whitelist = dict(api.param_whitelist or {})
     if "model" in whitelist:
-        whitelist = {**dict.fromkeys(api.model_parameters or (), whitelist["model"]), **whitelist}
+        others = {member for members in (api.models or {}).values() for member in members if "." not in member}
+        whitelist = {**dict.fromkeys(sorted(others), whitelist["model"]), **whitelist}
     return Provider(
         name=name,
         origin=base_url[0],
@@ -260,6 +261,7 @@ def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings
         denied_endpoints=api.denied_endpoints or {},
         allowed_methods=frozenset(api.allowed_methods or _METHODS),
         param_whitelist=whitelist,
+        models=api.models or {},
         allowed_origins=frozenset(() if "*" in origins else (origin.encode("ascii") for origin in origins)),
         required_headers=frozenset(name.lower().encode("ascii") for name in api.required_headers or ()),
         headers={name.lower().encode("ascii"): value.encode("ascii") for name, value in (api.headers or {}).items()},
