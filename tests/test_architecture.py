@@ -40,6 +40,7 @@ FENCED = {
         "benchmarks/",
         "tests/server/",
     ),
+    "genai_prices": ("llm_proxy/prices/", "tests/prices/"),
     "hypercorn": ("llm_proxy/server/", "tests/"),
     "benchmarks": ("benchmarks/", "tests/"),
     "docs": ("docs/", "tests/docs/"),

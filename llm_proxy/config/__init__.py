@@ -5,6 +5,7 @@
 - `sources.py`: how a setting is declared, and found in flags, environment and `.env` file
 - `checks.py`: rules that concern several settings
 - `dotenv.py`: the `.env` file
+- `document.py`: YAML files into structs, with the line of each mistake
 - `database.py`: the database and the key file, as the settings describe them
 """
 

@@ -236,6 +236,10 @@ class Settings:
     openai_api_url: str | None = PROVIDERS.optional(
         kinds.BASE_URL, "Base URL of the provider `openai`, without `/v1`; overrides the provider file."
     )
+    prices_path: Path | None = PROVIDERS.optional(
+        kinds.EXISTING_FILE,
+        "YAML file of prices that come before the built-in ones. Default: only the built-in prices.",
+    )
 
     @classmethod
     def load(

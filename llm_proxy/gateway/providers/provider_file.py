@@ -17,16 +17,17 @@ from msgspec import Struct, structs
 
 from llm_proxy.config import Settings, SettingsError, kinds
 from llm_proxy.config.checks import metrics_segment, reserved
+from llm_proxy.config.document import Document
 from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean, matching
 from llm_proxy.errors import Shape
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.providers import endpoints
-from llm_proxy.gateway.providers.document import Document
 from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url
 from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 
 _BUILT_IN: Final = Path(__file__).with_name("builtin.yaml")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
+_NEEDS: Final = "apis, with at least one provider"
 _METHODS: Final = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 #: The default of MAX_CONCURRENT_REQUESTS: with fewer, a busy proxy opens and closes connections all the time.
 _IDLE_CONNECTIONS: Final = 1000
@@ -108,7 +109,7 @@ class _BuiltInFile(Struct, frozen=True):
 @cache
 def _built_in() -> _BuiltInFile:
     document = Document(str(_BUILT_IN))
-    content = document.read(_BuiltInFile)
+    content = document.read(_BuiltInFile, _NEEDS)
     if content is None or document.mistakes:
         raise SettingsError(document.mistakes)
     return content
@@ -145,7 +146,7 @@ def load(settings: Settings) -> Providers:
 
 def _read(document: Document, settings: Settings) -> tuple[dict[str, _BuiltIn], str]:
     """Read the provider file; returns the providers, also those with mistakes, and the name of the default."""
-    content = document.read(_File)
+    content = document.read(_File, _NEEDS)
     if content is None:
         return {}, ""
     apis: dict[str, _BuiltIn] = {}

@@ -45,8 +45,11 @@ class Document:
             place = place[:-1]
         self._reports.append((self._lines[place], reason))
 
-    def read(self, struct: type[S]) -> S | None:
-        """Read the whole file. Wrong values are missing or None in the result; None if the file is not a mapping."""
+    def read(self, struct: type[S], needs: str) -> S | None:
+        """Read the whole file. Wrong values are missing or None in the result; None if the file is not a mapping.
+
+        `needs` says what must be in the file, for the report about an empty one.
+        """
         try:
             root = yaml.compose(Path(self.name).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         except OSError as error:
@@ -63,7 +66,7 @@ class Document:
             if self.data is not None:
                 found: S | None = self._convert(self.data, struct, ())
                 return found
-            self.report((), "the file is empty; it needs apis, with at least one provider")
+            self.report((), f"the file is empty; it needs {needs}")
         return None
 
     def _plain(self, node: Node, place: Place, known: dict[int, Any]) -> Any:
@@ -107,7 +110,8 @@ class Document:
             items = value if isinstance(value, list) else [value]
             if not items:
                 self.report(place, f"{_dotted(place)} is empty; list at least one value, or remove the key")
-            found = [self._convert(item, arguments[0], (*place, index)) for index, item in enumerate(items)]
+            places = [(*place, index) for index in range(len(items))] if items is value else [place]
+            found = [self._convert(item, arguments[0], where) for where, item in zip(places, items, strict=True)]
             return tuple(item for item in found if item is not None)
         elif not isinstance(value, dict):
             self.report(place, f"{_dotted(place)} is {_form(value)}; it must be a mapping of names to values")
@@ -118,14 +122,14 @@ class Document:
         return None
 
     def _struct(self, value: dict[str, Any], struct: type[S], place: Place) -> S:
-        types = {field.name: field.type for field in msgspec.structs.fields(struct)}
+        fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
         given: dict[str, Any] = {}
         for key, item in value.items():
             inner = (*place, key)
-            if key in types:
-                given[key] = self._convert(item, types[key], inner)
+            if key in fields:
+                given[fields[key].name] = self._convert(item, fields[key].type, inner)
             else:
-                hint = f"{did_you_mean(key, types)}; allowed: {', '.join(types)}"
+                hint = f"{did_you_mean(key, fields)}; allowed: {', '.join(fields)}"
                 self.report(inner, f"{_dotted(inner)} is not known{hint}")
         return struct(**given)
 
