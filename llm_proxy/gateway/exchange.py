@@ -162,7 +162,7 @@ class Exchange:
         overhead_ms = (self.admitted - self.inbound.arrived) * 1000
         request_id = self.inbound.id.encode("ascii")
         head = headers.response_headers(response.headers, request_id, overhead_ms)
-        self.meter = meter_for(status, response.headers, self.inbound.method)
+        self.meter = meter_for(status, response.headers, self.inbound.method, self.inbound.route.path)
         names = dict(head)
         if self.record is not None:
             self._answer = answers.reader_for(self.yields, status, response.headers)

@@ -3,20 +3,24 @@
 A stream has thousands of events, and two or three are relevant: those with usage, the one that ends the stream, and one
 that reports a failure. So an event is parsed only if it contains one of a few words, and the search for these words is
 nearly all the work. An incomplete event is kept until the rest arrives. One that is too long to keep is scanned as it
-passes.
+passes. Gemini repeats the usage in each event, so only the last one is parsed.
 
 Line ends are converted to LF first, across pieces, so that an empty line is always two LFs.
+
+A stream of lines of JSON is read in the same way: each line is an event.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 from attrs import define, field
 
 from llm_proxy.gateway.usage.scan import Scanner, read
-from llm_proxy.gateway.usage.tally import BYTE_ORDER_MARK, Tally, Usage
+from llm_proxy.gateway.usage.shapes import Usage
+from llm_proxy.gateway.usage.tally import BYTE_ORDER_MARK, Tally
 
 #: Longest event, in bytes, that is kept. A longer one is scanned. Only the length decides, never how it was cut.
 KEPT = 32 * 1024
@@ -24,10 +28,12 @@ KEPT = 32 * 1024
 #: Bytes that are processed in one step, if any of them are relevant.
 _SLICE = 4 * 1024
 
-_EMPTY_LINE = b"\n\n"
 _DATA = b"data:"
 _NAME = b"event:"
-_USAGE = b'"usage"'
+#: The beginning of the names of all members with usage in events.
+_USAGE = b'"usage'
+#: Gemini's name of a count that all complete reports have.
+_GEMINI = b'"promptTokenCount"'
 #: The data of the last event of OpenAI's streams, and of compatible ones.
 _DONE = b"[DONE]"
 
@@ -44,12 +50,17 @@ _FINISHED = re.compile(rb'"finishReason"\s*:\s*"')
 class EventMeter:
     """Meters a body that is a stream of events."""
 
+    #: What ends an event, behind its last line.
+    _end: ClassVar[bytes] = b"\n\n"
+
+    _tally: Tally = field(factory=Tally)
     _whole: bool = False
     _pending: bytearray = field(factory=bytearray)
     _long: _LongEvent | None = None
     _started: bool = False
     _after_cr: bool = False
-    _tally: Tally = field(factory=Tally)
+    #: The last event of Gemini, if it is not parsed.
+    _latest: bytes = b""
 
     @property
     def unmetered(self) -> bool:
@@ -66,7 +77,7 @@ class EventMeter:
         return self._tally.failed
 
     def feed(self, data: bytes) -> Iterable[None]:
-        if data.endswith(_EMPTY_LINE) and not self._pending and len(data) <= KEPT and self._long is None:
+        if data.endswith(self._end) and not self._pending and len(data) <= KEPT and self._long is None:
             # Whole events: nearly always.
             relevant = self._is_relevant(data)
             if not relevant or (len(data) <= _SLICE and b"\r" not in data and not data.startswith(BYTE_ORDER_MARK)):
@@ -100,6 +111,8 @@ class EventMeter:
         if self._is_relevant(pending):
             self._event(pending)
         self._pending.clear()
+        if self._latest:
+            read(self._latest, self._tally)
         return self._tally.result()
 
     def _line_feeds(self, data: bytes) -> bytes:
@@ -119,48 +132,57 @@ class EventMeter:
             self._started = True
             if pending.startswith(BYTE_ORDER_MARK):
                 del pending[: len(BYTE_ORDER_MARK)]
-        end = pending.rfind(_EMPTY_LINE, searched)
+        end = pending.rfind(self._end, searched)
         if end >= 0:
             text = bytes(pending[:end])
             if end > KEPT or self._is_relevant(text):
                 self._events(text)
-            del pending[: end + len(_EMPTY_LINE)]
+            del pending[: end + len(self._end)]
         if pending.startswith(b"\n"):
             del pending[: len(pending) - len(pending.lstrip(b"\n"))]
         if len(pending) - pending.endswith(b"\n") <= KEPT:
             return b""
         start = bytes(pending)
         pending.clear()
-        self._long = _LongEvent()
+        self._long = self._long_event()
         return start
 
     def _events(self, text: bytes) -> None:
         """Read complete events, at least one of which is relevant or long."""
-        events = text.strip(b"\n").split(_EMPTY_LINE)
+        events = text.strip(b"\n").split(self._end)
         for event in events:
             if len(events) == 1 or len(event) > KEPT or self._is_relevant(event):
                 self._event(event.strip(b"\n"))
 
     def _event(self, event: bytes) -> None:
         if len(event) > KEPT:
-            self._long = _LongEvent()
+            self._long = self._long_event()
             self._long.feed(event)
             self._end_long()
             return
-        if event.startswith(_DATA) and b"\n" not in event:
-            document = event[len(_DATA) :]
-        else:
-            lines = event.split(b"\n")
-            for line in lines:
-                if line.startswith(_NAME):
-                    self._tally.add_type(line[len(_NAME) :].strip(b" "))
-            document = b"\n".join([line[len(_DATA) :] for line in lines if line.startswith(_DATA)])
+        document = self._document(event)
         if document.strip() == _DONE:
             self._tally.ended = True
         elif document:
             if _FINISHED.search(document):
                 self._tally.ended = True
-            read(document, self._tally)
+            if _GEMINI in document and b"error" not in document:
+                self._latest = document
+            else:
+                read(document, self._tally)
+
+    def _document(self, event: bytes) -> bytes:
+        """The JSON text in an event."""
+        if event.startswith(_DATA) and b"\n" not in event:
+            return event[len(_DATA) :]
+        lines = event.split(b"\n")
+        for line in lines:
+            if line.startswith(_NAME):
+                self._tally.add_type(line[len(_NAME) :].strip(b" "))
+        return b"\n".join([line[len(_DATA) :] for line in lines if line.startswith(_DATA)])
+
+    def _long_event(self) -> _LongEvent:
+        return _LongEvent()
 
     def _is_relevant(self, text: bytes) -> bool:
         """Whether it contains usage, an end, a failure, or the model if that is not known yet."""
@@ -173,10 +195,7 @@ class EventMeter:
             or (b"response." in text and _RESPONSE_END.search(text) is not None)
         ):
             return True
-        found = text.find(_USAGE)
-        while found >= 0 and text.startswith(_NO_USAGE, found):
-            found = text.find(_USAGE, found + len(_USAGE))
-        return found >= 0
+        return has_usage(text)
 
     def _end_long(self) -> None:
         if self._long is not None:
@@ -185,9 +204,42 @@ class EventMeter:
 
 
 @define
+class LineMeter(EventMeter):
+    """Meters a body that is a stream of lines of JSON: of Ollama, and of Cohere v1."""
+
+    _end: ClassVar[bytes] = b"\n"
+
+    def _document(self, event: bytes) -> bytes:
+        return event
+
+    def _long_event(self) -> _LongEvent:
+        return _LongEvent(is_line=True)
+
+    def _is_relevant(self, text: bytes) -> bool:
+        return (
+            (not self._tally.model and b'"model"' in text)
+            or b"eval_count" in text
+            or b'"done":true' in text
+            or b"billed_units" in text
+            or b"error" in text
+            or b"stream-end" in text
+            or has_usage(text)
+        )
+
+
+def has_usage(text: bytes) -> bool:
+    """Whether a text contains usage that is not null."""
+    found = text.find(_USAGE)
+    while found >= 0 and text.startswith(_NO_USAGE, found):
+        found = text.find(_USAGE, found + len(_USAGE))
+    return found >= 0
+
+
+@define
 class _LongEvent:
     """An event that is too long to keep: its data lines go through a scanner as they pass."""
 
+    is_line: bool = False
     scanner: Scanner = field(factory=Scanner)
     ended: bool = False
     #: The start of a line, as long as it is too short to identify the field.
@@ -197,6 +249,11 @@ class _LongEvent:
 
     def feed(self, data: bytes) -> bytes:
         """Take the next piece, with LF as line end; return what follows the end of the event."""
+        if self.is_line:
+            line, newline_found, rest = data.partition(b"\n")
+            self.scanner.feed(line)
+            self.ended = bool(newline_found)
+            return rest
         position = 0
         while position < len(data):
             newline = data.find(b"\n", position)

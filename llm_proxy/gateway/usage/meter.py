@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final, Protocol
 
 from attrs import define, field, frozen
 
 from llm_proxy.gateway.http.codings import DECODERS, Decoder, Undecodable
 from llm_proxy.gateway.http.headers import Headers, media_type
-from llm_proxy.gateway.usage.events import EventMeter
+from llm_proxy.gateway.usage.events import EventMeter, LineMeter
+from llm_proxy.gateway.usage.frames import FrameMeter
 from llm_proxy.gateway.usage.scan import Scanner, read
-from llm_proxy.gateway.usage.tally import BYTE_ORDER_MARK, UNKNOWN, Tally, Usage
+from llm_proxy.gateway.usage.shapes import UNKNOWN, Usage
+from llm_proxy.gateway.usage.tally import BYTE_ORDER_MARK, Tally
 
 #: Longest JSON body, in bytes, that is kept and decoded at its end. A longer one is scanned. Only the length decides,
 #: never how the body was cut.
@@ -25,10 +28,24 @@ _MAX_DECODED: Final = 256 * 1024 * 1024
 _MAX_RATIO: Final = 100
 _FREE: Final = 1024 * 1024
 
-#: Streams that report usage in a form that is not read: lines of JSON, and AWS event streams.
-_UNREAD_STREAMS: Final = frozenset(
-    {b"application/x-ndjson", b"application/jsonl", b"application/vnd.amazon.eventstream"}
-)
+#: Streams, by their media type.
+_STREAMS: Final[Mapping[bytes, Callable[[Tally], UsageMeter]]] = {
+    b"text/event-stream": EventMeter,
+    b"application/x-ndjson": LineMeter,
+    b"application/jsonl": LineMeter,
+    b"application/stream+json": LineMeter,
+    b"application/vnd.amazon.eventstream": FrameMeter,
+}
+
+#: Bedrock's headers with the usage of InvokeModel.
+_BEDROCK: Final = b"x-amzn-bedrock-"
+_COUNT: Final = re.compile(rb"\d{1,12}")
+
+#: Paths of OpenAI's models on Bedrock, whose Converse API counts cached tokens in the input.
+_CACHE_INSIDE: Final = re.compile(rb"/model/(?:[a-z-]+\.)?openai\.")
+
+#: POSTs that change the metadata of an object, and show its usage again.
+_METADATA: Final = re.compile(rb"/(?:chat/completions|threads/[^/]+/runs)/[^/]+\Z")
 
 
 class UsageMeter(Protocol):
@@ -85,6 +102,7 @@ _UNREADABLE: Final[UsageMeter] = _NullMeter(unmetered=True)
 class BodyMeter:
     """Meters a body that is one JSON document."""
 
+    _tally: Tally = field(factory=Tally)
     unmetered: bool = False
     #: Known with the result: the usage was read, or the document was complete.
     ended: bool = False
@@ -111,7 +129,7 @@ class BodyMeter:
             scanner.feed(data[start : start + _SLICE])
 
     def result(self, *, whole: bool = True) -> Usage:
-        tally = Tally()
+        tally = self._tally
         if self._scanner is not None:
             self._scanner.report(tally)
         else:
@@ -196,7 +214,7 @@ class DecodingMeter(_Wrapper):
         return usage
 
 
-def meter_for(status: int, headers: Headers, method: str = "POST") -> UsageMeter:
+def meter_for(status: int, headers: Headers, method: str = "POST", path: bytes = b"") -> UsageMeter:
     """Select the meter of a response by its `Content-Type` and `Content-Encoding`.
 
     Only a successful POST spends tokens: a GET returns a stored response, whose usage was counted when it was created.
@@ -205,19 +223,29 @@ def meter_for(status: int, headers: Headers, method: str = "POST") -> UsageMeter
     if not 200 <= status < 300:
         return NOTHING
     kind, coding = b"", b""
+    bedrock: dict[str, int | str] = {}
     for name, value in headers:
         if len(name) == 12 and name.lower() == b"content-type":
             kind = media_type(value)
         elif len(name) == 16 and name.lower() == b"content-encoding":
             coding = coding + b"," + value if coding else value
-    is_post = method == "POST"
+        elif len(name) > 20 and (lower := name.lower()).startswith(_BEDROCK):
+            text = value.decode("latin-1")
+            bedrock[lower.removeprefix(_BEDROCK).decode("latin-1")] = int(text) if _COUNT.fullmatch(value) else text
+    is_post = method == "POST" and _METADATA.search(path) is None
+    stream = _STREAMS.get(kind)
     meter: UsageMeter
-    if kind == b"text/event-stream":
-        meter = EventMeter()
+    tally = Tally()
+    if bedrock:
+        tally.collect("x-amzn-bedrock", bedrock)
+    if path.startswith(b"/model/"):
+        tally.inside = _CACHE_INSIDE.match(path) is not None
+    if stream is not None:
+        meter = stream(tally)
     elif is_post and (kind == b"application/json" or kind.endswith(b"+json")):
-        meter = BodyMeter()
+        meter = BodyMeter(tally)
     else:
-        return _UNREADABLE if is_post and kind in _UNREAD_STREAMS else NOTHING
+        return NOTHING
     if coding and (coding := coding.strip(b" \t").lower()) not in (b"", b"identity"):
         if coding not in DECODERS:
             return _UNREADABLE if is_post else NOTHING

@@ -1,33 +1,39 @@
-"""Finds `model` and `usage` in a JSON document of any length, in constant memory.
+"""Finds the members that `tally` reads in a JSON document of any length, in constant memory.
 
 Theory of operation. The document is one object. Only two levels of it are relevant: its own members, and those of a
-member `message` or `response`. On these levels a string in the place of a name is a name, and a comma ends a member, so
-the relevant tokens are `" { } [ ] ,`. On deeper levels only the return to the relevant level has to be found: strings
-are removed and brackets are counted, one stretch at a time. Numbers, colons and literals are ignored, and brackets are
-not checked for matching pairs.
+wrapper such as `message` or `response`. On these levels a string in the place of a name is a name, and a comma ends a
+member, so the relevant tokens are `" { } [ ] ,`. On deeper levels only the return to the relevant level has to be
+found: strings are removed and brackets are counted, one stretch at a time. Numbers, colons and literals are ignored.
+Brackets are not checked for matching pairs.
 
 Each stretch costs a few calls of C code. The tokens of the relevant levels are processed one by one in Python. No
 provider sends thousands of them, so scanning stops in a document that has too many.
 
-Relevant values are copied as raw text of limited length: the name of a member, the string after `model` or `type`, the
-object after `usage`. Of `error` it is only relevant whether it is an object. A document that is not JSON or is cut off
-yields what was found before, and never an exception.
+The name of a member is copied, and the value of a relevant one, as raw text of limited length. A document that is not
+JSON or is cut off yields what was found before, and never an exception.
+
+A document may also be an array: a stream of Gemini. Then each of its objects is scanned, but only for Gemini's members.
 """
 
 from __future__ import annotations
 
 import re
 
+import msgspec
 from attrs import define, field
 
-from llm_proxy.gateway.usage.tally import MAX_USAGE, Tally, decode
+from llm_proxy.gateway.usage.tally import MAX_USAGE, WRAPPERS, Report, Tally, decode
 
-#: Maximum length of each kind of copy, in bytes of JSON text.
-_LIMITS = {"name": 64, "model": 4096, "type": 64, "usage": MAX_USAGE}
+#: Maximum length of a copy, in bytes of JSON text: of a name, of most values, of a report.
+_MAX_NAME = 64
+_MAX_VALUE = 4096
+_REPORTS = frozenset({"usage", "usage_metadata", "usage_breakdown", "meta"})
 
 #: Maximum number of steps for a document, and one more per so many bytes.
 _STEPS = 1024
 _BYTES_PER_STEP = 1024
+#: The same for an array, up to a number of steps in advance: each of its objects is short.
+_BYTES_PER_STEP_IN_ARRAY = 16
 
 #: Length of the first and the longest stretch, in bytes. Most values are short.
 _FIRST_STRETCH = 64
@@ -56,8 +62,14 @@ _PAIR = b"\x01\x00"
 _ROUNDS = 8
 
 _QUOTE, _BACKSLASH, _COMMA = b'"', b"\\", b","
+#: Tokens that end a member on a relevant level.
+_ENDS = (b",", b"}", b"]")
+_AROUND_VALUE = b": \t\r\n"
 
-_NAMES = {b'"%b"' % name.encode(): name for name in ("model", "usage", "message", "response", "type", "error")}
+#: The relevant members by their names in JSON. Usage in choices is only read in short documents.
+_MEMBERS = {field.encode_name: field.name for field in msgspec.structs.fields(Report) if field.name != "choices"}
+_NAMES = {b'"%b"' % name.encode(): member for name, member in _MEMBERS.items()}
+_IN_ARRAY = frozenset({"model_version", "usage_metadata"})
 
 
 def read(document: bytes, tally: Tally) -> None:
@@ -77,38 +89,45 @@ class Scanner:
 
     #: Number of open brackets.
     _depth: int = 0
-    #: The innermost relevant level: 0 before the document, 1 inside it, 2 inside `message` or `response`.
+    #: The innermost relevant level: 0 before the document, 1 inside it, 2 inside a wrapper.
     _level: int = 0
-    #: The member that level 2 is in: `message` or `response`.
+    #: The member that level 2 is in, see `WRAPPERS`.
     _wrapper: str = ""
     #: The member whose value is being read, empty if it is not relevant; None if a name is expected.
     _member: str | None = None
     _in_string: bool = False
     #: Whether the last piece ended with a backslash that escapes the first character of the next one.
     _escaped: bool = False
-    #: The kind of copy that is being made, empty for none.
+    #: What is being copied: "name", or the value of a member; empty for nothing.
     _copying: str = ""
     _copy: bytearray = field(factory=bytearray)
-    _found: dict[tuple[str, str], bytes] = field(factory=dict)
+    #: The values that were found, by wrapper and member.
+    _found: dict[str, dict[str, msgspec.Raw]] = field(factory=dict)
+    _in_array: bool = False
     _done: bool = False
     _steps_left: int = _STEPS
     #: The document needed too many steps, or its usage is too long, so something may be missing.
     _stopped: bool = False
 
     def feed(self, data: bytes) -> None:
-        self._steps_left += len(data) // _BYTES_PER_STEP
+        if self._in_array:
+            self._steps_left = min(self._steps_left + len(data) // _BYTES_PER_STEP_IN_ARRAY, 4 * _STEPS)
+        else:
+            self._steps_left += len(data) // _BYTES_PER_STEP
         position = 0
         while position < len(data) and not self._done:
             position = self._string(data, position) if self._in_string else self._structure(data, position)
 
     def report(self, tally: Tally) -> None:
-        for wrapper in ("", "message", "response"):
-            tally.add(self._found.get((wrapper, "model"), b""), self._found.get((wrapper, "usage"), b""))
-        kind = decode(self._found.get(("", "type"), b""))
-        if isinstance(kind, str):
-            tally.add_type(kind.encode("utf-8", "surrogatepass"))
-        if ("", "error") in self._found:
-            tally.failed = True
+        whole = self._depth == self._level and not self._in_string and self._copying != "name"
+        if whole and self._copy.endswith((b"}", b'"')):
+            self._end_value()  # only the end of the document is missing
+        for wrapper in ("", *WRAPPERS):
+            if wrapper in self._found:
+                report = Report(**self._found[wrapper])
+                tally.add(report)
+                if not wrapper:
+                    tally.see(report)
         tally.unread |= self._stopped
         tally.cut_off |= self._level > 0 and not self._done
 
@@ -132,16 +151,19 @@ class Scanner:
         return end + 1
 
     def _string_ended(self) -> None:
-        if self._copying == "name":
-            text = self._copied()
-            if b"\\" in text:
-                name = decode(text)
-                self._member = name if isinstance(name, str) else ""
-            else:
-                self._member = _NAMES.get(text, "")
-        elif self._copying in ("model", "type"):
-            kind = self._copying
-            self._found[self._wrapper, kind] = self._copied()
+        if self._copying != "name":
+            return
+        text = self._copied()
+        if b"\\" in text:
+            name = decode(text)
+            member = _MEMBERS.get(name, "") if isinstance(name, str) else ""
+        else:
+            member = _NAMES.get(text, "")
+        if self._in_array and member not in _IN_ARRAY:
+            member = ""
+        self._member = member
+        if member and not (self._level == 1 and member in WRAPPERS):
+            self._copying = member
 
     def _structure(self, data: bytes, start: int) -> int:
         """Return the position after the next relevant token outside of strings."""
@@ -155,7 +177,12 @@ class Scanner:
         else:
             found = self._leave_value(data, start)
         token = data[found : found + 1]
-        self._keep(data, start, found + len(token))
+        after = found + len(token)
+        if on_level and token in _ENDS:
+            self._keep(data, start, found)
+            self._end_value()
+        else:
+            self._keep(data, start, after)
         if token == _QUOTE:
             self._string_begins(on_level=on_level)
         elif token == _COMMA:
@@ -164,7 +191,7 @@ class Scanner:
             self._opens(token)
         elif token:
             self._closes()
-        return found + len(token)
+        return after
 
     def _leave_value(self, data: bytes, start: int) -> int:
         """Count brackets up to an incomplete or long string, or to the bracket that returns to the relevant level."""
@@ -204,53 +231,53 @@ class Scanner:
 
     def _string_begins(self, *, on_level: bool) -> None:
         self._in_string = True
-        if not on_level:
-            return
-        if self._level == 0:
+        if on_level and self._level == 0:
             self._done = True  # the document is a string
-        elif self._member is None:
-            self._start_copy("name", _QUOTE)
-        elif self._member == "model" or (self._member == "type" and self._level == 1):
-            self._start_copy(self._member, _QUOTE)
+        elif on_level and self._member is None:
+            self._copying = "name"
+            self._copy += _QUOTE
 
     def _opens(self, bracket: bytes) -> None:
-        self._depth += 1
         if self._level == 0:
-            self._level = 1
-            self._done = bracket != b"{"
-        elif self._member is None:
+            if bracket == b"{":
+                self._depth = self._level = 1
+            elif self._in_array:
+                self._done = True
+            self._in_array |= bracket == b"["
+            return
+        self._depth += 1
+        if self._member is None:
             self._done = True  # no name, so this is not JSON
-        elif bracket == b"{" and self._member == "usage":
-            self._start_copy("usage", bracket)
-        elif bracket == b"{" and self._member == "error" and self._level == 1:
-            self._found["", "error"] = bracket
-        elif bracket == b"{" and self._level == 1 and self._member in ("message", "response"):
+        elif bracket == b"{" and self._level == 1 and self._member in WRAPPERS:
             self._level, self._wrapper, self._member = 2, self._member, None
 
     def _closes(self) -> None:
         self._depth -= 1
         if self._depth < self._level:
-            self._done = self._level <= 1
-            self._level, self._wrapper, self._member = 1, "", ""
-        elif self._depth == self._level and self._copying == "usage":
-            self._found[self._wrapper, "usage"] = self._copied()
+            self._done = self._level == 0 or (self._level == 1 and not self._in_array)
+            self._level, self._wrapper, self._member = self._level - 1, "", None if self._level == 1 else ""
 
-    def _start_copy(self, kind: str, first: bytes) -> None:
-        self._copying = kind
-        self._copy = bytearray(first)
+    def _end_value(self) -> None:
+        if self._copying:
+            member = self._copying
+            self._found.setdefault(self._wrapper, {})[member] = msgspec.Raw(self._copied().strip(_AROUND_VALUE))
 
     def _keep(self, data: bytes, start: int, end: int) -> None:
         """Copy a stretch of the document, if it is relevant and not too long."""
         if not self._copying:
             return
-        if len(self._copy) + end - start <= _LIMITS[self._copying]:
+        most = _MAX_NAME if self._copying == "name" else MAX_USAGE if self._copying in _REPORTS else _MAX_VALUE
+        if len(self._copy) + end - start <= most:
             self._copy += data[start:end]
             return
-        if self._copying == "name":
-            self._member = ""
-        elif self._copying == "usage":
-            self._stopped = True
+        what = self._copying
         self._copied()
+        if what == "name":
+            self._member = ""
+        elif what == "error":
+            self._found.setdefault(self._wrapper, {})[what] = msgspec.Raw(b"{")
+        elif what in ("usage", "usage_metadata"):
+            self._stopped = True
 
     def _copied(self) -> bytes:
         text = bytes(self._copy)

@@ -1,15 +1,7 @@
-"""The meaning of the `usage` objects of the APIs, brought to one definition for billing.
+"""Collects the reports of one answer, from the documents or events in it.
 
-- `input_tokens`: all tokens of the prompt, including those from the provider's cache.
-- `cached_tokens`: how many of them were read from the cache; None if the provider does not say.
-- `output_tokens`: all generated tokens, including reasoning. 0 if a provider reports input only (embeddings).
-
-The bill is `(input - cached) * price + cached * cached price + output * output price`. OpenAI counts in this way.
-Anthropic counts cached tokens outside of `input_tokens`; here the three counts are added. Tokens that Anthropic writes
-to its cache are part of `input_tokens` and not of `cached_tokens`, so they are billed like any other input.
-
-If a response has several reports, later ones contain the running totals (Anthropic's `message_delta`, the chunks of
-some OpenAI-compatible servers). A count that is missing in a later report keeps its value.
+If an answer has several reports, later ones contain the running totals (Anthropic's `message_delta`, Gemini's chunks,
+the chunks of some OpenAI-compatible servers). A count that is missing in a later report keeps its value.
 """
 
 from __future__ import annotations
@@ -19,66 +11,80 @@ from typing import Any
 import msgspec
 from attrs import define, field
 
-#: A larger number is an error of the provider, not a count of tokens.
-MAX_TOKENS = 1_000_000_000
-
-#: Maximum length of a model name, in characters. Longer ones are cut.
-MAX_MODEL = 255
+from llm_proxy.gateway.usage.shapes import (
+    TABLES,
+    ZERO_IS_OMITTED,
+    Usage,
+    attempts,
+    collect,
+    model_name,
+    total_of,
+    usage_of,
+    with_parts,
+)
 
 #: Some servers send it before UTF-8 text. It has no meaning there.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-_COUNTS = frozenset(
+#: Types of events that end a stream: of Anthropic, OpenAI (responses, audio), Cohere v2 and v1, Gemini's interactions.
+_LAST = frozenset(
     {
-        "prompt_tokens",
-        "completion_tokens",
-        "total_tokens",
-        "input_tokens",
-        "output_tokens",
-        "cache_read_input_tokens",
-        "cache_creation_input_tokens",
-        "prompt_cache_hit_tokens",
+        b"message_stop",
+        b"response.completed",
+        b"response.incomplete",
+        b"transcript.text.done",
+        b"speech.audio.done",
+        b"message-end",
+        b"stream-end",
+        b"interaction.completed",
     }
 )
-
-_DETAILS = frozenset({"prompt_tokens_details", "input_tokens_details"})
-
-#: Types of events that end a stream: of Anthropic, OpenAI's Responses API and Cohere.
-_LAST = frozenset({b"message_stop", b"response.completed", b"response.incomplete", b"message-end"})
 #: Types of events that report a failure; they end a stream too.
 _FAILED = frozenset({b"error", b"response.failed"})
 
-#: Maximum length of a `usage` object that is decoded, in bytes of JSON text.
+#: Maximum length of a report that is decoded, in bytes of JSON text.
 MAX_USAGE = 65536
 
-
-class Usage(msgspec.Struct, frozen=True):
-    """The tokens of a response. None if the provider did not say; `model` is then often empty too."""
-
-    model: str = ""
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-
-
-UNKNOWN = Usage()
+#: DashScope's models, which count cached tokens in the input in its Anthropic API too.
+_QWEN = "qwen"
 
 _ABSENT = msgspec.Raw()
+_TIER = {"tier": "tier"}
 
 
-class _Report(msgspec.Struct):
-    """The relevant members of a response or event, not decoded: one of a wrong type must not affect the others."""
+class Report(msgspec.Struct):
+    """The relevant members of an answer or event, not decoded: one of a wrong type must not affect the others."""
 
     model: msgspec.Raw = _ABSENT
+    model_version: msgspec.Raw = msgspec.field(name="modelVersion", default=_ABSENT)
     usage: msgspec.Raw = _ABSENT
+    usage_metadata: msgspec.Raw = msgspec.field(name="usageMetadata", default=_ABSENT)
+    usage_info: msgspec.Raw = _ABSENT
+    usage_breakdown: msgspec.Raw = _ABSENT
+    meta: msgspec.Raw = _ABSENT
+    metrics: msgspec.Raw = msgspec.field(name="amazon-bedrock-invocationMetrics", default=_ABSENT)
+    prompt_eval_count: msgspec.Raw = _ABSENT
+    eval_count: msgspec.Raw = _ABSENT
+    service_tier: msgspec.Raw = _ABSENT
+    bedrock_tier: msgspec.Raw = msgspec.field(name="serviceTier", default=_ABSENT)
+    choices: msgspec.Raw = _ABSENT
     message: msgspec.Raw = _ABSENT
     response: msgspec.Raw = _ABSENT
+    delta: msgspec.Raw = _ABSENT
+    interaction: msgspec.Raw = _ABSENT
+    x_groq: msgspec.Raw = _ABSENT
     type: msgspec.Raw = _ABSENT
+    event_type: msgspec.Raw = _ABSENT
     object: msgspec.Raw = _ABSENT
+    done: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
 
 
-_decode_report = msgspec.json.Decoder(_Report).decode
+#: Members of an answer or event that may contain the report: of Anthropic, OpenAI, Cohere, Gemini and Groq.
+WRAPPERS = ("message", "response", "delta", "interaction", "x_groq")
+
+_decode_report = msgspec.json.Decoder(Report).decode
+_decode_reports = msgspec.json.Decoder(list[Report]).decode
 _decode_any = msgspec.json.Decoder().decode
 
 #: Every exception of msgspec about input: malformed, wrongly typed, not UTF-8, nested too deeply.
@@ -103,7 +109,8 @@ class Tally:
         failed: one of the events reports a failure.
         unread: there was usage that could not be read.
         cut_off: one of the documents was incomplete.
-        counts: the last value of each count.
+        inside: the model counts cached tokens in the input, against the rule of its API.
+        counts: the last value of each count, see `shapes`.
     """
 
     model: str = ""
@@ -111,29 +118,75 @@ class Tally:
     failed: bool = False
     unread: bool = False
     cut_off: bool = False
-    counts: dict[str, int] = field(factory=dict)
+    inside: bool = False
+    counts: dict[str, Any] = field(factory=dict)
+    _zero: bool = False
+    _iterations: list[Any] | None = None
+    _breakdown: object = None
 
     def read(self, document: bytes) -> bool:
         """Add a JSON document: a whole response, or the data of one event. False if it is not strictly JSON."""
         try:
             report = _decode_report(document)
         except _MALFORMED:
-            return False
-        self.add(bytes(report.model), bytes(report.usage))
-        # OpenAI's Responses events contain the response, Anthropic's `message_start` the message.
-        for member in (report.message, report.response):
+            return self._read_stream(document)
+        self.add(report)
+        self.see(report)
+        for member in (report.message, report.response, report.delta, report.interaction, report.x_groq):
             if member is not _ABSENT and (wrapped := bytes(member)).startswith(b"{"):
                 try:
-                    inner = _decode_report(wrapped)
+                    self.add(_decode_report(wrapped))
                 except _MALFORMED:
                     continue
-                self.add(bytes(inner.model), bytes(inner.usage))
+        return True
+
+    def _read_stream(self, document: bytes) -> bool:
+        """Gemini sends a stream as one array if the client does not ask for events."""
+        try:
+            reports = _decode_reports(document)
+        except _MALFORMED:
+            return False
+        for report in reports:
+            self.add(Report(model_version=report.model_version, usage_metadata=report.usage_metadata))
+        return True
+
+    def add(self, report: Report) -> None:
+        """Add the usage in a report."""
+        if not self.model:
+            for member in (report.model, report.model_version):
+                if member is not _ABSENT and not self.model:
+                    self.model = model_name(decode(bytes(member)))
+        usage = b"" if report.usage is _ABSENT else bytes(report.usage)
+        if usage.startswith(b"{"):
+            self._add("usage", usage)
+        elif report.choices is not _ABSENT and b'"usage"' in (choices := bytes(report.choices)):
+            self._add_choices(choices)
+        for place, member in (
+            ("usageMetadata", report.usage_metadata),
+            ("meta", report.meta),
+            ("usage_info", report.usage_info),
+            ("amazon-bedrock-invocationMetrics", report.metrics),
+        ):
+            if member is not _ABSENT:
+                self._add(place, bytes(member))
+        if report.prompt_eval_count is not _ABSENT or report.eval_count is not _ABSENT:
+            counts = {"prompt_eval_count": report.prompt_eval_count, "eval_count": report.eval_count}
+            self.collect("", {name: decode(bytes(count)) for name, count in counts.items()})
+        for member in (report.service_tier, report.bedrock_tier):
+            if member is not _ABSENT:
+                collect(_TIER, {"tier": decode(bytes(member))}, self.counts)
+        if report.usage_breakdown is not _ABSENT:
+            self._breakdown = decode(bytes(report.usage_breakdown))
+
+    def see(self, report: Report) -> None:
+        """See whether a report ends the stream, and whether it says that the response has failed."""
         if report.error is not _ABSENT and (error := bytes(report.error)) != b'""' and error[:1] in (b"{", b'"'):
             self.failed = True
-        for member in (report.type, report.object):
+        if report.done is not _ABSENT and bytes(report.done) == b"true":
+            self.ended = True
+        for member in (report.type, report.event_type, report.object):
             if member is not _ABSENT and (kind := bytes(member)).startswith(b'"'):
                 self.add_type(kind.strip(b'"'))
-        return True
 
     def add_type(self, kind: bytes) -> None:
         if kind in _FAILED:
@@ -141,52 +194,35 @@ class Tally:
         elif kind in _LAST:
             self.ended = True
 
-    def add(self, model: bytes, usage: bytes) -> None:
-        """Add the JSON texts of a `model` and a `usage` member; empty if it is absent."""
-        if model and not self.model:
-            self.model = model_name(decode(model))
-        if usage:
-            counts = decode(usage) if len(usage) <= MAX_USAGE else None
-            if isinstance(counts, dict):
-                self._add(counts)
-            elif usage.startswith(b"{"):
-                self.unread = True
+    def collect(self, place: str, report: dict[str, Any]) -> None:
+        """Add a decoded report from a place of `shapes.SHAPES`."""
+        if not collect(TABLES[place], report, self.counts):
+            self.unread = True
+        self._zero |= place in ZERO_IS_OMITTED
+
+    def _add(self, place: str, text: bytes) -> None:
+        report = decode(text) if len(text) <= MAX_USAGE else None
+        if isinstance(report, dict):
+            self.collect(place, report)
+            iterations = report.get("iterations")
+            if isinstance(iterations, list) and iterations:
+                self._iterations = iterations
+        elif text.startswith(b"{"):
+            self.unread = True
+
+    def _add_choices(self, text: bytes) -> None:
+        """Moonshot puts the usage of a stream into the choice."""
+        choices = decode(text)
+        for choice in choices if isinstance(choices, list) else ():
+            if isinstance(choice, dict) and isinstance(usage := choice.get("usage"), dict):
+                self.collect("usage", usage)
 
     def result(self) -> Usage:
-        known = self.counts.get
-        input_tokens, cached = known("prompt_tokens"), known("cached_tokens")
-        if input_tokens is None:
-            input_tokens = known("input_tokens")
-            read, written = known("cache_read_input_tokens"), known("cache_creation_input_tokens")
-            if input_tokens is not None and (read is not None or written is not None):
-                input_tokens += (read or 0) + (written or 0)
-                cached = read or 0
-        output_tokens = known("output_tokens") if known("completion_tokens") is None else known("completion_tokens")
-        if output_tokens is None and input_tokens is not None and input_tokens == known("total_tokens"):
-            output_tokens = 0
-        return Usage(self.model, input_tokens, output_tokens, cached)
-
-    def _add(self, usage: dict[str, Any]) -> None:
-        counts = self.counts
-        for name, value in usage.items():
-            key, count = name, value
-            if name in _DETAILS:
-                key, count = "cached_tokens", value.get("cached_tokens") if isinstance(value, dict) else value
-            elif name not in _COUNTS:
-                continue
-            # A count is a plausible number of tokens: no fraction, not negative, no truth value.
-            if type(count) is int and 0 <= count <= MAX_TOKENS:
-                counts[key] = count
-            elif count is not None:
-                self.unread = True
-        if "prompt_cache_hit_tokens" in counts:  # DeepSeek's name
-            counts.setdefault("cached_tokens", counts["prompt_cache_hit_tokens"])
-
-
-def model_name(value: object) -> str:
-    """The name of a model: one line of printable characters, of limited length."""
-    if not isinstance(value, str):
-        return ""
-    if len(value) <= MAX_MODEL and value.isprintable():
-        return value.strip()
-    return "".join(char for char in value[: 4 * MAX_MODEL] if char.isprintable()).strip()[:MAX_MODEL].rstrip()
+        inside = self.inside or (self.model.startswith(_QWEN) and "/" not in self.model)
+        if self._iterations:
+            parts = attempts(self.model, self.counts, self._iterations)
+            return total_of(self.model or parts[0].model, parts)
+        usage = usage_of(self.model, self.counts, zero=self._zero, inside=inside)
+        if isinstance(self._breakdown, dict):
+            return with_parts(usage, self._breakdown)
+        return usage

@@ -20,7 +20,7 @@ from llm_proxy.gateway.usage import events as events_module
 from llm_proxy.gateway.usage import meter as meter_module
 from llm_proxy.gateway.usage.scan import Scanner
 from llm_proxy.gateway.usage.tally import Tally
-from tests.gateway.metering import feed
+from tests.gateway.usage.metering import feed
 
 JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream")

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from llm_proxy.gateway.usage import meter_for
-from tests.gateway.metering import EVENTS, JSON
+from tests.gateway.usage.metering import EVENTS, JSON
 
 #: Seconds of CPU time that a step may take.
 BOUND = 0.01
