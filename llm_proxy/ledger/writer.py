@@ -23,15 +23,7 @@ from llm_proxy.ledger import isolation
 from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission, refuse
 from llm_proxy.ledger.locked import LockedRequests, LockedRows
 from llm_proxy.ledger.lookup import Lookups, ObjectRecords
-from llm_proxy.ledger.transaction import (
-    AdmissionRequest,
-    Grant,
-    Objects,
-    Settlement,
-    judge,
-    records_of,
-    transact,
-)
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Objects, Settlement, judge, records_of, transact
 from llm_proxy.logging import log
 
 #: Maximum seconds that a transaction waits until the process is idle, so that more requests join it.

@@ -9,18 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET, Meta, UnsetType
 
-from llm_proxy.api.schema import (
-    Body,
-    Field,
-    Id,
-    Query,
-    Timestamp,
-    one_of,
-    printable,
-    read_body,
-    read_query,
-    text,
-)
+from llm_proxy.api.schema import Body, Field, Id, Query, Timestamp, one_of, printable, read_body, read_query, text
 from llm_proxy.errors import InvalidBody, InvalidQuery
 from tests.api.conftest import NOON
 

@@ -9,10 +9,7 @@ from typing import Any
 
 import pymysql
 import pytest
-from sqlalchemy import (
-    inspect,
-    text,
-)
+from sqlalchemy import inspect, text
 
 from db import Connection, migrate, schema
 from db.database import Database, opened
