@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
-from typing import Any, TypedDict, TypeVar
+from typing import TypedDict, TypeVar
 
-from attrs import asdict, evolve, frozen
-from sqlalchemy import Connection, Row, and_, bindparam, delete, func, insert, select, update
+from attrs import evolve, frozen
+from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
 
-from db.dialects.statements import for_update
 from db.errors import Contention
 from db.queries import projects
-from db.queries.rows import Named, Position, columns, find_named, older_than
+from db.queries.rows import Position, Rows, columns
 from db.records import Credential, Project
 from db.schema import credentials, project_credentials
 from db.schema import projects as project_table
@@ -41,12 +40,9 @@ class DefaultKey:
     credential: Credential | None
 
 
-_ALL = select(*columns(credentials, Credential))
-_ONE = _ALL.where(credentials.c.id == bindparam("id"))
-_NEWEST_FIRST = _ALL.order_by(credentials.c.created_at.desc(), credentials.c.id.desc())
-_LOCKED = for_update(
-    _ALL.where(credentials.c.id.in_(bindparam("ids", expanding=True))).order_by(credentials.c.id), by=credentials.c.id
-)
+_rows = Rows(credentials, Credential, credentials.c.api_key_last4)
+create, get, find = _rows.create, _rows.get, _rows.find
+
 _OF_PROJECTS = (
     select(project_credentials.c.project_id, *columns(credentials, Credential))
     .join(credentials, credentials.c.id == project_credentials.c.credential_id)
@@ -76,46 +72,14 @@ _DEFAULTS = (
 )
 
 
-def create(connection: Connection, credential: Credential) -> None:
-    """Write a new credential.
-
-    Raises:
-        db.errors.Duplicate: there is a credential of this name.
-    """
-    connection.execute(insert(credentials), asdict(credential))
-
-
-def get(connection: Connection, credential_id: str) -> Credential | None:
-    return _record(connection.execute(_ONE, {"id": credential_id}).one_or_none())
-
-
-def find(connection: Connection, name: str) -> list[Named]:
-    """The credentials of this name, else those with these last four characters."""
-    return find_named(connection, credentials, credentials.c.api_key_last4, name)
-
-
 def lock(connection: Connection, ids: Iterable[str]) -> dict[str, Credential]:
     """Read credentials and keep others from changing them, or giving them to projects, until the transaction ends."""
-    wanted = sorted(set(ids))
-    rows = connection.execute(_LOCKED, {"ids": wanted}) if wanted else ()
-    return {row.id: Credential(*row) for row in rows}
+    return {one.id: one for one in _rows.lock(connection, ids)}
 
 
 def page(connection: Connection, limit: int, after: Position | None, provider: str | None) -> list[Credential]:
-    """List credentials, the newest first.
-
-    Args:
-        connection: a transaction.
-        limit: most rows.
-        after: where the page before ended.
-        provider: only those for one provider.
-    """
-    query = _NEWEST_FIRST.limit(limit)
-    if after is not None:
-        query = query.where(older_than(credentials, after))
-    if provider is not None:
-        query = query.where(credentials.c.provider == provider)
-    return [Credential(*row) for row in connection.execute(query)]
+    """List credentials, or only those for one provider, the newest first; see `Rows.page`."""
+    return _rows.page(connection, limit, after, *(() if provider is None else (credentials.c.provider == provider,)))
 
 
 def active_names(connection: Connection, limit: int) -> list[str]:
@@ -202,7 +166,3 @@ def default_keys(connection: Connection, after_id: str, limit: int) -> list[Defa
     width = len(columns(project_table, Project))
     rows = connection.execute(_DEFAULTS.where(project_table.c.id > after_id).limit(limit))
     return [DefaultKey(Project(*row[:width]), None if row[width] is None else Credential(*row[width:])) for row in rows]
-
-
-def _record(row: Row[*tuple[Any, ...]] | None) -> Credential | None:
-    return None if row is None else Credential(*row)

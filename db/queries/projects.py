@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from attrs import asdict, evolve
-from sqlalchemy import Connection, Row, bindparam, case, insert, select, update
+from attrs import evolve
+from sqlalchemy import Connection, case, update
 
-from db.dialects.statements import for_update
-from db.queries.rows import Named, Position, columns, find_named, older_than
+from db.queries.rows import Rows
 from db.records import Project
 from db.schema import projects
 
@@ -26,59 +25,12 @@ class ProjectValues(TypedDict, total=False):
     allow_unknown_objects: bool
 
 
-_ALL = select(*columns(projects, Project))
-_ONE = _ALL.where(projects.c.id == bindparam("id"))
-_ONE_LOCKED = _ONE.with_for_update()
-_LOCKED = for_update(
-    _ALL.where(projects.c.id.in_(bindparam("ids", expanding=True))).order_by(projects.c.id), by=projects.c.id
-)
-_NEWEST_FIRST = _ALL.order_by(projects.c.created_at.desc(), projects.c.id.desc())
-_CREATE = insert(projects)
 #: Rows that one statement changes.
 _PIECE = 500
 
-
-def create(connection: Connection, project: Project) -> None:
-    """Write a new project.
-
-    Raises:
-        db.errors.Duplicate: there is a project of this name.
-    """
-    connection.execute(_CREATE, asdict(project))
-
-
-def get(connection: Connection, project_id: str) -> Project | None:
-    return _record(connection.execute(_ONE, {"id": project_id}).one_or_none())
-
-
-def find(connection: Connection, name: str) -> list[Named]:
-    """The projects of this name, else those with these last four characters."""
-    return find_named(connection, projects, projects.c.api_key_last4, name)
-
-
-def get_locked(connection: Connection, project_id: str) -> Project | None:
-    """Read one project and keep others from changing it until the transaction ends."""
-    return _record(connection.execute(_ONE_LOCKED, {"id": project_id}).one_or_none())
-
-
-def lock(connection: Connection, ids: Iterable[str]) -> list[Project]:
-    """Read projects, and keep others from changing them until the transaction ends, in the order of their ids."""
-    wanted = sorted(set(ids))
-    return [Project(*row) for row in connection.execute(_LOCKED, {"ids": wanted})] if wanted else []
-
-
-def page(connection: Connection, limit: int, after: Position | None) -> list[Project]:
-    """List projects, the newest first.
-
-    Args:
-        connection: a transaction.
-        limit: most rows.
-        after: where the page before ended.
-    """
-    query = _NEWEST_FIRST.limit(limit)
-    if after is not None:
-        query = query.where(older_than(projects, after))
-    return [Project(*row) for row in connection.execute(query)]
+_rows = Rows(projects, Project, projects.c.api_key_last4)
+create, get, find, page = _rows.create, _rows.get, _rows.find, _rows.page
+get_locked, lock = _rows.get_locked, _rows.lock
 
 
 def change(connection: Connection, project: Project, changes: ProjectValues, now: datetime) -> Project:
@@ -99,7 +51,3 @@ def set_keys(connection: Connection, changed: Sequence[Project], now: datetime) 
         sealed = {one.id: one.api_key for one in changed[start : start + _PIECE]}
         values = {"api_key": case(sealed, value=projects.c.id), "api_key_last4": changed[0].api_key_last4}
         connection.execute(update(projects).where(projects.c.id.in_(sealed)).values(**values, updated_at=now))
-
-
-def _record(row: Row[*tuple[Any, ...]] | None) -> Project | None:
-    return None if row is None else Project(*row)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from attrs import fields, frozen, has
-from sqlalchemy import Column, ColumnElement, Connection, Table, and_, or_, select
+from attrs import AttrsInstance, asdict, fields, frozen, has
+from sqlalchemy import Column, ColumnElement, Connection, Table, and_, bindparam, insert, or_, select
 
+from db.dialects.statements import for_update
 from db.records import Reservation, Result, SettledRequest
+
+R = TypeVar("R", bound=AttrsInstance)
 
 
 @frozen
@@ -34,19 +37,6 @@ MAX_CANDIDATES = 5
 _LAST4 = 4
 
 
-def find_named(connection: Connection, table: Table, last4: Column[str], name: str) -> list[Named]:
-    """The rows of this name, else those with these last four characters."""
-    conditions = [table.c.name == name]
-    if len(name) == _LAST4 and name.isascii():
-        conditions.append(last4 == name)
-    for condition in conditions:
-        query = select(table.c.id, table.c.name).where(condition).order_by(table.c.id).limit(MAX_CANDIDATES)
-        found = [Named(*row) for row in connection.execute(query)]
-        if found:
-            return found
-    return []
-
-
 def names(record: type) -> tuple[str, ...]:
     """Give the names of a record's fields, which are those of its columns."""
     if has(record):
@@ -68,13 +58,77 @@ def columns(table: Table, record: type) -> list[Column[Any]]:
     return [table.c[name] for name in (SETTLED if record is SettledRequest else names(record))]
 
 
-def older_than(table: Table, position: Position) -> ColumnElement[bool]:
-    """Say which rows come after a position in the order "newest first, then by descending id"."""
-    # Spelt out, because a comparison of row values keeps SQLite and MySQL from using an index.
-    return or_(
-        table.c.created_at < position.created_at,
-        and_(table.c.created_at == position.created_at, table.c.id < position.id),
-    )
+class Rows(Generic[R]):
+    """The rows of a table as records; each has an id, a time of creation, a name, and a secret's last characters."""
+
+    def __init__(self, table: Table, record: type[R], last4: Column[str]) -> None:
+        self._table = table
+        self._record = record
+        self._last4 = last4
+        self._all = select(*columns(table, record))
+        self._one = self._all.where(table.c.id == bindparam("id"))
+        self._one_locked = self._one.with_for_update()
+        several = self._all.where(table.c.id.in_(bindparam("ids", expanding=True))).order_by(table.c.id)
+        self._several_locked = for_update(several, by=table.c.id)
+
+    def create(self, connection: Connection, record: R) -> None:
+        """Write a new row.
+
+        Raises:
+            db.errors.Duplicate: there is a row of this name, and names are unique.
+            db.errors.BrokenReference: there is no such row as the one that it refers to.
+        """
+        connection.execute(insert(self._table), asdict(record))
+
+    def get(self, connection: Connection, row_id: str) -> R | None:
+        row = connection.execute(self._one, {"id": row_id}).one_or_none()
+        return None if row is None else self._record(*row)
+
+    def get_locked(self, connection: Connection, row_id: str) -> R | None:
+        """Read one row and keep others from changing or using it until the transaction ends."""
+        row = connection.execute(self._one_locked, {"id": row_id}).one_or_none()
+        return None if row is None else self._record(*row)
+
+    def lock(self, connection: Connection, ids: Iterable[str]) -> list[R]:
+        """Read rows, and keep others from changing them until the transaction ends, in the order of their ids."""
+        wanted = sorted(set(ids))
+        rows = connection.execute(self._several_locked, {"ids": wanted}) if wanted else ()
+        return [self._record(*row) for row in rows]
+
+    def find(self, connection: Connection, name: str) -> list[Named]:
+        """The rows of this name, else those with these last four characters."""
+        table, conditions = self._table, [self._table.c.name == name]
+        if len(name) == _LAST4 and name.isascii():
+            conditions.append(self._last4 == name)
+        for condition in conditions:
+            query = select(table.c.id, table.c.name).where(condition).order_by(table.c.id).limit(MAX_CANDIDATES)
+            found = [Named(*row) for row in connection.execute(query)]
+            if found:
+                return found
+        return []
+
+    def page(
+        self, connection: Connection, limit: int, after: Position | None, *conditions: ColumnElement[bool]
+    ) -> list[R]:
+        """List rows, the newest first.
+
+        Args:
+            connection: a transaction.
+            limit: maximum number of rows.
+            after: where the page before ended.
+            conditions: of the rows that are wanted.
+        """
+        column = self._table.c
+        query = self._all.where(*conditions).order_by(column.created_at.desc(), column.id.desc()).limit(limit)
+        if after is not None:
+            # Spelt out, because a comparison of row values keeps SQLite and MySQL from using an index.
+            query = query.where(
+                or_(
+                    column.created_at < after.created_at,
+                    and_(column.created_at == after.created_at, column.id < after.id),
+                )
+            )
+        return [self._record(*row) for row in connection.execute(query)]
 
 
 def first_id(time: datetime) -> str:

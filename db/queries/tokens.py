@@ -9,10 +9,10 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, TypedDict
 
-from attrs import asdict, evolve
-from sqlalchemy import Connection, Row, bindparam, insert, or_, select, update
+from attrs import evolve
+from sqlalchemy import ColumnElement, Connection, bindparam, or_, select, update
 
-from db.queries.rows import Named, Position, columns, find_named, older_than
+from db.queries.rows import Position, Rows
 from db.records import Token
 from db.schema import tokens
 
@@ -26,11 +26,9 @@ class TokenValues(TypedDict, total=False):
     max_requests: int | None
 
 
-_ALL = select(*columns(tokens, Token))
-_ONE = _ALL.where(tokens.c.id == bindparam("id"))
-_ONE_LOCKED = _ONE.with_for_update()
-_NEWEST_FIRST = _ALL.order_by(tokens.c.created_at.desc(), tokens.c.id.desc())
-_CREATE = insert(tokens)
+_rows = Rows(tokens, Token, tokens.c.last4)
+create, get, get_locked, find = _rows.create, _rows.get, _rows.get_locked, _rows.find
+
 _ACTIVE_OF_PROJECT = (
     select(tokens.c.id)
     .where(tokens.c.project_id == bindparam("project_id"), tokens.c.active)
@@ -39,53 +37,22 @@ _ACTIVE_OF_PROJECT = (
 )
 
 
-def create(connection: Connection, token: Token) -> None:
-    """Write a new token.
-
-    Raises:
-        db.errors.BrokenReference: there is no such project.
-    """
-    connection.execute(_CREATE, asdict(token))
-
-
-def get(connection: Connection, token_id: str) -> Token | None:
-    return _record(connection.execute(_ONE, {"id": token_id}).one_or_none())
-
-
-def find(connection: Connection, name: str) -> list[Named]:
-    """The tokens of this name, else those with these last four characters."""
-    return find_named(connection, tokens, tokens.c.last4, name)
-
-
-def get_locked(connection: Connection, token_id: str) -> Token | None:
-    """Read one token and keep others from changing or using it until the transaction ends."""
-    return _record(connection.execute(_ONE_LOCKED, {"id": token_id}).one_or_none())
-
-
 def page(
     connection: Connection, limit: int, after: Position | None, project_id: str | None, usable_at: datetime | None
 ) -> list[Token]:
-    """List tokens, the newest first.
+    """List tokens, the newest first; see `Rows.page`.
 
-    Args:
-        connection: a transaction.
-        limit: most rows.
-        after: where the page before ended.
-        project_id: only those of one project.
-        usable_at: only those that are not revoked, not expired at that moment, and not used up.
+    `project_id`: only those of one project. `usable_at`: only those that are not revoked, not expired at that moment,
+    and not used up.
     """
-    query = _NEWEST_FIRST.limit(limit)
-    if after is not None:
-        query = query.where(older_than(tokens, after))
-    if project_id is not None:
-        query = query.where(tokens.c.project_id == project_id)
+    conditions: list[ColumnElement[bool]] = [] if project_id is None else [tokens.c.project_id == project_id]
     if usable_at is not None:
-        query = query.where(
+        conditions += [
             tokens.c.active,
             or_(tokens.c.expires_at.is_(None), tokens.c.expires_at > usable_at),
             or_(tokens.c.max_requests.is_(None), tokens.c.request_count < tokens.c.max_requests),
-        )
-    return [Token(*row) for row in connection.execute(query)]
+        ]
+    return _rows.page(connection, limit, after, *conditions)
 
 
 def change(connection: Connection, token: Token, changes: TokenValues, now: datetime) -> Token:
@@ -126,7 +93,3 @@ def revoke_all(connection: Connection, project_id: str, now: datetime) -> int:
 def _write(connection: Connection, token: Token, values: dict[str, Any]) -> Token:
     connection.execute(update(tokens).where(tokens.c.id == token.id).values(**values))
     return evolve(token, **values)
-
-
-def _record(row: Row[*tuple[Any, ...]] | None) -> Token | None:
-    return None if row is None else Token(*row)
