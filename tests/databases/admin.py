@@ -6,7 +6,8 @@ It does not use `db.dsn` on purpose, because that is under test.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -25,6 +26,32 @@ _GO_FORM = re.compile(
     r"(?:tcp\((?P<host>[^:)]+)(?::(?P<port>\d+))?\)|unix\((?P<socket>[^)]+)\))?/.*",
     re.DOTALL,
 )
+
+_POSTGRES_DEFINITION = """
+WITH ours AS (
+    SELECT c.* FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+    WHERE n.nspname !~ '^(pg_|information_schema)'
+), lines (line) AS (
+    SELECT concat_ws(' ', relname, relkind, relowner, relacl, reloptions) FROM ours
+    UNION ALL
+    SELECT concat_ws(' ', c.relname, attname, format_type(atttypid, atttypmod), attnotnull, attacl, attidentity)
+    FROM pg_attribute JOIN ours c ON c.oid = attrelid WHERE attnum > 0
+    UNION ALL
+    SELECT concat_ws(' ', c.relname, pg_get_expr(adbin, adrelid)) FROM pg_attrdef JOIN ours c ON c.oid = adrelid
+    UNION ALL SELECT pg_get_indexdef(c.oid) FROM ours c WHERE relkind = 'i'
+    UNION ALL
+    SELECT concat_ws(' ', c.relname, conname, pg_get_constraintdef(k.oid))
+    FROM pg_constraint k JOIN ours c ON c.oid = conrelid
+    UNION ALL SELECT pg_get_triggerdef(t.oid) FROM pg_trigger t JOIN ours c ON c.oid = tgrelid WHERE NOT tgisinternal
+    UNION ALL SELECT concat_ws(' ', proname, prosrc) FROM pg_proc WHERE pronamespace = 'public'::regnamespace
+    UNION ALL SELECT concat_ws(' ', nspname, nspowner, nspacl) FROM pg_namespace WHERE nspname !~ '^pg_'
+    UNION ALL SELECT concat_ws(' ', datdba, datacl, datconnlimit) FROM pg_database WHERE datname = current_database()
+    UNION ALL
+    SELECT concat_ws(' ', setrole, setconfig)
+    FROM pg_db_role_setting JOIN pg_database d ON d.oid = setdatabase WHERE datname = current_database()
+)
+SELECT string_agg(line, E'\\n' ORDER BY line) FROM lines
+"""
 
 
 @frozen
@@ -159,6 +186,25 @@ class PostgresAdmin:
             )
             return len(ended)
 
+    def definition(self, name: str) -> str:
+        """The schema of a database, its settings and privileges, and the revision; all but the rows."""
+        with self._session(name) as session:
+            return _postgres_definition(session)
+
+    def clear(self, name: str, definition: str, tables: Sequence[str]) -> bool:
+        """Disconnect all clients of a database, and delete the rows of these tables, in this order.
+
+        False if the database does not have this definition any more.
+        """
+        with self._session(name) as session:
+            others = "pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            while session.run(f"SELECT pg_terminate_backend(pid) FROM {others}"):
+                time.sleep(0.005)
+            if _postgres_definition(session) != definition:
+                return False
+            session.run(";".join(f'DELETE FROM "{table}"' for table in tables))
+            return True
+
     def drop(self, name: str) -> None:
         """Delete a database, even if clients are connected."""
         with self._session() as session:
@@ -239,6 +285,25 @@ class MySQLAdmin:
                         raise
             return len(connected)
 
+    def definition(self, name: str) -> str:
+        """The schema of a database, and the revision; all but the rows."""
+        with self._session() as session:
+            return _mysql_definition(session, name)
+
+    def clear(self, name: str, definition: str, tables: Sequence[str]) -> bool:
+        """Disconnect all clients of a database, and delete the rows of these tables, in this order.
+
+        False if the database does not have this definition any more.
+        """
+        while self.end_sessions(name):
+            time.sleep(0.005)
+        with self._session() as session:
+            if _mysql_definition(session, name) != definition:
+                return False
+            for table in tables:
+                session.execute(f"DELETE FROM `{name}`.`{table}`")
+            return True
+
     def drop(self, name: str) -> None:
         """Delete a database, even if clients are connected."""
         # An open transaction would keep its metadata locks on the tables.
@@ -258,3 +323,18 @@ def admin_of(kind: Kind, url: str) -> Admin:
 def _rows(session: Cursor, statement: str) -> tuple[tuple[Any, ...], ...]:
     session.execute(statement)
     return tuple(session.fetchall())
+
+
+def _postgres_definition(session: pg8000.native.Connection) -> str:
+    lines = session.run(_POSTGRES_DEFINITION)
+    return f"{lines[0][0]}\n{session.run('SELECT * FROM alembic_version')}"
+
+
+def _mysql_definition(session: Cursor, name: str) -> str:
+    session.execute(f"USE `{name}`")
+    tables = [str(row[0]) for row in _rows(session, "SHOW TABLES")]
+    lines = [str(_rows(session, f"SHOW CREATE TABLE `{table}`")[0][1]) for table in tables]
+    lines.append(str(_rows(session, f"SHOW CREATE DATABASE `{name}`")[0][1]).replace(name, ""))
+    lines += [str(row[:4]) for row in _rows(session, "SHOW TRIGGERS")]
+    lines.append(str(_rows(session, "SELECT * FROM alembic_version")))
+    return "\n".join(lines)

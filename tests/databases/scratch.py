@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,9 +19,13 @@ from db import migrate
 from db.database import opened
 from db.dsn import Target, parse
 from db.options import Options
+from db.schema import metadata
 from tests.databases.admin import Address, admin_of, with_database
 from tests.databases.kinds import Kind
 from tests.databases.servers import Missing, Server, open_server
+
+#: The tables of the schema, each before those that it refers to.
+_TABLES = tuple(table.name for table in reversed(metadata.sorted_tables))
 
 #: The account, the host and the database in the documentation, in all forms of a URL.
 PLACES = ("user:password@localhost:5432/llmproxy", "llmproxy:secret@localhost:5432/llmproxy")
@@ -108,6 +113,8 @@ class Databases:
     _stack: ExitStack = Factory(ExitStack)
     _servers: dict[Kind, Server | Exception] = Factory(dict)
     _templates: dict[Kind, Scratch] = Factory(dict)
+    _definitions: dict[Kind, str] = Factory(dict)
+    _used: defaultdict[Kind, list[Scratch]] = Factory(lambda: defaultdict(list))
     _numbers: Iterator[int] = Factory(itertools.count)
 
     def server(self, kind: Kind) -> Server:
@@ -143,17 +150,25 @@ class Databases:
 
     @contextmanager
     def migrated(self, kind: Kind) -> Iterator[Scratch]:
-        """A database whose schema is at head: a copy of one that was migrated once."""
+        """A database whose schema is at head: a copy of one that was migrated once, or one that another test has used.
+
+        Making and dropping one costs a server more than most tests do, so it is emptied for the next test, unless the
+        test has changed more than rows.
+        """
         template = self._template(kind)
         with ExitStack() as stack:
             if kind is Kind.SQLITE:
                 scratch = self._file(stack)
                 shutil.copyfile(template.path, scratch.path)
                 Path(scratch.path).chmod(0o600)
+            elif self._used[kind]:
+                scratch = self._used[kind].pop()
             else:
-                scratch = self._database(kind, stack)
+                scratch = self._database(kind, self._stack)
                 self.server(kind).admin.clone(template.name, scratch.name)
             yield scratch
+            if kind is not Kind.SQLITE:
+                self._give_back(scratch)
 
     def describe(self) -> dict[Kind, str]:
         """The version and origin of each server that a test needed, or why there is none."""
@@ -172,6 +187,19 @@ class Databases:
             upgrade(scratch.target)
             self._templates[kind] = scratch
         return self._templates[kind]
+
+    def _give_back(self, scratch: Scratch) -> None:
+        """Empty a migrated database for the next test, or drop it."""
+        admin = self.server(scratch.kind).admin
+        if not self.durable and admin.clear(scratch.name, self._definition(scratch.kind), _TABLES):
+            self._used[scratch.kind].append(scratch)
+        else:
+            admin.drop(scratch.name)
+
+    def _definition(self, kind: Kind) -> str:
+        if kind not in self._definitions:
+            self._definitions[kind] = self.server(kind).admin.definition(self._template(kind).name)
+        return self._definitions[kind]
 
     def _database(self, kind: Kind, stack: ExitStack) -> Scratch:
         server = self.server(kind)
