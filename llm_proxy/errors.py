@@ -315,7 +315,7 @@ class TokenRevoked(ManagementError):
 
 
 class InvalidConfiguration(ManagementError):
-    status, code, error = 409, "invalid_configuration", "The provider file is wrong, and nothing was changed"
+    status, code, error = 409, "invalid_configuration", "The provider or price file is wrong, and nothing was changed"
 
 
 class UnsupportedMediaType(ManagementError):

@@ -35,6 +35,7 @@ from llm_proxy.logging import log
 from llm_proxy.logging.log import Log
 from llm_proxy.metrics import Metrics, MetricStore, families
 from llm_proxy.net.tls import client_context
+from llm_proxy.prices import Prices
 from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.version import VERSION
 
@@ -61,21 +62,28 @@ class Services:
         return self.relay.routing.providers
 
     async def reload(self) -> None:
-        """Read the provider file again; new requests use it, running ones end as they began.
+        """Read provider file and price file again; new requests use them, running ones end as they began.
 
-        If there are several workers, the supervisor replaces them after that. Raises `SettingsError` if the file is
+        If there are several workers, the supervisor replaces them after that. Raises `SettingsError` if a file is
         wrong; then nothing changes.
         """
-        providers = await trio.to_thread.run_sync(provider_file.load, self.settings)
+        providers, prices = await trio.to_thread.run_sync(load_files, self.settings)
         former = self.relay.routing
         routing = _routing(providers, former)
         self.metrics.add_providers(providers.by_name)
-        self.relay.routing = routing
+        self.relay.routing, self.relay.prices = routing, prices
         for name, upstream in former.upstreams.items():
             if routing.upstreams.get(name) is not upstream:
                 upstream.close()
         if self.settings.workers > 1:
             os.kill(os.getppid(), signal.SIGHUP)
+
+
+def load_files(settings: Settings) -> tuple[Providers, Prices]:
+    """Read the provider file and the price file. Raises `SettingsError` with all mistakes of the first wrong one."""
+    providers = provider_file.load(settings)
+    base_urls = {name: provider.base_url for name, provider in providers.by_name.items()}
+    return providers, Prices.load(settings.prices_path, base_urls, providers.unconfigured)
 
 
 def _routing(providers: Providers, former: Routing | None = None) -> Routing:
@@ -135,7 +143,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
     Raises `db.errors.DatabaseError`, `KeyRingError` or `SettingsError` if a component cannot be opened.
     """
     target = database_target(settings)
-    providers = provider_file.load(settings)
+    providers, prices = load_files(settings)
     keyring = open_keyring(settings)
     metrics = Metrics(providers.by_name, VERSION, store)
     metrics.show_provider(providers.default.name)
@@ -160,6 +168,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
         metrics.set_function(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
         relay = Relay(
             routing=_routing(providers),
+            prices=prices,
             ledger=outage or ledger,
             keyring=keyring,
             metrics=metrics,

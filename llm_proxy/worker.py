@@ -15,7 +15,6 @@ import trio
 
 from llm_proxy.config import ListenAddress, Settings, SettingsError
 from llm_proxy.errors import server_error
-from llm_proxy.gateway.providers import provider_file
 from llm_proxy.logging import log
 from llm_proxy.metrics import MetricStore
 from llm_proxy.server.asgi import Address, LifespanFailed
@@ -23,6 +22,7 @@ from llm_proxy.server.context import MAX_CONNECTIONS, ServerConfig
 from llm_proxy.server.listener import bind
 from llm_proxy.server.process import serve_until_signal
 from llm_proxy.server.tls import BadCertificate, server_context
+from llm_proxy.services import load_files
 from llm_proxy.web.app import create_app
 
 #: Files of a process besides its connections to clients, providers and the database.
@@ -32,10 +32,13 @@ FILES_PER_DATABASE_CONNECTION: Final = 3
 
 
 def check_files(settings: Settings) -> None:
-    """Read the provider file and the certificate before anything starts. Raises `SettingsError` with all mistakes."""
+    """Read the provider and price files and the certificate before anything starts.
+
+    Raises `SettingsError` with all mistakes.
+    """
     mistakes: list[str] = []
     try:
-        provider_file.load(settings)
+        load_files(settings)
     except SettingsError as error:
         mistakes += error.mistakes
     certificate, key = settings.tls_cert_file, settings.tls_key_file
@@ -150,10 +153,10 @@ async def _serve(
         try:
             await app.services.reload()
         except SettingsError as error:
-            events.error("the provider file is wrong, and nothing was changed", mistakes=error.mistakes)
+            events.error("the provider or price file is wrong, and nothing was changed", mistakes=error.mistakes)
         else:
             names = ", ".join(app.services.providers.by_name)
-            events.info("provider file reloaded; other settings need a restart", providers=names)
+            events.info("provider and price files reloaded; other settings need a restart", providers=names)
 
     def start_reload() -> bool:
         if not in_terminal:

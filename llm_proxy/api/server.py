@@ -1,4 +1,4 @@
-"""The server itself: its provider file can be read again while it serves."""
+"""The server itself: its provider and price files can be read again while it serves."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Reloaded(Struct):
 
 @Operation(RESOURCE, "POST", "/manage/reload", "reloadServer", Reloaded, errors=(InvalidConfiguration,))
 async def _reload(call: Call) -> Reloaded:
-    """Read the provider file again. If it is wrong, nothing changes. Running requests end as they began."""
+    """Read the provider and price files again. If one is wrong, nothing changes. Running requests end as they began."""
     services = call.services
     before = list(services.providers.by_name)
     try:
@@ -34,5 +34,5 @@ async def _reload(call: Call) -> Reloaded:
         raise InvalidConfiguration("; ".join(error.mistakes)) from None
     answer = Reloaded(list(services.providers.by_name))
     await call.write(lambda _: Change(Reloaded(before), answer, id=""))
-    _log.info("provider file reloaded", providers=", ".join(answer.providers))
+    _log.info("provider and price files reloaded", providers=", ".join(answer.providers))
     return answer

@@ -21,6 +21,7 @@ from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
 from llm_proxy.logging.log import Refusal, RequestLine
 from llm_proxy.net.disconnect import ClientDisconnected
+from llm_proxy.prices import Prices
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -79,6 +80,7 @@ class Relay:
 
     Attributes:
         routing: for new requests.
+        prices: for requests that end.
         max_request_size: bytes of the longest request body that is accepted.
         max_concurrent: maximum number of requests at once; further ones are refused.
         running: number of requests with a valid token that are in the relay now.
@@ -87,6 +89,7 @@ class Relay:
     """
 
     routing: Routing
+    prices: Prices
     ledger: Admissions
     keyring: KeyRing
     metrics: Metrics

@@ -30,6 +30,7 @@ from llm_proxy.ledger import Ledger
 from llm_proxy.logging import log
 from llm_proxy.metrics import Metrics
 from llm_proxy.net.disconnect import EXTENSION
+from llm_proxy.prices import Prices
 from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.tokens import digest, new_secret
 from tests.db.queries.factories import a_project, a_token
@@ -219,6 +220,7 @@ async def scene(
             pool = UpstreamPool(providers.default.origin, Timeouts(5, 5, 5))
             relay = Relay(
                 routing=Routing(providers, {"openai": pool}),
+                prices=Prices.load(None, {}),
                 ledger=ledger,
                 keyring=keyring,
                 metrics=metrics,

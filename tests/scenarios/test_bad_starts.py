@@ -185,6 +185,19 @@ def test_an_unreadable_provider_file_is_explained_at_the_start(
     assert row.check(tmp_path / "here", file=str(file)) == set()
 
 
+def test_every_mistake_in_a_price_file_is_reported_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "prices.yaml"
+    file.write_text("prices:\n  openai:\n    m: {input: much}\n    n: {from: 2026-01-01}\n")
+    allowed = "a price in USD such as 2.50, from 0 to 999999, with at most 9 digits after the point"
+    told = (
+        f"2 settings are wrong:\n  {{file}}, line 3: prices.openai.m.input='much': allowed: {allowed}"
+        "\n  {file}, line 4: prices.openai.n has no price; set input and output"
+    )
+    row = Command("mistakes", SERVE, told, env={"PRICES_PATH": str(file), **NOWHERE})
+    (tmp_path / "here").mkdir()
+    assert row.check(tmp_path / "here", file=str(file)) == set()
+
+
 def make_certificates(folder: Path) -> None:
     """A certificate with its key, the key under a pass phrase, and another key."""
     key, other = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())

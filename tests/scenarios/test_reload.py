@@ -59,7 +59,7 @@ async def test_a_reload_adds_a_provider_and_no_request_fails(
             server.process.signal(signal.SIGHUP)
             await trio.sleep(0.1)
         done.set()
-    await trio.to_thread.run_sync(server.wait_said, "provider file reloaded")
+    await trio.to_thread.run_sync(server.wait_said, "provider and price files reloaded")
     assert set(answers) == {(200, True)}
 
     project = deployment.new_project(provider="second", api_key=UPSTREAM_KEY)
@@ -74,14 +74,20 @@ async def test_a_reload_adds_a_provider_and_no_request_fails(
 def test_a_wrong_file_changes_nothing_and_every_mistake_is_shown(
     migrated_database: Scratch, start_server: StartServer, upstream: Upstream, providers: Path
 ) -> None:
-    server = start_server(migrated_database.env, {"API_CONFIG_PATH": str(providers)})
+    prices = providers.with_name("prices.yaml")
+    prices.write_text("prices: {openai: {m: {input: 1}}}")
+    files = {"API_CONFIG_PATH": str(providers), "PRICES_PATH": str(prices)}
+    server = start_server(migrated_database.env, files)
     with ManagementClient(server.url, MANAGEMENT_TOKEN) as client:
         assert client.post("/manage/reload") == {"providers": ["openai"]}
+        prices.write_text("prices: {openai: {m: {inptu: 1}, n: {input: much}}}")
+        with pytest.raises(CommandFailed, match=r"nothing was changed: .*did you mean input.*n\.input='much'"):
+            client.post("/manage/reload")
         providers.write_text("apis: {openai: {base_url: 'ftp://x', allowed_method: [GET]}}")
         with pytest.raises(CommandFailed, match=r"nothing was changed: .*base_url.*allowed_method"):
             client.post("/manage/reload")
     server.process.signal(signal.SIGHUP)
-    server.wait_said("the provider file is wrong, and nothing was changed")
+    server.wait_said("the provider or price file is wrong, and nothing was changed")
     deployment = Deployment(server, upstream)
     assert trio.run(deployment.chat, deployment.new_secret()).status == 200
     assert server.stop() == 0

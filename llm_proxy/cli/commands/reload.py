@@ -12,9 +12,9 @@ from llm_proxy.cli.program import Command
 @click.command(cls=Command)
 @with_client
 def command(client: ManagementClient, *, as_json: bool) -> None:
-    """Let a running server read its provider file again.
+    """Let a running server read its provider and price files again.
 
-    No request fails: running ones end as they began. If the file is wrong, nothing changes, and every mistake is shown.
+    No request fails: running ones end as they began. If a file is wrong, nothing changes, and every mistake is shown.
     With several workers, the server also reads its settings and certificates again, and replaces the workers one by
     one. Of several servers, only the one that answers is reloaded.
     """

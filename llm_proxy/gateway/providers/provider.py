@@ -113,6 +113,10 @@ class Provider:
         return [(Endpoints([pattern]), members) for pattern, members in self.models.items()]
 
     @property
+    def base_url(self) -> str:
+        return f"{self.origin.scheme}://{self.origin.authority.decode('ascii')}{self.base_path.decode('ascii')}"
+
+    @property
     def connection_settings(self) -> tuple[object, ...]:
         """What its connections are made with."""
         return self.origin, self.timeouts, self.keep_alive, self.max_idle_conns_per_host
