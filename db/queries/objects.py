@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, and_, delete, literal, or_, select, union_all
+from sqlalchemy import Connection, and_, delete, func, or_, select, union_all
 
 from db.dialects.bulk import BulkInsert
 from db.dialects.statements import insert_new
@@ -16,18 +16,10 @@ _record = BulkInsert(insert_new(provider_objects), names(ProviderObject))
 
 # Each key that each project uses, and at which provider. Servers of the release before know the key of a project only.
 _uses = union_all(
-    select(
-        project_credentials.c.project_id,
-        project_credentials.c.provider,
-        project_credentials.c.credential_id,
-        credentials.c.api_key_last4,
-    ).join(credentials, credentials.c.id == project_credentials.c.credential_id),
-    select(
-        projects.c.id.label("project_id"),
-        projects.c.provider,
-        literal("").label("credential_id"),
-        projects.c.api_key_last4,
+    select(project_credentials.c.project_id, project_credentials.c.provider, credentials.c.api_key_last4).join(
+        credentials, credentials.c.id == project_credentials.c.credential_id
     ),
+    select(projects.c.id.label("project_id"), projects.c.provider, projects.c.api_key_last4),
 )
 
 
@@ -66,27 +58,25 @@ def find_owners(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict
 def find_shared(connection: Connection, pairs: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:
     """Those pairs of project and provider where another project uses the same account."""
     pairs = set(pairs)
-    own, other = _uses.subquery("own"), _uses.subquery("other")
+    wanted, providers = ({pair[place] for pair in pairs} for place in (0, 1))
+    own, every = _uses.subquery("own"), _uses.subquery("every")
+    # One pass over all projects, however many pairs there are. Keys with the same last characters count as one, and
+    # projects that use one credential have the same.
+    key, user = every.c.api_key_last4, every.c.project_id
+    accounts = (
+        select(every.c.provider, key, func.min(user).label("lowest"), func.max(user).label("highest"))
+        .where(every.c.provider.in_(providers))
+        .group_by(every.c.provider, key)
+        .subquery("accounts")
+    )
     same_account = or_(
-        other.c.api_key_last4 == own.c.api_key_last4,
-        other.c.api_key_last4 == "",
-        own.c.api_key_last4 == "",
-        and_(other.c.credential_id == own.c.credential_id, own.c.credential_id != ""),
+        accounts.c.api_key_last4 == own.c.api_key_last4, accounts.c.api_key_last4 == "", own.c.api_key_last4 == ""
     )
-    shared = (
-        select(literal(1))
-        .select_from(other)
-        .where(other.c.provider == own.c.provider, other.c.project_id != own.c.project_id, same_account)
-        .correlate(own)
-        .exists()
-    )
+    has_others = or_(accounts.c.lowest != own.c.project_id, accounts.c.highest != own.c.project_id)
     rows = connection.execute(
         select(own.c.project_id, own.c.provider)
-        .where(
-            own.c.project_id.in_(sorted({project for project, _ in pairs})),
-            own.c.provider.in_(sorted({provider for _, provider in pairs})),
-            shared,
-        )
+        .join(accounts, and_(accounts.c.provider == own.c.provider, same_account, has_others))
+        .where(own.c.project_id.in_(wanted), own.c.provider.in_(providers))
         .distinct()
     )
     return frozenset((project, provider) for project, provider in rows) & pairs
