@@ -13,7 +13,7 @@ from db.queries import credentials as queries
 from db.queries import projects as project_queries
 from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
-from llm_proxy.api.schema import MAX_SAFE_INTEGER, Body, Changes, Id, Key, Timestamp, doc, given, quoted, shown, text
+from llm_proxy.api.schema import MAX_SAFE_INTEGER, Body, Changes, Id, Key, Timestamp, doc, given, shown, text
 from llm_proxy.errors import CredentialNotFound, InvalidBody, NameTaken
 from llm_proxy.gateway.auth import documents
 from llm_proxy.gateway.providers.provider import Provider
@@ -95,8 +95,7 @@ def configured(call: Call, name: str) -> Provider:
     """The provider of this name; raises `InvalidBody` if there is none now: a reload may add or remove some."""
     providers = call.services.providers.by_name
     if name not in providers:
-        names = ", ".join(providers)
-        raise InvalidBody(f"'provider' must be one of {names}; {quoted(name)} is not configured here.")
+        raise InvalidBody(f"'provider' must be one of {', '.join(providers)}, the configured ones.")
     return providers[name]
 
 

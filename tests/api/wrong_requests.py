@@ -118,7 +118,7 @@ CASES = [
     Case(PROJECTS, body(f"{API_KEY}."), body=GOOD_PROJECT | {"api_key": "clé"}),
     Case(
         PROJECTS,
-        body(f"'provider' must be one of {NAMES}; 'OpenAI' is not configured here."),
+        body(f"'provider' must be one of {NAMES}, the configured ones."),
         body=GOOD_PROJECT | {"provider": "OpenAI"},
     ),
     Case(PROJECTS, body(f"'provider' {WORDS}."), body=GOOD_PROJECT | {"provider": None}),
@@ -138,7 +138,7 @@ CASES = [
     Case(CREDENTIALS, body("'name' is missing; 'provider' is missing; 'api_key' is missing."), body={}),
     Case(
         CREDENTIALS,
-        body(f"'provider' must be one of {NAMES}; 'OpenAI' is not configured here."),
+        body(f"'provider' must be one of {NAMES}, the configured ones."),
         body={"name": "c", "provider": "OpenAI", "api_key": "k"},
     ),
     Case(f"PATCH /manage/credentials/{ID}", CREDENTIAL_NOT_FOUND, body={"active": False}),

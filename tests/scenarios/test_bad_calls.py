@@ -108,7 +108,7 @@ CONTROL_PLANE = (
     new(
         "a provider that is misspelt",
         {"name": "a", "api_key": CANARY, "provider": "opanai"},
-        "'provider' must be one of openai, strict; 'opanai' is not configured here.",
+        "'provider' must be one of openai, strict, the configured ones.",
     ),
     new("an id that is none", {"project_id": ""}, "'project_id' must be an id, a name, or the last four characters."),
     new(

@@ -191,7 +191,7 @@ REFUSED = (
     manage(
         "a provider that is misspelt",
         f"project create --name a --provider opanai --api-key {CANARY}",
-        f"--provider must be one of {NAMES}; 'opanai' is not configured here",
+        f"--provider must be one of {NAMES}, the configured ones",
     ),
     manage(
         "no change",
