@@ -33,6 +33,7 @@ class Document:
     data: Any = None
     _lines: dict[Place, int] = Factory(lambda: {(): 1})
     _reports: list[tuple[int, str]] = Factory(list)
+    _wrong: list[Place] = Factory(list)
 
     @property
     def mistakes(self) -> list[str]:
@@ -41,9 +42,14 @@ class Document:
 
     def report(self, place: Place, reason: str) -> None:
         """Report a mistake, on the line of its place or of the nearest place above."""
+        self._wrong.append(place)
         while place not in self._lines:
             place = place[:-1]
         self._reports.append((self._lines[place], reason))
+
+    def is_wrong(self, place: Place) -> bool:
+        """Whether there is a mistake in the value at a place."""
+        return any(wrong[: len(place)] == place for wrong in self._wrong)
 
     def read(self, struct: type[S], needs: str) -> S | None:
         """Read the whole file. Wrong values are missing or None in the result; None if the file is not a mapping.

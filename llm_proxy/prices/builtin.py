@@ -20,7 +20,7 @@ from genai_prices.types import (
     TimeOfDateConstraint,
 )
 
-from llm_proxy.prices.rates import Rates
+from llm_proxy.prices.rates import Levels, Rates
 
 VERSION: Final = f"genai-prices {__version__}"
 
@@ -75,10 +75,6 @@ _CLASSES: Final[Mapping[str, tuple[str, Decimal]]] = {
 
 #: Vendors and their tiers with the standard price: https://console.groq.com/docs/flex-processing
 _AS_STANDARD: Final = frozenset({("groq", "flex")})
-
-#: Rates from a number of input tokens on, exclusive; highest first. The whole request has these rates: so do Anthropic,
-#: Google, OpenAI and xAI bill long contexts.
-Levels = tuple[tuple[int, Rates], ...]
 
 
 def vendor_of(name: str, base_url: str) -> str | None:

@@ -21,8 +21,7 @@ from attrs import field, frozen
 from llm_proxy.config import SettingsError, kinds
 from llm_proxy.config.document import Document
 from llm_proxy.config.kinds import Kind, did_you_mean
-from llm_proxy.prices.builtin import Levels
-from llm_proxy.prices.rates import CLASSES, TOKENS, Rates
+from llm_proxy.prices.rates import CLASSES, TOKENS, Levels, Rates
 
 _ALLOWED: Final = "a price in USD such as 2.50, from 0 to 999999, with at most 9 digits after the point"
 
@@ -128,8 +127,9 @@ def load(path: Path | None, providers: Collection[str]) -> PriceFile:
             document.report(place, f"{'.'.join(place)}: there is no such provider{hint}")
         for model, entries in (models or {}).items():
             found = [_price(msgspec.structs.asdict(entry)) for entry in entries or ()]
-            for problem in _problems(found):
-                document.report((*place, model), f"{'.'.join(place)}.{model} {problem}")
+            if not document.is_wrong((*place, model)):
+                for problem in _problems(found):
+                    document.report((*place, model), f"{'.'.join(place)}.{model} {problem}")
             patterns.setdefault(provider, []).append(Pattern(model, found))
     if document.mistakes:
         raise SettingsError(document.mistakes)

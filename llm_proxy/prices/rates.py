@@ -214,6 +214,11 @@ class Rates:
         return total if billed else None
 
 
+#: Rates from a number of input tokens on, exclusive; highest first. The whole request has these rates: so do Anthropic,
+#: Google, OpenAI and xAI bill long contexts.
+Levels = tuple[tuple[int, Rates], ...]
+
+
 def nanousd(femto: int) -> int:
     """Round to 10^-9 USD, half up."""
     return (femto + _FEMTO_PER_NANO // 2) // _FEMTO_PER_NANO

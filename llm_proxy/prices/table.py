@@ -10,9 +10,8 @@ from typing import Final, Self
 from attrs import define, field, frozen
 
 from llm_proxy.prices import builtin, price_file
-from llm_proxy.prices.builtin import Levels
 from llm_proxy.prices.price_file import PriceFile
-from llm_proxy.prices.rates import Rates, Usage, nanousd
+from llm_proxy.prices.rates import Levels, Rates, Usage, nanousd
 
 #: Maximum number of resolved prices. Clients choose the names of models.
 _RESOLVED: Final = 4096

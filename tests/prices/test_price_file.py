@@ -53,7 +53,7 @@ def mistakes(folder: Path, text: str) -> list[str]:
 )
 def test_mistake_in_an_entry_is_reported_with_its_line(tmp_path: Path, entry: str, mistake: str) -> None:
     found = mistakes(tmp_path, f"prices:\n  openai:\n    m: {entry}\n")
-    assert found[0] == f"prices.yaml, line 3: {mistake}"
+    assert found == [f"prices.yaml, line 3: {mistake}"]
 
 
 def test_all_mistakes_are_reported_at_once_with_the_line_of_each_key(tmp_path: Path) -> None:
@@ -69,12 +69,15 @@ def test_all_mistakes_are_reported_at_once_with_the_line_of_each_key(tmp_path: P
               - input: 1
               - input: 2
                 from: never
+            o:
+              - input: 1
+              - input: 2
     """
     assert mistakes(tmp_path, text) == [
         "prices.yaml, line 2: prices.opnai: there is no such provider; did you mean openai?; allowed: azure, openai",
         f"prices.yaml, line 7: prices.azure.m.output='lots': allowed: {USD}",
-        "prices.yaml, line 8: prices.azure.n has two prices with the same from, service_tier and above; remove one",
         "prices.yaml, line 11: prices.azure.n.from='never': allowed: a date such as 2026-01-31",
+        "prices.yaml, line 12: prices.azure.o has two prices with the same from, service_tier and above; remove one",
     ]
 
 
