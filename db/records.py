@@ -27,6 +27,12 @@ Outcome = Literal[
 ERRORS: frozenset[Outcome] = frozenset({"rejected", "upstream_error", "upstream_timeout", "proxy_error", "unknown"})
 
 
+#: Where a cost is from: the provider's own figure, a table of prices, or a table of prices and estimated tokens.
+CostBasis = Literal["provider", "price", "estimate"]
+
+Kind = Literal["request", "late"]
+
+
 @frozen
 class Project:
     """A tenant: uses the credentials of providers, and owns any number of tokens.
@@ -159,14 +165,21 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     Each field is a column of `requests`, a member of the request log's line and of the management API's answer: a new
     one needs a column in the schema, a migration, and the code that computes it.
 
-    Durations are microseconds since admission. Token counts are None if the provider reported none; `unmetered` says
-    that it may have, in a form that could not be read. `provider_request_id` is the id by which the provider, and
-    the error that an SDK raises, names the request.
+    Durations are microseconds since admission. Token counts are None if they are unknown; `unmetered` says that the
+    provider may have reported them in a form that could not be read. Classes of tokens overlap: cached tokens and those
+    written to the cache are part of the input, reasoning is part of the output. `provider_request_id` is the id by
+    which the provider, and the error that an SDK raises, names the request.
+
+    A row of kind `late` is the usage that a provider reported after the request of `origin_id` had ended. It counts as
+    no request.
     """
 
     outcome: Annotated[Outcome, doc("How it ended.")]
     status: Annotated[Status | None, doc("The status that the client got.")] = None
     model: Annotated[str, doc("The model that the provider named; may be empty.")] = ""
+    requested_model: Annotated[
+        str | None, doc("The model that the request named; may be empty. Null in rows of older versions.")
+    ] = None
     streamed: Annotated[bool, doc("Whether the response was an event stream.")] = False
     first_byte_us: Annotated[Count | None, doc("Microseconds from admission to the first byte.")] = None
     duration_us: Annotated[Count | None, doc("Microseconds from admission to the end.")] = None
@@ -175,6 +188,21 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     input_tokens: Annotated[Count | None, doc("Tokens of the prompt.")] = None
     output_tokens: Annotated[Count | None, doc("Tokens of the response.")] = None
     cached_tokens: Annotated[Count | None, doc("Tokens of the prompt from the provider's cache.")] = None
+    cache_write_tokens: Annotated[Count | None, doc("Tokens of the prompt that were written to the cache.")] = None
+    cache_write_1h_tokens: Annotated[Count | None, doc("Those of them that are kept for an hour.")] = None
+    reasoning_tokens: Annotated[Count | None, doc("Tokens of the response that are reasoning.")] = None
+    usage_details: Annotated[
+        dict[str, int] | None, doc("Other parts of the tokens, and extras such as web searches, by name.")
+    ] = None
+    service_tier: Annotated[str | None, doc("The service tier that the provider named.")] = None
+    estimated: Annotated[bool, doc("Whether the numbers of tokens are an estimate.")] = False
+    cost_nanousd: Annotated[Count | None, doc("The cost in 10^-9 USD; null if it is unknown.")] = None
+    cost_basis: Annotated[CostBasis | None, doc("Where the cost is from.")] = None
+    price_version: Annotated[str | None, doc("The version of the price table.")] = None
+    labels: Annotated[dict[str, str] | None, doc("Its labels.")] = None
+    summed_labels: Annotated[dict[str, str] | None, doc("Those of them that the hourly sums distinguish.")] = None
+    kind: Annotated[Kind, doc("Whether it is a request, or the late usage of one.")] = "request"
+    origin_id: Annotated[Id | None, doc("The request whose late usage this is.")] = None
     unmetered: Annotated[bool, doc("Whether the response may have had usage that could not be read.")] = False
     provider_request_id: Annotated[str | None, doc("The provider's id of the request, which SDKs show.")] = None
 
@@ -182,7 +210,7 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
 #: Nothing was sent to the provider: the count is given back.
 VOID = Result(outcome="void")
 #: The worker died before it could say how the request ended.
-UNKNOWN = Result(outcome="unknown")
+UNKNOWN = Result(outcome="unknown", requested_model="")
 
 
 class SettledRequest(msgspec.Struct, frozen=True, gc=False):

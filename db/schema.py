@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, SmallInteger, Table, text
 
-from db.types import Code, Digest, Id, LongText, Name, Timestamp
+from db.types import Code, Digest, Id, Json, LongText, Name, Timestamp
 
 #: Names of constraints and indexes, fixed so that migrations can speak of them on every database.
 NAMING = {
@@ -138,6 +138,24 @@ requests = Table(
     Column("unmetered", Boolean, nullable=False, server_default="0"),
     # The id that the provider gave the request, null if it named none.
     Column("provider_request_id", Name, nullable=True),
+    # The client's name of the model, empty if the request named none; null in rows of the release before.
+    Column("requested_model", Name, nullable=True),
+    Column("cache_write_tokens", BigInteger, nullable=True),
+    Column("cache_write_1h_tokens", BigInteger, nullable=True),
+    Column("reasoning_tokens", BigInteger, nullable=True),
+    Column("usage_details", Json, nullable=True),
+    Column("service_tier", Code, nullable=True),
+    Column("estimated", Boolean, nullable=False, server_default="0"),
+    # Null where no price is known.
+    Column("cost_nanousd", BigInteger, nullable=True),
+    Column("cost_basis", Code, nullable=True),
+    Column("price_version", Code, nullable=True),
+    Column("labels", Json, nullable=True),
+    # Those of the labels that are part of the key of the hourly sums.
+    Column("summed_labels", Json, nullable=True),
+    # `request`, or `late` for usage that came after the request `origin_id` had ended.
+    Column("kind", Code, nullable=False, server_default="request"),
+    Column("origin_id", Id, nullable=True),
     # Ids are UUIDv7, so the order of ids is the order of time: it serves listing and pruning without a further index.
     Index("ix_requests_token_id_id", "token_id", "id"),
     Index("ix_requests_project_id_id", "project_id", "id"),
@@ -153,8 +171,25 @@ requests = Table(
     ),
 )
 
-# Sums per hour, token and model; survives the pruning of `requests`. Counts every settled request that is not void.
-# `pruned` says how many of these have no row any more.
+#: Upper bounds of the classes of duration in the hourly sums, in milliseconds; the last class has none.
+DURATIONS: tuple[int, ...] = (
+    *(50, 100, 200, 400, 700, 1000, 1500, 2000, 3000, 5000, 10000, 20000, 30000, 60000, 120000),
+)
+#: The columns that count the requests of each class.
+DURATION_COLUMNS = (*(f"duration_{bound}" for bound in DURATIONS), "duration_more")
+
+_SUMS_BEFORE = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens", "pruned", "client_closed")
+_SUMS_SINCE = (
+    *("unmetered", "estimated", "unpriced", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"),
+    *("cost_nanousd", *DURATION_COLUMNS),
+)
+#: The columns that are sums over settled requests that are not void.
+SUMS = tuple(name for name in (*_SUMS_BEFORE, *_SUMS_SINCE) if name != "pruned")
+
+# Sums per hour, token and series; survives the pruning of `requests`. A series is a combination of provider, answered
+# model, requested model and summed labels; its key is a digest of them. `pruned` says how many requests have no row any
+# more. Servers of the release before write rows whose key is the answered model, and whose provider is null: so the
+# column of the key is called `model`.
 usage_hourly = Table(
     "usage_hourly",
     metadata,
@@ -162,13 +197,15 @@ usage_hourly = Table(
     Column("token_id", Id, primary_key=True),
     Column("model", Name, primary_key=True),
     Column("project_id", Id, nullable=False),
-    Column("requests", BigInteger, nullable=False),
-    Column("errors", BigInteger, nullable=False),
-    Column("input_tokens", BigInteger, nullable=False),
-    Column("output_tokens", BigInteger, nullable=False),
-    Column("cached_tokens", BigInteger, nullable=False),
-    Column("pruned", BigInteger, nullable=False, server_default="0"),
-    Column("client_closed", BigInteger, nullable=False, server_default="0"),
+    *(
+        Column(name, BigInteger, nullable=False, server_default="0" if name in ("pruned", "client_closed") else None)
+        for name in _SUMS_BEFORE
+    ),
+    Column("provider", Code, nullable=True),
+    Column("answered_model", Name, nullable=True),
+    Column("requested_model", Name, nullable=True),
+    Column("labels", Json, nullable=True),
+    *(Column(name, BigInteger, nullable=False, server_default="0") for name in _SUMS_SINCE),
     Index("ix_usage_hourly_token_id", "token_id"),
     Index("ix_usage_hourly_project_id_hour", "project_id", "hour"),
 )
@@ -209,7 +246,7 @@ audit = Table(
     Column("status", SmallInteger, nullable=False),
     Column("error", Code, nullable=False),
     # The fields that changed, as JSON objects without secrets; null if there is nothing to show.
-    Column("before", LongText, nullable=True),
-    Column("after", LongText, nullable=True),
+    Column("before", Json, nullable=True),
+    Column("after", Json, nullable=True),
     Index("ix_audit_resource_id_id", "resource_id", "id"),
 )

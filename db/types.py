@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
+import msgspec
 from sqlalchemy import DateTime, Dialect, LargeBinary, String, Text
 from sqlalchemy.dialects import mysql, postgresql
 from sqlalchemy.types import TypeDecorator, TypeEngine
@@ -44,6 +45,21 @@ Name: TypeEngine[str] = (
 LongText: TypeEngine[str] = Text().with_variant(
     mysql.LONGTEXT(charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
 )
+
+
+class Json(TypeDecorator[dict[str, Any]]):
+    """A JSON object as text, its members sorted by name; None is null."""
+
+    impl = LongText
+    cache_ok = True
+
+    def bind_processor(self, dialect: Dialect) -> Callable[[dict[str, Any] | None], str | None]:
+        """Encode the object. The same members give the same text."""
+        return _bind_json
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[str | None], dict[str, Any] | None]:
+        """Decode the object."""
+        return _read_json
 
 
 class Digest(TypeDecorator[bytes]):
@@ -100,6 +116,18 @@ class Timestamp(TypeDecorator[datetime]):
         if dialect.name == "postgresql":
             return None
         return _read_text
+
+
+_encode_json = msgspec.json.Encoder(order="sorted").encode
+_decode_json = msgspec.json.Decoder(dict[str, Any]).decode
+
+
+def _bind_json(value: dict[str, Any] | None) -> str | None:
+    return None if value is None else _encode_json(value).decode()
+
+
+def _read_json(value: str | None) -> dict[str, Any] | None:
+    return None if value is None else _decode_json(value)
 
 
 def _bind_digest(value: bytes | None) -> bytes | None:

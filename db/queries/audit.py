@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any
 
-import msgspec
 from attrs import frozen
 from msgspec.structs import asdict
 from sqlalchemy import Connection, delete, insert, select
@@ -31,7 +29,6 @@ class Filter:
 
 _CREATE = insert(audit)
 _NEWEST_FIRST = select(*columns(audit, AuditEntry)).order_by(audit.c.id.desc())
-_JSON = ("before", "after")
 
 
 def create(connection: Connection, entry: AuditEntry) -> None:
@@ -40,11 +37,7 @@ def create(connection: Connection, entry: AuditEntry) -> None:
     Raises:
         db.errors.Duplicate: there is an entry of this id.
     """
-    values = asdict(entry)
-    for name in _JSON:
-        if values[name] is not None:
-            values[name] = msgspec.json.encode(values[name]).decode()
-    connection.execute(_CREATE, values)
+    connection.execute(_CREATE, asdict(entry))
 
 
 def page(connection: Connection, limit: int, after_id: str | None, wanted: Filter) -> list[AuditEntry]:
@@ -67,7 +60,7 @@ def page(connection: Connection, limit: int, after_id: str | None, wanted: Filte
         query = query.where(audit.c.occurred_at >= wanted.since)
     if wanted.until is not None:
         query = query.where(audit.c.occurred_at < wanted.until)
-    return [_entry(dict(row)) for row in connection.execute(query).mappings()]
+    return [AuditEntry(*row) for row in connection.execute(query)]
 
 
 def prune(connection: Connection, before: datetime, limit: int) -> int:
@@ -78,10 +71,3 @@ def prune(connection: Connection, before: datetime, limit: int) -> int:
     if ids:
         connection.execute(delete(audit).where(audit.c.id.in_(ids)))
     return len(ids)
-
-
-def _entry(row: dict[Any, Any]) -> AuditEntry:
-    for name in _JSON:
-        if row[name] is not None:
-            row[name] = msgspec.json.decode(row[name])
-    return AuditEntry(**row)

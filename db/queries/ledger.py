@@ -6,8 +6,10 @@ rows. Locks are taken in one order everywhere: own reservations, tokens (by dige
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from datetime import timedelta
+from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from attrs import asdict, evolve, frozen
@@ -23,12 +25,25 @@ from db.records import (
     Account,
     Project,
     Reservation,
+    Result,
     SealedKey,
     SettledRequest,
     Token,
     Worker,
 )
-from db.schema import credentials, in_flight, project_credentials, projects, requests, tokens, usage_hourly, workers
+from db.schema import (
+    DURATION_COLUMNS,
+    DURATIONS,
+    SUMS,
+    credentials,
+    in_flight,
+    project_credentials,
+    projects,
+    requests,
+    tokens,
+    usage_hourly,
+    workers,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -51,9 +66,6 @@ class Imbalance:
 
 class ReservationsMissing(Exception):
     """Some of the reservations to settle are not there: swept meanwhile, settled already, or never committed."""
-
-
-_COUNTED = ("requests", "errors", "client_closed", "input_tokens", "output_tokens", "cached_tokens")
 
 
 def _keys() -> BindParameter[Any]:
@@ -94,9 +106,15 @@ _reserve = BulkInsert(insert(in_flight), names(Reservation))
 _release = DeleteByKeys(in_flight.c.id)
 delete_requests = DeleteByKeys(requests.c.id)
 _settle = BulkInsert(insert(requests), SETTLED)
+_SERIES = ("provider", "answered_model", "requested_model", "labels")
 _roll_up = BulkInsert(
-    upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=_COUNTED),
-    ["hour", "token_id", "model", "project_id", *_COUNTED],
+    upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=SUMS),
+    ["hour", "token_id", "model", "project_id", *_SERIES, *SUMS],
+)
+_NOTHING = dict.fromkeys(SUMS, 0)
+_TOKENS = (
+    *("input_tokens", "cached_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
+    *("output_tokens", "reasoning_tokens"),
 )
 # What is needed now and then.
 _reservations = select(*columns(in_flight, Reservation)).order_by(in_flight.c.id)
@@ -238,6 +256,14 @@ def hour_of(admitted: datetime) -> datetime:
     return admitted.replace(minute=0, second=0, microsecond=0)
 
 
+def series_of(provider: str, model: str, requested_model: str | None, summed_labels: Mapping[str, str] | None) -> str:
+    """The key of a series in the hourly sums. Servers of the release before name no requested model."""
+    if requested_model is None:
+        return model
+    labels = "" if summed_labels is None else repr(sorted(summed_labels.items()))
+    return blake2b(repr((provider, model, requested_model, labels)).encode(), digest_size=16).hexdigest()
+
+
 def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: Iterable[SettledRequest] = ()) -> None:
     """Add settled rows to the hourly sums (void ones do not count), in one statement."""
     sums: dict[tuple[datetime, str, str], dict[str, Any]] = {}
@@ -246,24 +272,45 @@ def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: It
             reservation, result = row.reservation, row.result
             if result.outcome == "void":
                 continue
-            hour = hour_of(reservation.admitted_at)
-            key = (hour, reservation.token_id, result.model)
+            asked, labels = result.requested_model, result.summed_labels
+            series = series_of(reservation.provider, result.model, asked, labels)
+            key = (hour_of(reservation.admitted_at), reservation.token_id, series)
             bucket = sums.get(key)
             if bucket is None:
                 bucket = sums[key] = {
-                    "hour": hour,
+                    "hour": key[0],
                     "token_id": reservation.token_id,
-                    "model": result.model,
+                    "model": series,
                     "project_id": reservation.project_id,
-                    **dict.fromkeys(_COUNTED, 0),
+                    "provider": None if asked is None else reservation.provider,
+                    "answered_model": None if asked is None else result.model,
+                    "requested_model": asked,
+                    "labels": labels,
+                    **_NOTHING,
                 }
-            bucket["requests"] += sign
-            bucket["errors"] += sign * (result.outcome in ERRORS)
-            bucket["client_closed"] += sign * (result.outcome == "client_closed")
-            bucket["input_tokens"] += sign * (result.input_tokens or 0)
-            bucket["output_tokens"] += sign * (result.output_tokens or 0)
-            bucket["cached_tokens"] += sign * (result.cached_tokens or 0)
+            _add(bucket, sign, result)
     _roll_up(connection, [sums[key] for key in sorted(sums)])
+
+
+def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:
+    if result.kind == "request":
+        bucket["requests"] += sign
+        bucket["errors"] += sign * (result.outcome in ERRORS)
+        bucket["client_closed"] += sign * (result.outcome == "client_closed")
+        bucket["unmetered"] += sign * result.unmetered
+        bucket["estimated"] += sign * result.estimated
+        if result.duration_us is not None:
+            bucket[DURATION_COLUMNS[bisect_left(DURATIONS, result.duration_us / 1000)]] += sign
+    used = False
+    for name in _TOKENS:
+        count = getattr(result, name)
+        if count is not None:
+            used = True
+            bucket[name] += sign * count
+    if result.cost_nanousd is not None:
+        bucket["cost_nanousd"] += sign * result.cost_nanousd
+    elif used:
+        bucket["unpriced"] += sign
 
 
 def beat(connection: Connection, worker: Worker) -> datetime:
@@ -341,7 +388,7 @@ def verify(connection: Connection) -> list[Imbalance]:
     """
     settled = (
         select(requests.c.token_id, func.count().label("n"))
-        .where(requests.c.outcome != "void")
+        .where(requests.c.outcome != "void", requests.c.kind == "request")
         .group_by(requests.c.token_id)
         .subquery("settled")
     )

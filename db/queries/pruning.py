@@ -14,13 +14,14 @@ from sqlalchemy import Connection, and_, or_, select
 
 from db.dialects.bulk import BulkInsert
 from db.dialects.statements import for_update, upsert_add
-from db.queries.ledger import delete_requests, hour_of, live_workers
+from db.queries.ledger import delete_requests, hour_of, live_workers, series_of
 from db.queries.rows import first_id
 from db.schema import requests, usage_hourly
 
 _Bucket = tuple[datetime, str, str]
 
 _KEYS = ("hour", "token_id", "model")
+# Columns without a default, for a row that is there already.
 _ZERO = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens")
 
 
@@ -37,7 +38,10 @@ class Pruned:
     kept: int
 
 
-_note = BulkInsert(upsert_add(usage_hourly, keys=_KEYS, sums=("pruned",)), [*_KEYS, "project_id", *_ZERO, "pruned"])
+_note = BulkInsert(
+    upsert_add(usage_hourly, keys=_KEYS, sums=("pruned",)),
+    [*_KEYS, "project_id", *_ZERO, "pruned"],
+)
 
 
 def is_first(connection: Connection, worker_id: str, dead_after: timedelta) -> bool:
@@ -53,7 +57,7 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
     """Delete settled requests that were admitted before a time, the oldest first.
 
     A row is deleted only if its hourly sum counts at least as many requests as there are rows, so that nothing is lost.
-    Void requests are in no sum and are always deleted.
+    Void requests and late usage count as no request and are always deleted.
 
     Args:
         connection: a transaction.
@@ -71,8 +75,12 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
                 requests.c.id,
                 requests.c.token_id,
                 requests.c.project_id,
+                requests.c.provider,
                 requests.c.model,
+                requests.c.requested_model,
+                requests.c.summed_labels,
                 requests.c.outcome,
+                requests.c.kind,
                 requests.c.admitted_at,
             )
             .where(requests.c.id > after_id, requests.c.id < first_id(before), requests.c.admitted_at < before)
@@ -84,10 +92,10 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
     if not found:
         return Pruned(0, 0), None
     rows = [(row, _bucket(row)) for row in found]
-    counted = Counter(bucket for row, bucket in rows if row.outcome != "void")
+    counted = Counter(bucket for row, bucket in rows if _counts(row))
     known = _known(connection, list(counted))
     good = {bucket for bucket, count in counted.items() if known.get(bucket, 0) >= count}
-    gone = [(row, bucket) for row, bucket in rows if row.outcome == "void" or bucket in good]
+    gone = [(row, bucket) for row, bucket in rows if not _counts(row) or bucket in good]
     projects = {bucket: row.project_id for row, bucket in rows}
     _note(
         connection,
@@ -101,8 +109,13 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
     return Pruned(deleted, len(rows) - len(gone)), found[-1].id
 
 
+def _counts(row: Any) -> bool:
+    return bool(row.outcome != "void" and row.kind == "request")
+
+
 def _bucket(row: Any) -> _Bucket:
-    return hour_of(row.admitted_at), row.token_id, row.model
+    series = series_of(row.provider, row.model, row.requested_model, row.summed_labels)
+    return hour_of(row.admitted_at), row.token_id, series
 
 
 def _known(connection: Connection, buckets: list[_Bucket]) -> dict[_Bucket, int]:
@@ -111,8 +124,8 @@ def _known(connection: Connection, buckets: list[_Bucket]) -> dict[_Bucket, int]
         return {}
     sums = usage_hourly.c
     wanted = or_(
-        *(and_(sums.hour == hour, sums.token_id == token, sums.model == model) for hour, token, model in buckets)
+        *(and_(sums.hour == hour, sums.token_id == token, sums.model == series) for hour, token, series in buckets)
     )
     ordered = select(sums.hour, sums.token_id, sums.model, sums.requests - sums.pruned).where(wanted)
     locked = for_update(ordered.order_by(sums.hour, sums.token_id, sums.model))
-    return {(hour, token, model): int(count) for hour, token, model, count in connection.execute(locked)}
+    return {(hour, token, series): int(count) for hour, token, series, count in connection.execute(locked)}

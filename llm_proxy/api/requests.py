@@ -23,10 +23,31 @@ def _columns(record: type[Struct]) -> dict[str, Any]:
 
 
 _SETTLED_AT: Final = _columns(records.SettledRequest)["settled_at"]
+_RESULT: Final = _columns(records.Result)
+#: Columns that are shown in another way, or not at all.
+_HIDDEN: Final = ("cost_nanousd", "summed_labels")
+_COST: Final = Annotated[str | None, doc("The cost in USD, a decimal number; null if it is unknown.")]
 #: One row of the ledger: what the records of it have, on one level.
 Request: Final = defstruct(
-    "Request", [*_columns(records.Reservation).items(), *_columns(records.Result).items(), ("settled_at", _SETTLED_AT)]
+    "Request",
+    [
+        *_columns(records.Reservation).items(),
+        *((name, hint) for name, hint in _RESULT.items() if name not in _HIDDEN),
+        ("cost", _COST),
+        ("settled_at", _SETTLED_AT),
+    ],
 )
+
+
+def usd(nanousd: int | None) -> str | None:
+    """Write an amount of 10^-9 USD as a decimal number of USD."""
+    return None if nanousd is None else f"{nanousd // 10**9}.{nanousd % 10**9:09d}"
+
+
+def _shown(row: records.SettledRequest) -> dict[str, Any]:
+    columns = row.by_column()
+    columns["cost"] = usd(columns["cost_nanousd"])
+    return {name: columns[name] for name in Request.__struct_fields__}
 
 
 class ListRequests(ById, kw_only=True):
@@ -46,10 +67,10 @@ async def _list(call: Call, query: ListRequests) -> object:
     token_id = await call.resolve(query.token_id, tokens.find, TokenNotFound)
     wanted = queries.Filter(project_id or None, token_id or None, query.outcome or None)
     rows = await call.services.database.read(queries.page, query.limit + 1, query.cursor or None, wanted)
-    return page(rows, query.limit, records.SettledRequest.by_column, id_cursor)
+    return page(rows, query.limit, _shown, id_cursor)
 
 
 @Operation(RESOURCE, "GET", "/manage/requests/{request_id}", "getRequest", Request)
 async def _get(call: Call) -> object:
     """Show a request that has ended, by its own id or the provider's (of successful ones, the newest million)."""
-    return found(await call.services.database.read(queries.find, call.id), RequestNotFound).by_column()
+    return _shown(found(await call.services.database.read(queries.find, call.id), RequestNotFound))

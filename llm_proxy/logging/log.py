@@ -38,7 +38,9 @@ _QUIET: Final = (
 
 _FAILURES: Final = frozenset({"upstream_error", "upstream_timeout", "proxy_error", "unknown"})
 # Fields of a request's line whose value is not ours, or a sentence.
-_FOREIGN: Final = frozenset({"method", "path", "reason", "model", "provider_request_id"})
+_FOREIGN: Final = frozenset(
+    {"method", "path", "reason", "model", "requested_model", "service_tier", "labels", "provider_request_id"}
+)
 _LONGEST_PATH: Final = 1024
 _LONGEST_MODEL: Final = 128
 
@@ -93,10 +95,11 @@ class Log:
             return
         try:
             line.path = self.path(line.path.partition("?")[0][:_LONGEST_PATH])
-            if result.model:
-                model = self._redactor.path(result.model[:_LONGEST_MODEL])
-                if model != result.model:
-                    result = msgspec.structs.replace(result, model=model)
+            for name in ("model", "requested_model"):
+                if model := getattr(result, name, ""):
+                    shown = self._redactor.path(model[:_LONGEST_MODEL])
+                    if shown != model:
+                        result = msgspec.structs.replace(result, **{name: shown})
             if line.reason:
                 line.reason = self._redactor.text(line.reason)
             second, stamp = self._clock.now()
@@ -244,6 +247,6 @@ def _json_line(stamp: str, level: str, line: RequestLine, result: Result | Refus
 def _text_line(stamp: str, level: str, line: RequestLine, result: Result | Refusal) -> bytes:
     words = [f"{stamp} {level:<7} request"]
     for name, value in (msgspec.structs.asdict(line) | msgspec.structs.asdict(result)).items():
-        if value is not None and value is not False and value != "":
+        if value is not None and value is not False and value not in ("", "request"):
             words.append(f"{name}={_quoted(value) if name in _FOREIGN else value}")
     return (" ".join(words) + "\n").encode("utf-8", "backslashreplace")

@@ -41,7 +41,7 @@ def mistakes(document: Document, schema: dict[str, Any], value: Any, where: str 
     if "anyOf" in schema:
         tried = [mistakes(document, choice, value, where) for choice in schema["anyOf"]]
         return [] if [] in tried else tried[0]
-    if TYPES[type(value)] != schema["type"]:
+    if "type" in schema and TYPES[type(value)] != schema["type"]:
         return [f"{where} is {value!r}, not {schema}"]
     found: list[str] = []
     if "enum" in schema and value not in schema["enum"]:

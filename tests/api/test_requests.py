@@ -13,7 +13,7 @@ from tests.db.queries.factories import a_settled_request, a_token
 TOKEN, OTHER_TOKEN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", "0d9c2f6e-1d53-4f55-8f0a-3a52a8f2a0c4"
 PROJECT = "b2f8a7f0-5b1c-4b56-9a67-0f3d0a1c2e4d"
 
-ROW = a_settled_request(a_token(PROJECT, id=TOKEN), streamed=True).by_column()
+ROW = a_settled_request(a_token(PROJECT, id=TOKEN), streamed=True, cost_nanousd=1_234_567).by_column()
 
 
 async def settled(api: Api, *rows: dict[str, Any]) -> list[SettledRequest]:
@@ -29,8 +29,11 @@ async def settled(api: Api, *rows: dict[str, Any]) -> list[SettledRequest]:
 async def test_a_settled_request_is_shown_with_every_column(api: Api) -> None:
     (row,) = await settled(api, ROW)
     noon = "2027-01-15T12:00:00.123456Z"
+    shown = row.by_column() | {"admitted_at": noon, "settled_at": noon, "cost": "0.001234567"}
+    for hidden in ("cost_nanousd", "summed_labels"):
+        del shown[hidden]
     assert (await api("GET", "/manage/requests")).json == {
-        "data": [row.by_column() | {"admitted_at": noon, "settled_at": noon}],
+        "data": [shown],
         "next_cursor": None,
     }
 

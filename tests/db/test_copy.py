@@ -64,9 +64,9 @@ def target(databases: Databases, database_kind: Kind) -> Iterator[Database]:
         assert database.connections.in_use == 0
 
 
-def all_rows(database: Database) -> dict[str, set[tuple[object, ...]]]:
-    def read(connection: Connection) -> dict[str, set[tuple[object, ...]]]:
-        return {table.name: {tuple(row) for row in connection.execute(select(table))} for table in copy.TABLES}
+def all_rows(database: Database) -> dict[str, set[str]]:
+    def read(connection: Connection) -> dict[str, set[str]]:
+        return {table.name: {repr(tuple(row)) for row in connection.execute(select(table))} for table in copy.TABLES}
 
     return database.read_now(read)
 

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import event, func, select
 
 from db import Connection
 from db.database import Database
@@ -74,7 +74,8 @@ def rows(database: Database) -> tuple[int, dict[str, int]]:
 
 def rolled_up(database: Database) -> list[tuple[str, int, int, int]]:
     sums = usage_hourly.c
-    query = select(sums.model, sums.requests, sums.errors, sums.input_tokens).order_by(sums.model)
+    model = func.coalesce(sums.answered_model, sums.model)
+    query = select(model, sums.requests, sums.errors, sums.input_tokens).order_by(model)
     return [tuple(row) for row in database.read_now(lambda connection: connection.execute(query).all())]
 
 

@@ -327,7 +327,8 @@ def test_a_log_file_that_cannot_be_opened_says_why(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_the_line_of_a_request_has_every_field_of_its_result(path: Path, form: log.Form) -> None:
-    values = dict.fromkeys(Result.__struct_fields__, 7) | {"outcome": "ok", "model": "m", "provider_request_id": "p"}
+    texts = {"outcome": "ok", "model": "m", "requested_model": "r", "provider_request_id": "p"}
+    values = dict.fromkeys(Result.__struct_fields__, 7) | texts
     with log.configure(path=path, form=form) as process_log:
         process_log.request(*line(**values))
     shown = path.read_text()

@@ -78,7 +78,8 @@ def left(database: Database) -> int:
 def sums(database: Database) -> list[tuple[Any, ...]]:
     """The hourly sums without what is told of pruning."""
     shown = [column for column in usage_hourly.c if column.name != "pruned"]
-    return database.read_now(lambda connection: sorted(map(tuple, connection.execute(select(*shown)))))
+    ordered = select(*shown).order_by(*usage_hourly.primary_key.columns)
+    return database.read_now(lambda connection: list(map(tuple, connection.execute(ordered))))
 
 
 def prune_all(database: Database, before: datetime, limit: int = 7) -> Pruned:
