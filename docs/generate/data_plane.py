@@ -51,8 +51,9 @@ that [the file](guides/providers.md) allows. Model names may contain a slash or 
 allowed only in the segment that the endpoint's pattern calls `{model}`. Such a path is also read with `/` in place of
 `%2F`; it gets 400 if that path has an empty, `.` or `..` segment, or is another endpoint.
 
-A path of the server itself, such as `/manage/projects` or `/metrics`, must not contain any escape. Otherwise it gets
-400, so that `/%6danage` cannot evade a rule for `/manage` in a reverse proxy.
+The first two segments of a path of the server itself, such as `/manage/projects` or `/metrics`, must not contain any
+escape. Otherwise it gets 400, so that `/%6danage` cannot evade a rule for `/manage` in a reverse proxy. A name after
+them, as in `/manage/projects/caf%C3%A9`, may contain escapes.
 """
 
 _ENDPOINTS = """\

@@ -146,7 +146,7 @@ class Document:
         try:
             return kind.read(value)
         except InvalidValue as error:
-            self.report(place, f"{assignment(_dotted(place), value)}: {error}")
+            self.report(place, f"{assignment(_dotted(place), value, secret=kind.secret)}: {error}")
             return None
 
 

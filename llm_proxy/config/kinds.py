@@ -41,11 +41,13 @@ class Kind(Generic[T]):
         name: in the reference of the settings.
         allowed: completes "allowed: …" and "must be …".
         parse: reads the value. Raises `InvalidValue` with a reason, or another `ValueError` or `LookupError` without.
+        secret: a wrong value is not shown.
     """
 
     name: str
     allowed: str
     parse: Callable[[str], T]
+    secret: bool = False
 
     def read(self, text: str) -> T:
         try:
@@ -64,8 +66,8 @@ def quoted(text: str) -> str:
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
-def assignment(name: str, text: str) -> str:
-    return f"{name} (value hidden)" if "@" in text else f"{name}={quoted(text)}"
+def assignment(name: str, text: str, *, secret: bool = False) -> str:
+    return f"{name} (value hidden)" if secret or "@" in text else f"{name}={quoted(text)}"
 
 
 def did_you_mean(text: str, known: Collection[str]) -> str:

@@ -49,7 +49,7 @@ LINES = [
         ),
     ),
     ("headers: {x-a: a, X-A: b}", "apis.x.headers.X-A: this header is set twice; remove one"),
-    ('headers: {x-a: "a\\nb"}', "apis.x.headers.x-a='a\\nb': allowed: 1 to 1024 printable ASCII characters"),
+    ('headers: {x-a: "a\\nb"}', "apis.x.headers.x-a (value hidden): allowed: 1 to 1024 printable ASCII characters"),
     ("auth_parameter: key", "apis.x.auth_parameter has no effect without auth: query; remove it"),
     (
         "auth_parameter: a=b",

@@ -46,7 +46,7 @@ _Duration = Annotated[float, kinds.duration()]
 _BaseUrl = Annotated[tuple[Origin, bytes], Kind("URL", kinds.BASE_URL.allowed, split_base_url)]
 _Endpoint = Annotated[str, Kind("endpoint", "a path such as /v1/chat/completions or /v1/models/{id}", _endpoint)]
 _HeaderValue = Annotated[
-    str, Kind("text", "1 to 1024 printable ASCII characters", matching(r"[!-~](?:[ -~]{0,1022}[!-~])?"))
+    str, Kind("text", "1 to 1024 printable ASCII characters", matching(r"[!-~](?:[ -~]{0,1022}[!-~])?"), secret=True)
 ]
 _Parameter = Annotated[
     str, Kind("parameter", "a name of letters, digits, - and _, such as key", matching(r"[A-Za-z0-9_-]{1,64}"))
