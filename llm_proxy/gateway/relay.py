@@ -194,7 +194,7 @@ class Relay:
 
     async def _read(self, inbound: Inbound, objects: RequestObjects) -> Parameters:
         """Read the whole body, and its parameters as it arrives; raises `BadRequest` if they are ambiguous."""
-        reader = parameters.reader(inbound.headers, inbound.route.path, objects.json)
+        reader = parameters.reader(inbound.headers, inbound.route.path, objects.json, objects.form)
 
         async def see(piece: bytes) -> None:
             for start in range(0, len(piece), parameters.SLICE):

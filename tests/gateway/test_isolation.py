@@ -309,6 +309,12 @@ CREATIONS: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
         {"resp_1": "response", "msg_1": "item", "ci_1": "item", "cntr_1": "container"},
     ),
     ("POST", "/v1/conversations", {"id": "conv_1"}, {"conv_1": "conversation"}),
+    (
+        "POST",
+        "/v1/conversations/own",
+        {"conversation_id": "conv_2", "outputs": [{"content": [{"file_id": "file-6"}]}, {"content": "file-7"}]},
+        {"conv_2": "conversation", "file-6": "file"},
+    ),
     ("POST", "/v1/conversations/own/items", {"data": [{"id": "msg_2"}]}, {"msg_2": "item"}),
     (
         "POST",
@@ -421,3 +427,76 @@ async def test_requests_without_objects_read_nothing_more_of_the_database(
             body = {"model": "m", "messages": [{"role": "user", "content": "hello"}]}
             assert (await both.ask(both.first, "POST", path, body))[0] == OK
         assert (await both.ask(both.first, "GET", "/v1/models"))[0] == OK
+
+
+def upload(*lines: object, purpose: str = "batch", name: str = '; filename="in.jsonl"', first: bool = True) -> bytes:
+    """A form with a file of these lines."""
+    texts = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    parts = [b'name="purpose"\r\n\r\n' + purpose.encode(), b'name="file"%b\r\n\r\n' % name.encode() + b"\n".join(texts)]
+    body = b"".join(
+        b"--b\r\nContent-Disposition: form-data; " + part + b"\r\n" for part in parts[:: 1 if first else -1]
+    )
+    return body + b"--b--\r\n"
+
+
+FORM = "multipart/form-data; boundary=b"
+#: Lines of a batch's input that name an object, `ID`.
+LINES: list[Any] = [
+    {"custom_id": "1", "url": "/v1/responses", "body": {"previous_response_id": "ID"}},
+    {"custom_id": "1", "url": "/v1/responses", "body": {"input": [{"type": "item_reference", "id": "ID"}]}},
+    {"url": "/v1/responses", "body": {"input": [{"content": [{"type": "input_file", "file_id": "ID"}]}]}},
+    {"url": "/v1/chat/completions", "body": {"messages": [{"content": [{"file": {"file_id": "ID"}}]}]}},
+    {"url": "/v1/chat/completions", "body": {"messages": [{"audio": {"id": "ID"}}]}},
+    b'{"body": {"previous_\\u0072esponse_id": "ID"}}',
+]
+
+
+@pytest.mark.parametrize("pieces", [1, 9])
+@pytest.mark.parametrize("first", [True, False])
+async def test_the_input_of_a_batch_cannot_name_what_another_project_created(
+    tmp_path: Path, pieces: int, *, first: bool
+) -> None:
+    async with pair(tmp_path) as both:
+        await both.own(both.first, "file-1")
+        for line in LINES:
+            body = upload({"body": {"input": "hello"}}, line, {}, first=first).replace(b'"ID"', b'"file-1"')
+            call = ("POST", "/openai/v1/files", body)
+            found = await both.ask(both.second, *call, pieces=pieces, kind=FORM)
+            assert found == (NOT_FOUND, "object_not_found"), line
+            assert (await both.ask(both.first, *call, pieces=pieces, kind=FORM))[0] == OK, line
+
+
+@pytest.mark.parametrize("pieces", [1, 9])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (upload({"body": {"input": "batch", "metadata": {"file_id": "file-1"}}}), OK),
+        (upload({"previous_response_id": "file-1"}, purpose="fine-tune"), OK),
+        (upload(b'%PDF batch "id" { file_id', purpose="user_data"), OK),
+        (upload(b'{"file_id": "a", "file_id": "b"}'), 400),
+        (upload(b'{"body": {}}\r{"file_id": "file-1"}'), 400),
+        (upload({"file_id": "file-1"}, name=""), 400),
+        (upload({"file_id": "file-1"}, purpose="batch-api"), NOT_FOUND),
+    ],
+)
+async def test_a_file_is_read_if_it_is_for_a_batch(tmp_path: Path, pieces: int, body: bytes, status: int) -> None:
+    async with pair(tmp_path) as both:
+        await both.own(both.first, "file-1")
+        assert (await both.ask(both.second, "POST", "/openai/v1/files", body, pieces=pieces, kind=FORM))[0] == status
+
+
+async def test_the_input_of_a_batch_is_not_read_for_a_project_alone(tmp_path: Path) -> None:
+    async with pair(tmp_path, shared=False) as both:
+        for body in (upload({"previous_response_id": "x"}), upload(b'{"id": 1, "id": 2}')):
+            assert (await both.ask(both.second, "POST", "/openai/v1/files", body, kind=FORM))[0] == OK
+
+
+async def test_the_input_of_a_batch_cannot_be_uploaded_in_parts_while_others_use_the_account(tmp_path: Path) -> None:
+    for shared, status in ((True, 400), (False, OK)):
+        folder = tmp_path / str(shared)
+        folder.mkdir()
+        async with pair(folder, shared=shared) as both:
+            for pieces in (1, 3):
+                begun = await both.ask(both.first, "POST", "/v1/uploads", {"purpose": "batch"}, pieces=pieces)
+                assert begun[0] == status
+                assert (await both.ask(both.first, "POST", "/v1/uploads", {"purpose": "user_data"}))[0] == OK

@@ -94,7 +94,9 @@ class Multipart:
 
     def _take(self, count: int) -> None:
         self._length += count
-        if not self._is_file and len(self._content) <= LONGEST_VALUE:
+        if self._is_file:
+            self._see(self._rest[:count])
+        elif len(self._content) <= LONGEST_VALUE:
             self._content += self._rest[: min(count, LONGEST_VALUE + 1)]
         self._rest = self._rest[count:]
 
@@ -105,12 +107,20 @@ class Multipart:
         if self._parts == 1:
             return
         value: str | None = None
-        if not self._is_file and self._length <= LONGEST_VALUE:
+        if self._is_file:
+            self._end_file()
+        elif self._length <= LONGEST_VALUE:
             try:
                 value = self._content.decode("utf-8")
             except UnicodeDecodeError:
                 raise refused() from None
         self._values.setdefault(self._name, []).append(value)
+
+    def _see(self, data: bytes) -> None:
+        """Take a piece of a file, for a subclass that reads files."""
+
+    def _end_file(self) -> None:
+        """Take the end of a file."""
 
     def _head(self) -> bool:
         """Read the head of a part; False if more has to arrive first."""

@@ -33,7 +33,7 @@ _JSON = re.compile(rb"""application/json(?:[ \t]*;[ \t]*charset="?utf-8"?)?""", 
 #: (https://platform.openai.com/docs/api-reference), of Anthropic's files and skills (https://docs.claude.com/en/api).
 #: All others accept JSON only, and none accepts `application/x-www-form-urlencoded`.
 _UPLOAD = re.compile(
-    rb".*/(?:files|parts|edits|variations|transcriptions|translations|videos|remix|extensions|characters|skills|versions)"
+    rb".*/(?:files|upload|parts|edits|variations|transcriptions|translations|videos|remix|extensions|characters|skills|versions)"
 )
 
 #: After it, some parsers read the rest of a name as an index or a key, or ignore it: `model[0]`, `model.x`, C strings.
@@ -44,10 +44,12 @@ _INDEX = re.compile(r"[\[.\0]")
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
-def reader(headers: Headers, path: bytes, json: type[JsonMembers] = JsonMembers) -> JsonMembers | Multipart:
+def reader(
+    headers: Headers, path: bytes, json: type[JsonMembers] = JsonMembers, form: type[Multipart] = Multipart
+) -> JsonMembers | Multipart:
     """Create the reader of a request's body; without a `Content-Type`, it is JSON. The path may allow forms.
 
-    `json` is the class of a reader of JSON.
+    `json` and `form` are the classes of readers.
 
     Raises `InvalidJson` or `ParameterNotAllowed` if the body has a type or an encoding that cannot be read here, and so
     do the methods of the reader if the body is ambiguous.
@@ -60,9 +62,9 @@ def reader(headers: Headers, path: bytes, json: type[JsonMembers] = JsonMembers)
     accepts_forms = _UPLOAD.fullmatch(path) is not None
     if not content_types or _JSON.fullmatch(content_types[0]):
         return json()
-    form = multipart.CONTENT_TYPE.fullmatch(content_types[0])
-    if accepts_forms and form is not None:
-        return Multipart(form[1] or form[2])
+    found = multipart.CONTENT_TYPE.fullmatch(content_types[0])
+    if accepts_forms and found is not None:
+        return form(found[1] or found[2])
     allowed = "application/json" + (", multipart/form-data with one plain boundary" if accepts_forms else "")
     shown = quoted(content_types[0].decode("latin-1"))
     raise ParameterNotAllowed(

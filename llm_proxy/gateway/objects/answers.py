@@ -56,6 +56,8 @@ class AnswerReader:
         self._seen: set[str] = set()
         if "output.id" in yields:
             self._markers: tuple[bytes, ...] = (b'"response"', b'"item"')
+        elif "conversation_id" in yields:
+            self._markers = (b'"conversation_id"', b'"file_id"')
         elif "container.id" in yields:
             self._markers = (b'"container"', b'"file_id"')
         else:
@@ -129,6 +131,8 @@ class AnswerReader:
                 # All events have its id.
                 self._objects(document, found)
                 self._markers = (b'"audio"',)
+        # Events of Mistral's conversations are flat.
+        self._objects({"conversation_id": document.get("conversation_id"), "outputs": document}, found)
         for inner in ("response", "message", "delta"):
             self._objects(document.get(inner), found)
         self._objects({"output": document.get("item"), "content": document.get("content_block")}, found)

@@ -21,8 +21,10 @@ from typing import Final
 
 from attrs import define
 
+from llm_proxy.errors import InvalidJson
 from llm_proxy.gateway.http.headers import Headers
 from llm_proxy.gateway.http.json_members import JsonMembers, decoded
+from llm_proxy.gateway.http.multipart import Multipart
 
 #: Longest id that is compared, in characters: longer ones exist nowhere.
 LONGEST_ID: Final = 255
@@ -31,6 +33,7 @@ LONGEST_ID: Final = 255
 _NAMES: Final = frozenset(
     {
         *("file_id", "file_ids", "input_file_id", "training_file", "validation_file", "image_file_id"),
+        "input_files",
         *("previous_response_id", "response_id", "response_ids", "conversation", "conversation_id"),
         *("vector_store_id", "vector_store_ids", "assistant_id", "thread_id", "run_id"),
         *("cachedContent", "cached_content", "fileUri", "file_uri"),
@@ -47,6 +50,12 @@ _VARIABLES: Final = "variables"
 #: Lists of items, and the types of items that the provider looks up by their id.
 _ITEMS: Final = frozenset({"input", "items"})
 _LOOKED_UP: Final = frozenset({"", "item_reference", "reasoning", "image_generation_call"})
+
+#: Texts of which a line of a batch's input has at least one if it names an object.
+_LINE_HINTS: Final = (
+    *(b"file_id", b"response_id", b"conversation", b"vector_store_id", b"container", b"skill_id", b"library_ids"),
+    *(b'"id"', b'"audio"'),
+)
 
 #: Files inside of a container are reached through the container only.
 _INSIDE: Final = "cfile_"
@@ -151,6 +160,47 @@ class References(JsonMembers):
     def _add(self, value: str) -> None:
         if len(value) <= LONGEST_ID:
             self.ids[value] = None
+
+
+class Lines(Multipart):
+    """Reads a form as `Multipart` does, and collects the ids in the lines of its files, each one a request in JSON.
+
+    Attributes:
+        ids: the ids.
+        files: their number.
+        fault: why a line cannot be read reliably.
+    """
+
+    def __init__(self, boundary: bytes) -> None:
+        super().__init__(boundary)
+        self.ids: dict[str, None] = {}
+        self.files = 0
+        self.fault: InvalidJson | None = None
+        self._line: list[bytes] = []
+
+    def _see(self, data: bytes) -> None:
+        *ends, rest = data.split(b"\n")
+        for end in ends:
+            self._line.append(end)
+            self._read_line()
+        self._line.append(rest)
+
+    def _end_file(self) -> None:
+        self.files += 1
+        self._read_line()
+
+    def _read_line(self) -> None:
+        line = b"".join(self._line)
+        self._line.clear()
+        if not (has_any(_LINE_HINTS, line) or may_hide((), line)):
+            return
+        reader = References()
+        try:
+            reader.feed(line)
+            reader.end()
+        except InvalidJson as error:
+            self.fault = error
+        self.ids |= reader.ids
 
 
 def of_form(fields: Mapping[str, Sequence[str | None]]) -> tuple[str, ...]:

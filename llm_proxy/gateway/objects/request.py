@@ -7,17 +7,23 @@ from typing import TYPE_CHECKING
 
 from attrs import define
 
-from llm_proxy.errors import BadRequest
+from llm_proxy.errors import BadRequest, InvalidJson, ParameterNotAllowed
 from llm_proxy.gateway.http.json_members import JsonMembers
-from llm_proxy.gateway.http.multipart import Multipart
+from llm_proxy.gateway.http.multipart import Multipart, refused
 from llm_proxy.gateway.http.parameters import Parameters
 from llm_proxy.gateway.objects import references
-from llm_proxy.gateway.objects.references import References
+from llm_proxy.gateway.objects.references import Lines, References
 from llm_proxy.gateway.objects.table import TABLE, Endpoint
 from llm_proxy.ledger import Named, Objects
 
 if TYPE_CHECKING:
     from llm_proxy.gateway.inbound import Inbound
+
+
+_IN_PARTS = (
+    "The input of a batch cannot be uploaded in parts while several projects use the credential of this provider,"
+    " because its lines are checked. Upload it with POST /v1/files"
+)
 
 
 @define(eq=False)
@@ -52,6 +58,11 @@ class RequestObjects:
         return References if self.unread else JsonMembers
 
     @property
+    def form(self) -> type[Multipart]:
+        """The reader of a form."""
+        return Lines if self.unread and self.endpoint.lines else Multipart
+
+    @property
     def named(self) -> Named | None:
         """What is judged; None if there is nothing to judge."""
         ids = self.in_path + self.in_body
@@ -75,9 +86,21 @@ class RequestObjects:
 
     def take(self, reader: JsonMembers | Multipart, found: Parameters) -> None:
         """Take the ids in a body that was read whole."""
-        if self.unread:
-            self.in_body = tuple(reader.ids) if isinstance(reader, References) else references.of_form(found)
-            self.unread = False
+        if not self.unread:
+            return
+        if self.endpoint.lines and any("batch" in (value or "batch") for value in found.get("purpose", ())):
+            if not isinstance(reader, Lines):
+                self.fault = ParameterNotAllowed(_IN_PARTS, param="purpose")
+            elif reader.files != len(found.get("file", ())):
+                # A field without a file name, which the provider may take for a file.
+                self.fault = refused()
+            elif reader.fault is not None:
+                self.fault = InvalidJson(f"A line of the file cannot be checked: {reader.fault.message}")
+            else:
+                self.in_body, self.unread = tuple(reader.ids), False
+            return
+        self.in_body = tuple(reader.ids) if isinstance(reader, References) else references.of_form(found)
+        self.unread = False
 
     def deleted(self, status: int | None) -> Objects:
         """The object that the request has deleted, if the provider answered with this status."""

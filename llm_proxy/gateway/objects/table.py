@@ -17,7 +17,9 @@ and models, fine-tuned ones included, are the account's: every project may use t
 OpenAI's rows are also those of providers with the same API under another prefix. Objects of further APIs (Gemini's
 files and caches) are never recorded, so that a body that names one is refused where a credential is shared.
 
-Sources: https://platform.openai.com/docs/api-reference, https://docs.claude.com/en/api.
+Sources: https://platform.openai.com/docs/api-reference, https://docs.claude.com/en/api, https://docs.mistral.ai/api
+(conversations, batch jobs), https://docs.x.ai/api-reference (deferred completions, videos), https://docs.together.ai/reference
+(uploads).
 """
 
 from __future__ import annotations
@@ -35,6 +37,7 @@ GET         /v1/chat/completions                          account
 GET POST    /v1/chat/completions/{completion}
 DELETE      /v1/chat/completions/{completion}             deletes
 GET         /v1/chat/completions/{completion}/messages
+GET         /v1/chat/deferred-completion/{completion}
 POST        /v1/completions
 POST        /v1/responses                                 creates response, body items
 POST        /v1/responses/compact                         body items
@@ -43,23 +46,29 @@ GET         /v1/responses/{response}                      shows response
 DELETE      /v1/responses/{response}                      deletes
 POST        /v1/responses/{response}/cancel
 GET         /v1/responses/{response}/input_items
+GET         /v1/conversations                             account
 POST        /v1/conversations                             creates conversation, body items
-GET POST    /v1/conversations/{conversation}
+GET         /v1/conversations/{conversation}
+POST        /v1/conversations/{conversation}              shows conversation, body items
 DELETE      /v1/conversations/{conversation}              deletes
 GET         /v1/conversations/{conversation}/items
 POST        /v1/conversations/{conversation}/items        creates items, body items
 GET DELETE  /v1/conversations/{conversation}/items/*
+GET         /v1/conversations/{conversation}/history
+GET         /v1/conversations/{conversation}/messages
+POST        /v1/conversations/{conversation}/restart      creates conversation, body items
 POST        /v1/embeddings
 GET         /v1/models
 GET         /v1/models/*
 DELETE      /v1/models/*                                  account
 POST        /v1/moderations
 GET         /v1/files                                     account
-POST        /v1/files                                     creates file
+POST        /v1/files                                     creates file, body lines
+POST        /v1/files/upload                              creates file, body lines
 GET         /v1/files/{file}
 DELETE      /v1/files/{file}                              deletes
 GET         /v1/files/{file}/content
-POST        /v1/uploads                                   creates upload
+POST        /v1/uploads                                   creates upload, body lines
 POST        /v1/uploads/{upload}/parts
 POST        /v1/uploads/{upload}/complete                 creates upload_file
 POST        /v1/uploads/{upload}/cancel
@@ -68,6 +77,8 @@ POST        /v1/images/edits                              body fields
 POST        /v1/images/variations
 GET         /v1/videos                                    account
 POST        /v1/videos                                    creates video, body fields
+POST        /v1/videos/generations                        creates video, body fields
+POST        /v1/videos/edits                              creates video, body fields
 GET         /v1/videos/{video}
 DELETE      /v1/videos/{video}                            deletes
 GET         /v1/videos/{video}/content
@@ -79,6 +90,11 @@ GET         /v1/batches                                   account
 POST        /v1/batches                                   creates batch, body fields
 GET         /v1/batches/{batch}                           shows batch
 POST        /v1/batches/{batch}/cancel                    shows batch
+GET         /v1/batch/jobs                                account
+POST        /v1/batch/jobs                                creates batch, body fields
+GET         /v1/batch/jobs/{batch}                        shows batch
+DELETE      /v1/batch/jobs/{batch}                        deletes
+POST        /v1/batch/jobs/{batch}/cancel                 shows batch
 GET         /v1/fine_tuning/jobs                          account
 POST        /v1/fine_tuning/jobs                          creates job, body fields
 GET         /v1/fine_tuning/jobs/{job}                    shows job
@@ -174,6 +190,7 @@ POST        /publishers/*/models/*                        body contents
 POST        /chat/completions                             body chat
 GET         /models
 POST        /v1/fim/completions
+POST        /v1/agents/completions                        body chat
 POST        /v1/chat/moderations
 POST        /v1/classifications
 POST        /v1/chat/classifications
@@ -194,6 +211,7 @@ POST        /pooling
 POST        /classify
 POST        /score
 POST        /rerank
+POST        /guardrail/*/version/*/apply
 POST        /model/*/count-tokens
 POST        /model/*/converse
 POST        /model/*/converse-stream
@@ -212,12 +230,29 @@ POST        /api/generate
 YIELDS: Final[Mapping[str, Mapping[str, str]]] = {
     "completion": {
         "id": "completion",
+        "request_id": "completion",
         "choices.message.audio.id": "audio",
         "choices.delta.audio.id": "audio",
     },
     "response": {"id": "response", "output.id": "item", "output.container_id": "container"},
     "items": {"data.id": "item"},
-    "batch": {"id": "batch", "output_file_id": "file", "error_file_id": "file"},
+    "batch": {
+        "id": "batch",
+        "output_file_id": "file",
+        "error_file_id": "file",
+        # Mistral's, and Together's.
+        "output_file": "file",
+        "error_file": "file",
+        "job.id": "batch",
+    },
+    # OpenAI's; and Mistral's, with the files that its tools have made.
+    "conversation": {
+        "id": "conversation",
+        "conversation_id": "conversation",
+        "outputs.content.file_id": "file",
+    },
+    # OpenAI's, and xAI's.
+    "video": {"id": "video", "request_id": "video"},
     "job": {"id": "job", "result_files": "file"},
     "upload_file": {"file.id": "file"},
     "thread_run": {"id": "run", "thread_id": "thread"},
@@ -234,6 +269,8 @@ HINTS: Final[Mapping[str, Sequence[bytes]]] = {
     ),
     "contents": (b'"cached', b"fileUri", b"file_uri", b"fileSearchStore", b"file_search_store"),
     "blocks": (b"file_id", b'"container"', b"skill_id"),
+    # The input of a batch, whose lines are requests.
+    "lines": (b"batch",),
     # Such requests are few and their bodies short: they are always read.
     "fields": (b"",),
 }
@@ -241,7 +278,7 @@ HINTS: Final[Mapping[str, Sequence[bytes]]] = {
 
 #: Texts of which a request has at least one if its answer has ids at all, by the word of a row.
 _REQUESTED: Final[Mapping[str, Sequence[bytes]]] = {
-    "completion": (b'"store"', b'"audio"'),
+    "completion": (b'"store"', b'"audio"', b'"deferred"'),
     "message": (b"container", b"code_execution"),
 }
 
@@ -254,6 +291,7 @@ class Endpoint:
         yields: where in the answer the ids of objects are, and their kinds.
         requested: if not empty, the answer has ids only if the body has one of these texts.
         hints: if not empty, the body may name objects, and has one of these texts if it does.
+        lines: it may be the input of a batch.
         deletes: the object that the path names.
         account: may list or read objects of the whole account; so may an endpoint without a row, which is not `known`.
     """
@@ -261,6 +299,7 @@ class Endpoint:
     yields: Mapping[str, str] = field(factory=dict)
     requested: Sequence[bytes] = ()
     hints: Sequence[bytes] = ()
+    lines: bool = False
     deletes: bool = False
     account: bool = False
     known: bool = True
@@ -270,6 +309,8 @@ class Endpoint:
 _PREFIX: Final = re.compile(
     rb"/(?:api|openai|anthropic|compatibility)/v1(?=/)|/(?:v1beta/openai|endpoints/openapi|beta)(?=/)"
     rb"|(?:/openai)?/deployments/[^/]+(?=/)|/openai(?=/)"
+    # Azure's, behind the path of its base URL.
+    rb"|(?=/(?:assistants|batches|files|fine_tuning|models|responses|threads|uploads|vector_stores)(?:/|\Z))"
 )
 
 _COLON: Final = re.compile(rb"%3a", re.IGNORECASE)
@@ -332,7 +373,7 @@ def _endpoint(properties: str) -> Endpoint:
         # It was created before: only what came into being since is new.
         yields = {place: kind for place, kind in yields.items() if place != "id"}
     requested, hints = _REQUESTED.get(shown, ()), HINTS.get(words["body"], ())
-    return Endpoint(yields, requested, hints, bool(words["deletes"]), bool(words["account"]))
+    return Endpoint(yields, requested, hints, words["body"] == "lines", bool(words["deletes"]), bool(words["account"]))
 
 
 def _expression(path: str) -> re.Pattern[bytes]:

@@ -45,6 +45,11 @@ CHUNKS = (
     {"id": "chatcmpl-2", "object": "chat.completion.chunk", "choices": [{"delta": {"content": "x"}}]},
     {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [{"delta": {"audio": {"id": "audio_1"}}}]},
 )
+CONVERSATION = (
+    {"type": "conversation.response.started", "conversation_id": "conv_1"},
+    {"type": "message.output.delta", "content": {"type": "tool_file", "file_id": "file_1"}},
+    {"type": "message.output.delta", "content": '{"file_id": "file_2"}'},
+)
 MESSAGE = (
     {"type": "content_block_start", "content_block": {"content": {"content": [{"file_id": "file_1"}]}}},
     {"type": "message_delta", "delta": {"container": {"id": "container_1"}}},
@@ -57,6 +62,8 @@ MESSAGE = (
 @pytest.mark.parametrize(
     ("path", "stream", "ids"),
     [
+        (b"/v1/conversations", CONVERSATION, {"conv_1": "conversation", "file_1": "file"}),
+        (b"/v1/conversations/conv_1/restart", CONVERSATION, {"conv_1": "conversation", "file_1": "file"}),
         (
             b"/v1/responses",
             (CREATED, ADDED, DELTA, CALL),
@@ -90,6 +97,24 @@ def test_of_a_document_that_is_too_long_or_cut_off_the_first_id_is_read(cut: int
     assert read(b"/v1/responses", JSON, long, cut) == {"resp_1": "response"}
     assert read(b"/v1/responses", JSON, b'{"id": "resp_1", "output": [', cut) == {"resp_1": "response"}
     assert read(b"/v1/responses", JSON, b'{"output": [], "metadata": {"id": "file-1"', cut) == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "ids"),
+    [
+        (
+            b"/v1/batch/jobs",
+            {"id": "job_1", "output_file": None, "error_file": "file_1"},
+            {"job_1": "batch", "file_1": "file"},
+        ),
+        (b"/v1/batches", {"job": {"id": "batch_1"}, "warning": ""}, {"batch_1": "batch"}),
+        (b"/v1/videos/generations", {"request_id": "video_1"}, {"video_1": "video"}),
+        (b"/v1/chat/completions", {"request_id": "deferred_1"}, {"deferred_1": "completion"}),
+        (b"/v1/files/upload", {"id": "file_1"}, {"file_1": "file"}),
+    ],
+)
+def test_an_answer_of_another_vendor_shows_ids(path: bytes, document: object, ids: dict[str, str]) -> None:
+    assert read(path, JSON, json.dumps(document).encode(), 1 << 20) == ids
 
 
 @pytest.mark.parametrize("value", [1, None, "", "x" * 256, "a b", "caf\u00e9", {"id": "x"}])
