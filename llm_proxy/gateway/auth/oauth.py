@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 from urllib.parse import quote
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from llm_proxy.gateway.auth import documents
 from llm_proxy.gateway.auth.token_source import AccessToken, ExchangeFailed
@@ -21,13 +21,16 @@ from llm_proxy.net.tls import client_context
 TIMEOUT: Final = 10.0
 #: Bytes of the longest token file that is sent; Anthropic accepts no longer ones.
 _LONGEST_JWT: Final = 16 * 1024
+#: Characters of the longest access token; providers accept no longer headers.
+_LONGEST_TOKEN: Final = 16 * 1024
 _JWT: Final = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
 #: Error codes are shown, descriptions are not: these may repeat what was sent.
 _CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,63}")
 
 
 class _Answer(Struct):
-    access_token: str
+    # Text that no header can carry would be kept for its lifetime, and fail every request.
+    access_token: Annotated[str, Meta(pattern=rf"^[!-~]{{1,{_LONGEST_TOKEN}}}\Z")]
     expires_in: float
 
 

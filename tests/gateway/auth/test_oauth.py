@@ -158,6 +158,15 @@ async def test_a_lifetime_in_a_string_is_read(tmp_path: Path) -> None:
             [JWT],
             "the answer of the token endpoint has no valid access_token and expires_in",
         ),
+        *(
+            (
+                "azure-ad",
+                200,
+                {"access_token": token, "expires_in": 3600},
+                "the answer of the token endpoint has no valid access_token and expires_in",
+            )
+            for token in ("", "a\r\nX-Evil: 1", "a\n", "tok\u00e9n", "a b", "a" * 16_385)
+        ),
     ],
 )
 async def test_a_refused_exchange_says_why_without_secrets(
