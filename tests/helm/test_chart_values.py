@@ -91,6 +91,7 @@ FEATURES: dict[str, Values] = {
             {"name": "PROXY_TOKEN", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "token"}}},
         ],
         "providers": {"config": {"default_api": "openai", "apis": {"openai": {"base_url": "https://api.openai.com"}}}},
+        "identityTokens": [{"name": "anthropic", "audience": "https://api.anthropic.com", "expirationSeconds": 600}],
         "dashboard": {"enabled": True},
         "prometheusRule": {"enabled": True},
     },
@@ -260,3 +261,37 @@ def test_a_network_policy_keeps_cloud_metadata_out_of_reach_and_the_database_wit
     (rule,) = database["ingress"]
     (peer,) = rule["from"]
     assert peer["podSelector"]["matchLabels"]["app.kubernetes.io/component"] == "server"
+
+
+def test_tokens_of_the_service_account_are_files_of_servers_only() -> None:
+    tokens = [
+        {"name": "openai", "audience": "https://api.openai.com/v1"},
+        {"name": "azure", "audience": "api://AzureADTokenExchange", "expirationSeconds": 7200},
+    ]
+    values = merged(DATABASES["postgres"], FLEET["migrated by a job"], {"identityTokens": tokens})
+    objects = render(values)
+    (mount,) = [each for each in server(objects)["volumeMounts"] if each["name"] == "identity-tokens"]
+    assert (mount["mountPath"], mount["readOnly"]) == ("/var/run/secrets/tokens", True)
+    volumes = deployment(objects)["spec"]["template"]["spec"]["volumes"]
+    (volume,) = [each for each in volumes if each["name"] == "identity-tokens"]
+    assert [each["serviceAccountToken"] for each in volume["projected"]["sources"]] == [
+        {"path": "openai", "audience": "https://api.openai.com/v1", "expirationSeconds": 3600},
+        {"path": "azure", "audience": "api://AzureADTokenExchange", "expirationSeconds": 7200},
+    ]
+    (job,) = of_kind("Job", objects)
+    assert "identity-tokens" not in str(job)
+
+
+@pytest.mark.parametrize(
+    "token",
+    [
+        {"name": "a"},
+        {"audience": "a"},
+        {"name": "../a", "audience": "a"},
+        {"name": "a", "audience": "a", "expirationSeconds": 60},
+        {"name": "a", "audience": "a", "path": "b"},
+    ],
+)
+def test_a_token_of_the_service_account_that_is_not_complete_is_refused(token: Values) -> None:
+    with pytest.raises(Refused):
+        render({"identityTokens": [token]})

@@ -71,6 +71,18 @@ only what they need to talk to the database.
         path: providers.yaml
 {{- end }}
 {{- end }}
+{{- with .root.Values.identityTokens }}
+- name: identity-tokens
+  projected:
+    defaultMode: 0440
+    sources:
+      {{- range . }}
+      - serviceAccountToken:
+          path: {{ .name }}
+          audience: {{ .audience | quote }}
+          expirationSeconds: {{ .expirationSeconds | default 3600 | int }}
+      {{- end }}
+{{- end }}
 {{- with .root.Values.tls }}
 {{- if .enabled }}
 - name: tls
@@ -109,6 +121,11 @@ only what they need to talk to the database.
   mountPath: /etc/llm-proxy
   readOnly: true
 {{- end }}
+{{- end }}
+{{- if .root.Values.identityTokens }}
+- name: identity-tokens
+  mountPath: /var/run/secrets/tokens
+  readOnly: true
 {{- end }}
 {{- if .root.Values.tls.enabled }}
 - name: tls
