@@ -21,6 +21,9 @@ from tests.db.schemas import describe
 
 TRANSACTIONAL = (Kind.SQLITE, Kind.POSTGRES)
 ENDS = {End.KILL: -9, End.FAIL: FAILED}
+#: Changes from one killed run to the next, where a transaction holds them. One that escapes it would be found after any
+#: later one as well, and runs in which a statement fails end at each of them.
+STEP = 7
 #: More changes than any history makes: for a run that goes wrong without end.
 ENOUGH = 500
 
@@ -36,12 +39,13 @@ def outline(connection: Connection) -> object:
 
 
 def walk(database: Database, kind: Kind, end: End, run: Callable[..., None], *arguments: object) -> int:
-    """Run again and again until it comes to its end, and look after each time. Says how often it was cut off.
+    """Run again and again until it comes to its end, and look after each time. Says after how many changes that was.
 
-    Where a transaction holds it all, each run gets one change further than the one before, and leaves nothing. On
-    MySQL and MariaDB each begins with what the one before has left, and adds the least that is more.
+    Where a transaction holds it all, each run gets further than the one before, and leaves nothing. On MySQL and
+    MariaDB each begins with what the one before has left, and adds the least that is more.
     """
     together = kind in TRANSACTIONAL
+    step = STEP if together and end is End.KILL else 1
     look = outline if together else found
     before = database.read_now(look)
     kept = database.read_now(contents)
@@ -49,13 +53,13 @@ def walk(database: Database, kind: Kind, end: End, run: Callable[..., None], *ar
     for number in range(ENOUGH):
         status = crashes.run(run, database.target, *arguments, end, after)
         if status == 0:
-            return number
+            return number * step
         assert status == ENDS[end]
         left = database.read_now(look)
         assert left == before or not together
-        after = after + 1 if left == before else 1
+        after = after + step if left == before else 1
         before = left
-        rows = database.read_now(contents) if number % 5 == 0 or not together else {}
+        rows = database.read_now(contents) if after % 5 == 0 or not together else {}
         assert all(agree(kept[name], rows[name]) for name in kept.keys() & rows.keys())
     raise AssertionError("it never came to its end")
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-import subprocess
-import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
 
@@ -20,7 +19,7 @@ from db.dsn import Target
 from db.errors import Contention, FileInUse, Unavailable
 from db.options import Options
 from tests.databases.kinds import SERVERS, Kind, on
-from tests.databases.scratch import Databases, upgrade
+from tests.databases.scratch import upgrade
 from tests.db import crashes
 from tests.db.crashes import End
 from tests.db.schemas import differences
@@ -55,40 +54,20 @@ def test_a_reader_overtaken_by_a_migration_is_retried(fresh: Database, database_
     assert migrate.up(fresh) == ()
 
 
-PROGRAM = """
-import sys
-from db import dsn, migrate
-from db.database import opened
-from db.errors import FileInUse
-from db.options import Options
-target = dsn.parse(*sys.argv[1:])
-sys.stdin.readline()
-try:
-    with opened(target, Options()) as database:
-        print(len(migrate.up(database)), database.read_now(migrate.is_at_head))
-except FileInUse:
-    print("in use")
-"""
-
-
-def test_eight_processes_migrate_at_once(databases: Databases, database_kind: Kind) -> None:
-    with databases.empty(database_kind) as scratch:
-        command = [sys.executable, "-c", PROGRAM, scratch.kind.driver, scratch.url, scratch.path]
+def test_eight_processes_migrate_at_once(database_target: Target, database_kind: Kind) -> None:
+    with ExitStack() as stack:
+        line = crashes.context.Barrier(8)
         processes = [
-            subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)
+            stack.enter_context(crashes.killed_at_the_end(crashes.start(crashes.race, database_target, line)))
+            for _ in range(8)
         ]
         for process in processes:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.flush()
-        said = sorted(process.communicate(timeout=60)[0].strip() for process in processes)
-        assert [process.returncode for process in processes] == [0] * 8
-        done = f"{len(migrate.revisions())} True"
-        assert said.count(done) == 1
-        others = {"0 True"} if database_kind is not Kind.SQLITE else {"0 True", "in use"}
-        assert set(said) - {done} <= others
-        with opened(scratch.target, Options()) as database:
-            assert database.read_now(differences) == []
+            process.join(crashes.PATIENCE)
+        done = Counter(process.exitcode for process in processes)
+    assert done.pop(len(migrate.revisions())) == 1
+    assert set(done) <= ({0} if database_kind is not Kind.SQLITE else {0, crashes.IN_USE})
+    with opened(database_target, Options()) as database:
+        assert database.read_now(differences) == []
 
 
 @on(*SERVERS)
