@@ -33,7 +33,7 @@ query: `?key=TOKEN`. It is removed before the request is forwarded, and no log o
 
 Method, path, query, body and all other headers are forwarded unchanged, and so are the status, headers and body of the
 response: bodies byte for byte, streams chunk by chunk, compressed bodies compressed. Redirects are relayed, never
-followed. These headers are stripped:
+followed. The only edit is that of [URLs in answers](guides/providers.md#urls-in-answers). These headers are stripped:
 """
 
 _PATHS = """\
@@ -60,9 +60,9 @@ _ENDPOINTS = """\
 ## Endpoints without a provider file
 
 They allow GET and POST, and where the provider has more, DELETE and PATCH. Not included are endpoints that administer
-the account of the API key, transfer long-lived secrets, need a protocol upgrade, or return a URL to which SDKs would
-send the proxy's token ([Anthropic's batches](guides/anthropic.md#batches), uploads to Gemini). The other
-[built-in providers](guides/providers.md#built-in-providers) need their base URL in a provider file.
+the account of the API key, transfer long-lived secrets, or need a protocol upgrade. [Anthropic's
+batches](guides/anthropic.md#batches) and uploads to Gemini need [`PUBLIC_URL`](guides/providers.md#urls-in-answers).
+The other [built-in providers](guides/providers.md#built-in-providers) need their base URL in a provider file.
 """
 
 _ERRORS = """\
@@ -135,6 +135,9 @@ def _headers() -> str:
                 headers.INSTRUCTIONS,
                 "they control a reverse proxy or CDN in front; `x-accel-*` and `x-litespeed-*` too",
             ),
+            row(
+                "to the client", headers.DIGESTS, "only if the response was edited: they are about the provider's bytes"
+            ),
             row("to the client", headers.WHOLE_ORIGIN, "browsers would apply them to the whole origin of the proxy"),
             "",
             "A header name with `_` is forwarded, unless it would become one of these, one that the proxy checks or",
@@ -150,6 +153,7 @@ def _headers() -> str:
             "|---|---|",
             "| `X-LLM-Proxy-Request-ID` | the id of the request in the ledger and in the log |",
             "| `X-Request-ID` | the same, if the provider sent none |",
+            "| `X-LLM-Proxy-Edited` | the edits of the response, if there are any: `rewrite_urls` |",
             "| `X-LLM-Proxy-Overhead-Ms` | milliseconds before the request was sent to the provider |",
             "| `X-Accel-Buffering: no` | on event streams, so that nginx does not buffer them |",
             "",

@@ -132,6 +132,11 @@ class Settings:
         "`ENABLE_TLS` is set.",
         flag="--manage-api-base-url",
     )
+    public_url: str | None = SERVER.optional(
+        kinds.PUBLIC_URL,
+        "Scheme and host at which clients reach this proxy, e.g. `https://llm.example.com`. URLs in answers that SDKs "
+        "follow are replaced by it; without it, the endpoints with such answers are refused.",
+    )
     workers: int = SERVER.setting(
         kinds.integer(1, 256),
         "1",

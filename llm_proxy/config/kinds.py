@@ -315,6 +315,16 @@ def _base_url(text: str) -> str:
 
 _BAD_HOST = "its host or port is not valid; write it like https://api.example.com:8443"
 
+
+def _public_url(text: str) -> str:
+    url = _base_url(text)
+    if urlsplit(url).path:
+        raise InvalidValue("it has a path; write scheme and host only, like https://llm.example.com")
+    return url
+
+
+PUBLIC_URL = Kind("URL", "scheme and host, such as https://llm.example.com", _public_url)
+
 BASE_URL = Kind("URL", "an http or https URL without user and query, such as https://api.openai.com", _base_url)
 
 

@@ -13,7 +13,7 @@ from llm_proxy.errors import (
     TokenMissing,
     UpgradeRequired,
 )
-from llm_proxy.gateway.http import headers, paths
+from llm_proxy.gateway.http import headers, paths, upload_session
 from llm_proxy.ledger import AdmissionRequest, Named
 from llm_proxy.tokens import digest_of
 
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.http.parameters import Parameters
     from llm_proxy.gateway.inbound import Inbound
     from llm_proxy.gateway.providers.provider import Providers
+    from llm_proxy.secrets.encryption import KeyRing
 
 
-def digest(inbound: Inbound) -> bytes:
+def digest(inbound: Inbound, keyring: KeyRing) -> bytes:
     """Check the path, the query and the token's format; return the digest by which the database knows the token.
 
     Raises:
@@ -36,7 +37,12 @@ def digest(inbound: Inbound) -> bytes:
     provider = inbound.route.provider
     token = headers.token_of(inbound.headers, () if provider is None else provider.tokens_in(inbound.query))
     if token is None:
-        raise TokenMissing
+        found = None
+        if provider is not None and provider.rewriting and provider.rewriting.begins_uploads(inbound.route.path):
+            found = upload_session.token_digest(keyring, provider.name, inbound.query)
+        if found is None:
+            raise TokenMissing
+        return found
     token_digest = digest_of(token)
     if token_digest is None:
         raise TokenInvalid

@@ -15,6 +15,7 @@ from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.paths import query_value
 from llm_proxy.gateway.objects import answers
+from llm_proxy.gateway.providers.rewriting import EDIT
 from llm_proxy.gateway.upstream.failures import (
     ConnectFailed,
     ConnectTimeout,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.inbound import Inbound
     from llm_proxy.gateway.objects.answers import AnswerReader
     from llm_proxy.gateway.providers.provider import Provider
+    from llm_proxy.gateway.providers.rewriting import WholeResponse
     from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
     from llm_proxy.gateway.usage import UsageMeter
     from llm_proxy.ledger import Objects
@@ -73,6 +75,7 @@ class Exchange:
         reason: what the provider did wrong, for the operator.
         provider_request_id: the id that the provider gave the request; SDKs show it.
         yields: where the answer has ids of objects that the request creates, see `objects/table.py`.
+        upload_url: completes the URL of an upload session in the answer.
         record: records these objects; True if they are in the database then.
     """
 
@@ -94,6 +97,7 @@ class Exchange:
     meter: UsageMeter = NOTHING
     yields: Mapping[str, str] = field(factory=dict)
     record: Callable[[Objects], Awaitable[bool]] | None = None
+    upload_url: Callable[[str], str] = str
     _answer: AnswerReader | None = None
     _unrecorded: Objects = ()
 
@@ -107,7 +111,7 @@ class Exchange:
         response: UpstreamResponse | None = None
         try:
             response = await self._ask(provider, upstream, api_key)
-            await self._relay(response, provider.shape_for(self.inbound.route.path))
+            await self._relay(response, provider)
         except (ConnectTimeout, HeaderTimeout) as failure:
             self._fail(failure, "upstream_timeout")
         except ReadTimeout as failure:
@@ -144,6 +148,9 @@ class Exchange:
         target = provider.target(path, inbound.query, api_key)
         credential = provider.credential(api_key, path)
         fields = headers.request_headers(inbound.headers, credential, provider.required_headers, provider.headers)
+        if provider.rewriting is not None and provider.rewriting.edits_body(path):
+            fields = [field for field in fields if field[0] != b"accept-encoding"]
+            fields.append((b"accept-encoding", b"identity"))
         if provider.auth == "sigv4":
             if not inbound.ended:
                 raise Overloaded("The project's provider was changed meanwhile. Send the request again.")
@@ -156,17 +163,23 @@ class Exchange:
             response.headers = [field for field in response.headers if key not in field[1]]
         return response
 
-    async def _relay(self, response: UpstreamResponse, shape: Shape) -> None:
-        """Relay the response as it arrives."""
+    async def _relay(self, received: UpstreamResponse, provider: Provider) -> None:
+        """Relay the response as it arrives, unless it must be edited."""
+        path = self.inbound.route.path
+        response: UpstreamResponse | WholeResponse = received
+        edits: tuple[bytes, ...] = ()
+        if provider.rewriting is not None and path in provider.rewriting:
+            response, edited = await provider.rewriting.edit(received, path, self.upload_url)
+            edits = (EDIT,) if edited else ()
         status = response.status
         overhead_ms = (self.admitted - self.inbound.arrived) * 1000
         request_id = self.inbound.id.encode("ascii")
-        head = headers.response_headers(response.headers, request_id, overhead_ms)
-        self.meter = meter_for(status, response.headers, self.inbound.method, self.inbound.route.path)
+        head = headers.response_headers(response.headers, request_id, overhead_ms, edits)
+        self.meter = meter_for(status, response.headers, self.inbound.method, path)
         names = dict(head)
         if self.record is not None:
             self._answer = answers.reader_for(self.yields, status, response.headers)
-        self.provider_request_id = _provider_request_id(names, request_id, shape)
+        self.provider_request_id = _provider_request_id(names, request_id, provider.shape_for(path))
         self.streamed = headers.is_event_stream(names.get(b"content-type", b""))
         send = self.send
         await send({"type": "http.response.start", "status": status, "headers": head})
@@ -180,7 +193,7 @@ class Exchange:
         if not self.whole:
             await self._relay_rest(response)
 
-    async def _relay_piece(self, response: UpstreamResponse, data: bytes) -> None:
+    async def _relay_piece(self, response: UpstreamResponse | WholeResponse, data: bytes) -> None:
         """Send a piece of the body to the client; an empty one ends it."""
         meter = self.meter
         work: Iterable[None] = ()
@@ -222,7 +235,7 @@ class Exchange:
             self._unrecorded += tuple(self._answer.end())
         return self._unrecorded
 
-    async def _relay_rest(self, response: UpstreamResponse) -> None:
+    async def _relay_rest(self, response: UpstreamResponse | WholeResponse) -> None:
         """Relay the rest after the event that ends a stream: little or nothing.
 
         A client that disconnects now misses nothing. If the body ends soon, the connection can be used again. A body

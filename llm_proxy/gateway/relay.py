@@ -13,7 +13,7 @@ from llm_proxy.errors import BadRequest, Overloaded, ProxyError, provider_respon
 from llm_proxy.gateway import admission
 from llm_proxy.gateway.auth import token_sources
 from llm_proxy.gateway.exchange import Exchange
-from llm_proxy.gateway.http import parameters
+from llm_proxy.gateway.http import parameters, upload_session
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
 from llm_proxy.gateway.objects.request import RequestObjects
 from llm_proxy.gateway.usage import model_name
@@ -146,7 +146,7 @@ class Relay:
         nothing while the provider accepts nothing.
         """
         inbound.check_size()
-        digest, providers = admission.digest(inbound), routing.providers
+        digest, providers = admission.digest(inbound, self.keyring), routing.providers
         await inbound.begin()
         path = self.request_log.path(inbound.path.decode("ascii"))
         found: Parameters | BadRequest | None = None
@@ -231,6 +231,8 @@ class Relay:
             # The token of a request that came in one piece was not known before. Beyond the bound it is void.
             self._take_slot(inbound)
             provider = routing.providers.by_name[name]
+            if provider.rewriting is not None:
+                exchange.upload_url = partial(upload_session.add, self.keyring, request.digest, name)
             secret = api_key = self.keyring.open(grant.key.sealed, grant.key.owner)
             tokens = self.token_sources.get(provider.auth)
             if tokens is not None:

@@ -76,6 +76,15 @@ def mistake(name: str, value: str) -> str:
             + "allowed: a comma-separated list such as 10.0.0.0/8, 127.0.0.1",
         ),
         ("API_CONFIG_PATH", "/no/providers.yaml", NO_FILE),
+        ("PUBLIC_URL", "llm.example.com", "a base URL begins with https:// or http://"),
+        ("PUBLIC_URL", "ftp://llm.example.com", "a base URL begins with https:// or http://"),
+        (
+            "PUBLIC_URL",
+            "https://llm.example.com/v1",
+            "it has a path; write scheme and host only, like https://llm.example.com",
+        ),
+        ("PUBLIC_URL", "https://llm.example.com?a", "a base URL has no query and no fragment"),
+        ("PUBLIC_URL", "https://llm.example.com:0", BAD_HOST),
         ("OPENAI_API_URL", "api.openai.com", "a base URL begins with https:// or http://"),
         ("OPENAI_API_URL", "https://", BAD_HOST),
         ("OPENAI_API_URL", "https://api.example?x=1", "a base URL has no query and no fragment"),
@@ -95,6 +104,7 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, reas
         ("ENCRYPTION_KEY", f"{KEY},", f"key 2 is empty; {KEYS}"),
         # An @ in a value may be the end of a password, whatever the setting.
         ("OPENAI_API_URL", "https://me:hunter2@api.example", "a base URL has no user and no password"),
+        ("PUBLIC_URL", "https://me:hunter2@llm.example", "a base URL has no user and no password"),
         ("DB_DRIVER", "postgres://me:hunter2@db/x", "allowed: one of sqlite, postgres, mysql"),
         (
             "CORS_ALLOWED_ORIGINS",

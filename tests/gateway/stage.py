@@ -203,7 +203,7 @@ async def scene(
     async with trio.open_nursery() as nursery:
         await nursery.start(provider.serve)
         url = f"http://127.0.0.1:{provider.port}"
-        settings = {"OPENAI_API_URL": url}
+        settings = {"OPENAI_API_URL": url, "PUBLIC_URL": "https://llm.example.com"}
         if judged or auth != "bearer":
             rules = "param_whitelist: {model: [m]}" if judged else f"auth: {auth}"
             (folder / "apis.yaml").write_text(f"apis: {{openai: {{{rules}}}}}")

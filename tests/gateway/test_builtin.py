@@ -35,8 +35,7 @@ OPENAI, ANTHROPIC = BUILT_IN["openai"], BUILT_IN["anthropic"]
         ("anthropic", "POST", b"/v1/messages/count_tokens"),
         ("openai", "GET", b"/v1/models/openai%2Fgpt-oss-120b"),
         ("openai", "DELETE", b"/v1/models/ft%3Agpt-5.4-mini%3Aacme"),
-        ("anthropic", "POST", b"/v1/messages/batches"),
-        ("anthropic", "POST", b"/v1/messages/batches/b/cancel"),
+        ("anthropic", "GET", b"/v1/messages/batches/b/results"),
         ("anthropic", "GET", b"/v1/models/claude"),
     ],
 )
@@ -68,24 +67,27 @@ def test_endpoints_that_administer_the_account_are_refused(name: str, path: byte
     assert isinstance(BUILT_IN[name].refusal("GET", path, []), EndpointNotAllowed)
 
 
-@pytest.mark.parametrize("path", [b"/v1/messages/batches/b", b"/v1/messages/batches/b/results"])
-def test_anthropic_batches_are_refused_with_an_explanation(path: bytes) -> None:
-    refusal = ANTHROPIC.refusal("GET", path, [])
+@pytest.mark.parametrize(
+    ("name", "path", "field"),
+    [
+        ("anthropic", b"/v1/messages/batches", "results_url"),
+        ("anthropic", b"/v1/messages/batches/b", "results_url"),
+        ("anthropic", b"/v1/messages/batches/b/cancel", "results_url"),
+        ("gemini", b"/upload/v1beta/files", "x-goog-upload-url"),
+        ("gemini", b"/upload/v1/files", "x-goog-upload-url"),
+    ],
+)
+def test_endpoints_whose_answers_have_urls_need_public_url(name: str, path: bytes, field: str) -> None:
+    refusal = BUILT_IN[name].refusal("POST", path, [])
     assert isinstance(refusal, EndpointNotAllowed)
-    for words in (
-        "results_url",
-        "batches.list()",
-        "extra_endpoints",
-        'client.get("/v1/messages/batches/ID/results"',
-    ):
-        assert words in refusal.message
+    assert field in refusal.message
+    assert "PUBLIC_URL" in refusal.message
+    public = attrs.evolve(BUILT_IN[name], public_url="https://llm.example.com")
+    assert public.refusal("POST", path, []) is None
 
 
-def test_a_denied_endpoint_can_be_allowed() -> None:
-    path = "/v1/messages/batches/{id}/results"
-    provider = attrs.evolve(ANTHROPIC, allowed_endpoints=(*ANTHROPIC.allowed_endpoints, path))
-    assert provider.refusal("GET", b"/v1/messages/batches/b/results", []) is None
-    assert isinstance(provider.refusal("GET", b"/v1/messages/batches/b", []), EndpointNotAllowed)
+def test_results_of_batches_have_no_such_url() -> None:
+    assert ANTHROPIC.refusal("GET", b"/v1/messages/batches/b/results", []) is None
 
 
 def test_origins_and_auth() -> None:
@@ -126,8 +128,8 @@ def test_a_whitelist_of_models_holds_for_fallback_models_too(tmp_path: Path) -> 
 
 
 def test_extra_endpoints_are_added_to_the_built_in_ones(tmp_path: Path) -> None:
-    provider = load(tmp_path, "apis: {anthropic: {extra_endpoints: '/v1/messages/batches/{id}'}}").default
-    assert provider.refusal("GET", b"/v1/messages/batches/b", []) is None
+    provider = load(tmp_path, "apis: {anthropic: {extra_endpoints: '/v1/new/{id}'}}").default
+    assert provider.refusal("GET", b"/v1/new/x", []) is None
     assert provider.refusal("POST", b"/v1/messages", []) is None
 
 
@@ -170,7 +172,7 @@ def test_a_whitelist_of_models_refuses_endpoints_whose_models_it_cannot_read(
     name: str, path: bytes, allowed: tuple[str, ...] | None, *, refused: bool
 ) -> None:
     whitelist = {"service_tier": ("default",)} if allowed is None else {"model": allowed}
-    provider = attrs.evolve(BUILT_IN[name], param_whitelist=whitelist)
+    provider = attrs.evolve(BUILT_IN[name], param_whitelist=whitelist, public_url="https://llm.example.com")
     error = provider.refusal("POST", path, [])
     assert (error is not None) == refused
     if error is not None:

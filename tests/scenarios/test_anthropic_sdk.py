@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
-import anthropic
 import pytest
-import yaml
 
-from benchmarks.processes import Upstream
-from tests.databases.kinds import Kind
-from tests.databases.scratch import Databases
 from tests.harness.deployment import Deployment
-from tests.harness.server import running_server
 from tests.scenarios.sdk import ASK, CLAUDE, KINDS, LAX_GENERATORS, WEATHER, claude, entered, items, pair, result
 
 pytestmark = [pytest.mark.filterwarnings(*LAX_GENERATORS)]
@@ -106,43 +99,6 @@ async def test_models_work_with_the_anthropic_sdk(clients: Any) -> None:
     assert [model.model_dump() for model in said] == [model.model_dump() for model in meant]
     one, other = [await result(client.models.retrieve(said[0].id)) for client in clients]
     assert one.model_dump() == other.model_dump()
-
-
-@pytest.mark.parametrize("beta", [False, True])
-async def test_batch_results_are_rejected_before_the_sdk_follows_results_url(
-    gateway: Deployment, token: str, prefix: str, beta: bool
-) -> None:
-    """The SDK reads the batch first, and then sends the token to wherever its `results_url` leads."""
-    async with claude("async", gateway.server.url + prefix, token) as client:
-        batches = client.beta.messages.batches if beta else client.messages.batches
-        for read in (batches.retrieve, batches.results):
-            with pytest.raises(anthropic.NotFoundError, match="results_url") as caught:
-                await read("msgbatch_1")
-            assert caught.value.error_code == "endpoint_not_allowed"
-        with pytest.raises(anthropic.NotFoundError, match="ask the operator to allow"):
-            await client.get("/v1/messages/batches/msgbatch_1/results", cast_to=str)
-    assert gateway.upstream.counts()["requests"] == 0
-
-
-async def test_batch_results_pass_if_the_operator_allows_their_path(
-    databases: Databases, upstream: Upstream, tmp_path: Path
-) -> None:
-    file = tmp_path / "providers.yaml"
-    allowed = ["/v1/messages/batches", "/v1/messages/batches/{id}/results"]
-    file.write_text(yaml.safe_dump({"apis": {"anthropic": {"base_url": upstream.url, "allowed_endpoints": allowed}}}))
-    with (
-        databases.migrated(Kind.SQLITE) as scratch,
-        running_server(scratch.env, {"API_CONFIG_PATH": str(file)}) as server,
-    ):
-        deployment = Deployment(server, upstream)
-        secret = deployment.new_secret(deployment.new_project(provider="anthropic")["id"])
-        async with claude("async", server.url, secret) as client:
-            with pytest.raises(anthropic.NotFoundError):  # of the scripted provider, which has no batches
-                await client.get("/v1/messages/batches/msgbatch_1/results", cast_to=str)
-            with pytest.raises(anthropic.NotFoundError, match="results_url"):
-                await client.messages.batches.results("msgbatch_1")
-        (seen,) = upstream.requests()
-        assert seen["target"] == "/v1/messages/batches/msgbatch_1/results"
 
 
 async def test_a_bearer_token_is_accepted_from_the_anthropic_sdk(gateway: Deployment, token: str, prefix: str) -> None:

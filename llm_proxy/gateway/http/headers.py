@@ -17,6 +17,7 @@ All headers are forwarded byte for byte and in order, except:
   provider could make it send another path or file. The proxy itself sends `X-Accel-Buffering: no` for streams.
 - What a browser applies to the whole origin of a response (`Strict-Transport-Security`, `Clear-Site-Data` and similar
   fields): the origin is the proxy's. Fields for one response, such as `Content-Security-Policy`, are forwarded.
+- Digests and `ETag` of a response that was edited.
 
 Some servers read `_` in a name as `-` (from RFC 3875 §4.1.18). So a name with `_` is stripped if it would then become
 one of these, or one that the proxy checks, reads or sets itself.
@@ -114,6 +115,9 @@ WHOLE_ORIGIN = frozenset(
     reporting-endpoints service-worker-allowed set-login strict-transport-security use-as-dictionary
     """.split()
 )
+
+#: Digests and the version of the provider's bytes (RFC 9530, RFC 3230, RFC 1864, RFC 9110 §8.8.3).
+DIGESTS = frozenset({b"content-digest", b"repr-digest", b"digest", b"content-md5", b"etag"})
 
 _STRIPPED_DOWNSTREAM = HOP_BY_HOP | ACCOUNT | ONE_LEG | INSTRUCTIONS | WHOLE_ORIGIN
 
@@ -220,11 +224,14 @@ def request_headers(
     return kept
 
 
-def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) -> HeaderList:
+def response_headers(
+    headers: Headers, request_id: bytes, overhead_ms: float, edits: Sequence[bytes] = ()
+) -> HeaderList:
     """Convert a provider's response headers, names in any case, to those for the client; the proxy's own are last.
 
-    `Content-Length` is kept, because the body is forwarded byte for byte. Raises `UpstreamUnreachable` if a value
-    contains a control character.
+    `Content-Length` is kept, because the body is forwarded byte for byte, or was redone. `edits` are the names of the
+    edits of the response: what identifies the provider's bytes is stripped then. Raises `UpstreamUnreachable` if a
+    value contains a control character.
     """
     kept: HeaderList = []
     connection: list[bytes] = []
@@ -245,6 +252,9 @@ def response_headers(headers: Headers, request_id: bytes, overhead_ms: float) ->
         kept.append((b"x-request-id", request_id))
     kept.append((b"x-llm-proxy-request-id", request_id))
     kept.append((b"x-llm-proxy-overhead-ms", b"%.2f" % overhead_ms))
+    if edits:
+        kept = [field for field in kept if field[0] not in DIGESTS]
+        kept.append((b"x-llm-proxy-edited", b", ".join(edits)))
     return kept
 
 

@@ -30,6 +30,8 @@ _FIRST_IN_EVENT: Final = re.compile(
     rb'(?:event:[^\n]*\n)?data: ?\{"type":"response\.[a-z_]+",(?:"sequence_number":\d+,)?"response":'
     rb'(\{"id":"[\x21\x23-\x5b\x5d-\x7e]{1,255}")'
 )
+#: What Google puts before the id of a file.
+_COLLECTION: Final = "files/"
 _BLANK_LINE: Final = b"\n\n"
 #: Kinds of objects that are events themselves, by their member `object`.
 _EVENT_KINDS: Final[Mapping[str, str]] = {
@@ -162,7 +164,7 @@ class AnswerReader:
             return
         if len(self._seen) < MAX_IDS:
             self._seen.add(value)
-            found.append((value, kind))
+            found.append((value.removeprefix(_COLLECTION), kind))
 
 
 def reader_for(yields: Mapping[str, str], status: int, headers: Headers) -> AnswerReader | None:

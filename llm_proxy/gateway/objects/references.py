@@ -57,6 +57,10 @@ _LINE_HINTS: Final = (
     *(b'"id"', b'"audio"'),
 )
 
+#: Members with the URI of a file, and the id of the file in it.
+_URIS: Final = frozenset({"fileUri", "file_uri"})
+_GOOGLE_FILE: Final = re.compile(r"(?:https?://[a-z0-9.:-]+/v1(?:beta)?/)?files/([A-Za-z0-9_-]+)")
+
 #: Files inside of a container are reached through the container only.
 _INSIDE: Final = "cfile_"
 #: The names of a provider's own skills do not begin like this.
@@ -155,6 +159,8 @@ class References(JsonMembers):
     def _add_named(self, name: str, value: str) -> None:
         if value.startswith(_INSIDE) or (name == "skill_id" and not value.startswith(_SKILL)):
             return
+        if name in _URIS and (file := _GOOGLE_FILE.fullmatch(value)) is not None:
+            value = file[1]
         self._add(value)
 
     def _add(self, value: str) -> None:

@@ -14,12 +14,13 @@ Properties:
 Evaluations are `account`, because a run may read all stored completions of the account. Templates of prompts, voices
 and models, fine-tuned ones included, are the account's: every project may use them.
 
-OpenAI's rows are also those of providers with the same API under another prefix. Objects of further APIs (Gemini's
-files and caches) are never recorded, so that a body that names one is refused where a credential is shared.
+OpenAI's rows are also those of providers with the same API under another prefix. Google calls a file `files/ID` in
+answers, and names it by its URI in bodies; its id is what comes last. Objects of further APIs (Gemini's caches) are
+never recorded, so that a body that names one is refused where a credential is shared.
 
 Sources: https://platform.openai.com/docs/api-reference, https://docs.claude.com/en/api, https://docs.mistral.ai/api
 (conversations, batch jobs), https://docs.x.ai/api-reference (deferred completions, videos), https://docs.together.ai/reference
-(uploads).
+(uploads), https://ai.google.dev/api (files).
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ POST        /v1/moderations
 GET         /v1/files                                     account
 POST        /v1/files                                     creates file, body lines
 POST        /v1/files/upload                              creates file, body lines
+GET         /v1/files/{file}:download
 GET         /v1/files/{file}
 DELETE      /v1/files/{file}                              deletes
 GET         /v1/files/{file}/content
@@ -182,6 +184,12 @@ POST        /v1beta/models/*:batchGenerateContent         account
 POST        /v1/models/*:asyncBatchEmbedContent           account
 POST        /v1beta/models/*:asyncBatchEmbedContent       account
 POST        /publishers/*/models/*:fetchPredictOperation  account
+POST        /upload/v1beta/files                          creates uploaded_file
+POST        /upload/v1/files                              creates uploaded_file
+GET         /v1beta/files                                 account
+GET         /v1beta/files/{file}:download
+GET         /v1beta/files/{file}
+DELETE      /v1beta/files/{file}                          deletes
 GET         /v1beta/models
 GET         /v1beta/models/*
 POST        /v1beta/models/*                              body contents
@@ -255,6 +263,7 @@ YIELDS: Final[Mapping[str, Mapping[str, str]]] = {
     "video": {"id": "video", "request_id": "video"},
     "job": {"id": "job", "result_files": "file"},
     "upload_file": {"file.id": "file"},
+    "uploaded_file": {"file.name": "file"},
     "thread_run": {"id": "run", "thread_id": "thread"},
     # A container, and the files that the code in it has made.
     "message": {"container.id": "container", "content.content.content.file_id": "file"},

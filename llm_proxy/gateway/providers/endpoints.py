@@ -12,13 +12,13 @@ A pattern is a path. Its segments are
 So `/v1/models` does not allow `/v1/modelsX`, `/v1/models/` or `/v1/models/x`.
 
 A provider may decode `%2F` before it splits the path into segments. So a path that has one is also read with `/` in its
-place, and is refused if the result is another endpoint, allowed or denied.
+place, and is refused if the result is another endpoint.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import cached_property
 from urllib.parse import unquote
 
@@ -38,7 +38,7 @@ _EXPRESSIONS = {_MODEL: b"([^/]+)", "/**": b"/(?:/|" + _PLAIN + b")+"}
 class Endpoints:
     """A compiled allow-list; `path in endpoints` for raw paths that `paths.check` has accepted."""
 
-    def __init__(self, patterns: Iterable[str], denied: Mapping[str, str] | None = None) -> None:
+    def __init__(self, patterns: Iterable[str]) -> None:
         # If several match, the longest one says what the model is: `{model}:generateContent`, not `{model}`.
         self._patterns = sorted(patterns, key=len, reverse=True)
         for pattern in self._patterns:
@@ -46,7 +46,6 @@ class Endpoints:
         self._literal = frozenset(
             pattern.encode("ascii") for pattern in self._patterns if not _PLACEHOLDER.search(pattern)
         )
-        self._denied = [(Endpoints([pattern]), reason) for pattern, reason in (denied or {}).items()]
 
     @cached_property
     def _others(self) -> re.Pattern[bytes]:
@@ -62,15 +61,12 @@ class Endpoints:
         match = self._others.fullmatch(path)
         return unquote(match[match.lastindex].decode("latin-1")) if match and match.lastindex else None
 
-    def denial(self, path: bytes) -> str | None:
-        return next((reason for endpoints, reason in self._denied if path in endpoints), None)
-
     def _is_unambiguous(self, path: bytes) -> bool:
         """Whether a path that matches a pattern matches no other one when the name of its model is decoded."""
         if not has_name_escape(path):
             return True
         decoded = paths.with_slashes(path)
-        return decoded == path or (decoded not in self and self.denial(decoded) is None)
+        return decoded == path or decoded not in self
 
 
 def has_name_escape(path: bytes) -> bool:

@@ -25,10 +25,11 @@ from llm_proxy.errors import (
     ProxyError,
     Shape,
 )
-from llm_proxy.gateway.http import paths
+from llm_proxy.gateway.http import paths, upload_session
 from llm_proxy.gateway.http.headers import Headers
 from llm_proxy.gateway.http.parameters import ParameterRules, Parameters
 from llm_proxy.gateway.providers.endpoints import Endpoints, has_name_escape
+from llm_proxy.gateway.providers.rewriting import Rewriting, UrlField
 from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 from llm_proxy.logging.redaction import quoted
 
@@ -69,12 +70,13 @@ class Provider:
         auth_parameter: the parameter of the query that has it, for `auth` query.
         shape: the shape of errors that the provider's clients expect.
         allowed_endpoints: patterns of paths, see `endpoints.py`.
-        denied_endpoints: patterns that are not allowed, each with the reason for the client.
         param_whitelist: globs per body parameter, see `parameters.py`.
         models: where endpoints name their models, if neither their path nor `model` does, see `models_of`.
         allowed_origins: values of `Origin` that browsers may send; empty allows all.
         required_headers: in lower case.
         headers: that are sent to the provider, instead of the client's of these names; names in lower case.
+        rewrite_urls: fields of answers that have URLs of the provider, by patterns of paths, see `rewriting.py`.
+        public_url: what these URLs begin with instead.
         keep_alive: seconds for which an idle connection is kept open.
         max_idle_conns_per_host: maximum number of idle connections.
     """
@@ -86,23 +88,30 @@ class Provider:
     auth_parameter: str = "key"
     shape: Shape
     allowed_endpoints: tuple[str, ...]
-    denied_endpoints: Mapping[str, str] = field(factory=dict)
     allowed_methods: frozenset[str]
     param_whitelist: Mapping[str, tuple[str, ...]] = field(factory=dict)
     models: Mapping[str, tuple[str, ...]] = field(factory=dict)
     allowed_origins: frozenset[bytes] = frozenset()
     required_headers: frozenset[bytes] = frozenset()
     headers: Mapping[bytes, bytes] = field(factory=dict)
+    rewrite_urls: Mapping[str, tuple[UrlField, ...]] = field(factory=dict)
+    public_url: str | None = None
     timeouts: Timeouts
     keep_alive: float
     max_idle_conns_per_host: int
     endpoints: Endpoints = field(init=False, repr=False)
+    rewriting: Rewriting | None = field(init=False, repr=False)
     _rules: ParameterRules = field(init=False, repr=False)
     _models: Sequence[tuple[Endpoints, tuple[str, ...]]] = field(init=False, repr=False)
 
     @endpoints.default
     def _compile_endpoints(self) -> Endpoints:
-        return Endpoints(self.allowed_endpoints, self.denied_endpoints)
+        return Endpoints(self.allowed_endpoints)
+
+    @rewriting.default
+    def _compile_rewriting(self) -> Rewriting | None:
+        rules = self.rewrite_urls
+        return Rewriting(rules, self.name, self.origin, self.public_url) if rules else None
 
     @_rules.default
     def _compile_rules(self) -> ParameterRules:
@@ -154,13 +163,15 @@ class Provider:
     def target(self, path: bytes, query: bytes, api_key: str) -> bytes:
         """The request target for the provider: `base_path`, the route's path and the query, byte for byte.
 
-        The parameter of a token is removed from the query, and that of the API key is added if `auth` is query.
+        The parameters of a token are removed from the query, and that of the API key is added if `auth` is query.
         """
         if name := self._token_parameter:
             query, _ = paths.split_query(query, name)
             if self.auth == "query":
                 query = b"%b&%b=%b" % (query, name, paths.query_value(api_key))
                 query = query.removeprefix(b"&")
+        if query and self.rewriting is not None and self.rewriting.begins_uploads(path):
+            query, _ = paths.split_query(query, upload_session.PARAMETER)
         return self.base_path + path + b"?" + query if query else self.base_path + path
 
     @property
@@ -179,7 +190,11 @@ class Provider:
     ) -> ProxyError | None:
         """Check a request; None if it is allowed. `parameters` are not checked if the body is not read yet."""
         if path not in self.endpoints:
-            return self._endpoint_refusal(method, path)
+            refused: ProxyError | None = self._endpoint_refusal(method, path)
+        else:
+            refused = None if self.rewriting is None else self.rewriting.refusal(path)
+        if refused is not None:
+            return refused
         if method not in self.allowed_methods:
             allowed = tuple(sorted(self.allowed_methods))
             message = f"{_shown(path, method)} is not allowed here (allowed methods: {', '.join(allowed)})"
@@ -221,8 +236,6 @@ class Provider:
         )
 
     def _endpoint_refusal(self, method: str, path: bytes) -> ProxyError:
-        if (reason := self.endpoints.denial(path)) is not None:
-            return EndpointNotAllowed(reason)
         if has_name_escape(path):
             return InvalidPath(
                 "The escapes %2F and %3A are only allowed in the name of a model, where allowed_endpoints has {model},"

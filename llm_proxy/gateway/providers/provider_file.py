@@ -23,6 +23,7 @@ from llm_proxy.errors import Shape
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.providers import endpoints
 from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url
+from llm_proxy.gateway.providers.rewriting import UrlField
 from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 
 _BUILT_IN: Final = Path(__file__).with_name("builtin.yaml")
@@ -51,6 +52,9 @@ _HeaderValue = Annotated[
 _Parameter = Annotated[
     str, Kind("parameter", "a name of letters, digits, - and _, such as key", matching(r"[A-Za-z0-9_-]{1,64}"))
 ]
+_UrlField = Annotated[
+    UrlField, Kind("field", "a place in JSON such as data.results_url, or header:NAME", UrlField.parse)
+]
 _Method = Annotated[str, kinds.choice(Literal["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])]
 
 
@@ -78,6 +82,7 @@ class Api(Struct, frozen=True):
     param_whitelist: dict[str, tuple[_Pattern, ...]] | None = None
     allowed_origins: tuple[Annotated[str, kinds.ORIGIN], ...] | None = None
     required_headers: tuple[Annotated[str, kinds.HEADER_NAME], ...] | None = None
+    rewrite_urls: dict[str, tuple[_UrlField, ...]] | None = None
     timeouts: _Timeouts | None = None
     connection: _Connection | None = None
 
@@ -96,7 +101,6 @@ class _BuiltIn(Api, frozen=True):
     """
 
     shape: Annotated[Shape, kinds.choice(Shape)] | None = None
-    denied_endpoints: dict[str, _Text] | None = None
     example: Annotated[str, kinds.BASE_URL] | None = None
     models: dict[str, tuple[_Text, ...]] | None = None
 
@@ -204,6 +208,11 @@ def _check_api(document: Document, name: str, api: _BuiltIn, settings: Settings)
         place = ("apis", name, "auth_parameter")
         document.report(place, f"{'.'.join(place)} has no effect without auth: query; remove it")
     _check_headers(document, name, api)
+    for pattern in api.rewrite_urls or {}:
+        try:
+            endpoints.check(pattern)
+        except InvalidValue as error:
+            document.report(("apis", name, "rewrite_urls", pattern), f"apis.{name}.rewrite_urls.{pattern}: {error}")
     names: dict[str, str] = {}
     for parameter in api.param_whitelist or {}:
         twin = names.setdefault(parameter.casefold(), parameter)
@@ -259,12 +268,13 @@ def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings
         auth_parameter=api.auth_parameter or "key",
         shape=api.shape or _shape(paths),
         allowed_endpoints=(*paths, *(api.extra_endpoints or ())),
-        denied_endpoints=api.denied_endpoints or {},
         allowed_methods=frozenset(api.allowed_methods or _METHODS),
         param_whitelist=whitelist,
         models=api.models or {},
         allowed_origins=frozenset(() if "*" in origins else (origin.encode("ascii") for origin in origins)),
         required_headers=frozenset(name.lower().encode("ascii") for name in api.required_headers or ()),
+        rewrite_urls=api.rewrite_urls or {},
+        public_url=settings.public_url,
         headers={name.lower().encode("ascii"): value.encode("ascii") for name, value in (api.headers or {}).items()},
         timeouts=Timeouts(connect=times.connect or 10.0, response_header=times.response_header or read, read=read),
         keep_alive=times.idle or 90.0,
