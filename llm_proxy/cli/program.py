@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "ledger": "Verify the ledger.",
     "manage": "Manage projects, tokens and requests of a running server.",
     "migrate": "Migrate the schema of the database, or undo migrations.",
+    "prices": "Show what models cost, and find models without a price.",
     "reload": "Let a running server read its provider and price files again.",
     "server": "Migrate the database, then serve.",
 }

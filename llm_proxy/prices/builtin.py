@@ -62,6 +62,7 @@ _CLASSES: Final[Mapping[str, tuple[str, Decimal]]] = {
     "input_video_mtok": ("input_video", Decimal(1)),
     "cache_video_read_mtok": ("cached_video", Decimal(1)),
     "output_video_mtok": ("output_video", Decimal(1)),
+    "output_citation_mtok": ("citation", Decimal(1)),
     "audio_hours": ("audio_hour", Decimal(1)),
     "input_audio_hours": ("audio_hour", Decimal(1)),
     "input_document_kpages": ("page", _THOUSAND),

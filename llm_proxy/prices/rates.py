@@ -40,6 +40,7 @@ CLASSES: Final[Mapping[str, str]] = {
     "input_video": TOKENS,
     "cached_video": TOKENS,
     "output_video": TOKENS,
+    "citation": TOKENS,
     "audio_hour": HOUR,
     "image": EACH,
     "page": EACH,
@@ -56,9 +57,10 @@ _SCALE: Final = {TOKENS: 10**9, HOUR: 10**15, EACH: 10**15}
 _FEMTO_PER_NANO: Final = 10**6
 _MS_PER_HOUR: Final = 3_600_000
 
-#: What is counted beside tokens, and its class. A web fetch costs only its tokens:
+#: What is counted beside the tokens of input and output, and its class. A web fetch costs only its tokens:
 #: https://platform.claude.com/docs/en/agents-and-tools/tool-use/web-fetch-tool#usage-and-pricing
 _COUNTED: Final[Mapping[str, str | None]] = {
+    "citation_tokens": "citation",
     "audio_ms": "audio_hour",
     "images": "image",
     "pages": "page",
@@ -205,7 +207,7 @@ class Rates:
                     total += count * rate
         billed = self.in_tokens or self._request > 0
         for name, count in details.items():
-            if count > 0 and not name.endswith("_tokens"):
+            if count > 0 and (name in _COUNTED or not name.endswith("_tokens")):
                 rate = self._counted.get(name)
                 if rate is None:
                     return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final, Self
@@ -96,6 +96,12 @@ class Prices:
             if versions != price.version:
                 versions = f"{versions}, {price.version}" if versions else price.version
         return Cost(nanousd(total), versions) if versions else None
+
+    def models(self, provider: str) -> Iterator[str]:
+        """The models of a provider that have a price: patterns of the file first, then the built-in ones."""
+        yield from (pattern.text for pattern in self.file.patterns.get(provider, ()))
+        if vendor := self.vendors.get(provider):
+            yield from builtin.models(vendor)
 
     def price(self, provider: str, model: str, tier: str, at: datetime, requested: str = "") -> ModelPrice:
         """The price of a model at a time; without levels if there is none."""

@@ -174,8 +174,8 @@ def test_the_help_of_the_program_has_the_first_line_of_each_command() -> None:
 @pytest.mark.parametrize(
     ("arguments", "not_imported"),
     [
-        ("--help", ("quart", "hypercorn", "sqlalchemy", "httpx", "cryptography", "trio")),
-        ("db check", ("quart", "hypercorn", "httpx", "llm_proxy.gateway", "llm_proxy.web", "llm_proxy.worker")),
+        ("--help", ("quart", "hypercorn", "sqlalchemy", "httpx", "cryptography", "trio", "genai_prices")),
+        ("db check", ("quart", "hypercorn", "httpx", "llm_proxy.gateway", "llm_proxy.web", "llm_proxy.prices")),
         ("migrate status", ("quart", "hypercorn", "httpx", "llm_proxy.gateway")),
         ("manage project list", ("quart", "hypercorn", "llm_proxy.gateway")),
     ],
@@ -213,12 +213,13 @@ def test_the_short_helps_fit_into_their_lists(run: Run) -> None:
         "ledger",
         "manage",
         "migrate",
+        "prices",
         "reload",
         "server",
     ]
     groups = [
         ("--help",),
-        *((name, "--help") for name in ("db", "ledger", "manage", "migrate")),
+        *((name, "--help") for name in ("db", "ledger", "manage", "migrate", "prices")),
         ("manage", "token", "-h"),
     ]
     for group in groups:

@@ -1,0 +1,112 @@
+"""`llm-proxy prices`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import click
+from attrs import frozen
+
+from llm_proxy.cli.failures import CommandFailed, WrongUsage
+from llm_proxy.cli.options import config_option, json_option, load_settings
+from llm_proxy.cli.output import print_table
+from llm_proxy.cli.program import Group
+from llm_proxy.config.kinds import did_you_mean
+from llm_proxy.prices import Prices
+from llm_proxy.prices.rates import CLASSES
+from llm_proxy.prices.table import ModelPrice
+from llm_proxy.services import load_files
+
+#: The service tiers of which vendors publish prices; the first one is the standard tier.
+_TIERS: Final = ("", "batch", "flex", "priority", "fast")
+#: Classes with a column of their own.
+_COLUMNS: Final = ("input", "cached_input", "cache_write", "cache_write_1h", "output")
+
+
+@frozen
+class _Row:
+    provider: str
+    model: str
+    service_tier: str
+    above: int
+    prices: dict[str, str]
+    version: str
+    pattern: str
+
+
+@click.group(cls=Group)
+def command() -> None:
+    """Show what models cost, and find models without a price.
+
+    Prices are built in, and those of the file PRICES_PATH come before them.
+    """
+
+
+@command.command()
+@click.argument("model", required=False)
+@click.option("--provider", metavar="NAME", help="Show the prices at this provider only.")
+@json_option
+@config_option
+def show(model: str | None, provider: str | None, config: Path | None, *, as_json: bool) -> None:
+    """Show the current price of MODEL, or of all models.
+
+    Prices are in USD: for one million tokens, or for one unit of what is named under OTHER. ABOVE is the number of
+    input tokens above which a price applies to the whole request. The prices of service tiers, such as batch, are shown
+    for one MODEL only. Exits 1 if MODEL has no price.
+    """
+    providers, prices = load_files(load_settings(config))
+    names = list(dict.fromkeys([*providers.by_name, *prices.file.patterns]))
+    if provider is not None and provider not in names:
+        raise WrongUsage(f"provider {provider!r} is not configured{did_you_mean(provider, names)}; see API_CONFIG_PATH")
+    rows = list(_rows(prices, [provider] if provider else names, model))
+    if model is not None and not rows:
+        where = f"at the provider {provider}" if provider else "at any configured provider"
+        raise CommandFailed(f"{model!r} has no price {where}; add one to the file PRICES_PATH")
+    titles = ("PROVIDER", "MODEL", "TIER", "ABOVE", *(name.replace("_", " ").upper() for name in _COLUMNS))
+    print_table(
+        [
+            {
+                "provider": row.provider,
+                "model": row.model,
+                "service_tier": row.service_tier or None,
+                "above": row.above if row.above >= 0 else None,
+                "prices": row.prices,
+                "version": row.version,
+                "pattern": row.pattern or None,
+            }
+            for row in rows
+        ],
+        (*titles, "OTHER", "VERSION"),
+        [
+            (
+                row.provider,
+                row.model,
+                row.service_tier or None,
+                row.above if row.above >= 0 else None,
+                *(row.prices.get(name) for name in _COLUMNS),
+                ", ".join(f"{name} {usd}" for name, usd in row.prices.items() if name not in _COLUMNS) or None,
+                row.version,
+            )
+            for row in rows
+        ],
+        numbers=titles[3:],
+        as_json=as_json,
+    )
+
+
+def _rows(prices: Prices, providers: list[str], model: str | None) -> Iterator[_Row]:
+    now = datetime.now(UTC)
+    for provider in providers:
+        names = prices.models(provider) if model is None else (model,)
+        for name in dict.fromkeys(names):
+            for tier in _TIERS if model is not None else _TIERS[:1]:
+                yield from _levels(provider, name, tier, prices.price(provider, name, tier, now))
+
+
+def _levels(provider: str, model: str, tier: str, price: ModelPrice) -> Iterator[_Row]:
+    for above, rates in reversed(price.levels):
+        usd = {name: f"{rates.usd[name].normalize():f}" for name in CLASSES if name in rates.usd}
+        yield _Row(provider, model, tier, above, usd, price.version, price.pattern)
