@@ -206,6 +206,12 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     unmetered: Annotated[bool, doc("Whether the response may have had usage that could not be read.")] = False
     provider_request_id: Annotated[str | None, doc("The provider's id of the request, which SDKs show.")] = None
 
+    @property
+    def unpriced(self) -> bool:
+        """Whether something was used, and its cost is unknown."""
+        used = (self.input_tokens, self.output_tokens, self.usage_details)
+        return self.cost_nanousd is None and used != (None, None, None)
+
 
 #: Nothing was sent to the provider: the count is given back.
 VOID = Result(outcome="void")

@@ -301,16 +301,12 @@ def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:
         bucket["estimated"] += sign * result.estimated
         if result.duration_us is not None:
             bucket[DURATION_COLUMNS[bisect_left(DURATIONS, result.duration_us / 1000)]] += sign
-    used = False
     for name in _TOKENS:
         count = getattr(result, name)
         if count is not None:
-            used = True
             bucket[name] += sign * count
-    if result.cost_nanousd is not None:
-        bucket["cost_nanousd"] += sign * result.cost_nanousd
-    elif used:
-        bucket["unpriced"] += sign
+    bucket["cost_nanousd"] += sign * (result.cost_nanousd or 0)
+    bucket["unpriced"] += sign * result.unpriced
 
 
 def beat(connection: Connection, worker: Worker) -> datetime:

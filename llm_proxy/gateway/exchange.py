@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,15 +31,16 @@ from llm_proxy.gateway.usage import NOTHING, meter_for
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-    from db.records import Outcome
+    from db.records import CostBasis, Outcome
     from llm_proxy.errors import Shape
     from llm_proxy.gateway.inbound import Inbound
     from llm_proxy.gateway.objects.answers import AnswerReader
     from llm_proxy.gateway.providers.provider import Provider
     from llm_proxy.gateway.providers.rewriting import WholeResponse
     from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
-    from llm_proxy.gateway.usage import UsageMeter
+    from llm_proxy.gateway.usage import Usage, UsageMeter
     from llm_proxy.ledger import Objects
+    from llm_proxy.prices import Prices
 
 #: Steps of reading usage before a piece is sent: enough for a piece that is not compressed. The event that ends a
 #: stream must be recognised before the client has it and disconnects.
@@ -100,6 +102,7 @@ class Exchange:
     upload_url: Callable[[str], str] = str
     _answer: AnswerReader | None = None
     _unrecorded: Objects = ()
+    _provider: Provider | None = None
 
     async def run(self, provider: Provider, upstream: UpstreamPool, api_key: str) -> None:
         """Forward the request and relay the response.
@@ -109,6 +112,7 @@ class Exchange:
                 client detects that by its framing.
         """
         response: UpstreamResponse | None = None
+        self._provider = provider
         try:
             response = await self._ask(provider, upstream, api_key)
             await self._relay(response, provider)
@@ -269,9 +273,10 @@ class Exchange:
         self.status = error.status
         self.code = error.code
 
-    def result(self) -> Result:
+    def result(self, prices: Prices) -> Result:
         """The result for the ledger row."""
         usage = self.meter.result(whole=self.whole)
+        cost, basis, version = self._cost(usage, prices)
         return Result(
             outcome=self._final_outcome() if self.dispatch.sent else "void",
             status=self.status,
@@ -284,9 +289,30 @@ class Exchange:
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cached_tokens=usage.cached_tokens,
+            cache_write_tokens=usage.cache_write_tokens,
+            cache_write_1h_tokens=usage.cache_write_1h_tokens,
+            reasoning_tokens=usage.reasoning_tokens,
+            usage_details=usage.details,
+            service_tier=usage.service_tier or None,
+            cost_nanousd=cost,
+            cost_basis=basis,
+            price_version=version,
             unmetered=self.meter.unmetered,
             provider_request_id=self.provider_request_id,
         )
+
+    def _cost(self, usage: Usage, prices: Prices) -> tuple[int | None, CostBasis | None, str | None]:
+        """The cost, where it is from, and the version of the prices; None if the cost is unknown."""
+        if usage.cost_nanousd is not None:
+            return usage.cost_nanousd, "provider", None
+        provider = self._provider
+        if provider is None or (usage.input_tokens is None and usage.details is None):
+            return None, None, None
+        requested = self.inbound.model
+        if not usage.model or provider.shape == "aws":
+            requested = provider.endpoints.model(self.inbound.route.path) or requested
+        found = prices.cost(provider.name, usage.parts or (usage,), datetime.now(UTC), requested)
+        return (None, None, None) if found is None else (found.nanousd, "price", found.version)
 
     def _final_outcome(self) -> Outcome:
         """The outcome, corrected by what the provider itself reported."""

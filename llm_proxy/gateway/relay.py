@@ -256,7 +256,7 @@ class Relay:
     def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange, objects: RequestObjects) -> None:
         provider, reservation = grant.reservation.provider, grant.reservation
         self.metrics.upstream_ended(provider)
-        result = exchange.result()
+        result = exchange.result(self.prices)
         self.ledger.settle(grant, result, objects.deleted(exchange.status) or exchange.unrecorded())
         self.metrics.request(provider, result)
         self.request_log.request(

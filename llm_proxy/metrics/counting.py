@@ -52,6 +52,7 @@ class _Provider:
     input: Cells
     output: Cells
     cached: Cells
+    unpriced: Cells
     ends: dict[tuple[str, int], Cells] = field(factory=dict)
 
 
@@ -105,6 +106,7 @@ class Metrics:
         metrics.input[0] += result.input_tokens or 0
         metrics.output[0] += result.output_tokens or 0
         metrics.cached[0] += result.cached_tokens or 0
+        metrics.unpriced[0] += result.unpriced
 
     def refusal(self, code: str) -> None:
         """Count a request that the proxy refused, by its error code."""
@@ -186,6 +188,7 @@ class Metrics:
             self._cells(families.TOKENS, name, "input"),
             self._cells(families.TOKENS, name, "output"),
             self._cells(families.TOKENS, name, "cached"),
+            self._cells(families.UNPRICED, name),
         )
 
     def _first(self, name: str) -> _Provider:

@@ -91,6 +91,9 @@ FIRST_BYTE: Final = _histogram(
 TOKENS: Final = _counter(
     "llm_proxy_tokens", "Tokens that providers reported.", _PROVIDER, Label("kind", "`input`, `output` or `cached`")
 )
+UNPRICED: Final = _counter(
+    "llm_proxy_unpriced_requests", "Requests with known usage and unknown cost: something has no price.", _PROVIDER
+)
 REFUSALS: Final = _counter(
     "llm_proxy_refusals",
     "Requests that the proxy refused, by error code.",
@@ -201,7 +204,7 @@ PROCESS: Final = (
 
 #: All metrics, in the order of the reference page.
 SECTIONS: Final[dict[str, tuple[Family, ...]]] = {
-    "Requests": (REQUESTS, DURATION, FIRST_BYTE, TOKENS, REFUSALS),
+    "Requests": (REQUESTS, DURATION, FIRST_BYTE, TOKENS, UNPRICED, REFUSALS),
     "Upstream": (UPSTREAM_REQUESTS, UPSTREAM_CONNECTIONS),
     "Database": (
         *(DATABASE_UP, DATABASE_INFO, LAST_TRANSACTION),

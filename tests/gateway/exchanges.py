@@ -5,16 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import trio
-from attrs import define, field
+from attrs import define, evolve, field
 
 from db.records import Result
 from llm_proxy.config import Settings
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.inbound import Inbound
 from llm_proxy.gateway.providers import provider_file
-from llm_proxy.gateway.providers.provider import Route
+from llm_proxy.gateway.providers.provider import Provider, Route
 from llm_proxy.gateway.upstream.pool import UpstreamPool
+from llm_proxy.prices import Prices
 from tests.gateway.upstream.stage import PATIENT, Handler, Stage, counts, settled, stage
+
+PRICES = Prices.load(
+    None, {"openai": "https://api.openai.com", "bedrock": "https://bedrock-runtime.us-east-1.amazonaws.com"}
+)
 
 
 @define
@@ -48,7 +53,13 @@ class Client:
             self.inbound.leave()
 
 
-async def ended(handler: Handler, until: bytes | None = None, method: str = "POST", path: bytes = b"/v1/x") -> Ended:
+async def ended(
+    handler: Handler,
+    until: bytes | None = None,
+    method: str = "POST",
+    path: bytes = b"/v1/x",
+    provider: str = "openai",
+) -> Ended:
     """Run one exchange with a provider that does what `handler` says."""
 
     async def receive() -> Any:
@@ -63,15 +74,18 @@ async def ended(handler: Handler, until: bytes | None = None, method: str = "POS
         exchange = Exchange(inbound, client.send)
         began = trio.current_time()
         with trio.CancelScope() as inbound.scope:
-            await exchange.run(provider_of(upstream), pool, "key")
+            await exchange.run(provider_of(upstream, provider), pool, "key")
         took = trio.current_time() - began
-        result = exchange.result()
+        result = exchange.result(PRICES)
         await settled()
         found = Ended(exchange, result, counts(pool), client.received, client.messages, took)
         pool.close()
         return found
 
 
-def provider_of(upstream: Stage) -> Any:
+def provider_of(upstream: Stage, name: str) -> Provider:
     url = f"http://127.0.0.1:{upstream.origin.port}"
-    return provider_file.load(Settings.load({"OPENAI_API_URL": url}, {}, None)).default
+    openai = provider_file.load(Settings.load({"OPENAI_API_URL": url}, {}, None)).default
+    if name == "openai":
+        return openai
+    return evolve(openai, name=name, shape="aws", allowed_endpoints=("/model/{model}/invoke",))

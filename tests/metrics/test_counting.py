@@ -75,6 +75,14 @@ def test_tokens_that_the_provider_reported_are_summed(metrics: Metrics) -> None:
     assert shown == [11, 20, 5]
 
 
+def test_requests_with_usage_and_without_a_cost_are_counted_as_unpriced(metrics: Metrics) -> None:
+    metrics.request("openai", result(input_tokens=10, output_tokens=20))
+    metrics.request("openai", result(usage_details={"audio_ms": 1}))
+    metrics.request("openai", result(input_tokens=10, output_tokens=20, cost_nanousd=0))
+    metrics.request("openai", result())
+    assert value(metrics, "llm_proxy_unpriced_requests_total", {"provider": "openai"}) == 2
+
+
 def test_unknown_providers_outcomes_and_codes_are_counted_as_other(metrics: Metrics) -> None:
     for n in range(50):
         metrics.request(f"provider-{n}", result(outcome=f"outcome-{n}", input_tokens=1))

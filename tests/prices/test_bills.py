@@ -7,10 +7,11 @@ from decimal import Decimal
 from typing import Final
 
 import pytest
-from attrs import evolve
+from msgspec.structs import replace
 
+from llm_proxy.gateway.usage import Usage
 from llm_proxy.prices import Prices
-from tests.prices.usage import Usage, used
+from tests.prices.usage import used
 
 #: A Sunday noon: outside of the hours in which some prices are higher.
 NOON: Final = datetime(2026, 11, 15, 12, 0, tzinfo=UTC)
@@ -167,7 +168,7 @@ def prices() -> Prices:
 def test_cost_of_a_bill_is_what_the_price_page_says(
     prices: Prices, provider: str, model: str, usage: Usage, usd: str
 ) -> None:
-    cost = prices.cost(provider, [evolve(usage, model=model)], NOON)
+    cost = prices.cost(provider, [replace(usage, model=model)], NOON)
     assert cost is not None
     assert cost.nanousd == Decimal(usd) * 10**9
     assert cost.version.startswith("genai-prices ")
@@ -175,4 +176,4 @@ def test_cost_of_a_bill_is_what_the_price_page_says(
 
 @pytest.mark.parametrize(("provider", "model", "usage"), UNPRICED)
 def test_cost_is_unknown_if_a_price_is(prices: Prices, provider: str, model: str, usage: Usage) -> None:
-    assert prices.cost(provider, [evolve(usage, model=model)], NOON) is None
+    assert prices.cost(provider, [replace(usage, model=model)], NOON) is None

@@ -11,8 +11,9 @@ from typing import Final
 
 import pytest
 
+from llm_proxy.gateway.usage import Usage
 from llm_proxy.prices import Prices, table
-from tests.prices.usage import Usage, used
+from tests.prices.usage import used
 
 NOON: Final = datetime(2026, 11, 15, 12, 0, tzinfo=UTC)
 OPENAI: Final = {"openai": "https://api.openai.com", "local": "http://localhost:8000"}

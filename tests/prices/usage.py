@@ -4,20 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from attrs import frozen
-
-
-@frozen(kw_only=True)
-class Usage:
-    model: str = ""
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    cache_write_tokens: int | None = None
-    cache_write_1h_tokens: int | None = None
-    reasoning_tokens: int | None = None
-    details: dict[str, int] | None = None
-    service_tier: str = ""
+from llm_proxy.gateway.usage import Usage
 
 
 def used(prompt: int | None, made: int | None = 0, **rest: Any) -> Usage:
