@@ -18,7 +18,9 @@ all.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import msgspec
 
@@ -27,6 +29,9 @@ from db.queries import objects as queries
 from db.records import Project
 from llm_proxy.errors import ListNotIsolated, ObjectNotFound, Overloaded, ProxyError
 from llm_proxy.logging.redaction import quoted
+
+#: What is recorded as an id. Any other text is an object that is not recorded, and not every database can take it.
+OBJECT_ID: Final = re.compile(r"[\x21-\x7e]{1,255}")
 
 
 class Named(msgspec.Struct, frozen=True):
@@ -93,9 +98,8 @@ _UNKNOWN_ENDPOINT = (
 def read(connection: Connection, requests: Iterable[tuple[Named, str, str]]) -> Isolation:
     """Read what is needed to judge requests, each with its project and its provider: two statements at most."""
     requests = list(requests)
-    owners = queries.find_owners(
-        connection, {(provider, one) for named, _, provider in requests for one in named.ids if len(one) <= 255}
-    )
+    keys = {(provider, one) for named, _, provider in requests for one in named.ids if OBJECT_ID.fullmatch(one)}
+    owners = queries.find_owners(connection, keys)
     doubtful = {
         (project, provider)
         for named, project, provider in requests

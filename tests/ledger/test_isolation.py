@@ -45,6 +45,16 @@ def decide(database: Database, *requests: AdmissionRequest, settlements: Any = (
     return ["ok" if isinstance(one, Grant) else one.code for one in decisions]
 
 
+@pytest.mark.parametrize("text", ["file-\0", "file-\ud800", "é", "a b", "", "x" * 256])
+def test_text_that_no_recorded_id_can_be_is_an_unknown_object(database: Database, text: str) -> None:
+    _, alone = new_project(database, api_key_last4="1111")
+    _, first = new_project(database, api_key_last4="2222")
+    new_project(database, api_key_last4="2222")
+    _, allowed = new_project(database, api_key_last4="2222", allow_unknown_objects=True)
+    found = decide(database, *(apply(token, text) for token in (alone, first, allowed)))
+    assert found == ["ok", "object_not_found", "ok"]
+
+
 def grant(database: Database, token: Token) -> Grant:
     (decision,) = database.write_now(transact, WORKER, [apply(token)], [], NOON)
     assert isinstance(decision, Grant)

@@ -17,13 +17,13 @@ import msgspec
 
 from llm_proxy.gateway.http.codings import DECODERS, Decoder, Undecodable
 from llm_proxy.gateway.http.headers import Headers, media_type
+from llm_proxy.ledger.isolation import OBJECT_ID
 
 #: Maximum number of bytes of a document or an event that are kept.
 KEPT: Final = 256 * 1024
 #: Maximum number of ids of one answer.
 MAX_IDS: Final = 500
 
-_ID: Final = re.compile(r"[\x21-\x7e]{1,255}")
 #: The beginning of a document, and of an event of OpenAI's Responses API, with the id as its first member.
 _FIRST: Final = re.compile(rb'\s*\{\s*"id"\s*:\s*"([\x21\x23-\x5b\x5d-\x7e]{1,255})"')
 _FIRST_IN_EVENT: Final = re.compile(
@@ -160,7 +160,7 @@ class AnswerReader:
             self._add(match[1].decode("ascii"), kind, found)
 
     def _add(self, value: object, kind: str, found: list[tuple[str, str]]) -> None:
-        if not isinstance(value, str) or value in self._seen or _ID.fullmatch(value) is None:
+        if not isinstance(value, str) or value in self._seen or OBJECT_ID.fullmatch(value) is None:
             return
         if len(self._seen) < MAX_IDS:
             self._seen.add(value)
