@@ -8,7 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from docs.generate import data_plane
-from llm_proxy.api import audit, credentials, operations, pages, projects, requests, server, system, tokens
+from llm_proxy.api import audit, credentials, operations, pages, projects, requests, server, system, tokens, usage
 from llm_proxy.api.openapi import schema_of
 from llm_proxy.api.operations import Operation, Resource
 from llm_proxy.api.schema import Changes
@@ -42,7 +42,8 @@ A JSON API with `Authorization: Bearer MANAGEMENT_TOKEN`. The commands under `ll
 - Timestamps are RFC 3339 in UTC. Ids are UUIDs, also in capitals, and are not secret.
 - A change applies to the next request on every server of the database.
 - Lists come in pages: `{{"data": […], "next_cursor": …}}`. `limit` is the maximum number of entries
-  (default {pages.DEFAULT_LIMIT}, at most {pages.MAX_LIMIT}), `cursor` is the `next_cursor` of the previous page. On the
+  (default {pages.DEFAULT_LIMIT}, at most {pages.MAX_LIMIT}), `cursor` is the `next_cursor` of the previous page. A page can
+  have fewer entries than the limit, even none. On the
   last page, `next_cursor` is null.
 - With `Accept: text/csv`, a list is one CSV table of all entries, the cursor's page and all after it; `limit` is not
   used. Text that a spreadsheet would take for a formula (`=`, `+`, `-`, `@`) begins with an apostrophe. If the
@@ -89,7 +90,7 @@ def page() -> str:
 
 def resources() -> Sequence[Resource]:
     """What the management API has, with the providers that are there without a provider file."""
-    kinds = (projects, credentials, tokens, requests, audit, server)
+    kinds = (projects, credentials, tokens, requests, usage, audit, server)
     return [kind.RESOURCE for kind in kinds]
 
 

@@ -22,6 +22,8 @@ _WITH_BODY: Final = (
     *(errors.InvalidJson, errors.InvalidBody),
     *(errors.RequestTimeout, errors.RequestTooLarge, errors.UnsupportedMediaType),
 )
+#: The member of an entry that stands for each label that a report is grouped by.
+_LABEL: Final = "label.KEY"
 _REF: Final = "#/components/schemas/{name}"
 
 
@@ -40,6 +42,8 @@ def document(resources: Sequence[Resource], system: dict[str, Any], version: str
     _, schemas = msgspec.json.schema_components([Problem, *structs], ref_template=_REF)
     for schema in schemas.values():
         schema["additionalProperties"] = False
+        if _LABEL in schema.get("properties", ()):
+            schema["patternProperties"] = {r"^label\.": schema["properties"].pop(_LABEL)}
         _add_types(schema)
     for struct in structs:
         if issubclass(struct, Changes):

@@ -33,7 +33,7 @@ _MICROSECOND: Final = timedelta(microseconds=1)
 T = TypeVar("T")
 
 
-def _cursor(read: Callable[[str], Any]) -> Meta:
+def cursor_of(read: Callable[[str], Any]) -> Meta:
     def decode(value: object) -> Any:
         if not isinstance(value, str) or not value.isascii():
             raise ValueError
@@ -53,7 +53,7 @@ def _read_position(text: str) -> Position:
     return Position(_EPOCH + int(match[1]) * _MICROSECOND, read_id(match[2]))
 
 
-_CURSOR: Final = doc("The `next_cursor` of the previous page; omit it for the first page.")
+CURSOR: Final = doc("The `next_cursor` of the previous page; omit it for the first page.")
 
 
 class Paging(Query, kw_only=True):
@@ -61,28 +61,32 @@ class Paging(Query, kw_only=True):
 
     limit: Annotated[int, Meta(ge=1, le=MAX_LIMIT), doc("Maximum number of entries on a page.")] = DEFAULT_LIMIT
 
+    def columns(self, names: Sequence[str]) -> Sequence[str]:
+        """The columns of the list as a table, of the fields of an entry."""
+        return names
+
 
 class ByCreation(Paging, kw_only=True):
     """The parameters of a list in the order of creation."""
 
-    cursor: Annotated[Any, _cursor(_read_position), _CURSOR] = UNSET
+    cursor: Annotated[Any, cursor_of(_read_position), CURSOR] = UNSET
 
 
 class ById(Paging, kw_only=True):
     """The parameters of a list in the order of ids."""
 
-    cursor: Annotated[Any, _cursor(read_id), _CURSOR] = UNSET
+    cursor: Annotated[Any, cursor_of(read_id), CURSOR] = UNSET
 
 
 def position_cursor(row: Any) -> str:
-    return _encode(f"{(row.created_at - _EPOCH) // _MICROSECOND}:{row.id}")
+    return encode_cursor(f"{(row.created_at - _EPOCH) // _MICROSECOND}:{row.id}")
 
 
 def id_cursor(row: Any) -> str:
-    return _encode(row.id)
+    return encode_cursor(row.id)
 
 
-def _encode(text: str) -> str:
+def encode_cursor(text: str) -> str:
     return base64.urlsafe_b64encode(text.encode("ascii")).rstrip(b"=").decode("ascii")
 
 
@@ -105,7 +109,7 @@ async def csv_of(
 
     `answer` is the type of a page, and `query` the one of the first page; its `limit` is not used.
     """
-    names = answer.__annotations__["data"].__args__[0].__struct_fields__
+    names = query.columns(answer.__annotations__["data"].__args__[0].__struct_fields__)
     query = structs.replace(query, limit=MAX_LIMIT)
     first = await list_page(query)
 

@@ -201,12 +201,17 @@ def read_body(struct: type[B], data: object, check: Check, now: datetime) -> B:
 def read_query(struct: type[S], pairs: Iterable[tuple[str, str]]) -> S:
     """Make a struct of the parameters of a query; raises `InvalidQuery` with every mistake."""
     known = fields(struct)
-    given: dict[str, object] = {}
+    given: dict[str, Any] = {}
     repeated: list[str] = []
     for name, text in pairs:
-        if name in given:
+        family, dot, member = name.partition(".")
+        several = f"{family}.KEY"
+        if name in given or (several in given and member in given[several]):
             repeated.append(f"{quoted(name)} comes more than once")
-        given[name] = known[name].from_query(text) if name in known else text
+        if dot and several in known:
+            given.setdefault(several, {})[member] = text
+        else:
+            given[name] = known[name].from_query(text) if name in known else text
     values, mistakes = _read(struct, given, "parameter")
     if mistakes or repeated:
         raise InvalidQuery("; ".join(mistakes + repeated) + ".")

@@ -31,8 +31,8 @@ def test_a_cursor_is_decoded_to_its_row(at: datetime) -> None:
 
 @given(
     value=JSON
-    | st.binary().map(lambda raw: pages._encode(raw.hex()))
-    | st.text("0123456789:-abcdef").map(pages._encode)
+    | st.binary().map(lambda raw: pages.encode_cursor(raw.hex()))
+    | st.text("0123456789:-abcdef").map(pages.encode_cursor)
 )
 def test_any_other_value_is_refused_as_cursor(value: Any) -> None:
     for struct in (ByCreation, ById):

@@ -1,0 +1,351 @@
+"""Reports: what requests used and cost, by time, project, token, provider, model and label, a page at a time.
+
+A page reads a bounded number of rows. Groups are in the order of one leading dimension: the token, else the project,
+else the time. The sums of a few of its values are read at once, until there are enough groups or enough rows were read.
+So a page may have fewer groups than its limit, and there may still be a next one. A report that has no such dimension
+is one page; it is refused if it needs too many rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from attrs import define, field, frozen
+from sqlalchemy import Column, ColumnElement, Connection, Table, case, func, select
+
+from db.schema import DURATION_COLUMNS, DURATIONS, SUMS, projects, tokens, usage_hourly
+
+#: Rows of sums that a page reads at most, and after which it ends if it can.
+MAX_ROWS = 40_000
+ENOUGH_ROWS = 20_000
+#: Rows that one statement should read, so that the next ones do not read many too many.
+_STEP_ROWS = 4_000
+#: Projects or tokens in one statement.
+_MAX_SUBJECTS = 250
+#: Statements for a page, in which nothing may be found.
+_MAX_STEPS = 60
+
+_HOUR = timedelta(hours=1)
+_DAY = timedelta(days=1)
+
+#: What reports can be grouped by, besides labels.
+TIMES = ("hour", "day", "month")
+SUBJECTS = ("token", "project")
+SERIES = ("provider", "model", "requested_model")
+_RANK = (*SUBJECTS, *TIMES)
+#: What begins the name of a label as a dimension.
+LABEL = "label."
+
+#: The value of each dimension of a group, or of the first one alone: all of its groups. None is null.
+Key = tuple[str | None, ...]
+
+
+class TooManyRows(Exception):
+    """The report would read more than `MAX_ROWS` rows for one page."""
+
+
+@frozen
+class Report:
+    """What is asked for.
+
+    Attributes:
+        since, until: whole hours; the second one is not included.
+        group_by: the dimensions: `hour`, `provider`, `label.team` and so on.
+        labels: values of labels by their keys, that all must be there.
+    """
+
+    since: datetime
+    until: datetime
+    group_by: tuple[str, ...] = ()
+    project_id: str | None = None
+    token_id: str | None = None
+    model: str | None = None
+    provider: str | None = None
+    labels: Mapping[str, str] = field(factory=dict)
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """The dimensions in the order by which groups are sorted; tokens, projects and short times come first."""
+        return tuple(sorted(self.group_by, key=lambda name: _RANK.index(name) if name in _RANK else len(_RANK)))
+
+    @property
+    def lead(self) -> str | None:
+        """The dimension by whose values the report is read; None if it is read at once."""
+        for name in self.dimensions:
+            if name == "project" and (self.project_id or self.token_id):
+                continue
+            if name in TIMES or (name in SUBJECTS and not self.token_id):
+                return name
+        return None
+
+
+@define
+class Group:
+    """The sums of one group; `key` has the values of the report's `dimensions`."""
+
+    key: Key
+    sums: dict[str, int]
+
+    def duration_ms(self, share: float) -> int | None:
+        """The duration that this share of the requests does not exceed; None if there are none.
+
+        It is interpolated within its class. The last class has no upper bound, and is taken for its lower one.
+        """
+        counts = [self.sums[name] for name in DURATION_COLUMNS]
+        wanted = share * sum(counts)
+        lower = 0
+        for count, upper in zip(counts, DURATIONS, strict=False):
+            if count and wanted <= count:
+                return round(lower + (upper - lower) * wanted / count)
+            wanted -= count
+            lower = upper
+        return lower if any(counts) else None
+
+
+def page(connection: Connection, report: Report, limit: int, after: Key | None) -> tuple[list[Group], Key | None]:
+    """Read the groups behind a key.
+
+    Args:
+        connection: a transaction that sees one state of the database.
+        report: what is asked for.
+        limit: maximum number of groups.
+        after: the key that the page before returned.
+
+    Returns:
+        The groups, and the key for the next page; None if there is none.
+
+    Raises:
+        TooManyRows: the report has no dimension to split it by, or one value of it has too many rows.
+        ValueError: there is no such key.
+    """
+    reader = _Reader(connection, report)
+    found: list[Group] = []
+    reached: str | None = None
+    for step in _steps(reader, report, after):
+        try:
+            groups = reader.sum_up(step)
+        except TooManyRows:
+            if reached is None:
+                raise
+            return found, (reached,)
+        shown = (group for group in groups if any(group.sums.values()) and _is_after(group.key, after))
+        found += sorted(shown, key=lambda group: _order(group.key))
+        if len(found) > limit:
+            return found[:limit], found[limit - 1].key
+        reached = step.last
+        if reached is None:
+            break
+        if reader.rows > ENOUGH_ROWS or reader.steps >= _MAX_STEPS:
+            return found, (reached,)
+    return found, None
+
+
+def _order(key: Key) -> list[tuple[bool, str]]:
+    return [(value is not None, value or "") for value in key]
+
+
+def _is_after(key: Key, after: Key | None) -> bool:
+    return after is None or _order(key[: len(after)]) > _order(after)
+
+
+@frozen
+class _Step:
+    """Some values of the leading dimension.
+
+    Attributes:
+        ids: of tokens or projects; None if that is not the dimension.
+        since, until: the time to read.
+        last: the last of the values; None if all have been read.
+    """
+
+    ids: tuple[str, ...] | None
+    since: datetime
+    until: datetime
+    last: str | None
+
+
+def _steps(reader: _Reader, report: Report, after: Key | None) -> Iterator[_Step]:
+    lead = report.lead
+    if lead is None:
+        if report.since < report.until:
+            yield _Step(None, report.since, report.until, None)
+    elif lead in SUBJECTS:
+        yield from _by_subject(reader, report, lead, after)
+    else:
+        yield from _by_time(reader, report, lead, after)
+
+
+def _by_subject(reader: _Reader, report: Report, lead: str, after: Key | None) -> Iterator[_Step]:
+    table = tokens if lead == "token" else projects
+    position = "" if after is None else after[0] or ""
+    # A whole key names a group, and there may be more of the same subject.
+    included = after is not None and len(after) > 1
+    while True:
+        query = select(table.c.id).where(table.c.id >= position if included else table.c.id > position)
+        if report.project_id:
+            query = query.where(table.c.project_id == report.project_id)
+        size = reader.next_size(_MAX_SUBJECTS)
+        ids = tuple(reader.connection.scalars(query.order_by(table.c.id).limit(size)))
+        reader.rows += len(ids)
+        if not ids:
+            return
+        yield _Step(ids, report.since, report.until, ids[-1])
+        position, included = ids[-1], False
+
+
+def _by_time(reader: _Reader, report: Report, lead: str, after: Key | None) -> Iterator[_Step]:
+    begin = report.since
+    if after is not None:
+        begin = _parsed(lead, after[0] or "")
+        if len(after) == 1:
+            begin = _next(lead, begin)
+        begin = max(begin, report.since)
+    while begin < report.until:
+        end = begin
+        for _ in range(reader.next_size(_DAY // _HOUR)):
+            end = _next(lead, end)
+        last = None if end >= report.until else _written(lead, end - _HOUR)
+        yield _Step(None, begin, min(end, report.until), last)
+        begin = end
+
+
+_FORMATS = {"hour": "%Y-%m-%dT%H:00:00Z", "day": "%Y-%m-%d", "month": "%Y-%m"}
+
+
+def _written(time: str, at: datetime) -> str:
+    return at.strftime(_FORMATS[time])
+
+
+def _parsed(time: str, text: str) -> datetime:
+    return datetime.strptime(text, _FORMATS[time]).replace(tzinfo=UTC)
+
+
+def _next(time: str, at: datetime) -> datetime:
+    if time == "hour":
+        return at + _HOUR
+    midnight = at.replace(hour=0)
+    return (midnight.replace(day=1) + 31 * _DAY).replace(day=1) if time == "month" else midnight + _DAY
+
+
+def _sums(table: Table) -> list[ColumnElement[int]]:
+    """The sums of all columns. Rows of the release before have no provider, and their cost is unknown."""
+    counted: dict[str, ColumnElement[int]] = {name: table.c[name] for name in SUMS}
+    counted["unpriced"] = case((table.c.provider.is_(None), table.c.requests), else_=table.c.unpriced)
+    return [func.coalesce(func.sum(counted[name]), 0) for name in SUMS]
+
+
+@define
+class _Reader:
+    """Reads sums, and counts the rows.
+
+    Attributes:
+        rows: that were read.
+        steps: statements that were executed.
+    """
+
+    connection: Connection
+    report: Report
+    rows: int = field(default=0, init=False)
+    steps: int = field(default=0, init=False)
+    _size: int = field(default=0, init=False)
+    _rows_before: int = field(default=0, init=False)
+
+    def next_size(self, largest: int) -> int:
+        """How many values of the leading dimension the next step has."""
+        read, self._rows_before = self.rows - self._rows_before, self.rows
+        self._size = max(1, self._size // 2) if read > _STEP_ROWS else min(max(1, self._size * 2), largest)
+        return self._size
+
+    def sum_up(self, step: _Step) -> list[Group]:
+        """The groups of a step, in any order. Raises TooManyRows."""
+        groups: dict[Key, Group] = {}
+        if step.ids is not None:
+            self._add(groups, step.since, step.until, step.ids)
+            return list(groups.values())
+        begin, span = step.since, 6 * _HOUR
+        while begin < step.until:
+            end = min(begin + span, step.until)
+            read = self._add(groups, begin, end, None)
+            begin, span = end, (span * 2 if read < _STEP_ROWS else max(span // 2, _HOUR))
+        return list(groups.values())
+
+    def _add(self, groups: dict[Key, Group], since: datetime, until: datetime, ids: tuple[str, ...] | None) -> int:
+        """Add the sums of a time to groups; return the number of rows that were read."""
+        table, report = usage_hourly, self.report
+        sums = table.c
+        model = func.coalesce(sums.answered_model, sums.model)
+        known: dict[str, ColumnElement[Any]] = {
+            "time": sums.hour,
+            "project": sums.project_id,
+            "token": sums.token_id,
+            "provider": sums.provider,
+            "model": model,
+            "requested_model": sums.requested_model,
+            "labels": sums.labels,
+        }
+        wanted = set(report.group_by)
+        names = [name for name in known if name in wanted]
+        if wanted & set(TIMES):
+            names.append("time")
+        if report.labels or any(name.startswith(LABEL) for name in wanted):
+            names.append("labels")
+        columns = [known[name] for name in names]
+        query = select(*columns, func.count(), *_sums(table)).where(sums.hour >= since, sums.hour < until)
+        subject: Column[Any] = sums.token_id if report.lead == "token" else sums.project_id
+        if ids is not None:
+            query = query.where(subject.in_(ids))
+        elif report.token_id:
+            query = query.where(sums.token_id == report.token_id)
+        elif report.project_id:
+            query = query.where(sums.project_id == report.project_id)
+        if report.token_id and report.project_id:
+            query = query.where(sums.project_id == report.project_id)
+        if report.model is not None:
+            query = query.where(model == report.model)
+        if report.provider is not None:
+            query = query.where(sums.provider == report.provider)
+        read = 0
+        for row in self.connection.execute(query.group_by(*columns)):
+            values = dict(zip(names, row, strict=False))
+            count, *numbers = row[len(names) :]
+            read += count
+            labels: Mapping[str, str] = values.get("labels") or {}
+            if count and all(labels.get(key) == value for key, value in report.labels.items()):
+                _merge(groups, tuple(_value(name, values, labels) for name in report.dimensions), numbers)
+        self.steps += 1
+        self.rows += read
+        if self.rows > MAX_ROWS:
+            raise TooManyRows
+        return read
+
+
+def _value(name: str, values: Mapping[str, Any], labels: Mapping[str, str]) -> str | None:
+    if name in TIMES:
+        return _written(name, values["time"])
+    if name.startswith(LABEL):
+        return labels.get(name.removeprefix(LABEL))
+    value: str | None = values[name]
+    return value
+
+
+def _merge(groups: dict[Key, Group], key: Key, numbers: list[Any]) -> None:
+    group = groups.get(key)
+    if group is None:
+        groups[key] = Group(key, dict(zip(SUMS, map(int, numbers), strict=True)))
+        return
+    for name, number in zip(SUMS, numbers, strict=True):
+        group.sums[name] += int(number)
+
+
+def names_of(connection: Connection, report: Report, groups: list[Group]) -> dict[str, str]:
+    """The names of the projects and tokens in groups, by id."""
+    found: dict[str, str] = {}
+    for name, table in (("project", projects), ("token", tokens)):
+        if name in report.group_by:
+            place = report.dimensions.index(name)
+            ids = {group.key[place] for group in groups}
+            rows = connection.execute(select(table.c.id, table.c.name).where(table.c.id.in_(ids)))
+            found |= {row.id: row.name for row in rows}
+    return found

@@ -1,0 +1,213 @@
+"""Reports: what requests used and cost, by time, project, token, provider, model and label."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType, field
+
+from db.queries import projects, tokens
+from db.queries import usage as queries
+from db.queries.usage import LABEL, SERIES, SUBJECTS, TIMES, Group, Key, Report
+from db.records import Count
+from llm_proxy.api.operations import Call, Operation, Resource
+from llm_proxy.api.pages import CURSOR, Paging, cursor_of, encode_cursor, page_of
+from llm_proxy.api.requests import usd
+from llm_proxy.api.schema import Reference, doc, of, text
+from llm_proxy.config.kinds import Kind
+from llm_proxy.errors import InvalidQuery, ProjectNotFound, TokenNotFound
+
+RESOURCE: Final = Resource("Usage", "usage")
+
+_HOUR: Final = timedelta(hours=1)
+#: The time of a report that names none.
+_DEFAULT_RANGE: Final = timedelta(days=30)
+_MAX_DIMENSIONS: Final = 10
+_KEY: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_WORDS: Final = (*TIMES, *reversed(SUBJECTS), *SERIES)
+_LIST: Final = f"a list of {', '.join(_WORDS)} and {LABEL}KEY, each at most once, separated by commas"
+
+
+def _read_groups(value: object) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in str(value).split(","))
+    if len(set(names)) != len(names) or len(names) > _MAX_DIMENSIONS:
+        raise ValueError
+    for name in names:
+        if name not in _WORDS and not (name.startswith(LABEL) and _KEY.fullmatch(name.removeprefix(LABEL))):
+            raise ValueError
+    return names
+
+
+def _read_labels(value: object) -> dict[str, str]:
+    labels: dict[str, str] = msgspec.convert(value, dict[str, str])
+    if not all(_KEY.fullmatch(key) for key in labels):
+        raise ValueError
+    return labels
+
+
+def _read_time(value: object) -> datetime:
+    at = datetime.fromisoformat(str(value))
+    if len(str(value)) == len("2030-01-31"):
+        return at.replace(tzinfo=UTC)
+    if at.tzinfo is None:
+        raise ValueError
+    return at.astimezone(UTC)
+
+
+def _read_key(text: str) -> Key:
+    return tuple(msgspec.json.decode(text, type=list[str | None]))
+
+
+_Groups = Annotated[Any, of(Kind("groups", _LIST, _read_groups), {"type": "string"})]
+#: Filters by labels: `label.team=search`.
+Labels = Annotated[
+    Any,
+    of(
+        Kind("labels", "given as label.KEY=VALUE, KEY being letters, digits, '_', '.' and '-'", _read_labels),
+        {"type": "string"},
+    ),
+]
+#: A time, or a day in UTC.
+Time = Annotated[
+    Any,
+    of(
+        Kind("time", "a day such as 2030-01-31, or a time with its offset such as 2030-01-31T12:00:00Z", _read_time),
+        {"type": "string"},
+    ),
+]
+_Text = Annotated[str, text(0, 255)]
+
+_Total = Annotated[Count, doc("Sum over the requests of the group.")]
+
+
+class Usage(Struct, kw_only=True, omit_defaults=True):
+    """The sums of one group of requests. It has the fields that it is grouped by, and all sums."""
+
+    hour: Annotated[str, doc("The hour, UTC, such as `2030-01-31T12:00:00Z`.")] | UnsetType = UNSET
+    day: Annotated[str, doc("The day, UTC, such as `2030-01-31`.")] | UnsetType = UNSET
+    month: Annotated[str, doc("The month, UTC, such as `2030-01`.")] | UnsetType = UNSET
+    project: Annotated[str, doc("The name of the project.")] | UnsetType = UNSET
+    project_id: Annotated[str, doc("Its id.")] | UnsetType = UNSET
+    token: Annotated[str, doc("The name of the token.")] | UnsetType = UNSET
+    token_id: Annotated[str, doc("Its id.")] | UnsetType = UNSET
+    provider: Annotated[str | None, doc("The provider; null in sums of older versions.")] | UnsetType = UNSET
+    model: Annotated[str, doc("The model that the provider named; may be empty.")] | UnsetType = UNSET
+    requested_model: (
+        Annotated[str | None, doc("The model that the request named; may be empty. Null in sums of older versions.")]
+        | UnsetType
+    ) = UNSET
+    label: Annotated[str | None, doc("The value of the label; null if there is none.")] | UnsetType = field(
+        name="label.KEY", default=UNSET
+    )
+    requests: Annotated[Count, doc("Number of requests; void ones do not count.")]
+    errors: Annotated[Count, doc("Those of them that failed, or whose end is unknown.")]
+    input_tokens: Annotated[Count, doc("Tokens of the prompts.")]
+    cached_tokens: Annotated[Count, doc("Those of them from the provider's cache.")]
+    cache_write_tokens: Annotated[Count, doc("Those of them that were written to the cache.")]
+    output_tokens: Annotated[Count, doc("Tokens of the responses.")]
+    reasoning_tokens: Annotated[Count, doc("Those of them that are reasoning.")]
+    cost: Annotated[str, doc("The known cost in USD, a decimal number.")]
+    unpriced: Annotated[Count, doc("Requests whose cost is unknown, and is not in `cost`.")]
+    estimated: Annotated[Count, doc("Requests whose numbers of tokens are an estimate.")]
+    unmetered: Annotated[Count, doc("Requests whose usage could not be read.")]
+    p50_ms: Annotated[Count | None, doc("Half of the requests took at most so many milliseconds. Interpolated.")]
+    p95_ms: Annotated[Count | None, doc("95 % of the requests took at most so many milliseconds. Interpolated.")]
+
+
+_SUMS: Final = Usage.__struct_fields__[Usage.__struct_fields__.index("requests") :]
+
+
+class GetUsage(Paging, kw_only=True):
+    """The report."""
+
+    group_by: Annotated[_Groups, doc("What to group by, such as `project,model,day`. Default: one sum of all.")] = ()
+    since: Annotated[Time, doc("Only requests at this time or later, from a full hour. Default: 30 days ago.")] = field(
+        name="from", default=None
+    )
+    until: Annotated[Time, doc("Only requests before this time, to a full hour. Default: now.")] = field(
+        name="to", default=None
+    )
+    project_id: Annotated[Reference, doc("Only requests of this project: its id or name.")] | UnsetType = UNSET
+    token_id: Annotated[Reference, doc("Only requests with this token: its id or name.")] | UnsetType = UNSET
+    model: Annotated[_Text, doc("Only requests that this model answered.")] | UnsetType = UNSET
+    provider: Annotated[_Text, doc("Only requests to this provider.")] | UnsetType = UNSET
+    labels: Annotated[Labels, doc("Only requests whose label KEY has this value.")] = field(
+        name="label.KEY", default_factory=dict
+    )
+    cursor: Annotated[Any, cursor_of(_read_key), CURSOR] = UNSET
+
+    def columns(self, names: Sequence[str]) -> Sequence[str]:
+        """The groups, and the sums."""
+        return [column for name in self.group_by for column in _columns(name)] + [*_SUMS]
+
+
+def _columns(name: str) -> tuple[str, ...]:
+    return (name, f"{name}_id") if name in SUBJECTS else (name,)
+
+
+@Operation(RESOURCE, "GET", "/manage/usage", "getUsage", page_of(Usage), query=GetUsage)
+async def _get(call: Call, query: GetUsage) -> object:
+    """Show what requests used and cost, by groups. The sums are by hour: times are rounded to full hours."""
+    project_id = await call.resolve(query.project_id, projects.find, ProjectNotFound)
+    token_id = await call.resolve(query.token_id, tokens.find, TokenNotFound)
+    until = query.until or call.now
+    since = query.since or (until - _DEFAULT_RANGE)
+    if since >= until:
+        raise InvalidQuery(f"'from' ({since.isoformat()}) must be before 'to' ({until.isoformat()}).")
+    report = Report(
+        since=_full_hour(since),
+        until=_full_hour(until + _HOUR - timedelta(microseconds=1)),
+        group_by=query.group_by,
+        project_id=project_id or None,
+        token_id=token_id or None,
+        model=query.model if query.model is not UNSET else None,
+        provider=query.provider or None,
+        labels=query.labels,
+    )
+    after = query.cursor or None
+    if after is not None and len(after) not in (1, len(report.dimensions)):
+        raise InvalidQuery("'cursor' must be the next_cursor of a page of this list.")
+    try:
+        groups, following, names = await call.services.database.read(_read, report, query.limit, after)
+    except queries.TooManyRows:
+        raise InvalidQuery(
+            f"this report needs more than {queries.MAX_ROWS:,} rows from {report.since.isoformat()} to"
+            f" {report.until.isoformat()}. Give a shorter range, 'project_id' or 'token_id', or group by day."
+        ) from None
+    except ValueError:
+        raise InvalidQuery("'cursor' must be the next_cursor of a page of this list.") from None
+    return {
+        "data": [_shown(report, group, names) for group in groups],
+        "next_cursor": None if following is None else encode_cursor(msgspec.json.encode(following).decode()),
+    }
+
+
+def _read(connection: Any, report: Report, limit: int, after: Key | None) -> tuple[list[Group], Key | None, Any]:
+    groups, following = queries.page(connection, report, limit, after)
+    return groups, following, queries.names_of(connection, report, groups)
+
+
+def _full_hour(at: datetime) -> datetime:
+    return at.replace(minute=0, second=0, microsecond=0)
+
+
+def _shown(report: Report, group: Group, names: Mapping[str, str]) -> dict[str, object]:
+    values = dict(zip(report.dimensions, group.key, strict=True))
+    shown: dict[str, object] = {}
+    for name in report.group_by:
+        value = values[name]
+        if name in SUBJECTS:
+            shown |= {name: names.get(value or "", ""), f"{name}_id": value}
+        else:
+            shown[name] = value
+    sums = dict(group.sums)
+    shown |= {name: sums[name] for name in _SUMS if name in sums}
+    return shown | {
+        "cost": usd(sums["cost_nanousd"]),
+        "p50_ms": group.duration_ms(0.5),
+        "p95_ms": group.duration_ms(0.95),
+    }
