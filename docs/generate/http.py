@@ -42,9 +42,8 @@ A JSON API with `Authorization: Bearer MANAGEMENT_TOKEN`. The commands under `ll
 - Timestamps are RFC 3339 in UTC. Ids are UUIDs, also in capitals, and are not secret.
 - A change applies to the next request on every server of the database.
 - Lists come in pages: `{{"data": […], "next_cursor": …}}`. `limit` is the maximum number of entries
-  (default {pages.DEFAULT_LIMIT}, at most {pages.MAX_LIMIT}), `cursor` is the `next_cursor` of the previous page. A page can
-  have fewer entries than the limit, even none. On the
-  last page, `next_cursor` is null.
+  (default {pages.DEFAULT_LIMIT}, at most {pages.MAX_LIMIT}), `cursor` is the `next_cursor` of the previous page. On the
+  last page, `next_cursor` is null; a page before it can have fewer entries than the limit, even none.
 - With `Accept: text/csv`, a list is one CSV table of all entries, the cursor's page and all after it; `limit` is not
   used. Text that a spreadsheet would take for a formula (`=`, `+`, `-`, `@`) begins with an apostrophe. If the
   connection breaks before the end of the response, the table is not complete.
