@@ -10,8 +10,9 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, Final
 
+import msgspec
 from attrs import define
 from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, func, insert, or_, select, update
 
@@ -19,6 +20,8 @@ from db.dialects.bulk import BulkInsert
 
 Row = tuple[Any, ...]
 Key = tuple[Any, ...]
+
+_sorted_json: Final = msgspec.json.Encoder(order="sorted").encode
 
 
 @define
@@ -35,8 +38,10 @@ class RowsDigest:
     def add(self, rows: Iterable[Row]) -> None:
         """Take rows in: the sum of their SHA-256 values, modulo 2^256."""
         for row in rows:
-            # Equal values of the types that columns have are written equally, and others differently.
-            text = repr(tuple(row)).encode("utf-8", "backslashreplace")
+            # Equal values of the types that columns have are written equally, and others differently. The order of the
+            # members of an object is no difference: releases have their own.
+            values = [_sorted_json(value) if isinstance(value, dict) else value for value in row]
+            text = repr(tuple(values)).encode("utf-8", "backslashreplace")
             self.total = (self.total + int.from_bytes(hashlib.sha256(text).digest(), "big")) % (1 << 256)
             self.rows += 1
 

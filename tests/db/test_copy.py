@@ -221,3 +221,11 @@ def _values(record: object) -> dict[str, object]:
     if isinstance(record, SettledRequest):
         return record.by_column()
     return {name: getattr(record, name) for name in record.__slots__ if not name.startswith("__")}  # type: ignore[attr-defined]  # records have slots
+
+
+def test_the_order_of_an_objects_members_is_no_difference() -> None:
+    one, other, third = RowsDigest(), RowsDigest(), RowsDigest()
+    one.add([("id", {"a": 1, "b": {"c": 2, "d": 3}})])
+    other.add([("id", {"b": {"d": 3, "c": 2}, "a": 1})])
+    third.add([("id", {"a": 1, "b": {"c": 3, "d": 2}})])
+    assert one == other != third
