@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from datetime import datetime
+
+from attrs import field, frozen
 from sqlalchemy import Connection, bindparam, func, select
 
 from db.queries.rows import columns
 from db.records import SettledRequest
-from db.schema import requests
+from db.schema import requests, usage_hourly
 
 
 @frozen
@@ -18,6 +20,36 @@ class Filter:
     token_id: str | None = None
     outcome: str | None = None
 
+
+@frozen(kw_only=True)
+class UnpricedModel:
+    """A model that was used without a cost, and all that was used of it; its fields are those of a usage.
+
+    Attributes:
+        requested_model: the name in the requests.
+        unpriced: number of requests without a cost.
+        details, service_tier: not known, because the hourly sums do not tell them apart.
+    """
+
+    provider: str
+    model: str
+    requested_model: str
+    requests: int
+    unpriced: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    cache_write_1h_tokens: int
+    reasoning_tokens: int
+    details: None = field(default=None, init=False)
+    service_tier: str = field(default="", init=False)
+
+
+_SUMMED = (
+    *("requests", "unpriced", "input_tokens", "output_tokens", "cached_tokens"),
+    *("cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"),
+)
 
 _NEWEST_FIRST = select(*columns(requests, SettledRequest)).order_by(requests.c.id.desc())
 
@@ -64,3 +96,20 @@ def page(connection: Connection, limit: int, after_id: str | None, wanted: Filte
         if value is not None:
             query = query.where(requests.c[name] == value)
     return [SettledRequest.of(row) for row in connection.execute(query).mappings()]
+
+
+def unpriced_models(connection: Connection, since: datetime) -> list[UnpricedModel]:
+    """The models that were used without a cost since an hour, by provider and name."""
+    table = usage_hourly.c
+    key = table.provider, table.answered_model, table.requested_model
+    sums = [func.sum(table[name]).label(name) for name in _SUMMED]
+    query = select(*key, *sums).where(table.hour >= since, table.provider.is_not(None)).group_by(*key).order_by(*key)
+    return [
+        UnpricedModel(
+            provider=row.provider,
+            model=row.answered_model or "",
+            requested_model=row.requested_model or "",
+            **{name: int(getattr(row, name)) for name in _SUMMED},
+        )
+        for row in connection.execute(query.having(func.sum(table.unpriced) > 0))
+    ]

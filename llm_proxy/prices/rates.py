@@ -76,7 +76,7 @@ _IN_TOKENS: Final = frozenset({"audio_ms", "images", "pages"})
 
 
 class Usage(Protocol):
-    """What is billed, with the names of the ledger; the same as `gateway.usage.Usage`, which is above this layer."""
+    """What is billed: a `gateway.usage.Usage`, which is above this layer, or sums of the ledger."""
 
     @property
     def model(self) -> str: ...

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
 import click
-from attrs import frozen
+from attrs import asdict, frozen
 
-from llm_proxy.cli.failures import CommandFailed, WrongUsage
-from llm_proxy.cli.options import config_option, json_option, load_settings
-from llm_proxy.cli.output import print_table
+from db.queries import requests
+from db.queries.requests import UnpricedModel
+from llm_proxy.cli.database import open_for_reading
+from llm_proxy.cli.failures import ERROR, CommandFailed, WrongUsage
+from llm_proxy.cli.options import config_option, database_options, json_option, load_settings
+from llm_proxy.cli.output import print_json, print_table, table
 from llm_proxy.cli.program import Group
 from llm_proxy.config.kinds import did_you_mean
 from llm_proxy.prices import Prices
@@ -24,17 +27,18 @@ from llm_proxy.services import load_files
 _TIERS: Final = ("", "batch", "flex", "priority", "fast")
 #: Classes with a column of their own.
 _COLUMNS: Final = ("input", "cached_input", "cache_write", "cache_write_1h", "output")
+_DAYS: Final = 30
 
 
 @frozen
 class _Row:
     provider: str
     model: str
-    service_tier: str
-    above: int
+    service_tier: str | None
+    above: int | None
     prices: dict[str, str]
     version: str
-    pattern: str
+    pattern: str | None
 
 
 @click.group(cls=Group)
@@ -67,25 +71,14 @@ def show(model: str | None, provider: str | None, config: Path | None, *, as_jso
         raise CommandFailed(f"{model!r} has no price {where}; add one to the file PRICES_PATH")
     titles = ("PROVIDER", "MODEL", "TIER", "ABOVE", *(name.replace("_", " ").upper() for name in _COLUMNS))
     print_table(
-        [
-            {
-                "provider": row.provider,
-                "model": row.model,
-                "service_tier": row.service_tier or None,
-                "above": row.above if row.above >= 0 else None,
-                "prices": row.prices,
-                "version": row.version,
-                "pattern": row.pattern or None,
-            }
-            for row in rows
-        ],
+        [asdict(row) for row in rows],
         (*titles, "OTHER", "VERSION"),
         [
             (
                 row.provider,
                 row.model,
-                row.service_tier or None,
-                row.above if row.above >= 0 else None,
+                row.service_tier,
+                row.above,
                 *(row.prices.get(name) for name in _COLUMNS),
                 ", ".join(f"{name} {usd}" for name, usd in row.prices.items() if name not in _COLUMNS) or None,
                 row.version,
@@ -95,6 +88,53 @@ def show(model: str | None, provider: str | None, config: Path | None, *, as_jso
         numbers=titles[3:],
         as_json=as_json,
     )
+
+
+@command.command()
+@json_option
+@database_options
+def check(*, db: str | None, config: Path | None, as_json: bool) -> None:
+    """Find the models of the last 30 days that have no price. Exits 1 if there are any.
+
+    A model is found if requests for it have no cost, and the current prices have none for what they used. If you add a
+    price, later requests have a cost. A server may use the database at the same time.
+    """
+    settings = load_settings(config, db)
+    _, prices = load_files(settings)
+    now = datetime.now(UTC)
+    with open_for_reading(settings, patiently=True) as database:
+        used = database.read_now(requests.unpriced_models, now - timedelta(days=_DAYS))
+    found = [(model, why) for model in used if (why := _missing(prices, model, now))]
+    if as_json:
+        counts = ("requests", "unpriced", "input_tokens", "output_tokens")
+        names = ("provider", "model", "requested_model", *counts)
+        print_json([{**{name: getattr(model, name) for name in names}, "missing": why} for model, why in found])
+    elif found:
+        numbers = ("UNPRICED", "INPUT TOKENS", "OUTPUT TOKENS")
+        rows = [
+            (
+                model.provider,
+                model.model or None,
+                model.requested_model or None,
+                model.unpriced,
+                model.input_tokens,
+                model.output_tokens,
+                why,
+            )
+            for model, why in found
+        ]
+        click.echo(table(("PROVIDER", "MODEL", "REQUESTED", *numbers, "MISSING"), rows, numbers=numbers))
+    else:
+        click.echo(f"Every model that was used in the last {_DAYS} days has a price.")
+    if found:
+        raise click.exceptions.Exit(ERROR)
+
+
+def _missing(prices: Prices, used: UnpricedModel, now: datetime) -> str:
+    """What has no price; empty if everything has one."""
+    if not prices.price(used.provider, used.model, "", now, used.requested_model).levels:
+        return "the model"
+    return "" if prices.cost(used.provider, [used], now, used.requested_model) else "a class that was used"
 
 
 def _rows(prices: Prices, providers: list[str], model: str | None) -> Iterator[_Row]:
@@ -109,4 +149,5 @@ def _rows(prices: Prices, providers: list[str], model: str | None) -> Iterator[_
 def _levels(provider: str, model: str, tier: str, price: ModelPrice) -> Iterator[_Row]:
     for above, rates in reversed(price.levels):
         usd = {name: f"{rates.usd[name].normalize():f}" for name in CLASSES if name in rates.usd}
-        yield _Row(provider, model, tier, above, usd, price.version, price.pattern)
+        more = above if above >= 0 else None
+        yield _Row(provider, model, tier or None, more, usd, price.version, price.pattern or None)
