@@ -111,9 +111,13 @@ class EventMeter:
         if self._is_relevant(pending):
             self._event(pending)
         self._pending.clear()
+        self._read_latest()
+        return self._tally.result()
+
+    def _read_latest(self) -> None:
         if self._latest:
             read(self._latest, self._tally)
-        return self._tally.result()
+            self._latest = b""
 
     def _line_feeds(self, data: bytes) -> bytes:
         if self._after_cr and data.startswith(b"\n"):
@@ -169,6 +173,7 @@ class EventMeter:
             if _GEMINI in document and b"error" not in document:
                 self._latest = document
             else:
+                self._read_latest()
                 read(document, self._tally)
 
     def _document(self, event: bytes) -> bytes:
@@ -189,13 +194,13 @@ class EventMeter:
         if (not self._tally.model and b'"model"' in text) or (
             b"error" in text
             or _DONE in text
-            or b"message_stop" in text
-            or b"message-end" in text
+            or (b"message" in text and (b"message_stop" in text or b"message-end" in text))
             or b"finishReason" in text
             or (b"response." in text and _RESPONSE_END.search(text) is not None)
         ):
             return True
-        return has_usage(text)
+        found = text.find(_USAGE)
+        return found >= 0 and has_usage(text, found)
 
     def _end_long(self) -> None:
         if self._long is not None:
@@ -227,9 +232,9 @@ class LineMeter(EventMeter):
         )
 
 
-def has_usage(text: bytes) -> bool:
+def has_usage(text: bytes, start: int = 0) -> bool:
     """Whether a text contains usage that is not null."""
-    found = text.find(_USAGE)
+    found = text.find(_USAGE, start)
     while found >= 0 and text.startswith(_NO_USAGE, found):
         found = text.find(_USAGE, found + len(_USAGE))
     return found >= 0

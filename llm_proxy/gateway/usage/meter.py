@@ -44,8 +44,8 @@ _COUNT: Final = re.compile(rb"\d{1,12}")
 #: Paths of OpenAI's models on Bedrock, whose Converse API counts cached tokens in the input.
 _CACHE_INSIDE: Final = re.compile(rb"/model/(?:[a-z-]+\.)?openai\.")
 
-#: POSTs that change the metadata of an object, and show its usage again.
-_METADATA: Final = re.compile(rb"/(?:chat/completions|threads/[^/]+/runs)/[^/]+\Z")
+#: A POST to a run changes its metadata, as one to a stored completion does, and shows the old usage again.
+_RUN: Final = re.compile(rb"/threads/[^/]+/runs/[^/]+\Z")
 
 
 class UsageMeter(Protocol):
@@ -223,23 +223,17 @@ def meter_for(status: int, headers: Headers, method: str = "POST", path: bytes =
     if not 200 <= status < 300:
         return NOTHING
     kind, coding = b"", b""
-    bedrock: dict[str, int | str] = {}
     for name, value in headers:
         if len(name) == 12 and name.lower() == b"content-type":
             kind = media_type(value)
         elif len(name) == 16 and name.lower() == b"content-encoding":
             coding = coding + b"," + value if coding else value
-        elif len(name) > 20 and (lower := name.lower()).startswith(_BEDROCK):
-            text = value.decode("latin-1")
-            bedrock[lower.removeprefix(_BEDROCK).decode("latin-1")] = int(text) if _COUNT.fullmatch(value) else text
-    is_post = method == "POST" and _METADATA.search(path) is None
+    is_post = method == "POST" and not (b"/chat/completions/" in path or (b"/runs/" in path and _RUN.search(path)))
     stream = _STREAMS.get(kind)
     meter: UsageMeter
     tally = Tally()
-    if bedrock:
-        tally.collect("x-amzn-bedrock", bedrock)
     if path.startswith(b"/model/"):
-        tally.inside = _CACHE_INSIDE.match(path) is not None
+        _add_bedrock(tally, headers, path)
     if stream is not None:
         meter = stream(tally)
     elif is_post and (kind == b"application/json" or kind.endswith(b"+json")):
@@ -251,3 +245,14 @@ def meter_for(status: int, headers: Headers, method: str = "POST", path: bytes =
             return _UNREADABLE if is_post else NOTHING
         meter = DecodingMeter(meter, DECODERS[coding]())
     return meter if is_post else _Unbilled(meter)
+
+
+def _add_bedrock(tally: Tally, headers: Headers, path: bytes) -> None:
+    """Add what Bedrock says outside of the body."""
+    tally.inside = _CACHE_INSIDE.match(path) is not None
+    found: dict[str, int | str] = {}
+    for name, value in headers:
+        if (lower := name.lower()).startswith(_BEDROCK):
+            text = value.decode("latin-1")
+            found[lower.removeprefix(_BEDROCK).decode("latin-1")] = int(text) if _COUNT.fullmatch(value) else text
+    tally.collect("x-amzn-bedrock", found)

@@ -12,7 +12,7 @@ provider sends thousands of them, so scanning stops in a document that has too m
 The name of a member is copied, and the value of a relevant one, as raw text of limited length. A document that is not
 JSON or is cut off yields what was found before, and never an exception.
 
-A document may also be an array: a stream of Gemini. Then each of its objects is scanned, but only for Gemini's members.
+A document may also be an array: a stream of Gemini. Then its objects are scanned, but only for Gemini's members.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ is the value itself, if a vendor sends a number where another one sends an objec
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from attrs import frozen
@@ -290,7 +290,7 @@ _TAGS: Final = ("modality", "ttl", "type")
 _TAGGED: Final = ("tokenCount", "tokens", "inputTokens", "count")
 
 
-class Usage(msgspec.Struct, frozen=True):
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """What a response has used. None if the provider did not say; `model` is then often empty too.
 
     Attributes:
@@ -361,18 +361,32 @@ def collect(members: Members, report: Mapping[str, Any], counts: dict[str, Any])
         meaning = members.get(name)
         if meaning is None or value is None:
             continue
-        if not isinstance(meaning, str):
-            inner = _tagged(value) if isinstance(value, list) else value
-            if isinstance(inner, dict):
-                readable &= collect(meaning, inner, counts)
-                continue
-            meaning = meaning.get("")
-        known = _value(meaning, value) if isinstance(meaning, str) else None
-        if known is not None:
-            counts[str(meaning)] = known
-        elif meaning not in _OPTIONAL:
-            readable = False
+        if type(meaning) is str:
+            if type(value) is int and 0 <= value <= MAX_TOKENS and meaning not in _SCALES:  # nearly always
+                counts[meaning] = value
+            else:
+                readable &= collect_value(meaning, value, counts)
+        elif type(value) is dict:
+            readable &= collect(cast("Members", meaning), value, counts)
+        else:
+            readable &= _collect_odd(cast("Members", meaning), value, counts)
     return readable
+
+
+def _collect_odd(members: Members, value: object, counts: dict[str, Any]) -> bool:
+    """Put something that is no object where another vendor sends one into `counts`."""
+    if isinstance(value, list) and (found := _tagged(value)) is not None:
+        return collect(members, found, counts)
+    meaning = members.get("")
+    return isinstance(meaning, str) and collect_value(meaning, value, counts)
+
+
+def collect_value(meaning: str, value: object, counts: dict[str, Any]) -> bool:
+    """Put the value of a member into `counts`; False if it cannot be read."""
+    known = _value(meaning, value)
+    if known is not None:
+        counts[meaning] = known
+    return known is not None or meaning in _OPTIONAL
 
 
 def _value(meaning: str, value: object) -> int | str | None:
@@ -415,9 +429,9 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         inside: the server counts cached tokens in the input, against the rule of its API.
     """
     get = counts.get
-    read, written = get("+cached"), get("+write")
-    if written is None and ("write_5m" in counts or "write_1h" in counts):
-        written = get("write_5m", 0) + get("write_1h", 0)
+    read, written, hourly = get("+cached"), get("+write"), get("write_1h")
+    if written is None and (hourly is not None or "write_5m" in counts):
+        written = get("write_5m", 0) + (hourly or 0)
     tokens, output = _with_beside(counts, (read or 0) + (written or 0), inside=inside)
     reasoning = get("+reasoning", get("reasoning"))
     if reasoning and output is not None and "citation_tokens" in counts:  # Perplexity counts it beside the output
@@ -436,16 +450,19 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
     if output is None and tokens is not None and zero:
         output = 0
     cached = get("cached", get("hit", 0 if written is not None else None) if read is None else read)
-    cached = _part(cached, tokens)
-    written = _part(get("write", written), None if tokens is None else tokens - (cached or 0))
+    written = get("write", written)
+    if tokens is not None:
+        # What is a part is no more than the whole.
+        cached = cached and min(cached, tokens)
+        written = written and min(written, tokens - (cached or 0))
     return Usage(
         model,
         tokens,
         output,
         cached,
         written,
-        _part(get("write_1h"), written),
-        _part(reasoning, output),
+        hourly and min(hourly, written or 0),
+        reasoning and min(reasoning, output or 0),
         {name: count for name, count in counts.items() if name in DETAILS and count} or None,
         "fast" if get("speed") == "fast" else get("tier", "").lower().removeprefix("on_demand_"),
         get("usd", get("usd_ticks")),
@@ -476,10 +493,6 @@ def _with_beside(counts: Mapping[str, Any], cache: int, *, inside: bool) -> tupl
     if reasoning is not None:
         output = (output or 0) + reasoning
     return tokens, output
-
-
-def _part(count: int | None, whole: int | None) -> int | None:
-    return count if count is None or whole is None else min(count, whole)
 
 
 def attempts(model: str, counts: Mapping[str, Any], iterations: Iterable[Any]) -> list[Usage]:

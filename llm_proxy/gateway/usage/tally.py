@@ -17,6 +17,7 @@ from llm_proxy.gateway.usage.shapes import (
     Usage,
     attempts,
     collect,
+    collect_value,
     model_name,
     total_of,
     usage_of,
@@ -49,10 +50,9 @@ MAX_USAGE = 65536
 _QWEN = "qwen"
 
 _ABSENT = msgspec.Raw()
-_TIER = {"tier": "tier"}
 
 
-class Report(msgspec.Struct):
+class Report(msgspec.Struct, gc=False):
     """The relevant members of an answer or event, not decoded: one of a wrong type must not affect the others."""
 
     model: msgspec.Raw = _ABSENT
@@ -99,6 +99,10 @@ def decode(text: bytes) -> object:
         return None
 
 
+def _decoded(member: msgspec.Raw) -> object:
+    return None if member is _ABSENT else decode(bytes(member))
+
+
 @define
 class Tally:
     """Collects the reports of one response.
@@ -141,26 +145,35 @@ class Tally:
         return True
 
     def _read_stream(self, document: bytes) -> bool:
-        """Gemini sends a stream as one array if the client does not ask for events."""
+        """Gemini sends a stream as one array if the client does not ask for events. Its last report counts."""
         try:
             reports = _decode_reports(document)
         except _MALFORMED:
             return False
+        last = Report()
         for report in reports:
-            self.add(Report(model_version=report.model_version, usage_metadata=report.usage_metadata))
+            if report.usage_metadata is not _ABSENT:
+                last.usage_metadata = report.usage_metadata
+            if report.model_version is not _ABSENT:
+                last.model_version = report.model_version
+        self.add(last)
         return True
 
     def add(self, report: Report) -> None:
         """Add the usage in a report."""
         if not self.model:
-            for member in (report.model, report.model_version):
-                if member is not _ABSENT and not self.model:
-                    self.model = model_name(decode(bytes(member)))
+            self.model = model_name(_decoded(report.model)) or model_name(_decoded(report.model_version))
         usage = b"" if report.usage is _ABSENT else bytes(report.usage)
         if usage.startswith(b"{"):
             self._add("usage", usage)
         elif report.choices is not _ABSENT and b'"usage"' in (choices := bytes(report.choices)):
             self._add_choices(choices)
+        for member in (report.service_tier, report.bedrock_tier):
+            if member is not _ABSENT:
+                collect_value("tier", _decoded(member), self.counts)
+        self._add_others(report)
+
+    def _add_others(self, report: Report) -> None:
         for place, member in (
             ("usageMetadata", report.usage_metadata),
             ("meta", report.meta),
@@ -171,12 +184,9 @@ class Tally:
                 self._add(place, bytes(member))
         if report.prompt_eval_count is not _ABSENT or report.eval_count is not _ABSENT:
             counts = {"prompt_eval_count": report.prompt_eval_count, "eval_count": report.eval_count}
-            self.collect("", {name: decode(bytes(count)) for name, count in counts.items()})
-        for member in (report.service_tier, report.bedrock_tier):
-            if member is not _ABSENT:
-                collect(_TIER, {"tier": decode(bytes(member))}, self.counts)
+            self.collect("", {name: _decoded(count) for name, count in counts.items()})
         if report.usage_breakdown is not _ABSENT:
-            self._breakdown = decode(bytes(report.usage_breakdown))
+            self._breakdown = _decoded(report.usage_breakdown)
 
     def see(self, report: Report) -> None:
         """See whether a report ends the stream, and whether it says that the response has failed."""
@@ -185,8 +195,8 @@ class Tally:
         if report.done is not _ABSENT and bytes(report.done) == b"true":
             self.ended = True
         for member in (report.type, report.event_type, report.object):
-            if member is not _ABSENT and (kind := bytes(member)).startswith(b'"'):
-                self.add_type(kind.strip(b'"'))
+            if member is not _ABSENT:
+                self.add_type(bytes(member).strip(b'"'))
 
     def add_type(self, kind: bytes) -> None:
         if kind in _FAILED:

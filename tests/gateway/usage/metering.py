@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
+from collections.abc import Callable
 from typing import Any
+
+import brotli
+import zstandard
 
 from llm_proxy.gateway.usage import Usage, UsageMeter, meter_for
 
 JSON = (b"content-type", b"application/json")
 EVENTS = (b"content-type", b"text/event-stream; charset=utf-8")
+
+PACK: dict[bytes, Callable[[bytes], bytes]] = {
+    b"gzip": gzip.compress,
+    b"deflate": zlib.compress,
+    b"br": brotli.compress,
+    b"zstd": zstandard.compress,
+}
 
 
 def feed(meter: UsageMeter, piece: bytes) -> None:

@@ -54,9 +54,15 @@ def metered(headers: list[tuple[bytes, bytes]], pieces: list[bytes]) -> tuple[Us
 
 
 COUNTS = st.dictionaries(
-    st.sampled_from(["prompt_tokens", "completion_tokens", "input_tokens", "output_tokens", "cache_read_input_tokens"]),
-    st.integers(-1, 99) | st.none(),
-    max_size=3,
+    st.sampled_from(
+        [
+            *("prompt_tokens", "completion_tokens", "total_tokens", "input_tokens", "output_tokens"),
+            *("cache_read_input_tokens", "cache_creation_input_tokens", "reasoning_tokens", "cost"),
+            *("promptTokenCount", "thoughtsTokenCount", "inputTokens", "inputTokenCount", "input-token-count"),
+        ]
+    ),
+    st.integers(-1, 99) | st.none() | st.floats(allow_nan=False, allow_infinity=False),
+    max_size=4,
 )
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 TEXTS = st.sampled_from(
@@ -68,7 +74,15 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 REPORTS = st.fixed_dictionaries(
-    {}, optional={"model": st.text(max_size=8) | VALUES, "usage": COUNTS | VALUES, "x": VALUES, "\\": VALUES}
+    {},
+    optional={
+        "model": st.text(max_size=8) | VALUES,
+        "usage": COUNTS | VALUES,
+        "usageMetadata": COUNTS | VALUES,
+        "meta": st.fixed_dictionaries({"billed_units": COUNTS | VALUES}) | VALUES,
+        "x": VALUES,
+        "\\": VALUES,
+    },
 )
 DOCUMENTS = st.fixed_dictionaries(
     {},
@@ -80,12 +94,27 @@ DOCUMENTS = st.fixed_dictionaries(
         "type": st.sampled_from(["error", "response.completed", "message_stop", "x"]) | VALUES,
         "error": COUNTS | st.none(),
         "usage": COUNTS | VALUES,
+        "usage_breakdown": VALUES,
+        "amazon-bedrock-invocationMetrics": COUNTS | VALUES,
+        "prompt_eval_count": st.integers(-1, 99) | VALUES,
+        "eval_count": st.integers(-1, 99) | VALUES,
+        "done": st.booleans(),
+        "service_tier": VALUES,
+        "x_groq": REPORTS | VALUES,
+        "delta": REPORTS | VALUES,
         "z": VALUES,
     },
 )
+#: A stream of Gemini, which is one array.
+ARRAYS = st.lists(
+    st.fixed_dictionaries(
+        {"candidates": VALUES}, optional={"usageMetadata": COUNTS, "usage": COUNTS, "modelVersion": TEXTS}
+    ),
+    max_size=3,
+)
 DUMPED = st.builds(
     lambda document, indent, ascii_only: json.dumps(document, indent=indent, ensure_ascii=ascii_only).encode(),
-    DOCUMENTS,
+    DOCUMENTS | ARRAYS,
     st.sampled_from([None, 1]),
     st.booleans(),
 )

@@ -2,21 +2,13 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Callable
 
 import brotli
 import pytest
 import zstandard
 
 from llm_proxy.gateway.usage import UNKNOWN, Usage, meter_for
-from tests.gateway.usage.metering import EVENTS, JSON, feed, metered
-
-PACK: dict[bytes, Callable[[bytes], bytes]] = {
-    b"gzip": gzip.compress,
-    b"deflate": zlib.compress,
-    b"br": brotli.compress,
-    b"zstd": zstandard.compress,
-}
+from tests.gateway.usage.metering import EVENTS, JSON, PACK, feed, metered
 
 
 class TestEncodings:
