@@ -94,6 +94,23 @@ async def test_a_stream_whose_last_event_was_relayed_is_ok_when_the_client_leave
     assert found.counts == "1 idle, 0 in use"
 
 
+async def test_the_result_has_all_classes_of_tokens_and_the_price_of_the_provider() -> None:
+    usage = {
+        "prompt_tokens": 70,
+        "completion_tokens": 30,
+        "prompt_tokens_details": {"cached_tokens": 10, "cache_write_tokens": 20, "audio_tokens": 5},
+        "completion_tokens_details": {"reasoning_tokens": 8},
+        "cache_creation": {"ephemeral_1h_input_tokens": 15},
+        "cost": 0.25,
+    }
+    last = event({"model": "m", "service_tier": "flex", "usage": usage}) + b"data: [DONE]\n\n"
+    result = (await ended(streaming(last, rest=END), until=None)).result
+    assert (result.input_tokens, result.cached_tokens, result.cache_write_tokens) == (70, 10, 20)
+    assert (result.cache_write_1h_tokens, result.output_tokens, result.reasoning_tokens) == (15, 30, 8)
+    assert (result.usage_details, result.service_tier) == ({"input_audio_tokens": 5}, "flex")
+    assert (result.cost_nanousd, result.cost_basis) == (250_000_000, "provider")
+
+
 @pytest.mark.parametrize("method", ["GET", "POST"])
 async def test_the_last_event_may_be_cut_anywhere(method: str) -> None:
     for cut in range(1, 14):

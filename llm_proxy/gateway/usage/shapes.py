@@ -16,6 +16,7 @@ is the value itself, if a vendor sends a number where another one sends an objec
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, cast
 
@@ -55,11 +56,11 @@ DETAILS: Final = frozenset(
 
 #: Numbers that may have a fraction, and the factor to the unit that is kept: milliseconds, 10^-9 USD.
 _SCALES: Final[Mapping[str, float]] = {"audio_ms": 1000, "usd": 1_000_000_000, "usd_ticks": 0.1}
-_MAX_UNSCALED: Final = 1e12
+_MAX_SCALED: Final = 10**18
 _TEXTS: Final = frozenset({"tier", "speed"})
 #: If one of these cannot be read, the counts are still right.
 _OPTIONAL: Final = DETAILS | _TEXTS | set(_SCALES)
-_MAX_TEXT: Final = 32
+_TEXT: Final = re.compile(r"[\x20-\x7e]{1,32}")
 
 
 @frozen
@@ -396,12 +397,12 @@ def _value(meaning: str, value: object) -> int | str | None:
     """
     if meaning in _TEXTS:
         text = value.get("type") if isinstance(value, dict) else value  # Bedrock has an object
-        return text if isinstance(text, str) and len(text) <= _MAX_TEXT and text.isprintable() else None
+        return text if isinstance(text, str) and _TEXT.fullmatch(text) else None
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     scale = _SCALES.get(meaning)
     if scale is not None:
-        return round(value * scale) if 0 <= value <= _MAX_UNSCALED else None
+        return round(value * scale) if 0 <= value <= _MAX_SCALED and value * scale <= _MAX_SCALED else None
     # Cohere's API has numbers with a fraction of 0.
     return int(value) if 0 <= value <= MAX_TOKENS and value == int(value) else None
 

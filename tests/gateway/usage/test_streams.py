@@ -93,7 +93,7 @@ CONVERSE = [
         "metadata",
     ),
 ]
-INVOKED = [
+INVOKED: list[dict[str, Any]] = [
     {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 25, "output_tokens": 1}}},
     {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}},
     {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 40}},
