@@ -9,15 +9,14 @@ from typing import Any
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.commands.manage import credential, project, token
-from llm_proxy.cli.failures import WrongUsage
+from llm_proxy.cli.commands.manage import credential, project, token, usage
 from llm_proxy.cli.output import print_record, print_table, timestamp, warn
 from llm_proxy.cli.program import Group
 
 
 @click.group(cls=Group)
 def command() -> None:
-    """Manage projects, tokens and requests of a running server.
+    """Manage projects and tokens of a running server, and show its requests and their usage.
 
     The management token is read from --management-token, MANAGEMENT_TOKEN or the .env file. If a server on this machine
     has made its own token, it is read from the file beside the database.
@@ -62,10 +61,7 @@ def audit(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, 
     TIME is written like 2030-01-31T12:00:00Z.
     """
     if as_csv:
-        if as_json:
-            raise WrongUsage("only one of --csv and --json can be given")
-        for text in client.csv(path("audit"), **query):
-            click.echo(text, nl=False)
+        usage.print_csv(client, "audit", query, as_json=as_json)
         return
     entries = client.list(path("audit"), **query)
     found = list(islice(entries, limit))
@@ -97,3 +93,4 @@ def _changes(entry: dict[str, Any]) -> str:
 command.add_command(credential.command)
 command.add_command(project.command)
 command.add_command(token.command)
+command.add_command(usage.command)

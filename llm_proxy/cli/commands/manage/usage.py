@@ -1,0 +1,147 @@
+"""`llm-proxy manage usage`: reports, with bars for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from decimal import Decimal
+from itertools import islice
+from typing import Any
+
+import click
+
+from llm_proxy.cli.client import ManagementClient, path, with_client
+from llm_proxy.cli.failures import WrongUsage
+from llm_proxy.cli.output import print_json, printable, table, warn
+
+_BAR_WIDTH = 20
+#: Parts of a character cell, from the left.
+_EIGHTHS = "▏▎▍▌▋▊▉█"
+_TIMES = ("hour", "day", "month")
+_NUMBERS = {
+    "REQUESTS": "requests",
+    "ERRORS": "errors",
+    "INPUT": "input_tokens",
+    "CACHED": "cached_tokens",
+    "OUTPUT": "output_tokens",
+    "UNPRICED": "unpriced",
+}
+
+
+def read_labels(pairs: Sequence[str]) -> dict[str, str]:
+    """Read filters such as `team=search`, as parameters of the API."""
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise WrongUsage(f"--label {printable(pair)!r} is not KEY=VALUE, such as team=search")
+        if f"label.{key}" in labels:
+            raise WrongUsage(f"the label {printable(key)!r} is given more than once")
+        labels[f"label.{key}"] = value
+    return labels
+
+
+def print_csv(client: ManagementClient, name: str, query: dict[str, Any], *, as_json: bool) -> None:
+    """Print a whole list as CSV."""
+    if as_json:
+        raise WrongUsage("only one of --csv and --json can be given")
+    for text in client.csv(path(name), **query):
+        click.echo(text, nl=False)
+
+
+@click.command("usage")
+@click.option(
+    "--group-by",
+    metavar="LIST",
+    default="project,model",
+    show_default=True,
+    help="What to group by: hour, day, month, project, token, provider, model, requested_model, label.KEY.",
+)
+@click.option("--from", metavar="TIME", help="Only requests at this time or later.  [default: 30 days ago]")
+@click.option("--to", metavar="TIME", help="Only requests before this time.  [default: now]")
+@click.option("--project-id", metavar="ID", help="Only requests of this project.")
+@click.option("--token-id", metavar="ID", help="Only requests with this token.")
+@click.option("--model", metavar="NAME", help="Only requests that this model answered.")
+@click.option("--provider", metavar="NAME", help="Only requests to this provider.")
+@click.option(
+    "--label", "labels", metavar="KEY=VALUE", multiple=True, help="Only requests with this label; repeatable."
+)
+@click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Maximum number of groups.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all groups whatever the limit.")
+@with_client
+def command(
+    client: ManagementClient,
+    *,
+    group_by: str,
+    labels: tuple[str, ...],
+    limit: int,
+    as_csv: bool,
+    as_json: bool,
+    **query: str | None,
+) -> None:
+    """Show what requests used and cost.
+
+    TIME is a day in UTC like 2030-01-31, or a time like 2030-01-31T12:00:00Z. Sums are by hour. ID is an id or a name.
+    Groups without a time are sorted by their cost; a bar shows the cost, or the requests if nothing has a cost.
+    """
+    parameters: dict[str, Any] = query | read_labels(labels) | {"group_by": group_by or None}
+    if as_csv:
+        print_csv(client, "usage", parameters, as_json=as_json)
+        return
+    groups = client.list(path("usage"), **parameters)
+    found = list(islice(groups, limit))
+    if next(groups, None) is not None:
+        warn(
+            f"there are more groups; these are the first {limit} by their ids. Give a higher --limit, or --csv for all"
+        )
+    if as_json:
+        print_json(found)
+    elif found:
+        click.echo(report(found, [name.strip() for name in group_by.split(",") if name.strip()]))
+    else:
+        click.echo("No requests in this time.")
+
+
+def report(groups: list[dict[str, Any]], names: Sequence[str]) -> str:
+    """Format groups, with their total and with bars."""
+    costs = [Decimal(group["cost"]) for group in groups]
+    sizes = costs if any(costs) else [Decimal(group["requests"]) for group in groups]
+    places = list(range(len(groups)))
+    if not set(names) & set(_TIMES):
+        places.sort(key=lambda place: (-sizes[place], -groups[place]["requests"]))
+    columns = {title: name for title, name in _NUMBERS.items() if title != "UNPRICED" or _total(groups, name)}
+    most = max(sizes)
+    rows = [
+        (
+            *(_named(groups[place], name) for name in names),
+            *(f"{groups[place][name]:,}" for name in columns.values()),
+            *(_dollars(costs[place]), groups[place]["p50_ms"], groups[place]["p95_ms"]),
+            _bar(sizes[place], most),
+        )
+        for place in places
+    ]
+    if len(rows) > 1:
+        totals = (f"{_total(groups, name):,}" for name in columns.values())
+        first = ("total", *[""] * (len(names) - 1)) if names else ()
+        rows.append((*first, *totals, _dollars(sum(costs, Decimal(0))), "", "", ""))
+    numbers = (*columns, "COST", "P50 MS", "P95 MS")
+    return table((*(name.upper() for name in names), *numbers, ""), rows, numbers=numbers)
+
+
+def _total(groups: list[dict[str, Any]], name: str) -> int:
+    return sum(group[name] for group in groups)
+
+
+def _named(group: dict[str, Any], name: str) -> str | None:
+    """The value of a group; a token without a name has its id, and an empty model none."""
+    return group[name] or group.get(f"{name}_id")
+
+
+def _dollars(cost: Decimal) -> str:
+    """Show USD with as many digits as small costs need."""
+    return f"${cost:,.2f}" if cost >= 1 or not cost else f"${cost:.6f}"
+
+
+def _bar(size: Decimal, most: Decimal) -> str:
+    eighths = int(size * _BAR_WIDTH * 8 / most) if most else 0
+    whole, rest = divmod(eighths, 8)
+    return "█" * whole + (_EIGHTHS[rest - 1] if rest else "")

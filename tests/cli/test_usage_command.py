@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection
+
+from db import migrate
+from db.database import opened
+from db.dsn import Target
+from db.options import Options
+from db.queries import ledger, projects, tokens
+from tests.cli.conftest import Run
+from tests.db.queries.factories import a_project, a_settled_request, a_token
+from tests.harness.server import MANAGEMENT_TOKEN, Server, running_server
+
+NOW = datetime.now(UTC)
+
+
+def fill(connection: Connection) -> None:
+    for name, cost in (("alpha", 2_500_000_000), ("beta", 500_000), ("gamma", None)):
+        project = a_project(name=name, api_key="plain:sk-key-cdef")
+        token = a_token(project.id, name="\u001b[1m" if name == "alpha" else "")
+        projects.create(connection, project)
+        tokens.create(connection, token)
+        rows = [
+            a_settled_request(
+                token,
+                model="gpt-5",
+                requested_model="gpt-5",
+                admitted_at=NOW - timedelta(days=day),
+                cost_nanousd=cost,
+                duration_us=75_000,
+                input_tokens=1_234_567,
+                summed_labels={"team": name},
+            )
+            for day in (1, 2)
+        ]
+        ledger.roll_up(connection, rows)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server on SQLite with the sums of three projects."""
+    path = tmp_path_factory.mktemp("usage") / "proxy.db"
+    with opened(Target("sqlite", path=path), Options()) as database:
+        migrate.up(database)
+        database.write_now(fill)
+    with running_server({"DATABASE_PATH": str(path), "ALLOW_PLAINTEXT_API_KEYS": "true"}) as server:
+        yield server
+
+
+@pytest.fixture
+def usage(run: Run, server: Server) -> Run:
+    """Run `llm-proxy manage usage` against the server."""
+
+    def invoke(*arguments: str, **options: Any) -> Any:
+        where = ("--manage-api-base-url", server.url, "--management-token", MANAGEMENT_TOKEN)
+        return run("manage", "usage", *arguments, *where, **options)
+
+    return invoke
+
+
+def test_groups_are_sorted_by_cost_with_bars_and_a_total(usage: Run) -> None:
+    assert usage().stdout.splitlines() == [
+        "PROJECT  MODEL  REQUESTS  ERRORS      INPUT  CACHED  OUTPUT  UNPRICED       COST  P50 MS  P95 MS",
+        "alpha    gpt-5         2       0  2,469,134       0       8         0      $5.00      75      98  " + "█" * 20,
+        "beta     gpt-5         2       0  2,469,134       0       8         0  $0.001000      75      98",
+        "gamma    gpt-5         2       0  2,469,134       0       8         2      $0.00      75      98",
+        "total                  6       0  7,407,402       0      24         2      $5.00",
+    ]
+
+
+def test_without_costs_the_bars_show_requests(usage: Run) -> None:
+    (title, row) = usage("--group-by", "label.team", "--label", "team=gamma").stdout.splitlines()
+    assert title.split()[0] == "LABEL.TEAM"
+    assert row.split()[0] == "gamma"
+    assert row.endswith("█" * 20)
+
+
+def test_groups_of_a_time_stay_in_its_order(usage: Run) -> None:
+    rows = usage("--group-by", "day", "--project-id", "beta").stdout.splitlines()
+    days = [f"{NOW - timedelta(days=day):%Y-%m-%d}" for day in (2, 1)]
+    assert [row.split()[0] for row in rows] == ["DAY", *days, "total"]
+
+
+def test_a_name_cannot_control_the_terminal_and_a_missing_one_is_the_id(usage: Run) -> None:
+    rows = usage("--group-by", "token").stdout.splitlines()
+    assert rows[1].split()[0] == "\\x1b[1m"
+    assert len(rows[2].split()[0]) == 36
+
+
+def test_json_and_csv_have_all_fields(usage: Run) -> None:
+    found = json.loads(usage("--group-by", "project", "--json").stdout)
+    assert sorted(one["cost"] for one in found) == ["0.000000000", "0.001000000", "5.000000000"]
+    rows = list(csv.DictReader(io.StringIO(usage("--group-by", "project", "--limit", "1", "--csv").stdout)))
+    assert sorted(row["project"] for row in rows) == ["alpha", "beta", "gamma"]
+    assert set(rows[0]) == set(found[0])
+
+
+def test_no_requests_are_said_so(usage: Run) -> None:
+    assert usage("--to", "2020-01-01", "--from", "2019-01-01").stdout == "No requests in this time.\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "message"),
+    [
+        (
+            ("--limit", "1", "--to", "2100-01-01", "--from", "2020-01-01"),
+            0,
+            "warning: there are more groups; these are",
+        ),
+        (("--csv", "--json"), 2, "error: only one of --csv and --json can be given\n"),
+        (("--label", "team"), 2, "error: --label 'team' is not KEY=VALUE, such as team=search"),
+        (("--label", "a=1", "--label", "a=2"), 2, "error: the label 'a' is given more than once"),
+        (("--group-by", "cost"), 1, "error: --group-by must be a list of hour, day, month, project, token"),
+        (("--project-id", "delta"), 1, "error: "),
+    ],
+)
+def test_what_cannot_be_shown_is_said(usage: Run, options: tuple[str, ...], code: int, message: str) -> None:
+    result = usage(*options)
+    assert (result.exit_code, result.stderr[: len(message)]) == (code, message)
