@@ -8,6 +8,7 @@ In the order of a request's path:
 - `providers/`: the providers: URL, credential, allow-lists, timeouts
 - `auth/`: credentials without a long-lived key: tokens, signatures
 - `admission`: checks before the ledger is asked
+- `requested_model`: the model that a request names
 - `exchange`: request out, response back, byte for byte
 - `upstream/`: connections to providers
 - `usage/`: token usage of responses, read as they pass

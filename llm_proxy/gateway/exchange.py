@@ -17,6 +17,7 @@ from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.paths import query_value
 from llm_proxy.gateway.objects import answers
 from llm_proxy.gateway.providers.rewriting import EDIT
+from llm_proxy.gateway.requested_model import requested_model
 from llm_proxy.gateway.upstream.failures import (
     ConnectFailed,
     ConnectTimeout,
@@ -77,7 +78,9 @@ class Exchange:
         reason: what the provider did wrong, for the operator.
         provider_request_id: the id that the provider gave the request; SDKs show it.
         yields: where the answer has ids of objects that the request creates, see `objects/table.py`.
+        provider: where it is sent; None before that is known.
         upload_url: completes the URL of an upload session in the answer.
+        redact: removes credentials from a text of the client that is recorded.
         record: records these objects; True if they are in the database then.
     """
 
@@ -100,9 +103,10 @@ class Exchange:
     yields: Mapping[str, str] = field(factory=dict)
     record: Callable[[Objects], Awaitable[bool]] | None = None
     upload_url: Callable[[str], str] = str
+    redact: Callable[[str], str] = str
+    provider: Provider | None = None
     _answer: AnswerReader | None = None
     _unrecorded: Objects = ()
-    _provider: Provider | None = None
 
     async def run(self, provider: Provider, upstream: UpstreamPool, api_key: str) -> None:
         """Forward the request and relay the response.
@@ -112,7 +116,7 @@ class Exchange:
                 client detects that by its framing.
         """
         response: UpstreamResponse | None = None
-        self._provider = provider
+        self.provider = provider
         try:
             response = await self._ask(provider, upstream, api_key)
             await self._relay(response, provider)
@@ -276,11 +280,14 @@ class Exchange:
     def result(self, prices: Prices) -> Result:
         """The result for the ledger row."""
         usage = self.meter.result(whole=self.whole)
-        cost, basis, version = self._cost(usage, prices)
+        provider = self.provider
+        requested = "" if provider is None else self.redact(requested_model(self.inbound, provider))
+        cost, basis, version = self._cost(usage, prices, requested)
         return Result(
             outcome=self._final_outcome() if self.dispatch.sent else "void",
             status=self.status,
             model=usage.model,
+            requested_model=requested,
             streamed=self.streamed,
             first_byte_us=None if self.first_byte is None else round((self.first_byte - self.admitted) * 1e6),
             duration_us=round((trio.current_time() - self.admitted) * 1e6),
@@ -301,16 +308,13 @@ class Exchange:
             provider_request_id=self.provider_request_id,
         )
 
-    def _cost(self, usage: Usage, prices: Prices) -> tuple[int | None, CostBasis | None, str | None]:
+    def _cost(self, usage: Usage, prices: Prices, requested: str) -> tuple[int | None, CostBasis | None, str | None]:
         """The cost, where it is from, and the version of the prices; None if the cost is unknown."""
         if usage.cost_nanousd is not None:
             return usage.cost_nanousd, "provider", None
-        provider = self._provider
+        provider = self.provider
         if provider is None or (usage.input_tokens is None and usage.details is None):
             return None, None, None
-        requested = self.inbound.model
-        if not usage.model or provider.shape == "aws":
-            requested = provider.endpoints.model(self.inbound.route.path) or requested
         found = prices.cost(provider.name, usage.parts or (usage,), datetime.now(UTC), requested)
         return (None, None, None) if found is None else (found.nanousd, "price", found.version)
 

@@ -12,7 +12,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, RequestTooLarge
 from llm_proxy.net.disconnect import EXTENSION, ClientDisconnected
@@ -39,6 +39,9 @@ JOINED = 1024 * 1024
 #: `MAX_REQUEST_SIZE` accepts by default, and a small part of a usual container's memory.
 HELD_LIMIT = 256 * 1024 * 1024
 
+#: Bytes of the beginning, and of the end, of a longer body that are kept while it passes.
+ENDS = 64 * 1024
+
 _FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"sec-websocket-key"})
 
 
@@ -51,6 +54,23 @@ class HeldBodies:
     """
 
     size: int = 0
+
+
+@define(eq=False)
+class _Ends:
+    """The first and the last pieces of a body that has passed."""
+
+    first: bytearray = field(factory=bytearray)
+    last: list[bytes] = field(factory=list)
+    size: int = 0
+
+    def add(self, piece: bytes) -> None:
+        if (room := ENDS - len(self.first)) > 0:
+            self.first += piece[:room]
+        self.last.append(piece)
+        self.size += len(piece)
+        while self.size - len(self.last[0]) >= ENDS:
+            self.size -= len(self.last.pop(0))
 
 
 async def _ignore(piece: bytes) -> None:
@@ -121,6 +141,7 @@ class Inbound:
         self._max_size = max_size
         self._ended = False
         self._pieces: list[bytes] = []
+        self._ends: _Ends | None = None
         self._held = 0
         self._waited = 0.0
         self._fault: ProxyError | None = None
@@ -234,6 +255,20 @@ class Inbound:
         self._pieces = [b"".join(self._pieces)]
         return self._pieces[0]
 
+    def ends(self) -> tuple[bytes, bytes | None]:
+        """The body as far as it has arrived: its first bytes, and its last ones, None if the first are all of it.
+
+        There are no last bytes before the end. Call it once, after the body has passed.
+        """
+        ends = self._ends
+        if ends is None and self._ended and self._held <= ENDS:
+            return b"".join(self._pieces), None
+        ends = ends or _Ends()
+        for piece in self._pieces:
+            ends.add(piece)
+        last = b"".join(ends.last)[-ENDS:] if self._ended else b""
+        return bytes(ends.first), None if len(last) == self.received else last
+
     async def sha256(self) -> str:
         """The digest of the body in hexadecimal; the body must have ended."""
         digest = sha256()
@@ -280,9 +315,11 @@ class Inbound:
         Raises:
             RequestTooLarge, RequestTimeout: the body is longer than the limit, or comes too slowly.
         """
+        self._ends = _Ends()
         while True:
             while self._pieces:
                 piece = self._pieces.pop(0)
+                self._ends.add(piece)
                 self._held -= len(piece)
                 self.release(sys.getsizeof(piece))
                 if self._room is not None:

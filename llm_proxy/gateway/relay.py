@@ -222,15 +222,15 @@ class Relay:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
         grant = await self.ledger.admit(request)
         inbound.admitted = True
-        exchange = Exchange(inbound, send)
+        exchange = Exchange(inbound, send, redact=self.request_log.path)
         if objects.yields:
             exchange.yields, exchange.record = objects.yields, partial(self.ledger.record, grant)
         name = grant.reservation.provider
         self.metrics.upstream_started(name)
         try:
+            provider = exchange.provider = routing.providers.by_name[name]
             # The token of a request that came in one piece was not known before. Beyond the bound it is void.
             self._take_slot(inbound)
-            provider = routing.providers.by_name[name]
             if provider.rewriting is not None:
                 exchange.upload_url = partial(upload_session.add, self.keyring, request.digest, name)
             secret = api_key = self.keyring.open(grant.key.sealed, grant.key.owner)

@@ -62,6 +62,7 @@ class JsonMembers:
     an object at any depth, and numbers on the top level that most parsers read as infinite.
 
     Attributes:
+        found: the members of the top level so far, see `end`.
         nested: maximum length of a string below the top level that a subclass wants to see, in bytes of JSON text; 0 if
             it wants none.
     """
@@ -69,7 +70,7 @@ class JsonMembers:
     nested: ClassVar[int] = 0
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[str | None]] = {}
+        self.found: dict[str, tuple[str | None]] = {}
         self._utf8 = codecs.getincrementaldecoder("utf-8")()
         self._begun = self._complete = False
         self._tokens = 0
@@ -98,7 +99,7 @@ class JsonMembers:
         self._document.close()
         if self._begun and not self._complete:
             raise InvalidJson
-        return self._found
+        return self.found
 
     def _walk(self) -> Generator[None, bytes, None]:
         data, at = (yield), 0
@@ -145,7 +146,7 @@ class JsonMembers:
             self._expected = _VALUE
         elif token is None:
             if len(self._open) == 1:
-                self._found[self._member] = (json.dumps(json.loads(scalar), allow_nan=False),)
+                self.found[self._member] = (json.dumps(json.loads(scalar), allow_nan=False),)
             self._expected = _COMMA_OR_END
         elif token in b"{[":
             self._opens(is_object=token == b"{")
@@ -154,7 +155,7 @@ class JsonMembers:
 
     def _opens(self, *, is_object: bool) -> None:
         if len(self._open) == 1:
-            self._found[self._member] = (None,)
+            self.found[self._member] = (None,)
         elif len(self._open) >= MAX_DEPTH:
             raise InvalidJson(f"The request body is nested more than {MAX_DEPTH} levels deep.")
         self._names = set() if is_object else None
@@ -176,7 +177,7 @@ class JsonMembers:
             if text is not None and self.nested:
                 self._see(text)
             if top:
-                self._found[self._member] = (None if text is None else decoded(text),)
+                self.found[self._member] = (None if text is None else decoded(text),)
             self._expected = _COMMA_OR_END
             return
         if text is None or self._names is None:

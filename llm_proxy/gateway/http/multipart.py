@@ -38,7 +38,7 @@ def refused() -> ParameterNotAllowed:
 
 
 class Multipart:
-    """`feed` it a body in pieces cut anywhere, then get its fields from `end`."""
+    """`feed` it a body in pieces cut anywhere, then get its fields from `end`; `found` has those that are complete."""
 
     def __init__(self, boundary: bytes) -> None:
         self._boundary = b"--" + boundary
@@ -47,7 +47,7 @@ class Multipart:
         self._begun = False
         self._in_head = self._ended = False
         self._parts = 0
-        self._values: dict[str, list[str | None]] = {}
+        self.found: dict[str, list[str | None]] = {}
         self._name = ""
         self._is_file = False
         self._declared: int | None = 0
@@ -65,7 +65,7 @@ class Multipart:
         """Return the values of each field in order; None for a file, or for a value that is too long to compare."""
         if self._begun and not (self._ended and self._rest in (b"", b"\r\n")):
             raise refused()
-        return self._values
+        return self.found
 
     def _body(self) -> bool:
         """Read the content of a part and the boundary after it; False if more has to arrive first."""
@@ -114,7 +114,7 @@ class Multipart:
                 value = self._content.decode("utf-8")
             except UnicodeDecodeError:
                 raise refused() from None
-        self._values.setdefault(self._name, []).append(value)
+        self.found.setdefault(self._name, []).append(value)
 
     def _see(self, data: bytes) -> None:
         """Take a piece of a file, for a subclass that reads files."""

@@ -36,14 +36,18 @@ _EXPRESSIONS = {_MODEL: b"([^/]+)", "/**": b"/(?:/|" + _PLAIN + b")+"}
 
 
 class Endpoints:
-    """A compiled allow-list; `path in endpoints` for raw paths that `paths.check` has accepted."""
+    """A compiled allow-list; `path in endpoints` for raw paths that `paths.check` has accepted.
+
+    Attributes:
+        literal: the paths of patterns without placeholders.
+    """
 
     def __init__(self, patterns: Iterable[str]) -> None:
         # If several match, the longest one says what the model is: `{model}:generateContent`, not `{model}`.
         self._patterns = sorted(patterns, key=len, reverse=True)
         for pattern in self._patterns:
             check(pattern)
-        self._literal = frozenset(
+        self.literal = frozenset(
             pattern.encode("ascii") for pattern in self._patterns if not _PLACEHOLDER.search(pattern)
         )
 
@@ -54,7 +58,7 @@ class Endpoints:
 
     def __contains__(self, path: bytes) -> bool:
         # Most requests go to a literal path, and a set finds that faster than an expression.
-        return path in self._literal or (self._others.fullmatch(path) is not None and self._is_unambiguous(path))
+        return path in self.literal or (self._others.fullmatch(path) is not None and self._is_unambiguous(path))
 
     def model(self, path: bytes) -> str | None:
         """The name of the model in an allowed path, without escapes; None if its pattern has no `{model}`."""

@@ -103,6 +103,8 @@ class Provider:
     rewriting: Rewriting | None = field(init=False, repr=False)
     _rules: ParameterRules = field(init=False, repr=False)
     _models: Sequence[tuple[Endpoints, tuple[str, ...]]] = field(init=False, repr=False)
+    #: The answers of `models_of` for literal paths.
+    _members: dict[bytes, tuple[str, ...]] = field(init=False, repr=False, factory=dict)
 
     @endpoints.default
     def _compile_endpoints(self) -> Endpoints:
@@ -217,6 +219,13 @@ class Provider:
 
         After a dot, it is a member of each object in the value, or in each line of the file that the value names.
         """
+        if (members := self._members.get(path)) is None:
+            members = self._members_of(path)
+            if path in self.endpoints.literal:
+                self._members[path] = members
+        return members
+
+    def _members_of(self, path: bytes) -> tuple[str, ...]:
         if self.endpoints.model(path) is not None:
             return ("{model}",)
         return next((members for endpoints, members in self._models if path in endpoints), ("model",))
