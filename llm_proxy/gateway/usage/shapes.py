@@ -234,6 +234,15 @@ SHAPES: Final = (
     ),
     Shape("Moonshot", "https://platform.moonshot.ai/docs/api/chat", "usage", {"cached_tokens": "hit"}),
     Shape("Mistral audio", "https://docs.mistral.ai/api", "usage", {"prompt_audio_seconds": "audio_ms"}),
+    Shape(
+        "Mistral conversations",
+        "https://docs.mistral.ai/agents/connectors/connectors_overview",
+        "usage",
+        {
+            "connector_tokens": "+input",
+            "connectors": {"web_search": "web_searches", "code_interpreter": "code_executions"},
+        },
+    ),
     Shape("Mistral OCR", "https://docs.mistral.ai/api", "usage_info", {"pages_processed": "pages"}),
     Shape("Cohere v2", "https://docs.cohere.com/reference/chat", "usage", _COHERE),
     Shape("Cohere v1, embed, rerank", "https://docs.cohere.com/reference/embed", "meta", _COHERE),
@@ -465,9 +474,16 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         hourly and min(hourly, written or 0),
         reasoning and min(reasoning, output or 0),
         {name: count for name, count in counts.items() if name in DETAILS and count} or None,
-        "fast" if get("speed") == "fast" else get("tier", "").lower().removeprefix("on_demand_"),
+        _tier(counts),
         get("usd", get("usd_ticks")),
     )
+
+
+def _tier(counts: Mapping[str, Any]) -> str:
+    if counts.get("speed") == "fast":  # Anthropic's fast mode
+        return "fast"
+    tier: str = counts.get("tier", "").lower().removeprefix("on_demand_")  # Vertex's kinds of traffic
+    return "" if tier.endswith("unspecified") else tier
 
 
 def _with_beside(counts: Mapping[str, Any], cache: int, *, inside: bool) -> tuple[int | None, int | None]:
@@ -485,7 +501,7 @@ def _with_beside(counts: Mapping[str, Any], cache: int, *, inside: bool) -> tupl
     if not cache and more is None and reasoning is None:
         return tokens, output
     plain = (tokens or 0) + (output or 0)
-    if total == plain or (prompt is not None and total != plain + cache):
+    if total == plain or (prompt is not None and total != plain + cache + (more or 0) + (reasoning or 0)):
         return tokens, output
     if tokens is not None and not (inside and tokens >= cache):
         tokens += cache

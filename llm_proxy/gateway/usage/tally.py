@@ -27,7 +27,8 @@ from llm_proxy.gateway.usage.shapes import (
 #: Some servers send it before UTF-8 text. It has no meaning there.
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
-#: Types of events that end a stream: of Anthropic, OpenAI (responses, audio), Cohere v2 and v1, Gemini's interactions.
+#: Types of events that end a stream: of Anthropic, OpenAI (responses, audio), Mistral (conversations),
+#: Cohere v2 and v1, Gemini (interactions).
 _LAST = frozenset(
     {
         b"message_stop",
@@ -35,6 +36,7 @@ _LAST = frozenset(
         b"response.incomplete",
         b"transcript.text.done",
         b"speech.audio.done",
+        b"conversation.response.done",
         b"message-end",
         b"stream-end",
         b"interaction.completed",

@@ -292,6 +292,21 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         Usage("m", 4, 600, details=details(audio_ms=200_000)),
     ),
     (
+        "Mistral conversations",
+        {
+            "object": "conversation.response",
+            "outputs": [],
+            "usage": {
+                "prompt_tokens": 100,
+                "completion_tokens": 50,
+                "total_tokens": 900,
+                "connector_tokens": 750,
+                "connectors": {"web_search": 1},
+            },
+        },
+        Usage("", 850, 50, details=details(web_searches=1)),
+    ),
+    (
         "Mistral OCR",
         {"model": "m", "pages": [], "usage_info": {"pages_processed": 3, "doc_size_bytes": None}},
         Usage("m", details=details(pages=3)),
@@ -536,6 +551,7 @@ class TestSums:
             ({"prompt_tokens": 5, "total_tokens": 12}, Usage("", 5, 7)),
             ({"completion_tokens": 5, "total_tokens": 12}, Usage("", 7, 5)),
             ({"completion_tokens": 15, "total_tokens": 12}, Usage("", None, 15)),
+            ({"input_tokens": 5, "output_tokens": 1, "service_tier": "UNSPECIFIED"}, Usage("", 5, 1)),
             # A total that is too small says nothing.
             ({"prompt_tokens": 5, "completion_tokens": 15, "total_tokens": 12}, Usage("", 5, 15)),
             # A part is no more than the whole.

@@ -12,6 +12,7 @@ import zstandard
 
 from llm_proxy.gateway.usage import meter_for
 from tests.gateway.usage.metering import EVENTS, JSON
+from tests.gateway.usage.test_streams import FRAMES, LINES, frame
 
 #: Seconds of CPU time that a step may take.
 BOUND = 0.01
@@ -44,6 +45,19 @@ WORST = {
     "tiny-lines-of-data": (EVENTS, many(b"data:\n")),
     "one-line": (EVENTS, b'data: {"a":[' + many(b"[],")),
     "large-usages": (EVENTS, many(b'data:{"usage":{' + b'"a":[],' * 3000 + b'"b":1}}\n\n')),
+}
+WORST |= {
+    "array-of-tiny-objects": (JSON, b"[" + many(b'{"a":1},')),
+    "array-of-tiny-reports": (JSON, b"[" + many(b'{"usageMetadata":{}},')),
+    "tiny-lines-of-json": (LINES, many(b'{"eval_count":1}\n')),
+    "broken-lines": (LINES, many(b'{"eval_count":\n')),
+    "one-line-of-json": (LINES, b'{"a":[' + many(b"[],")),
+    "gemini-events": (EVENTS, many(b'data:{"usageMetadata":{"promptTokenCount":1}}\n\n')),
+    "many-iterations": (EVENTS, many(b'data:{"usage":{"iterations":[' + b'{"input_tokens":1},' * 1400 + b"{}]}}\n\n")),
+    "tiny-frames": (FRAMES, many(frame(b'{"usage":{}}'))),
+    "tiny-chunks": (FRAMES, many(frame(b'{"bytes":"eyJ1c2FnZSI6e319"}'))),
+    "empty-frames": (FRAMES, many(b"\x00\x00\x00\x10" + b"\x00" * 12)),
+    "one-frame": (FRAMES, b"\x00\x10\x00\x00" + b"\x00" * 8 + b'{"a":[' + many(b"[],")),
 }
 CODINGS: dict[bytes, Callable[[bytes], bytes]] = {
     b"identity": bytes,
