@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 
-from tests.docs.warm import Warm, warm_programs
+from tests.harness.warm import Warm, warm_programs
+
+#: SDKs and the command line bring their parts in only when these are used.
+_LOADED = (
+    "anthropic.resources.messages",
+    "anthropic.resources.models",
+    "llm_proxy.cli.commands.ledger",
+    "llm_proxy.cli.commands.manage.project",
+    "llm_proxy.cli.commands.manage.token",
+    "llm_proxy.cli.commands.server",
+    "openai.resources.chat.completions",
+    "openai.resources.models",
+    "openai.resources.responses",
+)
 
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Warm]:
     """The process that runs what pages have typed."""
-    # A short path: the name of a socket has a hundred characters at most.
-    with TemporaryDirectory(prefix="warm-") as folder, warm_programs(Path(folder)) as warm:
+    with warm_programs(*_LOADED) as warm:
         yield warm

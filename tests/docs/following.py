@@ -17,7 +17,7 @@ from attrs import frozen
 
 from tests.docs.blocks import Block, blocks
 from tests.docs.prompt import typed
-from tests.docs.warm import Warm
+from tests.harness.warm import Warm
 
 #: Languages that a shell can run; the tests of a page check the others.
 SHELL = ("bash", "console", "python")

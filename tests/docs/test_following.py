@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs.following import follow, matches
-from tests.docs.warm import Warm
+from tests.harness.warm import Warm
 
 
 @pytest.mark.parametrize(

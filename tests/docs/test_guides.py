@@ -17,9 +17,9 @@ from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider_file import Api
 from tests.docs.blocks import block, blocks
 from tests.docs.following import Outcome, follow, matches, steps
-from tests.docs.warm import Warm
 from tests.harness.deployment import UPSTREAM_KEY
 from tests.harness.server import ROOT, Server, running_server
+from tests.harness.warm import Warm
 
 DOCS = ROOT / "docs"
 PROVIDERS = DOCS / "guides" / "providers.md"

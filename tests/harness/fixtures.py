@@ -14,8 +14,14 @@ import pytest
 from benchmarks.processes import Upstream
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
+from tests.harness import server
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, provider_settings
 from tests.harness.server import Server, StartServer, running_server
+
+
+def pytest_unconfigure() -> None:
+    """End the process that servers are forks of."""
+    server.shared.close()
 
 
 @pytest.fixture(scope="session")

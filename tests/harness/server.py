@@ -1,5 +1,7 @@
 """The proxy as its users run it: `llm-proxy server` in a process of its own, with an environment of its own.
 
+The process is a fork of one that has imported the program, because nearly all of a start would go into imports.
+
 Methods without `async` block. A trio test that itself runs something which the server is waiting for, such as a `Wire`
 to its database, uses `ready`, `ended` and `stopped` instead of `wait_ready`, `wait` and `stop`.
 """
@@ -15,7 +17,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from attrs import define, field, frozen
 from benchmarks.processes import Process
 from tests.harness import client
 from tests.harness.ports import free_port
+from tests.harness.warm import Warm, warm_programs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,7 +42,7 @@ _SETTINGS = {
     "LOG_FORMAT": "json",
     "LOG_LEVEL": "info",
 }
-_INHERITED = ("PATH", "TMPDIR", "LANG", "SSL_CERT_FILE", "COVERAGE_PROCESS_START")
+_INHERITED = ("PATH", "TMPDIR", "LANG", "SSL_CERT_FILE")
 
 #: Seconds until a server must be ready, and for one that was told to stop (its grace comes on top).
 READY_SECONDS = 30.0
@@ -218,6 +222,16 @@ class Server:
         return "\n".join(self.output.splitlines()[-40:])
 
 
+#: Closed at the end of the session.
+shared = ExitStack()
+
+
+@cache
+def _loaded() -> Warm:
+    drivers = ("sqlalchemy.dialects.postgresql.pg8000", "sqlalchemy.dialects.mysql.pymysql")
+    return shared.enter_context(warm_programs("llm_proxy.cli.commands.server", *drivers))
+
+
 #: Starts servers that a fixture stops: `start_server(env, {"SHUTDOWN_GRACE": "1s"})`.
 StartServer = Callable[..., Server]
 
@@ -229,7 +243,7 @@ def running_server(
     *arguments: str,
     port: int | None = None,
     ready: bool = True,
-    program: Sequence[str] = ("llm_proxy", "server"),
+    program: Sequence[str] = (),
 ) -> Iterator[Server]:
     """A server, killed at the end if it still runs.
 
@@ -239,7 +253,8 @@ def running_server(
         arguments: further arguments of the program.
         port: where to listen on 127.0.0.1; a free one where None.
         ready: wait until it is ready.
-        program: the Python module that is run, with its first arguments; one that serves the same application.
+        program: a Python module, with its first arguments, that is run in place of a fork: one that serves the same
+            application, or the program itself.
 
     Raises:
         ServerFailed: it was not ready in time.
@@ -251,15 +266,19 @@ def running_server(
         wanted = {key: value for key, value in wanted.items() if value}
         inherited = {key: os.environ[key] for key in _INHERITED if key in os.environ}
         with (folder / "output").open("wb") as output:
-            popen = subprocess.Popen(
-                [sys.executable, "-m", *program, *arguments],
-                # A folder of its own, so that no `.env` and no `./data` of a developer come into play.
-                cwd=folder,
-                env={**inherited, "HOME": name, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **wanted},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+            environment = {**inherited, "HOME": name, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **wanted}
+            # A folder of its own, so that no `.env` and no `./data` of a developer come into play.
+            if program:
+                popen = subprocess.Popen(
+                    [sys.executable, "-m", *program, *arguments],
+                    cwd=folder,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            else:
+                popen = _loaded().start(["server", *arguments], folder, environment, output)
         server = Server(Process(popen), "127.0.0.1", listen, folder, wanted)
         try:
             if ready:

@@ -138,7 +138,7 @@ async def test_shutdown_delay_keeps_serving_while_not_ready(
 def test_a_server_ends_although_its_database_is_away(
     start_server: StartServer, databases: Databases, database_kind: Kind
 ) -> None:
-    with databases.migrated(database_kind) as scratch:
+    with databases.empty(database_kind) as scratch:
         server = start_server(scratch.env)
     assert server.stop() == 0, server.output
     assert "Traceback" not in server.output

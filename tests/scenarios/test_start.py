@@ -28,7 +28,8 @@ PATIENCE = 180.0
 
 def start_all(stack: ExitStack, env: dict[str, str], upstream: Upstream) -> list[Server]:
     settings = provider_settings(upstream)
-    return [stack.enter_context(running_server(env, settings, ready=False)) for _ in range(SERVERS)]
+    first = stack.enter_context(running_server(env, settings, ready=False, program=("llm_proxy", "server")))
+    return [first] + [stack.enter_context(running_server(env, settings, ready=False)) for _ in range(SERVERS - 1)]
 
 
 def test_eight_servers_start_at_once_on_an_empty_database(
