@@ -161,14 +161,18 @@ class Databases:
                 scratch = self._file(stack)
                 shutil.copyfile(template.path, scratch.path)
                 Path(scratch.path).chmod(0o600)
-            elif self._used[kind]:
-                scratch = self._used[kind].pop()
+            elif found := self._cleared(kind):
+                scratch = found
             else:
                 scratch = self._database(kind, self._stack)
                 self.server(kind).admin.clone(template.name, scratch.name)
             yield scratch
-            if kind is not Kind.SQLITE:
-                self._give_back(scratch)
+            if self.durable and kind is not Kind.SQLITE:
+                # Its past must not burden what is measured next.
+                self.server(kind).admin.drop(scratch.name)
+            elif kind is not Kind.SQLITE:
+                # Emptied when the next test needs it: the servers of this one may not have ended yet.
+                self._used[kind].append(scratch)
 
     def describe(self) -> dict[Kind, str]:
         """The version and origin of each server that a test needed, or why there is none."""
@@ -188,13 +192,15 @@ class Databases:
             self._templates[kind] = scratch
         return self._templates[kind]
 
-    def _give_back(self, scratch: Scratch) -> None:
-        """Empty a migrated database for the next test, or drop it."""
-        admin = self.server(scratch.kind).admin
-        if not self.durable and admin.clear(scratch.name, self._definition(scratch.kind), _TABLES):
-            self._used[scratch.kind].append(scratch)
-        else:
+    def _cleared(self, kind: Kind) -> Scratch | None:
+        """A migrated database that another test has used, without its rows; None if there is none."""
+        admin = self.server(kind).admin
+        while self._used[kind]:
+            scratch = self._used[kind].pop()
+            if admin.clear(scratch.name, self._definition(kind), _TABLES):
+                return scratch
             admin.drop(scratch.name)
+        return None
 
     def _definition(self, kind: Kind) -> str:
         if kind not in self._definitions:

@@ -62,7 +62,8 @@ def test_migrated_database_is_dropped_after_a_change_of_its_schema(
     admin = databases.server(database_kind).admin
     with databases.migrated(database_kind) as scratch:
         admin.execute(change, database=scratch.name)
-    assert scratch.name not in admin.names()
+    with databases.migrated(database_kind):
+        assert scratch.name not in admin.names()
 
 
 @on("postgres")
@@ -74,4 +75,5 @@ def test_migrated_database_is_dropped_after_a_change_of_its_settings(databases: 
     ):
         with databases.migrated(database_kind) as scratch:
             admin.execute(change.format(scratch.name))
-        assert scratch.name not in admin.names()
+        with databases.migrated(database_kind):
+            assert scratch.name not in admin.names()
