@@ -6,6 +6,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from attrs import frozen
@@ -26,12 +28,14 @@ class Holdings:
     """What a server holds at one moment.
 
     Attributes:
-        files: open files, without the connections to the upstream that are kept for the next requests.
+        files: open files, without the connections to the upstream that are kept for the next requests, and without the
+            SQLite files, whose pool of connections grows when requests come together.
         connections: those to the upstream that carry a request.
         clients: requests that are with the upstream, as the proxy sees it.
         upstream: the same, as the upstream sees it.
         waiting: requests that wait for their admission.
         unsettled: settlements that are not written yet.
+        database: connections to the database that are in use.
     """
 
     files: int
@@ -40,11 +44,14 @@ class Holdings:
     upstream: int
     waiting: int
     unsettled: int
+    database: int
 
     @property
     def busy(self) -> bool:
         """Whether any request is not over."""
-        return bool(self.connections or self.clients or self.upstream or self.waiting or self.unsettled)
+        return bool(
+            self.connections or self.clients or self.upstream or self.waiting or self.unsettled or self.database
+        )
 
 
 def metric(server: Server, name: str, label: str = "") -> int:
@@ -59,13 +66,24 @@ def holdings(server: Server, upstream: Upstream) -> Holdings:
     """What the server holds now."""
     counts = upstream.counts()
     return Holdings(
-        files=server.process.open_files() - counts["connections_open"],
+        files=server.process.open_files() - counts["connections_open"] - sqlite_files(server),
         connections=metric(server, "llm_proxy_upstream_connections", 'state="in_use"'),
         clients=metric(server, "llm_proxy_upstream_in_flight_requests"),
         upstream=counts["in_flight"],
         waiting=metric(server, "llm_proxy_database_waiting_requests"),
         unsettled=metric(server, "llm_proxy_database_unsettled_requests"),
+        database=metric(server, "llm_proxy_database_connections", 'state="in_use"'),
     )
+
+
+def sqlite_files(server: Server) -> int:
+    """How many of the server's open files are its SQLite database; 0 on the other databases."""
+    path, found = server.settings.get("DATABASE_PATH"), 0
+    for link in Path(f"/proc/{server.pid}/fd").iterdir() if path else ():
+        # It may have been closed since.
+        with suppress(FileNotFoundError):
+            found += str(link.readlink()).startswith(str(path))
+    return found
 
 
 def at_rest(server: Server, upstream: Upstream, within: float = 5.0) -> Holdings:

@@ -35,7 +35,7 @@ def test_a_bug_in_the_ledger_ends_the_process_with_a_traceback(tmp_path: Path) -
     path = tmp_path / "llm-proxy.db"
     with Upstream.start("--key", UPSTREAM_KEY) as upstream:
         env = {"DB_DRIVER": "sqlite", "DATABASE_PATH": str(path), "PYTHONPATH": f"{tmp_path}:{ROOT}"}
-        with running_server(env, provider_settings(upstream)) as server:
+        with running_server(env, provider_settings(upstream), program=("llm_proxy", "server")) as server:
             deployment = Deployment(server, upstream)
             secret = deployment.new_secret()
 
