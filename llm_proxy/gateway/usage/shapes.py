@@ -472,7 +472,7 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         cached,
         written,
         hourly and min(hourly, written or 0),
-        reasoning and min(reasoning, output or 0),
+        reasoning if output is None else reasoning and min(reasoning, output),
         {name: count for name, count in counts.items() if name in DETAILS and count} or None,
         _tier(counts),
         get("usd", get("usd_ticks")),

@@ -9,7 +9,7 @@ import pytest
 
 from llm_proxy.gateway.usage import Usage, meter_for
 from llm_proxy.gateway.usage.shapes import SHAPES, TABLES, merged
-from tests.gateway.usage.metering import EVENTS, JSON, PACK, feed, metered
+from tests.gateway.usage.metering import EVENTS, JSON, PACK, metered
 
 CHAT: dict[str, Any] = {"id": "c", "object": "chat.completion", "model": "m", "choices": [{"index": 0}]}
 MESSAGE: dict[str, Any] = {"id": "msg", "type": "message", "model": "m", "content": []}
@@ -626,10 +626,3 @@ def test_a_post_that_changes_metadata_has_no_usage(path: bytes) -> None:
     assert metered(meter_for(200, [JSON], "POST", path), body) == Usage()
     for other in (b"/v1/chat/completions", b"/v1/threads/thread_1/runs", b"/openai/deployments/d/chat/completions"):
         assert metered(meter_for(200, [JSON], "POST", other), body) == Usage("m", 5, 6)
-
-
-def test_a_meter_takes_pieces_after_a_pause() -> None:
-    meter = meter_for(200, [JSON])
-    feed(meter, b'{"usage":{"prompt_tokens":5,"total_')
-    feed(meter, b'tokens":5}}')
-    assert meter.result() == Usage("", 5, 0)
