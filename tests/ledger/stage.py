@@ -149,7 +149,7 @@ async def scene(where: Path | Target, **limits: Any) -> AsyncIterator[Scene]:
             while database.writes < 3:
                 await trio.sleep(0.001)
             yield Scene(database, ledger, observed, token)
-            with trio.fail_after(5):
+            with trio.fail_after(30):
                 await ledger.drain()
             nursery.cancel_scope.cancel()
         assert await real.read(queries.verify) == []

@@ -251,10 +251,10 @@ async def test_the_lag_is_the_age_of_the_oldest_settlement(tmp_path: Path) -> No
         minute_ago = settlement.row.settled_at - timedelta(minutes=1)
         stage.ledger._unsettled.append(replace(settlement, row=replace(settlement.row, settled_at=minute_ago)))
         stage.ledger.settle(second, OK)
-        assert 60 <= stage.ledger.lag < 65
+        assert 60 <= stage.ledger.lag < 90
         await trio.sleep(0.01)  # they are in a transaction now, which hangs
         assert stage.ledger.unsettled == 2
-        assert 60 <= stage.ledger.lag < 65
+        assert 60 <= stage.ledger.lag < 90
         stage.database.go_on()
         await stage.settled()
         assert stage.ledger.lag == 0

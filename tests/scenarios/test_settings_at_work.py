@@ -35,7 +35,7 @@ def changed(
         "TRUSTED_PROXIES": "127.0.0.0/8, 10.0.0.0/8",
         "MAX_REQUEST_SIZE": "64KiB",
         "MAX_CONCURRENT_REQUESTS": str(AT_ONCE),
-        "REQUEST_TIMEOUT": "500ms",
+        "REQUEST_TIMEOUT": "2s",
         "METRICS_PATH": "/metrics/of/mine",
         "LOG_FILE": str(tmp_path_factory.mktemp("log") / "proxy.log"),
         "DEFAULT_API_PROVIDER": "anthropic",
