@@ -91,6 +91,7 @@ FEATURES: dict[str, Values] = {
             {"name": "PROXY_TOKEN", "valueFrom": {"secretKeyRef": {"name": "proxy", "key": "token"}}},
         ],
         "providers": {"config": {"default_api": "openai", "apis": {"openai": {"base_url": "https://api.openai.com"}}}},
+        "prices": {"config": {"prices": {"openai": {"gpt-5.4*": {"input": 2, "output": 12}}}}},
         "identityTokens": [{"name": "anthropic", "audience": "https://api.anthropic.com", "expirationSeconds": 600}],
         "dashboard": {"enabled": True},
         "prometheusRule": {"enabled": True},
@@ -229,6 +230,8 @@ def test_pods_are_replaced_when_their_files_change() -> None:
 
     one, other = ({"providers": {"config": {"default_api": name}}} for name in ("openai", "anthropic"))
     assert annotations(one)["checksum/providers"] != annotations(other)["checksum/providers"]
+    one, other = ({"prices": {"config": {"prices": {name: {}}}}} for name in ("openai", "anthropic"))
+    assert annotations(one)["checksum/prices"] != annotations(other)["checksum/prices"]
     created = DATABASES["postgres, created"]
     changes = ({"managementToken": "f" * 32}, {"databaseUrl": "postgres://user:changed@database/llmproxy"})
     for secrets in changes:

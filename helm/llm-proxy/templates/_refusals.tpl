@@ -177,7 +177,7 @@ holds a value that may be a secret.
 
 {{- define "llm-proxy.refusals.settings" -}}
 {{- $found := list -}}
-{{- $places := dict "DB_DRIVER" "database.driver" "DATABASE_PATH" "" "DATABASE_POOL_SIZE" "database.poolSize" "DATABASE_TLS_CA" "database.tls.ca" "DATABASE_TLS_CERT" "database.tls.clientCertificateSecret" "DATABASE_TLS_KEY" "database.tls.clientCertificateSecret" "LISTEN_ADDR" "" "WORKERS" "workers" "SHUTDOWN_DELAY" "shutdown.preStopSeconds" "SHUTDOWN_GRACE" "shutdown.graceSeconds" "ENABLE_TLS" "tls.enabled" "TLS_CERT_FILE" "tls.existingSecret" "TLS_KEY_FILE" "tls.existingSecret" "ALLOW_PLAINTEXT_API_KEYS" "secrets.allowPlaintextApiKeys" "API_CONFIG_PATH" "providers" -}}
+{{- $places := dict "DB_DRIVER" "database.driver" "DATABASE_PATH" "" "DATABASE_POOL_SIZE" "database.poolSize" "DATABASE_TLS_CA" "database.tls.ca" "DATABASE_TLS_CERT" "database.tls.clientCertificateSecret" "DATABASE_TLS_KEY" "database.tls.clientCertificateSecret" "LISTEN_ADDR" "" "WORKERS" "workers" "SHUTDOWN_DELAY" "shutdown.preStopSeconds" "SHUTDOWN_GRACE" "shutdown.graceSeconds" "ENABLE_TLS" "tls.enabled" "TLS_CERT_FILE" "tls.existingSecret" "TLS_KEY_FILE" "tls.existingSecret" "ALLOW_PLAINTEXT_API_KEYS" "secrets.allowPlaintextApiKeys" "API_CONFIG_PATH" "providers" "PRICES_PATH" "prices" -}}
 {{- $secrets := dict "MANAGEMENT_TOKEN" "secrets.existingSecret" "ENCRYPTION_KEY" "secrets.existingSecret" "DATABASE_URL" "database.existingSecret" -}}
 {{- $given := dict -}}
 {{- range $name, $value := .Values.config -}}
@@ -241,6 +241,9 @@ holds a value that may be a secret.
 {{- end -}}
 {{- if and .Values.providers.config .Values.providers.existingConfigMap -}}
 {{- $found = append $found "providers: config and existingConfigMap are both set; keep one of them" -}}
+{{- end -}}
+{{- if and .Values.prices.config .Values.prices.existingConfigMap -}}
+{{- $found = append $found "prices: config and existingConfigMap are both set; keep one of them" -}}
 {{- end -}}
 {{- toJson $found -}}
 {{- end -}}

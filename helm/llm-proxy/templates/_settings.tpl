@@ -56,6 +56,10 @@ the file (`MANAGEMENT_TOKEN_FILE`).
 - name: API_CONFIG_PATH
   value: /etc/llm-proxy/providers.yaml
 {{- end }}
+{{- if or .Values.prices.config .Values.prices.existingConfigMap }}
+- name: PRICES_PATH
+  value: /etc/llm-proxy-prices/prices.yaml
+{{- end }}
 {{- if .Values.tls.enabled }}
 - name: ENABLE_TLS
   value: "true"

@@ -71,6 +71,16 @@ only what they need to talk to the database.
         path: providers.yaml
 {{- end }}
 {{- end }}
+{{- with .root.Values.prices }}
+{{- if or .config .existingConfigMap }}
+- name: prices
+  configMap:
+    name: {{ .existingConfigMap | default (printf "%s-prices" (include "llm-proxy.fullname" $root)) }}
+    items:
+      - key: {{ ternary .key "prices.yaml" (ne .existingConfigMap "") }}
+        path: prices.yaml
+{{- end }}
+{{- end }}
 {{- with .root.Values.identityTokens }}
 - name: identity-tokens
   projected:
@@ -119,6 +129,13 @@ only what they need to talk to the database.
 {{- if or .config .existingConfigMap }}
 - name: providers
   mountPath: /etc/llm-proxy
+  readOnly: true
+{{- end }}
+{{- end }}
+{{- with .root.Values.prices }}
+{{- if or .config .existingConfigMap }}
+- name: prices
+  mountPath: /etc/llm-proxy-prices
   readOnly: true
 {{- end }}
 {{- end }}
