@@ -230,8 +230,8 @@ def test_pods_are_replaced_when_their_files_change() -> None:
 
     one, other = ({"providers": {"config": {"default_api": name}}} for name in ("openai", "anthropic"))
     assert annotations(one)["checksum/providers"] != annotations(other)["checksum/providers"]
-    one, other = ({"prices": {"config": {"prices": {name: {}}}}} for name in ("openai", "anthropic"))
-    assert annotations(one)["checksum/prices"] != annotations(other)["checksum/prices"]
+    priced = [annotations({"prices": {"config": {"prices": {name: {}}}}}) for name in ("openai", "anthropic")]
+    assert priced[0]["checksum/prices"] != priced[1]["checksum/prices"]
     created = DATABASES["postgres, created"]
     changes = ({"managementToken": "f" * 32}, {"databaseUrl": "postgres://user:changed@database/llmproxy"})
     for secrets in changes:
