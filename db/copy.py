@@ -29,8 +29,6 @@ from db.schema import (
     provider_objects,
     requests,
     tokens,
-    usage_daily,
-    usage_days,
     usage_hourly,
 )
 
@@ -39,8 +37,6 @@ from db.schema import (
 TABLES: tuple[Table, ...] = (
     requests,
     usage_hourly,
-    usage_daily,
-    usage_days,
     projects,
     credentials,
     project_credentials,
@@ -191,10 +187,10 @@ class _Copy:
         """Refuse rows of the target that no copy of this source can have brought.
 
         Projects, tokens and hourly sums are never deleted. Requests and the audit log are, from the oldest on
-        (LEDGER_RETENTION, AUDIT_RETENTION), reservations are when they are settled, and daily sums are made anew.
+        (LEDGER_RETENTION, AUDIT_RETENTION), and reservations are when they are settled.
         """
         table = self.table
-        if table in (in_flight, usage_daily, usage_days):
+        if table is in_flight:
             return
         strange = surplus
         if table in (requests, audit):

@@ -50,6 +50,7 @@ class Project:
     created_at: datetime
     updated_at: datetime
     allow_unknown_objects: bool = False
+    allow_request_labels: bool = False
 
 
 @frozen
@@ -103,7 +104,7 @@ class Account(msgspec.Struct, frozen=True):
 class Token:
     """A token; its secret is known by the 32-byte SHA-256 `digest` only.
 
-    `max_requests` None means unlimited, `expires_at` None means never.
+    `max_requests` None means unlimited, `expires_at` None means never. `labels` are those of its requests.
     """
 
     id: str
@@ -119,6 +120,7 @@ class Token:
     updated_at: datetime
     revoked_at: datetime | None
     last_used_at: datetime | None
+    labels: dict[str, str] | None = None
 
 
 @frozen

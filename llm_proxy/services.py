@@ -18,6 +18,7 @@ from db.errors import DatabaseError
 from db.records import Worker
 from llm_proxy.config import Settings, SettingsError
 from llm_proxy.config.database import database_options, database_target, open_keyring
+from llm_proxy.gateway.labels import Labels
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider import Provider, Providers
 from llm_proxy.gateway.relay import Relay, Routing
@@ -169,6 +170,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
         relay = Relay(
             routing=_routing(providers),
             prices=prices,
+            labels=Labels({name.encode(): key for name, key in settings.label_headers}, settings.label_keys),
             ledger=outage or ledger,
             keyring=keyring,
             metrics=metrics,

@@ -23,6 +23,7 @@ class ProjectValues(TypedDict, total=False):
     api_key_last4: str
     active: bool
     allow_unknown_objects: bool
+    allow_request_labels: bool
 
 
 #: Rows that one statement changes.

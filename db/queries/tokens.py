@@ -24,6 +24,7 @@ class TokenValues(TypedDict, total=False):
     active: bool
     expires_at: datetime | None
     max_requests: int | None
+    labels: dict[str, str] | None
 
 
 _rows = Rows(tokens, Token, tokens.c.last4)

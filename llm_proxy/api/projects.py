@@ -30,6 +30,7 @@ _ONE: Final = "/manage/projects/{project_id}"
 _Name = Annotated[str, text(1, 255), doc("Unique among all projects.")]
 _Provider = Annotated[str, text(1, 64)]
 _Unknown = Annotated[bool, doc("Whether its tokens may name objects at a provider that no project has created.")]
+_Labels = Annotated[bool, doc("Whether requests may have labels of their own, in headers.")]
 
 #: Maximum number of credentials that an error names.
 _FEW: Final = 10
@@ -64,6 +65,7 @@ class Project(Struct):
     api_key_last4: Annotated[str, text(0, 4), doc("The last characters of the API key for that provider.")]
     credentials: Annotated[list[UsedCredential], doc("The credentials that it uses, one for each provider.")]
     allow_unknown_objects: _Unknown
+    allow_request_labels: _Labels
     active: Annotated[bool, doc("Whether its tokens are accepted.")]
     created_at: Annotated[Timestamp, doc("When it was created.")]
     updated_at: Annotated[Timestamp, doc("When it was last changed.")]
@@ -91,6 +93,7 @@ class NewProject(Body, kw_only=True):
         | UnsetType
     ) = UNSET
     allow_unknown_objects: _Unknown = False
+    allow_request_labels: _Labels = False
 
 
 class ProjectChanges(Changes, kw_only=True):
@@ -110,6 +113,7 @@ class ProjectChanges(Changes, kw_only=True):
         | UnsetType
     ) = UNSET
     allow_unknown_objects: _Unknown | UnsetType = UNSET
+    allow_request_labels: _Labels | UnsetType = UNSET
     active: Annotated[bool, doc("Whether the project's tokens are accepted.")] | UnsetType = UNSET
 
 
@@ -234,6 +238,7 @@ async def _create(call: Call, new: NewProject) -> Project:
             created_at=call.now,
             updated_at=call.now,
             allow_unknown_objects=new.allow_unknown_objects,
+            allow_request_labels=new.allow_request_labels,
         )
         project = keys.with_key(plain, used[provider], services.keyring)
         queries.create(connection, project)
@@ -294,7 +299,8 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
             changed = keys.with_key(changed, used[provider], call.services.keyring)
         if used != before:
             credential_queries.assign(connection, project.id, used.values())
-        values: Any = {name: sent[name] for name in ("name", "active", "allow_unknown_objects") if name in sent}
+        plain = ("name", "active", "allow_unknown_objects", "allow_request_labels")
+        values: Any = {name: sent[name] for name in plain if name in sent}
         copied = ("provider", "api_key", "api_key_last4")
         values |= {name: getattr(changed, name) for name in copied if getattr(changed, name) != getattr(project, name)}
         after = queries.change(connection, project, values, call.now)

@@ -78,6 +78,13 @@ _KEY: Final = kinds.header_text(4096)
 Key = Annotated[str, of(Kind("key", _KEY.allowed, _read_key), min_length=1, max_length=_LONGEST_DOCUMENT)]
 
 
+#: Labels of a token, by key.
+Labels = Annotated[
+    dict[str, str],
+    of(kinds.LABELS, {"maxProperties": kinds.MAX_LABELS}),
+]
+
+
 def one_of(options: Iterable[str]) -> Meta:
     """One of a few words, in exactly this spelling."""
     known = {option: option for option in options}

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET, Meta, Struct, UnsetType, field
 
 from db import Connection, records
 from db.queries import projects as project_queries
 from db.queries import tokens as queries
 from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
-from llm_proxy.api.schema import MAX_SAFE_INTEGER, Body, Changes, Id, Reference, Timestamp, doc, given, shown, text
+from llm_proxy.api.schema import (
+    MAX_SAFE_INTEGER,
+    Body,
+    Changes,
+    Id,
+    Labels,
+    Reference,
+    Timestamp,
+    doc,
+    given,
+    shown,
+    text,
+)
 from llm_proxy.errors import ProjectDeactivated, ProjectNotFound, TokenNotFound, TokenRevoked
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
 from llm_proxy.secrets.encryption import last4
 from llm_proxy.tokens import digest, new_secret
+
+T = TypeVar("T", bound=Struct)
 
 DEFAULT_LIFETIME: Final = timedelta(days=30)
 #: Ten years with their leap days.
@@ -39,6 +53,8 @@ _MaxRequests = Annotated[
     doc("Maximum number of requests; null: unlimited.", null="unlimited"),
 ]
 
+_Labels = Annotated[Labels, doc("Labels of its requests, such as `user` and `team`; they win over labels in headers.")]
+
 _log = log.logger("manage")
 
 RESOURCE: Final = Resource("Tokens", "token", TokenNotFound, queries.find)
@@ -54,6 +70,7 @@ class Token(Struct):
     active: Annotated[bool, doc("False once it is revoked.")]
     expires_at: Annotated[Timestamp | None, doc("When it expires; null: never.")]
     max_requests: _MaxRequests
+    labels: _Labels
     request_count: Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER), doc("Number of requests admitted with it.")]
     created_at: Annotated[Timestamp, doc("When it was created.")]
     updated_at: Annotated[Timestamp, doc("When it was last changed by this API.")]
@@ -76,6 +93,7 @@ class NewToken(Body, kw_only=True):
     duration_hours: _Hours | UnsetType = UNSET
     expires_at: _ExpiresAt | UnsetType = UNSET
     max_requests: _MaxRequests = None
+    labels: _Labels = field(default_factory=dict)
 
 
 class TokenChanges(Changes, kw_only=True):
@@ -86,6 +104,7 @@ class TokenChanges(Changes, kw_only=True):
     duration_hours: _Hours | UnsetType = UNSET
     expires_at: _ExpiresAt | UnsetType = UNSET
     max_requests: _MaxRequests | UnsetType = UNSET
+    labels: _Labels | UnsetType = UNSET
     active: Annotated[bool, doc("False revokes it, true takes that back.")] | UnsetType = UNSET
 
 
@@ -114,6 +133,10 @@ class ListTokens(ByCreation, kw_only=True):
     active_only: Annotated[bool, doc("Leave out tokens that are revoked, expired or used up.")] | UnsetType = UNSET
 
 
+def _shown(struct: type[T], record: records.Token, **secret: str) -> T:
+    return shown(struct, record, labels=record.labels or {}, **secret)
+
+
 def _locked(connection: Connection, token_id: str) -> records.Token:
     return found(queries.get_locked(connection, token_id), TokenNotFound)
 
@@ -126,7 +149,7 @@ async def _list(call: Call, query: ListTokens) -> object:
     rows = await call.services.database.read(
         queries.page, query.limit + 1, query.cursor or None, project_id or None, usable_at
     )
-    return page(rows, query.limit, lambda row: shown(Token, row), position_cursor)
+    return page(rows, query.limit, lambda row: _shown(Token, row), position_cursor)
 
 
 @Operation(
@@ -158,6 +181,7 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
         updated_at=now,
         revoked_at=None,
         last_used_at=None,
+        labels=new.labels or None,
     )
 
     def create(connection: Connection) -> Change[records.Token]:
@@ -169,13 +193,13 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
 
     await call.write(create)
     _log.info("token created", token_id=token.id, project_id=token.project_id, expires_at=token.expires_at)
-    return shown(TokenWithSecret, token, token=secret)
+    return _shown(TokenWithSecret, token, token=secret)
 
 
 @Operation(RESOURCE, "GET", _ONE, "getToken", Token)
 async def _get(call: Call) -> Token:
     """Show a token."""
-    return shown(Token, found(await call.services.database.read(queries.get, call.id), TokenNotFound))
+    return _shown(Token, found(await call.services.database.read(queries.get, call.id), TokenNotFound))
 
 
 @Operation(RESOURCE, "PATCH", _ONE, "updateToken", Token, body=TokenChanges, check=_check_expiry)
@@ -185,6 +209,8 @@ async def _update(call: Call, body: TokenChanges) -> Token:
     changes: Any = {name: value for name, value in sent.items() if name not in _EXPIRY}
     if (expires_at := _expiry(body, call.now)) is not None:
         changes["expires_at"] = expires_at
+    if "labels" in changes:
+        changes["labels"] = changes["labels"] or None
 
     def change(connection: Connection) -> Change[records.Token]:
         token = _locked(connection, call.id)
@@ -192,7 +218,7 @@ async def _update(call: Call, body: TokenChanges) -> Token:
 
     token = await call.write(change)
     _log.info("token changed", token_id=token.id, project_id=token.project_id, fields=", ".join(sent))
-    return shown(Token, token)
+    return _shown(Token, token)
 
 
 @Operation(RESOURCE, "DELETE", _ONE, "revokeToken", None, status=204)
@@ -220,4 +246,4 @@ async def _rotate(call: Call) -> TokenWithSecret:
 
     token = await call.write(rotate)
     _log.info("token rotated", token_id=token.id, project_id=token.project_id)
-    return shown(TokenWithSecret, token, token=secret)
+    return _shown(TokenWithSecret, token, token=secret)

@@ -246,6 +246,18 @@ class Settings:
         "YAML file of prices that come before the built-in ones. Default: only the built-in prices.",
     )
 
+    label_headers: tuple[tuple[str, str], ...] = PROVIDERS.setting(
+        kinds.LABEL_HEADERS,
+        "",
+        "Headers of requests that are labels, comma-separated, e.g. `X-User=user`. They are not sent to the provider.",
+    )
+    label_keys: tuple[str, ...] = PROVIDERS.setting(
+        kinds.LABEL_KEYS,
+        "",
+        "Keys of labels, comma-separated, that the hourly sums distinguish: usage reports can group by them over any "
+        "time.",
+    )
+
     @classmethod
     def load(
         cls,

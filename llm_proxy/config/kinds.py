@@ -337,3 +337,55 @@ def _keys(text: str) -> str:
 
 
 KEYS = Kind("base64 list", "base64 of 32 bytes (openssl rand -base64 32), or several, separated by commas", _keys)
+
+
+#: Maximum number of labels of a token, and of a request.
+MAX_LABELS: Final = 16
+#: Maximum number of keys that the hourly sums distinguish.
+MAX_LABEL_KEYS: Final = 5
+_LABEL_KEY: Final = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
+_LONGEST_LABEL: Final = 128
+_HEADER_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
+
+
+def _label_key(text: str) -> str:
+    if not _LABEL_KEY.fullmatch(text):
+        raise ValueError
+    return text
+
+
+def _label_keys(text: str) -> tuple[str, ...]:
+    keys = tuple(dict.fromkeys(_LABEL_KEY_LIST.parse(text)))
+    if len(keys) > MAX_LABEL_KEYS:
+        raise InvalidValue(f"has {len(keys)} keys; allowed: at most {MAX_LABEL_KEYS}")
+    return keys
+
+
+def _label_header(text: str) -> tuple[str, str]:
+    name, _, key = text.partition("=")
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError
+    return name.lower(), _label_key(key)
+
+
+def labels(value: object) -> dict[str, str]:
+    """Check labels, by key. Raises `ValueError`."""
+    if not isinstance(value, dict) or len(value) > MAX_LABELS:
+        raise ValueError
+    for key, label in value.items():
+        _label_key(key)
+        if not isinstance(label, str) or not 1 <= len(label) <= _LONGEST_LABEL or not label.isprintable():
+            raise ValueError
+    return value
+
+
+_LABEL_KEY_LIST: Final = comma_separated("label keys", "user, team", _label_key)
+LABEL_KEYS = Kind("label keys", f"{_LABEL_KEY_LIST.allowed}, with at most {MAX_LABEL_KEYS} keys", _label_keys)
+LABEL_HEADERS = comma_separated("headers of labels", "X-User=user, X-Feature=feature", _label_header)
+#: Labels, by key.
+LABELS: Kind[dict[str, str]] = Kind(
+    "labels",
+    f"at most {MAX_LABELS} labels, each with a key of 1 to 32 lower-case letters, digits, '_', '-' and '.' (a letter "
+    f"first) and a value of 1 to {_LONGEST_LABEL} printable characters",
+    labels,
+)

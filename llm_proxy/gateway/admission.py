@@ -97,4 +97,5 @@ def admission_request(
         path=path,
         refusal=refusal,
         named=named,
+        wrong_labels=inbound.labels if isinstance(inbound.labels, BadRequest) else None,
     )

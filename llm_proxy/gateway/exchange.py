@@ -68,6 +68,7 @@ class Exchange:
     """The state of an exchange while it runs; `result` reads it at the end.
 
     Attributes:
+        labels, summed_labels: its labels, and those of them that the hourly sums distinguish.
         admitted: trio's clock when the request was admitted.
         dispatch: knows whether a byte of the request can have reached the provider.
         status: the status that the client was sent, None before that.
@@ -86,6 +87,8 @@ class Exchange:
 
     inbound: Inbound
     send: Callable[[Any], Awaitable[None]]
+    labels: dict[str, str] | None = None
+    summed_labels: dict[str, str] | None = None
     admitted: float = field(factory=trio.current_time)
     dispatch: Dispatch = field(factory=Dispatch)
     status: int | None = None
@@ -306,6 +309,8 @@ class Exchange:
             price_version=version,
             unmetered=self.meter.unmetered,
             provider_request_id=self.provider_request_id,
+            labels=self.labels,
+            summed_labels=self.summed_labels,
         )
 
     def _cost(self, usage: Usage, prices: Prices, requested: str) -> tuple[int | None, CostBasis | None, str | None]:

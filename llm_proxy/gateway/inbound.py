@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping
 from hashlib import sha256
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import define, field
 
-from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, RequestTooLarge
+from llm_proxy.errors import BadRequest, Overloaded, ProxyError, RequestTimeout, RequestTooLarge
 from llm_proxy.net.disconnect import EXTENSION, ClientDisconnected
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ class Inbound:
         method, path, query, headers: as they came; names of headers in lower case.
         client: the client's address, empty if it has none (a Unix socket).
         model: the model that the body asks for, if a rule had to read it.
+        labels: those in its headers, or why they are not valid.
         arrived: trio's clock at arrival.
         has_slot: whether it counts as running.
         admitted: whether the ledger has a reservation for it.
@@ -101,6 +104,8 @@ class Inbound:
         notify: the server's own news of that, where it has any: takes a function that is called then, and says whether
             to cancel this task.
     """
+
+    labels: Mapping[str, str] | BadRequest = MappingProxyType({})
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from llm_proxy.gateway.auth import token_sources
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.http import parameters, upload_session
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
+from llm_proxy.gateway.labels import Labels
 from llm_proxy.gateway.objects.request import RequestObjects
 from llm_proxy.gateway.usage import model_name
 from llm_proxy.identifiers import request_id
@@ -81,6 +82,7 @@ class Relay:
     Attributes:
         routing: for new requests.
         prices: for requests that end.
+        labels: reads the labels of requests.
         max_request_size: bytes of the longest request body that is accepted.
         max_concurrent: maximum number of requests at once; further ones are refused.
         running: number of requests with a valid token that are in the relay now.
@@ -90,6 +92,7 @@ class Relay:
 
     routing: Routing
     prices: Prices
+    labels: Labels
     ledger: Admissions
     keyring: KeyRing
     metrics: Metrics
@@ -147,6 +150,7 @@ class Relay:
         """
         inbound.check_size()
         digest, providers = admission.digest(inbound, self.keyring), routing.providers
+        self.labels.read(inbound)
         await inbound.begin()
         path = self.request_log.path(inbound.path.decode("ascii"))
         found: Parameters | BadRequest | None = None
@@ -222,7 +226,8 @@ class Relay:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
         grant = await self.ledger.admit(request)
         inbound.admitted = True
-        exchange = Exchange(inbound, send, redact=self.request_log.path)
+        labels, summed = self.labels.of(grant, inbound.labels)
+        exchange = Exchange(inbound, send, labels, summed, redact=self.request_log.path)
         if objects.yields:
             exchange.yields, exchange.record = objects.yields, partial(self.ledger.record, grant)
         name = grant.reservation.provider

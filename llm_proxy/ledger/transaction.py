@@ -27,6 +27,7 @@ class AdmissionRequest(msgspec.Struct, frozen=True):
         method, path: written into the reservation; the path has no query and no credentials.
         refusal: judges the request by the rules of that provider (its name is given), without I/O.
         named: the objects at the provider that it names, None if it names and lists none.
+        wrong_labels: why its labels are not valid; it is refused if its project takes labels of requests.
     """
 
     id: str
@@ -36,6 +37,7 @@ class AdmissionRequest(msgspec.Struct, frozen=True):
     path: str
     refusal: Callable[[str], ProxyError | None]
     named: Named | None = None
+    wrong_labels: ProxyError | None = None
 
 
 class Grant(msgspec.Struct, frozen=True):
@@ -82,7 +84,10 @@ class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def judge(request: AdmissionRequest, token: Token, account: Account, provider: str, now: datetime) -> ProxyError | None:
     """Check a request to `provider`, but for the limit of its token; None means that it may pass."""
-    return verdict(token, account, now) or key_verdict(account, provider) or request.refusal(provider)
+    refusal = verdict(token, account, now) or key_verdict(account, provider) or request.refusal(provider)
+    if refusal is None and account.project.allow_request_labels:
+        return request.wrong_labels
+    return refusal
 
 
 def transact(

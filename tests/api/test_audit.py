@@ -43,6 +43,7 @@ NEW_PROJECT = {
     "active": True,
     "created_at": NOON_TEXT,
     "allow_unknown_objects": False,
+    "allow_request_labels": False,
     "credentials": {"openai": "new"},
 }
 NEW_CREDENTIAL = {
@@ -64,6 +65,7 @@ NEW_TOKEN = {
     "active": True,
     "expires_at": "2027-02-14T12:00:00.123456Z",
     "max_requests": None,
+    "labels": None,
     "request_count": 0,
     "created_at": NOON_TEXT,
     "revoked_at": None,
@@ -251,6 +253,7 @@ REFUSALS = [
     made("revokeToken", f"DELETE {GONE_TOKEN}", 404, error="token_not_found", resource_id=NOWHERE),
     made("rotateToken", "POST /manage/tokens/{revoked}/rotate", 409, error="token_revoked", resource_id="{revoked}"),
     Case("listRequests", "request", "GET /manage/requests?outcome=fine", 400, "invalid_query"),
+    Case("getUsage", "usage", "GET /manage/usage?group_by=colour", 400, "invalid_query"),
     Case("getRequest", "request", "GET /manage/requests/req_1", 404, "request_not_found", resource_id="req_1"),
     # An id may be any text here, and somebody has pasted a token.
     Case("getRequest", "request", f"GET /manage/requests/{PASTED}", 404, "request_not_found", resource_id=HIDDEN),

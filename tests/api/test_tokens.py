@@ -41,6 +41,7 @@ async def test_creating_a_token_shows_its_secret_once(any_api: Api) -> None:
         "active": True,
         "expires_at": "2027-01-15T14:00:00.123456Z",
         "max_requests": 100,
+        "labels": {},
         "request_count": 0,
         "created_at": "2027-01-15T12:00:00.123456Z",
         "updated_at": "2027-01-15T12:00:00.123456Z",

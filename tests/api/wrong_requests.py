@@ -7,9 +7,9 @@ from typing import Any
 from attrs import frozen
 
 ID = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
-NEW_PROJECT_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects)"
-PROJECT_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects, active)"
-NEW_TOKEN_FIELDS = "(fields: project_id, name, duration_minutes, duration_hours, expires_at, max_requests)"
+NEW_PROJECT_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects, allow_request_labels)"
+PROJECT_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects, allow_request_labels, active)"
+NEW_TOKEN_FIELDS = "(fields: project_id, name, duration_minutes, duration_hours, expires_at, max_requests, labels)"
 NAME = "'name' must be text of 1 to 255 characters, without control characters and without space at its ends"
 NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"
 API_KEY = "'api_key' must be 1 to 4096 printable ASCII characters without spaces"
@@ -230,7 +230,10 @@ CASES = [
     ),
     Case(
         TOKEN,
-        body("it names no field (fields: name, duration_minutes, duration_hours, expires_at, max_requests, active)."),
+        body(
+            "it names no field"
+            " (fields: name, duration_minutes, duration_hours, expires_at, max_requests, labels, active)."
+        ),
         body={},
     ),
     Case(TOKEN, TOKEN_NOT_FOUND, body={"active": False}),

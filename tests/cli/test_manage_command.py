@@ -230,7 +230,7 @@ def test_revoking_all_tokens_takes_a_yes(
         (("project", "update", "x"), "nothing to change; give --name, --api-key, --credential or --provider", 2),
         (
             ("token", "update", "x"),
-            "nothing to change; give --name, --duration, --expires-at or --max-requests",
+            "nothing to change; give --name, --duration, --expires-at, --max-requests or --label",
             2,
         ),
         (

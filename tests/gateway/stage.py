@@ -21,6 +21,7 @@ from db.queries import projects, tokens
 from db.records import Worker
 from db.schema import in_flight, metadata, requests
 from llm_proxy.config import Settings
+from llm_proxy.gateway.labels import Labels
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Relay, Routing
 from llm_proxy.gateway.upstream.origin import Timeouts
@@ -221,6 +222,7 @@ async def scene(
             relay = Relay(
                 routing=Routing(providers, {"openai": pool}),
                 prices=Prices.load(None, {}),
+                labels=Labels({}, ()),
                 ledger=ledger,
                 keyring=keyring,
                 metrics=metrics,

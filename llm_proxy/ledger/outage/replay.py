@@ -40,7 +40,7 @@ def write_spooled(connection: Connection, spooled: Sequence[Settlement], worker_
     The others stay open: their worker settles them, or the sweep as `unknown` after the worker has stopped.
     """
     queries.reserve_late(connection, [settlement.row.reservation for settlement in spooled])
-    ended = [settlement for settlement in spooled if settlement.row.result != UNKNOWN]
+    ended = [settlement for settlement in spooled if settlement.row.result.outcome != "unknown"]
     transact(connection, worker_id, (), ended, now, doubtful=True)
 
 
@@ -59,7 +59,7 @@ async def replay(database: Database, spooled: Sequence[Settlement], worker_id: s
                 await replay(database, half, worker_id)
             return
         row = spooled[0].row
-        if row.result == UNKNOWN:
+        if row.result.outcome == "unknown":
             _log.error("a spooled request was refused", reservation=row.by_column(), exc_info=error)
             return
         _log.error("a spooled settlement was refused and is lost", settlement=row.by_column(), exc_info=error)
@@ -119,7 +119,7 @@ class OrphanReplay:
             if damaged:
                 _log.error("a spool is damaged: records may be lost, the file was renamed to ….damaged", spool=path)
             if spooled:
-                open_ = sum(settlement.row.result == UNKNOWN for settlement in spooled)
+                open_ = sum(settlement.row.result.outcome == "unknown" for settlement in spooled)
                 message = "the spool of a stopped worker was replayed"
                 _log.warning(message, spool=path, requests=len(spooled), unsettled=open_)
 

@@ -19,7 +19,7 @@ from db.database import Database
 from db.errors import FileInUse
 from db.queries import ledger as queries
 from db.queries import projects, tokens
-from db.records import UNKNOWN, VOID, Result
+from db.records import VOID, Result
 from llm_proxy.ledger import Settlement
 from llm_proxy.ledger.outage.first_format import FirstFormatFile
 from llm_proxy.ledger.outage.replay import OrphanReplay, decode
@@ -75,7 +75,7 @@ def test_every_field_of_a_record_is_read(path: Path) -> None:
     assert ended.reservation.admitted_at == datetime(2026, 11, 28, 12, 0, 1, 123456, tzinfo=UTC)
     assert ended.settled_at == datetime(2026, 11, 28, 12, 1, 1, 654321, tzinfo=UTC)
     assert ended.reservation.token_id == TOKEN_ID
-    assert running.result == UNKNOWN
+    assert running.result.outcome == "unknown"
     assert running.reservation.path == "/v1/chat/completions"
     assert void.result.outcome == VOID.outcome
     assert (refused.result.status, refused.result.unmetered) == (404, True)

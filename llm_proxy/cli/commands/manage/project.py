@@ -65,6 +65,11 @@ def create(
     default=None,
     help="Whether its tokens may name files, batches and other objects that no project has created.",
 )
+@click.option(
+    "--allow-request-labels/--ignore-request-labels",
+    default=None,
+    help="Whether requests may have labels of their own, in headers.",
+)
 @with_client
 def update(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
     """Change a project, from its next request on."""

@@ -44,8 +44,17 @@ def _number(text: str) -> int:
     return number
 
 
+def _label(text: str) -> tuple[str, str]:
+    """Parse a label; `none` stands for the end of all labels."""
+    key, equals, value = text.partition("=")
+    if text != "none" and not (key and equals and value):
+        raise click.BadParameter(f"{text!r} is not a label; give KEY=VALUE, such as team=search, or 'none'")
+    return key, value
+
+
 _DURATION_HELP = "Lifetime from now on, from 1m to ten years, e.g. 30d, 12h or 90m."
 _EXPIRES_HELP = "Time of expiry, e.g. 2030-01-31T12:00:00Z."
+_LABEL_HELP = "Label of its requests, KEY=VALUE, e.g. team=search; can be repeated."
 _LIMIT_HELP = "Maximum number of requests, e.g. 1000, or 'unlimited'."
 
 
@@ -63,6 +72,7 @@ def command() -> None:
 @click.option("--duration", type=_minutes, metavar="TIME", help=f"{_DURATION_HELP}  [default: 30d]")
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
 @click.option("--max-requests", type=_number, metavar="N", help=f"{_LIMIT_HELP}  [default: unlimited]")
+@click.option("--label", "labels", type=_label, multiple=True, metavar="LABEL", help=_LABEL_HELP)
 @with_client
 def generate(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
     """Create a token. Its secret is shown only once."""
@@ -103,12 +113,20 @@ def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
 @click.option("--duration", type=_minutes, metavar="TIME", help=_DURATION_HELP)
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
 @click.option("--max-requests", type=_number, metavar="N", help=_LIMIT_HELP)
+@click.option(
+    "--label",
+    "labels",
+    type=_label,
+    multiple=True,
+    metavar="LABEL",
+    help=f"{_LABEL_HELP} Replaces all; 'none': no label.",
+)
 @with_client
 def update(client: ManagementClient, token_id: str, *, as_json: bool, **options: Any) -> None:
     """Change a token, from its next request on."""
     changes = _body(**options)
     if not changes:
-        raise WrongUsage("nothing to change; give --name, --duration, --expires-at or --max-requests")
+        raise WrongUsage("nothing to change; give --name, --duration, --expires-at, --max-requests or --label")
     _show(client.patch(path("tokens", token_id), changes), as_json=as_json)
 
 
@@ -150,12 +168,18 @@ def rotate(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
 
 
 def _body(
-    name: str | None, duration: int | None, expires_at: str | None, max_requests: int | None
+    name: str | None,
+    duration: int | None,
+    expires_at: str | None,
+    max_requests: int | None,
+    labels: tuple[tuple[str, str], ...],
 ) -> dict[str, object]:
     if duration is not None and expires_at is not None:
         raise WrongUsage("--duration and --expires-at cannot be used together; give one of them")
     body = {"name": name, "duration_minutes": duration, "expires_at": expires_at, "max_requests": max_requests}
     given: dict[str, object] = {key: value for key, value in body.items() if value is not None}
+    if labels:
+        given["labels"] = {key: value for key, value in labels if value}
     return given | ({"max_requests": None} if max_requests == 0 else {})
 
 
@@ -168,6 +192,7 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         "name": found["name"] or None,
         "ends in": found["last4"],
         "state": _state(found),
+        "labels": ", ".join(f"{key}={value}" for key, value in found["labels"].items()) or None,
         "requests": f"{found['request_count']} of {_limit(found)}",
         "expires": timestamp(found["expires_at"]),
         "created": timestamp(found["created_at"]),

@@ -1,0 +1,108 @@
+"""Labels of requests: for whom and for what a request is. They come from its token and, where allowed, its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import date
+from typing import TYPE_CHECKING
+
+from attrs import define, field
+
+from llm_proxy.config import kinds
+from llm_proxy.errors import BadRequest
+
+if TYPE_CHECKING:
+    from llm_proxy.gateway.http.headers import Headers
+    from llm_proxy.gateway.inbound import Inbound
+    from llm_proxy.ledger import Grant
+
+#: The header with labels of any keys: `user=alice,feature=search`.
+HEADER = b"x-llm-proxy-labels"
+
+#: Maximum number of values of one key of a project that the hourly sums distinguish in a day.
+MAX_VALUES = 1000
+#: The label of further ones.
+OTHER = "other"
+
+
+@define(eq=False)
+class Labels:
+    """Reads labels, and bounds those that the hourly sums distinguish.
+
+    Attributes:
+        headers: the key of the label in each header, by its name in lower case.
+        keys: the keys that the hourly sums distinguish.
+    """
+
+    headers: Mapping[bytes, str]
+    keys: Sequence[str]
+    _names: frozenset[bytes] = field(init=False)
+    _day: date = date.min
+    _values: dict[tuple[str, str], set[str]] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self._names = frozenset((HEADER, *self.headers))
+
+    def read(self, inbound: Inbound) -> None:
+        """Take the labels out of a request's headers: they are not for the provider.
+
+        A header with `_` in place of `-` is taken out too, because some servers do not tell the two apart.
+        """
+        names = self._names
+        headers = inbound.headers
+        taken = [one for one in headers if one[0] in names or (b"_" in one[0] and one[0].replace(b"_", b"-") in names)]
+        if taken:
+            inbound.headers = [one for one in headers if one not in taken]
+            try:
+                inbound.labels = self._parse(taken)
+            except BadRequest as error:
+                inbound.labels = error
+
+    def _parse(self, fields: Headers) -> dict[str, str]:
+        found: dict[str, str] = {}
+        for name, value in fields:
+            if b"_" in name:
+                continue
+            text = value.decode("utf-8", "replace").strip()
+            pairs = (
+                [part.partition("=")[::2] for part in text.split(",")]
+                if name == HEADER
+                else [(self.headers[name], text)]
+            )
+            for key, label in ((key.strip(), label.strip()) for key, label in pairs if key.strip() or label):
+                if found.setdefault(key, label) != label:
+                    raise BadRequest(f"The label {kinds.quoted(key)} has two values. Send one of them.")
+            try:
+                kinds.labels(found)
+            except ValueError:
+                allowed = f"Send {kinds.LABELS.allowed}, such as team=search,user=alice."
+                raise BadRequest(f"The header {name.decode()} has labels that are not valid. {allowed}") from None
+        return found
+
+    def of(
+        self, grant: Grant, sent: Mapping[str, str] | BadRequest
+    ) -> tuple[dict[str, str] | None, dict[str, str] | None]:
+        """The labels of an admitted request, and those of them that the hourly sums distinguish; None if none.
+
+        Labels of the token win over those that were sent.
+        """
+        labels = grant.token.labels
+        if sent and not isinstance(sent, BadRequest) and grant.account.project.allow_request_labels:
+            labels = {**sent, **(labels or {})}
+        if labels is None or not self.keys:
+            return labels, None
+        return labels, self._summed(grant, labels)
+
+    def _summed(self, grant: Grant, labels: Mapping[str, str]) -> dict[str, str] | None:
+        chosen = {key: labels[key] for key in self.keys if key in labels}
+        day = grant.reservation.admitted_at.date()
+        if day != self._day:
+            self._day, self._values = day, {}
+        for key, value in chosen.items():
+            known = self._values.setdefault((grant.reservation.project_id, key), set())
+            if value not in known:
+                if len(known) >= MAX_VALUES:
+                    chosen[key] = OTHER
+                else:
+                    known.add(value)
+        return chosen or None
