@@ -120,6 +120,10 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _read_references(value: list[str]) -> list[str]:
+    return [_read_reference(one) for one in value]
+
+
 _UUID: Final = Kind("UUID", "a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", read_id)
 _REFERENCE: Final = Kind("reference", "an id, a name, or the last four characters", _read_reference)
 _TIMESTAMP: Final = Kind(
@@ -131,7 +135,8 @@ Id = Annotated[str, of(_UUID, {"format": "uuid"})]
 #: What `Call.resolve` finds the id of.
 Reference = Annotated[str, of(_REFERENCE, min_length=1, max_length=255)]
 References = Annotated[
-    list[Reference], of(Kind("references", "a list of 1 to 100 names or ids", _same), min_length=1, max_length=100)
+    list[Reference],
+    of(Kind("references", "a list of 1 to 100 names or ids", _read_references), min_length=1, max_length=100),
 ]
 Timestamp = Annotated[datetime, of(_TIMESTAMP, tz=True)]
 

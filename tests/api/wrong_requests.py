@@ -132,6 +132,11 @@ CASES = [
     ),
     Case(
         PROJECTS,
+        body("'credentials' must be a list of 1 to 100 names or ids."),
+        body={"name": "p", "credentials": ["\u0000"]},
+    ),
+    Case(
+        PROJECTS,
         (*CREDENTIAL_NOT_FOUND[:3], "No credential has the id or name 'shared'."),
         body={"name": "p", "credentials": ["shared"]},
     ),

@@ -85,5 +85,4 @@ async def test_client_that_closes_after_the_last_event_has_outcome_ok(server: Se
         aftermath.settled(server, token["id"], number)
     rows = aftermath.settled(server, token["id"], TIMES)
     assert {(row["outcome"], row["input_tokens"], row["output_tokens"]) for row in rows} == {("ok", 7, 3)}
-    # On a busy machine the rest of a body may come too late now and then; without it, each request opens a connection.
-    assert Provider.connections - before <= TIMES // 2, "connections were not used again"
+    assert Provider.connections - before <= 1, "connections were not used again"

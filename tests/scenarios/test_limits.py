@@ -51,16 +51,11 @@ def test_a_limit_is_exact_over_processes_and_connections(
     statuses: Counter[str] = Counter()
     for report in reports:
         statuses.update(report["statuses"])
-    # On a busy machine some admissions take longer than they may: these requests are refused, and not counted.
-    late = statuses.pop("503", 0)
-    assert late < LIMIT // 10
-    assert statuses == {"200": LIMIT, "429": processes * each - LIMIT - late}
+    assert statuses == {"200": LIMIT, "429": processes * each - LIMIT}
     assert upstream.counts()["requests"] == LIMIT
     for server in servers:
         assert server.stop() == 0, server.output
         codes = {event.get("code") for event in server.events if event.get("status") == 429}
         assert codes <= {"request_limit_exceeded"}
-    outcomes = ledger_checks.outcomes(migrated_target)
-    assert outcomes.pop("void", 0) <= late
-    assert outcomes == {"ok": LIMIT}
+    assert ledger_checks.outcomes(migrated_target) == {"ok": LIMIT}
     ledger_checks.verify(migrated_env)
