@@ -33,7 +33,8 @@ query: `?key=TOKEN`. It is removed before the request is forwarded, and no log o
 
 Method, path, query, body and all other headers are forwarded unchanged, and so are the status, headers and body of the
 response: bodies byte for byte, streams chunk by chunk, compressed bodies compressed. Redirects are relayed, never
-followed. The only edit is that of [URLs in answers](guides/providers.md#urls-in-answers). These headers are stripped:
+followed. The only edits are those of [URLs in answers](guides/providers.md#urls-in-answers) and of [streams that are
+asked for their usage](guides/streaming.md#token-usage). These headers are stripped:
 """
 
 _PATHS = """\
@@ -153,7 +154,7 @@ def _headers() -> str:
             "|---|---|",
             "| `X-LLM-Proxy-Request-ID` | the id of the request in the ledger and in the log |",
             "| `X-Request-ID` | the same, if the provider sent none |",
-            "| `X-LLM-Proxy-Edited` | the edits of the response, if there are any: `rewrite_urls` |",
+            "| `X-LLM-Proxy-Edited` | the edits of the exchange, if there are any: `rewrite_urls`, `stream_usage` |",
             "| `X-LLM-Proxy-Overhead-Ms` | milliseconds before the request was sent to the provider |",
             "| `X-Accel-Buffering: no` | on event streams, so that nginx does not buffer them |",
             "",

@@ -9,6 +9,7 @@ In the order of a request's path:
 - `auth/`: credentials without a long-lived key: tokens, signatures
 - `admission`: checks before the ledger is asked
 - `requested_model`: the model that a request names
+- `stream_usage`: streams of chats are asked for their usage
 - `exchange`: request out, response back, byte for byte
 - `upstream/`: connections to providers
 - `usage/`: token usage of responses, read as they pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
@@ -12,6 +13,7 @@ from attrs import define, field
 
 from db.records import Result
 from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
+from llm_proxy.gateway import stream_usage
 from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.paths import query_value
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.objects.answers import AnswerReader
     from llm_proxy.gateway.providers.provider import Provider
     from llm_proxy.gateway.providers.rewriting import WholeResponse
+    from llm_proxy.gateway.stream_usage import StreamEditor
     from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
     from llm_proxy.gateway.usage import Usage, UsageMeter
     from llm_proxy.ledger import Objects
@@ -80,6 +83,7 @@ class Exchange:
         provider_request_id: the id that the provider gave the request; SDKs show it.
         yields: where the answer has ids of objects that the request creates, see `objects/table.py`.
         provider: where it is sent; None before that is known.
+        asks_usage: whether it is asked for its usage, if it is streamed; later, whether it was.
         upload_url: completes the URL of an upload session in the answer.
         redact: removes credentials from a text of the client that is recorded.
         record: records these objects; True if they are in the database then.
@@ -108,6 +112,8 @@ class Exchange:
     upload_url: Callable[[str], str] = str
     redact: Callable[[str], str] = str
     provider: Provider | None = None
+    asks_usage: bool = False
+    _editor: StreamEditor | None = None
     _answer: AnswerReader | None = None
     _unrecorded: Objects = ()
 
@@ -159,13 +165,19 @@ class Exchange:
         target = provider.target(path, inbound.query, api_key)
         credential = provider.credential(api_key, path)
         fields = headers.request_headers(inbound.headers, credential, provider.required_headers, provider.headers)
-        if provider.rewriting is not None and provider.rewriting.edits_body(path):
+        edited: bytes | None = None
+        if self.asks_usage and isinstance(body, bytes):
+            edited = stream_usage.with_option(body, inbound.headers)
+            body = edited or body
+        self.asks_usage = edited is not None
+        if self.asks_usage or (provider.rewriting is not None and provider.rewriting.edits_body(path)):
             fields = [field for field in fields if field[0] != b"accept-encoding"]
             fields.append((b"accept-encoding", b"identity"))
         if provider.auth == "sigv4":
             if not inbound.ended:
                 raise Overloaded("The project's provider was changed meanwhile. Send the request again.")
-            fields = aws.sign(api_key, inbound.method, provider.origin, target, fields, await inbound.sha256())
+            digest = await inbound.sha256() if edited is None else sha256(edited).hexdigest()
+            fields = aws.sign(api_key, inbound.method, provider.origin, target, fields, digest)
         method = inbound.method.encode("ascii")
         response = await upstream.send(method, target, fields, body, dispatch=self.dispatch)
         if provider.auth == "query":
@@ -182,6 +194,9 @@ class Exchange:
         if provider.rewriting is not None and path in provider.rewriting:
             response, edited = await provider.rewriting.edit(received, path, self.upload_url)
             edits = (EDIT,) if edited else ()
+        if self.asks_usage:
+            edits = (*edits, stream_usage.EDIT)
+            self._begin_edit(response)
         status = response.status
         overhead_ms = (self.admitted - self.inbound.arrived) * 1000
         request_id = self.inbound.id.encode("ascii")
@@ -203,6 +218,15 @@ class Exchange:
             await self._relay_piece(response, await response.receive())
         if not self.whole:
             await self._relay_rest(response)
+
+    def _begin_edit(self, response: UpstreamResponse | WholeResponse) -> None:
+        """Edit the stream that was asked for its usage; not an error, and not a compressed stream."""
+        names = {name.lower(): value for name, value in response.headers}
+        coding = names.get(b"content-encoding", b"").strip(b" \t").lower()
+        is_plain = coding in (b"", b"identity")
+        if response.status == 200 and is_plain and headers.is_event_stream(names.get(b"content-type", b"")):
+            self._editor = stream_usage.StreamEditor()
+            response.headers = [field for field in response.headers if field[0].lower() != b"content-length"]
 
     async def _relay_piece(self, response: UpstreamResponse | WholeResponse, data: bytes) -> None:
         """Send a piece of the body to the client; an empty one ends it."""
@@ -226,7 +250,12 @@ class Exchange:
         if last:
             # The client may disconnect as soon as it has this piece, and that is no failure.
             self.inbound.answered = True
-        await self.send({"type": "http.response.body", "body": data, "more_body": not self.whole})
+        if self._editor is not None:
+            received = len(data)
+            data = self._editor.feed(data) + (self._editor.end() if self.whole else b"")
+            self.relayed += len(data) - received
+        if data or self.whole:
+            await self.send({"type": "http.response.body", "body": data, "more_body": not self.whole})
         if last:
             self.finished = True
             self.outcome = "ok"

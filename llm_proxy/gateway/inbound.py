@@ -197,6 +197,14 @@ class Inbound:
         while not (self._ended or self._pieces or self.expects_continue):
             await self._wait()
 
+    async def gather(self) -> None:
+        """Wait until the body has arrived whole, or is too long to be joined."""
+        if (self.content_length or 0) > JOINED:
+            await self.first_piece()
+            return
+        while not self._ended and self._held <= JOINED:
+            await self._wait()
+
     async def hold(self, held: HeldBodies, see: Callable[[bytes], Awaitable[None]] = _ignore) -> None:
         """Wait for the whole body and keep it; `see` is called with each piece as it arrives.
 

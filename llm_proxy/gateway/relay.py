@@ -10,7 +10,7 @@ import trio
 from attrs import define, field, frozen
 
 from llm_proxy.errors import BadRequest, Overloaded, ProxyError, provider_response
-from llm_proxy.gateway import admission
+from llm_proxy.gateway import admission, stream_usage
 from llm_proxy.gateway.auth import token_sources
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.http import parameters, upload_session
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
     from structlog.typing import FilteringBoundLogger
 
-    from db.records import Result, Token
+    from db.records import Result
     from llm_proxy.gateway.auth.token_source import TokenSource
     from llm_proxy.gateway.http.parameters import Parameters
-    from llm_proxy.gateway.providers.provider import Providers, Route
+    from llm_proxy.gateway.providers.provider import Provider, Providers, Route
     from llm_proxy.gateway.upstream.pool import UpstreamPool
-    from llm_proxy.ledger import AdmissionRequest, Grant, Objects
+    from llm_proxy.ledger import AdmissionRequest, Checked, Grant, Objects
     from llm_proxy.logging.log import Log
     from llm_proxy.metrics import Metrics
     from llm_proxy.secrets.encryption import KeyRing
@@ -49,13 +49,8 @@ REFUSAL_PATIENCE = 10.0
 class Admissions(Protocol):
     """Decides on requests and records them: `Ledger`, or the outage mode in front of it."""
 
-    async def check(self, request: AdmissionRequest) -> tuple[Token, str, bool]:
-        """Judge a request by its head before its body is read.
-
-        Returns its token, its provider's name, and whether the body must be read for the objects that it names.
-
-        Raises ProxyError if the request is refused.
-        """
+    async def check(self, request: AdmissionRequest) -> Checked:
+        """Judge a request by its head before its body is read; raises ProxyError if the request is refused."""
 
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the decision; raises ProxyError if the request is refused."""
@@ -165,17 +160,13 @@ class Relay:
         else:
             # Wait for a body only if the token is valid; only then the request may take a slot.
             head = admission.admission_request(inbound, digest, providers, {}, path, objects.named)
-            token, provider, isolated = await self.ledger.check(head)
+            checked = await self.ledger.check(head)
+            provider = providers.by_name[checked.provider]
             try:
                 self._take_slot(inbound)
-                if isolated or providers.by_name[provider].needs_body:
-                    found = await self._read(inbound, objects)
-                elif providers.by_name[provider].holds_body:
-                    await inbound.hold(self.held)
-                else:
-                    await inbound.first_piece()
+                found = await self._await_body(inbound, objects, provider, checked)
             except ProxyError as error:
-                error.about(token.id, token.project_id, provider)
+                error.about(checked.token.id, checked.project.id, provider.name)
                 raise
         request = admission.admission_request(inbound, digest, providers, found, path, objects.named)
         if inbound.notify is not None:
@@ -195,6 +186,20 @@ class Relay:
             nursery.cancel_scope.cancel()
         if refusal is not None:
             raise refusal
+
+    async def _await_body(
+        self, inbound: Inbound, objects: RequestObjects, provider: Provider, checked: Checked
+    ) -> Parameters | None:
+        """Wait for as much of the body as is needed before the admission; its parameters, if it must be read."""
+        if checked.needs_body or provider.needs_body:
+            return await self._read(inbound, objects)
+        if provider.holds_body:
+            await inbound.hold(self.held)
+        elif stream_usage.is_wanted(provider.stream_usage, inbound):
+            await inbound.gather()
+        else:
+            await inbound.first_piece()
+        return None
 
     async def _read(self, inbound: Inbound, objects: RequestObjects) -> Parameters:
         """Read the whole body, and its parameters as it arrives; raises `BadRequest` if they are ambiguous."""
@@ -234,6 +239,7 @@ class Relay:
         self.metrics.upstream_started(name)
         try:
             provider = exchange.provider = routing.providers.by_name[name]
+            exchange.asks_usage = stream_usage.is_wanted(provider.stream_usage, inbound)
             # The token of a request that came in one piece was not known before. Beyond the bound it is void.
             self._take_slot(inbound)
             if provider.rewriting is not None:

@@ -10,7 +10,7 @@ import msgspec
 from db import Connection
 from db.queries import ledger as queries
 from db.queries import objects
-from db.records import Account, ProviderObject, Reservation, Result, SealedKey, SettledRequest, Token
+from db.records import Account, Project, ProviderObject, Reservation, Result, SealedKey, SettledRequest, Token
 from llm_proxy.errors import ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation
 from llm_proxy.ledger.isolation import Isolation, Named
@@ -56,6 +56,20 @@ class Grant(msgspec.Struct, frozen=True):
     def key(self) -> SealedKey:
         """The key to send."""
         return self.account.keys[self.reservation.provider]
+
+
+class Checked(msgspec.Struct, frozen=True):
+    """A request that would be admitted, judged by its head.
+
+    Attributes:
+        provider: the name of the one that it is for.
+        needs_body: its body must be read for the objects that it names.
+    """
+
+    token: Token
+    project: Project
+    provider: str
+    needs_body: bool
 
 
 #: Objects at a provider that a request created, each with its kind; the kind is empty for one that it deleted.

@@ -17,13 +17,22 @@ from trio.testing import wait_all_tasks_blocked
 from db.database import Database
 from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
 from db.queries import ledger as queries
-from db.records import VOID, Result, Token, Worker
+from db.records import VOID, Result, Worker
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation
 from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission, refuse
 from llm_proxy.ledger.locked import LockedRequests, LockedRows
 from llm_proxy.ledger.lookup import Lookups, ObjectRecords
-from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Objects, Settlement, judge, records_of, transact
+from llm_proxy.ledger.transaction import (
+    AdmissionRequest,
+    Checked,
+    Grant,
+    Objects,
+    Settlement,
+    judge,
+    records_of,
+    transact,
+)
 from llm_proxy.logging import log
 
 #: Maximum seconds that a transaction waits until the process is idle, so that more requests join it.
@@ -160,11 +169,10 @@ class Ledger:
         """Whether anything is queued, or on its way to the database."""
         return bool(self._waiting or self._locked or self._under_way) or self.unsettled > 0
 
-    async def check(self, request: AdmissionRequest) -> tuple[Token, str, bool]:
+    async def check(self, request: AdmissionRequest) -> Checked:
         """Judge a request by its head before its body is read. Nothing is counted, and `admit` judges it again.
 
-        Returns the token, the name of its project's provider, and whether the body must be read for what it names,
-        because other projects use the same account there. Safe to cancel.
+        Its body must be read for what it names if other projects use the same account. Safe to cancel.
 
         Raises:
             DatabaseAway: the database does not answer.
@@ -183,7 +191,7 @@ class Ledger:
         if refusal is not None:
             raise refusal.about(token.id, account.project.id, provider)
         if request.named is None:
-            return token, provider, False
+            return Checked(token, account.project, provider, needs_body=False)
         wanted = [(request.named, account.project.id, provider)]
         try:
             known = await self._database.read(isolation.read, wanted)
@@ -193,7 +201,8 @@ class Ledger:
         refusal = known.refusal(msgspec.structs.replace(request.named, unread=False), account.project, provider)
         if refusal is not None:
             raise refusal.about(token.id, account.project.id, provider)
-        return token, provider, request.named.unread and bool(known.shared)
+        needs_body = request.named.unread and bool(known.shared)
+        return Checked(token, account.project, provider, needs_body=needs_body)
 
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the decision of the next shared transaction.

@@ -43,6 +43,14 @@ def test_endpoints_of_applications_are_allowed(name: str, method: str, path: byt
     assert BUILT_IN[name].refusal(method, path, []) is None
 
 
+def test_streams_are_asked_for_usage_where_the_vendor_documents_it() -> None:
+    entries = provider_file._built_in().apis
+    asked = {name for name, entry in entries.items() if entry.stream_usage == "ask"}
+    assert asked == {"openai", "azure", "groq", "deepseek", "xai", "ollama", "vllm"}
+    assert not {entry.stream_usage for name, entry in entries.items() if name not in asked} - {None}
+    assert (OPENAI.stream_usage, ANTHROPIC.stream_usage) == ("ask", "off")
+
+
 @pytest.mark.parametrize(
     ("name", "path"),
     [

@@ -21,7 +21,7 @@ API = """
 
 KEYS = (
     "base_url, auth, auth_parameter, headers, allowed_endpoints, extra_endpoints, allowed_methods, param_whitelist, "
-    "allowed_origins, required_headers, rewrite_urls, timeouts, connection"
+    "stream_usage, allowed_origins, required_headers, rewrite_urls, timeouts, connection"
 )
 
 AUTH = ", ".join(get_args(Auth))

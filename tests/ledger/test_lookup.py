@@ -119,8 +119,8 @@ async def test_a_check_judges_the_head_and_counts_nothing(tmp_path: Path) -> Non
     async with scene(tmp_path / "ledger.db", max_requests=1) as stage:
         application = stage.apply()
         for _ in range(3):
-            token, provider, _ = await stage.ledger.check(application)
-            assert (token.id, provider) == (stage.token.id, "openai")
+            checked = await stage.ledger.check(application)
+            assert (checked.token.id, checked.provider) == (stage.token.id, "openai")
         assert await stage.count() == 0
         with pytest.raises(TokenInvalid):
             await stage.ledger.check(replace(application, digest=b"\0" * 32))
@@ -135,9 +135,9 @@ async def test_in_an_outage_a_check_goes_by_what_is_remembered(tmp_path: Path) -
         stage.go_away()
         assert await stage.serve() == 1
         application = stage.stage.apply()
-        token, provider, _ = await stage.mode.check(application)
-        assert (token.id, provider) == (stage.stage.token.id, "openai")
+        checked = await stage.mode.check(application)
+        assert (checked.token.id, checked.provider) == (stage.stage.token.id, "openai")
         with pytest.raises(DatabaseUnavailable):
             await stage.mode.check(replace(application, digest=b"\0" * 32))
         await stage.come_back()
-        assert (await stage.mode.check(application))[1] == "openai"
+        assert (await stage.mode.check(application)).provider == "openai"

@@ -50,6 +50,18 @@ async def test_streamed_chat_works_with_the_openai_sdk(clients: Any) -> None:
     assert said[-1].usage.total_tokens > 0
 
 
+async def test_stream_without_usage_is_the_same_through_the_proxy_that_asks_for_it(
+    clients: Any, gateway: Deployment
+) -> None:
+    ask: dict[str, Any] = {"model": GPT, "messages": ASK, "stream": True}
+    said, meant = [await items(client.chat.completions.create(**ask)) for client in clients]
+    assert dumped(said) == dumped(meant)
+    assert not any("usage" in chunk.model_fields_set for chunk in said)
+    assert all(chunk.choices for chunk in said)
+    raw = clients[0].chat.completions.with_raw_response.create(**ask)
+    assert (await result(raw)).headers["x-llm-proxy-edited"] == "stream_usage"
+
+
 async def test_a_stream_arrives_as_it_is_sent(clients: Any) -> None:
     paced = {"x-scripted-chunks": "5", "x-scripted-gap": "0.1"}
     stream = await result(clients[0].chat.completions.create(model=GPT, messages=ASK, stream=True, extra_headers=paced))

@@ -37,8 +37,9 @@ def count_tokens(text: str) -> int:
 
 
 def identity(prefix: str, body: bytes) -> str:
-    """Return an id in the provider's style that depends on the request's body only."""
-    return prefix + hashlib.sha256(body).hexdigest()[:24]
+    """Return an id in the provider's style that depends on the request's body only, but not on the option of usage."""
+    asked = body.replace(b',"stream_options":{"include_usage":true}', b"")
+    return prefix + hashlib.sha256(asked).hexdigest()[:24]
 
 
 def cached_share(prompt_tokens: int) -> int:

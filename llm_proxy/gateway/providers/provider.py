@@ -46,6 +46,9 @@ Auth = Literal[
     "anthropic-wif",
 ]
 
+#: Whether streams of chats are asked for their usage, see `stream_usage.py`.
+StreamUsage = Literal["ask", "off"]
+
 _KEY = re.compile(r"[\x21-\x7e]+")
 #: Number of endpoints that an error lists.
 _EXAMPLES = 4
@@ -72,6 +75,7 @@ class Provider:
         allowed_endpoints: patterns of paths, see `endpoints.py`.
         param_whitelist: globs per body parameter, see `parameters.py`.
         models: where endpoints name their models, if neither their path nor `model` does, see `models_of`.
+        stream_usage: of projects that do not set it.
         allowed_origins: values of `Origin` that browsers may send; empty allows all.
         required_headers: in lower case.
         headers: that are sent to the provider, instead of the client's of these names; names in lower case.
@@ -91,6 +95,7 @@ class Provider:
     allowed_methods: frozenset[str]
     param_whitelist: Mapping[str, tuple[str, ...]] = field(factory=dict)
     models: Mapping[str, tuple[str, ...]] = field(factory=dict)
+    stream_usage: StreamUsage = "off"
     allowed_origins: frozenset[bytes] = frozenset()
     required_headers: frozenset[bytes] = frozenset()
     headers: Mapping[bytes, bytes] = field(factory=dict)

@@ -22,7 +22,7 @@ from llm_proxy.config.kinds import InvalidValue, Kind, assignment, did_you_mean,
 from llm_proxy.errors import Shape
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.providers import endpoints
-from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url
+from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, StreamUsage, split_base_url
 from llm_proxy.gateway.providers.rewriting import UrlField
 from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 
@@ -80,6 +80,7 @@ class Api(Struct, frozen=True):
     extra_endpoints: tuple[_Endpoint, ...] | None = None
     allowed_methods: tuple[_Method, ...] | None = None
     param_whitelist: dict[str, tuple[_Pattern, ...]] | None = None
+    stream_usage: Annotated[StreamUsage, kinds.choice(StreamUsage)] | None = None
     allowed_origins: tuple[Annotated[str, kinds.ORIGIN], ...] | None = None
     required_headers: tuple[Annotated[str, kinds.HEADER_NAME], ...] | None = None
     rewrite_urls: dict[str, tuple[_UrlField, ...]] | None = None
@@ -271,6 +272,7 @@ def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings
         allowed_methods=frozenset(api.allowed_methods or _METHODS),
         param_whitelist=whitelist,
         models=api.models or {},
+        stream_usage=api.stream_usage or "off",
         allowed_origins=frozenset(() if "*" in origins else (origin.encode("ascii") for origin in origins)),
         required_headers=frozenset(name.lower().encode("ascii") for name in api.required_headers or ()),
         rewrite_urls=api.rewrite_urls or {},

@@ -19,7 +19,7 @@ import trio
 from db.database import Database
 from db.errors import DatabaseError
 from db.queries import ledger as queries
-from db.records import Reservation, Result, Token, Worker
+from db.records import Reservation, Result, Worker
 from db.spool import SpoolFile
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
 from llm_proxy.ledger import writer
@@ -27,7 +27,7 @@ from llm_proxy.ledger.batch import PendingAdmission
 from llm_proxy.ledger.outage.replay import CHUNK, OrphanReplay
 from llm_proxy.ledger.outage.spool import Spool
 from llm_proxy.ledger.outage.token_cache import OutageLimits, TokenCache
-from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Objects
+from llm_proxy.ledger.transaction import AdmissionRequest, Checked, Grant, Objects
 from llm_proxy.ledger.writer import Ledger
 from llm_proxy.logging import log
 
@@ -96,7 +96,7 @@ class OutageMode:
         """Whether all requests are refused: no more are admitted here, and the ledger does not decide yet."""
         return self._since is not None and not self._open
 
-    async def check(self, request: AdmissionRequest) -> tuple[Token, str, bool]:
+    async def check(self, request: AdmissionRequest) -> Checked:
         """As `Ledger.check`; by the cached token if the database is unavailable. Raises ProxyError."""
         if self._since is None:
             try:
@@ -106,7 +106,7 @@ class OutageMode:
         if not self._open:
             raise DatabaseUnavailable
         cached, provider = self._cache.authorize_offline(request, trio.current_time(), datetime.now(UTC))
-        return cached.token, provider, request.named is not None
+        return Checked(cached.token, cached.account.project, provider, needs_body=request.named is not None)
 
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the ledger's decision, or decide here if the database is unavailable. Safe to cancel.
