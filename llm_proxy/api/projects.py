@@ -292,7 +292,8 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
         # A server of the release before makes projects without credentials.
         if provider not in used and (ids or provider != project.provider):
             raise InvalidBody(
-                f"'provider': the project has no credential for {provider}; send 'api_key', or 'credentials' with one."
+                f"'provider': the project has no credential for {provider}; send 'api_key', 'credentials' with one,"
+                f" or another 'provider'."
             )
         changed = evolve(project, provider=provider)
         if provider in used and used[provider] != before.get(project.provider):
@@ -335,7 +336,8 @@ def _with_new_key(
     if credential_queries.count_users(connection, [own.id])[own.id] > 1:
         raise CredentialShared(
             f"The credential '{own.name}' is used by other projects too. Rotate it for all of them"
-            f" (POST /manage/credentials/{own.id}/rotate), or create another one for this project."
+            f" ('llm-proxy manage credential rotate', or POST /manage/credentials/{own.id}/rotate), or create another"
+            " one for this project."
         )
     credentials.check_key(call, provider, api_key)
     return credential_queries.change(connection, own, credentials.sealed(call, own.id, api_key), call.now)

@@ -32,7 +32,9 @@ _MARK = "X-LLM-Proxy-Request-ID"
 
 #: A field in an error of the API, and the options whose names differ from their fields.
 _FIELD = re.compile(r"'([a-z_]+)'")
-_OPTIONS = {"duration_minutes": "--duration"}
+_OPTIONS = {"credentials": "--credential", "duration_minutes": "--duration"}
+#: How an error about the document of a credential begins; the other names in it are fields of the document.
+_DOCUMENT = "'api_key': "
 
 #: What to do about some errors of the API.
 _REMEDIES = {
@@ -160,7 +162,11 @@ def _error(response: httpx.Response) -> tuple[str, str]:
         return str(error.get("code", "")), str(error.get("message", "")).rstrip(".")
     code, description = str(body.get("code", "")), str(body.get("description", ""))
     if code in ("invalid_body", "invalid_query"):
-        message = _FIELD.sub(lambda field: _OPTIONS.get(field[1]) or f"--{field[1].replace('_', '-')}", description)
+        message = _FIELD.sub(
+            lambda field: _OPTIONS.get(field[1]) or f"--{field[1].replace('_', '-')}",
+            description,
+            count=1 if description.startswith(_DOCUMENT) else 0,
+        )
     else:
         message = ": ".join(text for text in (str(error or ""), description) if text)
     return code, message.rstrip(".")

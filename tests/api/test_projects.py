@@ -103,7 +103,8 @@ async def test_changing_the_provider_needs_a_new_api_key(api: Api) -> None:
     assert reply.status == 400
     assert reply.json["code"] == "invalid_body"
     assert reply.json["description"] == (
-        "'provider': the project has no credential for anthropic; send 'api_key', or 'credentials' with one."
+        "'provider': the project has no credential for anthropic; send 'api_key', 'credentials' with one, or"
+        " another 'provider'."
     )
     assert (await api("GET", path)).json == project
     assert (await api("PATCH", path, {"provider": "openai"})).status == 200

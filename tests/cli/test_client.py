@@ -103,6 +103,11 @@ def test_what_comes_back(server: Server) -> None:
             b'{"error":"wrong","code":"invalid_body","description":"\'duration_minutes\' must be x; \'name\' is y."}',
             "--duration must be x; --name is y",
         ),
+        (
+            400,
+            b'{"error":"wrong","code":"invalid_body","description":"\'api_key\': \'client_id\' is missing."}',
+            "--api-key: 'client_id' is missing",
+        ),
     ],
 )
 def test_a_refusal_is_one_line_with_a_remedy(server: Server, status: int, body: bytes, message: str) -> None:

@@ -202,7 +202,8 @@ REFUSED = (
     manage(
         "another provider with the old key",
         "project update {project} --provider anthropic",
-        "--provider: the project has no credential for anthropic; send --api-key, or --credentials with one",
+        "--provider: the project has no credential for anthropic; send --api-key, --credential with one,"
+        " or another --provider",
     ),
     manage("a token for nobody", f"token generate --project-id {UNKNOWN}", NO_PROJECT),
     manage(

@@ -16,7 +16,8 @@ def command(client: ManagementClient, *, as_json: bool) -> None:
 
     No request fails: running ones end as they began. If a file is wrong, nothing changes, and every mistake is shown.
     With several workers, the server also reads its settings and certificates again, and replaces the workers one by
-    one. Of several servers, only the one that answers is reloaded.
+    one. With one worker, as always on SQLite, other settings need a restart. Of several servers, only the one that
+    answers is reloaded.
     """
     found = client.post(path("reload"))
     print_record(found, {"providers": ", ".join(found["providers"])}, as_json=as_json)

@@ -46,7 +46,7 @@ def get_request(client: ManagementClient, request_id: str, *, as_json: bool) -> 
 
 @command.command()
 @click.option("--resource", metavar="KIND", help="List only calls on this kind of resource, e.g. project.")
-@click.option("--resource-id", metavar="ID", help="List only calls on this resource.")
+@click.option("--resource-id", metavar="ID", help="List only calls on this resource, by its full id.")
 @click.option("--operation", metavar="NAME", help="List only calls of this operation, e.g. updateToken.")
 @click.option("--outcome", type=click.Choice(["accepted", "refused"]), help="List only such calls.")
 @click.option("--actor", metavar="NAME", help="List only calls of this actor, e.g. 'management token'.")

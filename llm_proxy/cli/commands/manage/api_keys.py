@@ -54,8 +54,9 @@ def print_one(found: dict[str, Any], more: Mapping[str, object], *, as_json: boo
     print_record(found, {**first, **more, "state": state(found), **times}, as_json=as_json)
 
 
-def last4(found: dict[str, Any]) -> str:
-    return f"…{found['api_key_last4']}"
+def last4(found: dict[str, Any]) -> str | None:
+    """The end of the API key; None for a document, of which nothing is shown."""
+    return f"…{found['api_key_last4']}" if found["api_key_last4"] else None
 
 
 def state(found: dict[str, Any]) -> str:

@@ -37,7 +37,10 @@ def list_(client: ManagementClient, *, as_json: bool) -> None:
 @api_key_option
 @click.option("--credential", "credentials", multiple=True, metavar="ID", help=f"{_CREDENTIAL} Replaces --api-key.")
 @click.option(
-    "--provider", metavar="PROVIDER", help="Provider of the API key, e.g. gemini.  [default: the server's default]"
+    "--provider",
+    metavar="PROVIDER",
+    help="Provider of the API key, e.g. gemini; with --credential, the default provider.  [default: the server's"
+    " default]",
 )
 @with_client
 def create(
