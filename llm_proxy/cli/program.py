@@ -21,7 +21,7 @@ COMMANDS: Final = {
     "demo": "Show the proxy at work, offline, in a few seconds.",
     "keys": "Rotate the keys that encrypt API keys.",
     "ledger": "Verify the ledger.",
-    "manage": "Manage projects, tokens and requests of a running server.",
+    "manage": "Manage a running server: projects, tokens, requests, usage.",
     "migrate": "Migrate the schema of the database, or undo migrations.",
     "prices": "Show what models cost, and find models without a price.",
     "reload": "Let a running server read its provider and price files again.",

@@ -47,7 +47,7 @@ sys.exit(int(said.partition(b" ")[2] or b"1"))
 
 
 class Forked(subprocess.Popen[bytes]):
-    """A program that was started by fork. Its parent is another process, which tells its status."""
+    """A program that was started by fork. Its parent is another process, which sends its status."""
 
     def __init__(self, args: Sequence[str], connection: socket.socket) -> None:
         self.args = args

@@ -29,7 +29,7 @@ class Holdings:
 
     Attributes:
         files: open files, without the connections to the upstream that are kept for the next requests, and without the
-            SQLite files, whose pool of connections grows when requests come together.
+            SQLite files, whose pool of connections grows when requests arrive at the same time.
         connections: those to the upstream that carry a request.
         clients: requests that are with the upstream, as the proxy sees it.
         upstream: the same, as the upstream sees it.

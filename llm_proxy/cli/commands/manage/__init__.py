@@ -16,7 +16,7 @@ from llm_proxy.cli.program import Group
 
 @click.group(cls=Group)
 def command() -> None:
-    """Manage projects and tokens of a running server, and show its requests and their usage.
+    """Manage a running server: projects, tokens, requests, usage.
 
     The management token is read from --management-token, MANAGEMENT_TOKEN or the .env file. If a server on this machine
     has made its own token, it is read from the file beside the database.

@@ -12,6 +12,7 @@ import click
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.output import print_json, printable, table, warn
+from llm_proxy.cli.program import Command
 
 _BAR_WIDTH = 20
 #: Parts of a character cell, from the left.
@@ -48,7 +49,7 @@ def print_csv(client: ManagementClient, name: str, query: dict[str, Any], *, as_
         click.echo(text, nl=False)
 
 
-@click.command("usage")
+@click.command("usage", cls=Command)
 @click.option(
     "--group-by",
     metavar="LIST",
