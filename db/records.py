@@ -68,7 +68,10 @@ class Credential:
 
 
 class ProviderObject(msgspec.Struct, frozen=True, gc=False):
-    """An object that a provider keeps, such as a file, and the project that created it with this request."""
+    """An object that a provider keeps, such as a file, and the project that created it with this request.
+
+    `usage_id` is empty if its usage comes later, and then the id of the ledger row that has it; see the schema.
+    """
 
     provider: str
     object_id: str
@@ -77,6 +80,7 @@ class ProviderObject(msgspec.Struct, frozen=True, gc=False):
     token_id: str
     request_id: str
     created_at: datetime
+    usage_id: str | None = None
 
 
 class SealedKey(msgspec.Struct, frozen=True, gc=False):

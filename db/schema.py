@@ -225,6 +225,16 @@ provider_objects = Table(
     Column("token_id", Id, nullable=False),
     Column("request_id", Id, nullable=False),
     Column("created_at", Timestamp, nullable=False),
+    # Null if its usage comes with its request, or it has none. Empty if its usage comes later; then the id of the
+    # ledger row that has it, or of the request that saw that there is none.
+    Column("usage_id", Id, nullable=True),
+    Index(
+        "ix_provider_objects_usage_id_created_at",
+        "usage_id",
+        "created_at",
+        sqlite_where=text("usage_id = ''"),
+        postgresql_where=text("usage_id = ''"),
+    ),
 )
 
 # Calls of the management API that changed something or were refused, append-only. The row of a change is written in the

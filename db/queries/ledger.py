@@ -13,6 +13,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from attrs import asdict, evolve, frozen
+from msgspec.structs import replace
 from sqlalchemy import BindParameter, bindparam, delete, func, insert, inspect, or_, select, update
 
 from db.dialects.bulk import BulkInsert, DeleteByKeys, LockByKeys, SelectByKeys
@@ -249,6 +250,28 @@ def settle_doubtful(
     delete_requests(connection, sorted(swept))
     _settle(connection, written)
     return written, list(swept.values())
+
+
+def add_late(connection: Connection, late: Sequence[SettledRequest]) -> list[SettledRequest]:
+    """Write rows of late usage, with what is known of the requests that they belong to; return the rows.
+
+    The hourly sums are the caller's next step (`roll_up`).
+    """
+    own = requests.c
+    found = select(own.id, own.requested_model, own.labels, own.summed_labels)
+    origins = {
+        row.id: row for row in connection.execute(found.where(own.id.in_({row.result.origin_id for row in late})))
+    }
+    rows = []
+    for row in late:
+        origin = origins.get(row.result.origin_id)
+        if origin is not None:
+            requested, labels, summed = origin.requested_model or "", origin.labels, origin.summed_labels
+            result = replace(row.result, requested_model=requested, labels=labels, summed_labels=summed)
+            row = SettledRequest(row.reservation, result, row.settled_at)  # noqa: PLW2901 - the same row
+        rows.append(row)
+    _settle(connection, rows)
+    return rows
 
 
 def hour_of(admitted: datetime) -> datetime:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from sqlalchemy import Connection, and_, delete, func, or_, select, union_all
+from sqlalchemy import Connection, and_, delete, func, or_, select, union_all, update
 
 from db.dialects.bulk import BulkInsert
 from db.dialects.statements import insert_new
-from db.queries.rows import names
+from db.queries.rows import columns, names
 from db.records import ProviderObject
 from db.schema import credentials, project_credentials, projects, provider_objects
 
@@ -30,12 +30,16 @@ def record(connection: Connection, objects: Iterable[ProviderObject]) -> None:
 
 
 def forget(connection: Connection, objects: Iterable[tuple[str, str, str]]) -> None:
-    """Remove objects that were deleted at the provider, each given as provider, id and project."""
+    """Remove objects that were deleted at the provider, each given as provider, id and project.
+
+    One whose usage is not known yet stays, so that it is listed.
+    """
     for provider, object_id, project_id in sorted(set(objects)):
         found = provider_objects.c
         connection.execute(
             delete(provider_objects).where(
-                found.provider == provider, found.object_id == object_id, found.project_id == project_id
+                *(found.provider == provider, found.object_id == object_id, found.project_id == project_id),
+                or_(found.usage_id.is_(None), found.usage_id != ""),
             )
         )
 
@@ -53,6 +57,31 @@ def find_owners(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict
         )
     )
     return {(provider, object_id): project_id for provider, object_id, project_id in rows}
+
+
+def find_late(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[tuple[str, str], ProviderObject]:
+    """Those of these objects, given as provider and id, whose usage comes later or has come."""
+    keys = set(keys)
+    found = provider_objects.c
+    rows = connection.execute(
+        select(*columns(provider_objects, ProviderObject)).where(
+            found.provider.in_(sorted({provider for provider, _ in keys})),
+            found.object_id.in_(sorted({object_id for _, object_id in keys})),
+            found.usage_id.is_not(None),
+        )
+    )
+    return {(one.provider, one.object_id): one for one in (ProviderObject(*row) for row in rows)}
+
+
+def book(connection: Connection, provider: str, object_id: str, usage_id: str) -> bool:
+    """Note which ledger row has the usage of an object; False if that is known already."""
+    found = provider_objects.c
+    booked = connection.execute(
+        update(provider_objects)
+        .where(found.provider == provider, found.object_id == object_id, found.usage_id == "")
+        .values(usage_id=usage_id)
+    )
+    return booked.rowcount == 1
 
 
 def find_shared(connection: Connection, pairs: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:

@@ -8,6 +8,7 @@ from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 import trio
 from attrs import define, field
 
@@ -30,6 +31,9 @@ from llm_proxy.gateway.upstream.failures import (
 )
 from llm_proxy.gateway.upstream.request import Dispatch
 from llm_proxy.gateway.usage import NOTHING, meter_for
+from llm_proxy.identifiers import request_id
+from llm_proxy.ledger import ObjectUsage
+from llm_proxy.ledger.late import without_usage
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -82,6 +86,7 @@ class Exchange:
         reason: what the provider did wrong, for the operator.
         provider_request_id: the id that the provider gave the request; SDKs show it.
         yields: where the answer has ids of objects that the request creates, see `objects/table.py`.
+        usage_of: the object whose usage the answer may have, see `objects/table.py`.
         provider: where it is sent; None before that is known.
         asks_usage: whether it is asked for its usage, if it is streamed; later, whether it was.
         upload_url: completes the URL of an upload session in the answer.
@@ -109,6 +114,7 @@ class Exchange:
     meter: UsageMeter = NOTHING
     yields: Mapping[str, str] = field(factory=dict)
     record: Callable[[Objects], Awaitable[bool]] | None = None
+    usage_of: str = ""
     upload_url: Callable[[str], str] = str
     redact: Callable[[str], str] = str
     provider: Provider | None = None
@@ -199,13 +205,13 @@ class Exchange:
             self._begin_edit(response)
         status = response.status
         overhead_ms = (self.admitted - self.inbound.arrived) * 1000
-        request_id = self.inbound.id.encode("ascii")
-        head = headers.response_headers(response.headers, request_id, overhead_ms, edits)
-        self.meter = meter_for(status, response.headers, self.inbound.method, path)
+        own_id = self.inbound.id.encode("ascii")
+        head = headers.response_headers(response.headers, own_id, overhead_ms, edits)
+        self.meter = meter_for(status, response.headers, self.inbound.method, path, shows_usage=bool(self.usage_of))
         names = dict(head)
         if self.record is not None:
             self._answer = answers.reader_for(self.yields, status, response.headers)
-        self.provider_request_id = _provider_request_id(names, request_id, provider.shape_for(path))
+        self.provider_request_id = _provider_request_id(names, own_id, provider.shape_for(path))
         self.streamed = headers.is_event_stream(names.get(b"content-type", b""))
         send = self.send
         await send({"type": "http.response.start", "status": status, "headers": head})
@@ -341,6 +347,30 @@ class Exchange:
             labels=self.labels,
             summed_labels=self.summed_labels,
         )
+
+    def divided(self, result: Result) -> tuple[Result, ObjectUsage | None]:
+        """The result without the usage that is not this request's own, and what was seen of an object."""
+        final = self.meter.final
+        known = result.input_tokens is not None or result.usage_details is not None
+        if not self.usage_of:
+            awaited = "" if self._answer is None else self._answer.awaited
+            if not awaited:
+                return result, None
+            if final and known:
+                return result, ObjectUsage(awaited, self.inbound.id)
+            return without_usage(result), None
+        own = msgspec.structs.replace(without_usage(result), model="")
+        if not final:
+            return own, None
+        if not known:
+            # Of a batch that was worked on, the lines of its output have the usage.
+            nothing_done = final == "failed" or b"/batches/" not in self.inbound.route.path
+            return own, ObjectUsage(self.usage_of, self.inbound.id) if nothing_done else None
+        nothing = {"first_byte_us": None, "duration_us": None, "request_bytes": 0, "response_bytes": 0}
+        late = msgspec.structs.replace(
+            result, kind="late", outcome="ok", streamed=False, requested_model="", unmetered=False, **nothing
+        )
+        return own, ObjectUsage(self.usage_of, request_id(), late)
 
     def _cost(self, usage: Usage, prices: Prices, requested: str) -> tuple[int | None, CostBasis | None, str | None]:
         """The cost, where it is from, and the version of the prices; None if the cost is unknown."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.http.parameters import Parameters
     from llm_proxy.gateway.providers.provider import Provider, Providers, Route
     from llm_proxy.gateway.upstream.pool import UpstreamPool
-    from llm_proxy.ledger import AdmissionRequest, Checked, Grant, Objects
+    from llm_proxy.ledger import AdmissionRequest, Checked, Grant, Objects, ObjectUsage
     from llm_proxy.logging.log import Log
     from llm_proxy.metrics import Metrics
     from llm_proxy.secrets.encryption import KeyRing
@@ -58,8 +58,11 @@ class Admissions(Protocol):
     async def record(self, grant: Grant, made: Objects) -> bool:
         """Record objects that a running request has created; if False, they must be given to `settle`."""
 
-    def settle(self, grant: Grant, result: Result, objects: Objects = ()) -> None:
-        """Record how an admitted request ended, and the objects that it changed; exactly one call per grant."""
+    def settle(self, grant: Grant, result: Result, objects: Objects = (), usage: ObjectUsage | None = None) -> None:
+        """Record how an admitted request ended, and the objects that it changed; exactly one call per grant.
+
+        `usage` is that of an object, if the request has seen its final state.
+        """
 
 
 @frozen(eq=False)
@@ -232,7 +235,7 @@ class Relay:
         grant = await self.ledger.admit(request)
         inbound.admitted = True
         labels, summed = self.labels.of(grant, inbound.labels)
-        exchange = Exchange(inbound, send, labels, summed, redact=self.request_log.path)
+        exchange = Exchange(inbound, send, labels, summed, redact=self.request_log.path, usage_of=objects.usage_of)
         if objects.yields:
             exchange.yields, exchange.record = objects.yields, partial(self.ledger.record, grant)
         name = grant.reservation.provider
@@ -267,8 +270,9 @@ class Relay:
     def _settle(self, inbound: Inbound, grant: Grant, exchange: Exchange, objects: RequestObjects) -> None:
         provider, reservation = grant.reservation.provider, grant.reservation
         self.metrics.upstream_ended(provider)
-        result = exchange.result(self.prices)
-        self.ledger.settle(grant, result, objects.deleted(exchange.status) or exchange.unrecorded())
+        unrecorded = objects.deleted(exchange.status) or exchange.unrecorded()
+        result, usage = exchange.divided(exchange.result(self.prices))
+        self.ledger.settle(grant, result, unrecorded, usage)
         self.metrics.request(provider, result)
         self.request_log.request(
             RequestLine(

@@ -12,8 +12,9 @@ from db.queries import ledger as queries
 from db.queries import objects
 from db.records import Account, Project, ProviderObject, Reservation, Result, SealedKey, SettledRequest, Token
 from llm_proxy.errors import ProxyError, TokenInvalid, TokenLocked
-from llm_proxy.ledger import isolation
+from llm_proxy.ledger import isolation, late
 from llm_proxy.ledger.isolation import Isolation, Named
+from llm_proxy.ledger.late import ObjectUsage
 from llm_proxy.tokens import key_verdict, limit_verdict, verdict
 
 
@@ -79,21 +80,23 @@ Objects = tuple[tuple[str, str], ...]
 class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
     """A ledger row that is to be written. By the digest its token is found when the count is given back.
 
-    `objects` are those that were not recorded while the request was running.
+    `objects` are those that were not recorded while the request was running. `usage`: the request has seen the final
+    state of an object.
     """
 
     row: SettledRequest
     digest: bytes
     objects: Objects = ()
+    usage: ObjectUsage | None = None
 
     @classmethod
-    def of(cls, grant: Grant, result: Result, objects: Objects = ()) -> Settlement:
+    def of(cls, grant: Grant, result: Result, objects: Objects = (), usage: ObjectUsage | None = None) -> Settlement:
         """The ledger row of a request that ends now with this result."""
         model = result.model.strip()
         if model != result.model:
             # MySQL and MariaDB compare a key without the space at its end: the sums would differ from the rows.
             result = msgspec.structs.replace(result, model=model)
-        return cls(SettledRequest(grant.reservation, result, datetime.now(UTC)), grant.digest, objects)
+        return cls(SettledRequest(grant.reservation, result, datetime.now(UTC)), grant.digest, objects, usage)
 
 
 def judge(request: AdmissionRequest, token: Token, account: Account, provider: str, now: datetime) -> ProxyError | None:
@@ -121,11 +124,21 @@ def transact(
     """
     written: Sequence[SettledRequest] = [settlement.row for settlement in settlements]
     replaced: Sequence[SettledRequest] = ()
+    _record_objects(connection, settlements)
+    seen = [(one.row, one.usage) for one in settlements if one.usage is not None]
+    late_rows: list[SettledRequest] = []
+    if seen:
+        again, late_rows = late.book(connection, seen)
+        written = [
+            SettledRequest(row.reservation, late.without_usage(row.result), row.settled_at) if row.id in again else row
+            for row in written
+        ]
     if doubtful:
         written, replaced = queries.settle_doubtful(connection, written)
     else:
         queries.settle(connection, written)
-    _record_objects(connection, settlements)
+    if late_rows:
+        late_rows = queries.add_late(connection, late_rows)
     given_back = {row.reservation.id: row.reservation.token_id for row in written if row.result.outcome == "void"}
     decisions: list[Grant | ProxyError] = []
     if requests or given_back:
@@ -141,7 +154,7 @@ def transact(
             # A token whose secret was replaced meanwhile is not found by its digest.
             counts[token_id] = counts.get(token_id, 0) - 1
         decisions = _decide(connection, worker_id, requests, tokens, locked, counts, now)
-    queries.roll_up(connection, written, replaced)
+    queries.roll_up(connection, [*written, *late_rows] if late_rows else written, replaced)
     return decisions
 
 
@@ -163,7 +176,11 @@ def _record_objects(connection: Connection, settlements: Sequence[Settlement]) -
 def records_of(reservation: Reservation, made: Objects) -> list[ProviderObject]:
     """The records of the objects that a request created."""
     whose = (reservation.project_id, reservation.token_id, reservation.id, reservation.admitted_at)
-    return [ProviderObject(reservation.provider, key, kind, *whose) for key, kind in made if kind]
+    return [
+        ProviderObject(reservation.provider, key, kind, *whose, "" if kind in late.AWAITED else None)
+        for key, kind in made
+        if kind
+    ]
 
 
 def _judge(

@@ -21,6 +21,7 @@ from db.records import VOID, Result, Worker
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation
 from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission, refuse
+from llm_proxy.ledger.late import ObjectUsage
 from llm_proxy.ledger.locked import LockedRequests, LockedRows
 from llm_proxy.ledger.lookup import Lookups, ObjectRecords
 from llm_proxy.ledger.transaction import (
@@ -232,12 +233,13 @@ class Ledger:
         """
         return self._running and not self._away and await self._objects.record(records_of(grant.reservation, made))
 
-    def settle(self, grant: Grant, result: Result, objects: Objects = ()) -> None:
+    def settle(self, grant: Grant, result: Result, objects: Objects = (), usage: ObjectUsage | None = None) -> None:
         """Queue the final row of an admitted request; exactly one call per grant.
 
-        `objects` are those that it created or deleted at the provider, and that `record` has not recorded.
+        `objects` are those that it created or deleted at the provider, and that `record` has not recorded. `usage`
+        is that of an object, if the request has seen its final state.
         """
-        self._unsettled.append(Settlement.of(grant, result, objects))
+        self._unsettled.append(Settlement.of(grant, result, objects, usage))
         if not self._lingering:
             self._wake.set()
 

@@ -18,6 +18,7 @@ import msgspec
 from llm_proxy.gateway.http.codings import DECODERS, Decoder, Undecodable
 from llm_proxy.gateway.http.headers import Headers, media_type
 from llm_proxy.ledger.isolation import OBJECT_ID
+from llm_proxy.ledger.late import AWAITED
 
 #: Maximum number of bytes of a document or an event that are kept.
 KEPT: Final = 256 * 1024
@@ -32,6 +33,10 @@ _FIRST_IN_EVENT: Final = re.compile(
 )
 #: What Google puts before the id of a file.
 _COLLECTION: Final = "files/"
+#: A response that is generated after its request. The member comes before those with text of the client.
+_BACKGROUND: Final = "background_response"
+_IS_BACKGROUND: Final = re.compile(rb'"background"\s*:\s*true')
+_NEAR: Final = 256
 _BLANK_LINE: Final = b"\n\n"
 #: Kinds of objects that are events themselves, by their member `object`.
 _EVENT_KINDS: Final[Mapping[str, str]] = {
@@ -46,10 +51,12 @@ class AnswerReader:
 
     Attributes:
         done: nothing more can be found.
+        awaited: the object whose usage comes later, if there is one.
     """
 
     def __init__(self, yields: Mapping[str, str], *, streamed: bool, decoder: Decoder | None) -> None:
         self.done = False
+        self.awaited = ""
         self._yields = yields
         self._streamed = streamed
         self._decoder = decoder
@@ -150,13 +157,18 @@ class AnswerReader:
 
     def _objects(self, document: object, found: list[tuple[str, str]]) -> None:
         if isinstance(document, dict):
+            background = document.get("background") is True
             for place, kind in self._yields.items():
+                if background and kind == "response":
+                    kind = _BACKGROUND  # noqa: PLW2901 - the same object
                 for value in _values(document, place.split(".")):
                     self._add(value, kind, found)
 
     def _first(self, match: re.Match[bytes] | None, found: list[tuple[str, str]]) -> None:
         kind = self._yields.get("id")
         if match is not None and kind is not None:
+            if kind == "response" and _IS_BACKGROUND.search(match.string, match.end(), match.end() + _NEAR):
+                kind = _BACKGROUND
             self._add(match[1].decode("ascii"), kind, found)
 
     def _add(self, value: object, kind: str, found: list[tuple[str, str]]) -> None:
@@ -164,7 +176,10 @@ class AnswerReader:
             return
         if len(self._seen) < MAX_IDS:
             self._seen.add(value)
-            found.append((value.removeprefix(_COLLECTION), kind))
+            object_id = value.removeprefix(_COLLECTION)
+            found.append((object_id, kind))
+            if kind in AWAITED:
+                self.awaited = object_id
 
 
 def reader_for(yields: Mapping[str, str], status: int, headers: Headers) -> AnswerReader | None:

@@ -102,6 +102,11 @@ class RequestObjects:
         self.in_body = tuple(reader.ids) if isinstance(reader, References) else references.of_form(found)
         self.unread = False
 
+    @property
+    def usage_of(self) -> str:
+        """The object whose usage the answer may have, empty if it cannot."""
+        return self.in_path[-1] if self.endpoint.usage else ""
+
     def deleted(self, status: int | None) -> Objects:
         """The object that the request has deleted, if the provider answered with this status."""
         if not self.endpoint.deletes or status is None or not 200 <= status < 300:

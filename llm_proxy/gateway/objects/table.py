@@ -9,6 +9,7 @@ Properties:
 - `creates WORD`, `shows WORD`: where in the answer the ids of objects are, see `YIELDS`
 - `deletes`: the object in the path is gone after it
 - `body WORD`: the body may name objects; unless it has one of the texts in `HINTS`, it names none
+- `usage`: the answer has the usage of the object in the path, once that is complete
 - `account`: it lists or reads objects of the whole account
 
 Evaluations are `account`, because a run may read all stored completions of the account. Templates of prompts, voices
@@ -43,9 +44,9 @@ POST        /v1/completions
 POST        /v1/responses                                 creates response, body items
 POST        /v1/responses/compact                         body items
 POST        /v1/responses/input_tokens                    body items
-GET         /v1/responses/{response}                      shows response
+GET         /v1/responses/{response}                      shows response, usage
 DELETE      /v1/responses/{response}                      deletes
-POST        /v1/responses/{response}/cancel
+POST        /v1/responses/{response}/cancel               usage
 GET         /v1/responses/{response}/input_items
 GET         /v1/conversations                             account
 POST        /v1/conversations                             creates conversation, body items
@@ -90,8 +91,8 @@ POST        /v1/audio/transcriptions                      body fields
 POST        /v1/audio/translations
 GET         /v1/batches                                   account
 POST        /v1/batches                                   creates batch, body fields
-GET         /v1/batches/{batch}                           shows batch
-POST        /v1/batches/{batch}/cancel                    shows batch
+GET         /v1/batches/{batch}                           shows batch, usage
+POST        /v1/batches/{batch}/cancel                    shows batch, usage
 GET         /v1/batch/jobs                                account
 POST        /v1/batch/jobs                                creates batch, body fields
 GET         /v1/batch/jobs/{batch}                        shows batch
@@ -149,11 +150,12 @@ POST        /v1/threads/{thread}/messages                 body fields
 GET POST DELETE  /v1/threads/{thread}/messages/*
 GET         /v1/threads/{thread}/runs
 POST        /v1/threads/{thread}/runs                     creates run, body fields
-GET POST    /v1/threads/{thread}/runs/{run}
-POST        /v1/threads/{thread}/runs/{run}/cancel
+GET         /v1/threads/{thread}/runs/{run}               usage
+POST        /v1/threads/{thread}/runs/{run}
+POST        /v1/threads/{thread}/runs/{run}/cancel        usage
 GET         /v1/threads/{thread}/runs/{run}/steps
 GET         /v1/threads/{thread}/runs/{run}/steps/*
-POST        /v1/threads/{thread}/runs/{run}/submit_tool_outputs
+POST        /v1/threads/{thread}/runs/{run}/submit_tool_outputs  usage
 POST        /v1/messages                                  creates message, body blocks
 POST        /v1/messages/count_tokens                     body blocks
 GET         /v1/messages/batches                          account
@@ -302,6 +304,7 @@ class Endpoint:
         hints: if not empty, the body may name objects, and has one of these texts if it does.
         lines: it may be the input of a batch.
         deletes: the object that the path names.
+        usage: the answer may have the usage of the object that the path names.
         account: may list or read objects of the whole account; so may an endpoint without a row, which is not `known`.
     """
 
@@ -310,6 +313,7 @@ class Endpoint:
     hints: Sequence[bytes] = ()
     lines: bool = False
     deletes: bool = False
+    usage: bool = False
     account: bool = False
     known: bool = True
 
@@ -372,7 +376,7 @@ class Table:
 
 
 def _endpoint(properties: str) -> Endpoint:
-    words = dict.fromkeys(("creates", "shows", "body", "deletes", "account"), "")
+    words = dict.fromkeys(("creates", "shows", "body", "deletes", "usage", "account"), "")
     for each in filter(None, properties.split(", ")):
         key, _, word = each.partition(" ")
         words[key] = word or key
@@ -382,7 +386,8 @@ def _endpoint(properties: str) -> Endpoint:
         # It was created before: only what came into being since is new.
         yields = {place: kind for place, kind in yields.items() if place != "id"}
     requested, hints = _REQUESTED.get(shown, ()), HINTS.get(words["body"], ())
-    return Endpoint(yields, requested, hints, words["body"] == "lines", bool(words["deletes"]), bool(words["account"]))
+    flags = (words["body"] == "lines", bool(words["deletes"]), bool(words["usage"]), bool(words["account"]))
+    return Endpoint(yields, requested, hints, *flags)
 
 
 def _expression(path: str) -> re.Pattern[bytes]:

@@ -76,6 +76,10 @@ class EventMeter:
     def failed(self) -> bool:
         return self._tally.failed
 
+    @property
+    def final(self) -> str:
+        return self._tally.final
+
     def feed(self, data: bytes) -> Iterable[None]:
         if data.endswith(self._end) and not self._pending and len(data) <= KEPT and self._long is None:
             # Whole events: nearly always.

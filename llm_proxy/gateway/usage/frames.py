@@ -66,6 +66,10 @@ class FrameMeter:
     def failed(self) -> bool:
         return self._tally.failed
 
+    @property
+    def final(self) -> str:
+        return self._tally.final
+
     def feed(self, data: bytes) -> Iterable[None]:
         if len(data) <= _SLICE:
             self._take(data)

@@ -63,6 +63,10 @@ class UsageMeter(Protocol):
     def failed(self) -> bool:
         """Whether an event has passed that reports a failure of the response."""
 
+    @property
+    def final(self) -> str:
+        """After `result`: the status of the object in the response, if its usage does not change any more."""
+
     def feed(self, data: bytes) -> Iterable[None]:
         """Take the next piece of the body, without transfer coding.
 
@@ -85,6 +89,7 @@ class _NullMeter:
     unmetered: bool = False
     ended: bool = False
     failed: bool = False
+    final: str = ""
 
     def feed(self, data: bytes) -> Iterable[None]:
         return ()
@@ -110,6 +115,10 @@ class BodyMeter:
     failed: bool = False
     _kept: bytearray = field(factory=bytearray)
     _scanner: Scanner | None = None
+
+    @property
+    def final(self) -> str:
+        return self._tally.final
 
     def feed(self, data: bytes) -> Iterable[None]:
         if self._scanner is None and len(self._kept) + len(data) <= KEPT:
@@ -153,6 +162,10 @@ class _Wrapper:
     @property
     def failed(self) -> bool:
         return self._meter.failed
+
+    @property
+    def final(self) -> str:
+        return self._meter.final
 
 
 @define
@@ -214,10 +227,13 @@ class DecodingMeter(_Wrapper):
         return usage
 
 
-def meter_for(status: int, headers: Headers, method: str = "POST", path: bytes = b"") -> UsageMeter:
+def meter_for(
+    status: int, headers: Headers, method: str = "POST", path: bytes = b"", *, shows_usage: bool = False
+) -> UsageMeter:
     """Select the meter of a response by its `Content-Type` and `Content-Encoding`.
 
-    Only a successful POST spends tokens: a GET returns a stored response, whose usage was counted when it was created.
+    Only a successful POST spends tokens: a GET returns a stored response, whose usage was counted when it was created,
+    unless the response `shows_usage` of an object that was generated later.
     Several codings in one response are not read, and neither are codings that `codings.py` does not know.
     """
     if not 200 <= status < 300:
@@ -228,23 +244,27 @@ def meter_for(status: int, headers: Headers, method: str = "POST", path: bytes =
             kind = media_type(value)
         elif len(name) == 16 and name.lower() == b"content-encoding":
             coding = coding + b"," + value if coding else value
-    is_post = method == "POST" and not (b"/chat/completions/" in path or (b"/runs/" in path and _RUN.search(path)))
+    is_billed = shows_usage or (
+        method == "POST" and not (b"/chat/completions/" in path or (b"/runs/" in path and _RUN.search(path)))
+    )
     stream = _STREAMS.get(kind)
     meter: UsageMeter
     tally = Tally()
+    if shows_usage and b"/batches/" in path:
+        tally.counts["tier"] = "batch"
     if path.startswith(b"/model/"):
         _add_bedrock(tally, headers, path)
     if stream is not None:
         meter = stream(tally)
-    elif is_post and (kind == b"application/json" or kind.endswith(b"+json")):
+    elif is_billed and (kind == b"application/json" or kind.endswith(b"+json")):
         meter = BodyMeter(tally)
     else:
         return NOTHING
     if coding and (coding := coding.strip(b" \t").lower()) not in (b"", b"identity"):
         if coding not in DECODERS:
-            return _UNREADABLE if is_post else NOTHING
+            return _UNREADABLE if is_billed else NOTHING
         meter = DecodingMeter(meter, DECODERS[coding]())
-    return meter if is_post else _Unbilled(meter)
+    return meter if is_billed else _Unbilled(meter)
 
 
 def _add_bedrock(tally: Tally, headers: Headers, path: bytes) -> None:

@@ -51,6 +51,10 @@ MAX_USAGE = 65536
 #: DashScope's models, which count cached tokens in the input in its Anthropic API too.
 _QWEN = "qwen"
 
+#: What has a status, by its member `object`, and the statuses after which its usage does not change.
+_STATEFUL = frozenset({b'"response"', b'"thread.run"', b'"batch"'})
+_FINAL = frozenset({b'"completed"', b'"incomplete"', b'"failed"', b'"cancelled"', b'"expired"'})
+
 _ABSENT = msgspec.Raw()
 
 
@@ -79,6 +83,7 @@ class Report(msgspec.Struct, gc=False):
     event_type: msgspec.Raw = _ABSENT
     object: msgspec.Raw = _ABSENT
     done: msgspec.Raw = _ABSENT
+    status: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
 
 
@@ -115,6 +120,7 @@ class Tally:
         failed: one of the events reports a failure.
         unread: there was usage that could not be read.
         cut_off: one of the documents was incomplete.
+        final: the status of an object that the provider keeps, if it is one after which its usage does not change.
         inside: the model counts cached tokens in the input, against the rule of its API.
         counts: the last value of each count, see `shapes`.
     """
@@ -124,6 +130,7 @@ class Tally:
     failed: bool = False
     unread: bool = False
     cut_off: bool = False
+    final: str = ""
     inside: bool = False
     counts: dict[str, Any] = field(factory=dict)
     _zero: bool = False
@@ -173,6 +180,8 @@ class Tally:
         for member in (report.service_tier, report.bedrock_tier):
             if member is not _ABSENT:
                 collect_value("tier", _decoded(member), self.counts)
+        if report.status is not _ABSENT and bytes(report.object) in _STATEFUL and bytes(report.status) in _FINAL:
+            self.final = bytes(report.status).decode("ascii").strip('"')
         self._add_others(report)
 
     def _add_others(self, report: Report) -> None:

@@ -24,6 +24,7 @@ from db.spool import SpoolFile
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
 from llm_proxy.ledger import writer
 from llm_proxy.ledger.batch import PendingAdmission
+from llm_proxy.ledger.late import ObjectUsage
 from llm_proxy.ledger.outage.replay import CHUNK, OrphanReplay
 from llm_proxy.ledger.outage.spool import Spool
 from llm_proxy.ledger.outage.token_cache import OutageLimits, TokenCache
@@ -127,12 +128,12 @@ class OutageMode:
         """As `Ledger.record`; never certain without the database."""
         return self._since is None and await self._ledger.record(grant, made)
 
-    def settle(self, grant: Grant, result: Result, objects: Objects = ()) -> None:
+    def settle(self, grant: Grant, result: Result, objects: Objects = (), usage: ObjectUsage | None = None) -> None:
         """Record how an admitted request ended; exactly one call per grant. See `Ledger.settle`."""
         # In an outage the end of a request that the ledger admitted is safer in the spool than in the ledger's memory.
         in_database = self._since is not None and not self._ledger.alive
-        if not self._spool.end(grant, result, objects, in_database=in_database):
-            self._ledger.settle(grant, result, objects)
+        if not self._spool.end(grant, result, objects, usage, in_database=in_database):
+            self._ledger.settle(grant, result, objects, usage)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write the spool, and replay it and those of stopped workers, until cancelled."""

@@ -19,6 +19,7 @@ from db.database import Database
 from db.errors import CommitUnknown, DatabaseError, Unavailable
 from db.records import UNKNOWN, VOID, Result
 from db.spool import SpoolFile
+from llm_proxy.ledger.late import ObjectUsage
 from llm_proxy.ledger.outage.replay import CHUNK, replay
 from llm_proxy.ledger.outage.token_cache import CachedToken
 from llm_proxy.ledger.transaction import Grant, Objects, Settlement
@@ -90,7 +91,15 @@ class Spool:
             raise
         request.durable = True
 
-    def end(self, grant: Grant, result: Result, objects: Objects = (), *, in_database: bool = False) -> bool:
+    def end(
+        self,
+        grant: Grant,
+        result: Result,
+        objects: Objects = (),
+        usage: ObjectUsage | None = None,
+        *,
+        in_database: bool = False,
+    ) -> bool:
         """Record how a request ended; False if the spool does not have it.
 
         With `in_database`, one that the ledger admitted is added.
@@ -98,7 +107,7 @@ class Spool:
         key = grant.reservation.id
         if key not in self._requests and not in_database:
             return False
-        settlement = Settlement.of(grant, result, objects)
+        settlement = Settlement.of(grant, result, objects, usage)
         request = self._requests.setdefault(key, _Request(settlement))
         request.settlement = settlement
         if result.outcome == "void" and request.cached is not None:

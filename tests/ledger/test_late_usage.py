@@ -1,0 +1,333 @@
+"""Late usage is booked once, to the token that made the object, whatever sees it and however often."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define, field
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from sqlalchemy import select
+
+from db import dsn
+from db.database import Database, opened
+from db.options import Options
+from db.queries import ledger as queries
+from db.queries import objects, projects, pruning, tokens
+from db.queries.repair import repair
+from db.records import Result, Token
+from db.schema import metadata, provider_objects, requests, usage_hourly
+from llm_proxy.identifiers import new_id, request_id
+from llm_proxy.ledger import AdmissionRequest, Grant, ObjectUsage, Settlement
+from llm_proxy.ledger.transaction import records_of, transact
+from tests.db.queries.factories import a_project, a_token, to_default
+
+WORKER = new_id()
+USED = 500
+OK = Result(outcome="ok", status=200, requested_model="")
+WITH_USAGE = Result(
+    outcome="ok", status=200, model="m-1", requested_model="m", input_tokens=USED, output_tokens=7, cost_nanousd=11
+)
+LATE = Result(outcome="ok", status=200, model="m-1", kind="late", input_tokens=USED, output_tokens=7, cost_nanousd=11)
+
+
+def admit(database: Database, token: Token) -> Grant:
+    request = AdmissionRequest(request_id(), token.digest, to_default, "GET", "/v1/responses/x", lambda _name: None)
+    (decision,) = database.write_now(transact, WORKER, [request], [], datetime.now(UTC))
+    assert isinstance(decision, Grant)
+    return decision
+
+
+def write(database: Database, *settlements: Settlement, doubtful: bool = False) -> None:
+    work = partial(transact, doubtful=doubtful)
+    try:
+        database.write_now(work, WORKER, [], settlements, datetime.now(UTC))
+    except queries.ReservationsMissing:
+        database.write_now(partial(work, doubtful=True), WORKER, [], settlements, datetime.now(UTC))
+
+
+def seen(grant: Grant, object_id: str) -> Settlement:
+    """A request that has seen the usage of an object."""
+    return Settlement.of(grant, OK, (), ObjectUsage(object_id, request_id(), LATE))
+
+
+def rows(database: Database) -> list[Any]:
+    query = select(requests).order_by(requests.c.id)
+    return list(database.read_now(lambda connection: connection.execute(query).all()))
+
+
+def late_rows(database: Database) -> list[Any]:
+    return [row for row in rows(database) if row.kind == "late"]
+
+
+def sums(database: Database) -> list[tuple[str, int, int, int]]:
+    found = usage_hourly.c
+    query = select(found.token_id, found.requests, found.input_tokens, found.cost_nanousd)
+    return [tuple(row) for row in database.read_now(lambda connection: connection.execute(query).all())]
+
+
+def usage_id(database: Database, object_id: str) -> str | None:
+    query = select(provider_objects.c.usage_id).where(provider_objects.c.object_id == object_id)
+    found: str | None = database.read_now(lambda connection: connection.scalar(query))
+    return found
+
+
+@define
+class Team:
+    """A project with two tokens."""
+
+    database: Database
+    first: Token
+    second: Token
+
+    def post(self, object_id: str = "resp_1", kind: str = "background_response", result: Result = OK) -> Grant:
+        grant = admit(self.database, self.first)
+        write(self.database, Settlement.of(grant, result, ((object_id, kind),)))
+        return grant
+
+
+@pytest.fixture
+def team(database: Database) -> Team:
+    project = a_project()
+    first, second = a_token(project.id), a_token(project.id)
+    database.write_now(projects.create, project)
+    for token in (first, second):
+        database.write_now(tokens.create, token)
+    return Team(database, first, second)
+
+
+def test_usage_that_a_poll_sees_is_a_row_of_the_token_that_made_the_object(team: Team) -> None:
+    labels = {"team": "a"}
+    asked = Result(outcome="ok", requested_model="m", labels=labels, summed_labels=labels)
+    made = team.post(result=asked)
+    poll = admit(team.database, team.second)
+    write(team.database, seen(poll, "resp_1"))
+    (late,) = late_rows(team.database)
+    assert (late.token_id, late.project_id, late.origin_id) == (
+        team.first.id,
+        team.first.project_id,
+        made.reservation.id,
+    )
+    assert (late.method, late.path, late.worker_id) == ("GET", "/v1/responses/x", WORKER)
+    assert (late.admitted_at, late.input_tokens, late.cost_nanousd) == (poll.reservation.admitted_at, USED, 11)
+    assert (late.requested_model, late.labels, late.summed_labels) == ("m", labels, labels)
+    assert usage_id(team.database, "resp_1") == late.id
+    found = sums(team.database)
+    assert sum(count for token, count, *_ in found if token == team.first.id) == 1
+    assert sum(used for token, _, used, _ in found if token == team.first.id) == USED
+    assert sum(cost for *_, cost in found) == 11
+    assert team.database.read_now(queries.verify) == []
+
+
+def test_two_polls_in_one_transaction_and_one_after_it_are_booked_once(team: Team) -> None:
+    team.post()
+    polls = [seen(admit(team.database, token), "resp_1") for token in (team.first, team.second, team.first)]
+    write(team.database, *polls[:2])
+    write(team.database, polls[2])
+    assert len(late_rows(team.database)) == 1
+
+
+def test_a_settlement_that_is_written_again_books_nothing_again(team: Team) -> None:
+    team.post()
+    poll = seen(admit(team.database, team.first), "resp_1")
+    write(team.database, poll)
+    write(team.database, poll, doubtful=True)
+    assert len(late_rows(team.database)) == 1
+    assert team.database.read_now(queries.verify) == []
+
+
+def test_a_stream_that_delivers_its_usage_itself_is_booked_in_its_own_row(team: Team) -> None:
+    grant = admit(team.database, team.first)
+    team.database.write_now(objects.record, records_of(grant.reservation, (("resp_1", "background_response"),)))
+    own = Settlement.of(grant, WITH_USAGE, (), ObjectUsage("resp_1", grant.reservation.id))
+    write(team.database, own)
+    write(team.database, own, doubtful=True)
+    write(team.database, seen(admit(team.database, team.second), "resp_1"))
+    assert [row.input_tokens for row in rows(team.database)] == [USED, None]
+    assert usage_id(team.database, "resp_1") == grant.reservation.id
+
+
+def test_a_stream_that_ends_after_a_poll_saw_its_usage_is_written_without_it(team: Team) -> None:
+    grant = admit(team.database, team.first)
+    team.database.write_now(objects.record, records_of(grant.reservation, (("resp_1", "background_response"),)))
+    write(team.database, seen(admit(team.database, team.second), "resp_1"))
+    write(team.database, Settlement.of(grant, WITH_USAGE, (), ObjectUsage("resp_1", grant.reservation.id)))
+    assert [(row.kind, row.input_tokens, row.cost_nanousd) for row in rows(team.database) if row.input_tokens] == [
+        ("late", USED, 11)
+    ]
+    assert sum(used for _, _, used, _ in sums(team.database)) == USED
+    assert team.database.read_now(queries.verify) == []
+
+
+@pytest.mark.parametrize("kind", ["response", "file", "completion"])
+def test_the_usage_of_an_object_that_had_it_at_once_is_not_booked_later(team: Team, kind: str) -> None:
+    team.post(kind=kind, result=WITH_USAGE)
+    write(team.database, seen(admit(team.database, team.first), "resp_1"))
+    assert late_rows(team.database) == []
+
+
+def test_the_usage_of_an_object_of_another_project_is_not_booked(team: Team) -> None:
+    team.post()
+    other = a_project()
+    stranger = a_token(other.id)
+    team.database.write_now(projects.create, other)
+    team.database.write_now(tokens.create, stranger)
+    write(team.database, seen(admit(team.database, stranger), "resp_1"))
+    assert late_rows(team.database) == []
+    assert usage_id(team.database, "resp_1") == ""
+
+
+def test_an_object_that_was_deleted_before_its_usage_was_known_stays(team: Team) -> None:
+    team.post()
+    team.post("resp_2")
+    write(team.database, seen(admit(team.database, team.first), "resp_2"))
+    for object_id in ("resp_1", "resp_2"):
+        write(team.database, Settlement.of(admit(team.database, team.first), OK, ((object_id, ""),)))
+    assert (usage_id(team.database, "resp_1"), usage_id(team.database, "resp_2")) == ("", None)
+
+
+def test_late_rows_count_as_no_request_in_verify_repair_and_prune(team: Team) -> None:
+    team.post()
+    write(team.database, seen(admit(team.database, team.first), "resp_1"))
+    before = sorted(sums(team.database))
+    team.database.write_now(repair, team.first.id)
+    assert sorted(sums(team.database)) == before
+    assert team.database.read_now(queries.verify) == []
+    done, _ = team.database.write_now(pruning.prune, datetime.now(UTC) + timedelta(hours=1), 10)
+    assert (done.rows, done.kept) == (3, 0)
+    assert team.database.read_now(queries.verify) == []
+    assert sorted(sums(team.database)) == before
+
+
+@define
+class Made:
+    """An object at the provider."""
+
+    grant: Grant
+    recorded: bool = False
+    done: bool = False
+    #: A settlement with its usage has been written after the object was recorded.
+    must_be_booked: bool = False
+
+
+@define
+class Open:
+    """A request that runs; `own` if it is the one that makes the object, which it streams."""
+
+    grant: Grant
+    object_id: str
+    own: bool
+    written: list[Settlement] = field(factory=list)
+
+
+class LateUsage(RuleBasedStateMachine):
+    """Requests that make objects, poll, cancel and resume, and end in any order; dead workers, commits of unknown fate.
+
+    Whether a poll, a cancel or a stream shows the usage is no difference here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        folder = Path(self.stack.enter_context(tempfile.TemporaryDirectory()))
+        target = dsn.parse("sqlite", None, str(folder / "x.db"))
+        self.database = self.stack.enter_context(opened(target, Options(sqlite_synchronous="NORMAL")))
+        self.database.write_now(metadata.create_all)
+        project = a_project()
+        self.tokens = [a_token(project.id), a_token(project.id)]
+        self.database.write_now(projects.create, project)
+        for token in self.tokens:
+            self.database.write_now(tokens.create, token)
+        self.made: dict[str, Made] = {}
+        self.open: list[Open] = []
+        self.lost: list[Settlement] = []
+
+    def teardown(self) -> None:
+        self.stack.close()
+
+    @rule(token=st.integers(0, 1), at_once=st.booleans())
+    def make(self, token: int, at_once: bool) -> None:
+        grant = admit(self.database, self.tokens[token])
+        object_id = f"resp_{len(self.made)}"
+        made = self.made[object_id] = Made(grant)
+        if at_once:
+            self.database.write_now(
+                objects.record, records_of(grant.reservation, ((object_id, "background_response"),))
+            )
+            made.recorded = True
+        self.open.append(Open(grant, object_id, own=True))
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data(), token=st.integers(0, 1))
+    def ask(self, data: st.DataObject, token: int) -> None:
+        object_id = data.draw(st.sampled_from(sorted(self.made)))
+        self.open.append(Open(admit(self.database, self.tokens[token]), object_id, own=False))
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        """The provider has generated it."""
+        self.made[data.draw(st.sampled_from(sorted(self.made)))].done = True
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), sees=st.booleans(), fate=st.sampled_from(["written", "lost", "unsure", "swept"]))
+    def end(self, data: st.DataObject, sees: bool, fate: str) -> None:
+        """A request ends, and its settlement is written, lost before or after the commit, or comes after a sweep."""
+        one = self.open.pop(data.draw(st.integers(0, len(self.open) - 1)))
+        made = self.made[one.object_id]
+        sees = sees and made.done
+        if one.own:
+            usage = ObjectUsage(one.object_id, one.grant.reservation.id) if sees else None
+            unrecorded = () if made.recorded else ((one.object_id, "background_response"),)
+            settlement = Settlement.of(one.grant, WITH_USAGE if sees else OK, unrecorded, usage)
+        else:
+            settlement = seen(one.grant, one.object_id) if sees else Settlement.of(one.grant, OK)
+        if fate == "swept":
+            self.database.write_now(queries.sweep, [one.grant.reservation.id], datetime.now(UTC))
+        if fate in ("lost", "swept", "unsure"):
+            self.lost.append(settlement)
+        if fate in ("written", "unsure"):
+            write(self.database, settlement)
+            self._was_written(settlement, one)
+
+    def _was_written(self, settlement: Settlement, one: Open | None = None) -> None:
+        for object_id, _ in settlement.objects:
+            self.made[object_id].recorded = True
+        if settlement.usage is not None:
+            made = self.made[settlement.usage.object_id]
+            made.must_be_booked |= made.recorded or made.grant.reservation.id == settlement.row.id
+
+    @precondition(lambda self: self.lost)
+    @rule(data=st.data(), count=st.integers(1, 4), again=st.booleans())
+    def replay(self, data: st.DataObject, count: int, again: bool) -> None:
+        chosen = [
+            self.lost.pop(data.draw(st.integers(0, len(self.lost) - 1))) for _ in range(min(count, len(self.lost)))
+        ]
+        write(self.database, *chosen, doubtful=True)
+        for settlement in chosen:
+            self._was_written(settlement)
+        if again:
+            self.lost += chosen
+
+    @invariant()
+    def booked_once(self) -> None:
+        found = rows(self.database)
+        for object_id, made in self.made.items():
+            used = [row for row in found if row.input_tokens and made.grant.reservation.id in (row.id, row.origin_id)]
+            assert len(used) <= 1, object_id
+            assert used or not made.must_be_booked, object_id
+            assert all(row.token_id == made.grant.reservation.token_id for row in used)
+        total = sum(row.input_tokens or 0 for row in found)
+        assert sum(count for _, _, count, _ in sums(self.database)) == total
+        assert self.database.read_now(queries.verify) == []
+
+
+TestLateUsage = LateUsage.TestCase
+TestLateUsage.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
