@@ -80,7 +80,7 @@ def test_blocks_of_a_guide_print_the_shown_output(page: Path, outcomes: dict[Pat
 
 def test_provider_files_of_the_guides_are_valid(tmp_path: Path) -> None:
     files = [one.text for one in blocks(PROVIDERS) if one.language == "yaml"]
-    assert len(files) == 2
+    assert len(files) == 3
     for text in files:
         file = tmp_path / "providers.yaml"
         file.write_text(text)
