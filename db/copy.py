@@ -29,6 +29,8 @@ from db.schema import (
     provider_objects,
     requests,
     tokens,
+    usage_daily,
+    usage_days,
     usage_hourly,
 )
 
@@ -37,6 +39,8 @@ from db.schema import (
 TABLES: tuple[Table, ...] = (
     requests,
     usage_hourly,
+    usage_daily,
+    usage_days,
     projects,
     credentials,
     project_credentials,
@@ -187,10 +191,10 @@ class _Copy:
         """Refuse rows of the target that no copy of this source can have brought.
 
         Projects, tokens and hourly sums are never deleted. Requests and the audit log are, from the oldest on
-        (LEDGER_RETENTION, AUDIT_RETENTION), and reservations are when they are settled.
+        (LEDGER_RETENTION, AUDIT_RETENTION), reservations are when they are settled, and daily sums are made anew.
         """
         table = self.table
-        if table is in_flight:
+        if table in (in_flight, usage_daily, usage_days):
             return
         strange = surplus
         if table in (requests, audit):

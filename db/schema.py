@@ -209,8 +209,33 @@ usage_hourly = Table(
     Column("requested_model", Name, nullable=True),
     Column("labels", Json, nullable=True),
     *(Column(name, BigInteger, nullable=False, server_default="0") for name in _SUMS_SINCE),
-    Index("ix_usage_hourly_token_id", "token_id"),
+    Index("ix_usage_hourly_token_id_hour", "token_id", "hour"),
     Index("ix_usage_hourly_project_id_hour", "project_id", "hour"),
+)
+
+# Sums per day, made of the hourly ones. `scope` is a project's id; empty for the whole proxy, without labels; or
+# `label.` and a key for the whole proxy, with this label alone. `series` is the key of one of the hourly rows.
+usage_daily = Table(
+    "usage_daily",
+    metadata,
+    Column("scope", Name, primary_key=True),
+    Column("day", Timestamp, primary_key=True),
+    Column("series", Name, primary_key=True),
+    Column("provider", Code, nullable=True),
+    Column("answered_model", Name, nullable=False),
+    Column("requested_model", Name, nullable=True),
+    Column("labels", Json, nullable=True),
+    *(Column(name, BigInteger, nullable=False) for name in SUMS),
+)
+
+# Days that have ended. `written` says that the sums of the day are in `usage_daily`. A transaction that changes hourly
+# sums of the day later deletes this row.
+usage_days = Table(
+    "usage_days",
+    metadata,
+    Column("day", Timestamp, primary_key=True),
+    Column("marked_at", Timestamp, nullable=False),
+    Column("written", Boolean, nullable=False),
 )
 
 # Which project created an object that a provider keeps, such as a file or a batch: other projects must not reach it. No

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -42,13 +42,13 @@ from db.schema import (
     projects,
     requests,
     tokens,
+    usage_days,
     usage_hourly,
     workers,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from datetime import datetime
     from typing import Any
 
     from sqlalchemy import Connection
@@ -274,6 +274,11 @@ def add_late(connection: Connection, late: Sequence[SettledRequest]) -> list[Set
     return rows
 
 
+_DAY = timedelta(days=1)
+#: Sums of a day that change later than this after its end are late. Nobody has summed the day up before that.
+_LATE = timedelta(hours=1)
+
+
 def hour_of(admitted: datetime) -> datetime:
     """The hour whose sums a request of this admitted belongs to."""
     return admitted.replace(minute=0, second=0, microsecond=0)
@@ -312,7 +317,11 @@ def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: It
                     **_NOTHING,
                 }
             _add(bucket, sign, result)
-    _roll_up(connection, [sums[key] for key in sorted(sums)])
+    keys = sorted(sums)
+    _roll_up(connection, [sums[key] for key in keys])
+    if keys and keys[0][0] < (now := datetime.now(UTC)) - _LATE:
+        ended = {day for hour, _, _ in keys if (day := hour.replace(hour=0)) + _DAY + _LATE <= now}
+        connection.execute(delete(usage_days).where(usage_days.c.day.in_(ended)))
 
 
 def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:

@@ -2,23 +2,41 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from collections.abc import Mapping
+from datetime import datetime, timedelta
 
+import msgspec
 from attrs import field, frozen
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, bindparam, func, select, type_coerce
 
-from db.queries.rows import columns
+from db.queries.rows import columns, first_id
 from db.records import SettledRequest
 from db.schema import requests, usage_hourly
+from db.types import LongText
 
 
 @frozen
 class Filter:
-    """Which requests are meant; None leaves a field open."""
+    """Which requests are meant; None leaves a field open. `since` is included, `until` is not."""
 
     project_id: str | None = None
     token_id: str | None = None
     outcome: str | None = None
+    id: str | None = None
+    provider_request_id: str | None = None
+    model: str | None = None
+    status: int | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+    labels: Mapping[str, str] = field(factory=dict)
+
+
+#: Conditions that an index of their own serves, the most selective first; any further one is checked row by row.
+_INDEXED = ("token_id", "project_id", "outcome")
+#: Rows that a page examines at most.
+EXAMINED = 20_000
+#: An id is made before the request is admitted, by so much at most.
+_WAIT = timedelta(minutes=10)
 
 
 @frozen(kw_only=True)
@@ -79,23 +97,57 @@ def find(connection: Connection, identity: str) -> SettledRequest | None:
     return None
 
 
-def page(connection: Connection, limit: int, after_id: str | None, wanted: Filter) -> list[SettledRequest]:
+def page(
+    connection: Connection, limit: int, after_id: str | None, wanted: Filter
+) -> tuple[list[SettledRequest], str | None]:
     """List settled requests in the order of their admission, the newest first.
 
     Args:
         connection: a transaction.
-        limit: most rows.
-        after_id: id of the last row of the page before.
+        limit: maximum number of rows. There can be fewer before the end, because few rows fit.
+        after_id: the id that the page before returned.
         wanted: which ones.
+
+    Returns:
+        The requests, and the id for the next page; None if there is none.
     """
-    query = _NEWEST_FIRST.limit(limit)
+    column = requests.c
+    conditions = [column[name] == value for name in ("id", *_INDEXED) if (value := getattr(wanted, name)) is not None]
+    # The first one decides which index is read.
+    conditions, further = conditions[:1], conditions[1:]
+    further += [
+        column[name] == value
+        for name in ("provider_request_id", "model", "status")
+        if (value := getattr(wanted, name)) is not None
+    ]
+    further += [
+        type_coerce(column.labels, LongText).contains(_member(key, value), autoescape=True)
+        for key, value in wanted.labels.items()
+    ]
     if after_id is not None:
-        query = query.where(requests.c.id < after_id)
-    for name in ("project_id", "token_id", "outcome"):
-        value = getattr(wanted, name)
-        if value is not None:
-            query = query.where(requests.c[name] == value)
-    return [SettledRequest.of(row) for row in connection.execute(query).mappings()]
+        conditions.append(column.id < after_id)
+    if wanted.since is not None:
+        conditions.append(column.id >= first_id(wanted.since - _WAIT))
+        further.append(column.admitted_at >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(column.id < first_id(wanted.until + _WAIT))
+        further.append(column.admitted_at < wanted.until)
+    last = None
+    query = _NEWEST_FIRST.where(*conditions, *further).limit(limit + 1)
+    if further:
+        ids = select(column.id).where(*conditions).order_by(column.id.desc())
+        last = connection.execute(ids.offset(EXAMINED - 1).limit(1)).scalar()
+        if last is not None:
+            query = query.where(column.id >= last)
+    found = [SettledRequest.of(row) for row in connection.execute(query).mappings()]
+    if len(found) > limit:
+        last = found[limit - 1].id
+    return [row for row in found[:limit] if wanted.labels.items() <= (row.result.labels or {}).items()], last
+
+
+def _member(key: str, value: str) -> str:
+    """A label as it is written in its column."""
+    return msgspec.json.encode({key: value}).decode()[1:-1]
 
 
 def unpriced_models(connection: Connection, since: datetime) -> list[UnpricedModel]:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 from attrs import define, field, frozen
-from sqlalchemy import Column, ColumnElement, Connection, Table, case, func, select
+from sqlalchemy import ColumnElement, Connection, Table, func, select
 
-from db.schema import DURATION_COLUMNS, DURATIONS, SUMS, projects, tokens, usage_hourly
+from db.queries import daily
+from db.schema import DURATION_COLUMNS, DURATIONS, SUMS, projects, tokens, usage_daily, usage_hourly
 
 #: Rows of sums that a page reads at most, and after which it ends if it can.
 MAX_ROWS = 40_000
@@ -24,6 +26,8 @@ ENOUGH_ROWS = 20_000
 _STEP_ROWS = 4_000
 #: Projects or tokens in one statement.
 _MAX_SUBJECTS = 250
+#: Hours or days in one statement, or in one step of a report by time.
+_MAX_SPAN = 240
 #: Statements for a page, in which nothing may be found.
 _MAX_STEPS = 60
 
@@ -36,7 +40,7 @@ SUBJECTS = ("token", "project")
 SERIES = ("provider", "model", "requested_model")
 _RANK = (*SUBJECTS, *TIMES)
 #: What begins the name of a label as a dimension.
-LABEL = "label."
+LABEL = daily.LABEL
 
 #: The value of each dimension of a group, or of the first one alone: all of its groups. None is null.
 Key = tuple[str | None, ...]
@@ -69,6 +73,11 @@ class Report:
     def dimensions(self) -> tuple[str, ...]:
         """The dimensions in the order by which groups are sorted; tokens, projects and short times come first."""
         return tuple(sorted(self.group_by, key=lambda name: _RANK.index(name) if name in _RANK else len(_RANK)))
+
+    @property
+    def label_keys(self) -> set[str]:
+        """The labels that matter."""
+        return {*self.labels, *(name.removeprefix(LABEL) for name in self.group_by if name.startswith(LABEL))}
 
     @property
     def lead(self) -> str | None:
@@ -204,7 +213,7 @@ def _by_time(reader: _Reader, report: Report, lead: str, after: Key | None) -> I
         begin = max(begin, report.since)
     while begin < report.until:
         end = begin
-        for _ in range(reader.next_size(_DAY // _HOUR)):
+        for _ in range(reader.next_size(_MAX_SPAN)):
             end = _next(lead, end)
         last = None if end >= report.until else _written(lead, end - _HOUR)
         yield _Step(None, begin, min(end, report.until), last)
@@ -229,14 +238,7 @@ def _next(time: str, at: datetime) -> datetime:
     return (midnight.replace(day=1) + 31 * _DAY).replace(day=1) if time == "month" else midnight + _DAY
 
 
-def _sums(table: Table) -> list[ColumnElement[int]]:
-    """The sums of all columns. Rows of the release before have no provider, and their cost is unknown."""
-    counted: dict[str, ColumnElement[int]] = {name: table.c[name] for name in SUMS}
-    counted["unpriced"] = case((table.c.provider.is_(None), table.c.requests), else_=table.c.unpriced)
-    return [func.coalesce(func.sum(counted[name]), 0) for name in SUMS]
-
-
-@define
+@define(slots=False)
 class _Reader:
     """Reads sums, and counts the rows.
 
@@ -251,6 +253,8 @@ class _Reader:
     steps: int = field(default=0, init=False)
     _size: int = field(default=0, init=False)
     _rows_before: int = field(default=0, init=False)
+    #: Hours or days in the next statement, by table.
+    _span: dict[str, int] = field(factory=dict, init=False)
 
     def next_size(self, largest: int) -> int:
         """How many values of the leading dimension the next step has."""
@@ -261,64 +265,111 @@ class _Reader:
     def sum_up(self, step: _Step) -> list[Group]:
         """The groups of a step, in any order. Raises TooManyRows."""
         groups: dict[Key, Group] = {}
-        if step.ids is not None:
-            self._add(groups, step.since, step.until, step.ids)
-            return list(groups.values())
-        begin, span = step.since, 6 * _HOUR
-        while begin < step.until:
-            end = min(begin + span, step.until)
-            read = self._add(groups, begin, end, None)
-            begin, span = end, (span * 2 if read < _STEP_ROWS else max(span // 2, _HOUR))
+        for table, since, until in self._spans(step.since, step.until):
+            if step.ids is not None:
+                self._add(groups, table, since, until, step.ids)
+                continue
+            shortest = _HOUR if table is usage_hourly else _DAY
+            begin = since
+            while begin < until:
+                span = self._span.get(table.name, 6)
+                end = min(begin + span * shortest, until)
+                read = self._add(groups, table, begin, end, None)
+                self._span[table.name] = min(span * 2, _MAX_SPAN) if read < _STEP_ROWS else max(span // 2, 1)
+                begin = end
         return list(groups.values())
 
-    def _add(self, groups: dict[Key, Group], since: datetime, until: datetime, ids: tuple[str, ...] | None) -> int:
+    def _spans(self, since: datetime, until: datetime) -> Iterator[tuple[Table, datetime, datetime]]:
+        """Divide a time: whole days whose sums are written, and all else by the hour."""
+        begin = since
+        while begin < until:
+            table, end = usage_hourly, begin
+            if begin in self._days and begin + _DAY <= until:
+                table = usage_daily
+                while end in self._days and end + _DAY <= until:
+                    end += _DAY
+            else:
+                while end < until and (end == begin or end not in self._days):
+                    end = min(end.replace(hour=0) + _DAY, until)
+            yield table, begin, end
+            begin = end
+
+    @cached_property
+    def _days(self) -> set[datetime]:
+        """The days that are read from the daily sums: these know no hours, no tokens, and single labels only."""
+        report = self.report
+        if report.token_id or {"hour", "token"} & set(report.group_by):
+            return set()
+        if len(report.label_keys) > 1 and not report.project_id and report.lead != "project":
+            return set()
+        days = daily.written(self.connection, report.since, report.until)
+        self.rows += len(days)
+        return days
+
+    def _add(
+        self, groups: dict[Key, Group], table: Table, since: datetime, until: datetime, ids: tuple[str, ...] | None
+    ) -> int:
         """Add the sums of a time to groups; return the number of rows that were read."""
-        table, report = usage_hourly, self.report
-        sums = table.c
-        model = func.coalesce(sums.answered_model, sums.model)
-        known: dict[str, ColumnElement[Any]] = {
-            "time": sums.hour,
-            "project": sums.project_id,
-            "token": sums.token_id,
-            "provider": sums.provider,
-            "model": model,
-            "requested_model": sums.requested_model,
-            "labels": sums.labels,
-        }
-        wanted = set(report.group_by)
-        names = [name for name in known if name in wanted]
-        if wanted & set(TIMES):
-            names.append("time")
-        if report.labels or any(name.startswith(LABEL) for name in wanted):
-            names.append("labels")
-        columns = [known[name] for name in names]
-        query = select(*columns, func.count(), *_sums(table)).where(sums.hour >= since, sums.hour < until)
-        subject: Column[Any] = sums.token_id if report.lead == "token" else sums.project_id
+        before, report = self.rows, self.report
+        if table is usage_hourly:
+            self._add_rows(groups, table, self._of_hours(since, until, ids))
+            return self.rows - before
+        days = (usage_daily.c.day >= since, usage_daily.c.day < until)
+        scopes = ids or (report.project_id or "",)
+        if scopes == ("",) and report.label_keys:
+            (key,) = report.label_keys
+            of_label = (usage_daily.c.scope == daily.LABEL + key, *days)
+            self._add_rows(groups, table, of_label)
+            if report.labels:
+                return self.rows - before
+            # The rest of all requests has no such label.
+            self._add_rows(groups, table, of_label, sign=-1)
+        self._add_rows(groups, table, (usage_daily.c.scope.in_(scopes), *days))
+        return self.rows - before
+
+    def _of_hours(
+        self, since: datetime, until: datetime, ids: tuple[str, ...] | None
+    ) -> tuple[ColumnElement[bool], ...]:
+        report, hourly = self.report, usage_hourly.c
+        time = (hourly.hour >= since, hourly.hour < until)
         if ids is not None:
-            query = query.where(subject.in_(ids))
-        elif report.token_id:
-            query = query.where(sums.token_id == report.token_id)
-        elif report.project_id:
-            query = query.where(sums.project_id == report.project_id)
-        if report.token_id and report.project_id:
-            query = query.where(sums.project_id == report.project_id)
+            return ((hourly.token_id if report.lead == "token" else hourly.project_id).in_(ids), *time)
+        subjects = ((hourly.token_id, report.token_id), (hourly.project_id, report.project_id))
+        return (*(column == value for column, value in subjects if value), *time)
+
+    def _add_rows(
+        self, groups: dict[Key, Group], table: Table, conditions: tuple[ColumnElement[bool], ...], *, sign: int = 1
+    ) -> None:
+        """Add the sums of rows to groups. With a negative sign, take them out of those without labels."""
+        report, model, hourly = self.report, daily.answered_model(table), table is usage_hourly
+        known: dict[str, ColumnElement[Any]] = {
+            "project": table.c.project_id if hourly else table.c.scope,
+            "provider": table.c.provider,
+            "model": model,
+            "requested_model": table.c.requested_model,
+        }
+        if hourly:
+            known["token"] = table.c.token_id
+        columns = {name: known[name] for name in report.group_by if name in known}
+        if not {*TIMES}.isdisjoint(report.group_by):
+            columns["time"] = table.c.hour if hourly else table.c.day
+        if report.label_keys:
+            columns["labels"] = table.c.labels
+        query = select(*columns.values(), func.count(), *daily.sums_of(table)).where(*conditions)
         if report.model is not None:
             query = query.where(model == report.model)
         if report.provider is not None:
-            query = query.where(sums.provider == report.provider)
-        read = 0
-        for row in self.connection.execute(query.group_by(*columns)):
-            values = dict(zip(names, row, strict=False))
-            count, *numbers = row[len(names) :]
-            read += count
-            labels: Mapping[str, str] = values.get("labels") or {}
+            query = query.where(table.c.provider == report.provider)
+        for row in self.connection.execute(query.group_by(*columns.values())):
+            values = dict(zip(columns, row, strict=False))
+            count, *numbers = row[len(columns) :]
+            self.rows += count
+            labels: Mapping[str, str] = (values.get("labels") or {}) if sign > 0 else {}
             if count and all(labels.get(key) == value for key, value in report.labels.items()):
-                _merge(groups, tuple(_value(name, values, labels) for name in report.dimensions), numbers)
+                _merge(groups, tuple(_value(name, values, labels) for name in report.dimensions), numbers, sign)
         self.steps += 1
-        self.rows += read
         if self.rows > MAX_ROWS:
             raise TooManyRows
-        return read
 
 
 def _value(name: str, values: Mapping[str, Any], labels: Mapping[str, str]) -> str | None:
@@ -330,13 +381,12 @@ def _value(name: str, values: Mapping[str, Any], labels: Mapping[str, str]) -> s
     return value
 
 
-def _merge(groups: dict[Key, Group], key: Key, numbers: list[Any]) -> None:
+def _merge(groups: dict[Key, Group], key: Key, numbers: list[Any], sign: int) -> None:
     group = groups.get(key)
     if group is None:
-        groups[key] = Group(key, dict(zip(SUMS, map(int, numbers), strict=True)))
-        return
+        group = groups[key] = Group(key, dict.fromkeys(SUMS, 0))
     for name, number in zip(SUMS, numbers, strict=True):
-        group.sums[name] += int(number)
+        group.sums[name] += sign * int(number)
 
 
 def names_of(connection: Connection, report: Report, groups: list[Group]) -> dict[str, str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, get_args, get_type_hints
 
-from msgspec import UNSET, Struct, UnsetType, defstruct
+from msgspec import UNSET, Struct, UnsetType, defstruct, field
 
 from db import records
 from db.queries import projects, tokens
 from db.queries import requests as queries
 from llm_proxy.api.operations import Call, Operation, Resource, found
-from llm_proxy.api.pages import ById, id_cursor, page, page_of
-from llm_proxy.api.schema import Field, Reference, doc, one_of, printable
+from llm_proxy.api.pages import ById, encode_cursor, page_of
+from llm_proxy.api.schema import Field, Id, LabelFilters, Reference, Time, doc, given, one_of, printable, text
 from llm_proxy.errors import ProjectNotFound, RequestNotFound, TokenNotFound
 
 RESOURCE: Final = Resource("Requests", "request", RequestNotFound, id=Field.of("id", Annotated[str, printable(255)]))
@@ -53,21 +53,40 @@ def _shown(row: records.SettledRequest) -> dict[str, Any]:
 class ListRequests(ById, kw_only=True):
     """The requests to list."""
 
+    id: Annotated[Id, doc("Only the request of this id.")] | UnsetType = UNSET
+    provider_request_id: (
+        Annotated[str, printable(255), doc("Only requests to which the provider gave this id.")] | UnsetType
+    ) = UNSET
     project_id: Annotated[Reference, doc("Only requests of this project: its id or name.")] | UnsetType = UNSET
     token_id: Annotated[Reference, doc("Only requests with this token: its id or name.")] | UnsetType = UNSET
+    model: Annotated[str, text(0, 255), doc("Only requests that this model answered.")] | UnsetType = UNSET
+    status: Annotated[records.Status, doc("Only requests whose response had this status.")] | UnsetType = UNSET
     outcome: (
         Annotated[str, one_of(get_args(records.Outcome)), doc("Only requests that ended like this.")] | UnsetType
     ) = UNSET
+    since: Annotated[Time, doc("Only requests at this time or later.")] = field(name="from", default=UNSET)
+    until: Annotated[Time, doc("Only requests before this time.")] = field(name="to", default=UNSET)
+    labels: Annotated[LabelFilters, doc("Only requests whose label KEY has this value.")] = field(
+        name="label.KEY", default_factory=dict
+    )
 
 
 @Operation(RESOURCE, "GET", "/manage/requests", "listRequests", page_of(Request), query=ListRequests)
 async def _list(call: Call, query: ListRequests) -> object:
     """List the requests that have ended, the newest first."""
-    project_id = await call.resolve(query.project_id, projects.find, ProjectNotFound)
-    token_id = await call.resolve(query.token_id, tokens.find, TokenNotFound)
-    wanted = queries.Filter(project_id or None, token_id or None, query.outcome or None)
-    rows = await call.services.database.read(queries.page, query.limit + 1, query.cursor or None, wanted)
-    return page(rows, query.limit, _shown, id_cursor)
+    sent: dict[str, Any] = given(query)
+    limit, after = sent.pop("limit"), sent.pop("cursor", None)
+    for name, find, missing in (
+        ("project_id", projects.find, ProjectNotFound),
+        ("token_id", tokens.find, TokenNotFound),
+    ):
+        if name in sent:
+            sent[name] = await call.resolve(sent[name], find, missing)
+    rows, following = await call.services.database.read(queries.page, limit, after, queries.Filter(**sent))
+    return {
+        "data": [_shown(row) for row in rows],
+        "next_cursor": None if following is None else encode_cursor(following),
+    }
 
 
 @Operation(RESOURCE, "GET", "/manage/requests/{request_id}", "getRequest", Request)

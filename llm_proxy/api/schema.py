@@ -124,6 +124,22 @@ def _read_references(value: list[str]) -> list[str]:
     return [_read_reference(one) for one in value]
 
 
+def _read_label_filters(value: object) -> dict[str, str]:
+    labels: dict[str, str] = msgspec.convert(value, dict[str, str])
+    if not all(kinds.LABEL_KEY.fullmatch(key) for key in labels):
+        raise ValueError
+    return labels
+
+
+def _read_time(value: object) -> datetime:
+    at = datetime.fromisoformat(str(value))
+    if len(str(value)) == len("2030-01-31"):
+        return at.replace(tzinfo=UTC)
+    if at.tzinfo is None:
+        raise ValueError
+    return at.astimezone(UTC)
+
+
 _UUID: Final = Kind("UUID", "a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", read_id)
 _REFERENCE: Final = Kind("reference", "an id, a name, or the last four characters", _read_reference)
 _TIMESTAMP: Final = Kind(
@@ -139,6 +155,23 @@ References = Annotated[
     of(Kind("references", "a list of 1 to 100 names or ids", _read_references), min_length=1, max_length=100),
 ]
 Timestamp = Annotated[datetime, of(_TIMESTAMP, tz=True)]
+
+#: Filters by labels: `label.team=search`.
+LabelFilters = Annotated[
+    Any,
+    of(
+        Kind("labels", "given as label.KEY=VALUE, with a key such as team", _read_label_filters),
+        {"type": "string"},
+    ),
+]
+#: A time, or a day in UTC.
+Time = Annotated[
+    Any,
+    of(
+        Kind("time", "a day such as 2030-01-31, or a time with its offset such as 2030-01-31T12:00:00Z", _read_time),
+        {"type": "string"},
+    ),
+]
 
 
 @frozen

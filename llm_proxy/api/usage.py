@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -17,7 +16,8 @@ from db.records import Count
 from llm_proxy.api.operations import Call, Operation, Resource
 from llm_proxy.api.pages import CURSOR, Paging, cursor_of, encode_cursor, page_of
 from llm_proxy.api.requests import usd
-from llm_proxy.api.schema import Reference, doc, of, text
+from llm_proxy.api.schema import LabelFilters, Reference, Time, doc, of, text
+from llm_proxy.config import kinds
 from llm_proxy.config.kinds import Kind
 from llm_proxy.errors import InvalidQuery, ProjectNotFound, TokenNotFound
 
@@ -27,7 +27,6 @@ _HOUR: Final = timedelta(hours=1)
 #: The time of a report that names none.
 _DEFAULT_RANGE: Final = timedelta(days=30)
 _MAX_DIMENSIONS: Final = 10
-_KEY: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _WORDS: Final = (*TIMES, *reversed(SUBJECTS), *SERIES)
 _LIST: Final = f"a list of {', '.join(_WORDS)} and {LABEL}KEY, each at most once, separated by commas"
 
@@ -37,25 +36,9 @@ def _read_groups(value: object) -> tuple[str, ...]:
     if len(set(names)) != len(names) or len(names) > _MAX_DIMENSIONS:
         raise ValueError
     for name in names:
-        if name not in _WORDS and not (name.startswith(LABEL) and _KEY.fullmatch(name.removeprefix(LABEL))):
+        if name not in _WORDS and not (name.startswith(LABEL) and kinds.LABEL_KEY.fullmatch(name.removeprefix(LABEL))):
             raise ValueError
     return names
-
-
-def _read_labels(value: object) -> dict[str, str]:
-    labels: dict[str, str] = msgspec.convert(value, dict[str, str])
-    if not all(_KEY.fullmatch(key) for key in labels):
-        raise ValueError
-    return labels
-
-
-def _read_time(value: object) -> datetime:
-    at = datetime.fromisoformat(str(value))
-    if len(str(value)) == len("2030-01-31"):
-        return at.replace(tzinfo=UTC)
-    if at.tzinfo is None:
-        raise ValueError
-    return at.astimezone(UTC)
 
 
 def _read_key(text: str) -> Key:
@@ -63,22 +46,6 @@ def _read_key(text: str) -> Key:
 
 
 _Groups = Annotated[Any, of(Kind("groups", _LIST, _read_groups), {"type": "string"})]
-#: Filters by labels: `label.team=search`.
-Labels = Annotated[
-    Any,
-    of(
-        Kind("labels", "given as label.KEY=VALUE, KEY being letters, digits, '_', '.' and '-'", _read_labels),
-        {"type": "string"},
-    ),
-]
-#: A time, or a day in UTC.
-Time = Annotated[
-    Any,
-    of(
-        Kind("time", "a day such as 2030-01-31, or a time with its offset such as 2030-01-31T12:00:00Z", _read_time),
-        {"type": "string"},
-    ),
-]
 _Text = Annotated[str, text(0, 255)]
 
 _Total = Annotated[Count, doc("Sum over the requests of the group.")]
@@ -135,7 +102,7 @@ class GetUsage(Paging, kw_only=True):
     token_id: Annotated[Reference, doc("Only requests with this token: its id or name.")] | UnsetType = UNSET
     model: Annotated[_Text, doc("Only requests that this model answered.")] | UnsetType = UNSET
     provider: Annotated[_Text, doc("Only requests to this provider.")] | UnsetType = UNSET
-    labels: Annotated[Labels, doc("Only requests whose label KEY has this value.")] = field(
+    labels: Annotated[LabelFilters, doc("Only requests whose label KEY has this value.")] = field(
         name="label.KEY", default_factory=dict
     )
     cursor: Annotated[Any, cursor_of(_read_key), CURSOR] = UNSET

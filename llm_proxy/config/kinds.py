@@ -343,13 +343,13 @@ KEYS = Kind("base64 list", "base64 of 32 bytes (openssl rand -base64 32), or sev
 MAX_LABELS: Final = 16
 #: Maximum number of keys that the hourly sums distinguish.
 MAX_LABEL_KEYS: Final = 5
-_LABEL_KEY: Final = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
+LABEL_KEY: Final = re.compile(r"[a-z][a-z0-9_.-]{0,31}")
 _LONGEST_LABEL: Final = 128
 _HEADER_NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}")
 
 
 def _label_key(text: str) -> str:
-    if not _LABEL_KEY.fullmatch(text):
+    if not LABEL_KEY.fullmatch(text):
         raise ValueError
     return text
 

@@ -1,4 +1,4 @@
-"""Retention of the ledger and of the audit log: one worker of all deletes old rows, a few at a time.
+"""Retention of the ledger and of the audit log, and daily sums: one worker of all does both, a few rows at a time.
 
 Between two transactions there is a pause, so that admissions, which use the same database, wait for one short
 transaction at most. A pass reads all rows that are old enough; the next one starts a minute later.
@@ -7,18 +7,22 @@ transaction at most. A pass reads all rows that are old enough; the next one sta
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import trio
 from attrs import define, field
 
 from db.database import Database
 from db.errors import DatabaseError
-from db.queries import audit, pruning
+from db.queries import audit, daily, pruning
 from llm_proxy.logging import log
 
 #: Rows of one transaction.
 PIECE = 250
+#: Projects whose day is summed up in one transaction.
+PROJECTS = 100
 #: Seconds between two transactions of a pass, and between two passes.
 PAUSE = 0.05
 EVERY = 60.0
@@ -51,8 +55,9 @@ class Pruner:
                         await self.prune()
                     if self._audit_retention:
                         await self._prune_audit()
+                    await self.sum_up_days()
             except DatabaseError as error:
-                _log.warning("pruning was interrupted and is retried", reason=str(error))
+                _log.warning("pruning and daily sums were interrupted and are retried", reason=str(error))
             await trio.sleep(EVERY)
 
     async def prune(self) -> None:
@@ -74,6 +79,20 @@ class Pruner:
             )
         if rows:
             _log.info("pruned the ledger", rows=rows, older_than=before.isoformat())
+
+    async def sum_up_days(self) -> None:
+        """Write the daily sums of days that were marked a while ago, and mark those that have ended since."""
+        for day, marked_at in await self._database.read(daily.waiting):
+            totals: dict[tuple[Any, ...], dict[str, Any]] = {}
+            last = ""
+            while ids := await self._database.read(daily.project_ids, last, PROJECTS):
+                daily.merge(totals, await self._database.write(daily.sum_up, day, ids))
+                last = ids[-1]
+                await trio.sleep(PAUSE)
+            with suppress(daily.DayChanged):
+                await self._database.write(daily.finish, day, marked_at, list(totals.values()))
+                _log.info("summed a day up", day=f"{day:%Y-%m-%d}", rows=len(totals))
+        await self._database.write(daily.mark)
 
     async def _prune_audit(self) -> None:
         before = datetime.now(UTC) - self._audit_retention

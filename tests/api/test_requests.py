@@ -66,6 +66,9 @@ async def test_requests_are_listed_by_page_and_filter(api: Api) -> None:
     assert await listed("&outcome=ok") == [4, 1, 0]
     assert await listed(f"&outcome=unknown&token_id={OTHER_TOKEN}") == [3]
     assert await listed("&outcome=void") == []
+    assert await listed(f"&id={rows[3].id.upper()}") == [3]
+    assert await listed("&status=200&model=gpt-5&from=2020-01-01&to=2030-01-01T00:00:00Z") == [4, 3, 1, 0]
+    assert await listed("&label.team=a") == []
 
 
 async def test_a_request_is_found_by_its_own_id_or_the_providers(api: Api) -> None:

@@ -107,9 +107,13 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
         ["audit", "3"],
         ["credentials", "2"],
         ["project_credentials", "2"],
+        ["projects.allow_request_labels", str(before["projects"])],
         ["projects.allow_unknown_objects", str(before["projects"])],
         ["provider_objects", "0"],
         ["requests", "20"],
+        ["tokens.labels", str(before["tokens"])],
+        ["usage_daily", "0"],
+        ["usage_days", "0"],
         ["usage_hourly", str(sums)],
     ]
     assert last == f"error: this needs confirmation ({question}); run it with --yes"

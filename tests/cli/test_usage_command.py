@@ -15,6 +15,7 @@ from db.database import opened
 from db.dsn import Target
 from db.options import Options
 from db.queries import ledger, projects, tokens
+from db.schema import requests
 from tests.cli.conftest import Run
 from tests.db.queries.factories import a_project, a_settled_request, a_token
 from tests.harness.server import MANAGEMENT_TOKEN, Server, running_server
@@ -42,6 +43,7 @@ def fill(connection: Connection) -> None:
             for day in (1, 2)
         ]
         ledger.roll_up(connection, rows)
+        connection.execute(requests.insert(), [row.by_column() for row in rows])
 
 
 @pytest.fixture(scope="module")
@@ -56,14 +58,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture
-def usage(run: Run, server: Server) -> Run:
-    """Run `llm-proxy manage usage` against the server."""
+def manage(run: Run, server: Server) -> Run:
+    """Run `llm-proxy manage` against the server."""
 
     def invoke(*arguments: str, **options: Any) -> Any:
         where = ("--manage-api-base-url", server.url, "--management-token", MANAGEMENT_TOKEN)
-        return run("manage", "usage", *arguments, *where, **options)
+        return run("manage", *arguments, *where, **options)
 
     return invoke
+
+
+@pytest.fixture
+def usage(manage: Run) -> Run:
+    """Run `llm-proxy manage usage` against the server."""
+    return lambda *arguments: manage("usage", *arguments)
 
 
 def test_groups_are_sorted_by_cost_with_bars_and_a_total(usage: Run) -> None:
@@ -125,3 +133,17 @@ def test_no_requests_are_said_so(usage: Run) -> None:
 def test_what_cannot_be_shown_is_said(usage: Run, options: tuple[str, ...], code: int, message: str) -> None:
     result = usage(*options)
     assert (result.exit_code, result.stderr[: len(message)]) == (code, message)
+
+
+def test_requests_are_listed_by_filter(manage: Run) -> None:
+    title, *rows = manage("request", "list", "--project-id", "beta").stdout.splitlines()
+    assert title.split() == ["TIME", "ID", "OUTCOME", "STATUS", "MODEL", "INPUT", "OUTPUT", "COST", "MS"]
+    assert [row.split()[-6:] for row in rows] == [["200", "gpt-5", "1234567", "4", "0.000500000", "75.0"]] * 2
+    assert manage("request", "get", rows[0].split()[2]).stdout.startswith("id ")
+    first = json.loads(manage("request", "list", "--status", "200", "--limit", "1", "--json").stdout)
+    assert len(first) == 1
+    assert manage("request", "list", "--limit", "1").stderr.startswith("warning: there are more requests; these are")
+    filters = ("--model", "gpt-5", "--outcome", "ok", "--from", "2020-01-01", "--to", "2100-01-01T00:00:00Z")
+    printed = manage("request", "list", *filters, "--limit", "1", "--csv").stdout
+    assert len(list(csv.DictReader(io.StringIO(printed)))) == 6
+    assert manage("request", "list", "--label", "team=alpha", "--json").stdout == "[]\n"

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from db.errors import Unavailable
-from db.queries import audit, pruning
+from db.queries import audit, daily, pruning
 from db.queries.pruning import Pruned
 from llm_proxy.ledger.prune import EVERY, PIECE, Pruner
 
@@ -23,14 +23,18 @@ class FakeDatabase:
         self.times: list[float] = []
         self.audited = 0
 
-    async def read(self, function: Any, *_: object) -> bool:
+    async def read(self, function: Any, *_: object) -> object:
+        if function is daily.waiting:
+            return []
         assert function is pruning.is_first
         if self.away:
             self.away -= 1
             raise Unavailable("the database is away")
         return self.first
 
-    async def write(self, function: Any, _before: object, limit: int, last: str = "") -> object:
+    async def write(self, function: Any, _before: object = None, limit: int = 0, last: str = "") -> object:
+        if function is daily.mark:
+            return 0
         if function is audit.prune:
             self.audited += 1
             return PIECE if self.audited == 1 else 1

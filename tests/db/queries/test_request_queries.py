@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,6 +13,7 @@ from db.options import Options
 from db.queries import ledger, requests
 from db.queries.ledger import hour_of
 from db.queries.requests import Filter, UnpricedModel
+from db.queries.rows import first_id
 from db.records import SettledRequest
 from db.schema import requests as table
 from tests.databases.kinds import on
@@ -45,13 +46,12 @@ def database(migrated_target: Target) -> Iterator[Database]:
 
 def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:
     found: list[SettledRequest] = []
-    after = None
+    after: str | None = None
     for _ in range(10):
-        page = database.read_now(requests.page, 3, after, Filter())
-        if not page:
-            break
+        page, after = database.read_now(requests.page, 3, after, Filter())
         found += page
-        after = page[-1].id
+        if after is None:
+            break
     assert found == ROWS[::-1]
 
 
@@ -68,11 +68,58 @@ def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:
     ids=["a project", "a token", "a token of another project", "an outcome", "both", "another case"],
 )
 def test_filters_narrow_down(database: Database, wanted: Filter, places: list[int]) -> None:
-    assert database.read_now(requests.page, 10, None, wanted) == [ROWS[place] for place in places]
+    assert database.read_now(requests.page, 10, None, wanted) == ([ROWS[place] for place in places], None)
+
+
+def at(number: int, **fields: Any) -> SettledRequest:
+    """A request of the minute of this number, after all others."""
+    time = datetime(2027, 6, 1, 0, number, tzinfo=UTC)
+    return a_settled_request(TOKEN, id=f"{first_id(time)}-7000-8000-{number:012x}", admitted_at=time, **fields)
+
+
+def test_further_filters_narrow_down(database: Database) -> None:
+    labels = [{"team": "a%b", "user": 'q"\\é'}, {"team": "axb"}, {"Team": "a%b"}, None]
+    rows = [
+        at(number, labels=labels[number], model="gG"[number % 2], status=200 + number, provider_request_id=f"r{number}")
+        for number in range(4)
+    ]
+    database.write_now(lambda connection: connection.execute(insert(table), [row.by_column() for row in rows]).close())
+    minutes = [row.reservation.admitted_at for row in rows]
+    for wanted, places in (
+        (Filter(id=rows[2].id), [2]),
+        (Filter(id=rows[2].id, token_id=SIBLING.id), []),
+        (Filter(provider_request_id="r1"), [1]),
+        (Filter(provider_request_id="R1"), []),
+        (Filter(model="g"), [2, 0]),
+        (Filter(model="g", status=202), [2]),
+        (Filter(status=203, token_id=TOKEN.id), [3]),
+        (Filter(since=minutes[1]), [3, 2, 1]),
+        (Filter(since=minutes[1], until=minutes[3], project_id=TOKEN.project_id), [2, 1]),
+        (Filter(labels={"team": "a%b"}), [0]),
+        (Filter(labels={"team": "a%b", "user": 'q"\\é'}), [0]),
+        (Filter(labels={"user": "q"}), []),
+        (Filter(labels={"team": "axb"}, outcome="ok"), [1]),
+    ):
+        assert database.read_now(requests.page, 10, None, wanted) == ([rows[place] for place in places], None), wanted
+
+
+def test_a_page_examines_a_bounded_number_of_rows(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [at(number, status=201 if number in (0, 8) else 200) for number in range(10)]
+    database.write_now(lambda connection: connection.execute(insert(table), [row.by_column() for row in rows]).close())
+    monkeypatch.setattr(requests, "EXAMINED", 4)
+    found: list[list[str]] = []
+    after: str | None = None
+    for _ in range(10):
+        page, after = database.read_now(requests.page, 1, after, Filter(status=201, token_id=TOKEN.id))
+        found.append([row.id for row in page])
+        if after is None:
+            break
+    assert found[:3] == [[rows[8].id], [], [rows[0].id]]
+    assert after is None
 
 
 def test_filters_hold_on_every_page(database: Database) -> None:
-    assert database.read_now(requests.page, 1, ROWS[3].id, Filter(token_id=TOKEN.id)) == [ROWS[0]]
+    assert database.read_now(requests.page, 1, ROWS[3].id, Filter(token_id=TOKEN.id)) == ([ROWS[0]], None)
 
 
 def test_a_request_is_found_by_its_own_id_before_the_providers(database: Database) -> None:

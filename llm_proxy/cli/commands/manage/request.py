@@ -1,0 +1,78 @@
+"""`llm-proxy manage request`."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import Any
+
+import click
+
+from llm_proxy.cli.client import ManagementClient, path, with_client
+from llm_proxy.cli.commands.manage.usage import print_csv, read_labels
+from llm_proxy.cli.output import print_record, print_table, timestamp, warn
+from llm_proxy.cli.program import Group
+
+
+@click.group("request", cls=Group)
+def command() -> None:
+    """Show requests that have ended: the rows of the ledger."""
+
+
+@command.command("list")
+@click.option("--project-id", metavar="ID", help="List only requests of this project.")
+@click.option("--token-id", metavar="ID", help="List only requests with this token.")
+@click.option("--model", metavar="NAME", help="List only requests that this model answered.")
+@click.option("--status", type=click.IntRange(100, 999), help="List only requests whose response had this status.")
+@click.option("--outcome", metavar="OUTCOME", help="List only requests that ended like this, e.g. rejected.")
+@click.option("--provider-request-id", metavar="ID", help="List only requests to which the provider gave this ID.")
+@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="List only requests with this label.")
+@click.option("--from", metavar="TIME", help="List only requests at this time or later.")
+@click.option("--to", metavar="TIME", help="List only requests before this time.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of requests.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all requests whatever the limit.")
+@with_client
+def list_(
+    client: ManagementClient,
+    *,
+    labels: tuple[str, ...],
+    limit: int,
+    as_csv: bool,
+    as_json: bool,
+    **query: str | int | None,
+) -> None:
+    """List requests, the newest first.
+
+    TIME is a day in UTC like 2030-01-31, or a time like 2030-01-31T12:00:00Z. The ID of a project or a token can be its
+    name.
+    """
+    parameters: dict[str, Any] = query | read_labels(labels)
+    if as_csv:
+        print_csv(client, "requests", parameters, as_json=as_json)
+        return
+    requests = client.list(path("requests"), **parameters)
+    found = list(islice(requests, limit))
+    if next(requests, None) is not None:
+        warn(f"there are more requests; these are the newest {limit}. Give a higher --limit, or --csv for all")
+    rows = [
+        (
+            *(timestamp(one["admitted_at"]), one["id"], one["outcome"], one["status"]),
+            *(one["model"] or one["requested_model"] or None, one["input_tokens"], one["output_tokens"]),
+            *(one["cost"], None if one["duration_us"] is None else f"{one['duration_us'] / 1000:.1f}"),
+        )
+        for one in found
+    ]
+    titles = ("TIME", "ID", "OUTCOME", "STATUS", "MODEL", "INPUT", "OUTPUT", "COST", "MS")
+    print_table(found, titles, rows, numbers=("STATUS", "INPUT", "OUTPUT", "COST", "MS"), as_json=as_json)
+
+
+@command.command()
+@click.argument("request_id", metavar="ID")
+@with_client
+def get(client: ManagementClient, request_id: str, *, as_json: bool) -> None:
+    """Show a request, by its own ID or the provider's.
+
+    SDKs show the provider's ID. If several requests have it, the newest is shown.
+    """
+    found = client.get(path("requests", request_id))
+    times = {name: timestamp(found[name]) for name in ("admitted_at", "settled_at")}
+    print_record(found, found | times, as_json=as_json)
