@@ -135,6 +135,13 @@ async def _get(call: Call, query: GetUsage) -> object:
         provider=query.provider or None,
         labels=query.labels,
     )
+    unknown = sorted(report.label_keys.difference(call.services.settings.label_keys))
+    if unknown:
+        summed = ", ".join(call.services.settings.label_keys) or "none"
+        raise InvalidQuery(
+            f"the sums do not distinguish the label '{unknown[0]}' (LABEL_KEYS: {summed}). Add it to LABEL_KEYS for"
+            " later requests, or list the requests with this label by GET /manage/requests."
+        )
     after = query.cursor or None
     if after is not None and len(after) not in (1, len(report.dimensions)):
         raise InvalidQuery("'cursor' must be the next_cursor of a page of this list.")

@@ -122,7 +122,7 @@ async def _open(target: Target) -> AsyncIterator[Api]:
     readiness: Any = StubReadiness()
     async with open_database(target, Options(pool_size=3)) as database, trio.open_nursery() as nursery:
         services = Services(
-            settings=Settings(management_token=MANAGEMENT_TOKEN),
+            settings=Settings(management_token=MANAGEMENT_TOKEN, label_keys=("team", "env")),
             database=database,
             keyring=KeyRing.generate(),
             relay=relay,

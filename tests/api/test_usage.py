@@ -213,6 +213,8 @@ async def test_a_table_has_the_groups_and_the_sums(any_api: Api, projects: dict[
         ("from=2027-01-15T12:00:00", "'from' must be a day"),
         ("from=2027-01-15&to=2027-01-15", "'from' (2027-01-15T00:00:00+00:00) must be before 'to'"),
         ("label.a%20b=x", "'label.KEY' must be given as label.KEY=VALUE"),
+        ("label.user=x", "the sums do not distinguish the label 'user' (LABEL_KEYS: team, env). Add it"),
+        ("group_by=label.user", "the sums do not distinguish the label 'user'"),
         ("label.a=x&label.a=y", "'label.a' comes more than once"),
         ("cursor=e", "'cursor' must be"),
         ("group_by=hour&cursor=WyJ4Il0", "'cursor' must be"),

@@ -53,7 +53,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with opened(Target("sqlite", path=path), Options()) as database:
         migrate.up(database)
         database.write_now(fill)
-    with running_server({"DATABASE_PATH": str(path), "ALLOW_PLAINTEXT_API_KEYS": "true"}) as server:
+    with running_server(
+        {"DATABASE_PATH": str(path), "ALLOW_PLAINTEXT_API_KEYS": "true", "LABEL_KEYS": "team"}
+    ) as server:
         yield server
 
 
