@@ -1,0 +1,161 @@
+"""Late usage, from the bytes of answers: background responses, runs and batches."""
+# ruff: noqa: ASYNC110 (the test looks at the ledger from outside, where there is no event)
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from sqlalchemy import select
+
+from db.schema import provider_objects, requests
+from tests.gateway.test_isolation import Pair, answer, pair
+
+USAGE = {"input_tokens": 500000, "output_tokens": 40000, "total_tokens": 540000}
+RESPONSE = {"id": "resp_1", "object": "response", "background": True, "model": "o3-deep-research"}
+RUN = {"id": "run_1", "object": "thread.run", "model": "gpt-5.4", "thread_id": "thread_1"}
+RUN_USAGE = {"prompt_tokens": 500000, "completion_tokens": 40000, "total_tokens": 540000}
+BATCH = {"id": "batch_1", "object": "batch", "model": "gpt-5.4"}
+QUEUED = {**RESPONSE, "status": "queued", "usage": None}
+DONE = {**RESPONSE, "status": "completed", "usage": USAGE}
+
+
+def events(*documents: dict[str, Any]) -> bytes:
+    content = b"".join(
+        b"event: %b\ndata: %b\n\n" % (one["type"].encode(), json.dumps(one).encode()) for one in documents
+    )
+    return b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nContent-Length: %d\r\n\r\n%b" % (
+        len(content),
+        content,
+    )
+
+
+CREATED = {"type": "response.created", "sequence_number": 0, "response": {**RESPONSE, "status": "queued"}}
+COMPLETED = {"type": "response.completed", "sequence_number": 9, "response": DONE}
+
+
+async def ask(both: Pair, method: str, path: str, content: bytes) -> None:
+    both.stage.provider.script = lambda _head, _body: content
+    await both.ask(both.first, method, path, {} if method == "POST" else None)
+    with trio.fail_after(5):
+        while both.stage.ledger.busy:
+            await trio.sleep(0.001)
+
+
+async def booked(both: Pair) -> list[tuple[str, int, str]]:
+    """Rows with usage: kind, input tokens, model."""
+    found = requests.c
+    query = select(found.kind, found.input_tokens, found.model).where(found.input_tokens.is_not(None))
+    rows = await both.stage.database.read(lambda connection: connection.execute(query).all())
+    return [tuple(row) for row in rows]
+
+
+async def awaited(both: Pair) -> list[str]:
+    found = provider_objects.c
+    query = select(found.object_id).where(found.usage_id == "")
+    return list(await both.stage.database.read(lambda connection: connection.scalars(query).all()))
+
+
+LATE = [("late", 500000, "o3-deep-research")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content"),
+    [
+        ("GET", "/v1/responses/resp_1", answer(DONE)),
+        ("GET", "/v1/responses/resp_1", answer({**DONE, "output": ["x" * 100_000]})),
+        ("GET", "/v1/responses/resp_1", events(COMPLETED)),
+        ("POST", "/v1/responses/resp_1/cancel", answer({**DONE, "status": "cancelled"})),
+        ("GET", "/v1/responses/resp_1", answer({**DONE, "status": "incomplete"})),
+    ],
+)
+async def test_the_first_final_answer_about_a_background_response_is_booked(
+    tmp_path: Path, method: str, path: str, content: bytes
+) -> None:
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/responses", answer(QUEUED))
+        await ask(both, "GET", "/v1/responses/resp_1", answer({**QUEUED, "status": "in_progress"}))
+        assert (await booked(both), await awaited(both)) == ([], ["resp_1"])
+        for _ in range(2):
+            await ask(both, method, path, content)
+            assert (await booked(both), await awaited(both)) == (LATE, [])
+
+
+async def test_a_background_stream_with_its_usage_is_booked_as_the_request_itself(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/responses", events(CREATED, COMPLETED))
+        await ask(both, "GET", "/v1/responses/resp_1", answer(DONE))
+        assert (await booked(both), await awaited(both)) == ([("request", 500000, "o3-deep-research")], [])
+
+
+async def test_a_background_stream_that_ends_early_is_booked_by_the_stream_that_resumes_it(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/responses", events(CREATED))
+        assert (await booked(both), await awaited(both)) == ([], ["resp_1"])
+        await ask(both, "GET", "/v1/responses/resp_1", events(COMPLETED))
+        assert (await booked(both), await awaited(both)) == (LATE, [])
+
+
+async def test_a_response_that_ends_without_usage_is_not_awaited_any_more(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/responses", answer(QUEUED))
+        await ask(both, "POST", "/v1/responses/resp_1/cancel", answer({**QUEUED, "status": "cancelled"}))
+        assert (await booked(both), await awaited(both)) == ([], [])
+
+
+async def test_a_response_with_its_usage_is_not_booked_again(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        done = answer({**DONE, "background": False})
+        await ask(both, "POST", "/v1/responses", done)
+        await ask(both, "GET", "/v1/responses/resp_1", done)
+        assert await booked(both) == [("request", 500000, "o3-deep-research")]
+
+
+async def test_a_run_is_booked_when_it_is_complete_and_not_by_a_change_of_its_metadata(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        await both.own(both.first, "thread_1")
+        run, done = "/v1/threads/thread_1/runs/run_1", answer({**RUN, "status": "completed", "usage": RUN_USAGE})
+        await ask(both, "POST", "/v1/threads/thread_1/runs", answer({**RUN, "status": "queued", "usage": None}))
+        await ask(both, "POST", run, done)
+        assert (await booked(both), await awaited(both)) == ([], ["run_1"])
+        await ask(both, "GET", run, done)
+        await ask(both, "GET", run, done)
+        assert (await booked(both), await awaited(both)) == ([("late", 500000, "gpt-5.4")], [])
+
+
+async def test_a_run_that_stops_for_its_tools_has_the_usage_of_the_stream_that_goes_on(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        await both.own(both.first, "thread_1")
+        step = {"type": "x", "object": "thread.run.step", "status": "completed", "usage": RUN_USAGE}
+        created = {"type": "x", **RUN, "status": "queued", "usage": None}
+        await ask(both, "POST", "/v1/threads/thread_1/runs", events(created, step))
+        assert (await booked(both), await awaited(both)) == ([], ["run_1"])
+        path = "/v1/threads/thread_1/runs/run_1/submit_tool_outputs"
+        await ask(both, "POST", path, events({"type": "x", **RUN, "status": "completed", "usage": RUN_USAGE}))
+        assert (await booked(both), await awaited(both)) == ([("late", 500000, "gpt-5.4")], [])
+
+
+async def test_a_batch_is_booked_with_the_usage_of_its_object_and_its_tier(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/batches", answer({**BATCH, "status": "validating"}))
+        await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "in_progress", "usage": USAGE}))
+        await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "completed"}))
+        assert (await booked(both), await awaited(both)) == ([], ["batch_1"])
+        await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "completed", "usage": USAGE}))
+        assert (await booked(both), await awaited(both)) == ([("late", 500000, "gpt-5.4")], [])
+        tiers = await both.stage.database.read(
+            lambda connection: connection.scalars(
+                select(requests.c.service_tier).where(requests.c.kind == "late")
+            ).all()
+        )
+        assert tiers == ["batch"]
+
+
+async def test_a_batch_that_failed_has_no_usage(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/batches", answer({**BATCH, "status": "validating"}))
+        await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "failed"}))
+        assert (await booked(both), await awaited(both)) == ([], [])
