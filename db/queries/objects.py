@@ -8,7 +8,7 @@ from sqlalchemy import Connection, and_, delete, func, or_, select, union_all, u
 
 from db.dialects.bulk import BulkInsert
 from db.dialects.statements import insert_new
-from db.queries.rows import columns, names
+from db.queries.rows import Position, columns, names
 from db.records import ProviderObject
 from db.schema import credentials, project_credentials, projects, provider_objects
 
@@ -71,6 +71,23 @@ def find_late(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[t
         )
     )
     return {(one.provider, one.object_id): one for one in (ProviderObject(*row) for row in rows)}
+
+
+def list_unbooked(
+    connection: Connection, limit: int, after: Position | None, project_id: str | None
+) -> list[ProviderObject]:
+    """Objects whose usage is to come, the oldest first. A request makes one such object at most."""
+    found = provider_objects.c
+    query = select(*columns(provider_objects, ProviderObject)).where(found.usage_id == "")
+    if project_id is not None:
+        query = query.where(found.project_id == project_id)
+    if after is not None:
+        query = query.where(
+            found.created_at >= after.created_at,
+            or_(found.created_at > after.created_at, found.request_id > after.id),
+        )
+    rows = connection.execute(query.order_by(found.created_at, found.request_id).limit(limit))
+    return [ProviderObject(*row) for row in rows]
 
 
 def book(connection: Connection, provider: str, object_id: str, usage_id: str) -> bool:

@@ -9,12 +9,13 @@ from typing import Annotated, Any, Final
 import msgspec
 from msgspec import UNSET, Struct, UnsetType, field
 
-from db.queries import projects, tokens
+from db.queries import objects, projects, tokens
 from db.queries import usage as queries
+from db.queries.rows import Position
 from db.queries.usage import LABEL, SERIES, SUBJECTS, TIMES, Group, Key, Report
-from db.records import Count
+from db.records import Count, Id, ProviderObject, Timestamp
 from llm_proxy.api.operations import Call, Operation, Resource
-from llm_proxy.api.pages import CURSOR, Paging, cursor_of, encode_cursor, page_of
+from llm_proxy.api.pages import CURSOR, ByCreation, Paging, cursor_of, encode_cursor, page, page_of, position_cursor
 from llm_proxy.api.requests import usd
 from llm_proxy.api.schema import LabelFilters, Reference, Time, doc, of, text
 from llm_proxy.config import kinds
@@ -158,6 +159,38 @@ async def _get(call: Call, query: GetUsage) -> object:
         "data": [_shown(report, group, names) for group in groups],
         "next_cursor": None if following is None else encode_cursor(msgspec.json.encode(following).decode()),
     }
+
+
+class Unbooked(Struct, kw_only=True):
+    """An object at a provider whose usage has not been seen yet."""
+
+    provider: Annotated[str, doc("The provider that keeps it.")]
+    object_id: Annotated[str, doc("Its id there.")]
+    kind: Annotated[str, doc("Such as `background_response`, `run`, `batch`.")]
+    project_id: Annotated[Id, doc("The project of the token that made it.")]
+    token_id: Annotated[Id, doc("This token. The usage will be that of the token.")]
+    request_id: Annotated[Id, doc("The request that made it.")]
+    created_at: Annotated[Timestamp, doc("When that request was admitted.")]
+
+
+class ListUnbooked(ByCreation, kw_only=True):
+    """The objects to list."""
+
+    project_id: Annotated[Reference, doc("Only objects of this project: its id or name.")] | UnsetType = UNSET
+
+
+@Operation(RESOURCE, "GET", "/manage/usage/unbooked", "listUnbooked", page_of(Unbooked), query=ListUnbooked)
+async def _list_unbooked(call: Call, query: ListUnbooked) -> object:
+    """List background responses, runs and batches whose usage no answer has shown yet, the oldest first."""
+    project_id = await call.resolve(query.project_id, projects.find, ProjectNotFound)
+    rows = await call.services.database.read(
+        objects.list_unbooked, query.limit + 1, query.cursor or None, project_id or None
+    )
+    return page(rows, query.limit, _unbooked, lambda row: position_cursor(Position(row.created_at, row.request_id)))
+
+
+def _unbooked(row: ProviderObject) -> Unbooked:
+    return Unbooked(**{name: getattr(row, name) for name in Unbooked.__struct_fields__})
 
 
 def _read(connection: Any, report: Report, limit: int, after: Key | None) -> tuple[list[Group], Key | None, Any]:

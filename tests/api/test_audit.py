@@ -254,6 +254,7 @@ REFUSALS = [
     made("rotateToken", "POST /manage/tokens/{revoked}/rotate", 409, error="token_revoked", resource_id="{revoked}"),
     Case("listRequests", "request", "GET /manage/requests?outcome=fine", 400, "invalid_query"),
     Case("getUsage", "usage", "GET /manage/usage?group_by=colour", 400, "invalid_query"),
+    Case("listUnbooked", "usage", "GET /manage/usage/unbooked?cursor=x", 400, "invalid_query"),
     Case("getRequest", "request", "GET /manage/requests/req_1", 404, "request_not_found", resource_id="req_1"),
     # An id may be any text here, and somebody has pasted a token.
     Case("getRequest", "request", f"GET /manage/requests/{PASTED}", 404, "request_not_found", resource_id=HIDDEN),

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from db.queries import ledger, usage
-from db.records import SettledRequest
+from db.queries import ledger, objects, usage
+from db.records import ProviderObject, SettledRequest
+from llm_proxy.identifiers import new_id
 from tests.api.conftest import NOON, Api
 from tests.db.queries.factories import a_settled_request, a_token
 
@@ -240,3 +241,40 @@ async def test_a_report_of_too_many_rows_is_refused_and_a_split_one_is_not(
     assert reply.json["description"].startswith("this report needs more than 30 rows from 2026-12-16T12:00:00+00:00")
     split = await report(any_api, "group_by=hour")
     assert [one["requests"] for one in split] == [1] * 50
+
+
+async def test_objects_whose_usage_is_not_known_are_listed_from_the_oldest(
+    any_api: Api, projects: dict[str, Any]
+) -> None:
+    made: list[ProviderObject] = []
+    for name, usage_id in (("alpha-1", ""), ("beta-1", ""), ("alpha-1", new_id()), ("alpha-1", None), ("alpha-1", "")):
+        token = projects[name]
+        number = len(made)
+        at = NOON - timedelta(hours=number // 2)
+        whose = (token["project_id"], token["id"], f"00000000-0000-7000-8000-00000000000{number}", at)
+        made.append(ProviderObject("openai", f"resp_{number}", "background_response", *whose, usage_id))
+    await any_api.services.database.write(objects.record, made)
+
+    async def listed(query: str) -> list[str]:
+        found: list[str] = []
+        cursor: str | None = ""
+        while cursor is not None:
+            reply = await any_api("GET", f"/manage/usage/unbooked?{query}{cursor and '&cursor='}{cursor}")
+            assert reply.status == 200, reply.json
+            found += [one["object_id"] for one in reply.json["data"]]
+            cursor = reply.json["next_cursor"]
+        return found
+
+    assert await listed("") == ["resp_4", "resp_0", "resp_1"]
+    assert await listed("limit=1") == ["resp_4", "resp_0", "resp_1"]
+    assert await listed("project_id=beta") == ["resp_1"]
+    reply = await any_api("GET", "/manage/usage/unbooked?project_id=beta")
+    assert reply.json["data"][0] == {
+        "provider": "openai",
+        "object_id": "resp_1",
+        "kind": "background_response",
+        "project_id": projects["beta-1"]["project_id"],
+        "token_id": projects["beta-1"]["id"],
+        "request_id": "00000000-0000-7000-8000-000000000001",
+        "created_at": reply.json["data"][0]["created_at"],
+    }

@@ -14,10 +14,11 @@ from db import migrate
 from db.database import opened
 from db.dsn import Target
 from db.options import Options
-from db.queries import ledger, projects, tokens
+from db.queries import ledger, objects, projects, tokens
+from db.records import ProviderObject
 from db.schema import requests
 from tests.cli.conftest import Run
-from tests.db.queries.factories import a_project, a_settled_request, a_token
+from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
 from tests.harness.server import MANAGEMENT_TOKEN, Server, running_server
 
 NOW = datetime.now(UTC)
@@ -44,6 +45,9 @@ def fill(connection: Connection) -> None:
         ]
         ledger.roll_up(connection, rows)
         connection.execute(requests.insert(), [row.by_column() for row in rows])
+        if name == "beta":
+            whose = (project.id, token.id, "00000000-0000-7000-8000-000000000001", NOON, "")
+            objects.record(connection, [ProviderObject("openai", "resp_1", "background_response", *whose)])
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +153,14 @@ def test_requests_are_listed_by_filter(manage: Run) -> None:
     printed = manage("request", "list", *filters, "--limit", "1", "--csv").stdout
     assert len(list(csv.DictReader(io.StringIO(printed)))) == 6
     assert manage("request", "list", "--label", "team=alpha", "--json").stdout == "[]\n"
+
+
+def test_objects_whose_usage_is_not_known_are_listed(usage: Run) -> None:
+    title, line = usage("--unbooked").stdout.splitlines()
+    assert title.split() == ["OBJECT", "KIND", "PROVIDER", "PROJECT", "ID", "TOKEN", "ID", "SINCE"]
+    assert line.split()[:3] == ["resp_1", "background_response", "openai"]
+    (one,) = json.loads(usage("--unbooked", "--json", "--project-id", "beta").stdout)
+    assert one["object_id"] == "resp_1"
+    assert usage("--unbooked", "--project-id", "alpha").stdout == "The usage of all objects is known.\n"
+    header, row = csv.reader(io.StringIO(usage("--unbooked", "--csv").stdout))
+    assert dict(zip(header, row, strict=True))["object_id"] == "resp_1"

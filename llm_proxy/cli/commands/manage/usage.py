@@ -45,7 +45,7 @@ def print_csv(client: ManagementClient, name: str, query: dict[str, Any], *, as_
     """Print a whole list as CSV."""
     if as_json:
         raise WrongUsage("only one of --csv and --json can be given")
-    for text in client.csv(path(name), **query):
+    for text in client.csv(path(*name.split("/")), **query):
         click.echo(text, nl=False)
 
 
@@ -68,6 +68,11 @@ def print_csv(client: ManagementClient, name: str, query: dict[str, Any], *, as_
 )
 @click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Maximum number of groups.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all groups whatever the limit.")
+@click.option(
+    "--unbooked",
+    is_flag=True,
+    help="List background responses, runs and batches whose usage no answer has shown yet; only --project-id applies.",
+)
 @with_client
 def command(
     client: ManagementClient,
@@ -76,6 +81,7 @@ def command(
     labels: tuple[str, ...],
     limit: int,
     as_csv: bool,
+    unbooked: bool,
     as_json: bool,
     **query: str | None,
 ) -> None:
@@ -84,6 +90,9 @@ def command(
     TIME is a day in UTC like 2030-01-31, or a time like 2030-01-31T12:00:00Z. Sums are by hour. ID is an id or a name.
     Groups without a time are sorted by their cost; a bar shows the cost, or the requests if nothing has a cost.
     """
+    if unbooked:
+        _list_unbooked(client, query["project_id"], limit, as_csv=as_csv, as_json=as_json)
+        return
     parameters: dict[str, Any] = query | read_labels(labels) | {"group_by": group_by or None}
     if as_csv:
         print_csv(client, "usage", parameters, as_json=as_json)
@@ -100,6 +109,24 @@ def command(
         click.echo(report(found, [name.strip() for name in group_by.split(",") if name.strip()]))
     else:
         click.echo("No requests in this time.")
+
+
+def _list_unbooked(
+    client: ManagementClient, project_id: str | None, limit: int, *, as_csv: bool, as_json: bool
+) -> None:
+    query = {"project_id": project_id}
+    if as_csv:
+        print_csv(client, "usage/unbooked", query, as_json=as_json)
+        return
+    found = list(islice(client.list(path("usage", "unbooked"), **query), limit))
+    if as_json:
+        print_json(found)
+    elif found:
+        names = ("object_id", "kind", "provider", "project_id", "token_id", "created_at")
+        titles = ("OBJECT", "KIND", "PROVIDER", "PROJECT ID", "TOKEN ID", "SINCE")
+        click.echo(table(titles, [tuple(one[name] for name in names) for one in found]))
+    else:
+        click.echo("The usage of all objects is known.")
 
 
 def report(groups: list[dict[str, Any]], names: Sequence[str]) -> str:
