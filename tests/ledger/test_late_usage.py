@@ -134,7 +134,7 @@ def test_two_polls_in_one_transaction_and_one_after_it_are_booked_once(team: Tea
     assert len(late_rows(team.database)) == 1
 
 
-def test_a_settlement_that_is_written_again_books_nothing_again(team: Team) -> None:
+def test_a_settlement_that_is_written_again_adds_no_second_late_row(team: Team) -> None:
     team.post()
     poll = seen(admit(team.database, team.first), "resp_1")
     write(team.database, poll)
