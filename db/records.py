@@ -51,6 +51,7 @@ class Project:
     updated_at: datetime
     allow_unknown_objects: bool = False
     allow_request_labels: bool = False
+    stream_usage: str | None = None
 
 
 @frozen

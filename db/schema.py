@@ -36,6 +36,8 @@ projects = Table(
     Column("allow_unknown_objects", Boolean, nullable=False, server_default="0"),
     # Whether requests may have labels of their own.
     Column("allow_request_labels", Boolean, nullable=False, server_default="0"),
+    # `ask` or `off`, in place of the provider's setting.
+    Column("stream_usage", Code, nullable=True),
 )
 
 # Keys of providers. Several projects may use one.

@@ -24,6 +24,7 @@ class ProjectValues(TypedDict, total=False):
     active: bool
     allow_unknown_objects: bool
     allow_request_labels: bool
+    stream_usage: str | None
 
 
 #: Rows that one statement changes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime
 from operator import attrgetter
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, get_args
 
 from attrs import evolve
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -18,8 +18,9 @@ from db.queries import tokens as token_queries
 from llm_proxy.api import credentials
 from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
-from llm_proxy.api.schema import Body, Changes, Id, Key, References, Timestamp, doc, given, quoted, shown, text
+from llm_proxy.api.schema import Body, Changes, Id, Key, References, Timestamp, doc, given, one_of, quoted, shown, text
 from llm_proxy.errors import CredentialNotFound, CredentialShared, InvalidBody, NameTaken, ProjectNotFound
+from llm_proxy.gateway.providers.provider import StreamUsage
 from llm_proxy.identifiers import new_id
 from llm_proxy.logging import log
 from llm_proxy.secrets import keys
@@ -31,6 +32,13 @@ _Name = Annotated[str, text(1, 255), doc("Unique among all projects.")]
 _Provider = Annotated[str, text(1, 64)]
 _Unknown = Annotated[bool, doc("Whether its tokens may name objects at a provider that no project has created.")]
 _Labels = Annotated[bool, doc("Whether requests may have labels of their own, in headers.")]
+_StreamUsage = Annotated[
+    Annotated[str, one_of(get_args(StreamUsage))] | None,
+    doc(
+        "Whether streams of chats are asked for their token usage: `ask` or `off`; null: the setting of the provider.",
+        null="the setting of the provider",
+    ),
+]
 
 #: Maximum number of credentials that an error names.
 _FEW: Final = 10
@@ -66,6 +74,7 @@ class Project(Struct):
     credentials: Annotated[list[UsedCredential], doc("The credentials that it uses, one for each provider.")]
     allow_unknown_objects: _Unknown
     allow_request_labels: _Labels
+    stream_usage: _StreamUsage
     active: Annotated[bool, doc("Whether its tokens are accepted.")]
     created_at: Annotated[Timestamp, doc("When it was created.")]
     updated_at: Annotated[Timestamp, doc("When it was last changed.")]
@@ -94,6 +103,7 @@ class NewProject(Body, kw_only=True):
     ) = UNSET
     allow_unknown_objects: _Unknown = False
     allow_request_labels: _Labels = False
+    stream_usage: _StreamUsage = None
 
 
 class ProjectChanges(Changes, kw_only=True):
@@ -114,6 +124,7 @@ class ProjectChanges(Changes, kw_only=True):
     ) = UNSET
     allow_unknown_objects: _Unknown | UnsetType = UNSET
     allow_request_labels: _Labels | UnsetType = UNSET
+    stream_usage: _StreamUsage | UnsetType = UNSET
     active: Annotated[bool, doc("Whether the project's tokens are accepted.")] | UnsetType = UNSET
 
 
@@ -239,6 +250,7 @@ async def _create(call: Call, new: NewProject) -> Project:
             updated_at=call.now,
             allow_unknown_objects=new.allow_unknown_objects,
             allow_request_labels=new.allow_request_labels,
+            stream_usage=new.stream_usage,
         )
         project = keys.with_key(plain, used[provider], services.keyring)
         queries.create(connection, project)
@@ -300,7 +312,7 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
             changed = keys.with_key(changed, used[provider], call.services.keyring)
         if used != before:
             credential_queries.assign(connection, project.id, used.values())
-        plain = ("name", "active", "allow_unknown_objects", "allow_request_labels")
+        plain = ("name", "active", "allow_unknown_objects", "allow_request_labels", "stream_usage")
         values: Any = {name: sent[name] for name in plain if name in sent}
         copied = ("provider", "api_key", "api_key_last4")
         values |= {name: getattr(changed, name) for name in copied if getattr(changed, name) != getattr(project, name)}

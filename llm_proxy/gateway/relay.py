@@ -198,7 +198,7 @@ class Relay:
             return await self._read(inbound, objects)
         if provider.holds_body:
             await inbound.hold(self.held)
-        elif stream_usage.is_wanted(provider.stream_usage, inbound):
+        elif stream_usage.is_wanted(checked.project, provider, inbound):
             await inbound.gather()
         else:
             await inbound.first_piece()
@@ -242,7 +242,7 @@ class Relay:
         self.metrics.upstream_started(name)
         try:
             provider = exchange.provider = routing.providers.by_name[name]
-            exchange.asks_usage = stream_usage.is_wanted(provider.stream_usage, inbound)
+            exchange.asks_usage = stream_usage.is_wanted(grant.account.project, provider, inbound)
             # The token of a request that came in one piece was not known before. Beyond the bound it is void.
             self._take_slot(inbound)
             if provider.rewriting is not None:

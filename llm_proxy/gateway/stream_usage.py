@@ -20,8 +20,9 @@ from attrs import define, field
 from llm_proxy.gateway.http.headers import DIGESTS, Headers
 
 if TYPE_CHECKING:
+    from db.records import Project
     from llm_proxy.gateway.inbound import Inbound
-    from llm_proxy.gateway.providers.provider import StreamUsage
+    from llm_proxy.gateway.providers.provider import Provider
 
 #: The name of this edit in `X-LLM-Proxy-Edited`.
 EDIT: Final = b"stream_usage"
@@ -65,9 +66,13 @@ _chunk = msgspec.json.Decoder(_Chunk).decode
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
-def is_wanted(setting: StreamUsage, inbound: Inbound) -> bool:
+def is_wanted(project: Project, provider: Provider, inbound: Inbound) -> bool:
     """Whether this request is asked for its usage if it is streamed: its path is that of a chat or of a completion."""
-    if setting == "off" or inbound.method != "POST" or not inbound.route.path.endswith(b"/completions"):
+    if (
+        (project.stream_usage or provider.stream_usage) != "ask"
+        or inbound.method != "POST"
+        or not inbound.route.path.endswith(b"/completions")
+    ):
         return False
     version = _AZURE_VERSION.search(inbound.query)
     return version is None or version[1] >= _FIRST_AZURE_VERSION

@@ -44,6 +44,7 @@ NEW_PROJECT = {
     "created_at": NOON_TEXT,
     "allow_unknown_objects": False,
     "allow_request_labels": False,
+    "stream_usage": None,
     "credentials": {"openai": "new"},
 }
 NEW_CREDENTIAL = {

@@ -39,6 +39,7 @@ async def test_a_created_project_is_shown_and_listed(any_api: Api) -> None:
         ],
         "allow_unknown_objects": False,
         "allow_request_labels": False,
+        "stream_usage": None,
         "active": True,
         "created_at": "2027-01-15T12:00:00.123456Z",
         "updated_at": "2027-01-15T12:00:00.123456Z",

@@ -7,8 +7,9 @@ from typing import Any
 from attrs import frozen
 
 ID = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
-NEW_PROJECT_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects, allow_request_labels)"
-PROJECT_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects, allow_request_labels, active)"
+_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects, allow_request_labels, stream_usage"
+NEW_PROJECT_FIELDS = f"{_FIELDS})"
+PROJECT_FIELDS = f"{_FIELDS}, active)"
 NEW_TOKEN_FIELDS = "(fields: project_id, name, duration_minutes, duration_hours, expires_at, max_requests, labels)"
 NAME = "'name' must be text of 1 to 255 characters, without control characters and without space at its ends"
 NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"

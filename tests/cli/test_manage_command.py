@@ -138,6 +138,15 @@ def test_a_project_opens_and_closes_unknown_objects(manage: Run, project_id: str
     assert json.loads(closed.stdout)["allow_unknown_objects"] is False
 
 
+def test_stream_usage_of_a_project_is_set_and_left_to_the_provider_again(manage: Run, project_id: str) -> None:
+    for given, stored in (("off", "off"), ("ask", "ask"), ("default", None)):
+        changed = manage("project", "update", project_id, "--stream-usage", given, "--json")
+        assert json.loads(changed.stdout)["stream_usage"] == stored
+    wrong = manage("project", "update", project_id, "--stream-usage", "on")
+    assert wrong.exit_code == 2
+    assert "'ask', 'off', 'default'" in wrong.stderr
+
+
 def test_a_name_that_several_have_is_refused_with_their_ids(manage: Run, token: dict[str, Any]) -> None:
     made = [
         shown(manage("token", "generate", "--project-id", token["project_id"], "--name", "ci 7").stdout)["id"]

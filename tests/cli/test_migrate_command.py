@@ -109,6 +109,7 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
         ["project_credentials", "2"],
         ["projects.allow_request_labels", str(before["projects"])],
         ["projects.allow_unknown_objects", str(before["projects"])],
+        ["projects.stream_usage", str(before["projects"])],
         ["provider_objects", "0"],
         ["requests", "20"],
         ["tokens.labels", str(before["tokens"])],

@@ -6,13 +6,15 @@ import gzip
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
-from sqlalchemy import select
+from sqlalchemy import select, update
 
-from db.schema import requests
+from db import Connection
+from db.schema import projects, requests
 from llm_proxy.gateway.inbound import JOINED, Inbound
 from llm_proxy.gateway.providers.provider import Route
 from llm_proxy.gateway.stream_usage import LONGEST, StreamEditor, is_wanted, with_option
@@ -51,9 +53,14 @@ def inbound(path: bytes = b"/v1/chat/completions", method: str = "POST", query: 
     ],
 )
 def test_post_to_a_path_of_chats_or_completions_is_asked(path: bytes, query: bytes, wanted: bool) -> None:
-    assert is_wanted("ask", inbound(path, query=query)) is wanted
-    assert not is_wanted("off", inbound(path, query=query))
-    assert not is_wanted("ask", inbound(path, "GET", query))
+    asks: Any = SimpleNamespace(stream_usage="ask")
+    silent: Any = SimpleNamespace(stream_usage="off")
+    project: Any = SimpleNamespace(stream_usage=None)
+    assert is_wanted(asks, silent, inbound(path, query=query)) is wanted
+    assert not is_wanted(silent, asks, inbound(path, query=query))
+    assert is_wanted(project, asks, inbound(path, query=query)) is wanted
+    assert not is_wanted(project, silent, inbound(path, query=query))
+    assert not is_wanted(project, asks, inbound(path, "GET", query))
 
 
 @pytest.mark.parametrize(
@@ -338,3 +345,19 @@ async def test_stream_that_breaks_off_reaches_the_client_up_to_its_last_event(tm
         sent = b"".join(message.get("body", b"") for message in client.received)
     assert (row.outcome, row.input_tokens) == ("client_closed", 9)
     assert stream(asked=False) == sent + b"data: [DONE]\n\n"
+
+
+def _set(connection: Connection, setting: str | None) -> None:
+    connection.execute(update(projects).values(stream_usage=setting))
+
+
+async def test_setting_of_the_project_wins(tmp_path: Path) -> None:
+    async with scene(tmp_path) as stage:
+        stage.provider.script = answering()
+        long = BODY.replace(b"[]", b'["%b"]' % (b"x" * 100_000))
+        for setting, sent_option in (("off", False), ("ask", True), (None, True)):
+            await stage.database.write(_set, setting)
+            for pieces in ([BODY], [long[:70_000], long[70_000:]]):
+                _, sent, seen, row = await asked(stage, *pieces)
+                assert sent == stream(asked=False)
+                assert (OPTION in seen, row.input_tokens) == (sent_option, 9 if sent_option else None)

@@ -13,6 +13,11 @@ from llm_proxy.cli.output import print_table
 from llm_proxy.cli.program import Group
 
 _CREDENTIAL = "Credential that it uses, by ID or name; repeat it for several providers."
+_stream_usage_option = click.option(
+    "--stream-usage",
+    type=click.Choice(["ask", "off", "default"]),
+    help="Whether streams of chats are asked for their token usage; 'default' is the setting of the provider.",
+)
 
 
 @click.group("project", cls=Group)
@@ -42,6 +47,7 @@ def list_(client: ManagementClient, *, as_json: bool) -> None:
     help="Provider of the API key, e.g. gemini; with --credential, the default provider.  [default: the server's"
     " default]",
 )
+@_stream_usage_option
 @with_client
 def create(
     client: ManagementClient, api_key: str | None, credentials: tuple[str, ...], *, as_json: bool, **given: str | None
@@ -53,6 +59,8 @@ def create(
     if credentials and api_key is not None:
         raise WrongUsage("give --api-key or --credential, not both")
     fields = {name: value for name, value in given.items() if value is not None}
+    if fields.get("stream_usage") == "default":
+        del fields["stream_usage"]
     key = {"credentials": credentials} if credentials else {"api_key": read_api_key(api_key)}
     _show(client.post(path("projects"), {**fields, **key}), as_json=as_json)
 
@@ -73,12 +81,15 @@ def create(
     default=None,
     help="Whether requests may have labels of their own, in headers.",
 )
+@_stream_usage_option
 @with_client
 def update(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
     """Change a project, from its next request on."""
     changes = {name: value for name, value in options.items() if value not in (None, ())}
     if "api_key" in changes:
         changes["api_key"] = read_api_key(changes["api_key"])
+    if changes.get("stream_usage") == "default":
+        changes["stream_usage"] = None
     if not changes:
         raise WrongUsage("nothing to change; give --name, --api-key, --credential or --provider")
     _show(client.patch(path("projects", project_id), changes), as_json=as_json)
