@@ -30,7 +30,7 @@ from llm_proxy.gateway.upstream.failures import (
     UpstreamFailure,
 )
 from llm_proxy.gateway.upstream.request import Dispatch
-from llm_proxy.gateway.usage import NOTHING, meter_for
+from llm_proxy.gateway.usage import NOTHING, estimate, meter_for
 from llm_proxy.identifiers import request_id
 from llm_proxy.ledger import ObjectUsage
 from llm_proxy.ledger.late import without_usage
@@ -119,6 +119,9 @@ class Exchange:
     redact: Callable[[str], str] = str
     provider: Provider | None = None
     asks_usage: bool = False
+    #: The beginning of the body, and its content coding, for an estimate.
+    _sample: bytearray = field(factory=bytearray)
+    _coding: bytes = b""
     _editor: StreamEditor | None = None
     _answer: AnswerReader | None = None
     _unrecorded: Objects = ()
@@ -213,6 +216,7 @@ class Exchange:
             self._answer = answers.reader_for(self.yields, status, response.headers)
         self.provider_request_id = _provider_request_id(names, own_id, provider.shape_for(path))
         self.streamed = headers.is_event_stream(names.get(b"content-type", b""))
+        self._coding = names.get(b"content-encoding", b"").strip().lower()
         send = self.send
         await send({"type": "http.response.start", "status": status, "headers": head})
         self.started = True
@@ -242,6 +246,7 @@ class Exchange:
             if self.first_byte is None:
                 self.first_byte = trio.current_time()
             self.relayed += len(data)
+            self._sample += data[: estimate.SAMPLE - len(self._sample)]
             if work := meter.feed(data):
                 work = iter(work)
                 for _ in islice(work, _STEPS_AHEAD):
@@ -320,9 +325,14 @@ class Exchange:
         usage = self.meter.result(whole=self.whole)
         provider = self.provider
         requested = "" if provider is None else self.redact(requested_model(self.inbound, provider))
-        cost, basis, version = self._cost(usage, prices, requested)
+        outcome = self._final_outcome() if self.dispatch.sent else "void"
+        estimated = self._estimate(usage, outcome)
+        cost, basis, version = self._cost(estimated or usage, prices, requested)
+        if estimated is not None:
+            usage = estimated
+            basis = "estimate" if basis == "price" else basis
         return Result(
-            outcome=self._final_outcome() if self.dispatch.sent else "void",
+            outcome=outcome,
             status=self.status,
             model=usage.model,
             requested_model=requested,
@@ -343,6 +353,7 @@ class Exchange:
             cost_basis=basis,
             price_version=version,
             unmetered=self.meter.unmetered,
+            estimated=estimated is not None,
             provider_request_id=self.provider_request_id,
             labels=self.labels,
             summed_labels=self.summed_labels,
@@ -371,6 +382,32 @@ class Exchange:
             result, kind="late", outcome="ok", streamed=False, requested_model="", unmetered=False, **nothing
         )
         return own, ObjectUsage(self.usage_of, request_id(), late)
+
+    def _estimate(self, usage: Usage, outcome: Outcome) -> Usage | None:
+        """The usage with an estimate of what is missing; None if nothing is, or if nothing was billed.
+
+        If a stream is cut off, Anthropic has reported the input, and the output only as far as it was at the start.
+        Gemini reports both again and again.
+        """
+        inbound, path, status = self.inbound, self.inbound.route.path, self.status
+        begun = usage.input_tokens is not None
+        if (begun and (self.finished or not self.streamed or usage.parts or b"enerateContent" in path)) or (
+            inbound.method != "POST" or not (inbound.has_body and inbound.ended and estimate.reads(path))
+        ):
+            return None
+        is_billed = outcome == "client_closed" if status is None else 200 <= status < 300 and outcome != "void"
+        if not is_billed or self.usage_of or (self._answer is not None and self._answer.awaited):
+            return None
+        relayed = bytes(self._sample)
+        output = estimate.output_tokens(relayed, self.relayed, path, self._coding) if estimate.generates(path) else 0
+        if self.meter.failed and not output:
+            return None
+        if begun:
+            if output <= (usage.output_tokens or 0):
+                return None
+            return msgspec.structs.replace(usage, output_tokens=output)
+        tokens = estimate.input_tokens(*inbound.ends(), inbound.received)
+        return msgspec.structs.replace(usage, input_tokens=tokens, output_tokens=output)
 
     def _cost(self, usage: Usage, prices: Prices, requested: str) -> tuple[int | None, CostBasis | None, str | None]:
         """The cost, where it is from, and the version of the prices; None if the cost is unknown."""

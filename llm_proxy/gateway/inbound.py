@@ -106,6 +106,7 @@ class Inbound:
     """
 
     labels: Mapping[str, str] | BadRequest = MappingProxyType({})
+    _seen_ends: tuple[bytes, bytes | None] | None = None
 
     def __init__(
         self,
@@ -271,8 +272,13 @@ class Inbound:
     def ends(self) -> tuple[bytes, bytes | None]:
         """The body as far as it has arrived: its first bytes, and its last ones, None if the first are all of it.
 
-        There are no last bytes before the end. Call it once, after the body has passed.
+        There are no last bytes before the end. Call it after the body has passed: later calls have the same answer.
         """
+        if self._seen_ends is None:
+            self._seen_ends = self._find_ends()
+        return self._seen_ends
+
+    def _find_ends(self) -> tuple[bytes, bytes | None]:
         ends = self._ends
         if ends is None and self._ended and self._held <= ENDS:
             return b"".join(self._pieces), None

@@ -59,18 +59,26 @@ async def ended(
     method: str = "POST",
     path: bytes = b"/v1/x",
     provider: str = "openai",
+    body: bytes = b"",
 ) -> Ended:
     """Run one exchange with a provider that does what `handler` says."""
+    pieces = [body] if body else []
 
     async def receive() -> Any:
-        await trio.sleep_forever()
+        if not pieces:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        return {"type": "http.request", "body": pieces.pop(), "more_body": False}
 
     async with stage(handler) as upstream:
         pool = UpstreamPool(upstream.origin, PATIENT)
         client = Client(until)
-        scope = {"method": method, "raw_path": path, "query_string": b"", "headers": []}
+        headers = [(b"content-length", b"%d" % len(body))] if body else []
+        scope = {"method": method, "raw_path": path, "query_string": b"", "headers": headers}
         route = Route(None, path, "openai")
-        inbound = client.inbound = Inbound("0190", trio.current_time(), route, scope, receive, 1000)
+        inbound = client.inbound = Inbound("0190", trio.current_time(), route, scope, receive, 100_000)
+        if body:
+            await inbound.gather()
         exchange = Exchange(inbound, client.send)
         began = trio.current_time()
         with trio.CancelScope() as inbound.scope:

@@ -6,6 +6,7 @@
 - `frames`: AWS event streams
 - `tally`: collects the reports of one answer
 - `shapes`: what each vendor's report means, a table
+- `estimate`: tokens from texts, if nothing was reported
 """
 
 from __future__ import annotations

@@ -1,0 +1,92 @@
+"""The estimate of what an exchange has used, if the provider did not say it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from db.records import Result
+from tests.gateway.exchanges import ended
+from tests.gateway.upstream.stage import answering
+
+CHAT = b"/v1/chat/completions"
+PROMPT = json.dumps(
+    {"model": "gpt-4o", "messages": [{"role": "user", "content": "count to ten, please " * 100}]}
+).encode()
+ANSWER = {"model": "gpt-4o", "choices": [{"message": {"content": "one, two, three, four " * 50}}]}
+
+
+def event(document: object) -> bytes:
+    return f"data: {json.dumps(document)}\n\n".encode()
+
+
+def head(kind: bytes, status: bytes = b"200 OK") -> bytes:
+    return b"HTTP/1.1 " + status + b"\r\nContent-Type: " + kind + b"\r\nConnection: close\r\n\r\n"
+
+
+async def result_of(
+    body: bytes, path: bytes = CHAT, kind: bytes = b"application/json", status: bytes = b"200 OK"
+) -> Result:
+    return (await ended(answering(head(kind, status) + body), path=path, body=PROMPT)).result
+
+
+async def test_answer_without_usage_is_estimated_and_has_a_cost() -> None:
+    result = await result_of(json.dumps(ANSWER).encode())
+    assert result.estimated
+    assert 400 < (result.input_tokens or 0) < 600
+    assert 200 < (result.output_tokens or 0) < 300
+    assert result.cost_basis == "estimate"
+    assert result.cost_nanousd
+
+
+async def test_answer_with_usage_is_not_estimated() -> None:
+    result = await result_of(json.dumps({**ANSWER, "usage": {"prompt_tokens": 7, "completion_tokens": 3}}).encode())
+    assert (result.input_tokens, result.output_tokens, result.estimated) == (7, 3, False)
+    assert result.cost_basis == "price"
+
+
+async def test_stream_that_the_client_leaves_is_estimated_from_what_was_relayed() -> None:
+    stream = event({"model": "gpt-4o", "choices": [{"delta": {"content": "some words " * 40}}]})
+    found = await ended(answering(head(b"text/event-stream") + stream), until=b"words", path=CHAT, body=PROMPT)
+    assert found.result.outcome == "client_closed"
+    assert found.result.estimated
+    assert 80 < (found.result.output_tokens or 0) < 120
+
+
+async def test_cut_stream_with_input_of_its_start_has_an_estimated_output() -> None:
+    usage = {"input_tokens": 7, "output_tokens": 1}
+    stream = event({"type": "message_start", "message": {"model": "claude-haiku-4-5", "usage": usage}})
+    stream += event({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "some words " * 40}})
+    found = await ended(answering(head(b"text/event-stream") + stream), b"words", path=b"/v1/messages", body=PROMPT)
+    assert found.result.input_tokens == 7
+    assert 80 < (found.result.output_tokens or 0) < 120
+    assert found.result.estimated
+
+
+async def test_embeddings_without_usage_have_an_estimated_input_only() -> None:
+    result = await result_of(b'{"data":[{"embedding":[0.1,0.2]}]}', b"/v1/embeddings")
+    assert 400 < (result.input_tokens or 0) < 600
+    assert result.output_tokens == 0
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        (CHAT, b"400 Bad Request"),
+        (b"/v1/images/generations", b"200 OK"),
+        (b"/v1/audio/speech", b"200 OK"),
+        (b"/v1/threads/thread_1/messages", b"200 OK"),
+        (b"/v1/messages/count_tokens", b"200 OK"),
+        (b"/v1/chat/completions/chatcmpl-1", b"200 OK"),
+    ],
+)
+async def test_request_that_generates_no_text_is_not_estimated(path: bytes, status: bytes) -> None:
+    result = await result_of(json.dumps(ANSWER).encode(), path, status=status)
+    assert (result.input_tokens, result.output_tokens, result.estimated) == (None, None, False)
+
+
+async def test_failure_before_any_text_is_not_estimated() -> None:
+    result = await result_of(event({"error": {"type": "overloaded_error"}}), kind=b"text/event-stream")
+    assert result.outcome == "upstream_error"
+    assert not result.estimated
