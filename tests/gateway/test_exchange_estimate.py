@@ -21,14 +21,14 @@ def event(document: object) -> bytes:
     return f"data: {json.dumps(document)}\n\n".encode()
 
 
-def head(kind: bytes, status: bytes = b"200 OK") -> bytes:
-    return b"HTTP/1.1 " + status + b"\r\nContent-Type: " + kind + b"\r\nConnection: close\r\n\r\n"
+def head(kind: bytes, status: bytes = b"200 OK", length: int = 100_000) -> bytes:
+    return b"HTTP/1.1 " + status + b"\r\nContent-Type: " + kind + b"\r\nContent-Length: %d\r\n\r\n" % length
 
 
 async def result_of(
     body: bytes, path: bytes = CHAT, kind: bytes = b"application/json", status: bytes = b"200 OK"
 ) -> Result:
-    return (await ended(answering(head(kind, status) + body), path=path, body=PROMPT)).result
+    return (await ended(answering(head(kind, status, len(body)) + body), path=path, body=PROMPT)).result
 
 
 async def test_answer_without_usage_is_estimated_and_has_a_cost() -> None:

@@ -46,6 +46,8 @@ _TEXT: Final = re.compile(
     rb'|partial_json|reasoning|reasoning_content|refusal|response)"\s*:\s*"((?:[^"\\]|\\.)*)'
 )
 _ARGUMENTS: Final = re.compile(rb'"(?:input|args)"\s*:\s*\{([^}]*)')
+#: The end of a text in which a part of the request begins.
+_TEXT_END: Final = re.compile(rb'[^"]*"\s*[,}\]]')
 #: Events of OpenAI's Responses API repeat each text when it is complete.
 _DELTA: Final = re.compile(rb'"delta"\s*:\s*"((?:[^"\\]|\\.)*)')
 _ENCODED_EVENT: Final = re.compile(rb'"bytes"\s*:\s*"([A-Za-z0-9+/=]*)"')
@@ -80,10 +82,11 @@ def input_tokens(first: bytes, last: bytes | None, size: int) -> int:
         inside = _BINARY_END.search(first) is not None and re.match(_BINARY.pattern, last) is not None
     tokens, seen, binary = 0.0, 0, 0
     for part in filter(None, (first, last)):
+        begins_inside = part is last and _TEXT_END.match(part) is not None
         text, found = _BINARY.subn(b"", _SIGNATURE.sub(b"", part))
         binary += found
         seen += len(part)
-        texts = b"".join(_TEXT.findall(text))
+        texts = b"".join(_TEXT.findall(b'"text":"' + text if begins_inside else text))
         tokens += _tokens(texts) + (len(text) - len(texts)) / _FRAME_LENGTH
     if size > seen and not inside:
         tokens *= size / max(seen, 1)
