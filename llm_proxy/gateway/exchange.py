@@ -359,6 +359,11 @@ class Exchange:
             summed_labels=self.summed_labels,
         )
 
+    def unread_result(self) -> Result:
+        """The result if its usage cannot be read because of a bug."""
+        outcome = self.outcome if self.dispatch.sent else "void"
+        return Result(outcome=outcome, status=self.status, requested_model="", unmetered=True)
+
     def divided(self, result: Result) -> tuple[Result, ObjectUsage | None]:
         """The result without the usage that is not this request's own, and what was seen of an object."""
         final = self.meter.final

@@ -271,7 +271,13 @@ class Relay:
         provider, reservation = grant.reservation.provider, grant.reservation
         self.metrics.upstream_ended(provider)
         unrecorded = objects.deleted(exchange.status) or exchange.unrecorded()
-        result, usage = exchange.divided(exchange.result(self.prices))
+        usage: ObjectUsage | None = None
+        try:
+            result, usage = exchange.divided(exchange.result(self.prices))
+        except Exception:  # noqa: BLE001 - whatever a reader raises
+            # A bug in what reads usage and computes costs must not lose the request.
+            self._events.exception("the usage of a request could not be read", request_id=inbound.id)
+            result = exchange.unread_result()
         self.ledger.settle(grant, result, unrecorded, usage)
         self.metrics.request(provider, result)
         self.request_log.request(

@@ -13,7 +13,9 @@ import trio
 from attrs import define, evolve, field
 
 from db.queries.ledger import look_up
+from db.queries.requests import Filter, page
 from llm_proxy.gateway import relay
+from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.ledger.transaction import transact
 from llm_proxy.tokens import new_secret
 from tests.gateway.stage import Client, Scene, scene
@@ -53,6 +55,17 @@ async def test_only_a_body_that_is_not_complete_costs_a_look_up(
         assert status(client) == OK
         assert calls == ["look_up"] * looked_up + ["transact"]
         await stage.assert_nothing_is_left()
+
+
+async def test_request_whose_cost_cannot_be_computed_is_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Exchange, "_cost", lambda *_: 1 // 0)
+    async with scene(tmp_path) as stage:
+        assert status(await ask(stage, b"{}")) == OK
+        await stage.assert_nothing_is_left()
+        (row,), _ = await stage.database.read(page, 10, None, Filter())
+    assert (row.result.outcome, row.result.status, row.result.unmetered) == ("ok", OK, True)
 
 
 def count_calls(stage: Scene, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -29,8 +29,8 @@ _OTHER_MODEL: Final = re.compile(rb"embed|image|imagen|stability|canvas|reel|rer
 #: Data that is no text, and what it is counted as: the tokens of an image of medium size.
 _BINARY: Final = re.compile(rb"[A-Za-z0-9+/_-]{512,}=*")
 _BINARY_TOKENS: Final = 800
-#: What is left of such data where a part of the request ends.
-_BINARY_END: Final = re.compile(rb"[A-Za-z0-9+/_-]{512,}\Z")
+_BINARY_LENGTH: Final = 512
+_BINARY_CHARACTERS: Final = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/_-"
 
 #: Encrypted thoughts, which are long and cost little or nothing.
 _SIGNATURE: Final = re.compile(rb'"(?:thoughtSignature|signature|encrypted_content)"\s*:\s*"[^"]*"?')
@@ -79,7 +79,8 @@ def input_tokens(first: bytes, last: bytes | None, size: int) -> int:
     inside = False
     if last is not None:
         last = last[max(len(first) + len(last) - size, 0) :]
-        inside = _BINARY_END.search(first) is not None and re.match(_BINARY.pattern, last) is not None
+        ending = len(first) - len(first.rstrip(_BINARY_CHARACTERS))
+        inside = ending >= _BINARY_LENGTH and _BINARY.match(last) is not None
     tokens, seen, binary = 0.0, 0, 0
     for part in filter(None, (first, last)):
         begins_inside = part is last and _TEXT_END.match(part) is not None

@@ -6,6 +6,7 @@ import base64
 import gzip
 import json
 import random
+import time
 
 import pytest
 
@@ -109,3 +110,10 @@ def test_endpoints_that_generate_text(path: bytes) -> None:
 )
 def test_endpoints_that_generate_none(path: bytes) -> None:
     assert not estimate.generates(path)
+
+
+def test_data_without_an_end_is_read_in_linear_time() -> None:
+    data = b'{"data":"' + b"a" * 65000 + b'"'
+    start = time.thread_time()
+    estimate.input_tokens(data, data, 10 * len(data))
+    assert time.thread_time() - start < 0.5
