@@ -42,9 +42,10 @@ class Deployment:
         return created
 
     def project(self, provider: str = "") -> dict[str, Any]:
-        """The project for a provider, made once: no other project uses its account there."""
+        """The project for a provider, made once: no other project uses its account there, and uploads are streamed."""
         if provider not in self._projects:
-            self._projects[provider] = self.new_project(**({"provider": provider} if provider else {}))
+            named = {"provider": provider} if provider else {}
+            self._projects[provider] = self.new_project(stream_usage="off", **named)
         return self._projects[provider]
 
     def new_token(self, project_id: str | None = None, **fields: Any) -> dict[str, Any]:

@@ -58,8 +58,9 @@ MISTAKES = (
         "    colour: red",
         (
             "apis.openai.colour is not known; allowed: base_url, auth, auth_parameter, headers, "
-            "allowed_endpoints, extra_endpoints, allowed_methods, param_whitelist, allowed_origins, "
-            "required_headers, timeouts, connection"
+            "allowed_endpoints, extra_endpoints, allowed_methods, param_whitelist, stream_usage, "
+            "allowed_origins, "
+            "required_headers, rewrite_urls, timeouts, connection"
         ),
     ),
     (

@@ -133,6 +133,12 @@ def spooled(path: Path) -> list[SettledRequest]:
     return [settlement.row for settlement in decode(records)[0]]
 
 
+def replayed(server: Server) -> bool:
+    """Whether a server's spool has nothing left for the database."""
+    (spool,) = spools(server.folder / "data")
+    return spooled(spool) == []
+
+
 async def assert_balanced(env: dict[str, str], target: Target, upstream: Upstream) -> Counter[str]:
     """Assert that the ledger has each request that the provider has seen, once; return the outcomes."""
 
@@ -272,8 +278,7 @@ async def test_maximum_overshoot_in_outage_mode_equals_the_documented_bound(
         # The bound is for workers that are back at the same time. The first one that is back admits what the counter
         # leaves without the requests of the others.
         for server in servers:
-            (spool,) = spools(server.folder / "data")
-            await until(lambda spool=spool: spooled(spool) == [])  # type: ignore[misc]
+            await until(partial(replayed, server))
         for server in servers:
             await caller.ask_until(server, 429)
         await assert_balanced(migrated_env, migrated_target, upstream)

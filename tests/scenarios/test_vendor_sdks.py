@@ -484,7 +484,7 @@ def _vertex(proxy: Proxy, token: str) -> Any:
         vertexai=True,
         project="project-1",
         location="us-central1",
-        credentials=Credentials(token=token),  # type: ignore[no-untyped-call]
+        credentials=Credentials(token=token),  # type: ignore[no-untyped-call] # google-auth has no types
         http_options={"base_url": proxy.at("/vertex"), "api_version": "v1"},
     )
 
