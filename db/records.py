@@ -220,6 +220,12 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
         return self.cost_nanousd is None and used != (None, None, None)
 
 
+#: The fields of a result that are classes of tokens.
+TOKENS = (
+    *("input_tokens", "cached_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
+    *("output_tokens", "reasoning_tokens"),
+)
+
 #: Nothing was sent to the provider: the count is given back.
 VOID = Result(outcome="void")
 #: The worker died before it could say how the request ended.

@@ -191,6 +191,9 @@ _SUMS_SINCE = (
 #: The columns that are sums over settled requests that are not void.
 SUMS = tuple(name for name in (*_SUMS_BEFORE, *_SUMS_SINCE) if name != "pruned")
 
+#: The columns that describe a series.
+SERIES = ("provider", "answered_model", "requested_model", "labels")
+
 # Sums per hour, token and series; survives the pruning of `requests`. A series is a combination of provider, answered
 # model, requested model and summed labels; its key is a digest of them. `pruned` says how many requests have no row any
 # more. Servers of the release before write rows whose key is the answered model, and whose provider is null: so the

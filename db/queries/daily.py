@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Table, case, delete, func, ins
 
 from db.dialects.bulk import BulkInsert
 from db.dialects.statements import clock, insert_new
-from db.schema import SUMS, projects, usage_daily, usage_days, usage_hourly
+from db.schema import SERIES, SUMS, projects, usage_daily, usage_days, usage_hourly
 from db.types import Timestamp
 
 #: What begins the scope of the sums by one label.
@@ -29,10 +29,8 @@ _WAIT = timedelta(minutes=1)
 #: Days that are marked in one transaction.
 _MARKS = 400
 
-_SERIES = ("provider", "answered_model", "requested_model", "labels")
-
 _mark = BulkInsert(insert_new(usage_days), ["day", "marked_at", "written"])
-_write = BulkInsert(insert(usage_daily), ["scope", "day", "series", *_SERIES, *SUMS])
+_write = BulkInsert(insert(usage_daily), ["scope", "day", "series", *SERIES, *SUMS])
 
 
 class DayChanged(Exception):
@@ -97,14 +95,14 @@ def sum_up(connection: Connection, day: datetime, ids: Sequence[str]) -> list[di
         .where(hourly.project_id.in_(ids), hourly.hour >= day, hourly.hour < day + _DAY)
         .group_by(hourly.project_id, hourly.model)
     )
-    connection.execute(insert(usage_daily).from_select(["scope", "day", "series", *_SERIES, *SUMS], made))
-    keys = [daily[name] for name in _SERIES]
+    connection.execute(insert(usage_daily).from_select(["scope", "day", "series", *SERIES, *SUMS], made))
+    keys = [daily[name] for name in SERIES]
     total = (
         select(*keys, func.min(daily.series), *(func.sum(daily[name]) for name in SUMS))
         .where(daily.scope.in_(ids), daily.day == day)
         .group_by(*keys)
     )
-    names = (*_SERIES, "series", *SUMS)
+    names = (*SERIES, "series", *SUMS)
     return [
         {name: int(value) if name in SUMS else value for name, value in zip(names, row, strict=True)}
         for row in connection.execute(total)
@@ -116,7 +114,7 @@ def merge(totals: dict[tuple[Any, ...], dict[str, Any]], rows: Iterable[dict[str
     for row in rows:
         labels = row["labels"] or {}
         for scope, label in (("", None), *((LABEL + key, {key: value}) for key, value in labels.items())):
-            key = (scope, *(row[name] for name in _SERIES[:-1]), None if label is None else repr(label))
+            key = (scope, *(row[name] for name in SERIES[:-1]), None if label is None else repr(label))
             total = totals.get(key)
             if total is None:
                 totals[key] = {**row, "scope": scope, "labels": label}

@@ -21,6 +21,7 @@ from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
 from db.queries.rows import SETTLED, columns, names
 from db.records import (
     ERRORS,
+    TOKENS,
     UNKNOWN,
     VOID,
     Account,
@@ -35,6 +36,7 @@ from db.records import (
 from db.schema import (
     DURATION_COLUMNS,
     DURATIONS,
+    SERIES,
     SUMS,
     credentials,
     in_flight,
@@ -107,16 +109,11 @@ _reserve = BulkInsert(insert(in_flight), names(Reservation))
 _release = DeleteByKeys(in_flight.c.id)
 delete_requests = DeleteByKeys(requests.c.id)
 _settle = BulkInsert(insert(requests), SETTLED)
-_SERIES = ("provider", "answered_model", "requested_model", "labels")
 _roll_up = BulkInsert(
     upsert_add(usage_hourly, keys=("hour", "token_id", "model"), sums=SUMS),
-    ["hour", "token_id", "model", "project_id", *_SERIES, *SUMS],
+    ["hour", "token_id", "model", "project_id", *SERIES, *SUMS],
 )
 _NOTHING = dict.fromkeys(SUMS, 0)
-_TOKENS = (
-    *("input_tokens", "cached_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
-    *("output_tokens", "reasoning_tokens"),
-)
 # What is needed now and then.
 _reservations = select(*columns(in_flight, Reservation)).order_by(in_flight.c.id)
 
@@ -333,7 +330,7 @@ def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:
         bucket["estimated"] += sign * result.estimated
         if result.duration_us is not None:
             bucket[DURATION_COLUMNS[bisect_left(DURATIONS, result.duration_us / 1000)]] += sign
-    for name in _TOKENS:
+    for name in TOKENS:
         count = getattr(result, name)
         if count is not None:
             bucket[name] += sign * count

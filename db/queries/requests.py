@@ -10,7 +10,7 @@ from attrs import field, frozen
 from sqlalchemy import Connection, bindparam, func, select, type_coerce
 
 from db.queries.rows import columns, first_id
-from db.records import SettledRequest
+from db.records import TOKENS, SettledRequest
 from db.schema import requests, usage_hourly
 from db.types import LongText
 
@@ -64,10 +64,7 @@ class UnpricedModel:
     service_tier: str = field(default="", init=False)
 
 
-_SUMMED = (
-    *("requests", "unpriced", "input_tokens", "output_tokens", "cached_tokens"),
-    *("cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"),
-)
+_SUMMED = ("requests", "unpriced", *TOKENS)
 
 _NEWEST_FIRST = select(*columns(requests, SettledRequest)).order_by(requests.c.id.desc())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -13,11 +14,11 @@ from db.queries import objects, projects, tokens
 from db.queries import usage as queries
 from db.queries.rows import Position
 from db.queries.usage import LABEL, SERIES, SUBJECTS, TIMES, Group, Key, Report
-from db.records import Count, Id, ProviderObject, Timestamp
+from db.records import Count, Id, Timestamp
 from llm_proxy.api.operations import Call, Operation, Resource
 from llm_proxy.api.pages import CURSOR, ByCreation, Paging, cursor_of, encode_cursor, page, page_of, position_cursor
 from llm_proxy.api.requests import usd
-from llm_proxy.api.schema import LabelFilters, Reference, Time, doc, of, text
+from llm_proxy.api.schema import LabelFilters, Reference, Time, doc, of, shown, text
 from llm_proxy.config import kinds
 from llm_proxy.config.kinds import Kind
 from llm_proxy.errors import InvalidQuery, ProjectNotFound, TokenNotFound
@@ -186,11 +187,12 @@ async def _list_unbooked(call: Call, query: ListUnbooked) -> object:
     rows = await call.services.database.read(
         objects.list_unbooked, query.limit + 1, query.cursor or None, project_id or None
     )
-    return page(rows, query.limit, _unbooked, lambda row: position_cursor(Position(row.created_at, row.request_id)))
-
-
-def _unbooked(row: ProviderObject) -> Unbooked:
-    return Unbooked(**{name: getattr(row, name) for name in Unbooked.__struct_fields__})
+    return page(
+        rows,
+        query.limit,
+        partial(shown, Unbooked),
+        lambda row: position_cursor(Position(row.created_at, row.request_id)),
+    )
 
 
 def _read(connection: Any, report: Report, limit: int, after: Key | None) -> tuple[list[Group], Key | None, Any]:
@@ -204,16 +206,16 @@ def _full_hour(at: datetime) -> datetime:
 
 def _shown(report: Report, group: Group, names: Mapping[str, str]) -> dict[str, object]:
     values = dict(zip(report.dimensions, group.key, strict=True))
-    shown: dict[str, object] = {}
+    columns: dict[str, object] = {}
     for name in report.group_by:
         value = values[name]
         if name in SUBJECTS:
-            shown |= {name: names.get(value or "", ""), f"{name}_id": value}
+            columns |= {name: names.get(value or "", ""), f"{name}_id": value}
         else:
-            shown[name] = value
+            columns[name] = value
     sums = dict(group.sums)
-    shown |= {name: sums[name] for name in _SUMS if name in sums}
-    return shown | {
+    columns |= {name: sums[name] for name in _SUMS if name in sums}
+    return columns | {
         "cost": usd(sums["cost_nanousd"]),
         "p50_ms": group.duration_ms(0.5),
         "p95_ms": group.duration_ms(0.95),

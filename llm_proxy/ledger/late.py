@@ -16,7 +16,7 @@ import msgspec
 
 from db import Connection
 from db.queries import objects
-from db.records import ProviderObject, Reservation, Result, SettledRequest
+from db.records import TOKENS, ProviderObject, Reservation, Result, SettledRequest
 
 #: Kinds of objects whose usage comes later.
 AWAITED: Final = frozenset({"background_response", "run", "batch", "message_batch"})
@@ -66,12 +66,7 @@ def book(
 
 def without_usage(result: Result) -> Result:
     """The result of a request whose usage another row has."""
-    nothing = dict.fromkeys(
-        (
-            *("input_tokens", "output_tokens", "cached_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
-            *("reasoning_tokens", "usage_details", "cost_nanousd", "cost_basis", "price_version"),
-        )
-    )
+    nothing = dict.fromkeys((*TOKENS, "usage_details", "cost_nanousd", "cost_basis", "price_version"))
     return msgspec.structs.replace(result, **nothing, estimated=False)
 
 

@@ -20,7 +20,7 @@ from attrs import define, field
 
 from llm_proxy.gateway.usage.scan import Scanner, read
 from llm_proxy.gateway.usage.shapes import Usage
-from llm_proxy.gateway.usage.tally import BYTE_ORDER_MARK, Tally
+from llm_proxy.gateway.usage.tally import BYTE_ORDER_MARK, StreamMeter
 
 #: Longest event, in bytes, that is kept. A longer one is scanned. Only the length decides, never how it was cut.
 KEPT = 32 * 1024
@@ -47,14 +47,12 @@ _FINISHED = re.compile(rb'"finishReason"\s*:\s*"')
 
 
 @define
-class EventMeter:
+class EventMeter(StreamMeter):
     """Meters a body that is a stream of events."""
 
     #: What ends an event, behind its last line.
     _end: ClassVar[bytes] = b"\n\n"
 
-    _tally: Tally = field(factory=Tally)
-    _whole: bool = False
     _pending: bytearray = field(factory=bytearray)
     _long: _LongEvent | None = None
     _started: bool = False
@@ -67,18 +65,6 @@ class EventMeter:
         """See `UsageMeter.unmetered`: an event could not be read, or the stream ends inside of one."""
         tally = self._tally
         return tally.unread or (self._whole and tally.cut_off and not tally.ended)
-
-    @property
-    def ended(self) -> bool:
-        return self._tally.ended
-
-    @property
-    def failed(self) -> bool:
-        return self._tally.failed
-
-    @property
-    def final(self) -> str:
-        return self._tally.final
 
     def feed(self, data: bytes) -> Iterable[None]:
         if data.endswith(self._end) and not self._pending and len(data) <= KEPT and self._long is None:

@@ -22,7 +22,7 @@ from attrs import define, field
 from llm_proxy.gateway.usage.events import has_usage
 from llm_proxy.gateway.usage.scan import Scanner, read
 from llm_proxy.gateway.usage.shapes import Usage
-from llm_proxy.gateway.usage.tally import Tally, decode
+from llm_proxy.gateway.usage.tally import StreamMeter, decode
 
 #: Longest frame, in bytes, that is kept. Only the length decides, never how it was cut.
 KEPT = 32 * 1024
@@ -40,11 +40,9 @@ _METRICS = b"amazon-bedrock-invocationMetrics"
 
 
 @define
-class FrameMeter:
+class FrameMeter(StreamMeter):
     """Meters a body that is an AWS event stream."""
 
-    _tally: Tally = field(factory=Tally)
-    _whole: bool = False
     _pending: bytearray = field(factory=bytearray)
     #: Of a long frame: bytes of headers and of payload that are still to come, and the scanner of its payload.
     _headers: int = 0
@@ -57,18 +55,6 @@ class FrameMeter:
     def unmetered(self) -> bool:
         tally = self._tally
         return tally.unread or self._broken or (self._whole and tally.cut_off and not tally.ended)
-
-    @property
-    def ended(self) -> bool:
-        return self._tally.ended
-
-    @property
-    def failed(self) -> bool:
-        return self._tally.failed
-
-    @property
-    def final(self) -> str:
-        return self._tally.final
 
     def feed(self, data: bytes) -> Iterable[None]:
         if len(data) <= _SLICE:

@@ -247,3 +247,23 @@ class Tally:
         if isinstance(self._breakdown, dict):
             return with_parts(usage, self._breakdown)
         return usage
+
+
+@define
+class StreamMeter:
+    """What a meter of a stream tells of the reports that it has collected so far; see `UsageMeter`."""
+
+    _tally: Tally = field(factory=Tally)
+    _whole: bool = False
+
+    @property
+    def ended(self) -> bool:
+        return self._tally.ended
+
+    @property
+    def failed(self) -> bool:
+        return self._tally.failed
+
+    @property
+    def final(self) -> str:
+        return self._tally.final
