@@ -173,7 +173,10 @@ class Exchange:
         path = inbound.route.path
         target = provider.target(path, inbound.query, api_key)
         credential = provider.credential(api_key, path)
-        fields = headers.request_headers(inbound.headers, credential, provider.required_headers, provider.headers)
+        sent, own = inbound.headers, inbound.not_forwarded
+        if own:
+            sent = [field for field in sent if field[0] not in own]
+        fields = headers.request_headers(sent, credential, provider.required_headers, provider.headers)
         edited: bytes | None = None
         if self.asks_usage and isinstance(body, bytes):
             edited = stream_usage.with_option(body, inbound.headers)

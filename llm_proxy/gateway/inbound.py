@@ -89,6 +89,7 @@ class Inbound:
         client: the client's address, empty if it has none (a Unix socket).
         model: the model that the body asks for, if a rule had to read it.
         labels: those in its headers, or why they are not valid.
+        not_forwarded: names of headers that are for the proxy alone.
         arrived: trio's clock at arrival.
         has_slot: whether it counts as running.
         admitted: whether the ledger has a reservation for it.
@@ -106,6 +107,7 @@ class Inbound:
     """
 
     labels: Mapping[str, str] | BadRequest = MappingProxyType({})
+    not_forwarded: frozenset[bytes] = frozenset()
     _seen_ends: tuple[bytes, bytes | None] | None = None
 
     def __init__(

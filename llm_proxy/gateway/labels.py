@@ -44,15 +44,19 @@ class Labels:
         self._names = frozenset((HEADER, *self.headers))
 
     def read(self, inbound: Inbound) -> None:
-        """Take the labels out of a request's headers: they are not for the provider.
+        """Read the labels in a request's headers, and note which headers are not for the provider.
 
-        A header with `_` in place of `-` is taken out too, because some servers do not tell the two apart.
+        A header with `_` in place of `-` is not read, and not for the provider either: some servers do not tell the two
+        apart.
         """
         names = self._names
-        headers = inbound.headers
-        taken = [one for one in headers if one[0] in names or (b"_" in one[0] and one[0].replace(b"_", b"-") in names)]
+        taken = [
+            one
+            for one in inbound.headers
+            if one[0] in names or (b"_" in one[0] and one[0].replace(b"_", b"-") in names)
+        ]
         if taken:
-            inbound.headers = [one for one in headers if one not in taken]
+            inbound.not_forwarded = frozenset(name for name, _ in taken)
             try:
                 inbound.labels = self._parse(taken)
             except BadRequest as error:

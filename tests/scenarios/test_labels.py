@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers
 from tests.harness.server import ServerFailed
 from tests.scenarios.aftermath import settled
-from tests.scenarios.gateway import open_gateway
+from tests.scenarios.gateway import ORIGIN, TEAM, open_gateway
 
 SETTINGS = {"LABEL_HEADERS": "X-User=user, X-Feature=feature", "LABEL_KEYS": "team"}
 SENT = (("X-LLM-Proxy-Labels", "feature=search, team=shop"), ("X-User", "alice"), ("X_User", "mallory"))
@@ -107,3 +108,18 @@ def test_wrong_labels_of_a_token_are_refused(gateway: Deployment) -> None:
     for wrong in ({"Team": "a"}, {"team": ""}, {"team": 1}, {"team": "a\nb"}, {f"k{n}": "v" for n in range(17)}):
         with pytest.raises(ServerFailed, match="at most 16 labels"):
             gateway.new_token(project["id"], labels=wrong)
+
+
+def test_a_header_that_the_provider_requires_can_be_a_label(
+    databases: Databases, session_upstream: Upstream, tmp_path: Path
+) -> None:
+    settings = {"LABEL_HEADERS": f"{TEAM}=team"}
+    with (
+        databases.migrated(Kind.SQLITE) as scratch,
+        open_gateway(scratch, session_upstream, tmp_path, settings, strict=True) as gateway,
+    ):
+        project = gateway.new_project(provider="openai-strict", allow_request_labels=True)
+        token = gateway.new_token(project["id"])
+        headers = (("Origin", ORIGIN), (TEAM, "search"))
+        assert labels(gateway, token, *headers) == {"team": "search"}
+        assert chat(gateway, token["token"], ("Origin", ORIGIN)).json()["error"]["code"] == "header_required"
