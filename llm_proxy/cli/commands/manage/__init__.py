@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
 from typing import Any
 
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage import credential, project, request, token, usage
-from llm_proxy.cli.output import print_table, timestamp, warn
+from llm_proxy.cli.output import print_table, timestamp
 from llm_proxy.cli.program import Group
 
 
@@ -42,10 +41,7 @@ def audit(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, 
     if as_csv:
         usage.print_csv(client, "audit", query, as_json=as_json)
         return
-    entries = client.list(path("audit"), **query)
-    found = list(islice(entries, limit))
-    if next(entries, None) is not None:
-        warn(f"there are more entries; these are the newest {limit}. Give a higher --limit, or --csv for all")
+    found = usage.first(client, path("audit"), limit, "entries", f"newest {limit}", **query)
     rows = [
         (
             *(timestamp(entry["occurred_at"]), entry["actor"] or None, entry["address"] or None),

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import Any
 
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.commands.manage.usage import print_csv, read_labels
-from llm_proxy.cli.output import print_record, print_table, timestamp, warn
+from llm_proxy.cli.commands.manage.usage import first, print_csv, read_labels
+from llm_proxy.cli.output import print_record, print_table, timestamp
 from llm_proxy.cli.program import Group
 
 
@@ -49,10 +48,7 @@ def list_(
     if as_csv:
         print_csv(client, "requests", parameters, as_json=as_json)
         return
-    requests = client.list(path("requests"), **parameters)
-    found = list(islice(requests, limit))
-    if next(requests, None) is not None:
-        warn(f"there are more requests; these are the newest {limit}. Give a higher --limit, or --csv for all")
+    found = first(client, path("requests"), limit, "requests", f"newest {limit}", **parameters)
     rows = [
         (
             *(timestamp(one["admitted_at"]), one["id"], one["outcome"], one["status"]),

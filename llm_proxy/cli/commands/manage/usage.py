@@ -41,6 +41,17 @@ def read_labels(pairs: Sequence[str]) -> dict[str, str]:
     return labels
 
 
+def first(
+    client: ManagementClient, place: str, limit: int, names: str, which: str, **query: object
+) -> list[dict[str, Any]]:
+    """GET the first entries of a list, and warn if there are more; `names` and `which` are for the warning."""
+    entries = client.list(place, **query)
+    found = list(islice(entries, limit))
+    if next(entries, None) is not None:
+        warn(f"there are more {names}; these are the {which}. Give a higher --limit, or --csv for all")
+    return found
+
+
 def print_csv(client: ManagementClient, name: str, query: dict[str, Any], *, as_json: bool) -> None:
     """Print a whole list as CSV."""
     if as_json:
@@ -97,12 +108,7 @@ def command(
     if as_csv:
         print_csv(client, "usage", parameters, as_json=as_json)
         return
-    groups = client.list(path("usage"), **parameters)
-    found = list(islice(groups, limit))
-    if next(groups, None) is not None:
-        warn(
-            f"there are more groups; these are the first {limit} by their ids. Give a higher --limit, or --csv for all"
-        )
+    found = first(client, path("usage"), limit, "groups", f"first {limit} by their ids", **parameters)
     if as_json:
         print_json(found)
     elif found:
@@ -118,7 +124,7 @@ def _list_unbooked(
     if as_csv:
         print_csv(client, "usage/unbooked", query, as_json=as_json)
         return
-    found = list(islice(client.list(path("usage", "unbooked"), **query), limit))
+    found = first(client, path("usage", "unbooked"), limit, "objects", f"oldest {limit}", **query)
     if as_json:
         print_json(found)
     elif found:
