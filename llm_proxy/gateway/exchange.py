@@ -206,10 +206,14 @@ class Exchange:
         if provider.rewriting is not None and path in provider.rewriting:
             response, edited = await provider.rewriting.edit(received, path, self.upload_url)
             edits = (EDIT,) if edited else ()
+        kind, self._coding = headers.content_of(response.headers)
+        self.streamed = kind == headers.EVENT_STREAM
+        status = response.status
         if self.asks_usage:
             edits = (*edits, stream_usage.EDIT)
-            self._begin_edit(response)
-        status = response.status
+            if status == 200 and self.streamed and not self._coding:
+                self._editor = stream_usage.StreamEditor()
+                response.headers = [field for field in response.headers if field[0].lower() != b"content-length"]
         overhead_ms = (self.admitted - self.inbound.arrived) * 1000
         own_id = self.inbound.id.encode("ascii")
         head = headers.response_headers(response.headers, own_id, overhead_ms, edits)
@@ -218,8 +222,6 @@ class Exchange:
         if self.record is not None:
             self._answer = answers.reader_for(self.yields, status, response.headers)
         self.provider_request_id = _provider_request_id(names, own_id, provider.shape_for(path))
-        self.streamed = headers.is_event_stream(names.get(b"content-type", b""))
-        self._coding = names.get(b"content-encoding", b"").strip().lower()
         send = self.send
         await send({"type": "http.response.start", "status": status, "headers": head})
         self.started = True
@@ -231,15 +233,6 @@ class Exchange:
             await self._relay_piece(response, await response.receive())
         if not self.whole:
             await self._relay_rest(response)
-
-    def _begin_edit(self, response: UpstreamResponse | WholeResponse) -> None:
-        """Edit the stream that was asked for its usage; not an error, and not a compressed stream."""
-        names = {name.lower(): value for name, value in response.headers}
-        coding = names.get(b"content-encoding", b"").strip(b" \t").lower()
-        is_plain = coding in (b"", b"identity")
-        if response.status == 200 and is_plain and headers.is_event_stream(names.get(b"content-type", b"")):
-            self._editor = stream_usage.StreamEditor()
-            response.headers = [field for field in response.headers if field[0].lower() != b"content-length"]
 
     async def _relay_piece(self, response: UpstreamResponse | WholeResponse, data: bytes) -> None:
         """Send a piece of the body to the client; an empty one ends it."""

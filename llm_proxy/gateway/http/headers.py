@@ -130,6 +130,9 @@ _SET = frozenset(
 )
 
 
+EVENT_STREAM = b"text/event-stream"
+
+
 class _Forwarded(dict[bytes, bool]):
     """Whether a header is forwarded, by its name. A cache: checking a name costs ten times as much."""
 
@@ -259,12 +262,24 @@ def response_headers(
 
 
 def is_event_stream(content_type: bytes) -> bool:
-    return b"event-stream" in content_type.lower() and media_type(content_type) == b"text/event-stream"
+    return b"event-stream" in content_type.lower() and media_type(content_type) == EVENT_STREAM
 
 
 def media_type(content_type: bytes) -> bytes:
     """The media type of a `Content-Type` value: lower-case, without parameters (RFC 9110 §8.3.1)."""
     return content_type.partition(b";")[0].strip(b" \t").lower()
+
+
+def content_of(headers: Headers) -> tuple[bytes, bytes]:
+    """The media type and the content codings of a response, both lower-case; empty if there is none."""
+    kind, coding = b"", b""
+    for name, value in headers:
+        if len(name) == 12 and name.lower() == b"content-type":
+            kind = media_type(value)
+        elif len(name) == 16 and name.lower() == b"content-encoding":
+            coding = coding + b"," + value if coding else value
+    coding = coding.strip(b" \t").lower()
+    return kind, b"" if coding == b"identity" else coding
 
 
 def _without_named(kept: HeaderList, connection: list[bytes]) -> HeaderList:

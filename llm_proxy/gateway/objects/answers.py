@@ -16,7 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from llm_proxy.gateway.http.codings import DECODERS, Decoder, Undecodable
-from llm_proxy.gateway.http.headers import Headers, media_type
+from llm_proxy.gateway.http.headers import Headers, content_of
 from llm_proxy.ledger.isolation import OBJECT_ID
 from llm_proxy.ledger.late import AWAITED
 
@@ -186,18 +186,11 @@ def reader_for(yields: Mapping[str, str], status: int, headers: Headers) -> Answ
     """The reader of a response; None if no object was created, or its body cannot be read."""
     if not 200 <= status < 300:
         return None
-    kind, coding = b"", b""
-    for name, value in headers:
-        lower = name.lower()
-        if lower == b"content-type":
-            kind = media_type(value)
-        elif lower == b"content-encoding":
-            coding = coding + b"," + value if coding else value
+    kind, coding = content_of(headers)
     streamed = kind == b"text/event-stream"
     if not (streamed or kind == b"application/json" or kind.endswith(b"+json")):
         return None
-    coding = coding.strip(b" \t").lower()
-    if coding in (b"", b"identity"):
+    if not coding:
         return AnswerReader(yields, streamed=streamed, decoder=None)
     return AnswerReader(yields, streamed=streamed, decoder=DECODERS[coding]()) if coding in DECODERS else None
 

@@ -19,6 +19,7 @@ from attrs import define, frozen
 
 from llm_proxy.config.kinds import HEADER_NAME, InvalidValue
 from llm_proxy.errors import EndpointNotAllowed, ProxyError, UpstreamUnreachable
+from llm_proxy.gateway.http.headers import content_of
 from llm_proxy.gateway.providers.endpoints import Endpoints
 
 if TYPE_CHECKING:
@@ -184,8 +185,7 @@ class Rewriting:
 
 
 async def _whole(response: UpstreamResponse) -> bytes:
-    coding = b",".join(value for name, value in response.headers if name.lower() == b"content-encoding")
-    if coding.strip(b" \t").lower() not in (b"", b"identity"):
+    if content_of(response.headers)[1]:
         raise UpstreamUnreachable(
             "The provider's answer is compressed, so its URLs cannot be replaced; it was not relayed."
         )

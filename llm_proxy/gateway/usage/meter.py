@@ -9,7 +9,7 @@ from typing import Final, Protocol
 from attrs import define, field, frozen
 
 from llm_proxy.gateway.http.codings import DECODERS, Decoder, Undecodable
-from llm_proxy.gateway.http.headers import Headers, media_type
+from llm_proxy.gateway.http.headers import Headers, content_of
 from llm_proxy.gateway.usage.events import EventMeter, LineMeter
 from llm_proxy.gateway.usage.frames import FrameMeter
 from llm_proxy.gateway.usage.scan import Scanner, read
@@ -238,12 +238,7 @@ def meter_for(
     """
     if not 200 <= status < 300:
         return NOTHING
-    kind, coding = b"", b""
-    for name, value in headers:
-        if len(name) == 12 and name.lower() == b"content-type":
-            kind = media_type(value)
-        elif len(name) == 16 and name.lower() == b"content-encoding":
-            coding = coding + b"," + value if coding else value
+    kind, coding = content_of(headers)
     is_billed = shows_usage or (
         method == "POST" and not (b"/chat/completions/" in path or (b"/runs/" in path and _RUN.search(path)))
     )
@@ -260,7 +255,7 @@ def meter_for(
         meter = BodyMeter(tally)
     else:
         return NOTHING
-    if coding and (coding := coding.strip(b" \t").lower()) not in (b"", b"identity"):
+    if coding:
         if coding not in DECODERS:
             return _UNREADABLE if is_billed else NOTHING
         meter = DecodingMeter(meter, DECODERS[coding]())
