@@ -251,7 +251,7 @@ class Tally:
 
 @define
 class StreamMeter:
-    """What a meter of a stream tells of the reports that it has collected so far; see `UsageMeter`."""
+    """What a meter of a stream says of the reports that it has collected so far; see `UsageMeter`."""
 
     _tally: Tally = field(factory=Tally)
     _whole: bool = False
