@@ -58,8 +58,10 @@ DETAILS: Final = frozenset(
 _SCALES: Final[Mapping[str, float]] = {"audio_ms": 1000, "usd": 1_000_000_000, "usd_ticks": 0.1}
 _MAX_SCALED: Final = 10**18
 _TEXTS: Final = frozenset({"tier", "speed"})
+#: All that is no count.
+_OTHERS: Final = _TEXTS | set(_SCALES)
 #: If one of these cannot be read, the counts are still right.
-_OPTIONAL: Final = DETAILS | _TEXTS | set(_SCALES)
+_OPTIONAL: Final = DETAILS | _OTHERS
 _TEXT: Final = re.compile(r"[\x20-\x7e]{1,32}")
 
 
@@ -372,7 +374,7 @@ def collect(members: Members, report: Mapping[str, Any], counts: dict[str, Any])
         if meaning is None or value is None:
             continue
         if type(meaning) is str:
-            if type(value) is int and 0 <= value <= MAX_TOKENS and meaning not in _SCALES:  # nearly always
+            if type(value) is int and 0 <= value <= MAX_TOKENS and meaning not in _OTHERS:  # nearly always
                 counts[meaning] = value
             else:
                 readable &= collect_value(meaning, value, counts)
