@@ -270,4 +270,6 @@ def _add_bedrock(tally: Tally, headers: Headers, path: bytes) -> None:
         if (lower := name.lower()).startswith(_BEDROCK):
             text = value.decode("latin-1")
             found[lower.removeprefix(_BEDROCK).decode("latin-1")] = int(text) if _COUNT.fullmatch(value) else text
+    if "input-token-count" in found:
+        found.setdefault("output-token-count", 0)  # embeddings
     tally.collect("x-amzn-bedrock", found)

@@ -10,6 +10,7 @@ is the value itself, if a vendor sends a number where another one sends an objec
 - `cached`, `write`, `reasoning`: counts that are parts of the others; `hit` is `cached` by a name that gives way to it
 - `write_5m`, `write_1h`: cache writes by their lifetime
 - `usd`, `usd_ticks`: the price that the provider itself charges
+- `market_usd`: what Vercel's gateway calls the price without discounts
 - `tier`, `speed`: texts that decide on the price
 - all others: names in `Usage.details`
 """
@@ -55,7 +56,12 @@ DETAILS: Final = frozenset(
 )
 
 #: Numbers that may have a fraction, and the factor to the unit that is kept: milliseconds, 10^-9 USD.
-_SCALES: Final[Mapping[str, float]] = {"audio_ms": 1000, "usd": 1_000_000_000, "usd_ticks": 0.1}
+_SCALES: Final[Mapping[str, float]] = {
+    "audio_ms": 1000,
+    "usd": 1_000_000_000,
+    "usd_ticks": 0.1,
+    "market_usd": 1_000_000_000,
+}
 _MAX_SCALED: Final = 10**18
 _TEXTS: Final = frozenset({"tier", "speed"})
 #: All that is no count.
@@ -87,9 +93,27 @@ _OUTPUT_DETAILS: Final = {
     "audio_tokens": "output_audio_tokens",
     "image_tokens": "output_image_tokens",
 }
-_MODALITIES_IN: Final = {"audio": "input_audio_tokens", "image": "input_image_tokens", "video": "input_video_tokens"}
-_MODALITIES_CACHED: Final = {"audio": "cached_audio_tokens", "image": "cached_image_tokens"}
-_MODALITIES_OUT: Final = {"audio": "output_audio_tokens", "image": "output_image_tokens"}
+#: By name, or by number if the client asked for `enum-encoding=int`, as Vertex's Python library does.
+_MODALITIES_IN: Final = {
+    "audio": "input_audio_tokens",
+    "image": "input_image_tokens",
+    "video": "input_video_tokens",
+    "4": "input_audio_tokens",
+    "2": "input_image_tokens",
+    "3": "input_video_tokens",
+}
+_MODALITIES_CACHED: Final = {
+    "audio": "cached_audio_tokens",
+    "image": "cached_image_tokens",
+    "4": "cached_audio_tokens",
+    "2": "cached_image_tokens",
+}
+_MODALITIES_OUT: Final = {
+    "audio": "output_audio_tokens",
+    "image": "output_image_tokens",
+    "4": "output_audio_tokens",
+    "2": "output_image_tokens",
+}
 _COHERE: Final[Members] = {
     "billed_units": {
         "input_tokens": "prompt",
@@ -217,6 +241,7 @@ SHAPES: Final = (
         "usage",
         {"cost": {"": "usd"}, "server_tool_use": {"web_search_requests": "web_searches"}},
     ),
+    Shape("Vercel AI Gateway", "https://vercel.com/docs/ai-gateway", "usage", {"market_cost": "market_usd"}),
     Shape(
         "Perplexity",
         "https://docs.perplexity.ai/api-reference/sonar-post",
@@ -253,6 +278,18 @@ SHAPES: Final = (
         "https://github.com/ollama/ollama/blob/main/docs/api.md",
         "",
         {"prompt_eval_count": "prompt", "eval_count": "completion"},
+    ),
+    Shape(
+        "Bedrock Llama",
+        "https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-meta.html",
+        "",
+        {"prompt_token_count": "prompt", "generation_token_count": "completion"},
+    ),
+    Shape(
+        "Bedrock Titan embeddings",
+        "https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-titan-embed-text.html",
+        "",
+        {"inputTextTokenCount": "prompt"},
     ),
     Shape(
         "Bedrock Converse",
@@ -408,6 +445,8 @@ def _value(meaning: str, value: object) -> int | str | None:
     """
     if meaning in _TEXTS:
         text = value.get("type") if isinstance(value, dict) else value  # Bedrock has an object
+        if type(text) is int and text > 1:  # Vertex's kinds of traffic as numbers; 1 is the usual one
+            text = str(text)
         return text if isinstance(text, str) and _TEXT.fullmatch(text) else None
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
@@ -424,7 +463,7 @@ def _tagged(items: list[Any]) -> dict[str, Any] | None:
     for item in items:
         if not isinstance(item, dict):
             return None
-        tag = next((tag for name in _TAGS if isinstance(tag := item.get(name), str)), "").lower()
+        tag = next((str(tag).lower() for name in _TAGS if isinstance(tag := item.get(name), str | int)), "")
         count = next((item[name] for name in _TAGGED if name in item), None)
         known = found.get(tag)
         found[tag] = known + count if type(known) is int and type(count) is int else count
@@ -441,13 +480,18 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         inside: the server counts cached tokens in the input, against the rule of its API.
     """
     get = counts.get
+    details = {name: count for name, count in counts.items() if name in DETAILS and count}
     read, written, hourly = get("+cached"), get("+write"), get("write_1h")
     if written is None and (hourly is not None or "write_5m" in counts):
         written = get("write_5m", 0) + (hourly or 0)
     tokens, output = _with_beside(counts, (read or 0) + (written or 0), inside=inside)
     reasoning = get("+reasoning", get("reasoning"))
-    if reasoning and output is not None and "citation_tokens" in counts:  # Perplexity counts it beside the output
-        output += reasoning
+    if (
+        reasoning
+        and output is not None
+        and ("citation_tokens" in counts or (reasoning > output and "market_usd" in counts))
+    ):
+        output += reasoning  # beside the output: Perplexity, and Google's models behind Vercel's gateway
     total = get("total")
     if total is not None:
         if tokens is None and total >= (output or 0):
@@ -455,8 +499,11 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         rest = -1 if tokens is None else total - tokens - (output or 0)
         if output is None:
             output = rest if rest >= 0 else None
-        elif rest > 0 and "audio_ms" not in counts:
-            # Reasoning that is not listed, or listed beside the output. Mistral's total includes audio.
+        elif rest > 0 and tokens is not None and "audio_ms" in counts:
+            tokens += rest  # Mistral's prompt leaves out the audio
+            details["input_audio_tokens"] = rest
+        elif rest > 0:
+            # Reasoning that is not listed, or listed beside the output.
             output += rest
             reasoning = max(reasoning or 0, rest)
     if output is None and tokens is not None and zero:
@@ -464,9 +511,9 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
     cached = get("cached", get("hit", 0 if written is not None else None) if read is None else read)
     written = get("write", written)
     if tokens is not None:
-        # What is a part is no more than the whole.
-        cached = cached and min(cached, tokens)
-        written = written and min(written, tokens - (cached or 0))
+        # What cannot be a part says nothing. Cohere's cached tokens are part of tokens that are not all billed.
+        cached = None if cached is None or cached > tokens else cached
+        written = None if written is None or written > tokens - (cached or 0) else written
     return Usage(
         model,
         tokens,
@@ -475,7 +522,7 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         written,
         hourly and min(hourly, written or 0),
         reasoning if output is None else reasoning and min(reasoning, output),
-        {name: count for name, count in counts.items() if name in DETAILS and count} or None,
+        details or None,
         _tier(counts),
         get("usd", get("usd_ticks")),
     )

@@ -71,6 +71,9 @@ class Report(msgspec.Struct, gc=False):
     metrics: msgspec.Raw = msgspec.field(name="amazon-bedrock-invocationMetrics", default=_ABSENT)
     prompt_eval_count: msgspec.Raw = _ABSENT
     eval_count: msgspec.Raw = _ABSENT
+    prompt_token_count: msgspec.Raw = _ABSENT
+    generation_token_count: msgspec.Raw = _ABSENT
+    text_token_count: msgspec.Raw = msgspec.field(name="inputTextTokenCount", default=_ABSENT)
     service_tier: msgspec.Raw = _ABSENT
     bedrock_tier: msgspec.Raw = msgspec.field(name="serviceTier", default=_ABSENT)
     choices: msgspec.Raw = _ABSENT
@@ -195,6 +198,13 @@ class Tally:
                 self._add(place, bytes(member))
         if report.prompt_eval_count is not _ABSENT or report.eval_count is not _ABSENT:
             counts = {"prompt_eval_count": report.prompt_eval_count, "eval_count": report.eval_count}
+            self.collect("", {name: _decoded(count) for name, count in counts.items()})
+        if report.prompt_token_count is not _ABSENT or report.text_token_count is not _ABSENT:
+            counts = {
+                "prompt_token_count": report.prompt_token_count,
+                "generation_token_count": report.generation_token_count,
+                "inputTextTokenCount": report.text_token_count,
+            }
             self.collect("", {name: _decoded(count) for name, count in counts.items()})
         if report.usage_breakdown is not _ABSENT:
             self._breakdown = _decoded(report.usage_breakdown)

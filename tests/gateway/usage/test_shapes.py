@@ -187,6 +187,21 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
     ),
     (
         "Gemini",
+        {
+            "candidates": [{"content": {}, "finishReason": 1}],
+            "usageMetadata": {
+                "promptTokenCount": 300,
+                "candidatesTokenCount": 4,
+                "totalTokenCount": 304,
+                "trafficType": 1,
+                "promptTokensDetails": [{"modality": 1, "tokenCount": 42}, {"modality": 2, "tokenCount": 258}],
+            },
+            "modelVersion": "m",
+        },
+        Usage("m", 300, 4, details=details(input_image_tokens=258)),
+    ),
+    (
+        "Gemini",
         {"promptFeedback": {}, "usageMetadata": {"promptTokenCount": 9, "totalTokenCount": 9}, "modelVersion": "m"},
         Usage("m", 9, 0),
     ),
@@ -242,6 +257,22 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         Usage("m", 194, 2, 0, 100, None, 0, details(web_searches=1), "", 951200),
     ),
     (
+        "Vercel AI Gateway",
+        {
+            **CHAT,
+            "model": "google/g",
+            "usage": {
+                "prompt_tokens": 50,
+                "completion_tokens": 7,
+                "total_tokens": 57,
+                "cost": 0.0005,
+                "market_cost": 0.0005,
+                "completion_tokens_details": {"reasoning_tokens": 80},
+            },
+        },
+        Usage("google/g", 50, 87, reasoning_tokens=80, cost_nanousd=500_000),
+    ),
+    (
         "Perplexity",
         {
             **CHAT,
@@ -289,7 +320,21 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
                 "prompt_audio_seconds": 200,
             },
         },
-        Usage("m", 4, 600, details=details(audio_ms=200_000)),
+        Usage("m", 2400, 600, details=details(audio_ms=200_000, input_audio_tokens=2396)),
+    ),
+    (
+        "Mistral audio",
+        {
+            **CHAT,
+            "usage": {
+                "prompt_tokens": 11,
+                "completion_tokens": 70,
+                "total_tokens": 481,
+                "prompt_audio_seconds": 4,
+                "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 400},
+            },
+        },
+        Usage("m", 411, 70, 0, details=details(audio_ms=4000, input_audio_tokens=400)),
     ),
     (
         "Mistral conversations",
@@ -325,6 +370,18 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         Usage("", 5, 418, 2),
     ),
     (
+        "Cohere v2",
+        {
+            "id": "c",
+            "usage": {
+                "billed_units": {"input_tokens": 9, "output_tokens": 30},
+                "tokens": {"input_tokens": 600, "output_tokens": 32},
+                "cached_tokens": 512,
+            },
+        },
+        Usage("", 9, 30),
+    ),
+    (
         "Cohere v1, embed, rerank",
         {
             "id": "c",
@@ -343,6 +400,12 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         {"model": "m", "message": {"content": "Hi"}, "done": True, "prompt_eval_count": 26, "eval_count": 298},
         Usage("m", 26, 298),
     ),
+    (
+        "Bedrock Llama",
+        {"generation": "Hi", "prompt_token_count": 21, "generation_token_count": 30, "stop_reason": "stop"},
+        Usage("", 21, 30),
+    ),
+    ("Bedrock Titan embeddings", {"embedding": [0.5], "inputTextTokenCount": 6}, Usage("", 6, 0)),
     ("Ollama", {"model": "m", "embeddings": [[0.5]], "prompt_eval_count": 8}, Usage("m", 8, 0)),
     (
         "Bedrock Converse",
@@ -554,8 +617,16 @@ class TestSums:
             ({"input_tokens": 5, "output_tokens": 1, "service_tier": "UNSPECIFIED"}, Usage("", 5, 1)),
             # A total that is too small says nothing.
             ({"prompt_tokens": 5, "completion_tokens": 15, "total_tokens": 12}, Usage("", 5, 15)),
-            # A part is no more than the whole.
-            ({"prompt_tokens": 5, "completion_tokens": 1, "cached_tokens": 9}, Usage("", 5, 1, 5)),
+            # What cannot be a part says nothing; all of the output may be reasoning.
+            ({"prompt_tokens": 5, "completion_tokens": 1, "cached_tokens": 9}, Usage("", 5, 1)),
+            (
+                {
+                    "prompt_tokens": 5,
+                    "completion_tokens": 1,
+                    "prompt_tokens_details": {"cached_tokens": 4, "cache_write_tokens": 4},
+                },
+                Usage("", 5, 1, 4),
+            ),
             (
                 {"prompt_tokens": 5, "completion_tokens": 1, "completion_tokens_details": {"reasoning_tokens": 7}},
                 Usage("", 5, 1, reasoning_tokens=1),
@@ -564,6 +635,11 @@ class TestSums:
     )
     def test_counts_add_up(self, counts: dict[str, Any], expected: Usage) -> None:
         assert metered(meter_for(200, [JSON]), json.dumps({"usage": counts}).encode()) == expected
+
+    @pytest.mark.parametrize(("traffic", "tier"), [(0, ""), (1, ""), (2, "2"), ("ON_DEMAND_PRIORITY", "priority")])
+    def test_the_number_of_an_unusual_tier_is_kept(self, traffic: object, tier: str) -> None:
+        body = {"usageMetadata": {"promptTokenCount": 3, "candidatesTokenCount": 4, "trafficType": traffic}}
+        assert metered(meter_for(200, [JSON]), json.dumps(body).encode()) == Usage("", 3, 4, service_tier=tier)
 
     def test_qwen_counts_cached_tokens_in_the_input(self) -> None:
         """DashScope's Anthropic API, against Anthropic's rule."""
@@ -612,6 +688,11 @@ class TestBedrockHeaders:
         assert metered(meter_for(200, self.HEADERS, "POST", self.PATH), body) == Usage(
             "m", 17, 34, 5, service_tier="flex"
         )
+
+    def test_embeddings_have_no_output(self) -> None:
+        headers = [header for header in self.HEADERS if b"Output" not in header[0]]
+        found = metered(meter_for(200, headers, "POST", self.PATH), b'{"embedding":[0.5]}')
+        assert found == Usage("", 17, 0, 5, service_tier="flex")
 
     def test_other_providers_headers_are_not_read(self) -> None:
         assert metered(meter_for(200, self.HEADERS, "POST", b"/v1/chat/completions"), b"{}") == Usage()
