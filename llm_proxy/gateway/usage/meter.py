@@ -145,8 +145,9 @@ class BodyMeter:
             read(bytes(self._kept).removeprefix(BYTE_ORDER_MARK), tally)
         incomplete = tally.cut_off and not tally.counts
         self.ended = not incomplete and bool(self._kept or self._scanner)
+        usage = tally.result()
         self.unmetered = tally.unread or (whole and incomplete)
-        return tally.result()
+        return usage
 
 
 @define

@@ -128,7 +128,7 @@ class Scanner:
                 tally.add(report)
                 if not wrapper:
                     tally.see(report)
-        tally.unread |= self._stopped
+        tally.uncertain |= self._stopped
         tally.cut_off |= self._level > 0 and not self._done
 
     def _string(self, data: bytes, start: int) -> int:

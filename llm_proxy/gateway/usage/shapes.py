@@ -412,7 +412,8 @@ def collect(members: Members, report: Mapping[str, Any], counts: dict[str, Any])
             continue
         if type(meaning) is str:
             if type(value) is int and 0 <= value <= MAX_TOKENS and meaning not in _OTHERS:  # nearly always
-                counts[meaning] = value
+                if value or meaning not in counts:
+                    counts[meaning] = value
             else:
                 readable &= collect_value(meaning, value, counts)
         elif type(value) is dict:
@@ -433,7 +434,7 @@ def _collect_odd(members: Members, value: object, counts: dict[str, Any]) -> boo
 def collect_value(meaning: str, value: object, counts: dict[str, Any]) -> bool:
     """Put the value of a member into `counts`; False if it cannot be read."""
     known = _value(meaning, value)
-    if known is not None:
+    if known or (known is not None and meaning not in counts):
         counts[meaning] = known
     return known is not None or meaning in _OPTIONAL
 
@@ -468,6 +469,12 @@ def _tagged(items: list[Any]) -> dict[str, Any] | None:
         known = found.get(tag)
         found[tag] = known + count if type(known) is int and type(count) is int else count
     return found
+
+
+def has_only_total(counts: Mapping[str, Any]) -> bool:
+    """Whether the counts say of a total that it consists of nothing."""
+    prompt, output = counts.get("prompt", counts.get("input")), counts.get("completion", counts.get("output"))
+    return prompt == output == 0 and bool(counts.get("total")) and not counts.get("+reasoning")
 
 
 def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, inside: bool = False) -> Usage:
@@ -562,7 +569,7 @@ def _with_beside(counts: Mapping[str, Any], cache: int, *, inside: bool) -> tupl
 
 
 def attempts(model: str, counts: Mapping[str, Any], iterations: Iterable[Any]) -> list[Usage]:
-    """The usage of each model in Anthropic's `usage.iterations`, which say what is billed.
+    """The usage of each model in Anthropic's `usage.iterations`, which say what is billed; none if it cannot be read.
 
     The counts beside them leave out compactions and the advisor, and have what iterations do not: tools, reasoning.
     Where a model has declined and another one has answered, an attempt without output is not billed.
@@ -578,7 +585,8 @@ def attempts(model: str, counts: Mapping[str, Any], iterations: Iterable[Any]) -
     answering: str | None = None
     for item in items:
         kind, name, own = item.get("type"), model_name(item.get("model")), dict[str, Any]()
-        collect(TABLES["usage"], item, own)
+        if not collect(TABLES["usage"], item, own):
+            return []
         if not own or (has_fallback and kind == "message" and not own.get("output")):
             continue
         if kind != "advisor_message":

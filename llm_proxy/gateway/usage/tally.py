@@ -1,7 +1,8 @@
 """Collects the reports of one answer, from the documents or events in it.
 
 If an answer has several reports, later ones contain the running totals (Anthropic's `message_delta`, Gemini's chunks,
-the chunks of some OpenAI-compatible servers). A count that is missing in a later report keeps its value.
+the chunks of some OpenAI-compatible servers). A count that is missing or 0 in a later report keeps its value.
+If a part of a report cannot be read, no count is known: the others may be incomplete or older.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from llm_proxy.gateway.usage.shapes import (
     attempts,
     collect,
     collect_value,
+    has_only_total,
     model_name,
     total_of,
     usage_of,
@@ -121,7 +123,8 @@ class Tally:
         model: the model that answered, if it is known.
         ended: one of the events ends the stream.
         failed: one of the events reports a failure.
-        unread: there was usage that could not be read.
+        unread: there may have been usage that could not be read.
+        uncertain: a report could not be read completely, so that no count is known.
         cut_off: one of the documents was incomplete.
         final: the status of an object that the provider keeps, if it is one after which its usage does not change.
         inside: the model counts cached tokens in the input, against the rule of its API.
@@ -132,6 +135,7 @@ class Tally:
     ended: bool = False
     failed: bool = False
     unread: bool = False
+    uncertain: bool = False
     cut_off: bool = False
     final: str = ""
     inside: bool = False
@@ -164,7 +168,7 @@ class Tally:
             return False
         last = Report()
         for report in reports:
-            if report.usage_metadata is not _ABSENT:
+            if bytes(report.usage_metadata).startswith(b"{"):
                 last.usage_metadata = report.usage_metadata
             if report.model_version is not _ABSENT:
                 last.model_version = report.model_version
@@ -227,8 +231,7 @@ class Tally:
 
     def collect(self, place: str, report: dict[str, Any]) -> None:
         """Add a decoded report from a place of `shapes.SHAPES`."""
-        if not collect(TABLES[place], report, self.counts):
-            self.unread = True
+        self.uncertain |= not collect(TABLES[place], report, self.counts)
         self._zero |= place in ZERO_IS_OMITTED
 
     def _add(self, place: str, text: bytes) -> None:
@@ -239,7 +242,7 @@ class Tally:
             if isinstance(iterations, list) and iterations:
                 self._iterations = iterations
         elif text.startswith(b"{"):
-            self.unread = True
+            self.uncertain = True
 
     def _add_choices(self, text: bytes) -> None:
         """Moonshot puts the usage of a stream into the choice."""
@@ -250,8 +253,12 @@ class Tally:
 
     def result(self) -> Usage:
         inside = self.inside or (self.model.startswith(_QWEN) and "/" not in self.model)
-        if self._iterations:
-            parts = attempts(self.model, self.counts, self._iterations)
+        parts = attempts(self.model, self.counts, self._iterations) if self._iterations else []
+        self.uncertain |= (bool(self._iterations) and not parts) or has_only_total(self.counts)
+        self.unread |= self.uncertain
+        if self.uncertain:
+            return Usage(self.model)
+        if parts:
             return total_of(self.model or parts[0].model, parts)
         usage = usage_of(self.model, self.counts, zero=self._zero, inside=inside)
         if isinstance(self._breakdown, dict):

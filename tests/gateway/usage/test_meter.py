@@ -78,11 +78,18 @@ class TestShapes:
 
 
 class TestCounts:
-    @pytest.mark.parametrize("wrong", [-1, MAX_TOKENS + 1, 10**30, 1.5, "7", None, True, [7], {"a": 7}])
-    def test_an_implausible_count_is_ignored(self, wrong: object) -> None:
-        assert of_usage(prompt_tokens=wrong, completion_tokens=4, cache_read_input_tokens=wrong) == Usage("", None, 4)
-        assert of_usage(prompt_tokens=3, prompt_tokens_details=wrong) == Usage("", 3, None, None)
-        assert of_usage(prompt_tokens=3, prompt_tokens_details={"cached_tokens": wrong}) == Usage("", 3, None, None)
+    @pytest.mark.parametrize("wrong", [-1, MAX_TOKENS + 1, 10**30, 1.5, "7", True, [7], {"a": 7}])
+    def test_no_count_is_known_if_one_is_implausible(self, wrong: object) -> None:
+        """The total must not fill the gap, and what is beside an implausible count is incomplete."""
+        assert of_usage(prompt_tokens=wrong, completion_tokens=4, total_tokens=9) == Usage()
+        assert of_usage(input_tokens=3, output_tokens=4, cache_read_input_tokens=wrong) == Usage()
+        assert of_usage(prompt_tokens=3, prompt_tokens_details={"cached_tokens": wrong}) == Usage()
+        assert of_events({"usage": {"prompt_tokens": 3}}, {"usage": {"prompt_tokens": wrong}}) == Usage()
+        compaction = {"type": "compaction", "input_tokens": wrong, "output_tokens": 7}
+        meter = meter_for(200, [JSON])
+        body = {"usage": {"input_tokens": 3, "output_tokens": 4, "iterations": [compaction]}}
+        assert metered(meter, json.dumps(body).encode()) == Usage()
+        assert meter.unmetered
 
     @pytest.mark.parametrize("wrong", [-1, MAX_TOKENS + 1, 10**22, 10**300, 1.5, "7", True, [7]])
     @pytest.mark.parametrize("name", ["prompt_tokens", "output_tokens", "prompt_tokens_details", "cached_tokens"])
@@ -134,11 +141,21 @@ class TestCounts:
                 assert meter.result(whole=whole) == Usage("m")
                 assert meter.unmetered is whole
 
-    def test_an_implausible_count_does_not_replace_a_good_one(self) -> None:
-        assert of_events({"usage": {"prompt_tokens": 3}}, {"usage": {"prompt_tokens": -3}}).input_tokens == 3
+    def test_null_is_no_count(self) -> None:
+        assert of_usage(prompt_tokens=None, completion_tokens=4, cache_read_input_tokens=None) == Usage("", None, 4)
+        assert of_usage(prompt_tokens=3, prompt_tokens_details=None) == Usage("", 3)
 
     def test_zero_is_a_count(self) -> None:
         assert of_usage(prompt_tokens=0, completion_tokens=0) == Usage("", 0, 0, None)
+
+    def test_zero_does_not_replace_a_count_of_an_earlier_report(self) -> None:
+        started = {"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}}
+        assert of_events(started, {"usage": {"input_tokens": 0, "output_tokens": 20}}) == Usage("", 9, 20)
+
+    def test_a_total_of_nothing_is_unmetered(self) -> None:
+        meter = meter_for(200, [JSON])
+        assert metered(meter, b'{"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":9}}') == Usage()
+        assert meter.unmetered
 
     @pytest.mark.parametrize("other", [None, 3, "usage", [1], []])
     def test_a_member_of_a_wrong_type_does_not_affect_the_others(self, other: object) -> None:
@@ -306,8 +323,12 @@ class TestEvents:
             assert metered(meter_for(200, [EVENTS]), b'data: {"usage":null}\n\n', *pieces) == Usage("", 5)
 
     def test_an_invalid_event_does_not_affect_the_others(self) -> None:
-        stream = b'data: {"usage":{"prompt_tokens":1}\n\ndata: %s\n\ndata: {"usage": {"prompt_tokens": \xff}}\n\n'
-        assert metered(meter_for(200, [EVENTS]), stream % self.MESSAGE) == Usage("m", 5, 6)
+        stream = b'data: {"usage":{"prompt_tokens":1}\n\ndata: %s\n\n' % self.MESSAGE
+        assert metered(meter_for(200, [EVENTS]), stream) == Usage("m", 5, 6)
+
+    def test_no_count_is_known_after_usage_that_is_not_json(self) -> None:
+        stream = b'data: %s\n\ndata: {"usage": {"prompt_tokens": \xff}}\n\n' % self.MESSAGE
+        assert metered(meter_for(200, [EVENTS]), stream) == Usage("m")
 
 
 class TestMeterFor:
