@@ -24,10 +24,11 @@ STEPS = [
     "A provider, and a proxy before it",
     "A project has the provider's key, and issues a token",
     "A chat completion",
-    "The same, streamed: every piece is forwarded as it arrives",
+    "Another model, streamed: every piece is forwarded as it arrives",
     "A third request is refused: the token is used up",
     "The ledger has a row for each admitted request",
     "The ledger is correct",
+    "Who spent what: llm-proxy manage usage --group-by project,model",
 ]
 
 
@@ -66,8 +67,12 @@ def test_the_tour_shows_everything_and_ends(tmp_path: Path) -> None:
     assert output.count("This answer comes from a script; no model was asked.") == 2
     assert "429 request_limit_exceeded" in output
     assert re.search(r"^    …\w{8}  ok          200  gpt-5.4-mini  no      15   28 ", output, re.MULTILINE)
-    assert re.search(r"^    …\w{8}  ok          200  gpt-5.4-mini  yes     15   28 ", output, re.MULTILINE)
+    assert re.search(r"^    …\w{8}  ok          200  gpt-5.4-nano  yes     15   28 ", output, re.MULTILINE)
     assert "✓ counter 2 = settled 2 + in flight 0, and the same by the hourly sums" in output
+    # 15 and 28 tokens at 0.75 and 4.50 USD, and at 0.20 and 1.25 USD, for a million.
+    assert re.search(r"^    demo     gpt-5.4-mini         1     15      28  \$0.000137 ", output, re.MULTILINE)
+    assert re.search(r"^    demo     gpt-5.4-nano         1     15      28  \$0.000038 ", output, re.MULTILINE)
+    assert re.search(r"^    total                         2     30      56  \$0.000175$", output, re.MULTILINE)
     # Nothing for a terminal in a pipe, nothing wider than one, nothing left behind.
     assert "\x1b" not in output
     assert max(map(len, output.splitlines())) <= 80

@@ -80,17 +80,27 @@ def usage(manage: Run) -> Run:
     return lambda *arguments: manage("usage", *arguments)
 
 
-def test_groups_are_sorted_by_cost_with_bars_and_a_total(usage: Run) -> None:
+def test_groups_are_sorted_by_cost_with_bars_and_a_total(usage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     assert usage().stdout.splitlines() == [
-        "PROJECT  MODEL  REQUESTS  ERRORS      INPUT  CACHED  OUTPUT  UNPRICED       COST  P50 MS  P95 MS",
-        "alpha    gpt-5         2       0  2,469,134       0       8         0      $5.00      75      98  " + "█" * 20,
-        "beta     gpt-5         2       0  2,469,134       0       8         0  $0.001000      75      98",
-        "gamma    gpt-5         2       0  2,469,134       0       8         2      $0.00      75      98",
-        "total                  6       0  7,407,402       0      24         2      $5.00",
+        "PROJECT  MODEL  REQUESTS      INPUT  OUTPUT  UNPRICED       COST  P50 MS  P95 MS",
+        "alpha    gpt-5         2  2,469,134       8         0      $5.00      75      98  " + "█" * 20,
+        "beta     gpt-5         2  2,469,134       8         0  $0.001000      75      98",
+        "gamma    gpt-5         2  2,469,134       8         2          -      75      98",
+        "total                  6  7,407,402      24         2      $5.00",
     ]
 
 
-def test_without_costs_the_bars_show_requests(usage: Run) -> None:
+@pytest.mark.parametrize(("columns", "bar"), [(95, 13), (86, 4), (85, 0), (40, 0)])
+def test_bars_take_the_rest_of_the_terminal(
+    usage: Run, monkeypatch: pytest.MonkeyPatch, columns: int, bar: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert usage().stdout.count("█") == bar
+
+
+def test_without_costs_the_bars_show_requests(usage: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     (title, row) = usage("--group-by", "label.team", "--label", "team=gamma").stdout.splitlines()
     assert title.split()[0] == "LABEL.TEAM"
     assert row.split()[0] == "gamma"

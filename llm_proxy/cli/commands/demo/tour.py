@@ -15,6 +15,7 @@ from attrs import frozen
 
 from db.database import Database
 from db.queries import ledger
+from llm_proxy.cli.commands.manage.usage import report
 from llm_proxy.cli.failures import CommandFailed
 from llm_proxy.cli.output import printable, table
 from llm_proxy.version import VERSION
@@ -24,6 +25,7 @@ API_KEY = "sk-scripted-provider-7f3a"
 #: The management token of the demo, which listens on this machine and has no secrets.
 MANAGEMENT_TOKEN = "management-token-of-the-demo"  # noqa: S105 (no secret)
 _MODEL = "gpt-5.4-mini"
+_OTHER_MODEL = "gpt-5.4-nano"
 _CHAT = "/v1/chat/completions"
 _QUESTION = "Who keeps the key, and who keeps the ledger?"
 _LIMIT = 2
@@ -65,6 +67,7 @@ async def tour(stage: Stage) -> str:
         await _ask_streaming(client)
         await _ask_beyond_the_limit(client)
         await _show_ledger(client, stage.database, token["id"])
+        await _show_usage(client)
     return str(user["token"])
 
 
@@ -101,8 +104,8 @@ async def _ask(client: httpx.AsyncClient) -> None:
 
 
 async def _ask_streaming(client: httpx.AsyncClient) -> None:
-    _step("The same, streamed: every piece is forwarded as it arrives")
-    body = {**_question(), "stream": True, "stream_options": {"include_usage": True}}
+    _step("Another model, streamed: every piece is forwarded as it arrives")
+    body = {**_question(_OTHER_MODEL), "stream": True, "stream_options": {"include_usage": True}}
     stream = Stream()
     usage: dict[str, int] = {}
     async with client.stream("POST", _CHAT, json=body) as response:
@@ -165,6 +168,13 @@ async def _show_ledger(client: httpx.AsyncClient, database: Database, token_id: 
     _block(f"{mark} counter {counter} = settled {len(rows)} + in flight 0, and the same by the hourly sums")
 
 
+async def _show_usage(client: httpx.AsyncClient) -> None:
+    names = ("project", "model")
+    _step(f"Who spent what: llm-proxy manage usage --group-by {','.join(names)}")
+    found = await _manage(client, "GET", "usage", params={"group_by": ",".join(names)})
+    _block(report(found["data"], names, _width() - len(_INDENT)))
+
+
 async def _manage(client: httpx.AsyncClient, method: str, path: str, **content: Any) -> dict[str, Any]:
     headers = {"Authorization": f"Bearer {MANAGEMENT_TOKEN}"}
     response = await client.request(method, f"/manage/{path}", headers=headers, **content)
@@ -173,8 +183,8 @@ async def _manage(client: httpx.AsyncClient, method: str, path: str, **content: 
     return body
 
 
-def _question() -> dict[str, Any]:
-    return {"model": _MODEL, "messages": [{"role": "user", "content": _QUESTION}]}
+def _question(model: str = _MODEL) -> dict[str, Any]:
+    return {"model": model, "messages": [{"role": "user", "content": _QUESTION}]}
 
 
 def _tokens(usage: dict[str, int]) -> str:

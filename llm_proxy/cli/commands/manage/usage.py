@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from decimal import Decimal
 from itertools import islice
@@ -15,6 +16,8 @@ from llm_proxy.cli.output import print_json, printable, table, warn
 from llm_proxy.cli.program import Command
 
 _BAR_WIDTH = 20
+#: The least width of a bar; without so much room there are no bars.
+_LEAST_BAR_WIDTH = 4
 #: Parts of a character cell, from the left.
 _EIGHTHS = "▏▎▍▌▋▊▉█"
 _TIMES = ("hour", "day", "month")
@@ -25,7 +28,10 @@ _NUMBERS = {
     "CACHED": "cached_tokens",
     "OUTPUT": "output_tokens",
     "UNPRICED": "unpriced",
+    "ESTIMATED": "estimated",
 }
+#: Columns that are left out if they have only zeros, so that a report fits into a terminal.
+_OFTEN_ZERO = ("ERRORS", "CACHED", "UNPRICED", "ESTIMATED")
 
 
 def read_labels(pairs: Sequence[str]) -> dict[str, str]:
@@ -112,7 +118,8 @@ def command(
     if as_json:
         print_json(found)
     elif found:
-        click.echo(report(found, [name.strip() for name in group_by.split(",") if name.strip()]))
+        names = [name.strip() for name in group_by.split(",") if name.strip()]
+        click.echo(report(found, names, shutil.get_terminal_size().columns))
     else:
         click.echo("No requests in this time.")
 
@@ -135,30 +142,30 @@ def _list_unbooked(
         click.echo("The usage of all objects is known.")
 
 
-def report(groups: list[dict[str, Any]], names: Sequence[str]) -> str:
-    """Format groups, with their total and with bars."""
+def report(groups: list[dict[str, Any]], names: Sequence[str], width: int) -> str:
+    """Format groups, with their total, and with bars if there is room for them."""
     costs = [Decimal(group["cost"]) for group in groups]
     sizes = costs if any(costs) else [Decimal(group["requests"]) for group in groups]
     places = list(range(len(groups)))
     if not set(names) & set(_TIMES):
         places.sort(key=lambda place: (-sizes[place], -groups[place]["requests"]))
-    columns = {title: name for title, name in _NUMBERS.items() if title != "UNPRICED" or _total(groups, name)}
-    most = max(sizes)
+    columns = {title: name for title, name in _NUMBERS.items() if title not in _OFTEN_ZERO or _total(groups, name)}
     rows = [
         (
             *(_named(groups[place], name) for name in names),
             *(f"{groups[place][name]:,}" for name in columns.values()),
-            *(_dollars(costs[place]), groups[place]["p50_ms"], groups[place]["p95_ms"]),
-            _bar(sizes[place], most),
+            "-" if groups[place]["unpriced"] and not costs[place] else _dollars(costs[place]),
+            *(groups[place]["p50_ms"], groups[place]["p95_ms"]),
         )
         for place in places
     ]
     if len(rows) > 1:
         totals = (f"{_total(groups, name):,}" for name in columns.values())
         first = ("total", *[""] * (len(names) - 1)) if names else ()
-        rows.append((*first, *totals, _dollars(sum(costs, Decimal(0))), "", "", ""))
+        rows.append((*first, *totals, _dollars(sum(costs, Decimal(0))), "", ""))
     numbers = (*columns, "COST", "P50 MS", "P95 MS")
-    return table((*(name.upper() for name in names), *numbers, ""), rows, numbers=numbers)
+    lines = table((*(name.upper() for name in names), *numbers), rows, numbers=numbers).split("\n")
+    return "\n".join(_with_bars(lines, [sizes[place] for place in places], width))
 
 
 def _total(groups: list[dict[str, Any]], name: str) -> int:
@@ -175,7 +182,21 @@ def _dollars(cost: Decimal) -> str:
     return f"${cost:,.2f}" if cost >= 1 or not cost else f"${cost:.6f}"
 
 
-def _bar(size: Decimal, most: Decimal) -> str:
-    eighths = int(size * _BAR_WIDTH * 8 / most) if most else 0
-    whole, rest = divmod(eighths, 8)
+def _with_bars(lines: list[str], sizes: list[Decimal], width: int) -> list[str]:
+    """Add a bar to each group; the first line has the titles."""
+    begin = max(map(len, map(click.unstyle, lines))) + 2
+    most = max(sizes)
+    length = min(_BAR_WIDTH, width - begin)
+    if length < _LEAST_BAR_WIDTH or not most:
+        return lines
+    bars = [_bar(size / most, length) for size in sizes]
+    return [
+        lines[0],
+        *(f"{line.ljust(begin)}{bar}".rstrip() for line, bar in zip(lines[1:], bars, strict=False)),
+        *lines[len(bars) + 1 :],
+    ]
+
+
+def _bar(share: Decimal, width: int) -> str:
+    whole, rest = divmod(int(share * width * 8), 8)
     return "█" * whole + (_EIGHTHS[rest - 1] if rest else "")
