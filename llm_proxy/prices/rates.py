@@ -41,6 +41,7 @@ CLASSES: Final[Mapping[str, str]] = {
     "cached_video": TOKENS,
     "output_video": TOKENS,
     "citation": TOKENS,
+    "image_tool": TOKENS,
     "audio_hour": HOUR,
     "image": EACH,
     "page": EACH,
@@ -61,6 +62,7 @@ _MS_PER_HOUR: Final = 3_600_000
 #: https://platform.claude.com/docs/en/agents-and-tools/tool-use/web-fetch-tool#usage-and-pricing
 _COUNTED: Final[Mapping[str, str | None]] = {
     "citation_tokens": "citation",
+    "image_tool_tokens": "image_tool",
     "audio_ms": "audio_hour",
     "images": "image",
     "pages": "page",

@@ -154,6 +154,8 @@ UNPRICED: Final = [
         "anthropic", "claude-sonnet-4-6", used(9, 9, details={"code_executions": 1}), id="tool without a price"
     ),
     pytest.param("openai", "gpt-5", used(9, 9, details={"rockets": 1}), id="count of an unknown kind"),
+    pytest.param("openai", "gpt-5", used(9, 9, details={"image_tool_tokens": 300}), id="images of another model"),
+    pytest.param("anthropic", "claude-opus-4-6", used(9, 9, details={"us_inference": 1}), id="only in the US"),
     pytest.param("openai", "whisper-1", used(9, 9), id="duration is unknown"),
     pytest.param("openai", "tts-1", used(9, 9), id="paid by a unit that is not counted"),
 ]

@@ -11,7 +11,7 @@ is the value itself, if a vendor sends a number where another one sends an objec
 - `write_5m`, `write_1h`: cache writes by their lifetime
 - `usd`, `usd_ticks`: the price that the provider itself charges
 - `market_usd`: what Vercel's gateway calls the price without discounts
-- `tier`, `speed`: texts that decide on the price
+- `tier`, `speed`, `place`: texts that decide on the price
 - all others: names in `Usage.details`
 """
 
@@ -49,6 +49,9 @@ DETAILS: Final = frozenset(
         "web_searches",
         "web_fetches",
         "code_executions",
+        "file_searches",
+        "social_searches",
+        "image_tool_tokens",
         "search_units",
         "search_sources",
         "classifications",
@@ -63,7 +66,7 @@ _SCALES: Final[Mapping[str, float]] = {
     "market_usd": 1_000_000_000,
 }
 _MAX_SCALED: Final = 10**18
-_TEXTS: Final = frozenset({"tier", "speed"})
+_TEXTS: Final = frozenset({"tier", "speed", "place"})
 #: All that is no count.
 _OTHERS: Final = _TEXTS | set(_SCALES)
 #: If one of these cannot be read, the counts are still right.
@@ -122,7 +125,7 @@ _COHERE: Final[Members] = {
         "classifications": "classifications",
         "images": "images",
     },
-    "tokens": {"input_tokens": "input", "output_tokens": "output"},
+    "tokens": {"input_tokens": "input", "output_tokens": "output", "reasoning_tokens": "reasoning"},
     "cached_tokens": "hit",
 }
 
@@ -150,6 +153,12 @@ SHAPES: Final = (
             "input_tokens_details": _PROMPT_DETAILS,
             "output_tokens_details": _OUTPUT_DETAILS,
         },
+    ),
+    Shape(
+        "OpenAI responses, tools",
+        "https://platform.openai.com/docs/api-reference/responses/object",
+        "tool_usage",
+        {"web_search": {"num_requests": "web_searches"}, "image_gen": {"total_tokens": "image_tool_tokens"}},
     ),
     Shape(
         "OpenAI realtime, audio by tokens",
@@ -190,6 +199,7 @@ SHAPES: Final = (
             },
             "service_tier": "tier",
             "speed": "speed",
+            "inference_geo": "place",
         },
     ),
     Shape(
@@ -205,6 +215,7 @@ SHAPES: Final = (
             "thoughtsTokenCount": "+reasoning",
             "totalTokenCount": "total",
             "promptTokensDetails": _MODALITIES_IN,
+            "promptTokenDetails": _MODALITIES_IN,
             "cacheTokensDetails": _MODALITIES_CACHED,
             "candidatesTokensDetails": _MODALITIES_OUT,
             "responseTokensDetails": _MODALITIES_OUT,
@@ -233,13 +244,26 @@ SHAPES: Final = (
         "xAI",
         "https://docs.x.ai/developers/cost-tracking",
         "usage",
-        {"num_sources_used": "search_sources", "cost_in_usd_ticks": "usd_ticks"},
+        {
+            "num_sources_used": "search_sources",
+            "cost_in_usd_ticks": "usd_ticks",
+            "server_side_tool_usage_details": {
+                "web_search_calls": "web_searches",
+                "x_search_calls": "social_searches",
+                "code_interpreter_calls": "code_executions",
+                "file_search_calls": "file_searches",
+            },
+        },
     ),
     Shape(
         "OpenRouter",
         "https://openrouter.ai/docs/use-cases/usage-accounting",
         "usage",
-        {"cost": {"": "usd"}, "server_tool_use": {"web_search_requests": "web_searches"}},
+        {
+            "cost": {"": "usd"},
+            "server_tool_use": {"web_search_requests": "web_searches"},
+            "server_tool_use_details": {"web_search_requests": "web_searches"},
+        },
     ),
     Shape("Vercel AI Gateway", "https://vercel.com/docs/ai-gateway", "usage", {"market_cost": "market_usd"}),
     Shape(
@@ -260,6 +284,7 @@ SHAPES: Final = (
         {"prompt_cache_hit_tokens": "hit"},
     ),
     Shape("Moonshot", "https://platform.moonshot.ai/docs/api/chat", "usage", {"cached_tokens": "hit"}),
+    Shape("Mistral", "https://docs.mistral.ai/api", "usage", {"num_cached_tokens": "hit"}),
     Shape("Mistral audio", "https://docs.mistral.ai/api", "usage", {"prompt_audio_seconds": "audio_ms"}),
     Shape(
         "Mistral conversations",
@@ -488,6 +513,8 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
     """
     get = counts.get
     details = {name: count for name, count in counts.items() if name in DETAILS and count}
+    if get("place") == "us":  # This costs more: https://platform.claude.com/docs/en/manage-claude/data-residency
+        details["us_inference"] = 1
     read, written, hourly = get("+cached"), get("+write"), get("write_1h")
     if written is None and (hourly is not None or "write_5m" in counts):
         written = get("write_5m", 0) + (hourly or 0)

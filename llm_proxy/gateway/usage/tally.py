@@ -69,6 +69,7 @@ class Report(msgspec.Struct, gc=False):
     usage_metadata: msgspec.Raw = msgspec.field(name="usageMetadata", default=_ABSENT)
     usage_info: msgspec.Raw = _ABSENT
     usage_breakdown: msgspec.Raw = _ABSENT
+    tool_usage: msgspec.Raw = _ABSENT
     meta: msgspec.Raw = _ABSENT
     metrics: msgspec.Raw = msgspec.field(name="amazon-bedrock-invocationMetrics", default=_ABSENT)
     prompt_eval_count: msgspec.Raw = _ABSENT
@@ -196,6 +197,7 @@ class Tally:
             ("usageMetadata", report.usage_metadata),
             ("meta", report.meta),
             ("usage_info", report.usage_info),
+            ("tool_usage", report.tool_usage),
             ("amazon-bedrock-invocationMetrics", report.metrics),
         ):
             if member is not _ABSENT:

@@ -91,6 +91,16 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         Usage("", 840, 4160, details=details(input_image_tokens=800, output_image_tokens=4160)),
     ),
     (
+        "OpenAI responses, tools",
+        {
+            "object": "response",
+            "model": "m",
+            "tool_usage": {"image_gen": {"input_tokens": 20, "total_tokens": 300}, "web_search": {"num_requests": 2}},
+            "usage": {"input_tokens": 40, "output_tokens": 60, "total_tokens": 100},
+        },
+        Usage("m", 40, 60, details=details(web_searches=2, image_tool_tokens=300)),
+    ),
+    (
         "OpenAI realtime, audio by tokens",
         {
             "type": "response.done",
@@ -149,7 +159,7 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         },
         Usage(
             *("m", 18298, 503, 18000, 248, 100, 400),
-            details(web_searches=2, web_fetches=1, code_executions=3),
+            details(web_searches=2, web_fetches=1, code_executions=3, us_inference=1),
             "standard",
         ),
     ),
@@ -235,9 +245,20 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
                 "completion_tokens_details": {"reasoning_tokens": 500, "audio_tokens": 0},
                 "num_sources_used": 3,
                 "cost_in_usd_ticks": 37756004,
+                "server_side_tool_usage_details": {
+                    "web_search_calls": 2,
+                    "x_search_calls": 1,
+                    "code_interpreter_calls": 0,
+                    "file_search_calls": 4,
+                },
             },
         },
-        Usage("m", 41, 509, 4, None, None, 500, details(search_sources=3), "", 3775600),
+        Usage(
+            *("m", 41, 509, 4, None, None, 500),
+            details(search_sources=3, web_searches=2, social_searches=1, file_searches=4),
+            "",
+            3775600,
+        ),
     ),
     (
         "OpenRouter",
@@ -309,6 +330,11 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         Usage("m", 19, 21, 10),
     ),
     (
+        "Mistral",
+        {**CHAT, "usage": {"prompt_tokens": 90, "completion_tokens": 5, "total_tokens": 95, "num_cached_tokens": 64}},
+        Usage("m", 90, 5, 64),
+    ),
+    (
         "Mistral audio",
         {
             "model": "m",
@@ -363,11 +389,11 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
             "message": {"role": "assistant"},
             "usage": {
                 "billed_units": {"input_tokens": 5, "output_tokens": 418},
-                "tokens": {"input_tokens": 71, "output_tokens": 420},
+                "tokens": {"input_tokens": 71, "output_tokens": 420, "reasoning_tokens": 300},
                 "cached_tokens": 2,
             },
         },
-        Usage("", 5, 418, 2),
+        Usage("", 5, 418, 2, reasoning_tokens=300),
     ),
     (
         "Cohere v2",
