@@ -437,7 +437,7 @@ def collect(members: Members, report: Mapping[str, Any], counts: dict[str, Any])
             continue
         if type(meaning) is str:
             if type(value) is int and 0 <= value <= MAX_TOKENS and meaning not in _OTHERS:  # nearly always
-                if value or meaning not in counts:
+                if value or meaning == "output" or meaning not in counts:
                     counts[meaning] = value
             else:
                 readable &= collect_value(meaning, value, counts)
@@ -459,7 +459,7 @@ def _collect_odd(members: Members, value: object, counts: dict[str, Any]) -> boo
 def collect_value(meaning: str, value: object, counts: dict[str, Any]) -> bool:
     """Put the value of a member into `counts`; False if it cannot be read."""
     known = _value(meaning, value)
-    if known or (known is not None and meaning not in counts):
+    if known or (known is not None and (meaning == "output" or meaning not in counts)):
         counts[meaning] = known
     return known is not None or meaning in _OPTIONAL
 
@@ -558,7 +558,7 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         reasoning if output is None else reasoning and min(reasoning, output),
         details or None,
         _tier(counts),
-        get("usd", get("usd_ticks")),
+        get("usd", get("usd_ticks") or None),  # Azure sends 0 for xAI's models.
     )
 
 

@@ -1,7 +1,8 @@
 """Collects the reports of one answer, from the documents or events in it.
 
 If an answer has several reports, later ones contain the running totals (Anthropic's `message_delta`, Gemini's chunks,
-the chunks of some OpenAI-compatible servers). A count that is missing or 0 in a later report keeps its value.
+the chunks of some OpenAI-compatible servers). A count that is missing or 0 in a later report keeps its value,
+but Anthropic says at first that there is an output, and at the end that there was none if the model has refused.
 If a part of a report cannot be read, no count is known: the others may be incomplete or older.
 """
 

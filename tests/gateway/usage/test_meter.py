@@ -151,6 +151,12 @@ class TestCounts:
     def test_zero_does_not_replace_a_count_of_an_earlier_report(self) -> None:
         started = {"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}}
         assert of_events(started, {"usage": {"input_tokens": 0, "output_tokens": 20}}) == Usage("", 9, 20)
+        counts = {"prompt_tokens": 8, "completion_tokens": 5, "total_tokens": 13}
+        assert of_events({"usage": counts}, {"usage": dict.fromkeys(counts, 0)}) == Usage("", 8, 5)
+
+    def test_a_refusal_has_no_output(self) -> None:
+        started = {"type": "message_start", "message": {"usage": {"input_tokens": 9, "output_tokens": 1}}}
+        assert of_events(started, {"type": "message_delta", "usage": {"output_tokens": 0}}) == Usage("", 9, 0)
 
     def test_a_total_of_nothing_is_unmetered(self) -> None:
         meter = meter_for(200, [JSON])

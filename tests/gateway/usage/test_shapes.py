@@ -261,6 +261,11 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         ),
     ),
     (
+        "xAI",
+        {**CHAT, "usage": {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11, "cost_in_usd_ticks": 0}},
+        Usage("m", 5, 6),
+    ),
+    (
         "OpenRouter",
         {
             **CHAT,
