@@ -24,9 +24,10 @@ KEPT: Final = 32 * 1024
 _SLICE: Final = 16 * 1024
 
 #: Maximum size of a decoded body, and its maximum ratio to the encoded size above `_FREE` bytes.
+#: Long streams repeat everything but a word in each event, and so are encoded to less than a hundredth.
 _MAX_DECODED: Final = 256 * 1024 * 1024
-_MAX_RATIO: Final = 100
-_FREE: Final = 1024 * 1024
+_MAX_RATIO: Final = 300
+_FREE: Final = 8 * 1024 * 1024
 
 #: Streams, by their media type.
 _STREAMS: Final[Mapping[bytes, Callable[[Tally], UsageMeter]]] = {
