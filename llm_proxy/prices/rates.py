@@ -7,6 +7,7 @@ rate of another one if they have none of their own, because that is never too lo
 - images and video cost as much as text, since the vendors list a rate of their own where it differs
 - a cache write for one hour costs twice the input if one for five minutes costs 1.25 of it: Anthropic's rule,
   https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing
+- the tokens of audio that is paid by its duration cost nothing: https://mistral.ai/pricing
 - cached audio or images cost as much as those that are not cached, if these have a rate of their own
 - nothing that is part of the input costs anything if the input is free; the same holds for the output
 """
@@ -197,16 +198,17 @@ class Rates:
     def _details(self, details: Mapping[str, int], counts: list[int]) -> int | None:
         """The cost of what has a price of its own; its tokens are taken out of `counts`."""
         total = 0
+        by_hour = bool(details.get("audio_ms") and self._counted["audio_ms"])
         for kind in self._modalities:
             cached = min(details.get(kind.cached_tokens, 0), counts[1])
             fresh = min(details.get(kind.input_tokens, 0) - cached, counts[0])
             made = min(details.get(kind.output_tokens, 0), counts[4])
             for index, count, rate in ((1, cached, kind.cached), (0, fresh, kind.input), (4, made, kind.output)):
                 if count > 0:
-                    if rate is None:
+                    if rate is None and not (by_hour and kind.input_tokens == "input_audio_tokens" and index == 0):
                         return None
                     counts[index] -= count
-                    total += count * rate
+                    total += count * (rate or 0)
         billed = self.in_tokens or self._request > 0
         for name, count in details.items():
             if count > 0 and (name in _COUNTED or not name.endswith("_tokens")):

@@ -123,6 +123,13 @@ BILLS: Final = [
     ("mistral", "mistral-medium-latest", used(1_000, 100, service_tier="batch"), "0.001125"),
     # by duration, the tokens are not billed: 60 s x 0.18 / hour
     ("mistral", "voxtral-mini-latest", used(400, 50, details={"audio_ms": 60_000}), "0.003"),
+    # a chat about sound: text 100 x 0.10, 36 s x 0.24 / hour, output 50 x 0.40
+    (
+        "mistral",
+        "voxtral-small-latest",
+        used(550, 50, details={"input_audio_tokens": 450, "audio_ms": 36_000}),
+        "0.00243",
+    ),
     # DeepSeek, outside of its busy hours: 900 x 0.15 + 100 x 0.003 + 100 x 0.60
     ("deepseek", "deepseek-v4-flash", used(1_000, 100, cached=100), "0.0001953"),
     # xAI: from 200,000 tokens on: 200,000 x 2.50 + 100 x 5
@@ -153,6 +160,7 @@ UNPRICED: Final = [
     pytest.param(
         "anthropic", "claude-sonnet-4-6", used(9, 9, details={"code_executions": 1}), id="tool without a price"
     ),
+    pytest.param("mistral", "voxtral-small-latest", used(9, 9, details={"input_audio_tokens": 9}), id="no duration"),
     pytest.param("openai", "gpt-5", used(9, 9, details={"rockets": 1}), id="count of an unknown kind"),
     pytest.param("openai", "gpt-5", used(9, 9, details={"image_tool_tokens": 300}), id="images of another model"),
     pytest.param("anthropic", "claude-opus-4-6", used(9, 9, details={"us_inference": 1}), id="only in the US"),
