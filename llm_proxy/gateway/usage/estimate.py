@@ -22,7 +22,9 @@ _GENERATES: Final = re.compile(
     rb"|/invoke(?:-with-response-stream)?|/converse(?:-stream)?"
     rb"|(?::|%3[aA])(?:[gG]enerateContent|[sS]treamGenerateContent|[rR]awPredict|[sS]treamRawPredict))"
 )
-_EMBEDS: Final = re.compile(rb".*(?:/embeddings|/embed|(?::|%3[aA])(?:embedContent|batchEmbedContents))")
+_EMBEDS: Final = re.compile(
+    rb".*(?:/embeddings|/embed|(?::|%3[aA])(?:embedContent|batchEmbedContents)|embedding[^/:%]*(?::|%3[aA])predict)"
+)
 #: Models of images and vectors on endpoints for all kinds of models.
 _OTHER_MODEL: Final = re.compile(rb"embed|image|imagen|stability|canvas|reel|rerank")
 

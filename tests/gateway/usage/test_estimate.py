@@ -105,6 +105,14 @@ def test_endpoints_that_generate_text(path: bytes) -> None:
     assert estimate.generates(path)
 
 
+@pytest.mark.parametrize("model", ["text-embedding-005", "gemini-embedding-001", "text-multilingual-embedding-002"])
+def test_vertex_embeddings_are_estimated(model: str) -> None:
+    path = f"/v1/projects/p/locations/l/publishers/google/models/{model}"
+    assert estimate.reads(f"{path}:predict".encode())
+    assert not estimate.generates(f"{path}:predict".encode())
+    assert not estimate.reads(f"{path.replace('embedding', 'image')}:predict".encode())
+
+
 @pytest.mark.parametrize(
     "path", [b"/v1/messages/batches", b"/v1/threads/t/messages", b"/model/amazon.titan-embed/invoke"]
 )
