@@ -31,7 +31,7 @@ _PAGE = 500
 _MARK = "X-LLM-Proxy-Request-ID"
 
 #: A field in an error of the API, and the options whose names differ from their fields.
-_FIELD = re.compile(r"'([a-z_]+)'")
+_FIELD = re.compile(r"(?<!label )'([a-z_]+)'")
 _OPTIONS = {"credentials": "--credential", "duration_minutes": "--duration"}
 #: How an error about the document of a credential begins; the other names in it are fields of the document.
 _DOCUMENT = "'api_key': "

@@ -39,6 +39,7 @@ def fill(connection: Connection) -> None:
                 cost_nanousd=cost,
                 duration_us=75_000,
                 input_tokens=1_234_567,
+                labels={"team": name, "env": "prod"},
                 summed_labels={"team": name},
             )
             for day in (1, 2)
@@ -143,6 +144,7 @@ def test_no_requests_are_said_so(usage: Run) -> None:
         (("--label", "team"), 2, "error: --label 'team' is not KEY=VALUE, such as team=search"),
         (("--label", "a=1", "--label", "a=2"), 2, "error: the label 'a' is given more than once"),
         (("--group-by", "cost"), 1, "error: --group-by must be a list of hour, day, month, project, token"),
+        (("--group-by", "label.env"), 1, "error: the sums do not distinguish the label 'env' (LABEL_KEYS: team)."),
         (("--project-id", "delta"), 1, "error: "),
     ],
 )
@@ -155,14 +157,17 @@ def test_requests_are_listed_by_filter(manage: Run) -> None:
     title, *rows = manage("request", "list", "--project-id", "beta").stdout.splitlines()
     assert title.split() == ["TIME", "ID", "OUTCOME", "STATUS", "MODEL", "INPUT", "OUTPUT", "COST", "MS"]
     assert [row.split()[-6:] for row in rows] == [["200", "gpt-5", "1234567", "4", "0.000500000", "75.0"]] * 2
-    assert manage("request", "get", rows[0].split()[2]).stdout.startswith("id ")
+    shown = manage("request", "get", rows[0].split()[2]).stdout.splitlines()
+    assert shown[0].startswith("id ")
+    assert ["labels", "env=prod,", "team=beta"] in [line.split() for line in shown]
+    assert ["usage_details", "-"] in [line.split() for line in shown]
     first = json.loads(manage("request", "list", "--status", "200", "--limit", "1", "--json").stdout)
     assert len(first) == 1
     assert manage("request", "list", "--limit", "1").stderr.startswith("warning: there are more requests; these are")
     filters = ("--model", "gpt-5", "--outcome", "ok", "--from", "2020-01-01", "--to", "2100-01-01T00:00:00Z")
     printed = manage("request", "list", *filters, "--limit", "1", "--csv").stdout
     assert len(list(csv.DictReader(io.StringIO(printed)))) == 6
-    assert manage("request", "list", "--label", "team=alpha", "--json").stdout == "[]\n"
+    assert manage("request", "list", "--label", "team=delta", "--json").stdout == "[]\n"
 
 
 def test_objects_whose_usage_is_not_known_are_listed(usage: Run) -> None:

@@ -2,8 +2,8 @@
 
 `PROJECT_ID`, `TOKEN_ID` and `TOKEN` are replaced by the values that a command printed before. Adjacent blocks of Python
 are one program, so that a later one may use names of an earlier one. A `text` block after a block is its output, except
-ids, timestamps and tokens; `…` matches anything within a line, and alone on a line any lines. A command after `$ ` in a
-`console` block is run too, and may fail.
+ids, timestamps, tokens, and durations in reports; `…` matches anything within a line, and alone on a line any lines. A
+command after `$ ` in a `console` block is run too, and may fail.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _OWN = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:\.\d+)?Z|sk-[\w-]{43}"
     r"|(?:…|(?<=ends in    ))[\w-]{4}(?![\w-])"
 )
+#: What follows the cost in a report: durations and a bar.
+_AFTER_COST = re.compile(r"(?m)(\$[\d,.]+|  -)(?: +\d+){2}(?: +[█-▏]+)?$")
 #: A command whose output is copied into later ones.
 _COMMAND = re.compile(r"^llm-proxy .*[^\\\n]\n", re.MULTILINE)
 
@@ -122,7 +124,8 @@ def matches(shown: str, printed: str) -> bool:
     """Whether a block's output is what the page shows."""
     anything = r"[^\n]*"
     said, meant = (
-        [line.strip() for line in _OWN.sub("(own)", text.strip("\n")).split("\n")] for text in (printed, shown)
+        [line.strip() for line in _AFTER_COST.sub(r"\1", _OWN.sub("(own)", text.strip("\n"))).split("\n")]
+        for text in (printed, shown)
     )
     lines = [re.escape(line).replace("…", anything) for line in meant]
     pattern = "\n".join(".*" if line == anything else line for line in lines)

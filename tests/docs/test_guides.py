@@ -33,12 +33,14 @@ STARTED = "make run"
 
 @pytest.fixture(scope="module")
 def server(session_upstream: Upstream, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server as the quick start has it, with no settings but the port; all its providers are the scripted one."""
+    """A server as the pages have it, with only a port and keys of labels; all its providers are the scripted one."""
     file = tmp_path_factory.mktemp("providers") / "providers.yaml"
     text = re.sub(r"base_url: \S+", f"base_url: {session_upstream.url}", block(PROVIDERS, "the file"))
     file.write_text(text.replace("anthropic: {}", f"anthropic: {{base_url: {session_upstream.url}}}"))
     settings = {"API_CONFIG_PATH": str(file), "OPENAI_API_URL": session_upstream.url}
-    with running_server({}, settings | {"MANAGEMENT_TOKEN": "", "ENCRYPTION_KEY": ""}) as server:
+    with running_server(
+        {}, settings | {"MANAGEMENT_TOKEN": "", "ENCRYPTION_KEY": "", "LABEL_KEYS": "team,user"}
+    ) as server:
         yield server
         assert server.stop() == 0, server.output
 

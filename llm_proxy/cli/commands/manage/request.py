@@ -70,5 +70,7 @@ def get(client: ManagementClient, request_id: str, *, as_json: bool) -> None:
     SDKs show the provider's ID. If several requests have it, the newest is shown.
     """
     found = client.get(path("requests", request_id))
-    times = {name: timestamp(found[name]) for name in ("admitted_at", "settled_at")}
-    print_record(found, found | times, as_json=as_json)
+    shown = found | {name: timestamp(found[name]) for name in ("admitted_at", "settled_at")}
+    for name in ("labels", "usage_details"):
+        shown[name] = found[name] and ", ".join(f"{key}={value}" for key, value in found[name].items())
+    print_record(found, shown, as_json=as_json)
