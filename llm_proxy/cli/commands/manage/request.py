@@ -24,11 +24,13 @@ def command() -> None:
 @click.option("--status", type=click.IntRange(100, 999), help="List only requests whose response had this status.")
 @click.option("--outcome", metavar="OUTCOME", help="List only requests that ended like this, e.g. rejected.")
 @click.option("--provider-request-id", metavar="ID", help="List only requests to which the provider gave this ID.")
-@click.option("--label", "labels", metavar="KEY=VALUE", multiple=True, help="List only requests with this label.")
+@click.option(
+    "--label", "labels", metavar="KEY=VALUE", multiple=True, help="List only requests with this label; can be repeated."
+)
 @click.option("--from", metavar="TIME", help="List only requests at this time or later.")
 @click.option("--to", metavar="TIME", help="List only requests before this time.")
 @click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of requests.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all requests whatever the limit.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print all requests as CSV, without a limit.")
 @with_client
 def list_(
     client: ManagementClient,
@@ -41,8 +43,8 @@ def list_(
 ) -> None:
     """List requests, the newest first.
 
-    TIME is a day in UTC like 2030-01-31, or a time like 2030-01-31T12:00:00Z. The ID of a project or a token can be its
-    name.
+    TIME is a day in UTC, e.g. 2030-01-31, or a time, e.g. 2030-01-31T12:00:00Z. The ID of a project or a token can be
+    its name.
     """
     parameters: dict[str, Any] = query | read_labels(labels)
     if as_csv:

@@ -81,14 +81,14 @@ def print_csv(client: ManagementClient, name: str, query: dict[str, Any], *, as_
 @click.option("--model", metavar="NAME", help="Only requests that this model answered.")
 @click.option("--provider", metavar="NAME", help="Only requests to this provider.")
 @click.option(
-    "--label", "labels", metavar="KEY=VALUE", multiple=True, help="Only requests with this label; repeatable."
+    "--label", "labels", metavar="KEY=VALUE", multiple=True, help="Only requests with this label; can be repeated."
 )
 @click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Maximum number of groups.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all groups whatever the limit.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print all groups as CSV, without a limit.")
 @click.option(
     "--unbooked",
     is_flag=True,
-    help="List background responses, runs and batches whose usage no answer has shown yet; only --project-id applies.",
+    help="List background responses, runs and batches whose usage is not known yet; only --project-id selects.",
 )
 @with_client
 def command(
@@ -102,10 +102,13 @@ def command(
     as_json: bool,
     **query: str | None,
 ) -> None:
-    """Show what requests used and cost.
+    """Report what requests used and cost.
 
-    TIME is a day in UTC like 2030-01-31, or a time like 2030-01-31T12:00:00Z. Sums are by hour. ID is an id or a name.
-    Groups without a time are sorted by their cost; a bar shows the cost, or the requests if nothing has a cost.
+    TIME is a day in UTC, e.g. 2030-01-31, or a time, e.g. 2030-01-31T12:00:00Z; it is rounded to a full hour. ID can be
+    a name. The groups with the highest cost are first, but hours, days and months stay in their order. A cost of - is
+    unknown. If the terminal is wide enough, bars show the cost, or the number of requests if no cost is known.
+
+    For example, who spent what in a week: --group-by label.user,model --from 2030-01-21 --to 2030-01-28
     """
     if unbooked:
         _list_unbooked(client, query["project_id"], limit, as_csv=as_csv, as_json=as_json)
