@@ -496,12 +496,6 @@ def _tagged(items: list[Any]) -> dict[str, Any] | None:
     return found
 
 
-def has_only_total(counts: Mapping[str, Any]) -> bool:
-    """Whether the counts say of a total that it consists of nothing."""
-    prompt, output = counts.get("prompt", counts.get("input")), counts.get("completion", counts.get("output"))
-    return prompt == output == 0 and bool(counts.get("total")) and not counts.get("+reasoning")
-
-
 def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, inside: bool = False) -> Usage:
     """The usage that the counts of an answer add up to.
 
@@ -527,7 +521,9 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
     ):
         output += reasoning  # beside the output: Perplexity, and Google's models behind Vercel's gateway
     total = get("total")
-    if total is not None:
+    if total and tokens == output == 0:
+        tokens = output = None  # Nothing of what is in the total is listed.
+    elif total is not None:
         if tokens is None and total >= (output or 0):
             tokens = total - (output or 0)
         rest = -1 if tokens is None else total - tokens - (output or 0)

@@ -20,7 +20,6 @@ from llm_proxy.gateway.usage.shapes import (
     attempts,
     collect,
     collect_value,
-    has_only_total,
     model_name,
     total_of,
     usage_of,
@@ -255,15 +254,19 @@ class Tally:
                 self.collect("usage", usage)
 
     def result(self) -> Usage:
-        inside = self.inside or (self.model.startswith(_QWEN) and "/" not in self.model)
-        parts = attempts(self.model, self.counts, self._iterations) if self._iterations else []
-        self.uncertain |= (bool(self._iterations) and not parts) or has_only_total(self.counts)
-        self.unread |= self.uncertain
+        parts: list[Usage] = []
+        if self._iterations:
+            parts = attempts(self.model, self.counts, self._iterations)
+            self.uncertain |= not parts
         if self.uncertain:
+            self.unread = True
             return Usage(self.model)
         if parts:
             return total_of(self.model or parts[0].model, parts)
+        inside = self.inside or (self.model.startswith(_QWEN) and "/" not in self.model)
         usage = usage_of(self.model, self.counts, zero=self._zero, inside=inside)
+        if usage.input_tokens is None and self.counts.get("total"):
+            self.unread = True
         if isinstance(self._breakdown, dict):
             return with_parts(usage, self._breakdown)
         return usage
