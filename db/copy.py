@@ -27,6 +27,7 @@ from db.schema import (
     project_credentials,
     projects,
     provider_objects,
+    refusals,
     requests,
     tokens,
     usage_daily,
@@ -48,6 +49,7 @@ TABLES: tuple[Table, ...] = (
     in_flight,
     provider_objects,
     audit,
+    refusals,
 )
 
 #: Rows in one transaction: few enough for a statement of any database, and for a memory that does not grow.

@@ -274,3 +274,19 @@ class AuditEntry(msgspec.Struct, frozen=True):
     error: Annotated[str, doc("The code of the error; empty if the call was accepted.")] = ""
     before: Annotated[dict[str, Any] | None, doc("The fields that changed, before; null if there was nothing.")] = None
     after: Annotated[dict[str, Any] | None, doc("The fields that changed, after; null if nothing changed.")] = None
+
+
+class RefusedRequest(msgspec.Struct, frozen=True, gc=False):
+    """One row of the table `refusals`: a request that was refused before its admission."""
+
+    id: Annotated[Id, doc("The request's id, as in the header X-LLM-Proxy-Request-ID.")]
+    refused_at: Annotated[Timestamp, doc("When it was refused.")]
+    token_id: Annotated[str, doc("The id of its token; empty if the token is not known.")]
+    project_id: Annotated[str, doc("The id of the token's project; empty if the token is not known.")]
+    provider: Annotated[str, doc("The provider that it was meant for; empty if it is not known.")]
+    method: Annotated[str, doc("Its method.")]
+    path: Annotated[str, doc("Its path, without the query.")]
+    code: Annotated[str, doc("The code of the error.")]
+    status: Annotated[Status, doc("The status of the answer.")]
+    model: Annotated[str, doc("The model that it named; empty if the token is not known, or the model was not read.")]
+    address: Annotated[str, doc("The client's address, behind TRUSTED_PROXIES.")]

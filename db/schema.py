@@ -293,3 +293,25 @@ audit = Table(
     Column("after", Json, nullable=True),
     Index("ix_audit_resource_id_id", "resource_id", "id"),
 )
+
+# Requests that were refused before their admission, append-only, if `RECORD_REFUSALS` is set. No foreign keys.
+refusals = Table(
+    "refusals",
+    metadata,
+    # UUIDv7, so the order of ids is the order of time.
+    Column("id", Id, primary_key=True),
+    Column("refused_at", Timestamp, nullable=False),
+    # Empty if the token is not known.
+    Column("token_id", Id, nullable=False),
+    Column("project_id", Id, nullable=False),
+    Column("provider", Code, nullable=False),
+    Column("method", Code, nullable=False),
+    Column("path", LongText, nullable=False),
+    Column("code", Code, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("model", Name, nullable=False),
+    Column("address", Code, nullable=False),
+    Index("ix_refusals_token_id_id", "token_id", "id"),
+    Index("ix_refusals_project_id_id", "project_id", "id"),
+    Index("ix_refusals_code_id", "code", "id"),
+)

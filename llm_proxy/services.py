@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ssl import SSLContext
 
@@ -31,6 +31,7 @@ from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger
 from llm_proxy.ledger.outage import OutageMode, open_outage_mode, replay_orphans
 from llm_proxy.ledger.prune import Pruner
+from llm_proxy.ledger.refusals import RefusalRecorder
 from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.logging import log
 from llm_proxy.logging.log import Log
@@ -116,7 +117,7 @@ def _open_upstream(provider: Provider, context: SSLContext) -> UpstreamPool:
         raise SettingsError([str(error)]) from error
 
 
-async def _drain(ledger: Ledger, outage: OutageMode | None) -> None:
+async def _drain(ledger: Ledger, outage: OutageMode | None, refusals: RefusalRecorder) -> None:
     """Write what is not written yet. What remains after the timeout is for the next start."""
     events = log.logger("services")
     with trio.move_on_after(DRAIN_TIMEOUT) as drain:
@@ -127,6 +128,8 @@ async def _drain(ledger: Ledger, outage: OutageMode | None) -> None:
         except DatabaseError as error:
             # All is settled; other workers will find that this one has no heartbeat.
             events.warning("the database does not know that this worker has ended", why=str(error))
+        with suppress(DatabaseError):
+            await refusals.drain()
     if drain.cancelled_caught:
         spooled = outage is not None and outage.spooled
         if ledger.unsettled or not spooled:
@@ -167,6 +170,8 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             dead_after=dead_after,
         )
         metrics.set_function(families.LOG_LINES_LOST, lambda: request_log.lines_lost)
+        refusals = RefusalRecorder(database)
+        metrics.set_function(families.REFUSALS_UNRECORDED, lambda: refusals.unrecorded)
         relay = Relay(
             routing=_routing(providers),
             prices=prices,
@@ -174,6 +179,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             ledger=outage or ledger,
             keyring=keyring,
             metrics=metrics,
+            refusals=refusals if settings.record_refusals else None,
             request_log=request_log,
             max_request_size=settings.max_request_size,
             max_concurrent=settings.max_concurrent_requests,
@@ -193,6 +199,8 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             await nursery.start(ledger.run)
             nursery.start_soon(metrics.run)
             nursery.start_soon(pruner.run)
+            if settings.record_refusals:
+                nursery.start_soon(refusals.run)
             if outage is None:
                 nursery.start_soon(replay_orphans, settings, database, worker)
             else:
@@ -201,5 +209,5 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
                 yield Services(settings, database, keyring, relay, metrics, collector, readiness, nursery)
             finally:
                 with trio.CancelScope(shield=True):
-                    await _drain(ledger, outage)
+                    await _drain(ledger, outage, refusals)
                 nursery.cancel_scope.cancel()

@@ -120,7 +120,7 @@ def test_a_fenced_module_is_imported_behind_its_fence_only(module: str) -> None:
 
 
 def test_operations_change_the_database_through_their_call_only() -> None:
-    """`Call.write` adds the entry of the audit log; `Refusals` writes nothing else."""
+    """`Call.write` adds the entry of the audit log; `RefusedCalls` writes nothing else."""
     writers = {
         name_of(path)
         for path in sources()
@@ -130,7 +130,7 @@ def test_operations_change_the_database_through_their_call_only() -> None:
         and node.attr.startswith("write")
         and ast.unparse(node.value).endswith(("database", "_database"))
     }
-    assert writers == {"llm_proxy/api/operations.py", "llm_proxy/api/refusals.py"}
+    assert writers == {"llm_proxy/api/operations.py", "llm_proxy/api/refused_calls.py"}
 
 
 def test_queries_are_the_same_on_every_database() -> None:

@@ -6,10 +6,9 @@ from datetime import datetime
 
 from attrs import frozen
 from msgspec.structs import asdict
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, insert, select
 
-from db.dialects.statements import for_update
-from db.queries.rows import columns, first_id
+from db.queries import rows
 from db.records import AuditEntry
 from db.schema import audit
 
@@ -28,7 +27,7 @@ class Filter:
 
 
 _CREATE = insert(audit)
-_NEWEST_FIRST = select(*columns(audit, AuditEntry)).order_by(audit.c.id.desc())
+_NEWEST_FIRST = select(*rows.columns(audit, AuditEntry)).order_by(audit.c.id.desc())
 
 
 def create(connection: Connection, entry: AuditEntry) -> None:
@@ -65,9 +64,4 @@ def page(connection: Connection, limit: int, after_id: str | None, wanted: Filte
 
 def prune(connection: Connection, before: datetime, limit: int) -> int:
     """Delete the oldest entries from before a time, at most `limit`; say how many they were."""
-    # Ids begin with the time, so old rows are found without an index of their own.
-    old = select(audit.c.id).where(audit.c.id < first_id(before), audit.c.occurred_at < before)
-    ids = list(connection.scalars(for_update(old.order_by(audit.c.id).limit(limit), skip_locked=True)))
-    if ids:
-        connection.execute(delete(audit).where(audit.c.id.in_(ids)))
-    return len(ids)
+    return rows.prune(connection, audit.c.occurred_at, before, limit)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import msgspec
 from attrs import field, frozen
 from sqlalchemy import Connection, bindparam, func, select, type_coerce
 
-from db.queries.rows import columns, first_id
+from db.queries.rows import Newest, columns, newest
 from db.records import TOKENS, SettledRequest
 from db.schema import requests, usage_hourly
 from db.types import LongText
@@ -33,10 +33,6 @@ class Filter:
 
 #: Conditions that an index of their own serves, the most selective first; any further one is checked row by row.
 _INDEXED = ("token_id", "project_id", "outcome")
-#: Rows that a page examines at most.
-EXAMINED = 20_000
-#: An id is made before the request is admitted, by so much at most.
-_WAIT = timedelta(minutes=10)
 
 
 @frozen(kw_only=True)
@@ -66,7 +62,8 @@ class UnpricedModel:
 
 _SUMMED = ("requests", "unpriced", *TOKENS)
 
-_NEWEST_FIRST = select(*columns(requests, SettledRequest)).order_by(requests.c.id.desc())
+_ROWS = select(*columns(requests, SettledRequest))
+_NEWEST_FIRST = _ROWS.order_by(requests.c.id.desc())
 
 
 #: Rows of successful requests that are searched for a provider's id, the newest: about a second's work.
@@ -109,37 +106,33 @@ def page(
         The requests, and the id for the next page; None if there is none.
     """
     column = requests.c
-    conditions = [column[name] == value for name in ("id", *_INDEXED) if (value := getattr(wanted, name)) is not None]
-    # The first one decides which index is read.
-    conditions, further = conditions[:1], conditions[1:]
-    further += [
-        column[name] == value
-        for name in ("provider_request_id", "model", "status")
-        if (value := getattr(wanted, name)) is not None
-    ]
-    further += [
-        type_coerce(column.labels, LongText).contains(_member(key, value), autoescape=True)
-        for key, value in wanted.labels.items()
-    ]
-    if after_id is not None:
-        conditions.append(column.id < after_id)
-    if wanted.since is not None:
-        conditions.append(column.id >= first_id(wanted.since - _WAIT))
-        further.append(column.admitted_at >= wanted.since)
-    if wanted.until is not None:
-        conditions.append(column.id < first_id(wanted.until + _WAIT))
-        further.append(column.admitted_at < wanted.until)
-    last = None
-    query = _NEWEST_FIRST.where(*conditions, *further).limit(limit + 1)
-    if further:
-        ids = select(column.id).where(*conditions).order_by(column.id.desc())
-        last = connection.execute(ids.offset(EXAMINED - 1).limit(1)).scalar()
-        if last is not None:
-            query = query.where(column.id >= last)
-    found = [SettledRequest.of(row) for row in connection.execute(query).mappings()]
-    if len(found) > limit:
-        last = found[limit - 1].id
-    return [row for row in found[:limit] if wanted.labels.items() <= (row.result.labels or {}).items()], last
+    rows, last = newest(
+        connection,
+        _ROWS,
+        limit,
+        Newest(
+            time=column.admitted_at,
+            indexed=[
+                column[name] == value for name in ("id", *_INDEXED) if (value := getattr(wanted, name)) is not None
+            ],
+            further=[
+                *(
+                    column[name] == value
+                    for name in ("provider_request_id", "model", "status")
+                    if (value := getattr(wanted, name)) is not None
+                ),
+                *(
+                    type_coerce(column.labels, LongText).contains(_member(key, value), autoescape=True)
+                    for key, value in wanted.labels.items()
+                ),
+            ],
+            since=wanted.since,
+            until=wanted.until,
+            after_id=after_id,
+        ),
+    )
+    found = [SettledRequest.of(row._mapping) for row in rows]  # noqa: SLF001 (SQLAlchemy's public name)
+    return [row for row in found if wanted.labels.items() <= (row.result.labels or {}).items()], last
 
 
 def _member(key: str, value: str) -> str:

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from datetime import datetime
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
 from typing import Any, Generic, TypeVar
 
 from attrs import AttrsInstance, asdict, fields, frozen, has
-from sqlalchemy import Column, ColumnElement, Connection, Table, and_, bindparam, insert, or_, select
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    and_,
+    bindparam,
+    delete,
+    insert,
+    or_,
+    select,
+)
 
 from db.dialects.statements import for_update
 from db.records import Reservation, Result, SettledRequest
@@ -129,6 +142,76 @@ class Rows(Generic[R]):
                 )
             )
         return [self._record(*row) for row in connection.execute(query)]
+
+
+#: Rows that a page of the newest rows examines at most.
+EXAMINED = 20_000
+#: An id is made before the time of its row, by so much at most.
+_WAIT = timedelta(minutes=10)
+
+
+@frozen(kw_only=True)
+class Newest:
+    """Which rows of an append-only table are wanted; `since` is included, `until` is not.
+
+    Attributes:
+        time: the column of their time.
+        indexed: conditions that an index of their own serves, the most selective first.
+        further: conditions that are checked row by row.
+        after_id: the id that the page before returned.
+    """
+
+    time: Column[datetime]
+    indexed: Sequence[ColumnElement[bool]]
+    further: Sequence[ColumnElement[bool]] = ()
+    since: datetime | None
+    until: datetime | None
+    after_id: str | None
+
+
+def newest(
+    connection: Connection, rows: Select[*tuple[Any, ...]], limit: int, wanted: Newest
+) -> tuple[list[Row[Any]], str | None]:
+    """Read a page of rows in the order of their ids, the newest first.
+
+    Returns:
+        The rows, and the id for the next page; None if there is none. There can be fewer rows than `limit` before the
+        end, because few rows fit.
+    """
+    key, time = wanted.time.table.c.id, wanted.time
+    # The first one decides which index is read.
+    conditions = list(wanted.indexed[:1])
+    further = [*wanted.indexed[1:], *wanted.further]
+    if wanted.after_id is not None:
+        conditions.append(key < wanted.after_id)
+    if wanted.since is not None:
+        conditions.append(key >= first_id(wanted.since - _WAIT))
+        further.append(time >= wanted.since)
+    if wanted.until is not None:
+        conditions.append(key < first_id(wanted.until + _WAIT))
+        further.append(time < wanted.until)
+    last = None
+    query = rows.where(*conditions, *further).order_by(key.desc()).limit(limit + 1)
+    if further:
+        ids = select(key).where(*conditions).order_by(key.desc())
+        last = connection.execute(ids.offset(EXAMINED - 1).limit(1)).scalar()
+        if last is not None:
+            query = query.where(key >= last)
+    found = list(connection.execute(query))
+    if len(found) > limit:
+        last = found[limit - 1]._mapping["id"]  # noqa: SLF001 (SQLAlchemy's public name)
+    return found[:limit], last
+
+
+def prune(connection: Connection, time: Column[datetime], before: datetime, limit: int) -> int:
+    """Delete the oldest rows of an append-only table from before a time, at most `limit`; say how many they were."""
+    # Ids begin with the time, so old rows are found without an index of their own.
+    key = time.table.c.id
+    old = select(key).where(key < first_id(before), time < before)
+    ids = list(connection.scalars(for_update(old.order_by(key).limit(limit), skip_locked=True)))
+    if ids:
+        connection.execute(delete(time.table).where(key.in_(ids)))
+    return len(ids)
 
 
 def first_id(time: datetime) -> str:

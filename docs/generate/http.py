@@ -8,7 +8,19 @@ from typing import Any
 from msgspec import Struct
 
 from docs.generate import data_plane
-from llm_proxy.api import audit, credentials, operations, pages, projects, requests, server, system, tokens, usage
+from llm_proxy.api import (
+    audit,
+    credentials,
+    operations,
+    pages,
+    projects,
+    refusals,
+    requests,
+    server,
+    system,
+    tokens,
+    usage,
+)
 from llm_proxy.api.openapi import schema_of
 from llm_proxy.api.operations import Operation, Resource
 from llm_proxy.api.schema import Changes
@@ -89,7 +101,7 @@ def page() -> str:
 
 def resources() -> Sequence[Resource]:
     """What the management API has, with the providers that are there without a provider file."""
-    kinds = (projects, credentials, tokens, requests, usage, audit, server)
+    kinds = (projects, credentials, tokens, requests, refusals, usage, audit, server)
     return [kind.RESOURCE for kind in kinds]
 
 

@@ -2,10 +2,10 @@
 
 - `schema`: the types of fields; readers that report every mistake of a body or a query
 - `operations`: from an operation's declaration to its route; errors as responses
-- `projects`, `tokens`, `requests`, `usage`, `audit`, `server`: one file per resource
+- `projects`, `tokens`, `requests`, `refusals`, `usage`, `audit`, `server`: one file per resource
 - `pages`: keyset paging, CSV
 - `auth`: the management token
-- `refusals`: refused calls in the audit log
+- `refused_calls`: refused calls in the audit log
 - `system`: `/health`, `/live`, `/ready`, the metrics and `/openapi.json`
 - `openapi`: the OpenAPI document
 """
@@ -18,7 +18,19 @@ from datetime import datetime
 from quart import Quart
 from werkzeug.exceptions import HTTPException
 
-from llm_proxy.api import audit, credentials, openapi, operations, projects, requests, server, system, tokens, usage
+from llm_proxy.api import (
+    audit,
+    credentials,
+    openapi,
+    operations,
+    projects,
+    refusals,
+    requests,
+    server,
+    system,
+    tokens,
+    usage,
+)
 from llm_proxy.services import Services
 from llm_proxy.version import VERSION
 
@@ -29,7 +41,7 @@ def register(app: Quart, services: Services, clock: Callable[[], datetime] = ope
     resources = (
         projects.RESOURCE,
         credentials.RESOURCE,
-        *(tokens.RESOURCE, requests.RESOURCE, usage.RESOURCE, audit.RESOURCE, server.RESOURCE),
+        *(tokens.RESOURCE, requests.RESOURCE, refusals.RESOURCE, usage.RESOURCE, audit.RESOURCE, server.RESOURCE),
     )
     open_paths = system.paths(settings.metrics_path if settings.enable_metrics else None)
     # The framework would otherwise redirect `//` to a URL made from the client's own Host header.

@@ -30,7 +30,7 @@ from db.records import AuditEntry
 from llm_proxy import errors
 from llm_proxy.api.auth import ACTOR, Guard
 from llm_proxy.api.pages import Paging, csv_of
-from llm_proxy.api.refusals import Refusals
+from llm_proxy.api.refused_calls import RefusedCalls
 from llm_proxy.api.schema import Body, Check, Field, Query, Reference, is_id, quoted, read_body, read_query
 from llm_proxy.errors import NotFound, ProxyError
 from llm_proxy.identifiers import request_id
@@ -232,7 +232,7 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
     routes = Blueprint("manage", __name__)
     # An empty token opens nothing: the settings demand one if the management API is to be used.
     guard = Guard(services.settings.management_token or "")
-    refusals = Refusals(services.database, services.nursery)
+    refusals = RefusedCalls(services.database, services.nursery)
     by_path = {one.path: resource for resource in resources for one in resource.operations}
 
     @routes.before_request

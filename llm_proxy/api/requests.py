@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, get_args, get_type_hints
+from collections.abc import Callable
+from typing import Annotated, Any, Final, TypeVar, get_args, get_type_hints
 
 from msgspec import UNSET, Struct, UnsetType, defstruct, field
 
-from db import records
+from db import Connection, records
 from db.queries import projects, tokens
 from db.queries import requests as queries
 from llm_proxy.api.operations import Call, Operation, Resource, found
 from llm_proxy.api.pages import ById, encode_cursor, page_of
 from llm_proxy.api.schema import Field, Id, LabelFilters, Reference, Time, doc, given, one_of, printable, text
 from llm_proxy.errors import ProjectNotFound, RequestNotFound, TokenNotFound
+
+F = TypeVar("F")
+R = TypeVar("R")
 
 RESOURCE: Final = Resource("Requests", "request", RequestNotFound, id=Field.of("id", Annotated[str, printable(255)]))
 
@@ -74,6 +78,17 @@ class ListRequests(ById, kw_only=True):
 @Operation(RESOURCE, "GET", "/manage/requests", "listRequests", page_of(Request), query=ListRequests)
 async def _list(call: Call, query: ListRequests) -> object:
     """List the requests that have ended, the newest first."""
+    return await list_page(call, query, queries.page, queries.Filter, _shown)
+
+
+async def list_page(
+    call: Call,
+    query: ById,
+    read: Callable[[Connection, int, str | None, F], tuple[list[R], str | None]],
+    wanted: Callable[..., F],
+    show: Callable[[R], object],
+) -> dict[str, object]:
+    """Read one page of a list whose entries belong to a token and a project; `wanted` makes the filter of `read`."""
     sent: dict[str, Any] = given(query)
     limit, after = sent.pop("limit"), sent.pop("cursor", None)
     for name, find, missing in (
@@ -82,9 +97,9 @@ async def _list(call: Call, query: ListRequests) -> object:
     ):
         if name in sent:
             sent[name] = await call.resolve(sent[name], find, missing)
-    rows, following = await call.services.database.read(queries.page, limit, after, queries.Filter(**sent))
+    rows, following = await call.services.database.read(read, limit, after, wanted(**sent))
     return {
-        "data": [_shown(row) for row in rows],
+        "data": [show(row) for row in rows],
         "next_cursor": None if following is None else encode_cursor(following),
     }
 

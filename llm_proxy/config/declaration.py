@@ -119,6 +119,12 @@ class Settings:
         "90d",
         "Age at which the ledger rows of requests are deleted; hourly sums are kept. `0` keeps all rows.",
     )
+    record_refusals: bool = DATABASE.setting(
+        kinds.BOOLEAN,
+        "false",
+        "Record refused requests in the database, at most 60 a minute of each error code and worker. They are deleted "
+        "after `LEDGER_RETENTION`.",
+    )
     audit_retention: float = DATABASE.setting(
         kinds.duration(zero=True), "365d", "Age at which entries of the audit log are deleted. `0` keeps all entries."
     )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 from attrs import define, field, frozen
 
+from db.records import RefusedRequest
 from llm_proxy.errors import BadRequest, Overloaded, ProxyError, provider_response
 from llm_proxy.gateway import admission, stream_usage
 from llm_proxy.gateway.auth import token_sources
@@ -17,10 +19,11 @@ from llm_proxy.gateway.http import parameters, upload_session
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
 from llm_proxy.gateway.labels import Labels
 from llm_proxy.gateway.objects.request import RequestObjects
+from llm_proxy.gateway.requested_model import requested_model
 from llm_proxy.gateway.usage import model_name
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
-from llm_proxy.logging.log import Refusal, RequestLine
+from llm_proxy.logging.log import LONGEST_PATH, Refusal, RequestLine
 from llm_proxy.net.disconnect import ClientDisconnected
 from llm_proxy.prices import Prices
 
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.providers.provider import Provider, Providers, Route
     from llm_proxy.gateway.upstream.pool import UpstreamPool
     from llm_proxy.ledger import AdmissionRequest, Checked, Grant, Objects, ObjectUsage
+    from llm_proxy.ledger.refusals import RefusalRecorder
     from llm_proxy.logging.log import Log
     from llm_proxy.metrics import Metrics
     from llm_proxy.secrets.encryption import KeyRing
@@ -83,6 +87,7 @@ class Relay:
         labels: reads the labels of requests.
         max_request_size: bytes of the longest request body that is accepted.
         max_concurrent: maximum number of requests at once; further ones are refused.
+        refusals: records refused requests; None if they are not recorded.
         running: number of requests with a valid token that are in the relay now.
         held: memory of the long bodies that a rule has to read.
         token_sources: for credentials that are exchanged for a token, by the kind of `auth`.
@@ -97,6 +102,7 @@ class Relay:
     request_log: Log
     max_request_size: int
     max_concurrent: int
+    refusals: RefusalRecorder | None = None
     running: int = 0
     held: HeldBodies = field(factory=HeldBodies)
     token_sources: Mapping[str, TokenSource] = field(factory=token_sources)
@@ -125,7 +131,7 @@ class Relay:
             await self._handle(inbound, routing, send)
         except ProxyError as error:
             if not inbound.admitted:
-                self._report_refusal(inbound, error)
+                self._report_refusal(inbound, routing, error)
             elif isinstance(error, Overloaded):
                 # It was refused after its admission; operators look for that among the refusals.
                 self.metrics.refusal(error.code)
@@ -295,15 +301,36 @@ class Relay:
             result,
         )
 
-    def _report_refusal(self, inbound: Inbound, error: ProxyError) -> None:
+    def _report_refusal(self, inbound: Inbound, routing: Routing, error: ProxyError) -> None:
         named = inbound.route.provider
+        name = error.provider or ("" if named is None else named.name)
+        path, model = inbound.path.decode("latin-1"), inbound.model
+        # Anybody can send requests without a valid token: their bodies are not read.
+        if not model and error.token_id and (provider := routing.providers.by_name.get(name)) is not None:
+            model = requested_model(inbound, provider)
         self.metrics.refusal(error.code)
+        if self.refusals is not None:
+            self.refusals.add(
+                RefusedRequest(
+                    inbound.id,
+                    datetime.now(UTC),
+                    error.token_id,
+                    error.project_id,
+                    name,
+                    inbound.method[:64],
+                    self.request_log.path(path[:LONGEST_PATH].replace("\0", "\ufffd")),
+                    error.code,
+                    error.status,
+                    self.request_log.path(model),
+                    inbound.client[:64],
+                )
+            )
         self.request_log.request(
             RequestLine(
                 inbound.id,
                 inbound.method,
-                inbound.path.decode("latin-1"),
-                error.provider or ("" if named is None else named.name),
+                path,
+                name,
                 error.token_id,
                 error.project_id,
                 inbound.client,
@@ -312,7 +339,7 @@ class Relay:
             Refusal(
                 outcome="refused",
                 status=error.status,
-                model=inbound.model,
+                model=model,
                 duration_us=round((trio.current_time() - inbound.arrived) * 1e6),
                 request_bytes=inbound.received,
             ),

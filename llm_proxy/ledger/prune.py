@@ -1,4 +1,4 @@
-"""Retention of the ledger and of the audit log, and daily sums: one worker of all does both, a few rows at a time.
+"""Retention of the ledger, refusals and audit log, and daily sums: one worker of all does both, a few rows at a time.
 
 Between two transactions there is a pause, so that admissions, which use the same database, wait for one short
 transaction at most. A pass reads all rows that are old enough; the next one starts a minute later.
@@ -7,6 +7,7 @@ transaction at most. A pass reads all rows that are old enough; the next one sta
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import trio
 from attrs import define, field
 
+from db import Connection
 from db.database import Database
 from db.errors import DatabaseError
-from db.queries import audit, daily, pruning
+from db.queries import audit, daily, pruning, refusals
 from llm_proxy.logging import log
 
 #: Rows of one transaction.
@@ -32,7 +34,7 @@ _log = log.logger("retention")
 
 @define(eq=False)
 class Pruner:
-    """Keeps the ledger's rows for `retention`, and the audit log's for `audit_retention`; zero keeps all of them.
+    """Keeps ledger and refusals for `retention`, and the audit log for `audit_retention`; zero keeps all rows.
 
     It prunes while it runs, if this worker is the first of the live ones. A worker counts as dead when its heartbeat
     has been missing for `dead_after`.
@@ -53,8 +55,9 @@ class Pruner:
                 if await self._database.read(pruning.is_first, self._worker_id, self._dead_after):
                     if self.retention:
                         await self.prune()
+                        await self._prune_log("refusals", refusals.prune, self.retention)
                     if self._audit_retention:
-                        await self._prune_audit()
+                        await self._prune_log("the audit log", audit.prune, self._audit_retention)
                     await self.sum_up_days()
             except DatabaseError as error:
                 _log.warning("pruning and daily sums were interrupted and are retried", reason=str(error))
@@ -94,12 +97,14 @@ class Pruner:
                 _log.info("summed a day up", day=f"{day:%Y-%m-%d}", rows=len(totals))
         await self._database.write(daily.mark)
 
-    async def _prune_audit(self) -> None:
-        before = datetime.now(UTC) - self._audit_retention
-        rows = found = await self._database.write(audit.prune, before, PIECE)
+    async def _prune_log(
+        self, name: str, prune: Callable[[Connection, datetime, int], int], retention: timedelta
+    ) -> None:
+        before = datetime.now(UTC) - retention
+        rows = found = await self._database.write(prune, before, PIECE)
         while found == PIECE:
             await trio.sleep(PAUSE)
-            found = await self._database.write(audit.prune, before, PIECE)
+            found = await self._database.write(prune, before, PIECE)
             rows += found
         if rows:
-            _log.info("pruned the audit log", rows=rows, older_than=before.isoformat())
+            _log.info(f"pruned {name}", rows=rows, older_than=before.isoformat())

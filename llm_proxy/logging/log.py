@@ -41,7 +41,7 @@ _FAILURES: Final = frozenset({"upstream_error", "upstream_timeout", "proxy_error
 _FOREIGN: Final = frozenset(
     {"method", "path", "reason", "model", "requested_model", "service_tier", "labels", "provider_request_id"}
 )
-_LONGEST_PATH: Final = 1024
+LONGEST_PATH: Final = 1024
 _LONGEST_MODEL: Final = 128
 
 
@@ -64,7 +64,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
 
 
 class Refusal(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
-    """How a request ended that was not admitted. `model` is what it asked for, if a rule had to read that."""
+    """How a request ended that was not admitted. `model` is what it asked for, if its token is known."""
 
     outcome: Literal["refused"]
     status: int
@@ -94,7 +94,7 @@ class Log:
         if not (self._show_failures if failed else self._show_requests):
             return
         try:
-            line.path = self.path(line.path.partition("?")[0][:_LONGEST_PATH])
+            line.path = self.path(line.path.partition("?")[0][:LONGEST_PATH])
             for name in ("model", "requested_model"):
                 if model := getattr(result, name, ""):
                     shown = self._redactor.path(model[:_LONGEST_MODEL])

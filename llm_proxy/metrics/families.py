@@ -99,6 +99,11 @@ REFUSALS: Final = _counter(
     "Requests that the proxy refused, by error code.",
     Label("code", "an error code, such as `token_invalid`"),
 )
+REFUSALS_UNRECORDED: Final = _counter(
+    "llm_proxy_refusals_unrecorded",
+    "Refused requests that are missing in the table `refusals` because there were too many; 0 without "
+    "`RECORD_REFUSALS`.",
+)
 UPSTREAM_REQUESTS: Final = _gauge(
     "llm_proxy_upstream_in_flight_requests", "Requests that are in flight to a provider.", _PROVIDER
 )
@@ -204,7 +209,7 @@ PROCESS: Final = (
 
 #: All metrics, in the order of the reference page.
 SECTIONS: Final[dict[str, tuple[Family, ...]]] = {
-    "Requests": (REQUESTS, DURATION, FIRST_BYTE, TOKENS, UNPRICED, REFUSALS),
+    "Requests": (REQUESTS, DURATION, FIRST_BYTE, TOKENS, UNPRICED, REFUSALS, REFUSALS_UNRECORDED),
     "Upstream": (UPSTREAM_REQUESTS, UPSTREAM_CONNECTIONS),
     "Database": (
         *(DATABASE_UP, DATABASE_INFO, LAST_TRANSACTION),

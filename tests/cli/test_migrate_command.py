@@ -111,6 +111,7 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
         ["projects.allow_unknown_objects", str(before["projects"])],
         ["projects.stream_usage", str(before["projects"])],
         ["provider_objects", "0"],
+        ["refusals", "2"],
         ["requests", "20"],
         ["tokens.labels", str(before["tokens"])],
         ["usage_daily", "0"],

@@ -6,10 +6,18 @@ from datetime import UTC, datetime, timedelta
 
 from db import Connection
 from db.database import Database
-from db.queries import audit, credentials, ledger, projects, tokens
+from db.queries import audit, credentials, ledger, projects, refusals, tokens
 from db.records import Reservation
 from llm_proxy.identifiers import new_id, request_id
-from tests.db.queries.factories import NOON, a_credential, a_project, a_settled_request, a_token, an_audit_entry
+from tests.db.queries.factories import (
+    NOON,
+    a_credential,
+    a_project,
+    a_refusal,
+    a_settled_request,
+    a_token,
+    an_audit_entry,
+)
 
 _WIDE = "Grüße, 世界 🙂 'quoted' \"twice\" \\ % ? $1 :name"
 
@@ -38,6 +46,7 @@ def _write(connection: Connection, number: int) -> list[str]:
         tokens.create(connection, token)
     for changes in (None, {}, {"name": _WIDE * 1000}):
         audit.create(connection, an_audit_entry(actor=_WIDE, resource_id="", before=changes, after=changes))
+    refusals.create(connection, [a_refusal(model=_WIDE, path=_WIDE * 100), a_refusal(token_id="", project_id="")])
     settled = [
         a_settled_request(
             owned[place % 4],

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from db.errors import Unavailable
-from db.queries import audit, daily, pruning
+from db.queries import audit, daily, pruning, refusals
 from db.queries.pruning import Pruned
 from llm_proxy.ledger.prune import EVERY, PIECE, Pruner
 
@@ -22,6 +22,7 @@ class FakeDatabase:
         self.away = away
         self.times: list[float] = []
         self.audited = 0
+        self.refused = 0
 
     async def read(self, function: Any, *_: object) -> object:
         if function is daily.waiting:
@@ -38,6 +39,9 @@ class FakeDatabase:
         if function is audit.prune:
             self.audited += 1
             return PIECE if self.audited == 1 else 1
+        if function is refusals.prune:
+            self.refused += 1
+            return PIECE if self.refused == 1 else 1
         assert function is pruning.prune
         self.times.append(trio.current_time())
         done = min(limit, self.rows)
@@ -71,7 +75,7 @@ async def test_a_pass_goes_to_the_end_with_pauses(clock: trio.testing.MockClock)
     assert len(database.times) == 5
     assert all(later > earlier for earlier, later in zip(database.times, database.times[1:], strict=False))
     assert one.last_pass > 0
-    assert database.audited == 2
+    assert (database.audited, database.refused) == (2, 2)
 
 
 async def test_a_pass_follows_a_pass(clock: trio.testing.MockClock) -> None:

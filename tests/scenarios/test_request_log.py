@@ -38,7 +38,7 @@ def gateway(
             scratch,
             session_upstream,
             tmp_path_factory.mktemp("gateway"),
-            {"TRUSTED_PROXIES": "127.0.0.0/8"},
+            {"TRUSTED_PROXIES": "127.0.0.0/8", "RECORD_REFUSALS": "true"},
             strict=True,
         ) as deployment,
     ):
@@ -129,6 +129,44 @@ async def test_log_of_a_rejected_model_has_the_model(gateway: Deployment, model:
     found = await refused(gateway, token["token"], CHAT, body, JSON, ("Origin", ORIGIN), (TEAM, "a"))
     wanted = common(400, "parameter_not_allowed") | owner(token, "openai-strict")
     assert found == (wanted if shown is None else wanted | {"model": shown})
+
+
+async def test_log_of_a_used_up_token_has_the_model(gateway: Deployment) -> None:
+    token = gateway.new_token(max_requests=1)
+    assert (await gateway.chat(token["token"])).status == 200
+    found = await refused(gateway, token["token"], CHAT, chat_body(), JSON)
+    assert found == common(429, "request_limit_exceeded") | owner(token) | {"model": "gpt-scripted"}
+
+
+def test_a_refusal_is_listed_with_what_its_log_line_says(gateway: Deployment) -> None:
+    token = gateway.new_token(max_requests=1)
+    assert trio.run(gateway.chat, token["token"]).status == 200
+    path = f"/v1/files/{token['token']}"
+    trio.run(refused, gateway, token["token"], path)
+    trio.run(refused, gateway, token["token"], CHAT, chat_body(), JSON)
+
+    def listed() -> list[dict[str, Any]] | None:
+        result = manage(gateway, "refusal", "list", "--token-id", token["id"], "--json")
+        found: list[dict[str, Any]] = json.loads(result.stdout)
+        return found if len(found) == 2 else None
+
+    newest, oldest = wait_for(listed, 5, lambda: "the refusals are not recorded")
+    assert newest.pop("id") > oldest["id"]
+    assert datetime.now(UTC) - datetime.fromisoformat(newest.pop("refused_at")) < timedelta(minutes=1)
+    assert newest == owner(token) | {
+        "method": "POST",
+        "path": CHAT,
+        "code": "request_limit_exceeded",
+        "status": 429,
+        "model": "gpt-scripted",
+        "address": CLIENT,
+    }
+    assert token["token"] not in json.dumps(oldest)
+    assert oldest["path"].startswith("/v1/files/")
+    table = manage(gateway, "refusal", "list", "--code", "request_limit_exceeded", "--limit", "1").stdout
+    assert table.splitlines()[1].split()[3:5] == ["request_limit_exceeded", "429"]
+    csv = manage(gateway, "refusal", "list", "--token-id", token["id"], "--csv").stdout
+    assert len(csv.splitlines()) == 3
 
 
 async def test_log_of_an_admitted_request_has_the_client(gateway: Deployment) -> None:

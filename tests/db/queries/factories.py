@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from db.records import Account, AuditEntry, Credential, Project, SealedKey, SettledRequest, Token
+from db.records import Account, AuditEntry, Credential, Project, RefusedRequest, SealedKey, SettledRequest, Token
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.tokens import digest
 
@@ -116,3 +116,21 @@ def an_audit_entry(**fields: Any) -> AuditEntry:
         "status": 200,
     }
     return AuditEntry(**usual | fields)
+
+
+def a_refusal(**fields: Any) -> RefusedRequest:
+    """A request that was refused at noon, because its token has reached its limit."""
+    usual: dict[str, Any] = {
+        "id": request_id(),
+        "refused_at": NOON,
+        "token_id": "t-1",
+        "project_id": "p-1",
+        "provider": "openai",
+        "method": "POST",
+        "path": "/v1/chat/completions",
+        "code": "request_limit_exceeded",
+        "status": 429,
+        "model": "gpt-5",
+        "address": "198.51.100.7",
+    }
+    return RefusedRequest(**usual | fields)

@@ -11,6 +11,7 @@ from db.database import Database, opened
 from db.dsn import Target
 from db.options import Options
 from db.queries import ledger, requests
+from db.queries import rows as listing
 from db.queries.ledger import hour_of
 from db.queries.requests import Filter, UnpricedModel
 from db.queries.rows import first_id
@@ -106,7 +107,7 @@ def test_further_filters_narrow_down(database: Database) -> None:
 def test_a_page_examines_a_bounded_number_of_rows(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [at(number, status=201 if number in (0, 8) else 200) for number in range(10)]
     database.write_now(lambda connection: connection.execute(insert(table), [row.by_column() for row in rows]).close())
-    monkeypatch.setattr(requests, "EXAMINED", 4)
+    monkeypatch.setattr(listing, "EXAMINED", 4)
     found: list[list[str]] = []
     after: str | None = None
     for _ in range(10):

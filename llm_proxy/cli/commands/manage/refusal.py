@@ -1,0 +1,40 @@
+"""`llm-proxy manage refusal`."""
+
+from __future__ import annotations
+
+import click
+
+from llm_proxy.cli.client import ManagementClient, path, with_client
+from llm_proxy.cli.commands.manage.usage import first, print_csv
+from llm_proxy.cli.output import print_table, timestamp
+from llm_proxy.cli.program import Group
+
+
+@click.group("refusal", cls=Group)
+def command() -> None:
+    """Show refused requests; the server records them if RECORD_REFUSALS is set."""
+
+
+@command.command("list")
+@click.option("--project-id", metavar="ID", help="List only requests of this project.")
+@click.option("--token-id", metavar="ID", help="List only requests with this token.")
+@click.option("--code", metavar="CODE", help="List only requests with this error, e.g. request_limit_exceeded.")
+@click.option("--from", metavar="TIME", help="List only requests at this time or later.")
+@click.option("--to", metavar="TIME", help="List only requests before this time.")
+@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of requests.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all requests whatever the limit.")
+@with_client
+def list_(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, **query: str | None) -> None:
+    """List refused requests, the newest first.
+
+    TIME is a day in UTC like 2030-01-31, or a time like 2030-01-31T12:00:00Z. The ID of a project or a token can be its
+    name.
+    """
+    if as_csv:
+        print_csv(client, "refusals", query, as_json=as_json)
+        return
+    found = first(client, path("refusals"), limit, "refusals", f"newest {limit}", **query)
+    names = ("id", "code", "status", "token_id", "model", "address", "method", "path")
+    rows = [(timestamp(one["refused_at"]), *(one[name] or None for name in names)) for one in found]
+    titles = ("TIME", "ID", "CODE", "STATUS", "TOKEN ID", "MODEL", "ADDRESS", "METHOD", "PATH")
+    print_table(found, titles, rows, numbers=("STATUS",), as_json=as_json)
