@@ -58,16 +58,21 @@ class Kind(Generic[T]):
             raise InvalidValue(f"allowed: {self.allowed}") from None
 
 
+def may_hide_secret(text: str) -> bool:
+    """Whether a wrong value may contain a password before an @, or a key in the query of a URL."""
+    return "@" in text or ("://" in text and "?" in text)
+
+
 def quoted(text: str) -> str:
     """Show a wrong value in one short line without credentials; `(hidden)` if it may contain a password."""
-    if "@" in text:
+    if may_hide_secret(text):
         return "(hidden)"
     text = redact(text)
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "…")
 
 
 def assignment(name: str, text: str, *, secret: bool = False) -> str:
-    return f"{name} (value hidden)" if secret or "@" in text else f"{name}={quoted(text)}"
+    return f"{name} (value hidden)" if secret or may_hide_secret(text) else f"{name}={quoted(text)}"
 
 
 def did_you_mean(text: str, known: Collection[str]) -> str:

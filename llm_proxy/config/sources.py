@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 
 import attrs
 
-from llm_proxy.config.kinds import InvalidValue, Kind, quoted
+from llm_proxy.config.kinds import InvalidValue, Kind, may_hide_secret, quoted
 from llm_proxy.secrets import private_file
 
 T = TypeVar("T")
@@ -135,8 +135,8 @@ def _subject(name: str, declaration: Declaration, text: str, source: Source) -> 
     """Name the flag or variable, and show the wrong value if it cannot be a secret."""
     is_flag = source.place == FLAGS
     named, place = (declaration.flag or name, "") if is_flag else (name, source.place)
-    # A value with an @ may be a URL with a password, set under the wrong name.
-    if declaration.secret or "@" in text:
+    # A URL may have been set under the wrong name.
+    if declaration.secret or may_hide_secret(text):
         return f"{named}{place} (value hidden)"
     return f"{named} {quoted(text)}" if is_flag else f"{named}={quoted(text)}{place}"
 

@@ -83,11 +83,9 @@ def mistake(name: str, value: str) -> str:
             "https://llm.example.com/v1",
             "it has a path; write scheme and host only, like https://llm.example.com",
         ),
-        ("PUBLIC_URL", "https://llm.example.com?a", "a base URL has no query and no fragment"),
         ("PUBLIC_URL", "https://llm.example.com:0", BAD_HOST),
         ("OPENAI_API_URL", "api.openai.com", "a base URL begins with https:// or http://"),
         ("OPENAI_API_URL", "https://", BAD_HOST),
-        ("OPENAI_API_URL", "https://api.example?x=1", "a base URL has no query and no fragment"),
         ("OPENAI_API_URL", "https://api.example:http", BAD_HOST),
     ],
 )
@@ -98,6 +96,8 @@ def test_a_wrong_value_is_named_with_what_is_allowed(name: str, value: str, reas
 @pytest.mark.parametrize(
     ("name", "value", "reason"),
     [
+        ("PUBLIC_URL", "https://llm.example.com?a", "a base URL has no query and no fragment"),
+        ("OPENAI_API_URL", "https://api.example?x=1", "a base URL has no query and no fragment"),
         ("MANAGEMENT_TOKEN", "two words", HEADER),
         ("MANAGEMENT_TOKEN", "schlüssel", HEADER),
         ("ENCRYPTION_KEY", "swordfish!", f"key 1 is not base64 of 32 bytes; {KEYS}"),

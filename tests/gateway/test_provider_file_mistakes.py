@@ -161,7 +161,7 @@ FILES = [
     ),
     (
         "apis: {openai: {base_url: 'https://x?y=1'}}",
-        ["line 1: apis.openai.base_url='https://x?y=1': a base URL has no query and no fragment"],
+        ["line 1: apis.openai.base_url (value hidden): a base URL has no query and no fragment"],
     ),
     (
         "apis: {openai: {base_url: 'https://x/v1/'}}",
