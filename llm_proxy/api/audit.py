@@ -14,6 +14,9 @@ from llm_proxy.api.schema import Timestamp, doc, given, one_of, printable, text
 
 RESOURCE: Final = Resource("Audit log", "audit")
 
+#: The kinds of resources that entries name.
+KINDS: Final = ("project", "credential", "token", "request", "refusal", "usage", "audit", "server")
+
 _Text = Annotated[str, text(1, 255)]
 _Word = Annotated[str, printable(64)]
 
@@ -22,7 +25,7 @@ class ListAudit(ById, kw_only=True):
     """The entries to list."""
 
     resource_id: Annotated[_Text, doc("Only calls on the resource of this id.")] | UnsetType = UNSET
-    resource: Annotated[_Word, doc("Only calls on this kind of resource, such as `project`.")] | UnsetType = UNSET
+    resource: Annotated[str, one_of(KINDS), doc("Only calls on this kind of resource.")] | UnsetType = UNSET
     operation: Annotated[_Word, doc("Only calls of this operationId.")] | UnsetType = UNSET
     outcome: Annotated[str, one_of(get_args(AuditOutcome)), doc("Only such calls.")] | UnsetType = UNSET
     actor: Annotated[_Text, doc("Only calls of this actor.")] | UnsetType = UNSET

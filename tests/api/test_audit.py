@@ -20,6 +20,7 @@ from db.database import Database
 from db.errors import DatabaseError, Unavailable
 from db.queries import audit, credentials, projects, tokens
 from db.records import AuditEntry
+from llm_proxy.api import audit as audit_api
 from llm_proxy.api import refused_calls
 from llm_proxy.api.operations import Change
 from llm_proxy.identifiers import new_id
@@ -330,6 +331,10 @@ async def test_a_call_leaves_exactly_one_entry(world: World, case: Case) -> None
     }
     if case.resource_id is ANY:
         assert entry["resource_id"] == reply.json["id"] == entry["after"]["id"]
+
+
+def test_every_kind_of_resource_can_be_listed() -> None:
+    assert {case.resource for case in REFUSALS} - {""} == set(audit_api.KINDS)
 
 
 async def test_the_table_has_every_operation(api: Api) -> None:
