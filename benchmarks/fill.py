@@ -169,7 +169,7 @@ def _rows(owners: Sequence[Token], count: int, now: datetime) -> list[SettledReq
 
 
 def _settle(connection: Connection, rows: Sequence[SettledRequest]) -> None:
-    _insert_requests(connection, rows)
+    _insert_requests(connection, [row.values() for row in rows])
     ledger.roll_up(connection, rows)
     counts: dict[str, int] = {}
     for row in rows:

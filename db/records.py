@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from attrs import field, frozen
 from msgspec import Meta
-from msgspec.structs import asdict
+from msgspec.structs import asdict, astuple
 
 #: How a request ended. `ok`: relayed whole with a status below 400, or its terminal event was relayed. `rejected`: the
 #: provider answered 4xx. `upstream_error`: it answered 5xx, reported an error inside a stream, or broke off. `void`:
@@ -216,8 +216,9 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     @property
     def unpriced(self) -> bool:
         """Whether something was used, and its cost is unknown."""
-        used = (self.input_tokens, self.output_tokens, self.usage_details)
-        return self.cost_nanousd is None and used != (None, None, None)
+        if self.cost_nanousd is not None:
+            return False
+        return not (self.input_tokens is None and self.output_tokens is None and self.usage_details is None)
 
 
 #: The fields of a result that are classes of tokens.
@@ -250,6 +251,10 @@ class SettledRequest(msgspec.Struct, frozen=True, gc=False):
         reservation = {name: columns[name] for name in Reservation.__struct_fields__}
         result = {name: columns[name] for name in Result.__struct_fields__ if name in columns}
         return cls(Reservation(**reservation), Result(**result), columns["settled_at"])
+
+    def values(self) -> tuple[Any, ...]:
+        """The values of the columns."""
+        return (*astuple(self.reservation), *astuple(self.result), self.settled_at)
 
     def by_column(self) -> dict[str, Any]:
         """The values by column name."""

@@ -50,14 +50,14 @@ class _Text:
 
 
 class BulkInsert:
-    """An INSERT, `upsert_add` included, of objects with attributes, or mappings with keys, named like the columns."""
+    """An INSERT, `upsert_add` included, of tuples, or of attributes or members that are named like the columns."""
 
-    def __init__(self, statement: Insert, columns: Sequence[str] | Mapping[str, str]) -> None:
-        """Take the statement and the columns to fill; a mapping gives the attribute for each, such as `owner.name`."""
+    def __init__(self, statement: Insert, columns: Sequence[str] | Mapping[str, int]) -> None:
+        """Take the statement and the columns to fill; a mapping gives the position of each in a tuple."""
         self._statement = statement
         self._columns = list(columns)
-        self._attributes = columns if isinstance(columns, Mapping) else {}
-        self._compiled: WeakKeyDictionary[Dialect, tuple[str, Sequence[str], _Conversions]] = WeakKeyDictionary()
+        self._positions = columns if isinstance(columns, Mapping) else {}
+        self._compiled: WeakKeyDictionary[Dialect, tuple[str, Sequence[Any], _Conversions]] = WeakKeyDictionary()
 
     def __call__(self, connection: Connection, rows: Sequence[Any]) -> None:
         """Insert the rows in their order. Without any, nothing is sent."""
@@ -66,15 +66,15 @@ class BulkInsert:
         dialect = connection.dialect
         text, names, conversions = self._compiled.get(dialect) or self._compile(dialect)
         take: Callable[[Any], tuple[Any, ...]]
-        take = itemgetter(*names) if isinstance(rows[0], Mapping) else attrgetter(*names)
+        take = itemgetter(*names) if self._positions or isinstance(rows[0], Mapping) else attrgetter(*names)
         connection.exec_driver_sql(text, [_converted(take(row), conversions) for row in rows])
 
-    def _compile(self, dialect: Dialect) -> tuple[str, Sequence[str], _Conversions]:
+    def _compile(self, dialect: Dialect) -> tuple[str, Sequence[Any], _Conversions]:
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)
         names = compiled.positiontup or []
         types = [self._statement.table.c[name].type for name in names]
-        attributes = [self._attributes.get(name, name) for name in names]
-        self._compiled[dialect] = found = (str(compiled), attributes, _conversions(dialect, types, reading=False))
+        keys = [self._positions.get(name, name) for name in names]
+        self._compiled[dialect] = found = (str(compiled), keys, _conversions(dialect, types, reading=False))
         return found
 
 
@@ -211,5 +211,7 @@ def _converted(row: Sequence[Any], conversions: _Conversions) -> Sequence[Any]:
         return row
     values = list(row)
     for position, convert in conversions:
-        values[position] = convert(values[position])
+        # Every conversion keeps None.
+        if (value := values[position]) is not None:
+            values[position] = convert(value)
     return tuple(values)

@@ -10,6 +10,7 @@ from bisect import bisect_left
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from hashlib import blake2b
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 from attrs import asdict, evolve, frozen
@@ -114,6 +115,7 @@ _roll_up = BulkInsert(
     ["hour", "token_id", "model", "project_id", *SERIES, *SUMS],
 )
 _NOTHING = dict.fromkeys(SUMS, 0)
+_counts_of = attrgetter(*TOKENS)
 # What is needed now and then.
 _reservations = select(*columns(in_flight, Reservation)).order_by(in_flight.c.id)
 
@@ -223,7 +225,7 @@ def settle(connection: Connection, settled: Sequence[SettledRequest]) -> None:
     """
     if _release(connection, [row.reservation.id for row in settled]) != len(settled):
         raise ReservationsMissing
-    _settle(connection, settled)
+    _settle(connection, [row.values() for row in settled])
 
 
 def settle_doubtful(
@@ -245,7 +247,7 @@ def settle_doubtful(
     written = [row for row in settled if row.reservation.id in open_ids or row.reservation.id in swept]
     _release(connection, sorted(open_ids))
     delete_requests(connection, sorted(swept))
-    _settle(connection, written)
+    _settle(connection, [row.values() for row in written])
     return written, list(swept.values())
 
 
@@ -267,7 +269,7 @@ def add_late(connection: Connection, late: Sequence[SettledRequest]) -> list[Set
             result = replace(row.result, requested_model=requested, labels=labels, summed_labels=summed)
             row = SettledRequest(row.reservation, result, row.settled_at)  # noqa: PLW2901 - the same row
         rows.append(row)
-    _settle(connection, rows)
+    _settle(connection, [row.values() for row in rows])
     return rows
 
 
@@ -292,27 +294,36 @@ def series_of(provider: str, model: str, requested_model: str | None, summed_lab
 def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: Iterable[SettledRequest] = ()) -> None:
     """Add settled rows to the hourly sums (void ones do not count), in one statement."""
     sums: dict[tuple[datetime, str, str], dict[str, Any]] = {}
+    # Most rows of a transaction have the same key: its digest is computed once.
+    known: dict[tuple[object, ...], dict[str, Any]] = {}
     for sign, rows in ((1, added), (-1, removed)):
         for row in rows:
             reservation, result = row.reservation, row.result
             if result.outcome == "void":
                 continue
             asked, labels = result.requested_model, result.summed_labels
-            series = series_of(reservation.provider, result.model, asked, labels)
-            key = (hour_of(reservation.admitted_at), reservation.token_id, series)
-            bucket = sums.get(key)
+            alike = (
+                *(reservation.admitted_at, reservation.token_id, reservation.provider, result.model, asked),
+                labels and tuple(sorted(labels.items())),
+            )
+            bucket = known.get(alike)
             if bucket is None:
-                bucket = sums[key] = {
-                    "hour": key[0],
-                    "token_id": reservation.token_id,
-                    "model": series,
-                    "project_id": reservation.project_id,
-                    "provider": None if asked is None else reservation.provider,
-                    "answered_model": None if asked is None else result.model,
-                    "requested_model": asked,
-                    "labels": labels,
-                    **_NOTHING,
-                }
+                series = series_of(reservation.provider, result.model, asked, labels)
+                key = (hour_of(reservation.admitted_at), reservation.token_id, series)
+                bucket = known[alike] = sums.setdefault(
+                    key,
+                    {
+                        "hour": key[0],
+                        "token_id": reservation.token_id,
+                        "model": series,
+                        "project_id": reservation.project_id,
+                        "provider": None if asked is None else reservation.provider,
+                        "answered_model": None if asked is None else result.model,
+                        "requested_model": asked,
+                        "labels": labels,
+                        **_NOTHING,
+                    },
+                )
             _add(bucket, sign, result)
     keys = sorted(sums)
     _roll_up(connection, [sums[key] for key in keys])
@@ -330,11 +341,11 @@ def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:
         bucket["estimated"] += sign * result.estimated
         if result.duration_us is not None:
             bucket[DURATION_COLUMNS[bisect_left(DURATIONS, result.duration_us / 1000)]] += sign
-    for name in TOKENS:
-        count = getattr(result, name)
-        if count is not None:
+    for name, count in zip(TOKENS, _counts_of(result), strict=True):
+        if count:
             bucket[name] += sign * count
-    bucket["cost_nanousd"] += sign * (result.cost_nanousd or 0)
+    if result.cost_nanousd:
+        bucket["cost_nanousd"] += sign * result.cost_nanousd
     bucket["unpriced"] += sign * result.unpriced
 
 

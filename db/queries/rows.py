@@ -58,11 +58,9 @@ def names(record: type) -> tuple[str, ...]:
     return found
 
 
-#: The columns of a settled request: where its record has the value of each.
-SETTLED: Mapping[str, str] = {
-    **{name: f"reservation.{name}" for name in names(Reservation)},
-    **{name: f"result.{name}" for name in names(Result)},
-    "settled_at": "settled_at",
+#: The columns of a settled request, and the position of each in `SettledRequest.values`.
+SETTLED: Mapping[str, int] = {
+    name: position for position, name in enumerate((*names(Reservation), *names(Result), "settled_at"))
 }
 
 

@@ -51,9 +51,7 @@ def digest(inbound: Inbound, keyring: KeyRing) -> bytes:
 
 def needs_body(inbound: Inbound, providers: Providers) -> bool:
     """Whether some rule has to read the body before the request can be admitted."""
-    provider = inbound.route.provider
-    candidates = providers.by_name.values() if provider is None else (provider,)
-    return inbound.has_body and any(candidate.needs_body for candidate in candidates)
+    return inbound.has_body and (inbound.route.provider or providers).needs_body
 
 
 def admission_request(

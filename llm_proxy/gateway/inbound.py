@@ -44,7 +44,12 @@ HELD_LIMIT = 256 * 1024 * 1024
 #: Bytes of the beginning, and of the end, of a longer body that are kept while it passes.
 ENDS = 64 * 1024
 
-_FRAMING = frozenset({b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"sec-websocket-key"})
+_READ = frozenset(
+    {
+        *(b"content-length", b"transfer-encoding", b"expect", b"upgrade", b"sec-websocket-key"),
+        *(b"content-type", b"content-encoding", b"anthropic-version"),
+    }
+)
 
 
 @define(eq=False)
@@ -99,6 +104,10 @@ class Inbound:
         rest: scope of reading the rest of the answer after that; it ends soon after a disconnect.
         received: bytes of the body so far.
         content_length: what the client declared; None for a chunked body.
+        content: the headers with the type and the coding of the body.
+        shape: the shape of error bodies that the client expects. Some paths without a provider's name, such as
+            `/v1/models`, are in both APIs. Anthropic's API requires the header `anthropic-version` in every request, so
+            its clients are known by it.
         has_body: whether the message is framed as having one.
         websocket: whether it is the handshake of a WebSocket (RFC 6455 §4.1).
         scope: what is cancelled when the client leaves, where the server does not do that by itself.
@@ -108,7 +117,28 @@ class Inbound:
 
     labels: Mapping[str, str] | BadRequest = MappingProxyType({})
     not_forwarded: frozenset[bytes] = frozenset()
+    model = ""
+    has_slot = False
+    admitted = False
+    answered = False
+    gone = False
+    left = False
+    rest: trio.CancelScope | None = None
+    received = 0
+    expects_continue = False
+    websocket = False
+    scope: trio.CancelScope | None = None
     _seen_ends: tuple[bytes, bytes | None] | None = None
+    _ended = False
+    _ends: _Ends | None = None
+    _held = 0
+    _waited = 0.0
+    _fault: ProxyError | None = None
+    _charged = 0
+    _held_bodies: HeldBodies | None = None
+    # Made by the task that waits: most requests need neither.
+    _news: trio.Event | None = None
+    _room: trio.Event | None = None
 
     def __init__(
         self,
@@ -127,41 +157,27 @@ class Inbound:
         self.query: bytes = scope["query_string"]
         self.headers: list[tuple[bytes, bytes]] = scope["headers"]
         self.client: str = (scope.get("client") or ("",))[0]
-        self.model = ""
         self.arrived = arrived
-        self.has_slot = False
-        self.admitted = False
-        self.answered = False
-        self.gone = False
-        self.left = False
-        self.rest: trio.CancelScope | None = None
-        self.received = 0
         self.content_length: int | None = None
+        self.content: list[tuple[bytes, bytes]] = []
+        self.shape: Shape = route.shape
         # HTTP/2 frames a body without any header that says so (RFC 9113 §8.1).
         self.has_body = not str(scope.get("http_version", "1.1")).startswith("1")
-        self.expects_continue = False
-        self.websocket = False
-        self.scope: trio.CancelScope | None = None
         extension = (scope.get("extensions") or {}).get(EXTENSION)
         self.notify: Callable[[Callable[[], bool]], None] | None = extension and extension["on_disconnect"]
         self._arrived: Callable[[], bool] | None = extension and extension.get("body_arrived")
         self._receive = receive
         self._max_size = max_size
-        self._ended = False
         self._pieces: list[bytes] = []
-        self._ends: _Ends | None = None
-        self._held = 0
-        self._waited = 0.0
-        self._fault: ProxyError | None = None
-        self._charged = 0
-        self._held_bodies: HeldBodies | None = None
-        # Made by the task that waits: most requests need neither.
-        self._news: trio.Event | None = None
-        self._room: trio.Event | None = None
         for name, value in self.headers:
-            if name not in _FRAMING:
+            if name not in _READ:
                 continue
-            if name == b"content-length":
+            if name in (b"content-type", b"content-encoding"):
+                self.content.append((name, value))
+            elif name == b"anthropic-version":
+                if route.provider is None:
+                    self.shape = "anthropic"
+            elif name == b"content-length":
                 self.content_length = int(value)
                 self.has_body = self.content_length > 0
             elif name == b"transfer-encoding":
@@ -241,17 +257,6 @@ class Inbound:
             given = self._charged if size is None else min(size, self._charged)
             self._charged -= given
             self._held_bodies.size -= given
-
-    @property
-    def shape(self) -> Shape:
-        """The shape of error bodies that the client expects.
-
-        Some paths without a provider's name, such as `/v1/models`, are in both APIs. Anthropic's API requires the
-        header `anthropic-version` in every request, so its clients are known by it.
-        """
-        if self.route.provider is None and any(name == b"anthropic-version" for name, _ in self.headers):
-            return "anthropic"
-        return self.route.shape
 
     @property
     def ended(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import date
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -49,7 +50,9 @@ class Labels:
         A header with `_` in place of `-` is not read, and not for the provider either: some servers do not tell the two
         apart.
         """
-        names = self._names
+        names, sent = self._names, list(map(itemgetter(0), inbound.headers))
+        if names.isdisjoint(sent) and b"_" not in b"".join(sent):
+            return
         taken = [
             one
             for one in inbound.headers

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -41,7 +41,7 @@ _text = msgspec.json.Decoder(str).decode
 class NamedModel(msgspec.Struct, gc=False):
     """A JSON body of an endpoint that names its model in `model`."""
 
-    model: msgspec.Raw = msgspec.Raw(b'""')
+    model: Any = ""
 
 
 _named = msgspec.json.Decoder(NamedModel).decode
@@ -67,7 +67,7 @@ def requested_model(inbound: Inbound, provider: Provider) -> str:
 def _of_document(document: bytes, names: Sequence[str]) -> str:
     try:
         if names == _MODEL:
-            return model_name(_text(_named(document).model))
+            return model_name(_named(document).model)
         members = _members(document)
     except _MALFORMED:
         return ""

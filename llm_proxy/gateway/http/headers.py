@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 
 from llm_proxy.errors import BadRequest, TokenInvalid, UpstreamUnreachable
@@ -265,6 +266,7 @@ def is_event_stream(content_type: bytes) -> bool:
     return b"event-stream" in content_type.lower() and media_type(content_type) == EVENT_STREAM
 
 
+@lru_cache(maxsize=64)  # providers have few
 def media_type(content_type: bytes) -> bytes:
     """The media type of a `Content-Type` value: lower-case, without parameters (RFC 9110 §8.3.1)."""
     return content_type.partition(b";")[0].strip(b" \t").lower()

@@ -77,7 +77,7 @@ class RequestObjects:
         if not self.unread and not self.endpoint.requested:
             return False
         endpoint, body = self.endpoint, inbound.complete() or b""
-        if not references.may_hide(inbound.headers, body):
+        if not references.may_hide(inbound.content, body):
             if endpoint.requested and not references.has_any(endpoint.requested, body):
                 self.yields = {}
             if not references.has_any(endpoint.hints, body):

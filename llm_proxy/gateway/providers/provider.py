@@ -295,12 +295,18 @@ class Providers:
 
     Attributes:
         unconfigured: names of built-in providers that are not among them.
+        needs_body: whether one of them does.
     """
 
     by_name: Mapping[str, Provider]
     default: Provider
     unconfigured: frozenset[str] = frozenset()
+    needs_body: bool = field(init=False, repr=False)
     _prefixes: Mapping[bytes, Provider] = field(init=False, repr=False)
+
+    @needs_body.default
+    def _find_rules(self) -> bool:
+        return any(provider.needs_body for provider in self.by_name.values())
 
     @_prefixes.default
     def _encode_names(self) -> Mapping[bytes, Provider]:
