@@ -35,7 +35,7 @@ TOO_LARGE = Result(outcome="ok", input_tokens=2**70)
 async def a_double(stage: Scene, grant: Grant) -> None:
     """Write a final row for a grant behind the ledger's back; its reservation stays."""
     row = a_settled_request(stage.token, id=grant.reservation.id, outcome="void")
-    await stage.database.real.write(queries._settle, [row])
+    await stage.database.real.write(queries._settle, [row.values()])
 
 
 async def settle_at_once(stage: Scene, *settlements: tuple[Grant, Result]) -> None:
