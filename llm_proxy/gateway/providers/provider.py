@@ -83,6 +83,7 @@ class Provider:
         public_url: what these URLs begin with instead.
         keep_alive: seconds for which an idle connection is kept open.
         max_idle_conns_per_host: maximum number of idle connections.
+        needs_body: the body must be read whole before a request can be admitted.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Provider:
     keep_alive: float
     max_idle_conns_per_host: int
     endpoints: Endpoints = field(init=False, repr=False)
+    needs_body: bool = field(init=False, repr=False)
     rewriting: Rewriting | None = field(init=False, repr=False)
     _rules: ParameterRules = field(init=False, repr=False)
     _models: Sequence[tuple[Endpoints, tuple[str, ...]]] = field(init=False, repr=False)
@@ -114,6 +116,10 @@ class Provider:
     @endpoints.default
     def _compile_endpoints(self) -> Endpoints:
         return Endpoints(self.allowed_endpoints)
+
+    @needs_body.default
+    def _has_rules(self) -> bool:
+        return bool(self.param_whitelist)
 
     @rewriting.default
     def _compile_rewriting(self) -> Rewriting | None:
@@ -136,11 +142,6 @@ class Provider:
     def connection_settings(self) -> tuple[object, ...]:
         """What its connections are made with."""
         return self.origin, self.timeouts, self.keep_alive, self.max_idle_conns_per_host
-
-    @property
-    def needs_body(self) -> bool:
-        """Whether the body must be read whole before a request can be admitted."""
-        return bool(self.param_whitelist)
 
     @property
     def holds_body(self) -> bool:
