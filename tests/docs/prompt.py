@@ -16,7 +16,7 @@ from attrs import frozen
 
 from benchmarks.processes import Process, family
 from tests.harness.ports import free_port
-from tests.harness.server import ROOT, Server
+from tests.harness.server import ROOT, Server, loaded
 
 #: Replacements for programs of a page that a machine may not have.
 _STAND_INS = {
@@ -62,6 +62,14 @@ def programs(folder: Path) -> Path:
     return made
 
 
+def forked(folder: Path) -> Path:
+    """The folder of `llm-proxy` as a fork, for commands that end by themselves: a signal would not reach it."""
+    made = folder / ".warm"
+    if not (made / "llm-proxy").exists():
+        loaded().put(made, "llm-proxy")
+    return made
+
+
 def make_program(path: Path, source: str) -> None:
     """Make a program of some lines of Python, unless it is there."""
     if not path.exists():
@@ -83,10 +91,11 @@ def typed(
     script: str, folder: Path, env: Mapping[str, str] | None = None, given: str = ""
 ) -> subprocess.CompletedProcess[str]:
     """Run a script in a folder; `given` is what its programs read."""
+    variables = environment(folder, env)
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script],
         cwd=folder,
-        env=environment(folder, env),
+        env=variables | {"PATH": f"{forked(folder)}:{variables['PATH']}"},
         input=given,
         capture_output=True,
         text=True,

@@ -227,7 +227,8 @@ shared = ExitStack()
 
 
 @cache
-def _loaded() -> Warm:
+def loaded() -> Warm:
+    """The process that servers are forks of."""
     drivers = ("sqlalchemy.dialects.postgresql.pg8000", "sqlalchemy.dialects.mysql.pymysql")
     return shared.enter_context(warm_programs("llm_proxy.cli.commands.server", *drivers))
 
@@ -278,7 +279,7 @@ def running_server(
                     stderr=subprocess.STDOUT,
                 )
             else:
-                popen = _loaded().start(["server", *arguments], folder, environment, output)
+                popen = loaded().start(["server", *arguments], folder, environment, output)
         server = Server(Process(popen), "127.0.0.1", listen, folder, wanted)
         try:
             if ready:
