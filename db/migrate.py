@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 from sqlalchemy import Connection, MetaData, Table, inspect, text
@@ -34,6 +34,7 @@ from db.schema import metadata
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from alembic.script import ScriptDirectory
 
 #: Maximum number of runs of a migration that loses against other transactions.
 _ATTEMPTS = 5
@@ -334,21 +335,40 @@ def _run(
     report: Callable[[Revision], None] | None,
     sql: io.StringIO | None = None,
 ) -> None:
-    from alembic import command  # noqa: PLC0415 - slow to import, and most starts are at head
+    """Do what `alembic upgrade` and `alembic downgrade` do, without reading all revisions again for each run."""
+    from alembic.runtime.environment import EnvironmentContext  # noqa: PLC0415 - slow to import; most starts are at head
 
-    config = _config(connection, sql)
+    script = _scripts()
+    config = _config()
+    config.attributes["connection"] = connection
+    if sql is not None:
+        config.output_buffer = sql
     if report is not None:
         told = {revision.id: revision for revision in revisions()}
         config.attributes["on_version_apply"] = lambda step, **_: report(told[step.up_revision_id])
-    getattr(command, direction)(config, to, sql=sql is not None)
+    start, _, end = to.rpartition(":")
+    steps = script._upgrade_revs if direction == "upgrade" else script._downgrade_revs  # noqa: SLF001 - as Alembic does
+
+    def path(current: Any, _: Any) -> list[Any]:
+        return list(steps(end, current))
+
+    run = {"fn": path, "as_sql": sql is not None, "starting_rev": start or None, "destination_rev": end}
+    with EnvironmentContext(config, script, **run):
+        script.run_env()
 
 
-def _config(connection: Connection, sql: io.StringIO | None) -> Config:
+@cache
+def _scripts() -> ScriptDirectory:
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - slow to import
+
+    return ScriptDirectory.from_config(_config())
+
+
+def _config() -> Config:
     from alembic.config import Config  # noqa: PLC0415 - slow to import
 
-    config = Config(output_buffer=sql) if sql is not None else Config()
+    config = Config()
     config.set_main_option("script_location", str(files("migrations")).replace("%", "%%"))
-    config.attributes["connection"] = connection
     return config
 
 
