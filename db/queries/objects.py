@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from urllib.parse import unquote
 
 from sqlalchemy import Connection, and_, delete, func, or_, select, union_all, update
 
@@ -10,7 +12,10 @@ from db.dialects.bulk import BulkInsert
 from db.dialects.statements import insert_new
 from db.queries.rows import Position, columns, names
 from db.records import ProviderObject
-from db.schema import credentials, project_credentials, projects, provider_objects
+from db.schema import credentials, project_credentials, projects, provider_objects, requests
+
+#: The batch in the path of a request that has shown its output: at OpenAI and Together, and at Mistral.
+_BATCH = re.compile(r"/(?:batches|batch/jobs)/([^/?]+)")
 
 _record = BulkInsert(insert_new(provider_objects), names(ProviderObject))
 
@@ -71,6 +76,18 @@ def find_late(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[t
         )
     )
     return {(one.provider, one.object_id): one for one in (ProviderObject(*row) for row in rows)}
+
+
+def find_batch(connection: Connection, provider: str, file_id: str) -> str:
+    """The batch whose output is in a file, by the request that has shown the file; empty if it is not known."""
+    found = provider_objects.c
+    path = connection.scalar(
+        select(requests.c.path)
+        .join(provider_objects, found.request_id == requests.c.id)
+        .where(found.provider == provider, found.object_id == file_id, found.kind == "batch_output")
+    )
+    match = _BATCH.search(path or "")
+    return "" if match is None else unquote(match[1])
 
 
 def list_unbooked(

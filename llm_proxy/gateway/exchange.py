@@ -376,7 +376,8 @@ class Exchange:
             return own, None
         if not known:
             # Of a batch that was worked on, the lines of its output have the usage.
-            nothing_done = final == "failed" or b"/batches/" not in self.inbound.route.path
+            path = self.inbound.route.path
+            nothing_done = final == "failed" or not (b"/batches/" in path or b"/deferred-completion/" in path)
             return own, ObjectUsage(self.usage_of, self.inbound.id) if nothing_done else None
         nothing = {"first_byte_us": None, "duration_us": None, "request_bytes": 0, "response_bytes": 0}
         late = msgspec.structs.replace(

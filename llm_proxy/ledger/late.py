@@ -19,7 +19,7 @@ from db.queries import objects
 from db.records import TOKENS, ProviderObject, Reservation, Result, SettledRequest
 
 #: Kinds of objects whose usage comes later.
-AWAITED: Final = frozenset({"background_response", "run", "batch", "message_batch"})
+AWAITED: Final = frozenset({"background_response", "run", "batch", "message_batch", "deferred_completion"})
 
 
 class ObjectUsage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,7 +47,7 @@ def book(
     Returns:
         The ids of requests whose usage was booked before, and the late rows that are to be written.
     """
-    keys = [(row.reservation.provider, usage.object_id) for row, usage in seen]
+    keys = [(row.reservation.provider, _resolved(connection, row, usage.object_id)) for row, usage in seen]
     known = objects.find_late(connection, keys)
     again: set[str] = set()
     late: list[SettledRequest] = []
@@ -62,6 +62,14 @@ def book(
         elif usage.late is None and found.usage_id != usage.row_id:
             again.add(row.id)
     return again, late
+
+
+def _resolved(connection: Connection, row: SettledRequest, object_id: str) -> str:
+    """The batch, if the object is the file with its output."""
+    reservation = row.reservation
+    if "/files/" not in reservation.path:
+        return object_id
+    return objects.find_batch(connection, reservation.provider, object_id) or object_id
 
 
 def without_usage(result: Result) -> Result:

@@ -312,7 +312,7 @@ CREATIONS: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
         "GET",
         "/v1/batches/own",
         {"id": "own", "output_file_id": "file-3", "error_file_id": "file-4"},
-        {"file-3": "file", "file-4": "file"},
+        {"file-3": "batch_output", "file-4": "file"},
     ),
     (
         "POST",

@@ -9,9 +9,12 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 from sqlalchemy import select
 
 from db.schema import provider_objects, requests
+from llm_proxy.gateway.providers.provider import Providers
+from llm_proxy.gateway.relay import Routing
 from tests.gateway.test_isolation import Pair, answer, pair
 
 USAGE = {"input_tokens": 500000, "output_tokens": 40000, "total_tokens": 540000}
@@ -159,3 +162,123 @@ async def test_a_batch_that_failed_has_no_usage(tmp_path: Path) -> None:
         await ask(both, "POST", "/v1/batches", answer({**BATCH, "status": "validating"}))
         await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "failed"}))
         assert (await booked(both), await awaited(both)) == ([], [])
+
+
+def allow_all(both: Pair) -> None:
+    """Let the provider stand for Mistral and xAI too."""
+    relay = both.stage.relay
+    by_name = dict(relay.routing.providers.by_name)
+    provider = by_name["openai"]
+    others = ("/v1/batch/jobs", "/v1/batch/jobs/{id}", "/v1/chat/deferred-completion/{id}")
+    by_name["openai"] = evolve(provider, allowed_endpoints=provider.allowed_endpoints + others)
+    relay.routing = Routing(Providers(by_name, by_name["openai"]), relay.routing.upstreams)
+
+
+def lines(*documents: dict[str, Any], status: str = "200 OK") -> bytes:
+    content = b"".join(json.dumps(one).encode() + b"\n" for one in documents)
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/octet-stream\r\nContent-Length: {len(content)}\r\n\r\n"
+    return head.encode() + content
+
+
+def output(model: str, tokens: int) -> dict[str, Any]:
+    usage = {"prompt_tokens": tokens, "completion_tokens": 1, "total_tokens": tokens + 1}
+    body = {"object": "chat.completion", "model": model, "usage": usage, "service_tier": "default"}
+    return {"id": "batch_req_1", "custom_id": "a", "response": {"status_code": 200, "body": body}, "error": None}
+
+
+def result(model: str, tokens: int) -> dict[str, Any]:
+    message = {"type": "message", "model": model, "usage": {"input_tokens": tokens, "output_tokens": 1}}
+    return {"custom_id": "a", "result": {"type": "succeeded", "message": message}}
+
+
+FAILED = {"custom_id": "b", "response": {"status_code": 400, "body": {"error": {"message": "x"}}}, "error": None}
+ERRORED = {"custom_id": "b", "result": {"type": "errored", "error": {"type": "error"}}}
+
+
+@pytest.mark.parametrize(
+    ("made", "batch", "shown"),
+    [
+        (
+            ("/v1/batches", {**BATCH, "status": "validating"}),
+            "/v1/batches/batch_1",
+            {**BATCH, "status": "completed", "output_file_id": "file-9"},
+        ),
+        (
+            ("/v1/batches", {"job": {"id": "batch_1", "status": "VALIDATING"}}),
+            "/v1/batches/batch_1",
+            {"id": "batch_1", "status": "COMPLETED", "output_file_id": "file-9"},
+        ),
+        (
+            ("/v1/batch/jobs", {"id": "batch_1", "object": "batch", "status": "QUEUED"}),
+            "/v1/batch/jobs/batch_1",
+            {"id": "batch_1", "object": "batch", "status": "SUCCESS", "output_file": "file-9"},
+        ),
+    ],
+    ids=["OpenAI", "Together", "Mistral"],
+)
+async def test_the_output_of_a_batch_that_a_client_downloads_is_booked_once(
+    tmp_path: Path, made: tuple[str, dict[str, Any]], batch: str, shown: dict[str, Any]
+) -> None:
+    async with pair(tmp_path) as both:
+        allow_all(both)
+        await ask(both, "POST", made[0], answer(made[1]))
+        await ask(both, "GET", batch, answer(shown))
+        assert (await booked(both), await awaited(both)) == ([], ["batch_1"])
+        content = lines(output("gpt-5.4", 5), FAILED, output("gpt-5.4", 7))
+        await ask(both, "GET", "/v1/files/file-9/content", lines(output("gpt-5.4", 5), status="206 Partial Content"))
+        assert (await booked(both), await awaited(both)) == ([], ["batch_1"])
+        for _ in range(2):
+            await ask(both, "GET", "/v1/files/file-9/content", content)
+            assert (await booked(both), await awaited(both)) == ([("late", 12, "gpt-5.4")], [])
+
+
+async def test_another_file_with_the_form_of_an_output_is_not_booked(tmp_path: Path) -> None:
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/batches", answer({**BATCH, "status": "validating"}))
+        await ask(both, "POST", "/v1/files", answer({"id": "file-8", "object": "file"}))
+        await ask(both, "GET", "/v1/files/file-8/content", lines(output("gpt-5.4", 5)))
+        assert (await booked(both), await awaited(both)) == ([], ["batch_1"])
+
+
+@pytest.mark.parametrize(
+    ("content", "rows"),
+    [
+        (lines(result("claude-a", 5), ERRORED, result("claude-b", 7)), [("late", 12, "claude-a")]),
+        (lines(ERRORED), []),
+    ],
+)
+async def test_the_results_of_a_message_batch_are_booked_once(
+    tmp_path: Path, content: bytes, rows: list[tuple[str, int, str]]
+) -> None:
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/messages/batches", answer({"id": "msgbatch_1", "type": "message_batch"}))
+        assert await awaited(both) == ["msgbatch_1"]
+        for _ in range(2):
+            await ask(both, "GET", "/v1/messages/batches/msgbatch_1/results", content)
+            assert (await booked(both), await awaited(both)) == (rows, [])
+
+
+async def test_a_deferred_completion_is_booked_when_a_client_fetches_it(tmp_path: Path) -> None:
+    done = {"id": "x", "object": "chat.completion", "model": "grok-4", "usage": RUN_USAGE}
+    async with pair(tmp_path) as both:
+        allow_all(both)
+        both.stage.provider.script = lambda _head, _body: answer({"request_id": "req_1"})
+        await both.ask(both.first, "POST", "/v1/chat/completions", {"deferred": True})
+        while both.stage.ledger.busy:
+            await trio.sleep(0.001)
+        path = "/v1/chat/deferred-completion/req_1"
+        await ask(both, "GET", path, b"HTTP/1.1 202 Accepted\r\nContent-Length: 0\r\n\r\n")
+        assert (await booked(both), await awaited(both)) == ([], ["req_1"])
+        for _ in range(2):
+            await ask(both, "GET", path, answer(done))
+            assert (await booked(both), await awaited(both)) == ([("late", 500000, "grok-4")], [])
+
+
+async def test_a_completion_that_repeats_the_id_of_its_request_is_booked_at_once(tmp_path: Path) -> None:
+    done = {"id": "x", "request_id": "req_1", "object": "chat.completion", "model": "glm", "usage": RUN_USAGE}
+    async with pair(tmp_path) as both:
+        both.stage.provider.script = lambda _head, _body: answer(done)
+        await both.ask(both.first, "POST", "/v1/chat/completions", {"store": True})
+        while both.stage.ledger.busy:
+            await trio.sleep(0.001)
+        assert (await booked(both), await awaited(both)) == ([("request", 500000, "glm")], [])

@@ -38,8 +38,8 @@ WITH_USAGE = Result(
 LATE = Result(outcome="ok", status=200, model="m-1", kind="late", input_tokens=USED, output_tokens=7, cost_nanousd=11)
 
 
-def admit(database: Database, token: Token) -> Grant:
-    request = AdmissionRequest(request_id(), token.digest, to_default, "GET", "/v1/responses/x", lambda _name: None)
+def admit(database: Database, token: Token, path: str = "/v1/responses/x") -> Grant:
+    request = AdmissionRequest(request_id(), token.digest, to_default, "GET", path, lambda _name: None)
     (decision,) = database.write_now(transact, WORKER, [request], [], datetime.now(UTC))
     assert isinstance(decision, Grant)
     return decision
@@ -225,6 +225,17 @@ class Open:
     object_id: str
     own: bool
     written: list[Settlement] = field(factory=list)
+
+
+def test_the_output_of_a_batch_is_booked_as_the_usage_of_the_batch(team: Team) -> None:
+    team.post("batch_1", "batch")
+    show = admit(team.database, team.second, "/v1/batches/batch_1")
+    write(team.database, Settlement.of(show, OK, (("file-9", "batch_output"),)))
+    for _ in range(2):
+        download = admit(team.database, team.second, "/v1/files/file-9/content")
+        write(team.database, seen(download, "file-9"))
+        (late,) = late_rows(team.database)
+        assert (late.token_id, usage_id(team.database, "batch_1")) == (team.first.id, late.id)
 
 
 class LateUsage(RuleBasedStateMachine):

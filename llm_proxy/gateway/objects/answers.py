@@ -159,6 +159,9 @@ class AnswerReader:
         if isinstance(document, dict):
             background = document.get("background") is True
             for place, kind in self._yields.items():
+                if kind == "deferred_completion" and "id" in document:
+                    # The completion itself, with the provider's id of the request.
+                    continue
                 if background and kind == "response":
                     kind = _BACKGROUND  # noqa: PLW2901 - the same object
                 for value in _values(document, place.split(".")):

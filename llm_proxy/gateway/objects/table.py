@@ -9,7 +9,7 @@ Properties:
 - `creates WORD`, `shows WORD`: where in the answer the ids of objects are, see `YIELDS`
 - `deletes`: the object in the path is gone after it
 - `body WORD`: the body may name objects; unless it has one of the texts in `HINTS`, it names none
-- `usage`: the answer has the usage of the object in the path, once that is complete
+- `usage`: the answer has the usage of the object in the path, once that is complete; of a file, that of its batch
 - `account`: it lists or reads objects of the whole account
 
 Evaluations are `account`, because a run may read all stored completions of the account. Templates of prompts, voices
@@ -39,7 +39,7 @@ GET         /v1/chat/completions                          account
 GET POST    /v1/chat/completions/{completion}
 DELETE      /v1/chat/completions/{completion}             deletes
 GET         /v1/chat/completions/{completion}/messages
-GET         /v1/chat/deferred-completion/{completion}
+GET         /v1/chat/deferred-completion/{completion}         usage
 POST        /v1/completions
 POST        /v1/responses                                 creates response, body items
 POST        /v1/responses/compact                         body items
@@ -70,7 +70,7 @@ POST        /v1/files/upload                              creates file, body lin
 GET         /v1/files/{file}:download
 GET         /v1/files/{file}
 DELETE      /v1/files/{file}                              deletes
-GET         /v1/files/{file}/content
+GET         /v1/files/{file}/content                      usage
 POST        /v1/uploads                                   creates upload, body lines
 POST        /v1/uploads/{upload}/parts
 POST        /v1/uploads/{upload}/complete                 creates upload_file
@@ -162,7 +162,7 @@ GET         /v1/messages/batches                          account
 POST        /v1/messages/batches                          creates message_batch, body blocks
 GET         /v1/messages/batches/{message_batch}
 DELETE      /v1/messages/batches/{message_batch}          deletes
-GET         /v1/messages/batches/{message_batch}/results
+GET         /v1/messages/batches/{message_batch}/results  usage
 POST        /v1/messages/batches/{message_batch}/cancel
 POST        /v1/complete
 GET         /v1/skills                                    account
@@ -240,7 +240,7 @@ POST        /api/generate
 YIELDS: Final[Mapping[str, Mapping[str, str]]] = {
     "completion": {
         "id": "completion",
-        "request_id": "completion",
+        "request_id": "deferred_completion",
         "choices.message.audio.id": "audio",
         "choices.delta.audio.id": "audio",
     },
@@ -248,10 +248,10 @@ YIELDS: Final[Mapping[str, Mapping[str, str]]] = {
     "items": {"data.id": "item"},
     "batch": {
         "id": "batch",
-        "output_file_id": "file",
+        "output_file_id": "batch_output",
         "error_file_id": "file",
         # Mistral's, and Together's.
-        "output_file": "file",
+        "output_file": "batch_output",
         "error_file": "file",
         "job.id": "batch",
     },

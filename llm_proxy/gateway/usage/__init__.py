@@ -4,6 +4,7 @@
 - `events`: server-sent events, lines of JSON
 - `scan`: JSON of any length in constant memory, for documents that are too long to keep
 - `frames`: AWS event streams
+- `results`: files with the results of batches
 - `tally`: collects the reports of one answer
 - `shapes`: what each vendor's report means, a table
 - `estimate`: tokens from texts, if nothing was reported

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from http import HTTPStatus
 from typing import Final, Protocol
 
 from attrs import define, field, frozen
@@ -12,6 +13,7 @@ from llm_proxy.gateway.http.codings import DECODERS, Decoder, Undecodable
 from llm_proxy.gateway.http.headers import Headers, content_of
 from llm_proxy.gateway.usage.events import EventMeter, LineMeter
 from llm_proxy.gateway.usage.frames import FrameMeter
+from llm_proxy.gateway.usage.results import RESULTS, ResultsMeter
 from llm_proxy.gateway.usage.scan import Scanner, read
 from llm_proxy.gateway.usage.shapes import UNKNOWN, Usage
 from llm_proxy.gateway.usage.tally import BYTE_ORDER_MARK, Tally
@@ -198,6 +200,10 @@ class DecodingMeter(_Wrapper):
     _cut_off: bool = False
 
     @property
+    def final(self) -> str:
+        return "" if self._stopped or self._cut_off else self._meter.final
+
+    @property
     def unmetered(self) -> bool:
         return self._stopped or self._cut_off or self._meter.unmetered
 
@@ -249,9 +255,14 @@ def meter_for(
     tally = Tally()
     if shows_usage and b"/batches/" in path:
         tally.counts["tier"] = "batch"
+    if status == HTTPStatus.OK and b"/deferred-completion/" in path:
+        tally.final = "completed"
     if path.startswith(b"/model/"):
         _add_bedrock(tally, headers, path)
-    if stream is not None:
+    if shows_usage and RESULTS.search(path):
+        # A part of a file says nothing, and its media type neither.
+        meter = ResultsMeter() if status == HTTPStatus.OK else NOTHING
+    elif stream is not None:
         meter = stream(tally)
     elif is_billed and (kind == b"application/json" or kind.endswith(b"+json")):
         meter = BodyMeter(tally)

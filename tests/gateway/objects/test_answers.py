@@ -109,7 +109,7 @@ def test_of_a_document_that_is_too_long_or_cut_off_the_first_id_is_read(cut: int
         ),
         (b"/v1/batches", {"job": {"id": "batch_1"}, "warning": ""}, {"batch_1": "batch"}),
         (b"/v1/videos/generations", {"request_id": "video_1"}, {"video_1": "video"}),
-        (b"/v1/chat/completions", {"request_id": "deferred_1"}, {"deferred_1": "completion"}),
+        (b"/v1/chat/completions", {"request_id": "deferred_1"}, {"deferred_1": "deferred_completion"}),
         (b"/v1/files/upload", {"id": "file_1"}, {"file_1": "file"}),
     ],
 )

@@ -1,0 +1,116 @@
+"""Usage in the results of a batch: a file of lines of JSON, each with the answer to one request of the batch.
+
+The lines of one model are added up. A file of something else is not read further than its first line.
+
+Sources:
+    https://platform.openai.com/docs/guides/batch, https://docs.mistral.ai/capabilities/batch,
+    https://docs.together.ai/docs/inference/batch/manage: `response.body` is the answer, in the file `output_file_id`
+    or `output_file`
+    https://platform.claude.com/docs/en/build-with-claude/batch-processing: `result.message` is
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+import msgspec
+from attrs import define, field
+
+from llm_proxy.gateway.usage.scan import read
+from llm_proxy.gateway.usage.shapes import UNKNOWN, Usage, total_of
+from llm_proxy.gateway.usage.tally import Tally
+
+#: Paths that results are downloaded from.
+RESULTS: Final = re.compile(rb"/files/[^/]+/content\Z|/messages/batches/[^/]+/results\Z")
+
+#: Longest line, in bytes, that is kept. The usage of a batch with a longer one is unknown.
+KEPT: Final = 4 * 1024 * 1024
+
+_ABSENT: Final = msgspec.Raw()
+
+
+class _Answer(msgspec.Struct, gc=False):
+    body: msgspec.Raw = _ABSENT
+    message: msgspec.Raw = _ABSENT
+
+
+class _Line(msgspec.Struct, gc=False):
+    custom_id: msgspec.Raw = _ABSENT
+    response: _Answer | None = None
+    result: _Answer | None = None
+
+
+_decode = msgspec.json.Decoder(_Line).decode
+
+
+@define
+class ResultsMeter:
+    """Meters the results of a batch; see `UsageMeter`."""
+
+    unmetered: bool = False
+    ended: bool = False
+    failed: bool = False
+    final: str = ""
+    #: This is something else, or cannot be read.
+    _stopped: bool = False
+    _lines: int = 0
+    _pending: bytearray = field(factory=bytearray)
+    _sums: dict[str, Usage] = field(factory=dict)
+
+    def feed(self, data: bytes) -> Iterable[None]:
+        return () if self._stopped else self._take(data)
+
+    def _take(self, data: bytes) -> Iterator[None]:
+        *complete, rest = data.split(b"\n")
+        for line in complete:
+            self._pending += line
+            self._line()
+            yield
+        self._pending += rest
+        if len(self._pending) > KEPT:
+            self._stop()
+
+    def _line(self) -> None:
+        line = bytes(self._pending)
+        self._pending.clear()
+        if self._stopped or not line.strip():
+            return
+        try:
+            found = _decode(line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self._stop()
+            return
+        if found.custom_id is _ABSENT:
+            self._stop()
+            return
+        self._lines += 1
+        answer = found.response or found.result or _Answer()
+        text = bytes(answer.body if found.response else answer.message)
+        if not text.startswith(b"{"):
+            return
+        tally = Tally()
+        read(text, tally)
+        usage = tally.result()
+        if tally.unread:
+            self._stop()
+        for part in usage.parts or (usage,):
+            if part.input_tokens is not None or part.details is not None:
+                # Some providers name the tier of the answer itself.
+                of_batch = msgspec.structs.replace(part, service_tier="batch")
+                known = self._sums.get(part.model)
+                self._sums[part.model] = of_batch if known is None else total_of(part.model, [known, of_batch])
+
+    def _stop(self) -> None:
+        self._stopped = True
+        self._pending.clear()
+
+    def result(self, *, whole: bool = True) -> Usage:
+        """See `UsageMeter.result`. A part of the results is no usage."""
+        self._line()
+        if self._stopped or not whole or not self._lines:
+            self.unmetered = self._stopped and self._lines > 0
+            return UNKNOWN
+        self.final = "completed" if self._sums else "failed"
+        return total_of(next(iter(self._sums), ""), list(self._sums.values()))
