@@ -52,6 +52,7 @@ class Project:
     allow_unknown_objects: bool = False
     allow_request_labels: bool = False
     stream_usage: str | None = None
+    models: dict[str, list[str]] | None = None
 
 
 @frozen
@@ -99,10 +100,14 @@ class SealedKey(msgspec.Struct, frozen=True, gc=False):
 
 
 class Account(msgspec.Struct, frozen=True):
-    """What a request needs to know of its token's project: the project, and its key at each provider."""
+    """What a request needs to know of its token's project: the project, and its key at each provider.
+
+    `limited`: there are limits of the project, or of the whole proxy.
+    """
 
     project: Project
     keys: dict[str, SealedKey]
+    limited: bool = False
 
 
 @frozen
@@ -126,6 +131,78 @@ class Token:
     revoked_at: datetime | None
     last_used_at: datetime | None
     labels: dict[str, str] | None = None
+    limited: bool = False
+    models: dict[str, list[str]] | None = None
+
+
+#: What a limit counts. `tokens` are input and output.
+Metric = Literal["requests", "tokens", "input_tokens", "output_tokens", "cost", "concurrency"]
+#: After which time it counts from zero again: calendar periods in UTC, weeks from Monday on.
+Period = Literal["total", "minute", "hour", "day", "week", "month"]
+#: `settled`: requests are admitted while what is settled is below the limit. `reserved`: a request is admitted if its
+#: worst case fits. `warn`: none is refused.
+Policy = Literal["settled", "reserved", "warn"]
+#: Whose requests a limit counts. Its subject is the id of the token or project; empty for the whole proxy.
+Scope = Literal["token", "project", "proxy"]
+
+
+@frozen
+class Limit:
+    """A limit of requests, tokens, money or concurrent requests.
+
+    Attributes:
+        scope, subject: whose requests it counts.
+        metric, period: what it counts, and for how long; the period of `concurrency` is `total`.
+        amount: the limit; 10^-9 USD for `cost`.
+        models: `{"patterns": [...]}`: it counts only requests that name such a model; None: all requests.
+        policy: what happens when it is reached.
+        wait_ms: milliseconds that a request waits until running ones have ended.
+        warn_at: percent of the amount from which on it warns; None: it does not.
+        allow_unpriced: a limit of `cost` admits models without a price.
+    """
+
+    id: str
+    scope: Scope
+    subject: str
+    metric: Metric
+    period: Period
+    amount: int
+    models: dict[str, list[str]] | None
+    policy: Policy
+    wait_ms: int
+    warn_at: int | None
+    allow_unpriced: bool
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def reserves(self) -> bool:
+        """Whether an open request counts as much as it holds."""
+        return self.metric in ("requests", "concurrency") or self.policy == "reserved"
+
+
+@frozen
+class LimitCounter:
+    """What a limit has counted in one window.
+
+    Attributes:
+        id: the limit's id, a space, and the start of the window; see `db.queries.limits`.
+        started_at: the start of the window; None if it has none.
+        used: by settled requests, `opening` and `unknown` included.
+        reserved: held by open requests.
+        opening: used before the limit was made.
+        unknown: charged to requests whose worker died.
+        unpriced: number of requests whose cost is unknown.
+    """
+
+    id: str
+    limit_id: str
+    started_at: datetime | None
+    used: int = 0
+    reserved: int = 0
+    opening: int = 0
+    unknown: int = 0
+    unpriced: int = 0
 
 
 @frozen
@@ -164,6 +241,9 @@ class Reservation(msgspec.Struct, frozen=True, gc=False):
     method: Annotated[str, doc("Its method.")]
     path: Annotated[str, doc("Its path, without the query.")]
     admitted_at: Annotated[Timestamp, doc("When it was admitted.")]
+    limits: Annotated[
+        dict[str, int] | None, doc("What it was admitted to hold of each limit, by counter; null if it has no limits.")
+    ] = None
 
 
 class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

@@ -38,6 +38,8 @@ projects = Table(
     Column("allow_request_labels", Boolean, nullable=False, server_default="0"),
     # `ask` or `off`, in place of the provider's setting.
     Column("stream_usage", Code, nullable=True),
+    # Patterns of the models that its requests may name; null: all.
+    Column("models", Json, nullable=True),
 )
 
 # Keys of providers. Several projects may use one.
@@ -83,6 +85,10 @@ tokens = Table(
     Column("revoked_at", Timestamp, nullable=True),
     Column("last_used_at", Timestamp, nullable=True),
     Column("labels", Json, nullable=True),
+    # Whether there are limits of this token.
+    Column("limited", Boolean, nullable=False, server_default="0"),
+    # Patterns of the models that its requests may name; null: all.
+    Column("models", Json, nullable=True),
 )
 
 workers = Table(
@@ -109,6 +115,8 @@ in_flight = Table(
     Column("method", Code, nullable=False),
     Column("path", LongText, nullable=False),
     Column("admitted_at", Timestamp, nullable=False),
+    # What it holds of each limit, by the key of its counter; null if it has no limits.
+    Column("limits", Json, nullable=True),
 )
 
 # Settled requests, append-only.
@@ -161,6 +169,8 @@ requests = Table(
     # `request`, or `late` for usage that came after the request `origin_id` had ended.
     Column("kind", Code, nullable=False, server_default="request"),
     Column("origin_id", Id, nullable=True),
+    # What it held of each limit, by the key of its counter.
+    Column("limits", Json, nullable=True),
     # Ids are UUIDv7, so the order of ids is the order of time: it serves listing and pruning without a further index.
     Index("ix_requests_token_id_id", "token_id", "id"),
     Index("ix_requests_project_id_id", "project_id", "id"),
@@ -241,6 +251,40 @@ usage_days = Table(
     Column("day", Timestamp, primary_key=True),
     Column("marked_at", Timestamp, nullable=False),
     Column("written", Boolean, nullable=False),
+)
+
+# Limits of a token, a project, or the whole proxy (then `subject` is empty).
+limits = Table(
+    "limits",
+    metadata,
+    Column("id", Id, primary_key=True),
+    Column("scope", Code, nullable=False),
+    Column("subject", Id, nullable=False, index=True),
+    Column("metric", Code, nullable=False),
+    # A period; the column is not called `window`, which is a reserved word of MySQL.
+    Column("period", Code, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("models", Json, nullable=True),
+    Column("policy", Code, nullable=False),
+    Column("wait_ms", Integer, nullable=False),
+    Column("warn_at", SmallInteger, nullable=True),
+    Column("allow_unpriced", Boolean, nullable=False),
+    Column("created_at", Timestamp, nullable=False),
+    Column("updated_at", Timestamp, nullable=False),
+)
+
+# What each limit has counted, by window. The id is the limit's id, a space, and the start of the window, so that rows
+# are locked in one order by one column. No foreign key: a settlement may come after its limit was deleted.
+limit_counters = Table(
+    "limit_counters",
+    metadata,
+    Column("id", Code, primary_key=True),
+    Column("limit_id", Id, nullable=False, index=True),
+    Column("started_at", Timestamp, nullable=True, index=True),
+    *(
+        Column(name, BigInteger, nullable=False)
+        for name in ("used", "reserved", "opening", "unknown", "unpriced")
+    ),
 )
 
 # Which project created an object that a provider keeps, such as a file or a batch: other projects must not reach it. No

@@ -75,7 +75,7 @@ class ProxyError(Exception):
             self.retry_after = retry_after
         self.param = param
         self.allow = allow
-        self.token_id = self.project_id = self.provider = ""
+        self.token_id = self.project_id = self.provider = self.limit_id = ""
         super().__init__(self.message or self.description)
 
     def about(self, token_id: str, project_id: str, provider: str) -> Self:
@@ -103,6 +103,11 @@ class ParameterNotAllowed(BadRequest):
 class HeaderRequired(BadRequest):
     code = "header_required"
     message = "A required header is missing."
+
+
+class CostUnbounded(BadRequest):
+    code = "cost_unbounded"
+    message = "Nobody can say what this request may cost at most, and a reserved limit applies."
 
 
 class InvalidPath(BadRequest):
@@ -160,6 +165,16 @@ class OriginNotAllowed(DataPlaneError):
     message = "Requests from this origin are not allowed."
 
 
+class ModelNotAllowed(DataPlaneError):
+    status, code = 403, "model_not_allowed"
+    message = "This model is not allowed for this API token."
+
+
+class ModelNotPriced(DataPlaneError):
+    status, code = 403, "model_not_priced"
+    message = "This model has no price here, and a limit of money applies."
+
+
 class ListNotIsolated(DataPlaneError):
     status, code = 403, "list_not_isolated"
     message = (
@@ -204,6 +219,21 @@ class UpgradeRequired(DataPlaneError):
 class RequestLimitExceeded(DataPlaneError):
     status, code = 429, "request_limit_exceeded"
     message = "The API token has used up its request limit. Ask the operator of this proxy to raise it."
+
+
+class RateLimitExceeded(DataPlaneError):
+    status, code = 429, "rate_limit_exceeded"
+    message = "A rate limit of this API token, its project or this proxy is reached."
+
+
+class BudgetExceeded(DataPlaneError):
+    status, code = 429, "budget_exceeded"
+    message = "A budget of this API token, its project or this proxy is used up."
+
+
+class BudgetReserved(DataPlaneError):
+    status, code = 429, "budget_reserved"
+    message = "Running requests have reserved what is left of a budget. Send the request again soon."
 
 
 class UpstreamUnreachable(DataPlaneError):
@@ -286,6 +316,11 @@ class TokenNotFound(ManagementError):
 class RequestNotFound(ManagementError):
     status, code, error = 404, "request_not_found", "There is no such request"
     description = "No finished request has this id (the proxy's or the provider's). Running requests are not listed."
+
+
+class LimitNotFound(ManagementError):
+    status, code, error = 404, "limit_not_found", "There is no such limit"
+    description = "No limit has this id."
 
 
 class AmbiguousName(ManagementError):

@@ -12,7 +12,10 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import SyntaxExtension
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.visitors import InternalTraversal
+
+from db.types import Timestamp
 
 
 def for_update(
@@ -72,6 +75,28 @@ def clock(connection: Connection) -> datetime:
         return told
     told = connection.exec_driver_sql("SELECT UTC_TIMESTAMP(6)").scalar_one()
     return told.replace(tzinfo=UTC)
+
+
+class Now(FunctionElement[datetime]):
+    """The database's clock at this moment, as a column; null on SQLite, whose clock is the process's."""
+
+    type = Timestamp()
+    inherit_cache = True
+
+
+@compiles(Now)
+def _now_sqlite(_: Now, _compiler: SQLCompiler, **__: Any) -> str:
+    return "NULL"
+
+
+@compiles(Now, "postgresql")
+def _now_postgresql(_: Now, _compiler: SQLCompiler, **__: Any) -> str:
+    return "clock_timestamp()"
+
+
+@compiles(Now, "mysql")
+def _now_mysql(_: Now, _compiler: SQLCompiler, **__: Any) -> str:
+    return "UTC_TIMESTAMP(6)"
 
 
 def add_to_counter(

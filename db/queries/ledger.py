@@ -15,10 +15,23 @@ from typing import TYPE_CHECKING
 
 from attrs import asdict, evolve, frozen
 from msgspec.structs import replace
-from sqlalchemy import BindParameter, bindparam, delete, func, insert, inspect, or_, select, update
+from sqlalchemy import (
+    BindParameter,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    inspect,
+    literal_column,
+    or_,
+    select,
+    update,
+)
 
 from db.dialects.bulk import BulkInsert, DeleteByKeys, LockByKeys, SelectByKeys
 from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
+from db.queries import limits as limit_queries
 from db.queries.rows import SETTLED, columns, names
 from db.records import (
     ERRORS,
@@ -41,6 +54,7 @@ from db.schema import (
     SUMS,
     credentials,
     in_flight,
+    limits,
     project_credentials,
     projects,
     requests,
@@ -98,7 +112,14 @@ _find_tokens = SelectByKeys(
 )
 _PROJECT = columns(projects, Project)
 _find_accounts = SelectByKeys(
-    select(*_PROJECT, credentials.c.id, credentials.c.provider, credentials.c.api_key, credentials.c.active)
+    select(
+        *_PROJECT,
+        or_(
+            exists().where(limits.c.subject == projects.c.id).correlate(projects),
+            exists().where(limits.c.subject == literal_column("''")),
+        ),
+        *(credentials.c.id, credentials.c.provider, credentials.c.api_key, credentials.c.active),
+    )
     .select_from(projects)
     .outerjoin(project_credentials, project_credentials.c.project_id == projects.c.id)
     .outerjoin(credentials, credentials.c.id == project_credentials.c.credential_id)
@@ -149,9 +170,9 @@ def find_accounts(connection: Connection, project_ids: Iterable[str]) -> dict[st
         account = found.get(row[0])
         if account is None:
             project = Project(*row[:width])
-            account = Account(project, {project.provider: SealedKey(project.id, project.api_key, active=True)})
-            found[project.id] = account
-        credential_id, provider, sealed, active = row[width:]
+            key = SealedKey(project.id, project.api_key, active=True)
+            account = found[project.id] = Account(project, {project.provider: key}, bool(row[width]))
+        credential_id, provider, sealed, active = row[width + 1 :]
         if provider == account.project.provider:
             account.keys[provider] = SealedKey(account.project.id, account.project.api_key, active=active)
         elif provider is not None:
@@ -251,11 +272,8 @@ def settle_doubtful(
     return written, list(swept.values())
 
 
-def add_late(connection: Connection, late: Sequence[SettledRequest]) -> list[SettledRequest]:
-    """Write rows of late usage, with what is known of the requests that they belong to; return the rows.
-
-    The hourly sums are the caller's next step (`roll_up`).
-    """
+def describe_late(connection: Connection, late: Sequence[SettledRequest]) -> list[SettledRequest]:
+    """The rows of late usage, with what is known of the requests that they belong to."""
     own = requests.c
     found = select(own.id, own.requested_model, own.labels, own.summed_labels)
     origins = {
@@ -269,8 +287,12 @@ def add_late(connection: Connection, late: Sequence[SettledRequest]) -> list[Set
             result = replace(row.result, requested_model=requested, labels=labels, summed_labels=summed)
             row = SettledRequest(row.reservation, result, row.settled_at)  # noqa: PLW2901 - the same row
         rows.append(row)
-    _settle(connection, [row.values() for row in rows])
     return rows
+
+
+def add_late(connection: Connection, late: Sequence[SettledRequest]) -> None:
+    """Write rows of late usage. The hourly sums are the caller's next step (`roll_up`)."""
+    _settle(connection, [row.values() for row in late])
 
 
 _DAY = timedelta(days=1)
@@ -395,6 +417,7 @@ def sweep(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     swept = [SettledRequest(Reservation(*row), UNKNOWN, now) for row in connection.execute(locked)]
     if swept:
         settle(connection, swept)
+        limit_queries.settle(connection, swept)
         roll_up(connection, swept)
     return len(swept)
 
@@ -407,6 +430,7 @@ def give_back(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     add_to_counters(
         connection, {token: -n for token, n in Counter(row.reservation.token_id for row in rows).items()}, None
     )
+    limit_queries.settle(connection, rows)
     return len(rows)
 
 

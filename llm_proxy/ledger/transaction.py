@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 
 import msgspec
@@ -15,6 +15,8 @@ from llm_proxy.errors import ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation, late
 from llm_proxy.ledger.isolation import Isolation, Named
 from llm_proxy.ledger.late import ObjectUsage
+from llm_proxy.ledger.limits import Admitted, Limits, LimitState
+from llm_proxy.limits import Blocked, Demand
 from llm_proxy.tokens import key_verdict, limit_verdict, verdict
 
 
@@ -29,6 +31,7 @@ class AdmissionRequest(msgspec.Struct, frozen=True):
         refusal: judges the request by the rules of that provider (its name is given), without I/O.
         named: the objects at the provider that it names, None if it names and lists none.
         wrong_labels: why its labels are not valid; it is refused if its project takes labels of requests.
+        demand: what it will use, for limits; None if its body is not read yet.
     """
 
     id: str
@@ -39,12 +42,14 @@ class AdmissionRequest(msgspec.Struct, frozen=True):
     refusal: Callable[[str], ProxyError | None]
     named: Named | None = None
     wrong_labels: ProxyError | None = None
+    demand: Demand | None = None
 
 
 class Grant(msgspec.Struct, frozen=True):
     """An admitted request: its reservation, and whose it is.
 
-    `token` is the token before the admission, and `counted` its counter with this request.
+    `token` is the token before the admission, and `counted` its counter with this request. `limits` are those that it
+    passed.
     """
 
     reservation: Reservation
@@ -52,11 +57,16 @@ class Grant(msgspec.Struct, frozen=True):
     account: Account
     token: Token
     counted: int
+    limits: tuple[LimitState, ...] = ()
 
     @property
     def key(self) -> SealedKey:
         """The key to send."""
         return self.account.keys[self.reservation.provider]
+
+
+#: What the transaction says of a request.
+Decision = Grant | ProxyError | Blocked
 
 
 class Checked(msgspec.Struct, frozen=True):
@@ -65,12 +75,14 @@ class Checked(msgspec.Struct, frozen=True):
     Attributes:
         provider: the name of the one that it is for.
         needs_body: its body must be read for the objects that it names.
+        limited: its body must be read for what it may use.
     """
 
     token: Token
     project: Project
     provider: str
     needs_body: bool
+    limited: bool = False
 
 
 #: Objects at a provider that a request created, each with its kind; the kind is empty for one that it deleted.
@@ -116,11 +128,14 @@ def transact(
     *,
     doubtful: bool = False,
     skip_locked: bool = False,
-) -> list[Grant | ProxyError]:
+    waiting: Collection[str] = (),
+    retried: int = 0,
+) -> list[Decision]:
     """Settle, then admit, in the transaction of `connection`. Decisions come in the order of the requests.
 
     `now` is the worker's clock. `doubtful`: some of the settlements may have been written before, been swept, or never
     been reserved. `skip_locked`: do not wait for a token that another transaction holds: its requests get TokenLocked.
+    `waiting`: limits that requests of other transactions wait for, in front of all but the first `retried` of these.
     """
     written: Sequence[SettledRequest] = [settlement.row for settlement in settlements]
     replaced: Sequence[SettledRequest] = ()
@@ -137,10 +152,12 @@ def transact(
         written, replaced = queries.settle_doubtful(connection, written)
     else:
         queries.settle(connection, written)
-    if late_rows:
-        late_rows = queries.add_late(connection, late_rows)
     given_back = {row.reservation.id: row.reservation.token_id for row in written if row.result.outcome == "void"}
-    decisions: list[Grant | ProxyError] = []
+    decisions: list[Decision] = []
+    counts: dict[str, int] = {}
+    accounts: dict[str, Account] = {}
+    tokens: dict[bytes, Token] = {}
+    locked: set[bytes] = set()
     if requests or given_back:
         digests = {request.digest for request in requests}
         if given_back:
@@ -148,14 +165,50 @@ def transact(
         if skip_locked:
             tokens, locked = queries.lock_free_tokens(connection, digests)
         else:
-            tokens, locked = queries.lock_tokens(connection, digests), set()
+            tokens = queries.lock_tokens(connection, digests)
         counts = dict.fromkeys((token.id for token in tokens.values()), 0)
         for token_id in given_back.values():
             # A token whose secret was replaced meanwhile is not found by its digest.
             counts[token_id] = counts.get(token_id, 0) - 1
-        decisions = _decide(connection, worker_id, requests, tokens, locked, counts, now)
+        if requests:
+            accounts = queries.find_accounts(connection, {token.project_id for token in tokens.values()})
+    if late_rows:
+        late_rows = queries.describe_late(connection, late_rows)
+    limits = _read_limits(connection, requests, tokens, accounts, written, late_rows, waiting)
+    if limits is not None:
+        wanted = [(token, accounts[token.project_id]) for token in tokens.values()] if requests else []
+        limits.lock(connection, wanted, written, skip_locked=skip_locked)
+        late_rows = limits.settle(written, replaced, late_rows)
+    if tokens or counts:
+        decisions = _decide(connection, worker_id, requests, tokens, accounts, locked, counts, limits, retried, now)
+    if limits is not None:
+        limits.write(connection)
+    if late_rows:
+        queries.add_late(connection, late_rows)
     queries.roll_up(connection, [*written, *late_rows] if late_rows else written, replaced)
     return decisions
+
+
+def _read_limits(
+    connection: Connection,
+    requests: Sequence[AdmissionRequest],
+    tokens: Mapping[bytes, Token],
+    accounts: Mapping[str, Account],
+    written: Sequence[SettledRequest],
+    late_rows: Sequence[SettledRequest],
+    waiting: Collection[str],
+) -> Limits | None:
+    """The limits of this transaction; None, and no statement, if there are none."""
+    subjects: set[str] = set()
+    if requests:
+        subjects.update(token.id for token in tokens.values() if token.limited)
+        subjects.update(key for key, account in accounts.items() if account.limited)
+    for row in written:
+        if row.reservation.limits:
+            subjects.update((row.reservation.token_id, row.reservation.project_id))
+    for row in late_rows:
+        subjects.update((row.reservation.token_id, row.reservation.project_id))
+    return Limits.read(connection, subjects, waiting) if subjects else None
 
 
 def _record_objects(connection: Connection, settlements: Sequence[Settlement]) -> None:
@@ -191,8 +244,11 @@ def _judge(
     count: int,
     now: datetime,
     known: Isolation | None,
-) -> ProxyError | None:
-    """Why this request is refused, None if it is admitted. `count` is how much the token's counter moves before it.
+    limits: Limits | None,
+) -> ProxyError | Blocked | Admitted | None:
+    """Why this request is refused or waits, or what it holds of its limits; None if it is admitted without any.
+
+    `count` is how much the token's counter moves before it.
 
     A mistake in the rules must not stop the worker, because a client could repeat it: it refuses the one request. The
     exception is the refusal's cause.
@@ -201,7 +257,12 @@ def _judge(
         refusal = judge(request, token, account, provider, now)
         if refusal is None and known is not None and request.named is not None:
             refusal = known.refusal(request.named, account.project, provider)
-        return refusal or limit_verdict(token, count)
+        refusal = refusal or limit_verdict(token, count)
+        if refusal is not None or limits is None or request.demand is None:
+            return refusal
+        return limits.judge(token, account, provider, request.demand)
+    except ProxyError as error:
+        return error
     except Exception as error:  # noqa: BLE001 - whatever a rule raises
         refusal = ProxyError()
         refusal.__cause__ = error
@@ -213,17 +274,20 @@ def _decide(
     worker_id: str,
     requests: Sequence[AdmissionRequest],
     tokens: dict[bytes, Token],
+    accounts: dict[str, Account],
     locked: set[bytes],
     counts: dict[str, int],
+    limits: Limits | None,
+    retried: int,
     now: datetime,
-) -> list[Grant | ProxyError]:
+) -> list[Decision]:
     """Judge the requests in order of arrival, write their reservations, and move the counters."""
-    wanted = {token.project_id for token in tokens.values()} if requests else set()
-    accounts = queries.find_accounts(connection, wanted) if wanted else {}
-    decisions: list[Grant | ProxyError] = []
+    decisions: list[Decision] = []
     reservations: list[Reservation] = []
     known = _read_isolation(connection, requests, tokens, accounts)
-    for request in requests:
+    for number, request in enumerate(requests):
+        if limits is not None and number == retried:
+            limits.end_retries()
         token = tokens.get(request.digest)
         account = None if token is None else accounts.get(token.project_id)
         if token is None or account is None:
@@ -231,16 +295,23 @@ def _decide(
             continue
         project = account.project
         provider = request.provider(account)
-        refusal = _judge(request, token, account, provider, counts[token.id], now, known)
-        if refusal is not None:
-            decisions.append(refusal.about(token.id, project.id, provider))
+        judged = _judge(request, token, account, provider, counts[token.id], now, known, limits)
+        holds, states, admitted_at = None, (), now
+        if isinstance(judged, ProxyError):
+            decisions.append(judged.about(token.id, project.id, provider))
             continue
+        if isinstance(judged, Blocked):
+            judged.error.about(token.id, project.id, provider)
+            decisions.append(judged)
+            continue
+        if judged is not None and limits is not None:
+            # The window of a request is that of the database's clock, and its row must say so.
+            holds, states, admitted_at = judged.holds, judged.states, limits.now
         count = counts[token.id] = counts[token.id] + 1
-        reservation = Reservation(
-            request.id, worker_id, token.id, project.id, provider, request.method, request.path, now
-        )
+        whose = (token.id, project.id, provider)
+        reservation = Reservation(request.id, worker_id, *whose, request.method, request.path, admitted_at, holds)
         reservations.append(reservation)
-        decisions.append(Grant(reservation, request.digest, account, token, token.request_count + count))
+        decisions.append(Grant(reservation, request.digest, account, token, token.request_count + count, states))
     queries.add_to_counters(connection, counts, now if reservations else None)
     queries.reserve(connection, reservations)
     return decisions

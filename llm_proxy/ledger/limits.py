@@ -1,0 +1,163 @@
+"""The limits in one transaction: read once, their counters locked in one order, and moved in one statement."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import datetime
+
+import msgspec
+from attrs import define, field
+
+from db import Connection
+from db.queries import limits as queries
+from db.queries.limits import Movements, counter_id
+from db.records import Account, Limit, LimitCounter, SettledRequest, Token
+from llm_proxy.errors import ProxyError, TokenLocked
+from llm_proxy.limits import Blocked, Demand, behind, covers, ends_at, held, matches, started_at, verdict, warns
+
+
+class LimitState(msgspec.Struct, frozen=True):
+    """A limit with the request that was admitted: what is used and reserved of it, and when its window ends."""
+
+    limit: Limit
+    used: int
+    reserved: int
+    ends_at: datetime | None
+
+    @property
+    def warns(self) -> bool:
+        return warns(self.limit, self.used)
+
+
+class Admitted(msgspec.Struct, frozen=True):
+    """What a request holds, by counter, and the limits that it passed."""
+
+    holds: dict[str, int]
+    states: tuple[LimitState, ...]
+
+
+@define
+class Limits:
+    """The limits of a transaction's requests, and the database's clock when they were read."""
+
+    now: datetime
+    #: Limits that requests which are not in this transaction wait for.
+    _waiting: Collection[str]
+    _by_subject: Mapping[str, Sequence[Limit]]
+    _movements: Movements
+    _counters: Mapping[str, LimitCounter] = field(factory=dict)
+    #: Limits that an earlier request waits for.
+    _busy: set[str] = field(factory=set)
+
+    @classmethod
+    def read(cls, connection: Connection, subjects: Iterable[str], waiting: Collection[str]) -> Limits:
+        """Read the limits of these tokens and projects, and of the whole proxy."""
+        found, now = queries.of_subjects(connection, {"", *subjects})
+        by_subject: dict[str, list[Limit]] = {}
+        for limit in found:
+            by_subject.setdefault(limit.subject, []).append(limit)
+        return cls(now, waiting, by_subject, Movements({limit.id: limit for limit in found}))
+
+    def _applying(self, token_id: str, project_id: str) -> list[Limit]:
+        return [limit for subject in (token_id, project_id, "") for limit in self._by_subject.get(subject, ())]
+
+    def _counter(self, limit: Limit, at: datetime) -> str:
+        return counter_id(limit.id, started_at(limit.period, at))
+
+    def lock(
+        self,
+        connection: Connection,
+        wanted: Iterable[tuple[Token, Account]],
+        settled: Iterable[SettledRequest],
+        *,
+        skip_locked: bool,
+    ) -> None:
+        """Lock the counters that these requests need, and those that these settlements move."""
+        keys = {
+            self._counter(limit, self.now)
+            for token, account in wanted
+            for limit in self._applying(token.id, account.project.id)
+        }
+        if keys:
+            known = self._movements.limits
+            keys.update(key for row in settled for key in row.reservation.limits or () if queries.limit_of(key) in known)
+            self._counters = queries.lock_counters(connection, keys, skip_locked=skip_locked)
+
+    def settle(
+        self, written: Sequence[SettledRequest], replaced: Sequence[SettledRequest], late: Sequence[SettledRequest]
+    ) -> list[SettledRequest]:
+        """Charge what settled; return the late rows with their counters.
+
+        Late usage is charged in the windows of the request that saw it.
+        """
+        before = {row.id: row for row in replaced}
+        for row in written:
+            old = before.get(row.id)
+            if old is None:
+                self._movements.settle(row)
+            else:
+                self._movements.replace(row, old)
+        charged = []
+        for row in late:
+            whose, model = row.reservation, row.result.requested_model or ""
+            keys = {
+                self._counter(limit, whose.admitted_at): 0
+                for limit in self._applying(whose.token_id, whose.project_id)
+                if limit.models is None or matches(limit.models["patterns"], model)
+            }
+            if keys:
+                row = msgspec.structs.replace(row, reservation=msgspec.structs.replace(whose, limits=keys))  # noqa: PLW2901
+                self._movements.settle(row)
+            charged.append(row)
+        return charged
+
+    def end_retries(self) -> None:
+        """From now on, the requests are new: those that wait, here or elsewhere, come first."""
+        self._busy.update(self._waiting)
+
+    def judge(
+        self, token: Token, account: Account, provider: str, demand: Demand
+    ) -> Admitted | ProxyError | Blocked | None:
+        """Judge a request, and count it if it is admitted; None if it has no limits."""
+        blocked: Blocked | None = None
+        holds: dict[str, int] = {}
+        passed: list[tuple[Limit, str]] = []
+        for limit in self._applying(token.id, account.project.id):
+            if not covers(limit, demand, provider):
+                continue
+            key = self._counter(limit, self.now)
+            counter = self._counters.get(key)
+            if counter is None:
+                return TokenLocked()
+            wanted = held(limit, demand, provider)
+            moved = self._movements.of(key)
+            found = verdict(limit, counter.used + moved.used, counter.reserved + moved.reserved, wanted, self.now)
+            if isinstance(found, ProxyError):
+                found.limit_id = limit.id
+                return found
+            if found is None and limit.id in self._busy:
+                found = behind(limit)
+            if isinstance(found, Blocked):
+                found.error.limit_id = limit.id
+                if blocked is None or found.seconds < blocked.seconds:
+                    blocked = found
+            holds[key] = wanted
+            passed.append((limit, key))
+        if blocked is not None:
+            if blocked.seconds:
+                self._busy.add(blocked.limit_id)
+            return blocked
+        if not passed:
+            return None
+        return Admitted(holds, tuple(self._state(limit, key, holds[key]) for limit, key in passed))
+
+    def _state(self, limit: Limit, key: str, wanted: int) -> LimitState:
+        """Count what a request holds; the state of the limit with it."""
+        moved, counter = self._movements.of(key), self._counters[key]
+        if limit.reserves:
+            moved.reserved += wanted
+        ends = ends_at(limit.period, counter.started_at)
+        return LimitState(limit, counter.used + moved.used, counter.reserved + moved.reserved, ends)
+
+    def write(self, connection: Connection) -> None:
+        self._movements.write(connection)
