@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from attrs import define, evolve, field
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, select, update
 
 from db.dialects.bulk import BulkInsert, LockByKeys, SelectByKeys
 from db.dialects.statements import Now, for_update, insert_new, upsert_add
@@ -26,7 +26,7 @@ from db.schema import limit_counters, limits, tokens
 _START: Final = "%Y-%m-%dT%H:%M"
 _ID_LENGTH: Final = 36
 
-_keys = bindparam("keys", expanding=True)
+_keys: BindParameter[Any] = bindparam("keys", expanding=True)
 _of_subjects = SelectByKeys(
     select(*columns(limits, Limit), Now()).where(limits.c.subject.in_(_keys)).order_by(limits.c.id),
     limits.c.subject.type,

@@ -10,6 +10,7 @@ from attrs import define, field, frozen
 
 from llm_proxy.errors import DatabaseUnavailable, ProxyError
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement
+from llm_proxy.limits import Blocked
 from llm_proxy.logging import log
 
 #: Maximum number of admissions, and of settlements, in one transaction: bounds its locks and statement sizes.
@@ -20,12 +21,17 @@ _log = log.logger("ledger")
 
 @define(eq=False, repr=False)
 class PendingAdmission:
-    """A request's place in the queue, and the task that waits for the decision."""
+    """A request's place in the queue, and the task that waits for the decision.
+
+    `blocked`: why it waits for running requests to end, which it does until `waits_until`, in trio's time.
+    """
 
     request: AdmissionRequest
     queued: float = field(factory=trio.current_time, init=False)
     task: trio.lowlevel.Task = field(factory=trio.lowlevel.current_task, init=False)
     answered: bool = False
+    blocked: Blocked | None = None
+    waits_until: float = math.inf
     decision: Grant | ProxyError = field(init=False)
 
     async def wait(self) -> Grant | ProxyError:
@@ -63,6 +69,11 @@ class Batch:
     settlements: Sequence[Settlement]
     doubtful: bool = False
     skip_locked: bool = False
+
+    @property
+    def retried(self) -> int:
+        """How many requests have waited for running ones to end; they are the first of the batch."""
+        return sum(one.blocked is not None for one in self.pending)
 
     def parts(self) -> list[Batch]:
         """The same work for two transactions, in the same order; empty if it cannot be divided.

@@ -116,13 +116,15 @@ class Limits:
         self._busy.update(self._waiting)
 
     def judge(
-        self, token: Token, account: Account, provider: str, demand: Demand
+        self, token: Token, account: Account, provider: str, demand: Demand | None
     ) -> Admitted | ProxyError | Blocked | None:
         """Judge a request, and count it if it is admitted; None if it has no limits."""
         blocked: Blocked | None = None
         holds: dict[str, int] = {}
         passed: list[tuple[Limit, str]] = []
         for limit in self._applying(token.id, account.project.id):
+            if demand is None:
+                raise ProxyError
             if not covers(limit, demand, provider):
                 continue
             key = self._counter(limit, self.now)

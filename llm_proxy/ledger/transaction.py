@@ -258,7 +258,7 @@ def _judge(
         if refusal is None and known is not None and request.named is not None:
             refusal = known.refusal(request.named, account.project, provider)
         refusal = refusal or limit_verdict(token, count)
-        if refusal is not None or limits is None or request.demand is None:
+        if refusal is not None or limits is None:
             return refusal
         return limits.judge(token, account, provider, request.demand)
     except ProxyError as error:
@@ -296,7 +296,9 @@ def _decide(
         project = account.project
         provider = request.provider(account)
         judged = _judge(request, token, account, provider, counts[token.id], now, known, limits)
-        holds, states, admitted_at = None, (), now
+        holds: dict[str, int] | None = None
+        states: tuple[LimitState, ...] = ()
+        admitted_at = now
         if isinstance(judged, ProxyError):
             decisions.append(judged.about(token.id, project.id, provider))
             continue

@@ -27,6 +27,7 @@ from llm_proxy.ledger.lookup import Lookups, ObjectRecords
 from llm_proxy.ledger.transaction import (
     AdmissionRequest,
     Checked,
+    Decision,
     Grant,
     Objects,
     Settlement,
@@ -34,6 +35,8 @@ from llm_proxy.ledger.transaction import (
     records_of,
     transact,
 )
+from llm_proxy.ledger.waiting import BlockedRequests
+from llm_proxy.limits import Blocked
 from llm_proxy.logging import log
 
 #: Maximum seconds that a transaction waits until the process is idle, so that more requests join it.
@@ -113,6 +116,8 @@ class Ledger:
         self._doubtful: deque[Settlement] = deque()
         # Blocked by locks of other transactions.
         self._locked = LockedRequests()
+        # Running requests are in the way of a limit.
+        self._blocked = BlockedRequests()
         self._aside = LockedRows(
             database,
             self._locked,
@@ -123,7 +128,7 @@ class Ledger:
         self._wake = trio.Event()
         self._idle = trio.Event()
         # Called with every decision of a committed transaction, whether or not the request still waits for it.
-        self.on_decisions: Callable[[Sequence[PendingAdmission], Sequence[Grant | ProxyError]], None] | None = None
+        self.on_decisions: Callable[[Sequence[PendingAdmission], Sequence[Decision]], None] | None = None
         # Settlements wait for an admission: further settlements need not wake the writer.
         self._lingering = False
         # A stack: the running batch is last, the next one before it.
@@ -141,7 +146,7 @@ class Ledger:
     @property
     def waiting(self) -> int:
         """Number of requests that wait for their admission, or for the lookup before it."""
-        return len(self._waiting) + len(self._locked) + self._lookups.waiting
+        return len(self._waiting) + len(self._locked) + len(self._blocked) + self._lookups.waiting
 
     @property
     def unsettled(self) -> int:
@@ -168,7 +173,7 @@ class Ledger:
     @property
     def busy(self) -> bool:
         """Whether anything is queued, or on its way to the database."""
-        return bool(self._waiting or self._locked or self._under_way) or self.unsettled > 0
+        return bool(self._waiting or self._locked or self._blocked or self._under_way) or self.unsettled > 0
 
     async def check(self, request: AdmissionRequest) -> Checked:
         """Judge a request by its head before its body is read. Nothing is counted, and `admit` judges it again.
@@ -191,8 +196,9 @@ class Ledger:
         refusal = judge(request, token, account, provider, datetime.now(UTC))
         if refusal is not None:
             raise refusal.about(token.id, account.project.id, provider)
+        limited = token.limited or account.limited
         if request.named is None:
-            return Checked(token, account.project, provider, needs_body=False)
+            return Checked(token, account.project, provider, needs_body=False, limited=limited)
         wanted = [(request.named, account.project.id, provider)]
         try:
             known = await self._database.read(isolation.read, wanted)
@@ -203,7 +209,7 @@ class Ledger:
         if refusal is not None:
             raise refusal.about(token.id, account.project.id, provider)
         needs_body = request.named.unread and bool(known.shared)
-        return Checked(token, account.project, provider, needs_body=needs_body)
+        return Checked(token, account.project, provider, needs_body=needs_body, limited=limited)
 
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the decision of the next shared transaction.
@@ -271,7 +277,7 @@ class Ledger:
                 if not self.busy:
                     self._idle.set()
                     self._idle = trio.Event()
-                with trio.move_on_at(min(self._next_beat, self._locked.retry_at)):
+                with trio.move_on_at(min(self._next_beat, self._locked.retry_at, self._blocked.retry_at)):
                     await self._wake.wait()
                 self._wake = trio.Event()
 
@@ -320,10 +326,14 @@ class Ledger:
         """Commit what is queued in one transaction, or in several if that one is refused."""
         pending, held = self._take_pending(), []
         cautious = self._aside.cautious
-        if (pending and cautious) or trio.current_time() >= self._locked.retry_at:
+        now = trio.current_time()
+        if now >= self._blocked.retry_at:
+            # They came earlier.
+            pending = self._blocked.take(now) + pending
+        if (pending and cautious) or now >= self._locked.retry_at:
             held = self._locked.take(MAX_BATCH)
         if cautious:
-            held, pending = held + pending, []
+            held, pending = sorted(held + pending, key=lambda one: one.blocked is None), []
             for queue in (self._doubtful, self._unsettled):
                 self._aside.add(queue)
                 queue.clear()
@@ -356,6 +366,8 @@ class Ledger:
             return
         self._under_way.pop()
         self._outage.over()
+        if batch.settlements:
+            self._blocked.retry_now(trio.current_time())
         decided = list(zip(batch.pending, decisions, strict=True))
         if batch.skip_locked:
             still_locked = [one for one, decision in decided if isinstance(decision, TokenLocked)]
@@ -363,12 +375,19 @@ class Ledger:
             decided = [pair for pair in decided if not isinstance(pair[1], TokenLocked)]
         if self.on_decisions is not None:
             self.on_decisions(batch.pending, decisions)
+        blocked: list[tuple[PendingAdmission, Blocked]] = []
         for one, decision in decided:
+            if isinstance(decision, Blocked):
+                if not one.answered:
+                    blocked.append((one, decision))
+                continue
             if isinstance(decision, ProxyError) and decision.__cause__ is not None:
                 message = "the admission check of a request failed"
                 _log.error(message, request_id=one.request.id, exc_info=decision.__cause__)
             if not one.answer(decision) and isinstance(decision, Grant):
                 self.settle(decision, VOID)
+        if blocked:
+            self._blocked.put(blocked, trio.current_time())
 
     def _skip_locked(self, batch: Batch) -> None:
         """Write at once what no other transaction blocks, and leave the rest for later."""
@@ -392,15 +411,16 @@ class Ledger:
             batch.give_up(error)
         self._under_way[-1:] = reversed(parts)
 
-    async def _commit(self, batch: Batch) -> list[Grant | ProxyError]:
+    async def _commit(self, batch: Batch) -> list[Decision]:
         started = trio.current_time()
         work = (self._worker.id, [one.request for one in batch.pending], batch.settlements, datetime.now(UTC))
-        run = partial(transact, doubtful=batch.doubtful, skip_locked=batch.skip_locked)
+        options = {"skip_locked": batch.skip_locked, "waiting": set(self._blocked.limits), "retried": batch.retried}
+        run = partial(transact, doubtful=batch.doubtful, **options)
         try:
             decisions = await self._database.write_unless_locked(run, *work)
         except queries.ReservationsMissing:
             decisions = await self._database.write_unless_locked(partial(run, doubtful=True), *work)
-        still_locked = sum(isinstance(one, TokenLocked) for one in decisions) if batch.skip_locked else 0
+        still_locked = sum(isinstance(one, Blocked | TokenLocked) for one in decisions)
         decided = len(decisions) - still_locked
         self._observer.observe_transaction(trio.current_time() - started, decided, len(batch.settlements))
         return decisions
@@ -443,8 +463,9 @@ class Ledger:
             self._away = False
 
     def _refuse_waiting(self, refusal: type[DatabaseUnavailable] = DatabaseUnavailable) -> None:
-        refuse((*self._locked, *self._waiting), refusal)
+        refuse((*self._locked, *self._blocked, *self._waiting), refusal)
         self._waiting.clear()
+        self._blocked.clear()
 
     async def _beat(self) -> datetime | None:
         """Send the heartbeat; return the database's time, None if another transaction holds the worker's row."""

@@ -28,8 +28,9 @@ from llm_proxy.ledger.late import ObjectUsage
 from llm_proxy.ledger.outage.replay import CHUNK, OrphanReplay
 from llm_proxy.ledger.outage.spool import Spool
 from llm_proxy.ledger.outage.token_cache import OutageLimits, TokenCache
-from llm_proxy.ledger.transaction import AdmissionRequest, Checked, Grant, Objects
+from llm_proxy.ledger.transaction import AdmissionRequest, Checked, Decision, Grant, Objects
 from llm_proxy.ledger.writer import Ledger
+from llm_proxy.limits import Blocked
 from llm_proxy.logging import log
 
 #: Maximum number of requests that wait in memory and in the spool; beyond it, none is admitted.
@@ -199,9 +200,11 @@ class OutageMode:
         self.admissions += 1
         return grant
 
-    def _on_decisions(self, pending: Sequence[PendingAdmission], decisions: Sequence[Grant | ProxyError]) -> None:
+    def _on_decisions(self, pending: Sequence[PendingAdmission], decisions: Sequence[Decision]) -> None:
         clock = trio.current_time()
         for one, decision in zip(pending, decisions, strict=True):
+            if isinstance(decision, Blocked):
+                continue
             self._cache.record(one.request.digest, decision, clock, keep_used=self._since is not None)
 
     def _start(self) -> None:

@@ -1,0 +1,85 @@
+"""Requests that wait for running ones to end, because only these are in the way of a limit."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Collection, Iterator
+from itertools import chain
+
+from attrs import define, field
+
+from llm_proxy.ledger.batch import PendingAdmission
+from llm_proxy.limits import Blocked
+
+#: Maximum number of requests that wait; beyond it, they are refused at once.
+MAX_BLOCKED = 1000
+#: Requests of one limit that are judged again in one transaction.
+_RETRIED = 32
+#: Seconds between attempts: settlements of other workers are not announced.
+_RETRY = 0.05
+
+
+@define(eq=False)
+class BlockedRequests:
+    """Requests by the limit that they wait for, in order of arrival. They hold no lock."""
+
+    #: Trio's time of the next retry; infinite if there are none.
+    retry_at: float = field(default=math.inf, init=False)
+    _by_limit: dict[str, deque[PendingAdmission]] = field(factory=dict, init=False, repr=False)
+
+    def __len__(self) -> int:
+        return sum(map(len, self._by_limit.values()))
+
+    def __iter__(self) -> Iterator[PendingAdmission]:
+        return chain.from_iterable(self._by_limit.values())
+
+    @property
+    def limits(self) -> Collection[str]:
+        """The limits that requests wait for."""
+        return self._by_limit.keys()
+
+    def take(self, now: float) -> list[PendingAdmission]:
+        """Remove and return the requests to judge again; refuse those that have waited long enough."""
+        taken: list[PendingAdmission] = []
+        for limit_id, queue in list(self._by_limit.items()):
+            for one in list(queue):
+                if one.blocked is not None and now >= one.waits_until:
+                    one.answer(one.blocked.error)
+            room = _RETRIED
+            while queue and room:
+                one = queue.popleft()
+                if not one.answered:
+                    one.queued = now
+                    taken.append(one)
+                    room -= 1
+            if not queue:
+                del self._by_limit[limit_id]
+        self.retry_at = now + _RETRY if self._by_limit else math.inf
+        return taken
+
+    def put(self, blocked: list[tuple[PendingAdmission, Blocked]], now: float) -> None:
+        """Let requests wait: those that waited before in front of the others. Refuse those that must not wait."""
+        again = []
+        for one, decision in blocked:
+            if one.blocked is not None:
+                one.blocked = decision
+                again.append((one, decision.limit_id))
+            elif decision.seconds and len(self) < MAX_BLOCKED:
+                one.blocked, one.waits_until = decision, one.queued + decision.seconds
+                self._by_limit.setdefault(decision.limit_id, deque()).append(one)
+            else:
+                one.answer(decision.error)
+        for one, limit_id in reversed(again):
+            self._by_limit.setdefault(limit_id, deque()).appendleft(one)
+        if self._by_limit:
+            self.retry_at = min(self.retry_at, now + _RETRY)
+
+    def retry_now(self, now: float) -> None:
+        """Judge them again in the next transaction, because requests have ended."""
+        if self._by_limit:
+            self.retry_at = now
+
+    def clear(self) -> None:
+        self._by_limit.clear()
+        self.retry_at = math.inf
