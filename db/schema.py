@@ -281,10 +281,7 @@ limit_counters = Table(
     Column("id", Code, primary_key=True),
     Column("limit_id", Id, nullable=False, index=True),
     Column("started_at", Timestamp, nullable=True, index=True),
-    *(
-        Column(name, BigInteger, nullable=False)
-        for name in ("used", "reserved", "opening", "unknown", "unpriced")
-    ),
+    *(Column(name, BigInteger, nullable=False) for name in ("used", "reserved", "opening", "unknown", "unpriced")),
 )
 
 # Which project created an object that a provider keeps, such as a file or a batch: other projects must not reach it. No

@@ -24,7 +24,7 @@ from llm_proxy.errors import (
 )
 
 if TYPE_CHECKING:
-    from db.records import Limit, Period
+    from db.records import Limit, Metric, Period
 
 _NANO: Final = 10**9
 _TOKENS: Final = frozenset({"tokens", "input_tokens", "output_tokens"})
@@ -45,6 +45,17 @@ class Bound(msgspec.Struct, frozen=True):
     input_tokens: int
     output_tokens: int
     cost: int | None
+
+    def amount(self, metric: Metric) -> int | None:
+        match metric:
+            case "cost":
+                return self.cost
+            case "input_tokens":
+                return self.input_tokens
+            case "output_tokens":
+                return self.output_tokens
+            case _:
+                return self.input_tokens + self.output_tokens
 
 
 class Demand(Protocol):
@@ -130,26 +141,16 @@ def held(limit: Limit, demand: Demand, provider: str) -> int:
     if not demand.generates(provider):
         return 0
     if limit.policy == "reserved":
-        bound = demand.worst_case(provider)
-        match limit.metric:
-            case "cost":
-                if bound.cost is None:
-                    raise _unpriced(demand, provider)
-                return bound.cost
-            case "input_tokens":
-                return bound.input_tokens
-            case "output_tokens":
-                return bound.output_tokens
-            case _:
-                return bound.input_tokens + bound.output_tokens
-    if limit.metric == "cost":
-        cost = demand.input_cost(provider)
-        if cost is None:
-            if not limit.allow_unpriced and limit.policy != "warn":
-                raise _unpriced(demand, provider)
-            return 0
-        return cost
-    return 0 if limit.metric == "output_tokens" else demand.input_tokens()
+        amount = demand.worst_case(provider).amount(limit.metric)
+    elif limit.metric == "cost":
+        amount = demand.input_cost(provider)
+        if amount is None and (limit.allow_unpriced or limit.policy == "warn"):
+            amount = 0
+    else:
+        amount = 0 if limit.metric == "output_tokens" else demand.input_tokens()
+    if amount is None:
+        raise _unpriced(demand, provider)
+    return amount
 
 
 def verdict(limit: Limit, used: int, reserved: int, wanted: int, now: datetime) -> ProxyError | Blocked | None:
@@ -157,19 +158,16 @@ def verdict(limit: Limit, used: int, reserved: int, wanted: int, now: datetime) 
 
     `used` and `reserved` are the counter of the limit's window before it.
     """
-    if limit.policy == "warn":
+    counted = used + reserved + wanted if limit.reserves else used + 1
+    if limit.policy == "warn" or counted <= limit.amount:
         return None
     if limit.metric == "concurrency":
-        if reserved + wanted <= limit.amount:
-            return None
         message = f"{_name(limit)} is reached: {reserved} run now."
         return Blocked(limit.id, limit.wait_ms / 1000, RateLimitExceeded(message, retry_after=_SOON))
-    if not limit.reserves:
-        return None if used < limit.amount else _exceeded(limit, used, now)
-    if used + reserved + wanted <= limit.amount:
-        return None
-    if limit.metric == "requests" or used >= limit.amount:
-        return _exceeded(limit, used + (reserved if limit.metric == "requests" else 0), now)
+    if limit.metric == "requests":
+        return _exceeded(limit, used + reserved, now)
+    if used >= limit.amount:
+        return _exceeded(limit, used, now)
     if used + wanted > limit.amount:
         left, most = _shown(limit, limit.amount - used), _shown(limit, wanted)
         return _exceeded(limit, used, now, f" This request may use up to {most}, and {left} are left.")
@@ -213,7 +211,8 @@ def _exceeded(limit: Limit, used: int, now: datetime, more: str = "") -> ProxyEr
 def _unpriced(demand: Demand, provider: str) -> ProxyError:
     named = " or ".join(f"'{model}'" for model in demand.models(provider)) or "of this request"
     return ModelNotPriced(
-        f"The model {named} has no price here, and a limit of money applies. Ask the operator of this proxy for a price."
+        f"The model {named} has no price here, and a limit of money applies."
+        " Ask the operator of this proxy for a price."
     )
 
 

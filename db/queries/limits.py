@@ -11,16 +11,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypedDict
 
-from attrs import define, evolve, field
-from sqlalchemy import BindParameter, Connection, bindparam, delete, insert, select, update
+from attrs import asdict, define, evolve, field
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    bindparam,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from db.dialects.bulk import BulkInsert, LockByKeys, SelectByKeys
 from db.dialects.statements import Now, for_update, insert_new, upsert_add
 from db.queries.rows import Position, Rows, columns, names
 from db.records import Limit, LimitCounter, SettledRequest
-from db.schema import limit_counters, limits, tokens
+from db.schema import limit_counters, limits, tokens, usage_hourly
 
 #: The starts of windows in the ids of counters.
 _START: Final = "%Y-%m-%dT%H:%M"
@@ -137,18 +149,19 @@ def charge(limit: Limit, key: str, row: SettledRequest) -> int:
     if result.outcome == "void" or limit.metric == "concurrency":
         return 0
     if limit.metric == "requests":
-        return 1 if result.kind == "request" else 0
+        return int(result.kind == "request")
     if result.outcome == "unknown":
         return (row.reservation.limits or {})[key]
-    match limit.metric:
-        case "cost":
-            return result.cost_nanousd or 0
-        case "input_tokens":
-            return result.input_tokens or 0
-        case "output_tokens":
-            return result.output_tokens or 0
-        case _:
-            return (result.input_tokens or 0) + (result.output_tokens or 0)
+    return sum(getattr(result, name) or 0 for name in _BOOKED[limit.metric])
+
+
+#: The columns whose sum is charged.
+_BOOKED: Final[Mapping[str, Sequence[str]]] = {
+    "tokens": ("input_tokens", "output_tokens"),
+    "input_tokens": ("input_tokens",),
+    "output_tokens": ("output_tokens",),
+    "cost": ("cost_nanousd",),
+}
 
 
 def of_subjects(connection: Connection, subjects: Iterable[str]) -> tuple[list[Limit], datetime]:
@@ -188,5 +201,80 @@ def lock_counters(
     return found
 
 
+class LimitValues(TypedDict, total=False):
+    """What an update sets; what is not in it stays as it is."""
+
+    amount: int
+    wait_ms: int
+    warn_at: int | None
+    allow_unpriced: bool
+
+
 _rows = Rows(limits, Limit, limits.c.id)
-create, get, get_locked = _rows.create, _rows.get, _rows.get_locked
+get, get_locked = _rows.get, _rows.get_locked
+#: The hourly sums of each metric.
+_SUMMED: Final[Mapping[str, ColumnElement[int]]] = {
+    "requests": usage_hourly.c.requests,
+    "tokens": usage_hourly.c.input_tokens + usage_hourly.c.output_tokens,
+    "input_tokens": usage_hourly.c.input_tokens,
+    "output_tokens": usage_hourly.c.output_tokens,
+    "cost": usage_hourly.c.cost_nanousd,
+}
+_SUBJECTS: Final = {"token": usage_hourly.c.token_id, "project": usage_hourly.c.project_id}
+
+
+def create(connection: Connection, limit: Limit) -> None:
+    """Write a new limit; its token must be locked, so that the next request of it sees the limit."""
+    connection.execute(insert(limits), asdict(limit))
+    if limit.scope == "token":
+        connection.execute(update(tokens).where(tokens.c.id == limit.subject).values(limited=True))
+
+
+def used_before(connection: Connection, limit: Limit, since: datetime | None) -> dict[str, int]:
+    """What its requests have used since then by the hourly sums, by the model that they named."""
+    conditions = [] if since is None else [usage_hourly.c.hour >= since]
+    if limit.scope in _SUBJECTS:
+        conditions.append(_SUBJECTS[limit.scope] == limit.subject)
+    model = func.coalesce(usage_hourly.c.requested_model, usage_hourly.c.model)
+    total = func.sum(_SUMMED[limit.metric])
+    rows = connection.execute(select(model, total).where(*conditions).group_by(model))
+    return {name: int(amount) for name, amount in rows}
+
+
+def open_counter(connection: Connection, key: str, opening: int) -> None:
+    """Write the first counter of a new limit."""
+    _insert_new(connection, [evolve(new_counter(key), used=opening, opening=opening)])
+
+
+def page(
+    connection: Connection, limit: int, after: Position | None, project_id: str | None, token_id: str | None
+) -> list[Limit]:
+    """List limits, the newest first; of a project, also those of its tokens."""
+    conditions: list[ColumnElement[bool]] = []
+    if project_id is not None:
+        own = select(tokens.c.id).where(tokens.c.project_id == project_id)
+        conditions.append(or_(limits.c.subject == project_id, limits.c.subject.in_(own)))
+    if token_id is not None:
+        conditions.append(limits.c.subject == token_id)
+    return _rows.page(connection, limit, after, *conditions)
+
+
+def read_counters(connection: Connection, keys: Iterable[str]) -> dict[str, LimitCounter]:
+    """Counters by their id, without locks."""
+    return {counter.id: counter for counter in _read(connection, sorted(set(keys)))}
+
+
+def change(connection: Connection, limit: Limit, changes: LimitValues, now: datetime) -> Limit:
+    """Change a limit that was read with `get_locked` in this transaction. Its counters stay."""
+    values: dict[str, Any] = {**changes, "updated_at": now}
+    connection.execute(update(limits).where(limits.c.id == limit.id).values(**values))
+    return evolve(limit, **values)
+
+
+def remove(connection: Connection, limit: Limit) -> None:
+    """Delete a limit and its counters. Requests that hold something of it ignore that when they end."""
+    connection.execute(delete(limits).where(limits.c.id == limit.id))
+    connection.execute(delete(limit_counters).where(limit_counters.c.limit_id == limit.id))
+    if limit.scope == "token":
+        others = exists().where(limits.c.subject == limit.subject)
+        connection.execute(update(tokens).where(tokens.c.id == limit.subject, ~others).values(limited=False))

@@ -2,7 +2,7 @@
 
 - `schema`: the types of fields; readers that report every mistake of a body or a query
 - `operations`: from an operation's declaration to its route; errors as responses
-- `projects`, `tokens`, `requests`, `refusals`, `usage`, `audit`, `server`: one file per resource
+- `projects`, `tokens`, `limits`, `requests`, `refusals`, `usage`, `audit`, `server`: one file per resource
 - `pages`: keyset paging, CSV
 - `auth`: the management token
 - `refused_calls`: refused calls in the audit log
@@ -21,6 +21,7 @@ from werkzeug.exceptions import HTTPException
 from llm_proxy.api import (
     audit,
     credentials,
+    limits,
     openapi,
     operations,
     projects,
@@ -41,7 +42,8 @@ def register(app: Quart, services: Services, clock: Callable[[], datetime] = ope
     resources = (
         projects.RESOURCE,
         credentials.RESOURCE,
-        *(tokens.RESOURCE, requests.RESOURCE, refusals.RESOURCE, usage.RESOURCE, audit.RESOURCE, server.RESOURCE),
+        *(tokens.RESOURCE, limits.RESOURCE, requests.RESOURCE, refusals.RESOURCE),
+        *(usage.RESOURCE, audit.RESOURCE, server.RESOURCE),
     )
     open_paths = system.paths(settings.metrics_path if settings.enable_metrics else None)
     # The framework would otherwise redirect `//` to a URL made from the client's own Host header.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.http.parameters import Parameters
     from llm_proxy.gateway.inbound import Inbound
     from llm_proxy.gateway.providers.provider import Providers
+    from llm_proxy.limits import Demand
     from llm_proxy.secrets.encryption import KeyRing
 
 
@@ -61,6 +62,7 @@ def admission_request(
     found: Parameters | BadRequest | None,
     path: str,
     named: Named | None = None,
+    demand: Demand | None = None,
 ) -> AdmissionRequest:
     """Make the request that the ledger decides on.
 
@@ -72,6 +74,7 @@ def admission_request(
             never read.
         path: the path without credentials, as it is recorded.
         named: the objects at the provider that it names.
+        demand: what it will use; None before the body is read.
     """
 
     def refusal(name: str) -> ProxyError | None:
@@ -96,4 +99,5 @@ def admission_request(
         refusal=refusal,
         named=named,
         wrong_labels=inbound.labels if isinstance(inbound.labels, BadRequest) else None,
+        demand=demand,
     )

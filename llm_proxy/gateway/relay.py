@@ -14,6 +14,7 @@ from db.records import RefusedRequest
 from llm_proxy.errors import BadRequest, Overloaded, ProxyError, provider_response
 from llm_proxy.gateway import admission, stream_usage
 from llm_proxy.gateway.auth import token_sources
+from llm_proxy.gateway.demand import RequestDemand
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.http import parameters, upload_session
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
@@ -177,7 +178,8 @@ class Relay:
             except ProxyError as error:
                 error.about(checked.token.id, checked.project.id, provider.name)
                 raise
-        request = admission.admission_request(inbound, digest, providers, found, path, objects.named)
+        demand = RequestDemand(inbound, providers, self.prices)
+        request = admission.admission_request(inbound, digest, providers, found, path, objects.named, demand)
         if inbound.notify is not None:
             inbound.notify(inbound.leave)
             if inbound.ended:
@@ -202,7 +204,7 @@ class Relay:
         """Wait for as much of the body as is needed before the admission; its parameters, if it must be read."""
         if checked.needs_body or provider.needs_body:
             return await self._read(inbound, objects)
-        if provider.holds_body:
+        if provider.holds_body or (checked.limited and not _is_form(inbound)):
             await inbound.hold(self.held)
         elif stream_usage.is_wanted(checked.project, provider, inbound):
             await inbound.gather()
@@ -344,6 +346,11 @@ class Relay:
                 request_bytes=inbound.received,
             ),
         )
+
+
+def _is_form(inbound: Inbound) -> bool:
+    """Whether the body is a form, which is an upload that is not held."""
+    return any(name == b"content-type" and value.lower().startswith(b"multipart/") for name, value in inbound.headers)
 
 
 async def _answer(inbound: Inbound, error: ProxyError, send: Send) -> None:

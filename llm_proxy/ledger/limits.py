@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import datetime
+from typing import NamedTuple
 
 import msgspec
 from attrs import define, field
@@ -29,11 +30,12 @@ class LimitState(msgspec.Struct, frozen=True):
         return warns(self.limit, self.used)
 
 
-class Admitted(msgspec.Struct, frozen=True):
-    """What a request holds, by counter, and the limits that it passed."""
+class Admitted(NamedTuple):
+    """What a request holds, by counter, the limits that it passed, and when, by the database's clock."""
 
     holds: dict[str, int]
     states: tuple[LimitState, ...]
+    at: datetime
 
 
 @define
@@ -80,7 +82,9 @@ class Limits:
         }
         if keys:
             known = self._movements.limits
-            keys.update(key for row in settled for key in row.reservation.limits or () if queries.limit_of(key) in known)
+            keys.update(
+                key for row in settled for key in row.reservation.limits or () if queries.limit_of(key) in known
+            )
             self._counters = queries.lock_counters(connection, keys, skip_locked=skip_locked)
 
     def settle(
@@ -151,7 +155,7 @@ class Limits:
             return blocked
         if not passed:
             return None
-        return Admitted(holds, tuple(self._state(limit, key, holds[key]) for limit, key in passed))
+        return Admitted(holds, tuple(self._state(limit, key, holds[key]) for limit, key in passed), self.now)
 
     def _state(self, limit: Limit, key: str, wanted: int) -> LimitState:
         """Count what a request holds; the state of the limit with it."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime
 
 import msgspec
+from attrs import define, field
 
 from db import Connection
 from db.queries import ledger as queries
@@ -119,7 +120,7 @@ def judge(request: AdmissionRequest, token: Token, account: Account, provider: s
     return refusal
 
 
-def transact(
+def transact(  # noqa: PLR0913 - all that one transaction does
     connection: Connection,
     worker_id: str,
     requests: Sequence[AdmissionRequest],
@@ -137,6 +138,37 @@ def transact(
     been reserved. `skip_locked`: do not wait for a token that another transaction holds: its requests get TokenLocked.
     `waiting`: limits that requests of other transactions wait for, in front of all but the first `retried` of these.
     """
+    written, replaced, late_rows = _settle(connection, settlements, doubtful=doubtful)
+    given_back = {row.reservation.id: row.reservation.token_id for row in written if row.result.outcome == "void"}
+    admission = _Admission(worker_id, now)
+    if requests or given_back:
+        digests = {request.digest for request in requests}
+        if given_back:
+            digests.update(one.digest for one in settlements if one.row.reservation.id in given_back)
+        admission.read(connection, digests, with_accounts=bool(requests), skip_locked=skip_locked)
+        for token_id in given_back.values():
+            # A token whose secret was replaced meanwhile is not found by its digest.
+            admission.counts[token_id] = admission.counts.get(token_id, 0) - 1
+    limits = admission.limits = _read_limits(connection, admission, written, late_rows, waiting)
+    if limits is not None:
+        limits.lock(connection, admission.accounts_of_tokens(), written, skip_locked=skip_locked)
+        late_rows = limits.settle(written, replaced, late_rows)
+    decisions = admission.decide(connection, requests, retried)
+    if limits is not None:
+        limits.write(connection)
+    queries.add_late(connection, late_rows)
+    queries.roll_up(connection, [*written, *late_rows] if late_rows else written, replaced)
+    return decisions
+
+
+def _settle(
+    connection: Connection, settlements: Sequence[Settlement], *, doubtful: bool
+) -> tuple[Sequence[SettledRequest], Sequence[SettledRequest], list[SettledRequest]]:
+    """Write the rows of requests that ended.
+
+    Returns:
+        The rows that were written, those that they replaced, and rows of late usage, which are still to be written.
+    """
     written: Sequence[SettledRequest] = [settlement.row for settlement in settlements]
     replaced: Sequence[SettledRequest] = ()
     _record_objects(connection, settlements)
@@ -152,57 +184,19 @@ def transact(
         written, replaced = queries.settle_doubtful(connection, written)
     else:
         queries.settle(connection, written)
-    given_back = {row.reservation.id: row.reservation.token_id for row in written if row.result.outcome == "void"}
-    decisions: list[Decision] = []
-    counts: dict[str, int] = {}
-    accounts: dict[str, Account] = {}
-    tokens: dict[bytes, Token] = {}
-    locked: set[bytes] = set()
-    if requests or given_back:
-        digests = {request.digest for request in requests}
-        if given_back:
-            digests.update(one.digest for one in settlements if one.row.reservation.id in given_back)
-        if skip_locked:
-            tokens, locked = queries.lock_free_tokens(connection, digests)
-        else:
-            tokens = queries.lock_tokens(connection, digests)
-        counts = dict.fromkeys((token.id for token in tokens.values()), 0)
-        for token_id in given_back.values():
-            # A token whose secret was replaced meanwhile is not found by its digest.
-            counts[token_id] = counts.get(token_id, 0) - 1
-        if requests:
-            accounts = queries.find_accounts(connection, {token.project_id for token in tokens.values()})
-    if late_rows:
-        late_rows = queries.describe_late(connection, late_rows)
-    limits = _read_limits(connection, requests, tokens, accounts, written, late_rows, waiting)
-    if limits is not None:
-        wanted = [(token, accounts[token.project_id]) for token in tokens.values()] if requests else []
-        limits.lock(connection, wanted, written, skip_locked=skip_locked)
-        late_rows = limits.settle(written, replaced, late_rows)
-    if tokens or counts:
-        decisions = _decide(connection, worker_id, requests, tokens, accounts, locked, counts, limits, retried, now)
-    if limits is not None:
-        limits.write(connection)
-    if late_rows:
-        queries.add_late(connection, late_rows)
-    queries.roll_up(connection, [*written, *late_rows] if late_rows else written, replaced)
-    return decisions
+    return written, replaced, queries.describe_late(connection, late_rows) if late_rows else late_rows
 
 
 def _read_limits(
     connection: Connection,
-    requests: Sequence[AdmissionRequest],
-    tokens: Mapping[bytes, Token],
-    accounts: Mapping[str, Account],
+    admission: _Admission,
     written: Sequence[SettledRequest],
     late_rows: Sequence[SettledRequest],
     waiting: Collection[str],
 ) -> Limits | None:
     """The limits of this transaction; None, and no statement, if there are none."""
-    subjects: set[str] = set()
-    if requests:
-        subjects.update(token.id for token in tokens.values() if token.limited)
-        subjects.update(key for key, account in accounts.items() if account.limited)
+    subjects = {token.id for token in admission.tokens.values() if token.limited} if admission.accounts else set()
+    subjects.update(key for key, account in admission.accounts.items() if account.limited)
     for row in written:
         if row.reservation.limits:
             subjects.update((row.reservation.token_id, row.reservation.project_id))
@@ -236,87 +230,100 @@ def records_of(reservation: Reservation, made: Objects) -> list[ProviderObject]:
     ]
 
 
-def _judge(
-    request: AdmissionRequest,
-    token: Token,
-    account: Account,
-    provider: str,
-    count: int,
-    now: datetime,
-    known: Isolation | None,
-    limits: Limits | None,
-) -> ProxyError | Blocked | Admitted | None:
-    """Why this request is refused or waits, or what it holds of its limits; None if it is admitted without any.
+@define(eq=False)
+class _Admission:
+    """Judges requests by what their transaction has read.
 
-    `count` is how much the token's counter moves before it.
-
-    A mistake in the rules must not stop the worker, because a client could repeat it: it refuses the one request. The
-    exception is the refusal's cause.
+    Attributes:
+        counts: how much the counter of each token moves.
+        locked: digests of tokens that another transaction holds.
     """
-    try:
-        refusal = judge(request, token, account, provider, now)
-        if refusal is None and known is not None and request.named is not None:
-            refusal = known.refusal(request.named, account.project, provider)
-        refusal = refusal or limit_verdict(token, count)
-        if refusal is not None or limits is None:
-            return refusal
-        return limits.judge(token, account, provider, request.demand)
-    except ProxyError as error:
-        return error
-    except Exception as error:  # noqa: BLE001 - whatever a rule raises
-        refusal = ProxyError()
-        refusal.__cause__ = error
-        return refusal
 
+    _worker_id: str
+    _now: datetime
+    tokens: dict[bytes, Token] = field(factory=dict, init=False)
+    accounts: dict[str, Account] = field(factory=dict, init=False)
+    locked: set[bytes] = field(factory=set, init=False)
+    counts: dict[str, int] = field(factory=dict, init=False)
+    limits: Limits | None = field(default=None, init=False)
 
-def _decide(
-    connection: Connection,
-    worker_id: str,
-    requests: Sequence[AdmissionRequest],
-    tokens: dict[bytes, Token],
-    accounts: dict[str, Account],
-    locked: set[bytes],
-    counts: dict[str, int],
-    limits: Limits | None,
-    retried: int,
-    now: datetime,
-) -> list[Decision]:
-    """Judge the requests in order of arrival, write their reservations, and move the counters."""
-    decisions: list[Decision] = []
-    reservations: list[Reservation] = []
-    known = _read_isolation(connection, requests, tokens, accounts)
-    for number, request in enumerate(requests):
-        if limits is not None and number == retried:
-            limits.end_retries()
-        token = tokens.get(request.digest)
-        account = None if token is None else accounts.get(token.project_id)
+    def read(self, connection: Connection, digests: set[bytes], *, with_accounts: bool, skip_locked: bool) -> None:
+        """Lock the tokens, and read their projects."""
+        if skip_locked:
+            self.tokens, self.locked = queries.lock_free_tokens(connection, digests)
+        else:
+            self.tokens = queries.lock_tokens(connection, digests)
+        self.counts = dict.fromkeys((token.id for token in self.tokens.values()), 0)
+        if with_accounts and self.tokens:
+            self.accounts = queries.find_accounts(connection, {token.project_id for token in self.tokens.values()})
+
+    def accounts_of_tokens(self) -> Iterable[tuple[Token, Account]]:
+        """The tokens, each with its project, if there are requests."""
+        if self.accounts:
+            for token in self.tokens.values():
+                yield token, self.accounts[token.project_id]
+
+    def decide(self, connection: Connection, requests: Sequence[AdmissionRequest], retried: int) -> list[Decision]:
+        """Judge the requests in order of arrival, write their reservations, and move the counters."""
+        decisions: list[Decision] = []
+        reservations: list[Reservation] = []
+        known = _read_isolation(connection, requests, self.tokens, self.accounts)
+        for number, request in enumerate(requests):
+            if self.limits is not None and number == retried:
+                self.limits.end_retries()
+            decision = self._decision(request, known)
+            if isinstance(decision, Grant):
+                reservations.append(decision.reservation)
+            decisions.append(decision)
+        queries.add_to_counters(connection, self.counts, self._now if reservations else None)
+        queries.reserve(connection, reservations)
+        return decisions
+
+    def _decision(self, request: AdmissionRequest, known: Isolation | None) -> Decision:
+        token = self.tokens.get(request.digest)
+        account = None if token is None else self.accounts.get(token.project_id)
         if token is None or account is None:
-            decisions.append(TokenLocked() if request.digest in locked else TokenInvalid())
-            continue
-        project = account.project
+            return TokenLocked() if request.digest in self.locked else TokenInvalid()
         provider = request.provider(account)
-        judged = _judge(request, token, account, provider, counts[token.id], now, known, limits)
+        whose = (token.id, account.project.id, provider)
+        judged = self._judge(request, token, account, provider, known)
+        if isinstance(judged, Blocked):
+            judged.error.about(*whose)
+            return judged
+        if isinstance(judged, ProxyError):
+            return judged.about(*whose)
         holds: dict[str, int] | None = None
         states: tuple[LimitState, ...] = ()
-        admitted_at = now
-        if isinstance(judged, ProxyError):
-            decisions.append(judged.about(token.id, project.id, provider))
-            continue
-        if isinstance(judged, Blocked):
-            judged.error.about(token.id, project.id, provider)
-            decisions.append(judged)
-            continue
-        if judged is not None and limits is not None:
+        admitted_at = self._now
+        if judged is not None:
             # The window of a request is that of the database's clock, and its row must say so.
-            holds, states, admitted_at = judged.holds, judged.states, limits.now
-        count = counts[token.id] = counts[token.id] + 1
-        whose = (token.id, project.id, provider)
-        reservation = Reservation(request.id, worker_id, *whose, request.method, request.path, admitted_at, holds)
-        reservations.append(reservation)
-        decisions.append(Grant(reservation, request.digest, account, token, token.request_count + count, states))
-    queries.add_to_counters(connection, counts, now if reservations else None)
-    queries.reserve(connection, reservations)
-    return decisions
+            holds, states, admitted_at = judged
+        count = self.counts[token.id] = self.counts[token.id] + 1
+        reservation = Reservation(request.id, self._worker_id, *whose, request.method, request.path, admitted_at, holds)
+        return Grant(reservation, request.digest, account, token, token.request_count + count, states)
+
+    def _judge(
+        self, request: AdmissionRequest, token: Token, account: Account, provider: str, known: Isolation | None
+    ) -> ProxyError | Blocked | Admitted | None:
+        """Why this request is refused or waits, or what it holds of its limits; None if it is admitted without any.
+
+        A mistake in the rules must not stop the worker, because a client could repeat it: it refuses the one request.
+        The exception is the refusal's cause.
+        """
+        try:
+            refusal = judge(request, token, account, provider, self._now)
+            if refusal is None and known is not None and request.named is not None:
+                refusal = known.refusal(request.named, account.project, provider)
+            refusal = refusal or limit_verdict(token, self.counts[token.id])
+            if refusal is not None or self.limits is None:
+                return refusal
+            return self.limits.judge(token, account, provider, request.demand)
+        except ProxyError as error:
+            return error
+        except Exception as error:  # noqa: BLE001 - whatever a rule raises
+            refusal = ProxyError()
+            refusal.__cause__ = error
+            return refusal
 
 
 def _read_isolation(

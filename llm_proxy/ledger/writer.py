@@ -414,14 +414,18 @@ class Ledger:
     async def _commit(self, batch: Batch) -> list[Decision]:
         started = trio.current_time()
         work = (self._worker.id, [one.request for one in batch.pending], batch.settlements, datetime.now(UTC))
-        options = {"skip_locked": batch.skip_locked, "waiting": set(self._blocked.limits), "retried": batch.retried}
-        run = partial(transact, doubtful=batch.doubtful, **options)
+        run = partial(
+            transact,
+            doubtful=batch.doubtful,
+            skip_locked=batch.skip_locked,
+            waiting=set(self._blocked.limits),
+            retried=batch.retried,
+        )
         try:
             decisions = await self._database.write_unless_locked(run, *work)
         except queries.ReservationsMissing:
             decisions = await self._database.write_unless_locked(partial(run, doubtful=True), *work)
-        still_locked = sum(isinstance(one, Blocked | TokenLocked) for one in decisions)
-        decided = len(decisions) - still_locked
+        decided = sum(not isinstance(one, Blocked | TokenLocked) for one in decisions)
         self._observer.observe_transaction(trio.current_time() - started, decided, len(batch.settlements))
         return decisions
 

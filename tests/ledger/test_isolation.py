@@ -14,6 +14,7 @@ from db.queries import credentials, objects, projects, tokens
 from db.records import UNKNOWN, Project, ProviderObject, Reservation, Result, Token
 from db.schema import provider_objects
 from llm_proxy.errors import DatabaseUnavailable, ListNotIsolated, ObjectNotFound, Overloaded, ParameterNotAllowed
+from llm_proxy.errors import ProxyError
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger import AdmissionRequest, Grant, Named, Settlement
 from llm_proxy.ledger.outage.replay import write_spooled
@@ -42,7 +43,7 @@ def apply(token: Token, *ids: str, provider: str = "", **named: Any) -> Admissio
 def decide(database: Database, *requests: AdmissionRequest, settlements: Any = ()) -> list[str]:
     """What is decided of each: `ok` or the code of the error."""
     decisions = database.write_now(transact, WORKER, requests, settlements, NOON)
-    return ["ok" if isinstance(one, Grant) else one.code for one in decisions]
+    return [one.code if isinstance(one, ProxyError) else "ok" for one in decisions]
 
 
 @pytest.mark.parametrize("text", ["file-\0", "file-\ud800", "é", "a b", "", "x" * 256])

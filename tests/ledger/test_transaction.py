@@ -27,7 +27,7 @@ from llm_proxy.errors import (
     TokenInvalid,
 )
 from llm_proxy.identifiers import new_id, request_id
-from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
+from llm_proxy.ledger.transaction import AdmissionRequest, Decision, Grant, Settlement, transact
 from llm_proxy.tokens import digest
 from tests.db.queries.factories import a_credential, a_project, a_token, to_default
 
@@ -44,7 +44,7 @@ def apply(token: Token | bytes, *, provider: str | None = None, refusal: ProxyEr
     return AdmissionRequest(request_id(), digest, chosen, "POST", "/v1/chat/completions", lambda _name: refusal)
 
 
-def admit(database: Database, *applications: AdmissionRequest) -> list[Grant | ProxyError]:
+def admit(database: Database, *applications: AdmissionRequest) -> list[Decision]:
     return database.write_now(transact, WORKER, applications, [], now())
 
 
@@ -52,7 +52,7 @@ def settle(database: Database, *settlements: Settlement, doubtful: bool = False)
     database.write_now(partial(transact, doubtful=doubtful), WORKER, [], settlements, now())
 
 
-def granted(decisions: list[Grant | ProxyError]) -> list[Grant]:
+def granted(decisions: list[Decision]) -> list[Grant]:
     return [decision for decision in decisions if isinstance(decision, Grant)]
 
 

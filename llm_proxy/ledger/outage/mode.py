@@ -21,7 +21,7 @@ from db.errors import DatabaseError
 from db.queries import ledger as queries
 from db.records import Reservation, Result, Worker
 from db.spool import SpoolFile
-from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError
+from llm_proxy.errors import DatabaseAway, DatabaseUnavailable
 from llm_proxy.ledger import writer
 from llm_proxy.ledger.batch import PendingAdmission
 from llm_proxy.ledger.late import ObjectUsage
