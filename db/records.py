@@ -327,8 +327,8 @@ class SettledRequest(msgspec.Struct, frozen=True, gc=False):
 
     @classmethod
     def of(cls, columns: Mapping[Any, Any]) -> SettledRequest:
-        """Make the record of values by column name; those of a result may be missing."""
-        reservation = {name: columns[name] for name in Reservation.__struct_fields__}
+        """Make the record of values by column name; those that have a default may be missing."""
+        reservation = {name: columns[name] for name in Reservation.__struct_fields__ if name in columns}
         result = {name: columns[name] for name in Result.__struct_fields__ if name in columns}
         return cls(Reservation(**reservation), Result(**result), columns["settled_at"])
 

@@ -29,14 +29,13 @@ def _columns(record: type[Struct]) -> dict[str, Any]:
 _SETTLED_AT: Final = _columns(records.SettledRequest)["settled_at"]
 _RESULT: Final = _columns(records.Result)
 #: Columns that are shown in another way, or not at all.
-_HIDDEN: Final = ("cost_nanousd", "summed_labels")
+_HIDDEN: Final = ("cost_nanousd", "summed_labels", "limits")
 _COST: Final = Annotated[str | None, doc("The cost in USD, a decimal number; null if it is unknown.")]
 #: One row of the ledger: what the records of it have, on one level.
 Request: Final = defstruct(
     "Request",
     [
-        *_columns(records.Reservation).items(),
-        *((name, hint) for name, hint in _RESULT.items() if name not in _HIDDEN),
+        *((name, hint) for name, hint in (_columns(records.Reservation) | _RESULT).items() if name not in _HIDDEN),
         ("cost", _COST),
         ("settled_at", _SETTLED_AT),
     ],

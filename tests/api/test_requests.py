@@ -30,7 +30,7 @@ async def test_a_settled_request_is_shown_with_every_column(api: Api) -> None:
     (row,) = await settled(api, ROW)
     noon = "2027-01-15T12:00:00.123456Z"
     shown = row.by_column() | {"admitted_at": noon, "settled_at": noon, "cost": "0.001234567"}
-    for hidden in ("cost_nanousd", "summed_labels"):
+    for hidden in ("cost_nanousd", "summed_labels", "limits"):
         del shown[hidden]
     assert (await api("GET", "/manage/requests")).json == {
         "data": [shown],

@@ -13,8 +13,14 @@ from db.database import Database
 from db.queries import credentials, objects, projects, tokens
 from db.records import UNKNOWN, Project, ProviderObject, Reservation, Result, Token
 from db.schema import provider_objects
-from llm_proxy.errors import DatabaseUnavailable, ListNotIsolated, ObjectNotFound, Overloaded, ParameterNotAllowed
-from llm_proxy.errors import ProxyError
+from llm_proxy.errors import (
+    DatabaseUnavailable,
+    ListNotIsolated,
+    ObjectNotFound,
+    Overloaded,
+    ParameterNotAllowed,
+    ProxyError,
+)
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger import AdmissionRequest, Grant, Named, Settlement
 from llm_proxy.ledger.outage.replay import write_spooled
