@@ -13,6 +13,7 @@ The map, from the outside in; imports go downwards only.
 - `health`: checks of the database for `/ready`, metrics and start-up
 - `ledger`: admits, counts and settles requests in shared transactions; `ledger.outage` goes on without the database
 - `prices`: what requests cost: built-in prices, and those of the operator
+- `limits`: windows of limits, and when a request is refused
 - `tokens`: everything about a token: format, digest, rules
 - `config`: settings, declared once; the kinds of values that provider file and management API share
 - `metrics`: counters of all workers in shared memory, and their exposition

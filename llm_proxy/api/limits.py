@@ -238,6 +238,11 @@ def _counted(connection: Connection, *limits_: records.Limit) -> list[_Counted]:
     ]
 
 
+async def _current(call: Call, limit: records.Limit) -> Limit:
+    (counted,) = await call.services.database.read(_counted, limit)
+    return _shown(counted)
+
+
 @Operation(RESOURCE, "GET", _COLLECTION, "listLimits", page_of(Limit), query=ListLimits)
 async def _list(call: Call, query: ListLimits) -> object:
     """List limits, the newest first, and what is used of each in its current window."""
@@ -290,7 +295,7 @@ async def _create(call: Call, new: NewLimit) -> Limit:
         updated_at=call.now,
     )
 
-    def create(connection: Connection) -> Change[_Counted]:
+    def create(connection: Connection) -> Change[records.Limit]:
         if token_id:
             found(token_queries.get_locked(connection, token_id), TokenNotFound)
         elif project_id:
@@ -304,11 +309,11 @@ async def _create(call: Call, new: NewLimit) -> Limit:
             patterns = None if limit.models is None else limit.models["patterns"]
             opening = sum(n for model, n in used.items() if patterns is None or limits.matches(patterns, model))
         queries.open_counter(connection, queries.counter_id(limit.id, started_at), opening)
-        return Change(None, _counted(connection, limit)[0])
+        return Change(None, limit)
 
-    answer = await call.write(create)
+    await call.write(create)
     _log.info("limit created", limit_id=limit.id, scope=limit.scope, subject=limit.subject, metric=limit.metric)
-    return _shown(answer)
+    return await _current(call, limit)
 
 
 def _locked(connection: Connection, limit_id: str) -> records.Limit:
@@ -318,11 +323,7 @@ def _locked(connection: Connection, limit_id: str) -> records.Limit:
 @Operation(RESOURCE, "GET", _ONE, "getLimit", Limit)
 async def _get(call: Call) -> Limit:
     """Show a limit, and what is used of it in its current window."""
-
-    def read(connection: Connection) -> _Counted:
-        return _counted(connection, found(queries.get(connection, call.id), LimitNotFound))[0]
-
-    return _shown(await call.services.database.read(read))
+    return await _current(call, found(await call.services.database.read(queries.get, call.id), LimitNotFound))
 
 
 @Operation(RESOURCE, "PATCH", _ONE, "updateLimit", Limit, body=LimitChanges)
@@ -330,7 +331,7 @@ async def _update(call: Call, body: LimitChanges) -> Limit:
     """Change a limit; what it has counted stays. To count something else, delete it and create another one."""
     sent = given(body)
 
-    def change(connection: Connection) -> Change[_Counted]:
+    def change(connection: Connection) -> Change[records.Limit]:
         limit = _locked(connection, call.id)
         if mistakes := list(_change_mistakes(limit, sent)):
             raise InvalidBody("; ".join(mistakes) + ".")
@@ -343,12 +344,11 @@ async def _update(call: Call, body: LimitChanges) -> Limit:
             changes["warn_at"] = sent["warn_at"]
         if "unpriced" in sent:
             changes["allow_unpriced"] = sent["unpriced"] == "allow"
-        before, after = limit, queries.change(connection, limit, changes, call.now)
-        return Change(_counted(connection, before)[0], _counted(connection, after)[0])
+        return Change(limit, queries.change(connection, limit, changes, call.now))
 
     answer = await call.write(change)
     _log.info("limit changed", limit_id=answer.id, fields=", ".join(sent))
-    return _shown(answer)
+    return await _current(call, answer)
 
 
 def _change_mistakes(limit: records.Limit, sent: Mapping[str, Any]) -> Iterable[str]:

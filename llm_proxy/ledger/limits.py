@@ -101,18 +101,17 @@ class Limits:
                 self._movements.settle(row)
             else:
                 self._movements.replace(row, old)
-        charged = []
-        for row in late:
-            whose, model = row.reservation, row.result.requested_model or ""
-            keys = {
-                self._counter(limit, whose.admitted_at): 0
-                for limit in self._applying(whose.token_id, whose.project_id)
-                if limit.models is None or matches(limit.models["patterns"], model)
-            }
-            if keys:
-                row = msgspec.structs.replace(row, reservation=msgspec.structs.replace(whose, limits=keys))  # noqa: PLW2901
-                self._movements.settle(row)
-            charged.append(row)
+        return [self._charge_late(row) for row in late]
+
+    def _charge_late(self, row: SettledRequest) -> SettledRequest:
+        whose, model = row.reservation, row.result.requested_model or ""
+        keys = {
+            self._counter(limit, whose.admitted_at): 0
+            for limit in self._applying(whose.token_id, whose.project_id)
+            if limit.models is None or matches(limit.models["patterns"], model)
+        }
+        charged = msgspec.structs.replace(row, reservation=msgspec.structs.replace(whose, limits=keys or None))
+        self._movements.settle(charged)
         return charged
 
     def end_retries(self) -> None:

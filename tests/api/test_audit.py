@@ -46,6 +46,7 @@ NEW_PROJECT = {
     "allow_unknown_objects": False,
     "allow_request_labels": False,
     "stream_usage": None,
+    "models": None,
     "credentials": {"openai": "new"},
 }
 NEW_CREDENTIAL = {
@@ -72,6 +73,22 @@ NEW_TOKEN = {
     "created_at": NOON_TEXT,
     "revoked_at": None,
     "last_used_at": None,
+    "limited": False,
+    "models": None,
+}
+NEW_LIMIT = {
+    "id": ANY,
+    "scope": "project",
+    "subject": "{project}",
+    "metric": "cost",
+    "period": "month",
+    "amount": 50 * 10**9,
+    "models": None,
+    "policy": "settled",
+    "wait_ms": 0,
+    "warn_at": 80,
+    "allow_unpriced": False,
+    "created_at": NOON_TEXT,
 }
 
 
@@ -97,11 +114,12 @@ class Case:
 
 
 def made(operation: str, request: str, status: int = 200, **more: Any) -> Case:
-    kind = next(kind for kind in ("project", "credential", "token") if kind.title() in operation)
+    kind = next(kind for kind in ("project", "credential", "token", "limit") if kind.title() in operation)
     return Case(operation, kind, request, status, **more)
 
 
 PROJECT, TOKEN = "/manage/projects/{project}", "/manage/tokens/{token}"
+LIMIT, GONE_LIMIT = "/manage/limits/{limit}", f"/manage/limits/{NOWHERE}"
 CREDENTIAL, GONE_CREDENTIAL = "/manage/credentials/{credential}", f"/manage/credentials/{NOWHERE}"
 GONE_PROJECT, GONE_TOKEN = f"/manage/projects/{NOWHERE}", f"/manage/tokens/{NOWHERE}"
 OFF = {"active": False}
@@ -167,6 +185,23 @@ CHANGES = [
         after={"api_key": HIDDEN, "credentials": {"openai": "inactive"}},
     ),
     Case("reloadServer", "server", "POST /manage/reload", 200),
+    made(
+        "createLimit",
+        "POST /manage/limits",
+        201,
+        body={"project_id": "p", "metric": "cost", "window": "month", "amount": "50.00", "warn_at": 80},
+        resource_id=ANY,
+        after=NEW_LIMIT,
+    ),
+    made(
+        "updateLimit",
+        f"PATCH {LIMIT}",
+        body={"amount": 5},
+        resource_id="{limit}",
+        before={"amount": 100},
+        after={"amount": 5},
+    ),
+    made("deleteLimit", f"DELETE {LIMIT}", 204, resource_id="{limit}"),
     made("createToken", "POST /manage/tokens", 201, body={"project_id": "{project}"}, resource_id=ANY, after=NEW_TOKEN),
     made(
         "updateToken",
@@ -255,6 +290,11 @@ REFUSALS = [
     made("revokeToken", f"DELETE {GONE_TOKEN}", 404, error="token_not_found", resource_id=NOWHERE),
     made("rotateToken", "POST /manage/tokens/{revoked}/rotate", 409, error="token_revoked", resource_id="{revoked}"),
     Case("listRefusals", "refusal", "GET /manage/refusals?code=fine", 400, "invalid_query"),
+    made("createLimit", "POST /manage/limits", 400, error="invalid_body", body={"metric": "cost", "amount": "1"}),
+    made("listLimits", "GET /manage/limits?limit=0", 400, error="invalid_query"),
+    made("getLimit", f"GET {GONE_LIMIT}", 404, error="limit_not_found", resource_id=NOWHERE),
+    made("updateLimit", f"PATCH {LIMIT}", 400, error="invalid_body", body={"wait": "5s"}, resource_id="{limit}"),
+    made("deleteLimit", f"DELETE {GONE_LIMIT}", 404, error="limit_not_found", resource_id=NOWHERE),
     Case("listRequests", "request", "GET /manage/requests?outcome=fine", 400, "invalid_query"),
     Case("getUsage", "usage", "GET /manage/usage?group_by=colour", 400, "invalid_query"),
     Case("listUnbooked", "usage", "GET /manage/usage/unbooked?cursor=x", 400, "invalid_query"),
@@ -294,6 +334,9 @@ async def world(api: Api) -> World:
     assert (await api("PATCH", f"/manage/projects/{inactive['id']}", OFF)).status == 200
     made = {"token": await api.token(project), "revoked": await api.token(project)}
     assert (await api("DELETE", f"/manage/tokens/{made['revoked']['id']}")).status == 204
+    reply = await api("POST", "/manage/limits", {"metric": "requests", "window": "day", "amount": 100})
+    assert reply.status == 201, reply
+    made["limit"] = reply.json
     found = {"project": project, "inactive": inactive, "credential": project["credentials"][0]} | made
     return World(api, {name: one["id"] for name, one in found.items()})
 

@@ -84,7 +84,7 @@ async def test_references_resolve_and_operation_ids_are_unique(document: Documen
     referred = set(re.findall(r"#/components/schemas/(\w+)", text))
     assert referred == set(schemas)
     names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
-    assert len(names) == len(set(names)) == 28
+    assert len(names) == len(set(names)) == 33
     assert document["openapi"] == "3.1.0"
     for path, methods in document["paths"].items():
         for operation in methods.values():
@@ -104,6 +104,9 @@ async def test_every_response_matches_its_schema(api: Api, document: Document) -
         "project_id": project["id"],
         "token_id": token["id"],
         "request_id": row.id,
+        "limit_id": (await api("POST", "/manage/limits", {"metric": "requests", "window": "day", "amount": 1})).json[
+            "id"
+        ],
     }
     bodies: dict[str, Any] = {
         "createProject": {"name": "other", "api_key": "k"},
@@ -113,8 +116,10 @@ async def test_every_response_matches_its_schema(api: Api, document: Document) -
         "updateProject": {"name": "new"},
         "createToken": {"project_id": project["id"]},
         "updateToken": {"max_requests": None},
+        "createLimit": {"token_id": token["id"], "metric": "cost", "window": "month", "amount": "50.00"},
+        "updateLimit": {"amount": 2},
     }
-    last = {"revokeToken": 1, "revokeProjectTokens": 2}
+    last = {"revokeToken": 1, "deleteLimit": 1, "revokeProjectTokens": 2}
     operations = [
         (operation["operationId"], method, path, operation)
         for path, methods in document["paths"].items()
