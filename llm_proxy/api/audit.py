@@ -15,7 +15,7 @@ from llm_proxy.api.schema import Timestamp, doc, given, one_of, printable, text
 RESOURCE: Final = Resource("Audit log", "audit")
 
 #: The kinds of resources that entries name.
-KINDS: Final = ("project", "credential", "token", "request", "refusal", "usage", "audit", "server")
+KINDS: Final = ("project", "credential", "token", "limit", "request", "refusal", "usage", "audit", "server")
 
 _Text = Annotated[str, text(1, 255)]
 _Word = Annotated[str, printable(64)]
