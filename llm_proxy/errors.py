@@ -19,7 +19,7 @@ Shape = Literal["openai", "anthropic", "google", "aws"]
 
 #: For each status: `error.type` of OpenAI and of Anthropic, `error.status` of Google (the nearest one of
 #: `google.rpc.Code`), and the exception of Amazon Bedrock's runtime API.
-TYPES: Final = {
+_TYPES: Final = {
     400: ("invalid_request_error", "invalid_request_error", "INVALID_ARGUMENT", "ValidationException"),
     401: ("invalid_request_error", "authentication_error", "UNAUTHENTICATED", "AccessDeniedException"),
     403: ("invalid_request_error", "permission_error", "PERMISSION_DENIED", "AccessDeniedException"),
@@ -34,6 +34,8 @@ TYPES: Final = {
     503: ("server_error", "overloaded_error", "UNAVAILABLE", "ServiceUnavailableException"),
     504: ("server_error", "timeout_error", "DEADLINE_EXCEEDED", "ModelTimeoutException"),
 }
+#: The same for a 429 that passes by waiting.
+_SLOW_DOWN: Final = ("requests", "rate_limit_error", "RESOURCE_EXHAUSTED", "ThrottlingException")
 
 
 class ProxyError(Exception):
@@ -42,6 +44,7 @@ class ProxyError(Exception):
     Attributes:
         status: HTTP status code.
         code: stable machine-readable code, part of the public contract.
+        types: its types in the shapes of OpenAI, Anthropic, Google and AWS; those of its status, if it has none.
         message: one sentence for a client of a provider; never contains a secret, a path of this machine or a driver's
             message. Empty if only the management API answers with this error.
         error, description: the same for a client of the management API: what happened, identical for all errors of
@@ -55,10 +58,15 @@ class ProxyError(Exception):
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
+    types: ClassVar[tuple[str, str, str, str]] = _TYPES[500]
     message: str = "The proxy failed to handle the request."
     error: ClassVar[str] = "The server failed to handle the request"
     description: str = "The server's log says why, under this request's id."
     retry_after: int | None = None
+
+    def __init_subclass__(cls) -> None:
+        if "status" in vars(cls) and "types" not in vars(cls):
+            cls.types = _TYPES.get(cls.status, cls.types)
 
     def __init__(
         self,
@@ -222,7 +230,7 @@ class RequestLimitExceeded(DataPlaneError):
 
 
 class RateLimitExceeded(DataPlaneError):
-    status, code = 429, "rate_limit_exceeded"
+    status, code, types = 429, "rate_limit_exceeded", _SLOW_DOWN
     message = "A rate limit of this API token, its project or this proxy is reached."
 
 
@@ -232,7 +240,7 @@ class BudgetExceeded(DataPlaneError):
 
 
 class BudgetReserved(DataPlaneError):
-    status, code = 429, "budget_reserved"
+    status, code, types = 429, "budget_reserved", _SLOW_DOWN
     message = "Running requests have reserved what is left of a budget. Send the request again soon."
 
 
@@ -372,7 +380,7 @@ MANAGEMENT: Final = tuple(kind for kind in _TABLE if kind.error)
 
 def openai_body(error: ProxyError) -> dict[str, Any]:
     """Render an error in OpenAI's shape; its SDK shows `code` as `error.code`."""
-    described = {"message": error.message, "type": TYPES[error.status][0], "param": error.param, "code": error.code}
+    described = {"message": error.message, "type": error.types[0], "param": error.param, "code": error.code}
     return {"error": described}
 
 
@@ -382,7 +390,7 @@ def anthropic_body(error: ProxyError, request_id: str) -> dict[str, Any]:
     `code` is our addition, so that it has one place in both shapes.
     """
     described = {
-        "type": TYPES[error.status][1],
+        "type": error.types[1],
         "message": error.message,
         "code": error.code,
         "details": {"error_code": error.code},
@@ -393,7 +401,7 @@ def anthropic_body(error: ProxyError, request_id: str) -> dict[str, Any]:
 def google_body(error: ProxyError) -> dict[str, Any]:
     """Render an error in Google's shape (https://google.aip.dev/193), with the code as the reason in capitals."""
     reason = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": error.code.upper(), "domain": "llm-proxy"}
-    status = TYPES[error.status][2]
+    status = error.types[2]
     return {"error": {"code": error.status, "message": error.message, "status": status, "details": [reason]}}
 
 
@@ -434,7 +442,7 @@ def provider_response(error: ProxyError, shape: Shape, request_id: str) -> tuple
     if shape == "anthropic":
         headers.append((b"request-id", identifier))
     elif shape == "aws":
-        exception = TYPES[error.status][3].encode("ascii")
+        exception = error.types[3].encode("ascii")
         headers += [(b"x-amzn-errortype", exception), (b"x-amzn-requestid", identifier)]
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % error.retry_after))

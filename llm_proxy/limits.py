@@ -194,7 +194,8 @@ def warns(limit: Limit, used: int) -> bool:
 
 def _exceeded(limit: Limit, used: int, now: datetime, more: str = "") -> ProxyError:
     resets_at = ends_at(limit.period, started_at(limit.period, now))
-    message = f"{_name(limit)} is used up: {_shown(limit, used)} of {_shown(limit, limit.amount)} are used.{more}"
+    of = _shown(limit, used) if limit.metric == "cost" else used
+    message = f"{_name(limit)} is used up: {of} of {_shown(limit, limit.amount)} are used.{more}"
     retry_after = None
     if resets_at is None:
         message += " Ask the operator of this proxy to raise it."

@@ -27,7 +27,7 @@ def test_every_error_has_a_body_of_each_shape(kind: type[ProxyError], shape: Sha
         assert document == {
             "error": {
                 "message": kind.message,
-                "type": errors.TYPES[kind.status][0],
+                "type": kind.types[0],
                 "param": "model",
                 "code": kind.code,
             }
@@ -35,18 +35,16 @@ def test_every_error_has_a_body_of_each_shape(kind: type[ProxyError], shape: Sha
     elif shape == "google":
         reason = {"reason": kind.code.upper(), "domain": "llm-proxy"}
         assert document["error"].pop("details") == [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", **reason}]
-        assert document == {
-            "error": {"code": kind.status, "message": kind.message, "status": errors.TYPES[kind.status][2]}
-        }
+        assert document == {"error": {"code": kind.status, "message": kind.message, "status": kind.types[2]}}
     elif shape == "aws":
         assert document == {"message": kind.message, "code": kind.code}
-        assert headers[b"x-amzn-errortype"] == errors.TYPES[kind.status][3].encode()
+        assert headers[b"x-amzn-errortype"] == kind.types[3].encode()
         assert headers[b"x-amzn-requestid"] == REQUEST_ID.encode()
     else:
         assert document == {
             "type": "error",
             "error": {
-                "type": errors.TYPES[kind.status][1],
+                "type": kind.types[1],
                 "message": kind.message,
                 "code": kind.code,
                 "details": {"error_code": kind.code},

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from textwrap import fill
 
 from llm_proxy.config import Settings
-from llm_proxy.errors import DATA_PLANE, SERVER_CODES, TYPES, RequestLimitExceeded, Shape, provider_response
+from llm_proxy.errors import DATA_PLANE, SERVER_CODES, RequestLimitExceeded, Shape, provider_response
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.codings import DECODERS
 from llm_proxy.gateway.providers import provider_file
@@ -187,7 +187,7 @@ def _table() -> str:
     ]
     for kind in DATA_PLANE:
         message = kind.message.replace("<", "&lt;")
-        types = " | ".join(f"`{word}`" for word in TYPES[kind.status])
+        types = " | ".join(f"`{word}`" for word in kind.types)
         rows.append(f"| {kind.status} | `{kind.code}` | {types} | {message} |")
     rows += [
         "",

@@ -13,7 +13,7 @@ from docs import generate
 from docs.generate import DOCS, PAGES, commands, configuration, http, metrics
 from llm_proxy.config import Settings
 from llm_proxy.config.sources import declared
-from llm_proxy.errors import DATA_PLANE, MANAGEMENT, TYPES, ProxyError
+from llm_proxy.errors import DATA_PLANE, MANAGEMENT, ProxyError
 from llm_proxy.metrics.families import SECTIONS
 
 
@@ -43,7 +43,7 @@ def test_http_page_has_every_operation_and_field() -> None:
 
 @pytest.mark.parametrize("kind", DATA_PLANE, ids=lambda kind: kind.code)
 def test_http_page_has_every_error_of_the_data_plane(kind: type[ProxyError]) -> None:
-    types = " | ".join(f"`{word}`" for word in TYPES[kind.status])
+    types = " | ".join(f"`{word}`" for word in kind.types)
     assert f"\n| {kind.status} | `{kind.code}` | {types} | " in http.page()
 
 
