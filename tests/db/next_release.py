@@ -43,14 +43,20 @@ def next_release(folder: Path, upgrade: str) -> Iterator[str]:
         f'revision = "{number}"\ndown_revision = "{last}"\nbranch_labels = depends_on = None\n\n\n'
         f"def upgrade() -> None:\n{lines}\n\n\ndef downgrade() -> None:\n    pass\n"
     )
-    migrate.revisions.cache_clear()
+    _forget()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(migrate, "files", lambda _: folder)
         try:
             assert migrate.revisions()[-1].id == number
             yield number
         finally:
-            migrate.revisions.cache_clear()
+            _forget()
+
+
+def _forget() -> None:
+    """Let the next run read the revisions again."""
+    migrate.revisions.cache_clear()
+    migrate._scripts.cache_clear()
 
 
 def migrate_as_next_release(target: Target, folder: Path, upgrade: str) -> str:
