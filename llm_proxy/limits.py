@@ -138,10 +138,10 @@ def held(limit: Limit, demand: Demand, provider: str) -> int:
     """
     if limit.metric in ("requests", "concurrency"):
         return 1
-    if not demand.generates(provider):
-        return 0
     if limit.policy == "reserved":
         amount = demand.worst_case(provider).amount(limit.metric)
+    elif not demand.generates(provider):
+        amount = 0
     elif limit.metric == "cost":
         amount = demand.input_cost(provider)
         if amount is None and (limit.allow_unpriced or limit.policy == "warn"):

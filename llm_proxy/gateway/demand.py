@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from llm_proxy.errors import CostUnbounded
 from llm_proxy.gateway.requested_model import requested_model
 from llm_proxy.gateway.usage import Usage, estimate
+from llm_proxy.gateway.worst_case import worst_case
 from llm_proxy.limits import Bound
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ class RequestDemand:
     _providers: Providers
     _prices: Prices
     _models: dict[str, Sequence[str]] = field(factory=dict)
+    _bounds: dict[str, Bound] = field(factory=dict)
     _input: int | None = None
 
     def models(self, provider: str) -> Sequence[str]:
@@ -57,4 +58,13 @@ class RequestDemand:
         return None
 
     def worst_case(self, provider: str) -> Bound:
-        raise CostUnbounded(f"Requests to {provider} have no bound here.")
+        found = self._bounds.get(provider)
+        if found is None:
+            inbound = self._inbound
+            if inbound.method == "POST":
+                models = self.models(provider)
+                found = worst_case(inbound.route.path, inbound.complete(), models, provider, self._prices)
+            else:
+                found = Bound(0, 0, 0)
+            self._bounds[provider] = found
+        return found

@@ -56,7 +56,7 @@ CLASSES: Final[Mapping[str, str]] = {
 
 #: Rates are in 10^-15 USD: a price per million tokens has up to nine digits after the point.
 _SCALE: Final = {TOKENS: 10**9, HOUR: 10**15, EACH: 10**15}
-_FEMTO_PER_NANO: Final = 10**6
+FEMTO_PER_NANO: Final = 10**6
 _MS_PER_HOUR: Final = 3_600_000
 
 #: What is counted beside the tokens of input and output, and its class. A web fetch costs only its tokens:
@@ -172,6 +172,16 @@ class Rates:
     def _resolve_request(self) -> int:
         return _femto(self.usd, "request") or 0
 
+    def highest(self, input_tokens: int, output_tokens: int) -> int | None:
+        """What this much text costs at most in 10^-15 USD, whatever classes it is billed as; None if it has no rate."""
+        fresh, read, written, hourly, made, thought = self._tokens
+        if not self.in_tokens or fresh is None or (made is None and output_tokens):
+            return None
+        inputs = fresh, read, written, hourly
+        outputs = made, thought, *(kind.output for kind in self._modalities)
+        dearest_input, dearest_output = (max(rate or 0 for rate in rates) for rates in (inputs, outputs))
+        return input_tokens * dearest_input + output_tokens * dearest_output + self._request
+
     def femtousd(self, usage: Usage) -> int | None:
         """The cost in 10^-15 USD; None if something that was used has no rate, or if the usage is incomplete."""
         prompt, made = usage.input_tokens, usage.output_tokens
@@ -227,7 +237,7 @@ Levels = tuple[tuple[int, Rates], ...]
 
 def nanousd(femto: int) -> int:
     """Round to 10^-9 USD, half up."""
-    return (femto + _FEMTO_PER_NANO // 2) // _FEMTO_PER_NANO
+    return (femto + FEMTO_PER_NANO // 2) // FEMTO_PER_NANO
 
 
 def _femto(usd: Mapping[str, Decimal], name: str, default: int | None = None) -> int | None:

@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 
 from llm_proxy.prices import builtin, price_file
 from llm_proxy.prices.price_file import PriceFile
-from llm_proxy.prices.rates import Levels, Rates, Usage, nanousd
+from llm_proxy.prices.rates import FEMTO_PER_NANO, Levels, Rates, Usage, nanousd
 
 #: Maximum number of resolved prices. Clients choose the names of models.
 _RESOLVED: Final = 4096
@@ -96,6 +96,15 @@ class Prices:
             if versions != price.version:
                 versions = f"{versions}, {price.version}" if versions else price.version
         return Cost(nanousd(total), versions) if versions else None
+
+    def highest(
+        self, provider: str, model: str, tier: str, at: datetime, input_tokens: int, output_tokens: int
+    ) -> int | None:
+        """The most that a text of up to this length can cost in 10^-9 USD, rounded up; None if it has no price."""
+        levels = self.price(provider, model, tier, at, model).levels
+        costs = [rates.highest(input_tokens, output_tokens) for above, rates in levels if above < input_tokens]
+        known = [cost for cost in costs if cost is not None]
+        return -(-max(known) // FEMTO_PER_NANO) if known and len(known) == len(costs) else None
 
     def models(self, provider: str) -> Iterator[str]:
         """The models of a provider that have a price: patterns of the file first, then the built-in ones."""
