@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final, Protocol
@@ -17,11 +17,13 @@ import msgspec
 from llm_proxy.errors import (
     BudgetExceeded,
     BudgetReserved,
+    ModelNotAllowed,
     ModelNotPriced,
     ProxyError,
     RateLimitExceeded,
     RequestLimitExceeded,
 )
+from llm_proxy.logging.redaction import quoted
 
 if TYPE_CHECKING:
     from db.records import Limit, Metric, Period
@@ -62,7 +64,7 @@ class Demand(Protocol):
     """What a request will use, read from its body when a limit asks."""
 
     def models(self, provider: str) -> Sequence[str]:
-        """All models that it names."""
+        """All models that it names; raises `ModelNotAllowed` if it may name others."""
 
     def generates(self, provider: str) -> bool:
         """Whether its endpoint bills tokens or anything else."""
@@ -120,10 +122,29 @@ def matches(patterns: Sequence[str], model: str) -> bool:
 
 
 def covers(limit: Limit, demand: Demand, provider: str) -> bool:
-    """Whether the limit counts this request."""
+    """Whether the limit counts this request; it does if nobody can say which models the request names."""
     if limit.models is None:
         return True
-    return any(matches(limit.models["patterns"], model) for model in demand.models(provider))
+    try:
+        return any(matches(limit.models["patterns"], model) for model in demand.models(provider))
+    except ModelNotAllowed:
+        return True
+
+
+def model_refusal(lists: Iterable[Mapping[str, Sequence[str]]], demand: Demand, provider: str) -> ProxyError | None:
+    """Why a request is refused by these allow-lists of models; None if each allows all models that it names."""
+    for allowed in lists:
+        patterns = allowed["patterns"]
+        try:
+            wrong = next((model for model in demand.models(provider) if not matches(patterns, model)), None)
+        except ModelNotAllowed as error:
+            reason = error.message
+        else:
+            if wrong is None:
+                continue
+            reason = f"The model {quoted(wrong)} is not allowed here."
+        return ModelNotAllowed(f"{reason.rstrip('.')}. Allowed models: {', '.join(patterns)}.", param="model")
+    return None
 
 
 def held(limit: Limit, demand: Demand, provider: str) -> int:
@@ -210,7 +231,10 @@ def _exceeded(limit: Limit, used: int, now: datetime, more: str = "") -> ProxyEr
 
 
 def _unpriced(demand: Demand, provider: str) -> ProxyError:
-    named = " or ".join(f"'{model}'" for model in demand.models(provider)) or "of this request"
+    try:
+        named = " or ".join(f"'{model}'" for model in demand.models(provider)) or "of this request"
+    except ModelNotAllowed as error:
+        return ModelNotPriced(f"{error.message} A limit of money applies, so the price must be known.")
     return ModelNotPriced(
         f"The model {named} has no price here, and a limit of money applies."
         " Ask the operator of this proxy for a price."

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+import trio
 from attrs import define, field
 
-from llm_proxy.gateway.requested_model import requested_model
+from llm_proxy.errors import CostUnbounded, ModelNotAllowed
+from llm_proxy.gateway import named_models
 from llm_proxy.gateway.usage import Usage, estimate
 from llm_proxy.gateway.worst_case import worst_case
 from llm_proxy.limits import Bound
@@ -26,16 +28,35 @@ class RequestDemand:
     _inbound: Inbound
     _providers: Providers
     _prices: Prices
-    _models: dict[str, Sequence[str]] = field(factory=dict)
+    #: The models by provider, or why they cannot be read.
+    _models: dict[str, Sequence[str] | ModelNotAllowed] = field(factory=dict)
     _bounds: dict[str, Bound] = field(factory=dict)
     _input: int | None = None
 
     def models(self, provider: str) -> Sequence[str]:
-        found = self._models.get(provider)
-        if found is None:
-            model = requested_model(self._inbound, self._providers.by_name[provider])
-            found = self._models[provider] = (model,) if model else ()
+        if provider not in self._models:
+            for _ in self._read(provider):
+                pass
+        found = self._models[provider]
+        if isinstance(found, ModelNotAllowed):
+            raise ModelNotAllowed(found.message)
         return found
+
+    async def read(self, provider: str) -> None:
+        """Read the models in a body that may be long, while other tasks run."""
+        for _ in self._read(provider):
+            await trio.lowlevel.checkpoint()
+
+    def names_models(self, provider: str) -> bool:
+        """Whether the endpoint generates anything, so that its body must say by which model."""
+        return named_models.generates(self._inbound, self._providers.by_name[provider])
+
+    def _read(self, provider: str) -> Iterator[None]:
+        try:
+            found = yield from named_models.named_models(self._inbound, self._providers.by_name[provider])
+            self._models[provider] = found
+        except ModelNotAllowed as error:
+            self._models[provider] = error
 
     def generates(self, provider: str) -> bool:
         inbound, entry = self._inbound, self._providers.by_name[provider]
@@ -51,18 +72,28 @@ class RequestDemand:
         return self._input
 
     def input_cost(self, provider: str) -> int | None:
-        for model in self.models(provider):
+        most: int | None = None
+        try:
+            models = self.models(provider)
+        except ModelNotAllowed:
+            return None
+        for model in models:
             usage = Usage(model=model, input_tokens=self.input_tokens(), output_tokens=0)
             cost = self._prices.cost(provider, (usage,), datetime.now(UTC), model)
-            return None if cost is None else cost.nanousd
-        return None
+            if cost is None:
+                return None
+            most = max(most or 0, cost.nanousd)
+        return most
 
     def worst_case(self, provider: str) -> Bound:
         found = self._bounds.get(provider)
         if found is None:
             inbound = self._inbound
             if inbound.method == "POST":
-                models = self.models(provider)
+                try:
+                    models = self.models(provider)
+                except ModelNotAllowed as error:
+                    raise CostUnbounded(error.message) from None
                 found = worst_case(inbound.route.path, inbound.complete(), models, provider, self._prices)
             else:
                 found = Bound(0, 0, 0)

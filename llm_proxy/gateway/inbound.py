@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -257,6 +257,11 @@ class Inbound:
             given = self._charged if size is None else min(size, self._charged)
             self._charged -= given
             self._held_bodies.size -= given
+
+    @property
+    def pieces(self) -> Sequence[bytes]:
+        """The body as far as it has arrived, and has not been passed on."""
+        return self._pieces
 
     @property
     def ended(self) -> bool:

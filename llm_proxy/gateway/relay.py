@@ -158,6 +158,7 @@ class Relay:
         self.labels.read(inbound)
         await inbound.begin()
         path = self.request_log.path(inbound.path.decode("ascii"))
+        demand = RequestDemand(inbound, providers, self.prices)
         found: Parameters | BadRequest | None = None
         objects = RequestObjects.of(inbound)
         if inbound.ended:
@@ -174,11 +175,10 @@ class Relay:
             provider = providers.by_name[checked.provider]
             try:
                 self._take_slot(inbound)
-                found = await self._await_body(inbound, objects, provider, checked)
+                found = await self._await_body(inbound, objects, provider, checked, demand)
             except ProxyError as error:
                 error.about(checked.token.id, checked.project.id, provider.name)
                 raise
-        demand = RequestDemand(inbound, providers, self.prices)
         request = admission.admission_request(inbound, digest, providers, found, path, objects.named, demand)
         if inbound.notify is not None:
             inbound.notify(inbound.leave)
@@ -199,18 +199,26 @@ class Relay:
             raise refusal
 
     async def _await_body(
-        self, inbound: Inbound, objects: RequestObjects, provider: Provider, checked: Checked
+        self,
+        inbound: Inbound,
+        objects: RequestObjects,
+        provider: Provider,
+        checked: Checked,
+        demand: RequestDemand,
     ) -> Parameters | None:
         """Wait for as much of the body as is needed before the admission; its parameters, if it must be read."""
+        found: Parameters | None = None
         if checked.needs_body or provider.needs_body:
-            return await self._read(inbound, objects)
-        if provider.holds_body or (checked.limited and not _is_form(inbound)):
+            found = await self._read(inbound, objects)
+        elif provider.holds_body or (checked.limited and (demand.names_models(provider.name) or not _is_form(inbound))):
             await inbound.hold(self.held)
         elif stream_usage.is_wanted(checked.project, provider, inbound):
             await inbound.gather()
         else:
             await inbound.first_piece()
-        return None
+        if checked.limited:
+            await demand.read(provider.name)
+        return found
 
     async def _read(self, inbound: Inbound, objects: RequestObjects) -> Parameters:
         """Read the whole body, and its parameters as it arrives; raises `BadRequest` if they are ambiguous."""

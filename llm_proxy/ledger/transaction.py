@@ -17,7 +17,7 @@ from llm_proxy.ledger import isolation, late
 from llm_proxy.ledger.isolation import Isolation, Named
 from llm_proxy.ledger.late import ObjectUsage
 from llm_proxy.ledger.limits import Admitted, Limits, LimitState
-from llm_proxy.limits import Blocked, Demand
+from llm_proxy.limits import Blocked, Demand, model_refusal
 from llm_proxy.tokens import key_verdict, limit_verdict, verdict
 
 
@@ -112,9 +112,23 @@ class Settlement(msgspec.Struct, frozen=True, omit_defaults=True):
         return cls(SettledRequest(grant.reservation, result, datetime.now(UTC)), grant.digest, objects, usage)
 
 
+def allow_lists(token: Token, project: Project) -> list[dict[str, list[str]]]:
+    """The allow-lists of models that apply."""
+    return [one for one in (token.models, project.models) if one is not None]
+
+
+def list_verdict(request: AdmissionRequest, token: Token, account: Account, provider: str) -> ProxyError | None:
+    """Check the models that a request names; None if they are allowed, or its body is not read yet."""
+    if (token.models is None and account.project.models is None) or request.demand is None:
+        return None
+    return model_refusal(allow_lists(token, account.project), request.demand, provider)
+
+
 def judge(request: AdmissionRequest, token: Token, account: Account, provider: str, now: datetime) -> ProxyError | None:
     """Check a request to `provider`, but for the limit of its token; None means that it may pass."""
     refusal = verdict(token, account, now) or key_verdict(account, provider) or request.refusal(provider)
+    if refusal is None:
+        refusal = list_verdict(request, token, account, provider)
     if refusal is None and account.project.allow_request_labels:
         return request.wrong_labels
     return refusal

@@ -31,6 +31,7 @@ from llm_proxy.ledger.transaction import (
     Grant,
     Objects,
     Settlement,
+    allow_lists,
     judge,
     records_of,
     transact,
@@ -196,7 +197,7 @@ class Ledger:
         refusal = judge(request, token, account, provider, datetime.now(UTC))
         if refusal is not None:
             raise refusal.about(token.id, account.project.id, provider)
-        limited = token.limited or account.limited
+        limited = token.limited or account.limited or bool(allow_lists(token, account.project))
         if request.named is None:
             return Checked(token, account.project, provider, needs_body=False, limited=limited)
         wanted = [(request.named, account.project.id, provider)]

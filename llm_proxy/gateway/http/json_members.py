@@ -174,7 +174,7 @@ class JsonMembers:
         """Take a string, None if it is too long to be of interest."""
         top = len(self._open) == 1
         if self._expected in _VALUES:
-            if text is not None and self.nested:
+            if self.nested:
                 self._see(text)
             if top:
                 self.found[self._member] = (None if text is None else decoded(text),)
@@ -197,8 +197,8 @@ class JsonMembers:
         """Whether the strings of the innermost array are of no interest."""
         return True
 
-    def _see(self, text: bytes) -> None:
-        """Take the text of a string value, for a subclass that wants `nested` ones."""
+    def _see(self, text: bytes | None) -> None:
+        """Take the text of a string value, None if it is too long, for a subclass that wants `nested` ones."""
 
 
 def _more(rest: bytes, longest: int) -> Generator[None, bytes, bytes]:

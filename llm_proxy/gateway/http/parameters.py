@@ -12,7 +12,7 @@ from __future__ import annotations
 import fnmatch
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from llm_proxy.errors import InvalidJson, ParameterNotAllowed
 from llm_proxy.gateway.http import multipart
@@ -45,11 +45,11 @@ _UNSAFE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
 def reader(
-    headers: Headers, path: bytes, json: type[JsonMembers] = JsonMembers, form: type[Multipart] = Multipart
+    headers: Headers, path: bytes, json: Callable[[], JsonMembers] = JsonMembers, form: type[Multipart] = Multipart
 ) -> JsonMembers | Multipart:
     """Create the reader of a request's body; without a `Content-Type`, it is JSON. The path may allow forms.
 
-    `json` and `form` are the classes of readers.
+    `json` and `form` make the readers.
 
     Raises `InvalidJson` or `ParameterNotAllowed` if the body has a type or an encoding that cannot be read here, and so
     do the methods of the reader if the body is ambiguous.
@@ -78,7 +78,7 @@ class ParameterRules:
     def __init__(self, whitelist: Mapping[str, Sequence[str]]) -> None:
         """Compile globs (`*`, `?`, `[…]`, case-sensitive) per parameter; `*` alone allows lists and objects too."""
         self._whitelist = whitelist
-        self._bare = {_bare(name): name for name in whitelist}
+        self._bare = {bare(name): name for name in whitelist}
         self._patterns = {
             name: None if "*" in globs else re.compile("|".join(map(fnmatch.translate, globs)))
             for name, globs in whitelist.items()
@@ -88,8 +88,7 @@ class ParameterRules:
         """Return the error about `parameters`, if any. An absent one is allowed: the provider's default applies."""
         for name, values in parameters.items():
             if name not in self._patterns:
-                known = self._bare.get(_bare(name)) or self._bare.get(_bare(_INDEX.split(name, maxsplit=1)[0]))
-                if known is not None:
+                if known := alias_of(name, self._bare):
                     return ParameterNotAllowed(
                         f'parameter {quoted(name)} is not allowed; write it as "{known}"', param=known
                     )
@@ -105,6 +104,11 @@ class ParameterRules:
         return None
 
 
-def _bare(name: str) -> str:
+def alias_of(name: str, known: Mapping[str, str]) -> str | None:
+    """The one of the `known` names, by their `bare` form, that some parsers read this name as."""
+    return known.get(bare(name)) or known.get(bare(_INDEX.split(name, maxsplit=1)[0]))
+
+
+def bare(name: str) -> str:
     """A name as seen by parsers that ignore case, punctuation, blanks and Unicode variants of a letter."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", name).casefold()))

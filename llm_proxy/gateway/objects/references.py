@@ -137,9 +137,9 @@ class References(JsonMembers):
     def _skips_lists(self) -> bool:
         return self._levels[-1].name not in _NAMES
 
-    def _see(self, text: bytes) -> None:
+    def _see(self, text: bytes | None) -> None:
         level = self._levels[-1]
-        if level.opaque:
+        if text is None or level.opaque:
             return
         name = self._name if level.is_object else level.name
         if name in _NAMES:

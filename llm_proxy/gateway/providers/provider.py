@@ -231,6 +231,10 @@ class Provider:
                 self._members[path] = members
         return members
 
+    def says_models_of(self, path: bytes) -> bool:
+        """Whether the entry itself says where this endpoint names its models."""
+        return any(path in endpoints for endpoints, _ in self._models)
+
     def _members_of(self, path: bytes) -> tuple[str, ...]:
         if self.endpoints.model(path) is not None:
             return ("{model}",)

@@ -28,7 +28,7 @@ from llm_proxy.ledger.late import ObjectUsage
 from llm_proxy.ledger.outage.replay import CHUNK, OrphanReplay
 from llm_proxy.ledger.outage.spool import Spool
 from llm_proxy.ledger.outage.token_cache import OutageLimits, TokenCache
-from llm_proxy.ledger.transaction import AdmissionRequest, Checked, Decision, Grant, Objects
+from llm_proxy.ledger.transaction import AdmissionRequest, Checked, Decision, Grant, Objects, allow_lists
 from llm_proxy.ledger.writer import Ledger
 from llm_proxy.limits import Blocked
 from llm_proxy.logging import log
@@ -108,7 +108,9 @@ class OutageMode:
         if not self._open:
             raise DatabaseUnavailable
         cached, provider = self._cache.authorize_offline(request, trio.current_time(), datetime.now(UTC))
-        return Checked(cached.token, cached.account.project, provider, needs_body=request.named is not None)
+        token, project = cached.token, cached.account.project
+        limited = bool(allow_lists(token, project))
+        return Checked(token, project, provider, needs_body=request.named is not None, limited=limited)
 
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the ledger's decision, or decide here if the database is unavailable. Safe to cancel.

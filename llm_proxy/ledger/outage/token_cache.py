@@ -20,7 +20,7 @@ from llm_proxy.errors import (
     TokenInactive,
     TokenInvalid,
 )
-from llm_proxy.ledger.transaction import AdmissionRequest, Grant
+from llm_proxy.ledger.transaction import AdmissionRequest, Grant, list_verdict
 from llm_proxy.tokens import key_verdict, limit_verdict, verdict
 
 #: Maximum number of cached tokens; beyond it, the one that was verified least recently is removed.
@@ -119,7 +119,9 @@ class TokenCache:
         refusal = (
             DatabaseUnavailable()
             if unusable
-            else request.refusal(provider) or (DatabaseUnavailable() if named else None)
+            else request.refusal(provider)
+            or list_verdict(request, token, cached.account, provider)
+            or (DatabaseUnavailable() if named else None)
         )
         if refusal is not None:
             raise refusal.about(token.id, project.id, provider)

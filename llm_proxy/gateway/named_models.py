@@ -1,0 +1,234 @@
+"""All the models that a request names, for allow-lists and for limits of models.
+
+They are read so that a provider cannot find others: a body that parsers could read in several ways is a fault
+(`http/parameters.py`), and so are a model that is given twice or in a form that is no text, a request to an endpoint
+that generates and names no model, and models that are in a file. A fault is a `ModelNotAllowed`; without an allow-list,
+every limit of models counts such a request.
+
+The provider's entry says where an endpoint names its models (`Provider.models_of`). Besides, tools may have a model of
+their own, and so has the query of some endpoints. Endpoints that generate nothing name none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_plus
+
+from attrs import define, field
+
+from llm_proxy.errors import BadRequest, InvalidJson, ModelNotAllowed
+from llm_proxy.gateway.http import parameters
+from llm_proxy.gateway.http.json_members import JsonMembers, decoded
+from llm_proxy.gateway.http.parameters import Parameters, alias_of, bare
+from llm_proxy.gateway.usage.shapes import MAX_MODEL
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from llm_proxy.gateway.inbound import Inbound
+    from llm_proxy.gateway.providers.provider import Provider
+
+_READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
+#: Endpoints of all vendors that generate nothing although they are no reads: they store, count, check or cancel.
+_GENERATES_NOTHING: Final = re.compile(
+    rb"(?:/openai|/upload)?(?:/v[0-9]+(?:beta)?)?(?:"
+    rb"/files(?:/[^/]+)?|/uploads(?:/[^/]+/(?:parts|complete|cancel))?|/datasets"
+    rb"|/(?:responses|batches|batch/jobs|fine_tuning/jobs|embed-jobs)/[^/]+/(?:cancel|pause|resume)"
+    rb"|/batches/[^/:%]+:cancel|/(?:vector_stores|containers|skills|conversations)(?:/.+)?"
+    rb"|/chat/completions/[^/]+|/evals/[^/]+|/evals/[^/]+/runs/[^/]+(?:/cancel)?|/cachedContents/[^/]+"
+    rb"|/threads(?:/(?!runs\Z)[^/]+(?:/messages(?:/[^/]+)?|/runs/[^/]+(?:/cancel)?)?)?"
+    rb"|/messages/count_tokens|/messages/batches/[^/]+/cancel|/responses/input_tokens"
+    rb"|/tokenize|/detokenize|/tokenize-text|/moderations|/api/show|/guardrail/[^/]+/version/[^/]+/apply"
+    rb")"
+)
+#: The same of endpoints with a model in their path.
+_COUNTS: Final = re.compile(rb".*(?:(?::|%3[aA])(?:countTokens|computeTokens|fetchPredictOperation)|/count-tokens)")
+
+#: Members of each endpoint that may name a model too: Anthropic's advisor, images in OpenAI's Responses, OpenRouter's
+#: tools and plugins.
+_TOOLS: Final = ("tools.model", "tools.parameters.model", "plugins.model", "plugins.models")
+#: Members beside a model in the path: https://ai.google.dev/api/embeddings#EmbedContentRequest.
+_BESIDE_PATH: Final = ("model", "requests.model")
+_QUERY: Final = {"model": "model"}
+#: OpenRouter's name of a configuration, which may have a model, after the name of a model:
+#: https://openrouter.ai/docs/features/presets.
+_PRESET: Final = "@preset/"
+#: Google's full names of models: https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.cachedContents
+_GOOGLE: Final = re.compile(r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/")
+_UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+_IN_FILE: Final = "The models of this request are in a file, which is not read here. Send the requests one by one."
+_ALIAS: Final = "The request has a name that some parsers read as '{}': write it like that."
+_TWICE: Final = "The request names its model twice."
+_NOT_TEXT: Final = "The request names its model in a form that is no text."
+
+
+@define(eq=False)
+class _Place:
+    """A member that names models, or has members that do. If it is `required`, its text is the name of a file."""
+
+    is_model: bool = False
+    required: bool = False
+    members: dict[str, _Place] = field(factory=dict)
+    #: The names of the members as lenient parsers read them, see `alias_of`.
+    bare: dict[str, str] = field(factory=dict)
+
+    def at(self, name: str) -> _Place | None:
+        found = self.members.get(name)
+        if found is None and (known := alias_of(name, self.bare)):
+            raise InvalidJson(_ALIAS.format(known))
+        return found
+
+
+@lru_cache(maxsize=256)
+def _places(names: tuple[str, ...]) -> _Place:
+    root = _Place()
+    for name in (*names, *_TOOLS):
+        place = root
+        for member in name.split("."):
+            place.bare[bare(member)] = member
+            place = place.members.setdefault(member, _Place(required=name in names))
+        place.is_model = True
+    return root
+
+
+class _Members(JsonMembers):
+    """Reads a body as `JsonMembers` does, and collects the models in it."""
+
+    # An escape has six bytes for a character.
+    nested = 6 * MAX_MODEL
+
+    def __init__(self, root: _Place) -> None:
+        super().__init__()
+        self.models: list[str] = []
+        self._root = root
+        self._levels: list[_Place | None] = []
+
+    def _place(self) -> _Place | None:
+        """The place of the value that begins; the values of an array have the place of the array."""
+        if not self._levels:
+            return self._root
+        place = self._levels[-1]
+        return place if place is None or self._names is None else place.at(self._name)
+
+    def _opens(self, *, is_object: bool) -> None:
+        place = self._place()
+        if is_object and place is not None and place.is_model:
+            raise InvalidJson(_NOT_TEXT)
+        super()._opens(is_object=is_object)
+        self._levels.append(place)
+
+    def _closes(self, *, is_object: bool) -> None:
+        super()._closes(is_object=is_object)
+        self._levels.pop()
+
+    def _take(self, token: bytes | None, scalar: bytes) -> None:
+        if token is None and (place := self._place()) is not None and place.is_model and scalar != b"null":
+            raise InvalidJson(_NOT_TEXT)
+        super()._take(token, scalar)
+
+    def _skips_lists(self) -> bool:
+        return self._levels[-1] is None
+
+    def _see(self, text: bytes | None) -> None:
+        place = self._place()
+        if place is None or not (place.is_model or place.required):
+            return
+        if not place.is_model:
+            raise InvalidJson(_IN_FILE)
+        if text is None:
+            raise InvalidJson(f"The request names a model with more than {MAX_MODEL} characters.")
+        self.models.append(decoded(text))
+
+
+def generates(inbound: Inbound, provider: Provider) -> bool:
+    """Whether the endpoint generates anything, or may do so: only what is known to generate nothing does not."""
+    path = inbound.route.path
+    if inbound.method == "DELETE" or (inbound.method in _READS and not inbound.has_body):
+        return False
+    if provider.endpoints.model(path) is not None:
+        return _COUNTS.fullmatch(path) is None
+    return provider.says_models_of(path) or _GENERATES_NOTHING.fullmatch(path) is None
+
+
+def named_models(inbound: Inbound, provider: Provider) -> Generator[None, None, tuple[str, ...]]:
+    """Read the models that a request names; yields between parts of a long body.
+
+    Raises:
+        ModelNotAllowed: they cannot be read for certain; the message says why.
+    """
+    try:
+        names = _in_query(inbound.query)
+        if generates(inbound, provider):
+            names += yield from _of_request(inbound, provider)
+            if not names:
+                raise ModelNotAllowed("The request names no model.")
+    except BadRequest as error:
+        raise ModelNotAllowed(error.message) from None
+    return tuple(_checked(names, google=provider.shape == "google"))
+
+
+def _of_request(inbound: Inbound, provider: Provider) -> Generator[None, None, list[str]]:
+    path = inbound.route.path
+    names, model = provider.models_of(path), provider.endpoints.model(path)
+    found: list[str] = []
+    if model is not None:
+        names, found = _BESIDE_PATH, [model]
+    if not inbound.has_body:
+        return found
+    if not inbound.ended:
+        raise ModelNotAllowed("The body of the request was not read in time. Send the request again.")
+    make = partial(_Members, _places(names))
+    reader = parameters.reader(inbound.headers, path, make)
+    for piece in inbound.pieces:
+        for start in range(0, len(piece), parameters.SLICE):
+            reader.feed(piece[start : start + parameters.SLICE])
+            yield
+    fields = reader.end()
+    return found + (reader.models if isinstance(reader, _Members) else _in_form(fields, names))
+
+
+def _in_form(fields: Parameters, names: tuple[str, ...]) -> list[str]:
+    known = {bare(name): name for name in names}
+    return _single(known, ((name, value) for name, values in fields.items() for value in values))
+
+
+def _in_query(query: bytes) -> list[str]:
+    if not query:
+        return []
+    pairs = (part.partition("=") for part in re.split("[&;]", query.decode("latin-1")))
+    return _single(_QUERY, ((unquote_plus(name), unquote_plus(value)) for name, _, value in pairs))
+
+
+def _single(known: Mapping[str, str], fields: Iterator[tuple[str, str | None]]) -> list[str]:
+    """The values of these fields, each of which may come once."""
+    found: dict[str, str] = {}
+    for name, value in fields:
+        place = alias_of(name, known)
+        if not place:
+            continue
+        if name != place:
+            raise ModelNotAllowed(_ALIAS.format(place))
+        if name in found:
+            raise ModelNotAllowed(_TWICE)
+        if value is None:
+            raise ModelNotAllowed(_NOT_TEXT)
+        found[name] = value
+    return list(found.values())
+
+
+def _checked(names: list[str], *, google: bool) -> Iterator[str]:
+    """The names as they are compared with patterns."""
+    for name in names:
+        if not name or name != name.strip() or len(name) > MAX_MODEL or _UNSAFE.search(name):
+            raise ModelNotAllowed("The request names a model that is empty, too long, or has spaces at its ends.")
+        model = name
+        if google and (full := _GOOGLE.match(name)):
+            model = name[full.end() :]
+        yield model
+        _, preset, configuration = name.partition(_PRESET)
+        if preset and name != preset + configuration:
+            yield preset + configuration
