@@ -157,14 +157,17 @@ class LimitMachine(RuleBasedStateMachine):
             limit_queries, "of_subjects", lambda connection, subjects: (real(connection, subjects)[0], self.now)
         )
 
-    @initialize()
-    def make_tokens(self) -> None:
-        for _ in range(2):
+    @initialize(data=st.data())
+    def begin(self, data: st.DataObject) -> None:
+        """Two tokens of one project, one of another, and a few limits."""
+        for count in (2, 1):
             project = a_project()
             self.database.write_now(projects.create, project)
-            for _ in range(2):
+            for _ in range(count):
                 self.tokens.append(a_token(project.id))
                 self.database.write_now(tokens.create, self.tokens[-1])
+        for scope in ("project", "proxy", "token"):
+            self.create_a_limit(data, scope)
 
     def transact(
         self, requests: Sequence[AdmissionRequest], ended: Sequence[Settlement], **options: Any
@@ -186,12 +189,13 @@ class LimitMachine(RuleBasedStateMachine):
     def open(self) -> list[Sent]:
         return [one for one in self.sent if one.result is None]
 
-    @precondition(lambda self: len(self.limits) < 6)
+    @precondition(lambda self: len(self.limits) < 5)
     @rule(data=st.data(), scope=st.sampled_from(["token", "project", "proxy"]))
     def create_a_limit(self, data: st.DataObject, scope: str) -> None:
         draw = data.draw
         metric = draw(st.sampled_from(["requests", "concurrency", "cost", "tokens", "input_tokens", "output_tokens"]))
         counts = metric in ("requests", "concurrency")
+        most = 1 if counts else 2000 if metric == "cost" else 30
         limit = limited(
             self.database,
             draw(st.sampled_from(self.tokens)),
@@ -199,7 +203,7 @@ class LimitMachine(RuleBasedStateMachine):
             id=f"00000000-0000-7000-8000-{len(self.limits) + len(self.deleted):012d}",
             metric=metric,
             period="total" if metric == "concurrency" else draw(st.sampled_from(get_args(Period))),
-            amount=draw(st.integers(0, 5) if counts else st.integers(0, 10_000 if metric == "cost" else 120)),
+            amount=draw(st.integers(0, 6) if counts else st.integers(1, 8)) * most,
             policy=draw(st.sampled_from(["settled", "warn"] if counts else ["settled", "reserved", "warn"])),
             wait_ms=draw(st.sampled_from([0, 1000])),
             models=draw(st.sampled_from([None, None, {"patterns": ["GPT*"]}, {"patterns": ["m", "o4"]}])),
@@ -214,7 +218,7 @@ class LimitMachine(RuleBasedStateMachine):
         changes: limit_queries.LimitValues = {"amount": one.limit.amount * factor + 1, "allow_unpriced": unpriced}
         one.limit = self.database.write_now(limit_queries.change, one.limit, changes, datetime.now(UTC))
 
-    @precondition(lambda self: self.limits)
+    @precondition(lambda self: len(self.limits) > 2)
     @rule(data=st.data())
     def delete_a_limit(self, data: st.DataObject) -> None:
         one = self.limits.pop(data.draw(st.sampled_from(sorted(self.limits))))
@@ -227,7 +231,7 @@ class LimitMachine(RuleBasedStateMachine):
 
     @rule(
         data=st.data(),
-        asked=st.lists(st.tuples(st.integers(0, 3), st.sampled_from(DEMANDS)), min_size=1, max_size=5),
+        asked=st.lists(st.tuples(st.integers(0, 2), st.sampled_from(DEMANDS)), min_size=1, max_size=6),
         ended=st.booleans(),
         skip_locked=st.booleans(),
     )
@@ -379,5 +383,5 @@ class LimitMachine(RuleBasedStateMachine):
 
 def test_the_counters_of_limits_are_those_of_a_model(database: Database, database_kind: Kind) -> None:
     machine = type("Machine", (LimitMachine,), {"database": database})
-    examples = 200 if database_kind is Kind.SQLITE else 10
-    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=30, deadline=None))
+    examples = 60 if database_kind is Kind.SQLITE else 6
+    run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=40, deadline=None))
