@@ -43,17 +43,18 @@ class BlockedRequests:
         """Remove and return the requests to judge again; refuse those that have waited long enough."""
         taken: list[PendingAdmission] = []
         for limit_id, queue in list(self._by_limit.items()):
-            for one in list(queue):
+            for one in queue:
                 if one.blocked is not None and now >= one.waits_until:
                     one.answer(one.blocked.error)
-            room = _RETRIED
-            while queue and room:
-                one = queue.popleft()
-                if not one.answered:
-                    one.queued = now
-                    taken.append(one)
-                    room -= 1
-            if not queue:
+            # Clients that have disconnected take no room from others.
+            waiting = deque(one for one in queue if not one.answered)
+            for _ in range(min(len(waiting), _RETRIED)):
+                one = waiting.popleft()
+                one.queued = now
+                taken.append(one)
+            if waiting:
+                self._by_limit[limit_id] = waiting
+            else:
                 del self._by_limit[limit_id]
         self.retry_at = now + _RETRY if self._by_limit else math.inf
         return taken
@@ -74,11 +75,6 @@ class BlockedRequests:
             self._by_limit.setdefault(limit_id, deque()).appendleft(one)
         if self._by_limit:
             self.retry_at = min(self.retry_at, now + _RETRY)
-
-    def retry_now(self, now: float) -> None:
-        """Judge them again in the next transaction, because requests have ended."""
-        if self._by_limit:
-            self.retry_at = now
 
     def clear(self) -> None:
         self._by_limit.clear()

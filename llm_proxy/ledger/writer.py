@@ -287,9 +287,9 @@ class Ledger:
 
         A transaction costs much more than one request's part in it. So it starts when the process has nothing else to
         do: an earlier start would make this request no faster, and the next ones slower. No client waits for a
-        settlement, so settlements wait for an admission.
+        settlement, unless it needs what that gives back, so settlements wait for an admission.
         """
-        if self._unsettled and not self._waiting and not self._doubtful:
+        if self._unsettled and not self._waiting and not self._doubtful and not self._blocked:
             self._wake = trio.Event()
             self._lingering = True
             with trio.move_on_after(SETTLEMENT_PATIENCE):
@@ -328,8 +328,8 @@ class Ledger:
         pending, held = self._take_pending(), []
         cautious = self._aside.cautious
         now = trio.current_time()
-        if now >= self._blocked.retry_at:
-            # They came earlier.
+        if self._blocked and (self._unsettled or now >= self._blocked.retry_at):
+            # They came earlier, and a settlement in this transaction may make room for them.
             pending = self._blocked.take(now) + pending
         if (pending and cautious) or now >= self._locked.retry_at:
             held = self._locked.take(MAX_BATCH)
@@ -367,8 +367,6 @@ class Ledger:
             return
         self._under_way.pop()
         self._outage.over()
-        if batch.settlements:
-            self._blocked.retry_now(trio.current_time())
         decided = list(zip(batch.pending, decisions, strict=True))
         if batch.skip_locked:
             still_locked = [one for one, decision in decided if isinstance(decision, TokenLocked)]
