@@ -75,7 +75,7 @@ class Queue:
 @asynccontextmanager
 async def queue(path: Path, **fields: Any) -> AsyncIterator[Queue]:
     """One request is admitted, and no second one is until it has ended."""
-    usual = {"metric": "concurrency", "amount": 1, "wait_ms": 20_000}
+    usual: dict[str, Any] = {"metric": "concurrency", "amount": 1, "wait_ms": 20_000}
     async with trio.open_nursery() as nursery, scene(path / "ledger.db") as stage:
         found = Queue(stage, limited(stage.database.real, stage.token, **usual | fields), nursery)
         await found.send(0)
