@@ -19,6 +19,7 @@ from db.records import Worker
 from llm_proxy.config import Settings, SettingsError
 from llm_proxy.config.database import database_options, database_target, open_keyring
 from llm_proxy.gateway.labels import Labels
+from llm_proxy.gateway.poller import LateUsagePoller
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider import Provider, Providers
 from llm_proxy.gateway.relay import Relay, Routing
@@ -201,6 +202,11 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
             nursery.start_soon(pruner.run)
             if settings.record_refusals:
                 nursery.start_soon(refusals.run)
+            if settings.late_usage_poll is not None:
+                poller = LateUsagePoller(
+                    database, relay, worker.id, interval=settings.late_usage_poll, dead_after=dead_after
+                )
+                nursery.start_soon(poller.run)
             if outage is None:
                 nursery.start_soon(replay_orphans, settings, database, worker)
             else:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from datetime import datetime
+from typing import Any
 from urllib.parse import unquote
 
-from sqlalchemy import Connection, and_, delete, func, or_, select, union_all, update
+from sqlalchemy import Connection, Select, and_, delete, func, or_, select, union_all, update
 
 from db.dialects.bulk import BulkInsert
 from db.dialects.statements import insert_new
@@ -94,17 +96,55 @@ def list_unbooked(
     connection: Connection, limit: int, after: Position | None, project_id: str | None
 ) -> list[ProviderObject]:
     """Objects whose usage is to come, the oldest first. A request makes one such object at most."""
-    found = provider_objects.c
-    query = select(*columns(provider_objects, ProviderObject)).where(found.usage_id == "")
+    query = _unbooked(columns(provider_objects, ProviderObject), after)
     if project_id is not None:
-        query = query.where(found.project_id == project_id)
+        query = query.where(provider_objects.c.project_id == project_id)
+    return [ProviderObject(*row) for row in connection.execute(query.limit(limit))]
+
+
+def list_awaited(
+    connection: Connection, kinds: Collection[str], since: datetime, limit: int, after: Position | None
+) -> list[tuple[ProviderObject, str, str | None]]:
+    """Objects of these kinds, made since a time, whose usage is to come, the oldest first.
+
+    Each comes with the path of the request that made it and the model that this request named.
+    """
+    found = provider_objects.c
+    query = (
+        _unbooked([*columns(provider_objects, ProviderObject), requests.c.path, requests.c.requested_model], after)
+        .join(requests, requests.c.id == found.request_id)
+        .where(found.kind.in_(sorted(kinds)), found.created_at >= since)
+    )
+    return [(ProviderObject(*row[:-2]), row[-2], row[-1]) for row in connection.execute(query.limit(limit))]
+
+
+def _unbooked(wanted: Iterable[Any], after: Position | None) -> Select[Any]:
+    found = provider_objects.c
+    query = select(*wanted).select_from(provider_objects).where(found.usage_id == "")
     if after is not None:
         query = query.where(
             found.created_at >= after.created_at,
             or_(found.created_at > after.created_at, found.request_id > after.id),
         )
-    rows = connection.execute(query.order_by(found.created_at, found.request_id).limit(limit))
-    return [ProviderObject(*row) for row in rows]
+    return query.order_by(found.created_at, found.request_id)
+
+
+def count_unbooked(connection: Connection, since: datetime, until: datetime) -> int:
+    """Number of objects, made from one time to another, whose usage is to come."""
+    found = provider_objects.c
+    query = select(func.count()).where(found.usage_id == "", found.created_at >= since, found.created_at < until)
+    return connection.scalar(query) or 0
+
+
+def find_thread(connection: Connection, run: ProviderObject) -> str | None:
+    """The thread that was made by the same request as a run."""
+    found = provider_objects.c
+    return connection.scalar(
+        select(found.object_id).where(
+            *(found.project_id == run.project_id, found.provider == run.provider),
+            *(found.kind == "thread", found.request_id == run.request_id),
+        )
+    )
 
 
 def book(connection: Connection, provider: str, object_id: str, usage_id: str) -> bool:

@@ -252,6 +252,12 @@ class Settings:
         "YAML file of prices that come before the built-in ones. Default: only the built-in prices.",
     )
 
+    late_usage_poll: float | None = PROVIDERS.optional(
+        kinds.duration(),
+        "Interval at which providers are asked for the usage of background responses, runs and batches that no client "
+        "has asked for, with the project's own key, until 25 hours after they were made. Default: they are not asked.",
+    )
+
     label_headers: tuple[tuple[str, str], ...] = PROVIDERS.setting(
         kinds.LABEL_HEADERS,
         "",

@@ -323,7 +323,7 @@ class Exchange:
         requested = "" if provider is None else self.redact(requested_model(self.inbound, provider))
         outcome = self._final_outcome() if self.dispatch.sent else "void"
         estimated = self._estimate(usage, outcome)
-        cost, basis, version = self._cost(estimated or usage, prices, requested)
+        cost, basis, version = cost_of(estimated or usage, prices, provider, requested)
         if estimated is not None:
             usage = estimated
             basis = "estimate" if basis == "price" else basis
@@ -411,16 +411,6 @@ class Exchange:
         tokens = estimate.input_tokens(*inbound.ends(), inbound.received)
         return msgspec.structs.replace(usage, input_tokens=tokens, output_tokens=output)
 
-    def _cost(self, usage: Usage, prices: Prices, requested: str) -> tuple[int | None, CostBasis | None, str | None]:
-        """The cost, where it is from, and the version of the prices; None if the cost is unknown."""
-        if usage.cost_nanousd is not None:
-            return usage.cost_nanousd, "provider", None
-        provider = self.provider
-        if provider is None or (usage.input_tokens is None and usage.details is None):
-            return None, None, None
-        found = prices.cost(provider.name, usage.parts or (usage,), datetime.now(UTC), requested)
-        return (None, None, None) if found is None else (found.nanousd, "price", found.version)
-
     def _final_outcome(self) -> Outcome:
         """The outcome, corrected by what the provider itself reported."""
         if self.started and self.status is not None and self.outcome in ("ok", "client_closed"):
@@ -433,6 +423,18 @@ class Exchange:
             if self.status >= 400:
                 return "rejected"
         return self.outcome
+
+
+def cost_of(
+    usage: Usage, prices: Prices, provider: Provider | None, requested: str
+) -> tuple[int | None, CostBasis | None, str | None]:
+    """The cost, where it is from, and the version of the prices; None if the cost is unknown."""
+    if usage.cost_nanousd is not None:
+        return usage.cost_nanousd, "provider", None
+    if provider is None or (usage.input_tokens is None and usage.details is None):
+        return None, None, None
+    found = prices.cost(provider.name, usage.parts or (usage,), datetime.now(UTC), requested)
+    return (None, None, None) if found is None else (found.nanousd, "price", found.version)
 
 
 def _provider_request_id(names: Mapping[bytes, bytes], request_id: bytes, shape: Shape) -> str | None:

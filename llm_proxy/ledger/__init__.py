@@ -19,7 +19,17 @@ from __future__ import annotations
 
 from llm_proxy.ledger.isolation import Named
 from llm_proxy.ledger.late import ObjectUsage
-from llm_proxy.ledger.transaction import AdmissionRequest, Checked, Grant, Objects, Settlement
+from llm_proxy.ledger.transaction import AdmissionRequest, Checked, Grant, Objects, Settlement, book_late
 from llm_proxy.ledger.writer import Ledger
 
-__all__ = ["AdmissionRequest", "Checked", "Grant", "Ledger", "Named", "ObjectUsage", "Objects", "Settlement"]
+__all__ = [
+    "AdmissionRequest",
+    "Checked",
+    "Grant",
+    "Ledger",
+    "Named",
+    "ObjectUsage",
+    "Objects",
+    "Settlement",
+    "book_late",
+]

@@ -9,7 +9,8 @@ A stream may deliver such usage to the request itself. If a poll has seen it ear
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import Final
 
 import msgspec
@@ -17,9 +18,14 @@ import msgspec
 from db import Connection
 from db.queries import objects
 from db.records import TOKENS, ProviderObject, Reservation, Result, SettledRequest
+from llm_proxy.logging import log
 
 #: Kinds of objects whose usage comes later.
 AWAITED: Final = frozenset({"background_response", "run", "batch", "message_batch", "deferred_completion"})
+#: Age of an object at which its usage counts as lost, and is not asked for any more. Batches end within 24 hours.
+LOST_AFTER: Final = timedelta(hours=25)
+
+_log = log.logger("late usage")
 
 
 class ObjectUsage(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -85,3 +91,20 @@ def _late_row(seen: SettledRequest, row_id: str, result: Result, made: ProviderO
         row_id, by.worker_id, made.token_id, made.project_id, by.provider, by.method, by.path, by.admitted_at
     )
     return SettledRequest(whose, msgspec.structs.replace(result, origin_id=made.request_id), seen.settled_at)
+
+
+def log_booked(rows: Iterable[SettledRequest]) -> None:
+    """Log the late rows of a committed transaction."""
+    for row in rows:
+        of, result = row.reservation, row.result
+        _log.info(
+            "late usage was booked",
+            request_id=row.id,
+            origin_id=result.origin_id,
+            provider=of.provider,
+            token_id=of.token_id,
+            project_id=of.project_id,
+            model=result.model,
+            input_tokens=result.input_tokens,
+            output_tokens=result.output_tokens,
+        )

@@ -145,12 +145,14 @@ def transact(  # noqa: PLR0913 - all that one transaction does
     skip_locked: bool = False,
     waiting: Collection[str] = (),
     retried: int = 0,
+    booked: list[SettledRequest] | None = None,
 ) -> list[Decision]:
     """Settle, then admit, in the transaction of `connection`. Decisions come in the order of the requests.
 
     `now` is the worker's clock. `doubtful`: some of the settlements may have been written before, been swept, or never
     been reserved. `skip_locked`: do not wait for a token that another transaction holds: its requests get TokenLocked.
     `waiting`: limits that requests of other transactions wait for, in front of all but the first `retried` of these.
+    `booked` gets the rows of late usage.
     """
     written, replaced, late_rows = _settle(connection, settlements, doubtful=doubtful)
     given_back = {row.reservation.id: row.reservation.token_id for row in written if row.result.outcome == "void"}
@@ -172,7 +174,29 @@ def transact(  # noqa: PLR0913 - all that one transaction does
         limits.write(connection)
     queries.add_late(connection, late_rows)
     queries.roll_up(connection, [*written, *late_rows] if late_rows else written, replaced)
+    if booked is not None:
+        booked[:] = late_rows
     return decisions
+
+
+def book_late(connection: Connection, seen: SettledRequest, usage: ObjectUsage) -> list[SettledRequest]:
+    """Book the usage of an object that the proxy itself has asked for; `seen` is not written.
+
+    Returns:
+        The late row; nothing if the usage was booked before, or there is none.
+    """
+    _, found = late.book(connection, [(seen, usage)])
+    if not found:
+        return []
+    late_rows = queries.describe_late(connection, found)
+    subjects = {key for row in late_rows for key in (row.reservation.token_id, row.reservation.project_id)}
+    limits = Limits.read(connection, subjects, ())
+    if limits is not None:
+        late_rows = limits.settle((), (), late_rows)
+        limits.write(connection)
+    queries.add_late(connection, late_rows)
+    queries.roll_up(connection, late_rows)
+    return late_rows
 
 
 def _settle(

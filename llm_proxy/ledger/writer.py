@@ -17,11 +17,11 @@ from trio.testing import wait_all_tasks_blocked
 from db.database import Database
 from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
 from db.queries import ledger as queries
-from db.records import VOID, Result, Worker
+from db.records import VOID, Result, SettledRequest, Worker
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation
 from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission, refuse
-from llm_proxy.ledger.late import ObjectUsage
+from llm_proxy.ledger.late import ObjectUsage, log_booked
 from llm_proxy.ledger.locked import LockedRequests, LockedRows
 from llm_proxy.ledger.lookup import Lookups, ObjectRecords
 from llm_proxy.ledger.transaction import (
@@ -82,9 +82,14 @@ class OutageLog:
 
 
 class Observer(Protocol):
-    """Gets, after every commit, the seconds since the hop to the thread, and the admissions and settlements in it."""
+    """Gets, after every commit, the seconds since the hop to the thread, and the admissions and settlements in it.
+
+    If rows of late usage were in it, it gets their number too.
+    """
 
     def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None: ...
+
+    def late_usage(self, result: str, count: int = 1) -> None: ...
 
 
 class Ledger:
@@ -412,6 +417,7 @@ class Ledger:
 
     async def _commit(self, batch: Batch) -> list[Decision]:
         started = trio.current_time()
+        booked: list[SettledRequest] = []
         work = (self._worker.id, [one.request for one in batch.pending], batch.settlements, datetime.now(UTC))
         run = partial(
             transact,
@@ -419,6 +425,7 @@ class Ledger:
             skip_locked=batch.skip_locked,
             waiting=set(self._blocked.limits),
             retried=batch.retried,
+            booked=booked,
         )
         try:
             decisions = await self._database.write_unless_locked(run, *work)
@@ -426,6 +433,9 @@ class Ledger:
             decisions = await self._database.write_unless_locked(partial(run, doubtful=True), *work)
         decided = sum(not isinstance(one, Blocked | TokenLocked) for one in decisions)
         self._observer.observe_transaction(trio.current_time() - started, decided, len(batch.settlements))
+        if booked:
+            log_booked(booked)
+            self._observer.late_usage("booked", len(booked))
         return decisions
 
     def _take_pending(self) -> list[PendingAdmission]:

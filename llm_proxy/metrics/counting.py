@@ -18,6 +18,7 @@ from llm_proxy.metrics.families import Family
 from llm_proxy.metrics.store import Cells, MetricStore
 
 _OTHER: Final = "other"
+_LATE_RESULTS: Final = ("booked", "lost", "failed")
 _OUTCOMES: Final = frozenset(get_args(Outcome))
 #: Seconds between two calls of `Metrics.publish`.
 _PUBLISH_INTERVAL: Final = 1.0
@@ -79,6 +80,7 @@ class Metrics:
         self._providers: dict[str, _Provider] = {}
         codes = sorted({kind.code for kind in errors.DATA_PLANE})
         self._refusals = {code: self._cells(families.REFUSALS, code) for code in (*codes, _OTHER)}
+        self._late_usage = {result: self._cells(families.LATE_USAGE, result) for result in _LATE_RESULTS}
         self._transaction = self._histogram(families.TRANSACTION_SECONDS)
         self._admitted = self._histogram(families.BATCH_ADMITTED)
         self._settled = self._histogram(families.BATCH_SETTLED)
@@ -111,6 +113,10 @@ class Metrics:
     def refusal(self, code: str) -> None:
         """Count a request that the proxy refused, by its error code."""
         self._refusals[code if code in self._refusals else _OTHER][0] += 1
+
+    def late_usage(self, result: str, count: int = 1) -> None:
+        """Count objects whose usage was booked, is lost, or could not be asked for: `booked`, `lost`, `failed`."""
+        self._late_usage[result][0] += count
 
     def upstream_started(self, provider: str) -> None:
         """Count a request as in flight, until `upstream_ended`."""

@@ -94,6 +94,15 @@ TOKENS: Final = _counter(
 UNPRICED: Final = _counter(
     "llm_proxy_unpriced_requests", "Requests with known usage and unknown cost: something has no price.", _PROVIDER
 )
+LATE_USAGE: Final = _counter(
+    "llm_proxy_late_usage",
+    "Usage of background responses, runs and batches that came after their request.",
+    Label(
+        "result",
+        "`booked`; `lost` if it was not seen within 25 hours, `failed` if an object could not be asked for it, both "
+        "with `LATE_USAGE_POLL` only",
+    ),
+)
 REFUSALS: Final = _counter(
     "llm_proxy_refusals",
     "Requests that the proxy refused, by error code.",
@@ -209,7 +218,7 @@ PROCESS: Final = (
 
 #: All metrics, in the order of the reference page.
 SECTIONS: Final[dict[str, tuple[Family, ...]]] = {
-    "Requests": (REQUESTS, DURATION, FIRST_BYTE, TOKENS, UNPRICED, REFUSALS, REFUSALS_UNRECORDED),
+    "Requests": (REQUESTS, DURATION, FIRST_BYTE, TOKENS, UNPRICED, LATE_USAGE, REFUSALS, REFUSALS_UNRECORDED),
     "Upstream": (UPSTREAM_REQUESTS, UPSTREAM_CONNECTIONS),
     "Database": (
         *(DATABASE_UP, DATABASE_INFO, LAST_TRANSACTION),

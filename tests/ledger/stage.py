@@ -84,10 +84,15 @@ class Faulty:
 @define
 class Observed:
     transactions: list[tuple[int, int]] = field(factory=list)
+    booked: int = 0
 
     def observe_transaction(self, seconds: float, admitted: int, settled: int) -> None:
         assert seconds >= 0
         self.transactions.append((admitted, settled))
+
+    def late_usage(self, result: str, count: int = 1) -> None:
+        assert result == "booked"
+        self.booked += count
 
 
 @define

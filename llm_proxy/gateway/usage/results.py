@@ -65,10 +65,13 @@ class ResultsMeter:
     def _take(self, data: bytes) -> Iterator[None]:
         *complete, rest = data.split(b"\n")
         for line in complete:
-            self._pending += line
+            self._keep(line)
             self._line()
             yield
-        self._pending += rest
+        self._keep(rest)
+
+    def _keep(self, data: bytes) -> None:
+        self._pending += data
         if len(self._pending) > KEPT:
             self._stop()
 
