@@ -104,7 +104,7 @@ class Movements:
             if limit is not None:
                 if limit.reserves and row.result.kind == "request":
                     self.of(key).reserved -= held
-                self._charge(limit, key, row, 1)
+                self.add(limit, key, row, 1)
 
     def replace(self, row: SettledRequest, replaced: SettledRequest) -> None:
         """Charge the row in place of one that was written before."""
@@ -112,9 +112,10 @@ class Movements:
             for key in one.reservation.limits or {}:
                 limit = self.limits.get(limit_of(key))
                 if limit is not None:
-                    self._charge(limit, key, one, sign)
+                    self.add(limit, key, one, sign)
 
-    def _charge(self, limit: Limit, key: str, row: SettledRequest, sign: int) -> None:
+    def add(self, limit: Limit, key: str, row: SettledRequest, sign: int) -> None:
+        """Charge the row to one counter; with -1, take that back."""
         amount = charge(limit, key, row)
         moved = self.of(key)
         moved.used += sign * amount

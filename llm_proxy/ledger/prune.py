@@ -1,4 +1,6 @@
-"""Retention of the ledger, refusals and audit log, and daily sums: one worker of all does both, a few rows at a time.
+"""Retention of the ledger, refusals, audit log and counters of limits, and daily sums, a few rows at a time.
+
+One worker of all does it.
 
 Between two transactions there is a pause, so that admissions, which use the same database, wait for one short
 transaction at most. A pass reads all rows that are old enough; the next one starts a minute later.
@@ -18,7 +20,8 @@ from attrs import define, field
 from db import Connection
 from db.database import Database
 from db.errors import DatabaseError
-from db.queries import audit, daily, pruning, refusals
+from db.queries import audit, counters, daily, pruning, refusals
+from llm_proxy.limits import started_at
 from llm_proxy.logging import log
 
 #: Rows of one transaction.
@@ -58,6 +61,7 @@ class Pruner:
                         await self._prune_log("refusals", refusals.prune, self.retention)
                     if self._audit_retention:
                         await self._prune_log("the audit log", audit.prune, self._audit_retention)
+                    await self.prune_counters()
                     await self.sum_up_days()
             except DatabaseError as error:
                 _log.warning("pruning and daily sums were interrupted and are retried", reason=str(error))
@@ -82,6 +86,13 @@ class Pruner:
             )
         if rows:
             _log.info("pruned the ledger", rows=rows, older_than=before.isoformat())
+
+    async def prune_counters(self) -> None:
+        """Delete the counters of limits that nothing needs any more. Raises DatabaseError."""
+        found = PIECE
+        while found == PIECE:
+            found = await self._database.write(counters.prune, started_at, PIECE)
+            await trio.sleep(PAUSE)
 
     async def sum_up_days(self) -> None:
         """Write the daily sums of days that were marked a while ago, and mark those that have ended since."""
