@@ -25,6 +25,7 @@ class ProjectValues(TypedDict, total=False):
     allow_unknown_objects: bool
     allow_request_labels: bool
     stream_usage: str | None
+    models: dict[str, list[str]] | None
 
 
 #: Rows that one statement changes.

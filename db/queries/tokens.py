@@ -25,6 +25,7 @@ class TokenValues(TypedDict, total=False):
     expires_at: datetime | None
     max_requests: int | None
     labels: dict[str, str] | None
+    models: dict[str, list[str]] | None
 
 
 _rows = Rows(tokens, Token, tokens.c.last4)

@@ -25,13 +25,16 @@ from llm_proxy.api.schema import (
     Changes,
     Field,
     Id,
+    Patterns,
     Reference,
     Timestamp,
     doc,
     given,
     of,
     one_of,
+    patterns_of,
     shown,
+    stored_patterns,
 )
 from llm_proxy.config import kinds
 from llm_proxy.config.kinds import Kind
@@ -74,26 +77,12 @@ def _read_wait(value: str) -> float:
     return seconds
 
 
-def _read_patterns(value: list[str]) -> list[str]:
-    return [_PATTERN.parse(one) for one in value]
-
-
-_PATTERN: Final = kinds.line_of_text(1, 255)
 _AMOUNT: Final = Kind("amount", "a whole number, or for 'cost' USD such as \"50.00\"", _read_amount)
 Amount = Annotated[Any, of(_AMOUNT, {"type": ["integer", "string"]}), doc("The limit: a number, or USD for `cost`.")]
 Wait = Annotated[
     str,
     of(Kind("wait", "a duration from 0s to 60s, such as 5s", _read_wait)),
     doc("How long a request waits if only running requests are in the way."),
-]
-#: Patterns of models.
-Patterns = Annotated[
-    list[str],
-    of(
-        Kind("patterns", 'a list of 1 to 50 patterns of models, such as ["gpt-5.4*"]', _read_patterns),
-        min_length=1,
-        max_length=50,
-    ),
 ]
 _Models = Annotated[Patterns | None, doc("It counts only requests that name a model like one of these; null: all.")]
 _Metric = Annotated[str, one_of(get_args(records.Metric)), doc("What it counts.")]
@@ -213,7 +202,7 @@ def _shown(limit: _Counted) -> Limit:
         token_id=limit.subject if limit.scope == "token" else None,
         project_id=limit.subject if limit.scope == "project" else None,
         window=limit.period,
-        models=None if limit.models is None else limit.models["patterns"],
+        models=patterns_of(limit.models),
         wait=f"{limit.wait_ms}ms" if limit.wait_ms % 1000 else f"{limit.wait_ms // 1000}s",
         unpriced="allow" if limit.allow_unpriced else "refuse",
         amount=amount(limit.amount),
@@ -287,7 +276,7 @@ async def _create(call: Call, new: NewLimit) -> Limit:
         id=new_id(),
         **fields,
         amount=_stored(new.metric, new.amount),
-        models={"patterns": new.models} if new.models else None,
+        models=stored_patterns(new.models or None),
         wait_ms=round(wait * 1000),
         warn_at=new.warn_at,
         allow_unpriced=new.unpriced == "allow",
@@ -306,7 +295,7 @@ async def _create(call: Call, new: NewLimit) -> Limit:
         # The sums are those of whole hours.
         if new.backfill and limit.metric != "concurrency" and limit.period != "minute":
             used = queries.used_before(connection, limit, started_at)
-            patterns = None if limit.models is None else limit.models["patterns"]
+            patterns = patterns_of(limit.models)
             opening = sum(n for model, n in used.items() if patterns is None or limits.matches(patterns, model))
         queries.open_counter(connection, queries.counter_id(limit.id, started_at), opening)
         return Change(None, limit)

@@ -18,7 +18,23 @@ from db.queries import tokens as token_queries
 from llm_proxy.api import credentials
 from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ByCreation, page, page_of, position_cursor
-from llm_proxy.api.schema import Body, Changes, Id, Key, References, Timestamp, doc, given, one_of, quoted, shown, text
+from llm_proxy.api.schema import (
+    Body,
+    Changes,
+    Id,
+    Key,
+    Patterns,
+    References,
+    Timestamp,
+    doc,
+    given,
+    one_of,
+    patterns_of,
+    quoted,
+    shown,
+    stored_patterns,
+    text,
+)
 from llm_proxy.errors import CredentialNotFound, CredentialShared, InvalidBody, NameTaken, ProjectNotFound
 from llm_proxy.gateway.providers.provider import StreamUsage
 from llm_proxy.identifiers import new_id
@@ -38,6 +54,11 @@ _StreamUsage = Annotated[
         "Whether streams of chats are asked for their token usage: `ask` or `off`; null: the setting of the provider.",
         null="the setting of the provider",
     ),
+]
+
+_Models = Annotated[
+    Patterns | None,
+    doc("Patterns of the models that requests of its tokens may name; null: all models.", null="all models"),
 ]
 
 #: Maximum number of credentials that an error names.
@@ -75,6 +96,7 @@ class Project(Struct):
     allow_unknown_objects: _Unknown
     allow_request_labels: _Labels
     stream_usage: _StreamUsage
+    models: _Models
     active: Annotated[bool, doc("Whether its tokens are accepted.")]
     created_at: Annotated[Timestamp, doc("When it was created.")]
     updated_at: Annotated[Timestamp, doc("When it was last changed.")]
@@ -104,6 +126,7 @@ class NewProject(Body, kw_only=True):
     allow_unknown_objects: _Unknown = False
     allow_request_labels: _Labels = False
     stream_usage: _StreamUsage = None
+    models: _Models = None
 
 
 class ProjectChanges(Changes, kw_only=True):
@@ -125,6 +148,7 @@ class ProjectChanges(Changes, kw_only=True):
     allow_unknown_objects: _Unknown | UnsetType = UNSET
     allow_request_labels: _Labels | UnsetType = UNSET
     stream_usage: _StreamUsage | UnsetType = UNSET
+    models: _Models | UnsetType = UNSET
     active: Annotated[bool, doc("Whether the project's tokens are accepted.")] | UnsetType = UNSET
 
 
@@ -141,7 +165,8 @@ def _check_new(sent: Collection[str], values: Mapping[str, Any], now: datetime) 
 
 def _shown(project: records.Project, used: Iterable[records.Credential]) -> Project:
     in_order = sorted(used, key=attrgetter("provider"))
-    return shown(Project, project, credentials=[shown(UsedCredential, one) for one in in_order])
+    used_ones = [shown(UsedCredential, one) for one in in_order]
+    return shown(Project, project, credentials=used_ones, models=patterns_of(project.models))
 
 
 async def _ids(call: Call, references: list[str] | UnsetType) -> list[str]:
@@ -251,6 +276,7 @@ async def _create(call: Call, new: NewProject) -> Project:
             allow_unknown_objects=new.allow_unknown_objects,
             allow_request_labels=new.allow_request_labels,
             stream_usage=new.stream_usage,
+            models=stored_patterns(new.models),
         )
         project = keys.with_key(plain, used[provider], services.keyring)
         queries.create(connection, project)
@@ -314,6 +340,8 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
             credential_queries.assign(connection, project.id, used.values())
         plain = ("name", "active", "allow_unknown_objects", "allow_request_labels", "stream_usage")
         values: Any = {name: sent[name] for name in plain if name in sent}
+        if "models" in sent:
+            values["models"] = stored_patterns(sent["models"])
         copied = ("provider", "api_key", "api_key_last4")
         values |= {name: getattr(changed, name) for name in copied if getattr(changed, name) != getattr(project, name)}
         after = queries.change(connection, project, values, call.now)

@@ -85,6 +85,32 @@ Labels = Annotated[
 ]
 
 
+def _read_patterns(value: list[str]) -> list[str]:
+    return [_PATTERN.parse(one) for one in value]
+
+
+_PATTERN: Final = kinds.line_of_text(1, 255)
+#: Patterns of models.
+Patterns = Annotated[
+    list[str],
+    of(
+        Kind("patterns", 'a list of 1 to 50 patterns of models, such as ["gpt-5.4*"]', _read_patterns),
+        min_length=1,
+        max_length=50,
+    ),
+]
+
+
+def stored_patterns(patterns: list[str] | None) -> dict[str, list[str]] | None:
+    """Patterns as columns have them."""
+    return None if patterns is None else {"patterns": patterns}
+
+
+def patterns_of(stored: Mapping[str, list[str]] | None) -> list[str] | None:
+    """The patterns in a column."""
+    return None if stored is None else stored["patterns"]
+
+
 def one_of(options: Iterable[str]) -> Meta:
     """One of a few words, in exactly this spelling."""
     known = {option: option for option in options}

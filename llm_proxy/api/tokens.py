@@ -19,11 +19,14 @@ from llm_proxy.api.schema import (
     Changes,
     Id,
     Labels,
+    Patterns,
     Reference,
     Timestamp,
     doc,
     given,
+    patterns_of,
     shown,
+    stored_patterns,
     text,
 )
 from llm_proxy.errors import ProjectDeactivated, ProjectNotFound, TokenNotFound, TokenRevoked
@@ -54,6 +57,9 @@ _MaxRequests = Annotated[
 ]
 
 _Labels = Annotated[Labels, doc("Labels of its requests, such as `user` and `team`; they win over labels in headers.")]
+_Models = Annotated[
+    Patterns | None, doc("Patterns of the models that its requests may name; null: all models.", null="all models")
+]
 
 _log = log.logger("manage")
 
@@ -71,6 +77,7 @@ class Token(Struct):
     expires_at: Annotated[Timestamp | None, doc("When it expires; null: never.")]
     max_requests: _MaxRequests
     labels: _Labels
+    models: _Models
     request_count: Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER), doc("Number of requests admitted with it.")]
     created_at: Annotated[Timestamp, doc("When it was created.")]
     updated_at: Annotated[Timestamp, doc("When it was last changed by this API.")]
@@ -94,6 +101,7 @@ class NewToken(Body, kw_only=True):
     expires_at: _ExpiresAt | UnsetType = UNSET
     max_requests: _MaxRequests = None
     labels: _Labels = field(default_factory=dict)
+    models: _Models = None
 
 
 class TokenChanges(Changes, kw_only=True):
@@ -105,6 +113,7 @@ class TokenChanges(Changes, kw_only=True):
     expires_at: _ExpiresAt | UnsetType = UNSET
     max_requests: _MaxRequests | UnsetType = UNSET
     labels: _Labels | UnsetType = UNSET
+    models: _Models | UnsetType = UNSET
     active: Annotated[bool, doc("False revokes it, true takes that back.")] | UnsetType = UNSET
 
 
@@ -134,7 +143,7 @@ class ListTokens(ByCreation, kw_only=True):
 
 
 def _shown(struct: type[T], record: records.Token, **secret: str) -> T:
-    return shown(struct, record, labels=record.labels or {}, **secret)
+    return shown(struct, record, labels=record.labels or {}, models=patterns_of(record.models), **secret)
 
 
 def _locked(connection: Connection, token_id: str) -> records.Token:
@@ -182,6 +191,7 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
         revoked_at=None,
         last_used_at=None,
         labels=new.labels or None,
+        models=stored_patterns(new.models),
     )
 
     def create(connection: Connection) -> Change[records.Token]:
@@ -211,6 +221,8 @@ async def _update(call: Call, body: TokenChanges) -> Token:
         changes["expires_at"] = expires_at
     if "labels" in changes:
         changes["labels"] = changes["labels"] or None
+    if "models" in changes:
+        changes["models"] = stored_patterns(changes["models"])
 
     def change(connection: Connection) -> Change[records.Token]:
         token = _locked(connection, call.id)

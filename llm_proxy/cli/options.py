@@ -43,6 +43,20 @@ BASE_URL: Final = Value(
 )
 
 
+def _patterns(text: str) -> list[str]:
+    """Parse patterns of models; empty for 'all'."""
+    patterns = [one.strip() for one in text.split(",")]
+    if not all(patterns):
+        raise click.BadParameter(f"{text!r} has an empty pattern; give one or more with commas, or 'all'")
+    return [] if patterns == ["all"] else patterns
+
+
+models_option = click.option(
+    "--models",
+    type=_patterns,
+    metavar="PATTERNS",
+    help="Models that requests may name, with commas, e.g. 'gpt-5.4*,o4-mini'; 'all': any.",
+)
 config_option = click.option(
     "--config",
     type=click.Path(path_type=Path),

@@ -40,6 +40,7 @@ async def test_a_created_project_is_shown_and_listed(any_api: Api) -> None:
         "allow_unknown_objects": False,
         "allow_request_labels": False,
         "stream_usage": None,
+        "models": None,
         "active": True,
         "created_at": "2027-01-15T12:00:00.123456Z",
         "updated_at": "2027-01-15T12:00:00.123456Z",
@@ -163,3 +164,13 @@ async def test_a_page_has_fifty_entries_by_default(api: Api) -> None:
     reply = (await api("GET", "/manage/projects")).json
     assert len(reply["data"]) == 50
     assert reply["next_cursor"] is not None
+
+
+async def test_the_models_of_a_project_are_set_and_taken_back(any_api: Api) -> None:
+    project = await any_api.project(models=["gpt-5.4*"])
+    assert project["models"] == ["gpt-5.4*"]
+    place = f"/manage/projects/{project['id']}"
+    assert (await any_api("PATCH", place, {"models": ["o4*"]})).json["models"] == ["o4*"]
+    assert (await any_api("PATCH", place, {"active": True})).json["models"] == ["o4*"]
+    assert (await any_api("GET", "/manage/projects")).json["data"][0]["models"] == ["o4*"]
+    assert (await any_api("PATCH", place, {"models": None})).json["models"] is None

@@ -42,6 +42,7 @@ async def test_creating_a_token_shows_its_secret_once(any_api: Api) -> None:
         "expires_at": "2027-01-15T14:00:00.123456Z",
         "max_requests": 100,
         "labels": {},
+        "models": None,
         "request_count": 0,
         "created_at": "2027-01-15T12:00:00.123456Z",
         "updated_at": "2027-01-15T12:00:00.123456Z",
@@ -187,3 +188,14 @@ async def test_a_filter_applies_to_every_page(api: Api) -> None:
         cursor = reply["next_cursor"]
         path = None if cursor is None else f"/manage/tokens?limit=2&project_id={one['id']}&cursor={cursor}"
     assert sorted(found) == sorted(token["id"] for token in mine)
+
+
+async def test_the_models_of_a_token_are_set_and_taken_back(any_api: Api) -> None:
+    token = await any_api.token(await any_api.project(), models=["gpt-5.4*", "o4-mini"])
+    assert token["models"] == ["gpt-5.4*", "o4-mini"]
+    assert (await stored(any_api, token["id"])).models == {"patterns": ["gpt-5.4*", "o4-mini"]}
+    place = f"/manage/tokens/{token['id']}"
+    assert (await any_api("PATCH", place, {"models": ["o4*"]})).json["models"] == ["o4*"]
+    assert (await any_api("PATCH", place, {"name": "n"})).json["models"] == ["o4*"]
+    assert (await any_api("PATCH", place, {"models": None})).json["models"] is None
+    assert (await stored(any_api, token["id"])).models is None

@@ -7,10 +7,12 @@ from typing import Any
 from attrs import frozen
 
 ID = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
-_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects, allow_request_labels, stream_usage"
-NEW_PROJECT_FIELDS = f"{_FIELDS})"
-PROJECT_FIELDS = f"{_FIELDS}, active)"
-NEW_TOKEN_FIELDS = "(fields: project_id, name, duration_minutes, duration_hours, expires_at, max_requests, labels)"
+_FIELDS = "(fields: name, api_key, credentials, provider, allow_unknown_objects, allow_request_labels, stream_usage,"
+NEW_PROJECT_FIELDS = f"{_FIELDS} models)"
+PROJECT_FIELDS = f"{_FIELDS} models, active)"
+NEW_TOKEN_FIELDS = (
+    "(fields: project_id, name, duration_minutes, duration_hours, expires_at, max_requests, labels, models)"
+)
 NAME = "'name' must be text of 1 to 255 characters, without control characters and without space at its ends"
 NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"
 API_KEY = "'api_key' must be 1 to 4096 printable ASCII characters without spaces"
@@ -20,6 +22,7 @@ WORDS = "must be text of 1 to 64 characters, without control characters and with
 UUID = "must be a UUID such as 6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
 CURSOR = "'cursor' must be the next_cursor of a page of this list"
 LIMIT = "'max_requests' must be a whole number from 1 to 9007199254740991 or null (unlimited)"
+MODELS = "'models' must be a list of 1 to 50 patterns of models, such as [\"gpt-5.4*\"] or null (all models)"
 AHEAD = "'expires_at' must be in the future, and at most ten years ahead"
 
 
@@ -108,6 +111,12 @@ CASES = [
     Case(PROJECTS, TOO_LARGE, data=b" " * (1024 * 1024 + 1)),
     Case(PROJECTS, body("it must be a JSON object."), data=b"null"),
     Case(PROJECTS, body("it must be a JSON object."), body=[GOOD_PROJECT]),
+    # Allow-lists of models.
+    *(
+        Case(operation, body(f"{MODELS}."), body=good | {"models": wrong})
+        for operation, good in ((PROJECTS, GOOD_PROJECT), (TOKENS, GOOD_TOKEN), (PROJECT, {}), (TOKEN, {}))
+        for wrong in ([], [""], [" a"], [7], "gpt-5*", ["x"] * 51, ["x" * 256])
+    ),
     # Projects.
     Case(PROJECTS, body("'name' is missing; 'api_key' is missing (or 'credentials')."), body={}),
     Case(PROJECTS, body(f"{NAME}; {API_KEY}."), body={"name": "", "api_key": ""}),
@@ -238,7 +247,7 @@ CASES = [
         TOKEN,
         body(
             "it names no field"
-            " (fields: name, duration_minutes, duration_hours, expires_at, max_requests, labels, active)."
+            " (fields: name, duration_minutes, duration_hours, expires_at, max_requests, labels, models, active)."
         ),
         body={},
     ),

@@ -451,3 +451,18 @@ def test_a_wrong_filter_of_the_audit_log_is_refused(
 ) -> None:
     result = manage("audit", *options)
     assert (result.exit_code, result.stderr, result.stdout) == (code, message, "")
+
+
+def test_the_models_of_a_token_and_of_a_project_are_set_and_taken_back(
+    manage: Run, project_id: str, token: dict[str, Any]
+) -> None:
+    made = manage("token", "generate", "--project-id", project_id, "--models", "gpt-5.4*, o4-mini", "--json")
+    assert json.loads(made.stdout)["models"] == ["gpt-5.4*", "o4-mini"]
+    for kind, identity in (("token", token["id"]), ("project", project_id)):
+        changed = manage(kind, "update", identity, "--models", "o4*,gpt-5*")
+        assert shown(changed.stdout)["models"] == "o4*, gpt-5*"
+        freed = manage(kind, "update", identity, "--models", "all", "--json")
+        assert json.loads(freed.stdout)["models"] is None
+    wrong = manage("token", "update", token["id"], "--models", "a,,b")
+    assert wrong.exit_code == 2
+    assert "'a,,b' has an empty pattern" in wrong.stderr

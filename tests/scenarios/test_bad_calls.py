@@ -101,7 +101,7 @@ CONTROL_PLANE = (
         {"name": "a", "api_key": CANARY, "colour": 1},
         "'colour' is not a field of this request"
         " (fields: name, api_key, credentials, provider, allow_unknown_objects, allow_request_labels,"
-        " stream_usage).",
+        " stream_usage, models).",
     ),
     new("values of other kinds", {"name": 1, "api_key": 2}, f"{NAME}; {API_KEY}."),
     new("a key with a space", {"name": "a", "api_key": f"{CANARY} {CANARY}"}, f"{API_KEY}."),

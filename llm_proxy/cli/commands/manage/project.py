@@ -9,6 +9,7 @@ import click
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage.api_keys import add_commands, api_key_option, last4, print_one, read_api_key, state
 from llm_proxy.cli.failures import WrongUsage
+from llm_proxy.cli.options import models_option
 from llm_proxy.cli.output import print_table
 from llm_proxy.cli.program import Group
 
@@ -48,9 +49,10 @@ def list_(client: ManagementClient, *, as_json: bool) -> None:
     " default]",
 )
 @_stream_usage_option
+@models_option
 @with_client
 def create(
-    client: ManagementClient, api_key: str | None, credentials: tuple[str, ...], *, as_json: bool, **given: str | None
+    client: ManagementClient, api_key: str | None, credentials: tuple[str, ...], *, as_json: bool, **given: Any
 ) -> None:
     """Create a project.
 
@@ -58,7 +60,7 @@ def create(
     """
     if credentials and api_key is not None:
         raise WrongUsage("give --api-key or --credential, not both")
-    fields = {name: value for name, value in given.items() if value is not None}
+    fields = {name: value for name, value in given.items() if value not in (None, [])}
     if fields.get("stream_usage") == "default":
         del fields["stream_usage"]
     key = {"credentials": credentials} if credentials else {"api_key": read_api_key(api_key)}
@@ -82,6 +84,7 @@ def create(
     help="Whether requests may have labels of their own, in headers.",
 )
 @_stream_usage_option
+@models_option
 @with_client
 def update(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
     """Change a project, from its next request on."""
@@ -90,6 +93,8 @@ def update(client: ManagementClient, project_id: str, *, as_json: bool, **option
         changes["api_key"] = read_api_key(changes["api_key"])
     if changes.get("stream_usage") == "default":
         changes["stream_usage"] = None
+    if changes.get("models") == []:
+        changes["models"] = None
     if not changes:
         raise WrongUsage("nothing to change; give --name, --api-key, --credential or --provider")
     _show(client.patch(path("projects", project_id), changes), as_json=as_json)
@@ -97,7 +102,8 @@ def update(client: ManagementClient, project_id: str, *, as_json: bool, **option
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
     names = ", ".join(f"{one['name']} ({one['provider']})" for one in found["credentials"])
-    print_one(found, {"credentials": names or None}, as_json=as_json)
+    models = ", ".join(found["models"] or ())
+    print_one(found, {"credentials": names or None, "models": models or None}, as_json=as_json)
 
 
 add_commands(

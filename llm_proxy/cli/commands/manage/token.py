@@ -11,7 +11,7 @@ import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.failures import WrongUsage
-from llm_proxy.cli.options import confirm, yes_option
+from llm_proxy.cli.options import confirm, models_option, yes_option
 from llm_proxy.cli.output import print_json, print_record, print_table, printable, timestamp
 from llm_proxy.cli.program import Group
 from llm_proxy.config import parse_duration
@@ -73,6 +73,7 @@ def command() -> None:
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
 @click.option("--max-requests", type=_number, metavar="N", help=f"{_LIMIT_HELP}  [default: unlimited]")
 @click.option("--label", "labels", type=_label, multiple=True, metavar="LABEL", help=_LABEL_HELP)
+@models_option
 @with_client
 def generate(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
     """Create a token. Its secret is shown only once."""
@@ -121,12 +122,15 @@ def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
     metavar="LABEL",
     help=f"{_LABEL_HELP} Replaces all; 'none': no label.",
 )
+@models_option
 @with_client
 def update(client: ManagementClient, token_id: str, *, as_json: bool, **options: Any) -> None:
     """Change a token, from its next request on."""
     changes = _body(**options)
     if not changes:
-        raise WrongUsage("nothing to change; give --name, --duration, --expires-at, --max-requests or --label")
+        raise WrongUsage(
+            "nothing to change; give --name, --duration, --expires-at, --max-requests, --label or --models"
+        )
     _show(client.patch(path("tokens", token_id), changes), as_json=as_json)
 
 
@@ -173,6 +177,7 @@ def _body(
     expires_at: str | None,
     max_requests: int | None,
     labels: tuple[tuple[str, str], ...],
+    models: list[str] | None,
 ) -> dict[str, object]:
     if duration is not None and expires_at is not None:
         raise WrongUsage("--duration and --expires-at cannot be used together; give one of them")
@@ -180,6 +185,8 @@ def _body(
     given: dict[str, object] = {key: value for key, value in body.items() if value is not None}
     if labels:
         given["labels"] = {key: value for key, value in labels if value}
+    if models is not None:
+        given["models"] = models or None
     return given | ({"max_requests": None} if max_requests == 0 else {})
 
 
@@ -193,6 +200,7 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         "ends in": found["last4"],
         "state": _state(found),
         "labels": ", ".join(f"{key}={value}" for key, value in found["labels"].items()) or None,
+        "models": ", ".join(found["models"] or ()) or None,
         "requests": f"{found['request_count']} of {_limit(found)}",
         "expires": timestamp(found["expires_at"]),
         "created": timestamp(found["created_at"]),
