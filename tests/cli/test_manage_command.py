@@ -239,7 +239,7 @@ def test_revoking_all_tokens_takes_a_yes(
         (("project", "update", "x"), "nothing to change; give --name, --api-key, --credential or --provider", 2),
         (
             ("token", "update", "x"),
-            "nothing to change; give --name, --duration, --expires-at, --max-requests or --label",
+            "nothing to change; give --name, --duration, --expires-at, --max-requests, --label or --models",
             2,
         ),
         (
@@ -437,7 +437,7 @@ def test_more_entries_of_the_audit_log_than_the_limit_are_told(manage: Run, proj
         (
             ("--csv", "--resource", "\u00fc"),
             1,
-            "error: --resource must be one of project, credential, token, request, refusal, usage, audit, server\n",
+            "error: --resource must be one of project, credential, token, limit, request, refusal, usage, audit, server\n",
         ),
         (
             ("--from", "yesterday"),
