@@ -437,8 +437,10 @@ def test_more_entries_of_the_audit_log_than_the_limit_are_told(manage: Run, proj
         (
             ("--csv", "--resource", "\u00fc"),
             1,
-            "error: --resource must be one of"
-            " project, credential, token, limit, request, refusal, usage, audit, server\n",
+            (
+                "error: --resource must be one of"
+                " project, credential, token, limit, request, refusal, usage, audit, server\n"
+            ),
         ),
         (
             ("--from", "yesterday"),
