@@ -77,7 +77,7 @@ def _read_wait(value: str) -> float:
     return seconds
 
 
-_AMOUNT: Final = Kind("amount", "a whole number, or for 'cost' USD such as \"50.00\"", _read_amount)
+_AMOUNT: Final = Kind("amount", 'a whole number, or for cost USD such as "50.00"', _read_amount)
 Amount = Annotated[Any, of(_AMOUNT, {"type": ["integer", "string"]}), doc("The limit: a number, or USD for `cost`.")]
 Wait = Annotated[
     str,
@@ -165,9 +165,9 @@ def _check(given: Collection[str], values: Mapping[str, Any], _now: datetime) ->
         yield "only one of 'token_id', 'project_id' can be given; without both, the limit is of the whole proxy"
     metric, policy = values.get("metric"), values.get("policy", "settled")
     if metric == "concurrency" and "window" in given:
-        yield "'concurrency' takes no 'window'"
+        yield "'metric' concurrency takes no 'window'"
     if metric not in (None, "concurrency") and "window" not in given:
-        yield f"'{metric}' needs a 'window': {', '.join(get_args(records.Period))}"
+        yield f"'metric' {metric} needs a 'window': {', '.join(get_args(records.Period))}"
     if policy == "reserved" and metric is not None and metric not in _RESERVABLE:
         yield f"'policy' reserved is only for 'metric' {', '.join(_RESERVABLE)}"
     if "wait" in given and policy != "reserved" and metric != "concurrency":
@@ -181,9 +181,9 @@ def _check(given: Collection[str], values: Mapping[str, Any], _now: datetime) ->
 def _amount_mistakes(metric: str, amount: int | Decimal) -> Iterable[str]:
     if metric == "cost":
         if not 0 <= amount <= _MAX_USD:
-            yield f"'amount' of 'cost' must be USD from 0 to {_MAX_USD}, with at most nine digits after the point"
+            yield f"'amount' of cost must be USD from 0 to {_MAX_USD}, with at most nine digits after the point"
     elif not isinstance(amount, int) or not 0 <= amount <= MAX_SAFE_INTEGER:
-        yield f"'amount' of '{metric}' must be a whole number from 0 to {MAX_SAFE_INTEGER}"
+        yield f"'amount' of {metric} must be a whole number from 0 to {MAX_SAFE_INTEGER}"
 
 
 def _stored(metric: str, amount: int | Decimal) -> int:

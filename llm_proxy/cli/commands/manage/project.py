@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
+from llm_proxy.cli.commands.manage import limit
 from llm_proxy.cli.commands.manage.api_keys import add_commands, api_key_option, last4, print_one, read_api_key, state
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.options import models_option
@@ -50,21 +52,24 @@ def list_(client: ManagementClient, *, as_json: bool) -> None:
 )
 @_stream_usage_option
 @models_option
+@limit.limit_options
 @with_client
 def create(
     client: ManagementClient, api_key: str | None, credentials: tuple[str, ...], *, as_json: bool, **given: Any
 ) -> None:
-    """Create a project.
+    """Create a project, and its limits.
 
     Its API key is stored encrypted and is not shown again.
     """
     if credentials and api_key is not None:
         raise WrongUsage("give --api-key or --credential, not both")
+    limits = limit.read_limits(given)
     fields = {name: value for name, value in given.items() if value not in (None, [])}
     if fields.get("stream_usage") == "default":
         del fields["stream_usage"]
     key = {"credentials": credentials} if credentials else {"api_key": read_api_key(api_key)}
-    _show(client.post(path("projects"), {**fields, **key}), as_json=as_json)
+    made = client.post(path("projects"), {**fields, **key})
+    limit.create_limits(client, "project", made, limits, partial(_show, as_json=as_json))
 
 
 @command.command()
@@ -103,7 +108,8 @@ def update(client: ManagementClient, project_id: str, *, as_json: bool, **option
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
     names = ", ".join(f"{one['name']} ({one['provider']})" for one in found["credentials"])
     models = ", ".join(found["models"] or ())
-    print_one(found, {"credentials": names or None, "models": models or None}, as_json=as_json)
+    more = {"credentials": names or None, "models": models or None, **limit.described(found)}
+    print_one(found, more, as_json=as_json)
 
 
 add_commands(

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
+from llm_proxy.cli.commands.manage import limit
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.options import confirm, models_option, yes_option
 from llm_proxy.cli.output import print_json, print_record, print_table, printable, timestamp
@@ -74,10 +75,13 @@ def command() -> None:
 @click.option("--max-requests", type=_number, metavar="N", help=f"{_LIMIT_HELP}  [default: unlimited]")
 @click.option("--label", "labels", type=_label, multiple=True, metavar="LABEL", help=_LABEL_HELP)
 @models_option
+@limit.limit_options
 @with_client
 def generate(client: ManagementClient, project_id: str, *, as_json: bool, **options: Any) -> None:
-    """Create a token. Its secret is shown only once."""
-    _show(client.post(path("tokens"), {"project_id": project_id} | _body(**options)), as_json=as_json)
+    """Create a token, and its limits. Its secret is shown only once."""
+    limits = limit.read_limits(options)
+    made = client.post(path("tokens"), {"project_id": project_id} | _body(**options))
+    limit.create_limits(client, "token", made, limits, partial(_show, as_json=as_json))
 
 
 @command.command("list")
@@ -206,6 +210,7 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         "created": timestamp(found["created_at"]),
         "last used": timestamp(found["last_used_at"]),
         "revoked": timestamp(found["revoked_at"]),
+        **limit.described(found),
     }
     print_record(found, secret | fields, as_json=as_json)
     if secret and not as_json:
