@@ -12,7 +12,7 @@ from llm_proxy.cli.program import Group
 
 @click.group("refusal", cls=Group)
 def command() -> None:
-    """Show refused requests; the server records them if RECORD_REFUSALS is set."""
+    """Show refused requests, recorded if RECORD_REFUSALS is set."""
 
 
 @command.command("list")
