@@ -269,8 +269,12 @@ class DatabaseAway(DatabaseUnavailable):
 
 
 class TokenLocked(DatabaseUnavailable):
-    """Another transaction holds the token's row; nothing of the request is in the database."""
+    """Another transaction holds the token's row, or a limit's counter; nothing of the request is in the database.
 
+    `counter`: the id of one that does not exist yet.
+    """
+
+    counter: str | None = None
     message = "Another transaction in the proxy's database holds this API token. Nothing was sent to the provider."
 
 

@@ -182,24 +182,33 @@ def settle(connection: Connection, rows: Sequence[SettledRequest]) -> None:
         moved.write(connection)
 
 
-def lock_counters(
-    connection: Connection, keys: Collection[str], *, skip_locked: bool = False
-) -> dict[str, LimitCounter]:
-    """Lock counters, in the order of their ids; those that do not exist are made.
+def lock_counters(connection: Connection, keys: Collection[str]) -> dict[str, LimitCounter]:
+    """Lock counters, in the order of their ids; those that do not exist are made."""
+    wanted = sorted(keys)
+    found = {counter.id: counter for counter in _lock(connection, wanted)}
+    missing = [key for key in wanted if key not in found]
+    if missing:
+        make_counters(connection, missing)
+        found.update({counter.id: counter for counter in _lock(connection, missing)})
+    return found
 
-    With `skip_locked`, those that another transaction holds are left out.
+
+def lock_free_counters(connection: Connection, keys: Collection[str]) -> tuple[dict[str, LimitCounter], set[str]]:
+    """Lock counters, but wait for nobody.
+
+    Returns:
+        The counters, and the ids of those that do not exist: another transaction may be making them. Those that it
+        holds are left out.
     """
     wanted = sorted(keys)
-    lock = _lock_free if skip_locked else _lock
-    found = {counter.id: counter for counter in lock(connection, wanted)}
-    missing = [key for key in wanted if key not in found]
-    if missing and skip_locked:
-        held = {counter.id for counter in _read(connection, missing)}
-        missing = [key for key in missing if key not in held]
-    if missing:
-        _insert_new(connection, [new_counter(key) for key in missing])
-        found.update({counter.id: counter for counter in lock(connection, missing)})
-    return found
+    free = {counter.id: counter for counter in _lock_free(connection, wanted)}
+    others = [key for key in wanted if key not in free]
+    return free, set(others).difference(counter.id for counter in _read(connection, others))
+
+
+def make_counters(connection: Connection, keys: Iterable[str]) -> None:
+    """Make those of these counters that do not exist."""
+    _insert_new(connection, [new_counter(key) for key in sorted(keys)])
 
 
 class LimitValues(TypedDict, total=False):

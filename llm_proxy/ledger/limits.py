@@ -48,6 +48,8 @@ class Limits:
     _by_subject: Mapping[str, Sequence[Limit]]
     _movements: Movements
     _counters: Mapping[str, LimitCounter] = field(factory=dict)
+    #: Counters that are to be made by a transaction that may wait.
+    _missing: Collection[str] = ()
     #: Limits that an earlier request waits for.
     _busy: set[str] = field(factory=set)
 
@@ -85,7 +87,10 @@ class Limits:
             keys.update(
                 key for row in settled for key in row.reservation.limits or () if queries.limit_of(key) in known
             )
-            self._counters = queries.lock_counters(connection, keys, skip_locked=skip_locked)
+            if skip_locked:
+                self._counters, self._missing = queries.lock_free_counters(connection, keys)
+            else:
+                self._counters = queries.lock_counters(connection, keys)
 
     def settle(
         self, written: Sequence[SettledRequest], replaced: Sequence[SettledRequest], late: Sequence[SettledRequest]
@@ -133,7 +138,9 @@ class Limits:
             key = self._counter(limit, self.now)
             counter = self._counters.get(key)
             if counter is None:
-                return TokenLocked()
+                locked = TokenLocked()
+                locked.counter = key if key in self._missing else None
+                return locked
             wanted = held(limit, demand, provider)
             moved = self._movements.of(key)
             found = verdict(limit, counter.used + moved.used, counter.reserved + moved.reserved, wanted, self.now)

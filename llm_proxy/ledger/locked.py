@@ -15,6 +15,7 @@ from attrs import define, field
 from db.database import Database
 from db.errors import REFUSALS, DatabaseError, Locked
 from db.queries import ledger as queries
+from db.queries import limits as limit_queries
 from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission
 from llm_proxy.ledger.transaction import Settlement
 from llm_proxy.logging import log
@@ -86,6 +87,7 @@ class LockedRows:
     Attributes:
         settlements: by their token's digest, oldest first.
         uncertain: admissions that were refused because their commit's fate is unknown, by request id.
+        missing_counters: ids of counters of limits that requests wait for, and that another transaction may be making.
     """
 
     _database: Database
@@ -95,6 +97,7 @@ class LockedRows:
     _wake_writer: Callable[[], None]
     settlements: dict[bytes, deque[Settlement]] = field(factory=dict, init=False)
     uncertain: set[str] = field(factory=set, init=False)
+    missing_counters: set[str] = field(factory=set, init=False)
     _lock_met: trio.Event = field(factory=trio.Event, init=False)
     _cautious_until: float = field(default=-math.inf, init=False)
     _unended: str | None = field(default=None, init=False)
@@ -140,6 +143,10 @@ class LockedRows:
                 reason=unended,
             )
         self._unended = unended
+        for key in list(self.missing_counters):
+            self.missing_counters.discard(key)
+            with suppress(Locked):
+                await self._database.write_unless_locked(limit_queries.make_counters, [key])
         for key in list(self.uncertain):
             with suppress(Locked):
                 await self.give_back([key])

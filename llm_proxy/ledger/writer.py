@@ -376,6 +376,11 @@ class Ledger:
         if batch.skip_locked:
             still_locked = [one for one, decision in decided if isinstance(decision, TokenLocked)]
             self._locked.put_back(still_locked, trio.current_time())
+            self._aside.missing_counters.update(
+                locked.counter
+                for _, locked in decided
+                if isinstance(locked, TokenLocked) and locked.counter is not None
+            )
             decided = [pair for pair in decided if not isinstance(pair[1], TokenLocked)]
         if self.on_decisions is not None:
             self.on_decisions(batch.pending, decisions)

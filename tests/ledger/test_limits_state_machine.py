@@ -256,6 +256,13 @@ class LimitMachine(RuleBasedStateMachine):
             )
             for number, demand in asked
         ]
+        if skip_locked and not settlements:
+            # Such a transaction makes no counter, because it must not wait for another one that makes it.
+            keys = [
+                limit_queries.counter_id(key, started_at(one.limit.period, self.now))
+                for key, one in self.limits.items()
+            ]
+            self.database.write_now(limit_queries.make_counters, keys)
         decisions = self.transact(
             requests, settlements, waiting=waiting, retried=retried, skip_locked=skip_locked and not settlements
         )

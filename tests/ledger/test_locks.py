@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -19,17 +20,19 @@ from db.dsn import Target
 from db.errors import DatabaseError
 from db.options import Options
 from db.queries import ledger as queries
-from db.queries import tokens
-from db.records import Result, Token
+from db.queries import limits as limit_queries
+from db.queries import projects, tokens
+from db.records import Limit, Result, Token
 from db.schema import in_flight, usage_hourly
 from db.schema import tokens as token_rows
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded, TokenInvalid, TokenLocked
-from llm_proxy.identifiers import request_id
-from llm_proxy.ledger import AdmissionRequest, writer
+from llm_proxy.ledger import Grant, writer
 from llm_proxy.ledger.transaction import transact
+from llm_proxy.limits import started_at
 from tests.databases.kinds import SERVERS, on
-from tests.db.queries.factories import a_settled_request, a_token, to_default
+from tests.db.queries.factories import a_project, a_settled_request, a_token
 from tests.ledger.stage import Scene, scene
+from tests.ledger.test_limits import apply, limited
 
 OK = Result(outcome="ok", status=200, model="m")
 OTHERS = 6
@@ -80,10 +83,6 @@ async def more_tokens(stage: Scene, count: int) -> list[Token]:
     for token in made:
         await stage.database.real.write(tokens.create, token)
     return made
-
-
-def apply(token: Token) -> AdmissionRequest:
-    return AdmissionRequest(request_id(), token.digest, to_default, "POST", "/v1/x", lambda _name: None)
 
 
 async def serve(stage: Scene, token: Token, served: list[Token], refused: list[Exception]) -> None:
@@ -244,6 +243,81 @@ async def test_a_frozen_transaction_is_ended_and_its_tokens_are_served(
         await stage.settled()
         assert await stage.count() == 1, "what the frozen one wrote is rolled back"
         assert (await stage.outcomes())[1] == {"ok": 2 * OTHERS + 1}
+
+
+def a_counter_lock(limit: Limit) -> Callable[[Connection], object]:
+    """The counter exists, and another transaction has changed it."""
+    return lambda connection: limit_queries.lock_counters(connection, [limit_queries.counter_id(limit.id, None)])
+
+
+async def limited_tokens(stage: Scene, count: int, **fields: Any) -> tuple[list[Token], Limit]:
+    """Tokens of a project with a limit."""
+    project = a_project()
+    await stage.database.real.write(projects.create, project)
+    made = [a_token(project.id) for _ in range(count)]
+    for token in made:
+        await stage.database.real.write(tokens.create, token)
+    return made, await trio.to_thread.run_sync(partial(limited, stage.database.real, made[0], "project", **fields))
+
+
+@on(*SERVERS)
+@pytest.mark.parametrize("new", [False, True], ids=["counter", "new counter"])
+async def test_a_locked_counter_of_a_limit_delays_only_requests_that_need_it(
+    migrated_target: Target, *, new: bool
+) -> None:
+    async with scene(migrated_target) as stage:
+        others = await more_tokens(stage, OTHERS)
+        limited_ones, limit = await limited_tokens(stage, 3, amount=100)
+        if not new:
+            await all_served(stage, limited_ones[:1], within=5)
+            await stage.settled()
+        served: list[Token] = []
+        refused: list[Exception] = []
+        async with locking(migrated_target, a_counter_lock(limit)), trio.open_nursery() as nursery:
+            for token in (*limited_ones, *others):
+                nursery.start_soon(serve, stage, token, served, refused)
+            with trio.fail_after(2.5):
+                while len(served) < OTHERS:
+                    await trio.sleep(0.01)
+            await all_served(stage, others, within=0.5)
+            assert set(served) == set(others)
+            assert stage.alive()
+        served.clear()
+        await all_served(stage, limited_ones, within=5)
+        await stage.settled()
+        assert await counts(stage.database.real, others) == [2] * OTHERS
+        counter = stage.database.real.read_now(limit_queries.read_counters, [limit_queries.counter_id(limit.id, None)])
+        (found,) = counter.values()
+        assert (found.used, found.reserved) == (sum(await counts(stage.database.real, limited_ones)), 0)
+
+
+@on(*SERVERS)
+async def test_a_frozen_transaction_of_a_limited_project_is_ended_and_its_tokens_are_served(
+    migrated_target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("postgresql", "mysql", "mysql.connection"):
+        monkeypatch.setattr(f"db.dialects.{module}.FROZEN", 2.0)
+    async with scene(migrated_target) as stage:
+        others = await more_tokens(stage, OTHERS)
+        (first, second), limit = await limited_tokens(stage, 2, period="day")
+
+        def work(connection: Connection) -> None:
+            (decision,) = transact(connection, "frozen", [apply(first)], [], datetime.now(UTC))
+            assert isinstance(decision, Grant)
+
+        async with locking(migrated_target, work):
+            await all_served(stage, others, within=2.5)
+            await all_served(stage, others, within=2.5)
+            served: list[Token] = []
+            with trio.fail_after(10):
+                while not served:
+                    await serve(stage, second, served, [])
+        await stage.settled()
+        counters = stage.database.real.read_now(
+            limit_queries.read_counters,
+            [limit_queries.counter_id(limit.id, started_at("day", datetime.now(UTC)))],
+        )
+        assert [(one.used, one.reserved) for one in counters.values()] == [(1, 0)], "the frozen one is rolled back"
 
 
 @on("mariadb")
