@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Annotated, Any, Final
 
 import msgspec
@@ -22,6 +21,7 @@ from llm_proxy.api.schema import LabelFilters, Reference, Time, doc, of, shown, 
 from llm_proxy.config import kinds
 from llm_proxy.config.kinds import Kind
 from llm_proxy.errors import InvalidQuery, ProjectNotFound, TokenNotFound
+from llm_proxy.ledger.late import LOST_AFTER
 
 RESOURCE: Final = Resource("Usage", "usage")
 
@@ -172,6 +172,9 @@ class Unbooked(Struct, kw_only=True):
     token_id: Annotated[Id, doc("This token. The usage will be that of the token.")]
     request_id: Annotated[Id, doc("The request that made it.")]
     created_at: Annotated[Timestamp, doc("When that request was admitted.")]
+    lost: Annotated[
+        bool, doc("It is older than 25 hours: the proxy asks for its usage no more. A client's poll can still show it.")
+    ]
 
 
 class ListUnbooked(ByCreation, kw_only=True):
@@ -190,7 +193,7 @@ async def _list_unbooked(call: Call, query: ListUnbooked) -> object:
     return page(
         rows,
         query.limit,
-        partial(shown, Unbooked),
+        lambda row: shown(Unbooked, row, lost=row.created_at <= call.now - LOST_AFTER),
         lambda row: position_cursor(Position(row.created_at, row.request_id)),
     )
 

@@ -277,4 +277,18 @@ async def test_objects_whose_usage_is_not_known_are_listed_from_the_oldest(
         "token_id": projects["beta-1"]["id"],
         "request_id": "00000000-0000-7000-8000-000000000001",
         "created_at": reply.json["data"][0]["created_at"],
+        "lost": False,
     }
+
+
+async def test_an_object_is_lost_25_hours_after_it_was_made(any_api: Api, projects: dict[str, Any]) -> None:
+    token = projects["alpha-1"]
+    whose = (token["project_id"], token["id"])
+    ages = {"resp_1": timedelta(hours=25), "resp_2": timedelta(hours=24, minutes=50)}
+    made = [
+        ProviderObject("openai", name, "background_response", *whose, new_id(), NOON - age, "")
+        for name, age in ages.items()
+    ]
+    await any_api.services.database.write(objects.record, made)
+    reply = await any_api("GET", "/manage/usage/unbooked")
+    assert {one["object_id"]: one["lost"] for one in reply.json["data"]} == {"resp_1": True, "resp_2": False}

@@ -172,8 +172,9 @@ def test_requests_are_listed_by_filter(manage: Run) -> None:
 
 def test_objects_whose_usage_is_not_known_are_listed(usage: Run) -> None:
     title, line = usage("--unbooked").stdout.splitlines()
-    assert title.split() == ["OBJECT", "KIND", "PROVIDER", "PROJECT", "ID", "TOKEN", "ID", "SINCE"]
+    assert title.split() == ["OBJECT", "KIND", "PROVIDER", "PROJECT", "ID", "TOKEN", "ID", "SINCE", "LOST"]
     assert line.split()[:3] == ["resp_1", "background_response", "openai"]
+    assert line.split()[-1] in ("yes", "no")
     (one,) = json.loads(usage("--unbooked", "--json", "--project-id", "beta").stdout)
     assert one["object_id"] == "resp_1"
     assert usage("--unbooked", "--project-id", "alpha").stdout == "The usage of all objects is known.\n"

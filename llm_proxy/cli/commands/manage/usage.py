@@ -139,8 +139,9 @@ def _list_unbooked(
         print_json(found)
     elif found:
         names = ("object_id", "kind", "provider", "project_id", "token_id", "created_at")
-        titles = ("OBJECT", "KIND", "PROVIDER", "PROJECT ID", "TOKEN ID", "SINCE")
-        click.echo(table(titles, [tuple(one[name] for name in names) for one in found]))
+        titles = ("OBJECT", "KIND", "PROVIDER", "PROJECT ID", "TOKEN ID", "SINCE", "LOST")
+        rows = [(*(one[name] for name in names), "yes" if one["lost"] else "no") for one in found]
+        click.echo(table(titles, rows))
     else:
         click.echo("The usage of all objects is known.")
 
