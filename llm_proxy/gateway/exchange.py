@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
     from llm_proxy.gateway.usage import Usage, UsageMeter
     from llm_proxy.ledger import Objects
+    from llm_proxy.ledger.limits import LimitState
     from llm_proxy.prices import Prices
 
 #: Steps of reading usage before a piece is sent: enough for a piece that is not compressed. The event that ends a
@@ -86,6 +87,8 @@ class Exchange:
         reason: what the provider did wrong, for the operator.
         provider_request_id: the id that the provider gave the request; SDKs show it.
         yields: where the answer has ids of objects that the request creates, see `objects/table.py`.
+        limits: those that it passed, with what is left of them.
+        limited_at: the database's time of its admission; None if it has none.
         usage_of: the object whose usage the answer may have, see `objects/table.py`.
         provider: where it is sent; None before that is known.
         asks_usage: whether it is asked for its usage, if it is streamed; later, whether it was.
@@ -119,6 +122,8 @@ class Exchange:
     redact: Callable[[str], str] = str
     provider: Provider | None = None
     asks_usage: bool = False
+    limits: tuple[LimitState, ...] = ()
+    limited_at: datetime | None = None
     #: The beginning of the body, and its content coding, for an estimate.
     _sample: bytearray = field(factory=bytearray)
     _coding: bytes = b""
@@ -217,6 +222,10 @@ class Exchange:
         overhead_ms = (self.admitted - self.inbound.arrived) * 1000
         own_id = self.inbound.id.encode("ascii")
         head = headers.response_headers(response.headers, own_id, overhead_ms, edits)
+        if self.limited_at is not None:
+            now = self.limited_at + timedelta(seconds=trio.current_time() - self.admitted)
+            shape = provider.shape_for(path)
+            head = headers.with_rate_limits(head, self.limits, now, anthropic=shape == "anthropic")
         self.meter = meter_for(status, response.headers, self.inbound.method, path, shows_usage=bool(self.usage_of))
         names = dict(head)
         if self.record is not None:

@@ -252,6 +252,8 @@ class Relay:
         inbound.admitted = True
         labels, summed = self.labels.of(grant, inbound.labels)
         exchange = Exchange(inbound, send, labels, summed, redact=self.request_log.path, usage_of=objects.usage_of)
+        if grant.limits:
+            exchange.limits, exchange.limited_at = grant.limits, grant.reservation.admitted_at
         if objects.yields:
             exchange.yields, exchange.record = objects.yields, partial(self.ledger.record, grant)
         name = grant.reservation.provider
@@ -345,6 +347,7 @@ class Relay:
                 error.project_id,
                 inbound.client,
                 error.code,
+                limit_id=error.limit_id,
             ),
             Refusal(
                 outcome="refused",

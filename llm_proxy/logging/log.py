@@ -50,6 +50,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
 
     `path` is shown without its query. `client` is the client's address: behind `TRUSTED_PROXIES`, the one that they
     name. `code` is the error code if the proxy itself refused the request, `reason` what the provider did wrong.
+    `limit_id` is the limit that refused it.
     """
 
     request_id: str
@@ -61,6 +62,7 @@ class RequestLine(msgspec.Struct, omit_defaults=True, gc=False):
     client: str = ""
     code: str = ""
     reason: str = ""
+    limit_id: str = ""
 
 
 class Refusal(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

@@ -18,6 +18,7 @@ All headers are forwarded byte for byte and in order, except:
 - What a browser applies to the whole origin of a response (`Strict-Transport-Security`, `Clear-Site-Data` and similar
   fields): the origin is the proxy's. Fields for one response, such as `Content-Security-Policy`, are forwarded.
 - Digests and `ETag` of a response that was edited.
+- The provider's rate limits in a response, if a limit per minute of this proxy judged the request: ours replace them.
 
 Some servers read `_` in a name as `-` (from RFC 3875 §4.1.18). So a name with `_` is stripped if it would then become
 one of these, or one that the proxy checks, reads or sets itself.
@@ -29,13 +30,19 @@ Names are lower-case bytes, as in ASGI. Names from upstream are converted to low
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from functools import lru_cache
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from llm_proxy.errors import BadRequest, TokenInvalid, UpstreamUnreachable
 from llm_proxy.gateway.http.codings import readable_offer
+
+if TYPE_CHECKING:
+    from llm_proxy.ledger.limits import LimitState
 
 Headers = Sequence[tuple[bytes, bytes]]
 HeaderList = list[tuple[bytes, bytes]]
@@ -260,6 +267,40 @@ def response_headers(
         kept = [field for field in kept if field[0] not in DIGESTS]
         kept.append((b"x-llm-proxy-edited", b", ".join(edits)))
     return kept
+
+
+#: What the rate limits in a response are called, by metric: https://platform.openai.com/docs/guides/rate-limits and
+#: https://docs.claude.com/en/api/rate-limits.
+_OPENAI_LIMITS = {"requests": b"requests", "tokens": b"tokens"}
+_ANTHROPIC_LIMITS = _OPENAI_LIMITS | {"input_tokens": b"input-tokens", "output_tokens": b"output-tokens"}
+
+
+def with_rate_limits(fields: HeaderList, states: Iterable[LimitState], now: datetime, *, anthropic: bool) -> HeaderList:
+    """Replace the provider's rate limits by these per minute; of several of one metric, the one with the least left."""
+    names = _ANTHROPIC_LIMITS if anthropic else _OPENAI_LIMITS
+    least: dict[bytes, tuple[int, LimitState]] = {}
+    for state in states:
+        limit = state.limit
+        name = names.get(limit.metric)
+        if name is None or limit.period != "minute" or limit.policy == "warn":
+            continue
+        left = max(0, limit.amount - state.used - state.reserved)
+        if name not in least or left < least[name][0]:
+            least[name] = (left, state)
+    ours: dict[bytes, bytes] = {}
+    for name, (left, state) in least.items():
+        ends_at = state.ends_at or now
+        seconds = max(0, math.ceil((ends_at - now).total_seconds()))
+        if anthropic:
+            reset = ends_at.strftime("%Y-%m-%dT%H:%M:%SZ").encode()
+            values = {b"limit": b"%d" % state.limit.amount, b"remaining": b"%d" % left, b"reset": reset}
+            ours |= {b"anthropic-ratelimit-%b-%b" % (name, what): value for what, value in values.items()}
+        else:
+            values = {b"limit": b"%d" % state.limit.amount, b"remaining": b"%d" % left, b"reset": b"%ds" % seconds}
+            ours |= {b"x-ratelimit-%b-%b" % (what, name): value for what, value in values.items()}
+    if not ours:
+        return fields
+    return [field for field in fields if field[0].replace(b"_", b"-") not in ours] + list(ours.items())
 
 
 def is_event_stream(content_type: bytes) -> bool:

@@ -1,0 +1,113 @@
+"""What a client and the log are told of the limits that judged a request."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from db.queries import limits
+from db.records import Limit
+from db.schema import tokens
+from llm_proxy.gateway.http.headers import with_rate_limits
+from llm_proxy.identifiers import new_id
+from llm_proxy.ledger.limits import LimitState
+from tests.db.queries.factories import NOON
+from tests.gateway.stage import Client, scene
+
+PROVIDERS = [
+    (b"content-type", b"application/json"),
+    (b"x-ratelimit-limit-requests", b"9999"),
+    (b"x_ratelimit_remaining_requests", b"9998"),
+    (b"x-ratelimit-reset-tokens", b"7s"),
+    (b"anthropic-ratelimit-requests-limit", b"9999"),
+]
+
+
+def a_limit(**fields: Any) -> Limit:
+    usual: dict[str, Any] = {
+        "id": new_id(),
+        "scope": "proxy",
+        "subject": "",
+        "metric": "requests",
+        "period": "minute",
+        "amount": 60,
+        "models": None,
+        "policy": "settled",
+        "wait_ms": 0,
+        "warn_at": None,
+        "allow_unpriced": False,
+        "created_at": NOON,
+        "updated_at": NOON,
+    }
+    return Limit(**usual | fields)
+
+
+def a_state(used: int = 10, reserved: int = 5, **fields: Any) -> LimitState:
+    return LimitState(a_limit(**fields), used, reserved, NOON.replace(second=40, microsecond=0))
+
+
+def told(*states: LimitState, anthropic: bool = False) -> dict[bytes, bytes]:
+    """The headers of a response 12.5 seconds before the window of the limits ends."""
+    now = NOON.replace(second=27, microsecond=500_000)
+    return dict(with_rate_limits(PROVIDERS, states, now, anthropic=anthropic))
+
+
+def test_a_limit_of_requests_replaces_that_of_the_provider() -> None:
+    found = told(a_state())
+    assert {name: value for name, value in found.items() if b"requests" in name} == {
+        b"x-ratelimit-limit-requests": b"60",
+        b"x-ratelimit-remaining-requests": b"45",
+        b"x-ratelimit-reset-requests": b"13s",
+        b"anthropic-ratelimit-requests-limit": b"9999",
+    }
+    assert found[b"x-ratelimit-reset-tokens"] == b"7s"
+
+
+def test_anthropics_names_are_used_in_its_api() -> None:
+    found = told(a_state(), a_state(metric="input_tokens", amount=100), anthropic=True)
+    assert {name: value for name, value in found.items() if name.startswith(b"anthropic-")} == {
+        b"anthropic-ratelimit-requests-limit": b"60",
+        b"anthropic-ratelimit-requests-remaining": b"45",
+        b"anthropic-ratelimit-requests-reset": b"2027-01-15T12:00:40Z",
+        b"anthropic-ratelimit-input-tokens-limit": b"100",
+        b"anthropic-ratelimit-input-tokens-remaining": b"85",
+        b"anthropic-ratelimit-input-tokens-reset": b"2027-01-15T12:00:40Z",
+    }
+
+
+def test_the_limit_with_the_least_left_is_shown() -> None:
+    found = told(a_state(), a_state(used=98, amount=100), a_state(amount=1000), a_state(metric="tokens", amount=7))
+    assert found[b"x-ratelimit-limit-requests"] == b"100"
+    assert found[b"x-ratelimit-remaining-requests"] == b"0"
+    assert found[b"x-ratelimit-remaining-tokens"] == b"0"
+    assert found[b"x-ratelimit-reset-tokens"] == b"13s"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"period": "hour"}, {"policy": "warn"}, {"metric": "cost"}, {"metric": "concurrency", "period": "total"}]
+)
+def test_other_limits_change_nothing(fields: dict[str, Any]) -> None:
+    assert told(a_state(**fields)) == dict(PROVIDERS)
+
+
+async def test_the_client_and_the_log_are_told_of_the_limit_of_a_request(tmp_path: Path) -> None:
+    async with scene(tmp_path) as stage:
+        token_id = await stage.database.read(lambda connection: connection.scalar(select(tokens.c.id)))
+        limit = a_limit(scope="token", subject=token_id, amount=1)
+        await stage.database.write(limits.create, limit)
+        # The second or the third is refused, even if a new minute begins meanwhile.
+        clients = [Client([b'{"model":"m"}']) for _ in range(3)]
+        for client in clients:
+            await stage.request(client, chunked=False, told=False)
+        assert 429 in [client.received[0]["status"] for client in clients]
+        found = dict(clients[0].received[0]["headers"])
+        assert found[b"x-ratelimit-limit-requests"] == b"1"
+        assert found[b"x-ratelimit-remaining-requests"] == b"0"
+        assert 0 <= int(found[b"x-ratelimit-reset-requests"].removesuffix(b"s")) <= 60
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    shown = {(line.get("code"), line.get("limit_id")) for line in lines if line["event"] == "request"}
+    assert shown == {(None, None), ("rate_limit_exceeded", limit.id)}
