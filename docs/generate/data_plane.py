@@ -159,8 +159,8 @@ def _headers() -> str:
             "| `X-Accel-Buffering: no` | on event streams, so that nginx does not buffer them |",
             (
                 "| `X-RateLimit-Limit-Requests`, `X-RateLimit-Remaining-Requests`, `X-RateLimit-Reset-Requests`, and"
-                " those that end in `-Tokens` | the limit per minute with the least left; they replace the provider's. In"
-                " Anthropic's API, `Anthropic-RateLimit-Requests-Limit` and so on |"
+                " those that end in `-Tokens` | the limit per minute with the least left; they replace the provider's."
+                " In Anthropic's API, `Anthropic-RateLimit-Requests-Limit` and so on |"
             ),
             "",
         ]
