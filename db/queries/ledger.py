@@ -202,8 +202,8 @@ def reserve(connection: Connection, reservations: Sequence[Reservation]) -> None
     _reserve(connection, reservations)
 
 
-def reserve_late(connection: Connection, reservations: Sequence[Reservation]) -> int:
-    """Write and count the reservations that are neither open nor settled yet; return how many those were.
+def reserve_late(connection: Connection, reservations: Sequence[Reservation]) -> list[Reservation]:
+    """Write and count the reservations that are neither open nor settled yet; return them.
 
     For requests that were admitted while the database was away: the limit is not looked at any more. Tokens are found
     by their ids, because their digests may have changed meanwhile. They count as used when the last of all these
@@ -227,7 +227,7 @@ def reserve_late(connection: Connection, reservations: Sequence[Reservation]) ->
     add_to_counters(connection, {key: count for key, count in uses.items() if key not in late}, latest)
     add_to_counters(connection, {key: count for key, count in uses.items() if key in late}, None)
     reserve(connection, missing)
-    return len(missing)
+    return missing
 
 
 def are_tokens(connection: Connection, ids: Sequence[str]) -> bool:
@@ -254,18 +254,28 @@ def settle_doubtful(
 ) -> tuple[list[SettledRequest], list[SettledRequest]]:
     """Settle where each reservation may be open, swept to `unknown`, settled before, or never committed.
 
+    The database says what each holds of limits.
+
     Returns:
         The rows that were written, and the `unknown` rows that they replaced (to be taken out of the roll-up).
     """
     ids = [row.reservation.id for row in settled]
     open_rows = connection.execute(for_update(_reservations.where(in_flight.c.id.in_(ids)), by=in_flight.c.id))
-    open_ids = {row.id for row in open_rows}
+    holds: dict[str, dict[str, int] | None] = {row.id: row.limits for row in open_rows}
+    open_ids = set(holds)
     unknown = select(*columns(requests, SettledRequest)).where(
         requests.c.id.in_(set(ids) - open_ids), requests.c.outcome == "unknown"
     )
     found = connection.execute(for_update(unknown, by=requests.c.id)).mappings()
     swept = {row["id"]: SettledRequest.of(row) for row in found}
-    written = [row for row in settled if row.reservation.id in open_ids or row.reservation.id in swept]
+    holds.update((key, row.reservation.limits) for key, row in swept.items())
+    written = [
+        row
+        if row.reservation.limits == (held := holds[row.id])
+        else replace(row, reservation=replace(row.reservation, limits=held))
+        for row in settled
+        if row.id in holds
+    ]
     _release(connection, sorted(open_ids))
     delete_requests(connection, sorted(swept))
     _settle(connection, [row.values() for row in written])

@@ -12,7 +12,7 @@ from attrs import define, field
 from db import Connection
 from db.queries import limits as queries
 from db.queries.limits import Movements, counter_id
-from db.records import Account, Limit, LimitCounter, SettledRequest, Token
+from db.records import Account, Limit, LimitCounter, Reservation, SettledRequest, Token
 from llm_proxy.errors import ProxyError, TokenLocked
 from llm_proxy.limits import Blocked, Demand, behind, covers, ends_at, held, matches, started_at, verdict, warns
 
@@ -109,15 +109,35 @@ class Limits:
         return [self._charge_late(row) for row in late]
 
     def _charge_late(self, row: SettledRequest) -> SettledRequest:
+        charged = msgspec.structs.replace(row, reservation=self._assigned(row, {}))
+        self._movements.settle(charged)
+        return charged
+
+    def assign(self, row: SettledRequest) -> Reservation:
+        """The reservation of a request that was admitted without the database, with the counters of its windows.
+
+        If it is still running, it holds itself of limits of requests, and of nothing else.
+        """
+        if row.reservation.limits:
+            return row.reservation
+        running = row.result.outcome == "unknown"
+        return self._assigned(row, {"requests": 1} if running else {})
+
+    def _assigned(self, row: SettledRequest, held_by_metric: Mapping[str, int]) -> Reservation:
         whose, model = row.reservation, row.result.requested_model or ""
         keys = {
-            self._counter(limit, whose.admitted_at): 0
+            self._counter(limit, whose.admitted_at): held_by_metric.get(limit.metric, 0)
             for limit in self._applying(whose.token_id, whose.project_id)
             if limit.models is None or matches(limit.models["patterns"], model)
         }
-        charged = msgspec.structs.replace(row, reservation=msgspec.structs.replace(whose, limits=keys or None))
-        self._movements.settle(charged)
-        return charged
+        return msgspec.structs.replace(whose, limits=keys or None)
+
+    def hold(self, connection: Connection, reservations: Iterable[Reservation]) -> None:
+        """Count what requests hold whose admission was not judged."""
+        for reservation in reservations:
+            for key, amount in (reservation.limits or {}).items():
+                self._movements.of(key).reserved += amount
+        self._movements.write(connection)
 
     def end_retries(self) -> None:
         """From now on, the requests are new: those that wait, here or elsewhere, come first."""

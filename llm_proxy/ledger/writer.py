@@ -251,7 +251,10 @@ class Ledger:
         `objects` are those that it created or deleted at the provider, and that `record` has not recorded. `usage`
         is that of an object, if the request has seen its final state.
         """
-        self._unsettled.append(Settlement.of(grant, result, objects, usage))
+        # What a request holds that was admitted without the database is in its row alone.
+        (self._doubtful if grant.reservation.limits == {} else self._unsettled).append(
+            Settlement.of(grant, result, objects, usage)
+        )
         if not self._lingering:
             self._wake.set()
 

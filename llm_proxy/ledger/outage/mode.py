@@ -16,10 +16,12 @@ from datetime import UTC, datetime
 
 import trio
 
+from db import Connection
 from db.database import Database
 from db.errors import DatabaseError
 from db.queries import ledger as queries
-from db.records import Reservation, Result, Worker
+from db.queries import limits as limit_queries
+from db.records import Account, Limit, Reservation, Result, Token, Worker
 from db.spool import SpoolFile
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable
 from llm_proxy.ledger import writer
@@ -181,7 +183,8 @@ class OutageMode:
         now = datetime.now(UTC)
         cached, provider = self._cache.authorize_offline(request, trio.current_time(), now)
         place = (cached.token.id, cached.account.project.id, provider)
-        reservation = Reservation(request.id, self._worker.id, *place, request.method, request.path, now)
+        # Its limits are those that apply when it is replayed; its row in the database names them.
+        reservation = Reservation(request.id, self._worker.id, *place, request.method, request.path, now, {})
         counted = cached.counted + cached.used + 1
         grant = Grant(reservation, request.digest, cached.account, cached.token, counted)
         if self._since is None:
@@ -267,7 +270,23 @@ class OutageMode:
             with suppress(DatabaseError):
                 for start in range(0, len(digests), REFRESH_CHUNK):
                     chunk = digests[start : start + REFRESH_CHUNK]
-                    found = await self._database.read(queries.look_up, chunk)
+                    found, limits = await self._database.read(_look_up, chunk)
                     now = datetime.now(UTC)
                     for digest in chunk:
-                        self._cache.refresh(digest, found.get(digest), now)
+                        self._cache.refresh(digest, found.get(digest), limits.get(digest, ()), now)
+
+
+def _look_up(
+    connection: Connection, digests: Sequence[bytes]
+) -> tuple[dict[bytes, tuple[Token, Account]], dict[bytes, list[Limit]]]:
+    """The tokens that have these digests, each with its project, and the limits of each."""
+    found = queries.look_up(connection, digests)
+    subjects = {
+        digest: {token.id, account.project.id, ""}
+        for digest, (token, account) in found.items()
+        if token.limited or account.limited
+    }
+    if not subjects:
+        return found, {}
+    limits, _ = limit_queries.of_subjects(connection, set().union(*subjects.values()))
+    return found, {digest: [one for one in limits if one.subject in whose] for digest, whose in subjects.items()}

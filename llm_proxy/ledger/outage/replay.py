@@ -18,6 +18,7 @@ from db.errors import REFUSALS, DatabaseError, FileInUse
 from db.queries import ledger as queries
 from db.records import UNKNOWN, SettledRequest
 from db.spool import SpoolFile
+from llm_proxy.ledger.limits import Limits
 from llm_proxy.ledger.outage.first_format import FirstFormatFile
 from llm_proxy.ledger.transaction import Settlement, transact
 from llm_proxy.logging import log
@@ -39,9 +40,13 @@ def write_spooled(connection: Connection, spooled: Sequence[Settlement], worker_
 
     The others stay open: their worker settles them, or the sweep as `unknown` after the worker has stopped.
     """
-    queries.reserve_late(connection, [settlement.row.reservation for settlement in spooled])
+    subjects = {key for one in spooled for key in (one.row.reservation.token_id, one.row.reservation.project_id)}
+    limits = Limits.read(connection, subjects, ())
+    missing = queries.reserve_late(connection, [limits.assign(settlement.row) for settlement in spooled])
     ended = [settlement for settlement in spooled if settlement.row.result.outcome != "unknown"]
     transact(connection, worker_id, (), ended, now, doubtful=True)
+    # Tokens are locked by now, and counters come after them.
+    limits.hold(connection, missing)
 
 
 async def replay(database: Database, spooled: Sequence[Settlement], worker_id: str) -> None:

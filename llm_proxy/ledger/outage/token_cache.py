@@ -6,12 +6,14 @@ Nothing is decided by it while the database answers.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterable
 from datetime import datetime
 
 from attrs import define, field, frozen
 
-from db.records import Account, Token
+from db.records import Account, Limit, Token
 from llm_proxy.errors import (
+    BudgetExceeded,
     DatabaseUnavailable,
     ProjectInactive,
     ProxyError,
@@ -27,7 +29,7 @@ from llm_proxy.tokens import key_verdict, limit_verdict, verdict
 MAX_TOKENS = 10_000
 
 #: Refusals that concern the token, not the request.
-_TOKEN_REFUSALS = (TokenInvalid, TokenInactive, TokenExpired, ProjectInactive, RequestLimitExceeded)
+_TOKEN_REFUSALS = (TokenInvalid, TokenInactive, TokenExpired, ProjectInactive, RequestLimitExceeded, BudgetExceeded)
 
 
 @frozen
@@ -39,6 +41,17 @@ class OutageLimits:
     duration: float  # maximum duration of the outage mode, from its first request on
 
 
+def needs_database(limit: Limit) -> bool:
+    """Whether no request of its token is admitted without the database.
+
+    Others would not know what is reserved, what runs, or what is used of a short window. A limit for the whole life is
+    exceeded by as much as the outage mode admits. One that only warns refuses nothing.
+    """
+    if limit.policy == "warn":
+        return False
+    return limit.metric == "concurrency" or limit.policy == "reserved" or limit.period != "total"
+
+
 @define(eq=False)
 class CachedToken:
     """A token as the database returned it last."""
@@ -48,6 +61,7 @@ class CachedToken:
     counted: int  # its counter then
     verified_at: float  # the worker's clock when the database last admitted one of its requests
     used: int = 0  # requests that were admitted from the cache since then
+    limits: frozenset[str] | None = frozenset()  # ids of those that need the database; None: not known yet
 
 
 @define(eq=False)
@@ -72,7 +86,14 @@ class TokenCache:
         if isinstance(decision, Grant):
             former = self._tokens.pop(digest, None)
             used = former.used if former is not None and keep_used else 0
-            self._tokens[digest] = CachedToken(decision.token, decision.account, decision.counted, clock, used)
+            limits: frozenset[str] | None = frozenset()
+            if decision.token.limited or decision.account.limited:
+                # The grant has those that its model has, and the others are read by the next refresh.
+                limits = None if former is None else former.limits
+                passed = {state.limit.id for state in decision.limits if needs_database(state.limit)}
+                if passed:
+                    limits = (limits or frozenset()) | passed
+            self._tokens[digest] = CachedToken(decision.token, decision.account, decision.counted, clock, used, limits)
             if len(self._tokens) > MAX_TOKENS:
                 self._tokens.popitem(last=False)
         elif isinstance(decision, _TOKEN_REFUSALS):
@@ -84,8 +105,10 @@ class TokenCache:
             self._tokens.popitem(last=False)
         return list(self._tokens)
 
-    def refresh(self, digest: bytes, found: tuple[Token, Account] | None, now: datetime) -> None:
-        """Take over a token's rows as they are now; remove it if it is no longer valid.
+    def refresh(
+        self, digest: bytes, found: tuple[Token, Account] | None, limits: Iterable[Limit], now: datetime
+    ) -> None:
+        """Take over a token's rows, and its limits, as they are now; remove it if it is no longer valid.
 
         This does not verify the token: no request of it was admitted.
         """
@@ -96,6 +119,7 @@ class TokenCache:
             del self._tokens[digest]
             return
         cached.token, cached.account = found
+        cached.limits = frozenset(limit.id for limit in limits if needs_database(limit))
         # A transaction may have counted further since the rows were read.
         cached.counted = max(cached.counted, cached.token.request_count)
 
@@ -107,6 +131,8 @@ class TokenCache:
         """
         cached = self._tokens.get(request.digest)
         if cached is None or cached.verified_at < clock - self.limits.window or cached.used >= self.limits.requests:
+            raise DatabaseUnavailable
+        if cached.limits is None or cached.limits:
             raise DatabaseUnavailable
         token, project = cached.token, cached.account.project
         provider = request.provider(cached.account)

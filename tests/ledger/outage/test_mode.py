@@ -12,12 +12,14 @@ import trio.testing
 from attrs import evolve
 
 from db.errors import CommitUnknown, Unavailable
+from db.queries import limits as limit_queries
 from db.records import Result
 from llm_proxy.errors import DatabaseUnavailable, RequestLimitExceeded, TokenInactive
 from llm_proxy.ledger import writer
 from llm_proxy.ledger.outage import mode
 from llm_proxy.ledger.outage.replay import write_spooled
 from tests.ledger.outage.scene import LIMITS, OK, outage_scene
+from tests.ledger.outage.test_token_cache import a_limit
 
 
 async def test_a_token_is_admitted_up_to_its_maximum_and_the_ledger_has_all_requests_afterwards(tmp_path: Path) -> None:
@@ -146,6 +148,27 @@ async def test_a_request_that_outlasts_the_outage_is_settled_by_the_ledger(tmp_p
         scene.mode.settle(grant, OK)
         await scene.stage.settled()
         assert await scene.everything() == ({"ok": 3}, 3)
+
+
+async def test_a_request_that_outlasts_the_outage_gives_back_what_it_holds(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path, refresh=0.01) as scene:
+        database = scene.stage.database.real
+        token = scene.stage.token
+        limit = evolve(a_limit(metric="requests", amount=9), scope="token", subject=token.id)
+        await database.write(limit_queries.create, limit)
+        (cached,) = scene.mode._cache._tokens.values()
+        with trio.fail_after(30):
+            while not cached.token.limited:
+                await trio.sleep(0.005)
+        scene.go_away()
+        grant = await scene.admit()
+        await scene.come_back()
+        key = limit_queries.counter_id(limit.id, None)
+        assert (await database.read(limit_queries.read_counters, [key]))[key].reserved == 1
+        scene.mode.settle(grant, OK)
+        await scene.stage.settled()
+        found = (await database.read(limit_queries.read_counters, [key]))[key]
+        assert (found.used, found.reserved) == (1, 0)
 
 
 async def test_a_token_that_was_revoked_before_the_outage_is_refused(tmp_path: Path) -> None:

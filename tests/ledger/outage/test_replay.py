@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Any
 
 import msgspec
 import pytest
+from msgspec.structs import replace
 
 from db.database import Database
+from db.queries import counters, projects, tokens
 from db.queries import ledger as queries
-from db.queries import projects, tokens
-from db.records import UNKNOWN, VOID, Reservation, Result, Token
+from db.queries import limits as limit_queries
+from db.queries.counters import CounterProof
+from db.records import UNKNOWN, VOID, Limit, Period, Reservation, Result, Token
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.outage.replay import decode, write_spooled
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
+from llm_proxy.limits import started_at
 from tests.db.queries.factories import a_project, a_token, an_account, to_default
+from tests.ledger import test_limits
+from tests.ledger.test_limits import state
 from tests.ledger.test_transaction import counter, granted, rolled_up, rows
 
 WORKER = new_id()
@@ -34,7 +42,7 @@ def now() -> datetime:
 
 
 def a_grant(token: Token) -> Grant:
-    reservation = Reservation(request_id(), WORKER, token.id, token.project_id, "openai", "POST", "/v1/x", now())
+    reservation = Reservation(request_id(), WORKER, token.id, token.project_id, "openai", "POST", "/v1/x", now(), {})
     return Grant(reservation, token.digest, an_account(a_project()), token, 1)
 
 
@@ -116,3 +124,63 @@ def test_a_record_has_the_digest_and_nothing_else_of_the_token(token: Token) -> 
     assert b"sealed" not in text
     assert token.last4.encode() not in text.replace(token.id.encode(), b"")
     assert decode([text])[0][0].digest == token.digest
+
+
+def limited(database: Database, token: Token, **fields: Any) -> Limit:
+    return test_limits.limited(database, token, "project", **{"created_at": now(), "amount": 1, **fields})
+
+
+def prove(database: Database) -> None:
+    assert database.read_now(counters.prove, started_at) == CounterProof()
+
+
+@pytest.mark.parametrize("period", ["total", "hour"])
+def test_replayed_requests_are_charged_to_the_windows_of_their_admission(
+    database: Database, token: Token, period: Period
+) -> None:
+    requests = limited(database, token, period=period)
+    budget = limited(database, token, period=period, metric="input_tokens")
+    limited(database, token, period=period, models={"patterns": ["other*"]})
+    earlier = now() - timedelta(hours=5)
+    grants = [a_grant(token) for _ in range(4)]
+    past = replace(grants[0], reservation=replace(grants[0].reservation, admitted_at=earlier))
+    ok = replace(OK, requested_model="m")
+    spooled = [
+        Settlement.of(grant, result) for grant, result in zip((past, *grants[1:]), (ok, ok, VOID, UNKNOWN), strict=True)
+    ]
+    served = 1 if period == "hour" else 2
+    for _ in range(2):
+        replay(database, *spooled)
+        prove(database)
+        assert state(database, requests) == (served, 1, 0)
+        assert state(database, budget) == (7 * served, 0, 0)
+        key = limit_queries.counter_id(requests.id, started_at(period, earlier))
+        assert database.read_now(limit_queries.read_counters, [key])[key].used == served
+    # The one that was running ends: the database knows what it holds.
+    ended = Settlement.of(grants[3], ok)
+    database.write_now(partial(transact, doubtful=True), WORKER, [], [ended], now())
+    prove(database)
+    assert state(database, requests) == (served + 1, 0, 0)
+
+
+def test_what_a_request_holds_survives_the_spool(database: Database, token: Token) -> None:
+    limit = limited(database, token)
+    (grant,) = test_limits.grants(test_limits.admit(database, test_limits.apply(token)))
+    (settlement,), damaged = decode([msgspec.json.encode(Settlement.of(grant, OK))])
+    assert not damaged
+    assert settlement.row.reservation.limits == grant.reservation.limits
+    replay(database, settlement)
+    prove(database)
+    assert state(database, limit) == (1, 0, 0)
+
+
+def test_a_replayed_request_whose_worker_dies_is_charged(database: Database, token: Token) -> None:
+    limit = limited(database, token)
+    grant = a_grant(token)
+    replay(database, Settlement.of(grant, UNKNOWN))
+    database.write_now(queries.sweep, [grant.reservation.id], now())
+    prove(database)
+    assert state(database, limit) == (1, 0, 1)
+    replay(database, Settlement.of(grant, OK))
+    prove(database)
+    assert state(database, limit) == (1, 0, 0)

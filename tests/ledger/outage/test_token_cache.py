@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from attrs import evolve
+from msgspec.structs import replace
 
-from db.records import Reservation, Token
+from db.records import Limit, Reservation, Token
 from llm_proxy.errors import (
     DatabaseUnavailable,
     EndpointNotAllowed,
@@ -20,6 +21,7 @@ from llm_proxy.errors import (
 )
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger import AdmissionRequest, Grant
+from llm_proxy.ledger.limits import LimitState
 from llm_proxy.ledger.outage import token_cache
 from llm_proxy.ledger.outage.token_cache import CachedToken, OutageLimits, TokenCache
 from tests.db.queries.factories import NOON, a_project, a_token, an_account, to_default
@@ -27,6 +29,7 @@ from tests.db.queries.factories import NOON, a_project, a_token, an_account, to_
 LIMITS = OutageLimits(window=300, requests=3, duration=600)
 PROJECT = a_project()
 ACCOUNT = an_account(PROJECT)
+LIMITED = replace(ACCOUNT, limited=True)
 
 
 def a_grant(token: Token, counted: int = 1) -> Grant:
@@ -131,14 +134,14 @@ def test_a_new_decision_resets_the_maximum_unless_the_database_lacks_requests(ke
 )
 def test_refreshing_removes_a_token_that_is_no_longer_valid(found: Any) -> None:
     cache, token = cache_with_token()
-    cache.refresh(token.digest, found(token), NOON)
+    cache.refresh(token.digest, found(token), (), NOON)
     assert not authorized(cache, token)
 
 
 def test_refreshing_takes_over_changes_but_does_not_verify() -> None:
     cache, token = cache_with_token(max_requests=10)
     moved = (evolve(token, request_count=9), an_account(evolve(PROJECT, api_key="new")))
-    cache.refresh(token.digest, moved, NOON)
+    cache.refresh(token.digest, moved, (), NOON)
     assert not authorized(cache, token, 300.1)
     assert authorize(cache, token).account.keys["openai"].sealed == "new"
     assert not authorized(cache, token)
@@ -146,8 +149,59 @@ def test_refreshing_takes_over_changes_but_does_not_verify() -> None:
 
 def test_refreshing_late_does_not_decrease_the_counter() -> None:
     cache, token = cache_with_token(max_requests=10, request_count=9, counted=10)
-    cache.refresh(token.digest, (token, ACCOUNT), NOON)
+    cache.refresh(token.digest, (token, ACCOUNT), (), NOON)
     assert not authorized(cache, token)
+
+
+def a_limit(**fields: Any) -> Limit:
+    usual: dict[str, Any] = {"metric": "cost", "period": "total", "policy": "settled", "amount": 5} | fields
+    same: dict[str, Any] = {"models": None, "wait_ms": 0, "warn_at": None, "allow_unpriced": False}
+    return Limit(new_id(), "proxy", "", **usual, **same, created_at=NOON, updated_at=NOON)
+
+
+@pytest.mark.parametrize(
+    ("fields", "served"),
+    [
+        ({}, True),
+        ({"metric": "requests"}, True),
+        ({"metric": "concurrency"}, False),
+        ({"policy": "reserved"}, False),
+        ({"metric": "requests", "period": "minute"}, False),
+        ({"period": "month"}, False),
+        ({"period": "month", "policy": "warn"}, True),
+    ],
+)
+def test_a_limit_that_needs_the_database_refuses_its_token(fields: dict[str, str], served: bool) -> None:
+    limit = a_limit(**fields)
+    for account, token in ((ACCOUNT, a_token(PROJECT.id, limited=True)), (LIMITED, a_token(PROJECT.id))):
+        cache, grant = TokenCache(LIMITS), a_grant(token)
+        cache.record(token.digest, replace(grant, account=account), 0.0, keep_used=False)
+        assert not authorized(cache, token), "its limits are not known yet"
+        cache.refresh(token.digest, (token, account), [limit], NOON)
+        assert authorized(cache, token) is served
+        cache.record(token.digest, replace(grant, account=account), 0.0, keep_used=False)
+        assert authorized(cache, token) is served
+
+
+def test_a_limit_that_a_grant_passed_is_known_before_the_next_refresh() -> None:
+    token = a_token(PROJECT.id, limited=True)
+    cache, grant = TokenCache(LIMITS), a_grant(token)
+    cache.record(token.digest, grant, 0.0, keep_used=False)
+    cache.refresh(token.digest, (token, ACCOUNT), [], NOON)
+    assert authorized(cache, token)
+    state = LimitState(a_limit(period="day"), 0, 0, None)
+    cache.record(token.digest, replace(grant, limits=(state,)), 0.0, keep_used=False)
+    assert not authorized(cache, token)
+
+
+def test_a_token_is_authorized_at_once_when_its_limits_were_deleted() -> None:
+    token = a_token(PROJECT.id, limited=True)
+    cache, grant = TokenCache(LIMITS), a_grant(token)
+    cache.record(token.digest, grant, 0.0, keep_used=False)
+    assert not authorized(cache, token)
+    free = evolve(token, limited=False)
+    cache.record(token.digest, replace(grant, token=free), 0.0, keep_used=False)
+    assert authorized(cache, free)
 
 
 def test_a_full_cache_removes_the_token_that_was_verified_first(
