@@ -10,6 +10,7 @@ In the order of a request's path:
 - `admission`: checks before the ledger is asked
 - `requested_model`: the model that a request names
 - `demand`: what a request will use, for limits; `worst_case`: the most that it can use
+- `limit_reports`: warnings of limits, and reservations that were too small
 - `stream_usage`: streams of chats are asked for their usage
 - `exchange`: request out, response back, byte for byte
 - `upstream/`: connections to providers

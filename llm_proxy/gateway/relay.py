@@ -19,6 +19,7 @@ from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.http import parameters, upload_session
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
 from llm_proxy.gateway.labels import Labels
+from llm_proxy.gateway.limit_reports import LimitReports
 from llm_proxy.gateway.objects.request import RequestObjects
 from llm_proxy.gateway.requested_model import requested_model
 from llm_proxy.gateway.usage import model_name
@@ -107,7 +108,12 @@ class Relay:
     running: int = 0
     held: HeldBodies = field(factory=HeldBodies)
     token_sources: Mapping[str, TokenSource] = field(factory=token_sources)
+    _limit_reports: LimitReports = field(init=False)
     _events: FilteringBoundLogger = field(factory=lambda: log.logger("relay"), init=False)
+
+    @_limit_reports.default
+    def _make_limit_reports(self) -> LimitReports:
+        return LimitReports(self.metrics)
 
     def route(self, raw_path: bytes) -> Route | None:
         """The route of a path; None if it is not a provider's."""
@@ -250,6 +256,8 @@ class Relay:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
         grant = await self.ledger.admit(request)
         inbound.admitted = True
+        if grant.limits:
+            self._limit_reports.admitted(grant)
         labels, summed = self.labels.of(grant, inbound.labels)
         exchange = Exchange(inbound, send, labels, summed, redact=self.request_log.path, usage_of=objects.usage_of)
         if grant.limits:
@@ -297,6 +305,8 @@ class Relay:
             self._events.exception("the usage of a request could not be read", request_id=inbound.id)
             result = exchange.unread_result()
         self.ledger.settle(grant, result, unrecorded, usage)
+        if grant.limits:
+            self._limit_reports.settled(grant, result)
         self.metrics.request(provider, result)
         self.request_log.request(
             RequestLine(

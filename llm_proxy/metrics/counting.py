@@ -10,7 +10,7 @@ from typing import Final, get_args
 import trio
 from attrs import define, field, frozen
 
-from db.records import Outcome, Result
+from db.records import Outcome, Result, Scope
 from llm_proxy import errors
 from llm_proxy.metrics import families
 from llm_proxy.metrics.exposition import exposition
@@ -54,6 +54,7 @@ class _Provider:
     output: Cells
     cached: Cells
     unpriced: Cells
+    reservation_exceeded: Cells
     ends: dict[tuple[str, int], Cells] = field(factory=dict)
 
 
@@ -81,6 +82,7 @@ class Metrics:
         codes = sorted({kind.code for kind in errors.DATA_PLANE})
         self._refusals = {code: self._cells(families.REFUSALS, code) for code in (*codes, _OTHER)}
         self._late_usage = {result: self._cells(families.LATE_USAGE, result) for result in _LATE_RESULTS}
+        self._limit_warnings = {scope: self._cells(families.LIMIT_WARNINGS, scope) for scope in get_args(Scope)}
         self._transaction = self._histogram(families.TRANSACTION_SECONDS)
         self._admitted = self._histogram(families.BATCH_ADMITTED)
         self._settled = self._histogram(families.BATCH_SETTLED)
@@ -117,6 +119,14 @@ class Metrics:
     def late_usage(self, result: str, count: int = 1) -> None:
         """Count objects whose usage was booked, is lost, or could not be asked for: `booked`, `lost`, `failed`."""
         self._late_usage[result][0] += count
+
+    def limit_warning(self, scope: str) -> None:
+        """Count a window of a limit in which enough is used to warn."""
+        self._limit_warnings[scope][0] += 1
+
+    def reservation_exceeded(self, provider: str) -> None:
+        """Count a reservation that was smaller than what the request used."""
+        (self._providers.get(provider) or self._first(provider)).reservation_exceeded[0] += 1
 
     def upstream_started(self, provider: str) -> None:
         """Count a request as in flight, until `upstream_ended`."""
@@ -195,6 +205,7 @@ class Metrics:
             self._cells(families.TOKENS, name, "output"),
             self._cells(families.TOKENS, name, "cached"),
             self._cells(families.UNPRICED, name),
+            self._cells(families.RESERVATION_EXCEEDED, name),
         )
 
     def _first(self, name: str) -> _Provider:

@@ -113,6 +113,16 @@ REFUSALS_UNRECORDED: Final = _counter(
     "Refused requests that are missing in the table `refusals` because there were too many; 0 without "
     "`RECORD_REFUSALS`.",
 )
+LIMIT_WARNINGS: Final = _counter(
+    "llm_proxy_limit_warnings",
+    "Windows of limits in which `warn_at` or the amount of a `warn` limit was reached, counted once by each process.",
+    Label("scope", "`token`, `project` or `proxy`"),
+)
+RESERVATION_EXCEEDED: Final = _counter(
+    "llm_proxy_reservation_exceeded",
+    "Reservations that were smaller than what the request used in the end. It is charged all the same.",
+    _PROVIDER,
+)
 UPSTREAM_REQUESTS: Final = _gauge(
     "llm_proxy_upstream_in_flight_requests", "Requests that are in flight to a provider.", _PROVIDER
 )
@@ -219,6 +229,7 @@ PROCESS: Final = (
 #: All metrics, in the order of the reference page.
 SECTIONS: Final[dict[str, tuple[Family, ...]]] = {
     "Requests": (REQUESTS, DURATION, FIRST_BYTE, TOKENS, UNPRICED, LATE_USAGE, REFUSALS, REFUSALS_UNRECORDED),
+    "Limits": (LIMIT_WARNINGS, RESERVATION_EXCEEDED),
     "Upstream": (UPSTREAM_REQUESTS, UPSTREAM_CONNECTIONS),
     "Database": (
         *(DATABASE_UP, DATABASE_INFO, LAST_TRANSACTION),
