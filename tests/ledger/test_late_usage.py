@@ -22,12 +22,14 @@ from db.options import Options
 from db.queries import ledger as queries
 from db.queries import objects, projects, pruning, tokens
 from db.queries.repair import repair
-from db.records import Result, Token
-from db.schema import metadata, provider_objects, requests, usage_hourly
+from db.records import Reservation, Result, SettledRequest, Token
+from db.schema import limit_counters, metadata, provider_objects, requests, usage_hourly
 from llm_proxy.identifiers import new_id, request_id
-from llm_proxy.ledger import AdmissionRequest, Grant, ObjectUsage, Settlement
+from llm_proxy.ledger import AdmissionRequest, Grant, ObjectUsage, Settlement, book_late
+from llm_proxy.ledger.late import AWAITED
 from llm_proxy.ledger.transaction import records_of, transact
 from tests.db.queries.factories import a_project, a_token, to_default
+from tests.ledger.test_limits import limited
 
 WORKER = new_id()
 USED = 500
@@ -56,6 +58,15 @@ def write(database: Database, *settlements: Settlement, doubtful: bool = False) 
 def seen(grant: Grant, object_id: str) -> Settlement:
     """A request that has seen the usage of an object."""
     return Settlement.of(grant, OK, (), ObjectUsage(object_id, request_id(), LATE))
+
+
+def poll(database: Database, grant: Grant, object_id: str, late: Result | None = LATE) -> list[SettledRequest]:
+    """The proxy itself has seen the final state of an object, which this request has made."""
+    made = grant.reservation
+    path, now = f"/v1/responses/{object_id}", datetime.now(UTC)
+    whose = Reservation(request_id(), WORKER, made.token_id, made.project_id, made.provider, "GET", path, now)
+    usage = ObjectUsage(object_id, made.id if late is None else whose.id, late)
+    return database.write_now(book_late, SettledRequest(whose, late or OK, now), usage)
 
 
 def rows(database: Database) -> list[Any]:
@@ -206,12 +217,76 @@ def test_late_rows_count_as_no_request_in_verify_repair_and_prune(team: Team) ->
     assert sorted(sums(team.database)) == before
 
 
+def test_usage_that_the_proxy_has_asked_for_is_a_row_of_the_token_that_made_the_object(team: Team) -> None:
+    labels = {"team": "a"}
+    asked = Result(outcome="ok", requested_model="m", labels=labels, summed_labels=labels)
+    made = team.post(result=asked)
+    limited(team.database, team.first, "project", metric="tokens", period="day", amount=10 * USED)
+    (row,) = poll(team.database, made, "resp_1")
+    (late,) = late_rows(team.database)
+    assert (late.id, late.token_id, late.origin_id, late.method, late.path) == (
+        row.id,
+        team.first.id,
+        made.reservation.id,
+        "GET",
+        "/v1/responses/resp_1",
+    )
+    assert (late.requested_model, late.labels, late.summed_labels) == ("m", labels, labels)
+    assert (usage_id(team.database, "resp_1"), list(late.limits.values())) == (late.id, [0])
+    assert team.database.read_now(queries.verify) == []
+    used = team.database.read_now(lambda connection: connection.scalar(select(limit_counters.c.used)))
+    assert used == USED + 7
+
+
+def test_the_proxy_and_clients_that_see_the_same_usage_book_it_once(team: Team) -> None:
+    made = team.post()
+    client = seen(admit(team.database, team.second), "resp_1")
+    assert len(poll(team.database, made, "resp_1")) == 1
+    write(team.database, client)
+    assert poll(team.database, made, "resp_1") == []
+    assert len(late_rows(team.database)) == 1
+    other = team.post("resp_2")
+    write(team.database, seen(admit(team.database, team.second), "resp_2"))
+    assert poll(team.database, other, "resp_2") == []
+    assert len(late_rows(team.database)) == 2
+    assert team.database.read_now(queries.verify) == []
+
+
+def test_an_object_without_usage_is_not_awaited_after_the_proxy_has_asked(team: Team) -> None:
+    made = team.post()
+    assert poll(team.database, made, "resp_1", None) == []
+    assert (usage_id(team.database, "resp_1"), late_rows(team.database)) == (made.reservation.id, [])
+
+
+def test_objects_that_are_awaited_come_with_the_path_and_the_model_of_their_request(team: Team) -> None:
+    made = team.post("resp_1", result=WITH_USAGE)
+    team.post("req_1", "deferred_completion")
+    team.post("file-1", "file")
+    running = admit(team.database, team.first)
+    team.database.write_now(objects.record, records_of(running.reservation, (("resp_2", "background_response"),)))
+    since = made.reservation.admitted_at - timedelta(seconds=1)
+
+    def listed(since: datetime, kinds: tuple[str, ...] = ("background_response", "batch")) -> list[tuple[Any, ...]]:
+        found = team.database.read_now(objects.list_awaited, kinds, since, 10, None)
+        return [(one.object_id, path, model) for one, path, model in found]
+
+    assert listed(since) == [("resp_1", "/v1/responses/x", "m")]
+    assert listed(since, ("run",)) == listed(datetime.now(UTC)) == []
+    assert team.database.read_now(objects.count_unbooked, since, datetime.now(UTC)) == 3
+    assert team.database.read_now(objects.count_unbooked, datetime.now(UTC), datetime.now(UTC)) == 0
+    poll(team.database, made, "resp_1")
+    assert listed(since) == []
+
+
 @define
 class Made:
     """An object at the provider."""
 
     grant: Grant
+    kind: str
     recorded: bool = False
+    #: An answer has shown the file with the results.
+    shown: bool = False
     done: bool = False
     #: A settlement with its usage has been written after the object was recorded.
     must_be_booked: bool = False
@@ -224,6 +299,8 @@ class Open:
     grant: Grant
     object_id: str
     own: bool
+    #: What it sees the usage of, if that is not the object itself.
+    names: str = ""
     written: list[Settlement] = field(factory=list)
 
 
@@ -239,7 +316,9 @@ def test_the_output_of_a_batch_is_booked_as_the_usage_of_the_batch(team: Team) -
 
 
 class LateUsage(RuleBasedStateMachine):
-    """Requests that make objects, poll, cancel and resume, and end in any order; dead workers, commits of unknown fate.
+    """Requests that make objects, poll, cancel, resume and download results, and end in any order.
+
+    Workers die, commits have an unknown fate, and the proxy asks for usage itself.
 
     Whether a poll, a cancel or a stream shows the usage is no difference here.
     """
@@ -263,15 +342,13 @@ class LateUsage(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.stack.close()
 
-    @rule(token=st.integers(0, 1), at_once=st.booleans())
-    def make(self, token: int, at_once: bool) -> None:
+    @rule(token=st.integers(0, 1), at_once=st.booleans(), kind=st.sampled_from(["background_response", "batch"]))
+    def make(self, token: int, at_once: bool, kind: str) -> None:
         grant = admit(self.database, self.tokens[token])
-        object_id = f"resp_{len(self.made)}"
-        made = self.made[object_id] = Made(grant)
+        object_id = f"made_{len(self.made)}"
+        made = self.made[object_id] = Made(grant, kind)
         if at_once:
-            self.database.write_now(
-                objects.record, records_of(grant.reservation, ((object_id, "background_response"),))
-            )
+            self.database.write_now(objects.record, records_of(grant.reservation, ((object_id, kind),)))
             made.recorded = True
         self.open.append(Open(grant, object_id, own=True))
 
@@ -287,6 +364,35 @@ class LateUsage(RuleBasedStateMachine):
         """The provider has generated it."""
         self.made[data.draw(st.sampled_from(sorted(self.made)))].done = True
 
+    @precondition(lambda self: any(one.kind == "batch" for one in self.made.values()))
+    @rule(data=st.data(), token=st.integers(0, 1))
+    def download(self, data: st.DataObject, token: int) -> None:
+        """A client downloads the results of a batch, which somebody has been shown before."""
+        batches = sorted(key for key, one in self.made.items() if one.kind == "batch")
+        object_id = data.draw(st.sampled_from(batches))
+        if not self.made[object_id].shown:
+            self.made[object_id].shown = True
+            show = admit(self.database, self.tokens[token], f"/v1/batches/{object_id}")
+            write(self.database, Settlement.of(show, OK, ((f"file-{object_id}", "batch_output"),)))
+        grant = admit(self.database, self.tokens[token], f"/v1/files/file-{object_id}/content")
+        self.open.append(Open(grant, object_id, own=False, names=f"file-{object_id}"))
+
+    @precondition(lambda self: self.made)
+    @rule(data=st.data())
+    def poller_asks(self, data: st.DataObject) -> None:
+        object_id = data.draw(st.sampled_from(sorted(self.made)))
+        made = self.made[object_id]
+        now = datetime.now(UTC)
+        found = self.database.read_now(objects.list_awaited, AWAITED, now - timedelta(hours=1), 100, None)
+        awaited = {one.object_id for one, _, _ in found}
+        if made.done and object_id in awaited:
+            assert len(poll(self.database, made.grant, object_id)) == 1
+            made.must_be_booked = True
+        elif made.done and made.recorded:
+            # It was listed before a client or another worker has booked it.
+            written = poll(self.database, made.grant, object_id)
+            made.must_be_booked |= bool(written)
+
     @precondition(lambda self: self.open)
     @rule(data=st.data(), sees=st.booleans(), fate=st.sampled_from(["written", "lost", "unsure", "swept"]))
     def end(self, data: st.DataObject, sees: bool, fate: str) -> None:
@@ -296,10 +402,10 @@ class LateUsage(RuleBasedStateMachine):
         sees = sees and made.done
         if one.own:
             usage = ObjectUsage(one.object_id, one.grant.reservation.id) if sees else None
-            unrecorded = () if made.recorded else ((one.object_id, "background_response"),)
+            unrecorded = () if made.recorded else ((one.object_id, made.kind),)
             settlement = Settlement.of(one.grant, WITH_USAGE if sees else OK, unrecorded, usage)
         else:
-            settlement = seen(one.grant, one.object_id) if sees else Settlement.of(one.grant, OK)
+            settlement = seen(one.grant, one.names or one.object_id) if sees else Settlement.of(one.grant, OK)
         if fate == "swept":
             self.database.write_now(queries.sweep, [one.grant.reservation.id], datetime.now(UTC))
         if fate in ("lost", "swept", "unsure"):
@@ -312,7 +418,7 @@ class LateUsage(RuleBasedStateMachine):
         for object_id, _ in settlement.objects:
             self.made[object_id].recorded = True
         if settlement.usage is not None:
-            made = self.made[settlement.usage.object_id]
+            made = self.made[settlement.usage.object_id.removeprefix("file-")]
             made.must_be_booked |= made.recorded or made.grant.reservation.id == settlement.row.id
 
     @precondition(lambda self: self.lost)
