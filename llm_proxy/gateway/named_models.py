@@ -17,6 +17,7 @@ from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_plus
 
+import msgspec
 from attrs import define, field
 
 from llm_proxy.errors import BadRequest, InvalidJson, ModelNotAllowed
@@ -60,6 +61,11 @@ _PRESET: Final = "@preset/"
 _GOOGLE: Final = re.compile(r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/")
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
+_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_text = msgspec.json.Decoder(str).decode
+
 _IN_FILE: Final = "The models of this request are in a file, which is not read here. Send the requests one by one."
 _ALIAS: Final = "The request has a name that some parsers read as '{}': write it like that."
 _TWICE: Final = "The request names its model twice."
@@ -75,6 +81,8 @@ class _Place:
     members: dict[str, _Place] = field(factory=dict)
     #: The names of the members as lenient parsers read them, see `alias_of`.
     bare: dict[str, str] = field(factory=dict)
+    #: Of the top level: the names of its members, and of all that name a model, as they are in a body.
+    names: frozenset[bytes] = frozenset()
 
     def at(self, name: str) -> _Place | None:
         found = self.members.get(name)
@@ -92,7 +100,40 @@ def _places(names: tuple[str, ...]) -> _Place:
             place.bare[bare(member)] = member
             place = place.members.setdefault(member, _Place(required=name in names))
         place.is_model = True
+    last = {name.rpartition(".")[2] for name in (*names, *_TOOLS)}
+    root.names = frozenset(f'"{name}"'.encode() for name in (*root.members, *last))
     return root
+
+
+def _read_quickly(body: bytes, root: _Place) -> list[str] | None:
+    """The models in a body that has each name once, as `_Members` finds them; None if it may be another body."""
+    # An ASCII letter can be written in one other way only.
+    if b"\\u00" in body or any(body.count(name) > 1 for name in root.names):
+        return None
+    try:
+        body.decode()
+        members = _members(body)
+        return [model for name, value in members.items() for model in _under(value, root.at(name))]
+    except _MALFORMED:
+        return None
+
+
+def _under(value: msgspec.Raw, place: _Place | None) -> Iterator[str]:
+    if place is None:
+        return
+    match bytes(value)[:1]:
+        case b"[":
+            for item in _items(value):
+                yield from _under(item, place)
+        case b"{" if not place.is_model:
+            for name, inner in _members(value).items():
+                yield from _under(inner, place.at(name))
+        case b'"' if place.is_model:
+            yield _text(value)
+        case b'"' if place.required:
+            raise InvalidJson(_IN_FILE)
+        case first if place.is_model and first != b"n":
+            raise InvalidJson(_NOT_TEXT)
 
 
 class _Members(JsonMembers):
@@ -181,8 +222,12 @@ def _of_request(inbound: Inbound, provider: Provider) -> Generator[None, None, l
         return found
     if not inbound.ended:
         raise ModelNotAllowed("The body of the request was not read in time. Send the request again.")
-    make = partial(_Members, _places(names))
-    reader = parameters.reader(inbound.headers, path, make)
+    places = _places(names)
+    reader = parameters.reader(inbound.headers, path, partial(_Members, places))
+    if isinstance(reader, _Members) and (body := inbound.complete()) is not None:
+        models = _read_quickly(body, places)
+        if models is not None:
+            return found + models
     for piece in inbound.pieces:
         for start in range(0, len(piece), parameters.SLICE):
             reader.feed(piece[start : start + parameters.SLICE])

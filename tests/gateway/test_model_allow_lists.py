@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,12 +13,16 @@ from typing import Any, Final
 import pytest
 import trio
 from attrs import define
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from db import Connection
 from db.queries import credentials, limits, projects, tokens
 from db.records import Limit
 from db.schema import projects as projects_table
 from db.schema import tokens as tokens_table
+from llm_proxy.errors import InvalidJson
+from llm_proxy.gateway.named_models import _Members, _places, _read_quickly
 from llm_proxy.gateway.relay import Routing
 from llm_proxy.identifiers import new_id
 from llm_proxy.tokens import digest, new_secret
@@ -318,3 +322,41 @@ async def test_a_second_model_does_not_escape_a_limit(tmp_path: Path) -> None:
                 assert (await stage.ask(path, body, headers, pieces=pieces))[0] == 429, (path, body)
             assert (await stage.ask(CHAT, {"model": "m"}, pieces=pieces))[0] == 200
             assert (await stage.ask(AUDIO, form(("model", "m"), file=LONG), FORM, pieces=pieces))[0] == 200
+
+
+names = st.sampled_from(["model", "models", "Model", "tools", "input_file_id", "parameters", "x", "mod\\u0065l"])
+texts = st.sampled_from(['"a"', '"b"', "null", "7", '" c"', '"model"', '"\\ud83d\\ude00"'])
+documents = st.recursive(
+    texts,
+    lambda inner: (
+        st.lists(inner, max_size=2).map(lambda items: f"[{','.join(items)}]")
+        | st.lists(st.tuples(names, inner), max_size=4).map(
+            lambda pairs: "{" + ",".join(f'"{name}": {value}' for name, value in pairs) + "}"
+        )
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=400)
+@given(documents)
+def test_the_quick_reading_of_a_body_finds_what_the_strict_one_finds(document: str) -> None:
+    places = _places(("model", "models", "input_file_id.body.model"))
+
+    def strict() -> list[str] | str:
+        reader = _Members(places)
+        reader.feed(document.encode())
+        reader.end()
+        return reader.models
+
+    def told(read: Callable[[], list[str] | str | None]) -> object:
+        try:
+            return read()
+        except InvalidJson as error:
+            return error.message
+
+    quick = told(lambda: _read_quickly(document.encode(), places))
+    ambiguous = "The request body is ambiguous: a JSON object has the same name twice."
+    if quick is not None:
+        # A name that comes twice beside the places of models is no concern here.
+        assert told(strict) in (quick, ambiguous)

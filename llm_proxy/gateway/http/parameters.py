@@ -13,6 +13,7 @@ import fnmatch
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 from llm_proxy.errors import InvalidJson, ParameterNotAllowed
 from llm_proxy.gateway.http import multipart
@@ -109,6 +110,7 @@ def alias_of(name: str, known: Mapping[str, str]) -> str | None:
     return known.get(bare(name)) or known.get(bare(_INDEX.split(name, maxsplit=1)[0]))
 
 
+@lru_cache(maxsize=1024)
 def bare(name: str) -> str:
     """A name as seen by parsers that ignore case, punctuation, blanks and Unicode variants of a letter."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKD", name).casefold()))

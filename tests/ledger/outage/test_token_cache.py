@@ -12,6 +12,7 @@ from llm_proxy.errors import (
     DatabaseUnavailable,
     EndpointNotAllowed,
     MethodNotAllowed,
+    ModelNotAllowed,
     ProjectInactive,
     ProxyError,
     RequestLimitExceeded,
@@ -25,6 +26,7 @@ from llm_proxy.ledger.limits import LimitState
 from llm_proxy.ledger.outage import token_cache
 from llm_proxy.ledger.outage.token_cache import CachedToken, OutageLimits, TokenCache
 from tests.db.queries.factories import NOON, a_project, a_token, an_account, to_default
+from tests.ledger.test_limits import FixedDemand
 
 LIMITS = OutageLimits(window=300, requests=3, duration=600)
 PROJECT = a_project()
@@ -237,3 +239,11 @@ def test_a_refusal_of_a_cached_token_has_its_ids(refusal: ProxyError | None) -> 
         PROJECT.id,
         "openai" if refusal else "anthropic",
     )
+
+
+def test_the_allow_list_of_models_holds() -> None:
+    cache, token = cache_with_token(models={"patterns": ["good*"]})
+    bad, good = (replace(apply(token), demand=FixedDemand(model)) for model in ("bad", "good"))
+    with pytest.raises(ModelNotAllowed, match=r'"bad" is not allowed here. Allowed models: good\*'):
+        cache.authorize_offline(bad, 1.0, NOON)
+    assert cache.authorize_offline(good, 1.0, NOON)[0].token is token
