@@ -15,4 +15,5 @@ In the order of a request's path:
 - `exchange`: request out, response back, byte for byte
 - `upstream/`: connections to providers
 - `usage/`: token usage of responses, read as they pass
+- `poller`: asks for usage that comes later, if no client does
 """

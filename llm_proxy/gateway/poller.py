@@ -210,8 +210,8 @@ class LateUsagePoller:
         accounts = await self._database.read(find_accounts, [one.project_id])
         account = accounts.get(one.project_id)
         key = None if account is None else account.keys.get(one.provider)
-        if key is None:
-            raise _Failed(f"the project has no key for the provider '{one.provider}'")
+        if key is None or not key.active:
+            raise _Failed(f"the project has no active key for the provider '{one.provider}'")
         return self._relay.keyring.open(key.sealed, key.owner)
 
     async def _read_results(

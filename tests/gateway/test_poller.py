@@ -16,9 +16,10 @@ from attrs import define, field
 from sqlalchemy import select, update
 
 from db.queries import ledger as queries
-from db.schema import provider_objects, requests
+from db.schema import credentials, provider_objects, requests
 from llm_proxy.gateway.poller import LateUsagePoller
 from llm_proxy.gateway.usage.results import KEPT
+from llm_proxy.identifiers import new_id
 from llm_proxy.ledger.late import LOST_AFTER
 from llm_proxy.prices import Prices
 from tests.gateway.test_isolation import Pair, answer, pair
@@ -272,3 +273,45 @@ async def test_a_client_and_the_poller_that_see_the_usage_at_once_book_it_once(t
         while one.both.stage.ledger.busy:
             await trio.sleep(0.001)
         assert (await booked(one.both), await awaited(one.both), one.count("booked")) == (LATE, [], 1)
+
+
+async def test_usage_that_a_client_sees_is_counted_and_logged_too(tmp_path: Path) -> None:
+    async with asked(tmp_path) as one:
+        await ask(one.both, "POST", "/v1/responses", answer(QUEUED))
+        for _ in range(2):
+            await ask(one.both, "GET", "/v1/responses/resp_1", answer(DONE))
+        assert one.count("booked") == 1
+        logged = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        (line,) = (line for line in logged if line["event"] == "late usage was booked")
+        assert (line["project_id"], line["input_tokens"]) == (one.both.first, 500000)
+
+
+async def test_only_the_first_live_worker_asks(tmp_path: Path) -> None:
+    async with asked(tmp_path, interval=0.001) as one:
+        await ask(one.both, "POST", "/v1/responses", answer(QUEUED))
+        one.answers["/v1/responses/resp_1"] = answer(DONE)
+        one.both.stage.provider.script = one.script
+        other = LateUsagePoller(
+            one.both.stage.database, one.both.stage.relay, new_id(), interval=0.001, dead_after=timedelta(minutes=1)
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other.run)
+            for _ in range(20):
+                await one.both.stage.database.read(lambda connection: connection.execute(select(requests.c.id)).all())
+            assert (one.heads, await booked(one.both)) == ([], [])
+            nursery.start_soon(one.poller.run)
+            with trio.fail_after(5):
+                while not await booked(one.both):
+                    await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_key_that_is_not_active_is_not_used(tmp_path: Path) -> None:
+    async with asked(tmp_path) as one:
+        made = {"id": "msgbatch_1", "type": "message_batch"}
+        await ask(one.both, "POST", "/anthropic/v1/messages/batches", answer(made))
+        await one.both.stage.database.write(
+            lambda connection: connection.execute(update(credentials).values(active=False))
+        )
+        assert await one.poll() == ([], ["msgbatch_1"])
+        assert (one.heads, one.count("failed")) == ([], 1)
