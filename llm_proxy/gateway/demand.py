@@ -12,7 +12,7 @@ from attrs import define, field
 from llm_proxy.errors import CostUnbounded, ModelNotAllowed
 from llm_proxy.gateway import named_models
 from llm_proxy.gateway.usage import Usage, estimate
-from llm_proxy.gateway.worst_case import worst_case
+from llm_proxy.gateway.worst_case import is_free, worst_case
 from llm_proxy.limits import Bound
 
 if TYPE_CHECKING:
@@ -88,14 +88,16 @@ class RequestDemand:
     def worst_case(self, provider: str) -> Bound:
         found = self._bounds.get(provider)
         if found is None:
-            inbound = self._inbound
-            if inbound.method == "POST":
-                try:
-                    models = self.models(provider)
-                except ModelNotAllowed as error:
-                    raise CostUnbounded(error.message) from None
-                found = worst_case(inbound.route.path, inbound.complete(), models, provider, self._prices)
-            else:
-                found = Bound(0, 0, 0)
-            self._bounds[provider] = found
+            found = self._bounds[provider] = self._worst_case(provider)
         return found
+
+    def _worst_case(self, provider: str) -> Bound:
+        inbound = self._inbound
+        path = inbound.route.path
+        if is_free(inbound.method, path):
+            return Bound(0, 0, 0)
+        try:
+            models = self.models(provider)
+        except ModelNotAllowed as error:
+            raise CostUnbounded(error.message) from None
+        return worst_case(path, inbound.complete(), models, provider, self._prices)

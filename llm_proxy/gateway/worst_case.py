@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -170,13 +171,16 @@ _AGENTS: Final = re.compile(r"search|research|compound|computer-use|sonar|:onlin
 _LONGEST_NAME: Final = 64
 
 
+def is_free(method: str, path: bytes) -> bool:
+    """Whether requests to this endpoint are not billed."""
+    return method != "POST" or _FREE.fullmatch(path) is not None
+
+
 def worst_case(path: bytes, body: bytes | None, models: Sequence[str], provider: str, prices: Prices) -> Bound:
-    """The most that a POST request can use; raises `CostUnbounded` if nobody can say.
+    """The most that a POST request which is not free can use; raises `CostUnbounded` if nobody can say.
 
     `body` is None if it has not arrived whole, or is too long to be read.
     """
-    if _FREE.fullmatch(path):
-        return Bound(0, 0, 0)
     endpoint = next((one for one in ENDPOINTS if one.path.fullmatch(path)), None)
     if endpoint is None:
         raise CostUnbounded(
@@ -189,18 +193,18 @@ def worst_case(path: bytes, body: bytes | None, models: Sequence[str], provider:
             f"Nobody can say what a request to {provider} costs at most, and a reserved limit applies: it does not"
             " document that the maximum of the output includes everything that it bills."
         )
-    request = _read(body)
-    _check(endpoint.members, request, "")
+    request = _read(body, endpoint.members)
     input_tokens = len(body or b"") + endpoint.overhead
     output_tokens = _output(endpoint, request, vendor) if endpoint.maximum else 0
     return Bound(input_tokens, output_tokens, _cost(prices, provider, models, request, input_tokens, output_tokens))
 
 
-def _read(body: bytes | None) -> dict[str, Any]:
+def _read(body: bytes | None, members: Mapping[str, Rule]) -> dict[str, Any]:
     if body is None:
         raise CostUnbounded("While a reserved limit applies, the body must be JSON with at most 1 MiB.")
     try:
         request = json.loads(body.decode(), object_pairs_hook=_object, parse_constant=_constant)
+        _check(members, request, "")
     except (ValueError, RecursionError):
         request = None
     if not isinstance(request, dict):
@@ -211,8 +215,7 @@ def _read(body: bytes | None) -> dict[str, Any]:
 def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(found) != len(members):
-        names = [name for name, _ in members]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = next(name for name, count in Counter(name for name, _ in members).items() if count > 1)
         raise _unbounded(twice, "is there twice, and readers differ in which one counts. Send it once.")
     return found
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from llm_proxy.errors import CostUnbounded
 from llm_proxy.gateway.usage import Usage
-from llm_proxy.gateway.worst_case import ENDPOINTS, worst_case
+from llm_proxy.gateway.worst_case import ENDPOINTS, is_free, worst_case
 from llm_proxy.limits import Bound
 from llm_proxy.prices import Prices
 
@@ -238,8 +238,14 @@ def test_an_endpoint_outside_of_the_table_is_refused(prices: Prices, path: bytes
 @pytest.mark.parametrize(
     "path", [b"/v1/messages/count_tokens", b"/v1/responses/input_tokens", b"/v1/files", b"/v1/responses/r/cancel"]
 )
-def test_an_endpoint_that_is_free_costs_nothing(prices: Prices, path: bytes) -> None:
-    assert worst_case(path, None, [], "openai", prices) == Bound(0, 0, 0)
+def test_an_endpoint_that_is_not_billed_is_free(path: bytes) -> None:
+    assert is_free("POST", path)
+
+
+def test_only_post_requests_are_billed() -> None:
+    assert is_free("GET", CHAT)
+    assert not is_free("POST", CHAT)
+    assert not is_free("POST", b"/v1/responses/compact")
 
 
 def padded(path: bytes, size: int, **fields: Any) -> bytes:

@@ -150,4 +150,5 @@ async def test_a_request_without_a_maximum_is_told_what_to_send(gateway: Deploym
             await OPENAI.ask(client)
         assert caught.value.param == "max_completion_tokens"
         assert (await client.models.list()).data
+        assert (await client.files.create(file=("lines.jsonl", b"{}\n"), purpose="batch")).id
         assert (await client.embeddings.create(model="text-embedding-scripted", input="one")).data
