@@ -11,6 +11,7 @@ from docs.generate import data_plane
 from llm_proxy.api import (
     audit,
     credentials,
+    limits,
     operations,
     pages,
     projects,
@@ -101,7 +102,7 @@ def page() -> str:
 
 def resources() -> Sequence[Resource]:
     """What the management API has, with the providers that are there without a provider file."""
-    kinds = (projects, credentials, tokens, requests, refusals, usage, audit, server)
+    kinds = (projects, credentials, tokens, limits, requests, refusals, usage, audit, server)
     return [kind.RESOURCE for kind in kinds]
 
 
@@ -167,6 +168,8 @@ def _value(schema: dict[str, Any]) -> str:
         return " or ".join(_value(one) for one in schema["anyOf"])
     if "enum" in schema:
         return ", ".join(f"`{word}`" for word in schema["enum"])
+    if isinstance(schema["type"], list):
+        return " or ".join(_VALUES[one] for one in schema["type"])
     return _VALUES[schema.get("format", schema["type"])]
 
 

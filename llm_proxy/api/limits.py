@@ -94,7 +94,6 @@ _WarnAt = Annotated[
     Annotated[int, Meta(ge=1, le=100)] | None, doc("Percent of the amount from which on it warns.", null="never")
 ]
 _Unpriced = Annotated[str, one_of(("refuse", "allow")), doc("Whether a limit of `cost` admits models without a price.")]
-_Count = Annotated[Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER)] | str, doc("In the unit of `amount`.")]
 
 
 class Limit(Struct):
@@ -105,15 +104,15 @@ class Limit(Struct):
     project_id: Annotated[Id | None, doc("The project whose requests it counts; both null: all requests.")]
     metric: _Metric
     window: _Window
-    amount: Annotated[Any, doc("The limit: a number, or USD for `cost`.")]
+    amount: Annotated[int | str, doc("The limit: a number, or USD for `cost`.")]
     models: _Models
     policy: _Policy
     wait: Wait
     warn_at: _WarnAt
     unpriced: _Unpriced
-    used: Annotated[Any, doc("Used in this window, `unknown` included.")]
-    reserved: Annotated[Any, doc("Held by running requests.")]
-    unknown: Annotated[Any, doc("Charged for requests whose server died.")]
+    used: Annotated[int | str, doc("Used in this window, `unknown` included.")]
+    reserved: Annotated[int | str, doc("Held by running requests.")]
+    unknown: Annotated[int | str, doc("Charged for requests whose server died.")]
     unpriced_requests: Annotated[int, Meta(ge=0, le=MAX_SAFE_INTEGER), doc("Requests whose cost is unknown.")]
     window_start: Annotated[Timestamp | None, doc("The start of the current window; null: it has none.")]
     resets_at: Annotated[Timestamp | None, doc("The end of the current window; null: never.")]
