@@ -36,6 +36,7 @@ PARTS = {
     "latency": "Added latency, over the upstream called directly.",
     "streaming": "Streams: time to the first byte, cost of a chunk, and how many are held.",
     "growth": "Cost as ledger, tokens, connections and bodies grow.",
+    "limits": "Limits: CPU time per request, and capacity, with three limits of money and without.",
     "scaling": "Many processes on one database: costs, a model of fleets, and a check with eight.",
     "memory": "Memory after many requests.",
     "peers": "Other gateways side by side, on the same upstream.",

@@ -53,6 +53,11 @@ STREAM_KB = 120.0
 MANY_ROWS = 0.9
 #: Requests per second through one token over that through many: a limited token is one row that all requests change.
 HOT_TOKEN = 0.9
+#: CPU time per request with three limits of money over that without any, at 32 connections: their counters are three
+#: more rows of the transaction.
+LIMITED_CPU = 1.25
+#: Requests per second of several instances with such limits over that without: all requests change the same counters.
+LIMITED_RATE = 0.75
 #: CPU time per request at 512 connections over that at 32: nothing looks at every connection for each request.
 MANY_CONNECTIONS = 1.3
 

@@ -82,6 +82,7 @@ def test_all_runs_every_part_but_peers_and_one_failure_does_not_end_it(parts: Pa
         "latency",
         "streaming",
         "growth",
+        "limits",
         "memory",
     ]
     bench = parts.ran[0][1]
@@ -90,7 +91,7 @@ def test_all_runs_every_part_but_peers_and_one_failure_does_not_end_it(parts: Pa
     assert "PROBLEM: Growth: the part failed: ValueError: no room to grow" in result.output
     (written,) = (tmp_path / "results").glob("all-*.json")
     titles = [chapter["title"] for chapter in msgspec.json.decode(written.read_bytes())["chapters"]]
-    assert titles == ["cpu", "throughput", "sqlite", "latency", "streaming", "Growth", "memory"]
+    assert titles == ["cpu", "throughput", "sqlite", "latency", "streaming", "Growth", "limits", "memory"]
 
 
 def test_missing_database_is_named_and_the_others_are_measured(
