@@ -330,6 +330,11 @@ class RequestNotFound(ManagementError):
     description = "No finished request has this id (the proxy's or the provider's). Running requests are not listed."
 
 
+class RequestKnown(ManagementError):
+    status, code, error = 409, "request_known", "The outcome of the request is known"
+    description = "Only a request whose outcome is 'unknown', because its server died, can be resolved."
+
+
 class LimitNotFound(ManagementError):
     status, code, error = 404, "limit_not_found", "There is no such limit"
     description = "No limit has this id."

@@ -444,6 +444,31 @@ def give_back(connection: Connection, ids: Sequence[str], now: datetime) -> int:
     return len(rows)
 
 
+def get_locked(connection: Connection, request_id: str) -> SettledRequest | None:
+    """Read a settled request, and keep others from replacing it until the transaction ends."""
+    one = select(*columns(requests, SettledRequest)).where(requests.c.id == request_id)
+    found = connection.execute(for_update(one, by=requests.c.id)).mappings().one_or_none()
+    return None if found is None else SettledRequest.of(found)
+
+
+def resolve(connection: Connection, row: SettledRequest, cost: int | None) -> SettledRequest:
+    """Correct a request whose worker died, read with `get_locked`: it cost so much, or None if it was never sent.
+
+    One that was never sent gives its count back.
+    """
+    if cost is None:
+        result = replace(row.result, outcome="void", cost_nanousd=None, cost_basis=None)
+        add_to_counters(connection, {row.reservation.token_id: -1}, None)
+    else:
+        result = replace(row.result, cost_nanousd=cost, cost_basis="provider")
+    resolved = replace(row, result=result)
+    values = {"outcome": result.outcome, "cost_nanousd": result.cost_nanousd, "cost_basis": result.cost_basis}
+    connection.execute(update(requests).where(requests.c.id == row.id).values(**values))
+    limit_queries.correct(connection, resolved, row)
+    roll_up(connection, [resolved], [row])
+    return resolved
+
+
 def forget_dead_workers(connection: Connection, now: datetime, dead_after: timedelta) -> None:
     """Remove workers that are long dead and have nothing in flight."""
     busy = select(in_flight.c.worker_id).where(in_flight.c.worker_id == workers.c.id).exists()

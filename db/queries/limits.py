@@ -119,7 +119,7 @@ class Movements:
         amount = charge(limit, key, row)
         moved = self.of(key)
         moved.used += sign * amount
-        if row.result.outcome == "unknown":
+        if row.result.outcome == "unknown" and row.result.cost_nanousd is None:
             moved.unknown += sign * amount
         if limit.metric == "cost" and row.result.unpriced:
             moved.unpriced += sign
@@ -144,14 +144,14 @@ _NOTHING: Final = Movement()
 def charge(limit: Limit, key: str, row: SettledRequest) -> int:
     """What a settled request, or late usage, has used of a limit.
 
-    Of a request whose worker died nobody knows what it used: it is charged what it held.
+    Of a request whose worker died nobody knows what it used: it is charged what it held, until its cost is found out.
     """
     result = row.result
     if result.outcome == "void" or limit.metric == "concurrency":
         return 0
     if limit.metric == "requests":
         return int(result.kind == "request")
-    if result.outcome == "unknown":
+    if result.outcome == "unknown" and (limit.metric != "cost" or result.cost_nanousd is None):
         return (row.reservation.limits or {})[key]
     return sum(getattr(result, name) or 0 for name in _BOOKED[limit.metric])
 
@@ -179,6 +179,15 @@ def settle(connection: Connection, rows: Sequence[SettledRequest]) -> None:
         moved = Movements({limit.id: limit for limit in _by_id(connection, sorted(wanted))})
         for row in rows:
             moved.settle(row)
+        moved.write(connection)
+
+
+def correct(connection: Connection, row: SettledRequest, replaced: SettledRequest) -> None:
+    """Charge a settled request in place of what it was before."""
+    wanted = {limit_of(key) for key in row.reservation.limits or ()}
+    if wanted:
+        moved = Movements({limit.id: limit for limit in _by_id(connection, sorted(wanted))})
+        moved.replace(row, replaced)
         moved.write(connection)
 
 

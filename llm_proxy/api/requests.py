@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import datetime
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Final, TypeVar, get_args, get_type_hints
 
 from msgspec import UNSET, Struct, UnsetType, defstruct, field
 
 from db import Connection, records
-from db.queries import projects, tokens
+from db.queries import ledger, projects, tokens
 from db.queries import requests as queries
-from llm_proxy.api.operations import Call, Operation, Resource, found
+from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ById, encode_cursor, page_of
-from llm_proxy.api.schema import Field, Id, LabelFilters, Reference, Time, doc, given, one_of, printable, text
-from llm_proxy.errors import ProjectNotFound, RequestNotFound, TokenNotFound
+from llm_proxy.api.schema import Body, Field, Id, LabelFilters, Reference, Time, doc, given, of, one_of, printable, text
+from llm_proxy.config.kinds import Kind
+from llm_proxy.errors import ProjectNotFound, RequestKnown, RequestNotFound, TokenNotFound
+from llm_proxy.logging import log
 
 F = TypeVar("F")
 R = TypeVar("R")
 
 RESOURCE: Final = Resource("Requests", "request", RequestNotFound, id=Field.of("id", Annotated[str, printable(255)]))
+
+_log = log.logger("manage")
 
 
 def _columns(record: type[Struct]) -> dict[str, Any]:
@@ -106,4 +112,66 @@ async def list_page(
 @Operation(RESOURCE, "GET", "/manage/requests/{request_id}", "getRequest", Request)
 async def _get(call: Call) -> object:
     """Show a request that has ended, by its own id or the provider's (of successful ones, the newest million)."""
+    return _shown(found(await call.services.database.read(queries.find, call.id), RequestNotFound))
+
+
+#: The most that one request can cost, in USD.
+_MAX_USD: Final = 1_000_000
+
+
+def _read_cost(value: str) -> int:
+    try:
+        nanousd = Decimal(value) * 10**9
+        if 0 <= nanousd <= _MAX_USD * 10**9 and nanousd == int(nanousd):
+            return int(nanousd)
+    except InvalidOperation:
+        pass
+    raise ValueError
+
+
+_USD: Final = Kind(
+    "cost", f'USD from 0 to {_MAX_USD} with at most nine digits after the point, such as "0.12"', _read_cost
+)
+
+
+class Resolution(Body, kw_only=True):
+    """What was found out about a request whose server died: exactly one of both."""
+
+    cost: Annotated[str, of(_USD), doc("What it cost, in USD.")] | UnsetType = UNSET
+    void: Annotated[bool, doc("Whether nothing of it was sent: its count is given back.")] = False
+
+
+def _check_resolution(given: Collection[str], values: Mapping[str, Any], _now: datetime) -> Iterable[str]:
+    if ("cost" in given) == bool(values.get("void")):
+        yield "either 'cost' or 'void' (true) must be given"
+
+
+@Operation(
+    RESOURCE,
+    "POST",
+    "/manage/requests/{request_id}/resolve",
+    "resolveRequest",
+    Request,
+    body=Resolution,
+    check=_check_resolution,
+    errors=(RequestKnown,),
+)
+async def _resolve(call: Call, body: Resolution) -> object:
+    """Correct a request whose outcome is unknown, with all sums, counters and limits. Doing so again changes nothing.
+
+    One that has a cost now can be corrected again.
+    """
+    cost: Any = None if body.cost is UNSET else body.cost
+
+    def resolve(connection: Connection) -> Change[records.Result]:
+        row = found(ledger.get_locked(connection, call.id.lower()), RequestNotFound)
+        before = row.result
+        if before.outcome != ("void" if cost is None else "unknown") or before.cost_nanousd != cost:
+            if before.outcome != "unknown":
+                raise RequestKnown(f"The outcome of the request is {before.outcome!r}. {RequestKnown.description}")
+            row = ledger.resolve(connection, row, cost)
+        return Change(before, row.result, id=row.id)
+
+    await call.write(resolve)
+    _log.info("request resolved", request_id=call.id, void=body.void)
     return _shown(found(await call.services.database.read(queries.find, call.id), RequestNotFound))

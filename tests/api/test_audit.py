@@ -25,6 +25,7 @@ from llm_proxy.api import refused_calls
 from llm_proxy.api.operations import Change
 from llm_proxy.identifiers import new_id
 from tests.api.conftest import NOON, Api, make_api
+from tests.api.test_requests import SWEPT, settled
 from tests.db.queries.factories import an_audit_entry
 
 NOWHERE = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11"
@@ -185,6 +186,16 @@ CHANGES = [
         after={"api_key": HIDDEN, "credentials": {"openai": "inactive"}},
     ),
     Case("reloadServer", "server", "POST /manage/reload", 200),
+    Case(
+        "resolveRequest",
+        "request",
+        "POST /manage/requests/{request}/resolve",
+        200,
+        body={"cost": "0.12"},
+        resource_id="{request}",
+        before={"cost_nanousd": None, "cost_basis": None},
+        after={"cost_nanousd": 120_000_000, "cost_basis": "provider"},
+    ),
     made(
         "createLimit",
         "POST /manage/limits",
@@ -298,6 +309,15 @@ REFUSALS = [
     Case("listRequests", "request", "GET /manage/requests?outcome=fine", 400, "invalid_query"),
     Case("getUsage", "usage", "GET /manage/usage?group_by=colour", 400, "invalid_query"),
     Case("listUnbooked", "usage", "GET /manage/usage/unbooked?cursor=x", 400, "invalid_query"),
+    Case(
+        "resolveRequest",
+        "request",
+        f"POST /manage/requests/{NOWHERE}/resolve",
+        404,
+        "request_not_found",
+        body={"void": True},
+        resource_id=NOWHERE,
+    ),
     Case("getRequest", "request", "GET /manage/requests/req_1", 404, "request_not_found", resource_id="req_1"),
     # An id may be any text here, and somebody has pasted a token.
     Case("getRequest", "request", f"GET /manage/requests/{PASTED}", 404, "request_not_found", resource_id=HIDDEN),
@@ -337,6 +357,8 @@ async def world(api: Api) -> World:
     reply = await api("POST", "/manage/limits", {"metric": "requests", "window": "day", "amount": 100})
     assert reply.status == 201, reply
     made["limit"] = reply.json
+    (row,) = await settled(api, SWEPT)
+    made["request"] = {"id": row.id}
     found = {"project": project, "inactive": inactive, "credential": project["credentials"][0]} | made
     return World(api, {name: one["id"] for name, one in found.items()})
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 
 from tests.api.conftest import Api
-from tests.api.test_requests import ROW, settled
+from tests.api.test_requests import SWEPT, settled
 
 Document = dict[str, Any]
 TYPES = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", type(None): "null"}
@@ -84,7 +84,7 @@ async def test_references_resolve_and_operation_ids_are_unique(document: Documen
     referred = set(re.findall(r"#/components/schemas/(\w+)", text))
     assert referred == set(schemas)
     names = [operation["operationId"] for methods in document["paths"].values() for operation in methods.values()]
-    assert len(names) == len(set(names)) == 33
+    assert len(names) == len(set(names)) == 34
     assert document["openapi"] == "3.1.0"
     for path, methods in document["paths"].items():
         for operation in methods.values():
@@ -98,7 +98,7 @@ async def test_every_response_matches_its_schema(api: Api, document: Document) -
     project = await api.project()
     token = await api.token(project, max_requests=5)
     await api.token(project)
-    (row,) = await settled(api, ROW)
+    (row,) = await settled(api, SWEPT)
     paths = {
         "credential_id": project["credentials"][0]["id"],
         "project_id": project["id"],
@@ -118,6 +118,7 @@ async def test_every_response_matches_its_schema(api: Api, document: Document) -
         "updateToken": {"max_requests": None},
         "createLimit": {"token_id": token["id"], "metric": "cost", "window": "month", "amount": "50.00"},
         "updateLimit": {"amount": 2},
+        "resolveRequest": {"cost": "0.12"},
     }
     last = {"revokeToken": 1, "deleteLimit": 1, "revokeProjectTokens": 2}
     operations = [

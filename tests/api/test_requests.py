@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from sqlalchemy import Connection, insert
 
 from db.records import SettledRequest
@@ -14,6 +15,7 @@ TOKEN, OTHER_TOKEN = "6f1b4a52-8a39-4c0e-9d0e-6c1f7d1f3b11", "0d9c2f6e-1d53-4f55
 PROJECT = "b2f8a7f0-5b1c-4b56-9a67-0f3d0a1c2e4d"
 
 ROW = a_settled_request(a_token(PROJECT, id=TOKEN), streamed=True, cost_nanousd=1_234_567).by_column()
+SWEPT = a_settled_request(a_token(PROJECT, id=TOKEN), outcome="unknown", status=None).by_column()
 
 
 async def settled(api: Api, *rows: dict[str, Any]) -> list[SettledRequest]:
@@ -107,3 +109,46 @@ async def test_ids_in_capitals_are_accepted(api: Api) -> None:
     for query in (f"project_id={project_id}", f"token_id={token_id}"):
         assert [found["id"] for found in (await api("GET", f"/manage/requests?{query}")).json["data"]] == [row.id]
     assert (await api("POST", f"/manage/projects/{project_id}/tokens/revoke")).json == {"revoked": 2}
+
+
+async def test_a_request_whose_outcome_is_unknown_is_resolved(api: Api) -> None:
+    (row,) = await settled(api, SWEPT)
+    path = f"/manage/requests/{row.id}"
+    for cost, shown in (("0.12", "0.120000000"), ("0.12", "0.120000000"), ("0", "0.000000000")):
+        reply = await api("POST", f"{path}/resolve", {"cost": cost})
+        assert (reply.status, reply.json["outcome"], reply.json["cost"]) == (200, "unknown", shown)
+        assert reply.json["cost_basis"] == "provider"
+    for _ in range(2):
+        reply = await api("POST", f"{path}/resolve", {"void": True})
+        assert (reply.status, reply.json["outcome"], reply.json["cost"]) == (200, "void", None)
+    reply = await api("POST", f"{path}/resolve", {"cost": "1"})
+    assert (reply.status, reply.json["code"]) == (409, "request_known")
+    assert "'void'" in reply.json["description"]
+    assert (await api("GET", path)).json["outcome"] == "void"
+
+
+async def test_a_request_whose_outcome_is_known_is_not_resolved(api: Api) -> None:
+    (row,) = await settled(api, ROW)
+    for body in ({"void": True}, {"cost": "0.001234567"}):
+        reply = await api("POST", f"/manage/requests/{row.id}/resolve", body)
+        assert (reply.status, reply.json["code"]) == (409, "request_known")
+    assert (await api("GET", f"/manage/requests/{row.id}")).json["outcome"] == ROW["outcome"]
+
+
+@pytest.mark.parametrize(
+    ("body", "part"),
+    [
+        ({}, "either 'cost' or 'void' (true) must be given"),
+        ({"cost": "1", "void": True}, "either 'cost' or 'void' (true) must be given"),
+        ({"cost": "-1"}, "'cost' must be USD from 0 to 1000000"),
+        ({"cost": "0.0000000001"}, "at most nine digits"),
+        ({"cost": "NaN"}, "'cost' must be USD"),
+        ({"cost": "1e400"}, "'cost' must be USD"),
+        ({"cost": ""}, "'cost' must be USD"),
+    ],
+)
+async def test_a_wrong_resolution_is_refused(api: Api, body: dict[str, Any], part: str) -> None:
+    (row,) = await settled(api, SWEPT)
+    reply = await api("POST", f"/manage/requests/{row.id}/resolve", body)
+    assert (reply.status, reply.json["code"]) == (400, "invalid_body")
+    assert part in reply.json["description"]

@@ -299,5 +299,6 @@ CASES = [
     Case("OPTIONS /manage/tokens", not_allowed("GET, POST")),
     Case(f"POST /manage/tokens/{ID}", not_allowed("DELETE, GET, PATCH"), body={}),
     Case(f"GET /manage/tokens/{ID}/rotate", not_allowed("POST")),
+    Case(f"GET /manage/requests/{ID}/resolve", not_allowed("POST")),
     Case("DELETE /manage/requests", not_allowed("GET")),
 ]

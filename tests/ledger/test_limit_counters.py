@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 
 from db.database import Database
 from db.queries import counters, projects, tokens
@@ -14,7 +14,7 @@ from db.queries import ledger as queries
 from db.queries import limits as limit_queries
 from db.queries.counters import CounterProof, UnprovenWindow, WrongCounter
 from db.records import Limit, Result, Token
-from db.schema import limit_counters, limits, usage_hourly
+from db.schema import limit_counters, limits, requests, usage_days, usage_hourly
 from llm_proxy.limits import Bound, started_at
 from tests.db.queries.factories import a_project, a_token
 from tests.ledger import test_limits
@@ -195,3 +195,66 @@ def test_counters_of_limits_that_do_not_exist_are_deleted(database: Database, to
     assert proof(database).wrong == []
     assert prune(database) == 1
     assert windows(database) == {(kept.id, None)}
+
+
+def resolve(database: Database, request_id: str, cost: int | None) -> None:
+    def correct(connection: Connection) -> None:
+        row = queries.get_locked(connection, request_id)
+        assert row is not None
+        queries.resolve(connection, row, cost)
+
+    database.write_now(correct)
+    assert proof(database) == CounterProof()
+
+
+def sums(database: Database) -> tuple[int, int]:
+    """Requests and cost of the hourly sums."""
+    query = select(func.sum(usage_hourly.c.requests), func.sum(usage_hourly.c.cost_nanousd))
+    count, cost = database.read_now(lambda connection: connection.execute(query).one())
+    return int(count), int(cost)
+
+
+def test_what_a_resolved_request_cost_is_charged_and_no_longer_unknown(database: Database, token: Token) -> None:
+    budget = limited(database, token, metric="cost", amount=10**6)
+    of_tokens = limited(database, token, metric="tokens", amount=10**6)
+    (grant,) = grants(admit(database, apply(token)))
+    database.write_now(queries.sweep, [grant.reservation.id], datetime.now(UTC))
+    assert (state(database, budget), state(database, of_tokens)) == ((1000, 0, 1000), (10, 0, 10))
+    for cost in (1500, 1200):
+        resolve(database, grant.reservation.id, cost)
+        assert (state(database, budget), state(database, of_tokens)) == ((cost, 0, 0), (10, 0, 0))
+        assert sums(database) == (1, cost)
+    # Its server was only paused, and knows it better.
+    settle(database, (grant, OK), doubtful=True)
+    assert (state(database, budget), state(database, of_tokens)) == ((1200, 0, 0), (12, 0, 0))
+
+
+def test_a_request_that_was_never_sent_gives_everything_back(database: Database, token: Token) -> None:
+    found = [limited(database, token, metric=metric, amount=10**6) for metric in ("requests", "cost", "tokens")]
+    (grant,) = grants(admit(database, apply(token)))
+    database.write_now(queries.sweep, [grant.reservation.id], datetime.now(UTC))
+    assert [state(database, limit) for limit in found] == [(1, 0, 1), (1000, 0, 1000), (10, 0, 10)]
+    resolve(database, grant.reservation.id, None)
+    assert [state(database, limit) for limit in found] == [(0, 0, 0)] * 3
+    assert sums(database) == (0, 0)
+    again = database.read_now(tokens.get, token.id)
+    assert again is not None
+    assert again.request_count == 0
+    settle(database, (grant, OK), doubtful=True)
+    assert [state(database, limit) for limit in found] == [(0, 0, 0)] * 3
+
+
+def test_a_resolved_request_has_its_day_summed_up_again(database: Database, token: Token) -> None:
+    (grant,) = grants(admit(database, apply(token)))
+    database.write_now(queries.sweep, [grant.reservation.id], datetime.now(UTC))
+    old = grant.reservation.admitted_at - timedelta(days=3)
+    day = old.replace(hour=0, minute=0, second=0, microsecond=0)
+
+    def age(connection: Connection) -> None:
+        connection.execute(update(requests).values(admitted_at=old))
+        connection.execute(update(usage_hourly).values(hour=queries.hour_of(old)))
+        connection.execute(insert(usage_days).values(day=day, marked_at=day, written=True))
+
+    database.write_now(age)
+    resolve(database, grant.reservation.id, 7)
+    assert database.read_now(lambda connection: connection.execute(select(usage_days.c.day)).all()) == []

@@ -76,3 +76,32 @@ def get(client: ManagementClient, request_id: str, *, as_json: bool) -> None:
     for name in ("labels", "usage_details"):
         shown[name] = found[name] and ", ".join(f"{key}={value}" for key, value in found[name].items())
     print_record(found, shown, as_json=as_json)
+
+
+@command.command()
+@click.argument("request_id", metavar="[ID]", required=False)
+@click.option("--worker", metavar="ID", help="Resolve all such requests of this server process.")
+@click.option("--cost", metavar="USD", help="What it cost, e.g. 0.12; with --worker, each of them.")
+@click.option("--void", is_flag=True, help="Nothing was sent: the count is given back.")
+@with_client
+def resolve(
+    client: ManagementClient, request_id: str | None, *, worker: str | None, cost: str | None, void: bool, as_json: bool
+) -> None:
+    """Correct a request whose outcome is unknown, because its server died.
+
+    Sums, counters and limits are corrected with it. Doing so again changes nothing.
+    """
+    if (request_id is None) == (worker is None):
+        raise click.UsageError("Give either ID or --worker.")
+    if (cost is None) != void:
+        raise click.UsageError("Give either --cost or --void.")
+    body: dict[str, object] = {"void": True} if cost is None else {"cost": cost}
+    if request_id is not None:
+        found = [client.post(path("requests", request_id, "resolve"), body)]
+    else:
+        unknown = [one for one in client.list(path("requests"), outcome="unknown") if one["worker_id"] == worker]
+        if not unknown:
+            raise click.ClickException(f"No request of the worker {worker!r} has the outcome 'unknown'.")
+        found = [client.post(path("requests", one["id"], "resolve"), body) for one in unknown]
+    rows = [(one["id"], one["outcome"], one["cost"]) for one in found]
+    print_table(found, ("ID", "OUTCOME", "COST"), rows, numbers=("COST",), as_json=as_json)
