@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from db import Connection
 from db.database import Database, opened
 from db.dsn import Target
 from db.options import Options
-from db.queries import ledger, projects, tokens
+from db.queries import ledger, limits, projects, tokens
+from db.records import Limit
+from db.schema import limit_counters
 from tests.cli.conftest import Run
 from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Scratch
@@ -68,6 +71,35 @@ def test_repair_corrects_counters_and_sums(run: Run, unbalanced: Scratch) -> Non
     assert (result.exit_code, result.stderr) == (0, "Tokens repaired: 1 of 1\n")
     assert result.stdout.startswith("The ledger is correct: ")
     assert run("ledger", "verify", "--repair", env=unbalanced.env).stderr == "Tokens repaired: 0 of 0\n"
+
+
+def test_a_wrong_counter_of_a_limit_is_shown_and_repaired(run: Run, migrated_database: Scratch) -> None:
+    """Nothing was used of the limit, and its counter says 7."""
+    usual: dict[str, Any] = {"models": None, "policy": "settled", "wait_ms": 0, "warn_at": None}
+    limit = Limit(
+        TOKEN.id, "proxy", "", "cost", "total", 9, **usual, allow_unpriced=False, created_at=NOON, updated_at=NOON
+    )
+    key = limits.counter_id(limit.id, None)
+
+    def fill(connection: Connection) -> None:
+        limits.create(connection, limit)
+        limits.open_counter(connection, key, 2)
+        connection.execute(update(limit_counters).values(used=7))
+
+    with opened(migrated_database.target, Options()) as database:
+        database.write_now(fill)
+    env = migrated_database.env
+    result = run("ledger", "verify", env=env)
+    assert result.exit_code == 1
+    (row,) = [line for line in result.stdout.splitlines() if line.startswith(limit.id)]
+    assert row.split() == [limit.id, "total", "used", "2", "7"]
+    assert json.loads(run("ledger", "verify", "--json", env=env).stdout) == [
+        {"limit_id": limit.id, "window": None, "figure": "used", "expected": 2, "found": 7}
+    ]
+    result = run("ledger", "verify", "--repair", env=env)
+    assert result.exit_code == 0
+    assert "Counters of limits repaired: 1 of 1\n" in result.stderr
+    assert run("ledger", "verify", env=env).exit_code == 0
 
 
 def test_a_long_ledger_gets_its_time(run: Run, migrated_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
