@@ -96,6 +96,8 @@ CREDENTIALS = "POST /manage/credentials"
 PROJECT, TOKEN = f"PATCH /manage/projects/{ID}", f"PATCH /manage/tokens/{ID}"
 GOOD_PROJECT: dict[str, Any] = {"name": "p", "api_key": "k"}
 GOOD_TOKEN: dict[str, Any] = {"project_id": ID}
+LIMITS = "POST /manage/limits"
+GOOD_LIMIT: dict[str, Any] = {"metric": "cost", "amount": 5}
 
 CASES = [
     # Bodies that are no JSON object.
@@ -256,6 +258,16 @@ CASES = [
     Case(f"DELETE /manage/tokens/{ID}", TOKEN_NOT_FOUND),
     Case(f"DELETE /manage/tokens/{SECRET}", TOKEN_NOT_FOUND),
     Case(f"POST /manage/tokens/{ID}/rotate", TOKEN_NOT_FOUND),
+    # Limits.
+    Case(LIMITS, body("'metric' is missing; 'amount' is missing."), body={}),
+    Case(LIMITS, body("'metric' cost needs a 'window': total, minute, hour, day, week, month."), body=GOOD_LIMIT),
+    Case(
+        LIMITS,
+        body("'amount' must be a whole number, or for cost USD such as \"50.00\"."),
+        body=GOOD_LIMIT | {"window": "day", "amount": "0.0000000001"},
+    ),
+    Case(LIMITS, PROJECT_NOT_FOUND, body=GOOD_LIMIT | {"window": "day", "project_id": ID}),
+    Case(LIMITS, TOKEN_NOT_FOUND, body=GOOD_LIMIT | {"window": "day", "token_id": ID}),
     # Queries.
     Case("GET /manage/projects?limit=0", query("'limit' must be a whole number from 1 to 500.")),
     Case("GET /manage/projects?limit=501", query("'limit' must be a whole number from 1 to 500.")),
