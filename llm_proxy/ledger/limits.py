@@ -50,6 +50,8 @@ class Limits:
     _counters: Mapping[str, LimitCounter] = field(factory=dict)
     #: Counters that are to be made by a transaction that may wait.
     _missing: Collection[str] = ()
+    _current: dict[str, str] = field(factory=dict, init=False)
+    _applied: dict[str, list[Limit]] = field(factory=dict, init=False)
     #: Limits that an earlier request waits for.
     _busy: set[str] = field(factory=set)
 
@@ -63,10 +65,21 @@ class Limits:
         return cls(now, waiting, by_subject, Movements({limit.id: limit for limit in found}))
 
     def _applying(self, token_id: str, project_id: str) -> list[Limit]:
-        return [limit for subject in (token_id, project_id, "") for limit in self._by_subject.get(subject, ())]
+        found = self._applied.get(token_id)
+        if found is None:
+            by_subject = self._by_subject
+            found = [limit for subject in (token_id, project_id, "") for limit in by_subject.get(subject, ())]
+            self._applied[token_id] = found
+        return found
 
     def _counter(self, limit: Limit, at: datetime) -> str:
-        return counter_id(limit.id, started_at(limit.period, at))
+        """The id of the counter; that of the current window is made once for the transaction."""
+        if at is not self.now:
+            return counter_id(limit.id, started_at(limit.period, at))
+        key = self._current.get(limit.id)
+        if key is None:
+            key = self._current[limit.id] = counter_id(limit.id, started_at(limit.period, at))
+        return key
 
     def lock(
         self,
