@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from db.database import Database
+from db import copy
+from db.database import Database, opened
+from db.options import Options
 from db.queries import counters, projects, tokens
 from db.queries import ledger as queries
 from db.queries import limits as limit_queries
@@ -16,6 +18,8 @@ from db.queries.counters import CounterProof, UnprovenWindow, WrongCounter
 from db.records import Limit, Result, Token
 from db.schema import limit_counters, limits, requests, usage_days, usage_hourly
 from llm_proxy.limits import Bound, started_at
+from tests.databases.kinds import Kind
+from tests.databases.scratch import Databases
 from tests.db.queries.factories import a_project, a_token
 from tests.ledger import test_limits
 from tests.ledger.test_limits import OK, FixedDemand, admit, apply, counter, grants, settle, state
@@ -258,3 +262,14 @@ def test_a_resolved_request_has_its_day_summed_up_again(database: Database, toke
     database.write_now(age)
     resolve(database, grant.reservation.id, 7)
     assert database.read_now(lambda connection: connection.execute(select(usage_days.c.day)).all()) == []
+
+
+def test_a_copy_of_a_database_with_limits_is_correct(
+    database: Database, databases: Databases, database_kind: Kind, token: Token
+) -> None:
+    made = make_busy(database, token)
+    with databases.migrated(database_kind) as scratch, opened(scratch.target, Options()) as target:
+        found = copy.copy(database, target, progress=lambda *_: None)
+        assert all(one.equal for one in found)
+        assert proof(target) == CounterProof()
+        assert [state(target, limit) for limit in made] == [state(database, limit) for limit in made]
