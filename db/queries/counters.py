@@ -31,7 +31,7 @@ _AHEAD: Final = timedelta(minutes=10)
 REPAIRED: Final = 200
 
 #: What is proven.
-FIGURES: Final = ("used", "reserved", "unknown", "unpriced")
+COUNTED: Final = ("used", "reserved", "unknown", "unpriced")
 
 #: The start of the window of this period in which a time lies; None if the period has no windows.
 WindowOf = Callable[[Period, datetime], datetime | None]
@@ -134,7 +134,7 @@ def _compare(rules: _Rules, counter: LimitCounter, rows: Movement, proof: Counte
     old, whole = rules.is_old(counter), rules.is_whole(counter)
     if exists and (old or not whole):
         proof.unproven.append(UnprovenWindow(counter.limit_id, counter.started_at))
-    for name in FIGURES:
+    for name in COUNTED:
         expected, found = getattr(rows, name), getattr(counter, name)
         if name == "used":
             expected += counter.opening

@@ -87,9 +87,9 @@ def _tables(differences: Sequence[Imbalance], wrong: Sequence[WrongCounter]) -> 
         numbers = ("COUNTER", "SETTLED", "HOURLY SUMS", "IN FLIGHT")
         yield table(("TOKEN", *numbers), rows, numbers=numbers)
     if wrong:
-        figures = [(d.limit_id, _window(d.window), d.figure, d.expected, d.found) for d in wrong]
+        rows_ = [(d.limit_id, _window(d.window), d.figure, d.expected, d.found) for d in wrong]
         numbers_ = ("EXPECTED", "FOUND")
-        yield table(("LIMIT", "WINDOW", "FIGURE", *numbers_), figures, numbers=numbers_)
+        yield table(("LIMIT", "WINDOW", "FIGURE", *numbers_), rows_, numbers=numbers_)
 
 
 def _say_unproven(windows: Sequence[UnprovenWindow]) -> None:
