@@ -14,8 +14,7 @@ from attrs import define, evolve, field
 
 from db.queries.ledger import look_up
 from db.queries.requests import Filter, page
-from llm_proxy.gateway import relay
-from llm_proxy.gateway.exchange import Exchange
+from llm_proxy.gateway import exchange, relay
 from llm_proxy.ledger.transaction import transact
 from llm_proxy.tokens import new_secret
 from tests.gateway.stage import Client, Scene, scene
@@ -60,7 +59,7 @@ async def test_only_a_body_that_is_not_complete_costs_a_look_up(
 async def test_request_whose_cost_cannot_be_computed_is_settled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Exchange, "_cost", lambda *_: 1 // 0)
+    monkeypatch.setattr(exchange, "cost_of", lambda *_: 1 // 0)
     async with scene(tmp_path) as stage:
         assert status(await ask(stage, b"{}")) == OK
         await stage.assert_nothing_is_left()
