@@ -206,8 +206,8 @@ SERIES = ("provider", "answered_model", "requested_model", "labels")
 
 # Sums per hour, token and series; survives the pruning of `requests`. A series is a combination of provider, answered
 # model, requested model and summed labels; its key is a digest of them. `pruned` says how many requests have no row any
-# more. Servers of the release before write rows whose key is the answered model, and whose provider is null: so the
-# column of the key is called `model`.
+# more, `pruned_late` how many rows of late usage are gone. Servers of the release before write rows whose key is the
+# answered model, and whose provider is null: so the column of the key is called `model`.
 usage_hourly = Table(
     "usage_hourly",
     metadata,
@@ -223,7 +223,7 @@ usage_hourly = Table(
     Column("answered_model", Name, nullable=True),
     Column("requested_model", Name, nullable=True),
     Column("labels", Json, nullable=True),
-    *(Column(name, BigInteger, nullable=False, server_default="0") for name in _SUMS_SINCE),
+    *(Column(name, BigInteger, nullable=False, server_default="0") for name in (*_SUMS_SINCE, "pruned_late")),
     Index("ix_usage_hourly_token_id_hour", "token_id", "hour"),
     Index("ix_usage_hourly_project_id_hour", "project_id", "hour"),
 )

@@ -99,6 +99,22 @@ def _now_mysql(_: Now, _compiler: SQLCompiler, **__: Any) -> str:
     return "UTC_TIMESTAMP(6)"
 
 
+class HourOf(FunctionElement[datetime]):
+    """The hour that a timestamp is in."""
+
+    inherit_cache = True
+
+    def __init__(self, column: Column[datetime]) -> None:
+        super().__init__(column)
+        self.type = column.type
+
+
+class DayOf(HourOf):
+    """The day that a timestamp is in, in UTC."""
+
+    inherit_cache = True
+
+
 def add_to_counter(
     connection: Connection,
     counter: Column[int],
@@ -232,3 +248,17 @@ def _on_duplicate_key(clause: _AddOnConflict, compiler: SQLCompiler, **_: Any) -
         return "ON DUPLICATE KEY UPDATE " + ", ".join(f"{name} = {name} + VALUES({name})" for name in clause.sums)
     sums = ", ".join(f"{name} = {clause.table_name}.{name} + added.{name}" for name in clause.sums)
     return f"AS added ON DUPLICATE KEY UPDATE {sums}"
+
+
+#: How to write the start of the hour and of the day that a timestamp is in.
+_STARTS: Mapping[str, tuple[str, str]] = {
+    "sqlite": ("substr({0}, 1, 13) || ':00:00.000000'", "substr({0}, 1, 10) || ' 00:00:00.000000'"),
+    "postgresql": ("date_trunc('hour', {0}, 'UTC')", "date_trunc('day', {0}, 'UTC')"),
+    "mysql": ("TIMESTAMP(DATE({0}), MAKETIME(HOUR({0}), 0, 0))", "TIMESTAMP(DATE({0}))"),
+}
+
+
+@compiles(HourOf)
+def _start(element: HourOf, compiler: SQLCompiler, **options: Any) -> str:
+    hour, day = _STARTS[compiler.dialect.name]
+    return (day if isinstance(element, DayOf) else hour).format(compiler.process(element.clauses, **options))

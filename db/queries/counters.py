@@ -82,7 +82,9 @@ class _Rules:
     @classmethod
     def read(cls, connection: Connection, window_of: WindowOf) -> _Rules:
         found = {row[0]: Limit(*row) for row in connection.execute(select(*columns(limits, Limit)))}
-        hour = connection.scalar(select(func.max(usage_hourly.c.hour)).where(usage_hourly.c.pruned > 0))
+        hour = connection.scalar(
+            select(func.max(usage_hourly.c.hour)).where(or_(usage_hourly.c.pruned > 0, usage_hourly.c.pruned_late > 0))
+        )
         pruned_until = None if hour is None else hour + timedelta(hours=1)
         return cls(found, _oldest(connection, window_of, {limit.period for limit in found.values()}), pruned_until)
 

@@ -7,7 +7,7 @@ one that did not see the mark has ended before the hourly sums are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -114,14 +114,19 @@ def merge(totals: dict[tuple[Any, ...], dict[str, Any]], rows: Iterable[dict[str
     for row in rows:
         labels = row["labels"] or {}
         for scope, label in (("", None), *((LABEL + key, {key: value}) for key, value in labels.items())):
-            key = (scope, *(row[name] for name in SERIES[:-1]), None if label is None else repr(label))
-            total = totals.get(key)
-            if total is None:
-                totals[key] = {**row, "scope": scope, "labels": label}
+            one = {**row, "scope": scope, "labels": label}
+            total = totals.setdefault(key_of(one), one)
+            if total is one:
                 continue
             total["series"] = min(total["series"], row["series"])
             for name in SUMS:
                 total[name] += row[name]
+
+
+def key_of(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The key of a row of a day in the sums of the whole proxy."""
+    label = row["labels"]
+    return row["scope"], *(row[name] for name in SERIES[:-1]), None if label is None else repr(label)
 
 
 def finish(connection: Connection, day: datetime, marked_at: datetime, totals: Iterable[dict[str, Any]]) -> None:

@@ -39,8 +39,8 @@ class Pruned:
 
 
 _note = BulkInsert(
-    upsert_add(usage_hourly, keys=_KEYS, sums=("pruned",)),
-    [*_KEYS, "project_id", *_ZERO, "pruned"],
+    upsert_add(usage_hourly, keys=_KEYS, sums=("pruned", "pruned_late")),
+    [*_KEYS, "project_id", *_ZERO, "pruned", "pruned_late"],
 )
 
 
@@ -57,7 +57,7 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
     """Delete settled requests that were admitted before a time, the oldest first.
 
     A row is deleted only if its hourly sum counts at least as many requests as there are rows, so that nothing is lost.
-    Void requests and late usage count as no request and are always deleted.
+    Void requests and late usage count as no request and are always deleted. The sums keep the number of the latter too.
 
     Args:
         connection: a transaction.
@@ -93,7 +93,8 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
         return Pruned(0, 0), None
     rows = [(row, _bucket(row)) for row in found]
     counted = Counter(bucket for row, bucket in rows if _counts(row))
-    known = _known(connection, list(counted))
+    late = Counter(bucket for row, bucket in rows if row.kind == "late")
+    known = _known(connection, [*{*counted, *late}])
     good = {bucket for bucket, count in counted.items() if known.get(bucket, 0) >= count}
     gone = [(row, bucket) for row, bucket in rows if not _counts(row) or bucket in good]
     projects = {bucket: row.project_id for row, bucket in rows}
@@ -101,8 +102,8 @@ def prune(connection: Connection, before: datetime, limit: int, after_id: str = 
         connection,
         [
             {**dict(zip(_KEYS, bucket, strict=True)), "project_id": projects[bucket], **dict.fromkeys(_ZERO, 0)}
-            | {"pruned": counted[bucket]}
-            for bucket in sorted(good)
+            | {"pruned": counted[bucket] if bucket in good else 0, "pruned_late": late[bucket]}
+            for bucket in sorted(good | (late.keys() & known.keys()))
         ],
     )
     deleted = delete_requests(connection, [row.id for row, _ in gone])

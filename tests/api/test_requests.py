@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import csv
+import io
 from typing import Any
 
 import pytest
@@ -38,6 +40,17 @@ async def test_a_settled_request_is_shown_with_every_column(api: Api) -> None:
         "data": [shown],
         "next_cursor": None,
     }
+
+
+async def test_the_cost_of_a_row_of_the_release_before_is_unknown(api: Api) -> None:
+    await settled(api, ROW | {"requested_model": None, "cost_nanousd": None})
+    unknown = dict.fromkeys(("cost", "cost_basis", "price_version", "requested_model", "labels", "reasoning_tokens"))
+    (shown,) = (await api("GET", "/manage/requests")).json["data"]
+    assert {name: shown[name] for name in unknown} == unknown
+    reply = await api("GET", "/manage/requests", headers={"Accept": "text/csv"})
+    (line,) = csv.DictReader(io.StringIO(reply.data.decode()))
+    assert {line[name] for name in unknown} == {""}
+    assert line["input_tokens"] == "3"
 
 
 async def test_requests_are_listed_by_page_and_filter(api: Api) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Executable, delete, select, update
 
 from db import Connection
 from db.database import Database, opened
@@ -15,10 +15,11 @@ from db.dsn import Target
 from db.options import Options
 from db.queries import ledger, limits, projects, tokens
 from db.records import Limit
-from db.schema import limit_counters
+from db.schema import limit_counters, requests, usage_daily, usage_hourly
 from tests.cli.conftest import Run
 from tests.databases.kinds import Kind, on
 from tests.databases.scratch import Scratch
+from tests.db.pasts import write_past
 from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
 
 PROJECT = a_project()
@@ -45,6 +46,7 @@ def test_verify_of_a_correct_ledger_exits_0(run: Run, migrated_env: dict[str, st
     assert (result.exit_code, result.stderr) == (0, "")
     assert result.stdout == (
         "The ledger is correct: for every token, counter = settled + in flight = hourly sums + in flight.\n"
+        "Tokens and cost: hourly sums = request records, daily sums = hourly sums.\n"
     )
     assert run("ledger", "verify", "--json", env=migrated_env).stdout == "[]\n"
 
@@ -100,6 +102,55 @@ def test_a_wrong_counter_of_a_limit_is_shown_and_repaired(run: Run, migrated_dat
     assert result.exit_code == 0
     assert "Counters of limits repaired: 1 of 1\n" in result.stderr
     assert run("ledger", "verify", env=env).exit_code == 0
+
+
+def test_sums_that_are_wrong_are_shown_and_repaired(run: Run, migrated_database: Scratch) -> None:
+    with opened(migrated_database.target, Options()) as database:
+        write_past(database, 20)
+        database.write_now(_break_sums)
+
+    result = run("ledger", "verify", env=migrated_database.env)
+    assert (result.exit_code, result.stderr) == (1, "")
+    hours, days = (block.splitlines() for block in result.stdout.split("\n\n"))
+    assert hours[0].split() == ["TOKEN", "HOUR", "SUM", "EXPECTED", "FOUND"]
+    wrong = hours[1].split()
+    assert wrong[1:3] == ["2027-01-15T12:00Z", "cost_nanousd"]
+    assert int(wrong[4]) == int(wrong[3]) + 5
+    assert days[0].split() == ["DAY", "SCOPE", "SERIES", "SUM", "EXPECTED", "FOUND"]
+    whole = [line.split() for line in days[1:] if line.split()[1] == "-"]
+    assert {line[3] for line in whole} == {"requests", "cost_nanousd"}
+    found = json.loads(run("ledger", "verify", "--json", env=migrated_database.env).stdout)
+    assert len(found) == len(hours) + len(days) - 2
+    assert found[0].keys() == {"token_id", "hour", "sum", "expected", "found"}
+    assert found[-1].keys() == {"day", "scope", "series", "sum", "expected", "found"}
+
+    result = run("ledger", "verify", "--repair", env=migrated_database.env)
+    assert (result.exit_code, result.stderr) == (0, "Tokens repaired: 1 of 1\nDays repaired: 1 of 1\n")
+    assert run("ledger", "verify", env=migrated_database.env).exit_code == 0
+
+
+def _execute(connection: Connection, statement: Executable) -> None:
+    connection.execute(statement)
+
+
+def _break_sums(connection: Connection) -> None:
+    priced = select(usage_hourly.c.token_id, usage_hourly.c.model).where(usage_hourly.c.cost_nanousd > 0).limit(1)
+    token_id, series = connection.execute(priced).one()
+    mine = (usage_hourly.c.token_id == token_id, usage_hourly.c.model == series)
+    connection.execute(update(usage_hourly).where(*mine).values(cost_nanousd=usage_hourly.c.cost_nanousd + 5))
+    connection.execute(update(usage_daily).where(usage_daily.c.scope == "").values(requests=7))
+
+
+def test_hours_with_pruned_rows_are_said_to_be_unproven(run: Run, migrated_database: Scratch) -> None:
+    with opened(migrated_database.target, Options()) as database:
+        write_past(database, 20)
+        database.write_now(
+            lambda connection: connection.execute(delete(requests).where(requests.c.kind == "late")).close()
+        )
+        database.write_now(lambda connection: connection.execute(update(usage_hourly).values(pruned_late=1)).close())
+    result = run("ledger", "verify", env=migrated_database.env)
+    assert result.exit_code == 0
+    assert result.stderr.startswith("Not proven: tokens and cost of 4 hours of tokens, because ")
 
 
 def test_a_long_ledger_gets_its_time(run: Run, migrated_env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,14 +114,14 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
         ["projects.allow_unknown_objects", str(before["projects"])],
         ["projects.models", str(before["projects"])],
         ["projects.stream_usage", str(before["projects"])],
-        ["provider_objects", "0"],
+        ["provider_objects", "3"],
         ["refusals", "2"],
         ["requests", "20"],
         ["tokens.labels", str(before["tokens"])],
         ["tokens.limited", str(before["tokens"])],
         ["tokens.models", str(before["tokens"])],
-        ["usage_daily", "0"],
-        ["usage_days", "0"],
+        ["usage_daily", str(before["usage_daily"])],
+        ["usage_days", "2"],
         ["usage_hourly", str(sums)],
     ]
     assert last == f"error: this needs confirmation ({question}); run it with --yes"

@@ -157,6 +157,9 @@ def test_requests_are_listed_by_filter(manage: Run) -> None:
     title, *rows = manage("request", "list", "--project-id", "beta").stdout.splitlines()
     assert title.split() == ["TIME", "ID", "OUTCOME", "STATUS", "MODEL", "INPUT", "OUTPUT", "COST", "MS"]
     assert [row.split()[-6:] for row in rows] == [["200", "gpt-5", "1234567", "4", "0.000500000", "75.0"]] * 2
+    assert [row.split()[-2] for row in manage("request", "list", "--project-id", "gamma").stdout.splitlines()] == [
+        *("COST", "-", "-")
+    ]
     shown = manage("request", "get", rows[0].split()[2]).stdout.splitlines()
     assert shown[0].startswith("id ")
     assert ["labels", "env=prod,", "team=beta"] in [line.split() for line in shown]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import insert
 
 from db import Connection
 from db.database import Database
-from db.queries import audit, credentials, ledger, projects, refusals, tokens
-from db.records import Reservation
+from db.queries import audit, credentials, daily, ledger, objects, projects, refusals, tokens
+from db.records import ProviderObject, Reservation
+from db.schema import usage_days
 from llm_proxy.identifiers import new_id, request_id
 from tests.db.queries.factories import (
     NOON,
@@ -29,12 +33,20 @@ def write_past(database: Database, requests: int = 1200) -> list[str]:
 
 def _write(connection: Connection, number: int) -> list[str]:
     plain = a_project(name="plain")
-    odd = a_project(name=_WIDE, active=False, api_key="enc:v2:ab12cd34:" + "x" * 5000, api_key_last4="")
+    odd = a_project(
+        name=_WIDE,
+        active=False,
+        api_key="enc:v2:ab12cd34:" + "x" * 5000,
+        api_key_last4="",
+        allow_unknown_objects=True,
+        allow_request_labels=True,
+        stream_usage="ask",
+    )
     owned = [
         a_token(plain.id),
         a_token(plain.id, name=_WIDE, active=False, revoked_at=NOON, last_used_at=NOON + timedelta(microseconds=1)),
         a_token(odd.id, expires_at=datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC), max_requests=2**62),
-        a_token(odd.id, digest=bytes(32), max_requests=0),
+        a_token(odd.id, digest=bytes(32), max_requests=0, labels={"team": _WIDE}),
     ]
     for project in (plain, odd):
         projects.create(connection, project)
@@ -58,15 +70,28 @@ def _write(connection: Connection, number: int) -> list[str]:
             admitted_at=NOON + timedelta(minutes=place, microseconds=place),
             first_byte_us=None if place % 7 == 0 else place,
             duration_us=2**62 if place % 11 == 0 else None,
-            input_tokens=None if place % 13 == 0 else 1_000_000_000,
+            **_usage(place),
         )
-        for place in range(number)
+        for place in range(number - 1)
     ]
+    late = a_settled_request(
+        owned[0], admitted_at=NOON, kind="late", origin_id=settled[0].id, outcome="ok", duration_us=None, **_usage(2)
+    )
+    objects.record(
+        connection,
+        [
+            ProviderObject("openai", f"batch_{_WIDE}", "batch", plain.id, owned[0].id, settled[0].id, NOON, late.id),
+            ProviderObject("openai", "resp_1", "background_response", plain.id, owned[0].id, settled[1].id, NOON, ""),
+            ProviderObject("openai", "file-1", "file", odd.id, owned[2].id, settled[2].id, NOON),
+        ],
+    )
     reservations = [
         Reservation(request_id(), new_id(), owned[0].id, plain.id, "openai", "POST", f"/v1/{place}", NOON)
         for place in range(3)
     ]
     ledger.reserve(connection, [*reservations, *(row.reservation for row in settled)])
+    ledger.add_late(connection, [late])
+    ledger.roll_up(connection, [late])
     for start in range(0, number, 400):
         ledger.settle(connection, settled[start : start + 400])
         ledger.roll_up(connection, settled[start : start + 400])
@@ -76,4 +101,34 @@ def _write(connection: Connection, number: int) -> list[str]:
     }
     counts[owned[0].id] += len(reservations)
     ledger.add_to_counters(connection, counts, NOON)
+    day = ledger.hour_of(NOON).replace(hour=0)
+    connection.execute(insert(usage_days), {"day": day, "marked_at": NOON, "written": False})
+    connection.execute(insert(usage_days), {"day": day + timedelta(days=1), "marked_at": NOON, "written": False})
+    totals: dict[tuple[Any, ...], dict[str, Any]] = {}
+    daily.merge(totals, daily.sum_up(connection, day, sorted([plain.id, odd.id])))
+    daily.finish(connection, day, NOON, totals.values())
     return [token.id for token in owned]
+
+
+def _usage(place: int) -> dict[str, Any]:
+    """Nothing for void requests, what the release before wrote, and everything, in turn."""
+    if place % 5 == 1:
+        return {"requested_model": "", "input_tokens": None, "output_tokens": None}
+    before = {"input_tokens": None if place % 13 == 0 else 1_000_000_000, "cached_tokens": place}
+    if place % 3 == 0:
+        return before
+    labels = {"team": _WIDE, "env": "prod"} if place % 2 else None
+    return before | {
+        "requested_model": ("", "gpt", _WIDE)[place % 3],
+        "cache_write_tokens": place,
+        "reasoning_tokens": place,
+        "cache_write_1h_tokens": place,
+        "usage_details": {"web_searches": place},
+        "service_tier": "flex",
+        "estimated": place % 7 == 0,
+        "cost_nanousd": None if place % 11 == 0 else 2**40 + place,
+        "cost_basis": "price",
+        "price_version": "1.2",
+        "labels": labels,
+        "summed_labels": labels,
+    }

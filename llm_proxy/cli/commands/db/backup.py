@@ -9,7 +9,7 @@ import click
 from db import dsn, migrate
 from db.database import opened
 from db.dialects.sqlite.backup import back_up
-from db.queries import ledger
+from db.queries.proof import prove
 from llm_proxy.cli.database import patient_options
 from llm_proxy.cli.failures import ERROR, CommandFailed, WrongUsage
 from llm_proxy.cli.options import database_options, json_option, load_settings
@@ -45,7 +45,7 @@ def command(*, to: Path, force: bool, as_json: bool, db: str | None, config: Pat
     size = back_up(source.path, to, overwrite=force)
     with opened(dsn.parse("sqlite", None, str(to)), patient_options(settings), exclusive=False) as copied:
         at_head = copied.read_now(migrate.is_at_head)
-        differences = copied.read_now(ledger.verify) if at_head else []
+        differences = copied.read_now(prove).differences if at_head else []
     keys = key_file(settings)
     if as_json:
         keys_text = None if keys is None else str(keys)
