@@ -25,7 +25,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 # Also the names that Prometheus's client libraries give to a process, which are ours with a prefix.
 _METRIC = re.compile(r"\b(?:llm_proxy_(?!_)|process_|python_)[a-z_]+[a-z]\b")
 #: A command of ours in prose, in a table or in a block, up to what the shell does with it.
-_COMMAND = re.compile(r"(?:^ *|`|\$ |-- |\| )(?:\w+=\S+ )*llm-proxy ((?:[\w./:=@$'\",…-]+ ?)*)", re.MULTILINE)
+_COMMAND = re.compile(r"(?:^ *|`|\$ |-- |\| )(?:\w+=\S+ )*llm-proxy ((?:[\w./:=@$'\",…*-]+ ?)*)", re.MULTILINE)
 each_page = pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 
 
