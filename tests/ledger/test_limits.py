@@ -48,6 +48,8 @@ class FixedDemand:
         return self.cost
 
     def worst_case(self, _provider: str) -> Bound:
+        if not self.bills:
+            return Bound(0, 0, 0)
         if self.bound is None:
             raise CostUnbounded
         return self.bound
