@@ -359,9 +359,11 @@ def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: It
             _add(bucket, sign, result)
     keys = sorted(sums)
     _roll_up(connection, [sums[key] for key in keys])
-    if keys and keys[0][0] < (now := datetime.now(UTC)) - _LATE:
-        ended = {day for hour, _, _ in keys if (day := hour.replace(hour=0)) + _DAY + _LATE <= now}
-        connection.execute(delete(usage_days).where(usage_days.c.day.in_(ended)))
+    if keys and (keys[0][0] < (now := datetime.now(UTC)) - _LATE or keys[-1][0] > now):
+        # Days to come are marked if the clock of a server was ahead.
+        days = {hour.replace(hour=0) for hour, _, _ in keys}
+        marked = {day for day in days if day + _DAY + _LATE <= now or day > now}
+        connection.execute(delete(usage_days).where(usage_days.c.day.in_(marked)))
 
 
 def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:

@@ -89,9 +89,7 @@ class Pruner:
 
     async def prune_counters(self) -> None:
         """Delete the counters of limits that nothing needs any more. Raises DatabaseError."""
-        found = PIECE
-        while found == PIECE:
-            found = await self._database.write(counters.prune, started_at, PIECE)
+        while await self._database.write(counters.prune, started_at, PIECE) == PIECE:  # noqa: ASYNC110 - work, not an event
             await trio.sleep(PAUSE)
 
     async def sum_up_days(self) -> None:
