@@ -258,12 +258,10 @@ def _shown(limit: Limit, amount: int) -> str:
     """An amount with its unit."""
     if limit.metric == "cost":
         return f"${dollars(amount)}"
-    unit = "requests" if limit.metric == "requests" else limit.metric.replace("_", " ")
-    return f"{amount} {unit}"
+    return f"{amount} {limit.metric.replace('_', ' ')}"
 
 
 def dollars(nanousd: int) -> str:
     """An amount of money in USD, with two digits after the point or as many as it needs."""
-    sign, amount = ("-", -nanousd) if nanousd < 0 else ("", nanousd)
-    fraction = f"{amount % _NANO:09d}".rstrip("0")
-    return f"{sign}{amount // _NANO}.{fraction:0<2}"
+    fraction = f"{nanousd % _NANO:09d}".rstrip("0")
+    return f"{nanousd // _NANO}.{fraction:0<2}"

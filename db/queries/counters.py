@@ -15,7 +15,7 @@ from attrs import field, frozen
 from sqlalchemy import ColumnElement, Connection, Select, delete, func, or_, select, update
 
 from db.dialects.statements import clock, for_update
-from db.queries.limits import Movement, Movements, counter_id, limit_of, lock_counters, new_counter
+from db.queries.limits import COUNTED, Movement, Movements, counter_id, limit_of, lock_counters, new_counter
 from db.queries.rows import columns, first_id
 from db.records import Limit, LimitCounter, Period, Reservation, SettledRequest
 from db.schema import in_flight, limit_counters, limits, requests, usage_hourly
@@ -29,9 +29,6 @@ ROWS: Final = 1000
 _AHEAD: Final = timedelta(minutes=10)
 #: Counters that are repaired in one transaction.
 REPAIRED: Final = 200
-
-#: What is proven.
-COUNTED: Final = ("used", "reserved", "unknown", "unpriced")
 
 #: The start of the window of this period in which a time lies; None if the period has no windows.
 WindowOf = Callable[[Period, datetime], datetime | None]

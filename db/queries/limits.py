@@ -53,8 +53,9 @@ _lock_free = LockByKeys(
     for_update(_ordered, by=limit_counters.c.id, skip_locked=True), limit_counters.c.id.type, LimitCounter
 )
 _insert_new = BulkInsert(insert_new(limit_counters), names(LimitCounter))
-_MOVED: Final = ("used", "reserved", "unknown", "unpriced")
-_add = BulkInsert(upsert_add(limit_counters, keys=("id",), sums=_MOVED), names(LimitCounter))
+#: What a transaction adds to a counter, and what is proven of it; see `Movement`.
+COUNTED: Final = ("used", "reserved", "unknown", "unpriced")
+_add = BulkInsert(upsert_add(limit_counters, keys=("id",), sums=COUNTED), names(LimitCounter))
 
 
 def counter_id(limit_id: str, started_at: datetime | None) -> str:
@@ -175,21 +176,23 @@ def of_subjects(connection: Connection, subjects: Iterable[str]) -> tuple[list[L
 
 def settle(connection: Connection, rows: Sequence[SettledRequest]) -> None:
     """Turn what these requests held into what they used."""
-    wanted = {limit_of(key) for row in rows for key in row.reservation.limits or ()}
-    if wanted:
-        moved = Movements({limit.id: limit for limit in _by_id(connection, sorted(wanted))})
-        for row in rows:
-            moved.settle(row)
-        moved.write(connection)
+    moved = _movements(connection, rows)
+    for row in rows:
+        moved.settle(row)
+    moved.write(connection)
 
 
 def correct(connection: Connection, row: SettledRequest, replaced: SettledRequest) -> None:
     """Charge a settled request in place of what it was before."""
-    wanted = {limit_of(key) for key in row.reservation.limits or ()}
-    if wanted:
-        moved = Movements({limit.id: limit for limit in _by_id(connection, sorted(wanted))})
-        moved.replace(row, replaced)
-        moved.write(connection)
+    moved = _movements(connection, [row])
+    moved.replace(row, replaced)
+    moved.write(connection)
+
+
+def _movements(connection: Connection, rows: Iterable[SettledRequest]) -> Movements:
+    """Movements of the counters that these rows name; no statement if they name none."""
+    wanted = {limit_of(key) for row in rows for key in row.reservation.limits or ()}
+    return Movements({limit.id: limit for limit in _by_id(connection, sorted(wanted))})
 
 
 def lock_counters(connection: Connection, keys: Collection[str]) -> dict[str, LimitCounter]:

@@ -38,6 +38,11 @@ class Admitted(NamedTuple):
     at: datetime
 
 
+def subjects_of(rows: Iterable[SettledRequest]) -> set[str]:
+    """The tokens and projects of these rows."""
+    return {key for row in rows for key in (row.reservation.token_id, row.reservation.project_id)}
+
+
 @define
 class Limits:
     """The limits of a transaction's requests, and the database's clock when they were read."""
@@ -63,6 +68,11 @@ class Limits:
         for limit in found:
             by_subject.setdefault(limit.subject, []).append(limit)
         return cls(now, waiting, by_subject, Movements({limit.id: limit for limit in found}))
+
+    @classmethod
+    def of_rows(cls, connection: Connection, rows: Iterable[SettledRequest]) -> Limits:
+        """Read those of these rows, and of the whole proxy."""
+        return cls.read(connection, subjects_of(rows), ())
 
     def _applying(self, token_id: str, project_id: str) -> list[Limit]:
         found = self._applied.get(token_id)

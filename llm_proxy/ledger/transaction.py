@@ -16,7 +16,7 @@ from llm_proxy.errors import ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation, late
 from llm_proxy.ledger.isolation import Isolation, Named
 from llm_proxy.ledger.late import ObjectUsage
-from llm_proxy.ledger.limits import Admitted, Limits, LimitState
+from llm_proxy.ledger.limits import Admitted, Limits, LimitState, subjects_of
 from llm_proxy.limits import Blocked, Demand, model_refusal
 from llm_proxy.tokens import key_verdict, limit_verdict, verdict
 
@@ -189,11 +189,9 @@ def book_late(connection: Connection, seen: SettledRequest, usage: ObjectUsage) 
     if not found:
         return []
     late_rows = queries.describe_late(connection, found)
-    subjects = {key for row in late_rows for key in (row.reservation.token_id, row.reservation.project_id)}
-    limits = Limits.read(connection, subjects, ())
-    if limits is not None:
-        late_rows = limits.settle((), (), late_rows)
-        limits.write(connection)
+    limits = Limits.of_rows(connection, late_rows)
+    late_rows = limits.settle((), (), late_rows)
+    limits.write(connection)
     queries.add_late(connection, late_rows)
     queries.roll_up(connection, late_rows)
     return late_rows
@@ -235,11 +233,8 @@ def _read_limits(
     """The limits of this transaction; None, and no statement, if there are none."""
     subjects = {token.id for token in admission.tokens.values() if token.limited} if admission.accounts else set()
     subjects.update(key for key, account in admission.accounts.items() if account.limited)
-    for row in written:
-        if row.reservation.limits:
-            subjects.update((row.reservation.token_id, row.reservation.project_id))
-    for row in late_rows:
-        subjects.update((row.reservation.token_id, row.reservation.project_id))
+    subjects |= subjects_of(row for row in written if row.reservation.limits)
+    subjects |= subjects_of(late_rows)
     return Limits.read(connection, subjects, waiting) if subjects else None
 
 

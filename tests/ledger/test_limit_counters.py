@@ -80,7 +80,7 @@ def test_counters_that_servers_wrote_are_correct(database: Database, token: Toke
     assert proof(database) == CounterProof()
 
 
-@pytest.mark.parametrize("figure", counters.COUNTED)
+@pytest.mark.parametrize("figure", limit_queries.COUNTED)
 @pytest.mark.parametrize("wrong", [-5, 10**6])
 def test_a_wrong_counter_is_found_and_repaired(database: Database, token: Token, figure: str, wrong: int) -> None:
     limit = make_busy(database, token)[2]

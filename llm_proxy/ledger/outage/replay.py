@@ -40,8 +40,7 @@ def write_spooled(connection: Connection, spooled: Sequence[Settlement], worker_
 
     The others stay open: their worker settles them, or the sweep as `unknown` after the worker has stopped.
     """
-    subjects = {key for one in spooled for key in (one.row.reservation.token_id, one.row.reservation.project_id)}
-    limits = Limits.read(connection, subjects, ())
+    limits = Limits.of_rows(connection, [settlement.row for settlement in spooled])
     missing = queries.reserve_late(connection, [limits.assign(settlement.row) for settlement in spooled])
     ended = [settlement for settlement in spooled if settlement.row.result.outcome != "unknown"]
     transact(connection, worker_id, (), ended, now, doubtful=True)
