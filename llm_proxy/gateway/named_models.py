@@ -22,7 +22,7 @@ from attrs import define, field
 
 from llm_proxy.errors import BadRequest, InvalidJson, ModelNotAllowed
 from llm_proxy.gateway.http import parameters
-from llm_proxy.gateway.http.json_members import JsonMembers, decoded
+from llm_proxy.gateway.http.json_members import MALFORMED, JsonMembers, decoded, items_of, members_of, text_of
 from llm_proxy.gateway.http.parameters import Parameters, alias_of, bare
 from llm_proxy.gateway.usage.shapes import MAX_MODEL
 
@@ -60,11 +60,6 @@ _PRESET: Final = "@preset/"
 #: Google's full names of models: https://cloud.google.com/vertex-ai/docs/reference/rest/v1/projects.locations.cachedContents
 _GOOGLE: Final = re.compile(r"(?:projects/[^/]+/locations/[^/]+/)?(?:publishers/[^/]+/)?models/")
 _UNSAFE: Final = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-
-_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_text = msgspec.json.Decoder(str).decode
 
 _IN_FILE: Final = "The models of this request are in a file, which is not read here. Send the requests one by one."
 _ALIAS: Final = "The request has a name that some parsers read as '{}': write it like that."
@@ -112,9 +107,9 @@ def _read_quickly(body: bytes, root: _Place) -> list[str] | None:
         return None
     try:
         body.decode()
-        members = _members(body)
+        members = members_of(body)
         return [model for name, value in members.items() for model in _under(value, root.at(name))]
-    except _MALFORMED:
+    except MALFORMED:
         return None
 
 
@@ -123,13 +118,13 @@ def _under(value: msgspec.Raw, place: _Place | None) -> Iterator[str]:
         return
     match bytes(value)[:1]:
         case b"[":
-            for item in _items(value):
+            for item in items_of(value):
                 yield from _under(item, place)
         case b"{" if not place.is_model:
-            for name, inner in _members(value).items():
+            for name, inner in members_of(value).items():
                 yield from _under(inner, place.at(name))
         case b'"' if place.is_model:
-            yield _text(value)
+            yield text_of(value)
         case b'"' if place.required:
             raise InvalidJson(_IN_FILE)
         case first if place.is_model and first != b"n":

@@ -371,7 +371,7 @@ class Relay:
 
 def _is_form(inbound: Inbound) -> bool:
     """Whether the body is a form, which is an upload that is not held."""
-    return any(name == b"content-type" and value.lower().startswith(b"multipart/") for name, value in inbound.headers)
+    return any(name == b"content-type" and value.lower().startswith(b"multipart/") for name, value in inbound.content)
 
 
 async def _answer(inbound: Inbound, error: ProxyError, send: Send) -> None:

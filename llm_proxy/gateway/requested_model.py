@@ -19,7 +19,7 @@ import msgspec
 
 from llm_proxy.errors import ProxyError
 from llm_proxy.gateway.http import multipart
-from llm_proxy.gateway.http.json_members import JsonMembers
+from llm_proxy.gateway.http.json_members import MALFORMED, JsonMembers, items_of, members_of, text_of
 from llm_proxy.gateway.http.multipart import Multipart
 from llm_proxy.gateway.usage import model_name
 
@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 _CANDIDATES: Final = 16
 #: Bytes of a long body that are read before it is seen whether that was enough.
 _SLICE: Final = 4096
-
-_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_text = msgspec.json.Decoder(str).decode
 
 
 class NamedModel(msgspec.Struct, gc=False):
@@ -68,8 +63,8 @@ def _of_document(document: bytes, names: Sequence[str]) -> str:
     try:
         if names == _MODEL:
             return model_name(_named(document).model)
-        members = _members(document)
-    except _MALFORMED:
+        members = members_of(document)
+    except MALFORMED:
         return ""
     return next(filter(None, (_at(members, name) for name in names)), "")
 
@@ -79,9 +74,9 @@ def _at(members: Mapping[str, msgspec.Raw], name: str) -> str:
     outer, _, inner = name.partition(".")
     if (value := members.get(outer)) is None:
         return ""
-    for one in _items(value) if bytes(value).startswith(b"[") else (value,):
-        with suppress(*_MALFORMED):
-            if found := _at(_members(one), inner) if inner else model_name(_text(one)):
+    for one in items_of(value) if bytes(value).startswith(b"[") else (value,):
+        with suppress(*MALFORMED):
+            if found := _at(members_of(one), inner) if inner else model_name(text_of(one)):
                 return found
     return ""
 
@@ -100,7 +95,7 @@ def _of_long_document(first: bytes, last: bytes, names: Sequence[str]) -> str:
 
 
 def _of_form(inbound: Inbound, first: bytes, last: bytes, names: Sequence[str]) -> str:
-    content_type = next((value for name, value in inbound.headers if name == b"content-type"), b"")
+    content_type = next((value for name, value in inbound.content if name == b"content-type"), b"")
     found = multipart.CONTENT_TYPE.fullmatch(content_type)
     if found is None:
         return ""

@@ -18,6 +18,7 @@ import msgspec
 from attrs import define, field
 
 from llm_proxy.gateway.http.headers import DIGESTS, Headers
+from llm_proxy.gateway.http.json_members import MALFORMED, members_of
 
 if TYPE_CHECKING:
     from db.records import Project
@@ -48,7 +49,6 @@ _MOST_OF_END: Final = 3
 _ABSENT: Final = msgspec.Raw()
 _TRUE: Final = msgspec.Raw(b"true")
 _NULL: Final = msgspec.Raw(b"null")
-_MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Request(msgspec.Struct, gc=False):
@@ -63,7 +63,6 @@ class _Chunk(msgspec.Struct, gc=False):
 
 _request = msgspec.json.Decoder(_Request).decode
 _chunk = msgspec.json.Decoder(_Chunk).decode
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
 def is_wanted(project: Project, provider: Provider, inbound: Inbound) -> bool:
@@ -90,7 +89,7 @@ def with_option(body: bytes, headers: Headers) -> bytes | None:
         if request.stream_options is _ABSENT:
             end = len(body.rstrip(_SPACE)) - 1
             return b'%b,"stream_options":{%b}%b' % (body[:end], _OPTION, body[end:])
-        options = _members(request.stream_options)
+        options = members_of(request.stream_options)
         if "include_usage" in options:
             return None
         edited = msgspec.Raw(b"{%b%b%b" % (_OPTION, b"," if options else b"", bytes(request.stream_options)[1:]))
@@ -100,7 +99,7 @@ def with_option(body: bytes, headers: Headers) -> bytes | None:
             # The name may also be that of an inner object's member.
             if _request(candidate).stream_options == edited:
                 return candidate
-    except _MALFORMED:
+    except MALFORMED:
         pass
     return None
 
@@ -155,7 +154,7 @@ class StreamEditor:
             chunk = _chunk(document)
             if chunk.usage == _NULL:
                 return _without_null(event, document)
-        except _MALFORMED:
+        except MALFORMED:
             return event
         if not bytes(chunk.usage).startswith(b"{") or bytes(chunk.choices).translate(None, _SPACE) != b"[]":
             return event
@@ -182,8 +181,8 @@ def _without_null(event: bytes, document: bytes) -> bytes:
         if len(matches) == 1:
             return edited
         # Inner objects have such a member too.
-        rest = _members(document)
+        rest = members_of(document)
         del rest["usage"]
-        if _members(_document(edited)) == rest:
+        if members_of(_document(edited)) == rest:
             return edited
     return event

@@ -14,9 +14,18 @@ import codecs
 import json
 import re
 from collections.abc import Generator
-from typing import ClassVar
+from typing import ClassVar, Final
+
+import msgspec
 
 from llm_proxy.errors import InvalidJson
+
+#: Every exception of msgspec about input: malformed, wrongly typed, not UTF-8, nested too deeply.
+MALFORMED: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+#: The members of an object, the items of an array, neither decoded, and a text.
+members_of: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+items_of: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+text_of: Final = msgspec.json.Decoder(str).decode
 
 #: Maximum number of names, strings, brackets, commas, colons and scalars. 100,000 messages have fewer.
 MAX_TOKENS = 1_000_000

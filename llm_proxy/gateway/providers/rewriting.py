@@ -20,6 +20,7 @@ from attrs import define, frozen
 from llm_proxy.config.kinds import HEADER_NAME, InvalidValue
 from llm_proxy.errors import EndpointNotAllowed, ProxyError, UpstreamUnreachable
 from llm_proxy.gateway.http.headers import content_of
+from llm_proxy.gateway.http.json_members import MALFORMED
 from llm_proxy.gateway.providers.endpoints import Endpoints
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ class Rewriting:
             try:
                 for place in places:
                     edited = self._edited(edited, place)
-            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except MALFORMED:
                 raise UpstreamUnreachable(
                     "The provider's answer is not JSON, so its URLs cannot be replaced; it was not relayed."
                 ) from None

@@ -18,6 +18,7 @@ from typing import Final
 import msgspec
 from attrs import define, field
 
+from llm_proxy.gateway.http.json_members import MALFORMED
 from llm_proxy.gateway.usage.scan import read
 from llm_proxy.gateway.usage.shapes import UNKNOWN, Usage, total_of
 from llm_proxy.gateway.usage.tally import Tally
@@ -82,7 +83,7 @@ class ResultsMeter:
             return
         try:
             found = _decode(line)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except MALFORMED:
             self._stop()
             return
         if found.custom_id is _ABSENT:

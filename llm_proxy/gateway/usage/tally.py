@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from attrs import define, field
 
+from llm_proxy.gateway.http.json_members import MALFORMED
 from llm_proxy.gateway.usage.shapes import (
     TABLES,
     ZERO_IS_OMITTED,
@@ -100,15 +101,12 @@ _decode_report = msgspec.json.Decoder(Report).decode
 _decode_reports = msgspec.json.Decoder(list[Report]).decode
 _decode_any = msgspec.json.Decoder().decode
 
-#: Every exception of msgspec about input: malformed, wrongly typed, not UTF-8, nested too deeply.
-_MALFORMED = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-
 
 def decode(text: bytes) -> object:
     """The value of a JSON text; None if it is not JSON."""
     try:
         return _decode_any(text) if text else None
-    except _MALFORMED:
+    except MALFORMED:
         return None
 
 
@@ -149,7 +147,7 @@ class Tally:
         """Add a JSON document: a whole response, or the data of one event. False if it is not strictly JSON."""
         try:
             report = _decode_report(document)
-        except _MALFORMED:
+        except MALFORMED:
             return self._read_stream(document)
         self.add(report)
         self.see(report)
@@ -157,7 +155,7 @@ class Tally:
             if member is not _ABSENT and (wrapped := bytes(member)).startswith(b"{"):
                 try:
                     self.add(_decode_report(wrapped))
-                except _MALFORMED:
+                except MALFORMED:
                     continue
         return True
 
@@ -165,7 +163,7 @@ class Tally:
         """Gemini sends a stream as one array if the client does not ask for events. Its last report counts."""
         try:
             reports = _decode_reports(document)
-        except _MALFORMED:
+        except MALFORMED:
             return False
         last = Report()
         for report in reports:
