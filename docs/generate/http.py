@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from msgspec import Struct
 
 from docs.generate import data_plane
-from llm_proxy.api import (
-    audit,
-    credentials,
-    limits,
-    operations,
-    pages,
-    projects,
-    refusals,
-    requests,
-    server,
-    system,
-    tokens,
-    usage,
-)
+from llm_proxy.api import RESOURCES, operations, pages, system
 from llm_proxy.api.openapi import schema_of
-from llm_proxy.api.operations import Operation, Resource
+from llm_proxy.api.operations import Operation
 from llm_proxy.api.schema import Changes
 from llm_proxy.errors import MANAGEMENT
 
@@ -100,14 +87,8 @@ def page() -> str:
     return "\n".join([*parts, *data_plane.endpoints()])
 
 
-def resources() -> Sequence[Resource]:
-    """What the management API has, with the providers that are there without a provider file."""
-    kinds = (projects, credentials, tokens, limits, requests, refusals, usage, audit, server)
-    return [kind.RESOURCE for kind in kinds]
-
-
 def _management() -> Iterator[str]:
-    for resource in resources():
+    for resource in RESOURCES:
         yield f"### {resource.name}\n"
         for operation in resource.operations:
             yield from _operation(operation)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
+from typing import Final
 
 from quart import Quart
 from werkzeug.exceptions import HTTPException
@@ -35,19 +36,18 @@ from llm_proxy.api import (
 from llm_proxy.services import Services
 from llm_proxy.version import VERSION
 
+#: What the management API has, in the order of its document.
+RESOURCES: Final = tuple(
+    kind.RESOURCE for kind in (projects, credentials, tokens, limits, requests, refusals, usage, audit, server)
+)
+
 
 def register(app: Quart, services: Services, clock: Callable[[], datetime] = operations.utc_now) -> None:
     """Add the routes of the management API to an app, and answer the framework's own errors in JSON."""
     settings = services.settings
-    resources = (
-        projects.RESOURCE,
-        credentials.RESOURCE,
-        *(tokens.RESOURCE, limits.RESOURCE, requests.RESOURCE, refusals.RESOURCE),
-        *(usage.RESOURCE, audit.RESOURCE, server.RESOURCE),
-    )
     open_paths = system.paths(settings.metrics_path if settings.enable_metrics else None)
     # The framework would otherwise redirect `//` to a URL made from the client's own Host header.
     app.url_map.merge_slashes = False
-    app.register_blueprint(operations.blueprint(services, resources, clock))
-    app.register_blueprint(system.blueprint(services, openapi.document(resources, open_paths, VERSION)))
+    app.register_blueprint(operations.blueprint(services, RESOURCES, clock))
+    app.register_blueprint(system.blueprint(services, openapi.document(RESOURCES, open_paths, VERSION)))
     app.register_error_handler(HTTPException, operations.answer_http_error)
