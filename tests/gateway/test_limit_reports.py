@@ -13,6 +13,7 @@ from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Grant
 from llm_proxy.ledger.limits import LimitState
 from llm_proxy.metrics import Metrics
+from tests.db.queries import factories
 from tests.db.queries.factories import a_project, a_token, an_account
 
 NOON: Final = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -29,22 +30,8 @@ def reports(metrics: Metrics) -> LimitReports:
 
 
 def a_limit(**fields: Any) -> Limit:
-    usual: dict[str, Any] = {
-        "id": new_id(),
-        "scope": "project",
-        "subject": "p",
-        "metric": "cost",
-        "period": "hour",
-        "amount": 100,
-        "models": None,
-        "policy": "settled",
-        "wait_ms": 0,
-        "warn_at": None,
-        "allow_unpriced": False,
-        "created_at": NOON,
-        "updated_at": NOON,
-    }
-    return Limit(**usual | fields)
+    usual = {"scope": "project", "subject": "p", "metric": "cost", "period": "hour", "amount": 100}
+    return factories.a_limit(**usual | fields)
 
 
 def a_grant(limit: Limit, *, used: int = 0, held: int = 0, ends_at: datetime | None = None) -> Grant:

@@ -13,8 +13,8 @@ from db.queries import limits
 from db.records import Limit
 from db.schema import tokens
 from llm_proxy.gateway.http.headers import with_rate_limits
-from llm_proxy.identifiers import new_id
 from llm_proxy.ledger.limits import LimitState
+from tests.db.queries import factories
 from tests.db.queries.factories import NOON
 from tests.gateway.stage import Client, scene
 
@@ -28,22 +28,7 @@ PROVIDERS = [
 
 
 def a_limit(**fields: Any) -> Limit:
-    usual: dict[str, Any] = {
-        "id": new_id(),
-        "scope": "proxy",
-        "subject": "",
-        "metric": "requests",
-        "period": "minute",
-        "amount": 60,
-        "models": None,
-        "policy": "settled",
-        "wait_ms": 0,
-        "warn_at": None,
-        "allow_unpriced": False,
-        "created_at": NOON,
-        "updated_at": NOON,
-    }
-    return Limit(**usual | fields)
+    return factories.a_limit(**{"period": "minute", "amount": 60} | fields)
 
 
 def a_state(used: int = 10, reserved: int = 5, **fields: Any) -> LimitState:

@@ -20,7 +20,7 @@ from llm_proxy.errors import CostUnbounded, ProxyError
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import AdmissionRequest, Decision, Grant, Settlement, transact
 from llm_proxy.limits import Blocked, Bound, started_at
-from tests.db.queries.factories import NOON, a_project, a_token, to_default
+from tests.db.queries.factories import a_limit, a_project, a_token, to_default
 
 WORKER = new_id()
 
@@ -66,22 +66,7 @@ def token(database: Database) -> Token:
 
 def limited(database: Database, token: Token, scope: str = "token", **fields: Any) -> Limit:
     subject = {"token": token.id, "project": token.project_id, "proxy": ""}[scope]
-    usual: dict[str, Any] = {
-        "id": new_id(),
-        "scope": scope,
-        "subject": subject,
-        "metric": "requests",
-        "period": "total",
-        "amount": 2,
-        "models": None,
-        "policy": "settled",
-        "wait_ms": 0,
-        "warn_at": None,
-        "allow_unpriced": False,
-        "created_at": NOON,
-        "updated_at": NOON,
-    }
-    limit = Limit(**usual | fields)
+    limit = a_limit(scope=scope, subject=subject, **fields)
     database.write_now(limit_queries.create, limit)
     return limit
 

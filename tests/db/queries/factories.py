@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from db.records import Account, AuditEntry, Credential, Project, RefusedRequest, SealedKey, SettledRequest, Token
+from db.records import Account, AuditEntry, Credential, Limit, Project, RefusedRequest, SealedKey, SettledRequest, Token
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.tokens import digest
 
@@ -73,6 +73,26 @@ def a_token(project_id: str, **fields: Any) -> Token:
         "last_used_at": None,
     }
     return Token(**usual | fields)
+
+
+def a_limit(**fields: Any) -> Limit:
+    """A limit of the whole proxy as it is after creation at noon."""
+    usual: dict[str, Any] = {
+        "id": new_id(),
+        "scope": "proxy",
+        "subject": "",
+        "metric": "requests",
+        "period": "total",
+        "amount": 2,
+        "models": None,
+        "policy": "settled",
+        "wait_ms": 0,
+        "warn_at": None,
+        "allow_unpriced": False,
+        "created_at": NOON,
+        "updated_at": NOON,
+    }
+    return Limit(**usual | fields)
 
 
 def a_settled_request(token: Token, **fields: Any) -> SettledRequest:

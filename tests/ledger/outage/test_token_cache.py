@@ -25,6 +25,7 @@ from llm_proxy.ledger import AdmissionRequest, Grant
 from llm_proxy.ledger.limits import LimitState
 from llm_proxy.ledger.outage import token_cache
 from llm_proxy.ledger.outage.token_cache import CachedToken, OutageLimits, TokenCache
+from tests.db.queries import factories
 from tests.db.queries.factories import NOON, a_project, a_token, an_account, to_default
 from tests.ledger.test_limits import FixedDemand
 
@@ -156,9 +157,7 @@ def test_refreshing_late_does_not_decrease_the_counter() -> None:
 
 
 def a_limit(**fields: Any) -> Limit:
-    usual: dict[str, Any] = {"metric": "cost", "period": "total", "policy": "settled", "amount": 5} | fields
-    same: dict[str, Any] = {"models": None, "wait_ms": 0, "warn_at": None, "allow_unpriced": False}
-    return Limit(new_id(), "proxy", "", **usual, **same, created_at=NOON, updated_at=NOON)
+    return factories.a_limit(**{"metric": "cost", "amount": 5} | fields)
 
 
 @pytest.mark.parametrize(
