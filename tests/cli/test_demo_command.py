@@ -29,6 +29,8 @@ STEPS = [
     "The ledger has a row for each admitted request",
     "The ledger is correct",
     "Who spent what: llm-proxy manage usage --group-by project,model",
+    "A token with a budget of $0.0003 per month, until it is spent",
+    "What is used of each limit: llm-proxy manage limit list",
 ]
 
 
@@ -63,7 +65,7 @@ def test_the_tour_shows_everything_and_ends(tmp_path: Path) -> None:
         output, errors = process.communicate(timeout=60)
 
     assert (process.returncode, errors) == (0, "")
-    assert re.findall(r"^ ?\d  (.*)$", output, re.MULTILINE) == STEPS
+    assert re.findall(r"^(?: \d|\d\d)  (.*)$", output, re.MULTILINE) == STEPS
     assert output.count("This answer comes from a script; no model was asked.") == 2
     assert "429 request_limit_exceeded" in output
     assert re.search(r"^    …\w{8}  ok          200  gpt-5.4-mini  no      15   28 ", output, re.MULTILINE)
@@ -73,6 +75,12 @@ def test_the_tour_shows_everything_and_ends(tmp_path: Path) -> None:
     assert re.search(r"^    demo     gpt-5.4-mini         1     15      28  \$0.000137 ", output, re.MULTILINE)
     assert re.search(r"^    demo     gpt-5.4-nano         1     15      28  \$0.000038 ", output, re.MULTILINE)
     assert re.search(r"^    total                         2     30      56  \$0.000175$", output, re.MULTILINE)
+    # The budget is reached by the third request, and the fourth is refused.
+    used = re.findall(r"^    200, and \$(\S+) of \$0.0003 are used$", output, re.MULTILINE)
+    assert used == ["0.00013725", "0.0002745", "0.00041175"]
+    assert "    429 budget_exceeded\n" in output
+    listed = r"^    token budget  cost    month   \$0.00041175  \$0.0003  \d{4}-\d\d-01 00:00:00Z$"
+    assert re.search(listed, output, re.MULTILINE)
     # Nothing for a terminal in a pipe, nothing wider than one, nothing left behind.
     assert "\x1b" not in output
     assert max(map(len, output.splitlines())) <= 80

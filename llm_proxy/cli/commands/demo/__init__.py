@@ -47,7 +47,7 @@ def command(*, once: bool, addr: ListenAddress) -> None:
     """Show the proxy at work, offline, in a few seconds.
 
     Starts a provider that answers from a script, and a proxy before it with a database in a temporary folder. Sends
-    requests as a client would, shows their rows in the ledger and their cost, and serves until Ctrl-C.
+    requests as a client would, shows their rows in the ledger and their cost, spends a budget, and serves until Ctrl-C.
     """
     with tempfile.TemporaryDirectory(prefix="llm-proxy-demo-") as folder:
         trio.run(_demo, Path(folder), addr, once)

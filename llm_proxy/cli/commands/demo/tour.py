@@ -15,6 +15,7 @@ from attrs import frozen
 
 from db.database import Database
 from db.queries import ledger
+from llm_proxy.cli.commands.manage.limit import columns
 from llm_proxy.cli.commands.manage.usage import report
 from llm_proxy.cli.failures import CommandFailed
 from llm_proxy.cli.output import printable, table
@@ -29,6 +30,8 @@ _OTHER_MODEL = "gpt-5.4-nano"
 _CHAT = "/v1/chat/completions"
 _QUESTION = "Who keeps the key, and who keeps the ledger?"
 _LIMIT = 2
+#: In USD per month: two requests are less than it, three are more.
+_BUDGET = "0.0003"
 #: Seconds in which the ledger must show the requests.
 _SETTLE_TIMEOUT = 5.0
 
@@ -68,6 +71,7 @@ async def tour(stage: Stage) -> str:
         await _ask_beyond_the_limit(client)
         await _show_ledger(client, stage.database, token["id"])
         await _show_usage(client)
+        await _spend_a_budget(client, common)
     return str(user["token"])
 
 
@@ -173,6 +177,39 @@ async def _show_usage(client: httpx.AsyncClient) -> None:
     _step(f"Who spent what: llm-proxy manage usage --group-by {','.join(names)}")
     found = await _manage(client, "GET", "usage", params={"group_by": ",".join(names)})
     _block(report(found["data"], names, _width() - len(_INDENT)))
+
+
+async def _spend_a_budget(client: httpx.AsyncClient, common: dict[str, Any]) -> None:
+    _step(f"A token with a budget of ${_BUDGET} per month, until it is spent")
+    token = await _manage(client, "POST", "tokens", json={**common, "name": "budget"})
+    budget = {"token_id": token["id"], "metric": "cost", "window": "month", "amount": _BUDGET}
+    limit = await _manage(client, "POST", "limits", json=budget)
+    headers = {"Authorization": f"Bearer {token['token']}"}
+    while (response := await client.post(_CHAT, json=_question(), headers=headers)).status_code == 200:
+        limit = await _charged(client, limit)
+        _block(f"{response.status_code}, and ${limit['used'].rstrip('0')} of ${_BUDGET} are used")
+    _expect(response, 429)
+    error = response.json()["error"]
+    _block(f"{response.status_code} {error['code']}")
+    _say(error["message"])
+    _step("What is used of each limit: llm-proxy manage limit list")
+    found = (await _manage(client, "GET", "limits"))["data"]
+    titles, rows = columns(found, {token["id"]: f"token {token['name']}"})
+    # The id does not fit beside the rest, and nothing is reserved.
+    shown = [number for number, title in enumerate(titles) if title not in ("ID", "RESERVED")]
+    chosen = [tuple(row[number] for number in shown) for row in rows]
+    _block(table([titles[number] for number in shown], chosen, numbers=("USED", "AMOUNT")))
+
+
+async def _charged(client: httpx.AsyncClient, limit: dict[str, Any]) -> dict[str, Any]:
+    """The limit after the request is settled, which is shortly after its response."""
+    with trio.move_on_after(_SETTLE_TIMEOUT):
+        while True:
+            found = await _manage(client, "GET", f"limits/{limit['id']}")
+            if found["used"] != limit["used"]:
+                return found
+            await trio.sleep(0.02)
+    raise _failure(f"the budget is not charged after {_SETTLE_TIMEOUT:.0f} s")
 
 
 async def _manage(client: httpx.AsyncClient, method: str, path: str, **content: Any) -> dict[str, Any]:
