@@ -150,6 +150,7 @@ async def _serve(
         app.report_draining()
 
     async def reload() -> None:
+        await app.started.wait()
         try:
             await app.services.reload()
         except SettingsError as error:

@@ -50,6 +50,8 @@ class ServicesLifespan(TrioASGILifespan):
                 register(app, services)
                 await app.startup()
                 _tune_garbage_collector()
+                services.readiness.draining = app.draining
+                app.started.set()
                 await send({"type": "lifespan.startup.complete"})
                 started = True
                 await receive()
@@ -69,7 +71,8 @@ class LLMProxy(QuartTrio):
 
     Attributes:
         settings, request_log, store: what it was made with.
-        services: from startup on.
+        services: once it has `started`.
+        draining: whether it reports that it is not ready.
         failure: why it did not start. ASGI passes on a message only; the exit code needs the error.
     """
 
@@ -81,6 +84,8 @@ class LLMProxy(QuartTrio):
         self.settings = settings
         self.request_log = request_log
         self.store = store
+        self.started = trio.Event()
+        self.draining = False
         self.failure: Exception | None = None
         origins, networks = settings.cors_allowed_origins, settings.trusted_proxies
         self._cross_origin = CrossOrigin(origins) if origins else None
@@ -128,7 +133,9 @@ class LLMProxy(QuartTrio):
 
     def report_draining(self) -> None:
         """Report not ready and continue to serve, so that load balancers send new requests to other servers."""
-        self.services.readiness.draining = True
+        self.draining = True
+        if self.started.is_set():
+            self.services.readiness.draining = True
 
 
 def create_app(settings: Settings | None = None, store: MetricStore | None = None) -> LLMProxy:
