@@ -12,6 +12,7 @@ retries a 401, for minutes, and obeys that header.
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from typing import Any, ClassVar, Final, Literal, Self
 
 #: The shape of the error bodies of a provider's API.
@@ -53,7 +54,9 @@ class ProxyError(Exception):
         param: name of the request parameter that is wrong.
         retry_after: seconds after which a retry may succeed; becomes the `Retry-After` header.
         allow: methods for the `Allow` header of a 405.
-        token_id, project_id, provider: for the log; empty until they are known.
+        token_id, project_id, provider, limit_id: for the log; empty until they are known.
+        limits, judged_at: the state of the limits that judged the request (`ledger.limits.LimitState`), and the
+            database's time then.
     """
 
     status: ClassVar[int] = 500
@@ -84,6 +87,8 @@ class ProxyError(Exception):
         self.param = param
         self.allow = allow
         self.token_id = self.project_id = self.provider = self.limit_id = ""
+        self.limits: tuple[Any, ...] = ()
+        self.judged_at: datetime | None = None
         super().__init__(self.message or self.description)
 
     def about(self, token_id: str, project_id: str, provider: str) -> Self:

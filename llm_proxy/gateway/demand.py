@@ -67,6 +67,7 @@ class RequestDemand:
     def input_tokens(self) -> int:
         if self._input is None:
             inbound = self._inbound
+            named_models.require_body(inbound)
             size = max(inbound.received, inbound.content_length or 0)
             self._input = estimate.input_tokens(*inbound.ends(), size)
         return self._input

@@ -20,7 +20,7 @@ from urllib.parse import unquote_plus
 import msgspec
 from attrs import define, field
 
-from llm_proxy.errors import BadRequest, InvalidJson, ModelNotAllowed
+from llm_proxy.errors import BadRequest, InvalidJson, ModelNotAllowed, Overloaded
 from llm_proxy.gateway.http import parameters
 from llm_proxy.gateway.http.json_members import MALFORMED, JsonMembers, decoded, items_of, members_of, text_of
 from llm_proxy.gateway.http.parameters import Parameters, alias_of, bare
@@ -190,11 +190,18 @@ def generates(inbound: Inbound, provider: Provider) -> bool:
     return provider.says_models_of(path) or _GENERATES_NOTHING.fullmatch(path) is None
 
 
+def require_body(inbound: Inbound) -> None:
+    """Raise `Overloaded` if the body has not arrived: nothing had to read it when it began to arrive."""
+    if not inbound.ended:
+        raise Overloaded("A limit or an allow-list of models was created meanwhile. Send the request again.")
+
+
 def named_models(inbound: Inbound, provider: Provider) -> Generator[None, None, tuple[str, ...]]:
     """Read the models that a request names; yields between parts of a long body.
 
     Raises:
         ModelNotAllowed: they cannot be read for certain; the message says why.
+        Overloaded: the body has not arrived, see `require_body`.
     """
     try:
         names = _in_query(inbound.query)
@@ -215,8 +222,7 @@ def _of_request(inbound: Inbound, provider: Provider) -> Generator[None, None, l
         names, found = _BESIDE_PATH, [model]
     if not inbound.has_body:
         return found
-    if not inbound.ended:
-        raise ModelNotAllowed("The body of the request was not read in time. Send the request again.")
+    require_body(inbound)
     places = _places(names)
     reader = parameters.reader(inbound.headers, path, partial(_Members, places))
     if isinstance(reader, _Members) and (body := inbound.complete()) is not None:

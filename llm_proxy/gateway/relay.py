@@ -17,6 +17,7 @@ from llm_proxy.gateway.auth import token_sources
 from llm_proxy.gateway.demand import RequestDemand
 from llm_proxy.gateway.exchange import Exchange
 from llm_proxy.gateway.http import parameters, upload_session
+from llm_proxy.gateway.http.headers import with_rate_limits
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
 from llm_proxy.gateway.labels import Labels
 from llm_proxy.gateway.limit_reports import LimitReports
@@ -376,6 +377,8 @@ def _is_form(inbound: Inbound) -> bool:
 
 async def _answer(inbound: Inbound, error: ProxyError, send: Send) -> None:
     """Answer in the provider's error shape."""
-    status, headers, body = provider_response(error, inbound.shape, inbound.id)
-    await send({"type": "http.response.start", "status": status, "headers": headers})
+    status, fields, body = provider_response(error, inbound.shape, inbound.id)
+    if error.judged_at is not None:
+        fields = with_rate_limits(fields, error.limits, error.judged_at, anthropic=inbound.shape == "anthropic")
+    await send({"type": "http.response.start", "status": status, "headers": fields})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -172,45 +172,50 @@ class Limits:
         """Judge a request, and count it if it is admitted; None if it has no limits."""
         blocked: Blocked | None = None
         holds: dict[str, int] = {}
-        passed: list[tuple[Limit, str]] = []
+        judged: list[tuple[Limit, str]] = []
         for limit in self._applying(token.id, account.project.id):
             if demand is None:
                 raise ProxyError
             if not covers(limit, demand, provider):
                 continue
             key = self._counter(limit, self.now)
-            counter = self._counters.get(key)
-            if counter is None:
+            if key not in self._counters:
                 locked = TokenLocked()
                 locked.counter = key if key in self._missing else None
                 return locked
-            wanted = held(limit, demand, provider)
-            moved = self._movements.of(key)
-            found = verdict(limit, counter.used + moved.used, counter.reserved + moved.reserved, wanted, self.now)
+            holds[key] = held(limit, demand, provider)
+            judged.append((limit, key))
+            found = self._verdict(judged, holds[key])
             if isinstance(found, ProxyError):
-                found.limit_id = limit.id
                 return found
-            if found is None and limit.id in self._busy:
-                found = behind(limit)
-            if isinstance(found, Blocked):
-                found.error.limit_id = limit.id
-                if blocked is None or found.seconds < blocked.seconds:
-                    blocked = found
-            holds[key] = wanted
-            passed.append((limit, key))
+            if found is not None and (blocked is None or found.seconds < blocked.seconds):
+                blocked = found
         if blocked is not None:
             if blocked.seconds:
                 self._busy.add(blocked.limit_id)
             return blocked
-        if not passed:
+        if not judged:
             return None
-        return Admitted(holds, tuple(self._state(limit, key, holds[key]) for limit, key in passed), self.now)
+        for limit, key in judged:
+            if limit.reserves:
+                self._movements.of(key).reserved += holds[key]
+        return Admitted(holds, tuple(self._state(limit, key) for limit, key in judged), self.now)
 
-    def _state(self, limit: Limit, key: str, wanted: int) -> LimitState:
-        """Count what a request holds; the state of the limit with it."""
+    def _verdict(self, judged: Sequence[tuple[Limit, str]], wanted: int) -> ProxyError | Blocked | None:
+        """Judge a request by the last of these limits, after it was judged by the others."""
+        limit, key = judged[-1]
         moved, counter = self._movements.of(key), self._counters[key]
-        if limit.reserves:
-            moved.reserved += wanted
+        found = verdict(limit, counter.used + moved.used, counter.reserved + moved.reserved, wanted, self.now)
+        if found is None and limit.id in self._busy:
+            found = behind(limit)
+        if found is not None:
+            error = found.error if isinstance(found, Blocked) else found
+            error.limit_id, error.judged_at = limit.id, self.now
+            error.limits = tuple(self._state(*one) for one in judged)
+        return found
+
+    def _state(self, limit: Limit, key: str) -> LimitState:
+        moved, counter = self._movements.of(key), self._counters[key]
         ends = ends_at(limit.period, counter.started_at)
         return LimitState(limit, counter.used + moved.used, counter.reserved + moved.reserved, ends)
 

@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
+from attrs import define, field
 from sqlalchemy import select
 
 from db.queries import limits
 from db.records import Limit
 from db.schema import tokens
 from llm_proxy.gateway.http.headers import with_rate_limits
+from llm_proxy.ledger import AdmissionRequest, Checked, Ledger
 from llm_proxy.ledger.limits import LimitState
 from tests.db.queries import factories
 from tests.db.queries.factories import NOON
@@ -89,10 +92,58 @@ async def test_the_client_and_the_log_are_told_of_the_limit_of_a_request(tmp_pat
         for client in clients:
             await stage.request(client, chunked=False, told=False)
         assert 429 in [client.received[0]["status"] for client in clients]
-        found = dict(clients[0].received[0]["headers"])
-        assert found[b"x-ratelimit-limit-requests"] == b"1"
-        assert found[b"x-ratelimit-remaining-requests"] == b"0"
-        assert 0 <= int(found[b"x-ratelimit-reset-requests"].removesuffix(b"s")) <= 60
+        for client in clients:
+            found = dict(client.received[0]["headers"])
+            assert found[b"x-ratelimit-limit-requests"] == b"1"
+            assert found[b"x-ratelimit-remaining-requests"] == b"0"
+            assert 0 <= int(found[b"x-ratelimit-reset-requests"].removesuffix(b"s")) <= 60
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     shown = {(line.get("code"), line.get("limit_id")) for line in lines if line["event"] == "request"}
     assert shown == {(None, None), ("rate_limit_exceeded", limit.id)}
+
+
+@define
+class SlowClient(Client):
+    """Sends the last piece of its body when it is told to."""
+
+    rest: trio.Event = field(factory=trio.Event)
+
+    async def receive(self) -> dict[str, Any]:
+        if len(self.pieces) == 1:
+            await self.rest.wait()
+        return await Client.receive(self)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"),
+    [
+        ({"metric": "cost", "period": "month"}, 503),
+        ({"metric": "cost", "period": "month", "policy": "reserved"}, 503),
+        ({"metric": "tokens"}, 503),
+        ({"models": {"patterns": ["m"]}}, 503),
+        ({}, 200),
+    ],
+)
+async def test_a_limit_that_is_created_while_a_body_arrives_refuses_the_request_for_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], status: int
+) -> None:
+    """The body is so long that it is not held without a limit, and its end comes after the admission."""
+    client = SlowClient([b'{"model":"m","messages":[],"user":"' + b"x" * 2 * 1024 * 1024, b'"}'])
+    async with scene(tmp_path) as stage:
+        stage.relay.max_request_size = 1 << 24
+        check = stage.ledger.check
+
+        async def check_then_create(_: Ledger, request: AdmissionRequest) -> Checked:
+            checked = await check(request)
+            limit = a_limit(scope="proxy", subject="", **{"amount": 10**9} | fields)
+            await stage.database.write(limits.create, limit)
+            return checked
+
+        monkeypatch.setattr(Ledger, "check", check_then_create)
+        stage.ledger.on_decisions = lambda *_: client.rest.set()
+        await stage.request(client, chunked=False, told=False)
+        assert client.received[0]["status"] == status
+        if status == 503:
+            assert dict(client.received[0]["headers"])[b"retry-after"] == b"1"
+            assert b"Send the request again" in client.received[1]["body"]
+        await stage.assert_nothing_is_left()

@@ -276,7 +276,7 @@ _ANTHROPIC_LIMITS = _OPENAI_LIMITS | {"input_tokens": b"input-tokens", "output_t
 
 
 def with_rate_limits(fields: HeaderList, states: Iterable[LimitState], now: datetime, *, anthropic: bool) -> HeaderList:
-    """Replace the provider's rate limits by these per minute; of several of one metric, the one with the least left."""
+    """Replace rate limits in a response by ours per minute; of several of one metric, the one with the least left."""
     names = _ANTHROPIC_LIMITS if anthropic else _OPENAI_LIMITS
     least: dict[bytes, tuple[int, LimitState]] = {}
     for state in states:
