@@ -47,8 +47,8 @@ _COUNT: Final = re.compile(rb"\d{1,12}")
 #: Paths of OpenAI's models on Bedrock, whose Converse API counts cached tokens in the input.
 _CACHE_INSIDE: Final = re.compile(rb"/model/(?:[a-z-]+\.)?openai\.")
 
-#: A POST to a run changes its metadata, as one to a stored completion does, and shows the old usage again.
-_RUN: Final = re.compile(rb"/threads/[^/]+/runs/[^/]+\Z")
+#: A POST to a stored completion or to a run changes its metadata, and shows the old usage again.
+_STORED: Final = re.compile(rb"/chat/completions/|/threads/[^/]+/runs/[^/]+\Z")
 
 
 class UsageMeter(Protocol):
@@ -247,15 +247,13 @@ def meter_for(
     if not 200 <= status < 300:
         return NOTHING
     kind, coding = content_of(headers)
-    is_billed = shows_usage or (
-        method == "POST" and not (b"/chat/completions/" in path or (b"/runs/" in path and _RUN.search(path)))
-    )
+    is_billed = shows_usage or (method == "POST" and _STORED.search(path) is None)
     stream = _STREAMS.get(kind)
     meter: UsageMeter
     tally = Tally()
     if shows_usage and b"/batches/" in path:
         tally.counts["tier"] = "batch"
-    if status == HTTPStatus.OK and b"/deferred-completion/" in path:
+    if b"/deferred-completion/" in path and status == HTTPStatus.OK:
         tally.final = "completed"
     if path.startswith(b"/model/"):
         _add_bedrock(tally, headers, path)
