@@ -31,6 +31,8 @@ class RequestDemand:
     #: The models by provider, or why they cannot be read.
     _models: dict[str, Sequence[str] | ModelNotAllowed] = field(factory=dict)
     _bounds: dict[str, Bound] = field(factory=dict)
+    _generates: dict[str, bool] = field(factory=dict)
+    _costs: dict[str, int | None] = field(factory=dict)
     _input: int | None = None
 
     def models(self, provider: str) -> Sequence[str]:
@@ -59,10 +61,11 @@ class RequestDemand:
             self._models[provider] = error
 
     def generates(self, provider: str) -> bool:
-        inbound, entry = self._inbound, self._providers.by_name[provider]
-        return inbound.method == "POST" and (
-            estimate.reads(inbound.route.path) or entry.endpoints.model(inbound.route.path) is not None
-        )
+        if (found := self._generates.get(provider)) is None:
+            path, entry = self._inbound.route.path, self._providers.by_name[provider]
+            found = self._inbound.method == "POST" and (estimate.reads(path) or entry.endpoints.model(path) is not None)
+            self._generates[provider] = found
+        return found
 
     def input_tokens(self) -> int:
         if self._input is None:
@@ -73,6 +76,11 @@ class RequestDemand:
         return self._input
 
     def input_cost(self, provider: str) -> int | None:
+        if provider not in self._costs:
+            self._costs[provider] = self._input_cost(provider)
+        return self._costs[provider]
+
+    def _input_cost(self, provider: str) -> int | None:
         most: int | None = None
         try:
             models = self.models(provider)

@@ -54,6 +54,8 @@ _TOOLS: Final = ("tools.model", "tools.parameters.model", "plugins.model", "plug
 #: Members beside a model in the path: https://ai.google.dev/api/embeddings#EmbedContentRequest.
 _BESIDE_PATH: Final = ("model", "requests.model")
 _QUERY: Final = {"model": "model"}
+#: The headers with type and coding of most bodies.
+_PLAIN: Final = [(b"content-type", b"application/json")]
 #: OpenRouter's name of a configuration, which may have a model, after the name of a model:
 #: https://openrouter.ai/docs/features/presets.
 _PRESET: Final = "@preset/"
@@ -224,11 +226,11 @@ def _of_request(inbound: Inbound, provider: Provider) -> Generator[None, None, l
         return found
     require_body(inbound)
     places = _places(names)
-    reader = parameters.reader(inbound.headers, path, partial(_Members, places))
-    if isinstance(reader, _Members) and (body := inbound.complete()) is not None:
+    if inbound.content == _PLAIN and (body := inbound.complete()) is not None:
         models = _read_quickly(body, places)
         if models is not None:
             return found + models
+    reader = parameters.reader(inbound.headers, path, partial(_Members, places))
     for piece in inbound.pieces:
         for start in range(0, len(piece), parameters.SLICE):
             reader.feed(piece[start : start + parameters.SLICE])

@@ -57,6 +57,7 @@ class Limits:
     _missing: Collection[str] = ()
     _current: dict[str, str] = field(factory=dict, init=False)
     _applied: dict[str, list[Limit]] = field(factory=dict, init=False)
+    _ends: dict[str, datetime | None] = field(factory=dict, init=False)
     #: Limits that an earlier request waits for.
     _busy: set[str] = field(factory=set)
 
@@ -216,8 +217,9 @@ class Limits:
 
     def _state(self, limit: Limit, key: str) -> LimitState:
         moved, counter = self._movements.of(key), self._counters[key]
-        ends = ends_at(limit.period, counter.started_at)
-        return LimitState(limit, counter.used + moved.used, counter.reserved + moved.reserved, ends)
+        if key not in self._ends:
+            self._ends[key] = ends_at(limit.period, counter.started_at)
+        return LimitState(limit, counter.used + moved.used, counter.reserved + moved.reserved, self._ends[key])
 
     def write(self, connection: Connection) -> None:
         self._movements.write(connection)

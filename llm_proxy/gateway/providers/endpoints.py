@@ -50,6 +50,8 @@ class Endpoints:
         self.literal = frozenset(
             pattern.encode("ascii") for pattern in self._patterns if not _PLACEHOLDER.search(pattern)
         )
+        #: Those of them that name no model, as far as they were asked for.
+        self._plain: set[bytes] = set()
 
     @cached_property
     def _others(self) -> re.Pattern[bytes]:
@@ -62,8 +64,14 @@ class Endpoints:
 
     def model(self, path: bytes) -> str | None:
         """The name of the model in an allowed path, without escapes; None if its pattern has no `{model}`."""
+        if path in self._plain:
+            return None
         match = self._others.fullmatch(path)
-        return unquote(match[match.lastindex].decode("latin-1")) if match and match.lastindex else None
+        if match and match.lastindex:
+            return unquote(match[match.lastindex].decode("latin-1"))
+        if path in self.literal:
+            self._plain.add(path)
+        return None
 
     def _is_unambiguous(self, path: bytes) -> bool:
         """Whether a path that matches a pattern matches no other one when the name of its model is decoded."""

@@ -111,7 +111,7 @@ class Provider:
     _rules: ParameterRules = field(init=False, repr=False)
     _models: Sequence[tuple[Endpoints, tuple[str, ...]]] = field(init=False, repr=False)
     #: The answers of `models_of` for literal paths.
-    _members: dict[bytes, tuple[str, ...]] = field(init=False, repr=False, factory=dict)
+    _members: dict[bytes, tuple[tuple[str, ...], bool]] = field(init=False, repr=False, factory=dict)
 
     @endpoints.default
     def _compile_endpoints(self) -> Endpoints:
@@ -225,20 +225,20 @@ class Provider:
 
         After a dot, it is a member of each object in the value, or in each line of the file that the value names.
         """
-        if (members := self._members.get(path)) is None:
-            members = self._members_of(path)
-            if path in self.endpoints.literal:
-                self._members[path] = members
-        return members
+        return self._members_of(path)[0]
 
     def says_models_of(self, path: bytes) -> bool:
         """Whether the entry itself says where this endpoint names its models."""
-        return any(path in endpoints for endpoints, _ in self._models)
+        return self._members_of(path)[1]
 
-    def _members_of(self, path: bytes) -> tuple[str, ...]:
-        if self.endpoints.model(path) is not None:
-            return ("{model}",)
-        return next((members for endpoints, members in self._models if path in endpoints), ("model",))
+    def _members_of(self, path: bytes) -> tuple[tuple[str, ...], bool]:
+        if (found := self._members.get(path)) is None:
+            said = next((members for endpoints, members in self._models if path in endpoints), None)
+            members = ("{model}",) if self.endpoints.model(path) is not None else said or ("model",)
+            found = members, said is not None
+            if path in self.endpoints.literal:
+                self._members[path] = found
+        return found
 
     def _model_refusal(self, path: bytes) -> ProxyError | None:
         """Check the model in a path, and that the whitelist can be applied to those in the body."""
