@@ -38,9 +38,9 @@ class Admitted(NamedTuple):
     at: datetime
 
 
-def subjects_of(rows: Iterable[SettledRequest]) -> set[str]:
-    """The tokens and projects of these rows."""
-    return {key for row in rows for key in (row.reservation.token_id, row.reservation.project_id)}
+def subjects_of(reservations: Iterable[Reservation]) -> set[str]:
+    """The tokens and projects of these requests."""
+    return {key for one in reservations for key in (one.token_id, one.project_id)}
 
 
 @define
@@ -73,7 +73,7 @@ class Limits:
     @classmethod
     def of_rows(cls, connection: Connection, rows: Iterable[SettledRequest]) -> Limits:
         """Read those of these rows, and of the whole proxy."""
-        return cls.read(connection, subjects_of(rows), ())
+        return cls.read(connection, subjects_of(row.reservation for row in rows), ())
 
     def _applying(self, token_id: str, project_id: str) -> list[Limit]:
         found = self._applied.get(token_id)
@@ -156,12 +156,13 @@ class Limits:
         }
         return msgspec.structs.replace(whose, limits=keys or None)
 
-    def hold(self, connection: Connection, reservations: Iterable[Reservation]) -> None:
+    def hold(self, reservations: Iterable[Reservation]) -> None:
         """Count what requests hold whose admission was not judged."""
         for reservation in reservations:
             for key, amount in (reservation.limits or {}).items():
-                self._movements.of(key).reserved += amount
-        self._movements.write(connection)
+                limit = self._movements.limits.get(queries.limit_of(key))
+                if limit is not None and limit.reserves:
+                    self._movements.of(key).reserved += amount
 
     def end_retries(self) -> None:
         """From now on, the requests are new: those that wait, here or elsewhere, come first."""

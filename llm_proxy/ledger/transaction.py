@@ -146,13 +146,14 @@ def transact(  # noqa: PLR0913 - all that one transaction does
     waiting: Collection[str] = (),
     retried: int = 0,
     booked: list[SettledRequest] | None = None,
+    unjudged: Sequence[Reservation] = (),
 ) -> list[Decision]:
     """Settle, then admit, in the transaction of `connection`. Decisions come in the order of the requests.
 
     `now` is the worker's clock. `doubtful`: some of the settlements may have been written before, been swept, or never
     been reserved. `skip_locked`: do not wait for a token that another transaction holds: its requests get TokenLocked.
     `waiting`: limits that requests of other transactions wait for, in front of all but the first `retried` of these.
-    `booked` gets the rows of late usage.
+    `booked` gets the rows of late usage. `unjudged`: reservations that this transaction has written without a decision.
     """
     written, replaced, late_rows = _settle(connection, settlements, doubtful=doubtful)
     given_back = {row.reservation.id: row.reservation.token_id for row in written if row.result.outcome == "void"}
@@ -165,8 +166,9 @@ def transact(  # noqa: PLR0913 - all that one transaction does
         for token_id in given_back.values():
             # A token whose secret was replaced meanwhile is not found by its digest.
             admission.counts[token_id] = admission.counts.get(token_id, 0) - 1
-    limits = admission.limits = _read_limits(connection, admission, written, late_rows, waiting)
+    limits = admission.limits = _read_limits(connection, admission, written, late_rows, unjudged, waiting)
     if limits is not None:
+        limits.hold(unjudged)
         limits.lock(connection, admission.accounts_of_tokens(), written, skip_locked=skip_locked)
         late_rows = limits.settle(written, replaced, late_rows)
     decisions = admission.decide(connection, requests, retried)
@@ -228,13 +230,15 @@ def _read_limits(
     admission: _Admission,
     written: Sequence[SettledRequest],
     late_rows: Sequence[SettledRequest],
+    unjudged: Sequence[Reservation],
     waiting: Collection[str],
 ) -> Limits | None:
     """The limits of this transaction; None, and no statement, if there are none."""
     subjects = {token.id for token in admission.tokens.values() if token.limited} if admission.accounts else set()
     subjects.update(key for key, account in admission.accounts.items() if account.limited)
-    subjects |= subjects_of(row for row in written if row.reservation.limits)
-    subjects |= subjects_of(late_rows)
+    subjects |= subjects_of(row.reservation for row in written if row.reservation.limits)
+    subjects |= subjects_of(row.reservation for row in late_rows)
+    subjects |= subjects_of(one for one in unjudged if one.limits)
     return Limits.read(connection, subjects, waiting) if subjects else None
 
 

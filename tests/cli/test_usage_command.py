@@ -14,11 +14,12 @@ from db import migrate
 from db.database import opened
 from db.dsn import Target
 from db.options import Options
-from db.queries import ledger, objects, projects, tokens
-from db.records import ProviderObject
+from db.queries import ledger, limits, objects, projects, tokens
+from db.records import Limit, ProviderObject, SettledRequest
 from db.schema import requests
+from llm_proxy.identifiers import new_id
 from tests.cli.conftest import Run
-from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
+from tests.db.queries.factories import NOON, a_limit, a_project, a_settled_request, a_token
 from tests.harness.server import MANAGEMENT_TOKEN, Server, running_server
 
 NOW = datetime.now(UTC)
@@ -171,6 +172,103 @@ def test_requests_are_listed_by_filter(manage: Run) -> None:
     printed = manage("request", "list", *filters, "--limit", "1", "--csv").stdout
     assert len(list(csv.DictReader(io.StringIO(printed)))) == 6
     assert manage("request", "list", "--label", "team=delta", "--json").stdout == "[]\n"
+
+
+@pytest.fixture(scope="module")
+def dead(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Server, list[SettledRequest], Limit]]:
+    """A server with three requests of a worker that died, one of another such worker, and their budget."""
+    project = a_project(name="alpha", api_key="plain:sk-key-cdef")
+    token = a_token(project.id)
+    limit = a_limit(
+        scope="project", subject=project.id, metric="cost", amount=10**9, created_at=NOW - timedelta(days=1)
+    )
+    worker, key = new_id(), limits.counter_id(limit.id, None)
+    rows = [
+        a_settled_request(
+            *(token,),
+            outcome="unknown",
+            status=None,
+            worker_id=owner,
+            admitted_at=NOW,
+            cost_nanousd=None,
+            input_tokens=None,
+            output_tokens=None,
+            limits={key: 7},
+        )
+        for owner in (worker, worker, worker, new_id())
+    ]
+
+    def write(connection: Connection) -> None:
+        projects.create(connection, project)
+        tokens.create(connection, token)
+        limits.create(connection, limit)
+        ledger.add_to_counters(connection, {token.id: len(rows)}, None)
+        ledger.roll_up(connection, rows)
+        connection.execute(requests.insert(), [row.by_column() for row in rows])
+        limits.settle(connection, rows)
+
+    path = tmp_path_factory.mktemp("dead") / "proxy.db"
+    with opened(Target("sqlite", path=path), Options()) as database:
+        migrate.up(database)
+        database.write_now(write)
+    with running_server({"DATABASE_PATH": str(path), "ALLOW_PLAINTEXT_API_KEYS": "true"}) as server:
+        yield server, rows, limit
+
+
+def test_requests_of_a_dead_worker_are_resolved(run: Run, dead: tuple[Server, list[SettledRequest], Limit]) -> None:
+    server, rows, limit = dead
+    where = ("--manage-api-base-url", server.url, "--management-token", MANAGEMENT_TOKEN)
+    first, second, third, other = (row.id for row in rows)
+
+    def resolve(*arguments: str) -> list[list[str]]:
+        result = run("manage", "request", "resolve", *arguments, *where)
+        assert (result.exit_code, result.stderr) == (0, "")
+        return sorted(line.split() for line in result.stdout.splitlines()[1:])
+
+    def used() -> tuple[str, str]:
+        found = server.call("GET", f"/manage/limits/{limit.id}", token=MANAGEMENT_TOKEN).content
+        return found["used"], found["unknown"]
+
+    assert used() == ("0.000000028", "0.000000028")
+    for _ in range(2):
+        assert resolve(first, "--cost", "0.12") == [[first, "unknown", "0.120000000"]]
+        assert used() == ("0.120000021", "0.000000021")
+    # The one that was resolved by its id keeps its cost.
+    assert resolve("--worker", rows[0].reservation.worker_id, "--void") == sorted(
+        [one, "void", "-"] for one in (second, third)
+    )
+    assert resolve("--worker", rows[0].reservation.worker_id, "--void") == []
+    assert used() == ("0.120000007", "0.000000007")
+    assert resolve(other, "--void") == [[other, "void", "-"]]
+    assert used() == ("0.120000000", "0.000000000")
+    audited = server.call("GET", "/manage/audit", token=MANAGEMENT_TOKEN).content["data"]
+    assert sorted(one["resource_id"] for one in audited if one["operation"] == "resolveRequest") == sorted(
+        [first, first, second, third, other]
+    )
+    verified = run("ledger", "verify", env={"DATABASE_PATH": server.settings["DATABASE_PATH"]})
+    assert (verified.exit_code, verified.stderr) == (0, ""), verified.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--void",), 2, "error: give either ID or --worker"),
+        (("x", "--worker", "w", "--void"), 2, "error: give either ID or --worker"),
+        (("x",), 2, "error: give either --cost or --void"),
+        (("x", "--void", "--cost", "1"), 2, "error: give either --cost or --void"),
+        (("--worker", "nobody", "--void"), 1, "error: no request of the worker 'nobody' has the outcome 'unknown'"),
+        (("nothing", "--void"), 1, "error: There is no such request"),
+        (("{id}", "--cost", "-1"), 1, "error: --cost must be USD from 0 to 1000000"),
+    ],
+)
+def test_what_cannot_be_resolved_is_said(
+    run: Run, dead: tuple[Server, list[SettledRequest], Limit], arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    server, rows, _ = dead
+    where = ("--manage-api-base-url", server.url, "--management-token", MANAGEMENT_TOKEN)
+    given = [argument.format(id=rows[0].id) for argument in arguments]
+    result = run("manage", "request", "resolve", *given, *where)
+    assert (result.exit_code, result.stderr[: len(message)]) == (code, message)
 
 
 def test_objects_whose_usage_is_not_known_are_listed(usage: Run) -> None:

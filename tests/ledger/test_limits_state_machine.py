@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -23,9 +24,9 @@ from sqlalchemy import select
 
 from db import Connection
 from db.database import Database
+from db.queries import counters, projects, pruning, tokens
 from db.queries import ledger as queries
 from db.queries import limits as limit_queries
-from db.queries import projects, tokens
 from db.records import VOID, Limit, LimitCounter, Period, Result, Token
 from db.schema import limit_counters
 from llm_proxy.errors import ProxyError
@@ -129,23 +130,27 @@ class Counted:
 
 @define(eq=False)
 class Sent:
-    """A request that was admitted. `result`: how it has ended."""
+    """A request that was admitted. `result`: how it has ended. `pruned`: its row was deleted after that."""
 
     grant: Grant
     at: datetime
     #: By the limit's id.
     held: dict[str, int]
     result: Result | None = None
+    pruned: bool = False
 
 
 class LimitMachine(RuleBasedStateMachine):
     """Tokens of two projects, their limits, and requests of workers that may die and come back."""
 
     database: Database
+    numbers = itertools.count()
 
     def __init__(self) -> None:
         super().__init__()
         self.now = START
+        #: Rows of earlier examples stay in the database, and name limits of these.
+        self.number = next(self.numbers)
         self.limits: dict[str, Counted] = {}
         self.deleted: set[str] = set()
         self.sent: list[Sent] = []
@@ -156,6 +161,7 @@ class LimitMachine(RuleBasedStateMachine):
         self.patch.setattr(
             limit_queries, "of_subjects", lambda connection, subjects: (real(connection, subjects)[0], self.now)
         )
+        self.patch.setattr(counters, "clock", lambda _: self.now)
 
     @initialize(data=st.data())
     def begin(self, data: st.DataObject) -> None:
@@ -200,7 +206,7 @@ class LimitMachine(RuleBasedStateMachine):
             self.database,
             draw(st.sampled_from(self.tokens)),
             scope,
-            id=f"00000000-0000-7000-8000-{len(self.limits) + len(self.deleted):012d}",
+            id=f"{self.number:08x}-0000-7000-8000-{len(self.limits) + len(self.deleted):012d}",
             metric=metric,
             period="total" if metric == "concurrency" else draw(st.sampled_from(get_args(Period))),
             amount=draw(st.integers(0, 6) if counts else st.integers(1, 8)) * most,
@@ -208,6 +214,7 @@ class LimitMachine(RuleBasedStateMachine):
             wait_ms=draw(st.sampled_from([0, 1000])),
             models=draw(st.sampled_from([None, None, {"patterns": ["GPT*"]}, {"patterns": ["m", "o4"]}])),
             allow_unpriced=draw(st.booleans()),
+            created_at=datetime.now(UTC),
         )
         self.limits[limit.id] = Counted(limit)
 
@@ -300,7 +307,7 @@ class LimitMachine(RuleBasedStateMachine):
 
     def ended(self, sent: Sent, result: Result) -> Settlement:
         """End a request in the model, whatever became of it before."""
-        if sent.result is None or sent.result.outcome == "unknown":
+        if sent.result is None or (sent.result.outcome == "unknown" and not sent.pruned):
             for key, held in sent.held.items():
                 if (one := self.limits.get(key)) is not None:
                     if sent.result is not None:
@@ -358,6 +365,28 @@ class LimitMachine(RuleBasedStateMachine):
             if one.counts("m"):
                 one.book(LATE, 0, sees.grant.reservation.admitted_at)
 
+    @rule(later=st.booleans())
+    def prune_counters(self, later: bool) -> None:
+        """Those of windows that ended more than two days ago are deleted, unless something is reserved of them."""
+        if later:
+            self.now += timedelta(days=40)
+        self.database.write_now(counters.prune, started_at, 1000)
+        for one in self.limits.values():
+            oldest = started_at(one.limit.period, self.now - counters.KEPT)
+            for start, (_, reserved, _, _) in list(one.counters.items()):
+                if start is not None and oldest is not None and start < oldest and not reserved:
+                    del one.counters[start]
+
+    @precondition(lambda self: self.sent)
+    @rule()
+    def prune_rows(self) -> None:
+        """What ended is charged, and its rows are deleted: nothing can correct it any more."""
+        before = max(self.now, datetime.now(UTC)) + timedelta(seconds=1)
+        pruned, _ = self.database.write_now(pruning.prune, before, 10_000)
+        assert pruned.kept == 0
+        for one in self.sent:
+            one.pruned = one.pruned or one.result is not None
+
     @invariant()
     def counters_are_those_of_the_model(self) -> None:
         def read(connection: Connection) -> list[LimitCounter]:
@@ -382,6 +411,7 @@ class LimitMachine(RuleBasedStateMachine):
             for one in self.limits.values():
                 assert not any(reserved for _, reserved, _, _ in one.counters.values())
             assert self.database.read_now(queries.verify) == []
+            assert self.database.read_now(counters.prove, started_at).wrong == []
         finally:
             for one in self.limits.values():
                 self.database.write_now(limit_queries.remove, one.limit)

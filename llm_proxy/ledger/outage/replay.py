@@ -43,9 +43,7 @@ def write_spooled(connection: Connection, spooled: Sequence[Settlement], worker_
     limits = Limits.of_rows(connection, [settlement.row for settlement in spooled])
     missing = queries.reserve_late(connection, [limits.assign(settlement.row) for settlement in spooled])
     ended = [settlement for settlement in spooled if settlement.row.result.outcome != "unknown"]
-    transact(connection, worker_id, (), ended, now, doubtful=True)
-    # Tokens are locked by now, and counters come after them.
-    limits.hold(connection, missing)
+    transact(connection, worker_id, (), ended, now, doubtful=True, unjudged=missing)
 
 
 async def replay(database: Database, spooled: Sequence[Settlement], worker_id: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 import msgspec
 import pytest
 from msgspec.structs import replace
+from sqlalchemy import event
 
+from db import Connection
 from db.database import Database
 from db.queries import counters, projects, tokens
 from db.queries import ledger as queries
@@ -161,6 +165,21 @@ def test_replayed_requests_are_charged_to_the_windows_of_their_admission(
     database.write_now(partial(transact, doubtful=True), WORKER, [], [ended], now())
     prove(database)
     assert state(database, requests) == (served + 1, 0, 0)
+
+
+def test_a_replay_locks_tokens_then_counters_then_hourly_sums(database: Database, token: Token) -> None:
+    limited(database, token)
+    statements: list[str] = []
+
+    def run(connection: Connection) -> None:
+        event.listen(connection, "before_cursor_execute", lambda *args: statements.append(args[2]))
+        spooled = [Settlement.of(a_grant(token), result) for result in (OK, VOID, UNKNOWN)]
+        write_spooled(connection, spooled, WORKER, now())
+
+    database.write_now(run)
+    changed = [found[1] for text in statements if (found := re.match(r"(?:INSERT INTO|UPDATE) (\w+)", text))]
+    order = ("tokens", "limit_counters", "usage_hourly")
+    assert [table for table, _ in groupby(table for table in changed if table in order)] == list(order)
 
 
 def test_what_a_request_holds_survives_the_spool(database: Database, token: Token) -> None:

@@ -8,6 +8,7 @@ import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage.usage import first, print_csv, read_labels
+from llm_proxy.cli.failures import CommandFailed, WrongUsage
 from llm_proxy.cli.output import print_record, print_table, timestamp
 from llm_proxy.cli.program import Group
 
@@ -80,7 +81,9 @@ def get(client: ManagementClient, request_id: str, *, as_json: bool) -> None:
 
 @command.command()
 @click.argument("request_id", metavar="[ID]", required=False)
-@click.option("--worker", metavar="ID", help="Resolve all such requests of this server process.")
+@click.option(
+    "--worker", metavar="ID", help="Resolve all such requests of this server process, except those with a cost."
+)
 @click.option("--cost", metavar="USD", help="What it cost, e.g. 0.12; with --worker, each of them.")
 @click.option("--void", is_flag=True, help="Nothing was sent: the count is given back.")
 @with_client
@@ -92,16 +95,20 @@ def resolve(
     Sums, counters and limits are corrected with it. Doing so again changes nothing.
     """
     if (request_id is None) == (worker is None):
-        raise click.UsageError("Give either ID or --worker.")
+        raise WrongUsage("give either ID or --worker")
     if (cost is None) != void:
-        raise click.UsageError("Give either --cost or --void.")
+        raise WrongUsage("give either --cost or --void")
     body: dict[str, object] = {"void": True} if cost is None else {"cost": cost}
     if request_id is not None:
         found = [client.post(path("requests", request_id, "resolve"), body)]
     else:
         unknown = [one for one in client.list(path("requests"), outcome="unknown") if one["worker_id"] == worker]
         if not unknown:
-            raise click.ClickException(f"No request of the worker {worker!r} has the outcome 'unknown'.")
-        found = [client.post(path("requests", one["id"], "resolve"), body) for one in unknown]
+            raise CommandFailed(
+                f"no request of the worker {worker!r} has the outcome 'unknown'; 'llm-proxy manage request list"
+                " --outcome unknown --json' shows those that have, with their worker_id"
+            )
+        # One that has a cost was resolved by its ID.
+        found = [client.post(path("requests", one["id"], "resolve"), body) for one in unknown if one["cost"] is None]
     rows = [(one["id"], one["outcome"], one["cost"]) for one in found]
     print_table(found, ("ID", "OUTCOME", "COST"), rows, numbers=("COST",), as_json=as_json)
