@@ -217,6 +217,6 @@ def test_links_to_source_files_are_shown_as_paths(pages: dict[str, Page]) -> Non
 
 def test_search_finds_text_of_pages(site: Path) -> None:
     found = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
-    wanted = {"guides/limits.html": "counts", "changelog.html": "Withering tokens", "http.html": "token_expired"}
+    wanted = {"guides/budgets.html": "counts", "changelog.html": "Withering tokens", "http.html": "token_expired"}
     for location, words in wanted.items():
         assert any(doc["location"].startswith(location) and words in doc["text"] for doc in found), location
