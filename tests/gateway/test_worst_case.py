@@ -179,7 +179,7 @@ def test_a_field_outside_of_the_table_is_refused_by_its_name(
         (b'{"user":"\xff"}', "must be a JSON object"),
         (b"[]", "must be a JSON object"),
         (b"", "must be a JSON object"),
-        (b'{"messages":' + b"[" * 100_000, "must be a JSON object"),
+        (b'{"messages":' + b"[" * 40_000, "must be a JSON object"),
     ],
 )
 def test_a_body_that_can_be_read_in_two_ways_is_refused(prices: Prices, body: bytes, words: str) -> None:
@@ -350,3 +350,30 @@ def test_no_usage_within_the_bound_costs_more(
         assert paid is not None
         assert most.cost is not None
         assert paid.nanousd <= most.cost
+
+
+#: Of 1 MiB at most.
+MANY = 60_000
+
+
+@pytest.mark.parametrize(
+    "content", ["[" + "[]," * MANY + "[]]", "[" + "{}," * MANY + "{}]", "[[]," * (MANY // 2) + "[]" + "]" * (MANY // 2)]
+)
+def test_a_body_with_very_many_objects_or_lists_is_refused_unread(
+    prices: Prices, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    body = f'{{"model": "m", "max_tokens": 1, "messages": [{{"role": "user", "content": {content}}}]}}'.encode()
+    monkeypatch.setattr(json, "loads", lambda *_, **__: pytest.fail("it is read"))
+    assert "at most 50000 objects and lists" in refused(prices, CHAT, body)
+
+
+@pytest.mark.parametrize("text", ["[{" * MANY, '\\"[' * MANY, '\\\\" [{' * MANY])
+def test_brackets_in_a_text_are_no_objects_or_lists(prices: Prices, text: str) -> None:
+    body = {"model": "m", "max_tokens": 1, "messages": [{"role": "user", "content": text}]}
+    assert bound(prices, CHAT, body).output_tokens == 1
+
+
+def test_many_ids_of_tokens_have_a_bound(prices: Prices) -> None:
+    body = {"model": "m", "input": [[1] * MANY, "a text"]}
+    assert bound(prices, EMBEDDING, body).output_tokens == 0
+    assert refused(prices, EMBEDDING, {**body, "input": [1, [2, {"image": ""}]]}) == "input.image"
