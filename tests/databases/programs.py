@@ -262,6 +262,8 @@ def _postgres(program: Path, folder: Path, port: int, account: _Account) -> _Pla
 def _mysql_options(folder: Path, port: int) -> list[str]:
     return [
         f"--datadir={folder / 'data'}",
+        # MariaDB deletes what it finds there when it starts.
+        f"--tmpdir={folder}",
         f"--port={port}",
         "--bind-address=127.0.0.1",
         f"--socket={folder / 'sock'}",
