@@ -40,6 +40,7 @@ projects = Table(
     Column("stream_usage", Code, nullable=True),
     # Patterns of the models that its requests may name; null: all.
     Column("models", Json, nullable=True),
+    Index("ix_projects_api_key_last4_id", "api_key_last4", "id"),
 )
 
 # Keys of providers. Several projects may use one.
@@ -89,6 +90,9 @@ tokens = Table(
     Column("limited", Boolean, nullable=False, server_default="0"),
     # Patterns of the models that its requests may name; null: all.
     Column("models", Json, nullable=True),
+    # A name or the last four characters are accepted instead of an id.
+    Index("ix_tokens_name_id", "name", "id"),
+    Index("ix_tokens_last4_id", "last4", "id"),
 )
 
 workers = Table(
