@@ -7,12 +7,26 @@ from datetime import UTC, datetime
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import Column, Connection, Dialect, Insert, Select, Table, UniqueConstraint, insert
+from sqlalchemy import (
+    Column,
+    ColumnElement,
+    Connection,
+    Dialect,
+    Insert,
+    Select,
+    Table,
+    UniqueConstraint,
+    insert,
+    literal,
+    select,
+    tuple_,
+)
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import SyntaxExtension
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.elements import ClauseElement
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.util import ClauseAdapter
 from sqlalchemy.sql.visitors import InternalTraversal
 
 from db.types import Timestamp
@@ -34,6 +48,59 @@ def for_update(
     """
     locking = statement.with_for_update(skip_locked=skip_locked)
     return locking if by is None else locking.with_hint(by.table, f"FORCE INDEX ({_index_of(by)})", "mysql")
+
+
+def newest_first(
+    connection: Connection,
+    statement: Select[*tuple[Any, ...]],
+    key: Column[str],
+    ids: tuple[str | None, str | None],
+    of: tuple[Column[Any], object] | None,
+) -> Select[*tuple[Any, ...]]:
+    """Read rows in the order of their ids, the newest first, by the index of a column and the id.
+
+    Planners may read the primary key instead, because they assume that rows with the value come soon. If all of them
+    are old, that reads the whole table.
+
+    Args:
+        connection: a transaction that reads nothing else.
+        statement: the rows.
+        key: the id.
+        ids: the first id, and the first one that is too new.
+        of: the column and its value; without it, the primary key is read.
+    """
+    first, after = ids
+    column, value = of or (key, None)
+    if connection.dialect.name == "postgresql" and column is not key:
+        # An order by both columns is that of the index alone, unless one is known to be equal, or rows are sorted.
+        connection.exec_driver_sql("SET LOCAL enable_sort = off")
+        row = tuple_(column, key)
+        from_, to = (tuple_(literal(value, column.type), literal(identity, key.type)) for identity in (first, after))
+        last = column <= value if after is None else row < to
+        least = column >= value if first is None else row >= from_
+        return statement.where(least, last).order_by(column.desc(), key.desc())
+    conditions = [] if of is None else [column == value]
+    if first is not None:
+        conditions.append(key >= first)
+    if after is not None:
+        conditions.append(key < after)
+    index = "PRIMARY" if column is key else f"ix_{key.table.name}_{column.name}_id"
+    return statement.where(*conditions).order_by(key.desc()).with_hint(key.table, f"FORCE INDEX ({index})", "mysql")
+
+
+def checked(
+    connection: Connection, statement: Select[*tuple[Any, ...]], conditions: Sequence[ColumnElement[bool]]
+) -> Select[*tuple[Any, ...]]:
+    """Check conditions of the selected columns on the rows of a statement with a limit; their order stays.
+
+    PostgreSQL may otherwise find the rows by an index of these conditions, and read many more than the limit.
+    """
+    if connection.dialect.name != "postgresql":
+        return statement.where(*conditions)
+    rows = statement.subquery()
+    adapter = ClauseAdapter(rows)
+    order = (adapter.traverse(column) for column in statement._order_by_clauses)  # noqa: SLF001 - has no public name
+    return select(*rows.c).where(*(adapter.traverse(condition) for condition in conditions)).order_by(*order)
 
 
 def skips_locked(dialect: Dialect) -> bool:

@@ -37,11 +37,16 @@ class DayChanged(Exception):
     """Somebody has changed hourly sums of the day, and it is not marked any more."""
 
 
-def sums_of(table: Table) -> list[ColumnElement[int]]:
-    """Add all sums up. Hourly rows of the release before have no provider, and their cost is unknown."""
+def summed(table: Table) -> list[ColumnElement[int]]:
+    """What is added up, named like the sums. Hourly rows without a provider are of the release before: unpriced."""
     columns: dict[str, ColumnElement[int]] = {name: table.c[name] for name in SUMS}
     columns["unpriced"] = case((table.c.provider.is_(None), table.c.requests), else_=table.c.unpriced)
-    return [func.sum(columns[name]) for name in SUMS]
+    return [columns[name].label(name) for name in SUMS]
+
+
+def sums_of(table: Table) -> list[ColumnElement[int]]:
+    """All sums, added up."""
+    return [func.sum(column) for column in summed(table)]
 
 
 def answered_model(table: Table) -> ColumnElement[Any]:

@@ -366,6 +366,13 @@ def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: It
         connection.execute(delete(usage_days).where(usage_days.c.day.in_(marked)))
 
 
+def sums_of(result: Result) -> list[int]:
+    """What one request that is not void adds to each of `SUMS`."""
+    sums = dict(_NOTHING)
+    _add(sums, 1, result)
+    return [sums[name] for name in SUMS]
+
+
 def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:
     if result.kind == "request":
         bucket["requests"] += sign

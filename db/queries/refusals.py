@@ -47,7 +47,7 @@ def page(
         rows.Newest(
             time=column.refused_at,
             indexed=[
-                column[name] == value
+                (column[name], value)
                 for name in ("token_id", "project_id", "code")
                 if (value := getattr(wanted, name)) is not None
             ],

@@ -10,8 +10,8 @@ from attrs import field, frozen
 from sqlalchemy import Connection, bindparam, func, select, type_coerce
 
 from db.queries.rows import Newest, columns, newest
-from db.records import TOKENS, SettledRequest
-from db.schema import requests, usage_hourly
+from db.records import SettledRequest
+from db.schema import requests
 from db.types import LongText
 
 
@@ -34,33 +34,6 @@ class Filter:
 #: Conditions that an index of their own serves, the most selective first; any further one is checked row by row.
 _INDEXED = ("token_id", "project_id", "outcome")
 
-
-@frozen(kw_only=True)
-class UnpricedModel:
-    """A model that was used without a cost, and all that was used of it; its fields are those of a usage.
-
-    Attributes:
-        requested_model: the name in the requests.
-        unpriced: number of requests without a cost.
-        details, service_tier: not known, because the hourly sums do not tell them apart.
-    """
-
-    provider: str
-    model: str
-    requested_model: str
-    requests: int
-    unpriced: int
-    input_tokens: int
-    output_tokens: int
-    cached_tokens: int
-    cache_write_tokens: int
-    cache_write_1h_tokens: int
-    reasoning_tokens: int
-    details: None = field(default=None, init=False)
-    service_tier: str = field(default="", init=False)
-
-
-_SUMMED = ("requests", "unpriced", *TOKENS)
 
 _ROWS = select(*columns(requests, SettledRequest))
 _NEWEST_FIRST = _ROWS.order_by(requests.c.id.desc())
@@ -113,7 +86,7 @@ def page(
         Newest(
             time=column.admitted_at,
             indexed=[
-                column[name] == value for name in ("id", *_INDEXED) if (value := getattr(wanted, name)) is not None
+                (column[name], value) for name in ("id", *_INDEXED) if (value := getattr(wanted, name)) is not None
             ],
             further=[
                 *(
@@ -138,20 +111,3 @@ def page(
 def _member(key: str, value: str) -> str:
     """A label as it is written in its column."""
     return msgspec.json.encode({key: value}).decode()[1:-1]
-
-
-def unpriced_models(connection: Connection, since: datetime) -> list[UnpricedModel]:
-    """The models that were used without a cost since an hour, by provider and name."""
-    table = usage_hourly.c
-    key = table.provider, table.answered_model, table.requested_model
-    sums = [func.sum(table[name]).label(name) for name in _SUMMED]
-    query = select(*key, *sums).where(table.hour >= since, table.provider.is_not(None)).group_by(*key).order_by(*key)
-    return [
-        UnpricedModel(
-            provider=row.provider,
-            model=row.answered_model or "",
-            requested_model=row.requested_model or "",
-            **{name: int(getattr(row, name)) for name in _SUMMED},
-        )
-        for row in connection.execute(query.having(func.sum(table.unpriced) > 0))
-    ]

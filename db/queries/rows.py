@@ -22,7 +22,7 @@ from sqlalchemy import (
     select,
 )
 
-from db.dialects.statements import for_update
+from db.dialects.statements import checked, for_update, newest_first
 from db.records import Reservation, Result, SettledRequest
 
 R = TypeVar("R", bound=AttrsInstance)
@@ -154,13 +154,13 @@ class Newest:
 
     Attributes:
         time: the column of their time.
-        indexed: conditions that an index of their own serves, the most selective first.
+        indexed: columns with the values that they must have, each with an index of its own, the most selective first.
         further: conditions that are checked row by row.
         after_id: the id that the page before returned.
     """
 
     time: Column[datetime]
-    indexed: Sequence[ColumnElement[bool]]
+    indexed: Sequence[tuple[Column[Any], object]]
     further: Sequence[ColumnElement[bool]] = ()
     since: datetime | None
     until: datetime | None
@@ -178,23 +178,23 @@ def newest(
     """
     key, time = wanted.time.table.c.id, wanted.time
     # The first one decides which index is read.
-    conditions = list(wanted.indexed[:1])
-    further = [*wanted.indexed[1:], *wanted.further]
+    of = next(iter(wanted.indexed), None)
+    further = [*(column == value for column, value in wanted.indexed[1:]), *wanted.further]
+    first, after = made_in(wanted.since, wanted.until)
     if wanted.after_id is not None:
-        conditions.append(key < wanted.after_id)
+        after = wanted.after_id if after is None else min(after, wanted.after_id)
     if wanted.since is not None:
-        conditions.append(key >= first_id(wanted.since - _WAIT))
         further.append(time >= wanted.since)
     if wanted.until is not None:
-        conditions.append(key < first_id(wanted.until + _WAIT))
         further.append(time < wanted.until)
     last = None
-    query = rows.where(*conditions, *further).order_by(key.desc()).limit(limit + 1)
     if further:
-        ids = select(key).where(*conditions).order_by(key.desc())
+        ids = newest_first(connection, select(key), key, (first, after), of)
         last = connection.execute(ids.offset(EXAMINED - 1).limit(1)).scalar()
-        if last is not None:
-            query = query.where(key >= last)
+    query = newest_first(connection, rows, key, (last or first, after), of)
+    if further:
+        query = checked(connection, query.limit(EXAMINED), further)
+    query = query.limit(limit + 1)
     found = list(connection.execute(query))
     if len(found) > limit:
         last = found[limit - 1]._mapping["id"]  # noqa: SLF001 (SQLAlchemy's public name)
@@ -216,3 +216,11 @@ def first_id(time: datetime) -> str:
     """The lower bound of all ids of version 7 (RFC 9562) that are made at this time or later."""
     digits = f"{int(time.timestamp() * 1000):012x}"
     return f"{digits[:8]}-{digits[8:]}"
+
+
+def made_in(since: datetime | None, until: datetime | None) -> tuple[str | None, str | None]:
+    """The first id of rows from a time, and the first one that is too new; there are some of other times."""
+    return (
+        None if since is None else first_id(since - _WAIT),
+        None if until is None else first_id(until + _WAIT),
+    )

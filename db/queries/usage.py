@@ -4,11 +4,13 @@ A page reads a bounded number of rows. Groups are in the order of one leading di
 else the time. The sums of a few of its values are read at once, until there are enough groups or enough rows were read.
 So a page may have fewer groups than its limit, and there may still be a next one. A report that has no such dimension
 is one page; it is refused if it needs too many rows.
+
+Labels that the sums do not distinguish are read from the requests themselves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
@@ -16,8 +18,10 @@ from typing import Any
 from attrs import define, field, frozen
 from sqlalchemy import ColumnElement, Connection, Table, func, select
 
-from db.queries import daily
-from db.schema import DURATION_COLUMNS, DURATIONS, SUMS, projects, tokens, usage_daily, usage_hourly
+from db.queries import daily, ledger
+from db.queries.rows import columns, made_in
+from db.records import TOKENS, SettledRequest
+from db.schema import DURATION_COLUMNS, DURATIONS, SUMS, projects, requests, tokens, usage_daily, usage_hourly
 
 #: Rows of sums that a page reads at most, and after which it ends if it can.
 MAX_ROWS = 40_000
@@ -26,7 +30,7 @@ ENOUGH_ROWS = 20_000
 _STEP_ROWS = 4_000
 #: Projects or tokens in one statement.
 _MAX_SUBJECTS = 250
-#: Hours or days in one statement, or in one step of a report by time.
+#: Hours, days or months in one step of a report by time.
 _MAX_SPAN = 240
 #: Statements for a page, in which nothing may be found.
 _MAX_STEPS = 60
@@ -58,6 +62,7 @@ class Report:
         since, until: whole hours; the second one is not included.
         group_by: the dimensions: `hour`, `provider`, `label.team` and so on.
         labels: values of labels by their keys, that all must be there.
+        by_request: whether to read the requests, because the sums do not distinguish the labels.
     """
 
     since: datetime
@@ -68,11 +73,17 @@ class Report:
     model: str | None = None
     provider: str | None = None
     labels: Mapping[str, str] = field(factory=dict)
+    by_request: bool = False
 
     @property
     def dimensions(self) -> tuple[str, ...]:
-        """The dimensions in the order by which groups are sorted; tokens, projects and short times come first."""
-        return tuple(sorted(self.group_by, key=lambda name: _RANK.index(name) if name in _RANK else len(_RANK)))
+        """The dimensions in the order by which groups are sorted: the leading one first."""
+        return tuple(sorted(self._ranked, key=lambda name: name != self.lead))
+
+    @property
+    def _ranked(self) -> list[str]:
+        """The dimensions: tokens, projects and short times come first."""
+        return sorted(self.group_by, key=lambda name: _RANK.index(name) if name in _RANK else len(_RANK))
 
     @property
     def label_keys(self) -> set[str]:
@@ -82,7 +93,7 @@ class Report:
     @property
     def lead(self) -> str | None:
         """The dimension by whose values the report is read; None if it is read at once."""
-        for name in self.dimensions:
+        for name in self._ranked:
             if name == "project" and (self.project_id or self.token_id):
                 continue
             if name in TIMES or (name in SUBJECTS and not self.token_id):
@@ -253,8 +264,6 @@ class _Reader:
     steps: int = field(default=0, init=False)
     _size: int = field(default=0, init=False)
     _rows_before: int = field(default=0, init=False)
-    #: Hours or days in the next statement, by table.
-    _span: dict[str, int] = field(factory=dict, init=False)
 
     def next_size(self, largest: int) -> int:
         """How many values of the leading dimension the next step has."""
@@ -266,17 +275,13 @@ class _Reader:
         """The groups of a step, in any order. Raises TooManyRows."""
         groups: dict[Key, Group] = {}
         for table, since, until in self._spans(step.since, step.until):
-            if step.ids is not None:
-                self._add(groups, table, since, until, step.ids)
-                continue
-            shortest = _HOUR if table is usage_hourly else _DAY
-            begin = since
-            while begin < until:
-                span = self._span.get(table.name, 6)
-                end = min(begin + span * shortest, until)
-                read = self._add(groups, table, begin, end, None)
-                self._span[table.name] = min(span * 2, _MAX_SPAN) if read < _STEP_ROWS else max(span // 2, 1)
-                begin = end
+            if table is usage_daily:
+                self._add_days(groups, since, until, step.ids)
+            elif self.report.by_request:
+                self._add_requests(groups, since, until, step.ids)
+            else:
+                time = (usage_hourly.c.hour >= since, usage_hourly.c.hour < until)
+                self._add_rows(groups, usage_hourly, (*self._subjects(usage_hourly, step.ids), *time))
         return list(groups.values())
 
     def _spans(self, since: datetime, until: datetime) -> Iterator[tuple[Table, datetime, datetime]]:
@@ -298,7 +303,7 @@ class _Reader:
     def _days(self) -> set[datetime]:
         """The days that are read from the daily sums: these know no hours, no tokens, and single labels only."""
         report = self.report
-        if report.token_id or {"hour", "token"} & set(report.group_by):
+        if report.by_request or report.token_id or {"hour", "token"} & set(report.group_by):
             return set()
         if len(report.label_keys) > 1 and not report.project_id and report.lead != "project":
             return set()
@@ -306,70 +311,111 @@ class _Reader:
         self.rows += len(days)
         return days
 
-    def _add(
-        self, groups: dict[Key, Group], table: Table, since: datetime, until: datetime, ids: tuple[str, ...] | None
-    ) -> int:
-        """Add the sums of a time to groups; return the number of rows that were read."""
-        before, report = self.rows, self.report
-        if table is usage_hourly:
-            self._add_rows(groups, table, self._of_hours(since, until, ids))
-            return self.rows - before
+    def _subjects(self, table: Table, ids: tuple[str, ...] | None) -> tuple[ColumnElement[bool], ...]:
+        report, column = self.report, table.c
+        if ids is not None:
+            return ((column.token_id if report.lead == "token" else column.project_id).in_(ids),)
+        subjects = ((column.token_id, report.token_id), (column.project_id, report.project_id))
+        return tuple(column == value for column, value in subjects if value)
+
+    def _add_days(
+        self, groups: dict[Key, Group], since: datetime, until: datetime, ids: tuple[str, ...] | None
+    ) -> None:
+        report = self.report
         days = (usage_daily.c.day >= since, usage_daily.c.day < until)
         scopes = ids or (report.project_id or "",)
         if scopes == ("",) and report.label_keys:
             (key,) = report.label_keys
             of_label = (usage_daily.c.scope == daily.LABEL + key, *days)
-            self._add_rows(groups, table, of_label)
+            self._add_rows(groups, usage_daily, of_label)
             if report.labels:
-                return self.rows - before
+                return
             # The rest of all requests has no such label.
-            self._add_rows(groups, table, of_label, sign=-1)
-        self._add_rows(groups, table, (usage_daily.c.scope.in_(scopes), *days))
-        return self.rows - before
-
-    def _of_hours(
-        self, since: datetime, until: datetime, ids: tuple[str, ...] | None
-    ) -> tuple[ColumnElement[bool], ...]:
-        report, hourly = self.report, usage_hourly.c
-        time = (hourly.hour >= since, hourly.hour < until)
-        if ids is not None:
-            return ((hourly.token_id if report.lead == "token" else hourly.project_id).in_(ids), *time)
-        subjects = ((hourly.token_id, report.token_id), (hourly.project_id, report.project_id))
-        return (*(column == value for column, value in subjects if value), *time)
+            self._add_rows(groups, usage_daily, of_label, sign=-1)
+        self._add_rows(groups, usage_daily, (usage_daily.c.scope.in_(scopes), *days))
 
     def _add_rows(
         self, groups: dict[Key, Group], table: Table, conditions: tuple[ColumnElement[bool], ...], *, sign: int = 1
     ) -> None:
-        """Add the sums of rows to groups. With a negative sign, take them out of those without labels."""
-        report, model, hourly = self.report, daily.answered_model(table), table is usage_hourly
+        """Add the sums of rows to groups. With a negative sign, take them out of those without labels.
+
+        The conditions are those of an index. All others are checked afterwards.
+        """
+        report, hourly = self.report, table is usage_hourly
+        filters = {name: wanted for name in ("model", "provider") if (wanted := getattr(report, name)) is not None}
         known: dict[str, ColumnElement[Any]] = {
             "project": table.c.project_id if hourly else table.c.scope,
             "provider": table.c.provider,
-            "model": model,
+            "model": daily.answered_model(table),
             "requested_model": table.c.requested_model,
+            "time": table.c.hour if hourly else table.c.day,
+            "labels": table.c.labels,
         }
         if hourly:
             known["token"] = table.c.token_id
-        columns = {name: known[name] for name in report.group_by if name in known}
-        if not {*TIMES}.isdisjoint(report.group_by):
-            columns["time"] = table.c.hour if hourly else table.c.day
+        names = {*report.group_by, *filters}
+        if names & {*TIMES}:
+            names.add("time")
         if report.label_keys:
-            columns["labels"] = table.c.labels
-        query = select(*columns.values(), func.count(), *daily.sums_of(table)).where(*conditions)
-        if report.model is not None:
-            query = query.where(model == report.model)
-        if report.provider is not None:
-            query = query.where(table.c.provider == report.provider)
-        for row in self.connection.execute(query.group_by(*columns.values())):
-            values = dict(zip(columns, row, strict=False))
-            count, *numbers = row[len(columns) :]
+            names.add("labels")
+        shown = [name for name in known if name in names]
+        # The limit is inside, so that it is one of rows that are read.
+        read = select(*(known[name].label(name) for name in shown), *daily.summed(table)).where(*conditions)
+        limited = read.limit(self._rest).subquery()
+        keys = [limited.c[name] for name in shown]
+        query = select(*keys, func.count(), *(func.sum(limited.c[name]) for name in SUMS)).group_by(*keys)
+        for row in self.connection.execute(query):
+            values = dict(zip(shown, row, strict=False))
+            count, *numbers = row[len(shown) :]
             self.rows += count
             labels: Mapping[str, str] = (values.get("labels") or {}) if sign > 0 else {}
-            if count and all(labels.get(key) == value for key, value in report.labels.items()):
-                _merge(groups, tuple(_value(name, values, labels) for name in report.dimensions), numbers, sign)
+            if count and report.labels.items() <= labels.items() and filters.items() <= values.items():
+                _merge(groups, self._key(values, labels), numbers, sign)
+        self._end_statement()
+
+    def _add_requests(
+        self, groups: dict[Key, Group], since: datetime, until: datetime, ids: tuple[str, ...] | None
+    ) -> None:
+        report = self.report
+        first, after = made_in(since, until)
+        time = (requests.c.id >= first, requests.c.id < after)
+        query = select(*columns(requests, SettledRequest)).where(*self._subjects(requests, ids), *time)
+        for found in self.connection.execute(query.limit(self._rest)).mappings():
+            self.rows += 1
+            row = SettledRequest.of(found)
+            result, made = row.result, row.reservation
+            labels = result.labels or {}
+            if (
+                result.outcome == "void"
+                or not since <= made.admitted_at < until
+                or (report.model is not None and result.model != report.model)
+                or (report.provider is not None and made.provider != report.provider)
+                or not report.labels.items() <= labels.items()
+            ):
+                continue
+            values = {
+                "token": made.token_id,
+                "project": made.project_id,
+                "provider": made.provider,
+                "model": result.model,
+                "requested_model": result.requested_model,
+                "time": made.admitted_at,
+            }
+            _merge(groups, self._key(values, labels), ledger.sums_of(result), 1)
+        self._end_statement()
+
+    @property
+    def _rest(self) -> int:
+        """How many rows a statement reads at most: one more than the page may."""
+        return max(MAX_ROWS - self.rows, 0) + 1
+
+    def _end_statement(self) -> None:
         self.steps += 1
         if self.rows > MAX_ROWS:
             raise TooManyRows
+
+    def _key(self, values: Mapping[str, Any], labels: Mapping[str, str]) -> Key:
+        return tuple(_value(name, values, labels) for name in self.report.dimensions)
 
 
 def _value(name: str, values: Mapping[str, Any], labels: Mapping[str, str]) -> str | None:
@@ -381,7 +427,7 @@ def _value(name: str, values: Mapping[str, Any], labels: Mapping[str, str]) -> s
     return value
 
 
-def _merge(groups: dict[Key, Group], key: Key, numbers: list[Any], sign: int) -> None:
+def _merge(groups: dict[Key, Group], key: Key, numbers: Iterable[Any], sign: int) -> None:
     group = groups.get(key)
     if group is None:
         group = groups[key] = Group(key, dict.fromkeys(SUMS, 0))
@@ -399,3 +445,53 @@ def names_of(connection: Connection, report: Report, groups: list[Group]) -> dic
             rows = connection.execute(select(table.c.id, table.c.name).where(table.c.id.in_(ids)))
             found |= {row.id: row.name for row in rows}
     return found
+
+
+@frozen(kw_only=True)
+class UnpricedModel:
+    """A model that was used without a cost, and all that was used of it; its fields are those of a usage.
+
+    Attributes:
+        requested_model: the name in the requests.
+        unpriced: number of requests without a cost.
+        details, service_tier: not known, because the sums do not tell them apart.
+    """
+
+    provider: str
+    model: str
+    requested_model: str
+    requests: int
+    unpriced: int
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    cache_write_1h_tokens: int
+    reasoning_tokens: int
+    details: None = field(default=None, init=False)
+    service_tier: str = field(default="", init=False)
+
+
+def unpriced_models(connection: Connection, since: datetime, until: datetime) -> tuple[list[UnpricedModel], datetime]:
+    """The models that were used without a cost, by provider and name, and until when this was read.
+
+    That is earlier if too much was used since the last day that is summed up. Raises TooManyRows.
+    """
+    try:
+        groups, _ = page(connection, Report(since, until, SERIES), MAX_ROWS, None)
+    except TooManyRows:
+        days = daily.written(connection, since, until)
+        if not days or max(days) + _DAY == until:
+            raise
+        return unpriced_models(connection, since, max(days) + _DAY)
+    return [
+        UnpricedModel(
+            provider=provider,
+            model=model or "",
+            requested_model=requested_model or "",
+            **{name: group.sums[name] for name in ("requests", "unpriced", *TOKENS)},
+        )
+        for group in groups
+        for provider, model, requested_model in [group.key]
+        if provider is not None and group.sums["unpriced"]
+    ], until

@@ -7,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
 import msgspec
+from attrs import evolve
 from msgspec import UNSET, Struct, UnsetType, field
 
 from db.queries import objects, projects, tokens
@@ -26,8 +27,10 @@ from llm_proxy.ledger.late import LOST_AFTER
 RESOURCE: Final = Resource("Usage", "usage")
 
 _HOUR: Final = timedelta(hours=1)
-#: The time of a report that names none.
+#: The days before today in a report that names no time.
 _DEFAULT_RANGE: Final = timedelta(days=30)
+#: The time of a report by labels that are not summed.
+_MAX_RANGE_BY_REQUEST: Final = timedelta(days=7)
 _MAX_DIMENSIONS: Final = 10
 _WORDS: Final = (*TIMES, *reversed(SUBJECTS), *SERIES)
 _LIST: Final = f"a list of {', '.join(_WORDS)} and {LABEL}KEY, each at most once, separated by commas"
@@ -94,9 +97,9 @@ class GetUsage(Paging, kw_only=True):
     """The report."""
 
     group_by: Annotated[_Groups, doc("What to group by, such as `project,model,day`. Default: one sum of all.")] = ()
-    since: Annotated[Time, doc("Only requests at this time or later, from a full hour. Default: 30 days ago.")] = field(
-        name="from", default=None
-    )
+    since: Annotated[
+        Time, doc("Only requests at this time or later, from a full hour. Default: the begin of the day 30 days ago.")
+    ] = field(name="from", default=None)
     until: Annotated[Time, doc("Only requests before this time, to a full hour. Default: now.")] = field(
         name="to", default=None
     )
@@ -104,9 +107,13 @@ class GetUsage(Paging, kw_only=True):
     token_id: Annotated[Reference, doc("Only requests with this token: its id or name.")] | UnsetType = UNSET
     model: Annotated[_Text, doc("Only requests that this model answered.")] | UnsetType = UNSET
     provider: Annotated[_Text, doc("Only requests to this provider.")] | UnsetType = UNSET
-    labels: Annotated[LabelFilters, doc("Only requests whose label KEY has this value.")] = field(
-        name="label.KEY", default_factory=dict
-    )
+    labels: Annotated[
+        LabelFilters,
+        doc(
+            "Only requests whose label KEY has this value. If a KEY, here or in `group_by`, is not in LABEL_KEYS, then"
+            " `from` must be at most 7 days before `to`."
+        ),
+    ] = field(name="label.KEY", default_factory=dict)
     cursor: Annotated[Any, cursor_of(_read_key), CURSOR] = UNSET
 
     def columns(self, names: Sequence[str]) -> Sequence[str]:
@@ -124,7 +131,8 @@ async def _get(call: Call, query: GetUsage) -> object:
     project_id = await call.resolve(query.project_id, projects.find, ProjectNotFound)
     token_id = await call.resolve(query.token_id, tokens.find, TokenNotFound)
     until = query.until or call.now
-    since = query.since or (until - _DEFAULT_RANGE)
+    # Whole days are read from the daily sums.
+    since = query.since or (until - _DEFAULT_RANGE).replace(hour=0, minute=0, second=0, microsecond=0)
     if since >= until:
         raise InvalidQuery(f"'from' ({since.isoformat()}) must be before 'to' ({until.isoformat()}).")
     report = Report(
@@ -139,11 +147,14 @@ async def _get(call: Call, query: GetUsage) -> object:
     )
     unknown = sorted(report.label_keys.difference(call.services.settings.label_keys))
     if unknown:
-        summed = ", ".join(call.services.settings.label_keys) or "none"
-        raise InvalidQuery(
-            f"the sums do not distinguish the label '{unknown[0]}' (LABEL_KEYS: {summed}). Add it to LABEL_KEYS for"
-            " later requests, or list the requests with this label by GET /manage/requests."
-        )
+        if until - since > _MAX_RANGE_BY_REQUEST:
+            summed = ", ".join(call.services.settings.label_keys) or "none"
+            raise InvalidQuery(
+                f"'from' ({since.isoformat()}) must be at most {_MAX_RANGE_BY_REQUEST.days} days before 'to'"
+                f" ({until.isoformat()}), because the sums do not distinguish the label '{unknown[0]}'"
+                f" (LABEL_KEYS: {summed}). Give a shorter range, or add the label to LABEL_KEYS for later requests."
+            )
+        report = evolve(report, by_request=True)
     after = query.cursor or None
     if after is not None and len(after) not in (1, len(report.dimensions)):
         raise InvalidQuery("'cursor' must be the next_cursor of a page of this list.")
@@ -152,7 +163,7 @@ async def _get(call: Call, query: GetUsage) -> object:
     except queries.TooManyRows:
         raise InvalidQuery(
             f"this report needs more than {queries.MAX_ROWS:,} rows from {report.since.isoformat()} to"
-            f" {report.until.isoformat()}. Give a shorter range, 'project_id' or 'token_id', or group by day."
+            f" {report.until.isoformat()}. Give a shorter range, 'project_id' or 'token_id', or group by day or hour."
         ) from None
     except ValueError:
         raise InvalidQuery("'cursor' must be the next_cursor of a page of this list.") from None

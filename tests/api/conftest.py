@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
@@ -114,7 +115,9 @@ def make_api(services: Services, now: datetime = NOON) -> Api:
     return Api(app, services)
 
 
-async def _open(target: Target) -> AsyncIterator[Api]:
+@asynccontextmanager
+async def serve(target: Target, now: datetime = NOON) -> AsyncIterator[Api]:
+    """The control plane on a database whose schema is at head."""
     providers = provider_file.load(Settings())
     upstream: Any = SimpleNamespace(close=lambda: None)
     relay: Any = SimpleNamespace(routing=Routing(providers, dict.fromkeys(providers.by_name, upstream)))
@@ -131,7 +134,7 @@ async def _open(target: Target) -> AsyncIterator[Api]:
             readiness=readiness,
             nursery=nursery,
         )
-        yield make_api(services)
+        yield make_api(services, now)
         nursery.cancel_scope.cancel()
         assert database.connections.in_use == 0
 
@@ -140,12 +143,12 @@ async def _open(target: Target) -> AsyncIterator[Api]:
 async def api(databases: Databases) -> AsyncIterator[Api]:
     """The control plane on SQLite, at noon."""
     with databases.migrated(Kind.SQLITE) as scratch:
-        async for api in _open(scratch.target):
+        async with serve(scratch.target) as api:
             yield api
 
 
 @pytest.fixture
 async def any_api(migrated_target: Target) -> AsyncIterator[Api]:
     """The control plane on each of the databases, at noon."""
-    async for api in _open(migrated_target):
+    async with serve(migrated_target) as api:
         yield api

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from db.queries import ledger, objects, usage
+from db.queries.rows import first_id
 from db.records import ProviderObject, SettledRequest
+from db.schema import requests
 from llm_proxy.identifiers import new_id
 from tests.api.conftest import NOON, Api
 from tests.db.queries.factories import a_settled_request, a_token
@@ -21,6 +23,11 @@ ZERO = {
     "p50_ms": None,
     "p95_ms": None,
 }
+
+NOT_SUMMED = (
+    "'from' (2026-12-02T00:00:00+00:00) must be at most 7 days before 'to' (2027-01-01T00:00:00+00:00), because the"
+    " sums do not distinguish the label 'user' (LABEL_KEYS: team, env). Give a shorter range, or add the label to"
+)
 
 
 @pytest.fixture
@@ -139,6 +146,10 @@ async def test_groups_are_the_same_on_pages_of_any_size(any_api: Api, projects: 
         for limit in (1, 2, 5):
             if groups not in ("model", "provider"):
                 assert await report(any_api, f"group_by={groups}", limit) == whole, (groups, limit)
+    # The dimension of a filter has one value, and another one leads.
+    for query in ("project_id=alpha&group_by=project,model,day", "token_id=alpha-1&group_by=token,project,hour,model"):
+        whole = await report(any_api, query, 500)
+        assert await report(any_api, query, 2) == whole, query
 
 
 async def test_filters_narrow_down(any_api: Api, projects: dict[str, Any]) -> None:
@@ -170,6 +181,48 @@ async def test_filters_narrow_down(any_api: Api, projects: dict[str, Any]) -> No
         assert sum(one["requests"] for one in await report(any_api, query)) == number, query
     teams = brief(await report(any_api, "group_by=label.team,label.env"), "label.team", "label.env", "requests")
     assert teams == [(None, None, 2), ("ads", None, 1), ("search", "prod", 1)]
+
+
+async def test_labels_that_are_not_summed_are_read_from_the_requests(any_api: Api, projects: dict[str, Any]) -> None:
+    asked: list[tuple[str, int, str, dict[str, Any]]] = [
+        ("alpha-1", 0, "alice", {"cost_nanousd": None}),
+        ("alpha-1", 1, "alice", {"outcome": "rejected"}),
+        ("alpha-1", 1, "alice", {"outcome": "void"}),
+        ("alpha-2", 25, "bob", {"model": "other", "kind": "late"}),
+        ("beta-1", 25, "bob", {"provider": "anthropic"}),
+        ("beta-1", 200, "bob", {}),
+    ]
+    rows = []
+    for number, (name, hours, user, fields) in enumerate(asked):
+        at = NOON - hours * timedelta(hours=1)
+        labels = {"labels": {"user": user, "team": "search"}, "summed_labels": {"team": "search"}}
+        identity = f"{first_id(at)}-7000-8000-{number:012x}"
+        rows.append(row(projects[name], id=identity, admitted_at=at, **labels, **fields))
+    rows.append(row(projects["beta-1"], id=f"{first_id(NOON)}-7000-8000-ffffffffffff"))
+    await any_api.services.database.write(
+        lambda connection: connection.execute(requests.insert(), [one.by_column() for one in rows]).close()
+    )
+    week = "from=2027-01-08T12:30:00Z"
+    whole = await report(any_api, f"{week}&group_by=label.user")
+    shown = brief(whole, "label.user", "requests", "errors", "unpriced", "input_tokens", "cost", "p50_ms")
+    assert shown == [
+        (None, 1, 0, 0, 3, "1.000000000", 75),
+        ("alice", 2, 1, 1, 6, "1.000000000", 75),
+        ("bob", 1, 0, 0, 6, "2.000000000", 75),
+    ]
+    for query, number in (
+        ("label.user=bob", 1),
+        ("label.user=bob&model=other", 0),
+        ("label.user=bob&provider=anthropic", 1),
+        ("label.user=alice&label.team=search", 2),
+        ("label.user=alice&project_id=beta", 0),
+        ("label.user=alice&token_id=alpha-1", 2),
+    ):
+        assert sum(one["requests"] for one in await report(any_api, f"{week}&{query}")) == number, query
+    for groups in ("label.user,day", "project,label.user", "token,hour,label.user,provider,model,requested_model"):
+        whole = await report(any_api, f"{week}&group_by={groups}", 500)
+        assert sum(one["requests"] for one in whole) == 4
+        assert await report(any_api, f"{week}&group_by={groups}", 1) == whole
 
 
 async def test_sums_of_the_release_before_have_no_provider_and_are_unpriced(
@@ -214,8 +267,9 @@ async def test_a_table_has_the_groups_and_the_sums(any_api: Api, projects: dict[
         ("from=2027-01-15T12:00:00", "'from' must be a day"),
         ("from=2027-01-15&to=2027-01-15", "'from' (2027-01-15T00:00:00+00:00) must be before 'to'"),
         ("label.a%20b=x", "'label.KEY' must be given as label.KEY=VALUE"),
-        ("label.user=x", "the sums do not distinguish the label 'user' (LABEL_KEYS: team, env). Add it"),
-        ("group_by=label.user", "the sums do not distinguish the label 'user'"),
+        ("label.user=x", "'from' (2026-12-16T00:00:00+00:00) must be at most 7 days before 'to' (2027-01-15T12"),
+        ("label.user=x&to=2027-01-01", NOT_SUMMED),
+        ("group_by=label.user&from=2027-01-08T12:00:00Z", "'from' (2027-01-08T12:00:00+00:00) must be at most 7 days"),
         ("label.a=x&label.a=y", "'label.a' comes more than once"),
         ("cursor=e", "'cursor' must be"),
         ("group_by=hour&cursor=WyJ4Il0", "'cursor' must be"),
@@ -238,7 +292,7 @@ async def test_a_report_of_too_many_rows_is_refused_and_a_split_one_is_not(
     await settled(any_api, *(row(projects["alpha-1"], admitted_at=hour) for hour in hours))
     reply = await any_api("GET", "/manage/usage")
     assert reply.status == 400
-    assert reply.json["description"].startswith("this report needs more than 30 rows from 2026-12-16T12:00:00+00:00")
+    assert reply.json["description"].startswith("this report needs more than 30 rows from 2026-12-16T00:00:00+00:00")
     split = await report(any_api, "group_by=hour")
     assert [one["requests"] for one in split] == [1] * 50
 

@@ -10,8 +10,8 @@ from typing import Final
 import click
 from attrs import asdict, frozen
 
-from db.queries import requests
-from db.queries.requests import UnpricedModel
+from db.queries import usage
+from db.queries.usage import UnpricedModel
 from llm_proxy.cli.database import open_for_reading
 from llm_proxy.cli.failures import ERROR, CommandFailed, WrongUsage
 from llm_proxy.cli.options import config_option, database_options, json_option, load_settings
@@ -102,8 +102,17 @@ def check(*, db: str | None, config: Path | None, as_json: bool) -> None:
     settings = load_settings(config, db)
     _, prices = load_files(settings)
     now = datetime.now(UTC)
+    today = now.replace(hour=0, minute=0, second=0, microsecond=0)
     with open_for_reading(settings, patiently=True) as database:
-        used = database.read_now(requests.unpriced_models, now - timedelta(days=_DAYS))
+        try:
+            used, until = database.read_now(usage.unpriced_models, today - timedelta(days=_DAYS), now)
+        except usage.TooManyRows:
+            raise CommandFailed(
+                f"the requests of the last {_DAYS} days are too many to check, because not all days are summed up yet;"
+                " try again when a server has run for some hours"
+            ) from None
+    if until < now:
+        click.echo(f"Not checked: requests since {until:%Y-%m-%d}, which is not summed up yet.", err=True)
     found = [(model, why) for model in used if (why := _missing(prices, model, now))]
     if as_json:
         counts = ("requests", "unpriced", "input_tokens", "output_tokens")

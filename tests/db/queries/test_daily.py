@@ -4,14 +4,16 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import attrs
 import pytest
+from msgspec.structs import replace
 from sqlalchemy import Connection, func, select, update
 
 from db.database import Database, opened
 from db.options import Options
 from db.queries import daily, ledger, projects, repair, tokens, usage
-from db.queries.usage import Group, Report
-from db.records import SettledRequest, Token
+from db.queries.usage import Group, Report, UnpricedModel
+from db.records import TOKENS, SettledRequest, Token
 from db.schema import requests, usage_daily, usage_days, usage_hourly
 from tests.databases.scratch import Scratch
 from tests.db.queries.factories import a_project, a_settled_request, a_token
@@ -188,3 +190,46 @@ def days_to_sum_up(database: Database) -> list[tuple[datetime, datetime]]:
     long_ago = update(usage_days).values(marked_at=TODAY - 20 * DAY).where(~usage_days.c.written)
     database.write_now(lambda connection: connection.execute(long_ago).close())
     return database.read_now(daily.waiting)
+
+
+def test_models_without_a_cost_are_those_of_daily_sums_and_hours(
+    database: Database, owners: list[Token], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage_of = {"requested_model": "asked", "cached_tokens": 2, "cache_write_tokens": 1, "reasoning_tokens": 3}
+    days = (LATE, TODAY + timedelta(hours=1))
+    rows = [a_settled_request(owners[0], **usage_of, model="free", admitted_at=day) for day in days]
+    rows.append(a_settled_request(owners[0], **usage_of, model="old", admitted_at=TODAY - 40 * DAY))
+    database.write_now(lambda connection: ledger.roll_up(connection, rows))
+    sum_up(database)
+    expected = UnpricedModel(
+        provider="openai",
+        model="free",
+        requested_model="asked",
+        requests=2,
+        unpriced=2,
+        input_tokens=6,
+        output_tokens=8,
+        cached_tokens=4,
+        cache_write_tokens=2,
+        cache_write_1h_tokens=0,
+        reasoning_tokens=6,
+    )
+    until = TODAY + timedelta(hours=2)
+    assert database.read_now(usage.unpriced_models, TODAY - 30 * DAY, until) == ([expected], until)
+    # There are too many hourly sums since the last day that is summed up.
+    more = [row(owners[0], TODAY + timedelta(hours=1)) for _ in range(101)]
+    database.write_now(
+        lambda connection: ledger.roll_up(
+            connection,
+            [replace(one, result=replace(one.result, model=f"model {number}")) for number, one in enumerate(more)],
+        )
+    )
+    monkeypatch.setattr(usage, "MAX_ROWS", 100)
+    summed = attrs.evolve(
+        expected, **{name: getattr(expected, name) // 2 for name in ("requests", "unpriced", *TOKENS)}
+    )
+    last = max(database.read_now(daily.written, TODAY - 30 * DAY, TODAY)) + DAY
+    assert database.read_now(usage.unpriced_models, TODAY - 30 * DAY, until) == ([summed], last)
+    monkeypatch.setattr(usage, "MAX_ROWS", 3)
+    with pytest.raises(usage.TooManyRows):
+        database.read_now(usage.unpriced_models, TODAY - 30 * DAY, until)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -10,15 +10,14 @@ from sqlalchemy import Connection, event, insert
 from db.database import Database, opened
 from db.dsn import Target
 from db.options import Options
-from db.queries import ledger, requests
+from db.queries import requests
 from db.queries import rows as listing
-from db.queries.ledger import hour_of
-from db.queries.requests import Filter, UnpricedModel
+from db.queries.requests import Filter
 from db.queries.rows import first_id
 from db.records import SettledRequest
 from db.schema import requests as table
 from tests.databases.kinds import on
-from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token
+from tests.db.queries.factories import a_project, a_settled_request, a_token
 
 TOKEN = a_token(a_project().id)
 SIBLING = a_token(TOKEN.project_id)
@@ -195,30 +194,3 @@ def test_rows_are_found_by_an_index_in_its_order(
 
     (step,) = database.read_now(plan)
     assert f"USING INDEX {index} " in step
-
-
-def test_models_without_a_cost_are_summed_from_the_hour_on(database: Database) -> None:
-    since = hour_of(NOON)
-    usage = {"requested_model": "asked", "cached_tokens": 2, "cache_write_tokens": 1, "reasoning_tokens": 3}
-    rows = [
-        a_settled_request(TOKEN, **usage),
-        a_settled_request(SIBLING, **usage, admitted_at=NOON + timedelta(hours=5)),
-        a_settled_request(TOKEN, model="priced", requested_model="", cost_nanousd=0),
-        a_settled_request(TOKEN, model="old", requested_model="", admitted_at=since - timedelta(seconds=1)),
-    ]
-    database.write_now(ledger.roll_up, rows)
-    assert database.read_now(requests.unpriced_models, since) == [
-        UnpricedModel(
-            provider="openai",
-            model="gpt-5",
-            requested_model="asked",
-            requests=2,
-            unpriced=2,
-            input_tokens=6,
-            output_tokens=8,
-            cached_tokens=4,
-            cache_write_tokens=2,
-            cache_write_1h_tokens=0,
-            reasoning_tokens=6,
-        )
-    ]
