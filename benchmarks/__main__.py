@@ -38,11 +38,12 @@ PARTS = {
     "growth": "Cost as ledger, tokens, connections and bodies grow.",
     "limits": "Limits: CPU time per request, and capacity, with three limits of money and without.",
     "scaling": "Many processes on one database: costs, a model of fleets, and a check with eight.",
+    "reports": "Reports and lists with a million requests: rows that are read, times, memory.",
     "memory": "Memory after many requests.",
     "peers": "Other gateways side by side, on the same upstream.",
 }
 #: Only by name: these install other programs, or need the machine for minutes.
-_NOT_IN_ALL = ("peers", "scaling")
+_NOT_IN_ALL = ("peers", "scaling", "reports")
 #: All parts together then take less than ten minutes on two cores and four databases.
 _SCALE_OF_ALL = 0.25
 

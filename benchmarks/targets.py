@@ -68,3 +68,8 @@ BYTES_PER_REQUEST = 24.0
 #: How far what the model of scaling says of eight processes may be from what they do. It is there to choose between one
 #: machine and ten, not between ten and eleven.
 MODEL_ERROR = 0.35
+
+#: Rows that one page of a report or a list reads, whatever it is filtered and grouped by, with a million in the ledger.
+ROWS_OF_A_PAGE = 50_000
+#: Growth of the server's memory, in MB, while a million requests are sent as CSV: those of two pages, and no more.
+CSV_MB = 8.0
