@@ -122,6 +122,7 @@ def _tell(size: Size, answers: dict[Kind, list[Answer]], downloads: dict[Kind, C
                     "database",
                     "pages",
                     "most rows read",
+                    "handler reads",
                     "median ms",
                     "slowest ms",
                     "CSV rows/s",

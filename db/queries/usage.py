@@ -19,8 +19,8 @@ from attrs import define, field, frozen
 from sqlalchemy import ColumnElement, Connection, Table, func, select
 
 from db.queries import daily, ledger
-from db.queries.rows import columns, made_in
-from db.records import TOKENS, SettledRequest
+from db.queries.rows import made_in
+from db.records import TOKENS, Result
 from db.schema import DURATION_COLUMNS, DURATIONS, SUMS, projects, requests, tokens, usage_daily, usage_hourly
 
 #: Rows of sums that a page reads at most, and after which it ends if it can.
@@ -45,6 +45,13 @@ SERIES = ("provider", "model", "requested_model")
 _RANK = (*SUBJECTS, *TIMES)
 #: What begins the name of a label as a dimension.
 LABEL = daily.LABEL
+
+#: The columns of requests that their sums are made of, and those that a report by requests reads.
+_OF_RESULT = (
+    *("outcome", "kind", "unmetered", "estimated", "duration_us", "cost_nanousd", "usage_details"),
+    *TOKENS,
+)
+_READ = ("admitted_at", "token_id", "project_id", "labels", *SERIES, *_OF_RESULT)
 
 #: The value of each dimension of a group, or of the first one alone: all of its groups. None is null.
 Key = tuple[str | None, ...]
@@ -379,29 +386,23 @@ class _Reader:
         report = self.report
         first, after = made_in(since, until)
         time = (requests.c.id >= first, requests.c.id < after)
-        query = select(*columns(requests, SettledRequest)).where(*self._subjects(requests, ids), *time)
-        for found in self.connection.execute(query.limit(self._rest)).mappings():
+        query = select(*(requests.c[name] for name in _READ)).where(*self._subjects(requests, ids), *time)
+        for row in self.connection.execute(query.limit(self._rest)):
             self.rows += 1
-            row = SettledRequest.of(found)
-            result, made = row.result, row.reservation
-            labels = result.labels or {}
+            values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
+            labels = row.labels or {}
             if (
-                result.outcome == "void"
-                or not since <= made.admitted_at < until
-                or (report.model is not None and result.model != report.model)
-                or (report.provider is not None and made.provider != report.provider)
+                row.outcome == "void"
+                or not since <= row.admitted_at < until
+                or (report.model is not None and row.model != report.model)
+                or (report.provider is not None and row.provider != report.provider)
                 or not report.labels.items() <= labels.items()
             ):
                 continue
-            values = {
-                "token": made.token_id,
-                "project": made.project_id,
-                "provider": made.provider,
-                "model": result.model,
-                "requested_model": result.requested_model,
-                "time": made.admitted_at,
-            }
-            _merge(groups, self._key(values, labels), ledger.sums_of(result), 1)
+            known = {"token": row.token_id, "project": row.project_id, "time": row.admitted_at}
+            known |= {name: values[name] for name in SERIES}
+            result = Result(**{name: values[name] for name in _OF_RESULT})
+            _merge(groups, self._key(known, labels), ledger.sums_of(result), 1)
         self._end_statement()
 
     @property
