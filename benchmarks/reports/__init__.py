@@ -107,14 +107,13 @@ def _tell(size: Size, answers: dict[Kind, list[Answer]], downloads: dict[Kind, C
             "Each call of the management API is answered for two pages of 50 entries, and what was asked of the "
             "database is run again to see what it reads; the page that reads most counts. Usage is grouped by each "
             "dimension, without a filter and with each of those for project, token, model, provider, label, 90 days "
-            "and 6 hours, and the one that reads most counts. Rows are those that PostgreSQL, MySQL and MariaDB report "
-            "when they analyze the statements. The handlers of the latter two count more: a row that goes through a "
-            "temporary table counts each time. SQLite does not count rows: the number is that of the instructions of "
-            "its virtual machine over "
-            f"{INSTRUCTIONS_PER_ROW}, about what a row of sums costs. A plan that reads a table without an index is a "
-            "problem. Times are of the whole call, the first time; they depend on the machine, and have no target. "
-            "For CSV, a server sends all requests, and its memory is read after each MB: the growth is from the first "
-            "tenth of the rows on."
+            "and 6 hours, and the one that reads most counts. Rows are those that PostgreSQL, MySQL and MariaDB "
+            "report when they analyze the statements. The handlers of the latter two count more: a row that goes "
+            "through a temporary table counts each time. SQLite does not count rows: the number is that of the "
+            f"instructions of its virtual machine over {INSTRUCTIONS_PER_ROW}, about what a row of sums costs; a row "
+            "of a list costs less. A plan that reads a table without an index is a problem. Times are of the whole "
+            "call, the first time; they depend on the machine, and have no target. For CSV, a server sends all "
+            "requests, and its memory is read after each MB: the growth is from the first tenth of the rows on."
         ),
         tables=[
             Table(
