@@ -288,6 +288,15 @@ class Overloaded(DataPlaneError):
     message = "The proxy is handling as many requests as it is configured for."
 
 
+class BodyNotRead(Overloaded):
+    """The body must be read, but by what its head was judged it did not have to be: the project has changed since.
+
+    The relay reads the body and asks again, so clients do not see this error.
+    """
+
+    message = "The settings of the project were changed meanwhile. Send the request again."
+
+
 class ManagementError(ProxyError):
     """An error of the management API alone."""
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 import msgspec
 
 from llm_proxy.errors import (
+    BodyNotRead,
     BudgetExceeded,
     BudgetReserved,
     ModelNotAllowed,
@@ -137,6 +138,8 @@ def model_refusal(lists: Iterable[Mapping[str, Sequence[str]]], demand: Demand, 
         patterns = allowed["patterns"]
         try:
             wrong = next((model for model in demand.models(provider) if not matches(patterns, model)), None)
+        except BodyNotRead as error:
+            return error
         except ModelNotAllowed as error:
             reason = error.message
         else:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from llm_proxy.errors import (
     BadRequest,
+    BodyNotRead,
     EndpointNotAllowed,
-    Overloaded,
     ProxyError,
     TokenInvalid,
     TokenMissing,
@@ -83,11 +83,11 @@ def admission_request(
             return EndpointNotAllowed(f"The project's provider '{name}' is not configured in this proxy.")
         known = None if isinstance(found, BadRequest) else found
         refused = provider.refusal(inbound.method, inbound.route.path, inbound.headers, known)
-        if refused is not None or not (provider.needs_body and inbound.has_body):
+        needs_body = provider.needs_body or (provider.holds_body and not inbound.ended)
+        if refused is not None or not (needs_body and inbound.has_body):
             return refused
         if found is None:
-            # The project had a provider without such rules when the body began to arrive.
-            return Overloaded("The project's provider was changed meanwhile. Send the request again.")
+            return BodyNotRead()
         return found if isinstance(found, BadRequest) else None
 
     return AdmissionRequest(

@@ -13,7 +13,7 @@ import trio
 from attrs import define, field
 
 from db.records import Result
-from llm_proxy.errors import Overloaded, ProxyError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
+from llm_proxy.errors import ProxyError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
 from llm_proxy.gateway import stream_usage
 from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.http import headers
@@ -191,8 +191,6 @@ class Exchange:
             fields = [field for field in fields if field[0] != b"accept-encoding"]
             fields.append((b"accept-encoding", b"identity"))
         if provider.auth == "sigv4":
-            if not inbound.ended:
-                raise Overloaded("The project's provider was changed meanwhile. Send the request again.")
             digest = await inbound.sha256() if edited is None else sha256(edited).hexdigest()
             fields = aws.sign(api_key, inbound.method, provider.origin, target, fields, digest)
         method = inbound.method.encode("ascii")

@@ -133,6 +133,8 @@ class Inbound:
     _ends: _Ends | None = None
     _held = 0
     _waited = 0.0
+    _watched = False
+    _ahead: float = READ_AHEAD
     _fault: ProxyError | None = None
     _charged = 0
     _held_bodies: HeldBodies | None = None
@@ -225,7 +227,7 @@ class Inbound:
             await self._wait()
 
     async def hold(self, held: HeldBodies, see: Callable[[bytes], Awaitable[None]] = _ignore) -> None:
-        """Wait for the whole body and keep it; `see` is called with each piece as it arrives.
+        """Wait for the whole body and keep it, also while `watch` is reading; `see` is called with each piece.
 
         Raises:
             Overloaded: the held bodies take too much memory.
@@ -237,12 +239,15 @@ class Inbound:
             if self.received > JOINED:
                 self._charge(held, self._pieces[charged:])
                 charged = len(self._pieces)
-            for piece in self._pieces[seen:]:
+            arrived = self._pieces[seen:]
+            for piece in arrived:
                 await see(piece)
+            seen += len(arrived)
+            if seen < len(self._pieces):
+                continue
             if self._ended:
                 return
-            seen = len(self._pieces)
-            await self._wait()
+            await self._wait_beside_watch() if self._watched else await self._wait()
 
     def _charge(self, held: HeldBodies, pieces: list[bytes]) -> None:
         size = sum(map(sys.getsizeof, pieces))
@@ -310,9 +315,10 @@ class Inbound:
 
     async def watch(self) -> None:
         """Read until the client disconnects, then cancel the request."""
+        self._watched = True
         try:
             while not self._ended:
-                if self._held > READ_AHEAD:
+                if self._held > self._ahead:
                     self._room = trio.Event()
                     await self._room.wait()
                 else:
@@ -398,6 +404,17 @@ class Inbound:
                 f"{self._waited:.0f} s (allowed: {BODY_RATE} bytes per second after {BODY_PATIENCE:.0f} s)"
             )
             self._notify()
+            raise self._fault
+
+    async def _wait_beside_watch(self) -> None:
+        """Wait for the next piece of a body that is held, while `watch` is reading."""
+        self._ahead = math.inf
+        if self._room is not None:
+            self._room.set()
+        if self._fault is None:
+            self._news = trio.Event()
+            await self._news.wait()
+        if self._fault is not None:
             raise self._fault
 
     def _notify(self) -> None:

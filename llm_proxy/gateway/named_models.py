@@ -20,7 +20,7 @@ from urllib.parse import unquote_plus
 import msgspec
 from attrs import define, field
 
-from llm_proxy.errors import BadRequest, InvalidJson, ModelNotAllowed, Overloaded
+from llm_proxy.errors import BadRequest, BodyNotRead, InvalidJson, ModelNotAllowed
 from llm_proxy.gateway.http import parameters
 from llm_proxy.gateway.http.json_members import MALFORMED, JsonMembers, decoded, items_of, members_of, text_of
 from llm_proxy.gateway.http.parameters import Parameters, alias_of, bare
@@ -193,9 +193,9 @@ def generates(inbound: Inbound, provider: Provider) -> bool:
 
 
 def require_body(inbound: Inbound) -> None:
-    """Raise `Overloaded` if the body has not arrived: nothing had to read it when it began to arrive."""
+    """Raise `BodyNotRead` if the body has not arrived: nothing had to read it when it began to arrive."""
     if not inbound.ended:
-        raise Overloaded("A limit or an allow-list of models was created meanwhile. Send the request again.")
+        raise BodyNotRead
 
 
 def named_models(inbound: Inbound, provider: Provider) -> Generator[None, None, tuple[str, ...]]:
@@ -203,7 +203,7 @@ def named_models(inbound: Inbound, provider: Provider) -> Generator[None, None, 
 
     Raises:
         ModelNotAllowed: they cannot be read for certain; the message says why.
-        Overloaded: the body has not arrived, see `require_body`.
+        BodyNotRead: they are in a body that has not arrived whole.
     """
     try:
         names = _in_query(inbound.query)

@@ -11,7 +11,7 @@ import trio
 from attrs import define, field, frozen
 
 from db.records import RefusedRequest
-from llm_proxy.errors import BadRequest, Overloaded, ProxyError, provider_response
+from llm_proxy.errors import BadRequest, BodyNotRead, Overloaded, ProxyError, provider_response
 from llm_proxy.gateway import admission, stream_usage
 from llm_proxy.gateway.auth import token_sources
 from llm_proxy.gateway.demand import RequestDemand
@@ -170,11 +170,7 @@ class Relay:
         objects = RequestObjects.of(inbound)
         if inbound.ended:
             if objects.may_name(inbound) or admission.needs_body(inbound, providers):
-                try:
-                    found = await self._read(inbound, objects)
-                except BadRequest as error:
-                    # Whether it matters depends on the project's provider, and on who uses the same account there.
-                    found = objects.fault = error
+                found = await self._read_or_fault(inbound, objects)
         else:
             # Wait for a body only if the token is valid; only then the request may take a slot.
             head = admission.admission_request(inbound, digest, providers, {}, path, objects.named)
@@ -190,14 +186,14 @@ class Relay:
         if inbound.notify is not None:
             inbound.notify(inbound.leave)
             if inbound.ended:
-                await self._serve(request, objects, inbound, routing, send)
+                await self._serve(request, demand, objects, inbound, routing, send)
                 return
         refusal: ProxyError | None = None
         async with trio.open_nursery() as nursery:
             inbound.scope = nursery.cancel_scope
             nursery.start_soon(inbound.watch)
             try:
-                await self._serve(request, objects, inbound, routing, send)
+                await self._serve(request, demand, objects, inbound, routing, send)
             except ProxyError as error:
                 refusal = error
             inbound.scope = None
@@ -227,6 +223,14 @@ class Relay:
             await demand.read(provider.name)
         return found
 
+    async def _read_or_fault(self, inbound: Inbound, objects: RequestObjects) -> Parameters | BadRequest:
+        """Read the whole body; whether a fault of it matters depends on the provider, and on who uses its account."""
+        try:
+            return await self._read(inbound, objects)
+        except BadRequest as error:
+            objects.fault = error
+            return error
+
     async def _read(self, inbound: Inbound, objects: RequestObjects) -> Parameters:
         """Read the whole body, and its parameters as it arrives; raises `BadRequest` if they are ambiguous."""
         reader = parameters.reader(inbound.headers, inbound.route.path, objects.json, objects.form)
@@ -252,10 +256,23 @@ class Relay:
             inbound.has_slot = True
 
     async def _serve(
-        self, request: AdmissionRequest, objects: RequestObjects, inbound: Inbound, routing: Routing, send: Send
+        self,
+        request: AdmissionRequest,
+        demand: RequestDemand,
+        objects: RequestObjects,
+        inbound: Inbound,
+        routing: Routing,
+        send: Send,
     ) -> None:
         """Admit, exchange, settle. Whatever happens after the admission, there is exactly one settlement."""
-        grant = await self.ledger.admit(request)
+        try:
+            grant = await self.ledger.admit(request)
+        except BodyNotRead as error:
+            found = await self._read_or_fault(inbound, objects)
+            await demand.read(error.provider)
+            digest, providers, path = request.digest, routing.providers, request.path
+            request = admission.admission_request(inbound, digest, providers, found, path, objects.named, demand)
+            grant = await self.ledger.admit(request)
         inbound.admitted = True
         if grant.limits:
             self._limit_reports.admitted(grant)

@@ -27,7 +27,7 @@ import msgspec
 from db import Connection
 from db.queries import objects as queries
 from db.records import Project
-from llm_proxy.errors import ListNotIsolated, ObjectNotFound, Overloaded, ProxyError
+from llm_proxy.errors import BodyNotRead, ListNotIsolated, ObjectNotFound, ProxyError
 from llm_proxy.logging.redaction import quoted
 
 #: What is recorded as an id. Any other text is an object that is not recorded, and not every database can take it.
@@ -85,7 +85,7 @@ class Isolation(msgspec.Struct, frozen=True):
         if named.account:
             return ListNotIsolated() if named.known else ListNotIsolated(_UNKNOWN_ENDPOINT)
         if named.unread:
-            return Overloaded("The projects of the credential were changed meanwhile. Send the request again.")
+            return BodyNotRead()
         return named.fault
 
 

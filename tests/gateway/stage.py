@@ -207,7 +207,8 @@ async def scene(
         settings = {"OPENAI_API_URL": url, "PUBLIC_URL": "https://llm.example.com"}
         if judged or auth != "bearer":
             rules = "param_whitelist: {model: [m]}" if judged else f"auth: {auth}"
-            (folder / "apis.yaml").write_text(f"apis: {{openai: {{{rules}}}}}")
+            plain = f"plain: {{base_url: '{url}', allowed_endpoints: [/v1/chat/completions]}}"
+            (folder / "apis.yaml").write_text(f"apis: {{openai: {{{rules}}}, {plain}}}")
             settings["API_CONFIG_PATH"] = str(folder / "apis.yaml")
         providers = provider_file.load(Settings.load(settings, {}, None))
         target = dsn.parse("sqlite", None, str(folder / "ledger.db"))
@@ -220,7 +221,7 @@ async def scene(
             ledger = Ledger(database, Worker(new_id(), "here", 1, "0", now, now), metrics, exclusive=True)
             pool = UpstreamPool(providers.default.origin, Timeouts(5, 5, 5))
             relay = Relay(
-                routing=Routing(providers, {"openai": pool}),
+                routing=Routing(providers, {"openai": pool, "plain": pool}),
                 prices=Prices.load(None, {}),
                 labels=Labels({}, ()),
                 ledger=ledger,

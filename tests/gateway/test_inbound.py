@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from llm_proxy.errors import Overloaded, RequestTimeout
 from llm_proxy.gateway import inbound as inbound_module
-from llm_proxy.gateway.inbound import BODY_PATIENCE, BODY_RATE, JOINED, HeldBodies, Inbound
+from llm_proxy.gateway.inbound import BODY_PATIENCE, BODY_RATE, JOINED, READ_AHEAD, HeldBodies, Inbound
 from llm_proxy.gateway.providers.provider import Route
 
 ROUTE = Route(None, b"/v1/chat/completions", "openai")
@@ -50,6 +51,16 @@ async def held(body: Inbound) -> None:
     await body.hold(HeldBodies(), ignore)
 
 
+async def held_beside_watch(body: Inbound, see: Callable[[bytes], Awaitable[None]] = ignore) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(body.watch)
+        await wait_all_tasks_blocked()
+        try:
+            await body.hold(HeldBodies(), see)
+        finally:
+            nursery.cancel_scope.cancel()
+
+
 async def streamed(body: Inbound) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(body.watch)
@@ -80,7 +91,7 @@ def test_a_key_alone_makes_a_websocket_handshake_of_a_get_only(
     assert Inbound("id", 0.0, ROUTE, scope, receive, 1).websocket is found
 
 
-WAYS = pytest.mark.parametrize("way", [held, streamed])
+WAYS = pytest.mark.parametrize("way", [held, held_beside_watch, streamed])
 
 
 async def ends(way: Callable[[Inbound], Any], body: Inbound) -> float:
@@ -123,6 +134,18 @@ async def test_a_provider_that_takes_slowly_is_not_the_clients_fault(autojump_cl
             await trio.sleep(5)
         nursery.cancel_scope.cancel()
     assert taken == 500_000
+
+
+async def test_a_body_that_is_held_beside_its_watch_is_seen_whole(autojump_clock: trio.testing.MockClock) -> None:
+    seen: list[bytes] = []
+
+    async def see(piece: bytes) -> None:
+        seen.append(piece)
+        await trio.sleep(0.25)
+
+    body = inbound(drip(b"x" * READ_AHEAD, 0.1, count=12))
+    await held_beside_watch(body, see)
+    assert b"".join(seen) == body.complete() == b"x" * READ_AHEAD * 12
 
 
 async def test_an_upload_that_became_too_slow_before_it_was_asked_for_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,15 @@ from typing import Any
 import pytest
 import trio
 from attrs import define, evolve, field
+from sqlalchemy import update
 
 from db.queries.ledger import look_up
 from db.queries.requests import Filter, page
+from db.schema import projects, tokens
 from llm_proxy.gateway import exchange, relay
 from llm_proxy.ledger.transaction import transact
 from llm_proxy.tokens import new_secret
-from tests.gateway.stage import Client, Scene, scene
+from tests.gateway.stage import Client, Scene, add_project, scene
 
 #: The answers of the provider, and of the proxy.
 OK, UNAUTHORIZED, BAD_REQUEST, UNAVAILABLE = 200, 401, 400, 503
@@ -186,6 +189,83 @@ async def test_judging_a_body_takes_no_step_of_more_than_50_ms(tmp_path: Path, n
         assert status(client) == expected
         assert watch.longest < 0.05
         assert stage.relay.held.size == 0
+
+
+@define
+class Slow(Client):
+    """A client during whose body, after the head was judged, something changes; its rest comes after the decision."""
+
+    change: Callable[[], Awaitable[None]] | None = None
+    decided: trio.Event = field(factory=trio.Event)
+
+    async def receive(self) -> dict[str, Any]:
+        await trio.lowlevel.checkpoint()
+        if self.change is not None:
+            change, self.change = self.change, None
+            await change()
+        else:
+            await self.decided.wait()
+        return await super().receive()
+
+
+async def share_account(stage: Scene) -> None:
+    """Let a second project use the same account."""
+    await add_project(stage.database, stage.relay.keyring, new_secret(), provider="plain")
+
+
+async def allow_models(stage: Scene) -> None:
+    await stage.database.write(_execute, update(tokens).values(models={"patterns": ["m"]}))
+
+
+async def use_openai(stage: Scene) -> None:
+    """Change the provider of the project to the one that has rules."""
+    await stage.database.write(_execute, update(projects).values(provider="openai"))
+
+
+def _execute(connection: Any, statement: Any) -> None:
+    connection.execute(statement)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(
+    ("change", "wrong", "code"),
+    [
+        (share_account, b'{"model": "m", "file_id": "file-1"}', "object_not_found"),
+        (allow_models, b'{"model": "n"}', "model_not_allowed"),
+        (use_openai, b'{"model": "n"}', "parameter_not_allowed"),
+    ],
+)
+async def test_a_change_while_the_body_arrives_is_judged_with_the_whole_body(
+    tmp_path: Path,
+    change: Callable[[Scene], Awaitable[None]],
+    wrong: bytes,
+    code: str,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    told: bool,
+) -> None:
+    right = b'{"model": "m"}'
+    for number, (body, expected) in enumerate(((right, OK), (wrong, code))):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        async with scene(folder, judged=True) as stage:
+            # No rule of this provider reads the body, or waits for all of it.
+            await stage.database.write(_execute, update(projects).values(provider="plain"))
+            client = Slow([body[:3], body[3:9], body[9:]], at_once=False, change=partial(change, stage))
+            admit = stage.ledger.admit
+
+            async def decide(request: Any, client: Slow = client, admit: Any = admit) -> Any:
+                try:
+                    return await admit(request)
+                finally:
+                    client.decided.set()
+
+            monkeypatch.setattr(stage.ledger, "admit", decide)
+            with trio.fail_after(20):
+                await stage.request(client, chunked=True, told=told)
+            assert (status(client) if expected == OK else error(client)) == expected
+            assert [right in seen for seen in stage.provider.seen] == [True] * (expected == OK)
+            await stage.assert_nothing_is_left()
 
 
 async def test_a_client_that_does_not_take_its_refusal_is_not_waited_for(
