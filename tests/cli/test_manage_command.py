@@ -256,6 +256,16 @@ def test_revoking_all_tokens_takes_a_yes(
             2,
         ),
         (
+            ("token", "generate", "--project-id", "x", "--label", "team"),
+            "--label 'team' is not KEY=VALUE, such as team=search",
+            2,
+        ),
+        (
+            ("token", "update", "x", "--label", "team=a", "--label", "team=b"),
+            "the label 'team' is given more than once",
+            2,
+        ),
+        (
             ("token", "generate", "--project-id", "x", "--max-requests", "-1"),
             (
                 "Invalid value for '--max-requests': '-1' is not allowed; give 1 or more, or 'unlimited'; "

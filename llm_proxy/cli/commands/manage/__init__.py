@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.commands.manage import credential, limit, project, refusal, request, token, usage
+from llm_proxy.cli.commands.manage import credential, limit, lists, project, refusal, request, token, usage
 from llm_proxy.cli.output import print_table, timestamp
 from llm_proxy.cli.program import Group
 
@@ -28,10 +28,7 @@ def command() -> None:
 @click.option("--operation", metavar="NAME", help="List only calls of this operation, e.g. updateToken.")
 @click.option("--outcome", type=click.Choice(["accepted", "refused"]), help="List only such calls.")
 @click.option("--actor", metavar="NAME", help="List only calls of this actor, e.g. 'management token'.")
-@click.option("--from", metavar="TIME", help="List only calls at this time or later.")
-@click.option("--to", metavar="TIME", help="List only calls before this time.")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of entries.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all entries whatever the limit.")
+@lists.list_options("calls")
 @with_client
 def audit(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, **query: str | None) -> None:
     """List changes and refused calls, the newest first.
@@ -39,9 +36,9 @@ def audit(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, 
     TIME is written like 2030-01-31T12:00:00Z.
     """
     if as_csv:
-        usage.print_csv(client, "audit", query, as_json=as_json)
+        lists.print_csv(client, "audit", query, as_json=as_json)
         return
-    found = usage.first(client, path("audit"), limit, "entries", f"newest {limit}", **query)
+    found = lists.first(client, path("audit"), limit, "entries", f"newest {limit}", **query)
     rows = [
         (
             *(timestamp(entry["occurred_at"]), entry["actor"] or None, entry["address"] or None),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.commands.manage.usage import first, print_csv
+from llm_proxy.cli.commands.manage.lists import first, list_options, print_csv
 from llm_proxy.cli.output import print_table, timestamp
 from llm_proxy.cli.program import Group
 
@@ -19,10 +19,7 @@ def command() -> None:
 @click.option("--project-id", metavar="ID", help="List only requests of this project.")
 @click.option("--token-id", metavar="ID", help="List only requests with this token.")
 @click.option("--code", metavar="CODE", help="List only requests with this error, e.g. request_limit_exceeded.")
-@click.option("--from", metavar="TIME", help="List only requests at this time or later.")
-@click.option("--to", metavar="TIME", help="List only requests before this time.")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of requests.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print CSV, with all requests whatever the limit.")
+@list_options("requests")
 @with_client
 def list_(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, **query: str | None) -> None:
     """List refused requests, the newest first.

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.commands.manage.usage import first, print_csv, read_labels
+from llm_proxy.cli.commands.manage.lists import first, label_filters, list_options, print_csv
 from llm_proxy.cli.failures import CommandFailed, WrongUsage
 from llm_proxy.cli.output import print_record, print_table, timestamp
 from llm_proxy.cli.program import Group
@@ -28,10 +28,7 @@ def command() -> None:
 @click.option(
     "--label", "labels", metavar="KEY=VALUE", multiple=True, help="List only requests with this label; can be repeated."
 )
-@click.option("--from", metavar="TIME", help="List only requests at this time or later.")
-@click.option("--to", metavar="TIME", help="List only requests before this time.")
-@click.option("--limit", type=click.IntRange(min=1), default=100, show_default=True, help="Maximum number of requests.")
-@click.option("--csv", "as_csv", is_flag=True, help="Print all requests as CSV, without a limit.")
+@list_options("requests")
 @with_client
 def list_(
     client: ManagementClient,
@@ -47,7 +44,7 @@ def list_(
     TIME is a day in UTC, e.g. 2030-01-31, or a time, e.g. 2030-01-31T12:00:00Z. The ID of a project or a token can be
     its name.
     """
-    parameters: dict[str, Any] = query | read_labels(labels)
+    parameters: dict[str, Any] = query | label_filters(labels)
     if as_csv:
         print_csv(client, "requests", parameters, as_json=as_json)
         return

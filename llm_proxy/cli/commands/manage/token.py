@@ -11,6 +11,7 @@ import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage import limit
+from llm_proxy.cli.commands.manage.lists import read_labels
 from llm_proxy.cli.failures import WrongUsage
 from llm_proxy.cli.options import confirm, models_option, yes_option
 from llm_proxy.cli.output import print_json, print_record, print_table, printable, timestamp
@@ -45,14 +46,6 @@ def _number(text: str) -> int:
     return number
 
 
-def _label(text: str) -> tuple[str, str]:
-    """Parse a label; `none` stands for the end of all labels."""
-    key, equals, value = text.partition("=")
-    if text != "none" and not (key and equals and value):
-        raise click.BadParameter(f"{text!r} is not a label; give KEY=VALUE, such as team=search, or 'none'")
-    return key, value
-
-
 _DURATION_HELP = "Lifetime from now on, from 1m to ten years, e.g. 30d, 12h or 90m."
 _EXPIRES_HELP = "Time of expiry, e.g. 2030-01-31T12:00:00Z."
 _LABEL_HELP = "Label of its requests, KEY=VALUE, e.g. team=search; can be repeated."
@@ -73,7 +66,7 @@ def command() -> None:
 @click.option("--duration", type=_minutes, metavar="TIME", help=f"{_DURATION_HELP}  [default: 30d]")
 @click.option("--expires-at", metavar="TIME", help=_EXPIRES_HELP)
 @click.option("--max-requests", type=_number, metavar="N", help=f"{_LIMIT_HELP}  [default: unlimited]")
-@click.option("--label", "labels", type=_label, multiple=True, metavar="LABEL", help=_LABEL_HELP)
+@click.option("--label", "labels", multiple=True, metavar="LABEL", help=_LABEL_HELP)
 @models_option
 @limit.limit_options
 @with_client
@@ -121,7 +114,6 @@ def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
 @click.option(
     "--label",
     "labels",
-    type=_label,
     multiple=True,
     metavar="LABEL",
     help=f"{_LABEL_HELP} Replaces all; 'none': no label.",
@@ -180,7 +172,7 @@ def _body(
     duration: int | None,
     expires_at: str | None,
     max_requests: int | None,
-    labels: tuple[tuple[str, str], ...],
+    labels: tuple[str, ...],
     models: list[str] | None,
 ) -> dict[str, object]:
     if duration is not None and expires_at is not None:
@@ -188,7 +180,7 @@ def _body(
     body = {"name": name, "duration_minutes": duration, "expires_at": expires_at, "max_requests": max_requests}
     given: dict[str, object] = {key: value for key, value in body.items() if value is not None}
     if labels:
-        given["labels"] = {key: value for key, value in labels if value}
+        given["labels"] = {} if labels == ("none",) else read_labels(labels)
     if models is not None:
         given["models"] = models or None
     return given | ({"max_requests": None} if max_requests == 0 else {})

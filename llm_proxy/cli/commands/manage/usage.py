@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from decimal import Decimal
-from itertools import islice
 from typing import Any
 
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.failures import WrongUsage
-from llm_proxy.cli.output import print_json, printable, table, warn
+from llm_proxy.cli.commands.manage.lists import first, label_filters, print_csv
+from llm_proxy.cli.output import print_json, table
 from llm_proxy.cli.program import Command
 
 _BAR_WIDTH = 20
@@ -32,38 +31,6 @@ _NUMBERS = {
 }
 #: Columns that are left out if they have only zeros, so that a report fits into a terminal.
 _OFTEN_ZERO = ("ERRORS", "CACHED", "UNPRICED", "ESTIMATED")
-
-
-def read_labels(pairs: Sequence[str]) -> dict[str, str]:
-    """Read filters such as `team=search`, as parameters of the API."""
-    labels: dict[str, str] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key or not equals:
-            raise WrongUsage(f"--label {printable(pair)!r} is not KEY=VALUE, such as team=search")
-        if f"label.{key}" in labels:
-            raise WrongUsage(f"the label {printable(key)!r} is given more than once")
-        labels[f"label.{key}"] = value
-    return labels
-
-
-def first(
-    client: ManagementClient, place: str, limit: int, names: str, which: str, **query: object
-) -> list[dict[str, Any]]:
-    """GET the first entries of a list, and warn if there are more; `names` and `which` are for the warning."""
-    entries = client.list(place, **query)
-    found = list(islice(entries, limit))
-    if next(entries, None) is not None:
-        warn(f"there are more {names}; these are the {which}. Give a higher --limit, or --csv for all")
-    return found
-
-
-def print_csv(client: ManagementClient, name: str, query: dict[str, Any], *, as_json: bool) -> None:
-    """Print a whole list as CSV."""
-    if as_json:
-        raise WrongUsage("only one of --csv and --json can be given")
-    for text in client.csv(path(*name.split("/")), **query):
-        click.echo(text, nl=False)
 
 
 @click.command("usage", cls=Command)
@@ -113,7 +80,7 @@ def command(
     if unbooked:
         _list_unbooked(client, query["project_id"], limit, as_csv=as_csv, as_json=as_json)
         return
-    parameters: dict[str, Any] = query | read_labels(labels) | {"group_by": group_by or None}
+    parameters: dict[str, Any] = query | label_filters(labels) | {"group_by": group_by or None}
     if as_csv:
         print_csv(client, "usage", parameters, as_json=as_json)
         return
