@@ -86,10 +86,10 @@ def up_to(target: Target, revision: str, end: End, after: int) -> None:
                 migrate._run("upgrade", connection, revision, None)
 
 
-def down(target: Target, end: End, after: int) -> None:
-    """Migrate down to before the first revision, with a trap."""
+def down_to(target: Target, revision: str, end: End, after: int) -> None:
+    """Migrate down to a revision, with a trap; `base` is before the first."""
     with opened(target, Options()) as database, Trap(end, after), _failing():
-        migrate.down(database, "base")
+        migrate.down(database, revision)
 
 
 def race(target: Target, line: Barrier) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, MetaData, SmallInteger, Table, insert, select
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Integer, MetaData, SmallInteger, Table, insert, inspect
 from sqlalchemy.types import TypeEngine
 
 from db import Connection, schema
@@ -49,10 +49,11 @@ def reflect(connection: Connection) -> dict[str, Table]:
 
 
 def contents(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
-    """All rows of the tables that are there, by their names."""
+    """All rows of the tables that are there, by their names; values as the driver gives them."""
     return {
-        name: sorted((tuple(row) for row in connection.execute(select(table))), key=str)
-        for name, table in reflect(connection).items()
+        name: sorted((tuple(row) for row in connection.exec_driver_sql(f"SELECT * FROM {name}")), key=str)
+        for name in inspect(connection).get_table_names()
+        if name in TABLES
     }
 
 

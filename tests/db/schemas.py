@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
@@ -12,6 +12,8 @@ from sqlalchemy import inspect
 from db import Connection
 from db.schema import metadata
 
+T = TypeVar("T")
+
 #: Our tables, without the one that Alembic keeps.
 TABLES = tuple(sorted(metadata.tables))
 
@@ -19,21 +21,24 @@ TABLES = tuple(sorted(metadata.tables))
 def describe(connection: Connection) -> dict[str, Mapping[str, Any]]:
     """Columns, keys, constraints and indexes of all our tables that are there."""
     found = inspect(connection)
+    # Of all tables at once: PostgreSQL answers with a few statements then, and not with some for each table.
+    columns = _by_table(found.get_multi_columns(filter_names=TABLES))
+    primary_keys = _by_table(found.get_multi_pk_constraint(filter_names=TABLES))
+    uniques = _by_table(found.get_multi_unique_constraints(filter_names=TABLES))
+    indexes = _by_table(found.get_multi_indexes(filter_names=TABLES))
+    foreign_keys = _by_table(found.get_multi_foreign_keys(filter_names=TABLES))
     return {
         table: {
-            "columns": [_column(column) for column in found.get_columns(table)],
-            "primary key": found.get_pk_constraint(table),
-            "unique": sorted((c["name"] or "", c["column_names"]) for c in found.get_unique_constraints(table)),
-            "indexes": sorted(
-                (i["name"] or "", i["column_names"], bool(i["unique"])) for i in found.get_indexes(table)
-            ),
+            "columns": [_column(column) for column in columns[table]],
+            "primary key": primary_keys[table],
+            "unique": sorted((c["name"] or "", c["column_names"]) for c in uniques[table]),
+            "indexes": sorted((i["name"] or "", i["column_names"], bool(i["unique"])) for i in indexes[table]),
             "foreign keys": [
                 (key["name"], key["constrained_columns"], key["referred_table"], key["referred_columns"])
-                for key in found.get_foreign_keys(table)
+                for key in foreign_keys[table]
             ],
         }
-        for table in TABLES
-        if found.has_table(table)
+        for table in columns
     }
 
 
@@ -41,6 +46,11 @@ def differences(connection: Connection) -> list[Any]:
     """What Alembic would do to bring the tables to the declared schema."""
     options = {"compare_type": True, "compare_server_default": True}
     return list(compare_metadata(MigrationContext.configure(connection, opts=options), metadata))
+
+
+def _by_table(found: Mapping[Any, T]) -> dict[str, T]:
+    """Without the schema, which the inspector names beside each table."""
+    return {table: of for (_, table), of in found.items()}
 
 
 def _column(column: Mapping[str, Any]) -> tuple[Any, ...]:

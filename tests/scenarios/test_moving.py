@@ -6,9 +6,10 @@ import http.client
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+from attrs import frozen
 
 from benchmarks.processes import Upstream
 from db import copy
@@ -20,10 +21,10 @@ from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases, Scratch
 from tests.db.pasts import write_past
 from tests.docs.blocks import block
-from tests.docs.prompt import environment
+from tests.docs.prompt import environment, forked
 from tests.harness.deployment import Deployment
 from tests.harness.files import write_secret
-from tests.harness.server import ROOT, StartServer
+from tests.harness.server import ROOT, StartServer, loaded
 from tests.scenarios.ledger_checks import verify
 
 PAGE = ROOT / "docs" / "database" / "moving.md"
@@ -38,28 +39,37 @@ PAST = 3000
 PATIENCE = 120.0
 
 
-def start_copy(old: Scratch, new: Scratch, *flags: str) -> subprocess.Popen[str]:
+@frozen
+class Copy:
+    """`llm-proxy db copy` as it runs, and the file with what it says."""
+
+    process: subprocess.Popen[bytes]
+    said: Path
+
+    def end(self) -> tuple[int, str]:
+        """Wait until it has ended; return its status and what it said."""
+        return self.process.wait(PATIENCE), self.said.read_text()
+
+
+def start_copy(folder: Path, old: Scratch, new: Scratch, *flags: str) -> Copy:
     places = ("--from", old.url or old.path, "--to", new.url or new.path)
-    return subprocess.Popen(
-        [sys.executable, "-m", "llm_proxy", "db", "copy", *places, *flags],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"]},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    with (folder / "copy").open("wb") as output:
+        process = loaded().start(["db", "copy", *places, *flags], folder, {"PATH": os.environ["PATH"]}, output)
+    return Copy(process, folder / "copy")
 
 
-def start_typed(line: str, folder: Path) -> subprocess.Popen[str]:
+def start_typed(line: str, folder: Path) -> Copy:
     """A line of the page, in a folder with the files that it names."""
-    return subprocess.Popen(
-        ["bash", "-c", line],
-        cwd=folder,
-        env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    variables = environment(folder)
+    with (folder / "typed").open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", line],
+            cwd=folder,
+            env=variables | {"PATH": f"{forked(folder)}:{variables['PATH']}"},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+    return Copy(process, folder / "typed")
 
 
 def copied_so_far(new: Scratch) -> int:
@@ -70,29 +80,29 @@ def copied_so_far(new: Scratch) -> int:
         return 0
 
 
-def kill_in_the_middle(process: subprocess.Popen[str], new: Scratch) -> int:
+def kill_in_the_middle(copying: Copy, new: Scratch) -> int:
     """Kill a copy once it has written something; return how far it had come."""
     deadline = time.monotonic() + PATIENCE
     while not copied_so_far(new):
-        assert process.poll() is None, process.communicate()[0]
+        assert copying.process.poll() is None, copying.end()
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    copying.process.kill()
+    assert copying.end()[0] == -signal.SIGKILL
     return copied_so_far(new)
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, output
-    return output
+def finish(copying: Copy) -> str:
+    status, said = copying.end()
+    assert status == 0, said
+    return said
 
 
-def assert_refused(process: subprocess.Popen[str], *words: str) -> None:
+def assert_refused(copying: Copy, *words: str) -> None:
     """One of the words says why."""
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1, output
-    assert any(reason in output for reason in words), output
+    status, said = copying.end()
+    assert status == 1, said
+    assert any(reason in said for reason in words), said
 
 
 async def test_db_copy_moves_a_deployment(
@@ -101,6 +111,7 @@ async def test_db_copy_moves_a_deployment(
     migrated_database: Scratch,
     start_server: StartServer,
     upstream: Upstream,
+    tmp_path: Path,
 ) -> None:
     require(databases, NEXT[database_kind])
     old = migrated_database
@@ -112,10 +123,10 @@ async def test_db_copy_moves_a_deployment(
         write_past(database, requests=PAST)
 
     with databases.migrated(NEXT[database_kind]) as new:
-        reached = kill_in_the_middle(start_copy(old, new), new)
+        reached = kill_in_the_middle(start_copy(tmp_path, old, new), new)
         assert reached > 0
-        assert_refused(start_copy(old, new), "is not empty")
-        output = finish(start_copy(old, new, "--resume"))
+        assert_refused(start_copy(tmp_path, old, new), "is not empty")
+        output = finish(start_copy(tmp_path, old, new, "--resume"))
         assert output.count(" equal") == len(copy.TABLES), output
         verify(new.env)
 
@@ -144,14 +155,14 @@ async def test_db_copy_prepared_beside_servers_needs_a_short_downtime(
     for _ in range(5):
         assert (await before.chat(secret)).status == http.client.OK
     with databases.migrated(NEXT[database_kind]) as new:
-        assert_refused(start_copy(old, new), "is in use by", "another llm-proxy process")
+        assert_refused(start_copy(tmp_path, old, new), "is in use by", "another llm-proxy process")
         for name, there in (("old-url", old), ("new-url", new)):
             write_secret(tmp_path / name, there.url or f"sqlite:///{there.path}")
         live = start_typed(beside, tmp_path)
         for _ in range(5):
             assert (await before.chat(secret)).status == http.client.OK
-        told, _ = live.communicate(timeout=PATIENCE)
-        assert live.returncode == 0 or "the source has changed meanwhile" in told, told
+        status, told = live.end()
+        assert status == 0 or "the source has changed meanwhile" in told, told
         assert (await before.chat(secret)).status == http.client.OK
         assert before.server.stop() == 0
         assert finish(start_typed(rest, tmp_path)).count(" equal") == len(copy.TABLES)
