@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,14 @@ from tests.db.rows import agree, contents, fill, fill_new
 from tests.db.schemas import TABLES, describe, differences
 
 HEAD = migrate.revisions()[-1].id
+
+
+@pytest.fixture
+def migrated(migrated_target: Target) -> Iterator[Database]:
+    """A database at head, open, of this test alone."""
+    with opened(migrated_target, Options()) as database:
+        yield database
+        assert database.connections.in_use == 0
 
 
 def set_version(connection: Connection, version: str) -> None:
@@ -66,18 +75,16 @@ def test_up_makes_the_declared_schema(fresh: Database, databases: Databases, dat
         assert fresh.read_now(describe) == declared.read_now(describe)
 
 
-def test_a_difference_would_be_seen(fresh: Database) -> None:
-    migrate.up(fresh)
-    before = fresh.read_now(describe)
-    fresh.write_now(lambda connection: connection.exec_driver_sql("CREATE INDEX ix_more ON workers (pid)").close())
-    assert fresh.read_now(describe) != before
-    assert len(fresh.read_now(differences)) == 1
+def test_a_difference_would_be_seen(migrated: Database) -> None:
+    before = migrated.read_now(describe)
+    migrated.write_now(lambda connection: connection.exec_driver_sql("CREATE INDEX ix_more ON workers (pid)").close())
+    assert migrated.read_now(describe) != before
+    assert len(migrated.read_now(differences)) == 1
 
 
-def test_at_head_nothing_is_done_and_no_lock_taken(fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    migrate.up(fresh)
+def test_at_head_nothing_is_done_and_no_lock_taken(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Database, "migrating", None)
-    assert migrate.up(fresh) == ()
+    assert migrate.up(migrated) == ()
 
 
 def test_rows_survive_every_revision_up_and_down(fresh: Database) -> None:
@@ -104,28 +111,26 @@ def test_rows_survive_every_revision_up_and_down(fresh: Database) -> None:
     assert migrate.up(fresh) == migrate.revisions()
 
 
-def test_down_to_a_revision(fresh: Database) -> None:
-    migrate.up(fresh)
+def test_down_to_a_revision(migrated: Database) -> None:
     known = migrate.revisions()
     told: list[Revision] = []
-    assert migrate.down(fresh, "0002", report=told.append) == known[:1:-1] == tuple(told)
-    assert fresh.read_now(migrate.version) == "0002"
-    assert migrate.down(fresh, "0002") == ()
+    assert migrate.down(migrated, "0002", report=told.append) == known[:1:-1] == tuple(told)
+    assert migrated.read_now(migrate.version) == "0002"
+    assert migrate.down(migrated, "0002") == ()
     for unknown in ("0003", "9999", "head"):
         with pytest.raises(Refused, match="choose one of base, 0001"):
-            migrate.down(fresh, unknown)
-    assert migrate.down(fresh, "base") == known[1::-1]
-    assert fresh.read_now(migrate.status).current is None
-    assert migrate.down(fresh) == ()
+            migrate.down(migrated, unknown)
+    assert migrate.down(migrated, "base") == known[1::-1]
+    assert migrated.read_now(migrate.status).current is None
+    assert migrate.down(migrated) == ()
 
 
-def test_a_newer_schema_is_left_alone(fresh: Database) -> None:
-    migrate.up(fresh)
-    fresh.write_now(set_version, "9999")
-    assert not fresh.read_now(migrate.is_at_head)
+def test_a_newer_schema_is_left_alone(migrated: Database) -> None:
+    migrated.write_now(set_version, "9999")
+    assert not migrated.read_now(migrate.is_at_head)
     for attempt in (migrate.up, migrate.down, migrate.plan):
         with pytest.raises(SchemaMismatch, match="revision 9999, which this version does not know"):
-            attempt(fresh)
+            attempt(migrated)
 
 
 def test_tables_of_another_program_are_left_alone(fresh: Database) -> None:
@@ -237,20 +242,18 @@ def test_a_run_that_was_cut_off_is_taken_up(fresh: Database, monkeypatch: pytest
 
 
 @on("sqlite")
-def test_foreign_keys_hold_again_after_migrating(fresh: Database) -> None:
-    migrate.up(fresh)
-    assert fresh.write_now(lambda c: c.exec_driver_sql("PRAGMA foreign_keys").scalar_one()) == 1
-    with pytest.raises(SchemaMismatch, match="rows refer to others"), fresh.migrating(1) as connection:
+def test_foreign_keys_hold_again_after_migrating(migrated: Database) -> None:
+    assert migrated.write_now(lambda c: c.exec_driver_sql("PRAGMA foreign_keys").scalar_one()) == 1
+    with pytest.raises(SchemaMismatch, match="rows refer to others"), migrated.migrating(1) as connection:
         fill(connection, schema.tokens)
-    assert fresh.write_now(lambda c: c.exec_driver_sql("PRAGMA foreign_keys").scalar_one()) == 1
-    assert fresh.read_now(contents)["tokens"] == []
+    assert migrated.write_now(lambda c: c.exec_driver_sql("PRAGMA foreign_keys").scalar_one()) == 1
+    assert migrated.read_now(contents)["tokens"] == []
 
 
 @on("postgres")
-def test_the_busiest_table_is_cleaned_by_number_not_by_share(fresh: Database) -> None:
-    migrate.up(fresh)
+def test_the_busiest_table_is_cleaned_by_number_not_by_share(migrated: Database) -> None:
     query = "SELECT unnest(reloptions) FROM pg_class WHERE relname = 'in_flight'"
-    options = set(fresh.read_now(lambda connection: connection.exec_driver_sql(query).scalars().all()))
+    options = set(migrated.read_now(lambda connection: connection.exec_driver_sql(query).scalars().all()))
     assert {"fillfactor=70", "autovacuum_vacuum_scale_factor=0", "autovacuum_vacuum_threshold=1000"} <= options
 
 
