@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager, closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +34,35 @@ REQUEST_ID = "0190a5c0-0000-7000-8000-000000000000"
 AT_ONCE = 3
 #: Retries that a client of these tests could afford, where the point is that it makes none.
 RETRIES = 3
+#: A limit whose window ends in days, and one of which two requests for 500 tokens cannot be reserved at once.
+LASTING: dict[str, Any] = {"window": "month", "amount": 0}
+RESERVED: dict[str, Any] = {"metric": "output_tokens", "window": "total", "amount": 900, "policy": "reserved"}
 SDKS = pytest.mark.parametrize("sdk", [OPENAI, ANTHROPIC], ids=["openai", "anthropic"])
 
 
 @pytest.fixture(scope="module")
-def gateway_settings() -> dict[str, str]:
-    return {"MAX_REQUEST_SIZE": str(LARGEST), "MAX_CONCURRENT_REQUESTS": str(AT_ONCE)}
+def gateway_settings(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    prices = tmp_path_factory.mktemp("prices") / "prices.yaml"
+    price = {"*scripted*": {"input": 1, "output": 1}}
+    prices.write_text(json.dumps({"prices": {"openai": price, "anthropic": price}}))
+    return {
+        "MAX_REQUEST_SIZE": str(LARGEST),
+        "MAX_CONCURRENT_REQUESTS": str(AT_ONCE),
+        "PRICES_PATH": str(prices),
+    }
 
 
 @pytest.fixture(scope="module")
 def strict_providers() -> bool:
     return True
+
+
+def limited(gateway: Deployment, sdk: Sdk, limit: dict[str, Any], **fields: Any) -> str:
+    """The secret of a new token with this limit, if there is one."""
+    token = gateway.new_token(gateway.new_project(provider=sdk.provider)["id"], **fields)
+    if limit:
+        gateway.server.manage("POST", "/limits", {"token_id": token["id"], **limit})
+    return str(token["token"])
 
 
 @asynccontextmanager
@@ -171,6 +191,67 @@ async def test_a_limit_that_is_used_up_is_not_retried(gateway: Deployment, sdk: 
     assert trio.current_time() - started < 0.4
     assert figure(gateway, **count) == before + 1
     assert gateway.upstream.counts()["requests"] == 1
+
+
+@SDKS
+@pytest.mark.parametrize(
+    ("code", "status", "error", "token", "limit", "more"),
+    [
+        ("rate_limit_exceeded", 429, "RateLimitError", {}, LASTING | {"metric": "requests"}, {}),
+        ("budget_exceeded", 429, "RateLimitError", {}, LASTING | {"metric": "cost"}, {}),
+        ("budget_exceeded", 429, "RateLimitError", {}, LASTING | {"metric": "tokens"}, {}),
+        ("model_not_allowed", 403, "PermissionDeniedError", {"models": ["other-*"]}, {}, {}),
+        ("model_not_priced", 403, "PermissionDeniedError", {}, LASTING | {"metric": "cost"}, {"model": "unpriced"}),
+        ("cost_unbounded", 400, "BadRequestError", {}, RESERVED, {"extra_body": {"unheard_of": 1}}),
+    ],
+)
+async def test_a_refusal_by_a_limit_that_lasts_is_not_retried(
+    gateway: Deployment,
+    sdk: Sdk,
+    *,
+    code: str,
+    status: int,
+    error: str,
+    token: dict[str, Any],
+    limit: dict[str, Any],
+    more: dict[str, Any],
+) -> None:
+    secret = limited(gateway, sdk, limit, **token)
+    before = figure(gateway, "llm_proxy_refusals_total", code=code)
+    async with (
+        sdk.make("async", gateway.server.url, secret, max_retries=RETRIES) as client,
+        raises(sdk, code, status, getattr(sdk.errors, error)),
+    ):
+        await sdk.ask(client, **{"max_tokens": 20} | more)
+    assert figure(gateway, "llm_proxy_refusals_total", code=code) == before + 1
+    assert gateway.upstream.counts()["requests"] == 0
+
+
+@SDKS
+@pytest.mark.parametrize(
+    ("code", "limit"),
+    [
+        ("rate_limit_exceeded", {"metric": "concurrency", "amount": 1, "wait": "0s"}),
+        ("budget_reserved", RESERVED),
+    ],
+)
+async def test_a_refusal_by_a_limit_that_running_requests_cause_is_solved_by_a_retry(
+    gateway: Deployment, sdk: Sdk, code: str, limit: dict[str, Any]
+) -> None:
+    secret = limited(gateway, sdk, limit)
+    gateway.upstream.hold()
+    async with sdk.make("async", gateway.server.url, secret) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(partial(sdk.ask, client, max_tokens=500))
+        await trio.to_thread.run_sync(lambda: gateway.upstream.wait(in_flight=1))
+        async with raises(sdk, code, 429, sdk.errors.RateLimitError):
+            await sdk.ask(client, max_tokens=500)
+        refused = figure(gateway, "llm_proxy_refusals_total", code=code)
+        nursery.start_soon(partial(sdk.ask, client.with_options(max_retries=1), max_tokens=500))
+        with trio.fail_after(5):
+            while figure(gateway, "llm_proxy_refusals_total", code=code) == refused:
+                await trio.sleep(0.01)
+        gateway.upstream.release()
+    assert gateway.upstream.counts()["answered"] == 2
 
 
 @SDKS
