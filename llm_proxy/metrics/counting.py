@@ -53,7 +53,10 @@ class _Provider:
     input: Cells
     output: Cells
     cached: Cells
+    cost: Cells
     unpriced: Cells
+    estimated: Cells
+    unmetered: Cells
     reservation_exceeded: Cells
     ends: dict[tuple[str, int], Cells] = field(factory=dict)
 
@@ -110,7 +113,14 @@ class Metrics:
         metrics.input[0] += result.input_tokens or 0
         metrics.output[0] += result.output_tokens or 0
         metrics.cached[0] += result.cached_tokens or 0
-        metrics.unpriced[0] += result.unpriced
+        if result.cost_nanousd:
+            metrics.cost[0] += result.cost_nanousd / 1e9
+        elif result.unpriced:
+            metrics.unpriced[0] += 1
+        if result.estimated:
+            metrics.estimated[0] += 1
+        if result.unmetered:
+            metrics.unmetered[0] += 1
 
     def refusal(self, code: str) -> None:
         """Count a request that the proxy refused, by its error code."""
@@ -204,7 +214,10 @@ class Metrics:
             self._cells(families.TOKENS, name, "input"),
             self._cells(families.TOKENS, name, "output"),
             self._cells(families.TOKENS, name, "cached"),
+            self._cells(families.COST, name),
             self._cells(families.UNPRICED, name),
+            self._cells(families.ESTIMATED, name),
+            self._cells(families.UNMETERED, name),
             self._cells(families.RESERVATION_EXCEEDED, name),
         )
 

@@ -94,6 +94,17 @@ TOKENS: Final = _counter(
 UNPRICED: Final = _counter(
     "llm_proxy_unpriced_requests", "Requests with known usage and unknown cost: something has no price.", _PROVIDER
 )
+COST: Final = _counter(
+    "llm_proxy_cost_usd", "Cost of requests in USD, as far as it is known when they end: without late usage.", _PROVIDER
+)
+ESTIMATED: Final = _counter(
+    "llm_proxy_estimated_requests", "Requests whose token usage was not reported and is an estimate.", _PROVIDER
+)
+UNMETERED: Final = _counter(
+    "llm_proxy_unmetered_requests",
+    "Requests whose response may have had token usage that could not be read.",
+    _PROVIDER,
+)
 LATE_USAGE: Final = _counter(
     "llm_proxy_late_usage",
     "Usage of background responses, runs and batches that came after their request.",
@@ -228,7 +239,19 @@ PROCESS: Final = (
 
 #: All metrics, in the order of the reference page.
 SECTIONS: Final[dict[str, tuple[Family, ...]]] = {
-    "Requests": (REQUESTS, DURATION, FIRST_BYTE, TOKENS, UNPRICED, LATE_USAGE, REFUSALS, REFUSALS_UNRECORDED),
+    "Requests": (
+        REQUESTS,
+        DURATION,
+        FIRST_BYTE,
+        TOKENS,
+        COST,
+        UNPRICED,
+        ESTIMATED,
+        UNMETERED,
+        LATE_USAGE,
+        REFUSALS,
+        REFUSALS_UNRECORDED,
+    ),
     "Limits": (LIMIT_WARNINGS, RESERVATION_EXCEEDED),
     "Upstream": (UPSTREAM_REQUESTS, UPSTREAM_CONNECTIONS),
     "Database": (

@@ -83,6 +83,23 @@ def test_requests_with_usage_and_without_a_cost_are_counted_as_unpriced(metrics:
     assert value(metrics, "llm_proxy_unpriced_requests_total", {"provider": "openai"}) == 2
 
 
+def test_the_cost_of_requests_is_summed_in_usd(metrics: Metrics) -> None:
+    for nanousd in (137_250, 2_000_000_000, 0, None):
+        metrics.request("openai", result(input_tokens=10, cost_nanousd=nanousd))
+    metrics.request("other", result(cost_nanousd=5))
+    found = value(metrics, "llm_proxy_cost_usd_total", {"provider": "openai"})
+    assert found == pytest.approx(2.00013725, abs=1e-12)
+
+
+def test_requests_with_estimated_usage_or_unread_usage_are_counted(metrics: Metrics) -> None:
+    metrics.request("openai", result(input_tokens=10, estimated=True))
+    metrics.request("openai", result(unmetered=True))
+    metrics.request("openai", result(input_tokens=10, estimated=True, unmetered=True))
+    metrics.request("openai", result(input_tokens=10))
+    names = ("llm_proxy_estimated_requests_total", "llm_proxy_unmetered_requests_total")
+    assert [value(metrics, name, {"provider": "openai"}) for name in names] == [2, 2]
+
+
 def test_unknown_providers_outcomes_and_codes_are_counted_as_other(metrics: Metrics) -> None:
     for n in range(50):
         metrics.request(f"provider-{n}", result(outcome=f"outcome-{n}", input_tokens=1))
