@@ -14,11 +14,11 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from attrs import evolve, frozen
-from sqlalchemy import Column, Connection, CursorResult, Delete, Dialect, Insert, Select, bindparam, delete
+from sqlalchemy import Column, Connection, Delete, Dialect, Insert, Select, bindparam, delete
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeEngine
 
-from db.dialects.statements import skips_locked
+from db.dialects.statements import send, skips_locked
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class BulkInsert:
         text, names, conversions = self._compiled.get(dialect) or self._compile(dialect)
         take: Callable[[Any], tuple[Any, ...]]
         take = itemgetter(*names) if self._positions or isinstance(rows[0], Mapping) else attrgetter(*names)
-        connection.exec_driver_sql(text, [_converted(take(row), conversions) for row in rows])
+        send(connection, text, [_converted(take(row), conversions) for row in rows], many=True)
 
     def _compile(self, dialect: Dialect) -> tuple[str, Sequence[Any], _Conversions]:
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)
@@ -89,12 +89,12 @@ class _ByKeys:
     def _text(self, connection: Connection) -> _Text:
         return self._compiled.get(connection.dialect) or self._compile(connection.dialect)
 
-    def _execute(self, connection: Connection, text: _Text, keys: Sequence[Any]) -> CursorResult[Any]:
+    def _execute(self, connection: Connection, text: _Text, keys: Sequence[Any]) -> Any:
         values = tuple(keys)
         if text.bound:
             ((_, convert),) = text.bound
             values = tuple(map(convert, keys))
-        return connection.exec_driver_sql(f"{text.head}{text.places(len(keys))}{text.tail}", values)
+        return send(connection, f"{text.head}{text.places(len(keys))}{text.tail}", values)
 
     def _compile(self, dialect: Dialect) -> _Text:
         head, _, rest = str(self._statement.compile(dialect=dialect)).partition("__[POSTCOMPILE_")
@@ -124,7 +124,7 @@ class SelectByKeys(_ByKeys, Generic[T]):
         if not keys:
             return []
         text, make = self._text(connection), self._make
-        rows = self._execute(connection, text, keys).all()
+        rows = self._execute(connection, text, keys).fetchall()
         return [make(*_converted(row, text.read)) for row in rows]
 
 
@@ -181,7 +181,7 @@ class DeleteByKeys(_ByKeys):
 
     def __call__(self, connection: Connection, keys: Sequence[Any]) -> int:
         """Delete, and say how many rows there were. Without keys, nothing is sent."""
-        return self._execute(connection, self._text(connection), keys).rowcount if keys else 0
+        return int(self._execute(connection, self._text(connection), keys).rowcount) if keys else 0
 
     def _compile(self, dialect: Dialect) -> _Text:
         text = super()._compile(dialect)

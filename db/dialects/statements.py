@@ -182,6 +182,21 @@ class DayOf(HourOf):
     inherit_cache = True
 
 
+def send(connection: Connection, text: str, values: Sequence[Any], *, many: bool = False) -> Any:
+    """Run a statement, in the driver's words, on the driver's cursor, and return that; `many`: once for each row.
+
+    Compared with `exec_driver_sql` this saves what surrounds each statement, and raises the same errors.
+    """
+    cursor: Any = None
+    try:
+        cursor = connection.connection.cursor()
+        (cursor.executemany if many else cursor.execute)(text, values)
+    except BaseException as error:  # noqa: BLE001 - it is raised again
+        # There is no public way to translate an error, and to give up connections after it, as SQLAlchemy does.
+        connection._handle_dbapi_exception(error, text, values, cursor, None)  # noqa: SLF001
+    return cursor
+
+
 def add_to_counter(
     connection: Connection,
     counter: Column[int],
@@ -208,7 +223,7 @@ def add_to_counter(
         amounts=amounts,
     )
     statement, parameters = _ADDITIONS.get(connection.dialect.name, _by_cases)(addition)
-    connection.exec_driver_sql(statement, parameters)
+    send(connection, statement, parameters, many=isinstance(parameters, list))
 
 
 @frozen

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import trio
@@ -14,6 +14,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, delete, func, insert, s
 
 from db import Connection
 from db.database import Database, opened
+from db.dialects.bulk import BulkInsert
 from db.dsn import Target
 from db.errors import CommitUnknown, Unavailable
 from db.options import Options
@@ -37,6 +38,13 @@ pytestmark = on(*SERVERS)
 
 def add(connection: Connection, number: int) -> None:
     connection.execute(insert(ROWS), [{"id": number}])
+
+
+_insert = BulkInsert(insert(ROWS), ["id"])
+
+
+def add_in_bulk(connection: Connection, number: int) -> None:
+    _insert(connection, [{"id": number}])
 
 
 def delete_one(connection: Connection) -> int:
@@ -112,14 +120,17 @@ def _set_idle_timeout(connection: Connection) -> None:
     connection.exec_driver_sql(f'ALTER DATABASE "{name}" SET idle_session_timeout = 500')
 
 
-async def test_a_session_ended_in_the_middle_is_taken_up_once_then_unavailable(database: Database) -> None:
+@pytest.mark.parametrize("add_next", [add, add_in_bulk])
+async def test_a_session_ended_in_the_middle_is_taken_up_once_then_unavailable(
+    database: Database, add_next: Callable[[Connection, int], None]
+) -> None:
     calls = []
 
     def add_and_die(connection: Connection) -> None:
         calls.append(1)
         add(connection, 1)
         connection.exec_driver_sql(SUICIDE[database.target.driver])
-        add(connection, 2)
+        add_next(connection, 2)
 
     with pytest.raises(Unavailable, match="connection was lost"):
         await database.write(add_and_die)

@@ -20,7 +20,6 @@ from sqlalchemy import (
     Table,
     bindparam,
     delete,
-    event,
     func,
     insert,
     select,
@@ -32,6 +31,7 @@ from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
 from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
 from db.types import Digest, Id, Name, Timestamp
 from tests.databases.kinds import SERVERS, on
+from tests.databases.sent import sent_from_now_on
 
 METADATA = MetaData()
 COUNTERS = Table(
@@ -98,19 +98,15 @@ def clear(connection: Connection) -> None:
 
 def statements_of(database: Database, fn: Callable[..., Any], *args: object) -> int:
     """How many statements a write sends, a statement for many rows counting once."""
-    sent = 0
+    sent: list[str] = []
 
-    def note(*_: object) -> None:
+    def run(connection: Connection) -> None:
         nonlocal sent
-        sent += 1
+        sent = sent_from_now_on(connection)
+        fn(connection, *args)
 
-    engine = database._backend.write
-    event.listen(engine, "before_cursor_execute", note)
-    try:
-        database.write_now(fn, *args)
-    finally:
-        event.remove(engine, "before_cursor_execute", note)
-    return sent
+    database.write_now(run)
+    return len(sent)
 
 
 def sums(connection: Connection) -> list[tuple[str, str | None, int, int]]:

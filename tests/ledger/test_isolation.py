@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
-from sqlalchemy import event, select
+from sqlalchemy import select
 
 from db import Connection
 from db.database import Database
@@ -26,6 +26,7 @@ from llm_proxy.ledger import AdmissionRequest, Grant, Named, Settlement
 from llm_proxy.ledger.outage.replay import write_spooled
 from llm_proxy.ledger.outage.token_cache import OutageLimits, TokenCache
 from llm_proxy.ledger.transaction import transact
+from tests.databases.sent import sent_from_now_on
 from tests.db.queries.factories import NOON, a_credential, a_project, a_token, an_account, to_default
 
 WORKER = new_id()
@@ -184,7 +185,8 @@ def test_a_batch_reads_objects_with_two_statements_at_most_and_none_without_need
         statements: list[str] = []
 
         def run(connection: Connection) -> None:
-            event.listen(connection, "before_cursor_execute", lambda *args: statements.append(args[2]))
+            nonlocal statements
+            statements = sent_from_now_on(connection)
             transact(connection, WORKER, asked, [], NOON)
 
         database.write_now(run)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import func, select
 
 from db import Connection
 from db.database import Database
@@ -29,6 +29,7 @@ from llm_proxy.errors import (
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import AdmissionRequest, Decision, Grant, Settlement, transact
 from llm_proxy.tokens import digest
+from tests.databases.sent import sent_from_now_on
 from tests.db.queries.factories import a_credential, a_project, a_token, to_default
 
 WORKER = new_id()
@@ -323,7 +324,8 @@ def test_statements_do_not_grow_with_the_batch(database: Database, project: Proj
     statements: list[str] = []
 
     def run(connection: Connection) -> None:
-        event.listen(connection, "before_cursor_execute", lambda *args: statements.append(args[2]))
+        nonlocal statements
+        statements = sent_from_now_on(connection)
         asked = [apply(token) for token in made]
         settlements = [Settlement.of(grant, Result(outcome="ok", status=200)) for grant in first]
         transact(connection, WORKER, asked, settlements, now())

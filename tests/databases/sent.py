@@ -1,0 +1,35 @@
+"""The statements of a connection, as its driver gets them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import define
+
+from db import Connection
+
+
+def sent_from_now_on(connection: Connection) -> list[str]:
+    """A list that grows with each statement that the connection sends; one for many rows counts once."""
+    statements: list[str] = []
+    pooled: Any = connection.connection
+    cursor = pooled.cursor
+    pooled.cursor = lambda: _NotingCursor(cursor(), statements)
+    return statements
+
+
+@define
+class _NotingCursor:
+    _cursor: Any
+    _statements: list[str]
+
+    def execute(self, text: str, *values: Any) -> object:
+        self._statements.append(text)
+        return self._cursor.execute(text, *values)
+
+    def executemany(self, text: str, rows: Any) -> object:
+        self._statements.append(text)
+        return self._cursor.executemany(text, rows)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cursor, name)
