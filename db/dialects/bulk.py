@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
 from attrs import evolve, frozen
-from sqlalchemy import Column, Connection, Delete, Dialect, Insert, Select, bindparam, delete
+from sqlalchemy import Boolean, Column, Connection, Delete, Dialect, Insert, Select, bindparam, delete
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.types import TypeEngine
 
@@ -200,6 +200,9 @@ def _conversions(dialect: Dialect, types: Sequence[TypeEngine[Any]], *, reading:
     found = []
     for position, kind in enumerate(types):
         impl = kind.dialect_impl(dialect)
+        if isinstance(impl, Boolean) and not reading:
+            # Every driver takes a bool.
+            continue
         convert = impl.result_processor(dialect, None) if reading else impl.bind_processor(dialect)
         if convert is not None:
             found.append((position, convert))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from hashlib import blake2b
 from operator import attrgetter
 from typing import TYPE_CHECKING
@@ -310,8 +311,9 @@ _DAY = timedelta(days=1)
 _LATE = timedelta(hours=1)
 
 
+@lru_cache(maxsize=256)  # a transaction has few of them
 def hour_of(admitted: datetime) -> datetime:
-    """The hour whose sums a request of this admitted belongs to."""
+    """The hour whose sums a request that was admitted then belongs to."""
     return admitted.replace(minute=0, second=0, microsecond=0)
 
 
@@ -319,43 +321,40 @@ def series_of(provider: str, model: str, requested_model: str | None, summed_lab
     """The key of a series in the hourly sums. Servers of the release before name no requested model."""
     if requested_model is None:
         return model
-    labels = "" if summed_labels is None else repr(sorted(summed_labels.items()))
-    return blake2b(repr((provider, model, requested_model, labels)).encode(), digest_size=16).hexdigest()
+    return _digest_of(
+        provider, model, requested_model, "" if summed_labels is None else repr(sorted(summed_labels.items()))
+    )
+
+
+@lru_cache(maxsize=1024)
+def _digest_of(*series: str) -> str:
+    return blake2b(repr(series).encode(), digest_size=16).hexdigest()
 
 
 def roll_up(connection: Connection, added: Iterable[SettledRequest], removed: Iterable[SettledRequest] = ()) -> None:
     """Add settled rows to the hourly sums (void ones do not count), in one statement."""
     sums: dict[tuple[datetime, str, str], dict[str, Any]] = {}
-    # Most rows of a transaction have the same key: its digest is computed once.
-    known: dict[tuple[object, ...], dict[str, Any]] = {}
     for sign, rows in ((1, added), (-1, removed)):
         for row in rows:
-            reservation, result = row.reservation, row.result
+            of, result = row.reservation, row.result
             if result.outcome == "void":
                 continue
             asked, labels = result.requested_model, result.summed_labels
-            alike = (
-                *(reservation.admitted_at, reservation.token_id, reservation.provider, result.model, asked),
-                labels and tuple(sorted(labels.items())),
-            )
-            bucket = known.get(alike)
+            series = series_of(of.provider, result.model, asked, labels)
+            key = hour, token_id, _ = hour_of(of.admitted_at), of.token_id, series
+            bucket = sums.get(key)
             if bucket is None:
-                series = series_of(reservation.provider, result.model, asked, labels)
-                key = (hour_of(reservation.admitted_at), reservation.token_id, series)
-                bucket = known[alike] = sums.setdefault(
-                    key,
-                    {
-                        "hour": key[0],
-                        "token_id": reservation.token_id,
-                        "model": series,
-                        "project_id": reservation.project_id,
-                        "provider": None if asked is None else reservation.provider,
-                        "answered_model": None if asked is None else result.model,
-                        "requested_model": asked,
-                        "labels": labels,
-                        **_NOTHING,
-                    },
-                )
+                bucket = sums[key] = {
+                    "hour": hour,
+                    "token_id": token_id,
+                    "model": series,
+                    "project_id": of.project_id,
+                    "provider": None if asked is None else of.provider,
+                    "answered_model": None if asked is None else result.model,
+                    "requested_model": asked,
+                    "labels": labels,
+                    **_NOTHING,
+                }
             _add(bucket, sign, result)
     keys = sorted(sums)
     _roll_up(connection, [sums[key] for key in keys])
@@ -376,10 +375,13 @@ def sums_of(result: Result) -> list[int]:
 def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:
     if result.kind == "request":
         bucket["requests"] += sign
-        bucket["errors"] += sign * (result.outcome in ERRORS)
-        bucket["client_closed"] += sign * (result.outcome == "client_closed")
-        bucket["unmetered"] += sign * result.unmetered
-        bucket["estimated"] += sign * result.estimated
+        if result.outcome != "ok":
+            bucket["errors"] += sign * (result.outcome in ERRORS)
+            bucket["client_closed"] += sign * (result.outcome == "client_closed")
+        if result.unmetered:
+            bucket["unmetered"] += sign
+        if result.estimated:
+            bucket["estimated"] += sign
         if result.duration_us is not None:
             bucket[DURATION_COLUMNS[bisect_left(DURATIONS, result.duration_us / 1000)]] += sign
     for name, count in zip(TOKENS, _counts_of(result), strict=True):
@@ -387,7 +389,8 @@ def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:
             bucket[name] += sign * count
     if result.cost_nanousd:
         bucket["cost_nanousd"] += sign * result.cost_nanousd
-    bucket["unpriced"] += sign * result.unpriced
+    elif result.unpriced:
+        bucket["unpriced"] += sign
 
 
 def beat(connection: Connection, worker: Worker) -> datetime:

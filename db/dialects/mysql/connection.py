@@ -93,8 +93,8 @@ class MySqlConnection(_Connection):
         if kind is str:
             if _PLAIN.fullmatch(obj):
                 return f"'{obj}'"
-        elif kind is int:
-            return str(obj)
+        elif kind is int or kind is bool:
+            return str(int(obj))
         elif obj is None:
             return "NULL"
         elif kind is datetime and obj.tzinfo is None:
