@@ -16,8 +16,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import takewhile
-from typing import NoReturn, TypeVar, TypeVarTuple
+from typing import Any, NoReturn, TypeVar, TypeVarTuple
 
 import trio
 from attrs import evolve, frozen
@@ -206,9 +207,7 @@ class Database:
         pauses = _pauses(self.options.statement_timeout)
         while True:
             try:
-                return await trio.to_thread.run_sync(
-                    self._attempt, side, fn, args, abandon_on_cancel=False, limiter=side.limiter
-                )
+                return await _in_thread(side.limiter, partial(self._attempt, side, fn, args))
             except _Retry as retry:
                 await trio.sleep(self._pause(pauses, retry))
 
@@ -289,6 +288,29 @@ class Database:
         if failure.kind is FailureKind.READ_ONLY and not writes:
             return Refused(f"{self.target}: a function that only reads tried to write")
         return _ERRORS[failure.kind](f"{self.target}: {failure.words}")
+
+
+async def _in_thread(limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
+    """Run a function in a thread to its end, cancelled or not.
+
+    `trio.to_thread.run_sync` costs half as much again: it names the thread, and makes ready for calls back from it.
+    """
+    await trio.lowlevel.checkpoint_if_cancelled()
+    task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
+
+    def deliver(result: Any) -> None:
+        token.run_sync_soon(trio.lowlevel.reschedule, task, result)
+
+    try:
+        limiter.acquire_nowait()
+    except trio.WouldBlock:
+        await limiter.acquire()
+    try:
+        trio.lowlevel.start_thread_soon(work, deliver)
+        result: T = await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        return result
+    finally:
+        limiter.release()
 
 
 def _abandon(connection: Connection, *, roll_back: bool) -> None:
