@@ -217,4 +217,4 @@ def _converted(row: Sequence[Any], conversions: _Conversions) -> Sequence[Any]:
         # Every conversion keeps None.
         if (value := values[position]) is not None:
             values[position] = convert(value)
-    return tuple(values)
+    return values

@@ -239,7 +239,7 @@ class _Addition:
 
 
 def _bound(connection: Connection, column: Column[Any], value: object) -> object:
-    processor = column.type.dialect_impl(connection.dialect).bind_processor(connection.dialect)
+    processor = column.type.bind_processor(connection.dialect)
     return value if processor is None else processor(value)
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -255,7 +256,7 @@ async def test_a_lock_is_held_until_the_end_of_the_transaction(database: Databas
     def first(connection: Connection) -> None:
         lock(connection, False)  # noqa: FBT003 - skip_locked
         locked.set()
-        trio.from_thread.run(trio.sleep, 0.05)
+        time.sleep(0.05)
         order.append("first")
 
     def second(connection: Connection) -> None:

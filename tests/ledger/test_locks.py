@@ -48,12 +48,13 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 async def locking(target: Target, lock: Callable[[Connection], object]) -> AsyncIterator[trio.Event]:
     """A transaction of somebody else that does something, and holds its locks until the event is set."""
     release, locked, gone = trio.Event(), trio.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
     with opened(target, Options()) as foreign:
 
         def hold(connection: Connection) -> None:
             lock(connection)
-            trio.from_thread.run_sync(locked.set)
-            trio.from_thread.run(release.wait)
+            trio.from_thread.run_sync(locked.set, trio_token=token)
+            trio.from_thread.run(release.wait, trio_token=token)
             raise DatabaseError("nothing of it is to stay")
 
         async def run() -> None:
