@@ -198,7 +198,8 @@ def _table() -> str:
         "",
         "Every 503 has `Retry-After: 1`. Every 4xx but 408 has `X-Should-Retry: false`, unless its `Retry-After` is at",
         "most 60 seconds: SDKs and Claude Code then show the error at once. A 405 has `Allow`, a 426",
-        "`Upgrade: HTTP/1.1`, a 401 `WWW-Authenticate: Bearer`.",
+        "`Upgrade: HTTP/1.1`, a 401 `WWW-Authenticate: Bearer`. If a limit per minute has judged the request, a 429",
+        "has `x-ratelimit-*` or `anthropic-ratelimit-*` ([which](guides/budgets.md#what-the-client-gets)).",
         "",
     ]
     return "\n".join(rows)

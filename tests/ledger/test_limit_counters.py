@@ -201,6 +201,28 @@ def test_counters_of_limits_that_do_not_exist_are_deleted(database: Database, to
     assert windows(database) == {(kept.id, None)}
 
 
+def test_a_counter_of_a_limit_that_is_deleted_during_an_admission_is_deleted(
+    database: Database, token: Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit, kept = limited(database, token, amount=9), limited(database, token, amount=9)
+    read = limit_queries.of_subjects
+
+    def read_then_delete(connection: Connection, subjects: Any) -> Any:
+        found = read(connection, subjects)
+        limit_queries.remove(connection, limit)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(limit_queries, "of_subjects", read_then_delete)
+        (grant,) = grants(admit(database, apply(token)))
+    settle(database, (grant, OK))
+    assert state(database, kept) == (1, 0, 0)
+    assert state(database, limit) == (0, 1, 0)
+    assert proof(database) == CounterProof()
+    assert database.write_now(counters.prune, started_at, 1000) == 1
+    assert proof(database) == CounterProof()
+
+
 def resolve(database: Database, request_id: str, cost: int | None) -> None:
     def correct(connection: Connection) -> None:
         row = queries.get_locked(connection, request_id)
