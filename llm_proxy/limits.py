@@ -122,12 +122,10 @@ def matches(patterns: Sequence[str], model: str) -> bool:
     return _compiled(tuple(patterns)).match(model) is not None
 
 
-def covers(limit: Limit, demand: Demand, provider: str) -> bool:
-    """Whether the limit counts this request; it does if nobody can say which models the request names."""
-    if limit.models is None:
-        return True
+def covers(models: Mapping[str, Sequence[str]], demand: Demand, provider: str) -> bool:
+    """Whether a limit of these models counts the request; it does if nobody can say which models that names."""
     try:
-        return any(matches(limit.models["patterns"], model) for model in demand.models(provider))
+        return any(matches(models["patterns"], model) for model in demand.models(provider))
     except ModelNotAllowed:
         return True
 

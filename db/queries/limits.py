@@ -9,7 +9,7 @@ Lock order: tokens, counters by id, hourly sums.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final, TypedDict
 
@@ -31,7 +31,7 @@ from sqlalchemy import (
 from db.dialects.bulk import BulkInsert, LockByKeys, SelectByKeys
 from db.dialects.statements import Now, for_update, insert_new, upsert_add
 from db.queries.rows import Position, Rows, columns, names
-from db.records import Limit, LimitCounter, SettledRequest
+from db.records import Limit, LimitCounter, Result, SettledRequest
 from db.schema import limit_counters, limits, tokens, usage_hourly
 
 #: The starts of windows in the ids of counters.
@@ -155,15 +155,14 @@ def charge(limit: Limit, key: str, row: SettledRequest) -> int:
         return int(result.kind == "request")
     if result.outcome == "unknown" and (limit.metric != "cost" or result.cost_nanousd is None):
         return (row.reservation.limits or {})[key]
-    return sum(getattr(result, name) or 0 for name in _BOOKED[limit.metric])
+    return _CHARGED[limit.metric](result)
 
 
-#: The columns whose sum is charged.
-_BOOKED: Final[Mapping[str, Sequence[str]]] = {
-    "tokens": ("input_tokens", "output_tokens"),
-    "input_tokens": ("input_tokens",),
-    "output_tokens": ("output_tokens",),
-    "cost": ("cost_nanousd",),
+_CHARGED: Final[Mapping[str, Callable[[Result], int]]] = {
+    "tokens": lambda result: (result.input_tokens or 0) + (result.output_tokens or 0),
+    "input_tokens": lambda result: result.input_tokens or 0,
+    "output_tokens": lambda result: result.output_tokens or 0,
+    "cost": lambda result: result.cost_nanousd or 0,
 }
 
 

@@ -183,7 +183,7 @@ class Limits:
         for limit in self._applying(token.id, account.project.id):
             if demand is None:
                 raise ProxyError
-            if not covers(limit, demand, provider):
+            if limit.models is not None and not covers(limit.models, demand, provider):
                 continue
             key = self._counter(limit, self.now)
             if key not in self._counters:
