@@ -145,13 +145,19 @@ def test_no_requests_are_said_so(usage: Run) -> None:
         (("--label", "team"), 2, "error: --label 'team' is not KEY=VALUE, such as team=search"),
         (("--label", "a=1", "--label", "a=2"), 2, "error: the label 'a' is given more than once"),
         (("--group-by", "cost"), 1, "error: --group-by must be a list of hour, day, month, project, token"),
-        (("--group-by", "label.env"), 1, "error: the sums do not distinguish the label 'env' (LABEL_KEYS: team)."),
         (("--project-id", "delta"), 1, "error: "),
     ],
 )
 def test_what_cannot_be_shown_is_said(usage: Run, options: tuple[str, ...], code: int, message: str) -> None:
     result = usage(*options)
     assert (result.exit_code, result.stderr[: len(message)]) == (code, message)
+
+
+def test_a_long_report_by_a_label_that_is_not_summed_is_refused(usage: Run) -> None:
+    result = usage("--group-by", "label.env")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: --from (")
+    assert "because the sums do not distinguish the label 'env' (LABEL_KEYS: team)" in result.stderr
 
 
 def test_requests_are_listed_by_filter(manage: Run) -> None:
