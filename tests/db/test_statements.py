@@ -29,7 +29,9 @@ from sqlalchemy import (
 from db import Connection
 from db.database import Database
 from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
+from db.dialects.postgresql.connection import PostgresConnection
 from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
+from db.errors import DatabaseError
 from db.types import Digest, Id, Name, Timestamp
 from tests.databases.kinds import SERVERS, on
 from tests.databases.sent import sent_from_now_on
@@ -278,3 +280,33 @@ def test_the_clock_goes_on_within_a_transaction(database: Database) -> None:
     assert before < after
     assert before.tzinfo is UTC
     assert abs(before - datetime.now(UTC)) < timedelta(seconds=5)
+
+
+@on("postgres")
+def test_a_transaction_begins_with_its_first_statement(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.write_now(insert_things, [Thing(1, None, None, None, None)])
+    trips: list[str] = []
+    exchange = PostgresConnection._exchange
+
+    def note(self: PostgresConnection, statement: str, *args: Any) -> Any:
+        trips.append(statement)
+        return exchange(self, statement, *args)
+
+    monkeypatch.setattr(PostgresConnection, "_exchange", note)
+    database.write_now(insert_things, [Thing(2, None, None, None, None)])
+    assert len(trips) == 2
+    assert trips[0].startswith("INSERT")
+    assert trips[1] == "commit"
+
+
+@on("postgres")
+def test_a_statement_is_skipped_if_its_transaction_cannot_begin(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dialect: Any = database._backend.write.dialect
+    for wrong in ("BEGIN ISOLATION LEVEL NONE", f"{dialect._begin}; SET LOCAL lock_timeout = -5"):
+        with monkeypatch.context() as patch:
+            patch.setattr(dialect, "_begin", wrong)
+            with pytest.raises(DatabaseError):
+                database.write_now(insert_things, [Thing(1, None, None, None, None)])
+    assert database.read_now(lambda connection: connection.scalar(select(func.count()).select_from(THINGS))) == 0

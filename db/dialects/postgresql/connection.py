@@ -3,7 +3,8 @@
 pg8000 sends Parse, Bind and Execute each with a Sync of its own and waits for each, three round trips per statement;
 `executemany` does so for every row. The protocol asks for no more than one Sync after all of them: after an error the
 server skips to it (PostgreSQL documentation, 55.2.3 "Extended Query" and 55.2.4 "Pipelining"). So does this class:
-one round trip per statement, and one per `_ROWS_PER_TRIP` rows of `executemany`, with a single Parse.
+one round trip per statement, and one per `_ROWS_PER_TRIP` rows of `executemany`, with a single Parse. A transaction
+begins in the round trip of its first statement.
 
 pg8000 also lets an OSError through where a read fails at its first byte, and scans each statement character by
 character for its parameters; here a failure is always one of its own errors and statements come with `$1` in them.
@@ -16,7 +17,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from struct import Struct
 from struct import error as StructError  # noqa: N812 - the module calls it `error`
-from typing import Any
+from typing import Any, ClassVar
 
 from pg8000 import legacy
 from pg8000.converters import TIMESTAMPTZ, make_param
@@ -77,8 +78,12 @@ class PostgresCursor(legacy.Cursor):  # type: ignore[misc]  # published without 
 class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published without types
     """A connection; transactions begin with `begin`."""
 
+    #: Messages that begin transactions, by their statements.
+    _beginnings: ClassVar[dict[str, bytes]] = {}
+
     def __init__(self, **arguments: Any) -> None:
         """Connect and log in. Raises pg8000's errors, and OSError where the network or TLS fails."""
+        self._beginning = b""
         try:
             super().__init__(**arguments)
         except BaseException:
@@ -101,12 +106,11 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         return PostgresCursor(self)
 
     def begin(self, statements: str) -> None:
-        """Begin a transaction, with whatever settings belong to it, in one round trip; or not at all."""
-        try:
-            self._run(statements)
-        except legacy.ProgrammingError:
-            self.rollback()
-            raise
+        """Begin a transaction, with whatever settings belong to it; it is sent with the first statement.
+
+        Should it fail, the server skips that statement: both are in front of one Sync.
+        """
+        self._beginning = self._beginnings.get(statements) or self._begin_message(statements)
 
     def commit(self) -> None:
         """Commit. In a transaction that has failed, the server would roll back and call it done: that is an error."""
@@ -118,6 +122,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
             super().close()
 
     def rollback(self) -> None:
+        self._beginning = b""
         if self._in_transaction:
             self._run("rollback")
 
@@ -151,6 +156,9 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
 
     def execute_simple(self, statement: str) -> Context:
         """Run one or several statements without parameters in one round trip."""
+        if self._beginning:
+            # A simple query may not come in front of the Sync.
+            self._exchange("begin", bytearray(SYNC_MSG))
         text = statement.encode() + b"\x00"
         return self._exchange(statement, bytearray(b"Q" + _int32(len(text) + 4) + text))
 
@@ -188,13 +196,19 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
 
     def _exchange(self, statement: str, message: bytearray, context: Context | None = None) -> Context:
         context = Context(statement) if context is None else context
+        beginning, self._beginning = self._beginning, b""
         try:
-            self._sock.write(message)
+            self._sock.write(beginning + message)
             self._sock.flush()
         except (AttributeError, OSError, ValueError) as error:  # no socket or a closed one: the connection is closed
             raise legacy.InterfaceError("network error") from (error if isinstance(error, OSError) else None)
         self.handle_messages(context)
         return context
+
+    def _begin_message(self, statements: str) -> bytes:
+        parts = [self._parse(one) + self._bind(()) + EXECUTE_MSG for one in statements.split("; ")]
+        message = self._beginnings[statements] = b"".join(parts)
+        return message
 
     def _parse(self, statement: str) -> bytearray:
         # No types are told: the server derives them from the statement, which casts where that is not enough.
