@@ -1,8 +1,9 @@
 """Bring a database to the schema of this version, or back: the revisions of `migrations`, one process at a time.
 
 A database at head is left alone, without a lock. Otherwise the lock is taken, the state is read again, and the
-revisions run: in one transaction on SQLite and PostgreSQL, one by one on MySQL and MariaDB, where an interrupted run is
-continued. The lock ends with its connection, so a process that dies blocks no other.
+revisions run one by one, each in its own transaction on SQLite and PostgreSQL; an interrupted run is continued. So the
+tables of running servers are locked only for one revision at a time. The lock ends with its connection, so a process
+that dies blocks no other.
 
 A schema that is newer than this version is never changed. A server works on it all the same if it `suits`: during an
 update the new version migrates while the old one still serves, and an old server must be able to restart.
@@ -13,7 +14,6 @@ All functions block; a server runs them in a thread.
 from __future__ import annotations
 
 import io
-import itertools
 import re
 from collections.abc import Callable
 from functools import cache
@@ -139,21 +139,28 @@ def up(
     """
     if database.read_now(status).at_head:
         return ()
-    for attempt in itertools.count(1):
+    done: tuple[Revision, ...] = ()
+    failures = 0
+    while True:
         locked = False
         try:
             with database.migrating(database.options.migration_lock_timeout, waiting) as connection:
                 locked = True
                 pending = _pending(connection)
-                if pending:
-                    _forget(connection, pending[0])
-                    _run("upgrade", connection, "head", report)
-                return pending
+                # Nobody uses an empty database yet.
+                step = pending if len(pending) == len(revisions()) else pending[:1]
+                if step:
+                    _forget(connection, step[0])
+                    _run("upgrade", connection, step[-1].id, report)
         except Contention:
             # Running servers lock tables in another order; sometimes the database chooses this transaction to lose.
-            if not locked or attempt == _ATTEMPTS:
+            failures += 1
+            if not locked or failures == _ATTEMPTS:
                 raise
-    raise AssertionError
+        else:
+            done, failures = done + step, 0
+            if step == pending:
+                return done
 
 
 def prepare(database: Database, waiting: Callable[[str], None] | None = None) -> str | None:
@@ -200,13 +207,19 @@ def down(
         Refused: there is no such revision below the current one.
         SchemaMismatch: the database belongs to a newer version.
     """
-    with database.migrating(database.options.migration_lock_timeout, waiting) as connection:
-        kept, undone = steps_down(connection, to)
-        for revision, before in zip(undone, [*undone[1:], *kept[-1:], None], strict=False):
-            mark(connection, revision.id)
-            _run("downgrade", connection, "base" if before is None else before.id, report)
-            unmark(connection)
-        return undone
+    done: tuple[Revision, ...] = ()
+    while True:
+        with database.migrating(database.options.migration_lock_timeout, waiting) as connection:
+            kept, undone = steps_down(connection, to)
+            if undone:
+                to = to or (kept[-1].id if kept else "base")
+                below = [*undone[1:], *kept[-1:]]
+                mark(connection, undone[0].id)
+                _run("downgrade", connection, below[0].id if below else "base", report)
+                unmark(connection)
+        done += undone[:1]
+        if len(undone) < 2:
+            return done
 
 
 def steps_down(connection: Connection, to: str | None) -> tuple[tuple[Revision, ...], tuple[Revision, ...]]:

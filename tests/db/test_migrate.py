@@ -3,7 +3,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -179,7 +179,7 @@ def follow(database: Database, plan: str) -> None:
 def test_a_revision_that_fails_leaves_what_was_before(
     fresh: Database, database_kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one transaction where tables can be made in one; on MySQL and MariaDB, what was done stays and is taken up."""
+    """Nothing if tables can be made in a transaction; on MySQL and MariaDB, what was done stays and is continued."""
 
     def stop(revision: Revision) -> None:
         if revision.id == "0004":
@@ -192,6 +192,28 @@ def test_a_revision_that_fails_leaves_what_was_before(
     assert (fresh.read_now(ours) == set()) is transactional
     migrate.up(fresh)
     assert fresh.read_now(differences) == []
+
+
+@on("sqlite", "postgres")
+def test_tables_are_locked_for_one_revision_at_a_time(fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate.up(fresh)
+    migrate.down(fresh, "0014")
+
+    def stop_at(number: str) -> Callable[[Revision], None]:
+        def stop(revision: Revision) -> None:
+            if revision.id == number:
+                raise RuntimeError
+
+        return stop
+
+    with pytest.raises(RuntimeError):
+        migrate.up(fresh, report=stop_at("0017"))
+    assert fresh.read_now(migrate.version) == "0016"
+    assert migrate.up(fresh)[0].id == "0017"
+    with pytest.raises(RuntimeError):
+        migrate.down(fresh, "0014", report=stop_at("0017"))
+    assert fresh.read_now(migrate.version) == "0017"
+    assert [revision.id for revision in migrate.down(fresh, "0014")] == ["0017", "0016", "0015"]
 
 
 def test_one_that_loses_against_others_runs_again(fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
