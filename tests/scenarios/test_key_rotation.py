@@ -5,8 +5,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
-import subprocess
-import sys
+from pathlib import Path
 
 import trio
 
@@ -18,7 +17,7 @@ from llm_proxy.secrets.encryption import KeyRing
 from tests.databases.kinds import SERVERS, on
 from tests.databases.scratch import Scratch
 from tests.harness.deployment import UPSTREAM_KEY, Deployment
-from tests.harness.server import ENCRYPTION_KEY, ROOT, StartServer
+from tests.harness.server import ENCRYPTION_KEY, StartServer, loaded
 
 NEW = "bmV3LWxsbS1wcm94eS10ZXN0cy1lbmNyeXB0LWtleSE="
 BOTH = f"{NEW},{ENCRYPTION_KEY}"
@@ -27,23 +26,18 @@ PROJECTS = 40
 SHARING = 20
 
 
-def rotate(scratch: Scratch) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "llm_proxy", "keys", "rotate"],
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], **scratch.env, "ENCRYPTION_KEY": BOTH},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def rotate(scratch: Scratch, folder: Path) -> str:
+    env = {"PATH": os.environ["PATH"], **scratch.env, "ENCRYPTION_KEY": BOTH}
+    with (folder / "said").open("wb") as output:
+        process = loaded().start(["keys", "rotate"], folder, env, output)
+    said = folder / "said"
+    assert process.wait(60) == 0, said.read_text()
+    return said.read_text()
 
 
 @on(*SERVERS)
 async def test_key_rotation_under_load_fails_no_request(
-    migrated_database: Scratch, start_server: StartServer, upstream: Upstream
+    migrated_database: Scratch, start_server: StartServer, upstream: Upstream, tmp_path: Path
 ) -> None:
     seeding = Deployment(start_server(migrated_database.env), upstream)
     secrets = [seeding.new_secret() for _ in range(PROJECTS)]
@@ -62,7 +56,7 @@ async def test_key_rotation_under_load_fails_no_request(
     async with trio.open_nursery() as nursery:
         for number in range(8):
             nursery.start_soon(hammer, number)
-        told = await trio.to_thread.run_sync(rotate, migrated_database)
+        told = await trio.to_thread.run_sync(rotate, migrated_database, tmp_path)
         rotated.set()
     # Each key is stored twice: in its credential, and in the project.
     assert f"re-encrypted  {2 * PROJECTS}" in told
