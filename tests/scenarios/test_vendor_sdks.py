@@ -84,19 +84,20 @@ def _chat(*, stream: bool) -> bytes:
     return "".join(f"data: {event}\n\n" for event in [*events, "[DONE]"]).encode()
 
 
-def _message() -> bytes:
-    return json.dumps(
-        {
-            "id": "msg",
-            "type": "message",
-            "role": "assistant",
-            "model": "m",
-            "content": [{"type": "text", "text": "Hi"}],
-            "stop_reason": "end_turn",
-            "stop_sequence": None,
-            "usage": {"input_tokens": 1, "output_tokens": 2},
-        }
-    ).encode()
+def _message(*, stream: bool) -> bytes:
+    usage, end = {"input_tokens": 1, "output_tokens": 2}, {"stop_reason": "end_turn", "stop_sequence": None}
+    head = {"id": "msg", "type": "message", "role": "assistant", "model": "m", "usage": usage}
+    if not stream:
+        return json.dumps({**head, **end, "content": [{"type": "text", "text": "Hi"}]}).encode()
+    events: list[Any] = [
+        {"type": "message_start", "message": {**head, "content": [], "stop_reason": None, "stop_sequence": None}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}},
+        {"type": "content_block_stop", "index": 0},
+        {"type": "message_delta", "delta": end, "usage": {"output_tokens": 2}},
+        {"type": "message_stop"},
+    ]
+    return "".join(f"event: {event['type']}\ndata: {json.dumps(event)}\n\n" for event in events).encode()
 
 
 def _gemini(*, stream: bool) -> bytes:
@@ -177,7 +178,7 @@ class Vendors(BaseHTTPRequestHandler):
         if headers.get("authorization", "").startswith("AWS4-") and not _is_signed(self.path, headers, body):
             self._answer(b'{"message":"The signature is wrong."}', 403, error="InvalidSignatureException")
             return
-        if BUSY in path:
+        if BUSY in path or b'"busy"' in body:
             error = {"code": 429, "message": "Too busy.", "status": "RESOURCE_EXHAUSTED"}
             answer = json.dumps({"message": "Too busy.", "error": error}).encode()
             self._answer(answer, 429, error="ThrottlingException")
@@ -193,7 +194,8 @@ class Vendors(BaseHTTPRequestHandler):
         elif path == "/v2/chat":
             content = _cohere(stream=stream)
         else:
-            content = _message() if path.endswith(("/messages", ":rawPredict")) else _chat(stream=stream)
+            made = _message if path.endswith(("/messages", ":rawPredict", ":streamRawPredict")) else _chat
+            content = made(stream=stream)
         self._answer(content, kind=kind)
 
     def _answer(self, content: bytes, status: int = 200, kind: str = "application/json", error: str = "") -> None:
@@ -332,10 +334,22 @@ def test_openais_sdk_works_with_providers_that_have_its_api(
     sent(target)
     pieces = client.chat.completions.create(model="m", messages=ASK, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "Hi"
+    with pytest.raises(openai.RateLimitError, match="Too busy"):
+        client.chat.completions.create(model=BUSY, messages=ASK)
     with pytest.raises(openai.AuthenticationError) as caught:
         client.with_options(api_key=UNKNOWN).chat.completions.create(model="m", messages=ASK)
     assert caught.value.code == "token_invalid"
-    assert len(Vendors.seen) == 2
+    assert len(Vendors.seen) == 3
+
+
+def _messages(client: Any) -> None:
+    """A message, a stream of one, and an error of the provider, with a client of Anthropic."""
+    ask: Any = {"max_tokens": 9, "messages": ASK}
+    with client.messages.stream(model="m", **ask) as stream:
+        assert "".join(stream.text_stream) == "Hi"
+    with pytest.raises(anthropic.RateLimitError, match="Too busy"):
+        client.messages.create(model=BUSY, **ask)
+    assert client.messages.create(model="m", **ask).content[0].text == "Hi"
 
 
 @pytest.mark.parametrize(
@@ -351,11 +365,30 @@ def test_anthropics_sdk_works_with_providers_that_have_its_api(
     proxy: Proxy, provider: str, base: str, target: str, header: str
 ) -> None:
     client: Any = anthropic.Anthropic(base_url=proxy.at(base), api_key=proxy.tokens[provider], max_retries=0)
-    ask: Any = {"model": "m", "max_tokens": 9, "messages": ASK}
-    assert client.messages.create(**ask).content[0].text == "Hi"
+    _messages(client)
     sent(target, header, UPSTREAM_KEY if header == "x-api-key" else f"Bearer {UPSTREAM_KEY}")
     with pytest.raises(anthropic.AuthenticationError, match="not known here"):
-        client.with_options(api_key=UNKNOWN).messages.create(**ask)
+        client.with_options(api_key=UNKNOWN).messages.create(model="m", max_tokens=9, messages=ASK)
+
+
+def test_one_token_works_with_the_sdks_of_two_providers(proxy: Proxy) -> None:
+    keys = {provider: f"sk-one-token-at-{provider}" for provider in ("openai", "anthropic")}
+    for provider, key in keys.items():
+        proxy.server.manage("POST", "/credentials", {"name": f"key-{provider}", "provider": provider, "api_key": key})
+    names = [f"key-{provider}" for provider in keys]
+    project = proxy.server.manage("POST", "/projects", {"name": "two", "provider": "openai", "credentials": names})
+    token = proxy.server.manage("POST", "/tokens", {"project_id": project["id"]})["token"]
+    gpt: Any = openai.OpenAI(base_url=proxy.at("/v1"), api_key=token, max_retries=0)
+    assert gpt.chat.completions.create(model="m", messages=ASK).choices[0].message.content == "Hi"
+    sent("/v1/chat/completions", value=f"Bearer {keys['openai']}")
+    claude: Any = anthropic.Anthropic(base_url=proxy.at(""), api_key=token, max_retries=0)
+    assert claude.messages.create(model="m", max_tokens=9, messages=ASK).content[0].text == "Hi"
+    sent("/v1/messages", "x-api-key", keys["anthropic"])
+    # A credential that is not that of the project's default provider is deactivated for the next request, too.
+    proxy.server.manage("PATCH", "/credentials/key-anthropic", {"active": False})
+    with pytest.raises(anthropic.PermissionDeniedError, match="deactivated"):
+        claude.messages.create(model="m", max_tokens=9, messages=ASK)
+    assert gpt.chat.completions.create(model="m", messages=ASK).choices[0].message.content == "Hi"
 
 
 def test_azures_client_works(proxy: Proxy) -> None:
@@ -363,6 +396,10 @@ def test_azures_client_works(proxy: Proxy) -> None:
     client: Any = openai.AzureOpenAI(api_key=proxy.tokens["azure"], **options)
     assert client.chat.completions.create(model="d", messages=ASK).choices[0].message.content == "Hi"
     sent("/openai/deployments/d/chat/completions?api-version=2024-10-21", "api-key", UPSTREAM_KEY)
+    pieces = client.chat.completions.create(model="d", messages=ASK, stream=True)
+    assert "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices) == "Hi"
+    with pytest.raises(openai.RateLimitError, match="Too busy"):
+        client.chat.completions.create(model=BUSY, messages=ASK)
     with pytest.raises(openai.AuthenticationError):
         openai.AzureOpenAI(api_key=UNKNOWN, **options).chat.completions.create(model="d", messages=ASK)
 
@@ -375,6 +412,8 @@ def test_googles_sdk_works(proxy: Proxy) -> None:
     pieces = client.models.generate_content_stream(model="m", contents="Hello")
     assert "".join(piece.text or "" for piece in pieces) == "Hi"
     sent("/v1/models/m:streamGenerateContent?alt=sse", "x-goog-api-key", UPSTREAM_KEY)
+    with pytest.raises(genai.errors.ClientError, match="Too busy"):
+        client.models.generate_content(model=BUSY, contents="Hello")
     unknown: Any = genai.Client(api_key=UNKNOWN, http_options=options)
     with pytest.raises(genai.errors.ClientError, match="not known here") as caught:
         unknown.models.generate_content(model="m", contents="Hello")
@@ -386,6 +425,8 @@ def test_mistrals_sdk_works(proxy: Proxy) -> None:
     assert client.chat.complete(model="m", messages=ASK).choices[0].message.content == "Hi"
     sent("/v1/chat/completions")
     assert next(event.data.choices[0].delta.content for event in client.chat.stream(model="m", messages=ASK)) == "Hi"
+    with pytest.raises(SDKError, match="Too busy"):
+        client.chat.complete(model=BUSY, messages=ASK)
     unknown: Any = mistralai.client.Mistral(api_key=UNKNOWN, server_url=proxy.at("/mistral"))
     with pytest.raises(SDKError, match="not known here"):
         unknown.chat.complete(model="m", messages=ASK)
@@ -397,6 +438,8 @@ def test_groqs_sdk_works(proxy: Proxy) -> None:
     sent("/openai/v1/chat/completions")
     pieces = client.chat.completions.create(model="m", messages=ASK, stream=True)
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "Hi"
+    with pytest.raises(groq.RateLimitError, match="Too busy"):
+        client.chat.completions.create(model=BUSY, messages=ASK)
     with pytest.raises(groq.AuthenticationError, match="not known here"):
         client.with_options(api_key=UNKNOWN).chat.completions.create(model="m", messages=ASK)
 
@@ -407,6 +450,8 @@ def test_coheres_sdk_works(proxy: Proxy) -> None:
     sent("/v2/chat")
     events = list(client.chat_stream(model="m", messages=ASK))
     assert events[0].delta.message.content.text == "Hi"
+    with pytest.raises(cohere.TooManyRequestsError, match="Too busy"):
+        client.chat(model=BUSY, messages=ASK, request_options={"max_retries": 0})
     with pytest.raises(ApiError) as caught:
         cohere.ClientV2(api_key=UNKNOWN, base_url=proxy.at("/cohere")).chat(model="m", messages=ASK)
     assert caught.value.status_code == 401
@@ -520,13 +565,12 @@ def test_a_client_of_vertex_cannot_choose_another_project_of_google(keyless: Pro
 
 def test_anthropics_client_of_vertex_works(keyless: Proxy) -> None:
     options: Any = {"base_url": keyless.at("/vertex/v1"), "project_id": "project-1", "region": "us-central1"}
-    ask: Any = {"model": "m", "max_tokens": 9, "messages": ASK}
     client: Any = anthropic.AnthropicVertex(access_token=keyless.tokens["vertex"], max_retries=0, **options)
-    assert client.messages.create(**ask).content[0].text == "Hi"
+    _messages(client)
     sent(f"{LOCATION}/publishers/anthropic/models/m:rawPredict", value=f"Bearer {TOKEN}")
     unknown: Any = anthropic.AnthropicVertex(access_token=UNKNOWN, max_retries=0, **options)
     with pytest.raises(anthropic.AuthenticationError, match="not known here"):
-        unknown.messages.create(**ask)
+        unknown.messages.create(model="m", max_tokens=9, messages=ASK)
 
 
 def _post(proxy: Proxy, target: str) -> tuple[int, str]:
