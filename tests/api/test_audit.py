@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,12 +15,13 @@ import structlog
 import trio
 import trio.testing
 from attrs import Factory, evolve, field, frozen
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 
 from db.database import Database
 from db.errors import DatabaseError, Unavailable
 from db.queries import audit, credentials, projects, tokens
 from db.records import AuditEntry
+from db.schema import limits, requests, usage_hourly
 from llm_proxy.api import audit as audit_api
 from llm_proxy.api import refused_calls
 from llm_proxy.api.operations import Change
@@ -438,6 +440,7 @@ def state(connection: Connection) -> list[Any]:
     return [
         projects.page(connection, 100, None),
         credentials.page(connection, 100, None, None),
+        *(connection.execute(select(table).order_by(table.c[0])).all() for table in (limits, requests, usage_hourly)),
         tokens.page(connection, 100, None, None, None),
     ]
 
@@ -446,7 +449,14 @@ async def changing_calls(api: Api) -> tuple[list[tuple[str, str, Any]], Api]:
     """A call of each operation that changes something, all acceptable."""
     project = await api.project()
     token = await api.token(project)
+    limit = {"metric": "requests", "window": "day", "amount": 100}
+    made = await api("POST", "/manage/limits", limit)
+    (row,) = await settled(api, SWEPT)
     return [
+        ("POST", "/manage/limits", limit),
+        ("PATCH", f"/manage/limits/{made.json['id']}", {"amount": 200}),
+        ("DELETE", f"/manage/limits/{made.json['id']}", None),
+        ("POST", f"/manage/requests/{row.id}/resolve", {"cost": "0.12"}),
         ("POST", "/manage/projects", {"name": "new", "api_key": KEY}),
         ("PATCH", f"/manage/projects/{project['id']}", {"name": "renamed"}),
         ("POST", "/manage/credentials", {"name": "shared", "provider": "openai", "api_key": KEY}),
@@ -458,6 +468,19 @@ async def changing_calls(api: Api) -> tuple[list[tuple[str, str, Any]], Api]:
         ("POST", f"/manage/projects/{project['id']}/tokens/revoke", None),
         ("DELETE", f"/manage/tokens/{token['id']}", None),
     ], api
+
+
+async def test_the_calls_are_of_every_operation_that_changes_the_database(api: Api) -> None:
+    paths = (await api("GET", "/openapi.json")).json["paths"]
+    operations = {
+        (method.upper(), re.sub(r"{\w+}", "ID", path))
+        for path, methods in paths.items()
+        if path.startswith("/manage/") and path != "/manage/reload"
+        for method in methods
+        if method != "get"
+    }
+    calls, _ = await changing_calls(api)
+    assert {(method, re.sub(r"[0-9a-f-]{36}", "ID", path)) for method, path, _ in calls} == operations
 
 
 async def test_without_its_entry_there_is_no_change(any_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
