@@ -193,7 +193,7 @@ def send(connection: Connection, text: str, values: Sequence[Any], *, many: bool
         (cursor.executemany if many else cursor.execute)(text, values)
     except BaseException as error:  # noqa: BLE001 - it is raised again
         # There is no public way to translate an error, and to give up connections after it, as SQLAlchemy does.
-        connection._handle_dbapi_exception(error, text, values, cursor, None)  # noqa: SLF001
+        connection._handle_dbapi_exception(error, text, values, cursor, None)  # noqa: SLF001 - it is named above
     return cursor
 
 
