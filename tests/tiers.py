@@ -1,7 +1,6 @@
 """Which tests `make check` leaves to `make test`: those marked `slow`. `make test` runs every test.
 
-A test on a database server is slow, and so are the places below. `make check` takes less than five minutes of CPU
-time, half of it in servers that tests start.
+A test on a database server is slow, and so are the places below. `make check` takes about four minutes of CPU time.
 """
 
 from __future__ import annotations
@@ -20,6 +19,9 @@ SLOW_PLACES = (
     "tests/containers/",
     "tests/helm/",
     "tests/scripted/",
+    "tests/cli/test_benchmark_command.py",
+    "tests/cli/test_demo_command.py",
+    "tests/db/test_cut_off_migrations.py",
     "tests/db/test_migrating_at_once.py",
     "tests/docs/test_checkout.py",
     "tests/docs/test_site.py",
@@ -36,6 +38,7 @@ SLOW_PLACES = (
     "tests/scenarios/test_moving.py",
     "tests/scenarios/test_openai_sdk.py",
     "tests/scenarios/test_reverse_proxies.py",
+    "tests/scenarios/test_rewrite_urls.py",
     "tests/scenarios/test_rolling_update.py",
     "tests/scenarios/test_sdk_errors.py",
     "tests/scenarios/test_stalled_reader.py",
@@ -43,6 +46,7 @@ SLOW_PLACES = (
     "tests/scenarios/test_unauthenticated_clients.py",
     "tests/scenarios/test_vendor_sdks.py",
     "tests/scenarios/test_upstream_faults.py",
+    "tests/server/test_supervisor.py",
 )
 
 
