@@ -88,6 +88,15 @@ def newest_first(
     return statement.where(*conditions).order_by(key.desc()).with_hint(key.table, f"FORCE INDEX ({index})", "mysql")
 
 
+def by_sorting(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:
+    """Read all rows of a table in their order, and group them by sorting.
+
+    MySQL and MariaDB otherwise look each row up in the order of an index, or rewrite a row of a temporary table for
+    each row that they read.
+    """
+    return statement.prefix_with("SQL_BIG_RESULT", dialect="mysql")
+
+
 def checked(
     connection: Connection, statement: Select[*tuple[Any, ...]], conditions: Sequence[ColumnElement[bool]]
 ) -> Select[*tuple[Any, ...]]:

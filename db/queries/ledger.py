@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 
 from db.dialects.bulk import BulkInsert, DeleteByKeys, LockByKeys, SelectByKeys
-from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
+from db.dialects.statements import add_to_counter, by_sorting, clock, for_update, upsert_add
 from db.queries import limits as limit_queries
 from db.queries.rows import SETTLED, columns, names
 from db.records import (
@@ -494,16 +494,18 @@ def verify(connection: Connection) -> list[Imbalance]:
     snapshot: it is true also while servers are writing.
     """
     settled = (
-        select(requests.c.token_id, func.count().label("n"))
+        by_sorting(select(requests.c.token_id, func.count().label("n")))
         .where(requests.c.outcome != "void", requests.c.kind == "request")
         .group_by(requests.c.token_id)
         .subquery("settled")
     )
     rolled = (
-        select(
-            usage_hourly.c.token_id,
-            func.sum(usage_hourly.c.requests).label("n"),
-            func.sum(usage_hourly.c.pruned).label("pruned"),
+        by_sorting(
+            select(
+                usage_hourly.c.token_id,
+                func.sum(usage_hourly.c.requests).label("n"),
+                func.sum(usage_hourly.c.pruned).label("pruned"),
+            )
         )
         .group_by(usage_hourly.c.token_id)
         .subquery("rolled")

@@ -13,7 +13,7 @@ from typing import Any
 from attrs import frozen
 from sqlalchemy import Connection, and_, delete, func, literal, or_, select, union_all
 
-from db.dialects.statements import DayOf, HourOf
+from db.dialects.statements import DayOf, HourOf, by_sorting
 from db.queries import daily, ledger
 from db.queries.ledger import Imbalance
 from db.records import TOKENS
@@ -95,7 +95,7 @@ def _hours(connection: Connection) -> Iterator[WrongHour]:
         *nothing,
         *(hourly[name] for name in PROVEN),
     )
-    both = union_all(settled, summed).subquery("both")
+    both = union_all(by_sorting(settled), summed).subquery("both")
     of_rows = [func.sum(both.c[f"rows_{name}"]) for name in PROVEN]
     of_sums = [func.sum(both.c[f"sums_{name}"]) for name in PROVEN]
     pruned = func.sum(both.c.pruned)
@@ -105,7 +105,7 @@ def _hours(connection: Connection) -> Iterator[WrongHour]:
         and_(pruned == 0, or_(*(rows != sums for rows, sums in pairs))),
     )
     query = select(both.c.token_id, both.c.hour, pruned, *of_rows, *of_sums).group_by(both.c.token_id, both.c.hour)
-    found = connection.execute(query.having(wrong).order_by(both.c.token_id, both.c.hour))
+    found = connection.execute(by_sorting(query).having(wrong).order_by(both.c.token_id, both.c.hour))
     for token_id, at, gone, *numbers in found:
         for name, rows, sums in zip(PROVEN, numbers[: len(PROVEN)], numbers[len(PROVEN) :], strict=True):
             if rows > sums or (not gone and rows != sums):
@@ -115,7 +115,7 @@ def _hours(connection: Connection) -> Iterator[WrongHour]:
 def _pruned(connection: Connection) -> tuple[int, int]:
     gone = func.sum(usage_hourly.c.pruned + usage_hourly.c.pruned_late).label("gone")
     keys = (usage_hourly.c.token_id, usage_hourly.c.hour)
-    hours = select(gone).group_by(*keys).having(gone > 0).subquery("hours")
+    hours = by_sorting(select(gone)).group_by(*keys).having(gone > 0).subquery("hours")
     count, rows = connection.execute(select(func.count(), func.sum(hours.c.gone)).select_from(hours)).one()
     return int(count), int(rows or 0)
 
@@ -141,13 +141,13 @@ def _project_days(connection: Connection) -> Iterator[WrongDay]:
         .join(usage_days, days.day == made.day)
         .where(days.written, of_projects)
     )
-    both = union_all(expected, found).subquery("both")
+    both = union_all(by_sorting(expected), found).subquery("both")
     of_hours = [func.sum(both.c[f"hours_{name}"]) for name in SUMS]
     of_days = [func.sum(both.c[f"days_{name}"]) for name in SUMS]
     keys = (both.c.day, both.c.scope, both.c.series)
     wrong = or_(*(one != other for one, other in zip(of_hours, of_days, strict=True)))
     query = select(*keys, *of_hours, *of_days).group_by(*keys).having(wrong).order_by(*keys)
-    for at, scope, series, *numbers in connection.execute(query):
+    for at, scope, series, *numbers in connection.execute(by_sorting(query)):
         yield from _differences(at, scope, series, numbers[: len(SUMS)], numbers[len(SUMS) :])
 
 
