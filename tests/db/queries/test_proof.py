@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Update, delete, update
+from sqlalchemy import Update, delete, event, update
 
 from db import Connection
 from db.database import Database, opened
@@ -17,6 +17,7 @@ from db.queries.repair import repair
 from db.queries.rows import first_id
 from db.records import SettledRequest, Token
 from db.schema import SUMS, requests, usage_daily, usage_days, usage_hourly
+from tests.databases.kinds import on
 from tests.databases.scratch import Scratch
 from tests.db.queries.factories import a_project, a_settled_request, a_token
 
@@ -201,3 +202,21 @@ def test_late_usage_that_became_void_by_migrating_down_still_counts(database: Da
     late = requests.c.kind == "late"
     change(database, update(requests).where(late).values(outcome="void", requested_model=None, kind="request"))
     assert proof(database).differences == []
+
+
+@on("mysql", "mariadb")
+def test_hours_and_days_are_grouped_by_sorting(database: Database) -> None:
+    def plans(connection: Connection) -> list[str]:
+        asked: list[tuple[str, Any]] = []
+
+        def record(_connection: Any, _cursor: Any, text: str, values: Any, *_: Any) -> None:
+            if "UNION ALL" in text:
+                asked.append((text, values))
+
+        event.listen(connection, "before_cursor_execute", record)
+        prove(connection)
+        event.remove(connection, "before_cursor_execute", record)
+        return [str(connection.exec_driver_sql(f"EXPLAIN {text}", values).all()).lower() for text, values in asked]
+
+    of_hours, of_days = database.read_now(plans)
+    assert "using temporary" not in of_hours + of_days
