@@ -85,7 +85,12 @@ def newest_first(
     if after is not None:
         conditions.append(key < after)
     index = "PRIMARY" if column is key else f"ix_{key.table.name}_{column.name}_id"
-    return statement.where(*conditions).order_by(key.desc()).with_hint(key.table, f"FORCE INDEX ({index})", "mysql")
+    return by_index(statement.where(*conditions).order_by(key.desc()), key.table, index)
+
+
+def by_index(statement: Select[*tuple[Any, ...]], table: Table, index: str) -> Select[*tuple[Any, ...]]:
+    """Read a table by an index where MySQL or MariaDB may read the primary key from end to end."""
+    return statement.with_hint(table, f"FORCE INDEX ({index})", "mysql")
 
 
 def by_sorting(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:

@@ -16,8 +16,9 @@ from functools import cached_property
 from typing import Any
 
 from attrs import define, field, frozen
-from sqlalchemy import ColumnElement, Connection, Table, func, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
 
+from db.dialects.statements import by_index
 from db.queries import daily, ledger
 from db.queries.rows import made_in
 from db.records import TOKENS, Result
@@ -288,7 +289,7 @@ class _Reader:
                 self._add_requests(groups, since, until, step.ids)
             else:
                 time = (usage_hourly.c.hour >= since, usage_hourly.c.hour < until)
-                self._add_rows(groups, usage_hourly, (*self._subjects(usage_hourly, step.ids), *time))
+                self._add_rows(groups, usage_hourly, time, ids=step.ids)
         return list(groups.values())
 
     def _spans(self, since: datetime, until: datetime) -> Iterator[tuple[Table, datetime, datetime]]:
@@ -318,12 +319,20 @@ class _Reader:
         self.rows += len(days)
         return days
 
-    def _subjects(self, table: Table, ids: tuple[str, ...] | None) -> tuple[ColumnElement[bool], ...]:
-        report, column = self.report, table.c
+    def _of_subjects(
+        self, query: Select[*tuple[Any, ...]], table: Table, ids: tuple[str, ...] | None
+    ) -> Select[*tuple[Any, ...]]:
+        """Select the rows of the tokens or projects, if there are some, by their index."""
+        report = self.report
+        subjects: dict[str, tuple[str, ...]] = {
+            name: (one,) for name in ("token_id", "project_id") if (one := getattr(report, name))
+        }
         if ids is not None:
-            return ((column.token_id if report.lead == "token" else column.project_id).in_(ids),)
-        subjects = ((column.token_id, report.token_id), (column.project_id, report.project_id))
-        return tuple(column == value for column, value in subjects if value)
+            subjects = {f"{report.lead}_id": ids}
+        if not subjects:
+            return query
+        index = f"ix_{table.name}_{next(iter(subjects))}_{'hour' if table is usage_hourly else 'id'}"
+        return by_index(query.where(*(table.c[name].in_(values) for name, values in subjects.items())), table, index)
 
     def _add_days(
         self, groups: dict[Key, Group], since: datetime, until: datetime, ids: tuple[str, ...] | None
@@ -342,7 +351,13 @@ class _Reader:
         self._add_rows(groups, usage_daily, (usage_daily.c.scope.in_(scopes), *days))
 
     def _add_rows(
-        self, groups: dict[Key, Group], table: Table, conditions: tuple[ColumnElement[bool], ...], *, sign: int = 1
+        self,
+        groups: dict[Key, Group],
+        table: Table,
+        conditions: tuple[ColumnElement[bool], ...],
+        *,
+        sign: int = 1,
+        ids: tuple[str, ...] | None = None,
     ) -> None:
         """Add the sums of rows to groups. With a negative sign, take them out of those without labels.
 
@@ -366,8 +381,10 @@ class _Reader:
         if report.label_keys:
             names.add("labels")
         shown = [name for name in known if name in names]
-        # The limit is inside, so that it is one of rows that are read.
         read = select(*(known[name].label(name) for name in shown), *daily.summed(table)).where(*conditions)
+        if hourly:
+            read = self._of_subjects(read, table, ids)
+        # The limit is inside, so that it is one of rows that are read.
         limited = read.limit(self._rest).subquery()
         keys = [limited.c[name] for name in shown]
         query = select(*keys, func.count(), *(func.sum(limited.c[name]) for name in SUMS)).group_by(*keys)
@@ -386,7 +403,7 @@ class _Reader:
         report = self.report
         first, after = made_in(since, until)
         time = (requests.c.id >= first, requests.c.id < after)
-        query = select(*(requests.c[name] for name in _READ)).where(*self._subjects(requests, ids), *time)
+        query = self._of_subjects(select(*(requests.c[name] for name in _READ)).where(*time), requests, ids)
         for row in self.connection.execute(query.limit(self._rest)):
             self.rows += 1
             values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
