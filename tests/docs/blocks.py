@@ -22,6 +22,7 @@ REASONS = (
     "it needs a cloud account",
     "it needs a cluster",
     "it needs a network",
+    "it needs a server that was killed",
     "it needs systemd",
     "it needs ten minutes",
 )

@@ -11,7 +11,6 @@ from typing import Any
 import msgspec
 import pytest
 from msgspec.structs import replace
-from sqlalchemy import event
 
 from db import Connection
 from db.database import Database
@@ -24,6 +23,7 @@ from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.outage.replay import decode, write_spooled
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
 from llm_proxy.limits import started_at
+from tests.databases.sent import sent_from_now_on
 from tests.db.queries.factories import a_project, a_token, an_account, to_default
 from tests.ledger import test_limits
 from tests.ledger.test_limits import state
@@ -172,7 +172,8 @@ def test_a_replay_locks_tokens_then_counters_then_hourly_sums(database: Database
     statements: list[str] = []
 
     def run(connection: Connection) -> None:
-        event.listen(connection, "before_cursor_execute", lambda *args: statements.append(args[2]))
+        nonlocal statements
+        statements = sent_from_now_on(connection)
         spooled = [Settlement.of(a_grant(token), result) for result in (OK, VOID, UNKNOWN)]
         write_spooled(connection, spooled, WORKER, now())
 
