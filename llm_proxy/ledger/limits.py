@@ -29,11 +29,6 @@ class LimitState(msgspec.Struct, frozen=True):
     def warns(self) -> bool:
         return warns(self.limit, self.used)
 
-    @property
-    def holds(self) -> bool:
-        """Whether the request takes room from others that it gives back when it ends."""
-        return self.limit.metric == "concurrency" or self.limit.policy == "reserved"
-
 
 class Admitted(NamedTuple):
     """What a request holds, by counter, the limits that it passed, and when, by the database's clock."""

@@ -16,10 +16,8 @@ from llm_proxy.limits import Blocked
 MAX_BLOCKED = 1000
 #: Requests of one limit that are judged again in one transaction.
 _RETRIED = 32
-#: Seconds between attempts: settlements of other workers are not announced. The first of a limit is sooner, because a
-#: client that sends its requests one by one to several servers waits for one settlement only.
+#: Seconds between attempts: settlements of other workers are not announced.
 _RETRY = 0.05
-_FIRST_RETRY = 0.01
 
 
 @define(eq=False)
@@ -64,21 +62,19 @@ class BlockedRequests:
     def put(self, blocked: list[tuple[PendingAdmission, Blocked]], now: float) -> None:
         """Let requests wait: those that waited before in front of the others. Refuse those that must not wait."""
         again = []
-        pause = _RETRY
         for one, decision in blocked:
             if one.blocked is not None:
                 one.blocked = decision
                 again.append((one, decision.limit_id))
             elif decision.seconds and len(self) < MAX_BLOCKED:
                 one.blocked, one.waits_until = decision, one.queued + decision.seconds
-                pause = pause if decision.limit_id in self._by_limit else _FIRST_RETRY
                 self._by_limit.setdefault(decision.limit_id, deque()).append(one)
             else:
                 one.answer(decision.error)
         for one, limit_id in reversed(again):
             self._by_limit.setdefault(limit_id, deque()).appendleft(one)
         if self._by_limit:
-            self.retry_at = min(self.retry_at, now + pause)
+            self.retry_at = min(self.retry_at, now + _RETRY)
 
     def clear(self) -> None:
         self._by_limit.clear()

@@ -137,8 +137,6 @@ class Ledger:
         self.on_decisions: Callable[[Sequence[PendingAdmission], Sequence[Decision]], None] | None = None
         # Settlements wait for an admission: further settlements need not wake the writer.
         self._lingering = False
-        #: A request has ended that may be in the way of others, perhaps of other workers.
-        self._urgent = False
         # A stack: the running batch is last, the next one before it.
         self._under_way: list[Batch] = []
         self._away = False
@@ -257,9 +255,7 @@ class Ledger:
         (self._doubtful if grant.reservation.limits == {} else self._unsettled).append(
             Settlement.of(grant, result, objects, usage)
         )
-        holds = any(state.holds for state in grant.limits)
-        self._urgent |= holds
-        if holds or not self._lingering:
+        if not self._lingering:
             self._wake.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -299,9 +295,9 @@ class Ledger:
 
         A transaction costs much more than one request's part in it. So it starts when the process has nothing else to
         do: an earlier start would make this request no faster, and the next ones slower. No client waits for a
-        settlement, unless it needs what that gives back, so other settlements wait for an admission.
+        settlement, unless it needs what that gives back, so settlements wait for an admission.
         """
-        if self._unsettled and not (self._waiting or self._doubtful or self._blocked or self._urgent):
+        if self._unsettled and not self._waiting and not self._doubtful and not self._blocked:
             self._wake = trio.Event()
             self._lingering = True
             with trio.move_on_after(SETTLEMENT_PATIENCE):
@@ -353,7 +349,6 @@ class Ledger:
         doubtful = bool(self._doubtful)
         queue = self._doubtful if doubtful else self._unsettled
         settlements = [queue.popleft() for _ in range(min(len(queue), MAX_BATCH))]
-        self._urgent = False
         if pending or settlements:
             self._under_way.append(Batch(pending, settlements, doubtful))
         if held:

@@ -16,7 +16,7 @@ from db.errors import Unavailable
 from db.queries import limits as limit_queries
 from db.records import Limit, Result
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, RateLimitExceeded
-from llm_proxy.ledger import Grant, Ledger, waiting, writer
+from llm_proxy.ledger import Grant, Ledger, waiting
 from tests.ledger.stage import Scene, scene
 from tests.ledger.test_limits import apply, limited
 
@@ -97,17 +97,6 @@ async def test_requests_that_wait_are_admitted_in_the_order_of_their_arrival(tmp
         assert found.served == [0, 1, 2, 3, 4]
         await found.end(5)
         await found.stage.settled()
-        assert found.reserved() == 0
-
-
-async def test_what_a_request_held_is_given_back_without_waiting_for_an_admission(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(writer, "SETTLEMENT_PATIENCE", 60)
-    async with queue(tmp_path) as found:
-        await found.end(1)
-        with trio.fail_after(10):
-            await found.stage.settled()
         assert found.reserved() == 0
 
 
