@@ -45,19 +45,32 @@ async def kill_all(servers: Sequence[Server], load: Load, seconds: float) -> Non
         nursery.cancel_scope.cancel()
 
 
+def killed_oldest(server: Server) -> bool:
+    """Kill the oldest of at least two workers, so that all have their turn.
+
+    One that never lives long is replaced later and later. False if there are fewer, or it has just ended.
+    """
+    workers = family(server.pid)[1:]
+    if len(workers) < 2:
+        return False
+    try:
+        os.kill(min(workers), signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 async def kill_workers(server: Server, load: Load, source: random.Random) -> None:
     """Kill one worker after the other; the supervisor replaces them while the rest serve on."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(load.keep_on, server.url)
         await trio.sleep(0.3)
         for _ in range(KILLS):
-            workers = family(server.pid)[1:]
             with trio.fail_after(20):
-                while len(workers) < 2:
+                killed = killed_oldest(server)
+                while not killed:
                     await trio.sleep(0.05)
-                    workers = family(server.pid)[1:]
-            # The oldest, so that all have their turn: one that never lives long is replaced later and later.
-            os.kill(min(workers), signal.SIGKILL)
+                    killed = killed_oldest(server)
             await trio.sleep(source.uniform(0.05, 0.4))
         nursery.cancel_scope.cancel()
 
