@@ -53,7 +53,7 @@ def checkout(folder: Path) -> Path:
 #: What `make lint`, `make check` and `make test` start without ARGS.
 LINT = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports", "--no-logo"]]
 FAST_TESTS = ["python", "-m", "pytest", "-m", "not slow", "--numprocesses", "4", "--dist", "loadfile"]
-ALL_TESTS = ["python", "-m", "pytest", "--numprocesses", "4", "--dist", "loadfile"]
+ALL_TESTS = ["python", "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
 
 
 @pytest.fixture

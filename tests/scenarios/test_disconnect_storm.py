@@ -99,8 +99,7 @@ def test_a_storm_of_disconnects_leaves_no_resources(
     found = aftermath.outcomes(rows)
     assert {outcome for outcome, _ in found} == {"ok", "client_closed", "void"}
     assert made > CLIENTS * SECONDS, "too little of a storm to prove anything"
-    # On a busy machine, most have left before their requests were read.
-    assert found["client_closed", 200] + found["client_closed", None] > CLIENTS / 4
+    assert found["client_closed", 200] + found["client_closed", None] > CLIENTS
     counted = sum(row["outcome"] != "void" for row in rows)
     assert aftermath.counter(server, token["id"]) == counted
     assert upstream.counts()["requests"] <= counted

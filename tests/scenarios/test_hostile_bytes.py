@@ -93,9 +93,8 @@ def test_hostile_bytes_do_not_affect_other_clients(
 
     rows = [row for row in aftermath.every_row(server) if row["token_id"] == token["id"]]
     found = aftermath.outcomes(rows)
-    # Most are refused before they cost anything, or their client leaves first, the more so the busier the machine is.
-    # The others must be enough to prove something.
-    assert sum(found.values()) > REQUESTS / 50
+    # Most are refused before they cost anything; the others must be enough to prove something.
+    assert sum(found.values()) > REQUESTS / 20
     assert found["ok", 200]
     # Never a fault of the proxy's own.
     assert {outcome for outcome, _ in found} <= {"ok", "rejected", "client_closed", "void"}
