@@ -121,12 +121,7 @@ def _create(connection: Connection, owners: Sequence[str], secrets: Sequence[tup
     _insert(connection, projects, rows)
     rows = [
         {"id": identity, "project_id": project_id, "digest": digest(identity), **usual}
-        # One of them is the only one with its last four characters.
-        | {
-            "name": f"token {number}",
-            "request_count": 0,
-            "last4": "last" if number == len(owners) - 1 else identity[-4:],
-        }
+        | {"name": f"token {number}", "request_count": 0, "last4": identity[-4:]}
         for number, (identity, project_id) in enumerate(secrets)
     ]
     # The only one with these last four characters.

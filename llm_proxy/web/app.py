@@ -39,7 +39,6 @@ class ServicesLifespan(TrioASGILifespan):
     async def __call__(self, receive: Callable[[], Awaitable[Any]], send: Send) -> None:
         app = cast("LLMProxy", self.app)
         await receive()
-        started = False
         try:
             async with (
                 open_services(app.settings, app.request_log, app.store) as services,
@@ -50,15 +49,14 @@ class ServicesLifespan(TrioASGILifespan):
                 register(app, services)
                 await app.startup()
                 _tune_garbage_collector()
+                await send({"type": "lifespan.startup.complete"})
                 services.readiness.draining = app.draining
                 app.started.set()
-                await send({"type": "lifespan.startup.complete"})
-                started = True
                 await receive()
                 await app.shutdown()
                 nursery.cancel_scope.cancel()
         except Exception as error:
-            if started:
+            if app.started.is_set():
                 raise
             app.failure = error
             await send({"type": "lifespan.startup.failed", "message": _one_line(error)})

@@ -21,9 +21,9 @@ from tests.db.schemas import describe
 
 TRANSACTIONAL = (Kind.SQLITE, Kind.POSTGRES)
 ENDS = {End.KILL: -9, End.FAIL: FAILED}
-#: Changes from one killed run to the next. Runs in which a statement fails end at each change and leave the same; where
-#: a transaction holds the changes, one that escapes it would be found after any later one as well.
-STEP = 15
+#: Changes from one killed run to the next, where a transaction holds them. One that escapes it would be found after any
+#: later one as well, and runs in which a statement fails end at each of them.
+STEP = 7
 #: More changes than any history makes: for a run that goes wrong without end.
 ENOUGH = 500
 columns_at = cache(migrate._columns_at)
@@ -49,10 +49,10 @@ def walk(database: Database, kind: Kind, end: End, run: Callable[..., None], *ar
     """Run again and again until it comes to its end, and look after each time. Says after how many changes that was.
 
     Where a transaction holds a revision, a run leaves whole revisions only. On MySQL and MariaDB each begins with what
-    the one before has left, and adds to it.
+    the one before has left, and adds the least that is more.
     """
     together = kind in TRANSACTIONAL
-    step = STEP if end is End.KILL else 1
+    step = STEP if together and end is End.KILL else 1
     look = outline if together else found
     before = database.read_now(look)
     kept = database.read_now(contents)

@@ -191,17 +191,15 @@ class Tally:
         self._add_others(report)
 
     def _add_others(self, report: Report) -> None:
-        # One by one: a loop over them costs as much as the rest of a usual report.
-        if report.usage_metadata is not _ABSENT:
-            self._add("usageMetadata", bytes(report.usage_metadata))
-        if report.meta is not _ABSENT:
-            self._add("meta", bytes(report.meta))
-        if report.usage_info is not _ABSENT:
-            self._add("usage_info", bytes(report.usage_info))
-        if report.tool_usage is not _ABSENT:
-            self._add("tool_usage", bytes(report.tool_usage))
-        if report.metrics is not _ABSENT:
-            self._add("amazon-bedrock-invocationMetrics", bytes(report.metrics))
+        for place, member in (
+            ("usageMetadata", report.usage_metadata),
+            ("meta", report.meta),
+            ("usage_info", report.usage_info),
+            ("tool_usage", report.tool_usage),
+            ("amazon-bedrock-invocationMetrics", report.metrics),
+        ):
+            if member is not _ABSENT:
+                self._add(place, bytes(member))
         if report.prompt_eval_count is not _ABSENT or report.eval_count is not _ABSENT:
             counts = {"prompt_eval_count": report.prompt_eval_count, "eval_count": report.eval_count}
             self.collect("", {name: _decoded(count) for name, count in counts.items()})
