@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,9 +18,7 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     insert,
-    literal,
     select,
-    tuple_,
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql import SyntaxExtension
@@ -59,38 +58,62 @@ def newest_first(
 ) -> Select[*tuple[Any, ...]]:
     """Read rows in the order of their ids, the newest first, by the index of a column and the id.
 
-    Planners may read the primary key instead, because they assume that rows with the value come soon. If all of them
-    are old, that reads the whole table.
-
     Args:
-        connection: a transaction that reads nothing else.
+        connection: in a block of `without_sorting`.
         statement: the rows.
         key: the id.
         ids: the first id, and the first one that is too new.
         of: the column and its value; without it, the primary key is read.
     """
     first, after = ids
-    column, value = of or (key, None)
-    if connection.dialect.name == "postgresql" and column is not key:
-        # An order by both columns is that of the index alone, unless one is known to be equal, or rows are sorted.
-        connection.exec_driver_sql("SET LOCAL enable_sort = off")
-        row = tuple_(column, key)
-        from_, to = (tuple_(literal(value, column.type), literal(identity, key.type)) for identity in (first, after))
-        last = column <= value if after is None else row < to
-        least = column >= value if first is None else row >= from_
-        return statement.where(least, last).order_by(column.desc(), key.desc())
-    conditions = [] if of is None else [column == value]
     if first is not None:
-        conditions.append(key >= first)
+        statement = statement.where(key >= first)
     if after is not None:
-        conditions.append(key < after)
-    index = "PRIMARY" if column is key else f"ix_{key.table.name}_{column.name}_id"
-    return by_index(statement.where(*conditions).order_by(key.desc()), key.table, index)
+        statement = statement.where(key < after)
+    column, value = of or (key, None)
+    if column is not key:
+        statement = by_index(connection, statement, (column, key), [value])
+    else:
+        statement = statement.where(*([] if of is None else [key == value]))
+        statement = statement.with_hint(key.table, "FORCE INDEX (PRIMARY)", "mysql")
+    return statement.order_by(key.desc())
 
 
-def by_index(statement: Select[*tuple[Any, ...]], table: Table, index: str) -> Select[*tuple[Any, ...]]:
-    """Read a table by an index where MySQL or MariaDB may read the primary key from end to end."""
-    return statement.with_hint(table, f"FORCE INDEX ({index})", "mysql")
+def by_index(
+    connection: Connection,
+    statement: Select[*tuple[Any, ...]],
+    columns: tuple[Column[Any], Column[Any]],
+    values: Sequence[object],
+) -> Select[*tuple[Any, ...]]:
+    """Read the rows that have one of these values in the first column, by the index of both columns.
+
+    Planners may read the primary key instead, because they assume that such rows come soon, or are many. If they are
+    not, that reads the whole table.
+
+    Args:
+        connection: in a block of `without_sorting`.
+        statement: the rows, with conditions of the second column.
+        columns: those of the index.
+        values: of the first column, at least one.
+    """
+    column, second = columns
+    if connection.dialect.name == "postgresql":
+        # Only this index has the order of both. Of a single value, the order would be that of the second column alone.
+        wanted = column.in_([*values, values[0]])
+        return statement.where(wanted).order_by(column.desc(), second.desc())
+    hint = f"FORCE INDEX (ix_{column.table.name}_{column.name}_{second.name})"
+    return statement.where(column.in_(values)).with_hint(column.table, hint, "mysql")
+
+
+@contextmanager
+def without_sorting(connection: Connection) -> Iterator[None]:
+    """Have PostgreSQL read rows by the index that has their order, rather than by another one and sort them."""
+    if connection.dialect.name != "postgresql":
+        yield
+        return
+    connection.exec_driver_sql("SET LOCAL enable_sort = off")
+    yield
+    connection.exec_driver_sql("SET LOCAL enable_sort = DEFAULT")
 
 
 def by_sorting(statement: Select[*tuple[Any, ...]]) -> Select[*tuple[Any, ...]]:

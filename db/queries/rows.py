@@ -22,7 +22,7 @@ from sqlalchemy import (
     select,
 )
 
-from db.dialects.statements import checked, for_update, newest_first
+from db.dialects.statements import checked, for_update, newest_first, without_sorting
 from db.records import Reservation, Result, SettledRequest
 
 R = TypeVar("R", bound=AttrsInstance)
@@ -188,14 +188,14 @@ def newest(
     if wanted.until is not None:
         further.append(time < wanted.until)
     last = None
-    if further:
-        ids = newest_first(connection, select(key), key, (first, after), of)
-        last = connection.execute(ids.offset(EXAMINED - 1).limit(1)).scalar()
-    query = newest_first(connection, rows, key, (last or first, after), of)
-    if further:
-        query = checked(connection, query.limit(EXAMINED), further)
-    query = query.limit(limit + 1)
-    found = list(connection.execute(query))
+    with without_sorting(connection):
+        if further:
+            ids = newest_first(connection, select(key), key, (first, after), of)
+            last = connection.execute(ids.offset(EXAMINED - 1).limit(1)).scalar()
+        query = newest_first(connection, rows, key, (last or first, after), of)
+        if further:
+            query = checked(connection, query.limit(EXAMINED), further)
+        found = list(connection.execute(query.limit(limit + 1)))
     if len(found) > limit:
         last = found[limit - 1]._mapping["id"]  # noqa: SLF001 (SQLAlchemy's public name)
     return found[:limit], last

@@ -16,9 +16,9 @@ from functools import cached_property
 from typing import Any
 
 from attrs import define, field, frozen
-from sqlalchemy import ColumnElement, Connection, Select, Table, func, select
+from sqlalchemy import ColumnElement, Connection, CursorResult, Select, Table, func, select
 
-from db.dialects.statements import by_index
+from db.dialects.statements import by_index, without_sorting
 from db.queries import daily, ledger
 from db.queries.rows import made_in
 from db.records import TOKENS, Result
@@ -331,8 +331,14 @@ class _Reader:
             subjects = {f"{report.lead}_id": ids}
         if not subjects:
             return query
-        index = f"ix_{table.name}_{next(iter(subjects))}_{'hour' if table is usage_hourly else 'id'}"
-        return by_index(query.where(*(table.c[name].in_(values) for name, values in subjects.items())), table, index)
+        (first, values), *further = subjects.items()
+        query = query.where(*(table.c[name].in_(one) for name, one in further))
+        second = table.c.hour if table is usage_hourly else table.c.id
+        return by_index(self.connection, query, (table.c[first], second), values)
+
+    def _execute(self, query: Select[*tuple[Any, ...]]) -> CursorResult[*tuple[Any, ...]]:
+        with without_sorting(self.connection):
+            return self.connection.execute(query)
 
     def _add_days(
         self, groups: dict[Key, Group], since: datetime, until: datetime, ids: tuple[str, ...] | None
@@ -388,7 +394,7 @@ class _Reader:
         limited = read.limit(self._rest).subquery()
         keys = [limited.c[name] for name in shown]
         query = select(*keys, func.count(), *(func.sum(limited.c[name]) for name in SUMS)).group_by(*keys)
-        for row in self.connection.execute(query):
+        for row in self._execute(query):
             values = dict(zip(shown, row, strict=False))
             count, *numbers = row[len(shown) :]
             self.rows += count
@@ -404,7 +410,7 @@ class _Reader:
         first, after = made_in(since, until)
         time = (requests.c.id >= first, requests.c.id < after)
         query = self._of_subjects(select(*(requests.c[name] for name in _READ)).where(*time), requests, ids)
-        for row in self.connection.execute(query.limit(self._rest)):
+        for row in self._execute(query.limit(self._rest)):
             self.rows += 1
             values = row._mapping  # noqa: SLF001 - SQLAlchemy's public name
             labels = row.labels or {}

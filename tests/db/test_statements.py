@@ -16,6 +16,7 @@ from sqlalchemy import (
     BindParameter,
     Boolean,
     Column,
+    Index,
     Integer,
     MetaData,
     Table,
@@ -30,7 +31,15 @@ from db import Connection
 from db.database import Database
 from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
 from db.dialects.postgresql.connection import PostgresConnection
-from db.dialects.statements import add_to_counter, clock, for_update, upsert_add
+from db.dialects.statements import (
+    add_to_counter,
+    by_index,
+    clock,
+    for_update,
+    newest_first,
+    upsert_add,
+    without_sorting,
+)
 from db.errors import DatabaseError
 from db.types import Digest, Id, Name, Timestamp
 from tests.databases.kinds import SERVERS, on
@@ -61,6 +70,13 @@ THINGS = Table(
     Column("active", Boolean),
     Column("time", Timestamp),
     Column("name", Name),
+)
+EVENTS = Table(
+    "events_of_test",
+    METADATA,
+    Column("id", Id, primary_key=True),
+    Column("owner", Id, nullable=False),
+    Index("ix_events_of_test_owner_id", "owner", "id"),
 )
 NOW = datetime(2026, 7, 1, 12, 0, 0, 1, tzinfo=UTC)
 HOUR = NOW.replace(microsecond=0)
@@ -310,3 +326,32 @@ def test_a_statement_is_skipped_if_its_transaction_cannot_begin(
             with pytest.raises(DatabaseError):
                 database.write_now(insert_things, [Thing(1, None, None, None, None)])
     assert database.read_now(lambda connection: connection.scalar(select(func.count()).select_from(THINGS))) == 0
+
+
+@on("postgres")
+@pytest.mark.parametrize("owners", [["busy"], ["busy", "rare"]])
+def test_postgresql_reads_by_the_index_of_two_columns_if_most_rows_are_wanted(
+    database: Database, owners: list[str]
+) -> None:
+    rows = [{"id": f"{number:03d}", "owner": "busy" if number % 10 else "rare"} for number in range(1000)]
+
+    def plans(connection: Connection) -> list[str]:
+        connection.execute(insert(EVENTS), rows)
+        connection.exec_driver_sql("ANALYZE events_of_test")
+        event, all_rows = EVENTS.c, select(EVENTS)
+        found = []
+        with without_sorting(connection):
+            for statement in (
+                by_index(connection, all_rows.where(event.id >= "100"), (event.owner, event.id), owners),
+                newest_first(connection, all_rows, event.id, ("100", "900"), (event.owner, owners[0])),
+            ):
+                query = statement.limit(900).compile(connection, compile_kwargs={"literal_binds": True})
+                found.append("\n".join(connection.exec_driver_sql(f"EXPLAIN {query}").scalars()))
+        found.append(connection.exec_driver_sql("SHOW enable_sort").scalar_one())
+        return found
+
+    of_some, newest, sorting = database.write_now(plans)
+    for plan in (of_some, newest):
+        assert "using ix_events_of_test_owner_id" in plan
+        assert "Filter" not in plan
+    assert sorting == "on"
