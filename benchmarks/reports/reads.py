@@ -20,6 +20,8 @@ from db.schema import metadata
 
 #: Tables with a row for each day, which may be read whole.
 _SMALL = frozenset({"usage_days"})
+#: What begins a setting of PostgreSQL's planner, and sets it back to its default.
+_SETTING = "SET LOCAL "
 #: Instructions between two calls of SQLite's progress handler.
 _PIECE = 100
 #: Instructions that SQLite spends on a row with all sums, and a little more.
@@ -59,11 +61,11 @@ class Reads:
 
 @contextmanager
 def recorded() -> Iterator[list[Statement]]:
-    """Record the queries of all databases of this process."""
+    """Record the queries of all databases of this process, and the settings that they run with."""
     found: list[Statement] = []
 
     def record(_connection: Any, _cursor: Any, text: str, values: Any, *_: Any) -> None:
-        if text.startswith("SELECT"):
+        if text.startswith(("SELECT", _SETTING)):
             found.append(Statement(text, values))
 
     event.listen(Engine, "before_cursor_execute", record)
@@ -80,6 +82,9 @@ def measure(connection: Connection, kind: Kind, statements: list[Statement]) -> 
         # Its planner reads a table of a few thousand rows whole, and must not seem to be without an index.
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
     for statement in statements:
+        if statement.text.startswith(_SETTING):
+            connection.exec_driver_sql(statement.text)
+            continue
         _BY_KIND[kind](connection, statement, reads)
         if kind in {Kind.MYSQL, Kind.MARIADB}:
             _count_handler_reads(connection, statement, reads)
