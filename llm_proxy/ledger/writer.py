@@ -135,8 +135,12 @@ class Ledger:
         self._idle = trio.Event()
         # Called with every decision of a committed transaction, whether or not the request still waits for it.
         self.on_decisions: Callable[[Sequence[PendingAdmission], Sequence[Decision]], None] | None = None
-        # Settlements wait for an admission: further settlements need not wake the writer.
-        self._lingering = False
+        # Admitted requests that are not settled yet.
+        self._open = 0
+        # The latest start of the transaction that has the first of `_unsettled`.
+        self._settle_by = math.inf
+        # The writer's sleep, while it has nothing to do before its deadline.
+        self._sleep: trio.CancelScope | None = None
         # A stack: the running batch is last, the next one before it.
         self._under_way: list[Batch] = []
         self._away = False
@@ -251,12 +255,19 @@ class Ledger:
         `objects` are those that it created or deleted at the provider, and that `record` has not recorded. `usage`
         is that of an object, if the request has seen its final state.
         """
-        # What a request holds that was admitted without the database is in its row alone.
-        (self._doubtful if grant.reservation.limits == {} else self._unsettled).append(
-            Settlement.of(grant, result, objects, usage)
-        )
-        if not self._lingering:
+        settlement = Settlement.of(grant, result, objects, usage)
+        if grant.reservation.limits == {}:
+            # What a request holds that was admitted without the database is in its row alone.
+            self._doubtful.append(settlement)
             self._wake.set()
+            return
+        self._open -= 1
+        self._unsettled.append(settlement)
+        if len(self._unsettled) == 1:
+            self._settle_by = trio.current_time() + SETTLEMENT_PATIENCE
+            if self._sleep is not None:
+                # To wake it costs a pass of the scheduler.
+                self._sleep.deadline = self._due
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write until cancelled. Reports started once the first heartbeat is in the database."""
@@ -282,28 +293,33 @@ class Ledger:
             await self._tend()
             await self._gather()
             await self._write_next()
-            if not self._waiting and not self._unsettled and not self._doubtful:
-                if not self.busy:
-                    self._idle.set()
-                    self._idle = trio.Event()
-                with trio.move_on_at(min(self._next_beat, self._locked.retry_at, self._blocked.retry_at)):
-                    await self._wake.wait()
-                self._wake = trio.Event()
+
+    @property
+    def _due(self) -> float:
+        """When there is work for the writer, in trio's time, unless it is woken before."""
+        if self._waiting or self._doubtful:
+            return -math.inf
+        # A settlement may make room for the requests that are blocked.
+        settle_by = math.inf if not self._unsettled else -math.inf if self._blocked else self._settle_by
+        return min(self._next_beat, self._locked.retry_at, self._blocked.retry_at, settle_by)
 
     async def _gather(self) -> None:
-        """Wait briefly so that more requests can join the batch. A lone request is not delayed.
+        """Sleep until there is work, then wait briefly so that more requests can join. A lone one is not delayed.
 
         A transaction costs much more than one request's part in it. So it starts when the process has nothing else to
         do: an earlier start would make this request no faster, and the next ones slower. No client waits for a
         settlement, unless it needs what that gives back, so settlements wait for an admission.
         """
-        if self._unsettled and not self._waiting and not self._doubtful and not self._blocked:
+        if not self.busy:
+            self._idle.set()
+            self._idle = trio.Event()
+        due = self._due
+        if due > trio.current_time():
             self._wake = trio.Event()
-            self._lingering = True
-            with trio.move_on_after(SETTLEMENT_PATIENCE):
+            with trio.move_on_at(due) as self._sleep:
                 await self._wake.wait()
-            self._lingering = False
-        if self._waiting:
+            self._sleep = None
+        if self._waiting and (self._open or len(self._waiting) > 1):
             with trio.move_on_after(ADMISSION_PATIENCE):
                 await wait_all_tasks_blocked()
 
@@ -396,8 +412,12 @@ class Ledger:
             if isinstance(decision, ProxyError) and decision.__cause__ is not None:
                 message = "the admission check of a request failed"
                 _log.error(message, request_id=one.request.id, exc_info=decision.__cause__)
-            if not one.answer(decision) and isinstance(decision, Grant):
-                self.settle(decision, VOID)
+            if isinstance(decision, Grant):
+                self._open += 1
+                if not one.answer(decision):
+                    self.settle(decision, VOID)
+            else:
+                one.answer(decision)
         if blocked:
             self._blocked.put(blocked, trio.current_time())
 
