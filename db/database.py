@@ -18,10 +18,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import takewhile
-from typing import Any, NoReturn, TypeVar, TypeVarTuple
+from typing import NoReturn, TypeVar, TypeVarTuple
 
 import trio
 from attrs import evolve, frozen
+from outcome import Error, Outcome, Value, capture
 from sqlalchemy import Connection, Engine, ExceptionContext, event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError, StatementError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -124,12 +125,15 @@ class Database:
         """
         return await self._run(self._writing, fn, args)
 
-    async def write_unless_locked(self, fn: Callable[[Connection, *Ts], T], *args: *Ts) -> T:
+    async def write_unless_locked(
+        self, fn: Callable[[Connection, *Ts], T], *args: *Ts, then: Callable[[T], None] | None = None
+    ) -> T:
         """`write` that gives up where another transaction holds a row for long, instead of waiting and trying again.
 
+        `then` gets the result in trio's thread after the commit, one pass of the scheduler before the caller.
         Raises Locked then, and what `write` raises.
         """
-        return await self._run(self._unless_locked, fn, args)
+        return await self._run(self._unless_locked, fn, args, then)
 
     async def end_frozen(self) -> str | None:
         """End transactions of other processes of ours that are frozen, where the server does not do that by itself.
@@ -203,11 +207,17 @@ class Database:
         """Close every connection that is not in use. Blocks."""
         self._backend.close()
 
-    async def _run(self, side: _Side, fn: Callable[[Connection, *Ts], T], args: tuple[*Ts]) -> T:
+    async def _run(
+        self,
+        side: _Side,
+        fn: Callable[[Connection, *Ts], T],
+        args: tuple[*Ts],
+        then: Callable[[T], None] | None = None,
+    ) -> T:
         pauses = _pauses(self.options.statement_timeout)
         while True:
             try:
-                return await _in_thread(side.limiter, partial(self._attempt, side, fn, args))
+                return await _in_thread(side.limiter, partial(self._attempt, side, fn, args), then)
             except _Retry as retry:
                 await trio.sleep(self._pause(pauses, retry))
 
@@ -290,16 +300,25 @@ class Database:
         return _ERRORS[failure.kind](f"{self.target}: {failure.words}")
 
 
-async def _in_thread(limiter: trio.CapacityLimiter, work: Callable[[], T]) -> T:
-    """Run a function in a thread to its end, cancelled or not.
+async def _in_thread(
+    limiter: trio.CapacityLimiter, work: Callable[[], T], then: Callable[[T], None] | None = None
+) -> T:
+    """Run a function in a thread to its end, cancelled or not; `then` gets its result before this task runs again.
 
     `trio.to_thread.run_sync` costs half as much again: it names the thread, and makes ready for calls back from it.
     """
     await trio.lowlevel.checkpoint_if_cancelled()
     task, token = trio.lowlevel.current_task(), trio.lowlevel.current_trio_token()
 
-    def deliver(result: Any) -> None:
-        token.run_sync_soon(trio.lowlevel.reschedule, task, result)
+    def finish(result: Outcome[T]) -> None:
+        if then is not None and isinstance(result, Value):
+            called = capture(then, result.value)
+            if isinstance(called, Error):
+                result = called
+        trio.lowlevel.reschedule(task, result)
+
+    def deliver(result: Outcome[T]) -> None:
+        token.run_sync_soon(finish, result)
 
     try:
         limiter.acquire_nowait()

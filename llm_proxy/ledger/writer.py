@@ -380,15 +380,15 @@ class Ledger:
     async def _write_batch(self, batch: Batch) -> None:
         """Commit one transaction, and wake the requests that wait for it."""
         try:
-            decisions = await self._commit(batch)
+            await self._commit(batch, partial(self._committed, batch))
         except Locked:
             self._skip_locked(batch)
-            return
         except REFUSALS as error:
             # Any exception that is not the database's is a bug and ends the worker: no row is to blame, and its open
             # requests are settled as `unknown`.
             await self._cut(batch, error)
-            return
+
+    def _committed(self, batch: Batch, decisions: list[Decision]) -> None:
         self._under_way.pop()
         self._outage.over()
         decided = list(zip(batch.pending, decisions, strict=True))
@@ -443,7 +443,8 @@ class Ledger:
             batch.give_up(error)
         self._under_way[-1:] = reversed(parts)
 
-    async def _commit(self, batch: Batch) -> list[Decision]:
+    async def _commit(self, batch: Batch, then: Callable[[list[Decision]], None] | None = None) -> None:
+        """Write a batch; `then` gets the decisions as soon as it is committed."""
         started = trio.current_time()
         booked: list[SettledRequest] = []
         work = (self._worker.id, [one.request for one in batch.pending], batch.settlements, datetime.now(UTC))
@@ -456,15 +457,15 @@ class Ledger:
             booked=booked,
         )
         try:
-            decisions = await self._database.write_unless_locked(run, *work)
+            decisions = await self._database.write_unless_locked(run, *work, then=then)
         except queries.ReservationsMissing:
-            decisions = await self._database.write_unless_locked(partial(run, doubtful=True), *work)
+            run = partial(run, doubtful=True)
+            decisions = await self._database.write_unless_locked(run, *work, then=then)
         decided = sum(not isinstance(one, Blocked | TokenLocked) for one in decisions)
         self._observer.observe_transaction(trio.current_time() - started, decided, len(batch.settlements))
         if booked:
             log_booked(booked)
             self._observer.late_usage("booked", len(booked))
-        return decisions
 
     def _take_pending(self) -> list[PendingAdmission]:
         pending: list[PendingAdmission] = []

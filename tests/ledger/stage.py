@@ -60,8 +60,13 @@ class Faulty:
     async def read(self, fn: Callable[..., Any], *args: Any) -> Any:
         return await self.real.read(fn, *args)
 
-    async def write_unless_locked(self, fn: Callable[..., Any], *args: Any) -> Any:
-        return await self.write(fn, *args)
+    async def write_unless_locked(
+        self, fn: Callable[..., Any], *args: Any, then: Callable[[Any], None] | None = None
+    ) -> Any:
+        result = await self.write(fn, *args)
+        if then is not None:
+            then(result)
+        return result
 
     async def end_frozen(self) -> str | None:
         return await self.real.end_frozen()

@@ -112,6 +112,7 @@ async def test_a_settlement_shares_the_transaction_of_the_next_admission(tmp_pat
 
 async def test_requests_that_are_on_their_way_share_a_transaction(tmp_path: Path) -> None:
     async with scene(tmp_path / "ledger.db") as stage:
+        running = await stage.admit()
 
         async def arrive_after(steps: int) -> None:
             for _ in range(steps):
@@ -121,8 +122,18 @@ async def test_requests_that_are_on_their_way_share_a_transaction(tmp_path: Path
         async with trio.open_nursery() as nursery:
             for steps in range(8):
                 nursery.start_soon(arrive_after, steps)
+        stage.ledger.settle(running, Result(outcome="ok", status=200))
         await stage.settled()
-        assert stage.observed.transactions[0] == (8, 0)
+        assert stage.observed.transactions[1] == (8, 0)
+
+
+async def test_a_request_waits_for_no_other_if_none_is_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "wait_all_tasks_blocked", None)
+    async with scene(tmp_path / "ledger.db") as stage:
+        for _ in range(3):
+            stage.ledger.settle(await stage.admit(), Result(outcome="ok", status=200))
+        await stage.settled()
+        assert stage.observed.transactions == [(1, 0), (1, 1), (1, 1), (0, 1)]
 
 
 async def test_a_process_that_is_never_idle_admits_all_the_same(tmp_path: Path) -> None:
