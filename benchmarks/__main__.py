@@ -31,6 +31,7 @@ from benchmarks.rig import Bench
 #: In the order of the report. Each is a module of that name, with `run(bench) -> list[Chapter]`.
 PARTS = {
     "cpu": "CPU time per request, over that of a bare application on stock Hypercorn.",
+    "lone": "One request at a time: CPU time and added latency, over a bare application on stock Hypercorn.",
     "throughput": "Capacity: requests per second with one worker, two, and two instances.",
     "sqlite": "SQLite's upper bound: commits that last or may not, a fast disk and a slow one.",
     "latency": "Added latency, over the upstream called directly.",

@@ -28,8 +28,8 @@ from benchmarks.targets import CPU_RATIO
 SETTLE = 0.5
 _REQUESTS = 5000
 _WARM_UP = 0.1
-_REFERENCE = "bare app, stock Hypercorn"
-_GET = ("--method", "GET", "--few-headers")
+REFERENCE = "bare app, stock Hypercorn"
+GET = ("--method", "GET", "--few-headers")
 
 
 @frozen
@@ -75,10 +75,11 @@ def start_own_server(rig: Rig) -> Costed:
     """Start the bare application on the proxy's own server."""
     process = rig.stack.enter_context(Process.start_python("benchmarks.hello", stderr=rig.directory / "hello.err"))
     url = process.read_json()["url"] + "/"
-    return Costed("bare app, the proxy's own server", [(*_GET, "--url", url)], process=process)
+    return Costed("bare app, the proxy's own server", [(*GET, "--url", url)], process=process)
 
 
-def _start_proxies(rig: Rig, upstream: Upstream, plan: Plan) -> list[tuple[Served, Costed]]:
+def start_proxies(rig: Rig, upstream: Upstream, plan: Plan) -> list[tuple[Served, Costed]]:
+    """Start a proxy on each kind of database."""
     found = []
     for kind in rig.bench.kinds:
         served = rig.serve(kind, upstream)
@@ -94,8 +95,8 @@ def run(bench: Bench, plan: Plan | None = None) -> list[Chapter]:
     with Rig(bench, "cpu") as rig:
         upstream = rig.start_upstream()
         url, process = start_hypercorn(rig, "benchmarks.hello:app")
-        references = [Costed(_REFERENCE, [(*_GET, "--url", f"{url}/")], process=process), start_own_server(rig)]
-        proxies = _start_proxies(rig, upstream, plan)
+        references = [Costed(REFERENCE, [(*GET, "--url", f"{url}/")], process=process), start_own_server(rig)]
+        proxies = start_proxies(rig, upstream, plan)
         subjects = [*references, *(subject for _, subject in proxies)]
         for subject in subjects:
             subject.measure(upstream, plan.connections, max(plan.connections, int(requests * _WARM_UP)))

@@ -22,6 +22,10 @@ RATE = 20 * SEED_RATE
 #: costs CPU time that SQLite, which is a function call away, does not.
 CPU_RATIO = {Kind.SQLITE: 0.6, Kind.POSTGRES: 0.8, Kind.MYSQL: 0.8, Kind.MARIADB: 0.8}
 
+#: The same at one connection, where nothing is shared; and the added latency, median, over that application's own.
+LONE_CPU_RATIO = {Kind.SQLITE: 1.0, Kind.POSTGRES: 1.5, Kind.MYSQL: 1.5, Kind.MARIADB: 1.5}
+LONE_P50_RATIO = {Kind.SQLITE: 1.0, Kind.POSTGRES: 2.5, Kind.MYSQL: 2.5, Kind.MARIADB: 2.5}
+
 #: Capacity of two workers over that of one: they share only the database.
 TWO_WORKERS = 1.7
 #: The cores that a fair trial of two workers takes: two for each, and one each for load and upstream with the database.

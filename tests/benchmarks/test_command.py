@@ -77,6 +77,7 @@ def test_all_runs_every_part_but_peers_and_one_failure_does_not_end_it(parts: Pa
     result = invoke(tmp_path, "all", "--db", "sqlite", "--rounds", "2", "--scale", "0.25")
     assert [name for name, _ in parts.ran] == [
         "cpu",
+        "lone",
         "throughput",
         "sqlite",
         "latency",

@@ -9,13 +9,13 @@ from typing import Any
 import attrs
 import pytest
 
-from benchmarks import cpu, latency, rig, sqlite, throughput
+from benchmarks import cpu, latency, lone, rig, sqlite, throughput
 from benchmarks.databases import Databases, Kind
 from benchmarks.findings import Chapter
 from benchmarks.processes import ProcessFailed, Upstream
 from benchmarks.proxy import Proxy
 from benchmarks.rig import KEY, Bench, LoadFailed, Rig, Sample, Subject, bottlenecks, generate_load, put_load
-from benchmarks.targets import ADDED_P50_MS, CPU_RATIO, RATE, SEED_RATE, SLOW_FLUSH_MS
+from benchmarks.targets import ADDED_P50_MS, CPU_RATIO, LONE_CPU_RATIO, LONE_P50_RATIO, RATE, SEED_RATE, SLOW_FLUSH_MS
 
 
 @pytest.fixture
@@ -47,6 +47,16 @@ def test_cpu_time_is_measured_and_the_ledger_verifies(bench: Bench) -> None:
     assert bounds_of(chapter) == [CPU_RATIO[Kind.SQLITE]]
     logs = list(bench.directory.glob("cpu/*/proxy.log"))
     assert sum(log.read_text().count('"event":"request"') for log in logs) >= 40
+
+
+def test_lone_requests_are_measured_and_the_ledger_verifies(bench: Bench) -> None:
+    (chapter,) = lone.run(bench)
+    assert problems_of(chapter) == []
+    names = [str(row[0]) for row in chapter.tables[0].rows]
+    assert names == ["bare app, stock Hypercorn", "LLM Proxy, SQLite"]
+    assert bounds_of(chapter) == [LONE_CPU_RATIO[Kind.SQLITE], LONE_P50_RATIO[Kind.SQLITE]]
+    # The upstream is called directly too, as often as through the proxy.
+    assert [len(samples) for samples in chapter.raw["samples"].values()] == [1, 1, 1]
 
 
 def test_capacity_is_measured_and_the_ledger_verifies(bench: Bench) -> None:
