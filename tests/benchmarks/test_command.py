@@ -92,7 +92,7 @@ def test_all_runs_every_part_but_peers_and_one_failure_does_not_end_it(parts: Pa
     assert "PROBLEM: Growth: the part failed: ValueError: no room to grow" in result.output
     (written,) = (tmp_path / "results").glob("all-*.json")
     titles = [chapter["title"] for chapter in msgspec.json.decode(written.read_bytes())["chapters"]]
-    assert titles == ["cpu", "throughput", "sqlite", "latency", "streaming", "Growth", "limits", "memory"]
+    assert titles == ["cpu", "lone", "throughput", "sqlite", "latency", "streaming", "Growth", "limits", "memory"]
 
 
 def test_missing_database_is_named_and_the_others_are_measured(
