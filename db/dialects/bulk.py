@@ -67,7 +67,7 @@ class BulkInsert:
         text, names, conversions = self._compiled.get(dialect) or self._compile(dialect)
         take: Callable[[Any], tuple[Any, ...]]
         take = itemgetter(*names) if self._positions or isinstance(rows[0], Mapping) else attrgetter(*names)
-        send(connection, text, [_converted(take(row), conversions) for row in rows], many=True)
+        send(connection, text, [_converted(take(row), conversions) for row in rows], many=True, unanswered=True)
 
     def _compile(self, dialect: Dialect) -> tuple[str, Sequence[Any], _Conversions]:
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)

@@ -219,15 +219,28 @@ class DayOf(HourOf):
     inherit_cache = True
 
 
-def send(connection: Connection, text: str, values: Sequence[Any], *, many: bool = False) -> Any:
-    """Run a statement, in the driver's words, on the driver's cursor, and return that; `many`: once for each row.
+def send(
+    connection: Connection, text: str, values: Sequence[Any], *, many: bool = False, unanswered: bool = False
+) -> Any:
+    """Run a statement, in the driver's words, on the driver's cursor, and return that.
 
     Compared with `exec_driver_sql` this saves what surrounds each statement, and raises the same errors.
+
+    Args:
+        connection: in a transaction.
+        text: the statement.
+        values: its parameters; with `many`, those of each row.
+        many: run it once for each row.
+        unanswered: nobody reads the answer. Then a driver that can sends it with the next statement or the commit,
+            which raises its error.
     """
     cursor: Any = None
     try:
         cursor = connection.connection.cursor()
-        (cursor.executemany if many else cursor.execute)(text, values)
+        if unanswered and hasattr(cursor, "defer"):
+            cursor.defer(text, values if many else [values])
+        else:
+            (cursor.executemany if many else cursor.execute)(text, values)
     except BaseException as error:  # noqa: BLE001 - it is raised again
         # There is no public way to translate an error, and to give up connections after it, as SQLAlchemy does.
         connection._handle_dbapi_exception(error, text, values, cursor, None)  # noqa: SLF001 - it is named above
@@ -260,7 +273,7 @@ def add_to_counter(
         amounts=amounts,
     )
     statement, parameters = _ADDITIONS.get(connection.dialect.name, _by_cases)(addition)
-    send(connection, statement, parameters, many=isinstance(parameters, list))
+    send(connection, statement, parameters, many=isinstance(parameters, list), unanswered=True)
 
 
 @frozen

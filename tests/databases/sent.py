@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from attrs import define
@@ -32,4 +33,10 @@ class _NotingCursor:
         return self._cursor.executemany(text, rows)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._cursor, name)
+        found = getattr(self._cursor, name)
+        # Only one driver's cursor has it.
+        return partial(self._note, found) if name == "defer" else found
+
+    def _note(self, defer: Any, text: str, rows: Any) -> None:
+        self._statements.append(text)
+        defer(text, rows)

@@ -40,7 +40,7 @@ from db.dialects.statements import (
     upsert_add,
     without_sorting,
 )
-from db.errors import DatabaseError
+from db.errors import DatabaseError, Duplicate
 from db.types import Digest, Id, Name, Timestamp
 from tests.databases.kinds import SERVERS, on
 from tests.databases.sent import sent_from_now_on
@@ -215,6 +215,21 @@ def test_mappings_are_rows_too(database: Database) -> None:
     assert database.read_now(by_digest, [bytes(32)]) == [Thing(1, bytes(32), True, NOW, "x")]  # noqa: FBT003 - a record
 
 
+@pytest.fixture
+def trips(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is sent to PostgreSQL from now on, by the last statement of each round trip."""
+    database.write_now(clear)
+    found: list[str] = []
+    exchange = PostgresConnection._exchange
+
+    def note(self: PostgresConnection, statement: str, *args: Any) -> Any:
+        found.append(statement)
+        return exchange(self, statement, *args)
+
+    monkeypatch.setattr(PostgresConnection, "_exchange", note)
+    return found
+
+
 def test_nothing_to_do_sends_nothing(database: Database) -> None:
     assert statements_of(database, insert_things, []) == 0
     assert statements_of(database, by_digest, []) == 0
@@ -299,20 +314,67 @@ def test_the_clock_goes_on_within_a_transaction(database: Database) -> None:
 
 
 @on("postgres")
-def test_a_transaction_begins_with_its_first_statement(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    database.write_now(insert_things, [Thing(1, None, None, None, None)])
-    trips: list[str] = []
-    exchange = PostgresConnection._exchange
-
-    def note(self: PostgresConnection, statement: str, *args: Any) -> Any:
-        trips.append(statement)
-        return exchange(self, statement, *args)
-
-    monkeypatch.setattr(PostgresConnection, "_exchange", note)
-    database.write_now(insert_things, [Thing(2, None, None, None, None)])
+def test_a_transaction_begins_with_its_first_statement(database: Database, trips: list[str]) -> None:
+    database.write_now(insert_things, things(1))
+    trips.clear()
+    assert database.write_now(delete_things, [0]) == 1
     assert len(trips) == 2
-    assert trips[0].startswith("INSERT")
+    assert trips[0].startswith("DELETE")
     assert trips[1] == "commit"
+
+
+@on("postgres")
+def test_what_nobody_waits_for_goes_with_the_next_statement(database: Database, trips: list[str]) -> None:
+    made = things(4)
+
+    def write(connection: Connection) -> tuple[int, list[Thing]]:
+        insert_things(connection, made[:2])
+        insert_things(connection, made[2:])
+        # Only its own rows are counted.
+        deleted = delete_things(connection, [0])
+        add_to_counter(connection, COUNTERS.c.counter, {"a": 3})
+        return deleted, by_digest(connection, [made[1].digest])
+
+    database.write_now(write)
+    trips.clear()
+    database.write_now(clear)
+    trips.clear()
+    assert database.write_now(write) == (1, [made[1]])
+    assert [statement.split()[0] for statement in trips] == ["DELETE", "SELECT", "commit"]
+    trips.clear()
+    database.write_now(insert_things, things(9)[8:])
+    assert trips == ["commit"]
+
+
+@on("postgres")
+def test_what_is_deferred_and_fails_is_an_error_of_its_transaction(database: Database) -> None:
+    made = things(3)
+    database.write_now(insert_things, made[:1])
+    for then in (lambda _: None, lambda connection: by_digest(connection, [made[1].digest])):
+
+        def write(connection: Connection, then: Callable[[Connection], Any] = then) -> None:
+            insert_things(connection, made[1:2])
+            insert_things(connection, made[:1])
+            insert_things(connection, made[2:])
+            then(connection)
+
+        with pytest.raises(Duplicate):
+            database.write_now(write)
+        assert database.read_now(by_digest, [thing.digest for thing in made]) == made[:1]
+    database.write_now(insert_things, made[1:])
+
+
+@on("postgres")
+def test_what_is_deferred_and_rolled_back_is_not_sent(database: Database, trips: list[str]) -> None:
+    def fail(connection: Connection) -> None:
+        insert_things(connection, things(1))
+        raise ValueError("no")
+
+    trips.clear()
+    with pytest.raises(ValueError, match="no"):
+        database.write_now(fail)
+    assert trips == []
+    database.write_now(insert_things, things(1))
 
 
 @on("postgres")

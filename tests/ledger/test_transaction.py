@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
 from db import Connection
 from db.database import Database
+from db.dialects.postgresql.connection import PostgresConnection
 from db.queries import credentials, projects, tokens
 from db.queries import ledger as queries
 from db.records import Outcome, Project, Result, Token, Worker
@@ -29,6 +31,7 @@ from llm_proxy.errors import (
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import AdmissionRequest, Decision, Grant, Settlement, transact
 from llm_proxy.tokens import digest
+from tests.databases.kinds import on
 from tests.databases.sent import sent_from_now_on
 from tests.db.queries.factories import a_credential, a_project, a_token, to_default
 
@@ -106,6 +109,26 @@ def test_admission_reserves_and_counts(database: Database, project: Project, tok
     assert counter(database, token) == 1
     assert rows(database) == (1, {})
     assert database.read_now(queries.verify) == []
+
+
+@on("postgres")
+def test_an_admission_with_a_settlement_takes_four_round_trips(
+    database: Database, token: Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (before,) = granted(admit(database, apply(token)))
+    written: list[bytes] = []
+    exchange = PostgresConnection._exchange
+
+    def note(self: PostgresConnection, statement: str, message: bytearray, *rest: Any) -> Any:
+        written.append(bytes(message))
+        return exchange(self, statement, message, *rest)
+
+    monkeypatch.setattr(PostgresConnection, "_exchange", note)
+    settlement = Settlement.of(before, Result(outcome="ok", status=200))
+    database.write_now(transact, WORKER, [apply(token)], [settlement], now())
+    assert len(written) == 4
+    assert rows(database) == (1, {"ok": 1})
+    assert counter(database, token) == 2
 
 
 def test_settlement_moves_the_reservation(database: Database, token: Token) -> None:

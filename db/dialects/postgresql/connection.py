@@ -4,7 +4,7 @@ pg8000 sends Parse, Bind and Execute each with a Sync of its own and waits for e
 `executemany` does so for every row. The protocol asks for no more than one Sync after all of them: after an error the
 server skips to it (PostgreSQL documentation, 55.2.3 "Extended Query" and 55.2.4 "Pipelining"). So does this class:
 one round trip per statement, and one per `_ROWS_PER_TRIP` rows of `executemany`, with a single Parse. A transaction
-begins in the round trip of its first statement.
+begins in the round trip of its first statement. What is deferred goes with the next statement, or with the commit.
 
 pg8000 also lets an OSError through where a read fails at its first byte, and scans each statement character by
 character for its parameters; here a failure is always one of its own errors and statements come with `$1` in them.
@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 
 from pg8000 import legacy
 from pg8000.converters import TIMESTAMPTZ, make_param
-from pg8000.core import EXECUTE_MSG, READY_FOR_QUERY, SYNC_MSG, Context
+from pg8000.core import COMMAND_COMPLETE, EXECUTE_MSG, READY_FOR_QUERY, SYNC_MSG, Context
 from pg8000.exceptions import DatabaseError
 
 from db.dialects.wire import keep_alive
@@ -68,6 +68,13 @@ class PostgresCursor(legacy.Cursor):  # type: ignore[misc]  # published without 
         self._row_iter = iter(())
         return self
 
+    def defer(self, operation: str, param_sets: Sequence[Sequence[Any]]) -> None:
+        """Run one statement for many rows in the round trip of the next statement, which raises its error."""
+        try:
+            self._live_connection().defer(operation, param_sets)
+        except DatabaseError as error:
+            raise _dbapi_error(error) from error
+
     def _live_connection(self) -> PostgresConnection:
         connection: PostgresConnection | None = self._c
         if connection is None:
@@ -78,12 +85,14 @@ class PostgresCursor(legacy.Cursor):  # type: ignore[misc]  # published without 
 class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published without types
     """A connection; transactions begin with `begin`."""
 
-    #: Messages that begin transactions, by their statements.
-    _beginnings: ClassVar[dict[str, bytes]] = {}
+    #: Messages that begin transactions, and how many statements are in them, by these statements.
+    _beginnings: ClassVar[dict[str, tuple[bytes, int]]] = {}
 
     def __init__(self, **arguments: Any) -> None:
         """Connect and log in. Raises pg8000's errors, and OSError where the network or TLS fails."""
-        self._beginning = b""
+        # Messages to send with the next one, and how many statements they run.
+        self._deferred = b""
+        self._ahead = 0
         try:
             super().__init__(**arguments)
         except BaseException:
@@ -110,7 +119,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
 
         Should it fail, the server skips that statement: both are in front of one Sync.
         """
-        self._beginning = self._beginnings.get(statements) or self._begin_message(statements)
+        self._deferred, self._ahead = self._beginnings.get(statements) or self._begin_message(statements)
 
     def commit(self) -> None:
         """Commit. In a transaction that has failed, the server would roll back and call it done: that is an error."""
@@ -122,7 +131,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
             super().close()
 
     def rollback(self) -> None:
-        self._beginning = b""
+        self._deferred, self._ahead = b"", 0
         if self._in_transaction:
             self._run("rollback")
 
@@ -154,11 +163,23 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
             self._exchange(statement, message, context)
         return context
 
+    def defer(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Run a statement once per row, in front of the next one; the server skips that after an error."""
+        if self._ahead + len(rows) > _ROWS_PER_TRIP:
+            self.run_many(statement, rows)
+            return
+        message = self._parse(statement)
+        for row in rows:
+            message += self._bind(row)
+            message += EXECUTE_MSG
+        self._deferred += message
+        self._ahead += len(rows)
+
     def execute_simple(self, statement: str) -> Context:
         """Run one or several statements without parameters in one round trip."""
-        if self._beginning:
+        if self._deferred:
             # A simple query may not come in front of the Sync.
-            self._exchange("begin", bytearray(SYNC_MSG))
+            self._exchange(statement, bytearray(SYNC_MSG))
         text = statement.encode() + b"\x00"
         return self._exchange(statement, bytearray(b"Q" + _int32(len(text) + 4) + text))
 
@@ -167,12 +188,16 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         code = b""
         try:
             read, handlers = self._sock.read, self.message_types
+            ahead, self._ahead = self._ahead, 0
             while code != READY_FOR_QUERY:
                 code, length = _HEADER(read(5))
                 data = read(length - 4) if length > 4 else b""
                 if len(data) != length - 4:
                     raise legacy.InterfaceError("network error")
-                handlers[code](data, context)
+                if ahead and code == COMMAND_COMPLETE:
+                    ahead -= 1  # the context is of the last statement
+                else:
+                    handlers[code](data, context)
         except (AttributeError, KeyError, OSError, StructError, ValueError) as error:
             # A short header is the end of the stream, an unknown one another protocol, no socket a closed connection.
             cause = error.__cause__ or error if isinstance(error, OSError) else None
@@ -190,24 +215,27 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
 
     def _run(self, statement: str) -> None:
         try:
-            self.execute_simple(statement)
+            if self._deferred:
+                self.run_one(statement, ())
+            else:
+                self.execute_simple(statement)
         except DatabaseError as error:
             raise _dbapi_error(error) from error
 
     def _exchange(self, statement: str, message: bytearray, context: Context | None = None) -> Context:
         context = Context(statement) if context is None else context
-        beginning, self._beginning = self._beginning, b""
+        deferred, self._deferred = self._deferred, b""
         try:
-            self._sock.write(beginning + message)
+            self._sock.write(deferred + message)
             self._sock.flush()
         except (AttributeError, OSError, ValueError) as error:  # no socket or a closed one: the connection is closed
             raise legacy.InterfaceError("network error") from (error if isinstance(error, OSError) else None)
         self.handle_messages(context)
         return context
 
-    def _begin_message(self, statements: str) -> bytes:
+    def _begin_message(self, statements: str) -> tuple[bytes, int]:
         parts = [self._parse(one) + self._bind(()) + EXECUTE_MSG for one in statements.split("; ")]
-        message = self._beginnings[statements] = b"".join(parts)
+        message = self._beginnings[statements] = b"".join(parts), len(parts)
         return message
 
     def _parse(self, statement: str) -> bytearray:
