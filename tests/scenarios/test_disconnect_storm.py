@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 CLIENTS = 60
 SECONDS = 10.0
+#: Storms at most: one may prove too little, because most clients of a busy machine leave before they are read.
+STORMS = 4
 #: Longest time that a client of the storm stays, in seconds.
 SOON = 0.02
 #: Requests after the storm, all at once, and the seconds that each may take beyond what it took before the storm twice.
@@ -43,9 +46,8 @@ async def disconnect(deployment: Deployment, secret: str, random: Random) -> Non
         pass
 
 
-async def storm(deployment: Deployment, secret: str) -> int:
+async def storm(deployment: Deployment, secret: str, random: Random) -> int:
     """Return how many requests there were."""
-    random = Random(7)
     made = 0
 
     async def restless() -> None:
@@ -59,6 +61,11 @@ async def storm(deployment: Deployment, secret: str) -> int:
             for _ in range(CLIENTS):
                 nursery.start_soon(restless)
     return made
+
+
+def disconnected(found: Counter[tuple[str, int | None]]) -> int:
+    """How many admitted requests ended because their client disconnected."""
+    return found["client_closed", 200] + found["client_closed", None]
 
 
 async def calm(deployment: Deployment, secret: str) -> list[tuple[client.Response, float]]:
@@ -85,21 +92,27 @@ def test_a_storm_of_disconnects_leaves_no_resources(
     usual = max(took for _, took in trio.run(calm, deployment, token["token"]))
     before = aftermath.at_rest(server, upstream)
 
-    made = trio.run(storm, deployment, token["token"])
-    over = time.monotonic()
-    upstream.wait(timeout=GONE, in_flight=0)
-    answers = trio.run(calm, deployment, token["token"])
-    aftermath.assert_nothing_left(server, upstream, before, within=GONE)
-    assert time.monotonic() - over < GONE + 2 * usual + PROMPT + GONE
+    random, made, found = Random(7), 0, Counter[tuple[str, int | None]]()
+    rows: list[dict[str, Any]] = []
+    for _ in range(STORMS):
+        made += trio.run(storm, deployment, token["token"], random)
+        over = time.monotonic()
+        upstream.wait(timeout=GONE, in_flight=0)
+        answers = trio.run(calm, deployment, token["token"])
+        aftermath.assert_nothing_left(server, upstream, before, within=GONE)
+        assert time.monotonic() - over < GONE + 2 * usual + PROMPT + GONE
 
-    assert [(answer.status, answer.complete) for answer, _ in answers] == [(200, True)] * CALM_REQUESTS
-    assert max(took for _, took in answers) < 2 * usual + PROMPT
+        assert [(answer.status, answer.complete) for answer, _ in answers] == [(200, True)] * CALM_REQUESTS
+        assert max(took for _, took in answers) < 2 * usual + PROMPT
 
-    rows = list(aftermath.every_row(server))
-    found = aftermath.outcomes(rows)
+        rows = list(aftermath.every_row(server))
+        found = aftermath.outcomes(rows)
+        if made > CLIENTS * SECONDS and disconnected(found) > CLIENTS:
+            break
+
     assert {outcome for outcome, _ in found} == {"ok", "client_closed", "void"}
     assert made > CLIENTS * SECONDS, "too little of a storm to prove anything"
-    assert found["client_closed", 200] + found["client_closed", None] > CLIENTS
+    assert disconnected(found) > CLIENTS
     counted = sum(row["outcome"] != "void" for row in rows)
     assert aftermath.counter(server, token["id"]) == counted
     assert upstream.counts()["requests"] <= counted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -19,11 +19,17 @@ if TYPE_CHECKING:
     from db.dsn.target import Target
 
 REQUESTS = 3000
+#: Waves of so many requests at most: on a busy machine most clients leave before their requests are read, so that one
+#: wave may be too little to prove anything.
+WAVES = 5
 AT_ONCE = 16
 SEED = 42
+#: More than so many requests must be in the ledger.
+ENOUGH = REQUESTS / 20
 #: Seconds for which a client waits before it leaves: too short for an answer, just enough, or plenty.
 WAITS = (0, 0.02, 0.15)
-#: Seconds: what a good request may take afterwards (the median of several), and until all is as it was.
+#: Good requests after a wave; the seconds that they may take (their median), and until all is as it was.
+PROBES = 5
 PROMPT = 0.1
 CALM = 10.0
 
@@ -54,8 +60,7 @@ def requests(secret: str) -> list[bytes]:
     return [credentials(data, secret) for data in [*framed[:9], *chats, *framed[9:]]]
 
 
-async def attack_all(deployment: Deployment, secret: str) -> None:
-    random = Random(SEED)
+async def attack_all(deployment: Deployment, secret: str, random: Random) -> None:
     wires = mutated(random, REQUESTS, requests(secret))
 
     async def attacker() -> None:
@@ -84,17 +89,21 @@ def test_hostile_bytes_do_not_affect_other_clients(
     trio.run(seconds_of_a_request, deployment, good)
     before = aftermath.at_rest(server, deployment.upstream)
 
-    trio.run(attack_all, deployment, token["token"])
+    random, rows, took = Random(SEED), list[dict[str, Any]](), list[float]()
+    for _ in range(WAVES):
+        trio.run(attack_all, deployment, token["token"], random)
 
-    assert server.process.running, server.output
-    took = [trio.run(seconds_of_a_request, deployment, good) for _ in range(5)]
-    assert statistics.median(took) < PROMPT
-    aftermath.assert_nothing_left(server, deployment.upstream, before, within=CALM)
+        assert server.process.running, server.output
+        took += [trio.run(seconds_of_a_request, deployment, good) for _ in range(PROBES)]
+        assert statistics.median(took[-PROBES:]) < PROMPT
+        aftermath.assert_nothing_left(server, deployment.upstream, before, within=CALM)
+        rows = [row for row in aftermath.every_row(server) if row["token_id"] == token["id"]]
+        if len(rows) > ENOUGH:
+            break
 
-    rows = [row for row in aftermath.every_row(server) if row["token_id"] == token["id"]]
     found = aftermath.outcomes(rows)
     # Most are refused before they cost anything; the others must be enough to prove something.
-    assert sum(found.values()) > REQUESTS / 20
+    assert sum(found.values()) > ENOUGH
     assert found["ok", 200]
     # Never a fault of the proxy's own.
     assert {outcome for outcome, _ in found} <= {"ok", "rejected", "client_closed", "void"}
