@@ -22,6 +22,9 @@ from db.schema import metadata
 _SMALL = frozenset({"usage_days"})
 #: What begins a setting of PostgreSQL's planner, and sets it back to its default.
 _SETTING = "SET LOCAL "
+#: The rows of the ledger as PostgreSQL's planner estimates them, and from which number on it must choose by itself.
+_SIZE_OF_LEDGER = "SELECT reltuples FROM pg_class WHERE oid = 'requests'::regclass"
+_MANY_ROWS = 100_000
 #: Instructions between two calls of SQLite's progress handler.
 _PIECE = 100
 #: Instructions that SQLite spends on a row with all sums, and a little more.
@@ -78,7 +81,7 @@ def recorded() -> Iterator[list[Statement]]:
 def measure(connection: Connection, kind: Kind, statements: list[Statement]) -> Reads:
     """Run statements again, and say what they read."""
     reads = Reads()
-    if kind is Kind.POSTGRES:
+    if kind is Kind.POSTGRES and connection.exec_driver_sql(_SIZE_OF_LEDGER).scalar_one() < _MANY_ROWS:
         # Its planner reads a table of a few thousand rows whole, and must not seem to be without an index.
         connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
     for statement in statements:
@@ -99,11 +102,14 @@ def _on_postgresql(connection: Connection, statement: Statement, reads: Reads) -
     while nodes:
         node = nodes.pop()
         nodes += node.get("Plans", ())
-        if "Relation Name" in node:
+        # A bitmap has all rows that its indexes give, also if several are combined and few rows are read.
+        by_bitmap = node["Node Type"] == "Bitmap Heap Scan"
+        if "Relation Name" in node or node["Node Type"] == "Bitmap Index Scan":
             unwanted = ("Rows Removed by Filter", "Rows Removed by Index Recheck")
             each = node["Actual Rows"] + sum(node.get(name, 0) for name in unwanted)
-            reads.rows += round(each * node["Actual Loops"])
-            by_index = "Index Cond" in node or node["Node Type"] == "Bitmap Heap Scan"
+            reads.rows += 0 if by_bitmap else round(each * node["Actual Loops"])
+        if "Relation Name" in node:
+            by_index = "Index Cond" in node or by_bitmap
             if not by_index and ("Filter" in node or "Seq Scan" in node["Node Type"]):
                 reads.scanned.add(node["Relation Name"])
 
