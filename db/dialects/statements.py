@@ -105,6 +105,20 @@ def by_index(
     return statement.where(column.in_(values)).with_hint(column.table, hint, "mysql")
 
 
+def by_key(connection: Connection, statement: Select[*tuple[Any, ...]], *key: Column[Any]) -> Select[*tuple[Any, ...]]:
+    """Read rows by their primary key, up to a limit.
+
+    PostgreSQL may otherwise read the table from its beginning, because it expects to find as many rows as the limit
+    soon: if they are at its end, that reads the whole table. Or it collects all rows in a bitmap before the first one.
+
+    Args:
+        connection: in a block of `without_sorting`.
+        statement: the rows, with conditions of the key.
+        key: the first columns of the primary key.
+    """
+    return statement.order_by(*key) if connection.dialect.name == "postgresql" else statement
+
+
 @contextmanager
 def without_sorting(connection: Connection) -> Iterator[None]:
     """Have PostgreSQL read rows by the index that has their order, rather than by another one and sort them."""

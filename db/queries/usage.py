@@ -18,7 +18,7 @@ from typing import Any
 from attrs import define, field, frozen
 from sqlalchemy import ColumnElement, Connection, CursorResult, Select, Table, func, select
 
-from db.dialects.statements import by_index, without_sorting
+from db.dialects.statements import by_index, by_key, without_sorting
 from db.queries import daily, ledger
 from db.queries.rows import made_in
 from db.records import TOKENS, Result
@@ -322,18 +322,18 @@ class _Reader:
     def _of_subjects(
         self, query: Select[*tuple[Any, ...]], table: Table, ids: tuple[str, ...] | None
     ) -> Select[*tuple[Any, ...]]:
-        """Select the rows of the tokens or projects, if there are some, by their index."""
+        """Select the rows of the tokens or projects by their index; if there are none, by the primary key."""
         report = self.report
         subjects: dict[str, tuple[str, ...]] = {
             name: (one,) for name in ("token_id", "project_id") if (one := getattr(report, name))
         }
         if ids is not None:
             subjects = {f"{report.lead}_id": ids}
+        second = table.c.hour if table is usage_hourly else table.c.id
         if not subjects:
-            return query
+            return by_key(self.connection, query, second)
         (first, values), *further = subjects.items()
         query = query.where(*(table.c[name].in_(one) for name, one in further))
-        second = table.c.hour if table is usage_hourly else table.c.id
         return by_index(self.connection, query, (table.c[first], second), values)
 
     def _execute(self, query: Select[*tuple[Any, ...]]) -> CursorResult[*tuple[Any, ...]]:
@@ -390,6 +390,8 @@ class _Reader:
         read = select(*(known[name].label(name) for name in shown), *daily.summed(table)).where(*conditions)
         if hourly:
             read = self._of_subjects(read, table, ids)
+        else:
+            read = by_key(self.connection, read, table.c.scope, table.c.day)
         # The limit is inside, so that it is one of rows that are read.
         limited = read.limit(self._rest).subquery()
         keys = [limited.c[name] for name in shown]

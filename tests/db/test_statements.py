@@ -34,6 +34,7 @@ from db.dialects.postgresql.connection import PostgresConnection
 from db.dialects.statements import (
     add_to_counter,
     by_index,
+    by_key,
     clock,
     for_update,
     newest_first,
@@ -392,9 +393,7 @@ def test_a_statement_is_skipped_if_its_transaction_cannot_begin(
 
 @on("postgres")
 @pytest.mark.parametrize("owners", [["busy"], ["busy", "rare"]])
-def test_postgresql_reads_by_the_index_of_two_columns_if_most_rows_are_wanted(
-    database: Database, owners: list[str]
-) -> None:
+def test_postgresql_reads_by_the_named_index_if_most_rows_are_wanted(database: Database, owners: list[str]) -> None:
     rows = [{"id": f"{number:03d}", "owner": "busy" if number % 10 else "rare"} for number in range(1000)]
 
     def plans(connection: Connection) -> list[str]:
@@ -406,14 +405,19 @@ def test_postgresql_reads_by_the_index_of_two_columns_if_most_rows_are_wanted(
             for statement in (
                 by_index(connection, all_rows.where(event.id >= "100"), (event.owner, event.id), owners),
                 newest_first(connection, all_rows, event.id, ("100", "900"), (event.owner, owners[0])),
+                by_key(connection, all_rows.where(event.id >= "100"), event.id),
             ):
                 query = statement.limit(900).compile(connection, compile_kwargs={"literal_binds": True})
                 found.append("\n".join(connection.exec_driver_sql(f"EXPLAIN {query}").scalars()))
         found.append(connection.exec_driver_sql("SHOW enable_sort").scalar_one())
         return found
 
-    of_some, newest, sorting = database.write_now(plans)
-    for plan in (of_some, newest):
-        assert "using ix_events_of_test_owner_id" in plan
+    of_some, newest, in_range, sorting = database.write_now(plans)
+    for plan, index in (
+        (of_some, "ix_events_of_test_owner_id"),
+        (newest, "ix_events_of_test_owner_id"),
+        (in_range, "events_of_test_pkey"),
+    ):
+        assert f"using {index}" in plan
         assert "Filter" not in plan
     assert sorting == "on"
