@@ -1,7 +1,9 @@
 """What statements read: rows, and tables that are read from end to end.
 
-PostgreSQL, MySQL and MariaDB analyze the statement, and the latter two count the reads of their handlers besides.
-SQLite shows the plan, and counts the instructions of its virtual machine.
+PostgreSQL, MySQL and MariaDB analyze the statement: the bound is of the rows that its plan reads from tables. Their
+number on MySQL is that of performance_schema for these tables, but for the end of each range, which is read too. The
+handlers of MySQL and MariaDB also count rows of temporary tables, which a report with groups writes and reads again:
+these are reported, and have no bound. SQLite shows the plan, and counts the instructions of its virtual machine.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ class Reads:
 
     Attributes:
         rows: of tables and indexes. On SQLite, the number of instructions by `INSTRUCTIONS_PER_ROW`.
-        handler: reads of the handlers on MySQL and MariaDB. A row that goes through temporary tables counts each time.
+        handler: reads of the handlers on MySQL and MariaDB, those of temporary tables included.
         scanned: tables that are read without an index.
     """
 
