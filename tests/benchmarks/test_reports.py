@@ -10,7 +10,6 @@ from msgspec.structs import fields
 from benchmarks import reports
 from benchmarks.databases import Databases, Kind, Scratch
 from benchmarks.reports import calls
-from benchmarks.reports.calls import Answer
 from benchmarks.reports.data import Known, Size, fill
 from benchmarks.rig import Bench
 from benchmarks.targets import CSV_MB, ROWS_OF_A_PAGE
@@ -38,13 +37,10 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(usage, "_STEP_ROWS", STEP_ROWS)
 
 
-def ask(scratch: Scratch, known: Known) -> list[Answer]:
-    return calls.ask(scratch, known, calls.cases(known))
-
-
 @pytest.mark.usefixtures("small")
 def test_each_filter_and_grouping_reads_few_rows_by_an_index(migrated_database: Scratch) -> None:
-    found = ask(migrated_database, fill(migrated_database, SIZE))
+    known = fill(migrated_database, SIZE)
+    found = calls.ask(migrated_database, known, calls.cases(known))
     assert {answer.case.title: answer.reads.scanned for answer in found if answer.reads.scanned} == {}
     assert {answer.case.title: answer.reads.rows for answer in found if answer.reads.rows > BOUND} == {}
     # A report that has nothing to be split by may need too many rows; it has read no more of them than others.
@@ -66,7 +62,8 @@ def test_a_missing_index_is_found(migrated_database: Scratch, index: str, title:
     known = fill(migrated_database, Size(requests=200, tokens=100, projects=10))
     with opened(migrated_database.target, Options()) as database:
         database.write_now(lambda connection: connection.exec_driver_sql(f"DROP INDEX {index}").close())
-    assert title in [answer.case.title for answer in ask(migrated_database, known) if answer.reads.scanned]
+    (answer,) = calls.ask(migrated_database, known, [case for case in calls.cases(known) if case.title == title])
+    assert answer.reads.scanned
 
 
 def test_all_parameters_are_asked_for() -> None:
