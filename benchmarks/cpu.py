@@ -78,14 +78,29 @@ def start_own_server(rig: Rig) -> Costed:
     return Costed("bare app, the proxy's own server", [(*GET, "--url", url)], process=process)
 
 
-def start_proxies(rig: Rig, upstream: Upstream, plan: Plan) -> list[tuple[Served, Costed]]:
-    """Start a proxy on each kind of database."""
+def start_proxies(rig: Rig, upstream: Upstream, *options: str) -> list[tuple[Served, Costed]]:
+    """Start a proxy on each kind of database; `options` are further ones of the load."""
     found = []
     for kind in rig.bench.kinds:
         served = rig.serve(kind, upstream)
-        loads = served.loads(*(("--stream",) if plan.streamed else ()))
+        loads = served.loads(*options)
         found.append((served, Costed(f"LLM Proxy, {NAMES[kind]}", loads, process=served.proxies[0].process)))
     return found
+
+
+def measure_in_turn(
+    bench: Bench, part: str, upstream: Upstream, subjects: Sequence[Costed], connections: int, requests: int
+) -> None:
+    """Warm all subjects up, then take one sample of each in every round. Raises LoadFailed."""
+    for subject in subjects:
+        subject.measure(upstream, connections, max(connections, int(requests * _WARM_UP)))
+    upstream.reset()
+    for number in range(1, bench.rounds + 1):
+        for subject in subjects:
+            sample = subject.measure(upstream, connections, requests)
+            subject.samples.append(sample)
+            told = f"{sample.cpu_us:.0f} µs, p50 {sample.ms('p50')} ms, {sample.rate:,.0f} requests/s"
+            bench.say(f"{part}, round {number}: {subject.name}: {told}")
 
 
 def run(bench: Bench, plan: Plan | None = None) -> list[Chapter]:
@@ -96,16 +111,9 @@ def run(bench: Bench, plan: Plan | None = None) -> list[Chapter]:
         upstream = rig.start_upstream()
         url, process = start_hypercorn(rig, "benchmarks.hello:app")
         references = [Costed(REFERENCE, [(*GET, "--url", f"{url}/")], process=process), start_own_server(rig)]
-        proxies = start_proxies(rig, upstream, plan)
+        proxies = start_proxies(rig, upstream, *(("--stream",) if plan.streamed else ()))
         subjects = [*references, *(subject for _, subject in proxies)]
-        for subject in subjects:
-            subject.measure(upstream, plan.connections, max(plan.connections, int(requests * _WARM_UP)))
-        upstream.reset()
-        for number in range(1, bench.rounds + 1):
-            for subject in subjects:
-                sample = subject.measure(upstream, plan.connections, requests)
-                subject.samples.append(sample)
-                bench.say(f"cpu, round {number}: {subject.name}: {sample.cpu_us:.0f} µs, {sample.rate:,.0f} requests/s")
+        measure_in_turn(bench, "cpu", upstream, subjects, plan.connections, requests)
         problems = check_upstream(upstream, (sample for _, subject in proxies for sample in subject.samples))
         for served, subject in proxies:
             problems += [*bottlenecks(subject), *served.verify_ledger()]

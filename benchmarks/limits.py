@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import attrs
 from attrs import frozen
 
-from benchmarks.cpu import Costed
+from benchmarks.cpu import Costed, measure_in_turn
 from benchmarks.databases import NAMES, Kind
 from benchmarks.findings import Chapter, Table, at_least, at_most, ratio
 from benchmarks.rig import CHAT, ENOUGH, KEY, Bench, Rig, Served, Subject, bottlenecks, check_upstream, put_load
@@ -70,14 +70,7 @@ def _cpu(bench: Bench) -> Chapter:
             )
             pairs.append((served, free, limited))
         subjects = [subject for _, *both in pairs for subject in both]
-        for subject in subjects:
-            subject.measure(upstream, _CONNECTIONS, max(_CONNECTIONS, requests // 10))
-        upstream.reset()
-        for number in range(1, bench.rounds + 1):
-            for subject in subjects:
-                sample = subject.measure(upstream, _CONNECTIONS, requests)
-                subject.samples.append(sample)
-                bench.say(f"limits, round {number}: {subject.name}: {sample.cpu_us:.0f} µs")
+        measure_in_turn(bench, "limits", upstream, subjects, _CONNECTIONS, requests)
         problems = check_upstream(upstream, (sample for subject in subjects for sample in subject.samples))
         for served, free, limited in pairs:
             problems += [*bottlenecks(free), *bottlenecks(limited), *served.verify_ledger()]

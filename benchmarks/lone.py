@@ -10,14 +10,13 @@ import statistics
 
 import attrs
 
-from benchmarks.cpu import GET, REFERENCE, Costed, Plan, start_hypercorn, start_proxies
+from benchmarks.cpu import GET, REFERENCE, Costed, measure_in_turn, start_hypercorn, start_proxies
 from benchmarks.databases import NAMES
 from benchmarks.findings import Chapter, Table, at_most, ratio
 from benchmarks.rig import CHAT, KEY, Bench, Rig, bottlenecks, check_upstream
 from benchmarks.targets import LONE_CPU_RATIO, LONE_P50_RATIO
 
 _REQUESTS = 2000
-_WARM_UP = 0.1
 
 
 def run(bench: Bench) -> list[Chapter]:
@@ -30,17 +29,9 @@ def run(bench: Bench) -> list[Chapter]:
         direct = Costed(
             "the upstream itself", [("--url", upstream.url + CHAT, "--token", KEY)], process=upstream.process
         )
-        proxies = start_proxies(rig, upstream, Plan(connections=1))
+        proxies = start_proxies(rig, upstream)
         subjects = [bare, direct, *(subject for _, subject in proxies)]
-        for subject in subjects:
-            subject.measure(upstream, 1, max(1, int(requests * _WARM_UP)))
-        upstream.reset()
-        for number in range(1, bench.rounds + 1):
-            for subject in subjects:
-                sample = subject.measure(upstream, 1, requests)
-                subject.samples.append(sample)
-                p50 = sample.ms("p50")
-                bench.say(f"lone, round {number}: {subject.name}: {sample.cpu_us:.0f} µs CPU, p50 {p50} ms")
+        measure_in_turn(bench, "lone", upstream, subjects, 1, requests)
         problems = check_upstream(upstream, (sample for subject in subjects[1:] for sample in subject.samples))
         for served, subject in proxies:
             problems += [*bottlenecks(subject), *served.verify_ledger()]
