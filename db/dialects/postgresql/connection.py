@@ -12,7 +12,7 @@ character for its parameters; here a failure is always one of its own errors and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from struct import Struct
@@ -58,7 +58,7 @@ class PostgresCursor(legacy.Cursor):  # type: ignore[misc]  # published without 
         self._row_iter = iter(self._context.rows or ())
         return self
 
-    def executemany(self, operation: str, param_sets: Iterable[Sequence[Any]]) -> PostgresCursor:
+    def executemany(self, operation: str, param_sets: Sequence[Sequence[Any]]) -> PostgresCursor:
         """Run one statement for many rows. Raises pg8000's errors and no others."""
         connection = self._live_connection()
         try:
@@ -144,23 +144,15 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         message += SYNC_MSG
         return self._exchange(statement, message)
 
-    def run_many(self, statement: str, rows: Iterable[Sequence[Any]]) -> Context:
+    def run_many(self, statement: str, rows: Sequence[Sequence[Any]]) -> Context:
         """Run a statement once per row; the context counts the rows of all runs."""
         message = self._parse(statement)
         context = Context(statement)
-        waiting = 0
-        for row in rows:
-            message += self._bind(row)
-            message += EXECUTE_MSG
-            waiting += 1
-            if waiting == _ROWS_PER_TRIP:
-                message += SYNC_MSG
-                self._exchange(statement, message, context)
-                message = bytearray()
-                waiting = 0
-        if waiting:
+        for start in range(0, len(rows), _ROWS_PER_TRIP):
+            message += self._runs(rows[start : start + _ROWS_PER_TRIP])
             message += SYNC_MSG
             self._exchange(statement, message, context)
+            message = bytearray()
         return context
 
     def defer(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
@@ -168,11 +160,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         if self._ahead + len(rows) > _ROWS_PER_TRIP:
             self.run_many(statement, rows)
             return
-        message = self._parse(statement)
-        for row in rows:
-            message += self._bind(row)
-            message += EXECUTE_MSG
-        self._deferred += message
+        self._deferred += self._parse(statement) + self._runs(rows)
         self._ahead += len(rows)
 
     def execute_simple(self, statement: str) -> Context:
@@ -234,9 +222,13 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         return context
 
     def _begin_message(self, statements: str) -> tuple[bytes, int]:
-        parts = [self._parse(one) + self._bind(()) + EXECUTE_MSG for one in statements.split("; ")]
+        parts = [self._parse(one) + self._runs([()]) for one in statements.split("; ")]
         message = self._beginnings[statements] = b"".join(parts), len(parts)
         return message
+
+    def _runs(self, rows: Sequence[Sequence[Any]]) -> bytes:
+        """Run the statement that was parsed last, once per row."""
+        return b"".join([part for row in rows for part in (self._bind(row), EXECUTE_MSG)])
 
     def _parse(self, statement: str) -> bytearray:
         # No types are told: the server derives them from the statement, which casts where that is not enough.
