@@ -5,9 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+import pytest
 from attrs import define
 
 from db import Connection
+from db.dialects.postgresql.connection import PostgresConnection
 
 
 def sent_from_now_on(connection: Connection) -> list[str]:
@@ -17,6 +19,19 @@ def sent_from_now_on(connection: Connection) -> list[str]:
     cursor = pooled.cursor
     pooled.cursor = lambda: _NotingCursor(cursor(), statements)
     return statements
+
+
+def trips_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A list that grows with each round trip to PostgreSQL, by the last statement in it."""
+    found: list[str] = []
+    exchange = PostgresConnection._exchange
+
+    def note(self: PostgresConnection, statement: str, *args: Any) -> Any:
+        found.append(statement)
+        return exchange(self, statement, *args)
+
+    monkeypatch.setattr(PostgresConnection, "_exchange", note)
+    return found
 
 
 @define

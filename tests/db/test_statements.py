@@ -30,7 +30,6 @@ from sqlalchemy import (
 from db import Connection
 from db.database import Database
 from db.dialects.bulk import BulkInsert, DeleteByKeys, SelectByKeys
-from db.dialects.postgresql.connection import PostgresConnection
 from db.dialects.statements import (
     add_to_counter,
     by_index,
@@ -44,7 +43,7 @@ from db.dialects.statements import (
 from db.errors import DatabaseError, Duplicate
 from db.types import Digest, Id, Name, Timestamp
 from tests.databases.kinds import SERVERS, on
-from tests.databases.sent import sent_from_now_on
+from tests.databases.sent import sent_from_now_on, trips_from_now_on
 
 METADATA = MetaData()
 COUNTERS = Table(
@@ -218,17 +217,9 @@ def test_mappings_are_rows_too(database: Database) -> None:
 
 @pytest.fixture
 def trips(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What is sent to PostgreSQL from now on, by the last statement of each round trip."""
+    """The round trips to PostgreSQL from now on, once the schema is there."""
     database.write_now(clear)
-    found: list[str] = []
-    exchange = PostgresConnection._exchange
-
-    def note(self: PostgresConnection, statement: str, *args: Any) -> Any:
-        found.append(statement)
-        return exchange(self, statement, *args)
-
-    monkeypatch.setattr(PostgresConnection, "_exchange", note)
-    return found
+    return trips_from_now_on(monkeypatch)
 
 
 def test_nothing_to_do_sends_nothing(database: Database) -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import Any
 
 import pytest
 from sqlalchemy import func, select
 
 from db import Connection
 from db.database import Database
-from db.dialects.postgresql.connection import PostgresConnection
 from db.queries import credentials, projects, tokens
 from db.queries import ledger as queries
 from db.records import Outcome, Project, Result, Token, Worker
@@ -32,7 +30,7 @@ from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import AdmissionRequest, Decision, Grant, Settlement, transact
 from llm_proxy.tokens import digest
 from tests.databases.kinds import on
-from tests.databases.sent import sent_from_now_on
+from tests.databases.sent import sent_from_now_on, trips_from_now_on
 from tests.db.queries.factories import a_credential, a_project, a_token, to_default
 
 WORKER = new_id()
@@ -116,17 +114,10 @@ def test_an_admission_with_a_settlement_takes_four_round_trips(
     database: Database, token: Token, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (before,) = granted(admit(database, apply(token)))
-    written: list[bytes] = []
-    exchange = PostgresConnection._exchange
-
-    def note(self: PostgresConnection, statement: str, message: bytearray, *rest: Any) -> Any:
-        written.append(bytes(message))
-        return exchange(self, statement, message, *rest)
-
-    monkeypatch.setattr(PostgresConnection, "_exchange", note)
+    trips = trips_from_now_on(monkeypatch)
     settlement = Settlement.of(before, Result(outcome="ok", status=200))
     database.write_now(transact, WORKER, [apply(token)], [settlement], now())
-    assert len(written) == 4
+    assert len(trips) == 4
     assert rows(database) == (1, {"ok": 1})
     assert counter(database, token) == 2
 
