@@ -33,7 +33,9 @@ def manage(run: Run, server: Server) -> Run:
 
     def invoke(*arguments: str, **options: Any) -> Any:
         where = ("--manage-api-base-url", server.url, "--management-token", MANAGEMENT_TOKEN)
-        return run("manage", *arguments, *where, **options)
+        # After `--` there are no options.
+        end = arguments.index("--") if "--" in arguments else len(arguments)
+        return run("manage", *arguments[:end], *where, *arguments[end:], **options)
 
     return invoke
 
