@@ -13,6 +13,7 @@ import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -445,15 +446,17 @@ def test_groqs_sdk_works(proxy: Proxy) -> None:
 
 
 def test_coheres_sdk_works(proxy: Proxy) -> None:
-    client: Any = cohere.ClientV2(api_key=proxy.tokens["cohere"], base_url=proxy.at("/cohere"))
-    assert client.chat(model="m", messages=ASK).message.content[0].text == "Hi"
-    sent("/v2/chat")
-    events = list(client.chat_stream(model="m", messages=ASK))
-    assert events[0].delta.message.content.text == "Hi"
-    with pytest.raises(cohere.TooManyRequestsError, match="Too busy"):
-        client.chat(model=BUSY, messages=ASK, request_options={"max_retries": 0})
-    with pytest.raises(ApiError) as caught:
-        cohere.ClientV2(api_key=UNKNOWN, base_url=proxy.at("/cohere")).chat(model="m", messages=ASK)
+    make: Any = partial(cohere.ClientV2, base_url=proxy.at("/cohere"))
+    # Its clients leave their connections open when they are collected.
+    with make(proxy.tokens["cohere"]) as client, make(UNKNOWN) as unknown:
+        assert client.chat(model="m", messages=ASK).message.content[0].text == "Hi"
+        sent("/v2/chat")
+        events = list(client.chat_stream(model="m", messages=ASK))
+        assert events[0].delta.message.content.text == "Hi"
+        with pytest.raises(cohere.TooManyRequestsError, match="Too busy"):
+            client.chat(model=BUSY, messages=ASK, request_options={"max_retries": 0})
+        with pytest.raises(ApiError) as caught:
+            unknown.chat(model="m", messages=ASK)
     assert caught.value.status_code == 401
     assert "not known here" in str(caught.value)
 
