@@ -40,6 +40,7 @@ _SPACE: Final = b" \t\r\n"
 _BLANKS: Final = b" \t"
 
 _USAGE: Final = b'"usage"'
+_WRITTEN: Final = b',"usage":null'
 #: What is in a text has backslashes before its quotes.
 _NULL_USAGE: Final = re.compile(rb'"usage"[ \t]*:[ \t]*null')
 _EVENT_END: Final = re.compile(rb"(?>\r\n|\n|\r)(?>\r\n|\n|\r)")
@@ -164,11 +165,16 @@ class StreamEditor:
 
 def _document(event: bytes) -> bytes:
     """The JSON text in an event (WHATWG HTML §9.2.6)."""
+    if event.startswith(b"data:") and event.find(b"\n") == len(event) - 2 and b"\r" not in event:
+        return event[len(b"data:") :]
     return b"\n".join([line[len(b"data:") :] for line in event.splitlines() if line.startswith(b"data:")])
 
 
 def _without_null(event: bytes, document: bytes) -> bytes:
     """Remove the member and its comma: that before it, or that behind the first member."""
+    if event.count(_USAGE) == 1 and (found := event.find(_WRITTEN)) >= 0:
+        # As OpenAI writes it. What is behind it cannot be the rest of its value.
+        return event[:found] + event[found + len(_WRITTEN) :]
     matches = list(_NULL_USAGE.finditer(event))
     for match in matches:
         before, after = event[: match.start()], event[match.end() :]
