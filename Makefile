@@ -31,10 +31,10 @@ run: $(RUNTIME) ## Start the proxy with the settings of .env and the environment
 	@$(BIN)/llm-proxy server $(ARGS)
 
 check: lint ## After each change, under 3 minutes: lint, types, and the tests that need no database server
-	@$(BIN)/python -m pytest -m 'not slow' $(or $(ARGS),$(CHECK_TESTS))
+	@$(BIN)/python -m pytest -m 'not slow' $(or $(ARGS),$(TESTS))
 
 test: $(SERVERS) ## Run all tests, on SQLite, PostgreSQL, MySQL and MariaDB
-	@$(BIN)/python -m pytest $(or $(ARGS),$(ALL_TESTS))
+	@$(BIN)/python -m pytest $(or $(ARGS),$(TESTS))
 
 lint: $(DEVELOPMENT) ## Check style, format, types and the directions of imports
 	@status=0; \
@@ -64,10 +64,9 @@ clean: ## Remove what these targets made; your data and .env stay
 	@rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info
 	@find llm_proxy db migrations benchmarks docs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Each process starts its own database servers; tests of one file run in the same process and share them.
-ALL_TESTS := --numprocesses auto --maxprocesses 4 --dist loadfile
-# These mostly wait for other processes, so there are more of them than cores.
-CHECK_TESTS := --numprocesses 4 --dist loadfile
+# Each process starts its own database servers; tests of one file run in the same process and share them. Many tests wait
+# for other processes, so there are more processes than cores. tests/tiers.py orders the files.
+TESTS := --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 UV_COMPILE = .cache/lock/bin/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
 	--no-annotate --custom-compile-command 'make lock' $(ARGS)

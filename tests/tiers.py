@@ -1,11 +1,13 @@
-"""Which tests `make check` leaves to `make test`: those marked `slow`. `make test` runs every test.
+"""Which tests `make check` leaves to `make test`: those marked `slow`; and in which order files run.
 
-A test on a database server is slow, and so are the places below. `make check` takes less than six minutes of CPU
-time, which is under three minutes on two cores.
+`make test` runs every test. A test on a database server is slow, and so are the places below. `make check` takes less
+than six minutes of CPU time, which is under three minutes on two cores.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import groupby, zip_longest
 from pathlib import Path
 
 import pytest
@@ -61,7 +63,23 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow tests before `-m "not slow"` chooses."""
+    """Mark the slow tests before `-m "not slow"` chooses, and bring the files into the order in which they run."""
     for item in items:
         if item.nodeid.startswith(SLOW_PLACES) or set(kinds_of(item)) & set(SERVERS):
             item.add_marker("slow")
+    items[:] = [item for file in _mixed(items) for item in file]
+
+
+def _mixed(items: list[pytest.Item]) -> Iterator[list[pytest.Item]]:
+    """Files that wait for other processes in turn with files that compute, so that both cores have work all the time.
+
+    Those that wait take longest and are fewer, so that the last files are short ones.
+    """
+    files = [list(group) for _, group in groupby(items, lambda item: item.path)]
+    waiting: list[list[pytest.Item]] = []
+    computing: list[list[pytest.Item]] = []
+    for file in files:
+        waits = file[0].nodeid.startswith(("tests/scenarios/", *SLOW_PLACES))
+        (waiting if waits else computing).append(file)
+    for first, second in zip_longest(waiting, computing):
+        yield from filter(None, (first, second))

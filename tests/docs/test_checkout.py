@@ -52,8 +52,9 @@ def checkout(folder: Path) -> Path:
 
 #: What `make lint`, `make check` and `make test` start without ARGS.
 LINT = [["ruff", "check"], ["ruff", "format", "--check"], ["mypy"], ["lint-imports", "--no-logo"]]
-FAST_TESTS = ["python", "-m", "pytest", "-m", "not slow", "--numprocesses", "4", "--dist", "loadfile"]
-ALL_TESTS = ["python", "-m", "pytest", "--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+PROCESSES = ["--numprocesses", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
+FAST_TESTS = ["python", "-m", "pytest", "-m", "not slow", *PROCESSES]
+ALL_TESTS = ["python", "-m", "pytest", *PROCESSES]
 
 
 @pytest.fixture
