@@ -153,6 +153,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
     metrics = Metrics(providers.by_name, VERSION, store)
     metrics.show_provider(providers.default.name)
     async with AsyncExitStack() as stack:
+        stack.enter_context(request_log.writing_together())
         database = await stack.enter_async_context(open_database(target, database_options(settings)))
         warn = log.logger("services").warning
         await trio.to_thread.run_sync(startup_checks.prepare, database, settings, keyring, warn)

@@ -1,9 +1,9 @@
 """Structured logs: one line per event, JSON or text, to stderr or to a file.
 
 All logs of the process go through this module: our own events (structlog), those of libraries (the standard library's
-`logging`) and one line per request. Every line is redacted and written by one `write` call, so that lines of several
-processes do not mix. A line that cannot be written at once is dropped: a full disk or a stopped reader costs lines,
-which are counted, and never a request.
+`logging`) and one line per request. Every line is redacted, and no line is divided between two `write` calls, so that
+lines of several processes do not mix. A line that cannot be written at once is dropped: a full disk or a stopped reader
+costs lines, which are counted, and never a request.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import json
 import logging
 import re
 import time
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, Self, cast
 
 import msgspec
 import structlog
+import trio
 from structlog.typing import FilteringBoundLogger, Processor
 
 from db.records import Result
@@ -78,11 +80,12 @@ class Refusal(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
 class Log:
     """The process's log. Made by `configure`; a context manager that closes its file."""
 
-    __slots__ = ("_clock", "_encode", "_redactor", "_show_failures", "_show_requests", "_sink")
+    __slots__ = ("_clock", "_encode", "_redactor", "_show_failures", "_show_requests", "_sink", "_write")
 
     def __init__(self, sink: Sink, redactor: Redactor, level: Level, form: Form) -> None:
         """Write request lines to `sink` if `level` includes them: info, and warning for failed requests."""
         self._sink = sink
+        self._write = sink.write
         self._redactor = redactor
         self._clock = Clock()
         self._encode = _json_line if form == "json" else _text_line
@@ -105,13 +108,26 @@ class Log:
             if line.reason:
                 line.reason = self._redactor.text(line.reason)
             second, stamp = self._clock.now()
-            self._sink.write(self._encode(stamp, "warning" if failed else "info", line, result), second)
+            self._write(self._encode(stamp, "warning" if failed else "info", line, result), second)
         except Exception:  # noqa: BLE001 (a request must not fail for its log line)
             self._sink.lost += 1
 
     def path(self, path: str) -> str:
         """The path of a request without credentials, as the log and the ledger record it."""
         return self._redactor.path(path)
+
+    @contextmanager
+    def writing_together(self) -> Iterator[None]:
+        """Meanwhile, requests that end in one pass of trio's scheduler have their lines written together, behind it."""
+        writer = _Writer(self._sink)
+        trio.lowlevel.add_instrument(writer)
+        self._write = self._sink.hold
+        try:
+            yield
+        finally:
+            self._write = self._sink.write
+            trio.lowlevel.remove_instrument(writer)
+            self._sink.flush()
 
     @property
     def lines_lost(self) -> int:
@@ -125,6 +141,17 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _Writer(trio.abc.Instrument):
+    """Writes the lines that a sink holds before trio waits for something."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+
+    def before_io_wait(self, timeout: float) -> None:
+        if self._sink.holds:
+            self._sink.flush()
 
 
 class Clock:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 import stat
 import threading
@@ -25,7 +26,7 @@ class Sink:
     already belong to another file or socket.
     """
 
-    __slots__ = ("_checked", "_close", "_identity", "_lock", "_path", "_put", "_torn", "lost")
+    __slots__ = ("_checked", "_close", "_held", "_identity", "_lock", "_path", "_put", "_torn", "lost")
 
     def __init__(self, path: Path | None) -> None:
         """Open the file, or stderr if `path` is None. Raises `LogError`."""
@@ -33,6 +34,7 @@ class Sink:
         self._lock = threading.RLock()
         self._path = path
         self._torn = False
+        self._held: list[bytes] = []
         self._checked = 0
         self._identity = (0, 0)
         self.lost = 0
@@ -53,23 +55,59 @@ class Sink:
         `second` is the time: a moved file is detected once per second.
         """
         with self._lock:
+            if self._held:
+                self.flush()
             try:
-                if second != self._checked and self._path is not None:
+                if second != self._checked:
                     self._checked = second
-                    self._follow(self._path)
-                if self._torn:
-                    line = b"\n" + line
-                written = self._put(line)
+                    if self._path is not None:
+                        self._follow(self._path)
             except OSError:
                 self.lost += 1
-                return
+            else:
+                self._write(line)
+
+    def hold(self, line: bytes, second: int) -> None:
+        """Keep a line until `flush`, or until something else is written. Never raises."""
+        if second != self._checked:
+            self.write(line, second)
+        else:
+            self._held.append(line)
+
+    @property
+    def holds(self) -> bool:
+        return bool(self._held)
+
+    def flush(self) -> None:
+        """Write the lines that are held, as many in one call as a pipe takes whole. Never raises."""
+        with self._lock:
+            held, self._held = self._held, []
+            text = b""
+            for line in held:
+                if len(text) + len(line) > select.PIPE_BUF and text:
+                    self._write(text)
+                    text = b""
+                text += line
+            if text:
+                self._write(text)
+
+    def _write(self, text: bytes) -> None:
+        """Write whole lines in one call."""
+        start = b"\n" if self._torn else b""
+        try:
+            written = self._put(start + text)
+        except OSError:
+            written = 0
+            start = b""
+        else:
             # A full pipe accepts part of a line: the next line must not continue it.
-            self._torn = written != len(line)
-            self.lost += self._torn
+            self._torn = written != len(start) + len(text)
+        self.lost += text.count(b"\n", max(0, written - len(start)))
 
     def close(self) -> None:
         """Close the file; later lines go to stderr."""
         with self._lock:
+            self.flush()
             close = self._close
             self._path = None
             self._put, self._close = _plain_stderr()

@@ -28,6 +28,55 @@ def test_a_line_after_one_that_was_cut_begins_anew(monkeypatch: pytest.MonkeyPat
     assert sink.lost == 1
 
 
+def test_held_lines_are_written_together_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "proxy.log"
+    sink = Sink(path)
+    put, calls = sink._put, []
+
+    def count(text: bytes) -> int:
+        calls.append(text)
+        return put(text)
+
+    monkeypatch.setattr(sink, "_put", count)
+    line = b"x" * 999 + b"\n"
+    with closing(sink):
+        sink.write(b"zero\n", 7)
+        for number in range(9):
+            sink.hold(b"%d" % number + line, 7)
+        assert path.read_bytes() == b"zero\n"
+        sink.flush()
+        assert [len(text) for text in calls] == [5, 4004, 4004, 1001]  # a pipe takes 4,096 bytes whole
+        sink.hold(b"one\n", 7)
+        sink.write(b"two\n", 7)
+        sink.hold(b"three\n", 7)
+    assert path.read_bytes().endswith(b"8" + line + b"one\ntwo\nthree\n")
+    assert sink.lost == 0
+
+
+def test_each_line_that_is_cut_or_refused_is_lost_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[bytes] = []
+
+    def put(text: bytes) -> int:
+        if not taken or taken[-1] == b"":
+            taken.append(text[:6])
+        else:
+            taken.append(b"")
+            raise BlockingIOError
+        return len(taken[-1])
+
+    sink = Sink(None)
+    with closing(sink):
+        sink.write(b"", 0)
+        taken.clear()
+        monkeypatch.setattr(sink, "_put", put)
+        for _ in range(2):
+            for line in (b"one\n", b"two\n", b"six\n"):
+                sink.hold(line, 0)
+            sink.flush()
+    assert taken == [b"one\ntw", b""]
+    assert sink.lost == 5
+
+
 @pytest.mark.parametrize("kind", ["FIFO that no process reads", "socket"])
 def test_a_log_file_that_would_wait_for_a_reader_is_refused_at_once(kind: str, tmp_path: Path) -> None:
     place = tmp_path / "log"
