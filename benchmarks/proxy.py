@@ -6,7 +6,6 @@ import base64
 import http.client
 import os
 import secrets
-import socket
 import sys
 import time
 from collections import defaultdict
@@ -20,17 +19,11 @@ from attrs import define
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.processes import Process, ProcessFailed, Stoppable
+from tests.harness.ports import free_port
 
 _SERVER = (sys.executable, "-m", "llm_proxy", "server")
 _LOOK_EVERY = 0.05
 _ERROR_TAIL = 2000
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody listens on at the moment."""
-    with socket.create_server(("127.0.0.1", 0)) as sock:
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def call(method: str, url: str, body: Any = None, headers: Mapping[str, str] | None = None) -> tuple[int, bytes]:

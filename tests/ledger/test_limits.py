@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -116,6 +117,8 @@ OK = Result(outcome="ok", status=200, requested_model="m", input_tokens=7, outpu
 @pytest.mark.parametrize("scope", ["token", "project", "proxy"])
 @pytest.mark.parametrize("period", ["total", "minute", "month"])
 def test_a_limit_of_requests_is_never_exceeded(database: Database, token: Token, scope: str, period: str) -> None:
+    if period == "minute" and (left := 60 - time.time() % 60) < 5:
+        time.sleep(left)  # otherwise the next minute may begin meanwhile
     limit = limited(database, token, scope, period=period)
     decisions = admit(database, *(apply(token) for _ in range(3)))
     refused = "request_limit_exceeded" if period == "total" else "rate_limit_exceeded"
