@@ -7,12 +7,14 @@ import socket
 import sqlite3
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pymysql
 import pytest
 from attrs import evolve
 from pg8000 import legacy
 
+from db import Connection
 from db.database import Database, opened
 from db.dialects import Backend, backend_for
 from db.dialects.failure import FailureKind, network_failure
@@ -20,7 +22,7 @@ from db.dialects.postgresql.connection import PostgresConnection
 from db.dsn import Target
 from db.errors import Unavailable
 from db.options import Options
-from tests.databases.kinds import on
+from tests.databases.kinds import SERVERS, on
 
 POSTGRES = backend_for(Target("postgres", host="h", port=1), Options(), exclusive=True)
 MYSQL = backend_for(Target("mysql", host="h", port=1), Options(), exclusive=True)
@@ -267,6 +269,25 @@ def test_a_login_that_fails_leaves_no_socket(monkeypatch: pytest.MonkeyPatch) ->
             while server.recv(1024):
                 pass
         assert caught.tb is not None, "what it refers to would be collected"
+
+
+@on(*SERVERS)
+def test_a_connection_that_is_lost_leaves_no_socket(database: Database) -> None:
+    sockets: list[socket.socket] = []
+
+    def end(connection: Connection) -> None:
+        driver: Any = connection.connection.dbapi_connection
+        postgres = isinstance(driver, PostgresConnection)
+        sockets.append(driver._usock if postgres else driver._sock)
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pg_backend_pid())" if postgres else "KILL CONNECTION_ID()"
+        )
+        connection.exec_driver_sql("SELECT 1")
+
+    with pytest.raises(Unavailable) as caught:
+        database.read_now(end)
+    assert {opened.fileno() for opened in sockets} == {-1}
+    assert caught.tb is not None, "what it refers to would be collected"
 
 
 @on("mysql", "mariadb")

@@ -96,7 +96,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
         try:
             super().__init__(**arguments)
         except BaseException:
-            self._close_sockets()
+            _close_all(getattr(self, "_sock", None), getattr(self, "_usock", None))
             raise
         keep_alive(self._usock)
         self.register_in_adapter(TIMESTAMPTZ, _timestamptz)
@@ -127,8 +127,10 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
 
     def close(self) -> None:
         """Say goodbye and close the socket; one that is broken or closed already is no error."""
+        opened = self._sock, self._usock
         with suppress(legacy.InterfaceError):
             super().close()
+        _close_all(*opened)
 
     def rollback(self) -> None:
         self._deferred, self._ahead = b"", 0
@@ -192,14 +194,6 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
             raise legacy.InterfaceError("network error") from cause
         if context.error is not None:
             raise context.error
-
-    def _close_sockets(self) -> None:
-        """Close the sockets of a login that failed: pg8000 leaves them to the garbage collector."""
-        for name in ("_sock", "_usock"):
-            opened = getattr(self, name, None)
-            if opened is not None:
-                with suppress(OSError):  # what was still to be sent cannot be
-                    opened.close()
 
     def _run(self, statement: str) -> None:
         try:
@@ -272,3 +266,14 @@ def _dbapi_error(error: DatabaseError) -> Exception:
     code = fields.get("C", "") if isinstance(fields, dict) else ""
     known = {"23505": legacy.IntegrityError, "28000": legacy.InterfaceError}
     return known.get(code, legacy.ProgrammingError)(fields)  # type: ignore[no-any-return]  # published without types
+
+
+def _close_all(*opened: Any) -> None:
+    """Close what pg8000 leaves open: the sockets of a login that failed, and the file of a connection that was lost.
+
+    The error of the loss refers to that file, and a socket stays open as long as its file does.
+    """
+    for one in opened:
+        if one is not None:
+            with suppress(OSError):  # what was still to be sent cannot be
+                one.close()
