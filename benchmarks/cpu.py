@@ -19,10 +19,10 @@ from attrs import define, frozen
 
 from benchmarks.databases import NAMES, Kind
 from benchmarks.findings import Chapter, Plot, Series, Table, at_most, ratio
+from benchmarks.ports import free_port
 from benchmarks.processes import Process, ProcessFailed, Upstream
 from benchmarks.rig import Bench, Rig, Sample, Served, Subject, bottlenecks, check_upstream, put_load
 from benchmarks.targets import CPU_RATIO
-from tests.harness.ports import free_port
 
 #: Seconds for settlements to be written before the CPU time is read.
 SETTLE = 0.5

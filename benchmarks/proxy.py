@@ -18,8 +18,8 @@ import msgspec
 from attrs import define
 from prometheus_client.parser import text_string_to_metric_families
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Process, ProcessFailed, Stoppable
-from tests.harness.ports import free_port
 
 _SERVER = (sys.executable, "-m", "llm_proxy", "server")
 _LOOK_EVERY = 0.05

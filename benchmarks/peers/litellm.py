@@ -14,9 +14,9 @@ import yaml
 
 from benchmarks.peers.contender import Contender, Traits, await_answer, bearer, start_program
 from benchmarks.peers.installing import install_from_pypi
+from benchmarks.ports import free_port
 from benchmarks.processes import Upstream
 from benchmarks.rig import CHAT, KEY, Rig
-from tests.harness.ports import free_port
 
 #: Later ones refuse to start without a master key, or require releases of other packages that are not on PyPI.
 VERSION = "1.102.4"

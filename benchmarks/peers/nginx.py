@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 
 from benchmarks.peers.contender import Contender, Traits, await_answer, bearer, start_program
 from benchmarks.peers.installing import find_program
+from benchmarks.ports import free_port
 from benchmarks.processes import Upstream
 from benchmarks.rig import CHAT, KEY, Rig
-from tests.harness.ports import free_port
 
 NAME = "nginx"
 TRAITS = Traits(

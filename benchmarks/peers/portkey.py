@@ -9,9 +9,9 @@ from pathlib import Path
 
 from benchmarks.peers.contender import Contender, Traits, await_answer, bearer, start_program
 from benchmarks.peers.installing import find_program, install_from_npm
+from benchmarks.ports import free_port
 from benchmarks.processes import Upstream
 from benchmarks.rig import CHAT, KEY, Rig
-from tests.harness.ports import free_port
 
 VERSION = "1.15.2"
 NAME = f"Portkey gateway {VERSION}"

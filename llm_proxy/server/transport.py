@@ -18,7 +18,7 @@ CLOSED_POLL: Final = 1.0
 """Seconds between two polls of a connection that is not read because its buffer is full."""
 LINGER_GAP: Final = 2.0
 LINGER_TOTAL: Final = 8.0
-_CHECKS: Final = 4
+CHECKS: Final = 4
 _TCP_OPTIONS: Final = {"TCP_NODELAY": 1, "TCP_NOTSENT_LOWAT": 16 * 1024}
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
@@ -102,11 +102,11 @@ class SocketTransport(trio.abc.Stream):
     async def _send_rest(self, data: memoryview) -> None:
         """Write when the kernel has room again. It frees room in large steps, and a slow peer may need long for one.
 
-        So the length of the kernel's send queue is checked too, `_CHECKS` times in each `write_timeout`.
+        So the length of the kernel's send queue is checked too, `CHECKS` times in each `write_timeout`.
         """
         queued, taken = self._queued, trio.current_time()
         while data:
-            check = min(trio.current_time() + self._write_timeout / _CHECKS, taken + self._write_timeout)
+            check = min(trio.current_time() + self._write_timeout / CHECKS, taken + self._write_timeout)
             with trio.CancelScope(deadline=check) as pause:
                 await trio.lowlevel.wait_writable(self._fd)
             if not pause.cancelled_caught:

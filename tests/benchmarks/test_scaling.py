@@ -13,12 +13,12 @@ from attrs import evolve
 
 from benchmarks import scaling
 from benchmarks.databases import Databases, Kind
+from benchmarks.ports import free_port
 from benchmarks.processes import ProcessFailed, listener
 from benchmarks.rig import Bench
 from benchmarks.scaling import chapters, measurement
 from benchmarks.scaling.measurement import Load
 from benchmarks.scaling.model import Cost, Fleet, HotToken, Parameters, filled
-from tests.harness.ports import free_port
 
 FOUND = Parameters(
     proxy=Cost(fixed=400, each=200),

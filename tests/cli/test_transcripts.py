@@ -8,6 +8,7 @@ from pathlib import Path
 from attrs import evolve
 from click.testing import Result
 
+from benchmarks.ports import free_port
 from db.database import opened
 from db.dsn import parse
 from db.options import Options
@@ -20,7 +21,6 @@ from tests.db.pasts import write_past
 from tests.db.queries.factories import a_project, a_token
 from tests.docs.blocks import block
 from tests.harness.files import write_secret
-from tests.harness.ports import free_port
 from tests.harness.server import ROOT
 
 PAGES = ROOT / "docs" / "database"

@@ -21,8 +21,8 @@ from typing import Any
 
 from attrs import Factory, define, frozen
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Process
-from tests.harness.ports import free_port
 from tests.harness.server import ROOT, Server
 
 _TOOLS = ("buildah", "chroot", "mkdir", "mount", "setpriv", "sh", "unshare")

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Process
 from db.database import opened
 from db.dsn import Target, parse
@@ -32,7 +33,6 @@ from tests.databases.kinds import Kind, on
 from tests.databases.programs import Instance
 from tests.databases.scratch import Databases
 from tests.databases.servers import own_instance
-from tests.harness.ports import free_port
 from tests.harness.prometheus import ADVICE, find_prometheus
 from tests.harness.server import Server
 

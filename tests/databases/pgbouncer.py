@@ -13,11 +13,11 @@ from tempfile import TemporaryDirectory
 
 from attrs import evolve
 
+from benchmarks.ports import free_port
 from db.database import opened
 from db.dsn.target import Target
 from db.errors import Unavailable
 from db.options import Options
-from tests.harness.ports import free_port
 
 #: Where packages put it when it is not on the PATH.
 _FOLDERS = "/usr/sbin:/usr/local/sbin:/opt/homebrew/bin"

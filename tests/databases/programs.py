@@ -15,9 +15,9 @@ from pathlib import Path
 
 from attrs import define, frozen
 
+from benchmarks.ports import free_port
 from benchmarks.processes import family
 from tests.databases.kinds import Kind
-from tests.harness.ports import free_port
 
 #: Where packages put the programs when they are not on the PATH: Debian, Homebrew on Apple silicon and on Intel.
 _FOLDERS = {

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from attrs import frozen
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Process, family
-from tests.harness.ports import free_port
 from tests.harness.server import ROOT, Server, loaded
 
 #: Replacements for programs of a page that a machine may not have.

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from attrs import frozen
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Process
 from tests.docs.blocks import block
 from tests.harness.certificates import Authority
 from tests.harness.nginx import listens
-from tests.harness.ports import free_port
 from tests.harness.server import ROOT
 
 PAGE = ROOT / "docs" / "deployment" / "reverse-proxy.md"

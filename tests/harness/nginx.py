@@ -14,10 +14,10 @@ from pathlib import Path
 
 from attrs import define
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Process
 from tests.docs.blocks import block
 from tests.harness.certificates import Authority
-from tests.harness.ports import free_port
 from tests.harness.server import ROOT
 
 PAGE = ROOT / "docs" / "deployment" / "reverse-proxy.md"

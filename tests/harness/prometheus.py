@@ -16,8 +16,8 @@ from urllib.parse import urlencode
 import yaml
 from attrs import frozen
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Process
-from tests.harness.ports import free_port
 from tests.harness.server import ROOT
 
 FOLDER = ROOT / "containers" / "prometheus"

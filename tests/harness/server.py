@@ -25,9 +25,9 @@ from typing import Any
 import trio
 from attrs import define, field, frozen
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Process
 from tests.harness import client
-from tests.harness.ports import free_port
 from tests.harness.warm import Warm, warm_programs
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ports import free_port
 from llm_proxy.config import Settings
 from tests.databases.kinds import on
-from tests.harness.ports import free_port
 from tests.helm import pod
 from tests.helm.chart import EXAMPLES, Manifest, deployment, environment, merged, of_kind, render, server
 from tests.helm.program import PATIENCE

@@ -18,6 +18,7 @@ import pytest
 import trio
 from attrs import Factory, define
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Upstream
 from tests.databases.fixtures import lacking
 from tests.databases.kinds import on
@@ -26,7 +27,6 @@ from tests.docs.blocks import blocks
 from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers
 from tests.harness.nginx import ADVICE, Nginx, find_nginx, running_nginx
-from tests.harness.ports import free_port
 from tests.harness.server import MANAGEMENT_TOKEN, ROOT, Server, StartServer
 from tests.scenarios import ledger_checks
 

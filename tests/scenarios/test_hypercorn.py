@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import pytest
 import trio
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Upstream
 from db.dsn.target import Target
 from tests.databases.kinds import on
 from tests.harness import client
 from tests.harness.deployment import Deployment, chat_body, chat_headers, provider_settings
-from tests.harness.ports import free_port
 from tests.harness.server import running_server
 from tests.scenarios import aftermath, ledger_checks
 

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from benchmarks.ports import free_port
 from tests.databases.fixtures import lacking
 from tests.databases.kinds import on
 from tests.docs.blocks import block
@@ -24,7 +25,6 @@ from tests.harness.balancers import ADVICE, BALANCERS, PORTS, Balancer, find_bal
 from tests.harness.deployment import Deployment, chat_body, chat_headers
 from tests.harness.nginx import ADVICE as NGINX_ADVICE
 from tests.harness.nginx import find_nginx, running_nginx
-from tests.harness.ports import free_port
 from tests.harness.server import MANAGEMENT_TOKEN, ROOT
 from tests.scenarios.evasions import ask, evasions
 

@@ -17,10 +17,10 @@ import pytest
 import yaml
 from google import genai
 
+from benchmarks.ports import free_port
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness.deployment import UPSTREAM_KEY
-from tests.harness.ports import free_port
 from tests.harness.server import Server, running_server
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from benchmarks.ports import free_port
 from benchmarks.processes import Upstream
 from benchmarks.upstream.faults import FAULTS
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness import client
 from tests.harness.deployment import UPSTREAM_KEY, Deployment, chat_body, chat_headers
-from tests.harness.ports import free_port
 from tests.harness.server import running_server
 from tests.scenarios import aftermath, ledger_checks
 
