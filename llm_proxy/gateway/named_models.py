@@ -24,7 +24,7 @@ from llm_proxy.errors import BadRequest, BodyNotRead, InvalidJson, ModelNotAllow
 from llm_proxy.gateway.http import parameters
 from llm_proxy.gateway.http.json_members import MALFORMED, JsonMembers, decoded, items_of, members_of, text_of
 from llm_proxy.gateway.http.parameters import Parameters, alias_of, bare
-from llm_proxy.gateway.usage.shapes import MAX_MODEL
+from llm_proxy.gateway.usage.shapes import MAX_MODEL, model_name
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -229,6 +229,9 @@ def _of_request(inbound: Inbound, provider: Provider) -> Generator[None, None, l
     if inbound.content == _PLAIN and (body := inbound.complete()) is not None:
         models = _read_quickly(body, places)
         if models is not None:
+            if names == ("model",) and len(models) == 1:
+                # Its row in the ledger names it too.
+                inbound.model = model_name(models[0])
             return found + models
     reader = parameters.reader(inbound.headers, path, partial(_Members, places))
     for piece in inbound.pieces:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
 from contextlib import closing, suppress
@@ -38,6 +39,7 @@ def test_held_lines_are_written_together_and_in_order(tmp_path: Path, monkeypatc
         return put(text)
 
     monkeypatch.setattr(sink, "_put", count)
+    monkeypatch.setattr(select, "PIPE_BUF", 4096)
     line = b"x" * 999 + b"\n"
     with closing(sink):
         sink.write(b"zero\n", 7)
@@ -45,7 +47,7 @@ def test_held_lines_are_written_together_and_in_order(tmp_path: Path, monkeypatc
             sink.hold(b"%d" % number + line, 7)
         assert path.read_bytes() == b"zero\n"
         sink.flush()
-        assert [len(text) for text in calls] == [5, 4004, 4004, 1001]  # a pipe takes 4,096 bytes whole
+        assert [len(text) for text in calls] == [5, 4004, 4004, 1001]  # at most what a pipe takes whole
         sink.hold(b"one\n", 7)
         sink.write(b"two\n", 7)
         sink.hold(b"three\n", 7)
