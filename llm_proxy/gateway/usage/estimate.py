@@ -86,8 +86,12 @@ def input_tokens(first: bytes, last: bytes | None, size: int) -> int:
     tokens, seen, binary = 0.0, 0, 0
     for part in filter(None, (first, last)):
         begins_inside = part is last and _TEXT_END.match(part) is not None
-        text, found = _BINARY.subn(b"", _SIGNATURE.sub(b"", part))
-        binary += found
+        text = part
+        if b"ignature" in text or b"encrypted_content" in text:
+            text = _SIGNATURE.sub(b"", text)
+        if len(text) >= _BINARY_LENGTH:
+            text, found = _BINARY.subn(b"", text)
+            binary += found
         seen += len(part)
         texts = b"".join(_TEXT.findall(b'"text":"' + text if begins_inside else text))
         tokens += _tokens(texts) + (len(text) - len(texts)) / _FRAME_LENGTH
