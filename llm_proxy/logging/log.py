@@ -150,8 +150,7 @@ class _Writer(trio.abc.Instrument):
         self._sink = sink
 
     def before_io_wait(self, timeout: float) -> None:
-        if self._sink.holds:
-            self._sink.flush()
+        self._sink.flush()
 
 
 class Clock:

@@ -55,8 +55,7 @@ class Sink:
         `second` is the time: a moved file is detected once per second.
         """
         with self._lock:
-            if self._held:
-                self.flush()
+            self.flush()
             try:
                 if second != self._checked:
                     self._checked = second
@@ -74,12 +73,10 @@ class Sink:
         else:
             self._held.append(line)
 
-    @property
-    def holds(self) -> bool:
-        return bool(self._held)
-
     def flush(self) -> None:
         """Write the lines that are held, as many in one call as a pipe takes whole. Never raises."""
+        if not self._held:
+            return
         with self._lock:
             held, self._held = self._held, []
             text = b""
@@ -98,7 +95,6 @@ class Sink:
             written = self._put(start + text)
         except OSError:
             written = 0
-            start = b""
         else:
             # A full pipe accepts part of a line: the next line must not continue it.
             self._torn = written != len(start) + len(text)
