@@ -2,10 +2,11 @@
 
 A sealed API key is text that names its form, so that a value of one form is never read as another:
 
-    enc:v2:<kid>:<base64url(nonce ‖ ciphertext ‖ tag)>   AES-256-GCM, bound to its project by the associated data
+    enc:v2:<kid>:<base64url(nonce ‖ ciphertext ‖ tag)>   AES-256-GCM, bound to its owner's id by the associated data
     enc:v1:<base64(nonce ‖ ciphertext ‖ tag)>            AES-256-GCM without associated data; read, never written
     plain:<key>                                          if the operator allows plain text
 
+The owner is a credential, or a project for its copy of one.
 The key id `kid` is a short digest of the key. Nonces are random, which is safe for 2³² seals under one key (NIST SP
 800-38D, section 8.3); that is never reached, because an API key is sealed only when it changes.
 """
@@ -87,16 +88,16 @@ class KeyRing:
         """The ids of the keys, the first one seals; empty for plain text."""
         return tuple(self._ciphers)
 
-    def seal(self, plain: str, project_id: str) -> str:
-        """Encrypt an API key for one project; it cannot be opened for another one."""
+    def seal(self, plain: str, owner: str) -> str:
+        """Encrypt an API key for the id of its owner; it cannot be opened for another one."""
         if self._sealing_kid is None:
             return _PLAIN + plain
         nonce = os.urandom(_NONCE_BYTES)
-        box = self._ciphers[self._sealing_kid].encrypt(nonce, plain.encode(), project_id.encode())
+        box = self._ciphers[self._sealing_kid].encrypt(nonce, plain.encode(), owner.encode())
         return f"{_V2}{self._sealing_kid}:{base64.urlsafe_b64encode(nonce + box).decode('ascii')}"
 
-    def open(self, sealed: str, project_id: str) -> str:
-        """Decrypt the API key of a project. Raises `SealError`."""
+    def open(self, sealed: str, owner: str) -> str:
+        """Decrypt the API key of an owner. Raises `SealError`."""
         if sealed.startswith(_V2):
             kid, colon, body = sealed[len(_V2) :].partition(":")
             if not colon:
@@ -107,7 +108,7 @@ class KeyRing:
                     f"an API key was sealed under the key {kid!r}, which is not in ENCRYPTION_KEY"
                     f" (known here: {', '.join(self._ciphers) or 'none'})"
                 )
-            return _decrypt(cipher, _split_box(body.replace("-", "+").replace("_", "/")), project_id.encode())
+            return _decrypt(cipher, _split_box(body.replace("-", "+").replace("_", "/")), owner.encode())
         if sealed.startswith(_V1):
             return self._open_v1(sealed[len(_V1) :])
         if sealed.startswith(_PLAIN):
@@ -204,6 +205,6 @@ def _decrypt(cipher: AESGCM, box: tuple[bytes, bytes], associated: bytes | None)
     try:
         return cipher.decrypt(box[0], box[1], associated).decode()
     except InvalidTag:
-        raise SealError("a sealed API key was altered, or belongs to another project") from None
+        raise SealError("a sealed API key was altered, or belongs to another credential or project") from None
     except UnicodeDecodeError:
         raise SealError("a sealed API key is damaged: it is not text") from None

@@ -34,7 +34,7 @@ def test_a_sealed_key_opens_for_its_project() -> None:
 
 def test_a_sealed_key_opens_for_no_other_project() -> None:
     ring = KeyRing.generate()
-    with pytest.raises(SealError, match="altered, or belongs to another project"):
+    with pytest.raises(SealError, match="altered, or belongs to another credential or project"):
         ring.open(ring.seal(API_KEY, PROJECT), OTHER)
 
 
