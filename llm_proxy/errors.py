@@ -105,7 +105,7 @@ class DataPlaneError(ProxyError):
 
 class BadRequest(DataPlaneError):
     status, code = 400, "bad_request"
-    message = "A header of the request holds a control character."
+    message = "A header of the request contains a control character."
 
 
 class ParameterNotAllowed(BadRequest):
@@ -221,7 +221,7 @@ class RequestTimeout(DataPlaneError):
 class RequestTooLarge(DataPlaneError):
     status, code = 413, "request_too_large"
     message = "The request body is larger than this proxy accepts."
-    error, description = "The request body is too large", "Bodies of the management API have at most 1 MB."
+    error, description = "The request body is too large", "Bodies of the management API have at most 1 MiB."
 
 
 class UpgradeRequired(DataPlaneError):
@@ -369,14 +369,13 @@ class CredentialShared(ManagementError):
 
 class ProjectDeactivated(ManagementError):
     status, code, error = 409, "project_inactive", "The project is deactivated"
-    description = 'Tokens of a deactivated project open nothing. Activate it first: PATCH it with {"active": true}.'
+    description = 'Tokens of a deactivated project are rejected. Activate it first: PATCH it with {"active": true}.'
 
 
 class TokenRevoked(ManagementError):
     status, code, error = 409, "token_revoked", "The token is revoked"
     description = (
-        'A new secret would open nothing. Take the revocation back first (PATCH it with {"active": true}),'
-        " or make a new token."
+        'Its new secret would be rejected too. Activate it first (PATCH it with {"active": true}), or make a new token.'
     )
 
 

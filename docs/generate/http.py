@@ -37,7 +37,7 @@ _MANAGEMENT = f"""\
 A JSON API with `Authorization: Bearer MANAGEMENT_TOKEN`. The commands under `llm-proxy manage` use it;
 [Your first project and token](guides/first-project.md) shows how, step by step.
 
-- A body is a JSON object with `Content-Type: application/json`, of at most {operations.BODY_LIMIT // 1024} KiB.
+- A body is a JSON object with `Content-Type: application/json`, of at most {operations.BODY_LIMIT // 1024**2} MiB.
 - Unknown fields and parameters are refused, and one error names every mistake.
 - Timestamps are RFC 3339 in UTC. Ids are UUIDs, also in capitals, and are not secret.
 - A change applies to the next request on every server of the database.

@@ -74,7 +74,7 @@ class Token(Struct):
     name: _Name
     last4: Annotated[str, text(4, 4), doc("The last characters of its secret.")]
     active: Annotated[bool, doc("False once it is revoked.")]
-    expires_at: Annotated[Timestamp | None, doc("When it expires; null: never.")]
+    expires_at: Annotated[Timestamp | None, doc("When it expires. Null (never) is not made by this API.")]
     max_requests: _MaxRequests
     labels: _Labels
     models: _Models

@@ -70,7 +70,7 @@ TOO_LARGE = (
     413,
     "The request body is too large",
     "request_too_large",
-    "Bodies of the management API have at most 1 MB.",
+    "Bodies of the management API have at most 1 MiB.",
 )
 
 

@@ -91,7 +91,7 @@ CONTROL_PLANE = (
         413,
         "request_too_large",
         "The request body is too large",
-        "Bodies of the management API have at most 1 MB.",
+        "Bodies of the management API have at most 1 MiB.",
         content="x" * (1024 * 1024 + 1),
     ),
     new("no object", [], "it must be a JSON object."),

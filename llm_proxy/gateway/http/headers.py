@@ -227,7 +227,7 @@ def request_headers(
     if connection:
         kept = _without_named(kept, connection)
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
-        raise BadRequest("A header of the request contains a control character.")
+        raise BadRequest
     if static:
         kept = [field for field in kept if field[0].replace(b"_", b"-") not in static]
         kept += static.items()
