@@ -92,7 +92,7 @@ class Settings:
     db_outage_grace_window: float = DATABASE.setting(
         kinds.duration(),
         "5m",
-        "With `grace`: time for which a worker accepts a token after it last saw that token in the database.",
+        "With `grace`: time for which a worker accepts a token after the database last admitted a request of it.",
     )
     db_outage_grace_requests: int = DATABASE.setting(
         kinds.integer(1, 1_000_000),
@@ -238,7 +238,7 @@ class Settings:
     )
 
     api_config_path: Path | None = PROVIDERS.optional(
-        kinds.EXISTING_FILE, "YAML file of the providers. Default: OpenAI and Anthropic."
+        kinds.EXISTING_FILE, "YAML file of the providers. Default: the built-in providers."
     )
     default_api_provider: str | None = PROVIDERS.optional(
         kinds.TEXT,

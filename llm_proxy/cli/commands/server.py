@@ -38,7 +38,8 @@ def command(addr: str | None, db: str | None, workers: str | None, config: Path 
 
     SIGTERM or Ctrl-C stops the server after running requests have ended, or after SHUTDOWN_GRACE. With SHUTDOWN_DELAY,
     it first continues to serve for that time with /ready at 503, so that load balancers notice. SIGHUP reads the
-    provider file again; with several workers also settings and certificates, and it replaces the workers one by one.
+    provider and price files again; with several workers also settings and certificates, and it replaces the workers
+    one by one.
 
     On SQLite, if MANAGEMENT_TOKEN is not set, the server makes a token and keeps it in a file beside the database.
     """
