@@ -38,7 +38,7 @@ class Target:
         tls_ca, tls_cert, tls_key: PEM files that the URL names; they win over `Options`.
         connect_timeout, read_timeout, write_timeout: seconds, where the URL sets them; they win over `Options`.
         application_name: what the server's list of sessions calls this program (PostgreSQL).
-        channel_binding: the login must prove that nobody sits between (PostgreSQL, SCRAM over TLS).
+        channel_binding: the login must prove that there is no man in the middle (PostgreSQL, SCRAM over TLS).
     """
 
     driver: Driver

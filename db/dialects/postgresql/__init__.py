@@ -275,7 +275,8 @@ def _failure(error: BaseException) -> Failure:
         case "Server refuses SSL":
             return failures.NO_TLS
         case "channel binding":
-            return Failure(FailureKind.UNAVAILABLE, "it did not prove by channel binding that nobody sits between")
+            words = "it did not prove by channel binding that there is no man in the middle"
+            return Failure(FailureKind.UNAVAILABLE, words)
         case str() if "uthentication method" in details:
             return Failure(
                 FailureKind.UNAVAILABLE, "it asks for a way of logging in that is not supported; use scram-sha-256"
