@@ -21,8 +21,9 @@ _FLEETS = ((1, 100), (2, 100), (2, 1000), (10, 100), (10, 1000), (10, 5000), (10
 _ON_ONE_TOKEN = ((2, 100), (10, 100), (10, 500), (100, 100), (100, 500))
 #: Columns: the parameters of a database, and what else its replicas take.
 PARAMETERS = (
-    *("database", "proxy, µs a transaction", "and a request", "database, µs a transaction", "and a request"),
-    *("ms a transaction", "and a request", "sharing, of the connections", "cores in use", "connections of a process"),
+    *("database", "proxy: µs per transaction", "plus µs per request", "database: µs per transaction"),
+    *("plus µs per request", "ms per transaction", "plus ms per request", "requests per transaction and connection"),
+    *("part of the cores in use", "connections per process"),
 )
 
 
