@@ -8,6 +8,7 @@ The package `dsn` turns `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` into a `
 `types`, `schema` and `records` declare the tables and what rows look like in Python; `queries` holds the functions.
 `migrate` brings a database to the schema, with the revisions of the `migrations` package, and checks whether a newer
 schema suits this version.
+`copy` copies a database into another one. `spool` keeps records on this machine's disk until the database has them.
 `errors` is all that callers have to catch: its messages are fit for users and never hold a driver's words.
 """
 

@@ -1,7 +1,9 @@
 """Where the databases differ; nothing outside names one of them.
 
 `sqlite`, `postgresql` and `mysql` (with MariaDB) connect each in their own way and know what their errors mean.
-`statements` holds what the queries need and SQL spells in several ways, `bulk` what they do with many rows at once.
+`server` and `wire` are the connections to a server, `migration_lock` the wait for another migration, and `failure` the
+meaning of an error. `statements` holds what the queries need and SQL spells in several ways, `bulk` what they do with
+many rows at once.
 """
 
 from __future__ import annotations

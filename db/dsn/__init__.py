@@ -1,4 +1,4 @@
-"""Where the database is: `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` read into a `Target`. Pure; no I/O.
+"""Where the database is: `DB_DRIVER`, `DATABASE_URL` and `DATABASE_PATH` read into a `target.Target`. Pure; no I/O.
 
 Accepted are `postgres://` and `postgresql://` URLs as libpq and Go's drivers take them, `mysql://` and `mariadb://`
 URLs, the form of Go's MySQL driver, `user:password@tcp(host:port)/database?tls=true`, and `sqlite:` with a path.

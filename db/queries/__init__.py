@@ -3,11 +3,15 @@
 Functions take a `Connection` inside a transaction and return records. They neither commit nor know which database
 they are talking to.
 
-- `credentials`, `projects`, `tokens`: changed by the management API
-- `ledger`: admission, settlement, heartbeats, the sweep, and the proof
+- `credentials`, `projects`, `tokens`, `limits`: changed by the management API; `seals`: their API keys, as sealed
+- `ledger`: admission, settlement, heartbeats, and the sweep
+- `counters`: what limits have counted
+- `objects`: which project created an object at a provider
+- `daily`: daily sums
+- `proof`, `repair`: whether a ledger adds up, and the repair of one that does not
 - `pruning`: retention of the ledger
-- `repair`: repair of a ledger that does not add up
-- `requests`: the ledger's rows, listed
+- `requests`, `refusals`, `audit`: rows of these tables, listed
+- `usage`: reports
 - `tables`: whole tables, for copies
 - `rows`: between rows and records
 """

@@ -2,7 +2,8 @@
 
 - `schema`: the types of fields; readers that report every mistake of a body or a query
 - `operations`: from an operation's declaration to its route; errors as responses
-- `projects`, `tokens`, `limits`, `requests`, `refusals`, `usage`, `audit`, `server`: one file per resource
+- `projects`, `credentials`, `tokens`, `limits`, `requests`, `refusals`, `usage`, `audit`, `server`: one file per
+  resource
 - `pages`: keyset paging, CSV
 - `auth`: the management token
 - `refused_calls`: refused calls in the audit log

@@ -8,7 +8,9 @@ In the order of a request's path:
 - `providers/`: the providers: URL, credential, allow-lists, timeouts
 - `auth/`: credentials without a long-lived key: tokens, signatures
 - `admission`: checks before the ledger is asked
-- `requested_model`: the model that a request names
+- `objects/`: files, batches and other objects that requests create, name or list
+- `requested_model`: the model that a request names; `named_models`: all of them
+- `labels`: for whom and for what a request is
 - `demand`: what a request will use, for limits; `worst_case`: the most that it can use
 - `limit_reports`: warnings of limits, and reservations that were too small
 - `stream_usage`: streams of chats are asked for their usage

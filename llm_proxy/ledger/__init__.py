@@ -13,6 +13,17 @@ is back. Where a commit's fate is unknown, its admissions are refused, and given
 
 If the outage mode is enabled (`outage`), it is called instead of the ledger, and admits for a while without the
 database.
+
+- `writer`: the ledger of one worker
+- `batch`, `transaction`: the requests and settlements of one transaction, and the function that runs it
+- `lookup`: what running requests read beside it
+- `waiting`: requests that wait until running ones have ended
+- `locked`: requests whose rows another transaction has locked
+- `limits`: limits, judged and counted
+- `isolation`: objects at a provider that a project may reach
+- `late`: usage that comes after its request has ended
+- `refusals`: records refused requests
+- `prune`: retention, and daily sums
 """
 
 from __future__ import annotations
