@@ -27,6 +27,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 #: Longest part of a wrong value that is shown.
 _SHOWN: Final = 80
+#: A text in the form of an API key without a prefix, as those of Azure, Cohere, Mistral and Together.
+_KEY: Final = re.compile(r"(?=[^0-9]*[0-9])(?=[^A-Za-z]*[A-Za-z])[A-Za-z0-9_+=-]{28,}")
 
 
 class InvalidValue(ValueError):
@@ -59,8 +61,8 @@ class Kind(Generic[T]):
 
 
 def may_hide_secret(text: str) -> bool:
-    """Whether a wrong value may contain a password before an @, or a key in the query of a URL."""
-    return "@" in text or ("://" in text and "?" in text)
+    """Whether a wrong value may contain a password before an @, or a key in the query of a URL, or may be a key."""
+    return "@" in text or ("?" in text and ("://" in text or "=" in text)) or _KEY.fullmatch(text) is not None
 
 
 def quoted(text: str) -> str:

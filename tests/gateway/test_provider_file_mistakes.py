@@ -153,7 +153,23 @@ FILES = [
     ),
     (
         "apis: {openai: {auth: sk-SECRET1234567890abcdefghij}}",
+        [f"line 1: apis.openai.auth (value hidden): allowed: one of {AUTH}"],
+    ),
+    (
+        "apis: {openai: {auth: sk-SECRET123}}",
         [f"line 1: apis.openai.auth='[redacted]': allowed: one of {AUTH}"],
+    ),
+    (
+        "apis: {openai: {auth: 0123456789abcdef0123456789ABCDEF}}",
+        [f"line 1: apis.openai.auth (value hidden): allowed: one of {AUTH}"],
+    ),
+    (
+        "default_api: 0123456789abcdef0123456789ABCDEF\napis: {openai: {}}",
+        ["line 1: default_api (value hidden): there is no such provider; allowed: openai"],
+    ),
+    (
+        "apis: {openai: {base_url: 'x.example?key=0123456789'}}",
+        ["line 1: apis.openai.base_url (value hidden): a base URL begins with https:// or http://"],
     ),
     (
         "apis: {openai: {base_url: 'x.example'}}",

@@ -134,7 +134,7 @@ def load(settings: Settings) -> Providers:
     if settings.default_api_provider is not None:
         default = settings.default_api_provider
         if apis and default not in apis:
-            mistakes.append(f"DEFAULT_API_PROVIDER={default!r}: {_no_such(default, apis)}")
+            mistakes.append(f"{assignment('DEFAULT_API_PROVIDER', default)}: {_no_such(default, apis)}")
     if settings.openai_api_url is not None:
         try:
             openai = structs.replace(apis.get("openai", _BuiltIn()), base_url=split_base_url(settings.openai_api_url))
@@ -168,7 +168,7 @@ def _read(document: Document, settings: Settings) -> tuple[dict[str, _BuiltIn], 
         elif content.apis is not None:
             document.report(("apis",), "apis contains no provider; add at least one")
     elif default is not None and default not in names:
-        document.report(("default_api",), f"default_api={default!r}: {_no_such(default, names)}")
+        document.report(("default_api",), f"{assignment('default_api', default)}: {_no_such(default, names)}")
     elif default is None and "openai" in names:
         default = "openai"
     elif default is None and len(names) == 1:
