@@ -179,3 +179,10 @@ def test_a_query_of_visible_ascii_is_allowed(query: bytes) -> None:
 def test_a_query_that_would_break_the_request_line_is_refused(query: bytes) -> None:
     with pytest.raises(InvalidPath):
         paths.check_query(query)
+
+
+@pytest.mark.parametrize("query", [b"$httpMethod=DELETE", b"a=b&%24HTTPMETHOD=GET", b"%24c%74=text/plain"])
+def test_a_query_that_makes_it_another_request_at_google_is_refused(query: bytes) -> None:
+    paths.check_query(b"$alt=sse&$fields=a&x=$ct")
+    with pytest.raises(InvalidPath):
+        paths.check_query(query)
