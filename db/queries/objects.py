@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote
 
 from sqlalchemy import Connection, Select, and_, delete, func, or_, select, union_all, update
@@ -19,6 +19,9 @@ from db.schema import credentials, project_credentials, projects, provider_objec
 #: The batch in the path of a request that has shown its output: at OpenAI and Together, and at Mistral.
 _BATCH = re.compile(r"/(?:batches|batch/jobs)/([^/?]+)")
 
+#: Kind of objects whose ids clients choose, and can choose again when the object has expired: files at Google.
+NAMED: Final = "named_file"
+
 _record = BulkInsert(insert_new(provider_objects), names(ProviderObject))
 
 # Each key that each project uses, and at which provider. Servers of the release before know the key of a project only.
@@ -31,8 +34,12 @@ _uses = union_all(
 
 
 def record(connection: Connection, objects: Iterable[ProviderObject]) -> None:
-    """Write whose these objects are. One that is recorded already stays its first owner's."""
+    """Write whose these objects are. One that is recorded already stays its first owner's, unless it is `NAMED`."""
     rows = {(one.provider, one.object_id): one for one in objects}
+    found = provider_objects.c
+    for key in sorted(key for key, one in rows.items() if one.kind == NAMED):
+        earlier = (found.provider == key[0], found.object_id == key[1], found.project_id != rows[key].project_id)
+        connection.execute(delete(provider_objects).where(*earlier))
     _record(connection, [rows[key] for key in sorted(rows)])
 
 

@@ -357,7 +357,7 @@ CREATIONS: list[tuple[str, str, dict[str, Any], dict[str, str]]] = [
         "POST",
         "/gemini/upload/v1beta/files",
         {"file": {"name": "files/abc-1", "uri": "https://x/v1beta/files/abc-1"}},
-        {"abc-1": "file"},
+        {"abc-1": "named_file"},
     ),
 ]
 

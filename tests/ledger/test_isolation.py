@@ -135,6 +135,14 @@ def test_the_first_owner_stays_and_only_it_can_remove_its_object(database: Datab
     assert set(recorded(database)) == {"File-1"}
 
 
+def test_an_object_that_is_named_by_clients_belongs_to_the_last_one_that_made_it(database: Database) -> None:
+    """The first file has expired at the provider, which tells nobody: otherwise there could be no second one."""
+    (_, token), (second, other) = new_project(database), new_project(database)
+    for one in (token, other, other):
+        decide(database, settlements=[Settlement.of(grant(database, one), OK, (("report", "named_file"),))])
+    assert recorded(database) == {"report": ("named_file", second.id)}
+
+
 def test_two_requests_that_show_one_object_at_once_record_it_once(database: Database) -> None:
     first, token = new_project(database)
     made = [Settlement.of(grant(database, token), OK, (("file-1", "file"),)) for _ in range(2)]

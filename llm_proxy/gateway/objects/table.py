@@ -33,6 +33,8 @@ from urllib.parse import unquote
 
 from attrs import field, frozen
 
+from db.queries.objects import NAMED
+
 _TABLE: Final = """
 POST        /v1/chat/completions                          creates completion, body chat
 GET         /v1/chat/completions                          account
@@ -265,7 +267,7 @@ YIELDS: Final[Mapping[str, Mapping[str, str]]] = {
     "video": {"id": "video", "request_id": "video"},
     "job": {"id": "job", "result_files": "file"},
     "upload_file": {"file.id": "file"},
-    "uploaded_file": {"file.name": "file"},
+    "uploaded_file": {"file.name": NAMED},
     "thread_run": {"id": "run", "thread_id": "thread"},
     # A container, and the files that the code in it has made.
     "message": {"container.id": "container", "content.content.content.file_id": "file"},
