@@ -185,8 +185,6 @@ POST        /v2/embed
 POST        /v2/rerank
 POST        /v1/models/*:batchGenerateContent             account
 POST        /v1beta/models/*:batchGenerateContent         account
-POST        /v1/models/*:asyncBatchEmbedContent           account
-POST        /v1beta/models/*:asyncBatchEmbedContent       account
 POST        /publishers/*/models/*:fetchPredictOperation  account
 POST        /upload/v1beta/files                          creates uploaded_file
 POST        /upload/v1/files                              creates uploaded_file
@@ -196,9 +194,29 @@ GET         /v1beta/files/{file}
 DELETE      /v1beta/files/{file}                          deletes
 GET         /v1beta/models
 GET         /v1beta/models/*
-POST        /v1beta/models/*                              body contents
-POST        /v1/models/*                                  body contents
-POST        /publishers/*/models/*                        body contents
+POST        /v1beta/models/*:generateContent              body contents
+POST        /v1/models/*:generateContent                  body contents
+POST        /publishers/*/models/*:generateContent        body contents
+POST        /v1beta/models/*:streamGenerateContent        body contents
+POST        /v1/models/*:streamGenerateContent            body contents
+POST        /publishers/*/models/*:streamGenerateContent  body contents
+POST        /v1beta/models/*:countTokens                  body contents
+POST        /v1beta/models/*:embedContent                 body contents
+POST        /v1beta/models/*:batchEmbedContents           body contents
+POST        /v1beta/models/*:predict                      body contents
+POST        /v1beta/models/*:predictLongRunning           body contents
+POST        /v1/models/*:countTokens                      body contents
+POST        /v1/models/*:embedContent                     body contents
+POST        /v1/models/*:batchEmbedContents               body contents
+POST        /v1/models/*:predict                          body contents
+POST        /v1/models/*:predictLongRunning               body contents
+POST        /publishers/*/models/*:countTokens            body contents
+POST        /publishers/*/models/*:computeTokens          body contents
+POST        /publishers/*/models/*:embedContent           body contents
+POST        /publishers/*/models/*:predict                body contents
+POST        /publishers/*/models/*:predictLongRunning     body contents
+POST        /publishers/*/models/*:rawPredict             body contents
+POST        /publishers/*/models/*:streamRawPredict       body contents
 POST        /chat/completions                             body chat
 GET         /models
 POST        /v1/fim/completions
