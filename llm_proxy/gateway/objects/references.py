@@ -1,13 +1,14 @@
 r"""The ids of objects in a request body.
 
 In JSON, an id is a string in a member of one of these names, at any depth (`_NAMES`): the string itself, each string of
-a list, or the `id` of an object or of the objects of a list (`_OWNERS`). Items that a client sends back are named by
-`id`: those of a type that the provider looks up (`item_reference`, reasoning, a generated image), and those that are
-nothing but an id. So the list is that of the APIs' documentation, and not one of forms of ids: a message may say
-`file-1`. What belongs to the client alone is not read: `metadata`, schemas, and the input of a tool.
+a list, or the `id` or `uri` of an object or of the objects of a list (`_OWNERS`). Items that a client sends back are
+named by `id`: those of a type that the provider looks up (`item_reference`, reasoning, a generated image), and those
+that are nothing but an id. So the list is that of the APIs' documentation, and not one of forms of ids: a message may
+say `file-1`. What belongs to the client alone is not read: `metadata`, schemas, and the input of a tool.
 
 An escape in a name or in an id is decoded, and a body that parsers could read in several ways is refused
-(`http/json_members.py`). A form has the same names in its fields (`http/multipart.py`).
+(`http/json_members.py`). A form has the same names in its fields (`http/multipart.py`). So has a query: Google takes
+members of the body from there too. A text that is too long to be an id is one that nobody owns.
 
 Most bodies name nothing, which a search for a few texts shows: an ASCII letter can be written in one other way only,
 as `\u00…`, and so is searched for too.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from typing import Final
+from urllib.parse import parse_qsl
 
 from attrs import define
 
@@ -26,14 +28,15 @@ from llm_proxy.gateway.http.headers import Headers
 from llm_proxy.gateway.http.json_members import JsonMembers, decoded
 from llm_proxy.gateway.http.multipart import Multipart
 
-#: Longest id that is compared, in characters: longer ones exist nowhere.
+#: Longest id that is compared, in characters: longer ones exist nowhere, and stand for an object that is not recorded.
 LONGEST_ID: Final = 255
+_TOO_LONG: Final = "…"
 
 #: Members, and fields of forms, whose strings are ids.
 _NAMES: Final = frozenset(
     {
         *("file_id", "file_ids", "input_file_id", "training_file", "validation_file", "image_file_id"),
-        "input_files",
+        *("input_files", "training_files", "validation_files"),
         *("previous_response_id", "response_id", "response_ids", "conversation", "conversation_id"),
         *("vector_store_id", "vector_store_ids", "assistant_id", "thread_id", "run_id"),
         *("cachedContent", "cached_content", "fileUri", "file_uri"),
@@ -41,7 +44,7 @@ _NAMES: Final = frozenset(
         *("container", "container_id", "skill_id", "batch_id", "upload_id", "video_id"),
     }
 )
-#: Members that are objects, or lists of objects, with an `id` that is one.
+#: Members that are objects, or lists of objects, with an `id` or a `uri` that is one.
 _OWNERS: Final = frozenset({"conversation", "container", "audio", "video", "characters"})
 #: Members whose content the provider does not read as references.
 _OPAQUE: Final = frozenset({"metadata", "parameters", "input_schema", "schema"})
@@ -57,9 +60,11 @@ _LINE_HINTS: Final = (
     *(b'"id"', b'"audio"'),
 )
 
-#: Members with the URI of a file, and the id of the file in it.
-_URIS: Final = frozenset({"fileUri", "file_uri"})
-_GOOGLE_FILE: Final = re.compile(r"(?:https?://[a-z0-9.:-]+/v1(?:beta)?/)?files/([A-Za-z0-9_-]+)")
+#: Members with the URI of a file, and the id of the file in it; generated videos are named by the URI of their content.
+_URIS: Final = frozenset({"fileUri", "file_uri", "uri"})
+_GOOGLE_FILE: Final = re.compile(
+    r"(?:https?://[a-z0-9.:-]+/v1(?:beta)?/)?files/([A-Za-z0-9_-]+)(?::download(?:\?alt=media)?)?"
+)
 
 #: Files inside of a container are reached through the container only.
 _INSIDE: Final = "cfile_"
@@ -139,13 +144,13 @@ class References(JsonMembers):
 
     def _see(self, text: bytes | None) -> None:
         level = self._levels[-1]
-        if text is None or level.opaque:
+        if level.opaque:
             return
         name = self._name if level.is_object else level.name
         if name in _NAMES:
-            self._add_named(name, decoded(text))
+            self._add_named(name, _read(text))
         elif level.is_object and level.is_item and name in ("id", "type", "role"):
-            value = decoded(text)
+            value = _read(text)
             if name == "id":
                 level.item_id = value
             elif name == "type":
@@ -153,8 +158,8 @@ class References(JsonMembers):
             else:
                 # An item without a type is a message if it has a role.
                 level.item_type = level.item_type or "message"
-        elif name == "id" and level.name in _OWNERS:
-            self._add(decoded(text))
+        elif name in ("id", "uri") and level.name in _OWNERS:
+            self._add_named(name, _read(text))
 
     def _add_named(self, name: str, value: str) -> None:
         if value.startswith(_INSIDE) or (name == "skill_id" and not value.startswith(_SKILL)):
@@ -164,8 +169,7 @@ class References(JsonMembers):
         self._add(value)
 
     def _add(self, value: str) -> None:
-        if len(value) <= LONGEST_ID:
-            self.ids[value] = None
+        self.ids[value if len(value) <= LONGEST_ID else _TOO_LONG] = None
 
 
 class Lines(Multipart):
@@ -216,5 +220,19 @@ def of_form(fields: Mapping[str, Sequence[str | None]]) -> tuple[str, ...]:
         parts = [part for part in re.split(r"[\[\].]+", field) if part and not part.isdecimal()]
         last = parts[-1] if parts else ""
         if last in _NAMES or (last == "id" and len(parts) > 1 and parts[-2] in _OWNERS):
-            found.update((value, None) for value in values if value and len(value) <= LONGEST_ID)
+            # A file, too, is no id that can be compared.
+            texts = (_TOO_LONG if value is None or len(value) > LONGEST_ID else value for value in values)
+            found.update((text, None) for text in texts if text)
     return tuple(found)
+
+
+def of_query(query: bytes) -> tuple[str, ...]:
+    """The ids in the parameters of a query."""
+    fields: dict[str, list[str | None]] = {}
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        fields.setdefault(name, []).append(value)
+    return of_form(fields)
+
+
+def _read(text: bytes | None) -> str:
+    return _TOO_LONG if text is None else decoded(text)

@@ -33,6 +33,7 @@ class RequestObjects:
     Attributes:
         endpoint: the row of its endpoint.
         in_path: the ids in its path.
+        in_query: the ids in its query.
         in_body: the ids in its body.
         unread: its body may name objects, and was not read.
         fault: why its body cannot be read reliably.
@@ -43,6 +44,7 @@ class RequestObjects:
     in_path: tuple[str, ...]
     unread: bool
     yields: Mapping[str, str]
+    in_query: tuple[str, ...] = ()
     in_body: tuple[str, ...] = ()
     fault: BadRequest | None = None
 
@@ -50,7 +52,8 @@ class RequestObjects:
     def of(cls, inbound: Inbound) -> RequestObjects:
         """What is known by the head of a request."""
         endpoint, in_path = TABLE.find(inbound.method, inbound.route.path)
-        return cls(endpoint, in_path, bool(endpoint.hints) and inbound.has_body, endpoint.yields)
+        in_query = references.of_query(inbound.query) if inbound.query and endpoint.hints else ()
+        return cls(endpoint, in_path, bool(endpoint.hints) and inbound.has_body, endpoint.yields, in_query)
 
     @property
     def json(self) -> type[JsonMembers]:
@@ -65,7 +68,7 @@ class RequestObjects:
     @property
     def named(self) -> Named | None:
         """What is judged; None if there is nothing to judge."""
-        ids = self.in_path + self.in_body
+        ids = self.in_path + self.in_query + self.in_body
         fault = self.fault if self.unread else None
         unread = self.unread and fault is None
         if not (ids or unread or fault or self.endpoint.account):

@@ -298,7 +298,7 @@ HINTS: Final[Mapping[str, Sequence[bytes]]] = {
         *(b"file_id", b"response_id", b'"conversation"', b"vector_store_id", b"container", b"skill_id"),
         *(b"library_ids", b'"id"'),
     ),
-    "contents": (b'"cached', b"fileUri", b"file_uri", b"fileSearchStore", b"file_search_store"),
+    "contents": (b'"cached', b"fileUri", b"file_uri", b'"video"', b"fileSearchStore", b"file_search_store"),
     "blocks": (b"file_id", b'"container"', b"skill_id"),
     # The input of a batch, whose lines are requests.
     "lines": (b"batch",),

@@ -104,6 +104,11 @@ def test_an_ordinary_body_is_not_read() -> None:
         ("/v1beta/models/g:generateContent", {"contents": [{"parts": [{"file_data": {"file_uri": "id-1"}}]}]}),
         ("/v1beta/models/g:generateContent", {"tools": [{"fileSearch": {"fileSearchStoreNames": ["id-1"]}}]}),
         ("/v1beta/models/g:generateContent", {"tools": [{"file_search": {"file_search_store_names": ["id-1"]}}]}),
+        ("/v1beta/models/v:predictLongRunning", {"instances": [{"video": {"uri": "id-1"}}]}),
+        (
+            "/v1beta/models/v:predictLongRunning",
+            {"instances": [{"video": {"uri": "https://a.example/v1beta/files/id-1:download?alt=media"}}]},
+        ),
     ],
 )
 def test_what_a_body_names_at_google_is_searched_for_and_found(path: str, body: Any) -> None:
@@ -115,7 +120,20 @@ def test_what_a_body_names_at_google_is_searched_for_and_found(path: str, body: 
 
 @pytest.mark.parametrize("field", ["file_id", "file_ids[]", "images[0][file_id]", "container[id]", "input.file_id"])
 def test_a_field_of_a_form_names_an_object(field: str) -> None:
-    assert references.of_form({field: ["file-1", None]}) == ("file-1",)
+    assert references.of_form({field: ["file-1", ""]}) == ("file-1",)
+
+
+@pytest.mark.parametrize("length", [256, 2000, 70_000])
+def test_a_text_that_is_too_long_for_an_id_is_an_object_that_nobody_owns(length: int) -> None:
+    text = "https://a.example/v1beta/files/id-1?".ljust(length, "x")
+    for body in ({"cachedContent": text}, {"fileData": {"fileUri": text}}, {"container": {"id": text}}):
+        assert read(json.dumps(body).encode()) == {"…"}
+    assert references.of_form({"file_id": [text, None, "file-1"]}) == ("…", "file-1")
+
+
+def test_a_query_names_objects_like_a_form() -> None:
+    query = b"alt=sse&cachedContent=cachedContents%2Fa&file%5Fids=b&file_ids=c&x.file_id=d&key=e"
+    assert references.of_query(query) == ("cachedContents/a", "b", "c", "d")
 
 
 @pytest.mark.parametrize("field", ["file", "purpose", "id", "metadata[id]"])
