@@ -136,7 +136,7 @@ def test_the_first_owner_stays_and_only_it_can_remove_its_object(database: Datab
 
 
 def test_an_object_that_is_named_by_clients_belongs_to_the_last_one_that_made_it(database: Database) -> None:
-    """The first file has expired at the provider, which tells nobody: otherwise there could be no second one."""
+    """The first file has expired at the provider: otherwise there could be no second one."""
     (_, token), (second, other) = new_project(database), new_project(database)
     for one in (token, other, other):
         decide(database, settlements=[Settlement.of(grant(database, one), OK, (("report", "named_file"),))])
