@@ -143,6 +143,12 @@ SHAPES: Final = (
         },
     ),
     Shape(
+        "OpenAI assistants",
+        "https://platform.openai.com/docs/api-reference/runs/object",
+        "usage",
+        {"prompt_token_details": _PROMPT_DETAILS},
+    ),
+    Shape(
         "OpenAI responses, images",
         "https://platform.openai.com/docs/api-reference/responses/object",
         "usage",

@@ -60,6 +60,21 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         Usage("m", 35, 74, reasoning_tokens=62),
     ),
     (
+        "OpenAI assistants",
+        {
+            "object": "thread.run",
+            "model": "m",
+            "usage": {
+                "prompt_tokens": 2100,
+                "completion_tokens": 45,
+                "total_tokens": 2145,
+                "prompt_token_details": {"cached_tokens": 1792},
+                "completion_tokens_details": {"reasoning_tokens": 0},
+            },
+        },
+        Usage("m", 2100, 45, 1792, reasoning_tokens=0),
+    ),
+    (
         "OpenAI responses, images",
         {
             "object": "response",
