@@ -99,6 +99,8 @@ class Usage(Protocol):
     def details(self) -> Mapping[str, int] | None: ...
     @property
     def service_tier(self) -> str: ...
+    @property
+    def requests(self) -> int: ...
 
 
 class _Modality(NamedTuple):
@@ -190,7 +192,7 @@ class Rates:
         read, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0
         hourly, thought = usage.cache_write_1h_tokens or 0, usage.reasoning_tokens or 0
         counts = [(prompt or 0) - read - written, read, written - hourly, hourly, (made or 0) - thought, thought]
-        total = self._request
+        total = self._request * usage.requests
         if usage.details:
             extra = self._details(usage.details, counts)
             if extra is None:

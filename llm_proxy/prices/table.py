@@ -83,12 +83,13 @@ class Prices:
     def cost(self, provider: str, bill: Sequence[Usage], at: datetime, requested: str = "") -> Cost | None:
         """The cost of a request, as the sum over the models that share it; None if one has no price.
 
+        The average length of the prompts decides whether a sum over several requests has the rates of long ones.
         `requested` is the model that the request named; an answer may not name its model.
         """
         total, versions = 0, ""
         for usage in bill:
             price = self.price(provider, usage.model, usage.service_tier, at, requested)
-            rates = price.rates(usage.input_tokens or 0)
+            rates = price.rates((usage.input_tokens or 0) // usage.requests)
             femto = None if rates is None else rates.femtousd(usage)
             if femto is None:
                 return None

@@ -15,13 +15,19 @@ from sqlalchemy import select
 from db.schema import provider_objects, requests
 from llm_proxy.gateway.providers.provider import Providers
 from llm_proxy.gateway.relay import Routing
+from llm_proxy.prices import Prices
 from tests.gateway.test_isolation import Pair, answer, pair
 
 USAGE = {"input_tokens": 500000, "output_tokens": 40000, "total_tokens": 540000}
 RESPONSE = {"id": "resp_1", "object": "response", "background": True, "model": "o3-deep-research"}
 RUN = {"id": "run_1", "object": "thread.run", "model": "gpt-5.4", "thread_id": "thread_1"}
 RUN_USAGE = {"prompt_tokens": 500000, "completion_tokens": 40000, "total_tokens": 540000}
-BATCH = {"id": "batch_1", "object": "batch", "model": "gpt-5.4"}
+BATCH = {
+    "id": "batch_1",
+    "object": "batch",
+    "model": "gpt-5.4",
+    "request_counts": {"total": 60, "completed": 50, "failed": 10},
+}
 QUEUED = {**RESPONSE, "status": "queued", "usage": None}
 DONE = {**RESPONSE, "status": "completed", "usage": USAGE}
 
@@ -143,18 +149,17 @@ async def test_a_run_that_stops_for_its_tools_has_the_usage_of_the_stream_that_g
 
 async def test_a_batch_is_booked_with_the_usage_of_its_object_and_its_tier(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
+        both.stage.relay.prices = Prices.load(None, {"openai": "https://api.openai.com"})
         await ask(both, "POST", "/v1/batches", answer({**BATCH, "status": "validating"}))
         await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "in_progress", "usage": USAGE}))
         await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "completed"}))
         assert (await booked(both), await awaited(both)) == ([], ["batch_1"])
         await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "completed", "usage": USAGE}))
         assert (await booked(both), await awaited(both)) == ([("late", 500000, "gpt-5.4")], [])
-        tiers = await both.stage.database.read(
-            lambda connection: connection.scalars(
-                select(requests.c.service_tier).where(requests.c.kind == "late")
-            ).all()
-        )
-        assert tiers == ["batch"]
+        query = select(requests.c.service_tier, requests.c.cost_nanousd).where(requests.c.kind == "late")
+        rows = await both.stage.database.read(lambda connection: connection.execute(query).all())
+        # 50 requests with 10,000 tokens each, so not the rates of long prompts: 500,000 x 1.25 + 40,000 x 7.50
+        assert [tuple(row) for row in rows] == [("batch", 925_000_000)]
 
 
 async def test_a_batch_that_failed_has_no_usage(tmp_path: Path) -> None:

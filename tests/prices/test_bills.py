@@ -58,6 +58,8 @@ BILLS: Final = [
     ("openai", "gpt-5.4", used(272_000, 1_000), "0.695"),
     # beyond, the whole request: 272,001 x 5 + 1,000 x 22.50
     ("openai", "gpt-5.4", used(272_001, 1_000), "1.382505"),
+    # batch of four with 272,000 tokens each, which is no long context: 1,088,000 x 1.25 + 4,000 x 7.50
+    ("openai", "gpt-5.4", used(1_088_000, 4_000, service_tier="batch", requests=4), "1.39"),
     # text 300 x 4, cached text 100 x 0.40, sound 400 x 32, cached sound 200 x 0.40, output 100 x 16, sound 400 x 64
     ("openai", "gpt-realtime", used(1_000, 500, cached=300, details=REALTIME), "0.04132"),
     # a transcription: text 20 x 2.50, sound 480 x 6, output 100 x 10

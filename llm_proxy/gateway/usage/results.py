@@ -1,6 +1,7 @@
 """Usage in the results of a batch: a file of lines of JSON, each with the answer to one request of the batch.
 
-The lines of one model are added up. A file of something else is not read further than its first line.
+The lines of one model are added up, apart by the length of their prompts, because long ones may be dearer. A file of
+something else is not read further than its first line.
 
 Sources:
     https://platform.openai.com/docs/guides/batch, https://docs.mistral.ai/capabilities/batch,
@@ -28,6 +29,9 @@ RESULTS: Final = re.compile(rb"/files/[^/]+/content\Z|/messages/batches/[^/]+/re
 
 #: Longest line, in bytes, that is kept. The usage of a batch with a longer one is unknown.
 KEPT: Final = 4 * 1024 * 1024
+
+#: Prompts with as many thousands of tokens, rounded up, are added up. Vendors have limits of whole thousands.
+_LENGTH: Final = 1000
 
 _ABSENT: Final = msgspec.Raw()
 
@@ -58,7 +62,8 @@ class ResultsMeter:
     _stopped: bool = False
     _lines: int = 0
     _pending: bytearray = field(factory=bytearray)
-    _sums: dict[str, Usage] = field(factory=dict)
+    #: By model and length.
+    _sums: dict[tuple[str, int], Usage] = field(factory=dict)
 
     def feed(self, data: bytes) -> Iterable[None]:
         return () if self._stopped else self._take(data)
@@ -103,8 +108,11 @@ class ResultsMeter:
             if part.input_tokens is not None or part.details is not None:
                 # Some providers name the tier of the answer itself.
                 of_batch = msgspec.structs.replace(part, service_tier="batch")
-                known = self._sums.get(part.model)
-                self._sums[part.model] = of_batch if known is None else total_of(part.model, [known, of_batch])
+                key = part.model, -(-(part.input_tokens or 0) // _LENGTH)
+                known = self._sums.get(key)
+                if known is not None:
+                    of_batch = total_of(part.model, [known, of_batch], known.requests + 1)
+                self._sums[key] = of_batch
 
     def _stop(self) -> None:
         self._stopped = True
@@ -117,4 +125,8 @@ class ResultsMeter:
             self.unmetered = self._stopped and self._lines > 0
             return UNKNOWN
         self.final = "completed" if self._sums else "failed"
-        return total_of(next(iter(self._sums), ""), list(self._sums.values()))
+        parts = list(self._sums.values())
+        if len(parts) < 2:
+            return parts[0] if parts else UNKNOWN
+        total = total_of(parts[0].model, parts, sum(part.requests for part in parts))
+        return msgspec.structs.replace(total, parts=tuple(parts))

@@ -383,7 +383,8 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
         details: further parts of these counts, and extras that are billed by their number.
         service_tier: as the answer names it.
         cost_nanousd: what the provider says that it charges, in 10^-9 USD.
-        parts: if several models share the bill, the usage of each; the counts here are the sum.
+        parts: what has rates of its own, such as each of several models; the counts here are the sum.
+        requests: the number of requests whose sum this is.
     """
 
     model: str = ""
@@ -397,6 +398,7 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     service_tier: str = ""
     cost_nanousd: int | None = None
     parts: tuple[Usage, ...] = ()
+    requests: int = 1
 
 
 UNKNOWN: Final = Usage()
@@ -631,8 +633,8 @@ def attempts(model: str, counts: Mapping[str, Any], iterations: Iterable[Any]) -
     return [usage_of(name, found) for name, found in sums.items()]
 
 
-def total_of(model: str, parts: list[Usage]) -> Usage:
-    """The sum of the usage of several models."""
+def total_of(model: str, parts: list[Usage], requests: int = 1) -> Usage:
+    """The sum of the usage of several models or requests."""
     sums: dict[str, int | None] = {}
     for name in _SUMMED:
         known = [count for part in parts if (count := getattr(part, name)) is not None]
@@ -643,7 +645,7 @@ def total_of(model: str, parts: list[Usage]) -> Usage:
             details[name] = details.get(name, 0) + count
     tier = next((part.service_tier for part in parts if part.service_tier), "")
     models = tuple(parts) if len({part.model for part in parts}) > 1 else ()
-    return Usage(model, **sums, details=details or None, service_tier=tier, parts=models)
+    return Usage(model, **sums, details=details or None, service_tier=tier, parts=models, requests=requests)
 
 
 def with_parts(usage: Usage, breakdown: Mapping[str, Any]) -> Usage:

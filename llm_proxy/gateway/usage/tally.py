@@ -91,6 +91,7 @@ class Report(msgspec.Struct, gc=False):
     object: msgspec.Raw = _ABSENT
     done: msgspec.Raw = _ABSENT
     status: msgspec.Raw = _ABSENT
+    request_counts: msgspec.Raw = _ABSENT
     error: msgspec.Raw = _ABSENT
 
 
@@ -126,6 +127,7 @@ class Tally:
         uncertain: a report could not be read completely, so that no count is known.
         cut_off: one of the documents was incomplete.
         final: the status of an object that the provider keeps, if it is one after which its usage does not change.
+        requests: the number of requests of a batch.
         inside: the model counts cached tokens in the input, against the rule of its API.
         counts: the last value of each count, see `shapes`.
     """
@@ -137,6 +139,7 @@ class Tally:
     uncertain: bool = False
     cut_off: bool = False
     final: str = ""
+    requests: int = 1
     inside: bool = False
     counts: dict[str, Any] = field(factory=dict)
     _zero: bool = False
@@ -188,6 +191,9 @@ class Tally:
                 collect_value("tier", _decoded(member), self.counts)
         if report.status is not _ABSENT and bytes(report.object) in _STATEFUL and bytes(report.status) in _FINAL:
             self.final = bytes(report.status).decode("ascii").strip('"')
+            counts = _decoded(report.request_counts)
+            done = counts.get("completed") if isinstance(counts, dict) else None
+            self.requests = done if type(done) is int and done > 0 else 1
         self._add_others(report)
 
     def _add_others(self, report: Report) -> None:
@@ -267,7 +273,7 @@ class Tally:
             self.unread = True
         if isinstance(self._breakdown, dict):
             return with_parts(usage, self._breakdown)
-        return usage
+        return usage if self.requests == 1 else msgspec.structs.replace(usage, requests=self.requests)
 
 
 @define

@@ -38,6 +38,13 @@ def test_the_usage_of_each_model_is_added_up_however_the_file_is_cut() -> None:
         assert (meter.final, meter.unmetered) == ("completed", False)
 
 
+def test_prompts_of_different_lengths_are_apart() -> None:
+    lengths = (5, 200_000, 199_001, 200_001)
+    usage, _ = metered(*(line(prompt_tokens=tokens, completion_tokens=1) for tokens in lengths))
+    assert (usage.input_tokens, usage.requests) == (sum(lengths), 4)
+    assert [(part.input_tokens, part.requests) for part in usage.parts] == [(5, 1), (399_001, 2), (200_001, 1)]
+
+
 def test_a_last_line_without_its_end_counts() -> None:
     assert metered(BOTH.rstrip(b"\n"))[0].input_tokens == 12
 
