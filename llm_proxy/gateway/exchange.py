@@ -395,26 +395,24 @@ class Exchange:
     def _estimate(self, usage: Usage, outcome: Outcome) -> Usage | None:
         """The usage with an estimate of what is missing; None if nothing is, or if nothing was billed.
 
-        If a stream is cut off, Anthropic has reported the input, and the output only as far as it was at the start.
-        Gemini reports both again and again.
+        If a stream is cut off, Anthropic has reported the input only, and some servers no output yet.
         """
         inbound, path, status = self.inbound, self.inbound.route.path, self.status
-        begun = usage.input_tokens is not None
-        if (begun and (self.finished or not self.streamed or usage.parts or b"enerateContent" in path)) or (
-            inbound.method != "POST" or not (inbound.has_body and inbound.ended and estimate.reads(path))
-        ):
+        begun, output = usage.input_tokens is not None, usage.output_tokens
+        if begun and (output or (output is not None and (self.finished or not self.streamed))):
+            return None
+        if inbound.method != "POST" or not (inbound.has_body and inbound.ended and estimate.reads(path)):
             return None
         is_billed = outcome == "client_closed" if status is None else 200 <= status < 300 and outcome != "void"
         if not is_billed or self.usage_of or (self._answer is not None and self._answer.awaited):
             return None
-        relayed = bytes(self._sample)
-        output = estimate.output_tokens(relayed, self.relayed, path, self._coding) if estimate.generates(path) else 0
+        if not output and estimate.generates(path):
+            output = estimate.output_tokens(bytes(self._sample), self.relayed, path, self._coding)
+        output = output or 0
+        if begun:
+            return msgspec.structs.replace(usage, output_tokens=output)
         if self.meter.failed and not output:
             return None
-        if begun:
-            if output <= (usage.output_tokens or 0):
-                return None
-            return msgspec.structs.replace(usage, output_tokens=output)
         tokens = estimate.input_tokens(*inbound.ends(), inbound.received)
         return msgspec.structs.replace(usage, input_tokens=tokens, output_tokens=output)
 

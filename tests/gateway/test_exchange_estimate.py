@@ -9,12 +9,20 @@ import pytest
 from db.records import Result
 from tests.gateway.exchanges import ended
 from tests.gateway.upstream.stage import answering
+from tests.gateway.usage.test_streams import chunk
 
 CHAT = b"/v1/chat/completions"
 PROMPT = json.dumps(
     {"model": "gpt-4o", "messages": [{"role": "user", "content": "count to ten, please " * 100}]}
 ).encode()
 ANSWER = {"model": "gpt-4o", "choices": [{"message": {"content": "one, two, three, four " * 50}}]}
+WORDS = {"model": "gpt-4o", "choices": [{"delta": {"content": "some words " * 40}}]}
+
+MESSAGE = {"model": "claude-haiku-4-5", "usage": {"input_tokens": 7, "output_tokens": 1}}
+START = {"type": "message_start", "message": MESSAGE}
+TEXT = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "some words " * 40}}
+END = {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 3}}
+ERROR = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 
 
 def event(document: object) -> bytes:
@@ -47,21 +55,65 @@ async def test_answer_with_usage_is_not_estimated() -> None:
 
 
 async def test_stream_that_the_client_leaves_is_estimated_from_what_was_relayed() -> None:
-    stream = event({"model": "gpt-4o", "choices": [{"delta": {"content": "some words " * 40}}]})
-    found = await ended(answering(head(b"text/event-stream") + stream), until=b"words", path=CHAT, body=PROMPT)
+    found = await ended(answering(head(b"text/event-stream") + event(WORDS)), until=b"words", path=CHAT, body=PROMPT)
     assert found.result.outcome == "client_closed"
     assert found.result.estimated
     assert 80 < (found.result.output_tokens or 0) < 120
 
 
 async def test_cut_stream_with_input_of_its_start_has_an_estimated_output() -> None:
-    usage = {"input_tokens": 7, "output_tokens": 1}
-    stream = event({"type": "message_start", "message": {"model": "claude-haiku-4-5", "usage": usage}})
-    stream += event({"type": "content_block_delta", "delta": {"type": "text_delta", "text": "some words " * 40}})
+    stream = event(START) + event(TEXT)
     found = await ended(answering(head(b"text/event-stream") + stream), b"words", path=b"/v1/messages", body=PROMPT)
     assert found.result.input_tokens == 7
     assert 80 < (found.result.output_tokens or 0) < 120
     assert found.result.estimated
+
+
+async def test_cut_stream_of_bedrock_with_input_of_its_start_has_an_estimated_output() -> None:
+    path, kind = b"/model/anthropic.claude-haiku-4-5/invoke-with-response-stream", b"application/vnd.amazon.eventstream"
+    stream = chunk(START) + chunk(TEXT)
+    found = await ended(answering(head(kind) + stream), b"chunk", path=path, body=PROMPT, provider="bedrock")
+    assert found.result.input_tokens == 7
+    assert 80 < (found.result.output_tokens or 0) < 120
+    assert found.result.estimated
+
+
+async def test_stream_that_fails_after_its_start_has_an_estimated_output() -> None:
+    result = await result_of(event(START) + event(TEXT) + event(ERROR), b"/v1/messages", b"text/event-stream")
+    assert result.outcome == "upstream_error"
+    assert result.input_tokens == 7
+    assert 80 < (result.output_tokens or 0) < 120
+    assert result.estimated
+
+
+@pytest.mark.parametrize(
+    ("path", "stream", "until"),
+    [
+        (CHAT, event(WORDS) + event({"usage": {"prompt_tokens": 7, "completion_tokens": 3}}), b"completion_tokens"),
+        (b"/v1/messages", event(START) + event(TEXT) + event(END), b"end_turn"),
+    ],
+)
+async def test_cut_stream_that_has_reported_its_usage_is_not_estimated(
+    path: bytes, stream: bytes, until: bytes
+) -> None:
+    found = await ended(answering(head(b"text/event-stream") + stream), until, path=path, body=PROMPT)
+    result = found.result
+    assert (result.outcome, result.input_tokens, result.output_tokens) == ("client_closed", 7, 3)
+    assert not result.estimated
+
+
+async def test_cut_stream_that_has_reported_no_output_yet_is_estimated() -> None:
+    stream = event({**WORDS, "usage": {"prompt_tokens": 7, "completion_tokens": 0}})
+    found = await ended(answering(head(b"text/event-stream") + stream), b"words", path=CHAT, body=PROMPT)
+    assert found.result.input_tokens == 7
+    assert 80 < (found.result.output_tokens or 0) < 120
+
+
+async def test_reported_output_stays_if_only_the_input_is_missing() -> None:
+    result = await result_of(b'{"model":"m","message":{"content":"one"},"done":true,"eval_count":9}', b"/api/chat")
+    assert 400 < (result.input_tokens or 0) < 600
+    assert result.output_tokens == 9
+    assert result.estimated
 
 
 async def test_embeddings_without_usage_have_an_estimated_input_only() -> None:

@@ -3,6 +3,7 @@
 If an answer has several reports, later ones contain the running totals (Anthropic's `message_delta`, Gemini's chunks,
 the chunks of some OpenAI-compatible servers). A count that is missing or 0 in a later report keeps its value,
 but Anthropic says at first that there is an output, and at the end that there was none if the model has refused.
+If its stream is cut off before that, the output is not known.
 If a part of a report cannot be read, no count is known: the others may be incomplete or older.
 """
 
@@ -47,6 +48,8 @@ _LAST = frozenset(
 )
 #: Types of events that report a failure; they end a stream too.
 _FAILED = frozenset({b"error", b"response.failed"})
+#: Types of Anthropic's events with usage, and whether the output in it is only that of the start.
+_BEGUN = {b"message_start": True, b"message_delta": False}
 
 #: Maximum length of a report that is decoded, in bytes of JSON text.
 MAX_USAGE = 65536
@@ -123,6 +126,7 @@ class Tally:
         model: the model that answered, if it is known.
         ended: one of the events ends the stream.
         failed: one of the events reports a failure.
+        begun: the output in the last report is what there was at the start: Anthropic's `message_start`.
         unread: there may have been usage that could not be read.
         uncertain: a report could not be read completely, so that no count is known.
         cut_off: one of the documents was incomplete.
@@ -135,6 +139,7 @@ class Tally:
     model: str = ""
     ended: bool = False
     failed: bool = False
+    begun: bool = False
     unread: bool = False
     uncertain: bool = False
     cut_off: bool = False
@@ -234,6 +239,8 @@ class Tally:
             self.failed = True
         elif kind in _LAST:
             self.ended = True
+        elif kind in _BEGUN:
+            self.begun = _BEGUN[kind]
 
     def collect(self, place: str, report: dict[str, Any]) -> None:
         """Add a decoded report from a place of `shapes.SHAPES`."""
@@ -271,6 +278,8 @@ class Tally:
         usage = usage_of(self.model, self.counts, zero=self._zero, inside=inside)
         if usage.input_tokens is None and self.counts.get("total"):
             self.unread = True
+        if self.begun and not self.ended:
+            return msgspec.structs.replace(usage, output_tokens=None)
         if isinstance(self._breakdown, dict):
             return with_parts(usage, self._breakdown)
         return usage if self.requests == 1 else msgspec.structs.replace(usage, requests=self.requests)

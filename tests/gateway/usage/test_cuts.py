@@ -91,7 +91,8 @@ DOCUMENTS = st.fixed_dictionaries(
         "response": REPORTS | VALUES,
         "model": st.text(max_size=8) | VALUES,
         "message": REPORTS | VALUES,
-        "type": st.sampled_from(["error", "response.completed", "message_stop", "x"]) | VALUES,
+        "type": st.sampled_from(["error", "response.completed", "message_start", "message_delta", "message_stop", "x"])
+        | VALUES,
         "error": COUNTS | st.none(),
         "usage": COUNTS | VALUES,
         "usage_breakdown": VALUES,

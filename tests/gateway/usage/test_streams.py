@@ -412,6 +412,13 @@ def test_a_stream_that_breaks_off_counts_no_more_than_it_reported(
         assert (found.output_tokens or 0) <= (expected.output_tokens or 0)
 
 
+def test_the_output_of_a_stream_that_breaks_off_after_its_start_is_unknown() -> None:
+    for number, expected in ((1, None), (2, None), (3, 40)):
+        for kind, events in ((EVENTS, map(sse, INVOKED)), (FRAMES, map(chunk, INVOKED))):
+            found = metered(meter_for(200, [kind]), *list(events)[:number])
+            assert (found.input_tokens, found.output_tokens) == (25, expected)
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("kind", "body"),
