@@ -375,3 +375,4 @@ class RefusedRequest(msgspec.Struct, frozen=True, gc=False):
     status: Annotated[Status, doc("The status of the answer.")]
     model: Annotated[str, doc("The model that it named; empty if the token is not known, or the model was not read.")]
     address: Annotated[str, doc("The client's address, behind TRUSTED_PROXIES.")]
+    limit_id: Annotated[Id | None, doc("The limit that refused it; null if none did.")] = None

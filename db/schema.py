@@ -356,6 +356,7 @@ refusals = Table(
     Column("status", SmallInteger, nullable=False),
     Column("model", Name, nullable=False),
     Column("address", Code, nullable=False),
+    Column("limit_id", Id, nullable=True),
     Index("ix_refusals_token_id_id", "token_id", "id"),
     Index("ix_refusals_project_id_id", "project_id", "id"),
     Index("ix_refusals_code_id", "code", "id"),

@@ -363,6 +363,7 @@ class Relay:
                     error.status,
                     self.request_log.path(model),
                     inbound.client[:64],
+                    error.limit_id or None,
                 )
             )
         self.request_log.request(

@@ -11,12 +11,13 @@ import trio
 from attrs import define, field
 from sqlalchemy import select
 
-from db.queries import limits
+from db.queries import limits, refusals
 from db.records import Limit
 from db.schema import tokens
 from llm_proxy.gateway.http.headers import with_rate_limits
 from llm_proxy.ledger import AdmissionRequest, Checked, Ledger
 from llm_proxy.ledger.limits import LimitState
+from llm_proxy.ledger.refusals import RefusalRecorder
 from tests.db.queries import factories
 from tests.db.queries.factories import NOON
 from tests.gateway.stage import Client, scene
@@ -82,8 +83,9 @@ def test_other_limits_change_nothing(fields: dict[str, Any]) -> None:
     assert told(a_state(**fields)) == dict(PROVIDERS)
 
 
-async def test_the_client_and_the_log_are_told_of_the_limit_of_a_request(tmp_path: Path) -> None:
+async def test_client_log_and_recorded_refusal_are_told_of_the_limit_of_a_request(tmp_path: Path) -> None:
     async with scene(tmp_path) as stage:
+        recorder = stage.relay.refusals = RefusalRecorder(stage.database)
         token_id = await stage.database.read(lambda connection: connection.scalar(select(tokens.c.id)))
         limit = a_limit(scope="token", subject=token_id, amount=1)
         await stage.database.write(limits.create, limit)
@@ -97,6 +99,9 @@ async def test_the_client_and_the_log_are_told_of_the_limit_of_a_request(tmp_pat
             assert found[b"x-ratelimit-limit-requests"] == b"1"
             assert found[b"x-ratelimit-remaining-requests"] == b"0"
             assert 0 <= int(found[b"x-ratelimit-reset-requests"].removesuffix(b"s")) <= 60
+        await recorder.drain()
+        recorded, _ = await stage.database.read(refusals.page, 9, None, refusals.Filter())
+        assert {row.limit_id for row in recorded} == {limit.id}
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     shown = {(line.get("code"), line.get("limit_id")) for line in lines if line["event"] == "request"}
     assert shown == {(None, None), ("rate_limit_exceeded", limit.id)}

@@ -160,6 +160,7 @@ def test_a_refusal_is_listed_with_what_its_log_line_says(gateway: Deployment) ->
         "status": 429,
         "model": "gpt-scripted",
         "address": CLIENT,
+        "limit_id": None,
     }
     assert token["token"] not in json.dumps(oldest)
     assert oldest["path"].startswith("/v1/files/")

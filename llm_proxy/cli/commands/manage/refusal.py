@@ -31,7 +31,7 @@ def list_(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, 
         print_csv(client, "refusals", query, as_json=as_json)
         return
     found = first(client, path("refusals"), limit, "refusals", f"newest {limit}", **query)
-    names = ("id", "code", "status", "token_id", "model", "address", "method", "path")
+    names = ("id", "code", "status", "limit_id", "token_id", "model", "address", "method", "path")
     rows = [(timestamp(one["refused_at"]), *(one[name] or None for name in names)) for one in found]
-    titles = ("TIME", "ID", "CODE", "STATUS", "TOKEN ID", "MODEL", "ADDRESS", "METHOD", "PATH")
+    titles = ("TIME", "ID", "CODE", "STATUS", "LIMIT ID", "TOKEN ID", "MODEL", "ADDRESS", "METHOD", "PATH")
     print_table(found, titles, rows, numbers=("STATUS",), as_json=as_json)
