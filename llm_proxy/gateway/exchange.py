@@ -401,12 +401,13 @@ class Exchange:
         begun, output = usage.input_tokens is not None, usage.output_tokens
         if begun and (output or (output is not None and (self.finished or not self.streamed))):
             return None
-        if inbound.method != "POST" or not (inbound.has_body and inbound.ended and estimate.reads(path)):
+        has_text = inbound.has_body and inbound.ended and estimate.reads(path, streamed=self.streamed)
+        if inbound.method != "POST" or not has_text:
             return None
         is_billed = outcome == "client_closed" if status is None else 200 <= status < 300 and outcome != "void"
         if not is_billed or self.usage_of or (self._answer is not None and self._answer.awaited):
             return None
-        if not output and estimate.generates(path):
+        if not output and estimate.generates(path, streamed=self.streamed):
             output = estimate.output_tokens(bytes(self._sample), self.relayed, path, self._coding)
         output = output or 0
         if begun:

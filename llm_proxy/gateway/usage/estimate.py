@@ -18,10 +18,13 @@ SAMPLE: Final = 16 * 1024
 
 #: Paths of endpoints that generate text, of all vendors, and of those that only read it.
 _GENERATES: Final = re.compile(
-    rb".*(?:/completions|/responses|(?:\A|/v1)/messages|/v[12]/chat|/api/(?:chat|generate)"
+    rb".*(?:/completions|/responses|(?:\A|/v1)/messages|/v[12]/chat|/v1/(?:complete|generate|summarize)"
+    rb"|/api/(?:chat|generate)"
     rb"|/invoke(?:-with-response-stream)?|/converse(?:-stream)?"
     rb"|(?::|%3[aA])(?:[gG]enerateContent|[sS]treamGenerateContent|[rR]awPredict|[sS]treamRawPredict))"
 )
+#: Paths of Mistral that generate text. OpenAI has the same ones, for metadata, but without streams.
+_CONVERSES: Final = re.compile(rb".*/v1/conversations(?:/[^/]+(?:/restart)?)?")
 _EMBEDS: Final = re.compile(
     rb".*(?:/embeddings|/embed|(?::|%3[aA])(?:embedContent|batchEmbedContents)|embedding[^/:%]*(?::|%3[aA])predict)"
 )
@@ -45,7 +48,7 @@ _CALL_TOKENS: Final = 35
 #: Texts in requests and in answers, and objects with the arguments of a tool in answers.
 _TEXT: Final = re.compile(
     rb'"(?:text|content|input|instructions|system|prompt|message|arguments|thinking|output|description|delta'
-    rb'|partial_json|reasoning|reasoning_content|refusal|response)"\s*:\s*"((?:[^"\\]|\\.)*)'
+    rb'|partial_json|reasoning|reasoning_content|refusal|response|completion)"\s*:\s*"((?:[^"\\]|\\.)*)'
 )
 _ARGUMENTS: Final = re.compile(rb'"(?:input|args)"\s*:\s*\{([^}]*)')
 #: The end of a text in which a part of the request begins.
@@ -66,13 +69,15 @@ _ALPHABET_LENGTH: Final = 2.2
 _OTHER_LENGTH: Final = 1.2
 
 
-def reads(path: bytes) -> bool:
-    """Whether the endpoint bills the tokens of a text in the request."""
-    return generates(path) or _EMBEDS.fullmatch(path) is not None
+def reads(path: bytes, *, streamed: bool = False) -> bool:
+    """Whether the endpoint bills the tokens of a text in the request; `streamed` says that the answer is a stream."""
+    return generates(path, streamed=streamed) or _EMBEDS.fullmatch(path) is not None
 
 
-def generates(path: bytes) -> bool:
+def generates(path: bytes, *, streamed: bool = False) -> bool:
     """Whether the endpoint bills the tokens of a text in the answer too."""
+    if streamed and _CONVERSES.fullmatch(path) is not None:
+        return True
     return _GENERATES.fullmatch(path) is not None and _OTHER_MODEL.search(path) is None
 
 

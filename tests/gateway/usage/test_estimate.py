@@ -97,12 +97,20 @@ def test_events_of_bedrock_are_decoded() -> None:
         b"/anthropic/v1/messages",
         b"/v2/chat",
         b"/api/generate",
+        b"/v1/complete",
         b"/v1beta/models/gemini-2.5-flash:streamGenerateContent",
         b"/model/anthropic.claude-haiku-4-5-20251001-v1%3A0/converse-stream",
     ],
 )
 def test_endpoints_that_generate_text(path: bytes) -> None:
     assert estimate.generates(path)
+
+
+@pytest.mark.parametrize("path", [b"/v1/conversations", b"/v1/conversations/conv_1", b"/v1/conversations/c/restart"])
+def test_endpoints_that_generate_text_if_they_stream(path: bytes) -> None:
+    assert estimate.generates(path, streamed=True)
+    assert not estimate.reads(path)
+    assert not estimate.reads(b"/v1/conversations/conv_1/items", streamed=True)
 
 
 @pytest.mark.parametrize("model", ["text-embedding-005", "gemini-embedding-001", "text-multilingual-embedding-002"])
@@ -114,7 +122,13 @@ def test_vertex_embeddings_are_estimated(model: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [b"/v1/messages/batches", b"/v1/threads/t/messages", b"/model/amazon.titan-embed/invoke"]
+    "path",
+    [
+        b"/v1/messages/batches",
+        b"/v1/threads/t/messages",
+        b"/v1/uploads/u/complete",
+        b"/model/amazon.titan-embed/invoke",
+    ],
 )
 def test_endpoints_that_generate_none(path: bytes) -> None:
     assert not estimate.generates(path)
