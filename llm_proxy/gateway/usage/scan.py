@@ -29,7 +29,8 @@ _MAX_NAME = 64
 _MAX_VALUE = 4096
 _REPORTS = frozenset({"usage", "usage_metadata", "usage_breakdown", "meta"})
 
-#: Maximum number of steps for a document, and one more per so many bytes.
+#: Maximum number of steps for a document, and one more per so many bytes before it. What is counted depends on the
+#: document only, not on how it was cut.
 _STEPS = 1024
 _BYTES_PER_STEP = 1024
 #: The same for an array, up to a number of steps in advance: each of its objects is short.
@@ -106,17 +107,17 @@ class Scanner:
     _in_array: bool = False
     _done: bool = False
     _steps_left: int = _STEPS
+    #: Bytes before the piece, and before the next one that allows a step.
+    _passed: int = 0
+    _counted: int = 0
     #: The document needed too many steps, or its usage is too long, so something may be missing.
     _stopped: bool = False
 
     def feed(self, data: bytes) -> None:
-        if self._in_array:
-            self._steps_left = min(self._steps_left + len(data) // _BYTES_PER_STEP_IN_ARRAY, 4 * _STEPS)
-        else:
-            self._steps_left += len(data) // _BYTES_PER_STEP
         position = 0
         while position < len(data) and not self._done:
             position = self._string(data, position) if self._in_string else self._structure(data, position)
+        self._passed += len(data)
 
     def report(self, tally: Tally) -> None:
         whole = self._depth == self._level and not self._in_string and self._copying != "name"
@@ -167,9 +168,6 @@ class Scanner:
 
     def _structure(self, data: bytes, start: int) -> int:
         """Return the position after the next relevant token outside of strings."""
-        self._steps_left -= 1
-        if self._steps_left < 0:
-            self._done = self._stopped = True
         on_level = self._depth == self._level
         if on_level:
             match = _TOKEN.search(data, start)
@@ -178,6 +176,8 @@ class Scanner:
             found = self._leave_value(data, start)
         token = data[found : found + 1]
         after = found + len(token)
+        if token and (on_level or token != _QUOTE):
+            self._count_step(self._passed + found)
         if on_level and token in _ENDS:
             self._keep(data, start, found)
             self._end_value()
@@ -192,6 +192,16 @@ class Scanner:
         elif token:
             self._closes()
         return after
+
+    def _count_step(self, position: int) -> None:
+        size = _BYTES_PER_STEP_IN_ARRAY if self._in_array else _BYTES_PER_STEP
+        more = (position - self._counted) // size
+        self._counted += more * size
+        self._steps_left += more - 1
+        if self._in_array:
+            self._steps_left = min(self._steps_left, 4 * _STEPS)
+        if self._steps_left < 0:
+            self._done = self._stopped = True
 
     def _leave_value(self, data: bytes, start: int) -> int:
         """Count brackets up to an incomplete or long string, or to the bracket that returns to the relevant level."""

@@ -239,6 +239,14 @@ class TestBodies:
         assert of_json({"pad": filler, "model": "m", "usage": {"prompt_tokens": 5, "pad": filler}}) == Usage("m")
         assert of_json({filler: {"a": "usage"}, "model": "m", "usage": {"prompt_tokens": 5}}) == Usage("m", 5)
 
+    @pytest.mark.parametrize("kind", [JSON, EVENTS])
+    def test_a_long_body_of_numbers_is_read_in_short_pieces(self, kind: tuple[bytes, bytes]) -> None:
+        body = json.dumps({"data": [{"embedding": [0.5] * 20_000}], "usage": {"prompt_tokens": 5}}).encode()
+        body = b"data: " + body + b"\n\n" if kind is EVENTS else body
+        meter = meter_for(200, [kind])
+        assert metered(meter, *(body[at : at + 50] for at in range(0, len(body), 50))) == Usage("", 5)
+        assert not meter.unmetered
+
     def test_a_long_body_is_read_on_two_levels_only(self) -> None:
         inner = {"usage": {"prompt_tokens": 9}, "model": "inner"}
         document = {"pad": "x" * 300_000, "response": {"message": inner, "model": "m", "usage": {"prompt_tokens": 5}}}
