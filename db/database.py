@@ -67,6 +67,9 @@ _ERRORS: dict[FailureKind, type[DatabaseError]] = {
     FailureKind.REFUSED: Refused,
 }
 
+#: Kinds of failures in which a commit may have happened.
+_UNANSWERED = (FailureKind.DISCONNECTED, FailureKind.UNANSWERED)
+
 
 @frozen
 class _Side:
@@ -244,8 +247,9 @@ class Database:
                     result = fn(connection, *args)
                     committing = side.writes
                     transaction.commit()
-                except BaseException:
-                    _abandon(connection, roll_back=not committing)
+                except BaseException as error:
+                    roll_back = not committing or self._is_answered(error)
+                    _abandon(connection, roll_back=roll_back, committing=committing)
                     raise
                 connection.info["used"] = True
                 self.statistics.commit("write" if side.writes else "read")
@@ -254,6 +258,10 @@ class Database:
             raise _Retry(error, FailureKind.CONTENTION) from None
         except (DBAPIError, PoolTimeout, StatementError) as error:
             self._raise(error, side, committing=committing, used=used)
+
+    def _is_answered(self, error: BaseException) -> bool:
+        """Whether the database has said that it did not commit: one of the statements in front of that has failed."""
+        return isinstance(error, DBAPIError) and self._failure(error).kind not in _UNANSWERED
 
     def _refuse_value(self, context: ExceptionContext) -> None:
         """Call a value that the driver cannot even send refused, as one that the database does not take is.
@@ -268,7 +276,7 @@ class Database:
         if not isinstance(error, DBAPIError | PoolTimeout) and isinstance(error, StatementError) and error.orig:
             raise error.orig from error  # a value of the wrong kind, found by a type of `db.types`
         failure = self._failure(error)
-        if committing and failure.kind in (FailureKind.DISCONNECTED, FailureKind.UNANSWERED):
+        if committing and failure.kind in _UNANSWERED:
             self.statistics.failure(COMMIT_UNKNOWN)
             raise CommitUnknown(f"{self.target}: {failure.words} during a commit; its fate is unknown") from error
         meant = self._error(failure, writes=side.writes)
@@ -332,14 +340,17 @@ async def _in_thread(
         limiter.release()
 
 
-def _abandon(connection: Connection, *, roll_back: bool) -> None:
+def _abandon(connection: Connection, *, roll_back: bool, committing: bool) -> None:
     """Give up a transaction. What cannot be rolled back for certain goes with its connection."""
     transaction = connection.get_transaction()
     try:
-        if roll_back and transaction is not None:
+        if roll_back and transaction is not None and not connection.invalidated:
             transaction.rollback()
+            if committing:
+                # To SQLAlchemy, a transaction whose commit has failed is over.
+                connection.connection.rollback()
             return
-    except SQLAlchemyError:
+    except (SQLAlchemyError, connection.dialect.loaded_dbapi.Error):
         pass
     with suppress(SQLAlchemyError):
         connection.invalidate()

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 from attrs import define
+from pymysql.connections import Connection as MySql
+from pymysql.constants import COMMAND
 
 from db import Connection
 from db.dialects.postgresql.connection import PostgresConnection
@@ -22,15 +24,22 @@ def sent_from_now_on(connection: Connection) -> list[str]:
 
 
 def trips_from_now_on(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A list that grows with each round trip to PostgreSQL, by the last statement in it."""
+    """A list that grows with each round trip to a server, by the last statement in it."""
     found: list[str] = []
-    exchange = PostgresConnection._exchange
+    exchange: Any = PostgresConnection._exchange
+    execute: Any = MySql._execute_command  # type: ignore[attr-defined]  # its stub lacks it
 
     def note(self: PostgresConnection, statement: str, *args: Any) -> Any:
         found.append(statement)
         return exchange(self, statement, *args)
 
+    def note_command(self: MySql[Any], command: int, sql: str | bytes) -> None:
+        text = sql if isinstance(sql, str) else sql.decode("latin-1")
+        found.append(text.rpartition(";")[2] if command == COMMAND.COM_QUERY else f"command {command}")
+        execute(self, command, sql)
+
     monkeypatch.setattr(PostgresConnection, "_exchange", note)
+    monkeypatch.setattr(MySql, "_execute_command", note_command)
     return found
 
 
@@ -49,7 +58,7 @@ class _NotingCursor:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._cursor, name)
-        # Only one driver's cursor has it.
+        # Not every driver's cursor has it.
         return partial(self._note, found) if name == "defer" else found
 
     def _note(self, defer: Any, text: str, rows: Any) -> None:

@@ -217,9 +217,14 @@ def test_mappings_are_rows_too(database: Database) -> None:
 
 @pytest.fixture
 def trips(database: Database, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The round trips to PostgreSQL from now on, once the schema is there."""
-    database.write_now(clear)
+    """The round trips to a server from now on, once the schema is there and the ledger's writer has a connection."""
+    write(database, clear)
     return trips_from_now_on(monkeypatch)
+
+
+def write(database: Database, fn: Callable[..., Any], *args: object) -> Any:
+    """Write as the ledger does."""
+    return trio.run(database.write_unless_locked, fn, *args)
 
 
 def test_nothing_to_do_sends_nothing(database: Database) -> None:
@@ -305,21 +310,19 @@ def test_the_clock_goes_on_within_a_transaction(database: Database) -> None:
     assert abs(before - datetime.now(UTC)) < timedelta(seconds=5)
 
 
-@on("postgres")
+@on(*SERVERS)
 def test_a_transaction_begins_with_its_first_statement(database: Database, trips: list[str]) -> None:
-    database.write_now(insert_things, things(1))
+    write(database, insert_things, things(1))
     trips.clear()
-    assert database.write_now(delete_things, [0]) == 1
-    assert len(trips) == 2
-    assert trips[0].startswith("DELETE")
-    assert trips[1] == "commit"
+    assert write(database, delete_things, [0]) == 1
+    assert [trip.split()[0].upper() for trip in trips] == ["DELETE", "COMMIT"]
 
 
-@on("postgres")
+@on(*SERVERS)
 def test_what_nobody_waits_for_goes_with_the_next_statement(database: Database, trips: list[str]) -> None:
     made = things(4)
 
-    def write(connection: Connection) -> tuple[int, list[Thing]]:
+    def work(connection: Connection) -> tuple[int, list[Thing]]:
         insert_things(connection, made[:2])
         insert_things(connection, made[2:])
         # Only its own rows are counted.
@@ -327,36 +330,68 @@ def test_what_nobody_waits_for_goes_with_the_next_statement(database: Database, 
         add_to_counter(connection, COUNTERS.c.counter, {"a": 3})
         return deleted, by_digest(connection, [made[1].digest])
 
-    database.write_now(write)
+    write(database, work)
+    write(database, clear)
     trips.clear()
+    assert write(database, work) == (1, [made[1]])
+    assert [trip.split()[0].upper() for trip in trips] == ["DELETE", "SELECT", "COMMIT"]
+    trips.clear()
+    write(database, insert_things, things(9)[8:])
+    assert [trip.upper() for trip in trips] == ["COMMIT"]
+
+
+@on("mysql", "mariadb")
+def test_only_the_writer_of_the_ledger_sends_several_statements_at_once(database: Database) -> None:
+    def two(connection: Connection) -> None:
+        connection.exec_driver_sql("SELECT 1; SELECT 2")
+
+    write(database, insert_things, things(1))
+    for run in (database.read_now, database.write_now):
+        with pytest.raises(DatabaseError):
+            run(two)
+    write(database, two)
+
+
+@on("mysql", "mariadb")
+def test_a_proxy_that_takes_one_statement_at_a_time_gets_them_so(
+    database: Database, trips: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     database.write_now(clear)
+    monkeypatch.setattr("db.dialects.mysql.connection._SEVERAL_STATEMENTS", 9)
     trips.clear()
-    assert database.write_now(write) == (1, [made[1]])
-    assert [statement.split()[0] for statement in trips] == ["DELETE", "SELECT", "commit"]
-    trips.clear()
-    database.write_now(insert_things, things(9)[8:])
-    assert trips == ["commit"]
+    for number in range(2):
+        write(database, insert_things, things(number + 1)[number:])
+    assert [trip.split()[0] for trip in trips] == ["command", "SET", "INSERT", "COMMIT", "INSERT", "COMMIT"]
 
 
-@on("postgres")
-def test_what_is_deferred_and_fails_is_an_error_of_its_transaction(database: Database) -> None:
+@on("mysql", "mariadb")
+def test_a_long_statement_is_not_left_for_the_next_one(database: Database, trips: list[str]) -> None:
+    rows = [Thing(number, None, None, None, "x" * 250) for number in range(3000)]
+    write(database, insert_things, rows)
+    assert [trip.split()[0] for trip in trips] == ["INSERT", "COMMIT"]
+
+
+@on(*SERVERS)
+def test_what_is_deferred_and_fails_is_an_error_of_its_transaction(database: Database, trips: list[str]) -> None:
     made = things(3)
-    database.write_now(insert_things, made[:1])
+    write(database, insert_things, made[:1])
     for then in (lambda _: None, lambda connection: by_digest(connection, [made[1].digest])):
 
-        def write(connection: Connection, then: Callable[[Connection], Any] = then) -> None:
+        def work(connection: Connection, then: Callable[[Connection], Any] = then) -> None:
             insert_things(connection, made[1:2])
             insert_things(connection, made[:1])
             insert_things(connection, made[2:])
             then(connection)
 
         with pytest.raises(Duplicate):
-            database.write_now(write)
-        assert database.read_now(by_digest, [thing.digest for thing in made]) == made[:1]
-    database.write_now(insert_things, made[1:])
+            write(database, work)
+        assert trips[-1].upper() == "ROLLBACK"
+        assert write(database, by_digest, [thing.digest for thing in made]) == made[:1]
+    write(database, insert_things, made[1:])
+    assert database.connections.idle == 1
 
 
-@on("postgres")
+@on(*SERVERS)
 def test_what_is_deferred_and_rolled_back_is_not_sent(database: Database, trips: list[str]) -> None:
     def fail(connection: Connection) -> None:
         insert_things(connection, things(1))
@@ -364,9 +399,9 @@ def test_what_is_deferred_and_rolled_back_is_not_sent(database: Database, trips:
 
     trips.clear()
     with pytest.raises(ValueError, match="no"):
-        database.write_now(fail)
-    assert trips == []
-    database.write_now(insert_things, things(1))
+        write(database, fail)
+    assert [trip for trip in trips if trip != "ROLLBACK"] == []
+    write(database, insert_things, things(1))
 
 
 @on("postgres")

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 
 import pytest
+import trio
 from sqlalchemy import func, select
 
 from db import Connection
@@ -29,7 +30,7 @@ from llm_proxy.errors import (
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import AdmissionRequest, Decision, Grant, Settlement, transact
 from llm_proxy.tokens import digest
-from tests.databases.kinds import on
+from tests.databases.kinds import SERVERS, on
 from tests.databases.sent import sent_from_now_on, trips_from_now_on
 from tests.db.queries.factories import a_credential, a_project, a_token, to_default
 
@@ -109,14 +110,16 @@ def test_admission_reserves_and_counts(database: Database, project: Project, tok
     assert database.read_now(queries.verify) == []
 
 
-@on("postgres")
+@on(*SERVERS)
 def test_an_admission_with_a_settlement_takes_four_round_trips(
     database: Database, token: Token, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (before,) = granted(admit(database, apply(token)))
+    trio.run(database.write_unless_locked, queries.beat, Worker(WORKER, "host", 1, "0", now(), now()))
     trips = trips_from_now_on(monkeypatch)
     settlement = Settlement.of(before, Result(outcome="ok", status=200))
-    database.write_now(transact, WORKER, [apply(token)], [settlement], now())
+    work = partial(transact, worker_id=WORKER, requests=[apply(token)], settlements=[settlement], now=now())
+    trio.run(database.write_unless_locked, work)
     assert len(trips) == 4
     assert rows(database) == (1, {"ok": 1})
     assert counter(database, token) == 2

@@ -98,18 +98,27 @@ class MySqlDialect(MySQLDialect_pymysql):
     supports_statement_cache = True
     statement_compiler = MySqlCompiler
 
-    def __init__(self, begin: tuple[str, ...] = (), lock_wait: float | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        begin: tuple[str, ...] = (),
+        lock_wait: float | None = None,
+        joins: bool = False,  # noqa: FBT001, FBT002 - SQLAlchemy finds no keyword-only ones
+        **kwargs: Any,
+    ) -> None:
         """Take the statements that begin a transaction; without any, it begins with its first statement.
 
-        `lock_wait` is how many seconds it waits for each lock.
+        `lock_wait` is how many seconds it waits for each lock. `joins`: statements whose answer nobody reads go with
+        the next one.
         """
         kwargs.setdefault("paramstyle", "format")
         super().__init__(**kwargs)
         self._begin = begin
         self._lock_wait = lock_wait
+        self._joins = joins
 
     def do_begin(self, dbapi_connection: Any) -> None:
         connection: MySqlConnection = dbapi_connection.dbapi_connection
+        connection.join_statements(joins=self._joins)
         if self._lock_wait is not None:
             connection.wait_for_locks(self._lock_wait)
         for statement in self._begin:
@@ -129,7 +138,7 @@ class MySqlBackend(ServerBackend):
     def __init__(self, target: Target, options: Options) -> None:
         super().__init__(target, options)
         self.write = _engine(self.pools[0], lock_wait=self._statement_timeout)
-        self.write_unless_locked = _engine(self.pools[0], lock_wait=LOCK_WAIT)
+        self.write_unless_locked = _engine(self.pools[0], lock_wait=LOCK_WAIT, joins=True)
         self.read = _engine(self.pools[0], _BEGIN_READING)
 
     def failure(self, error: BaseException) -> Failure:
@@ -236,8 +245,10 @@ class MySqlBackend(ServerBackend):
             raise pymysql.err.OperationalError(CR.CR_CONN_HOST_ERROR, "greeting") from error
 
 
-def _engine(pool: Pool, begin: tuple[str, ...] = (), lock_wait: float | None = None) -> Engine:
-    return create_engine("mysql+llm_proxy://", begin=begin, lock_wait=lock_wait, pool=pool, hide_parameters=True)
+def _engine(pool: Pool, begin: tuple[str, ...] = (), lock_wait: float | None = None, *, joins: bool = False) -> Engine:
+    return create_engine(
+        "mysql+llm_proxy://", begin=begin, lock_wait=lock_wait, joins=joins, pool=pool, hide_parameters=True
+    )
 
 
 def _take_lock(connection: Connection, name: str, seconds: float) -> bool:

@@ -1,21 +1,30 @@
-"""PyMySQL's connection, with the session settings that the queries count on."""
+"""PyMySQL's connection, with the session settings that the queries count on, and with fewer round trips.
+
+A packet may hold several statements, with a semicolon between them; the server runs one after the other, and after an
+error none (MySQL manual, "Multiple Statement Execution Support"). So what is deferred goes in front of the next
+statement, or of the commit. Only the connection of the ledger's writer may do that, and only with statements whose
+values cannot be taken for SQL, whatever they are: numbers, times, and hexadecimal digits.
+"""
 
 from __future__ import annotations
 
 import re
 import socket
+from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
+from struct import Struct
 from typing import TYPE_CHECKING, Any
 
 from pymysql.connections import Connection
-from pymysql.constants import CLIENT
+from pymysql.constants import CLIENT, COMMAND, ER
+from pymysql.cursors import RE_INSERT_VALUES, Cursor
+from pymysql.err import Error, ProgrammingError
 
 from db.dialects.server import FROZEN
 from db.dialects.wire import keep_alive
 
 if TYPE_CHECKING:  # generic for type checkers only
-    from pymysql.cursors import Cursor
-
     _Connection = Connection[Cursor]
 else:
     _Connection = Connection
@@ -28,10 +37,32 @@ _SQL_MODE = (
 )
 #: Text that needs no escape between quotes, in every character set and SQL mode.
 _PLAIN = re.compile(r"[A-Za-z0-9 _.:/@+=,-]*")
+#: COM_SET_OPTION's argument: whether the server takes several statements in one packet.
+_SET_OPTION = Struct("<H").pack
+_SEVERAL_STATEMENTS, _ONE_STATEMENT = 0, 1
+_UNKNOWN_COMMAND = (ER.UNKNOWN_COM_ERROR, ER.NOT_SUPPORTED_YET)
+#: Bytes of deferred statements that are sent with another one. Servers take packets of 4 MB and more by default.
+_MOST_DEFERRED = 1024 * 1024
+
+
+class MySqlCursor(Cursor):
+    """PyMySQL's cursor, which can leave a statement for the next round trip."""
+
+    def defer(self, operation: str, param_sets: Sequence[Sequence[Any]]) -> None:
+        """Run one statement for many rows in the round trip of the next statement, which raises its error.
+
+        Where the connection may not do that, the statement runs now.
+        """
+        connection: MySqlConnection = self._get_db()  # type: ignore[attr-defined]  # its stub lacks it
+        if not connection.defer(operation, param_sets):
+            self.executemany(operation, param_sets)
 
 
 class MySqlConnection(_Connection):
     """A connection; `prepare` comes first."""
+
+    _joins = False
+    _refuses_to_join = False
 
     def __init__(self, *, tls_optional: bool = False, defer_connect: bool = False, **arguments: Any) -> None:
         """Connect and log in.
@@ -42,7 +73,10 @@ class MySqlConnection(_Connection):
             defer_connect: wait for `connect`.
             arguments: PyMySQL's others.
         """
-        super().__init__(**arguments, defer_connect=True)
+        # Statements to send with the next one, their size in bytes, and how many are under way in front of it.
+        self._deferred: list[bytes] = []
+        self._size = self._ahead = 0
+        super().__init__(**arguments, defer_connect=True, cursorclass=MySqlCursor)
         if tls_optional:
             self._ssl_required = False
             self.client_flag &= ~CLIENT.SSL
@@ -84,6 +118,52 @@ class MySqlConnection(_Connection):
             self.query(f"SET SESSION innodb_lock_wait_timeout = {lock}, lock_wait_timeout = {lock}")
             self._lock_wait = lock
 
+    def join_statements(self, *, joins: bool) -> None:
+        """Set whether statements may be deferred from now on; a proxy that does not know that is not asked again."""
+        if joins is self._joins or (joins and self._refuses_to_join):
+            return
+        try:
+            self._execute_command(COMMAND.COM_SET_OPTION, _SET_OPTION(_SEVERAL_STATEMENTS if joins else _ONE_STATEMENT))
+            self._read_packet()  # type: ignore[no-untyped-call]  # its stub has no types
+        except Error as error:
+            if error.args[0] not in _UNKNOWN_COMMAND:
+                raise
+            self._refuses_to_join = True
+        else:
+            self._joins = joins
+
+    def defer(self, statement: str, rows: Sequence[Sequence[Any]]) -> bool:
+        """Run a statement once for each row, in front of the next one; False if that is not possible."""
+        if not self._joins:
+            return False
+        text = _text_of(statement, rows)
+        if self._size + len(text) > _MOST_DEFERRED:
+            return False
+        self._deferred.append(text)
+        self._size += len(text)
+        return True
+
+    def commit(self) -> None:
+        self.query("COMMIT")
+
+    def rollback(self) -> None:
+        self._deferred, self._size = [], 0
+        super().rollback()
+
+    def _execute_command(self, command: int, sql: str | bytes) -> None:
+        if self._deferred and command == COMMAND.COM_QUERY:
+            last = sql.encode(self.encoding) if isinstance(sql, str) else sql
+            sql, self._ahead = b";".join((*self._deferred, last)), len(self._deferred)
+            self._deferred, self._size = [], 0
+        super()._execute_command(command, sql)  # type: ignore[misc]  # its stub lacks it
+
+    def _read_query_result(self, unbuffered: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyMySQL's own method
+        read = super()._read_query_result  # type: ignore[misc]  # its stub lacks it
+        ahead, self._ahead = self._ahead, 0
+        for _ in range(ahead):
+            read()
+        return read(unbuffered)
+
     def escape(self, obj: Any, mapping: Any = None) -> str:
         """Write a value as a literal: the usual ones, which are plain beyond doubt, more quickly than PyMySQL does.
 
@@ -105,3 +185,33 @@ class MySqlConnection(_Connection):
         """Set the deadlines of each read and write from now on, in seconds."""
         self._read_timeout = read
         self._write_timeout = write
+
+
+def _text_of(statement: str, rows: Sequence[Sequence[Any]]) -> bytes:
+    """One statement for these rows: an INSERT of all of them, or another one of a single row."""
+    head, values, tail = _parts_of(statement)
+    places = [values % tuple(map(_literal, row)) for row in rows]
+    return f"{head}{','.join(places)}{tail}".encode()
+
+
+@lru_cache(maxsize=64)  # there are some ten, and one more for each number of keys
+def _parts_of(statement: str) -> tuple[str, str, str]:
+    """What is before the values of an INSERT, their places, and what is behind them."""
+    found = RE_INSERT_VALUES.match(statement)
+    return ("", statement, "") if found is None else (found[1] % (), found[2], (found[3] or "") % ())
+
+
+def _literal(value: object) -> str:
+    """A value as a literal in which no byte of it stands for itself, unless it is a number or a time."""
+    kind = type(value)
+    if kind is str:
+        return f"_utf8mb4 X'{value.encode().hex()}'"  # type: ignore[attr-defined]  # it is a str
+    if kind is int or kind is bool:
+        return str(int(value))  # type: ignore[call-overload]  # as above
+    if value is None:
+        return "NULL"
+    if isinstance(value, datetime):
+        return f"'{value.isoformat(' ')}'"
+    if isinstance(value, bytes):
+        return f"X'{value.hex()}'"
+    raise ProgrammingError(f"a value of type {kind.__name__} cannot be deferred")
