@@ -262,10 +262,13 @@ def _holder(connection: Connection, name: str) -> Holder | None:
     if session is None:
         return None
     # Without the PROCESS privilege, these are the sessions of the same user; nobody else migrates, as a rule.
-    sessions = {row[0]: row for row in connection.exec_driver_sql("SHOW PROCESSLIST")}
+    # Without their statements, which are cut off, perhaps in the middle of a character.
+    found_session = connection.exec_driver_sql(
+        "SELECT host, command, time FROM information_schema.processlist WHERE id = %s", (session,)
+    ).one_or_none()
     address = activity = ""
-    if session in sessions:
-        _, _, address, _, command, seconds, *_ = sessions[session]
+    if found_session is not None:
+        address, command, seconds = found_session
         activity = f"silent for {seconds} s" if command == "Sleep" else f"at one statement for {seconds} s"
     found = Holder(session, _program(connection, session), address, activity, f"KILL {session}")
     connection.commit()
