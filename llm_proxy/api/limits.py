@@ -171,8 +171,8 @@ def _check(given: Collection[str], values: Mapping[str, Any], _now: datetime) ->
         yield f"'policy' reserved is only for 'metric' {', '.join(_RESERVABLE)}"
     if "wait" in given and policy != "reserved" and metric != "concurrency":
         yield "'wait' is only for 'policy' reserved and 'metric' concurrency"
-    if "unpriced" in given and metric not in (None, "cost"):
-        yield "'unpriced' is only for 'metric' cost"
+    if metric is not None and "unpriced" in given:
+        yield from _unpriced_mistakes(metric, policy, values.get("unpriced"))
     if metric is not None and "amount" in values:
         yield from _amount_mistakes(metric, values["amount"])
 
@@ -183,6 +183,13 @@ def _amount_mistakes(metric: str, amount: int | Decimal) -> Iterable[str]:
             yield f"'amount' of cost must be USD from 0 to {_MAX_USD}, with at most nine digits after the point"
     elif not isinstance(amount, int) or not 0 <= amount <= MAX_SAFE_INTEGER:
         yield f"'amount' of {metric} must be a whole number from 0 to {MAX_SAFE_INTEGER}"
+
+
+def _unpriced_mistakes(metric: str, policy: str, unpriced: object) -> Iterable[str]:
+    if metric != "cost":
+        yield "'unpriced' is only for 'metric' cost"
+    elif policy == "reserved" and unpriced == "allow":
+        yield "'unpriced' allow is not for 'policy' reserved: a model without a price has no worst case"
 
 
 def _stored(metric: str, amount: int | Decimal) -> int:
@@ -344,8 +351,8 @@ def _change_mistakes(limit: records.Limit, sent: Mapping[str, Any]) -> Iterable[
         yield from _amount_mistakes(limit.metric, sent["amount"])
     if "wait" in sent and limit.policy != "reserved" and limit.metric != "concurrency":
         yield "'wait' is only for 'policy' reserved and 'metric' concurrency"
-    if "unpriced" in sent and limit.metric != "cost":
-        yield "'unpriced' is only for 'metric' cost"
+    if "unpriced" in sent:
+        yield from _unpriced_mistakes(limit.metric, limit.policy, sent["unpriced"])
 
 
 @Operation(RESOURCE, "DELETE", _ONE, "deleteLimit", None, status=204)

@@ -81,10 +81,13 @@ async def test_a_limit_is_changed_and_keeps_what_it_has_counted(any_api: Api) ->
     made = await a_limit(any_api, metric="cost", window="day", amount=5, policy="reserved", wait="5s", warn_at=50)
     path = f"{PATH}/{made['id']}"
 
-    changed = await any_api("PATCH", path, {"amount": "7.50", "wait": "250ms", "warn_at": None, "unpriced": "allow"})
+    changed = await any_api("PATCH", path, {"amount": "7.50", "wait": "250ms", "warn_at": None, "unpriced": "refuse"})
 
-    expected = {"amount": "7.500000000", "wait": "250ms", "warn_at": None, "unpriced": "allow"}
+    expected = {"amount": "7.500000000", "wait": "250ms", "warn_at": None}
     assert changed.json == made | expected | {"updated_at": changed.json["updated_at"]}
+    settled = await a_limit(any_api, metric="cost", window="day", amount=5)
+    allowed = await any_api("PATCH", f"{PATH}/{settled['id']}", {"unpriced": "allow"})
+    assert allowed.json == settled | {"unpriced": "allow", "updated_at": allowed.json["updated_at"]}
     wrong = await any_api("PATCH", path, {"metric": "tokens"})
     assert (wrong.status, wrong.json["code"]) == (400, "invalid_body")
 
@@ -99,6 +102,21 @@ async def test_what_a_limit_cannot_have_is_not_changed(any_api: Api) -> None:
         " and 'metric' concurrency; 'unpriced' is only for 'metric' cost."
     )
     assert (await any_api("GET", f"{PATH}/{made['id']}")).json == made
+
+
+async def test_a_reserved_limit_does_not_allow_models_without_a_price(any_api: Api) -> None:
+    wanted = {"metric": "cost", "window": "day", "amount": 5, "policy": "reserved"}
+    made = await a_limit(any_api, **wanted)
+
+    for method, path, body in (
+        ("POST", PATH, {**wanted, "unpriced": "allow"}),
+        ("PATCH", f"{PATH}/{made['id']}", {"unpriced": "allow"}),
+    ):
+        reply = await any_api(method, path, body)
+        assert (reply.status, reply.json["code"]) == (400, "invalid_body")
+        assert reply.json["description"] == (
+            "'unpriced' allow is not for 'policy' reserved: a model without a price has no worst case."
+        )
 
 
 async def test_a_deleted_limit_is_gone(any_api: Api) -> None:
