@@ -11,10 +11,13 @@ from llm_proxy.limits import Bound
 from llm_proxy.logging import log
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from structlog.typing import FilteringBoundLogger
 
     from db.records import Result
     from llm_proxy.ledger import Grant
+    from llm_proxy.ledger.limits import LimitState
     from llm_proxy.metrics import Metrics
 
 #: Windows of limits for which it is known that the warning was given. Tokens can have any number of limits.
@@ -29,9 +32,9 @@ class LimitReports:
     _warned: dict[tuple[str, datetime | None], None] = field(factory=dict, init=False)
     _events: FilteringBoundLogger = field(factory=lambda: log.logger("limits"), init=False)
 
-    def admitted(self, grant: Grant) -> None:
-        """Warn of the limits of which enough is used."""
-        for state in grant.limits:
+    def judged(self, states: Iterable[LimitState]) -> None:
+        """Warn of the limits of which enough is used. These have judged a request, which may have been refused."""
+        for state in states:
             limit = state.limit
             window = limit.id, state.ends_at
             if state.warns and window not in self._warned:

@@ -275,7 +275,7 @@ class Relay:
             grant = await self.ledger.admit(request)
         inbound.admitted = True
         if grant.limits:
-            self._limit_reports.admitted(grant)
+            self._limit_reports.judged(grant.limits)
         labels, summed = self.labels.of(grant, inbound.labels)
         exchange = Exchange(inbound, send, labels, summed, redact=self.request_log.path, usage_of=objects.usage_of)
         if grant.limits:
@@ -349,6 +349,8 @@ class Relay:
         if not model and error.token_id and (provider := routing.providers.by_name.get(name)) is not None:
             model = requested_model(inbound, provider)
         self.metrics.refusal(error.code)
+        if error.limits:
+            self._limit_reports.judged(error.limits)
         if self.refusals is not None:
             self.refusals.add(
                 RefusedRequest(

@@ -34,12 +34,12 @@ def a_limit(**fields: Any) -> Limit:
     return factories.a_limit(**usual | fields)
 
 
-def a_grant(limit: Limit, *, used: int = 0, held: int = 0, ends_at: datetime | None = None) -> Grant:
+def a_grant(limit: Limit, *, held: int) -> Grant:
     project = a_project()
     token = a_token(project.id)
     holds = {f"{limit.id} 2026-11-29T12:00": held}
     reservation = Reservation(new_id(), new_id(), token.id, project.id, "openai", "POST", "/v1/x", NOON, holds)
-    state = LimitState(limit, used, held, ends_at)
+    state = LimitState(limit, 0, held, None)
     return Grant(reservation, token.digest, an_account(project), token, 1, (state,))
 
 
@@ -54,9 +54,9 @@ def test_a_limit_warns_once_in_each_window(reports: LimitReports, metrics: Metri
     limit = a_limit(warn_at=80)
     with structlog.testing.capture_logs() as logged:
         for used in (79, 80, 90, 100):
-            reports.admitted(a_grant(limit, used=used, ends_at=NOON))
-        reports.admitted(a_grant(limit, used=100, ends_at=NOON.replace(hour=13)))
-        reports.admitted(a_grant(a_limit(policy="warn", scope="token"), used=99))
+            reports.judged([LimitState(limit, used, 0, NOON)])
+        reports.judged([LimitState(limit, 100, 0, NOON.replace(hour=13))])
+        reports.judged([LimitState(a_limit(policy="warn", scope="token"), 99, 0, None)])
     assert [(line["event"], line["log_level"], line["used"]) for line in logged] == [
         ("a limit is nearly used up", "warning", 80),
         ("a limit is used up", "warning", 100),
@@ -67,10 +67,10 @@ def test_a_limit_warns_once_in_each_window(reports: LimitReports, metrics: Metri
 
 def test_the_memory_of_warnings_is_bounded(reports: LimitReports, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limit_reports, "_REMEMBERED", 2)
-    grants = [a_grant(a_limit(policy="warn", amount=1), used=1) for _ in range(3)]
+    states = [LimitState(a_limit(policy="warn", amount=1), 1, 0, None) for _ in range(3)]
     with structlog.testing.capture_logs() as logged:
-        for grant in (*grants, grants[2], grants[0]):
-            reports.admitted(grant)
+        for state in (*states, states[2], states[0]):
+            reports.judged([state])
     assert len(logged) == 4
     assert len(reports._warned) == 2
 

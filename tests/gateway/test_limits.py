@@ -107,6 +107,31 @@ async def test_client_log_and_recorded_refusal_are_told_of_the_limit_of_a_reques
     assert shown == {(None, None), ("rate_limit_exceeded", limit.id)}
 
 
+async def test_the_operator_is_told_of_a_reservation_that_was_too_small_and_of_a_limit_that_warns(
+    tmp_path: Path,
+) -> None:
+    """The first request uses all at once, so the one that is refused is the first to see a limit that warns."""
+    answer = b'{"model":"m","usage":{"prompt_tokens":5000,"completion_tokens":5000}}'
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % len(answer)
+    limit = a_limit(metric="tokens", period="total", amount=2000, policy="reserved", warn_at=80)
+    async with scene(tmp_path) as stage:
+        stage.provider.script = lambda *_: head + answer
+        await stage.database.write(limits.create, limit)
+        for status in (200, 429):
+            client = Client([b'{"model":"m","max_tokens":1,"messages":[]}'])
+            await stage.request(client, chunked=False, told=False)
+            assert client.received[0]["status"] == status
+            await stage.assert_nothing_is_left()
+        shown, _ = stage.relay.metrics.render()
+    lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    assert [(line["event"], line["used"]) for line in lines if line["event"] != "request"] == [
+        ("a request used more than it had reserved", 10_000),
+        ("a limit is used up", 10_000),
+    ]
+    assert b'\nllm_proxy_limit_warnings_total{scope="proxy"} 1.0\n' in shown
+    assert sum(b"reservation_exceeded_total{" in line and line.endswith(b" 1.0") for line in shown.splitlines()) == 1
+
+
 @define
 class SlowClient(Client):
     """Sends the last piece of its body when it is told to."""
