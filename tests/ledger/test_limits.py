@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -21,6 +22,7 @@ from llm_proxy.errors import CostUnbounded, ProxyError
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger.transaction import AdmissionRequest, Decision, Grant, Settlement, transact
 from llm_proxy.limits import Blocked, Bound, started_at
+from tests.databases.sent import sent_from_now_on
 from tests.db.queries.factories import a_limit, a_project, a_token, to_default
 
 WORKER = new_id()
@@ -230,6 +232,28 @@ def test_a_deleted_limit_is_ignored_by_requests_that_hold_some_of_it(database: D
     (free,) = grants(admit(database, apply(token)))
     assert free.reservation.limits is None
     assert free.token.limited is False
+
+
+def test_locks_are_taken_of_tokens_then_counters_by_id_then_hourly_sums(database: Database, token: Token) -> None:
+    for scope in ("token", "project", "proxy"):
+        limited(database, token, scope)
+    (grant,) = grants(admit(database, apply(token)))
+    statements: list[str] = []
+
+    def run(connection: Connection) -> None:
+        nonlocal statements
+        statements = sent_from_now_on(connection)
+        transact(connection, WORKER, [apply(token)], [Settlement.of(grant, OK)], datetime.now(UTC))
+
+    database.write_now(run)
+    pattern = re.compile(r"(?:FROM|INTO|UPDATE) (tokens|limit_counters|usage_hourly)\b")
+    first = {found[1]: text for text in reversed(statements) if (found := pattern.search(text))}
+    assert sorted(first, key=lambda table: statements.index(first[table])) == [
+        "tokens",
+        "limit_counters",
+        "usage_hourly",
+    ]
+    assert "ORDER BY limit_counters.id" in first["limit_counters"]
 
 
 def test_the_row_of_a_request_says_what_it_held_and_when_by_the_database(database: Database, token: Token) -> None:
