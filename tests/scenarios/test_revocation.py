@@ -75,6 +75,20 @@ def lower_the_limit(told: Deployment, token: dict[str, Any]) -> None:
     told.server.manage("PATCH", f"/tokens/{token['id']}", {"max_requests": 1})
 
 
+def limit_the_token(told: Deployment, token: dict[str, Any]) -> None:
+    told.server.manage("POST", "/limits", {"token_id": token["id"], "metric": "tokens", "window": "month", "amount": 0})
+
+
+def limit_the_project(told: Deployment, token: dict[str, Any]) -> None:
+    limit = {"project_id": token["project_id"], "metric": "requests", "window": "total", "amount": 5}
+    made = told.server.manage("POST", "/limits", limit)
+    told.server.manage("PATCH", f"/limits/{made['id']}", {"amount": 0})
+
+
+def take_the_model_away(told: Deployment, token: dict[str, Any]) -> None:
+    told.server.manage("PATCH", f"/projects/{token['project_id']}", {"models": ["another-*"]})
+
+
 @pytest.mark.parametrize(
     ("change", "status", "code", "after"),
     [
@@ -86,6 +100,9 @@ def lower_the_limit(told: Deployment, token: dict[str, Any]) -> None:
         (deactivate_credential, 403, "credential_inactive", 0),
         (expire, 401, "token_expired", 1.01),
         (lower_the_limit, 429, "request_limit_exceeded", 0),
+        (limit_the_token, 429, "budget_exceeded", 0),
+        (limit_the_project, 429, "request_limit_exceeded", 0),
+        (take_the_model_away, 403, "model_not_allowed", 0),
     ],
 )
 async def test_a_revoked_token_is_rejected_at_its_next_request_on_every_server(
