@@ -9,13 +9,14 @@ from sqlalchemy import insert
 
 from db import Connection
 from db.database import Database
-from db.queries import audit, credentials, daily, ledger, objects, projects, refusals, tokens
+from db.queries import audit, credentials, daily, ledger, limits, objects, projects, refusals, tokens
 from db.records import ProviderObject, Reservation
 from db.schema import usage_days
 from llm_proxy.identifiers import new_id, request_id
 from tests.db.queries.factories import (
     NOON,
     a_credential,
+    a_limit,
     a_project,
     a_refusal,
     a_settled_request,
@@ -59,6 +60,13 @@ def _write(connection: Connection, number: int) -> list[str]:
     for changes in (None, {}, {"name": _WIDE * 1000}):
         audit.create(connection, an_audit_entry(actor=_WIDE, resource_id="", before=changes, after=changes))
     refusals.create(connection, [a_refusal(model=_WIDE, path=_WIDE * 100), a_refusal(token_id="", project_id="")])
+    # It must be older than the ids of requests, which have the time of the test.
+    since = NOON - timedelta(days=365)
+    of_models = {"models": {"patterns": [_WIDE]}, "warn_at": 80, "created_at": since}
+    limit = a_limit(scope="project", subject=plain.id, metric="tokens", amount=2**53 - 1, **of_models)
+    key = limits.counter_id(limit.id, None)
+    limits.create(connection, limit)
+    limits.open_counter(connection, key, 2**52)
     settled = [
         a_settled_request(
             owned[place % 4],
@@ -70,6 +78,7 @@ def _write(connection: Connection, number: int) -> list[str]:
             admitted_at=NOON + timedelta(minutes=place, microseconds=place),
             first_byte_us=None if place % 7 == 0 else place,
             duration_us=2**62 if place % 11 == 0 else None,
+            limits={key: 2**52} if place % 5 == 1 else None,
             **_usage(place),
         )
         for place in range(number - 1)
@@ -86,7 +95,7 @@ def _write(connection: Connection, number: int) -> list[str]:
         ],
     )
     reservations = [
-        Reservation(request_id(), new_id(), owned[0].id, plain.id, "openai", "POST", f"/v1/{place}", NOON)
+        Reservation(request_id(), new_id(), owned[0].id, plain.id, "openai", "POST", f"/v1/{place}", NOON, {key: place})
         for place in range(3)
     ]
     ledger.reserve(connection, [*reservations, *(row.reservation for row in settled)])
