@@ -306,6 +306,11 @@ TOKENS = (
     *("input_tokens", "cached_tokens", "cache_write_tokens", "cache_write_1h_tokens"),
     *("output_tokens", "reasoning_tokens"),
 )
+#: The names in `usage_details` that are summed too, because most vendors have prices of their own for them. All others
+#: are in the rows only.
+DETAIL_SUMS = (
+    *("input_audio_tokens", "output_audio_tokens", "input_image_tokens", "output_image_tokens", "web_searches"),
+)
 
 #: Nothing was sent to the provider: the count is given back.
 VOID = Result(outcome="void")

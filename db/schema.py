@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, SmallInteger, Table, text
 
+from db.records import DETAIL_SUMS
 from db.types import Code, Digest, Id, Json, LongText, Name, Timestamp
 
 #: Names of constraints and indexes, fixed so that migrations can speak of them on every database.
@@ -200,10 +201,10 @@ DURATION_COLUMNS = (*(f"duration_{bound}" for bound in DURATIONS), "duration_mor
 _SUMS_BEFORE = ("requests", "errors", "input_tokens", "output_tokens", "cached_tokens", "pruned", "client_closed")
 _SUMS_SINCE = (
     *("unmetered", "estimated", "unpriced", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"),
-    *("cost_nanousd", *DURATION_COLUMNS),
+    *("cost_nanousd", *DURATION_COLUMNS, "pruned_late", *DETAIL_SUMS),
 )
 #: The columns that are sums over settled requests that are not void.
-SUMS = tuple(name for name in (*_SUMS_BEFORE, *_SUMS_SINCE) if name != "pruned")
+SUMS = tuple(name for name in (*_SUMS_BEFORE, *_SUMS_SINCE) if name not in ("pruned", "pruned_late"))
 
 #: The columns that describe a series.
 SERIES = ("provider", "answered_model", "requested_model", "labels")
@@ -227,7 +228,7 @@ usage_hourly = Table(
     Column("answered_model", Name, nullable=True),
     Column("requested_model", Name, nullable=True),
     Column("labels", Json, nullable=True),
-    *(Column(name, BigInteger, nullable=False, server_default="0") for name in (*_SUMS_SINCE, "pruned_late")),
+    *(Column(name, BigInteger, nullable=False, server_default="0") for name in _SUMS_SINCE),
     Index("ix_usage_hourly_token_id_hour", "token_id", "hour"),
     Index("ix_usage_hourly_project_id_hour", "project_id", "hour"),
 )
@@ -244,7 +245,8 @@ usage_daily = Table(
     Column("answered_model", Name, nullable=False),
     Column("requested_model", Name, nullable=True),
     Column("labels", Json, nullable=True),
-    *(Column(name, BigInteger, nullable=False) for name in SUMS),
+    # Servers of the release before write days without details.
+    *(Column(name, BigInteger, nullable=False, server_default="0" if name in DETAIL_SUMS else None) for name in SUMS),
 )
 
 # Days that have ended. `written` says that the sums of the day are in `usage_daily`. A transaction that changes hourly

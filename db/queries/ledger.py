@@ -35,6 +35,7 @@ from db.dialects.statements import add_to_counter, by_sorting, clock, for_update
 from db.queries import limits as limit_queries
 from db.queries.rows import SETTLED, columns, names
 from db.records import (
+    DETAIL_SUMS,
     ERRORS,
     TOKENS,
     UNKNOWN,
@@ -387,6 +388,9 @@ def _add(bucket: dict[str, Any], sign: int, result: Result) -> None:
     for name, count in zip(TOKENS, _counts_of(result), strict=True):
         if count:
             bucket[name] += sign * count
+    if result.usage_details:
+        for name in DETAIL_SUMS:
+            bucket[name] += sign * result.usage_details.get(name, 0)
     if result.cost_nanousd:
         bucket["cost_nanousd"] += sign * result.cost_nanousd
     elif result.unpriced:

@@ -480,7 +480,7 @@ class UnpricedModel:
     Attributes:
         requested_model: the name in the requests.
         unpriced: number of requests without a cost.
-        details, service_tier: not known, because the sums do not tell them apart.
+        details, service_tier: not known, because the sums do not have all details, and do not tell tiers apart.
     """
 
     provider: str

@@ -14,7 +14,7 @@ from attrs import define, field
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from db import dsn
 from db.database import Database, opened
@@ -34,10 +34,14 @@ from tests.ledger.test_limits import limited
 WORKER = new_id()
 USED = 500
 OK = Result(outcome="ok", status=200, requested_model="")
-WITH_USAGE = Result(
-    outcome="ok", status=200, model="m-1", requested_model="m", input_tokens=USED, output_tokens=7, cost_nanousd=11
-)
-LATE = Result(outcome="ok", status=200, model="m-1", kind="late", input_tokens=USED, output_tokens=7, cost_nanousd=11)
+USAGE: dict[str, Any] = {
+    "input_tokens": USED,
+    "output_tokens": 7,
+    "usage_details": {"web_searches": 3},
+    "cost_nanousd": 11,
+}
+WITH_USAGE = Result(outcome="ok", status=200, model="m-1", requested_model="m", **USAGE)
+LATE = Result(outcome="ok", status=200, model="m-1", kind="late", **USAGE)
 
 
 def admit(database: Database, token: Token, path: str = "/v1/responses/x") -> Grant:
@@ -82,6 +86,11 @@ def sums(database: Database) -> list[tuple[str, int, int, int]]:
     found = usage_hourly.c
     query = select(found.token_id, found.requests, found.input_tokens, found.cost_nanousd)
     return [tuple(row) for row in database.read_now(lambda connection: connection.execute(query).all())]
+
+
+def web_searches(database: Database) -> int:
+    query = select(func.sum(usage_hourly.c.web_searches))
+    return int(database.read_now(lambda connection: connection.scalar(query)) or 0)
 
 
 def usage_id(database: Database, object_id: str) -> str | None:
@@ -174,6 +183,7 @@ def test_a_stream_that_ends_after_a_poll_saw_its_usage_is_written_without_it(tea
         ("late", USED, 11)
     ]
     assert sum(used for _, _, used, _ in sums(team.database)) == USED
+    assert web_searches(team.database) == 3
     assert team.database.read_now(queries.verify) == []
 
 
@@ -443,6 +453,8 @@ class LateUsage(RuleBasedStateMachine):
             assert all(row.token_id == made.grant.reservation.token_id for row in used)
         total = sum(row.input_tokens or 0 for row in found)
         assert sum(count for _, _, count, _ in sums(self.database)) == total
+        searches = sum(row.usage_details["web_searches"] for row in found if row.usage_details)
+        assert web_searches(self.database) == searches == total // USED * 3
         assert self.database.read_now(queries.verify) == []
 
 

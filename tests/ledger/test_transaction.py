@@ -14,7 +14,7 @@ from db import Connection
 from db.database import Database
 from db.queries import credentials, projects, tokens
 from db.queries import ledger as queries
-from db.records import Outcome, Project, Result, Token, Worker
+from db.records import DETAIL_SUMS, Outcome, Project, Result, Token, Worker
 from db.schema import in_flight, requests, usage_hourly
 from llm_proxy.errors import (
     CredentialInactive,
@@ -152,6 +152,15 @@ def test_hourly_sums_tell_errors_from_clients_that_left(
     settle(database, Settlement.of(grant, Result(outcome=outcome)))
     sums = select(usage_hourly.c.requests, usage_hourly.c.errors, usage_hourly.c.client_closed)
     assert database.read_now(lambda connection: connection.execute(sums).all()) == [(1, errors, client_closed)]
+
+
+def test_hourly_sums_have_details_of_usage(database: Database, token: Token) -> None:
+    details = {name: place for place, name in enumerate(DETAIL_SUMS, start=1)}
+    for found in (details | {"images": 9}, None, {"images": 9}, {"web_searches": 10}):
+        (grant,) = granted(admit(database, apply(token)))
+        settle(database, Settlement.of(grant, Result(outcome="ok", usage_details=found)))
+    sums = select(*(usage_hourly.c[name] for name in DETAIL_SUMS))
+    assert database.read_now(lambda connection: connection.execute(sums).all()) == [(1, 2, 3, 4, 15)]
 
 
 def test_models_are_told_apart_by_every_code_point(database: Database, token: Token) -> None:

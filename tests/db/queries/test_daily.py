@@ -75,6 +75,7 @@ def row(token: Token, at: datetime, number: int = 0) -> SettledRequest:
         requested_model=asked,
         summed_labels=None if asked is None else labels,
         cost_nanousd=None if asked is None else 10**9 + number,
+        usage_details={"web_searches": number + 1},
         outcome="rejected" if at.hour == 7 else "ok",
         duration_us=number * 1_000_000,
     )

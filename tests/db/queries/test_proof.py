@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Update, delete, event, update
+from sqlalchemy import Update, delete, event, insert, select, update
 
 from db import Connection
 from db.database import Database, opened
@@ -15,7 +15,7 @@ from db.queries import daily, ledger, projects, pruning, tokens
 from db.queries.proof import PROVEN, Proof, WrongHour, prove, sum_up_again
 from db.queries.repair import repair
 from db.queries.rows import first_id
-from db.records import SettledRequest, Token
+from db.records import DETAIL_SUMS, SettledRequest, Token
 from db.schema import SUMS, requests, usage_daily, usage_days, usage_hourly
 from tests.databases.kinds import on
 from tests.databases.scratch import Scratch
@@ -40,6 +40,7 @@ def token(database: Database) -> Token:
     project = a_project()
     token = a_token(project.id)
     usage: dict[str, Any] = {name: place * 10 + 7 for place, name in enumerate(PROVEN)}
+    usage["usage_details"] = {name: place + 1 for place, name in enumerate(DETAIL_SUMS)}
     rows = [
         a_request(token, DAY, **usage),
         a_request(token, DAY + timedelta(minutes=59, seconds=59), model="b", **usage),
@@ -149,6 +150,23 @@ def test_wrong_daily_sums_are_found_and_made_again(database: Database, token: To
     assert proof(database).days == []
     sum_up(database)
     assert proof(database).days == []
+
+
+def test_days_that_the_release_before_has_summed_up_are_found_and_made_again(database: Database, token: Token) -> None:
+    known = [column for column in usage_daily.c if column.name not in DETAIL_SUMS]
+
+    def write_again(connection: Connection) -> None:
+        rows = [dict(row) for row in connection.execute(select(*known)).mappings()]
+        connection.execute(delete(usage_daily))
+        connection.execute(insert(usage_daily), rows)
+
+    database.write_now(write_again)
+    found = proof(database)
+    assert (found.tokens, found.hours) == ([], [])
+    assert {(one.day, one.sum, one.found) for one in found.days} == {(DAY, name, 0) for name in DETAIL_SUMS}
+    database.write_now(sum_up_again, {DAY})
+    sum_up(database)
+    assert proof(database) == Proof([], [], [], 0, 0)
 
 
 @pytest.mark.parametrize("scope", ["project", "", "label.team"])

@@ -9,7 +9,7 @@ from sqlalchemy import Connection, delete, select, update
 
 from db.database import Database, opened
 from db.options import Options
-from db.queries import ledger, projects, repair, tokens
+from db.queries import ledger, projects, pruning, repair, tokens
 from db.records import Reservation, SettledRequest, Token
 from db.schema import requests, usage_hourly
 from db.schema import tokens as token_table
@@ -31,9 +31,9 @@ def token(database: Database) -> Token:
     project = a_project()
     token = a_token(project.id)
     rows = [
-        settled(token, model="a", input_tokens=10),
-        settled(token, model="a", input_tokens=20, outcome="upstream_error"),
-        settled(token, model="b"),
+        settled(token, model="a", input_tokens=10, usage_details={"web_searches": 3}),
+        settled(token, model="a", input_tokens=20, outcome="upstream_error", usage_details={"web_searches": 4}),
+        settled(token, model="b", usage_details={"input_audio_tokens": 5}),
         settled(token, model="a", admitted_at=NOON + timedelta(hours=1)),
         settled(token, model="a", admitted_at=NOON + timedelta(hours=1, minutes=59)),
         settled(token, model="a", outcome="void"),
@@ -107,6 +107,18 @@ def test_sums_of_rows_that_are_gone_are_believed(database: Database, token: Toke
     database.write_now(repair.repair, token.id)
 
     assert sums(database) == before
+
+
+def test_details_of_pruned_rows_are_kept(database: Database, token: Token) -> None:
+    done, _ = database.write_now(pruning.prune, NOON + timedelta(minutes=1), 1)
+    assert done.rows == 1
+    mine = (usage_hourly.c.model == "a", usage_hourly.c.pruned == 1)
+    database.write_now(lambda connection: connection.execute(update(usage_hourly).where(*mine).values(input_tokens=0)))
+
+    database.write_now(repair.repair, token.id)
+
+    found = select(usage_hourly.c.input_tokens, usage_hourly.c.web_searches).where(*mine)
+    assert database.read_now(lambda connection: connection.execute(found).all()) == [(20, 7)]
 
 
 def test_a_ledger_that_adds_up_is_not_changed(database: Database, token: Token) -> None:

@@ -7,8 +7,9 @@ from typing import Any, ClassVar
 
 import pytest
 
+from db.records import DETAIL_SUMS
 from llm_proxy.gateway.usage import Usage, meter_for
-from llm_proxy.gateway.usage.shapes import SHAPES, TABLES, merged
+from llm_proxy.gateway.usage.shapes import DETAILS, SHAPES, TABLES, merged
 from tests.gateway.usage.metering import EVENTS, JSON, PACK, metered
 
 CHAT: dict[str, Any] = {"id": "c", "object": "chat.completion", "model": "m", "choices": [{"index": 0}]}
@@ -549,6 +550,10 @@ def test_an_event_with_the_same_members_is_metered(name: str, document: dict[str
 def test_each_shape_has_an_example() -> None:
     assert {shape.name for shape in SHAPES} - {name for name, *_ in ANSWERS} == {"Bedrock InvokeModel"}
     assert all(shape.source.startswith("https://") for shape in SHAPES)
+
+
+def test_details_that_are_summed_are_read() -> None:
+    assert DETAILS.issuperset(DETAIL_SUMS)
 
 
 def test_rows_that_contradict_each_other_are_refused() -> None:
