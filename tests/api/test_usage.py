@@ -9,7 +9,7 @@ import pytest
 
 from db.queries import ledger, objects, usage
 from db.queries.rows import first_id
-from db.records import ProviderObject, SettledRequest
+from db.records import DETAIL_SUMS, ProviderObject, SettledRequest
 from db.schema import requests
 from llm_proxy.identifiers import new_id
 from tests.api.conftest import NOON, Api
@@ -18,7 +18,7 @@ from tests.db.queries.factories import a_settled_request, a_token
 DAY = timedelta(days=1)
 ZERO = {
     **dict.fromkeys(("requests", "errors", "input_tokens", "cached_tokens", "cache_write_tokens"), 0),
-    **dict.fromkeys(("output_tokens", "reasoning_tokens", "unpriced", "estimated", "unmetered"), 0),
+    **dict.fromkeys(("output_tokens", "reasoning_tokens", "unpriced", "estimated", "unmetered", *DETAIL_SUMS), 0),
     "cost": "0.000000000",
     "p50_ms": None,
     "p95_ms": None,
@@ -82,12 +82,13 @@ async def test_all_sums_of_a_group_are_shown(any_api: Api, projects: dict[str, A
             cache_write_tokens=20,
             output_tokens=50,
             reasoning_tokens=5,
+            usage_details={name: place for place, name in enumerate(DETAIL_SUMS, start=1)} | {"images": 9},
             cost_nanousd=1_234_567_890,
             estimated=True,
         ),
         row(token, cost_nanousd=None, unmetered=True, duration_us=200_000_000),
         row(token, outcome="void"),
-        row(token, kind="late", input_tokens=1, output_tokens=None, cost_nanousd=1),
+        row(token, kind="late", input_tokens=1, output_tokens=None, usage_details={"web_searches": 2}, cost_nanousd=1),
     )
     (shown,) = await report(any_api, "group_by=project,token,provider,model,requested_model,hour,day,month")
     assert shown == {
@@ -108,6 +109,11 @@ async def test_all_sums_of_a_group_are_shown(any_api: Api, projects: dict[str, A
         "cache_write_tokens": 20,
         "output_tokens": 54,
         "reasoning_tokens": 5,
+        "input_audio_tokens": 1,
+        "output_audio_tokens": 2,
+        "input_image_tokens": 3,
+        "output_image_tokens": 4,
+        "web_searches": 7,
         "cost": "1.234567891",
         "unpriced": 1,
         "estimated": 1,
@@ -185,7 +191,7 @@ async def test_filters_narrow_down(any_api: Api, projects: dict[str, Any]) -> No
 
 async def test_labels_that_are_not_summed_are_read_from_the_requests(any_api: Api, projects: dict[str, Any]) -> None:
     asked: list[tuple[str, int, str, dict[str, Any]]] = [
-        ("alpha-1", 0, "alice", {"cost_nanousd": None}),
+        ("alpha-1", 0, "alice", {"cost_nanousd": None, "usage_details": {"web_searches": 2}}),
         ("alpha-1", 1, "alice", {"outcome": "rejected"}),
         ("alpha-1", 1, "alice", {"outcome": "void"}),
         ("alpha-2", 25, "bob", {"model": "other", "kind": "late"}),
@@ -204,11 +210,12 @@ async def test_labels_that_are_not_summed_are_read_from_the_requests(any_api: Ap
     )
     week = "from=2027-01-08T12:30:00Z"
     whole = await report(any_api, f"{week}&group_by=label.user")
-    shown = brief(whole, "label.user", "requests", "errors", "unpriced", "input_tokens", "cost", "p50_ms")
+    names = ("requests", "errors", "unpriced", "input_tokens", "web_searches", "cost", "p50_ms")
+    shown = brief(whole, "label.user", *names)
     assert shown == [
-        (None, 1, 0, 0, 3, "1.000000000", 75),
-        ("alice", 2, 1, 1, 6, "1.000000000", 75),
-        ("bob", 1, 0, 0, 6, "2.000000000", 75),
+        (None, 1, 0, 0, 3, 0, "1.000000000", 75),
+        ("alice", 2, 1, 1, 6, 2, "1.000000000", 75),
+        ("bob", 1, 0, 0, 6, 0, "2.000000000", 75),
     ]
     for query, number in (
         ("label.user=bob", 1),

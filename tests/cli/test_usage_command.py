@@ -40,6 +40,7 @@ def fill(connection: Connection) -> None:
                 cost_nanousd=cost,
                 duration_us=75_000,
                 input_tokens=1_234_567,
+                usage_details={"web_searches": 2} if name == "alpha" else None,
                 labels={"team": name, "env": "prod"},
                 summed_labels={"team": name},
             )
@@ -127,6 +128,10 @@ def test_json_and_csv_have_all_fields(usage: Run) -> None:
     rows = list(csv.DictReader(io.StringIO(usage("--group-by", "project", "--limit", "1", "--csv").stdout)))
     assert sorted(row["project"] for row in rows) == ["alpha", "beta", "gamma"]
     assert set(rows[0]) == set(found[0])
+    assert [(row["web_searches"], row["output_image_tokens"]) for row in rows if row["project"] == "alpha"] == [
+        ("4", "0")
+    ]
+    assert sorted(one["web_searches"] for one in found) == [0, 0, 4]
 
 
 def test_no_requests_are_said_so(usage: Run) -> None:
