@@ -35,6 +35,13 @@ CORES_FOR_TWO_WORKERS = 6
 OVER_LITELLM = 25.0
 #: Capacity over that of Portkey's gateway without keys: it is JavaScript, and has no ledger either.
 OVER_PORTKEY = 3.0
+#: Requests per second over those of llm-proxy in Go, which has a counter in place of a ledger: at 32 connections, and
+#: at one.
+OVER_GO_LLM_PROXY = 0.75
+LONE_OVER_GO_LLM_PROXY = 0.6
+#: CPU time per request over that of GoModel without tokens, at 32 connections and at one.
+CPU_OVER_GOMODEL = 0.8
+LONE_CPU_OVER_GOMODEL = 1.2
 
 #: Added latency, median, at 1 connection, in milliseconds: two durable commits and one more hop. A person waits for
 #: hundreds of milliseconds at the least for any model's answer.

@@ -4,6 +4,8 @@
     contender     a running gateway, LLM Proxy and the bare upstream among them, with its samples and features
     litellm       LiteLLM's proxy, without its database
     portkey       Portkey's gateway, without keys
+    go_llm_proxy  llm-proxy in Go, if GO_LLM_PROXY_SOURCE is the folder of its source
+    gomodel       GoModel, if GOMODEL_PROGRAM is the path of its program
     nginx         nginx as a plain reverse proxy: about as little work as a proxy can do
     measurement   the rounds
     chapter       tables, plots and checks

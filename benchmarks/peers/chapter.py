@@ -2,24 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 
 import attrs
+from attrs import frozen
 
-from benchmarks.findings import Chapter, Check, Plot, Series, Table, at_least, ratio
+from benchmarks.findings import Chapter, Check, Plot, Series, Table, at_least, at_most, ratio
 from benchmarks.load import BUSY
-from benchmarks.peers import litellm, portkey
+from benchmarks.peers import go_llm_proxy, gomodel, litellm, portkey
 from benchmarks.peers.contender import OURS, TRAITS, Contender
 from benchmarks.rig import Sample, bottlenecks
-from benchmarks.targets import OVER_LITELLM, OVER_PORTKEY
+from benchmarks.targets import (
+    CPU_OVER_GOMODEL,
+    LONE_CPU_OVER_GOMODEL,
+    LONE_OVER_GO_LLM_PROXY,
+    OVER_GO_LLM_PROXY,
+    OVER_LITELLM,
+    OVER_PORTKEY,
+)
 
 CONNECTIONS = 32
-#: The minimum ratio of our capacity to a peer's, with its conditions.
-_BOUNDS = {
-    litellm.NAME: (OVER_LITELLM, "without its database"),
-    portkey.NAME: (OVER_PORTKEY, "without keys"),
-}
+
+
+@frozen
+class _Target:
+    """A bound of the ratio of our figure to a peer's.
+
+    Attributes:
+        peer: its name.
+        name: of the target, with its conditions.
+        judge: `at_least` or `at_most`.
+        figures: of a contender, one for each round.
+    """
+
+    peer: str
+    name: str
+    judge: Callable[[str, float, float, str], Check]
+    bound: float
+    figures: Callable[[Contender], Sequence[float]]
+
+
+def _rates(contender: Contender) -> list[float]:
+    return contender.values("rate")
+
+
+def _lone_rates(contender: Contender) -> list[float]:
+    return [sample.rate for sample in contender.singles]
+
+
+def _costs(contender: Contender) -> list[float]:
+    return contender.values("cpu_us")
+
+
+def _lone_costs(contender: Contender) -> list[float]:
+    return [sample.cpu_us for sample in contender.singles]
+
+
+_MANY, _ONE = f"SQLite, {CONNECTIONS} connections", "SQLite, 1 connection"
+_LITELLM, _PORTKEY = f"{litellm.NAME} without its database", f"{portkey.NAME} without keys"
+_GO, _GOMODEL = f"{go_llm_proxy.NAME} without a ledger", f"{gomodel.NAME} without tokens"
+_TARGETS = (
+    _Target(litellm.NAME, f"Capacity over {_LITELLM}, {_MANY}", at_least, OVER_LITELLM, _rates),
+    _Target(portkey.NAME, f"Capacity over {_PORTKEY}, {_MANY}", at_least, OVER_PORTKEY, _rates),
+    _Target(go_llm_proxy.NAME, f"Capacity over {_GO}, {_MANY}", at_least, OVER_GO_LLM_PROXY, _rates),
+    _Target(go_llm_proxy.NAME, f"Requests/s over {_GO}, {_ONE}", at_least, LONE_OVER_GO_LLM_PROXY, _lone_rates),
+    _Target(gomodel.NAME, f"CPU per request over {_GOMODEL}, {_MANY}", at_most, CPU_OVER_GOMODEL, _costs),
+    _Target(gomodel.NAME, f"CPU per request over {_GOMODEL}, {_ONE}", at_most, LONE_CPU_OVER_GOMODEL, _lone_costs),
+)
+_JUDGED = frozenset(target.peer for target in _TARGETS)
 
 
 def write(
@@ -48,7 +99,7 @@ def write(
         checks=check(contenders),
         problems=[*problems, *flaws],
         raw={"seconds": dict(seconds), "samples": {contender.name: _raw(contender) for contender in contenders}},
-        unchecked=[_excuse(name, reason) for name, reason in absent.items()],
+        unchecked=[line for name, reason in absent.items() for line in _excuses(name, reason)],
     )
 
 
@@ -69,7 +120,7 @@ def _judge_bench(contenders: Sequence[Contender]) -> tuple[list[str], list[str]]
     """Report bottlenecks of the bench: a problem only for peers with a target."""
     notes, flaws = [], []
     for contender in contenders[1:]:
-        if contender.name in _BOUNDS:
+        if contender.name in _JUDGED:
             flaws += bottlenecks(contender)
         else:
             notes += [f"{line}, so that its capacity is higher than shown." for line in bottlenecks(contender)]
@@ -77,10 +128,6 @@ def _judge_bench(contenders: Sequence[Contender]) -> tuple[list[str], list[str]]
     if share <= BUSY:
         notes.append(f"On {contenders[1].name} the load generator used {share:.0%} of a core.")
     return notes, flaws
-
-
-def _rates(contender: Contender) -> list[float]:
-    return contender.values("rate")
 
 
 def _median_ms(samples: Sequence[Sample], percentile: str) -> float:
@@ -137,22 +184,23 @@ def tabulate_traits(contenders: Sequence[Contender]) -> Table:
 
 def check(contenders: Sequence[Contender]) -> list[Check]:
     """Return the targets for those peers that have one and were measured."""
-    rates = {contender.name: _rates(contender) for contender in contenders}
+    found = {contender.name: contender for contender in contenders}
     return [
-        at_least(_target(name), ratio(rates[OURS], rates[name]), bound, "x")
-        for name, (bound, _) in _BOUNDS.items()
-        if name in rates
+        target.judge(
+            target.name, ratio(target.figures(found[OURS]), target.figures(found[target.peer])), target.bound, "x"
+        )
+        for target in _TARGETS
+        if target.peer in found
     ]
 
 
-def _target(name: str) -> str:
-    return f"Capacity over {name} {_BOUNDS[name][1]}, SQLite, {CONNECTIONS} connections"
-
-
-def _excuse(name: str, reason: str) -> str:
-    if name not in _BOUNDS:
-        return f"{name} was not measured: {reason}"
-    return f"{_target(name)} (at least {_BOUNDS[name][0]:g} x): {reason}"
+def _excuses(name: str, reason: str) -> list[str]:
+    lines = [
+        f"{target.name} ({'at least' if target.judge is at_least else 'at most'} {target.bound:g} x): {reason}"
+        for target in _TARGETS
+        if target.peer == name
+    ]
+    return lines or [f"{name} was not measured: {reason}"]
 
 
 def plot(contenders: Sequence[Contender]) -> list[Plot]:

@@ -14,7 +14,7 @@ import msgspec
 from benchmarks.databases import Kind
 from benchmarks.findings import Chapter
 from benchmarks.load import CHAT as QUESTION
-from benchmarks.peers import litellm, nginx, portkey
+from benchmarks.peers import go_llm_proxy, gomodel, litellm, nginx, portkey
 from benchmarks.peers.chapter import CONNECTIONS, write
 from benchmarks.peers.contender import Contender, contend, contend_directly
 from benchmarks.peers.installing import CACHE, Absent
@@ -32,6 +32,8 @@ _SETTLE = 0.5
 
 _PEERS: dict[str, Callable[[Rig, Upstream, Path], Contender]] = {
     portkey.NAME: portkey.start,
+    go_llm_proxy.NAME: go_llm_proxy.start,
+    gomodel.NAME: gomodel.start,
     litellm.NAME: litellm.start,
     nginx.NAME: nginx.start,
 }
@@ -98,11 +100,8 @@ def verify(contender: Contender, upstream: Upstream, expected: Any) -> list[str]
 
 def measure(contender: Contender, upstream: Upstream, bench: Bench) -> Sequence[str]:
     """Add one round's samples to a contender; returns what went wrong."""
-    before = contender.process.cpu_seconds()
     sample, problems = _load(contender, upstream, CONNECTIONS, _scale(bench, _SECONDS))
-    time.sleep(_SETTLE)
-    spent = contender.process.cpu_seconds() - before
-    contender.samples.append(attrs.evolve(sample, cpu_us=spent / sample.requests * 1e6))
+    contender.samples.append(sample)
     contender.memory.append(contender.process.resident_bytes())
     single, more = _load(contender, upstream, 1, _scale(bench, _SECONDS_OF_ONE))
     contender.singles.append(single)
@@ -111,7 +110,11 @@ def measure(contender: Contender, upstream: Upstream, bench: Bench) -> Sequence[
 
 def _load(contender: Contender, upstream: Upstream, connections: int, seconds: float) -> tuple[Sample, list[str]]:
     upstream.reset()
+    before = contender.process.cpu_seconds()
     sample = put_load(contender, upstream, "--connections", str(connections), "--seconds", f"{seconds:g}")
+    time.sleep(_SETTLE)
+    spent = contender.process.cpu_seconds() - before
+    sample = attrs.evolve(sample, cpu_us=spent / sample.requests * 1e6)
     served = upstream.counts()["requests"]
     if served == sample.requests:
         return sample, []

@@ -16,7 +16,7 @@ import yaml
 
 from benchmarks.databases import Databases
 from benchmarks.findings import Chapter
-from benchmarks.peers import chapter, installing, litellm, measurement, nginx, portkey
+from benchmarks.peers import chapter, go_llm_proxy, gomodel, installing, litellm, measurement, nginx, portkey
 from benchmarks.peers.contender import (
     DIRECT,
     OUR_TRAITS,
@@ -77,6 +77,23 @@ def test_checks_are_medians_of_the_rounds_ratios() -> None:
     assert over_portkey.met
     assert over_litellm.measured == pytest.approx(24)
     assert not over_litellm.met
+
+
+def test_peers_in_go_have_targets_at_one_connection_too() -> None:
+    found = [
+        *contenders()[:2],
+        contender(go_llm_proxy.NAME, go_llm_proxy.TRAITS, 4000.0, 4800.0, 5000.0),
+        contender(gomodel.NAME, gomodel.TRAITS, 2000.0, 2400.0, 4000.0),
+    ]
+    found[2].singles = [sample(200.0) for _ in range(3)]
+    checks = {check.name: check for check in written(found).checks}
+    many, one = "SQLite, 32 connections", "SQLite, 1 connection"
+    assert checks[f"Capacity over {go_llm_proxy.NAME} without a ledger, {many}"].met
+    assert not checks[f"Requests/s over {go_llm_proxy.NAME} without a ledger, {one}"].met
+    assert checks[f"CPU per request over {gomodel.NAME} without tokens, {many}"].met
+    assert checks[f"CPU per request over {gomodel.NAME} without tokens, {one}"].met
+    (line, _) = written(found[:2], {gomodel.NAME: "no program"}).unchecked
+    assert line == f"CPU per request over {gomodel.NAME} without tokens, {many} (at most 0.8 x): no program"
 
 
 def test_results_are_medians_and_the_upstream_has_no_added_latency() -> None:
