@@ -27,20 +27,20 @@ CONNECTIONS = 32
 
 @frozen
 class _Target:
-    """A bound of the ratio of our figure to a peer's.
+    """A bound of the ratio of our value to a peer's.
 
     Attributes:
         peer: its name.
         name: of the target, with its conditions.
         judge: `at_least` or `at_most`.
-        figures: of a contender, one for each round.
+        values: of a contender, one for each round.
     """
 
     peer: str
     name: str
     judge: Callable[[str, float, float, str], Check]
     bound: float
-    figures: Callable[[Contender], Sequence[float]]
+    values: Callable[[Contender], Sequence[float]]
 
 
 def _rates(contender: Contender) -> list[float]:
@@ -187,7 +187,7 @@ def check(contenders: Sequence[Contender]) -> list[Check]:
     found = {contender.name: contender for contender in contenders}
     return [
         target.judge(
-            target.name, ratio(target.figures(found[OURS]), target.figures(found[target.peer])), target.bound, "x"
+            target.name, ratio(target.values(found[OURS]), target.values(found[target.peer])), target.bound, "x"
         )
         for target in _TARGETS
         if target.peer in found

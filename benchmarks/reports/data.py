@@ -85,7 +85,7 @@ def fill(scratch: Scratch, size: Size) -> Known:
         _sum_up(database)
     if scratch.kind is Kind.POSTGRES:
         # As autovacuum does, a minute later.
-        scratch.query("ANALYZE")
+        scratch.query("VACUUM ANALYZE")
     middle = chunks[-1]
     ids = {row.result.outcome: row.result.provider_request_id or "" for row in middle}
     return Known(
