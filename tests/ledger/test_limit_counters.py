@@ -22,7 +22,7 @@ from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.db.queries.factories import a_project, a_token
 from tests.ledger import test_limits
-from tests.ledger.test_limits import OK, FixedDemand, admit, apply, counter, grants, settle, state
+from tests.ledger.test_limits import OK, FixedDemand, admit, apply, counter, grants, settle, state, wait_for_a_window
 
 VOID = Result(outcome="void")
 
@@ -171,6 +171,7 @@ def windows(database: Database) -> set[tuple[str, datetime | None]]:
 
 @pytest.mark.parametrize("period", ["minute", "hour", "day", "week", "month"])
 def test_counters_of_windows_that_ended_two_days_ago_are_deleted(database: Database, token: Token, period: Any) -> None:
+    wait_for_a_window(period)
     limit = limited(database, token, period=period, amount=9)
     now = datetime.now(UTC)
     current, last_kept = started_at(period, now), started_at(period, now - timedelta(days=2))
