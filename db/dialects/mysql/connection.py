@@ -73,9 +73,9 @@ class MySqlConnection(_Connection):
             defer_connect: wait for `connect`.
             arguments: PyMySQL's others.
         """
-        # Statements to send with the next one, their size in bytes, and how many are under way in front of it.
+        # Statements to send with the next one, and how many are under way in front of it.
         self._deferred: list[bytes] = []
-        self._size = self._ahead = 0
+        self._ahead = 0
         super().__init__(**arguments, defer_connect=True, cursorclass=MySqlCursor)
         if tls_optional:
             self._ssl_required = False
@@ -137,24 +137,23 @@ class MySqlConnection(_Connection):
         if not self._joins:
             return False
         text = _text_of(statement, rows)
-        if self._size + len(text) > _MOST_DEFERRED:
+        if sum(map(len, self._deferred)) + len(text) > _MOST_DEFERRED:
             return False
         self._deferred.append(text)
-        self._size += len(text)
         return True
 
     def commit(self) -> None:
         self.query("COMMIT")
 
     def rollback(self) -> None:
-        self._deferred, self._size = [], 0
+        self._deferred = []
         super().rollback()
 
     def _execute_command(self, command: int, sql: str | bytes) -> None:
         if self._deferred and command == COMMAND.COM_QUERY:
             last = sql.encode(self.encoding) if isinstance(sql, str) else sql
             sql, self._ahead = b";".join((*self._deferred, last)), len(self._deferred)
-            self._deferred, self._size = [], 0
+            self._deferred = []
         super()._execute_command(command, sql)  # type: ignore[misc]  # its stub lacks it
 
     def _read_query_result(self, unbuffered: bool = False) -> Any:  # noqa: FBT001, FBT002 - PyMySQL's own method
