@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +14,7 @@ from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness.deployment import UPSTREAM_KEY
 from tests.harness.server import running_server
+from tests.harness.vendor import served
 from tests.scenarios.aftermath import wait_for
 
 RESPONSE = {"id": "resp_1", "object": "response", "model": "gpt-5.4", "status": "queued", "background": True}
@@ -49,21 +47,10 @@ class Vendor(BaseHTTPRequestHandler):
         pass
 
 
-@contextmanager
-def vendor() -> Iterator[str]:
-    Vendor.asked.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Vendor)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
 def test_a_response_that_no_client_asks_for_is_booked_once(databases: Databases, tmp_path: Path) -> None:
     providers = tmp_path / "providers.yaml"
-    with vendor() as url, databases.migrated(Kind.SQLITE) as scratch:
+    Vendor.asked.clear()
+    with served(Vendor) as url, databases.migrated(Kind.SQLITE) as scratch:
         providers.write_text(yaml.safe_dump({"apis": {"openai": {"base_url": url}}}))
         settings = {"API_CONFIG_PATH": str(providers), "LATE_USAGE_POLL": "200ms"}
         with running_server(scratch.env, settings) as server:

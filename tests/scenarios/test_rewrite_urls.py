@@ -5,10 +5,9 @@ from __future__ import annotations
 import http.client
 import io
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,6 +21,7 @@ from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.harness.deployment import UPSTREAM_KEY
 from tests.harness.server import Server, running_server
+from tests.harness.vendor import served
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
@@ -114,11 +114,6 @@ def serving(
     databases: Databases, folder: Path, *, public: bool, projects: int = 2
 ) -> Iterator[tuple[Server, list[str]]]:
     """A server, and the tokens of projects that use one credential at each provider."""
-    upstream = ThreadingHTTPServer(("127.0.0.1", 0), Vendor)
-    threading.Thread(target=upstream.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{upstream.server_port}"
-    apis = {name: {"base_url": url} for name in ("openai", "anthropic", "gemini")}
-    (folder / "providers.yaml").write_text(yaml.safe_dump({"apis": apis}))
     Vendor.seen.clear()
     Vendor.uploaded.clear()
     port = free_port()
@@ -126,8 +121,9 @@ def serving(
     if public:
         settings["PUBLIC_URL"] = f"http://localhost:{port}"
     with ExitStack() as stack:
-        stack.callback(upstream.server_close)
-        stack.callback(upstream.shutdown)
+        url = stack.enter_context(served(Vendor))
+        apis = {name: {"base_url": url} for name in ("openai", "anthropic", "gemini")}
+        (folder / "providers.yaml").write_text(yaml.safe_dump({"apis": apis}))
         scratch = stack.enter_context(databases.migrated(Kind.SQLITE))
         server = stack.enter_context(running_server(scratch.env, settings, port=port))
         for name in apis:

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qs
@@ -42,6 +42,7 @@ from tests.gateway.auth.test_aws import KEYS, expected_signature
 from tests.harness.certificates import Authority
 from tests.harness.deployment import UPSTREAM_KEY
 from tests.harness.server import Server, running_server
+from tests.harness.vendor import served
 
 pytestmark = [pytest.mark.filterwarnings("ignore")]
 
@@ -244,17 +245,6 @@ class Proxy:
 
 
 @contextmanager
-def _upstream() -> Iterator[str]:
-    upstream = ThreadingHTTPServer(("127.0.0.1", 0), Vendors)
-    threading.Thread(target=upstream.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{upstream.server_port}"
-    finally:
-        upstream.shutdown()
-        upstream.server_close()
-
-
-@contextmanager
 def _proxy(databases: Databases, folder: Path, apis: dict[str, Any], keys: dict[str, str]) -> Iterator[Proxy]:
     """A server with a project and a token for each provider, whose credential is in `keys`, or is the usual key."""
     (folder / "providers.yaml").write_text(yaml.safe_dump({"apis": apis, "default_api": next(iter(apis))}))
@@ -272,7 +262,7 @@ def _proxy(databases: Databases, folder: Path, apis: dict[str, Any], keys: dict[
 
 @pytest.fixture(scope="module")
 def proxy(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    with _upstream() as url:
+    with served(Vendors) as url:
         apis: dict[str, Any] = {name: {"base_url": url + path} for name, path in BASES.items()}
         apis["openai"]["headers"] = {"OpenAI-Organization": "org-1", "X-Tenant": "one"}
         apis["searched"] = {"base_url": url, "auth": "query", "allowed_endpoints": ["/v1/chat/completions"]}
@@ -284,7 +274,7 @@ def proxy(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def keyless(databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     """A server whose credentials are documents: of a service account of Google, and of keys that sign."""
     folder = tmp_path_factory.mktemp("keyless")
-    with _upstream() as url:
+    with served(Vendors) as url:
         apis = {"vertex": {"base_url": url + LOCATION}, "bedrock": {"base_url": url, "auth": "sigv4"}}
         keys = {
             "vertex": json.dumps(DOCUMENTS["google"](url, folder)),
