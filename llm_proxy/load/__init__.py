@@ -3,16 +3,14 @@
 - `target`: the server, and the bytes of its requests
 - `response`: parser of responses, sans-I/O
 - `pacing`: when the next request begins: closed loop or fixed rate
-- `histogram`: distributions of durations, in bounded memory
-- `measurements`: what was measured, and its report for JSON
+- `measurements`: what was measured, with histograms of durations, and its report for JSON
 - `engine`: the connections
 """
 
 from __future__ import annotations
 
 from llm_proxy.load.engine import CannotStart, Load
-from llm_proxy.load.histogram import DurationHistogram
-from llm_proxy.load.measurements import BUSY, Measurements, report
+from llm_proxy.load.measurements import BUSY, DurationHistogram, Measurements, report
 from llm_proxy.load.pacing import LoadPlan
 from llm_proxy.load.target import LoadTarget
 

@@ -8,9 +8,9 @@ import click
 
 from llm_proxy.cli.output import printable, table, warn
 from llm_proxy.load import LoadPlan, Measurements, report
+from llm_proxy.load.measurements import PERCENTILES
 
-_PERCENTILES = (50, 90, 95, 99, 99.9)
-_TIMES = (*(f"p{share:g}" for share in _PERCENTILES), "max")
+_TIMES = (*(f"p{share:g}" for share in PERCENTILES), "max")
 
 #: Share of requests that may wait for a connection without a warning.
 _MAX_WAITING = 0.01
@@ -63,7 +63,7 @@ def _rows(plan: LoadPlan, measured: Measurements) -> Iterator[list[str]]:
         del times["latency"]
     for name, histogram in times.items():
         if histogram.count:
-            shares = (duration(histogram.percentile(share)) for share in _PERCENTILES)
+            shares = (duration(histogram.percentile(share)) for share in PERCENTILES)
             yield [name, *shares, duration(histogram.max)]
 
 
