@@ -13,7 +13,7 @@ from llm_proxy.errors import (
     TokenMissing,
     UpgradeRequired,
 )
-from llm_proxy.gateway.http import headers, paths, upload_session
+from llm_proxy.gateway.http import headers, paths
 from llm_proxy.ledger import AdmissionRequest, Named
 from llm_proxy.tokens import digest_of
 
@@ -39,8 +39,8 @@ def digest(inbound: Inbound, keyring: KeyRing) -> bytes:
     token = headers.token_of(inbound.headers, () if provider is None else provider.tokens_in(inbound.query))
     if token is None:
         found = None
-        if provider is not None and provider.rewriting and provider.rewriting.begins_uploads(inbound.route.path):
-            found = upload_session.token_digest(keyring, provider.name, inbound.query)
+        if provider is not None and provider.rewriting is not None:
+            found = provider.rewriting.session_digest(keyring, inbound.route.path, inbound.query)
         if found is None:
             raise TokenMissing
         return found

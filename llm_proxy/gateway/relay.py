@@ -16,7 +16,7 @@ from llm_proxy.gateway import admission, stream_usage
 from llm_proxy.gateway.auth import token_sources
 from llm_proxy.gateway.demand import RequestDemand
 from llm_proxy.gateway.exchange import Exchange
-from llm_proxy.gateway.http import parameters, upload_session
+from llm_proxy.gateway.http import parameters
 from llm_proxy.gateway.http.headers import with_rate_limits
 from llm_proxy.gateway.inbound import HeldBodies, Inbound
 from llm_proxy.gateway.labels import Labels
@@ -290,7 +290,7 @@ class Relay:
             # The token of a request that came in one piece was not known before. Beyond the bound it is void.
             self._take_slot(inbound)
             if provider.rewriting is not None:
-                exchange.upload_url = partial(upload_session.add, self.keyring, request.digest, name)
+                exchange.upload_url = partial(provider.rewriting.with_session, self.keyring, request.digest)
             secret = api_key = self.keyring.open(grant.key.sealed, grant.key.owner)
             tokens = self.token_sources.get(provider.auth)
             if tokens is not None:

@@ -14,11 +14,10 @@ from llm_proxy.config import Settings
 from llm_proxy.config.kinds import InvalidValue
 from llm_proxy.errors import ProxyError
 from llm_proxy.gateway.exchange import Exchange
-from llm_proxy.gateway.http import upload_session
 from llm_proxy.gateway.inbound import Inbound
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider import Provider, Route
-from llm_proxy.gateway.providers.rewriting import LONGEST, UrlField
+from llm_proxy.gateway.providers.rewriting import LONGEST, Rewriting, UrlField
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.secrets.encryption import KeyRing
 from tests.gateway.upstream.stage import PATIENT, Asked, Handler, Peer, stage
@@ -27,6 +26,11 @@ PUBLIC = "https://llm.example.com"
 BATCH, BATCHES, UPLOAD = b"/v1/messages/batches/b", b"/v1/messages/batches", b"/upload/v1beta/files"
 BUILT_IN = provider_file.load(Settings.load({"PUBLIC_URL": PUBLIC}, {}, None)).by_name
 KEYRING, DIGEST = KeyRing.generate(), bytes(range(32))
+
+
+def rewriting(provider: Provider) -> Rewriting:
+    assert provider.rewriting is not None
+    return provider.rewriting
 
 
 @define
@@ -59,7 +63,7 @@ async def ask(provider: Provider, path: bytes, handler: Handler, method: str = "
         scope = {"method": method, "raw_path": path, "query_string": b"", "headers": headers}
         inbound = Inbound("0190", trio.current_time(), Route(provider, path, "openai"), scope, receive, 1000)
         exchange = Exchange(inbound, send)
-        exchange.upload_url = lambda url: upload_session.add(KEYRING, DIGEST, provider.name, url)
+        exchange.upload_url = lambda url: rewriting(provider).with_session(KEYRING, DIGEST, url)
         failure: ProxyError | None = None
         try:
             with trio.fail_after(20):
@@ -255,7 +259,7 @@ async def test_the_url_of_an_upload_session_in_a_header_leads_to_the_proxy_with_
     assert found.values(b"etag") == []
     assert found.asked.values(b"accept-encoding") == [b"gzip"]
     query = url.partition(b"?")[2]
-    assert upload_session.token_digest(KEYRING, "gemini", query) == DIGEST
+    assert rewriting(BUILT_IN["gemini"]).session_digest(KEYRING, UPLOAD, query) == DIGEST
     assert BUILT_IN["gemini"].target(UPLOAD, query, "key") == UPLOAD + b"?upload_id=u%31&x=y"
 
 
@@ -266,7 +270,8 @@ async def test_other_urls_in_the_header_stay_as_they_are() -> None:
 
 
 def session(keyring: KeyRing = KEYRING, provider: str = "gemini", upload_id: str = "u") -> bytes:
-    url = upload_session.add(keyring, DIGEST, provider, f"{PUBLIC}/gemini/x?upload_id={upload_id}")
+    named = attrs.evolve(BUILT_IN["gemini"], name=provider)
+    url = rewriting(named).with_session(keyring, DIGEST, f"{PUBLIC}/gemini/x?upload_id={upload_id}")
     return url.partition("?")[2].encode()
 
 
@@ -290,19 +295,28 @@ SESSION = session().partition(b"&")[2]
 @pytest.mark.parametrize("allow_plaintext", [False, True])
 def test_a_forged_upload_session_is_refused(query: bytes, allow_plaintext: bool) -> None:
     keyring = KeyRing.from_setting(KEYRING.to_setting(), allow_plaintext=allow_plaintext)
-    assert upload_session.token_digest(keyring, "gemini", session()) == DIGEST
+    gemini = rewriting(BUILT_IN["gemini"])
+    assert gemini.session_digest(keyring, UPLOAD, session()) == DIGEST
     with pytest.raises(ProxyError) as caught:
-        upload_session.token_digest(keyring, "gemini", query)
+        gemini.session_digest(keyring, UPLOAD, query)
     assert caught.value.code == "token_invalid"
 
 
 def test_without_an_encryption_key_there_are_no_upload_sessions() -> None:
     keyring = KeyRing(allow_plaintext=True)
     url = f"{PUBLIC}/gemini/x?upload_id=u"
-    assert upload_session.add(keyring, DIGEST, "gemini", url) == url
+    gemini = rewriting(BUILT_IN["gemini"])
+    assert gemini.with_session(keyring, DIGEST, url) == url
     with pytest.raises(ProxyError):
-        upload_session.token_digest(keyring, "gemini", b"upload_id=u&llm-proxy-session=plain:" + DIGEST.hex().encode())
-    assert upload_session.token_digest(keyring, "gemini", b"upload_id=u") is None
+        gemini.session_digest(keyring, UPLOAD, b"upload_id=u&llm-proxy-session=plain:" + DIGEST.hex().encode())
+    assert gemini.session_digest(keyring, UPLOAD, b"upload_id=u") is None
+
+
+def test_only_a_path_of_uploads_has_upload_sessions() -> None:
+    gemini, path = rewriting(BUILT_IN["gemini"]), b"/v1beta/models/gemini-2.5-pro:generateContent"
+    query = session()
+    assert gemini.session_digest(KEYRING, path, query) is None
+    assert gemini.without_session(path, query) == query
 
 
 @pytest.mark.parametrize("text", ["", ".", "a..b", "a[]", "a b", "header:", "header:a b", "header:a_b", "$.a"])

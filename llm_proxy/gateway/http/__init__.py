@@ -3,7 +3,6 @@
 - `headers`: forwarded and stripped headers, the client's token
 - `paths`: allowed request paths
 - `codings`: decoders of content codings
-- `upload_session`: the token in the URL of an upload
 - `parameters`: the parameters of a body, from `json_members` or `multipart`
 """
 

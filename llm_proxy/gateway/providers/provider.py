@@ -25,7 +25,7 @@ from llm_proxy.errors import (
     ProxyError,
     Shape,
 )
-from llm_proxy.gateway.http import paths, upload_session
+from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.http.headers import Headers
 from llm_proxy.gateway.http.parameters import ParameterRules, Parameters
 from llm_proxy.gateway.providers.endpoints import Endpoints, has_name_escape
@@ -178,8 +178,8 @@ class Provider:
             if self.auth == "query":
                 query = b"%b&%b=%b" % (query, name, paths.query_value(api_key))
                 query = query.removeprefix(b"&")
-        if query and self.rewriting is not None and self.rewriting.begins_uploads(path):
-            query, _ = paths.split_query(query, upload_session.PARAMETER)
+        if self.rewriting is not None:
+            query = self.rewriting.without_session(path, query)
         return self.base_path + path + b"?" + query if query else self.base_path + path
 
     @property

@@ -6,6 +6,11 @@ base URL: `https://api.anthropic.com/v1/x` becomes `PUBLIC_URL/anthropic/v1/x`, 
 
 If an answer may have such a field in its body, the body is held until it is complete, and it must be JSON that is not
 compressed. Any other answer is not relayed: a URL that is not found in it would get the token.
+
+Google's resumable uploads begin with a request that gets the URL of an upload session in a header. SDKs send the
+content to that URL without a key: its `upload_id` is secret enough. So the proxy adds a parameter to the URL with the
+digest of the token that began the session, encrypted together with provider and `upload_id`. It is valid for this
+upload only, and only while the token is. It is removed before a request is forwarded.
 """
 
 from __future__ import annotations
@@ -13,25 +18,32 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import unquote
 
 import msgspec
 from attrs import define, frozen
 
 from llm_proxy.config.kinds import HEADER_NAME, InvalidValue
-from llm_proxy.errors import EndpointNotAllowed, ProxyError, UpstreamUnreachable
+from llm_proxy.errors import EndpointNotAllowed, ProxyError, TokenInvalid, UpstreamUnreachable
+from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.http.headers import content_of
 from llm_proxy.gateway.http.json_members import MALFORMED
 from llm_proxy.gateway.providers.endpoints import Endpoints
+from llm_proxy.secrets.encryption import SealError
 
 if TYPE_CHECKING:
     from llm_proxy.gateway.http.headers import HeaderList
     from llm_proxy.gateway.upstream.origin import Origin
     from llm_proxy.gateway.upstream.pool import UpstreamResponse
+    from llm_proxy.secrets.encryption import KeyRing
 
 #: The name of this edit in `X-LLM-Proxy-Edited`.
 EDIT: Final = b"rewrite_urls"
 #: Maximum number of bytes of a body that is edited: a list of 1,000 batches has about 600,000.
 LONGEST: Final = 1024 * 1024
+#: The parameters of the URL of an upload session: what the proxy adds, and the provider's id.
+_SESSION: Final = b"llm-proxy-session"
+_UPLOAD_ID: Final = b"upload_id"
 
 _URL: Final = re.compile(r"(https?)://(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::([0-9]{1,5}))?([/?#].*)?", re.IGNORECASE)
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -88,6 +100,7 @@ class Rewriting:
         self._rules = [(Endpoints([pattern]), fields) for pattern, fields in rules.items()]
         self._origin = (origin.scheme, origin.host.lower(), origin.port)
         self._public_url = public_url
+        self._name = name
         self._prefix = f"{public_url}/{name}"
 
     def __contains__(self, path: bytes) -> bool:
@@ -111,9 +124,40 @@ class Rewriting:
         """Whether answers at this path have such fields in their body, which must not be compressed then."""
         return any(field.place for field in self._fields(path))
 
-    def begins_uploads(self, path: bytes) -> bool:
-        """Whether requests at this path may have no token but that in the URL of an upload session."""
+    def _has_sessions(self, path: bytes) -> bool:
         return any(field.header for field in self._fields(path))
+
+    def with_session(self, keyring: KeyRing, token_digest: bytes, url: str) -> str:
+        """Add the parameter to a URL with an `upload_id`; others, and all if API keys are not encrypted, stay as is."""
+        query = url.partition("#")[0].partition("?")[2].encode("latin-1")
+        _, ids = paths.split_query(query, _UPLOAD_ID)
+        if len(ids) != 1 or not keyring.key_ids:
+            return url
+        sealed = keyring.seal(token_digest.hex(), self._purpose(ids[0]))
+        return f"{url}&{_SESSION.decode('ascii')}={paths.query_value(sealed).decode('ascii')}"
+
+    def without_session(self, path: bytes, query: bytes) -> bytes:
+        return paths.split_query(query, _SESSION)[0] if query and self._has_sessions(path) else query
+
+    def session_digest(self, keyring: KeyRing, path: bytes, query: bytes) -> bytes | None:
+        """The digest of the token that began the upload session; None if there is none. Raises `TokenInvalid`."""
+        found = paths.split_query(query, _SESSION)[1] if self._has_sessions(path) else []
+        if not found:
+            return None
+        _, ids = paths.split_query(query, _UPLOAD_ID)
+        sealed = unquote(found[0].decode("latin-1"))
+        # Text in the clear is accepted for API keys in the database, which nobody outside can write.
+        if len(found) == len(ids) == 1 and keyring.key_ids and keyring.is_current(sealed):
+            try:
+                return bytes.fromhex(keyring.open(sealed, self._purpose(ids[0])))
+            except (SealError, ValueError):
+                pass
+        raise TokenInvalid(
+            "The URL of this upload was not made by this proxy, or its key was rotated. Begin the upload again."
+        )
+
+    def _purpose(self, upload_id: bytes) -> str:
+        return f"upload session {self._name} {upload_id.decode('latin-1')}"
 
     async def edit(
         self, response: UpstreamResponse, path: bytes, in_header: Callable[[str], str]
