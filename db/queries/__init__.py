@@ -3,7 +3,7 @@
 Functions take a `Connection` inside a transaction and return records. They neither commit nor know which database
 they are talking to.
 
-- `credentials`, `projects`, `tokens`, `limits`: changed by the management API; `seals`: their API keys, as sealed
+- `credentials`, `projects`, `tokens`, `limits`: changed by the management API
 - `ledger`: admission, settlement, heartbeats, and the sweep
 - `counters`: what limits have counted
 - `objects`: which project created an object at a provider

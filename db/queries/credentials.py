@@ -1,4 +1,4 @@
-"""Credentials: created, read, listed and changed, never deleted; and which project uses which.
+"""Credentials: created, read, listed and changed, never deleted; which project uses which; and their sealed API keys.
 
 Transactions that change which key a project has lock the credentials first, then the projects, each in the order of
 their ids. A project gets a credential only while that credential is locked, so nobody can change its key meanwhile.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from datetime import datetime
-from typing import TypedDict, TypeVar
+from typing import Final, Literal, TypedDict, TypeVar
 
 from attrs import evolve, frozen
 from sqlalchemy import Connection, and_, bindparam, delete, func, insert, select, update
@@ -17,10 +17,14 @@ from db.errors import Contention
 from db.queries import projects
 from db.queries.rows import Position, Rows, columns
 from db.records import Credential, Project
-from db.schema import credentials, project_credentials
+from db.schema import credentials, metadata, project_credentials
 from db.schema import projects as project_table
 
 C = TypeVar("C", bound=Credential)
+
+#: The tables whose `api_key` is sealed for the row's `id`: projects have copies of keys.
+Owners = Literal["projects", "credentials"]
+OWNERS: Final[tuple[Owners, ...]] = ("projects", "credentials")
 
 
 class CredentialValues(TypedDict, total=False):
@@ -166,3 +170,23 @@ def default_keys(connection: Connection, after_id: str, limit: int) -> list[Defa
     width = len(columns(project_table, Project))
     rows = connection.execute(_DEFAULTS.where(project_table.c.id > after_id).limit(limit))
     return [DefaultKey(Project(*row[:width]), None if row[width] is None else Credential(*row[width:])) for row in rows]
+
+
+def sealed_keys(connection: Connection, owners: Owners, after_id: str, limit: int) -> list[tuple[str, str]]:
+    """Ids with the sealed keys, in the order of ids, after `after_id`."""
+    table = metadata.tables[owners]
+    query = select(table.c.id, table.c.api_key).where(table.c.id > after_id).order_by(table.c.id).limit(limit)
+    return [(owner, sealed) for owner, sealed in connection.execute(query)]
+
+
+def sealed_key(connection: Connection, owners: Owners, owner: str) -> str | None:
+    """The sealed key of a row, None if there is no such row."""
+    table = metadata.tables[owners]
+    return connection.execute(select(table.c.api_key).where(table.c.id == owner)).scalar_one_or_none()
+
+
+def reseal(connection: Connection, owners: Owners, owner: str, old: str, new: str) -> bool:
+    """Store the same API key in another sealed form; False if the row's key has changed since it was read."""
+    table = metadata.tables[owners]
+    changed = connection.execute(update(table).where(table.c.id == owner, table.c.api_key == old).values(api_key=new))
+    return changed.rowcount == 1

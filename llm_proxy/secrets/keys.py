@@ -16,9 +16,8 @@ from attrs import Factory, define, evolve, frozen
 from db import Connection
 from db.database import Database
 from db.errors import Duplicate
-from db.queries import credentials, projects, seals
-from db.queries.credentials import DefaultKey
-from db.queries.seals import Owners
+from db.queries import credentials, projects
+from db.queries.credentials import DefaultKey, Owners
 from db.records import Credential, Project
 from llm_proxy.identifiers import new_id
 from llm_proxy.secrets.encryption import KeyRing, SealError
@@ -78,10 +77,10 @@ def _reseal(
         except SealError as error:
             found.unreadable.append(Unreadable(owner, str(error)))
             return
-        if dry_run or database.write_now(seals.reseal, owners, owner, sealed, ring.seal(plain, owner)):
+        if dry_run or database.write_now(credentials.reseal, owners, owner, sealed, ring.seal(plain, owner)):
             found.resealed += 1
             return
-        sealed = database.read_now(seals.get, owners, owner)
+        sealed = database.read_now(credentials.sealed_key, owners, owner)
     found.unreadable.append(Unreadable(owner, "it is changed by others at the same time; run the command again"))
 
 
@@ -114,9 +113,9 @@ def find_locked(database: Database, ring: KeyRing) -> UndecryptableKeys | None:
 
 
 def _sealed_keys(database: Database) -> Iterator[tuple[Owners, str, str]]:
-    for owners in seals.OWNERS:
+    for owners in credentials.OWNERS:
         after = ""
-        while page := database.read_now(seals.page, owners, after, _PIECE):
+        while page := database.read_now(credentials.sealed_keys, owners, after, _PIECE):
             for owner, sealed in page:
                 yield owners, owner, sealed
             after = page[-1][0]

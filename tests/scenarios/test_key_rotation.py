@@ -12,7 +12,7 @@ import trio
 from benchmarks.processes import Upstream
 from db.database import opened
 from db.options import Options
-from db.queries import seals
+from db.queries import credentials
 from llm_proxy.secrets.encryption import KeyRing
 from tests.databases.kinds import SERVERS, on
 from tests.databases.scratch import Scratch
@@ -66,7 +66,7 @@ async def test_key_rotation_under_load_fails_no_request(
 
     ring = KeyRing.from_setting(NEW)
     with opened(migrated_database.target, Options()) as database:
-        for project_id, sealed in database.read_now(seals.page, "projects", "", 1000):
+        for project_id, sealed in database.read_now(credentials.sealed_keys, "projects", "", 1000):
             assert ring.open(sealed, project_id) == UPSTREAM_KEY
     new_only = Deployment(start_server(migrated_database.env, {"ENCRYPTION_KEY": NEW}), upstream)
     assert (await new_only.chat(secrets[0])).status == http.client.OK

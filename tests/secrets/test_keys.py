@@ -11,7 +11,7 @@ from sqlalchemy import update
 from db import Connection
 from db.database import Database, opened
 from db.options import Options
-from db.queries import credentials, projects, seals
+from db.queries import credentials, projects
 from db.schema import projects as project_table
 from llm_proxy.secrets import keys
 from llm_proxy.secrets.encryption import KeyRing
@@ -41,7 +41,7 @@ def add_project(database: Database, sealing: KeyRing, api_key: str) -> str:
 
 def opened_with(database: Database, opening: KeyRing) -> dict[str, str]:
     found: dict[str, str] = {}
-    for project_id, sealed in database.read_now(seals.page, "projects", "", 1000):
+    for project_id, sealed in database.read_now(credentials.sealed_keys, "projects", "", 1000):
         found[project_id] = opening.open(sealed, project_id)
     return found
 
@@ -64,13 +64,13 @@ def test_rotation_encrypts_every_key_under_the_first(database: Database, monkeyp
 def test_a_key_that_cannot_be_decrypted_is_unchanged_and_reported(database: Database) -> None:
     lost = add_project(database, ring(OTHER), "sk-lost")
     good = add_project(database, ring(OLD), "sk-good")
-    before = dict(database.read_now(seals.page, "projects", "", 10))
+    before = dict(database.read_now(credentials.sealed_keys, "projects", "", 10))
 
     done = keys.rotate(database, ring(NEW, OLD))
 
     assert (done.resealed, [one.owner for one in done.unreadable]) == (1, [lost])
     assert ring(OTHER).key_ids[0] in done.unreadable[0].reason
-    after = dict(database.read_now(seals.page, "projects", "", 10))
+    after = dict(database.read_now(credentials.sealed_keys, "projects", "", 10))
     assert after[lost] == before[lost]
     assert ring(NEW).open(after[good], good) == "sk-good"
 
@@ -87,7 +87,7 @@ def test_a_key_that_is_set_at_the_same_time_is_not_overwritten(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = add_project(database, ring(OLD), "sk-old")
-    real = seals.reseal
+    real = credentials.reseal
     interfered: list[str] = []
 
     def interfere(connection: Connection, *arguments: Any) -> bool:
@@ -97,7 +97,7 @@ def test_a_key_that_is_set_at_the_same_time_is_not_overwritten(
             connection.execute(update(project_table).values(api_key=sealed))
         return real(connection, *arguments)
 
-    monkeypatch.setattr(seals, "reseal", interfere)
+    monkeypatch.setattr(credentials, "reseal", interfere)
     assert keys.rotate(database, ring(NEW, OLD)).resealed == 1
     assert opened_with(database, ring(NEW)) == {project: "sk-set-by-somebody"}
 
