@@ -133,7 +133,7 @@ def test_operations_change_the_database_through_their_call_only() -> None:
         and node.attr.startswith("write")
         and ast.unparse(node.value).endswith(("database", "_database"))
     }
-    assert writers == {"llm_proxy/api/operations.py", "llm_proxy/api/refused_calls.py"}
+    assert writers == {"llm_proxy/api/operations.py", "llm_proxy/api/audit.py"}
 
 
 def test_queries_are_the_same_on_every_database() -> None:

@@ -2,12 +2,12 @@
 
 - `schema`: the types of fields; readers that report every mistake of a body or a query
 - `operations`: from an operation's declaration to its route; errors as responses
-- `projects`, `credentials`, `tokens`, `limits`, `requests`, `refusals`, `usage`, `audit`, `server`: one file per
-  resource
+- `projects`, `credentials`, `tokens`, `limits`, `requests`, `usage`: one file per resource; `requests` has the refused
+  ones too
+- `audit`: the audit log
 - `pages`: keyset paging, CSV
 - `auth`: the management token
-- `refused_calls`: refused calls in the audit log
-- `system`: `/health`, `/live`, `/ready`, the metrics and `/openapi.json`
+- `system`: `/health`, `/live`, `/ready`, the metrics, `/openapi.json`, and reloading
 - `openapi`: the OpenAPI document
 """
 
@@ -27,9 +27,7 @@ from llm_proxy.api import (
     openapi,
     operations,
     projects,
-    refusals,
     requests,
-    server,
     system,
     tokens,
     usage,
@@ -38,8 +36,16 @@ from llm_proxy.services import Services
 from llm_proxy.version import VERSION
 
 #: What the management API has, in the order of its document.
-RESOURCES: Final = tuple(
-    kind.RESOURCE for kind in (projects, credentials, tokens, limits, requests, refusals, usage, audit, server)
+RESOURCES: Final = (
+    projects.RESOURCE,
+    credentials.RESOURCE,
+    tokens.RESOURCE,
+    limits.RESOURCE,
+    requests.RESOURCE,
+    requests.REFUSALS,
+    usage.RESOURCE,
+    audit.RESOURCE,
+    system.RESOURCE,
 )
 
 
@@ -49,6 +55,7 @@ def register(app: Quart, services: Services, clock: Callable[[], datetime] = ope
     open_paths = system.paths(settings.metrics_path if settings.enable_metrics else None)
     # The framework would otherwise redirect `//` to a URL made from the client's own Host header.
     app.url_map.merge_slashes = False
-    app.register_blueprint(operations.blueprint(services, RESOURCES, clock))
+    refused = audit.RefusedCalls(services.database, services.nursery)
+    app.register_blueprint(operations.blueprint(services, RESOURCES, clock, refused.add))
     app.register_blueprint(system.blueprint(services, openapi.document(RESOURCES, open_paths, VERSION)))
     app.register_error_handler(HTTPException, operations.answer_http_error)

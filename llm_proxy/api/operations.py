@@ -30,7 +30,6 @@ from db.records import AuditEntry
 from llm_proxy import errors
 from llm_proxy.api.auth import ACTOR, Guard
 from llm_proxy.api.pages import Paging, csv_of
-from llm_proxy.api.refused_calls import RefusedCalls
 from llm_proxy.api.schema import Body, Check, Field, Query, Reference, is_id, quoted, read_body, read_query
 from llm_proxy.errors import NotFound, ProxyError
 from llm_proxy.identifiers import request_id
@@ -227,12 +226,16 @@ def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-def blueprint(services: Services, resources: Sequence[Resource], clock: Callable[[], datetime]) -> Blueprint:
-    """Make the routes of the resources, behind the management token."""
+def blueprint(
+    services: Services,
+    resources: Sequence[Resource],
+    clock: Callable[[], datetime],
+    record_refused: Callable[[AuditEntry], Awaitable[None]],
+) -> Blueprint:
+    """Make the routes of the resources, behind the management token; refused calls are recorded in the audit log."""
     routes = Blueprint("manage", __name__)
     # An empty token opens nothing: the settings demand one if the management API is to be used.
     guard = Guard(services.settings.management_token or "")
-    refusals = RefusedCalls(services.database, services.nursery)
     by_path = {one.path: resource for resource in resources for one in resource.operations}
 
     @routes.before_request
@@ -251,7 +254,7 @@ def blueprint(services: Services, resources: Sequence[Resource], clock: Callable
         response.headers["X-LLM-Proxy-Request-ID"] = g.request_id
         # A call that fails (5xx) is not refused: the log says why, and the database may be the reason.
         if response.status_code < HTTPStatus.INTERNAL_SERVER_ERROR and "error" in g:
-            await refusals.add(structs.replace(g.entry, status=response.status_code, error=g.error))
+            await record_refused(structs.replace(g.entry, status=response.status_code, error=g.error))
         return response
 
     def add(rule: str, view: Callable[..., Awaitable[Response]]) -> None:

@@ -1,4 +1,7 @@
-"""The ledger: requests that have ended, the newest first."""
+"""The ledger: requests that have ended; and requests that were refused before their admission. The newest are first.
+
+Refused requests are recorded only if `RECORD_REFUSALS` is set.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +13,20 @@ from typing import Annotated, Any, Final, TypeVar, get_args, get_type_hints
 from msgspec import UNSET, Struct, UnsetType, defstruct, field
 
 from db import Connection, records
-from db.queries import ledger, projects, tokens
+from db.queries import ledger, projects, refusals, tokens
 from db.queries import requests as queries
 from llm_proxy.api.operations import Call, Change, Operation, Resource, found
 from llm_proxy.api.pages import ById, encode_cursor, page_of
 from llm_proxy.api.schema import Body, Field, Id, LabelFilters, Reference, Time, doc, given, of, one_of, printable, text
 from llm_proxy.config.kinds import Kind
-from llm_proxy.errors import ProjectNotFound, RequestKnown, RequestNotFound, TokenNotFound
+from llm_proxy.errors import DATA_PLANE, ProjectNotFound, RequestKnown, RequestNotFound, TokenNotFound
 from llm_proxy.logging import log
 
 F = TypeVar("F")
 R = TypeVar("R")
 
 RESOURCE: Final = Resource("Requests", "request", RequestNotFound, id=Field.of("id", Annotated[str, printable(255)]))
+REFUSALS: Final = Resource("Refusals", "refusal")
 
 _log = log.logger("manage")
 
@@ -175,3 +179,22 @@ async def _resolve(call: Call, body: Resolution) -> object:
     await call.write(resolve)
     _log.info("request resolved", request_id=call.id, void=body.void)
     return _shown(found(await call.services.database.read(queries.find, call.id), RequestNotFound))
+
+
+class ListRefusals(ById, kw_only=True):
+    """The refusals to list."""
+
+    token_id: Annotated[Reference, doc("Only requests with this token: its id or name.")] | UnsetType = UNSET
+    project_id: Annotated[Reference, doc("Only requests of this project: its id or name.")] | UnsetType = UNSET
+    code: (
+        Annotated[str, one_of(sorted({kind.code for kind in DATA_PLANE})), doc("Only requests with this error.")]
+        | UnsetType
+    ) = UNSET
+    since: Annotated[Time, doc("Only requests at this time or later.")] = field(name="from", default=UNSET)
+    until: Annotated[Time, doc("Only requests before this time.")] = field(name="to", default=UNSET)
+
+
+@Operation(REFUSALS, "GET", "/manage/refusals", "listRefusals", page_of(records.RefusedRequest), query=ListRefusals)
+async def _list_refused(call: Call, query: ListRefusals) -> object:
+    """List the requests that were refused before their admission, the newest first."""
+    return await list_page(call, query, refusals.page, refusals.Filter, lambda row: row)

@@ -1,4 +1,4 @@
-"""The open routes: `/health`, `/live`, `/ready`, the metrics and `/openapi.json`."""
+"""The server itself: the open routes (`/health`, `/live`, `/ready`, the metrics, `/openapi.json`), and reloading."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ from msgspec import Struct
 from quart import Blueprint, Response
 
 from llm_proxy.api.openapi import schema_of
-from llm_proxy.api.operations import HEADERS, json_response
+from llm_proxy.api.operations import HEADERS, Call, Change, Operation, Resource, json_response
 from llm_proxy.api.schema import doc
+from llm_proxy.config import SettingsError
+from llm_proxy.errors import InvalidConfiguration
+from llm_proxy.logging import log
 from llm_proxy.services import Services
 from llm_proxy.version import VERSION
+
+RESOURCE: Final = Resource("Server", "server")
+
+_log = log.logger("manage")
 
 Check = Literal["database", "schema", "writer", "draining"]
 #: What `/ready` may name.
@@ -97,3 +104,24 @@ def _get(name: str, summary: str, answers: dict[str, Any], content_type: str = "
     return {
         "get": {"operationId": name, "summary": summary, "tags": ["System"], "security": [], "responses": responses}
     }
+
+
+class Reloaded(Struct):
+    """What the server serves now."""
+
+    providers: Annotated[list[str], doc("The names of the configured providers.")]
+
+
+@Operation(RESOURCE, "POST", "/manage/reload", "reloadServer", Reloaded, errors=(InvalidConfiguration,))
+async def _reload(call: Call) -> Reloaded:
+    """Read the provider and price files again. If one is wrong, nothing changes. Running requests end as they began."""
+    services = call.services
+    before = list(services.providers.by_name)
+    try:
+        await services.reload()
+    except SettingsError as error:
+        raise InvalidConfiguration("; ".join(error.mistakes)) from None
+    answer = Reloaded(list(services.providers.by_name))
+    await call.write(lambda _: Change(Reloaded(before), answer, id=""))
+    _log.info("provider and price files reloaded", providers=", ".join(answer.providers))
+    return answer

@@ -23,7 +23,6 @@ from db.queries import audit, credentials, projects, tokens
 from db.records import AuditEntry
 from db.schema import limits, requests, usage_hourly
 from llm_proxy.api import audit as audit_api
-from llm_proxy.api import refused_calls
 from llm_proxy.api.operations import Change
 from llm_proxy.identifiers import new_id
 from tests.api.conftest import NOON, Api, make_api
@@ -554,33 +553,33 @@ async def test_the_interface_of_a_link_local_address_is_left_out(api: Api) -> No
 
 
 async def test_a_flood_of_wrong_tokens_is_bounded(api: Api, mock_clock: trio.testing.MockClock) -> None:
-    for _ in range(refused_calls.LIMIT + 500):
+    for _ in range(audit_api.LIMIT + 500):
         assert (await api("DELETE", f"/manage/tokens/{NOWHERE}", token="wrong", address=ADDRESS)).status == 401
-    assert len(await entries(api)) == refused_calls.LIMIT
+    assert len(await entries(api)) == audit_api.LIMIT
     # Authenticated calls are written meanwhile.
     assert (await api("GET", f"/manage/tokens/{NOWHERE}")).status == 404
-    assert len(await entries(api)) == refused_calls.LIMIT + 1
+    assert len(await entries(api)) == audit_api.LIMIT + 1
 
     with structlog.testing.capture_logs() as logged:
-        mock_clock.jump(refused_calls.INTERVAL)
-        with trio.fail_after(refused_calls.INTERVAL):
-            while len(found := await entries(api)) < refused_calls.LIMIT + 2:
+        mock_clock.jump(audit_api.INTERVAL)
+        with trio.fail_after(audit_api.INTERVAL):
+            while len(found := await entries(api)) < audit_api.LIMIT + 2:
                 mock_clock.jump(1)
     sum_ = found[0]
-    assert len(found) == refused_calls.LIMIT + 2
+    assert len(found) == audit_api.LIMIT + 2
     assert (sum_["after"], sum_["error"], sum_["status"]) == ({"calls": 500}, "unauthorized", 401)
     assert {sum_[name] for name in ("actor", "address", "operation", "resource", "resource_id")} == {""}
     assert [line["calls"] for line in logged if "calls" in line] == [500]
 
-    for _ in range(refused_calls.LIMIT + 1):
+    for _ in range(audit_api.LIMIT + 1):
         await api("GET", "/manage/projects", token=None)
-    assert len(await entries(api)) == 2 * refused_calls.LIMIT + 2, "the next interval has room again"
+    assert len(await entries(api)) == 2 * audit_api.LIMIT + 2, "the next interval has room again"
 
 
 async def test_the_number_of_refused_calls_is_written_when_the_process_ends(api: Api) -> None:
     async with trio.open_nursery() as nursery:
         ending = make_api(evolve(api.services, nursery=nursery))
-        for _ in range(refused_calls.LIMIT + 7):
+        for _ in range(audit_api.LIMIT + 7):
             await ending("GET", "/manage/projects", token=None)
         nursery.cancel_scope.cancel()
     assert (await entries(api))[0]["after"] == {"calls": 7}

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from llm_proxy.cli.client import ManagementClient, path, with_client
-from llm_proxy.cli.commands.manage import credential, limit, lists, project, refusal, request, token, usage
+from llm_proxy.cli.commands.manage import credential, limit, lists, project, request, token, usage
 from llm_proxy.cli.output import print_table, timestamp
 from llm_proxy.cli.program import Group
 
@@ -65,7 +65,7 @@ def _changes(entry: dict[str, Any]) -> str:
 command.add_command(credential.command)
 command.add_command(limit.command)
 command.add_command(project.command)
-command.add_command(refusal.command)
 command.add_command(request.command)
+command.add_command(request.refusals)
 command.add_command(token.command)
 command.add_command(usage.command)

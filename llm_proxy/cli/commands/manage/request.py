@@ -1,4 +1,4 @@
-"""`llm-proxy manage request`."""
+"""`llm-proxy manage request`, and `refusal`: requests that were refused before their admission."""
 
 from __future__ import annotations
 
@@ -109,3 +109,30 @@ def resolve(
         found = [client.post(path("requests", one["id"], "resolve"), body) for one in unknown if one["cost"] is None]
     rows = [(one["id"], one["outcome"], one["cost"]) for one in found]
     print_table(found, ("ID", "OUTCOME", "COST"), rows, numbers=("COST",), as_json=as_json)
+
+
+@click.group("refusal", cls=Group)
+def refusals() -> None:
+    """Show refused requests, recorded if RECORD_REFUSALS is set."""
+
+
+@refusals.command("list")
+@click.option("--project-id", metavar="ID", help="List only requests of this project.")
+@click.option("--token-id", metavar="ID", help="List only requests with this token.")
+@click.option("--code", metavar="CODE", help="List only requests with this error, e.g. request_limit_exceeded.")
+@list_options("requests")
+@with_client
+def list_refused(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, **query: str | None) -> None:
+    """List refused requests, the newest first.
+
+    TIME is a day in UTC like 2030-01-31, or a time like 2030-01-31T12:00:00Z. The ID of a project or a token can be its
+    name.
+    """
+    if as_csv:
+        print_csv(client, "refusals", query, as_json=as_json)
+        return
+    found = first(client, path("refusals"), limit, "refusals", f"newest {limit}", **query)
+    names = ("id", "code", "status", "limit_id", "token_id", "model", "address", "method", "path")
+    rows = [(timestamp(one["refused_at"]), *(one[name] or None for name in names)) for one in found]
+    titles = ("TIME", "ID", "CODE", "STATUS", "LIMIT ID", "TOKEN ID", "MODEL", "ADDRESS", "METHOD", "PATH")
+    print_table(found, titles, rows, numbers=("STATUS",), as_json=as_json)
