@@ -17,7 +17,7 @@ The map, from the outside in; imports go downwards only.
 - `tokens`: everything about a token: format, digest, rules
 - `config`: settings, declared once; the kinds of values that provider file and management API share
 - `metrics`: counters of all workers in shared memory, and their exposition
-- `errors`, `identifiers`, `version`
+- `errors`, `identifiers`
 - `secrets`: encryption of API keys at rest, key rotation, private files
 - `logging`: structured logs, redaction
 - `server`: the ASGI server: sockets, HTTP/1.1 and HTTP/2, workers; knows nothing of the product
@@ -26,3 +26,8 @@ The map, from the outside in; imports go downwards only.
 
 `db`, the database layer, is below the package and does not import it.
 """
+
+from __future__ import annotations
+
+#: The same as the version of the distribution.
+__version__ = "0.1.0"

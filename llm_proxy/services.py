@@ -16,6 +16,7 @@ from attrs import define
 from db.database import Database, open_database
 from db.errors import DatabaseError
 from db.records import Worker
+from llm_proxy import __version__
 from llm_proxy.config import Settings, SettingsError
 from llm_proxy.config.database import database_options, database_target, open_keyring
 from llm_proxy.gateway.labels import Labels
@@ -40,7 +41,6 @@ from llm_proxy.metrics import Metrics, MetricStore, families
 from llm_proxy.net.tls import client_context
 from llm_proxy.prices import Prices
 from llm_proxy.secrets.encryption import KeyRing
-from llm_proxy.version import VERSION
 
 #: Seconds in which the last settlements must be written when the process ends.
 DRAIN_TIMEOUT = 10.0
@@ -150,7 +150,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
     target = database_target(settings)
     providers, prices = load_files(settings)
     keyring = open_keyring(settings)
-    metrics = Metrics(providers.by_name, VERSION, store)
+    metrics = Metrics(providers.by_name, __version__, store)
     metrics.show_provider(providers.default.name)
     async with AsyncExitStack() as stack:
         stack.enter_context(request_log.writing_together())
@@ -158,7 +158,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
         warn = log.logger("services").warning
         await trio.to_thread.run_sync(startup_checks.prepare, database, settings, keyring, warn)
         now = datetime.now(UTC)
-        worker = Worker(new_id(), socket.gethostname()[:255], os.getpid(), VERSION, now, now)
+        worker = Worker(new_id(), socket.gethostname()[:255], os.getpid(), __version__, now, now)
         ledger = Ledger(
             database, worker, metrics, exclusive=target.driver == "sqlite", heartbeat=settings.ledger_heartbeat
         )

@@ -20,6 +20,7 @@ from typing import Final
 from quart import Quart
 from werkzeug.exceptions import HTTPException
 
+from llm_proxy import __version__
 from llm_proxy.api import (
     audit,
     credentials,
@@ -33,7 +34,6 @@ from llm_proxy.api import (
     usage,
 )
 from llm_proxy.services import Services
-from llm_proxy.version import VERSION
 
 #: What the management API has, in the order of its document.
 RESOURCES: Final = (
@@ -57,5 +57,5 @@ def register(app: Quart, services: Services, clock: Callable[[], datetime] = ope
     app.url_map.merge_slashes = False
     refused = audit.RefusedCalls(services.database, services.nursery)
     app.register_blueprint(operations.blueprint(services, RESOURCES, clock, refused.add))
-    app.register_blueprint(system.blueprint(services, openapi.document(RESOURCES, open_paths, VERSION)))
+    app.register_blueprint(system.blueprint(services, openapi.document(RESOURCES, open_paths, __version__)))
     app.register_error_handler(HTTPException, operations.answer_http_error)

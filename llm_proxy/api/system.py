@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal, get_args
 from msgspec import Struct
 from quart import Blueprint, Response
 
+from llm_proxy import __version__
 from llm_proxy.api.openapi import schema_of
 from llm_proxy.api.operations import HEADERS, Call, Change, Operation, Resource, json_response
 from llm_proxy.api.schema import doc
@@ -14,7 +15,6 @@ from llm_proxy.config import SettingsError
 from llm_proxy.errors import InvalidConfiguration
 from llm_proxy.logging import log
 from llm_proxy.services import Services
-from llm_proxy.version import VERSION
 
 RESOURCE: Final = Resource("Server", "server")
 
@@ -48,7 +48,7 @@ def blueprint(services: Services, document: dict[str, Any]) -> Blueprint:
 
     @routes.get("/health")
     async def health() -> Response:
-        return json_response({"status": "ok", "version": VERSION})
+        return json_response({"status": "ok", "version": __version__})
 
     @routes.get("/live")
     async def live() -> Response:

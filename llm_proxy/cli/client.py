@@ -15,11 +15,11 @@ from urllib.parse import quote, urlsplit
 import click
 import httpx
 
+from llm_proxy import __version__
 from llm_proxy.cli.failures import CannotConnect, CommandFailed, NotAuthorised, WrongUsage
 from llm_proxy.cli.options import BASE_URL, config_option, json_option, load_setting
 from llm_proxy.config import ListenAddress
 from llm_proxy.secrets import management_token as token_file
-from llm_proxy.version import VERSION
 
 #: Seconds to wait for a server's response.
 _TIMEOUT = 30.0
@@ -49,7 +49,7 @@ class ManagementClient:
     def __init__(self, base_url: str, token: str) -> None:
         self._base_url = base_url
         self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {token}", "User-Agent": f"llm-proxy/{VERSION}"},
+            headers={"Authorization": f"Bearer {token}", "User-Agent": f"llm-proxy/{__version__}"},
             timeout=_TIMEOUT,
             # The environment's outbound proxy cannot reach a server on this machine.
             trust_env=not _is_loopback(base_url),

@@ -11,8 +11,8 @@ from typing import Any, Final, NoReturn
 
 import click
 
+from llm_proxy import __version__
 from llm_proxy.cli.failures import DONE, ERROR, WRONG_USAGE, explain
-from llm_proxy.version import VERSION
 
 #: Each command, which is the attribute `command` of a module in `llm_proxy/cli/commands`, and its line in `--help`.
 COMMANDS: Final = {
@@ -118,7 +118,7 @@ def report(error: BaseException, *, debug: bool) -> int:
 
 
 @click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(VERSION, prog_name="llm-proxy", message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="llm-proxy", message="%(prog)s %(version)s")
 def program() -> None:
     """Keep your LLM provider's API key, issue expiring tokens, and record every request exactly.
 

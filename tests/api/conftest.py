@@ -18,6 +18,7 @@ from quart_trio import QuartTrio
 from db.database import open_database
 from db.dsn import Target
 from db.options import Options
+from llm_proxy import __version__
 from llm_proxy.api import register
 from llm_proxy.config import Settings
 from llm_proxy.gateway.providers import provider_file
@@ -25,7 +26,6 @@ from llm_proxy.gateway.relay import Routing
 from llm_proxy.metrics import Metrics
 from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.services import Services
-from llm_proxy.version import VERSION
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 
@@ -129,7 +129,7 @@ async def serve(target: Target, now: datetime = NOON) -> AsyncIterator[Api]:
             database=database,
             keyring=KeyRing.generate(),
             relay=relay,
-            metrics=Metrics(providers.by_name, VERSION),
+            metrics=Metrics(providers.by_name, __version__),
             collector=collector,
             readiness=readiness,
             nursery=nursery,

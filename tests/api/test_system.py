@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from attrs import evolve
 
+from llm_proxy import __version__
 from llm_proxy.config.checks import reserved
-from llm_proxy.version import VERSION
 from tests.api.conftest import Api, make_api
 
 
@@ -19,7 +19,7 @@ def set_failing(api: Api, failing: list[str], *, admits_offline: bool = False) -
 async def test_health_is_200_while_the_process_responds(api: Api) -> None:
     set_failing(api, ["database", "writer"])
     reply = await api("GET", "/health", token=None)
-    assert (reply.status, reply.json) == (200, {"status": "ok", "version": VERSION})
+    assert (reply.status, reply.json) == (200, {"status": "ok", "version": __version__})
     reply = await api("GET", "/live", token=None)
     assert (reply.status, reply.json) == (200, {"status": "alive"})
     assert reply.headers["Cache-Control"] == "no-store"

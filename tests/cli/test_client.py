@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 from attrs import Factory, define
 
+from llm_proxy import __version__
 from llm_proxy.cli.client import ManagementClient
 from llm_proxy.cli.failures import CannotConnect, CommandFailed, NotAuthorised
-from llm_proxy.version import VERSION
 
 
 @define
@@ -62,7 +62,7 @@ def test_what_is_sent(server: Server) -> None:
     assert (get, get_path) == ("GET", "/manage/tokens?project_id=p+q&limit=5")
     assert (post, post_path, body) == ("POST", "/manage/projects", b'{"name":"n"}')
     assert headers["Authorization"] == "Bearer secret"
-    assert headers["User-Agent"] == f"llm-proxy/{VERSION}"
+    assert headers["User-Agent"] == f"llm-proxy/{__version__}"
 
 
 def test_what_comes_back(server: Server) -> None:

@@ -11,11 +11,11 @@ import click
 import pytest
 
 from db.errors import BadDsn, Contention, SchemaMismatch, Unavailable
+from llm_proxy import __version__
 from llm_proxy.cli.failures import CannotConnect, CommandFailed, NotAuthorised, WrongUsage, explain
 from llm_proxy.cli.program import COMMANDS, Command, program
 from llm_proxy.config import SettingsError
 from llm_proxy.secrets.encryption import KeyRingError
-from llm_proxy.version import VERSION
 from tests.cli.conftest import Run
 
 
@@ -127,7 +127,7 @@ def test_without_a_command_the_help_is_shown(run: Run) -> None:
 def test_the_version(run: Run) -> None:
     result = run("--version")
 
-    assert (result.stdout, result.exit_code) == (f"llm-proxy {VERSION}\n", 0)
+    assert (result.stdout, result.exit_code) == (f"llm-proxy {__version__}\n", 0)
 
 
 def test_a_reader_that_leaves_early_causes_no_traceback() -> None:

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 import yaml
 
+from llm_proxy import __version__
 from llm_proxy.health.readiness import READY_TIMEOUT
-from llm_proxy.version import VERSION
 from tests.docs.blocks import blocks
 from tests.helm import generate, install, reference
 from tests.helm.chart import (
@@ -83,7 +83,7 @@ def test_an_older_kubernetes_is_refused() -> None:
 
 
 def test_chart_version_equals_the_program_version() -> None:
-    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == VERSION
+    assert yaml.safe_load((CHART / "Chart.yaml").read_text())["appVersion"] == __version__
 
 
 def test_the_schema_knows_the_settings_of_the_program() -> None:

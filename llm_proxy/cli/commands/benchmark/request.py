@@ -6,8 +6,8 @@ import json
 import re
 from typing import Any, Final
 
+from llm_proxy import __version__
 from llm_proxy.cli.failures import WrongUsage
-from llm_proxy.version import VERSION
 
 _MODEL: Final = "gpt-5.4-mini"
 _MESSAGES: Final = [{"role": "user", "content": "Say hello."}]
@@ -27,7 +27,7 @@ _HAVE_BODIES: Final = {"POST", "PUT", "PATCH"}
 _HEADERS: Final = {
     "accept": "*/*",
     "content-type": "application/json",
-    "user-agent": f"llm-proxy/{VERSION}",
+    "user-agent": f"llm-proxy/{__version__}",
     "anthropic-version": "2023-06-01",
 }
 #: Headers that the command sets itself.

@@ -15,11 +15,11 @@ from attrs import frozen
 
 from db.database import Database
 from db.queries import ledger
+from llm_proxy import __version__
 from llm_proxy.cli.commands.manage.limit import columns
 from llm_proxy.cli.commands.manage.usage import report
 from llm_proxy.cli.failures import CommandFailed
 from llm_proxy.cli.output import printable, table
-from llm_proxy.version import VERSION
 
 #: The provider's key. It is valid for the scripted provider only.
 API_KEY = "sk-scripted-provider-7f3a"
@@ -51,7 +51,7 @@ class Stage:
 
 async def tour(stage: Stage) -> str:
     """Do all steps, and return a token for the user. Raises `CommandFailed`."""
-    click.echo(click.style(f"LLM Proxy {VERSION}, an offline tour", bold=True))
+    click.echo(click.style(f"LLM Proxy {__version__}, an offline tour", bold=True))
     click.echo(click.style("No network, no API key, no setup.", dim=True))
     _step("A provider, and a proxy before it")
     _block(f"provider   {stage.provider_url}   answers from a script")
