@@ -31,8 +31,8 @@ _PAGE = 500
 _MARK = "X-LLM-Proxy-Request-ID"
 
 #: A field in an error of the API, and the options whose names differ from their fields.
-_FIELD = re.compile(r"(?<!label )'([a-z_]+)'")
-_OPTIONS = {"credentials": "--credential", "duration_minutes": "--duration"}
+_FIELD = re.compile(r"(?<!label )'([a-z][a-z_]*)'")
+_OPTIONS = {"credentials": "--credential", "duration_minutes": "--duration", "labels": "--label"}
 #: How an error about the document of a credential begins; the other names in it are fields of the document.
 _DOCUMENT = "'api_key': "
 

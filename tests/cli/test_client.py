@@ -105,6 +105,11 @@ def test_what_comes_back(server: Server) -> None:
         ),
         (
             400,
+            b'{"error":"wrong","code":"invalid_body","description":"\'labels\' must have letters, \'_\' and \'-\'."}',
+            "--label must have letters, '_' and '-'",
+        ),
+        (
+            400,
             b'{"error":"wrong","code":"invalid_body","description":"\'api_key\': \'client_id\' is missing."}',
             "--api-key: 'client_id' is missing",
         ),
