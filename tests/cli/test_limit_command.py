@@ -53,7 +53,8 @@ def test_a_budget_is_created_listed_changed_and_deleted(manage: Run, project: st
     assert (found["limit"], found["models"], found["policy"]) == ("$50.00 per month", "gpt-5.4*", "settled")
     assert (found["warn at"], found["used"], found["reserved"]) == ("80 %", "$0.00", "$0.00")
     titles, row = manage("limit", "list", "--project-id", project).stdout.splitlines()
-    assert titles.split() == ["ID", "SCOPE", "METRIC", "WINDOW", "MODELS", "USED", "RESERVED", "AMOUNT", "RESETS"]
+    names = ["ID", "SCOPE", "METRIC", "WINDOW", "MODELS", "USED", "RESERVED", "AMOUNT", "WARN", "AT", "RESETS"]
+    assert titles.split() == names
     assert row.split()[:4] == [found["id"], "project", project, "cost"]
     assert row.split()[4:9] == ["month", "gpt-5.4*", "$0.00", "$0.00", "$50.00"]
 
@@ -184,15 +185,17 @@ def test_columns_that_are_empty_are_left_out() -> None:
         "reserved": "0.000000000",
         "unknown": "0.000000000",
         "unpriced_requests": 0,
+        "warn_at": None,
         "resets_at": None,
     }
-    other = limit | {"unknown": "0.250000000", "unpriced_requests": 3, "policy": "warn"}
+    other = limit | {"unknown": "0.250000000", "unpriced_requests": 3, "policy": "warn", "warn_at": 80}
 
     titles, (row,) = columns([limit], {})
     more, (plain, full) = columns([limit, other], {})
 
     assert titles == ["ID", "SCOPE", "METRIC", "WINDOW", "USED", "RESERVED", "AMOUNT", "RESETS"]
     assert row == ("a", "proxy", "cost", "total", "$0.00008475", "$0.00", "$1.00", None)
-    assert set(more) - set(titles) == {"POLICY", "UNKNOWN", "UNPRICED"}
-    assert plain == ("a", "proxy", "cost", "total", None, "$0.00008475", "$0.00", None, None, "$1.00", None)
-    assert full == ("a", "proxy", "cost", "total", "warn", "$0.00008475", "$0.00", "$0.25", 3, "$1.00", None)
+    assert set(more) - set(titles) == {"POLICY", "UNKNOWN", "UNPRICED", "WARN AT"}
+    used = "$0.00008475", "$0.00"
+    assert plain == ("a", "proxy", "cost", "total", "settled", *used, None, None, "$1.00", None, None)
+    assert full == ("a", "proxy", "cost", "total", "warn", *used, "$0.25", 3, "$1.00", "80 %", None)

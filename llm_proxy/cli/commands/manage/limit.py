@@ -22,7 +22,7 @@ _WINDOWS = ("total", "minute", "hour", "day", "week", "month")
 _MONEY = re.compile(r"[0-9]{1,7}(\.[0-9]{1,9})?")
 _METRICS = ("requests", "tokens", "input_tokens", "output_tokens", "cost", "concurrency")
 #: The columns of a list that are left out if no limit has anything in them.
-_OFTEN_EMPTY = ("UNKNOWN", "UNPRICED", "MODELS", "POLICY")
+_OFTEN_EMPTY = ("UNKNOWN", "UNPRICED", "MODELS", "WARN AT")
 
 
 @click.group("limit", cls=Group)
@@ -107,7 +107,9 @@ def list_(client: ManagementClient, *, as_json: bool, **query: str | None) -> No
     """List limits, the newest first, with what is used of each."""
     found = list(client.list(path("limits"), **query))
     titles, rows = columns(found, {} if as_json else _scopes(client, found))
-    print_table(found, titles, rows, numbers=("USED", "RESERVED", "UNKNOWN", "UNPRICED", "AMOUNT"), as_json=as_json)
+    print_table(
+        found, titles, rows, numbers=("USED", "RESERVED", "UNKNOWN", "UNPRICED", "AMOUNT", "WARN AT"), as_json=as_json
+    )
 
 
 @command.command()
@@ -135,19 +137,23 @@ def columns(
             "METRIC": one["metric"],
             "WINDOW": None if one["metric"] == "concurrency" else one["window"],
             "MODELS": ", ".join(one["models"] or ()) or None,
-            "POLICY": None if one["policy"] == "settled" else one["policy"],
+            "POLICY": one["policy"],
             "USED": _shown(one, "used"),
             "RESERVED": _shown(one, "reserved"),
             "UNKNOWN": _shown(one, "unknown") if Decimal(one["unknown"]) else None,
             "UNPRICED": one["unpriced_requests"] or None,
             "AMOUNT": _shown(one, "amount"),
+            "WARN AT": _percent(one["warn_at"]),
             "RESETS": timestamp(one["resets_at"]),
         }
         for one in found
     ]
     titles: tuple[str, ...] = ("ID", "SCOPE", "METRIC", "WINDOW", "MODELS", "POLICY")
-    titles += ("USED", "RESERVED", "UNKNOWN", "UNPRICED", "AMOUNT", "RESETS")
-    shown = [title for title in titles if title not in _OFTEN_EMPTY or any(row[title] is not None for row in rows)]
+    titles += ("USED", "RESERVED", "UNKNOWN", "UNPRICED", "AMOUNT", "WARN AT", "RESETS")
+    empty = {title for title in _OFTEN_EMPTY if all(row[title] is None for row in rows)}
+    if all(row["POLICY"] == "settled" for row in rows):
+        empty.add("POLICY")
+    shown = [title for title in titles if title not in empty]
     return shown, [tuple(row[title] for title in shown) for row in rows]
 
 
@@ -175,7 +181,7 @@ def _show(client: ManagementClient, found: dict[str, Any], *, as_json: bool) -> 
         "models": ", ".join(found["models"] or ()) or "all",
         "policy": found["policy"],
         "wait": found["wait"],
-        "warn at": None if found["warn_at"] is None else f"{found['warn_at']} %",
+        "warn at": _percent(found["warn_at"]),
     }
     if found["metric"] == "cost":
         fields["unpriced"] = found["unpriced"]
@@ -197,6 +203,10 @@ def _shown(found: Mapping[str, Any], name: str) -> object:
         return found[name]
     whole, _, fraction = str(found[name]).partition(".")
     return f"${int(whole):,}.{fraction.rstrip('0'):0<2}"
+
+
+def _percent(number: int | None) -> str | None:
+    return None if number is None else f"{number} %"
 
 
 def _amount(text: str) -> int | str:
