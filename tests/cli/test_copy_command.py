@@ -78,6 +78,7 @@ def test_a_live_server_keeps_a_copy_from_beginning(run: Run, full: Scratch, data
             result = run("db", "copy", "--from", full.path, "--to", "new.db")
             assert result.exit_code == 1
             assert "another llm-proxy process" in result.stderr
+            assert run("db", "copy", "--from", full.path, "--to", "new.db", "--dry-run").exit_code == 0
             assert run("db", "copy", "--from", full.path, "--to", "new.db", "--allow-live").exit_code == 0
         return
     beat(full)

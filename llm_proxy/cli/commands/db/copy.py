@@ -104,8 +104,8 @@ def command(  # noqa: PLR0913 (one parameter per option)
         raise WrongUsage("--from and --to are the same database")
     if read_from.path is not None and not read_from.path.exists():
         raise CommandFailed(f"there is no SQLite file {read_from.path}")
-    # Locked, so that no server writes to the file.
-    with opened(read_from, patient_options(settings), exclusive=not allow_live) as old:
+    # Locked, so that no server writes to the file while it is copied.
+    with opened(read_from, patient_options(settings), exclusive=not (allow_live or dry_run)) as old:
         copying.check_schema(old)
         if dry_run:
             _show_plan(old, write_to, as_json=as_json)
