@@ -18,7 +18,7 @@ from db.queries import audit as queries
 from db.records import AuditEntry, AuditOutcome
 from llm_proxy.api.operations import Call, Operation, Resource
 from llm_proxy.api.pages import ById, id_cursor, page, page_of
-from llm_proxy.api.schema import Timestamp, doc, given, one_of, printable, text
+from llm_proxy.api.schema import Time, doc, given, one_of, printable, text
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
 
@@ -45,10 +45,8 @@ class ListAudit(ById, kw_only=True):
     operation: Annotated[_Word, doc("Only calls of this operationId.")] | UnsetType = UNSET
     outcome: Annotated[str, one_of(get_args(AuditOutcome)), doc("Only such calls.")] | UnsetType = UNSET
     actor: Annotated[_Text, doc("Only calls of this actor.")] | UnsetType = UNSET
-    since: Annotated[Timestamp, doc("Only calls at this time or later.")] | UnsetType = field(
-        name="from", default=UNSET
-    )
-    until: Annotated[Timestamp, doc("Only calls before this time.")] | UnsetType = field(name="to", default=UNSET)
+    since: Annotated[Time, doc("Only calls at this time or later.")] = field(name="from", default=UNSET)
+    until: Annotated[Time, doc("Only calls before this time.")] = field(name="to", default=UNSET)
 
 
 @Operation(RESOURCE, "GET", "/manage/audit", "listAudit", page_of(AuditEntry), query=ListAudit)

@@ -666,6 +666,8 @@ async def test_entries_are_listed_by_page_and_filter(any_api: Api) -> None:
     assert await listed("&actor=management%20token") == [4, 2, 1, 0]
     assert await listed("&actor=m%C3%BCller") == []
     assert await listed("&from=2027-01-15T13:00:00.123456Z") == [4, 3, 2, 1]
+    assert await listed("&from=2027-01-15") == [4, 3, 2, 1, 0]
+    assert await listed("&to=2027-01-15") == []
     assert await listed("&to=2027-01-15T13:00:00.123456Z") == [0]
     assert await listed("&from=2027-01-15T14:00:00%2B01:00&to=2027-01-15T16:00:00Z&outcome=accepted") == [2, 1]
 

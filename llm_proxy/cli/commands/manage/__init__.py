@@ -33,7 +33,7 @@ def command() -> None:
 def audit(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, **query: str | None) -> None:
     """List changes and refused calls, the newest first.
 
-    TIME is written like 2030-01-31T12:00:00Z.
+    TIME is a day in UTC, e.g. 2030-01-31, or a time, e.g. 2030-01-31T12:00:00Z.
     """
     if as_csv:
         lists.print_csv(client, "audit", query, as_json=as_json)
