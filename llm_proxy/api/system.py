@@ -110,18 +110,25 @@ class Reloaded(Struct):
     """What the server serves now."""
 
     providers: Annotated[list[str], doc("The names of the configured providers.")]
+    provider_file: Annotated[str | None, doc("The file that was read, API_CONFIG_PATH; null: none is set.")]
+    price_file: Annotated[str | None, doc("The file that was read, PRICES_PATH; null: none is set.")]
 
 
 @Operation(RESOURCE, "POST", "/manage/reload", "reloadServer", Reloaded, errors=(InvalidConfiguration,))
 async def _reload(call: Call) -> Reloaded:
     """Read the provider and price files again. If one is wrong, nothing changes. Running requests end as they began."""
     services = call.services
-    before = list(services.providers.by_name)
+    before = _serving(services)
     try:
         await services.reload()
     except SettingsError as error:
         raise InvalidConfiguration("; ".join(error.mistakes)) from None
-    answer = Reloaded(list(services.providers.by_name))
-    await call.write(lambda _: Change(Reloaded(before), answer, id=""))
+    answer = _serving(services)
+    await call.write(lambda _: Change(before, answer, id=""))
     _log.info("provider and price files reloaded", providers=", ".join(answer.providers))
     return answer
+
+
+def _serving(services: Services) -> Reloaded:
+    files = (services.settings.api_config_path, services.settings.prices_path)
+    return Reloaded(list(services.providers.by_name), *(None if file is None else str(file) for file in files))

@@ -79,7 +79,8 @@ def test_a_wrong_file_changes_nothing_and_every_mistake_is_shown(
     files = {"API_CONFIG_PATH": str(providers), "PRICES_PATH": str(prices)}
     server = start_server(migrated_database.env, files)
     with ManagementClient(server.url, MANAGEMENT_TOKEN) as client:
-        assert client.post("/manage/reload") == {"providers": ["openai"]}
+        read = {"provider_file": str(providers), "price_file": str(prices)}
+        assert client.post("/manage/reload") == {"providers": ["openai"], **read}
         prices.write_text("prices: {openai: {m: {inptu: 1}, n: {input: much}}}")
         with pytest.raises(CommandFailed, match=r"nothing was changed: .*did you mean input.*n\.input='much'"):
             client.post("/manage/reload")

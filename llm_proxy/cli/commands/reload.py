@@ -20,4 +20,9 @@ def command(client: ManagementClient, *, as_json: bool) -> None:
     answers is reloaded.
     """
     found = client.post(path("reload"))
-    print_record(found, {"providers": ", ".join(found["providers"])}, as_json=as_json)
+    none = "none; with one worker, a new {} needs a restart"
+    files = {
+        "provider file": found["provider_file"] or none.format("API_CONFIG_PATH"),
+        "price file": found["price_file"] or none.format("PRICES_PATH"),
+    }
+    print_record(found, {"providers": ", ".join(found["providers"]), **files}, as_json=as_json)
