@@ -239,7 +239,11 @@ def test_revoking_all_tokens_takes_a_yes(
     [
         (("project", "get", "x"), "There is no such project: No project has this id", 1),
         (("token", "get", "../projects"), "This path must not contain percent escapes", 1),
-        (("project", "update", "x"), "nothing to change; give --name, --api-key, --credential or --provider", 2),
+        (
+            ("project", "update", "x"),
+            "nothing to change; give what to change, e.g. --api-key, --credential or --models",
+            2,
+        ),
         (
             ("token", "update", "x"),
             "nothing to change; give --name, --duration, --expires-at, --max-requests, --label or --models",
@@ -458,7 +462,7 @@ def test_more_entries_of_the_audit_log_than_the_limit_are_told(manage: Run, proj
         (
             ("--from", "yesterday"),
             1,
-            "error: --from must be a time with its offset from UTC, such as 2030-01-31T12:00:00Z\n",
+            "error: --from must be a day such as 2030-01-31, or a time with its offset such as 2030-01-31T12:00:00Z\n",
         ),
     ],
 )
@@ -467,6 +471,26 @@ def test_a_wrong_filter_of_the_audit_log_is_refused(
 ) -> None:
     result = manage("audit", *options)
     assert (result.exit_code, result.stderr, result.stdout) == (code, message, "")
+
+
+def test_a_project_shows_what_is_not_the_default(manage: Run, project_id: str) -> None:
+    usual = shown(manage("project", "get", project_id).stdout)
+    options = ("--allow-request-labels", "--allow-unknown-objects", "--stream-usage", "off")
+    changed = shown(manage("project", "update", project_id, *options).stdout)
+    more = {"request labels": "allowed", "unknown objects": "allowed", "stream usage": "off"}
+    assert not usual.keys() & more.keys()
+    assert more.items() <= changed.items()
+
+
+def test_an_empty_list_of_refusals_names_the_setting_that_records_them(manage: Run) -> None:
+    result = manage("refusal", "list")
+    assert result.exit_code == 0
+    assert result.stderr == "There are none. The server records refused requests only if RECORD_REFUSALS is true.\n"
+
+
+def test_a_reload_says_that_the_server_has_no_price_file(run: Run, server: Server) -> None:
+    result = run("reload", "--manage-api-base-url", server.url, "--management-token", MANAGEMENT_TOKEN)
+    assert shown(result.stdout)["price file"] == "none; with one worker, a new PRICES_PATH needs a restart"
 
 
 def test_the_models_of_a_token_and_of_a_project_are_set_and_taken_back(
@@ -479,6 +503,7 @@ def test_the_models_of_a_token_and_of_a_project_are_set_and_taken_back(
         assert shown(changed.stdout)["models"] == "o4*, gpt-5*"
         freed = manage(kind, "update", identity, "--models", "all", "--json")
         assert json.loads(freed.stdout)["models"] is None
+        assert shown(manage(kind, "get", identity).stdout)["models"] == "all"
     wrong = manage("token", "update", token["id"], "--models", "a,,b")
     assert wrong.exit_code == 2
     assert "'a,,b' has an empty pattern" in wrong.stderr

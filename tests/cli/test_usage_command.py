@@ -136,6 +136,8 @@ def test_json_and_csv_have_all_fields(usage: Run) -> None:
 
 def test_no_requests_are_said_so(usage: Run) -> None:
     assert usage("--to", "2020-01-01", "--from", "2019-01-01").stdout == "No requests in this time.\n"
+    assert usage("--model", "gpt-*").stdout == "No requests in this time match.\n"
+    assert usage("--label", "team=nobody").stdout == "No requests in this time match.\n"
 
 
 @pytest.mark.parametrize(

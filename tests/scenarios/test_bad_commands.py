@@ -196,7 +196,7 @@ REFUSED = (
     manage(
         "no change",
         "project update {project}",
-        "nothing to change; give --name, --api-key, --credential or --provider",
+        "nothing to change; give what to change, e.g. --api-key, --credential or --models",
         2,
     ),
     manage(

@@ -20,7 +20,12 @@ def list_options(names: str) -> Callable[[F], F]:
     options = (
         click.option("--csv", "as_csv", is_flag=True, help=f"Print all {names} as CSV, without a limit."),
         click.option(
-            "--limit", type=click.IntRange(min=1), default=100, show_default=True, help=f"Maximum number of {names}."
+            "--limit",
+            type=click.IntRange(min=1),
+            metavar="N",
+            default=100,
+            show_default=True,
+            help=f"Maximum number of {names}.",
         ),
         click.option("--to", metavar="TIME", help=f"List only {names} before this time."),
         click.option("--from", metavar="TIME", help=f"List only {names} at this time or later."),

@@ -101,14 +101,20 @@ def update(client: ManagementClient, project_id: str, *, as_json: bool, **option
     if changes.get("models") == []:
         changes["models"] = None
     if not changes:
-        raise WrongUsage("nothing to change; give --name, --api-key, --credential or --provider")
+        raise WrongUsage("nothing to change; give what to change, e.g. --api-key, --credential or --models")
     _show(client.patch(path("projects", project_id), changes), as_json=as_json)
 
 
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
     names = ", ".join(f"{one['name']} ({one['provider']})" for one in found["credentials"])
-    models = ", ".join(found["models"] or ())
-    more = {"credentials": names or None, "models": models or None, **limit.described(found)}
+    more: dict[str, object] = {"credentials": names or None, "models": ", ".join(found["models"] or ()) or "all"}
+    if found["allow_request_labels"]:
+        more["request labels"] = "allowed"
+    if found["allow_unknown_objects"]:
+        more["unknown objects"] = "allowed"
+    if found["stream_usage"] is not None:
+        more["stream usage"] = found["stream_usage"]
+    more |= limit.described(found)
     print_one(found, more, as_json=as_json)
 
 

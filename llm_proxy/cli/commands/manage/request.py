@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from db.records import Outcome
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage.lists import first, label_filters, list_options, print_csv
 from llm_proxy.cli.failures import CommandFailed, WrongUsage
@@ -21,9 +22,11 @@ def command() -> None:
 @command.command("list")
 @click.option("--project-id", metavar="ID", help="List only requests of this project.")
 @click.option("--token-id", metavar="ID", help="List only requests with this token.")
-@click.option("--model", metavar="NAME", help="List only requests that this model answered.")
-@click.option("--status", type=click.IntRange(100, 999), help="List only requests whose response had this status.")
-@click.option("--outcome", metavar="OUTCOME", help="List only requests that ended like this, e.g. rejected.")
+@click.option("--model", metavar="NAME", help="List only requests that this model answered: its exact name.")
+@click.option(
+    "--status", type=click.IntRange(100, 999), metavar="N", help="List only requests whose response had this status."
+)
+@click.option("--outcome", type=click.Choice(get_args(Outcome)), help="List only requests that ended like this.")
 @click.option("--provider-request-id", metavar="ID", help="List only requests to which the provider gave this ID.")
 @click.option(
     "--label", "labels", metavar="KEY=VALUE", multiple=True, help="List only requests with this label; can be repeated."
@@ -125,13 +128,15 @@ def refusals() -> None:
 def list_refused(client: ManagementClient, *, limit: int, as_csv: bool, as_json: bool, **query: str | None) -> None:
     """List refused requests, the newest first.
 
-    TIME is a day in UTC like 2030-01-31, or a time like 2030-01-31T12:00:00Z. The ID of a project or a token can be its
-    name.
+    The server records them only if its setting RECORD_REFUSALS is true. TIME is a day in UTC, e.g. 2030-01-31, or a
+    time, e.g. 2030-01-31T12:00:00Z. The ID of a project or a token can be its name.
     """
     if as_csv:
         print_csv(client, "refusals", query, as_json=as_json)
         return
     found = first(client, path("refusals"), limit, "refusals", f"newest {limit}", **query)
+    if not found:
+        click.echo("There are none. The server records refused requests only if RECORD_REFUSALS is true.", err=True)
     names = ("id", "code", "status", "limit_id", "token_id", "model", "address", "method", "path")
     rows = [(timestamp(one["refused_at"]), *(one[name] or None for name in names)) for one in found]
     titles = ("TIME", "ID", "CODE", "STATUS", "LIMIT ID", "TOKEN ID", "MODEL", "ADDRESS", "METHOD", "PATH")

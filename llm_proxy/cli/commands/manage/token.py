@@ -56,7 +56,8 @@ _LIMIT_HELP = "Maximum number of requests, e.g. 1000, or 'unlimited'."
 def command() -> None:
     """Manage tokens, which give access to a project's provider.
 
-    A token is accepted until it expires, is used up, or is revoked.
+    A token is accepted until it expires, is used up, or is revoked. ID is the token's id, its name, or the last four
+    characters of its secret.
     """
 
 
@@ -196,7 +197,7 @@ def _show(found: dict[str, Any], *, as_json: bool) -> None:
         "ends in": found["last4"],
         "state": _state(found),
         "labels": ", ".join(f"{key}={value}" for key, value in found["labels"].items()) or None,
-        "models": ", ".join(found["models"] or ()) or None,
+        "models": ", ".join(found["models"] or ()) or "all",
         "requests": f"{found['request_count']} of {_limit(found)}",
         "expires": timestamp(found["expires_at"]),
         "created": timestamp(found["created_at"]),

@@ -45,12 +45,19 @@ _OFTEN_ZERO = ("ERRORS", "CACHED", "UNPRICED", "ESTIMATED")
 @click.option("--to", metavar="TIME", help="Only requests before this time.  [default: now]")
 @click.option("--project-id", metavar="ID", help="Only requests of this project.")
 @click.option("--token-id", metavar="ID", help="Only requests with this token.")
-@click.option("--model", metavar="NAME", help="Only requests that this model answered.")
+@click.option("--model", metavar="NAME", help="Only requests that this model answered: its exact name.")
 @click.option("--provider", metavar="NAME", help="Only requests to this provider.")
 @click.option(
     "--label", "labels", metavar="KEY=VALUE", multiple=True, help="Only requests with this label; can be repeated."
 )
-@click.option("--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="Maximum number of groups.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=1000,
+    show_default=True,
+    help="Maximum number of groups.",
+)
 @click.option("--csv", "as_csv", is_flag=True, help="Print all groups as CSV, without a limit.")
 @click.option(
     "--unbooked",
@@ -80,6 +87,7 @@ def command(
     if unbooked:
         _list_unbooked(client, query["project_id"], limit, as_csv=as_csv, as_json=as_json)
         return
+    selected = (*labels, *(value for name, value in query.items() if name not in ("from", "to")))
     parameters: dict[str, Any] = query | label_filters(labels) | {"group_by": group_by or None}
     if as_csv:
         print_csv(client, "usage", parameters, as_json=as_json)
@@ -91,7 +99,7 @@ def command(
         names = [name.strip() for name in group_by.split(",") if name.strip()]
         click.echo(report(found, names, shutil.get_terminal_size().columns))
     else:
-        click.echo("No requests in this time.")
+        click.echo("No requests in this time match." if any(selected) else "No requests in this time.")
 
 
 def _list_unbooked(
