@@ -38,7 +38,7 @@ def cursor_of(read: Callable[[str], Any]) -> Meta:
         if not isinstance(value, str) or not value.isascii():
             raise ValueError
         try:
-            text = base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True).decode("ascii")
+            text = base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True).decode()
         except binascii.Error:
             raise ValueError from None
         return read(text)
@@ -87,7 +87,7 @@ def id_cursor(row: Any) -> str:
 
 
 def encode_cursor(text: str) -> str:
-    return base64.urlsafe_b64encode(text.encode("ascii")).rstrip(b"=").decode("ascii")
+    return base64.urlsafe_b64encode(text.encode()).rstrip(b"=").decode("ascii")
 
 
 def page(rows: Sequence[T], limit: int, show: Callable[[T], object], cursor: Callable[[T], str]) -> dict[str, object]:

@@ -290,6 +290,14 @@ async def test_a_wrong_query_is_refused_by_name(api: Api, query: str, descriptio
     assert reply.json["description"].startswith(description), reply.json["description"]
 
 
+async def test_pages_end_at_any_text(any_api: Api, projects: dict[str, Any]) -> None:
+    texts = ["ünï", "模型", "\U0001f600", "a"]
+    rows = [row(projects["alpha-1"], model=text, summed_labels={"team": text}) for text in texts]
+    await settled(any_api, *rows)
+    found = await report(any_api, "group_by=label.team,model", limit=1)
+    assert sorted(brief(found, "label.team", "model")) == sorted(zip(texts, texts, strict=True))
+
+
 async def test_a_report_of_too_many_rows_is_refused_and_a_split_one_is_not(
     any_api: Api, projects: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
