@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
-from datetime import UTC, datetime
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from functools import cache
 from operator import methodcaller
 from typing import Annotated, Any, Final, TypeVar, get_type_hints
@@ -159,6 +159,9 @@ def _read_label_filters(value: object) -> dict[str, str]:
 
 def _read_time(value: object) -> datetime:
     at = datetime.fromisoformat(str(value))
+    # Reports compute with times, which must not leave the calendar.
+    if not MINYEAR < at.year < MAXYEAR:
+        raise ValueError
     if len(str(value)) == len("2030-01-31"):
         return at.replace(tzinfo=UTC)
     if at.tzinfo is None:
