@@ -299,6 +299,8 @@ def _cost(
 ) -> int | None:
     """The cost in 10^-9 USD at the highest price; None if a model has none."""
     tier, now = request.get("service_tier"), datetime.now(UTC)
+    if isinstance(tier, list):
+        raise _unbounded("service_tier", "must be a text.")
     costs: list[int | None] = []
     for model in models:
         if _AGENTS.search(model):

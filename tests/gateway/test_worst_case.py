@@ -123,6 +123,7 @@ def test_a_field_of_the_table_has_a_bound(prices: Prices, path: bytes, name: str
         (CHAT, {"prediction": {"type": "content", "content": "x"}}, "prediction"),
         (CHAT, {"web_search_options": {}}, "web_search_options"),
         (CHAT, {"service_tier": "scale"}, "service_tier"),
+        (CHAT, {"service_tier": ["flex"]}, "service_tier"),
         (CHAT, {"tools": [{"type": "web_search"}]}, "tools.type"),
         (CHAT, {"messages": [{"role": "assistant", "audio": {"id": "audio_1"}}]}, "messages.audio"),
         (CHAT, {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.content.type"),
