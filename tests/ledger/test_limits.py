@@ -195,6 +195,17 @@ def test_a_model_without_a_price_is_refused_unless_the_limit_allows_it(database:
     assert counter(database, open_).unpriced == 1
 
 
+@pytest.mark.parametrize(("policy", "charged"), [("settled", 1000), ("reserved", 2000), ("warn", 1000)])
+def test_a_request_without_a_known_cost_is_charged_what_it_held(
+    database: Database, token: Token, policy: str, charged: int
+) -> None:
+    limit = limited(database, token, metric="cost", policy=policy, amount=5000)
+    (grant,) = grants(admit(database, apply(token, FixedDemand(bound=Bound(10, 20, 2000)))))
+    settle(database, (grant, Result(outcome="ok", requested_model="m", input_tokens=1, output_tokens=1)))
+    assert state(database, limit) == (charged, 0, 0)
+    assert counter(database, limit).unpriced == 1
+
+
 def test_a_limit_counts_only_its_models(database: Database, token: Token) -> None:
     limited(database, token, amount=1, models={"patterns": ["gpt-5*", "o4"]})
     decisions = admit(database, *(apply(token, FixedDemand(model)) for model in ("m", "GPT-5.4", "o4", "o4-mini")))

@@ -116,7 +116,7 @@ class Counted:
             return 0
         if metric == "requests":
             return 0 if result.kind == "late" else 1
-        if result.outcome == "unknown":
+        if result.outcome == "unknown" or (metric == "cost" and result.unpriced):
             return held
         tokens = {"input_tokens": result.input_tokens or 0, "output_tokens": result.output_tokens or 0}
         return (result.cost_nanousd or 0) if metric == "cost" else tokens.get(metric, sum(tokens.values()))
