@@ -6,7 +6,7 @@ that generates and names no model, and models that are in a file. A fault is a `
 every limit of models counts such a request.
 
 The provider's entry says where an endpoint names its models (`Provider.models_of`). Besides, tools may have a model of
-their own, and so has the query of some endpoints. Endpoints that generate nothing name none.
+their own, and so have fallbacks, the query of some endpoints, and a header. Endpoints that generate nothing name none.
 """
 
 from __future__ import annotations
@@ -48,9 +48,28 @@ _GENERATES_NOTHING: Final = re.compile(
 #: The same of endpoints with a model in their path.
 _COUNTS: Final = re.compile(rb".*(?:(?::|%3[aA])(?:countTokens|computeTokens|fetchPredictOperation)|/count-tokens)")
 
-#: Members of each endpoint that may name a model too: Anthropic's advisor, images in OpenAI's Responses, OpenRouter's
-#: tools and plugins.
-_TOOLS: Final = ("tools.model", "tools.parameters.model", "plugins.model", "plugins.models")
+#: Members of each endpoint that may name a model too.
+_BESIDE: Final = (
+    # Anthropic's advisor, images in OpenAI's Responses, OpenRouter's tools and plugins:
+    # https://openrouter.ai/docs/guides/features/plugins/fusion
+    "tools.model",
+    "tools.parameters.model",
+    "tools.parameters.analysis_models",
+    "plugins.model",
+    "plugins.models",
+    "plugins.analysis_models",
+    # Anthropic, OpenRouter: https://platform.claude.com/docs/en/build-with-claude/refusals-and-fallback
+    "fallbacks.model",
+    # Groq: https://console.groq.com/docs/api-reference#chat-create
+    "compound_custom.models.answering_model",
+    "compound_custom.models.reasoning_model",
+    # Together: https://docs.together.ai/reference/chat-completions-1
+    "safety_model",
+    # Azure: https://learn.microsoft.com/azure/ai-foundry/openai/references/on-your-data
+    "data_sources.parameters.embedding_dependency.deployment_name",
+)
+#: Azure's deployment for images: https://learn.microsoft.com/azure/ai-foundry/openai/how-to/responses
+_HEADER: Final = b"x-ms-oai-image-generation-deployment"
 #: Members beside a model in the path: https://ai.google.dev/api/embeddings#EmbedContentRequest.
 _BESIDE_PATH: Final = ("model", "requests.model")
 _QUERY: Final = {"model": "model"}
@@ -69,9 +88,16 @@ _TWICE: Final = "The request names its model twice."
 _NOT_TEXT: Final = "The request names its model in a form that is no text."
 
 
+#: A model, and whether the endpoint itself uses it.
+Named = tuple[str, bool]
+
+
 @define(eq=False)
 class _Place:
-    """A member that names models, or has members that do. If it is `required`, its text is the name of a file."""
+    """A member that names models, or has members that do.
+
+    If it is `required`, it is where the endpoint names its own models, and its text is the name of a file.
+    """
 
     is_model: bool = False
     required: bool = False
@@ -80,6 +106,8 @@ class _Place:
     bare: dict[str, str] = field(factory=dict)
     #: Of the top level: the names of its members, and of all that name a model, as they are in a body.
     names: frozenset[bytes] = frozenset()
+    #: Those of them that are so deep that a name above them may be there twice.
+    deep: frozenset[bytes] = frozenset()
 
     def at(self, name: str) -> _Place | None:
         found = self.members.get(name)
@@ -91,31 +119,34 @@ class _Place:
 @lru_cache(maxsize=256)
 def _places(names: tuple[str, ...]) -> _Place:
     root = _Place()
-    for name in (*names, *_TOOLS):
+    paths = [name.split(".") for name in (*names, *_BESIDE)]
+    for name, path in zip((*names, *_BESIDE), paths, strict=True):
         place = root
-        for member in name.split("."):
+        for member in path:
             place.bare[bare(member)] = member
             place = place.members.setdefault(member, _Place(required=name in names))
         place.is_model = True
-    last = {name.rpartition(".")[2] for name in (*names, *_TOOLS)}
-    root.names = frozenset(f'"{name}"'.encode() for name in (*root.members, *last))
+    root.names = frozenset(f'"{name}"'.encode() for name in (*root.members, *(path[-1] for path in paths)))
+    root.deep = frozenset(f'"{path[-1]}"'.encode() for path in paths if len(path) > 2) - {b'"model"'}
     return root
 
 
-def _read_quickly(body: bytes, root: _Place) -> list[str] | None:
+def _read_quickly(body: bytes, root: _Place) -> list[Named] | None:
     """The models in a body that has each name once, as `_Members` finds them; None if it may be another body."""
     # An ASCII letter can be written in one other way only.
-    if b"\\u00" in body or any(body.count(name) > 1 for name in root.names):
+    if b"\\u00" in body or any(body.count(name) > 1 for name in root.names) or any(map(body.__contains__, root.deep)):
         return None
     try:
         body.decode()
         members = members_of(body)
+        if b'"model"' in body and "model" not in members:
+            return None
         return [model for name, value in members.items() for model in _under(value, root.at(name))]
     except MALFORMED:
         return None
 
 
-def _under(value: msgspec.Raw, place: _Place | None) -> Iterator[str]:
+def _under(value: msgspec.Raw, place: _Place | None) -> Iterator[Named]:
     if place is None:
         return
     match bytes(value)[:1]:
@@ -126,7 +157,7 @@ def _under(value: msgspec.Raw, place: _Place | None) -> Iterator[str]:
             for name, inner in members_of(value).items():
                 yield from _under(inner, place.at(name))
         case b'"' if place.is_model:
-            yield text_of(value)
+            yield text_of(value), place.required
         case b'"' if place.required:
             raise InvalidJson(_IN_FILE)
         case first if place.is_model and first != b"n":
@@ -141,7 +172,7 @@ class _Members(JsonMembers):
 
     def __init__(self, root: _Place) -> None:
         super().__init__()
-        self.models: list[str] = []
+        self.models: list[Named] = []
         self._root = root
         self._levels: list[_Place | None] = []
 
@@ -179,7 +210,7 @@ class _Members(JsonMembers):
             raise InvalidJson(_IN_FILE)
         if text is None:
             raise InvalidJson(f"The request names a model with more than {MAX_MODEL} characters.")
-        self.models.append(decoded(text))
+        self.models.append((decoded(text), place.required))
 
 
 def generates(inbound: Inbound, provider: Provider) -> bool:
@@ -208,20 +239,23 @@ def named_models(inbound: Inbound, provider: Provider) -> Generator[None, None, 
     try:
         names = _in_query(inbound.query)
         if generates(inbound, provider):
-            names += yield from _of_request(inbound, provider)
-            if not names:
+            names += [value.decode("latin-1") for name, value in inbound.headers if name.replace(b"_", b"-") == _HEADER]
+            found = yield from _of_request(inbound, provider)
+            # An assistant or a stored prompt has a model of its own, whatever a tool or the query names.
+            if not any(is_own for _, is_own in found):
                 raise ModelNotAllowed("The request names no model.")
+            names += [name for name, _ in found]
     except BadRequest as error:
         raise ModelNotAllowed(error.message) from None
     return tuple(_checked(names, google=provider.shape == "google"))
 
 
-def _of_request(inbound: Inbound, provider: Provider) -> Generator[None, None, list[str]]:
+def _of_request(inbound: Inbound, provider: Provider) -> Generator[None, None, list[Named]]:
     path = inbound.route.path
     names, model = provider.models_of(path), provider.endpoints.model(path)
-    found: list[str] = []
+    found: list[Named] = []
     if model is not None:
-        names, found = _BESIDE_PATH, [model]
+        names, found = _BESIDE_PATH, [(model, True)]
     if not inbound.has_body:
         return found
     require_body(inbound)
@@ -229,9 +263,9 @@ def _of_request(inbound: Inbound, provider: Provider) -> Generator[None, None, l
     if inbound.content == _PLAIN and (body := inbound.complete()) is not None:
         models = _read_quickly(body, places)
         if models is not None:
-            if names == ("model",) and len(models) == 1:
+            if names == ("model",) and [is_own for _, is_own in models] == [True]:
                 # Its row in the ledger names it too.
-                inbound.model = model_name(models[0])
+                inbound.model = model_name(models[0][0])
             return found + models
     reader = parameters.reader(inbound.headers, path, partial(_Members, places))
     for piece in inbound.pieces:
@@ -242,9 +276,10 @@ def _of_request(inbound: Inbound, provider: Provider) -> Generator[None, None, l
     return found + (reader.models if isinstance(reader, _Members) else _in_form(fields, names))
 
 
-def _in_form(fields: Parameters, names: tuple[str, ...]) -> list[str]:
+def _in_form(fields: Parameters, names: tuple[str, ...]) -> list[Named]:
     known = {bare(name): name for name in names}
-    return _single(known, ((name, value) for name, values in fields.items() for value in values))
+    found = _single(known, ((name, value) for name, values in fields.items() for value in values))
+    return [(name, True) for name in found]
 
 
 def _in_query(query: bytes) -> list[str]:

@@ -22,7 +22,7 @@ from db.records import Limit
 from db.schema import projects as projects_table
 from db.schema import tokens as tokens_table
 from llm_proxy.errors import InvalidJson
-from llm_proxy.gateway.named_models import _Members, _places, _read_quickly
+from llm_proxy.gateway.named_models import Named, _Members, _places, _read_quickly
 from llm_proxy.gateway.relay import Routing
 from llm_proxy.identifiers import new_id
 from llm_proxy.tokens import digest, new_secret
@@ -32,7 +32,9 @@ from tests.gateway.stage import Client, Scene, scene
 
 CHAT: Final = "/v1/chat/completions"
 AUDIO: Final = "/v1/audio/transcriptions"
-PROVIDERS: Final = ("openai", "anthropic", "gemini", "openrouter", "azure", "bedrock", "mistral")
+PROVIDERS: Final = (
+    *("openai", "anthropic", "gemini", "openrouter", "azure", "bedrock", "mistral", "groq", "together"),
+)
 JSON: Final = {"content-type": "application/json"}
 FORM: Final = {"content-type": "multipart/form-data; boundary=xyz"}
 LONG: Final = "x" * 200_000
@@ -171,6 +173,24 @@ PLACES: Final[list[tuple[str, Any, dict[str, str]]]] = [
     ("/openrouter/v1/chat/completions", {"models": ["MODEL"]}, JSON),
     ("/openrouter/v1/chat/completions", {"model": "good", "preset": "MODEL"}, JSON),
     ("/openrouter/v1/chat/completions", {"model": "good", "models": None, "plugins": [{"model": "MODEL"}]}, JSON),
+    ("/openrouter/v1/chat/completions", {"model": "good", "plugins": [{"analysis_models": ["MODEL"]}]}, JSON),
+    (
+        "/openrouter/v1/chat/completions",
+        {"model": "good", "tools": [{"parameters": {"analysis_models": ["good", "MODEL"]}}]},
+        JSON,
+    ),
+    ("/anthropic/v1/messages", {"model": "good", "fallbacks": [{"model": "good"}, {"model": "MODEL"}]}, JSON),
+    ("/openrouter/v1/messages", {"model": "good", "fallbacks": [{"model": "MODEL"}]}, JSON),
+    ("/groq/v1/chat/completions", {"model": "good", "compound_custom": {"models": {"answering_model": "MODEL"}}}, JSON),
+    ("/groq/v1/chat/completions", {"model": "good", "compound_custom": {"models": {"reasoning_model": "MODEL"}}}, JSON),
+    ("/together/v1/chat/completions", {"model": "good", "safety_model": "MODEL"}, JSON),
+    (
+        "/azure/deployments/good/chat/completions",
+        {"data_sources": [{"parameters": {"embedding_dependency": {"deployment_name": "MODEL"}}}]},
+        JSON,
+    ),
+    ("/azure/v1/responses", {"model": "good"}, JSON | {"x-ms-oai-image-generation-deployment": "MODEL"}),
+    ("/azure/v1/responses", {"model": "good"}, JSON | {"x-ms-oai-image_generation-deployment": "MODEL"}),
     ("/mistral/v1/agents/completions", {"agent_id": "MODEL"}, JSON),
     ("/mistral/v1/conversations/c", {"model": "MODEL"}, JSON),
 ]
@@ -217,12 +237,22 @@ BYPASSES: Final[list[tuple[str, Any, dict[str, str]]]] = [
     ("/v1/batches", {"input_file_id": "file-1", "endpoint": CHAT}, JSON),
     ("/azure/v1/batches", {"model": "good", "input_file_id": "file-1"}, JSON),
     ("/v1/threads/t/runs", {"assistant_id": "a"}, JSON),
+    ("/v1/threads/t/runs?model=good", {"assistant_id": "a"}, JSON),
+    ("/v1/threads/t/runs", {"assistant_id": "a", "tools": [{"type": "function", "model": "good"}]}, JSON),
+    ("/v1/responses", {"prompt": {"id": "p"}, "fallbacks": [{"model": "good"}]}, JSON),
     ("/v1/videos/v/remix", {"prompt": "x"}, JSON),
     ("/v1/responses", {"prompt": {"id": "p"}}, JSON),
     ("/anthropic/v1/messages/batches", {"requests": []}, JSON),
     ("/bedrock/model/other%2Fgood/converse", {}, JSON),
     ("/bedrock/model/good/converse", {"model": "bad"}, JSON),
     ("/azure/deployments/skills/chat/completions", {}, JSON),
+    ("/azure/deployments/good/chat/completions", b'{"tools":[{"parameters":{"model":"bad"},"parameters":{}}]}', JSON),
+    (
+        "/groq/v1/chat/completions",
+        b'{"model":"good","compound_custom":{"models":{"answering_model":"bad"},"models":{}}}',
+        JSON,
+    ),
+    ("/azure/v1/responses", {}, JSON | {"x-ms-oai-image-generation-deployment": "good"}),
     ("/openrouter/v1/chat/completions", {"model": "good@preset/bad"}, JSON),
     ("/openrouter/v1/chat/completions", {"model": "good", "models": []} | {"Models": ["bad"]}, JSON),
     ("/mistral/v1/conversations/c/restart", {}, JSON),
@@ -252,10 +282,10 @@ def filled(text: Any, model: str) -> Any:
 async def test_a_model_passes_only_if_it_is_allowed_in_whatever_place(tmp_path: Path, pieces: int) -> None:
     async with staged(tmp_path) as stage:
         for path, body, headers in PLACES:
-            send = partial(stage.ask, headers=headers, pieces=pieces)
-            said = await send(path.replace("MODEL", "GOOD-1"), filled(body, "GOOD-1"))
+            send = partial(stage.ask, pieces=pieces)
+            said = await send(*(filled(part, "GOOD-1") for part in (path, body, headers)))
             assert said == (200, ""), (path, body)
-            status, message = await send(path.replace("MODEL", "bad"), filled(body, "bad"))
+            status, message = await send(*(filled(part, "bad") for part in (path, body, headers)))
             assert (status, "model_not_allowed" in message.lower()) == (403, True), (path, body, message)
             assert "Allowed models: good*." in message
 
@@ -343,13 +373,13 @@ documents = st.recursive(
 def test_the_quick_reading_of_a_body_finds_what_the_strict_one_finds(document: str) -> None:
     places = _places(("model", "models", "input_file_id.body.model"))
 
-    def strict() -> list[str] | str:
+    def strict() -> list[Named]:
         reader = _Members(places)
         reader.feed(document.encode())
         reader.end()
         return reader.models
 
-    def told(read: Callable[[], list[str] | str | None]) -> object:
+    def told(read: Callable[[], list[Named] | None]) -> object:
         try:
             return read()
         except InvalidJson as error:
