@@ -65,7 +65,8 @@ _SCALES: Final[Mapping[str, float]] = {
     "usd_ticks": 0.1,
     "market_usd": 1_000_000_000,
 }
-_MAX_SCALED: Final = 10**18
+#: A million USD, and 30,000 years of sound: a larger number is an error too, and may be too large for the database.
+_MAX_SCALED: Final = 10**15
 _TEXTS: Final = frozenset({"tier", "speed", "place"})
 #: All that is no count.
 _OTHERS: Final = _TEXTS | set(_SCALES)

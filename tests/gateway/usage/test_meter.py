@@ -102,6 +102,13 @@ class TestCounts:
             metered(meter, body)
             assert meter.unmetered
 
+    def test_an_implausible_price_or_duration_is_not_known(self) -> None:
+        """The ledger could not store them, nor their sums."""
+        assert of_usage(prompt_tokens=1, completion_tokens=2, cost=1_000_000).cost_nanousd == 10**15
+        assert of_usage(prompt_tokens=1, completion_tokens=2, cost=1_000_001) == Usage("", 1, 2)
+        assert of_usage(prompt_tokens=1, completion_tokens=2, cost_in_usd_ticks=10**16) == Usage("", 1, 2)
+        assert of_usage(seconds=1e13) == Usage()
+
     @pytest.mark.parametrize("digits", [5000, 40_000, 100_000, 3_000_000])
     def test_a_number_of_many_digits_makes_the_response_unmetered(self, digits: int) -> None:
         document = b'{"model":"m","usage":{"prompt_tokens":%b,"completion_tokens":4}}' % (b"9" * digits)
