@@ -63,7 +63,8 @@ class RequestDemand:
     def generates(self, provider: str) -> bool:
         if (found := self._generates.get(provider)) is None:
             path, entry = self._inbound.route.path, self._providers.by_name[provider]
-            found = self._inbound.method == "POST" and (estimate.reads(path) or entry.endpoints.model(path) is not None)
+            is_billed = estimate.reads(path) or entry.endpoints.model(path) is not None
+            found = self._inbound.method == "POST" and is_billed and self.names_models(provider)
             self._generates[provider] = found
         return found
 

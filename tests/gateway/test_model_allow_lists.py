@@ -26,7 +26,7 @@ from llm_proxy.gateway.named_models import Named, _Members, _places, _read_quick
 from llm_proxy.gateway.relay import Routing
 from llm_proxy.identifiers import new_id
 from llm_proxy.tokens import digest, new_secret
-from tests.db.queries.factories import NOON, a_credential, a_project, a_token
+from tests.db.queries.factories import NOON, a_credential, a_limit, a_project, a_token
 from tests.gateway import apis_yaml
 from tests.gateway.stage import Client, Scene, scene
 
@@ -352,6 +352,17 @@ async def test_a_second_model_does_not_escape_a_limit(tmp_path: Path) -> None:
                 assert (await stage.ask(path, body, headers, pieces=pieces))[0] == 429, (path, body)
             assert (await stage.ask(CHAT, {"model": "m"}, pieces=pieces))[0] == 200
             assert (await stage.ask(AUDIO, form(("model", "m"), file=LONG), FORM, pieces=pieces))[0] == 200
+
+
+async def test_endpoints_that_generate_nothing_need_no_price(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        await stage.allow(token=None)
+        limit = a_limit(scope="token", subject=stage.token_id, metric="cost", amount=1)
+        await stage.scene.database.write(limits.create, limit)
+        for method, path, body in OTHERS:
+            assert (await stage.ask(path, body, method=method))[0] == 200, path
+        path = "/gemini/v1beta/models/bad:generateContent"
+        assert (await stage.ask(path, {}))[0] == 403
 
 
 names = st.sampled_from(["model", "models", "Model", "tools", "input_file_id", "parameters", "x", "mod\\u0065l"])
