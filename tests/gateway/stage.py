@@ -24,7 +24,7 @@ from llm_proxy.config import Settings
 from llm_proxy.gateway.labels import Labels
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.relay import Relay, Routing
-from llm_proxy.gateway.upstream.origin import Timeouts
+from llm_proxy.gateway.upstream.connector import Timeouts
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger

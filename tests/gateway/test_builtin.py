@@ -9,7 +9,7 @@ from llm_proxy.config import Settings
 from llm_proxy.errors import EndpointNotAllowed, ParameterNotAllowed
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.endpoints import Endpoints
-from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.connector import Origin
 from tests.gateway.apis_yaml import load
 
 BUILT_IN = provider_file.load(Settings()).by_name

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream.connector import Origin, Timeouts
 from tests.gateway.apis_yaml import load, mistakes
 
 NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"

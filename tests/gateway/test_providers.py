@@ -20,7 +20,7 @@ from llm_proxy.errors import (
 from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.providers import provider_file
 from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, split_base_url
-from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.connector import Origin
 from tests.db.queries.factories import a_project
 
 BUILT_IN = provider_file.load(Settings()).by_name

@@ -16,7 +16,7 @@ from msgspec import structs
 from llm_proxy.gateway.auth import documents
 from llm_proxy.gateway.auth.token_source import AccessToken, ExchangeFailed
 from llm_proxy.gateway.http.headers import HeaderList, Headers
-from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.connector import Origin
 
 #: Seconds for which credentials of the machine are used before botocore is asked again. It refreshes them itself, at
 #: least ten minutes before they end.

@@ -30,7 +30,7 @@ from llm_proxy.gateway.http.headers import Headers
 from llm_proxy.gateway.http.parameters import ParameterRules, Parameters
 from llm_proxy.gateway.providers.endpoints import Endpoints, has_name_escape
 from llm_proxy.gateway.providers.rewriting import Rewriting, UrlField
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream.connector import Origin, Timeouts
 from llm_proxy.logging.redaction import quoted
 
 Auth = Literal[

@@ -24,7 +24,7 @@ from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.providers import endpoints
 from llm_proxy.gateway.providers.provider import Auth, Provider, Providers, StreamUsage, split_base_url
 from llm_proxy.gateway.providers.rewriting import UrlField
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream.connector import Origin, Timeouts
 
 _BUILT_IN: Final = Path(__file__).with_name("builtin.yaml")
 _NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")

@@ -29,11 +29,11 @@ from llm_proxy.gateway.http import paths
 from llm_proxy.gateway.http.headers import content_of
 from llm_proxy.gateway.http.json_members import MALFORMED
 from llm_proxy.gateway.providers.endpoints import Endpoints
+from llm_proxy.gateway.upstream.connector import DEFAULT_PORTS, Origin
 from llm_proxy.secrets.encryption import SealError
 
 if TYPE_CHECKING:
     from llm_proxy.gateway.http.headers import HeaderList
-    from llm_proxy.gateway.upstream.origin import Origin
     from llm_proxy.gateway.upstream.pool import UpstreamResponse
     from llm_proxy.secrets.encryption import KeyRing
 
@@ -46,7 +46,6 @@ _SESSION: Final = b"llm-proxy-session"
 _UPLOAD_ID: Final = b"upload_id"
 
 _URL: Final = re.compile(r"(https?)://(?:\[([0-9a-f:.]+)\]|([a-z0-9._-]+))(?::([0-9]{1,5}))?([/?#].*)?", re.IGNORECASE)
-_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _HEADER: Final = "header:"
 
 
@@ -224,7 +223,7 @@ class Rewriting:
         if match is None:
             return text
         scheme, host = match[1].lower(), (match[2] or match[3]).lower()
-        if (scheme, host, int(match[4] or _DEFAULT_PORTS[scheme])) != self._origin:
+        if (scheme, host, int(match[4] or DEFAULT_PORTS[scheme])) != self._origin:
             return text
         return self._prefix + (match[5] or "")
 

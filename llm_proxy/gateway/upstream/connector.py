@@ -1,4 +1,4 @@
-"""Opens connections to one origin, directly or through an outbound proxy.
+"""The address of an upstream, its timeouts, and connections to it, directly or through an outbound proxy.
 
 Through a proxy, an https origin is reached by a tunnel (CONNECT, RFC 9110 section 9.3.6), and requests to an http
 origin are sent to the proxy itself, with their target in absolute form (RFC 9112 section 3.2.2).
@@ -7,10 +7,12 @@ origin are sent to the proxy itself, with their target in absolute form (RFC 911
 from __future__ import annotations
 
 import ssl
+from functools import cached_property
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
+from attrs import field, frozen, validators
 
 from llm_proxy.gateway.upstream.connection import Connection
 from llm_proxy.gateway.upstream.failures import ConnectFailed, ConnectTimeout, MalformedResponse
@@ -20,8 +22,43 @@ from llm_proxy.net.timeouts import TimeoutWheel
 from llm_proxy.net.tls import client_context
 
 if TYPE_CHECKING:
-    from llm_proxy.gateway.upstream.origin import Origin, Timeouts
     from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy
+
+DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+@frozen(slots=False)
+class Origin:
+    """Scheme, host and port of an upstream (RFC 9110 §4.3.1), from configuration alone.
+
+    `host` is an ASCII name (IDNA-encoded if necessary) or an IP address without brackets.
+    """
+
+    scheme: str = field(validator=validators.in_(DEFAULT_PORTS))
+    host: str = field(validator=validators.matches_re(r"[A-Za-z0-9._:%-]+"))
+    port: int = field(validator=[validators.ge(1), validators.le(65535)])
+
+    @cached_property
+    def authority(self) -> bytes:
+        """The value of `Host` (RFC 9110 §7.2): IPv6 addresses in brackets, without the scheme's default port."""
+        return str(self).removesuffix(f":{DEFAULT_PORTS[self.scheme]}").encode("ascii")
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@frozen
+class Timeouts:
+    """Timeouts in seconds; `math.inf` for none.
+
+    `connect` covers name resolution, TCP and TLS together. `response_header` runs from the end of the request to the
+    head of the final response; interim (1xx) responses do not restart it. `read` is the longest time without a byte in
+    either direction while a body is sent or received.
+    """
+
+    connect: float = field(validator=validators.gt(0))
+    response_header: float = field(validator=validators.gt(0))
+    read: float = field(validator=validators.gt(0))
 
 
 class Connector:

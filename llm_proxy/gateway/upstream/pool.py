@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from llm_proxy.gateway.upstream.connector import Connector
+from llm_proxy.gateway.upstream.connector import Connector, Origin, Timeouts
 from llm_proxy.gateway.upstream.failures import ConnectFailed, Disconnected
 from llm_proxy.gateway.upstream.request import Dispatch, write_request
 from llm_proxy.net.disconnect import DisconnectWatcher
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from llm_proxy.gateway.upstream.connection import Connection
-    from llm_proxy.gateway.upstream.origin import Origin, Timeouts
     from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy
     from llm_proxy.gateway.upstream.request import RequestBody
 

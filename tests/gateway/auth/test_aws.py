@@ -12,7 +12,7 @@ import pytest
 
 from llm_proxy.errors import CredentialNotExchanged
 from llm_proxy.gateway.auth import aws, token_sources
-from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.connector import Origin
 from tests.gateway.auth.endpoint import token_endpoint
 
 KEYS = {"access_key_id": "AKIDEXAMPLE", "secret_access_key": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY"}

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from llm_proxy.gateway.upstream.origin import Timeouts
+from llm_proxy.gateway.upstream.connector import Timeouts
 from tests.gateway.upstream import proxied
 from tests.gateway.upstream.stage import PATIENT, Handler
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import trio
 from attrs import Factory, define
 
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream.connector import Origin, Timeouts
 from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from tests.gateway.upstream.stage import Handler, Peer, Stage, client_sockets, stage

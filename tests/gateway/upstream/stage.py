@@ -16,7 +16,7 @@ import h11
 import trio
 from attrs import Factory, define
 
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream.connector import Origin, Timeouts
 from llm_proxy.gateway.upstream.pool import UpstreamPool, UpstreamResponse
 from llm_proxy.gateway.upstream.request import RequestBody
 

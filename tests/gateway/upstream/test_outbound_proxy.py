@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.connector import Origin
 from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy, outbound_proxy
 
 API = Origin("https", "api.example", 443)

@@ -8,8 +8,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from llm_proxy.gateway.upstream.connector import Origin, Timeouts
 from llm_proxy.gateway.upstream.failures import ConnectFailed, ConnectTimeout, Disconnected, HeaderTimeout, ReadTimeout
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 from llm_proxy.gateway.upstream.outbound_proxy import OutboundProxy
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.gateway.upstream.request import Dispatch

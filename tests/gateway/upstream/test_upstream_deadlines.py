@@ -9,8 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from llm_proxy.gateway.upstream.connector import Timeouts
 from llm_proxy.gateway.upstream.failures import ConnectTimeout, HeaderTimeout, ReadTimeout
-from llm_proxy.gateway.upstream.origin import Timeouts
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.gateway.upstream.request import Dispatch
 from tests.gateway.upstream.conftest import Authority

@@ -12,6 +12,7 @@ import trio
 from attrs import frozen
 from trio.testing import MockClock
 
+from llm_proxy.gateway.upstream.connector import Origin, Timeouts
 from llm_proxy.gateway.upstream.failures import (
     ConnectFailed,
     Disconnected,
@@ -21,7 +22,6 @@ from llm_proxy.gateway.upstream.failures import (
     UnexpectedUpgrade,
     UpstreamFailure,
 )
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from tests.gateway.upstream.stage import PATIENT, Handler, Peer, ask, client_sockets, counts, settled, stage
 

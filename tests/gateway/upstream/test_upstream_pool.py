@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import trio
 
-from llm_proxy.gateway.upstream.origin import Origin
+from llm_proxy.gateway.upstream.connector import Origin
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from tests.gateway.upstream.stage import (
     HEADERS,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_proxy.gateway.upstream.origin import Origin, Timeouts
+from llm_proxy.gateway.upstream.connector import Origin, Timeouts
 from llm_proxy.gateway.upstream.request import BodyReader, chunk, write_request
 
 Headers = Sequence[tuple[bytes, bytes]]

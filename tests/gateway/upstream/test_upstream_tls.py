@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from llm_proxy.gateway.upstream.connector import Origin
 from llm_proxy.gateway.upstream.failures import ConnectFailed, Disconnected
-from llm_proxy.gateway.upstream.origin import Origin
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.net.client_socket import connect
 from tests.gateway.upstream.conftest import Authority
