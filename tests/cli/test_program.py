@@ -177,7 +177,8 @@ def test_the_help_of_the_program_has_the_first_line_of_each_command() -> None:
         ("--help", ("quart", "hypercorn", "sqlalchemy", "httpx", "cryptography", "trio", "genai_prices")),
         ("db check", ("quart", "hypercorn", "httpx", "llm_proxy.gateway", "llm_proxy.web", "llm_proxy.prices")),
         ("migrate status", ("quart", "hypercorn", "httpx", "llm_proxy.gateway")),
-        ("manage project list", ("quart", "hypercorn", "llm_proxy.gateway")),
+        ("manage project list", ("quart", "hypercorn", "sqlalchemy", "llm_proxy.gateway")),
+        ("benchmark --help", ("quart", "hypercorn", "sqlalchemy", "llm_proxy.gateway")),
     ],
 )
 def test_a_command_imports_only_what_it_needs(
