@@ -53,8 +53,6 @@ def _read_key(text: str) -> Key:
 _Groups = Annotated[Any, of(Kind("groups", _LIST, _read_groups), {"type": "string"})]
 _Text = Annotated[str, text(0, 255)]
 
-_Total = Annotated[Count, doc("Sum over the requests of the group.")]
-
 
 class Usage(Struct, kw_only=True, omit_defaults=True):
     """The sums of one group of requests. It has the fields that it is grouped by, and all sums."""
