@@ -181,6 +181,14 @@ def test_a_token_shows_its_secret_once(manage: Run, project_id: str) -> None:
     assert secret not in manage("token", "list", "--json").stdout
 
 
+def test_a_list_of_all_tokens_names_their_projects(manage: Run, token: dict[str, Any]) -> None:
+    titles, *lines = manage("token", "list").stdout.splitlines()
+
+    assert titles.split() == ["ID", "NAME", "TOKEN", "PROJECT", "USED", "LIMIT", "EXPIRES", "STATE"]
+    project = json.loads(manage("project", "get", token["project_id"], "--json").stdout)["name"]
+    assert [line.split()[3] for line in lines if line.startswith(token["id"])] == [project]
+
+
 def test_tokens_are_listed_by_project(manage: Run, token: dict[str, Any]) -> None:
     lines = manage("token", "list", "--project-id", token["project_id"]).stdout.splitlines()
 

@@ -86,15 +86,18 @@ def list_(client: ManagementClient, project_id: str | None, *, active_only: bool
     """List tokens, the newest first."""
     query = {"project_id": project_id, "active_only": "true" if active_only else None}
     found = list(client.list(path("tokens"), **query))
+    of_all = project_id is None
+    projects = {p["id"]: p["name"] for p in client.list(path("projects"))} if of_all and not as_json else {}
     rows = [
         (
             *(t["id"], t["name"] or None, f"…{t['last4']}"),
+            *([projects.get(t["project_id"])] if of_all else []),
             *(t["request_count"], _limit(t)),
             *(timestamp(t["expires_at"]), _state(t)),
         )
         for t in found
     ]
-    titles = ("ID", "NAME", "TOKEN", "USED", "LIMIT", "EXPIRES", "STATE")
+    titles = ("ID", "NAME", "TOKEN", *(["PROJECT"] if of_all else []), "USED", "LIMIT", "EXPIRES", "STATE")
     print_table(found, titles, rows, numbers=("USED", "LIMIT"), as_json=as_json)
 
 
