@@ -104,10 +104,10 @@ class _Place:
     members: dict[str, _Place] = field(factory=dict)
     #: The names of the members as lenient parsers read them, see `alias_of`.
     bare: dict[str, str] = field(factory=dict)
-    #: Of the top level: the names of its members, and of all that name a model, as they are in a body.
-    names: frozenset[bytes] = frozenset()
-    #: Those of them that are so deep that a name above them may be there twice.
-    deep: frozenset[bytes] = frozenset()
+    #: Of a member of the top level: its name, and those below it that name a model.
+    names: set[str] = field(factory=set)
+    #: Those of them that are so deep that a name between may be there twice.
+    deep: set[str] = field(factory=set)
 
     def at(self, name: str) -> _Place | None:
         found = self.members.get(name)
@@ -119,28 +119,33 @@ class _Place:
 @lru_cache(maxsize=256)
 def _places(names: tuple[str, ...]) -> _Place:
     root = _Place()
-    paths = [name.split(".") for name in (*names, *_BESIDE)]
-    for name, path in zip((*names, *_BESIDE), paths, strict=True):
-        place = root
+    for name in (*names, *_BESIDE):
+        place, path = root, name.split(".")
         for member in path:
             place.bare[bare(member)] = member
             place = place.members.setdefault(member, _Place(required=name in names))
         place.is_model = True
-    root.names = frozenset(f'"{name}"'.encode() for name in (*root.members, *(path[-1] for path in paths)))
-    root.deep = frozenset(f'"{path[-1]}"'.encode() for path in paths if len(path) > 2) - {b'"model"'}
+        top = root.members[path[0]]
+        top.names |= {path[0], path[-1]}
+        if len(path) > 2:
+            top.deep.add(path[-1])
     return root
 
 
 def _read_quickly(body: bytes, root: _Place) -> list[Named] | None:
     """The models in a body that has each name once, as `_Members` finds them; None if it may be another body."""
     # An ASCII letter can be written in one other way only.
-    if b"\\u00" in body or any(body.count(name) > 1 for name in root.names) or any(map(body.__contains__, root.deep)):
+    if b"\\u00" in body:
         return None
     try:
         body.decode()
         members = members_of(body)
-        if b'"model"' in body and "model" not in members:
-            return None
+        for top in members.keys() & root.members.keys():
+            place = root.members[top]
+            for name in place.names:
+                allowed = name in members if name in place.deep else 1
+                if body.count(f'"{name}"'.encode()) > allowed:
+                    return None
         return [model for name, value in members.items() for model in _under(value, root.at(name))]
     except MALFORMED:
         return None
