@@ -255,14 +255,16 @@ def create(connection: Connection, limit: Limit) -> None:
 
 
 def used_before(connection: Connection, limit: Limit, since: datetime | None) -> dict[str, int]:
-    """What its requests have used since then by the hourly sums, by the model that they named."""
+    """What its requests have used since then by the hourly sums, by the model that they named, or that answered."""
     conditions = [] if since is None else [usage_hourly.c.hour >= since]
     if limit.scope in _SUBJECTS:
         conditions.append(_SUBJECTS[limit.scope] == limit.subject)
-    model = func.coalesce(usage_hourly.c.requested_model, usage_hourly.c.model)
+    models = usage_hourly.c.requested_model, func.coalesce(usage_hourly.c.answered_model, usage_hourly.c.model)
     total = func.sum(_SUMMED[limit.metric])
-    rows = connection.execute(select(model, total).where(*conditions).group_by(model))
-    return {name: int(amount) for name, amount in rows}
+    used: dict[str, int] = {}
+    for named, answered, amount in connection.execute(select(*models, total).where(*conditions).group_by(*models)):
+        used[named or answered] = used.get(named or answered, 0) + int(amount)
+    return used
 
 
 def open_counter(connection: Connection, key: str, opening: int) -> None:

@@ -148,7 +148,8 @@ class Limits:
         return self._assigned(row, {"requests": 1} if running else {})
 
     def _assigned(self, row: SettledRequest, held_by_metric: Mapping[str, int]) -> Reservation:
-        whose, model = row.reservation, row.result.requested_model or ""
+        # The models of a batch are in a file: the answer names one.
+        whose, model = row.reservation, row.result.requested_model or row.result.model
         keys = {
             self._counter(limit, whose.admitted_at): held_by_metric.get(limit.metric, 0)
             for limit in self._applying(whose.token_id, whose.project_id)

@@ -65,15 +65,14 @@ async def test_a_new_limit_begins_with_what_its_period_has_used(any_api: Api, ba
         owner = tokens.get(connection, token["id"])
         assert owner is not None
         now = clock(connection)
-        ledger.roll_up(
-            connection,
-            [a_settled_request(owner, admitted_at=now, settled_at=now, cost_nanousd=250_000_000, model="gpt-5.4")],
-        )
+        fields: dict[str, Any] = {"cost_nanousd": 250_000_000, "model": "gpt-5.4", "requested_model": ""}
+        ledger.roll_up(connection, [a_settled_request(owner, admitted_at=now, settled_at=now, **fields)])
 
     await any_api.services.database.write(use)
     wanted = {"token_id": token["id"], "metric": "cost", "window": "month", "amount": 1, "backfill": backfill}
 
     assert (await a_limit(any_api, **wanted))["used"] == used
+    assert (await a_limit(any_api, **wanted, models=["gpt*"]))["used"] == used
     assert (await a_limit(any_api, **wanted, models=["claude*"]))["used"] == "0.000000000"
 
 

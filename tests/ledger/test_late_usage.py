@@ -248,6 +248,16 @@ def test_usage_that_the_proxy_has_asked_for_is_a_row_of_the_token_that_made_the_
     assert used == USED + 7
 
 
+@pytest.mark.parametrize(("named", "used"), [("", USED + 7), ("m-1", USED + 7), ("other", None)])
+def test_a_limit_of_models_counts_late_usage_of_a_request_that_named_none(
+    team: Team, named: str, used: int | None
+) -> None:
+    made = team.post(result=Result(outcome="ok", requested_model=named), kind="batch")
+    limited(team.database, team.first, metric="tokens", amount=10 * USED, models={"patterns": ["m*"]})
+    poll(team.database, made, "resp_1")
+    assert team.database.read_now(lambda connection: connection.scalar(select(limit_counters.c.used))) == used
+
+
 def test_the_proxy_and_clients_that_see_the_same_usage_book_it_once(team: Team) -> None:
     made = team.post()
     client = seen(admit(team.database, team.second), "resp_1")
