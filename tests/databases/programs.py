@@ -36,7 +36,8 @@ _NO_FLUSH_MYSQL = ("--innodb-flush-log-at-trx-commit=2", "--innodb-doublewrite=0
 _NO_FLUSH = {
     Kind.POSTGRES: ("-c", "fsync=off", "-c", "full_page_writes=off"),
     Kind.MYSQL: _NO_FLUSH_MYSQL,
-    Kind.MARIADB: _NO_FLUSH_MYSQL,
+    # Without these, each statement that defines something still waits for the disk several times.
+    Kind.MARIADB: (*_NO_FLUSH_MYSQL, "--innodb-flush-method=nosync", "--debug-no-sync", "--skip-sync-frm"),
 }
 
 #: Seconds after which a server that does not stop is killed.
