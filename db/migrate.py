@@ -281,9 +281,8 @@ def _columns_at(revision: str) -> dict[str, set[str]]:
 
 
 def _columns(connection: Connection) -> dict[str, set[str]]:
-    found = inspect(connection)
-    names = [name for name in metadata.tables if found.has_table(name)]
-    return {name: {column["name"] for column in found.get_columns(name)} for name in names}
+    found = inspect(connection).get_multi_columns(filter_names=list(metadata.tables))
+    return {name: {column["name"] for column in columns} for (_, name), columns in found.items()}
 
 
 def _look(connection: Connection) -> tuple[str | None, list[str]]:
@@ -414,8 +413,8 @@ def _fills_itself(column: ReflectedColumn) -> bool:
 
 
 def mark(connection: Connection, revision: str) -> None:
-    """Record that a revision is being undone."""
-    if connection.dialect.supports_comments:
+    """Record that a revision is being undone, unless a run that was interrupted has recorded it."""
+    if connection.dialect.supports_comments and marked(connection) != revision:
         connection.execute(SetTableComment(Table(VERSION_TABLE, MetaData(), comment=_MARK + revision)))
 
 
