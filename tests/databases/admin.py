@@ -27,7 +27,8 @@ _GO_FORM = re.compile(
     re.DOTALL,
 )
 
-_POSTGRES_DEFINITION = """
+#: One row with the schema of a database, its settings and privileges, as text.
+POSTGRES_DEFINITION = """
 WITH ours AS (
     SELECT c.* FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE n.nspname !~ '^(pg_|information_schema)'
@@ -337,7 +338,7 @@ def _sessions(session: Cursor, name: str) -> list[int]:
 
 
 def _postgres_definition(session: pg8000.native.Connection) -> str:
-    lines = session.run(_POSTGRES_DEFINITION)
+    lines = session.run(POSTGRES_DEFINITION)
     return f"{lines[0][0]}\n{session.run('SELECT * FROM alembic_version')}"
 
 

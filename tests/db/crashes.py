@@ -114,7 +114,7 @@ def _failing() -> Iterator[None]:
 
 def start(run: Callable[..., None], *arguments: object) -> BaseProcess:
     """Start one of these in a process of its own, forked from one that has everything imported."""
-    context.set_forkserver_preload(["tests.db.crashes", "alembic.command", "pymysql", "pg8000"])
+    context.set_forkserver_preload(["tests.db.crashes", "tests.db.migrated_once", "pymysql", "pg8000"])
     process = context.Process(target=run, args=arguments)
     process.start()
     return process

@@ -11,6 +11,7 @@ from sqlalchemy import inspect
 
 from db import Connection
 from db.schema import metadata
+from tests.databases.admin import POSTGRES_DEFINITION
 
 T = TypeVar("T")
 
@@ -40,6 +41,19 @@ def describe(connection: Connection) -> dict[str, Mapping[str, Any]]:
         }
         for table in columns
     }
+
+
+def texts(connection: Connection) -> object:
+    """The schema as the database writes it down: with all that `describe` reads, in one statement for each table."""
+
+    def rows(statement: str) -> list[tuple[Any, ...]]:
+        return [tuple(row) for row in connection.exec_driver_sql(statement)]
+
+    if connection.dialect.name == "sqlite":
+        return sorted(rows("SELECT name, sql FROM sqlite_master"), key=str)
+    if connection.dialect.name == "postgresql":
+        return rows(POSTGRES_DEFINITION)
+    return [rows(f"SHOW CREATE TABLE {table}") for (table,) in rows("SHOW TABLES")]
 
 
 def differences(connection: Connection) -> list[Any]:

@@ -17,7 +17,7 @@ from tests.databases.scratch import Databases, upgrade
 from tests.db import crashes
 from tests.db.crashes import FAILED, End
 from tests.db.rows import agree, contents, fill_new
-from tests.db.schemas import describe
+from tests.db.schemas import describe, texts
 
 TRANSACTIONAL = (Kind.SQLITE, Kind.POSTGRES)
 ENDS = {End.KILL: -9, End.FAIL: FAILED}
@@ -30,8 +30,8 @@ columns_at = cache(migrate._columns_at)
 
 
 def found(connection: Connection) -> object:
-    """All that a change changes."""
-    return migrate.version(connection), describe(connection)
+    """All that a change changes, but for rows."""
+    return migrate.version(connection), texts(connection)
 
 
 def outline(connection: Connection) -> object:
