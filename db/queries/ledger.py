@@ -411,6 +411,12 @@ def retire(connection: Connection, worker_id: str) -> None:
     connection.execute(delete(workers).where(workers.c.id == worker_id))
 
 
+def list_workers(connection: Connection) -> list[Worker]:
+    """All workers that are known, alive or not, in the order of their start."""
+    rows = connection.execute(select(*columns(workers, Worker)).order_by(workers.c.started_at))
+    return [Worker(*row) for row in rows]
+
+
 def live_workers(connection: Connection, dead_after: timedelta) -> list[Worker]:
     """Workers that have been seen within `dead_after`, by the database's clock; none before their table is made."""
     if not inspect(connection).has_table(workers.name):

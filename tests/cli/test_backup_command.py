@@ -12,13 +12,13 @@ from db import Connection, copy
 from db.database import opened
 from db.dsn import parse
 from db.options import Options
+from db.queries import ledger
 from db.schema import workers
 from tests.cli.conftest import Run
 from tests.databases.kinds import SERVERS, on
 from tests.databases.scratch import Scratch
 from tests.db.pasts import write_past
 from tests.db.queries.factories import NOON
-from tests.ledger.stage import worker_ids
 
 
 @pytest.fixture
@@ -72,7 +72,7 @@ def test_a_backup_beside_a_writer_is_a_state_that_was(run: Run, live: Path) -> N
             writer.join()
         for name in ("1.db", "2.db", "3.db"):
             with opened(parse("sqlite", None, name), Options(), exclusive=False) as copied:
-                assert len(copied.read_now(worker_ids)) % 2 == 0
+                assert len(copied.read_now(ledger.list_workers)) % 2 == 0
 
 
 def test_nothing_is_overwritten_unasked(run: Run, live: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import trio
 from attrs import define, field
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
 from db import dsn
 from db.database import Database, open_database
@@ -21,7 +21,7 @@ from db.options import Options
 from db.queries import ledger as queries
 from db.queries import projects, tokens
 from db.records import Token, Worker
-from db.schema import in_flight, metadata, requests, workers
+from db.schema import in_flight, metadata, requests
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger import AdmissionRequest, Grant, Ledger
 from tests.db.queries.factories import a_project, a_token, to_default
@@ -133,11 +133,6 @@ class Scene:
         return token.request_count
 
 
-def worker_ids(connection: Connection) -> list[str]:
-    """All workers that are known, alive or not."""
-    return list(connection.scalars(select(workers.c.id)))
-
-
 @asynccontextmanager
 async def scene(where: Path | Target, **limits: Any) -> AsyncIterator[Scene]:
     """A ledger that runs, and must be balanced and have given everything back when the block ends.
@@ -168,5 +163,5 @@ async def scene(where: Path | Target, **limits: Any) -> AsyncIterator[Scene]:
                 await ledger.drain()
             nursery.cancel_scope.cancel()
         assert await real.read(queries.verify) == []
-        assert await real.read(worker_ids) == []
+        assert await real.read(queries.list_workers) == []
         assert real.connections.in_use == 0

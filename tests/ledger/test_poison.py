@@ -25,7 +25,7 @@ from llm_proxy.ledger.transaction import Settlement
 from llm_proxy.ledger.writer import _sweep as sweep
 from tests.db.queries.factories import a_settled_request
 from tests.db.rows import contents
-from tests.ledger.stage import Scene, scene, worker_ids
+from tests.ledger.stage import Scene, scene
 
 OK = Result(outcome="ok", status=200)
 #: More than any of the databases has room for in this column.
@@ -161,7 +161,7 @@ async def test_a_mistake_in_the_transaction_ends_the_writer_and_settles_nothing(
     assert logs == [], "no settlement is called refused or lost"
     async with open_database(stage.database.real.target, Options()) as real:
         assert len((await real.read(contents))["in_flight"]) == 3
-        assert await real.read(worker_ids) == [stage.ledger._worker.id]
+        assert [worker.id for worker in await real.read(queries.list_workers)] == [stage.ledger._worker.id]
 
 
 async def test_those_who_leave_meanwhile_are_not_admitted(tmp_path: Path) -> None:

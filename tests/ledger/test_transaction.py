@@ -33,7 +33,6 @@ from llm_proxy.tokens import digest
 from tests.databases.kinds import SERVERS, on
 from tests.databases.sent import sent_from_now_on, trips_from_now_on
 from tests.db.queries.factories import a_credential, a_project, a_token, to_default
-from tests.ledger.stage import worker_ids
 
 WORKER = new_id()
 
@@ -331,9 +330,9 @@ def test_orphans_are_those_of_silent_workers(database: Database, token: Token) -
     assert database.read_now(queries.find_orphans, database_time, timedelta(seconds=20), 10) == []
     assert database.read_now(queries.verify) == []
     database.write_now(queries.forget_dead_workers, database_time, timedelta(seconds=20))
-    assert database.read_now(worker_ids) == [live.id]
+    assert [worker.id for worker in database.read_now(queries.list_workers)] == [live.id]
     database.write_now(queries.retire, live.id)
-    assert database.read_now(worker_ids) == []
+    assert database.read_now(queries.list_workers) == []
 
 
 def test_verify_names_each_kind_of_difference(database: Database, token: Token) -> None:
