@@ -198,7 +198,7 @@ Time = Annotated[
     Any,
     of(
         Kind("time", "a day such as 2030-01-31, or a time with its offset such as 2030-01-31T12:00:00Z", _read_time),
-        {"type": "string"},
+        {"anyOf": [{"type": "string", "format": "date"}, {"type": "string", "format": "date-time"}]},
     ),
 ]
 

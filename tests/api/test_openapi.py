@@ -94,6 +94,18 @@ async def test_references_resolve_and_operation_ids_are_unique(document: Documen
             assert operation["security"] == ([{"management": []}] if path.startswith("/manage") else [])
 
 
+async def test_a_list_takes_a_day_and_a_time_where_the_document_says_so(api: Api, document: Document) -> None:
+    examples = {"date": "2026-01-31", "date-time": "2026-01-31T12:00:00%2B02:00"}
+    with_times = [path for path, methods in document["paths"].items() if "'from'" in str(methods.get("get"))]
+    assert set(with_times) == {f"/manage/{name}" for name in ("requests", "refusals", "usage", "audit")}
+    for path in with_times:
+        parameters = {one["name"]: one["schema"] for one in document["paths"][path]["get"]["parameters"]}
+        for name in ("from", "to"):
+            assert [one["format"] for one in parameters[name]["anyOf"]] == ["date", "date-time"]
+        for example in examples.values():
+            assert (await api("GET", f"{path}?from=2025-01-01&to={example}")).status == 200
+
+
 async def test_every_response_matches_its_schema(api: Api, document: Document) -> None:
     project = await api.project()
     token = await api.token(project, max_requests=5)
