@@ -123,6 +123,7 @@ def test_servers_have_tools_of_their_own(run: Run, migrated_database: Scratch) -
     result = run("db", "backup", "copy.db", env=migrated_database.env)
     assert result.exit_code == 2
     assert ("pg_dump" if migrated_database.kind.driver == "postgres" else "mysqldump") in result.stderr
+    assert result.stderr.endswith(" DATABASE\n")
 
 
 def test_there_must_be_something_to_back_up(run: Run, folder: Path) -> None:

@@ -85,8 +85,20 @@ def client_of(kind: Kind) -> None:
 
 
 def home(folder: Path, scratch: Scratch) -> None:
-    """The configuration of MySQL's clients, in a home folder."""
-    if scratch.kind in (Kind.MYSQL, Kind.MARIADB):
+    """The configuration of the clients of a database server, in a home folder."""
+    if scratch.kind is Kind.POSTGRES:
+        address = Address.parse(scratch.url, default_port=5432)
+        text = block(PAGES / "backup.md", "service of postgres")
+        for shown, real in (
+            ("db.internal", f"{address.host}\nport={address.port}"),
+            ("user=llmproxy", f"user={address.user}"),
+            ("<password>", address.password),
+            ("llmproxy", scratch.name),
+        ):
+            assert shown in text
+            text = re.sub(rf"(?<![\w]){shown}(?![\w])", real, text)
+        (folder / ".pg_service.conf").write_text(text)
+    elif scratch.kind in (Kind.MYSQL, Kind.MARIADB):
         address = Address.parse(scratch.url, default_port=3306)
         where = [f"socket={address.socket}"] if address.socket else [f"host={address.host}", f"port={address.port}"]
         lines = ["[client]", *where, f"user={address.user}", f'password="{address.password}"', "loose-skip-ssl"]
@@ -129,6 +141,7 @@ def test_dump_and_restore_of_the_backup_page_keep_everything(
     name = "dump of postgres" if database_kind is Kind.POSTGRES else "dump of mysql"
     script = re.sub(r"\bllmproxy\b", migrated_database.name, block(PAGES / "backup.md", name))
     dump, restore = script.splitlines()
+    assert "$" not in script, "a URL with its password"
     with opened(target, Options()) as database:
         write_past(database, 200)
     before = digests(target)

@@ -19,7 +19,7 @@ from llm_proxy.config.database import database_target, key_file
 
 #: Commands for a consistent copy while clients are connected, from the manuals of the servers.
 _TOOLS = {
-    "postgres": "pg_dump --format=custom --file=llm-proxy.dump 'URL'",
+    "postgres": "pg_dump --format=custom --file=llm-proxy.dump DATABASE",
     "mysql": "mysqldump --single-transaction --no-tablespaces --hex-blob --result-file=llm-proxy.sql DATABASE",
 }
 
