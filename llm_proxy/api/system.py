@@ -122,7 +122,7 @@ async def _reload(call: Call) -> Reloaded:
     try:
         await services.reload()
     except SettingsError as error:
-        raise InvalidConfiguration("; ".join(error.mistakes)) from None
+        raise InvalidConfiguration(str(error)) from None
     answer = _serving(services)
     await call.write(lambda _: Change(before, answer, id=""))
     _log.info("provider and price files reloaded", providers=", ".join(answer.providers))

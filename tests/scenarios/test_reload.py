@@ -70,6 +70,10 @@ async def test_a_reload_adds_a_provider_and_no_request_fails(
     assert server.stop() == 0
 
 
+#: How an error begins that shows one mistake a line.
+SEVERAL = r"nothing was changed: \d settings are wrong:\n  "
+
+
 @on("sqlite")
 def test_a_wrong_file_changes_nothing_and_every_mistake_is_shown(
     migrated_database: Scratch, start_server: StartServer, upstream: Upstream, providers: Path
@@ -82,10 +86,10 @@ def test_a_wrong_file_changes_nothing_and_every_mistake_is_shown(
         read = {"provider_file": str(providers), "price_file": str(prices)}
         assert client.post("/manage/reload") == {"providers": ["openai"], **read}
         prices.write_text("prices: {openai: {m: {inptu: 1}, n: {input: much}}}")
-        with pytest.raises(CommandFailed, match=r"nothing was changed: .*did you mean input.*n\.input='much'"):
+        with pytest.raises(CommandFailed, match=rf"{SEVERAL}.*did you mean input.*\n  .*n\.input='much'"):
             client.post("/manage/reload")
         providers.write_text("apis: {openai: {base_url: 'ftp://x', allowed_method: [GET]}}")
-        with pytest.raises(CommandFailed, match=r"nothing was changed: .*base_url.*allowed_method"):
+        with pytest.raises(CommandFailed, match=rf"{SEVERAL}.*base_url.*\n  .*allowed_method"):
             client.post("/manage/reload")
     server.process.signal(signal.SIGHUP)
     server.wait_said("the provider or price file is wrong, and nothing was changed")
