@@ -94,6 +94,8 @@ def test_a_token_is_generated_with_limits(manage: Run, project: str) -> None:
     assert shown(made.stdout)["limits"] == (
         "$50.00 per month, $2.50 per day, 60 requests per minute, 100000 tokens per minute, 4 concurrent requests"
     )
+    of_the_token = manage("token", "get", "limited")
+    assert shown(of_the_token.stdout)["limits"] == shown(made.stdout)["limits"]
     listed = manage("limit", "list", "--token-id", "limited").stdout.splitlines()
     assert len(listed) == 6
     assert {" ".join(line.split()[1:3]) for line in listed[1:]} == {"token limited"}
@@ -106,6 +108,10 @@ def test_a_project_is_created_with_a_budget(manage: Run) -> None:
     made = manage("project", "create", "--name", "with a budget", "--api-key", API_KEY, "--budget", "5")
 
     assert (made.exit_code, shown(made.stdout)["limits"]) == (0, "$5.00 in total")
+    manage("token", "generate", "--project-id", "with a budget", "--rpm", "1")
+    assert manage("project", "get", "with a budget").stdout == made.stdout
+    (of_the_project,) = json.loads(manage("project", "get", "with a budget", "--json").stdout)["limits"]
+    assert of_the_project["amount"] == "5.000000000"
 
 
 def test_a_token_is_shown_with_what_is_missing_if_a_limit_cannot_be_created(manage: Run, project: str) -> None:

@@ -32,17 +32,15 @@ def read_api_key(given: str | None) -> str:
 
 
 def add_commands(group: click.Group, kind: str, show: Callable[..., None], active: str, inactive: str) -> None:
-    """Add `get`, `activate` and `deactivate`; the last two texts complete the help of the last two commands."""
+    """Add `activate` and `deactivate`; the last two texts complete the help of the two commands."""
 
-    def add(name: str, text: str, changes: dict[str, bool] | None) -> None:
+    def add(name: str, text: str, changes: dict[str, bool]) -> None:
         @group.command(name, help=text)
         @click.argument("identity", metavar="ID")
         @with_client
         def _(client: ManagementClient, identity: str, *, as_json: bool) -> None:
-            place = path(f"{kind}s", identity)
-            show(client.get(place) if changes is None else client.patch(place, changes), as_json=as_json)
+            show(client.patch(path(f"{kind}s", identity), changes), as_json=as_json)
 
-    add("get", f"Show a {kind}.", None)
     add("activate", f"Activate a {kind}: {active}.", {"active": True})
     add("deactivate", f"Deactivate a {kind}: {inactive}.", {"active": False})
 

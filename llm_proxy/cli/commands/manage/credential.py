@@ -54,6 +54,14 @@ def rotate(client: ManagementClient, credential_id: str, api_key: str | None, *,
     _show(client.post(path("credentials", credential_id, "rotate"), body), as_json=as_json)
 
 
+@command.command()
+@click.argument("credential_id", metavar="ID")
+@with_client
+def get(client: ManagementClient, credential_id: str, *, as_json: bool) -> None:
+    """Show a credential."""
+    _show(client.get(path("credentials", credential_id)), as_json=as_json)
+
+
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
     print_one(found, {"projects": found["projects"]}, as_json=as_json)
 

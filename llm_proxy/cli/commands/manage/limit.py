@@ -289,6 +289,13 @@ def create_limits(
         )
 
 
+def with_limits(client: ManagementClient, kind: str, found: dict[str, Any]) -> dict[str, Any]:
+    """Add the limits of a token or a project, oldest first, if it has any; those of a project's tokens are left out."""
+    listed = client.list(path("limits"), **{f"{kind}_id": found["id"]})
+    own = [one for one in listed if one[f"{kind}_id"] == found["id"]]
+    return found | {"limits": own[::-1]} if own else found
+
+
 def described(found: Mapping[str, Any]) -> dict[str, str]:
-    """The limits of a new token or project, for people."""
+    """The limits of a token or a project, for people."""
     return {"limits": ", ".join(map(_described, found["limits"])) or "none"} if "limits" in found else {}

@@ -105,6 +105,14 @@ def update(client: ManagementClient, project_id: str, *, as_json: bool, **option
     _show(client.patch(path("projects", project_id), changes), as_json=as_json)
 
 
+@command.command()
+@click.argument("project_id", metavar="ID")
+@with_client
+def get(client: ManagementClient, project_id: str, *, as_json: bool) -> None:
+    """Show a project, with its limits."""
+    _show(limit.with_limits(client, "project", client.get(path("projects", project_id))), as_json=as_json)
+
+
 def _show(found: dict[str, Any], *, as_json: bool) -> None:
     names = ", ".join(f"{one['name']} ({one['provider']})" for one in found["credentials"])
     more: dict[str, object] = {"credentials": names or None, "models": ", ".join(found["models"] or ()) or "all"}
