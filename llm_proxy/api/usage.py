@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Final
 
@@ -23,6 +23,7 @@ from llm_proxy.config import kinds
 from llm_proxy.config.kinds import Kind
 from llm_proxy.errors import InvalidQuery, ProjectNotFound, TokenNotFound
 from llm_proxy.ledger.late import LOST_AFTER
+from llm_proxy.logging.redaction import quoted
 
 RESOURCE: Final = Resource("Usage", "usage")
 
@@ -40,10 +41,15 @@ def _read_groups(value: object) -> tuple[str, ...]:
     names = tuple(part.strip() for part in str(value).split(","))
     if len(set(names)) != len(names) or len(names) > _MAX_DIMENSIONS:
         raise ValueError
+    return names
+
+
+def _check_groups(names: Sequence[str], label_keys: Collection[str]) -> None:
+    """Raise `InvalidQuery` with the first name that is none to group by."""
     for name in names:
         if name not in _WORDS and not (name.startswith(LABEL) and kinds.LABEL_KEY.fullmatch(name.removeprefix(LABEL))):
-            raise ValueError
-    return names
+            meant = f"; did you mean {LABEL}{name}?" if name in label_keys else kinds.did_you_mean(name, _WORDS)
+            raise InvalidQuery(f"'group_by' must be {_LIST}: {quoted(name)} is not one of them{meant or '.'}")
 
 
 def _read_key(text: str) -> Key:
@@ -131,6 +137,7 @@ def _columns(name: str) -> tuple[str, ...]:
 @Operation(RESOURCE, "GET", "/manage/usage", "getUsage", page_of(Usage), query=GetUsage)
 async def _get(call: Call, query: GetUsage) -> object:
     """Show what requests used and cost, by groups. The sums are by hour: times are rounded to full hours."""
+    _check_groups(query.group_by, call.services.settings.label_keys)
     project_id = await call.resolve(query.project_id, projects.find, ProjectNotFound)
     token_id = await call.resolve(query.token_id, tokens.find, TokenNotFound)
     until = query.until or call.now

@@ -263,13 +263,21 @@ async def test_a_table_has_the_groups_and_the_sums(any_api: Api, projects: dict[
     assert len(empty.data.splitlines()) == 1
 
 
+GROUPS = (
+    "'group_by' must be a list of hour, day, month, project, token, provider, model, requested_model and label.KEY,"
+    " each at most once, separated by commas"
+)
+
+
 @pytest.mark.parametrize(
     ("query", "description"),
     [
         ("group_by=", "'group_by' must be a list of hour, day, month, project, token, provider, model"),
         ("group_by=day,day", "'group_by' must be"),
-        ("group_by=cost", "'group_by' must be"),
-        ("group_by=label.", "'group_by' must be"),
+        ("group_by=day,cost", f'{GROUPS}: "cost" is not one of them.'),
+        ("group_by=label.", f'{GROUPS}: "label." is not one of them'),
+        ("group_by=team,day", f'{GROUPS}: "team" is not one of them; did you mean label.team?'),
+        ("group_by=modle", f'{GROUPS}: "modle" is not one of them; did you mean model?'),
         ("from=yesterday", "'from' must be a day such as 2030-01-31, or a time with its offset"),
         ("from=2027-01-15T12:00:00", "'from' must be a day"),
         ("from=0001-01-01", "'from' must be a day"),

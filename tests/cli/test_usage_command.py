@@ -140,6 +140,12 @@ def test_no_requests_are_said_so(usage: Run) -> None:
     assert usage("--label", "team=nobody").stdout == "No requests in this time match.\n"
 
 
+GROUPS = (
+    "--group-by must be a list of hour, day, month, project, token, provider, model, requested_model and label.KEY,"
+    " each at most once, separated by commas"
+)
+
+
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
@@ -152,6 +158,8 @@ def test_no_requests_are_said_so(usage: Run) -> None:
         (("--label", "team"), 2, "error: --label 'team' is not KEY=VALUE, such as team=search"),
         (("--label", "a=1", "--label", "a=2"), 2, "error: the label 'a' is given more than once"),
         (("--group-by", "cost"), 1, "error: --group-by must be a list of hour, day, month, project, token"),
+        (("--group-by", "modle"), 1, f'error: {GROUPS}: "modle" is not one of them; did you mean model?\n'),
+        (("--group-by", "team"), 1, f'error: {GROUPS}: "team" is not one of them; did you mean label.team?\n'),
         (("--project-id", "delta"), 1, "error: "),
     ],
 )
