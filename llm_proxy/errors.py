@@ -302,6 +302,12 @@ class ManagementError(ProxyError):
 
     message = ""
 
+    @classmethod
+    def about_value(cls, shown: str) -> Self:
+        """Add a value that was sent, as it may be shown, to the first sentence of the description."""
+        first, end, rest = cls.description.partition(".")
+        return cls(f"{first}: {shown}{end}{rest}")
+
 
 class InvalidBody(ManagementError):
     status, code, error = 400, "invalid_body", "The request body is not acceptable"

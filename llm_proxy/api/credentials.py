@@ -135,7 +135,8 @@ def _used(connection: Connection, *found: records.Credential) -> list[_Used]:
 
 def _locked(connection: Connection, credential_id: str) -> _Used:
     (credential,) = _used(
-        connection, found(queries.lock(connection, [credential_id]).get(credential_id), CredentialNotFound)
+        connection,
+        found(queries.lock(connection, [credential_id]).get(credential_id), CredentialNotFound, credential_id),
     )
     return credential
 
@@ -176,7 +177,7 @@ async def _get(call: Call) -> Credential:
     """Show a credential."""
 
     def read(connection: Connection) -> list[_Used]:
-        return _used(connection, found(queries.get(connection, call.id), CredentialNotFound))
+        return _used(connection, found(queries.get(connection, call.id), CredentialNotFound, call.id))
 
     (credential,) = await call.services.database.read(read)
     return shown(Credential, credential)

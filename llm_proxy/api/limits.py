@@ -292,9 +292,9 @@ async def _create(call: Call, new: NewLimit) -> Limit:
 
     def create(connection: Connection) -> Change[records.Limit]:
         if token_id:
-            found(token_queries.get_locked(connection, token_id), TokenNotFound)
+            found(token_queries.get_locked(connection, token_id), TokenNotFound, token_id)
         elif project_id:
-            found(project_queries.get(connection, project_id), ProjectNotFound)
+            found(project_queries.get(connection, project_id), ProjectNotFound, project_id)
         queries.create(connection, limit)
         started_at = limits.started_at(limit.period, clock(connection))
         opening = 0
@@ -312,13 +312,13 @@ async def _create(call: Call, new: NewLimit) -> Limit:
 
 
 def _locked(connection: Connection, limit_id: str) -> records.Limit:
-    return found(queries.get_locked(connection, limit_id), LimitNotFound)
+    return found(queries.get_locked(connection, limit_id), LimitNotFound, limit_id)
 
 
 @Operation(RESOURCE, "GET", _ONE, "getLimit", Limit)
 async def _get(call: Call) -> Limit:
     """Show a limit, and what is used of it in its current window."""
-    return await _current(call, found(await call.services.database.read(queries.get, call.id), LimitNotFound))
+    return await _current(call, found(await call.services.database.read(queries.get, call.id), LimitNotFound, call.id))
 
 
 @Operation(RESOURCE, "PATCH", _ONE, "updateLimit", Limit, body=LimitChanges)

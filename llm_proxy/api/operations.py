@@ -31,7 +31,7 @@ from llm_proxy import errors
 from llm_proxy.api.auth import ACTOR, Guard
 from llm_proxy.api.pages import Paging, csv_of
 from llm_proxy.api.schema import Body, Check, Field, Query, Reference, is_id, quoted, read_body, read_query
-from llm_proxy.errors import NotFound, ProxyError
+from llm_proxy.errors import ManagementError, NotFound, ProxyError
 from llm_proxy.identifiers import request_id
 from llm_proxy.logging import log
 from llm_proxy.logging.redaction import REDACTED, redact
@@ -102,7 +102,7 @@ class Call:
     id: str
     entry: AuditEntry
 
-    async def resolve(self, reference: str | UnsetType, find: Find, missing: type[ProxyError]) -> str:
+    async def resolve(self, reference: str | UnsetType, find: Find, missing: type[ManagementError]) -> str:
         """The id that a reference means; empty if it is not set.
 
         A UUID is an id; anything else is a name, or the last four characters.
@@ -117,7 +117,7 @@ class Call:
             return reference
         named = await self.services.database.read(find, reference)
         if not named:
-            raise missing
+            raise missing.about_value(quoted(reference))
         if len(named) > 1:
             those = ", ".join(f"{one.id} ({one.name})" if one.name else one.id for one in named)
             more = " and more" if len(named) == MAX_CANDIDATES else ""
@@ -158,7 +158,7 @@ class Resource:
 
     name: str
     kind: str
-    not_found: type[ProxyError] = NotFound
+    not_found: type[ManagementError] = NotFound
     find: Find | None = None
     id: Field = _REFERENCE
     hints: Mapping[tuple[str, str], str] = Factory(dict)
@@ -215,10 +215,10 @@ def _values(record: Any) -> dict[str, Any]:
     return asdict(record) if has(type(record)) else structs.asdict(record)
 
 
-def found(record: T | None, error: type[ProxyError]) -> T:
-    """Give a record; raises the error if there is none."""
+def found(record: T | None, missing: type[ManagementError], reference: str) -> T:
+    """Give a record; raises the error, with the reference that was sent, if there is none."""
     if record is None:
-        raise error
+        raise missing.about_value(quoted(reference))
     return record
 
 
@@ -313,7 +313,7 @@ async def _perform(operation: Operation, services: Services, ids: Mapping[str, s
     try:
         call = Call(services, now, _read_id(operation, ids), entry)
     except ValueError:
-        raise resource.not_found from None
+        raise resource.not_found.about_value(quoted("".join(ids.values()))) from None
     if call.id and resource.find is not None:
         identity = await call.resolve(call.id, resource.find, resource.not_found)
         g.entry = structs.replace(entry, resource_id=identity)

@@ -296,7 +296,7 @@ async def _get(call: Call) -> Project:
     """Show a project."""
 
     def read(connection: Connection) -> Project:
-        project = found(queries.get(connection, call.id), ProjectNotFound)
+        project = found(queries.get(connection, call.id), ProjectNotFound, call.id)
         return _shown(project, credential_queries.of_projects(connection, [project.id])[project.id])
 
     return await call.services.database.read(read)
@@ -322,7 +322,9 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
 
     def change(connection: Connection) -> Change[records.Project]:
         nonlocal used
-        project, before, locked = found(credential_queries.lock_project(connection, call.id, ids), ProjectNotFound)
+        project, before, locked = found(
+            credential_queries.lock_project(connection, call.id, ids), ProjectNotFound, call.id
+        )
         used = _chosen(connection, ids, locked, before.values()) if ids else dict(before)
         provider = body.provider or project.provider
         if body.api_key:
@@ -389,7 +391,7 @@ async def _revoke_tokens(call: Call) -> Revocation:
     identity = call.id
 
     def revoke(connection: Connection) -> Change[Revocation]:
-        found(queries.get(connection, identity), ProjectNotFound)
+        found(queries.get(connection, identity), ProjectNotFound, identity)
         revoked = token_queries.revoke_all(connection, identity, call.now)
         return Change(None, Revocation(revoked), id=identity)
 

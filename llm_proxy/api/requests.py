@@ -116,7 +116,7 @@ async def list_page(
 @Operation(RESOURCE, "GET", "/manage/requests/{request_id}", "getRequest", Request)
 async def _get(call: Call) -> object:
     """Show a request that has ended, by its own id or the provider's (of successful ones, the newest million)."""
-    return _shown(found(await call.services.database.read(queries.find, call.id), RequestNotFound))
+    return _shown(found(await call.services.database.read(queries.find, call.id), RequestNotFound, call.id))
 
 
 #: The most that one request can cost, in USD.
@@ -168,7 +168,7 @@ async def _resolve(call: Call, body: Resolution) -> object:
     cost: Any = None if body.cost is UNSET else body.cost
 
     def resolve(connection: Connection) -> Change[records.Result]:
-        row = found(ledger.get_locked(connection, call.id.lower()), RequestNotFound)
+        row = found(ledger.get_locked(connection, call.id.lower()), RequestNotFound, call.id)
         before = row.result
         if before.outcome != ("void" if cost is None else "unknown") or before.cost_nanousd != cost:
             if before.outcome != "unknown":
@@ -178,7 +178,7 @@ async def _resolve(call: Call, body: Resolution) -> object:
 
     await call.write(resolve)
     _log.info("request resolved", request_id=call.id, void=body.void)
-    return _shown(found(await call.services.database.read(queries.find, call.id), RequestNotFound))
+    return _shown(found(await call.services.database.read(queries.find, call.id), RequestNotFound, call.id))
 
 
 class ListRefusals(ById, kw_only=True):

@@ -147,7 +147,7 @@ def _shown(struct: type[T], record: records.Token, **secret: str) -> T:
 
 
 def _locked(connection: Connection, token_id: str) -> records.Token:
-    return found(queries.get_locked(connection, token_id), TokenNotFound)
+    return found(queries.get_locked(connection, token_id), TokenNotFound, token_id)
 
 
 @Operation(RESOURCE, "GET", _COLLECTION, "listTokens", page_of(Token), query=ListTokens)
@@ -195,7 +195,7 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
     )
 
     def create(connection: Connection) -> Change[records.Token]:
-        project = found(project_queries.get(connection, token.project_id), ProjectNotFound)
+        project = found(project_queries.get(connection, token.project_id), ProjectNotFound, token.project_id)
         if not project.active:
             raise ProjectDeactivated
         queries.create(connection, token)
@@ -209,7 +209,7 @@ async def _create(call: Call, new: NewToken) -> TokenWithSecret:
 @Operation(RESOURCE, "GET", _ONE, "getToken", Token)
 async def _get(call: Call) -> Token:
     """Show a token."""
-    return _shown(Token, found(await call.services.database.read(queries.get, call.id), TokenNotFound))
+    return _shown(Token, found(await call.services.database.read(queries.get, call.id), TokenNotFound, call.id))
 
 
 @Operation(RESOURCE, "PATCH", _ONE, "updateToken", Token, body=TokenChanges, check=_check_expiry)

@@ -41,6 +41,8 @@ _REMEDIES = {
     "project_inactive": "the project is inactive; activate it with 'llm-proxy manage project activate'",
     "token_revoked": "the token is revoked; make a new one with 'llm-proxy manage token generate'",
 }
+#: What `manage … list` shows, as the codes of errors name it.
+_LISTED = ("project", "credential", "token", "limit", "request")
 
 
 class ManagementClient:
@@ -143,6 +145,9 @@ class ManagementClient:
         code, message = _error(response)
         if code == "not_found":
             return CommandFailed(f"{self._base_url} does not know this ID; check the ID and --manage-api-base-url")
+        kind = code.removesuffix("_not_found")
+        if kind in _LISTED:
+            return CommandFailed(f"{message}; 'llm-proxy manage {kind} list' shows those that exist")
         return CommandFailed(
             _REMEDIES.get(code) or message or f"{self._base_url} answered with HTTP status {response.status_code}"
         )

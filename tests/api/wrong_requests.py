@@ -38,19 +38,15 @@ def json(description: str) -> tuple[int, str, str, str]:
     return 400, "The request body is not valid JSON", "invalid_json", description
 
 
-PROJECT_NOT_FOUND = (404, "There is no such project", "project_not_found", "No project has this id or name.")
-CREDENTIAL_NOT_FOUND = (
-    404,
-    "There is no such credential",
-    "credential_not_found",
-    "No credential has this id or name.",
-)
-TOKEN_NOT_FOUND = (
-    404,
-    "There is no such token",
-    "token_not_found",
-    "No token has this id or name. A token's secret is neither.",
-)
+def no_such(kind: str, reference: str = ID, more: str = "") -> tuple[int, str, str, str]:
+    description = f"No {kind} has this id or name: '{reference}'.{more}"
+    return 404, f"There is no such {kind}", f"{kind}_not_found", description
+
+
+def no_token(reference: str = ID) -> tuple[int, str, str, str]:
+    return no_such("token", reference, " A token's secret is neither.")
+
+
 NOT_FOUND = (
     404,
     "There is nothing here",
@@ -149,7 +145,7 @@ CASES = [
     ),
     Case(
         PROJECTS,
-        (*CREDENTIAL_NOT_FOUND[:3], "No credential has the id or name 'shared'."),
+        (*no_such("credential")[:3], "No credential has the id or name 'shared'."),
         body={"name": "p", "credentials": ["shared"]},
     ),
     Case(CREDENTIALS, body("'name' is missing; 'provider' is missing; 'api_key' is missing."), body={}),
@@ -158,9 +154,9 @@ CASES = [
         body(f"'provider' must be one of {NAMES}, the configured ones."),
         body={"name": "c", "provider": "OpenAI", "api_key": "k"},
     ),
-    Case(f"PATCH /manage/credentials/{ID}", CREDENTIAL_NOT_FOUND, body={"active": False}),
-    Case(f"POST /manage/credentials/{ID}/rotate", CREDENTIAL_NOT_FOUND, body={"api_key": "k"}),
-    Case("GET /manage/credentials/none", CREDENTIAL_NOT_FOUND),
+    Case(f"PATCH /manage/credentials/{ID}", no_such("credential"), body={"active": False}),
+    Case(f"POST /manage/credentials/{ID}/rotate", no_such("credential"), body={"api_key": "k"}),
+    Case("GET /manage/credentials/none", no_such("credential", "none")),
     Case(
         PROJECTS,
         body(f"'active' is not a field of this request {NEW_PROJECT_FIELDS}."),
@@ -188,16 +184,16 @@ CASES = [
         body(f"'id' is not a field of this request {PROJECT_FIELDS}."),
         body={"id": ID, "name": "x"},
     ),
-    Case(PROJECT, PROJECT_NOT_FOUND, body={"active": True}),
-    Case(f"GET /manage/projects/{ID}", PROJECT_NOT_FOUND),
-    Case("GET /manage/projects/1", PROJECT_NOT_FOUND),
-    Case("GET /manage/projects/%27%20OR%201=1", PROJECT_NOT_FOUND),
-    Case(f"POST /manage/projects/{ID}/tokens/revoke", PROJECT_NOT_FOUND),
+    Case(PROJECT, no_such("project"), body={"active": True}),
+    Case(f"GET /manage/projects/{ID}", no_such("project")),
+    Case("GET /manage/projects/1", no_such("project", "1")),
+    Case("GET /manage/projects/%27%20OR%201=1", no_such("project", "' OR 1=1")),
+    Case(f"POST /manage/projects/{ID}/tokens/revoke", no_such("project")),
     # Tokens.
     Case(TOKENS, body("'project_id' is missing."), body={}),
-    Case(TOKENS, PROJECT_NOT_FOUND, body={"project_id": "p1"}),
+    Case(TOKENS, no_such("project", "p1"), body={"project_id": "p1"}),
     Case(TOKENS, body("'project_id' must be an id, a name, or the last four characters."), body={"project_id": ""}),
-    Case(TOKENS, PROJECT_NOT_FOUND, body=GOOD_TOKEN),
+    Case(TOKENS, no_such("project"), body=GOOD_TOKEN),
     Case(TOKENS, body(f"{MINUTES}."), body=GOOD_TOKEN | {"duration_minutes": 0}),
     Case(TOKENS, body(f"{MINUTES}."), body=GOOD_TOKEN | {"duration_minutes": -5}),
     Case(TOKENS, body(f"{MINUTES}."), body=GOOD_TOKEN | {"duration_minutes": 1.5}),
@@ -253,11 +249,11 @@ CASES = [
         ),
         body={},
     ),
-    Case(TOKEN, TOKEN_NOT_FOUND, body={"active": False}),
-    Case(f"GET /manage/tokens/{ID}", TOKEN_NOT_FOUND),
-    Case(f"DELETE /manage/tokens/{ID}", TOKEN_NOT_FOUND),
-    Case(f"DELETE /manage/tokens/{SECRET}", TOKEN_NOT_FOUND),
-    Case(f"POST /manage/tokens/{ID}/rotate", TOKEN_NOT_FOUND),
+    Case(TOKEN, no_token(), body={"active": False}),
+    Case(f"GET /manage/tokens/{ID}", no_token()),
+    Case(f"DELETE /manage/tokens/{ID}", no_token()),
+    Case(f"DELETE /manage/tokens/{SECRET}", no_token("[redacted]")),
+    Case(f"POST /manage/tokens/{ID}/rotate", no_token()),
     # Limits.
     Case(LIMITS, body("'metric' is missing; 'amount' is missing."), body={}),
     Case(LIMITS, body("'metric' cost needs a 'window': total, minute, hour, day, week, month."), body=GOOD_LIMIT),
@@ -266,8 +262,8 @@ CASES = [
         body("'amount' must be a whole number, or for cost USD such as \"50.00\"."),
         body=GOOD_LIMIT | {"window": "day", "amount": "0.0000000001"},
     ),
-    Case(LIMITS, PROJECT_NOT_FOUND, body=GOOD_LIMIT | {"window": "day", "project_id": ID}),
-    Case(LIMITS, TOKEN_NOT_FOUND, body=GOOD_LIMIT | {"window": "day", "token_id": ID}),
+    Case(LIMITS, no_such("project"), body=GOOD_LIMIT | {"window": "day", "project_id": ID}),
+    Case(LIMITS, no_token(), body=GOOD_LIMIT | {"window": "day", "token_id": ID}),
     # Queries.
     Case("GET /manage/projects?limit=0", query("'limit' must be a whole number from 1 to 500.")),
     Case("GET /manage/projects?limit=501", query("'limit' must be a whole number from 1 to 500.")),
@@ -306,7 +302,7 @@ CASES = [
     Case("GET /manage/project", NOT_FOUND),
     Case("GET /manage/projects/", NOT_FOUND),
     Case(f"GET /manage/projects/{ID}/tokens", NOT_FOUND),
-    Case("GET /manage/projects%2F" + ID, PROJECT_NOT_FOUND),
+    Case("GET /manage/projects%2F" + ID, no_such("project")),
     Case("PUT /manage/projects", not_allowed("GET, POST"), body=GOOD_PROJECT),
     Case("OPTIONS /manage/tokens", not_allowed("GET, POST")),
     Case(f"POST /manage/tokens/{ID}", not_allowed("DELETE, GET, PATCH"), body={}),

@@ -74,10 +74,13 @@ def test_what_comes_back(server: Server) -> None:
         assert client.delete("/x") is None
 
 
+LISTED = "'llm-proxy manage project list' shows those that exist"
+
+
 @pytest.mark.parametrize(
     ("status", "body", "message"),
     [
-        (404, b'{"error":"no such project","code":"project_not_found"}', "no such project"),
+        (404, b'{"error":"no such project","code":"project_not_found"}', f"no such project; {LISTED}"),
         (
             404,
             b'{"error":"nothing here","code":"not_found"}',

@@ -154,7 +154,11 @@ def test_a_token_is_shown_with_what_is_missing_if_a_limit_cannot_be_created(mana
             1,
         ),
         (("limit", "update", "x"), "nothing to change; give --amount, --wait, --warn-at or --unpriced\n", 2),
-        (("limit", "update", "x", "--amount", "1"), "There is no such limit", 1),
+        (
+            ("limit", "update", "x", "--amount", "1"),
+            "There is no such limit: No limit has this id: 'x'; 'llm-proxy manage limit list' shows those that exist",
+            1,
+        ),
         (("limit", "delete", "x", "--yes"), "There is no such limit", 1),
         (
             ("token", "generate", "--project-id", "x", "--budget", "50/year"),

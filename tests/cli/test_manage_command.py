@@ -245,7 +245,11 @@ def test_revoking_all_tokens_takes_a_yes(
 @pytest.mark.parametrize(
     ("arguments", "line", "code"),
     [
-        (("project", "get", "x"), "There is no such project: No project has this id", 1),
+        (
+            ("project", "get", "x"),
+            "There is no such project: No project has this id or name: 'x'; 'llm-proxy manage project list' shows",
+            1,
+        ),
         (("token", "get", "../projects"), "This path must not contain percent escapes", 1),
         (
             ("project", "update", "x"),

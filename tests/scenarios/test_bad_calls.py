@@ -138,7 +138,7 @@ CONTROL_PLANE = (
         404,
         "project_not_found",
         "There is no such project",
-        "No project has this id or name.",
+        f"No project has this id or name: '{UNKNOWN}'.",
         content={"project_id": UNKNOWN},
     ),
     manage(
@@ -147,7 +147,7 @@ CONTROL_PLANE = (
         404,
         "token_not_found",
         "There is no such token",
-        "No token has this id or name. A token's secret is neither.",
+        "No token has this id or name: '[redacted]'. A token's secret is neither.",
     ),
     manage(
         "a page of nothing",

@@ -94,8 +94,19 @@ def listing(says: str, url: str, token: str | None, line: str, code: int = 2) ->
 RANGE = "is not a duration from a minute to ten years, such as 30d, 12h or 90m"
 LIMIT = "is not allowed; give 1 or more, or 'unlimited'"
 HELP = "; see 'llm-proxy manage token generate --help'"
-NO_PROJECT = "There is no such project: No project has this id or name"
-NO_TOKEN = "There is no such token: No token has this id or name. A token's secret is neither"
+
+
+def no_project(reference: str) -> str:
+    listed = "'llm-proxy manage project list' shows those that exist"
+    return f"There is no such project: No project has this id or name: '{reference}'; {listed}"
+
+
+def no_token(reference: str) -> str:
+    listed = "'llm-proxy manage token list' shows those that exist"
+    description = f"No token has this id or name: '{reference}'. A token's secret is neither"
+    return f"There is no such token: {description}; {listed}"
+
+
 NAMES = "openai, anthropic, gemini, openrouter, groq, mistral, deepseek, xai, together, cohere"
 NAME = "--name must be text of 1 to 255 characters, without control characters and without space at its ends"
 
@@ -169,8 +180,8 @@ ACCESS = (
 )
 
 REFUSED = (
-    manage("an id that is none", "project get nonsense", NO_PROJECT),
-    manage("a project that there is not", f"project get {UNKNOWN}", NO_PROJECT),
+    manage("an id that is none", "project get nonsense", no_project("nonsense")),
+    manage("a project that there is not", f"project get {UNKNOWN}", no_project(UNKNOWN)),
     manage(
         "no key",
         "project create --name a",
@@ -205,7 +216,7 @@ REFUSED = (
         "--provider: the project has no credential for anthropic; send --api-key, --credential with one,"
         " or another --provider",
     ),
-    manage("a token for nobody", f"token generate --project-id {UNKNOWN}", NO_PROJECT),
+    manage("a token for nobody", f"token generate --project-id {UNKNOWN}", no_project(UNKNOWN)),
     manage(
         "a token of a project that is stopped",
         "token generate --project-id {stopped}",
@@ -263,14 +274,14 @@ REFUSED = (
         f"Invalid value for '--max-requests': '1e3' {LIMIT}{HELP}",
         2,
     ),
-    manage("a secret in place of an id", "token get {secret}", NO_TOKEN),
-    manage("a token that there is not", f"token revoke {UNKNOWN}", NO_TOKEN),
+    manage("a secret in place of an id", "token get {secret}", no_token("[redacted]")),
+    manage("a token that there is not", f"token revoke {UNKNOWN}", no_token(UNKNOWN)),
     manage(
         "a revoked token",
         "token rotate {revoked}",
         "the token is revoked; make a new one with 'llm-proxy manage token generate'",
     ),
-    manage("nobody's tokens", f"token revoke-all {UNKNOWN} --yes", NO_PROJECT),
+    manage("nobody's tokens", f"token revoke-all {UNKNOWN} --yes", no_project(UNKNOWN)),
 )
 
 
