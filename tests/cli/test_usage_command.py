@@ -177,10 +177,14 @@ def test_a_long_report_by_a_label_that_is_not_summed_is_refused(usage: Run) -> N
 
 def test_requests_are_listed_by_filter(manage: Run) -> None:
     title, *rows = manage("request", "list", "--project-id", "beta").stdout.splitlines()
-    assert title.split() == ["TIME", "ID", "OUTCOME", "STATUS", "MODEL", "INPUT", "OUTPUT", "COST", "MS"]
-    assert [row.split()[-6:] for row in rows] == [["200", "gpt-5", "1234567", "4", "0.000500000", "75.0"]] * 2
-    assert [row.split()[-2] for row in manage("request", "list", "--project-id", "gamma").stdout.splitlines()] == [
-        *("COST", "-", "-")
+    assert title.split() == ["TIME", "ID", "OUTCOME", "STATUS", "MODEL", "INPUT", "OUTPUT", "COST", "MS", "TOKEN", "ID"]
+    (token_id,) = {
+        one["token_id"] for one in json.loads(manage("request", "list", "--project-id", "beta", "--json").stdout)
+    }
+    assert [row.split()[-1] for row in rows] == [token_id] * 2
+    assert [row.split()[-7:-1] for row in rows] == [["200", "gpt-5", "1234567", "4", "0.000500000", "75.0"]] * 2
+    assert [row.split()[-3] for row in manage("request", "list", "--project-id", "gamma").stdout.splitlines()] == [
+        *("MS", "-", "-")
     ]
     shown = manage("request", "get", rows[0].split()[2]).stdout.splitlines()
     assert shown[0].startswith("id ")

@@ -56,11 +56,11 @@ def list_(
         (
             *(timestamp(one["admitted_at"]), one["id"], one["outcome"], one["status"]),
             *(one["model"] or one["requested_model"] or None, one["input_tokens"], one["output_tokens"]),
-            *(one["cost"], None if one["duration_us"] is None else f"{one['duration_us'] / 1000:.1f}"),
+            *(one["cost"], None if one["duration_us"] is None else f"{one['duration_us'] / 1000:.1f}", one["token_id"]),
         )
         for one in found
     ]
-    titles = ("TIME", "ID", "OUTCOME", "STATUS", "MODEL", "INPUT", "OUTPUT", "COST", "MS")
+    titles = ("TIME", "ID", "OUTCOME", "STATUS", "MODEL", "INPUT", "OUTPUT", "COST", "MS", "TOKEN ID")
     print_table(found, titles, rows, numbers=("STATUS", "INPUT", "OUTPUT", "COST", "MS"), as_json=as_json)
 
 
