@@ -281,8 +281,9 @@ def _columns_at(revision: str) -> dict[str, set[str]]:
 
 
 def _columns(connection: Connection) -> dict[str, set[str]]:
-    found = inspect(connection).get_multi_columns(filter_names=list(metadata.tables))
-    return {name: {column["name"] for column in columns} for (_, name), columns in found.items()}
+    names = list(metadata.tables)
+    found = {name: columns for (_, name), columns in inspect(connection).get_multi_columns(filter_names=names).items()}
+    return {name: {column["name"] for column in found[name]} for name in names if name in found}
 
 
 def _look(connection: Connection) -> tuple[str | None, list[str]]:
