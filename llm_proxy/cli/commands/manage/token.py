@@ -105,7 +105,7 @@ def list_(client: ManagementClient, project_id: str | None, *, active_only: bool
 @click.argument("token_id", metavar="ID")
 @with_client
 def get(client: ManagementClient, token_id: str, *, as_json: bool) -> None:
-    """Show a token, with its limits and the last characters of its secret."""
+    """Show a token, its limits, and how its secret ends."""
     _show(limit.with_limits(client, "token", client.get(path("tokens", token_id))), as_json=as_json)
 
 
