@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -46,3 +48,22 @@ def module_gateway(
 def gateway(module_gateway: Deployment, upstream: Upstream) -> Deployment:
     """A server with several providers (see `gateway.py`), the upstream's counts at zero."""
     return module_gateway
+
+
+@pytest.fixture
+def closed_connections(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the connections that SDKs have opened and leave to the garbage collector.
+
+    It may find them during a test of another module, which fails by the warning.
+    """
+    opened: list[socket.socket] = []
+    connect = socket.socket.connect
+
+    def noted(connection: socket.socket, address: Any) -> None:
+        opened.append(connection)
+        connect(connection, address)
+
+    monkeypatch.setattr(socket.socket, "connect", noted)
+    yield
+    for connection in opened:
+        connection.close()

@@ -23,7 +23,7 @@ from tests.harness.deployment import UPSTREAM_KEY
 from tests.harness.server import Server, running_server
 from tests.harness.vendor import served
 
-pytestmark = [pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("closed_connections")]
 
 BATCH = "msgbatch_013Zva2CMHLNnXjNJJKqJ2EF"
 RESULT = {"custom_id": "one", "result": {"type": "canceled"}}

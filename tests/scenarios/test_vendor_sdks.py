@@ -44,7 +44,7 @@ from tests.harness.deployment import UPSTREAM_KEY
 from tests.harness.server import Server, running_server
 from tests.harness.vendor import served
 
-pytestmark = [pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("closed_connections")]
 
 ASK: Any = [{"role": "user", "content": "Hello"}]
 UNKNOWN = "sk-" + "x" * 43
@@ -473,6 +473,8 @@ def test_boto3_works_with_the_token_as_bedrocks_api_key(proxy: Proxy, monkeypatc
             "verify": str(proxy.authority.file),
         }
         monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", proxy.tokens["bedrock"])
+        # It would ask for other credentials beyond this machine.
+        monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         _converses(boto3.client("bedrock-runtime", **options))
         sent("/model/anthropic.claude-v1%3A0/converse-stream")
         monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", UNKNOWN)
