@@ -87,10 +87,10 @@ class ListRequests(ById, kw_only=True):
 @Operation(RESOURCE, "GET", "/manage/requests", "listRequests", page_of(Request), query=ListRequests)
 async def _list(call: Call, query: ListRequests) -> object:
     """List the requests that have ended, the newest first."""
-    return await list_page(call, query, queries.page, queries.Filter, _shown)
+    return await _list_page(call, query, queries.page, queries.Filter, _shown)
 
 
-async def list_page(
+async def _list_page(
     call: Call,
     query: ById,
     read: Callable[[Connection, int, str | None, F], tuple[list[R], str | None]],
@@ -197,4 +197,4 @@ class ListRefusals(ById, kw_only=True):
 @Operation(REFUSALS, "GET", "/manage/refusals", "listRefusals", page_of(records.RefusedRequest), query=ListRefusals)
 async def _list_refused(call: Call, query: ListRefusals) -> object:
     """List the requests that were refused before their admission, the newest first."""
-    return await list_page(call, query, refusals.page, refusals.Filter, lambda row: row)
+    return await _list_page(call, query, refusals.page, refusals.Filter, lambda row: row)
