@@ -279,7 +279,8 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     cache_write_1h_tokens: Annotated[Count | None, doc("Those of them that are kept for an hour.")] = None
     reasoning_tokens: Annotated[Count | None, doc("Tokens of the response that are reasoning.")] = None
     usage_details: Annotated[
-        dict[str, int] | None, doc("Other parts of the tokens, and extras such as web searches, by name.")
+        dict[str, int] | None,
+        doc("Other parts of the tokens, and extras such as web searches, by name; `{}` if the answer counts nothing."),
     ] = None
     service_tier: Annotated[str | None, doc("The service tier that the provider named.")] = None
     estimated: Annotated[bool, doc("Whether the numbers of tokens are an estimate.")] = False
@@ -292,6 +293,11 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     origin_id: Annotated[Id | None, doc("The request whose late usage this is.")] = None
     unmetered: Annotated[bool, doc("Whether the response may have had usage that could not be read.")] = False
     provider_request_id: Annotated[str | None, doc("The provider's id of the request, which SDKs show.")] = None
+
+    @property
+    def uncounted(self) -> bool:
+        """Whether something was used, and nothing says how much."""
+        return self.usage_details == {} and self.input_tokens is None
 
     @property
     def unpriced(self) -> bool:

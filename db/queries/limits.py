@@ -147,14 +147,14 @@ def charge(limit: Limit, key: str, row: SettledRequest) -> int:
     """What a settled request, or late usage, has used of a limit.
 
     Of a request whose worker died nobody knows what it used: it is charged what it held, until its cost is found out.
-    So is one that used something without a price: a limit of money must not take that for free.
+    So is one whose answer counts nothing, or that used something without a price: no limit must take that for free.
     """
     result = row.result
     if result.outcome == "void" or limit.metric == "concurrency":
         return 0
     if limit.metric == "requests":
         return int(result.kind == "request")
-    is_unknown = result.outcome == "unknown"
+    is_unknown = result.outcome == "unknown" or result.uncounted
     if limit.metric == "cost":
         is_unknown = result.cost_nanousd is None and (is_unknown or result.unpriced)
     return (row.reservation.limits or {})[key] if is_unknown else _CHARGED[limit.metric](result)

@@ -14,7 +14,7 @@ from attrs import define, field
 
 from db.records import Result
 from llm_proxy.errors import ProxyError, RequestTimeout, UpstreamTimeout, UpstreamUnreachable
-from llm_proxy.gateway import stream_usage
+from llm_proxy.gateway import named_models, stream_usage
 from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.paths import query_value
@@ -330,10 +330,13 @@ class Exchange:
         requested = "" if provider is None else self.redact(requested_model(self.inbound, provider))
         outcome = self._final_outcome() if self.dispatch.sent else "void"
         estimated = self._estimate(usage, outcome)
-        cost, basis, version = cost_of(estimated or usage, prices, provider, requested)
         if estimated is not None:
             usage = estimated
-            basis = "estimate" if basis == "price" else basis
+        elif self._is_uncounted(usage, outcome):
+            usage = msgspec.structs.replace(usage, details={})
+        cost, basis, version = cost_of(usage, prices, provider, requested)
+        if estimated is not None and basis == "price":
+            basis = "estimate"
         return Result(
             outcome=outcome,
             status=self.status,
@@ -397,15 +400,12 @@ class Exchange:
 
         If a stream is cut off, Anthropic has reported the input only, and some servers no output yet.
         """
-        inbound, path, status = self.inbound, self.inbound.route.path, self.status
+        inbound, path = self.inbound, self.inbound.route.path
         begun, output = usage.input_tokens is not None, usage.output_tokens
         if begun and (output or (output is not None and (self.finished or not self.streamed))):
             return None
         has_text = inbound.has_body and inbound.ended and estimate.reads(path, streamed=self.streamed)
-        if inbound.method != "POST" or not has_text:
-            return None
-        is_billed = outcome == "client_closed" if status is None else 200 <= status < 300 and outcome != "void"
-        if not is_billed or self.usage_of or (self._answer is not None and self._answer.awaited):
+        if not (has_text and self._is_billed(outcome)):
             return None
         if not output and estimate.generates(path, streamed=self.streamed):
             output = estimate.output_tokens(bytes(self._sample), self.relayed, path, self._coding)
@@ -416,6 +416,25 @@ class Exchange:
             return None
         tokens = estimate.input_tokens(*inbound.ends(), inbound.received)
         return msgspec.structs.replace(usage, input_tokens=tokens, output_tokens=output)
+
+    def _is_billed(self, outcome: Outcome) -> bool:
+        """Whether the provider bills the request itself, not an object that it made."""
+        status = self.status
+        if self.inbound.method != "POST" or self.usage_of or (self._answer is not None and self._answer.awaited):
+            return False
+        return outcome == "client_closed" if status is None else 200 <= status < 300 and outcome != "void"
+
+    def _is_uncounted(self, usage: Usage, outcome: Outcome) -> bool:
+        """Whether the request is billed, and nothing says what was used: speech, images of some models."""
+        counts = usage.input_tokens, usage.output_tokens, usage.details, usage.cost_nanousd
+        provider = self.provider
+        return (
+            provider is not None
+            and all(count is None for count in counts)
+            and not self.meter.failed
+            and self._is_billed(outcome)
+            and named_models.bills(self.inbound, provider)
+        )
 
     def _final_outcome(self) -> Outcome:
         """The outcome, corrected by what the provider itself reported."""

@@ -47,6 +47,8 @@ _GENERATES_NOTHING: Final = re.compile(
 )
 #: The same of endpoints with a model in their path.
 _COUNTS: Final = re.compile(rb".*(?:(?::|%3[aA])(?:countTokens|computeTokens|fetchPredictOperation)|/count-tokens)")
+#: Endpoints that name a model for other requests, which generate with it and are billed.
+_NAMES_FOR_OTHERS: Final = re.compile(rb".*/(?:assistants(?:/[^/]+)?|evals)")
 
 #: Members of each endpoint that may name a model too.
 _BESIDE: Final = (
@@ -226,6 +228,11 @@ def generates(inbound: Inbound, provider: Provider) -> bool:
     if provider.endpoints.model(path) is not None:
         return _COUNTS.fullmatch(path) is None
     return provider.says_models_of(path) or _GENERATES_NOTHING.fullmatch(path) is None
+
+
+def bills(inbound: Inbound, provider: Provider) -> bool:
+    """Whether a successful answer of the endpoint costs something, as far as the proxy knows."""
+    return generates(inbound, provider) and _NAMES_FOR_OTHERS.fullmatch(inbound.route.path) is None
 
 
 def require_body(inbound: Inbound) -> None:

@@ -92,7 +92,7 @@ TOKENS: Final = _counter(
     "llm_proxy_tokens", "Tokens that providers reported.", _PROVIDER, Label("kind", "`input`, `output` or `cached`")
 )
 UNPRICED: Final = _counter(
-    "llm_proxy_unpriced_requests", "Requests with known usage and unknown cost: something has no price.", _PROVIDER
+    "llm_proxy_unpriced_requests", "Requests that used something and whose cost is unknown.", _PROVIDER
 )
 COST: Final = _counter(
     "llm_proxy_cost_usd", "Cost of requests in USD, as far as it is known when they end: without late usage.", _PROVIDER

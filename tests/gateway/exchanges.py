@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -17,9 +18,8 @@ from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.prices import Prices
 from tests.gateway.upstream.stage import PATIENT, Handler, Stage, counts, settled, stage
 
-PRICES = Prices.load(
-    None, {"openai": "https://api.openai.com", "bedrock": "https://bedrock-runtime.us-east-1.amazonaws.com"}
-)
+HOSTS = {"openai": "https://api.openai.com", "bedrock": "https://bedrock-runtime.us-east-1.amazonaws.com"}
+PRICES = Prices.load(None, HOSTS)
 
 
 @define
@@ -60,6 +60,7 @@ async def ended(
     path: bytes = b"/v1/x",
     provider: str = "openai",
     body: bytes = b"",
+    prices: Path | None = None,
 ) -> Ended:
     """Run one exchange with a provider that does what `handler` says."""
     pieces = [body] if body else []
@@ -84,7 +85,7 @@ async def ended(
         with trio.CancelScope() as inbound.scope:
             await exchange.run(provider_of(upstream, provider), pool, "key")
         took = trio.current_time() - began
-        result = exchange.result(PRICES)
+        result = exchange.result(PRICES if prices is None else Prices.load(prices, HOSTS))
         await settled()
         found = Ended(exchange, result, counts(pool), client.received, client.messages, took)
         pool.close()

@@ -41,12 +41,6 @@ async def test_request_without_a_price_is_unpriced_and_its_tokens_are_counted(mo
     assert result.unpriced
 
 
-async def test_answer_without_usage_has_no_cost_and_is_not_unpriced() -> None:
-    result = await result_of({"model": "gpt-4o"})
-    assert result.cost_nanousd is None
-    assert not result.unpriced
-
-
 async def test_model_in_the_path_has_the_price_if_the_answer_names_none() -> None:
     path = b"/model/global.anthropic.claude-haiku-4-5-20251001-v1%3A0/invoke"
     result = await result_of({"usage": {"input_tokens": 1000, "output_tokens": 100}}, path, "bedrock")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -123,19 +124,39 @@ async def test_embeddings_without_usage_have_an_estimated_input_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "status"),
+    ("path", "status", "unpriced"),
     [
-        (CHAT, b"400 Bad Request"),
-        (b"/v1/images/generations", b"200 OK"),
-        (b"/v1/audio/speech", b"200 OK"),
-        (b"/v1/threads/thread_1/messages", b"200 OK"),
-        (b"/v1/messages/count_tokens", b"200 OK"),
-        (b"/v1/chat/completions/chatcmpl-1", b"200 OK"),
+        (CHAT, b"400 Bad Request", False),
+        (b"/v1/images/generations", b"200 OK", True),
+        (b"/v1/images/generations", b"500 Internal Server Error", False),
+        (b"/v1/audio/speech", b"200 OK", True),
+        (b"/v1/audio/transcriptions", b"200 OK", True),
+        (b"/v1/fine_tuning/jobs", b"200 OK", True),
+        (b"/v1/unknown", b"200 OK", True),
+        (b"/v1/assistants", b"200 OK", False),
+        (b"/v1/moderations", b"200 OK", False),
+        (b"/v1/threads/thread_1/messages", b"200 OK", False),
+        (b"/v1/messages/count_tokens", b"200 OK", False),
+        (b"/v1/chat/completions/chatcmpl-1", b"200 OK", False),
     ],
 )
-async def test_request_that_generates_no_text_is_not_estimated(path: bytes, status: bytes) -> None:
+async def test_answer_that_counts_nothing_is_not_estimated_and_has_no_cost(
+    path: bytes, status: bytes, *, unpriced: bool
+) -> None:
     result = await result_of(json.dumps(ANSWER).encode(), path, status=status)
     assert (result.input_tokens, result.output_tokens, result.estimated) == (None, None, False)
+    assert (result.cost_nanousd, result.usage_details) == (None, {} if unpriced else None)
+    assert result.unpriced == unpriced
+
+
+async def test_answer_that_counts_nothing_costs_the_fee_for_a_request(tmp_path: Path) -> None:
+    path = tmp_path / "prices.yaml"
+    path.write_text('prices: {openai: {"gpt-4o": {request: 0.015}}}')
+    body = json.dumps(ANSWER).encode()
+    found = await ended(
+        answering(head(b"audio/mpeg", length=len(body)) + body), path=b"/v1/audio/speech", body=PROMPT, prices=path
+    )
+    assert (found.result.cost_nanousd, found.result.unpriced) == (15_000_000, False)
 
 
 async def test_failure_before_any_text_is_not_estimated() -> None:

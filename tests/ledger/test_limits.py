@@ -195,6 +195,20 @@ def test_a_model_without_a_price_is_refused_unless_the_limit_allows_it(database:
     assert counter(database, open_).unpriced == 1
 
 
+@pytest.mark.parametrize(
+    ("metric", "policy", "charged"),
+    [("tokens", "settled", 10), ("cost", "settled", 1000), ("cost", "reserved", 2000), ("requests", "settled", 1)],
+)
+def test_an_answer_that_counts_nothing_is_charged_what_it_held(
+    database: Database, token: Token, metric: str, policy: str, charged: int
+) -> None:
+    limit = limited(database, token, metric=metric, policy=policy, amount=5000)
+    (grant,) = grants(admit(database, apply(token, FixedDemand(bound=Bound(10, 20, 2000)))))
+    settle(database, (grant, Result(outcome="ok", requested_model="m", usage_details={})))
+    assert state(database, limit) == (charged, 0, 0)
+    assert counter(database, limit).unpriced == (metric == "cost")
+
+
 @pytest.mark.parametrize(("policy", "charged"), [("settled", 1000), ("reserved", 2000), ("warn", 1000)])
 def test_a_request_without_a_known_cost_is_charged_what_it_held(
     database: Database, token: Token, policy: str, charged: int

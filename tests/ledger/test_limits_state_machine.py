@@ -46,6 +46,7 @@ RESULTS = (
         outcome="client_closed", requested_model="m", input_tokens=9, output_tokens=0, cost_nanousd=90, estimated=True
     ),
     Result(outcome="ok", status=200, requested_model="m", input_tokens=4, output_tokens=4),
+    Result(outcome="ok", status=200, requested_model="m", usage_details={}),
     Result(outcome="rejected", status=400, requested_model="m"),
     VOID,
 )
@@ -116,7 +117,7 @@ class Counted:
             return 0
         if metric == "requests":
             return 0 if result.kind == "late" else 1
-        if result.outcome == "unknown" or (metric == "cost" and result.unpriced):
+        if result.outcome == "unknown" or result.usage_details == {} or (metric == "cost" and result.unpriced):
             return held
         tokens = {"input_tokens": result.input_tokens or 0, "output_tokens": result.output_tokens or 0}
         return (result.cost_nanousd or 0) if metric == "cost" else tokens.get(metric, sum(tokens.values()))
