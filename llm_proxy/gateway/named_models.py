@@ -72,8 +72,12 @@ _BESIDE: Final = (
 )
 #: Azure's deployment for images: https://learn.microsoft.com/azure/ai-foundry/openai/how-to/responses
 _HEADER: Final = b"x-ms-oai-image-generation-deployment"
-#: Members beside a model in the path: https://ai.google.dev/api/embeddings#EmbedContentRequest.
-_BESIDE_PATH: Final = ("model", "requests.model")
+#: Members beside a model in the path: https://ai.google.dev/api/embeddings#EmbedContentRequest,
+#: https://ai.google.dev/api/batch-api
+_BESIDE_PATH: Final = (
+    *("model", "requests.model", "batch.model"),
+    *("batch.inputConfig.requests.requests.request.model", "batch.input_config.requests.requests.request.model"),
+)
 _QUERY: Final = {"model": "model"}
 #: The headers with type and coding of most bodies.
 _PLAIN: Final = [(b"content-type", b"application/json")]

@@ -163,6 +163,17 @@ PLACES: Final[list[tuple[str, Any, dict[str, str]]]] = [
     ("/gemini/v1beta/models/MODEL%3AgenerateContent", {"contents": []}, JSON),
     ("/gemini/v1beta/models/good:batchEmbedContents", {"requests": [{"model": "models/MODEL"}]}, JSON),
     ("/gemini/v1beta/models/good:generateContent", {"model": "models/MODEL"}, JSON),
+    ("/gemini/v1beta/models/good:batchGenerateContent", {"batch": {"model": "models/MODEL"}}, JSON),
+    (
+        "/gemini/v1beta/models/good:batchGenerateContent",
+        {"batch": {"inputConfig": {"requests": {"requests": [{"request": {"model": "models/MODEL"}}]}}}},
+        JSON,
+    ),
+    (
+        "/gemini/v1beta/models/good:batchGenerateContent",
+        {"batch": {"input_config": {"requests": {"requests": [{"request": {"model": "models/MODEL"}}]}}}},
+        JSON,
+    ),
     ("/gemini/v1beta/cachedContents", {"model": "models/MODEL"}, JSON),
     ("/bedrock/model/MODEL/converse", {"messages": []}, JSON),
     ("/bedrock/model/MODEL/invoke-with-response-stream", {"messages": []}, JSON),
