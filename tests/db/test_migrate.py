@@ -152,16 +152,15 @@ def test_the_plan_is_what_up_would_run(fresh: Database, migrated_target: Target)
         assert fresh.read_now(describe) == migrated.read_now(describe)
 
 
-def test_the_plan_is_for_what_is_missing(fresh: Database, migrated_target: Target) -> None:
+def test_the_plan_is_for_what_is_missing(migrated: Database) -> None:
     """From anywhere in the history, and after a plan `down` and `up` go on as after `up`."""
-    migrate.up(fresh)
-    assert len(migrate.down(fresh, "0003")) == len(migrate.revisions()) - 3
-    follow(fresh, migrate.plan(fresh))
-    with opened(migrated_target, Options()) as migrated:
-        assert fresh.read_now(describe) == migrated.read_now(describe)
-    assert migrate.up(fresh) == ()
-    assert migrate.down(fresh, "base") == migrate.revisions()[::-1]
-    assert migrate.up(fresh) == migrate.revisions()
+    shape = migrated.read_now(describe)
+    assert len(migrate.down(migrated, "0003")) == len(migrate.revisions()) - 3
+    follow(migrated, migrate.plan(migrated))
+    assert migrated.read_now(describe) == shape
+    assert migrate.up(migrated) == ()
+    assert migrate.down(migrated, "base") == migrate.revisions()[::-1]
+    assert migrate.up(migrated) == migrate.revisions()
 
 
 def follow(database: Database, plan: str) -> None:
@@ -195,9 +194,8 @@ def test_a_revision_that_fails_leaves_what_was_before(
 
 
 @on("sqlite", "postgres")
-def test_tables_are_locked_for_one_revision_at_a_time(fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    migrate.up(fresh)
-    migrate.down(fresh, "0014")
+def test_tables_are_locked_for_one_revision_at_a_time(migrated: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    migrate.down(migrated, "0014")
 
     def stop_at(number: str) -> Callable[[Revision], None]:
         def stop(revision: Revision) -> None:
@@ -207,13 +205,13 @@ def test_tables_are_locked_for_one_revision_at_a_time(fresh: Database, monkeypat
         return stop
 
     with pytest.raises(RuntimeError):
-        migrate.up(fresh, report=stop_at("0017"))
-    assert fresh.read_now(migrate.version) == "0016"
-    assert migrate.up(fresh)[0].id == "0017"
+        migrate.up(migrated, report=stop_at("0017"))
+    assert migrated.read_now(migrate.version) == "0016"
+    assert migrate.up(migrated)[0].id == "0017"
     with pytest.raises(RuntimeError):
-        migrate.down(fresh, "0014", report=stop_at("0017"))
-    assert fresh.read_now(migrate.version) == "0017"
-    assert [revision.id for revision in migrate.down(fresh, "0014")] == ["0017", "0016", "0015"]
+        migrate.down(migrated, "0014", report=stop_at("0017"))
+    assert migrated.read_now(migrate.version) == "0017"
+    assert [revision.id for revision in migrate.down(migrated, "0014")] == ["0017", "0016", "0015"]
 
 
 def test_one_that_loses_against_others_runs_again(fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
