@@ -480,6 +480,7 @@ class UnpricedModel:
     Attributes:
         requested_model: the name in the requests.
         unpriced: number of requests without a cost.
+        input_tokens, output_tokens: None if no answer counted any tokens.
         details, service_tier: not known, because the sums do not have all details, and do not tell tiers apart.
     """
 
@@ -488,14 +489,20 @@ class UnpricedModel:
     requested_model: str
     requests: int
     unpriced: int
-    input_tokens: int
-    output_tokens: int
+    input_tokens: int | None
+    output_tokens: int | None
     cached_tokens: int
     cache_write_tokens: int
     cache_write_1h_tokens: int
     reasoning_tokens: int
     details: None = field(default=None, init=False)
     service_tier: str = field(default="", init=False)
+
+
+_OF_UNPRICED = (
+    *("requests", "unpriced"),
+    *("cached_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"),
+)
 
 
 def unpriced_models(connection: Connection, since: datetime, until: datetime) -> tuple[list[UnpricedModel], datetime]:
@@ -515,9 +522,12 @@ def unpriced_models(connection: Connection, since: datetime, until: datetime) ->
             provider=provider,
             model=model or "",
             requested_model=requested_model or "",
-            **{name: group.sums[name] for name in ("requests", "unpriced", *TOKENS)},
+            input_tokens=group.sums["input_tokens"] if is_counted else None,
+            output_tokens=group.sums["output_tokens"] if is_counted else None,
+            **{name: group.sums[name] for name in _OF_UNPRICED},
         )
         for group in groups
         for provider, model, requested_model in [group.key]
+        for is_counted in [group.sums["input_tokens"] or group.sums["output_tokens"]]
         if provider is not None and group.sums["unpriced"]
     ], until

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 from attrs import define, field
 
 from llm_proxy.errors import CostUnbounded, ModelNotAllowed
 from llm_proxy.gateway import named_models
+from llm_proxy.gateway.http.headers import content_of
 from llm_proxy.gateway.usage import Usage, estimate
 from llm_proxy.gateway.worst_case import is_free, worst_case
 from llm_proxy.limits import Bound
@@ -19,6 +21,11 @@ if TYPE_CHECKING:
     from llm_proxy.gateway.inbound import Inbound
     from llm_proxy.gateway.providers.provider import Providers
     from llm_proxy.prices import Prices
+
+#: Endpoints whose usage is known later, and charged then.
+_LATER: Final = re.compile(rb".*/(?:batches|batch/jobs|threads/(?:[^/]+/)?runs)")
+#: Bodies with sound, images and files, whose tokens nobody can estimate.
+_NO_TEXT: Final = re.compile(rb"(?:multipart|audio|image|video)/.*|application/octet-stream")
 
 
 @define(eq=False)
@@ -62,15 +69,18 @@ class RequestDemand:
 
     def generates(self, provider: str) -> bool:
         if (found := self._generates.get(provider)) is None:
-            path, entry = self._inbound.route.path, self._providers.by_name[provider]
-            is_billed = estimate.reads(path) or entry.endpoints.model(path) is not None
-            found = self._inbound.method == "POST" and is_billed and self.names_models(provider)
+            inbound = self._inbound
+            found = inbound.method == "POST" and _LATER.fullmatch(inbound.route.path) is None
+            found = found and named_models.bills(inbound, self._providers.by_name[provider])
             self._generates[provider] = found
         return found
 
     def input_tokens(self) -> int:
         if self._input is None:
             inbound = self._inbound
+            if _NO_TEXT.fullmatch(content_of(inbound.headers)[0]):
+                self._input = 0
+                return 0
             named_models.require_body(inbound)
             size = max(inbound.received, inbound.content_length or 0)
             self._input = estimate.input_tokens(*inbound.ends(), size)
@@ -88,11 +98,14 @@ class RequestDemand:
         except ModelNotAllowed:
             return None
         for model in models:
-            usage = Usage(model=model, input_tokens=self.input_tokens(), output_tokens=0)
-            cost = self._prices.cost(provider, (usage,), datetime.now(UTC), model)
+            now, tokens = datetime.now(UTC), self.input_tokens()
+            cost = self._prices.cost(provider, (Usage(model=model, input_tokens=tokens, output_tokens=0),), now, model)
             if cost is None:
-                return None
-            most = max(most or 0, cost.nanousd)
+                rates = self._prices.price(provider, model, "", now, model).rates(tokens)
+                if rates is None or rates.in_tokens:
+                    return None
+            # What is paid by the image, page or hour is not known before the answer.
+            most = max(most or 0, 0 if cost is None else cost.nanousd)
         return most
 
     def worst_case(self, provider: str) -> Bound:

@@ -30,7 +30,7 @@ from llm_proxy.gateway.upstream.failures import (
     UpstreamFailure,
 )
 from llm_proxy.gateway.upstream.request import Dispatch
-from llm_proxy.gateway.usage import NOTHING, estimate, meter_for
+from llm_proxy.gateway.usage import GENERATED, NOTHING, estimate, meter_for
 from llm_proxy.identifiers import request_id
 from llm_proxy.ledger import ObjectUsage
 from llm_proxy.ledger.late import without_usage
@@ -68,6 +68,9 @@ _REQUEST_IDS: Final[Mapping[Shape, tuple[bytes, ...]]] = {
     "google": (b"x-request-id",),
     "aws": (b"x-amzn-requestid",),
 }
+#: Outcomes of requests without an answer that the provider may bill all the same.
+_UNANSWERED: Final = frozenset({"client_closed", "upstream_timeout", "proxy_error"})
+
 _REQUEST_ID: Final = re.compile(rb"[\x21-\x7e]{1,255}")
 
 
@@ -385,10 +388,13 @@ class Exchange:
         if not final:
             return own, None
         if not known:
-            # Of a batch that was worked on, the lines of its output have the usage.
             path = self.inbound.route.path
-            nothing_done = final == "failed" or not (b"/batches/" in path or b"/deferred-completion/" in path)
-            return own, ObjectUsage(self.usage_of, self.inbound.id) if nothing_done else None
+            is_elsewhere = b"/batches/" in path or b"/deferred-completion/" in path
+            if is_elsewhere or final not in GENERATED:
+                # Of a batch that was worked on, the lines of its output have the usage.
+                nothing_done = final == "failed" or not is_elsewhere
+                return own, ObjectUsage(self.usage_of, self.inbound.id) if nothing_done else None
+            result = msgspec.structs.replace(result, usage_details={})
         nothing = {"first_byte_us": None, "duration_us": None, "request_bytes": 0, "response_bytes": 0}
         late = msgspec.structs.replace(
             result, kind="late", outcome="ok", streamed=False, requested_model="", unmetered=False, **nothing
@@ -418,23 +424,23 @@ class Exchange:
         return msgspec.structs.replace(usage, input_tokens=tokens, output_tokens=output)
 
     def _is_billed(self, outcome: Outcome) -> bool:
-        """Whether the provider bills the request itself, not an object that it made."""
-        status = self.status
-        if self.inbound.method != "POST" or self.usage_of or (self._answer is not None and self._answer.awaited):
+        """Whether the provider bills the request itself, not an object that it made; or may do so."""
+        inbound, provider, status = self.inbound, self.provider, self.status
+        if inbound.method != "POST" or self.usage_of or (self._answer is not None and self._answer.awaited):
             return False
-        return outcome == "client_closed" if status is None else 200 <= status < 300 and outcome != "void"
+        if provider is None or not named_models.bills(inbound, provider):
+            return False
+        if status is None or (self.code and not self.started):
+            return outcome in _UNANSWERED
+        return 200 <= status < 300 and outcome != "void"
 
     def _is_uncounted(self, usage: Usage, outcome: Outcome) -> bool:
         """Whether the request is billed, and nothing says what was used: speech, images of some models."""
         counts = usage.input_tokens, usage.output_tokens, usage.details, usage.cost_nanousd
-        provider = self.provider
-        return (
-            provider is not None
-            and all(count is None for count in counts)
-            and not self.meter.failed
-            and self._is_billed(outcome)
-            and named_models.bills(self.inbound, provider)
-        )
+        if self.meter.failed or not all(count is None for count in counts) or not self._is_billed(outcome):
+            return False
+        is_sent = self.inbound.ended or not self.inbound.has_body
+        return is_sent and (self.relayed > 0 or not self.started)
 
     def _final_outcome(self) -> Outcome:
         """The outcome, corrected by what the provider itself reported."""

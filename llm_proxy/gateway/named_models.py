@@ -35,18 +35,20 @@ if TYPE_CHECKING:
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 #: Endpoints of all vendors that generate nothing although they are no reads: they store, count, check or cancel.
 _GENERATES_NOTHING: Final = re.compile(
-    rb"(?:/openai|/upload)?(?:/v[0-9]+(?:beta)?)?(?:"
+    rb"(?:/upload|/api|/openai|/anthropic|/compatibility|/beta)?(?:/v[0-9]+(?:beta)?)?(?:/openai)?(?:"
     rb"/files(?:/[^/]+)?|/uploads(?:/[^/]+/(?:parts|complete|cancel))?|/datasets"
     rb"|/(?:responses|batches|batch/jobs|fine_tuning/jobs|embed-jobs)/[^/]+/(?:cancel|pause|resume)"
     rb"|/batches/[^/:%]+:cancel|/(?:vector_stores|containers|skills|conversations)(?:/.+)?"
     rb"|/chat/completions/[^/]+|/evals/[^/]+|/evals/[^/]+/runs/[^/]+(?:/cancel)?|/cachedContents/[^/]+"
     rb"|/threads(?:/(?!runs\Z)[^/]+(?:/messages(?:/[^/]+)?|/runs/[^/]+(?:/cancel)?)?)?"
     rb"|/messages/count_tokens|/messages/batches/[^/]+/cancel|/responses/input_tokens"
-    rb"|/tokenize|/detokenize|/tokenize-text|/moderations|/api/show|/guardrail/[^/]+/version/[^/]+/apply"
+    rb"|/tokenize|/detokenize|/tokenize-text|/moderations|/show|/guardrail/[^/]+/version/[^/]+/apply"
     rb")"
 )
 #: The same of endpoints with a model in their path.
-_COUNTS: Final = re.compile(rb".*(?:(?::|%3[aA])(?:countTokens|computeTokens|fetchPredictOperation)|/count-tokens)")
+_COUNTS: Final = re.compile(
+    rb".*(?:(?::|%3[aA])(?:countTokens|computeTokens|fetchPredictOperation)|/count-tokens(?:(?::|%3[aA])rawPredict)?)"
+)
 #: Endpoints that name a model for other requests, which generate with it and are billed.
 _NAMES_FOR_OTHERS: Final = re.compile(rb".*/(?:assistants(?:/[^/]+)?|evals)")
 

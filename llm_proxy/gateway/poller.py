@@ -28,7 +28,7 @@ from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.exchange import cost_of
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.upstream.failures import UpstreamFailure
-from llm_proxy.gateway.usage import UNKNOWN, Usage, meter_for
+from llm_proxy.gateway.usage import GENERATED, UNKNOWN, Usage, meter_for
 from llm_proxy.identifiers import request_id
 from llm_proxy.ledger import ObjectUsage, book_late
 from llm_proxy.ledger.late import LOST_AFTER, log_booked
@@ -46,6 +46,8 @@ _KINDS: Final[Mapping[str, headers.HeaderList]] = {
     "batch": [],
     "message_batch": [(b"anthropic-version", b"2023-06-01")],
 }
+#: Those of them whose results may be in a file of their own.
+_BATCHES: Final = frozenset({"batch", "message_batch"})
 #: The bodies are metered as they are; providers send other codings only if they are asked to.
 _HEADERS: Final = [(b"accept", b"*/*"), (b"accept-encoding", b"identity")]
 #: States of a batch that has ended, at OpenAI, Anthropic, Mistral and Together, in lower case.
@@ -201,7 +203,7 @@ class LateUsagePoller:
         path = f"{path}/{quote(one.object_id, safe='')}"
         api_key = await self._key(one, provider)
         answer = await self._get(provider, api_key, path, one.kind)
-        if not (answer.final and answer.known) and one.kind in ("batch", "message_batch"):
+        if not (answer.final and answer.known) and one.kind in _BATCHES:
             answer = await self._read_results(provider, api_key, path, one.kind, answer)
         if answer.final:
             await self._book(one, provider, path, model, answer)
@@ -266,7 +268,10 @@ class LateUsagePoller:
         usage = meter.result(whole=True)
         if meter.unmetered:
             raise _Failed("the usage in the answer cannot be read")
-        return _Answer(usage, bool(meter.final), bytes(body))
+        answer = _Answer(usage, bool(meter.final), bytes(body))
+        if kind not in _BATCHES and meter.final in GENERATED and not answer.known:
+            answer = _Answer(msgspec.structs.replace(usage, details={}), final=True, body=answer.body)
+        return answer
 
     async def _book(self, one: ProviderObject, provider: Provider, path: str, model: str, answer: _Answer) -> None:
         now = datetime.now(UTC)

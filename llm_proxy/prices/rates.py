@@ -129,6 +129,7 @@ class Rates:
     _modalities: tuple[_Modality, ...] = field(init=False, repr=False)
     _counted: Mapping[str, int | None] = field(init=False, repr=False)
     _request: int = field(init=False, repr=False)
+    _uncounted: int | None = field(init=False, repr=False)
 
     @property
     def in_tokens(self) -> bool:
@@ -174,6 +175,13 @@ class Rates:
     def _resolve_request(self) -> int:
         return _femto(self.usd, "request") or 0
 
+    @_uncounted.default
+    def _resolve_uncounted(self) -> int | None:
+        """The cost of a request if nobody says what it used."""
+        if any(price for name, price in self.usd.items() if name != "request"):
+            return None
+        return self._request if "request" in self.usd or self.in_tokens else None
+
     def highest(self, input_tokens: int, output_tokens: int) -> int | None:
         """What this much text costs at most in 10^-15 USD, whatever classes it is billed as; None if it has no rate."""
         fresh, read, written, hourly, made, thought = self._tokens
@@ -187,6 +195,8 @@ class Rates:
     def femtousd(self, usage: Usage) -> int | None:
         """The cost in 10^-15 USD; None if something that was used has no rate, or if the usage is incomplete."""
         prompt, made = usage.input_tokens, usage.output_tokens
+        if prompt is made is None and not usage.details:
+            return self._uncounted
         if self.in_tokens and (prompt is None or made is None):
             return None
         read, written = usage.cached_tokens or 0, usage.cache_write_tokens or 0

@@ -159,6 +159,11 @@ async def test_answer_that_counts_nothing_costs_the_fee_for_a_request(tmp_path: 
     assert (found.result.cost_nanousd, found.result.unpriced) == (15_000_000, False)
 
 
+async def test_empty_answer_used_nothing() -> None:
+    result = await result_of(b"", b"/v1/audio/speech", kind=b"audio/mpeg")
+    assert (result.usage_details, result.unpriced) == (None, False)
+
+
 async def test_failure_before_any_text_is_not_estimated() -> None:
     result = await result_of(event({"error": {"type": "overloaded_error"}}), kind=b"text/event-stream")
     assert result.outcome == "upstream_error"

@@ -115,6 +115,18 @@ async def test_a_response_that_ends_without_usage_is_not_awaited_any_more(tmp_pa
         assert (await booked(both), await awaited(both)) == ([], [])
 
 
+@pytest.mark.parametrize("status", ["completed", "incomplete"])
+async def test_a_response_that_is_complete_without_usage_is_booked_as_unpriced(tmp_path: Path, status: str) -> None:
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/responses", answer(QUEUED))
+        for _ in range(2):
+            await ask(both, "GET", "/v1/responses/resp_1", answer({**QUEUED, "status": status}))
+        found = requests.c
+        query = select(found.kind, found.usage_details, found.cost_nanousd).where(found.usage_details.is_not(None))
+        rows = await both.stage.database.read(lambda connection: connection.execute(query).all())
+        assert ([tuple(row) for row in rows], await awaited(both)) == ([("late", {}, None)], [])
+
+
 async def test_a_response_with_its_usage_is_not_booked_again(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
         done = answer({**DONE, "background": False})

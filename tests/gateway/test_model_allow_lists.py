@@ -15,16 +15,19 @@ import trio
 from attrs import define
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from db import Connection
 from db.queries import credentials, limits, projects, tokens
 from db.records import Limit
 from db.schema import projects as projects_table
+from db.schema import requests
 from db.schema import tokens as tokens_table
 from llm_proxy.errors import InvalidJson
 from llm_proxy.gateway.named_models import Named, _Members, _places, _read_quickly
 from llm_proxy.gateway.relay import Routing
 from llm_proxy.identifiers import new_id
+from llm_proxy.prices import Prices
 from llm_proxy.tokens import digest, new_secret
 from tests.db.queries.factories import NOON, a_credential, a_limit, a_project, a_token
 from tests.gateway import apis_yaml
@@ -374,6 +377,33 @@ async def test_endpoints_that_generate_nothing_need_no_price(tmp_path: Path) -> 
             assert (await stage.ask(path, body, method=method))[0] == 200, path
         path = "/gemini/v1beta/models/bad:generateContent"
         assert (await stage.ask(path, {}))[0] == 403
+
+
+async def test_what_is_billed_needs_a_price_whatever_its_answer_counts(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        await stage.allow(token=None)
+        stage.scene.relay.prices = Prices.load(None, {"openai": "http://127.0.0.1"})
+        for limit in (
+            a_limit(scope="token", subject=stage.token_id, metric="cost", amount=10**9),
+            a_limit(scope="token", subject=stage.token_id, metric="input_tokens", amount=10**9),
+        ):
+            await stage.scene.database.write(limits.create, limit)
+        for path, body, headers in (
+            ("/v1/batches", {"input_file_id": "file-1", "endpoint": CHAT}, JSON),
+            ("/v1/threads/t/runs", {"assistant_id": "a"}, JSON),
+            (AUDIO, form(("model", "whisper-1"), file=LONG), FORM),
+            ("/v1/audio/speech", {"model": "gpt-4o-mini-tts", "input": "x" * 4000}, JSON),
+        ):
+            assert (await stage.ask(path, body, headers))[0] == 200, path
+        for path, body, headers in (
+            ("/v1/audio/speech", {"model": "bad", "input": "x"}, JSON),
+            ("/v1/images/generations", {"model": "bad"}, JSON),
+            (AUDIO, form(("model", "bad"), file=LONG), FORM),
+        ):
+            assert (await stage.ask(path, body, headers))[0] == 403, path
+        rows = await stage.scene.database.read(lambda connection: list(connection.scalars(select(requests.c.limits))))
+        # The file is no text, and the text of the speech is.
+        assert sorted(max(row.values()) > 500 for row in rows if row) == [False] * 3 + [True]
 
 
 names = st.sampled_from(["model", "models", "Model", "tools", "input_file_id", "parameters", "x", "mod\\u0065l"])

@@ -118,6 +118,17 @@ async def test_a_background_response_that_nobody_polls_is_booked_when_it_is_comp
         assert await one.both.stage.database.read(queries.verify) == []
 
 
+async def test_a_response_that_is_complete_without_usage_is_booked_as_unpriced(tmp_path: Path) -> None:
+    async with asked(tmp_path) as one:
+        await ask(one.both, "POST", "/v1/responses", answer(QUEUED))
+        one.answers["/v1/responses/resp_1"] = answer({**QUEUED, "status": "completed"})
+        assert await one.poll() == ([], [])
+        found = requests.c
+        query = select(found.usage_details, found.cost_nanousd).where(found.kind == "late")
+        row = await one.both.stage.database.read(lambda connection: connection.execute(query).one())
+        assert tuple(row) == ({}, None)
+
+
 async def test_a_run_is_asked_for_in_its_thread_with_the_header_of_its_api(tmp_path: Path) -> None:
     async with asked(tmp_path) as one:
         run = {**RUN, "status": "queued", "usage": None}

@@ -125,6 +125,26 @@ class TestFile:
         assert found is not None
         assert found.nanousd == 0
 
+    @pytest.mark.parametrize(
+        ("price", "cost"),
+        [
+            ("{request: 0.04}", 40_000_000),
+            ("{request: 0}", 0),
+            ("{input: 0, output: 0}", 0),
+            ("{input: 0, output: 0, request: 0.04}", 40_000_000),
+            ("{request: 0.04, image: 0.02}", None),
+            ("{image: 0.02}", None),
+            ("{input: 1, output: 2}", None),
+            ("{input: 1, output: 2, request: 0.04}", None),
+        ],
+    )
+    def test_answer_that_counts_nothing_has_a_cost_if_only_requests_do(
+        self, tmp_path: Path, price: str, cost: int | None
+    ) -> None:
+        prices = load(tmp_path, f"prices: {{local: {{m: {price}}}}}")
+        found = prices.cost("local", [Usage(model="m", details={})], NOON)
+        assert (None if found is None else found.nanousd) == cost
+
     def test_requested_name_matches_too(self, tmp_path: Path) -> None:
         prices = load(tmp_path, "prices: {openai: {our-deployment: {input: 7, output: 7}}}")
         assert cost(prices, "gpt-4o", asked="our-deployment") == 7_000_000

@@ -199,6 +199,8 @@ def test_a_fault_before_the_response_is_an_error_of_the_providers_shape(
     outcome = "upstream_timeout" if status == 504 else "upstream_error"
     assert aftermath.outcomes(rows) == {(outcome, status): AT_ONCE}
     assert {row["response_bytes"] for row in rows} == {0}
+    # A provider that only took too long may bill the request.
+    assert {bool(row["estimated"]) for row in rows} == {status == 504}
     assert "" not in reasons(faulty, rows)
 
 

@@ -143,7 +143,9 @@ def _missing(prices: Prices, used: UnpricedModel, now: datetime) -> str:
     """What has no price; empty if everything has one."""
     if not prices.price(used.provider, used.model, "", now, used.requested_model).levels:
         return "the model"
-    return "" if prices.cost(used.provider, [used], now, used.requested_model) else "a class that was used"
+    if prices.cost(used.provider, [used], now, used.requested_model):
+        return ""
+    return "a fee for each request" if used.input_tokens is None else "a class that was used"
 
 
 def _rows(prices: Prices, providers: list[str], model: str | None) -> Iterator[_Row]:

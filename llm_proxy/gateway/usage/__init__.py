@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from llm_proxy.gateway.usage.meter import NOTHING, UsageMeter, meter_for
+from llm_proxy.gateway.usage.meter import GENERATED, NOTHING, UsageMeter, meter_for
 from llm_proxy.gateway.usage.shapes import UNKNOWN, Usage, model_name
 
-__all__ = ["NOTHING", "UNKNOWN", "Usage", "UsageMeter", "meter_for", "model_name"]
+__all__ = ["GENERATED", "NOTHING", "UNKNOWN", "Usage", "UsageMeter", "meter_for", "model_name"]

@@ -101,6 +101,9 @@ class _NullMeter:
         return UNKNOWN
 
 
+#: The final statuses of an object that was generated: if its answer has no usage, nobody says how much it was.
+GENERATED: Final = frozenset({"completed", "incomplete"})
+
 #: For requests without a response, and responses without usage.
 NOTHING: Final[UsageMeter] = _NullMeter()
 _UNREADABLE: Final[UsageMeter] = _NullMeter(unmetered=True)

@@ -37,6 +37,7 @@ _ABSENT: Final = msgspec.Raw()
 
 
 class _Answer(msgspec.Struct, gc=False):
+    status_code: msgspec.Raw = _ABSENT
     body: msgspec.Raw = _ABSENT
     message: msgspec.Raw = _ABSENT
 
@@ -104,7 +105,12 @@ class ResultsMeter:
         usage = tally.result()
         if tally.unread:
             self._stop()
-        for part in usage.parts or (usage,):
+        parts = usage.parts or (usage,)
+        is_ok = answer.status_code is _ABSENT or bytes(answer.status_code).startswith(b"2")
+        if is_ok and usage.input_tokens is usage.output_tokens is None and usage.details is None and not usage.parts:
+            # It was billed, and nobody says for what.
+            parts = (msgspec.structs.replace(usage, details={}),)
+        for part in parts:
             if part.input_tokens is not None or part.details is not None:
                 # Some providers name the tier of the answer itself.
                 of_batch = msgspec.structs.replace(part, service_tier="batch")

@@ -38,6 +38,16 @@ def test_the_usage_of_each_model_is_added_up_however_the_file_is_cut() -> None:
         assert (meter.final, meter.unmetered) == ("completed", False)
 
 
+def test_a_line_without_usage_is_a_part_of_its_own_unless_it_failed() -> None:
+    empty = b'{"custom_id": "b", "response": {"status_code": %d, "body": {"model": "m"}}}\n'
+    usage, meter = metered(empty % 200)
+    assert (usage.details, usage.input_tokens, meter.final) == ({}, None, "completed")
+    usage, meter = metered(BOTH, empty % 200)
+    assert [(part.input_tokens, part.details) for part in usage.parts] == [(5, None), (7, None), (None, {})]
+    usage, meter = metered(empty % 429)
+    assert (usage.details, meter.final) == (None, "failed")
+
+
 def test_prompts_of_different_lengths_are_apart() -> None:
     lengths = (5, 200_000, 199_001, 200_001)
     usage, _ = metered(*(line(prompt_tokens=tokens, completion_tokens=1) for tokens in lengths))
