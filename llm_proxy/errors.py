@@ -32,7 +32,7 @@ _TYPES: Final = {
     429: ("insufficient_quota", "rate_limit_error", "RESOURCE_EXHAUSTED", "ServiceQuotaExceededException"),
     500: ("server_error", "api_error", "INTERNAL", "InternalServerException"),
     502: ("server_error", "api_error", "UNAVAILABLE", "ServiceUnavailableException"),
-    503: ("server_error", "overloaded_error", "UNAVAILABLE", "ServiceUnavailableException"),
+    503: ("server_error", "api_error", "UNAVAILABLE", "ServiceUnavailableException"),
     504: ("server_error", "timeout_error", "DEADLINE_EXCEEDED", "ModelTimeoutException"),
 }
 #: The same for a 429 that passes by waiting.

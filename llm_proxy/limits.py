@@ -191,8 +191,7 @@ def verdict(limit: Limit, used: int, reserved: int, wanted: int, now: datetime) 
     if used >= limit.amount:
         return _exceeded(limit, used, now)
     if used + wanted > limit.amount:
-        left, most = _shown(limit, limit.amount - used), _shown(limit, wanted)
-        return _exceeded(limit, used, now, f" This request may use up to {most}, and {left} are left.")
+        return _exceeded(limit, used, now, wanted)
     message = (
         f"{_name(limit)} is reserved by running requests: {_shown(limit, used)} are used and"
         f" {_shown(limit, reserved)} reserved; this request may use up to {_shown(limit, wanted)}. Send it again soon."
@@ -214,12 +213,20 @@ def warns(limit: Limit, used: int) -> bool:
     return limit.warn_at is not None and used * 100 >= limit.amount * limit.warn_at
 
 
-def _exceeded(limit: Limit, used: int, now: datetime, more: str = "") -> ProxyError:
+def _exceeded(limit: Limit, used: int, now: datetime, wanted: int = 0) -> ProxyError:
+    """The refusal of a request that does not fit, with its worst case under `reserved` if that is what does not."""
     resets_at = ends_at(limit.period, started_at(limit.period, now))
-    of = _shown(limit, used) if limit.metric == "cost" else used
-    message = f"{_name(limit)} is used up: {of} of {_shown(limit, limit.amount)} are used.{more}"
+    if wanted:
+        left = f"{_shown(limit, limit.amount - used)} of {_shown(limit, limit.amount)}"
+        message = f"{_name(limit)} has {left} left, and this request may use up to {_shown(limit, wanted)}."
+        message += " Send it with a smaller maximum of output tokens."
+    else:
+        of = _shown(limit, used) if limit.metric == "cost" else used
+        message = f"{_name(limit)} is used up: {of} of {_shown(limit, limit.amount)} are used."
     retry_after = None
-    if resets_at is None:
+    if wanted > limit.amount:
+        message += " Waiting does not help."
+    elif resets_at is None:
         message += " Ask the operator of this proxy to raise it."
     else:
         message += f" It resets at {resets_at:%Y-%m-%dT%H:%M:%SZ}."

@@ -175,6 +175,19 @@ def test_a_reserved_budget_admits_no_more_than_fits(database: Database, token: T
     ]
 
 
+@pytest.mark.parametrize(("worst", "waits"), [(4000, True), (5001, False)])
+def test_a_request_that_does_not_fit_into_what_is_left_is_told_how_much_that_is(
+    database: Database, token: Token, worst: int, *, waits: bool
+) -> None:
+    limited(database, token, metric="cost", amount=5000, policy="reserved", period="day")
+    (grant,) = grants(admit(database, apply(token, FixedDemand(bound=Bound(10, 10, 2000)))))
+    settle(database, (grant, OK))
+    (refusal,) = admit(database, apply(token, FixedDemand(bound=Bound(10, 10, worst))))
+    assert isinstance(refusal, ProxyError)
+    assert (refusal.code, refusal.retry_after is not None) == ("budget_exceeded", waits)
+    assert "has $0.0000038 of $0.000005 left, and this request may use up to" in refusal.message
+
+
 def test_a_request_waits_behind_those_that_came_before(database: Database, token: Token) -> None:
     limit = limited(database, token, metric="concurrency", amount=1, wait_ms=1000)
     (grant,) = grants(admit(database, apply(token)))

@@ -119,7 +119,7 @@ def refusals() -> Iterator[Any]:
                 429,
                 {"max_tokens": LONGEST, "timeout": 60},
                 "0.10",
-                "This request may use up to $1.28",
+                "this request may use up to $1.28",
             ),
             ("cost_unbounded", 400, {name: 10, "messages": image}, "1", "the field 'messages.content.type'"),
             ("model_not_priced", 403, {name: 10, "model": "unpriced"}, "1", "'unpriced' has no price"),
