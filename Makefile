@@ -30,8 +30,12 @@ demo: $(RUNTIME) ## Offline tour: scripted provider, proxy, a token, two request
 run: $(RUNTIME) ## Start the proxy with the settings of .env and the environment (default: SQLite)
 	@$(BIN)/llm-proxy server $(ARGS)
 
-check: lint ## After each change, under 3 minutes: lint, types, and the tests that need no database server
-	@$(BIN)/python -m pytest -m 'not slow' $(or $(ARGS),$(TESTS))
+check: $(DEVELOPMENT) ## After each change, under 3 minutes: lint, types, and the tests that need no database server
+	@mkdir -p .cache; status=0; \
+	$(MAKE) --no-print-directory lint >.cache/lint.log 2>&1 & lint=$$!; \
+	$(BIN)/python -m pytest -m 'not slow' $(or $(ARGS),$(TESTS)) || status=1; \
+	wait $$lint || status=1; cat .cache/lint.log; \
+	exit $$status
 
 test: $(SERVERS) ## Run all tests, on SQLite, PostgreSQL, MySQL and MariaDB
 	@$(BIN)/python -m pytest $(or $(ARGS),$(TESTS))
