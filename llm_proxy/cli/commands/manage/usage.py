@@ -133,7 +133,7 @@ def report(groups: list[dict[str, Any]], names: Sequence[str], width: int) -> st
         (
             *(_named(groups[place], name) for name in names),
             *(f"{groups[place][name]:,}" for name in columns.values()),
-            "-" if groups[place]["unpriced"] and not costs[place] else _dollars(costs[place]),
+            _dollars(costs[place], groups[place]["unpriced"]),
             *(groups[place]["p50_ms"], groups[place]["p95_ms"]),
         )
         for place in places
@@ -141,7 +141,7 @@ def report(groups: list[dict[str, Any]], names: Sequence[str], width: int) -> st
     if len(rows) > 1:
         totals = (f"{_total(groups, name):,}" for name in columns.values())
         first = ("total", *[""] * (len(names) - 1)) if names else ()
-        rows.append((*first, *totals, _dollars(sum(costs, Decimal(0))), "", ""))
+        rows.append((*first, *totals, _dollars(sum(costs, Decimal(0)), _total(groups, "unpriced")), "", ""))
     numbers = (*columns, "COST", "P50 MS", "P95 MS")
     lines = table((*(name.upper() for name in names), *numbers), rows, numbers=numbers).split("\n")
     return "\n".join(_with_bars(lines, [sizes[place] for place in places], width))
@@ -156,8 +156,10 @@ def _named(group: dict[str, Any], name: str) -> str | None:
     return group[name] or group.get(f"{name}_id")
 
 
-def _dollars(cost: Decimal) -> str:
-    """Show USD with as many digits as small costs need."""
+def _dollars(cost: Decimal, unpriced: int) -> str:
+    """Show USD with as many digits as small costs need; `-` if no cost is known."""
+    if unpriced and not cost:
+        return "-"
     return f"${cost:,.2f}" if cost >= 1 or not cost else f"${cost:.6f}"
 
 
