@@ -78,7 +78,7 @@ class RequestDemand:
     def input_tokens(self) -> int:
         if self._input is None:
             inbound = self._inbound
-            if _NO_TEXT.fullmatch(content_of(inbound.headers)[0]):
+            if _NO_TEXT.fullmatch(content_of(inbound.content)[0]):
                 self._input = 0
                 return 0
             named_models.require_body(inbound)

@@ -436,8 +436,8 @@ class Exchange:
 
     def _is_uncounted(self, usage: Usage, outcome: Outcome) -> bool:
         """Whether the request is billed, and nothing says what was used: speech, images of some models."""
-        counts = usage.input_tokens, usage.output_tokens, usage.details, usage.cost_nanousd
-        if self.meter.failed or not all(count is None for count in counts) or not self._is_billed(outcome):
+        is_counted = usage.input_tokens is not None or usage.output_tokens is not None or usage.details is not None
+        if is_counted or usage.cost_nanousd is not None or self.meter.failed or not self._is_billed(outcome):
             return False
         is_sent = self.inbound.ended or not self.inbound.has_body
         return is_sent and (self.relayed > 0 or not self.started)
