@@ -148,13 +148,10 @@ def run(server: Server, text: str, url: str, secret: str) -> dict[str, Any]:
 
 
 def test_contributing_setup_starts_the_documented_programs(fresh: Path) -> None:
-    assert calls(fresh, block(CONTRIBUTING, "set up")) == [
-        ["llm-proxy", "demo"],
-        *LINT,
-        FAST_TESTS,
-        ALL_TESTS,
-        *LINT,
-    ]
+    called = calls(fresh, block(CONTRIBUTING, "set up"))
+    # `make check` lints beside its tests.
+    called[1:6] = sorted(called[1:6])
+    assert called == [["llm-proxy", "demo"], *sorted([*LINT, FAST_TESTS]), ALL_TESTS, *LINT]
 
 
 def test_contributing_examples_select_tests(fresh: Path) -> None:
