@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 from sqlalchemy import ColumnElement, Connection, CursorResult, Select, Table, func, select
 
 from db.dialects.statements import by_index, by_key, without_sorting
@@ -499,12 +499,6 @@ class UnpricedModel:
     service_tier: str = field(default="", init=False)
 
 
-_OF_UNPRICED = (
-    *("requests", "unpriced"),
-    *("cached_tokens", "cache_write_tokens", "cache_write_1h_tokens", "reasoning_tokens"),
-)
-
-
 def unpriced_models(connection: Connection, since: datetime, until: datetime) -> tuple[list[UnpricedModel], datetime]:
     """The models that were used without a cost, by provider and name, and until when this was read.
 
@@ -517,17 +511,18 @@ def unpriced_models(connection: Connection, since: datetime, until: datetime) ->
         if not days or max(days) + _DAY == until:
             raise
         return unpriced_models(connection, since, max(days) + _DAY)
-    return [
+    found = [
         UnpricedModel(
             provider=provider,
             model=model or "",
             requested_model=requested_model or "",
-            input_tokens=group.sums["input_tokens"] if is_counted else None,
-            output_tokens=group.sums["output_tokens"] if is_counted else None,
-            **{name: group.sums[name] for name in _OF_UNPRICED},
+            **{name: group.sums[name] for name in ("requests", "unpriced", *TOKENS)},
         )
         for group in groups
         for provider, model, requested_model in [group.key]
-        for is_counted in [group.sums["input_tokens"] or group.sums["output_tokens"]]
         if provider is not None and group.sums["unpriced"]
+    ]
+    return [
+        one if one.input_tokens or one.output_tokens else evolve(one, input_tokens=None, output_tokens=None)
+        for one in found
     ], until

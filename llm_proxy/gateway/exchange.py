@@ -436,8 +436,9 @@ class Exchange:
 
     def _is_uncounted(self, usage: Usage, outcome: Outcome) -> bool:
         """Whether the request is billed, and nothing says what was used: speech, images of some models."""
-        is_counted = usage.input_tokens is not None or usage.output_tokens is not None or usage.details is not None
-        if is_counted or usage.cost_nanousd is not None or self.meter.failed or not self._is_billed(outcome):
+        if usage.is_known or usage.output_tokens is not None or usage.cost_nanousd is not None:
+            return False
+        if self.meter.failed or not self._is_billed(outcome):
             return False
         is_sent = self.inbound.ended or not self.inbound.has_body
         return is_sent and (self.relayed > 0 or not self.started)
@@ -462,7 +463,7 @@ def cost_of(
     """The cost, where it is from, and the version of the prices; None if the cost is unknown."""
     if usage.cost_nanousd is not None:
         return usage.cost_nanousd, "provider", None
-    if provider is None or (usage.input_tokens is None and usage.details is None):
+    if provider is None or not usage.is_known:
         return None, None, None
     found = prices.cost(provider.name, usage.parts or (usage,), datetime.now(UTC), requested)
     return (None, None, None) if found is None else (found.nanousd, "price", found.version)

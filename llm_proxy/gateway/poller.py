@@ -101,10 +101,6 @@ class _Answer:
     final: bool
     body: bytes
 
-    @property
-    def known(self) -> bool:
-        return self.usage.input_tokens is not None or self.usage.details is not None
-
 
 @define(eq=False)
 class LateUsagePoller:
@@ -203,7 +199,7 @@ class LateUsagePoller:
         path = f"{path}/{quote(one.object_id, safe='')}"
         api_key = await self._key(one, provider)
         answer = await self._get(provider, api_key, path, one.kind)
-        if not (answer.final and answer.known) and one.kind in _BATCHES:
+        if not (answer.final and answer.usage.is_known) and one.kind in _BATCHES:
             answer = await self._read_results(provider, api_key, path, one.kind, answer)
         if answer.final:
             await self._book(one, provider, path, model, answer)
@@ -268,16 +264,15 @@ class LateUsagePoller:
         usage = meter.result(whole=True)
         if meter.unmetered:
             raise _Failed("the usage in the answer cannot be read")
-        answer = _Answer(usage, bool(meter.final), bytes(body))
-        if kind not in _BATCHES and meter.final in GENERATED and not answer.known:
-            answer = _Answer(msgspec.structs.replace(usage, details={}), final=True, body=answer.body)
-        return answer
+        if kind not in _BATCHES and meter.final in GENERATED and not usage.is_known:
+            usage = msgspec.structs.replace(usage, details={})
+        return _Answer(usage, bool(meter.final), bytes(body))
 
     async def _book(self, one: ProviderObject, provider: Provider, path: str, model: str, answer: _Answer) -> None:
         now = datetime.now(UTC)
         whose = Reservation(request_id(), self._worker_id, one.token_id, one.project_id, one.provider, "GET", path, now)
         usage, late = ObjectUsage(one.object_id, one.request_id), None
-        if answer.known:
+        if answer.usage.is_known:
             late = _late_result(answer.usage, provider, model, self._relay)
             usage = ObjectUsage(one.object_id, whose.id, late)
         seen = SettledRequest(whose, late or Result(outcome="ok"), now)

@@ -107,11 +107,11 @@ class ResultsMeter:
             self._stop()
         parts = usage.parts or (usage,)
         is_ok = answer.status_code is _ABSENT or bytes(answer.status_code).startswith(b"2")
-        if is_ok and usage.input_tokens is usage.output_tokens is None and usage.details is None and not usage.parts:
+        if is_ok and not (usage.is_known or usage.parts) and usage.output_tokens is None:
             # It was billed, and nobody says for what.
             parts = (msgspec.structs.replace(usage, details={}),)
         for part in parts:
-            if part.input_tokens is not None or part.details is not None:
+            if part.is_known:
                 # Some providers name the tier of the answer itself.
                 of_batch = msgspec.structs.replace(part, service_tier="batch")
                 key = part.model, -(-(part.input_tokens or 0) // _LENGTH)

@@ -401,6 +401,11 @@ class Usage(msgspec.Struct, frozen=True, gc=False):
     parts: tuple[Usage, ...] = ()
     requests: int = 1
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it says anything of what was used; with empty `details`, that nobody counted it."""
+        return self.input_tokens is not None or self.details is not None
+
 
 UNKNOWN: Final = Usage()
 
