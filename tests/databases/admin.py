@@ -332,8 +332,10 @@ def _rows(session: Cursor, statement: str) -> tuple[tuple[Any, ...], ...]:
 
 
 def _sessions(session: Cursor, name: str) -> list[int]:
-    """The connections to a database. Their statements are not asked for: they are cut off within characters."""
-    session.execute("SELECT id FROM information_schema.processlist WHERE db = %s", (name,))
+    """The connections to a database."""
+    # MySQL's information schema fails while somebody's statement has an emoji; MariaDB's other one has no such table.
+    schema = "information_schema" if "MariaDB" in _rows(session, "SELECT VERSION()")[0][0] else "performance_schema"
+    session.execute(f"SELECT id FROM {schema}.processlist WHERE db = %s", (name,))
     return [row[0] for row in session.fetchall()]
 
 

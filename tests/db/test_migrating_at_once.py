@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -110,6 +111,28 @@ def migrate_by_hand(database: Database, meanwhile: Callable[[], object]) -> None
     with database.migrating(5) as connection:
         meanwhile()
         connection.exec_driver_sql("CREATE TABLE late (id INTEGER)")
+
+
+@on(*SERVERS)
+def test_statements_of_others_do_not_hide_the_holder(
+    fresh: Database, database_target: Target, database_kind: Kind
+) -> None:
+    """MySQL's information schema cannot hold every character of them."""
+    sleep = f"SELECT {'pg_sleep' if database_kind is Kind.POSTGRES else 'SLEEP'}(2), '🙂'"
+    other = threading.Thread(
+        target=fresh.read_now, args=(lambda connection: connection.exec_driver_sql(sleep).close(),)
+    )
+
+    def wait_for_it() -> None:
+        other.start()
+        with pytest.raises(Contention) as told, opened(database_target, Options(migration_lock_timeout=0.5)) as hasty:
+            migrate.up(hasty)
+        assert other.is_alive()
+        assert re.search(r"\(connection \d+, from \S+, .*silent for \d+ s\)", str(told.value))
+
+    with opened(database_target, Options()) as holder:
+        migrate_by_hand(holder, wait_for_it)
+    other.join()
 
 
 @on(*SERVERS)

@@ -154,6 +154,22 @@ async def test_a_session_ended_once_goes_unnoticed(database: Database) -> None:
     assert await database.read(count) == 1
 
 
+async def test_frozen_sessions_are_looked_for_while_others_write_any_character(database: Database) -> None:
+    """MySQL's information schema cannot hold every character of their statements."""
+
+    def add_slowly(connection: Connection) -> None:
+        add(connection, 1)
+        sleep = "pg_sleep" if database.target.driver == "postgres" else "SLEEP"
+        connection.exec_driver_sql(f"SELECT {sleep}(1), '🙂'").close()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(database.write, add_slowly)
+        with trio.move_on_after(0.8):
+            while True:
+                assert await database.end_frozen() is None
+                await trio.sleep(0.2)  # MySQL answers with the same for 0.1 s
+
+
 @pytest.mark.parametrize(("loss", "rows"), [(Loss.REQUEST, 0), (Loss.ANSWER, 1)])
 async def test_a_commit_that_is_lost_is_of_unknown_fate(
     through: Database, relay: Relay, database: Database, loss: Loss, rows: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import trio
@@ -17,12 +17,8 @@ from db.database import Database, opened
 from db.dialects.server import ServerPool
 from db.dsn import Target
 from db.options import Options
-from tests.databases.kinds import SERVERS, on
-
-SESSIONS = {
-    "postgres": "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()",
-    "mysql": "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE()",
-}
+from tests.databases.kinds import SERVERS, Kind, on
+from tests.databases.scratch import Databases
 
 
 @define(eq=False)
@@ -159,26 +155,18 @@ def test_after_one_was_lost_none_from_before_is_kept(sessions: Sessions, clock: 
     assert (len(sessions.made), pool.checkedin()) == (3, 1)
 
 
-def sessions_of(connection: Connection) -> int:
-    return int(connection.exec_driver_sql(SESSIONS[_driver(connection)]).scalar_one())
-
-
-def _driver(connection: Connection) -> str:
-    return "postgres" if connection.dialect.name == "postgresql" else "mysql"
-
-
 @pytest.fixture
-def watcher(shared_target: Target) -> Iterator[Callable[[int], None]]:
-    """Waits until so many sessions besides its own use the database."""
-    with opened(shared_target, Options(pool_size=1)) as database:
+def watcher(databases: Databases, database_kind: Kind, shared_target: Target) -> Callable[[int], None]:
+    """Waits until so many sessions use the database."""
+    admin = databases.server(database_kind).admin
 
-        def wait_for(number: int) -> None:
-            deadline = time.monotonic() + 30
-            while (seen := database.read_now(sessions_of) - 1) != number:
-                assert time.monotonic() < deadline, f"{seen} sessions, not {number}"
-                time.sleep(0.01)
+    def wait_for(number: int) -> None:
+        deadline = time.monotonic() + 30
+        while (seen := admin.sessions(shared_target.database)) != number:
+            assert time.monotonic() < deadline, f"{seen} sessions, not {number}"
+            time.sleep(0.01)
 
-        yield wait_for
+    return wait_for
 
 
 @on(*SERVERS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
@@ -53,6 +53,8 @@ JOIN information_schema.processlist AS ours ON ours.id = trx_mysql_thread_id
 WHERE ours.user = SUBSTRING_INDEX(USER(), '@', 1) AND ours.db = DATABASE() AND ours.command = 'Sleep'
     AND ours.time >= %s AND trx_rows_locked + trx_rows_modified > 0
 """
+#: MySQL's information schema holds the statements of all sessions as utf8mb3: it fails while one of them has an emoji.
+_NOT_UTF8MB3 = 3854
 #: The driver's own codes for errors of the operating system.
 _NETWORK = frozenset((CR.CR_CONNECTION_ERROR, CR.CR_CONN_HOST_ERROR, CR.CR_SERVER_GONE_ERROR, CR.CR_SERVER_LOST))
 _BY_CODE = {
@@ -190,6 +192,8 @@ class MySqlBackend(ServerBackend):
         try:
             frozen = connection.exec_driver_sql(_FROZEN, (int(FROZEN),)).scalars().all()
         except DBAPIError as error:
+            if error.orig is not None and error.orig.args[0] == _NOT_UTF8MB3:
+                return None  # that statement ends soon, and this is asked again
             if error.orig is None or _failure(error.orig) is not failures.PRIVILEGE:
                 raise
             return f"{self._target}: this user lacks the privilege PROCESS (GRANT PROCESS ON *.* TO …)"
@@ -262,32 +266,33 @@ def _holder(connection: Connection, name: str) -> Holder | None:
     if session is None:
         return None
     # Without the PROCESS privilege, these are the sessions of the same user; nobody else migrates, as a rule.
-    # Without their statements, which are cut off, perhaps in the middle of a character.
-    found_session = connection.exec_driver_sql(
-        "SELECT host, command, time FROM information_schema.processlist WHERE id = %s", (session,)
-    ).one_or_none()
+    # MySQL's other table of this name fails at statements of others (see _NOT_UTF8MB3).
+    schema = "information_schema" if getattr(connection.dialect, "is_mariadb", False) else "performance_schema"
+    statement = f"SELECT host, command, time FROM {schema}.processlist WHERE id = %s"  # noqa: S608 (one of these two)
+    found_session = _about(connection, statement, session)
     address = activity = ""
     if found_session is not None:
         address, command, seconds = found_session
         activity = f"silent for {seconds} s" if command == "Sleep" else f"at one statement for {seconds} s"
-    found = Holder(session, _program(connection, session), address, activity, f"KILL {session}")
+    program = _about(
+        connection,
+        "SELECT attr_value FROM performance_schema.session_account_connect_attrs "
+        "WHERE processlist_id = %s AND attr_name = 'program_name'",
+        session,
+    )
+    found = Holder(session, str(program[0] or "") if program else "", address, activity, f"KILL {session}")
     connection.commit()
     return found
 
 
-def _program(connection: Connection, session: int) -> str:
-    """What a session calls itself. MariaDB's performance schema, which would know, is off by default."""
+def _about(connection: Connection, statement: str, session: int) -> Sequence[Any] | None:
+    """What the server knows of a session: nothing where the performance schema is off, as MariaDB's is by default."""
     try:
-        name = connection.exec_driver_sql(
-            "SELECT attr_value FROM performance_schema.session_account_connect_attrs "
-            "WHERE processlist_id = %s AND attr_name = 'program_name'",
-            (session,),
-        ).scalar()
+        return connection.exec_driver_sql(statement, (session,)).one_or_none()
     except DBAPIError as error:
         if error.connection_invalidated:
             raise
-        return ""
-    return str(name or "")
+        return None
 
 
 def _failure(error: BaseException) -> Failure:
