@@ -104,9 +104,9 @@ class Movements:
         for key, held in (row.reservation.limits or {}).items():
             limit = self.limits.get(limit_of(key))
             if limit is not None:
+                moved = self.add(limit, key, row, 1)
                 if limit.reserves and row.result.kind == "request":
-                    self.of(key).reserved -= held
-                self.add(limit, key, row, 1)
+                    moved.reserved -= held
 
     def replace(self, row: SettledRequest, replaced: SettledRequest) -> None:
         """Charge the row in place of one that was written before."""
@@ -116,7 +116,7 @@ class Movements:
                 if limit is not None:
                     self.add(limit, key, one, sign)
 
-    def add(self, limit: Limit, key: str, row: SettledRequest, sign: int) -> None:
+    def add(self, limit: Limit, key: str, row: SettledRequest, sign: int) -> Movement:
         """Charge the row to one counter; with -1, take that back."""
         amount = charge(limit, key, row)
         moved = self.of(key)
@@ -125,6 +125,7 @@ class Movements:
             moved.unknown += sign * amount
         if limit.metric == "cost" and row.result.unpriced:
             moved.unpriced += sign
+        return moved
 
     def write(self, connection: Connection) -> None:
         """Add everything, in one statement, in the order of the counters' ids."""

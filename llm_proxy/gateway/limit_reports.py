@@ -55,11 +55,13 @@ class LimitReports:
 
     def settled(self, grant: Grant, result: Result) -> None:
         """Report that the request used more than it had reserved. That is charged all the same."""
+        reserved = [state.limit for state in grant.limits if state.limit.policy == "reserved"]
+        if not reserved:
+            return
         used = Bound(result.input_tokens or 0, result.output_tokens or 0, result.cost_nanousd)
         held = {key.partition(" ")[0]: amount for key, amount in (grant.reservation.limits or {}).items()}
-        for state in grant.limits:
-            limit = state.limit
-            if limit.policy == "reserved" and (amount := used.amount(limit.metric) or 0) > held[limit.id]:
+        for limit in reserved:
+            if (amount := used.amount(limit.metric) or 0) > held[limit.id]:
                 self._metrics.reservation_exceeded(grant.reservation.provider)
                 self._events.error(
                     "a request used more than it had reserved",

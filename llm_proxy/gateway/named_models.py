@@ -112,10 +112,9 @@ class _Place:
     members: dict[str, _Place] = field(factory=dict)
     #: The names of the members as lenient parsers read them, see `alias_of`.
     bare: dict[str, str] = field(factory=dict)
-    #: Of a member of the top level: its name, and those below it that name a model.
-    names: set[str] = field(factory=set)
-    #: Those of them that are so deep that a name between may be there twice.
-    deep: set[str] = field(factory=set)
+    #: Of a member of the top level: its name, and those below it that name a model, as in a body; and whether a name
+    #: is so deep that one between may be there twice.
+    names: dict[bytes, bool] = field(factory=dict)
 
     def at(self, name: str) -> _Place | None:
         found = self.members.get(name)
@@ -133,10 +132,10 @@ def _places(names: tuple[str, ...]) -> _Place:
             place.bare[bare(member)] = member
             place = place.members.setdefault(member, _Place(required=name in names))
         place.is_model = True
-        top = root.members[path[0]]
-        top.names |= {path[0], path[-1]}
-        if len(path) > 2:
-            top.deep.add(path[-1])
+        top = root.members[path[0]].names
+        top.setdefault(f'"{path[0]}"'.encode(), False)
+        last = f'"{path[-1]}"'.encode()
+        top[last] = top.get(last, False) or len(path) > 2
     return root
 
 
@@ -148,13 +147,14 @@ def _read_quickly(body: bytes, root: _Place) -> list[Named] | None:
     try:
         body.decode()
         members = members_of(body)
-        for top in members.keys() & root.members.keys():
-            place = root.members[top]
-            for name in place.names:
-                allowed = name in members if name in place.deep else 1
-                if body.count(f'"{name}"'.encode()) > allowed:
-                    return None
-        return [model for name, value in members.items() for model in _under(value, root.at(name))]
+        found: list[Named] = []
+        for name, value in members.items():
+            if (place := root.at(name)) is not None:
+                for quoted, is_deep in place.names.items():
+                    if body.count(quoted) > (quoted[1:-1].decode() in members if is_deep else 1):
+                        return None
+                found += _under(value, place)
+        return found
     except MALFORMED:
         return None
 
@@ -228,9 +228,13 @@ class _Members(JsonMembers):
 
 def generates(inbound: Inbound, provider: Provider) -> bool:
     """Whether the endpoint generates anything, or may do so: only what is known to generate nothing does not."""
-    path = inbound.route.path
     if inbound.method == "DELETE" or (inbound.method in _READS and not inbound.has_body):
         return False
+    return _generates(inbound.route.path, provider)
+
+
+@lru_cache(maxsize=256)
+def _generates(path: bytes, provider: Provider) -> bool:
     if provider.endpoints.model(path) is not None:
         return _COUNTS.fullmatch(path) is None
     return provider.says_models_of(path) or _GENERATES_NOTHING.fullmatch(path) is None
@@ -257,7 +261,11 @@ def named_models(inbound: Inbound, provider: Provider) -> Generator[None, None, 
     try:
         names = _in_query(inbound.query)
         if generates(inbound, provider):
-            names += [value.decode("latin-1") for name, value in inbound.headers if name.replace(b"_", b"-") == _HEADER]
+            names += [
+                value.decode("latin-1")
+                for name, value in inbound.headers
+                if len(name) == len(_HEADER) and name.replace(b"_", b"-") == _HEADER
+            ]
             found = yield from _of_request(inbound, provider)
             # An assistant or a stored prompt has a model of its own, whatever a tool or the query names.
             if not any(is_own for _, is_own in found):

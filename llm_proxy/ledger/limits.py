@@ -11,7 +11,7 @@ from attrs import define, field
 
 from db import Connection
 from db.queries import limits as queries
-from db.queries.limits import Movements, counter_id
+from db.queries.limits import Movement, Movements, counter_id
 from db.records import Account, Limit, LimitCounter, Reservation, SettledRequest, Token
 from llm_proxy.errors import ProxyError, TokenLocked
 from llm_proxy.limits import Blocked, Demand, behind, covers, ends_at, held, matches, started_at, verdict, warns
@@ -28,6 +28,26 @@ class LimitState(msgspec.Struct, frozen=True):
     @property
     def warns(self) -> bool:
         return warns(self.limit, self.used)
+
+
+@define(eq=False)
+class _Window:
+    """A limit in its current window, with what its counter had when it was locked, and what is added to it."""
+
+    limit: Limit
+    key: str
+    ends_at: datetime | None
+    moved: Movement
+    locked: bool = False
+    used: int = 0
+    reserved: int = 0
+
+    def lock(self, counter: LimitCounter) -> None:
+        self.locked, self.used, self.reserved = True, counter.used, counter.reserved
+
+    def state(self) -> LimitState:
+        moved = self.moved
+        return LimitState(self.limit, self.used + moved.used, self.reserved + moved.reserved, self.ends_at)
 
 
 class Admitted(NamedTuple):
@@ -52,12 +72,10 @@ class Limits:
     _waiting: Collection[str]
     _by_subject: Mapping[str, Sequence[Limit]]
     _movements: Movements
-    _counters: Mapping[str, LimitCounter] = field(factory=dict)
     #: Counters that are to be made by a transaction that may wait.
     _missing: Collection[str] = ()
-    _current: dict[str, str] = field(factory=dict, init=False)
+    _windows: dict[str, _Window] = field(factory=dict, init=False)
     _applied: dict[str, list[Limit]] = field(factory=dict, init=False)
-    _ends: dict[str, datetime | None] = field(factory=dict, init=False)
     #: Limits that an earlier request waits for.
     _busy: set[str] = field(factory=set)
 
@@ -83,14 +101,15 @@ class Limits:
             self._applied[token_id] = found
         return found
 
-    def _counter(self, limit: Limit, at: datetime) -> str:
-        """The id of the counter; that of the current window is made once for the transaction."""
-        if at is not self.now:
-            return counter_id(limit.id, started_at(limit.period, at))
-        key = self._current.get(limit.id)
-        if key is None:
-            key = self._current[limit.id] = counter_id(limit.id, started_at(limit.period, at))
-        return key
+    def _window(self, limit: Limit) -> _Window:
+        """The current window, made once for the transaction."""
+        found = self._windows.get(limit.id)
+        if found is None:
+            start = started_at(limit.period, self.now)
+            key = counter_id(limit.id, start)
+            found = _Window(limit, key, ends_at(limit.period, start), self._movements.of(key))
+            self._windows[limit.id] = found
+        return found
 
     def lock(
         self,
@@ -102,7 +121,7 @@ class Limits:
     ) -> None:
         """Lock the counters that these requests need, and those that these settlements move."""
         keys = {
-            self._counter(limit, self.now)
+            self._window(limit).key
             for token, account in wanted
             for limit in self._applying(token.id, account.project.id)
         }
@@ -112,9 +131,12 @@ class Limits:
                 key for row in settled for key in row.reservation.limits or () if queries.limit_of(key) in known
             )
             if skip_locked:
-                self._counters, self._missing = queries.lock_free_counters(connection, keys)
+                counters, self._missing = queries.lock_free_counters(connection, keys)
             else:
-                self._counters = queries.lock_counters(connection, keys)
+                counters = queries.lock_counters(connection, keys)
+            for window in self._windows.values():
+                if counter := counters.get(window.key):
+                    window.lock(counter)
 
     def settle(
         self, written: Sequence[SettledRequest], replaced: Sequence[SettledRequest], late: Sequence[SettledRequest]
@@ -151,7 +173,7 @@ class Limits:
         # The models of a batch are in a file: the answer names one.
         whose, model = row.reservation, row.result.requested_model or row.result.model
         keys = {
-            self._counter(limit, whose.admitted_at): held_by_metric.get(limit.metric, 0)
+            counter_id(limit.id, started_at(limit.period, whose.admitted_at)): held_by_metric.get(limit.metric, 0)
             for limit in self._applying(whose.token_id, whose.project_id)
             if limit.models is None or matches(limit.models["patterns"], model)
         }
@@ -175,20 +197,20 @@ class Limits:
         """Judge a request, and count it if it is admitted; None if it has no limits."""
         blocked: Blocked | None = None
         holds: dict[str, int] = {}
-        judged: list[tuple[Limit, str]] = []
+        judged: list[_Window] = []
         for limit in self._applying(token.id, account.project.id):
             if demand is None:
                 raise ProxyError
             if limit.models is not None and not covers(limit.models, demand, provider):
                 continue
-            key = self._counter(limit, self.now)
-            if key not in self._counters:
+            window = self._window(limit)
+            if not window.locked:
                 locked = TokenLocked()
-                locked.counter = key if key in self._missing else None
+                locked.counter = window.key if window.key in self._missing else None
                 return locked
-            holds[key] = held(limit, demand, provider)
-            judged.append((limit, key))
-            found = self._verdict(judged, holds[key])
+            wanted = holds[window.key] = held(limit, demand, provider)
+            judged.append(window)
+            found = self._verdict(judged, wanted)
             if isinstance(found, ProxyError):
                 return found
             if found is not None and (blocked is None or found.seconds < blocked.seconds):
@@ -199,29 +221,22 @@ class Limits:
             return blocked
         if not judged:
             return None
-        for limit, key in judged:
-            if limit.reserves:
-                self._movements.of(key).reserved += holds[key]
-        return Admitted(holds, tuple(self._state(limit, key) for limit, key in judged), self.now)
+        for window in judged:
+            if window.limit.reserves:
+                window.moved.reserved += holds[window.key]
+        return Admitted(holds, tuple([window.state() for window in judged]), self.now)
 
-    def _verdict(self, judged: Sequence[tuple[Limit, str]], wanted: int) -> ProxyError | Blocked | None:
+    def _verdict(self, judged: Sequence[_Window], wanted: int) -> ProxyError | Blocked | None:
         """Judge a request by the last of these limits, after it was judged by the others."""
-        limit, key = judged[-1]
-        moved, counter = self._movements.of(key), self._counters[key]
-        found = verdict(limit, counter.used + moved.used, counter.reserved + moved.reserved, wanted, self.now)
+        limit, state = judged[-1].limit, judged[-1].state()
+        found = verdict(limit, state.used, state.reserved, wanted, self.now)
         if found is None and limit.id in self._busy:
             found = behind(limit)
         if found is not None:
             error = found.error if isinstance(found, Blocked) else found
             error.limit_id, error.judged_at = limit.id, self.now
-            error.limits = tuple(self._state(*one) for one in judged)
+            error.limits = tuple(window.state() for window in judged)
         return found
-
-    def _state(self, limit: Limit, key: str) -> LimitState:
-        moved, counter = self._movements.of(key), self._counters[key]
-        if key not in self._ends:
-            self._ends[key] = ends_at(limit.period, counter.started_at)
-        return LimitState(limit, counter.used + moved.used, counter.reserved + moved.reserved, self._ends[key])
 
     def write(self, connection: Connection) -> None:
         self._movements.write(connection)

@@ -107,7 +107,9 @@ class ParameterRules:
 
 def alias_of(name: str, known: Mapping[str, str]) -> str | None:
     """The one of the `known` names, by their `bare` form, that some parsers read this name as."""
-    return known.get(bare(name)) or known.get(bare(_INDEX.split(name, maxsplit=1)[0]))
+    found = known.get(bare(name))
+    # Most names are identifiers, which have no index.
+    return found if found or name.isidentifier() else known.get(bare(_INDEX.split(name, maxsplit=1)[0]))
 
 
 @lru_cache(maxsize=1024)

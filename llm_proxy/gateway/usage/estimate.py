@@ -48,13 +48,13 @@ _CALL_TOKENS: Final = 35
 #: Texts in requests and in answers, and objects with the arguments of a tool in answers.
 _TEXT: Final = re.compile(
     rb'"(?:text|content|input|instructions|system|prompt|message|arguments|thinking|output|description|delta'
-    rb'|partial_json|reasoning|reasoning_content|refusal|response|completion)"\s*:\s*"((?:[^"\\]|\\.)*)'
+    rb'|partial_json|reasoning|reasoning_content|refusal|response|completion)"\s*:\s*"([^"\\]*+(?:\\.[^"\\]*+)*+)'
 )
 _ARGUMENTS: Final = re.compile(rb'"(?:input|args)"\s*:\s*\{([^}]*)')
 #: The end of a text in which a part of the request begins.
 _TEXT_END: Final = re.compile(rb'[^"]*"\s*[,}\]]')
 #: Events of OpenAI's Responses API repeat each text when it is complete.
-_DELTA: Final = re.compile(rb'"delta"\s*:\s*"((?:[^"\\]|\\.)*)')
+_DELTA: Final = re.compile(rb'"delta"\s*:\s*"([^"\\]*+(?:\\.[^"\\]*+)*+)')
 _ENCODED_EVENT: Final = re.compile(rb'"bytes"\s*:\s*"([A-Za-z0-9+/=]*)"')
 
 _ESCAPE: Final = re.compile(rb"\\(?:u([0-9a-fA-F]{4})|.)", re.DOTALL)
@@ -140,7 +140,10 @@ def _decoded(event: bytes) -> bytes:
 
 def _tokens(text: bytes) -> float:
     """The tokens of a text in a JSON string."""
-    text = _ESCAPE.sub(_unescaped, text)
+    if b"\\" in text:
+        text = _ESCAPE.sub(_unescaped, text)
+    if text.isascii():
+        return len(text) / _ASCII_LENGTH
     other = text.translate(None, _ASCII)
     characters = other.translate(None, _NOT_FIRST)
     rest = characters.translate(None, _TWO)
