@@ -51,6 +51,7 @@ CLASSES: Final[Mapping[str, str]] = {
     "file_search": EACH,
     "social_search": EACH,
     "code_execution": EACH,
+    "other_tool": EACH,
     "request": EACH,
 }
 
@@ -72,6 +73,7 @@ _COUNTED: Final[Mapping[str, str | None]] = {
     "file_searches": "file_search",
     "social_searches": "social_search",
     "code_executions": "code_execution",
+    "other_tools": "other_tool",
     "web_fetches": None,
 }
 #: These are paid by their tokens if they have no rate.

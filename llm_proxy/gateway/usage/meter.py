@@ -47,6 +47,9 @@ _COUNT: Final = re.compile(rb"\d{1,12}")
 #: Paths of OpenAI's models on Bedrock, whose Converse API counts cached tokens in the input.
 _CACHE_INSIDE: Final = re.compile(rb"/model/(?:[a-z-]+\.)?openai\.")
 
+#: Endpoints that make images.
+_IMAGES: Final = (b"/images/generations", b"/images/edits", b"/images/variations")
+
 #: A POST to a stored completion or to a run changes its metadata, and shows the old usage again.
 _STORED: Final = re.compile(rb"/chat/completions/|/threads/[^/]+/runs/[^/]+\Z")
 
@@ -253,7 +256,7 @@ def meter_for(
     is_billed = shows_usage or (method == "POST" and _STORED.search(path) is None)
     stream = _STREAMS.get(kind)
     meter: UsageMeter
-    tally = Tally()
+    tally = Tally(images=path.endswith(_IMAGES))
     if shows_usage and b"/batches/" in path:
         tally.counts["tier"] = "batch"
     if b"/deferred-completion/" in path and status == HTTPStatus.OK:

@@ -22,7 +22,7 @@ import re
 import msgspec
 from attrs import define, field
 
-from llm_proxy.gateway.usage.tally import MAX_USAGE, WRAPPERS, Report, Tally, decode
+from llm_proxy.gateway.usage.tally import MAX_USAGE, WRAPPERS, Report, SearchCalls, Tally, decode
 
 #: Maximum length of a copy, in bytes of JSON text: of a name, of most values, of a report.
 _MAX_NAME = 64
@@ -68,7 +68,8 @@ _ENDS = (b",", b"}", b"]")
 _AROUND_VALUE = b": \t\r\n"
 
 #: The relevant members by their names in JSON. Usage in choices is only read in short documents.
-_MEMBERS = {field.encode_name: field.name for field in msgspec.structs.fields(Report) if field.name != "choices"}
+_OTHERS = ("choices", "output")
+_MEMBERS = {field.encode_name: field.name for field in msgspec.structs.fields(Report) if field.name not in _OTHERS}
 _NAMES = {b'"%b"' % name.encode(): member for name, member in _MEMBERS.items()}
 _IN_ARRAY = frozenset({"model_version", "usage_metadata"})
 
@@ -112,8 +113,10 @@ class Scanner:
     _counted: int = 0
     #: The document needed too many steps, or its usage is too long, so something may be missing.
     _stopped: bool = False
+    _searches: SearchCalls = field(factory=SearchCalls)
 
     def feed(self, data: bytes) -> None:
+        self._searches.feed(data)
         position = 0
         while position < len(data) and not self._done:
             position = self._string(data, position) if self._in_string else self._structure(data, position)
@@ -129,6 +132,7 @@ class Scanner:
                 tally.add(report)
                 if not wrapper:
                     tally.see(report)
+        tally.searches = max(tally.searches, self._searches.count)
         tally.uncertain |= self._stopped
         tally.cut_off |= self._level > 0 and not self._done
 

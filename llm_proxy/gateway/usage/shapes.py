@@ -11,6 +11,7 @@ is the value itself, if a vendor sends a number where another one sends an objec
 - `write_5m`, `write_1h`: cache writes by their lifetime
 - `usd`, `usd_ticks`: the price that the provider itself charges
 - `market_usd`: what Vercel's gateway calls the price without discounts
+- `own_key`, `upstream_usd`: whether OpenRouter used the client's own key, and the bill for that, beside `usd`
 - `tier`, `speed`, `place`: texts that decide on the price
 - all others: names in `Usage.details`
 """
@@ -51,6 +52,7 @@ DETAILS: Final = frozenset(
         "code_executions",
         "file_searches",
         "social_searches",
+        "other_tools",
         "image_tool_tokens",
         "search_units",
         "search_sources",
@@ -64,12 +66,13 @@ _SCALES: Final[Mapping[str, float]] = {
     "usd": 1_000_000_000,
     "usd_ticks": 0.1,
     "market_usd": 1_000_000_000,
+    "upstream_usd": 1_000_000_000,
 }
 #: A million USD, and 30,000 years of sound: a larger number is an error too, and may be too large for the database.
 _MAX_SCALED: Final = 10**15
 _TEXTS: Final = frozenset({"tier", "speed", "place"})
 #: All that is no count.
-_OTHERS: Final = _TEXTS | set(_SCALES)
+_OTHERS: Final = _TEXTS | set(_SCALES) | {"own_key"}
 #: If one of these cannot be read, the counts are still right.
 _OPTIONAL: Final = DETAILS | _OTHERS
 _TEXT: Final = re.compile(r"[\x20-\x7e]{1,32}")
@@ -85,9 +88,15 @@ class Shape:
     members: Members
 
 
-_PROMPT_DETAILS: Final = {
+_LIFETIMES: Final[Members] = {"ephemeral_5m_input_tokens": "write_5m", "ephemeral_1h_input_tokens": "write_1h"}
+_PROMPT_DETAILS: Final[Members] = {
     "cached_tokens": "cached",
     "cache_write_tokens": "write",
+    # Alibaba, https://www.alibabacloud.com/help/en/model-studio/context-cache, and LiteLLM
+    "cache_creation_input_tokens": "write",
+    "cache_creation_tokens": "write",
+    "cache_creation": _LIFETIMES,
+    "cache_creation_token_details": _LIFETIMES,
     "audio_tokens": "input_audio_tokens",
     "image_tokens": "input_image_tokens",
     "video_tokens": "input_video_tokens",
@@ -197,7 +206,7 @@ SHAPES: Final = (
             "output_tokens": "output",
             "cache_read_input_tokens": "+cached",
             "cache_creation_input_tokens": "+write",
-            "cache_creation": {"ephemeral_5m_input_tokens": "write_5m", "ephemeral_1h_input_tokens": "write_1h"},
+            "cache_creation": _LIFETIMES,
             "output_tokens_details": {"thinking_tokens": "reasoning"},
             "server_tool_use": {
                 "web_search_requests": "web_searches",
@@ -231,6 +240,12 @@ SHAPES: Final = (
         },
     ),
     Shape(
+        "Vertex AI chat completions",
+        "https://cloud.google.com/vertex-ai/generative-ai/docs/start/openai",
+        "usage",
+        {"extra_properties": {"google": {"traffic_type": "tier"}}},
+    ),
+    Shape(
         "Gemini interactions",
         "https://ai.google.dev/api/interactions-api",
         "usage",
@@ -244,7 +259,7 @@ SHAPES: Final = (
             "input_tokens_by_modality": _MODALITIES_IN,
             "cached_tokens_by_modality": _MODALITIES_CACHED,
             "output_tokens_by_modality": _MODALITIES_OUT,
-            "grounding_tool_count": {"google_search": "web_searches"},
+            "grounding_tool_count": {"google_search": "web_searches", "google_maps": "other_tools"},
         },
     ),
     Shape(
@@ -268,6 +283,8 @@ SHAPES: Final = (
         "usage",
         {
             "cost": {"": "usd"},
+            "is_byok": "own_key",
+            "cost_details": {"upstream_inference_cost": "upstream_usd"},
             "server_tool_use": {"web_search_requests": "web_searches"},
             "server_tool_use_details": {"web_search_requests": "web_searches"},
         },
@@ -299,7 +316,12 @@ SHAPES: Final = (
         "usage",
         {
             "connector_tokens": "+input",
-            "connectors": {"web_search": "web_searches", "code_interpreter": "code_executions"},
+            "connectors": {
+                "web_search": "web_searches",
+                "code_interpreter": "code_executions",
+                "web_search_premium": "other_tools",
+                "image_generation": "other_tools",
+            },
         },
     ),
     Shape("Mistral OCR", "https://docs.mistral.ai/api", "usage_info", {"pages_processed": "pages"}),
@@ -488,6 +510,8 @@ def _value(meaning: str, value: object) -> int | str | None:
         if type(text) is int and text > 1:  # Vertex's kinds of traffic as numbers; 1 is the usual one
             text = str(text)
         return text if isinstance(text, str) and _TEXT.fullmatch(text) else None
+    if meaning == "own_key":
+        return int(value is True)
     if not isinstance(value, int | float) or isinstance(value, bool):
         return None
     scale = _SCALES.get(meaning)
@@ -523,9 +547,7 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
     details = {name: count for name, count in counts.items() if name in DETAILS and count}
     if get("place") == "us":  # This costs more: https://platform.claude.com/docs/en/manage-claude/data-residency
         details["us_inference"] = 1
-    read, written, hourly = get("+cached"), get("+write"), get("write_1h")
-    if written is None and (hourly is not None or "write_5m" in counts):
-        written = get("write_5m", 0) + (hourly or 0)
+    read, written, hourly = get("+cached"), _written(counts), get("write_1h")
     tokens, output = _with_beside(counts, (read or 0) + (written or 0), inside=inside)
     reasoning = get("+reasoning", get("reasoning"))
     if (
@@ -546,6 +568,8 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         elif rest > 0 and tokens is not None and "audio_ms" in counts:
             tokens += rest  # Mistral's prompt leaves out the audio
             details["input_audio_tokens"] = rest
+        elif tokens is not None and 0 < rest == (get("cached") or 0) > tokens:
+            tokens += rest  # cached tokens beside the prompt, against the rule of the API
         elif rest > 0:
             # Reasoning that is not listed, or listed beside the output.
             output += rest
@@ -568,8 +592,25 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         reasoning if output is None else reasoning and min(reasoning, output),
         details or None,
         _tier(counts),
-        get("usd", get("usd_ticks") or None),  # Azure sends 0 for xAI's models.
+        _charged(counts),
     )
+
+
+def _written(counts: Mapping[str, Any]) -> int | None:
+    """Tokens written to the cache beside the input, in one count or by their lifetime; None if there is neither."""
+    written: int | None = counts.get("+write")
+    if written is None and "write" not in counts and not counts.keys().isdisjoint(("write_5m", "write_1h")):
+        return int(counts.get("write_5m", 0) + counts.get("write_1h", 0))
+    return written
+
+
+def _charged(counts: Mapping[str, Any]) -> int | None:
+    """What the provider charges in 10^-9 USD, with the bill for the client's own key; None if one is unknown."""
+    charged: int | None = counts.get("usd", counts.get("usd_ticks") or None)  # Azure sends 0 for xAI's models.
+    if not counts.get("own_key"):
+        return charged
+    upstream: int | None = counts.get("upstream_usd")
+    return None if upstream is None else upstream + (charged or 0)
 
 
 def _tier(counts: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ If a part of a report cannot be read, no count is known: the others may be incom
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -61,6 +62,11 @@ _QWEN = "qwen"
 _STATEFUL = frozenset({b'"response"', b'"thread.run"', b'"batch"'})
 _FINAL = frozenset({b'"completed"', b'"incomplete"', b'"failed"', b'"cancelled"', b'"expired"'})
 
+#: Calls in the output of OpenAI's Responses API, and actions in them that are no searches and cost nothing:
+#: https://platform.openai.com/docs/guides/tools-web-search
+_CALL = re.compile(rb'"type"\s{0,8}:\s{0,8}"(?:(web_search_call)|open_page|find_in_page)"')
+_LONGEST_CALL = 48
+
 _ABSENT = msgspec.Raw()
 
 
@@ -74,6 +80,7 @@ class Report(msgspec.Struct, gc=False):
     usage_info: msgspec.Raw = _ABSENT
     usage_breakdown: msgspec.Raw = _ABSENT
     tool_usage: msgspec.Raw = _ABSENT
+    output: msgspec.Raw = _ABSENT
     meta: msgspec.Raw = _ABSENT
     metrics: msgspec.Raw = msgspec.field(name="amazon-bedrock-invocationMetrics", default=_ABSENT)
     prompt_eval_count: msgspec.Raw = _ABSENT
@@ -119,6 +126,22 @@ def _decoded(member: msgspec.Raw) -> object:
 
 
 @define
+class SearchCalls:
+    """Counts the searches in an output that comes in pieces cut anywhere."""
+
+    count: int = 0
+    _last: bytes = b""
+
+    def feed(self, data: bytes) -> None:
+        before, text = len(self._last), self._last + data
+        if b"web_search_call" in text or b"open_page" in text or b"find_in_page" in text:
+            for call in _CALL.finditer(text):
+                if call.end() > before:
+                    self.count += 1 if call[1] else -1
+        self._last = text[-_LONGEST_CALL:]
+
+
+@define
 class Tally:
     """Collects the reports of one response.
 
@@ -133,6 +156,8 @@ class Tally:
         final: the status of an object that the provider keeps, if it is one after which its usage does not change.
         requests: the number of requests of a batch.
         inside: the model counts cached tokens in the input, against the rule of its API.
+        images: the endpoint makes images, so that all output is one unless the answer says otherwise.
+        searches: the number of searches in the output, for answers that do not report it.
         counts: the last value of each count, see `shapes`.
     """
 
@@ -146,6 +171,8 @@ class Tally:
     final: str = ""
     requests: int = 1
     inside: bool = False
+    images: bool = False
+    searches: int = 0
     counts: dict[str, Any] = field(factory=dict)
     _zero: bool = False
     _iterations: list[Any] | None = None
@@ -221,6 +248,10 @@ class Tally:
                 "inputTextTokenCount": report.text_token_count,
             }
             self.collect("", {name: _decoded(count) for name, count in counts.items()})
+        if report.output is not _ABSENT:
+            calls = SearchCalls()
+            calls.feed(bytes(report.output))
+            self.searches = max(self.searches, calls.count)
         if report.usage_breakdown is not _ABSENT:
             self._breakdown = _decoded(report.usage_breakdown)
 
@@ -274,6 +305,10 @@ class Tally:
             return Usage(self.model)
         if parts:
             return total_of(self.model or parts[0].model, parts)
+        if self.images and "output_image_tokens" not in self.counts and (made := self.counts.get("output")):
+            self.counts["output_image_tokens"] = made
+        if self.searches:
+            self.counts.setdefault("web_searches", self.searches)
         inside = self.inside or (self.model.startswith(_QWEN) and "/" not in self.model)
         usage = usage_of(self.model, self.counts, zero=self._zero, inside=inside)
         if usage.input_tokens is None and self.counts.get("total"):

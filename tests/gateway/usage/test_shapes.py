@@ -61,6 +61,59 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         Usage("m", 35, 74, reasoning_tokens=62),
     ),
     (
+        "OpenAI chat completions, completions, embeddings",  # Alibaba
+        {
+            **CHAT,
+            "usage": {
+                "prompt_tokens": 1616,
+                "completion_tokens": 10,
+                "total_tokens": 1626,
+                "prompt_tokens_details": {
+                    "cached_tokens": 0,
+                    "cache_creation": {"ephemeral_5m_input_tokens": 1605},
+                    "cache_creation_input_tokens": 1605,
+                    "cache_type": "ephemeral",
+                },
+            },
+        },
+        Usage("m", 1616, 10, 0, 1605),
+    ),
+    (
+        "OpenAI chat completions, completions, embeddings",  # LiteLLM, with Claude behind it
+        {
+            **CHAT,
+            "usage": {
+                "prompt_tokens": 2100,
+                "completion_tokens": 30,
+                "total_tokens": 2130,
+                "prompt_tokens_details": {
+                    "cached_tokens": 0,
+                    "cache_creation_tokens": 2000,
+                    "cache_creation_token_details": {
+                        "ephemeral_5m_input_tokens": 500,
+                        "ephemeral_1h_input_tokens": 1500,
+                    },
+                },
+                "cache_creation_input_tokens": 2000,
+                "cache_read_input_tokens": 0,
+            },
+        },
+        Usage("m", 2100, 30, 0, 2000, 1500),
+    ),
+    (
+        "OpenAI chat completions, completions, embeddings",  # cached tokens beside the prompt
+        {
+            **CHAT,
+            "usage": {
+                "prompt_tokens": 368,
+                "completion_tokens": 19,
+                "total_tokens": 10923,
+                "prompt_tokens_details": {"cached_tokens": 10536},
+            },
+        },
+        Usage("m", 10904, 19, 10536),
+    ),
+    (
         "OpenAI assistants",
         {
             "object": "thread.run",
@@ -115,6 +168,21 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
             "usage": {"input_tokens": 40, "output_tokens": 60, "total_tokens": 100},
         },
         Usage("m", 40, 60, details=details(web_searches=2, image_tool_tokens=300)),
+    ),
+    (
+        "OpenAI responses, tools",  # of these, only searches cost anything
+        {
+            "object": "response",
+            "model": "m",
+            "output": [
+                {"type": "web_search_call", "status": "completed", "action": {"type": "search", "query": "a"}},
+                {"type": "web_search_call", "status": "completed", "action": {"type": "open_page", "url": "b"}},
+                {"type": "web_search_call", "status": "completed"},
+                {"type": "message", "content": [{"type": "output_text", "text": '"type":"web_search_call"'}]},
+            ],
+            "usage": {"input_tokens": 1000, "output_tokens": 500, "total_tokens": 1500},
+        },
+        Usage("m", 1000, 500, details=details(web_searches=2)),
     ),
     (
         "OpenAI realtime, audio by tokens",
@@ -250,6 +318,20 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
         Usage("m", 45, 55, 8, None, None, 25, details(input_audio_tokens=12, web_searches=2)),
     ),
     (
+        "Vertex AI chat completions",
+        {
+            **CHAT,
+            "usage": {
+                "completion_tokens": 45,
+                "completion_tokens_details": {"reasoning_tokens": 504},
+                "extra_properties": {"google": {"traffic_type": "PROVISIONED_THROUGHPUT"}},
+                "prompt_tokens": 27,
+                "total_tokens": 576,
+            },
+        },
+        Usage("m", 27, 549, reasoning_tokens=504, service_tier="provisioned_throughput"),
+    ),
+    (
         "xAI",
         {
             **CHAT,
@@ -297,6 +379,44 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
             },
         },
         Usage("m", 194, 2, 0, 100, None, 0, details(web_searches=1), "", 951200),
+    ),
+    (
+        "OpenRouter",  # with a key of the client's own
+        {
+            **CHAT,
+            "usage": {
+                "prompt_tokens": 1396,
+                "completion_tokens": 41,
+                "total_tokens": 1437,
+                "cost": 0.00001,
+                "is_byok": True,
+                "cost_details": {"upstream_inference_cost": 0.0001601},
+            },
+        },
+        Usage("m", 1396, 41, cost_nanousd=170_100),
+    ),
+    (
+        "OpenRouter",  # whose bill is not known
+        {
+            **CHAT,
+            "usage": {"prompt_tokens": 9, "completion_tokens": 4, "total_tokens": 13, "cost": 0, "is_byok": True},
+        },
+        Usage("m", 9, 4),
+    ),
+    (
+        "OpenRouter",
+        {
+            **CHAT,
+            "usage": {
+                "prompt_tokens": 9,
+                "completion_tokens": 4,
+                "total_tokens": 13,
+                "cost": 0.0002,
+                "is_byok": False,
+                "cost_details": {"upstream_inference_cost": 0.0002},
+            },
+        },
+        Usage("m", 9, 4, cost_nanousd=200_000),
     ),
     (
         "Vercel AI Gateway",
@@ -393,10 +513,10 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
                 "completion_tokens": 50,
                 "total_tokens": 900,
                 "connector_tokens": 750,
-                "connectors": {"web_search": 1},
+                "connectors": {"web_search": 1, "image_generation": 2},
             },
         },
-        Usage("", 850, 50, details=details(web_searches=1)),
+        Usage("", 850, 50, details=details(web_searches=1, other_tools=2)),
     ),
     (
         "Mistral OCR",
@@ -758,3 +878,14 @@ def test_a_post_that_changes_metadata_has_no_usage(path: bytes) -> None:
     assert metered(meter_for(200, [JSON], "POST", path), body) == Usage()
     for other in (b"/v1/chat/completions", b"/v1/threads/thread_1/runs", b"/openai/deployments/d/chat/completions"):
         assert metered(meter_for(200, [JSON], "POST", other), body) == Usage("m", 5, 6)
+
+
+@pytest.mark.parametrize("path", [b"/v1/images/generations", b"/openai/deployments/d/images/edits"])
+@pytest.mark.parametrize("kind", [JSON, EVENTS])
+def test_all_output_of_an_endpoint_for_images_is_images(path: bytes, kind: tuple[bytes, bytes]) -> None:
+    """https://platform.openai.com/docs/api-reference/images-streaming: these events have no details of the output."""
+    usage = {"total_tokens": 100, "input_tokens": 40, "output_tokens": 60, "input_tokens_details": {"image_tokens": 0}}
+    text = json.dumps({"type": "image_generation.completed", "usage": usage}).encode()
+    body = text if kind is JSON else b"data: " + text + b"\n\n"
+    assert metered(meter_for(200, [kind], "POST", path), body).details == {"output_image_tokens": 60}
+    assert metered(meter_for(200, [kind], "POST", b"/v1/responses"), body).details is None
