@@ -219,7 +219,8 @@ def _exceeded(limit: Limit, used: int, now: datetime, wanted: int = 0) -> ProxyE
     if wanted:
         left = f"{_shown(limit, limit.amount - used)} of {_shown(limit, limit.amount)}"
         message = f"{_name(limit)} has {left} left, and this request may use up to {_shown(limit, wanted)}."
-        message += " Send it with a smaller maximum of output tokens."
+        less = "" if limit.metric == "input_tokens" else ", or with a smaller maximum of output tokens"
+        message += f" Send a shorter one{less}."
     else:
         of = _shown(limit, used) if limit.metric == "cost" else used
         message = f"{_name(limit)} is used up: {of} of {_shown(limit, limit.amount)} are used."

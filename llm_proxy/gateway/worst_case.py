@@ -155,7 +155,7 @@ ENDPOINTS: Final = (
 )
 #: POST requests that are not billed.
 _FREE: Final = re.compile(
-    rb".*(?:/count_tokens|/input_tokens|:countTokens|/tokenize|/files|/uploads(?:/.*)?|/batches/[^/]+/cancel"
+    rb"(?!.*/(?:vector_stores|containers)/).*(?:/count_tokens|/input_tokens|:countTokens|/tokenize|/files|/uploads(?:/.*)?|/batches/[^/]+/cancel"
     rb"|/responses/[^/]+/cancel)"
 )
 
@@ -169,6 +169,8 @@ _COMPLETION_TOKENS: Final = frozenset({"openai", "azure", "groq"})
 _AGENTS: Final = re.compile(r"search|research|compound|computer-use|sonar|:online", re.IGNORECASE)
 
 _LONGEST_NAME: Final = 64
+#: A larger maximum of tokens, or number of answers, is a mistake.
+_LARGEST: Final = 10**9
 #: Objects and lists in a body. Reading so many takes some milliseconds, in which the process does nothing else; 1 MiB
 #: has room for half a million.
 MAX_CONTAINERS: Final = 50_000
@@ -254,6 +256,11 @@ def _check(rule: Rule, value: Any, name: str) -> None:
             allowed = ", ".join(sorted(str(one).lower() for one in rule)) or "null"
             raise _unbounded(name, f"has a value whose cost nobody can bound (allowed: {allowed}).")
     elif isinstance(value, dict):
+        if value.get("id") is not None and isinstance(rule.get("type"), frozenset) and value.get("type") is None:
+            # OpenAI's references to stored items need no type.
+            raise _unbounded(
+                f"{name}.type", "is missing beside an id, which may name what the provider stores. Send it."
+            )
         for member, inner in value.items():
             inside = f"{name}.{member}" if name else member
             if member not in rule:
@@ -284,8 +291,8 @@ def _number(request: Mapping[str, Any], name: str) -> int:
     value = request.get(name)
     if value is None:
         return 1
-    if type(value) is not int or value < 1:  # servers differ in what 0 and -1 mean
-        raise _unbounded(name, "must be a whole number of at least 1.")
+    if type(value) is not int or not 1 <= value <= _LARGEST:  # servers differ in what 0 and -1 mean
+        raise _unbounded(name, f"must be a whole number from 1 to {_LARGEST}.")
     return value
 
 

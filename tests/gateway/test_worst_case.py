@@ -138,6 +138,8 @@ def test_a_field_of_the_table_has_a_bound(prices: Prices, path: bytes, name: str
         (RESPONSE, {"prompt": {"id": "pmpt_1"}}, "prompt"),
         (RESPONSE, {"reasoning": {"mode": "pro"}}, "reasoning.mode"),
         (RESPONSE, {"input": [{"type": "item_reference", "id": "msg_1"}]}, "input.type"),
+        (RESPONSE, {"input": [{"id": "msg_1"}]}, "input.type"),
+        (RESPONSE, {"input": [{"type": None, "id": "msg_1"}]}, "input.type"),
         (RESPONSE, {"input": [{"type": "reasoning", "id": "rs_1"}]}, "input.type"),
         (RESPONSE, {"input": [{"content": [{"type": "input_image"}]}]}, "input.content.type"),
         (RESPONSE, {"input": [{"content": [{"file_id": "f"}]}]}, "input.content.file_id"),
@@ -199,7 +201,7 @@ def test_a_body_that_is_not_held_is_refused(prices: Prices) -> None:
         (COMPLETION, {"max_tokens": None}, "max_tokens"),
         (RESPONSE, {"max_output_tokens": None}, "max_output_tokens"),
         (MESSAGE, {"max_tokens": None}, "max_tokens"),
-        *((CHAT, {"max_tokens": value}, "max_tokens") for value in (0, -1, 1.5, True, "10")),
+        *((CHAT, {"max_tokens": value}, "max_tokens") for value in (0, -1, 1.5, True, "10", 10**4000)),
         *((CHAT, {"n": value}, "n") for value in (0, -1, 1.5, "2")),
     ],
 )
@@ -230,7 +232,14 @@ def test_a_provider_without_a_documented_maximum_is_refused(prices: Prices, prov
 
 @pytest.mark.parametrize(
     "path",
-    [b"/v1/images/generations", b"/v1/audio/speech", b"/v1/batches", b"/v1/responses/compact", b"/v1/threads/t/runs"],
+    [
+        b"/v1/images/generations",
+        b"/v1/audio/speech",
+        b"/v1/batches",
+        b"/v1/responses/compact",
+        b"/v1/threads/t/runs",
+        b"/v1/vector_stores/v/files",
+    ],
 )
 def test_an_endpoint_outside_of_the_table_is_refused(prices: Prices, path: bytes) -> None:
     assert "endpoint" in refused(prices, path, {"model": "m"})
@@ -247,6 +256,7 @@ def test_only_post_requests_are_billed() -> None:
     assert is_free("GET", CHAT)
     assert not is_free("POST", CHAT)
     assert not is_free("POST", b"/v1/responses/compact")
+    assert not is_free("POST", b"/v1/vector_stores/v/files")
 
 
 def padded(path: bytes, size: int, **fields: Any) -> bytes:
