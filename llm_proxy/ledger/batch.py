@@ -23,10 +23,12 @@ _log = log.logger("ledger")
 class PendingAdmission:
     """A request's place in the queue, and the task that waits for the decision.
 
-    `blocked`: why it waits for running requests to end, which it does until `waits_until`, in trio's time.
+    `blocked`: why it waits for running requests to end, which it does until `waits_until`, in trio's time. `arrived` is
+    when it came, `queued` when it began to wait for the database.
     """
 
     request: AdmissionRequest
+    arrived: float = field(factory=trio.current_time, init=False)
     queued: float = field(factory=trio.current_time, init=False)
     task: trio.lowlevel.Task = field(factory=trio.lowlevel.current_task, init=False)
     answered: bool = False

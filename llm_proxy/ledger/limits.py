@@ -230,7 +230,7 @@ class Limits:
         """Judge a request by the last of these limits, after it was judged by the others."""
         limit, state = judged[-1].limit, judged[-1].state()
         found = verdict(limit, state.used, state.reserved, wanted, self.now)
-        if found is None and limit.id in self._busy:
+        if found is None and wanted and limit.id in self._busy:
             found = behind(limit)
         if found is not None:
             error = found.error if isinstance(found, Blocked) else found

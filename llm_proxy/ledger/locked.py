@@ -110,6 +110,11 @@ class LockedRows:
         self._cautious_until = trio.current_time() + CAUTION
         self._lock_met.set()
 
+    def miss(self, counter: str) -> None:
+        """Make this counter, which requests wait for."""
+        self.missing_counters.add(counter)
+        self._lock_met.set()
+
     def add(self, settlements: Iterable[Settlement]) -> None:
         for settlement in settlements:
             self.settlements.setdefault(settlement.digest, deque()).append(settlement)
@@ -124,7 +129,7 @@ class LockedRows:
             await self._lock_met.wait()
             began = trio.current_time()
             _log.warning("another transaction has locked ledger rows: requests that need them wait, others continue")
-            while self.settlements or self.uncertain or self._requests or self.cautious:
+            while self.settlements or self.uncertain or self.missing_counters or self._requests or self.cautious:
                 # While the database is unavailable, keep what is here for later.
                 if not self._database_away():
                     with suppress(DatabaseError):

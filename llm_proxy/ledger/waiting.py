@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Collection, Iterator
 from itertools import chain
+from operator import attrgetter
 
 from attrs import define, field
 
@@ -26,7 +26,7 @@ class BlockedRequests:
 
     #: Trio's time of the next retry; infinite if there are none.
     retry_at: float = field(default=math.inf, init=False)
-    _by_limit: dict[str, deque[PendingAdmission]] = field(factory=dict, init=False, repr=False)
+    _by_limit: dict[str, list[PendingAdmission]] = field(factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return sum(map(len, self._by_limit.values()))
@@ -47,32 +47,30 @@ class BlockedRequests:
                 if one.blocked is not None and now >= one.waits_until:
                     one.answer(one.blocked.error)
             # Clients that have disconnected take no room from others.
-            waiting = deque(one for one in queue if not one.answered)
-            for _ in range(min(len(waiting), _RETRIED)):
-                one = waiting.popleft()
-                one.queued = now
-                taken.append(one)
-            if waiting:
-                self._by_limit[limit_id] = waiting
+            waiting = [one for one in queue if not one.answered]
+            taken += waiting[:_RETRIED]
+            if len(waiting) > _RETRIED:
+                self._by_limit[limit_id] = waiting[_RETRIED:]
             else:
                 del self._by_limit[limit_id]
+        for one in taken:
+            one.queued = now
         self.retry_at = now + _RETRY if self._by_limit else math.inf
-        return taken
+        return sorted(taken, key=attrgetter("arrived"))
 
     def put(self, blocked: list[tuple[PendingAdmission, Blocked]], now: float) -> None:
-        """Let requests wait: those that waited before in front of the others. Refuse those that must not wait."""
-        again = []
+        """Let requests wait, in order of arrival, or refuse them: if they must not wait, or if too many do."""
         for one, decision in blocked:
-            if one.blocked is not None:
-                one.blocked = decision
-                again.append((one, decision.limit_id))
-            elif decision.seconds and len(self) < MAX_BLOCKED:
-                one.blocked, one.waits_until = decision, one.queued + decision.seconds
-                self._by_limit.setdefault(decision.limit_id, deque()).append(one)
-            else:
+            waits = one.blocked is not None
+            if not decision.seconds or not (waits or len(self) < MAX_BLOCKED):
                 one.answer(decision.error)
-        for one, limit_id in reversed(again):
-            self._by_limit.setdefault(limit_id, deque()).appendleft(one)
+                continue
+            if not waits:
+                one.waits_until = one.arrived + decision.seconds
+            one.blocked = decision
+            self._by_limit.setdefault(decision.limit_id, []).append(one)
+        for limit_id in {decision.limit_id for _, decision in blocked} & self._by_limit.keys():
+            self._by_limit[limit_id].sort(key=attrgetter("arrived"))
         if self._by_limit:
             self.retry_at = min(self.retry_at, now + _RETRY)
 

@@ -358,7 +358,7 @@ class Ledger:
         if (pending and cautious) or now >= self._locked.retry_at:
             held = self._locked.take(MAX_BATCH)
         if cautious:
-            held, pending = sorted(held + pending, key=lambda one: one.blocked is None), []
+            held, pending = held + pending, []
             for queue in (self._doubtful, self._unsettled):
                 self._aside.add(queue)
                 queue.clear()
@@ -368,6 +368,7 @@ class Ledger:
         if pending or settlements:
             self._under_way.append(Batch(pending, settlements, doubtful))
         if held:
+            held.sort(key=lambda one: one.blocked is None)
             self._under_way.append(Batch(held, [], skip_locked=True))
         try:
             while self._under_way:
@@ -395,11 +396,9 @@ class Ledger:
         if batch.skip_locked:
             still_locked = [one for one, decision in decided if isinstance(decision, TokenLocked)]
             self._locked.put_back(still_locked, trio.current_time())
-            self._aside.missing_counters.update(
-                locked.counter
-                for _, locked in decided
-                if isinstance(locked, TokenLocked) and locked.counter is not None
-            )
+            for _, locked in decided:
+                if isinstance(locked, TokenLocked) and locked.counter is not None:
+                    self._aside.miss(locked.counter)
             decided = [pair for pair in decided if not isinstance(pair[1], TokenLocked)]
         if self.on_decisions is not None:
             self.on_decisions(batch.pending, decisions)

@@ -197,6 +197,13 @@ def test_a_request_waits_behind_those_that_came_before(database: Database, token
     assert told(decisions) == ["ok", "waits: rate_limit_exceeded"]
 
 
+def test_a_request_that_needs_nothing_of_a_limit_waits_for_nobody(database: Database, token: Token) -> None:
+    limit = limited(database, token, metric="cost", amount=5000, policy="reserved", wait_ms=1000)
+    small, free = FixedDemand(bound=Bound(10, 10, 1)), FixedDemand(bills=False)
+    decisions = admit(database, apply(token, small), apply(token, free), waiting={limit.id})
+    assert told(decisions) == ["waits: budget_reserved", "ok"]
+
+
 def test_a_model_without_a_price_is_refused_unless_the_limit_allows_it(database: Database, token: Token) -> None:
     unpriced = FixedDemand(cost=None)
     strict = limited(database, token, metric="cost", amount=10**9)

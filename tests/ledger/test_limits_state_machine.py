@@ -287,7 +287,11 @@ class LimitMachine(RuleBasedStateMachine):
             assert isinstance(decision, ProxyError)
             assert decision.code in REFUSALS
             return
-        waits = [one.limit for one in applying if found[one.limit.id][0] == "wait" or one.limit.id in busy]
+        waits = [
+            one.limit
+            for one in applying
+            if found[one.limit.id][0] == "wait" or (found[one.limit.id][1] and one.limit.id in busy)
+        ]
         if waits:
             assert isinstance(decision, Blocked)
             shortest = min(waits, key=lambda limit: limit.wait_ms)

@@ -321,6 +321,16 @@ async def test_a_frozen_transaction_of_a_limited_project_is_ended_and_its_tokens
         assert [(one.used, one.reserved) for one in counters.values()] == [(1, 0)], "the frozen one is rolled back"
 
 
+async def test_a_missing_counter_is_made_without_a_lock_that_is_met(migrated_target: Target) -> None:
+    async with scene(migrated_target) as stage:
+        limit = limited(stage.database.real, stage.token)
+        key = limit_queries.counter_id(limit.id, datetime(2000, 1, 1, tzinfo=UTC))
+        stage.ledger._aside.miss(key)
+        with trio.fail_after(10):
+            while not stage.database.real.read_now(limit_queries.read_counters, [key]):
+                await trio.sleep(0.01)
+
+
 @on("mariadb")
 async def test_where_rows_cannot_be_skipped_each_is_asked_for_without_waiting(
     migrated_target: Target, monkeypatch: pytest.MonkeyPatch

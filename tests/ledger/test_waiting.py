@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -17,6 +17,9 @@ from db.queries import limits as limit_queries
 from db.records import Limit, Result
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, RateLimitExceeded
 from llm_proxy.ledger import Grant, Ledger, waiting
+from llm_proxy.ledger.batch import PendingAdmission
+from llm_proxy.ledger.waiting import BlockedRequests
+from llm_proxy.limits import Blocked
 from tests.ledger.stage import Scene, scene
 from tests.ledger.test_limits import apply, limited
 
@@ -98,6 +101,50 @@ async def test_requests_that_wait_are_admitted_in_the_order_of_their_arrival(tmp
         await found.end(5)
         await found.stage.settled()
         assert found.reserved() == 0
+
+
+class Waiting:
+    """Requests that wait, without a ledger; `ends` has what they were told."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.requests = BlockedRequests()
+        self.ends: list[object] = []
+        self._nursery = nursery
+
+    async def come(self) -> PendingAdmission:
+        one: PendingAdmission = await self._nursery.start(self._wait)
+        return one
+
+    async def _wait(self, *, task_status: trio.TaskStatus[PendingAdmission]) -> None:
+        one = PendingAdmission(cast("Any", None))
+        task_status.started(one)
+        self.ends.append(await one.wait())
+
+    def block(self, *pairs: tuple[PendingAdmission, str], seconds: float = 1.0) -> None:
+        error = RateLimitExceeded("all are used")
+        self.requests.put([(one, Blocked(limit, seconds, error)) for one, limit in pairs], trio.current_time())
+
+
+async def test_requests_that_meet_another_limit_keep_the_order_of_their_arrival() -> None:
+    async with trio.open_nursery() as nursery:
+        found = Waiting(nursery)
+        first, second, third = [await found.come() for _ in range(3)]
+        found.block((second, "a"), (first, "b"), (third, "b"))
+        assert found.requests.take(trio.current_time()) == [first, second, third]
+        found.block((third, "a"), (second, "a"), (first, "a"))
+        assert list(found.requests) == [first, second, third]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_request_that_waited_is_refused_by_a_limit_that_nobody_may_wait_for() -> None:
+    async with trio.open_nursery() as nursery:
+        found = Waiting(nursery)
+        one = await found.come()
+        found.block((one, "a"))
+        assert found.requests.take(trio.current_time()) == [one]
+        found.block((one, "b"), seconds=0)
+        assert (list(found.requests), found.requests.limits) == ([], set())
+    assert [str(end) for end in found.ends] == ["all are used"]
 
 
 async def test_a_request_whose_client_leaves_while_it_waits_holds_nothing(tmp_path: Path) -> None:
