@@ -65,6 +65,11 @@ class Grant(msgspec.Struct, frozen=True):
         """The key to send."""
         return self.account.keys[self.reservation.provider]
 
+    @property
+    def makes_room(self) -> bool:
+        """Whether other requests may wait for what it holds."""
+        return any(one.limit.metric == "concurrency" or one.limit.policy == "reserved" for one in self.limits)
+
 
 #: What the transaction says of a request.
 Decision = Grant | ProxyError | Blocked

@@ -42,7 +42,8 @@ from llm_proxy.logging import log
 
 #: Maximum seconds that a transaction waits until the process is idle, so that more requests join it.
 ADMISSION_PATIENCE = 0.005
-#: Maximum seconds that settlements wait for an admission whose transaction they can share.
+#: Maximum seconds that settlements wait for an admission whose transaction they can share. Those that others may wait
+#: for, perhaps at another server, do not.
 SETTLEMENT_PATIENCE = 0.02
 #: Seconds between attempts while the database is unavailable.
 RETRY_INTERVAL = 0.25
@@ -137,7 +138,7 @@ class Ledger:
         self.on_decisions: Callable[[Sequence[PendingAdmission], Sequence[Decision]], None] | None = None
         # Admitted requests that are not settled yet.
         self._open = 0
-        # The latest start of the transaction that has the first of `_unsettled`.
+        # The latest start of the next transaction that has any of `_unsettled`.
         self._settle_by = math.inf
         # The writer's sleep, while it has nothing to do before its deadline.
         self._sleep: trio.CancelScope | None = None
@@ -263,8 +264,9 @@ class Ledger:
             return
         self._open -= 1
         self._unsettled.append(settlement)
-        if len(self._unsettled) == 1:
-            self._settle_by = trio.current_time() + SETTLEMENT_PATIENCE
+        latest = trio.current_time() + (0.0 if grant.makes_room else SETTLEMENT_PATIENCE)
+        if len(self._unsettled) == 1 or latest < self._settle_by:
+            self._settle_by = latest
             if self._sleep is not None:
                 # To wake it costs a pass of the scheduler.
                 self._sleep.deadline = self._due

@@ -16,7 +16,7 @@ from db.errors import Unavailable
 from db.queries import limits as limit_queries
 from db.records import Limit, Result
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, RateLimitExceeded
-from llm_proxy.ledger import Grant, Ledger, waiting
+from llm_proxy.ledger import Grant, Ledger, waiting, writer
 from llm_proxy.ledger.batch import PendingAdmission
 from llm_proxy.ledger.waiting import BlockedRequests
 from llm_proxy.limits import Blocked
@@ -100,6 +100,15 @@ async def test_requests_that_wait_are_admitted_in_the_order_of_their_arrival(tmp
         assert found.served == [0, 1, 2, 3, 4]
         await found.end(5)
         await found.stage.settled()
+        assert found.reserved() == 0
+
+
+async def test_what_others_may_wait_for_is_given_back_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "SETTLEMENT_PATIENCE", 60.0)
+    async with queue(tmp_path) as found:
+        with trio.fail_after(3):  # a heartbeat, every five seconds, takes settlements with it
+            await found.end(1)
+            await found.stage.settled()
         assert found.reserved() == 0
 
 
