@@ -647,10 +647,11 @@ def _with_beside(counts: Mapping[str, Any], cache: int, *, inside: bool) -> tupl
 
 
 def attempts(model: str, counts: Mapping[str, Any], iterations: Iterable[Any]) -> list[Usage]:
-    """The usage of each model in Anthropic's `usage.iterations`, which say what is billed; none if it cannot be read.
+    """The usage of each step in Anthropic's `usage.iterations`, which say what is billed; none if it cannot be read.
 
-    The counts beside them leave out compactions and the advisor, and have what iterations do not: tools, reasoning.
-    Where a model has declined and another one has answered, an attempt without output is not billed.
+    Each has rates of its own: those of its model, and of the length of its own prompt. The counts beside them leave out
+    compactions and the advisor, and have what iterations do not: tools, reasoning. Where a model has declined and
+    another one has answered, an attempt without output is not billed.
 
     Sources:
         https://platform.claude.com/docs/en/build-with-claude/compaction
@@ -659,8 +660,8 @@ def attempts(model: str, counts: Mapping[str, Any], iterations: Iterable[Any]) -
     """
     items = [item for item in iterations if isinstance(item, dict)]
     has_fallback = any(item.get("type") == "fallback_message" for item in items)
-    sums: dict[str, dict[str, Any]] = {}
-    answering: str | None = None
+    steps: list[tuple[str, dict[str, Any]]] = []
+    answer: tuple[str, dict[str, Any]] | None = None
     for item in items:
         kind, name, own = item.get("type"), model_name(item.get("model")), dict[str, Any]()
         if not collect(TABLES["usage"], item, own):
@@ -668,16 +669,15 @@ def attempts(model: str, counts: Mapping[str, Any], iterations: Iterable[Any]) -
         if not own or (has_fallback and kind == "message" and not own.get("output")):
             continue
         if kind != "advisor_message":
-            answering = name = name or model
-        found = sums.setdefault(name, {})
-        for key, count in own.items():
-            if type(count) is int:
-                found[key] = found.get(key, 0) + count
-    if answering is None:
-        sums = {model: dict(counts), **sums}
+            name = name or model
+            answer = name, own
+        steps.append((name, own))
+    if answer is None:
+        steps.insert(0, (model, dict(counts)))
     else:
-        sums[answering] = {**counts, **sums[answering]}
-    return [usage_of(name, found) for name, found in sums.items()]
+        counted = {key for name, own in steps if name == answer[0] for key in own}
+        answer[1].update((key, count) for key, count in counts.items() if key not in counted)
+    return [usage_of(name, own) for name, own in steps]
 
 
 def total_of(model: str, parts: list[Usage], requests: int = 1) -> Usage:

@@ -295,6 +295,16 @@ class Tally:
             if isinstance(choice, dict) and isinstance(usage := choice.get("usage"), dict):
                 self.collect("usage", usage)
 
+    def _sum(self, parts: list[Usage]) -> Usage:
+        """The sum of Anthropic's steps. Reasoning is that of all of them."""
+        total = total_of(self.model or parts[0].model, parts)
+        reasoning = self.counts.get("reasoning", total.reasoning_tokens)
+        return msgspec.structs.replace(
+            total,
+            reasoning_tokens=reasoning and min(reasoning, total.output_tokens or 0),
+            parts=tuple(parts) if len(parts) > 1 else (),
+        )
+
     def result(self) -> Usage:
         parts: list[Usage] = []
         if self._iterations:
@@ -304,7 +314,7 @@ class Tally:
             self.unread = True
             return Usage(self.model)
         if parts:
-            return total_of(self.model or parts[0].model, parts)
+            return self._sum(parts)
         if self.images and "output_image_tokens" not in self.counts and (made := self.counts.get("output")):
             self.counts["output_image_tokens"] = made
         if self.searches:

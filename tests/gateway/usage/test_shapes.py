@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 import pytest
+from msgspec.structs import replace
 
 from db.records import DETAIL_SUMS
 from llm_proxy.gateway.usage import Usage, meter_for
 from llm_proxy.gateway.usage.shapes import DETAILS, SHAPES, TABLES, merged
+from llm_proxy.prices import Prices
 from tests.gateway.usage.metering import EVENTS, JSON, PACK, metered
 
 CHAT: dict[str, Any] = {"id": "c", "object": "chat.completion", "model": "m", "choices": [{"index": 0}]}
@@ -707,7 +710,22 @@ class TestAttempts:
         return found
 
     def test_a_compaction_is_added(self) -> None:
-        assert self.usage([self.COMPACTION, self.ANSWER]) == Usage("m", 203_000, 4500)
+        steps = Usage("m", 180_000, 3500), Usage("m", 23_000, 1000)
+        assert self.usage([self.COMPACTION, self.ANSWER]) == Usage("m", 203_000, 4500, parts=steps)
+
+    def test_each_step_has_the_price_of_its_own_length(self) -> None:
+        """Prompts of more than 200,000 tokens have a higher one; the sum of the steps is no prompt."""
+        prices = Prices.load(None, {"anthropic": "https://api.anthropic.com"})
+        now = datetime(2026, 11, 1, tzinfo=UTC)
+        found = self.usage([self.COMPACTION, self.ANSWER])
+        cost, whole = (
+            prices.cost("anthropic", [replace(one, model="claude-sonnet-4-5", parts=()) for one in bill], now)
+            for bill in (found.parts, (found,))
+        )
+        assert cost is not None
+        assert whole is not None
+        # 203,000 x 3 USD/M + 4,500 x 15 USD/M
+        assert (cost.nanousd, whole.nanousd > cost.nanousd) == (676_500_000, True)
 
     def test_an_advisor_is_a_part_with_its_own_model(self) -> None:
         found = self.usage(
@@ -721,7 +739,7 @@ class TestAttempts:
             server_tool_use={"web_search_requests": 1},
             service_tier="standard",
         )
-        own = Usage("m", 2172, 531, 412, None, None, None, details(web_searches=1), "standard")
+        last = Usage("m", 1760, 442, 412, None, None, None, details(web_searches=1), "standard")
         assert found == Usage(
             "m",
             2995,
@@ -733,13 +751,14 @@ class TestAttempts:
             details(web_searches=1),
             "standard",
             None,
-            (own, Usage("big", 823, 1612)),
+            (Usage("m", 412, 89, 0), Usage("big", 823, 1612), last),
         )
 
     def test_cache_writes_keep_their_lifetimes(self) -> None:
         written = {"ephemeral_5m_input_tokens": 30, "ephemeral_1h_input_tokens": 70}
         first = {**self.COMPACTION, "cache_creation_input_tokens": 100, "cache_creation": written}
-        assert self.usage([first, self.ANSWER]) == Usage("m", 203_100, 4500, 0, 100, 70)
+        steps = Usage("m", 180_100, 3500, 0, 100, 70), Usage("m", 23_000, 1000)
+        assert self.usage([first, self.ANSWER]) == Usage("m", 203_100, 4500, 0, 100, 70, parts=steps)
 
     def test_only_attempts_with_output_are_billed_if_another_model_has_answered(self) -> None:
         declined = {"type": "message", "model": "first", "input_tokens": 23_000, "output_tokens": 0}
