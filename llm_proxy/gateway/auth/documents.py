@@ -55,6 +55,14 @@ _Text = Annotated[str, kinds.TEXT]
 _File = Annotated[str, _matching("path", r"/[^\x00-\x1f]{1,1023}", "the absolute path of a file")]
 _Url = Annotated[str, _url(_HTTPS)]
 _GoogleUrl = Annotated[str, _url(_AT_GOOGLE, hosts=r"(?:[a-z0-9-]+\.)+googleapis\.com")]
+#: Where a token is exchanged. Other hosts of Google keep what they get.
+_GoogleTokenUrl = Annotated[
+    str,
+    _url(
+        "an https URL of sts.googleapis.com or iamcredentials.googleapis.com (http only for this machine)",
+        hosts=r"(?:sts|iamcredentials)\.(?:[a-z0-9-]+\.)*googleapis\.com",
+    ),
+]
 #: AWS's have `{region}` in the host.
 _SourceUrl = Annotated[
     str, _url("an https URL, or an http URL of a metadata server", hosts=r"[a-z0-9.{}-]+", plain=_METADATA)
@@ -173,9 +181,9 @@ class GoogleExternalAccount(_Document, frozen=True, kw_only=True):
     type: _Text
     audience: _Text
     subject_token_type: _Text
-    token_url: _GoogleUrl
+    token_url: _GoogleTokenUrl
     token_info_url: _Text = ""
-    service_account_impersonation_url: _GoogleUrl = ""
+    service_account_impersonation_url: _GoogleTokenUrl = ""
     service_account_impersonation: _GoogleImpersonation | msgspec.UnsetType = UNSET
     credential_source: _GoogleSource
     client_id: _Text = ""

@@ -41,13 +41,21 @@ _NAMES: Final = frozenset(
         *("vector_store_id", "vector_store_ids", "assistant_id", "thread_id", "run_id"),
         *("cachedContent", "cached_content", "fileUri", "file_uri"),
         *("fileSearchStoreNames", "file_search_store_names", "library_ids"),
+        *("ragCorpus", "rag_corpus", "ragFileIds", "rag_file_ids", "datastore", "gcsUri", "gcs_uri"),
         *("container", "container_id", "skill_id", "batch_id", "upload_id", "video_id"),
     }
 )
 #: Members that are objects, or lists of objects, with an `id` or a `uri` that is one.
-_OWNERS: Final = frozenset({"conversation", "container", "audio", "video", "characters"})
+_OWNERS: Final = frozenset({"conversation", "container", "audio", "video", "characters", "s3Location"})
 #: Members whose content the provider does not read as references.
 _OPAQUE: Final = frozenset({"metadata", "parameters", "input_schema", "schema"})
+#: Members of an object of one of these names that only a function of the client reads: at Google.
+_OF_FUNCTION: Final = {
+    ("functionCall", "args"),
+    ("function_call", "args"),
+    ("functionResponse", "response"),
+    ("function_response", "response"),
+}
 #: Its members are values that the provider puts into a template, files too, and the client has chosen their names.
 _VARIABLES: Final = "variables"
 #: Lists of items, and the types of items that the provider looks up by their id.
@@ -62,16 +70,17 @@ _LINE_HINTS: Final = (
 
 #: Members with the URI of a file, and the id of the file in it; generated videos are named by the URI of their content.
 _URIS: Final = frozenset({"fileUri", "file_uri", "uri"})
-_GOOGLE_FILE: Final = re.compile(
-    r"(?:https?://[a-z0-9.:-]+/v1(?:beta)?/)?files/([A-Za-z0-9_-]+)(?::download(?:\?alt=media)?)?"
-)
+_GOOGLE_FILE: Final = re.compile(r"(?:https?://\S+/)?files/([A-Za-z0-9_-]+)(?:[:?/#].*)?", re.IGNORECASE)
+#: Google reads public videos from there: https://ai.google.dev/gemini-api/docs/video-understanding#youtube
+_PUBLIC: Final = re.compile(r"https://(?:www\.youtube\.com|youtu\.be)/", re.IGNORECASE)
 
 #: Files inside of a container are reached through the container only.
 _INSIDE: Final = "cfile_"
 #: The names of a provider's own skills do not begin like this.
 _SKILL: Final = "skill_"
 
-#: An escape of an ASCII character, which could hide a name; other characters are in no name.
+#: An escape of an ASCII character, which could hide a name; other characters are in no name. Google's parser may take
+#: a capital `U` too: https://github.com/protocolbuffers/protobuf/blob/main/src/google/protobuf/json/internal/lexer.cc
 _ESCAPE: Final = re.compile(rb"\\u00[2-7]", re.IGNORECASE)
 _PLAIN_TYPES: Final = frozenset({b"application/json", b"application/json; charset=utf-8"})
 
@@ -86,7 +95,7 @@ def has_any(texts: Sequence[bytes], body: bytes) -> bool:
 
 def may_hide(headers: Headers, body: bytes) -> bool:
     """Whether a body may have an ASCII text that a search does not find: by escapes, or by another encoding."""
-    if b"\0" in body or (b"\\u00" in body and _ESCAPE.search(body) is not None):
+    if b"\0" in body or ((b"\\u00" in body or b"\\U00" in body) and _ESCAPE.search(body) is not None):
         return True
     for name, value in headers:
         if name == b"content-type" and value not in _PLAIN_TYPES:
@@ -127,7 +136,7 @@ class References(JsonMembers):
             name = self._name if parent.is_object else parent.name
             opaque = parent.opaque
             if parent.name != _VARIABLES:
-                opaque |= name in _OPAQUE
+                opaque |= name in _OPAQUE or (parent.name, name) in _OF_FUNCTION
                 # Elsewhere than at the top, `input` is what a model has given to a tool.
                 opaque |= name == "input" and is_object and parent.is_object and len(self._levels) > 1
             is_item = is_object and not parent.is_object and name in _ITEMS
@@ -164,8 +173,11 @@ class References(JsonMembers):
     def _add_named(self, name: str, value: str) -> None:
         if value.startswith(_INSIDE) or (name == "skill_id" and not value.startswith(_SKILL)):
             return
-        if name in _URIS and (file := _GOOGLE_FILE.fullmatch(value)) is not None:
-            value = file[1]
+        if name in _URIS:
+            if _PUBLIC.match(value):
+                return
+            if (file := _GOOGLE_FILE.fullmatch(value)) is not None:
+                value = file[1]
         self._add(value)
 
     def _add(self, value: str) -> None:

@@ -73,6 +73,7 @@ GET         /v1/files/{file}:download
 GET         /v1/files/{file}
 DELETE      /v1/files/{file}                              deletes
 GET         /v1/files/{file}/content                      usage
+GET         /v1/files/{file}/url
 POST        /v1/uploads                                   creates upload, body lines
 POST        /v1/uploads/{upload}/parts
 POST        /v1/uploads/{upload}/complete                 creates upload_file
@@ -242,11 +243,11 @@ POST        /classify
 POST        /score
 POST        /rerank
 POST        /guardrail/*/version/*/apply
-POST        /model/*/count-tokens
-POST        /model/*/converse
-POST        /model/*/converse-stream
-POST        /model/*/invoke
-POST        /model/*/invoke-with-response-stream
+POST        /model/*/count-tokens                         body locations
+POST        /model/*/converse                             body locations
+POST        /model/*/converse-stream                      body locations
+POST        /model/*/invoke                               body locations
+POST        /model/*/invoke-with-response-stream          body locations
 GET         /api/tags
 GET         /api/ps
 GET         /api/version
@@ -293,12 +294,17 @@ YIELDS: Final[Mapping[str, Mapping[str, str]]] = {
 
 #: Texts of which a body has at least one if it names an object, by the word of a row. Only an escape could hide one.
 HINTS: Final[Mapping[str, Sequence[bytes]]] = {
-    "chat": (b"file_id", b'"audio"', b'"cached'),
+    # Google's parser takes names in other quotes, and without any.
+    "chat": (b"file_id", b'"audio"', b"cached"),
     "items": (
         *(b"file_id", b"response_id", b'"conversation"', b"vector_store_id", b"container", b"skill_id"),
         *(b"library_ids", b'"id"'),
     ),
-    "contents": (b'"cached', b"fileUri", b"file_uri", b'"video"', b"fileSearchStore", b"file_search_store"),
+    "contents": (
+        *(b"cached", b"video", b"fileUri", b"file_uri", b"fileSearchStore", b"file_search_store"),
+        *(b"ragCorpus", b"rag_corpus", b"ragFileIds", b"rag_file_ids", b"datastore", b"gcsUri", b"gcs_uri"),
+    ),
+    "locations": (b"s3Location",),
     "blocks": (b"file_id", b'"container"', b"skill_id"),
     # The input of a batch, whose lines are requests.
     "lines": (b"batch",),

@@ -132,8 +132,9 @@ def test_wrong_aws_values_are_refused(document: dict[str, Any], mistake: str) ->
         ({"credential_source": "/token"}, "'credential_source' must be a JSON object"),
         ({"credential_source": FROM_AZURE | {"headers": {"a": 1}}}, "'credential_source.headers' must be"),
         ({"service_account_impersonation": {"token_lifetime_seconds": 1}}, "token_lifetime_seconds' must be a whole"),
-        ({"service_account_impersonation_url": "https://example.com"}, "must be an https URL of googleapis.com"),
-        ({"token_url": "http://sts.googleapis.com/v1/token"}, "'token_url' must be an https URL of googleapis.com"),
+        ({"service_account_impersonation_url": "https://example.com"}, "must be an https URL of sts.googleapis.com"),
+        ({"token_url": "https://storage.googleapis.com/upload?name=x"}, "must be an https URL of sts.googleapis.com"),
+        ({"token_url": "http://sts.googleapis.com/v1/token"}, "'token_url' must be an https URL of sts.googleapis.com"),
     ],
 )
 def test_a_google_configuration_that_reaches_elsewhere_is_refused(change: dict[str, Any], mistake: str) -> None:

@@ -70,6 +70,9 @@ def test_a_second_member_of_the_same_name_is_refused(data: Any, name: str) -> No
         {"input": [{"type": "function_call", "id": "fc_1", "call_id": "c"}]},
         {"prompt": {"id": "pmpt_1"}},
         {"tools": [{"file_id": "cfile_1"}], "skills": [{"type": "anthropic", "skill_id": "pptx"}]},
+        {"contents": [{"parts": [{"functionCall": {"name": "f", "args": {"file_uri": "mine", "run_id": "1"}}}]}]},
+        {"contents": [{"parts": [{"function_response": {"name": "f", "response": {"thread_id": "mine"}}}]}]},
+        {"contents": [{"parts": [{"fileData": {"fileUri": "https://www.youtube.com/watch?v=1"}}]}]},
     ],
 )
 def test_what_is_the_clients_own_names_nothing(body: Any) -> None:
@@ -80,6 +83,7 @@ def test_what_is_the_clients_own_names_nothing(body: Any) -> None:
     ("headers", "body"),
     [
         (PLAIN, b'{"f\\u0069le_id": "x"}'),
+        (PLAIN, b'{"file\\U0055ri": "x"}'),
         (PLAIN, '{"file_id": "x"}'.encode("utf-16")),
         ([(b"content-type", b"application/json; charset=utf-7")], b"{}"),
         ([*PLAIN, (b"content-encoding", b"gzip")], b"{}"),
@@ -109,6 +113,23 @@ def test_an_ordinary_body_is_not_read() -> None:
             "/v1beta/models/v:predictLongRunning",
             {"instances": [{"video": {"uri": "https://a.example/v1beta/files/id-1:download?alt=media"}}]},
         ),
+        *(
+            ("/v1beta/models/g:generateContent", {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]})
+            for uri in (
+                "HTTPS://a.example/v1alpha/files/id-1",
+                "https://a.example/download/v1beta/files/id-1?alt=media",
+            )
+        ),
+        (
+            "/publishers/google/models/g:generateContent",
+            {"tools": [{"retrieval": {"vertexRagStore": {"ragResources": [{"ragCorpus": "id-1"}]}}}]},
+        ),
+        (
+            "/publishers/google/models/g:generateContent",
+            {"tools": [{"retrieval": {"vertexAiSearch": {"datastore": "id-1"}}}]},
+        ),
+        ("/publishers/google/models/v:predictLongRunning", {"instances": [{"image": {"gcsUri": "id-1"}}]}),
+        ("/model/m/converse", {"messages": [{"content": [{"document": {"source": {"s3Location": {"uri": "id-1"}}}}]}]}),
     ],
 )
 def test_what_a_body_names_at_google_is_searched_for_and_found(path: str, body: Any) -> None:
@@ -118,6 +139,23 @@ def test_what_a_body_names_at_google_is_searched_for_and_found(path: str, body: 
     assert read(text) == {"id-1"}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{'cachedContent': 'cachedContents/a'}",
+        b'{cachedContent: "cachedContents/a"}',
+        b"{'instances': [{'video': {'uri': 'https://a.example/v1beta/files/a'}}]}",
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1beta/models/g:generateContent", "/endpoints/openapi/chat/completions"])
+def test_a_body_in_googles_own_json_is_read_and_refused(path: str, body: bytes) -> None:
+    """Its parser takes other quotes: https://ai.google.dev/gemini-api/docs/files has them in an example."""
+    endpoint, _ = TABLE.find("POST", path.encode())
+    assert references.has_any(endpoint.hints, body) or b"video" in body
+    with pytest.raises(InvalidJson):
+        read(body)
+
+
 @pytest.mark.parametrize("field", ["file_id", "file_ids[]", "images[0][file_id]", "container[id]", "input.file_id"])
 def test_a_field_of_a_form_names_an_object(field: str) -> None:
     assert references.of_form({field: ["file-1", ""]}) == ("file-1",)
@@ -125,7 +163,7 @@ def test_a_field_of_a_form_names_an_object(field: str) -> None:
 
 @pytest.mark.parametrize("length", [256, 2000, 70_000])
 def test_a_text_that_is_too_long_for_an_id_is_an_object_that_nobody_owns(length: int) -> None:
-    text = "https://a.example/v1beta/files/id-1?".ljust(length, "x")
+    text = "https://a.example/v1beta/caches/".ljust(length, "x")
     for body in ({"cachedContent": text}, {"fileData": {"fileUri": text}}, {"container": {"id": text}}):
         assert read(json.dumps(body).encode()) == {"…"}
     assert references.of_form({"file_id": [text, None, "file-1"]}) == ("…", "file-1")
