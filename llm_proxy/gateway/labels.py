@@ -11,6 +11,7 @@ from attrs import define, field
 
 from llm_proxy.config import kinds
 from llm_proxy.errors import BadRequest
+from llm_proxy.logging.redaction import redact
 
 if TYPE_CHECKING:
     from llm_proxy.gateway.http.headers import Headers
@@ -84,6 +85,9 @@ class Labels:
             except ValueError:
                 allowed = f"Send {kinds.LABELS.allowed}, such as team=search,user=alice."
                 raise BadRequest(f"The header {name.decode()} has labels that are not valid. {allowed}") from None
+        secret = next((key for key, label in found.items() if redact(label) != label), None)
+        if secret is not None:
+            raise BadRequest(f"The label {kinds.quoted(secret)} has a secret in it. Labels are stored as they are.")
         return found
 
     def of(
