@@ -196,11 +196,11 @@ class _Copy:
     def _check_surplus(self, surplus: list[Key], oldest: Key | None) -> None:
         """Refuse rows of the target that no copy of this source can have brought.
 
-        Projects, tokens and hourly sums are never deleted. Requests and the audit log are, from the oldest on
-        (LEDGER_RETENTION, AUDIT_RETENTION), reservations are when they are settled, and daily sums are made anew.
+        Projects, credentials, tokens and hourly sums are never deleted. Requests and the audit log are, from the oldest
+        on (LEDGER_RETENTION, AUDIT_RETENTION). Of all others, rows go while the source is in use.
         """
         table = self.table
-        if table in (in_flight, usage_daily, usage_days):
+        if table not in (projects, credentials, tokens, usage_hourly, requests, audit):
             return
         strange = surplus
         if table in (requests, audit):

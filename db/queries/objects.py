@@ -14,7 +14,7 @@ from db.dialects.bulk import BulkInsert
 from db.dialects.statements import insert_new
 from db.queries.rows import Position, columns, names
 from db.records import ProviderObject
-from db.schema import credentials, project_credentials, projects, provider_objects, requests
+from db.schema import credentials, in_flight, project_credentials, projects, provider_objects, requests
 
 #: The batch in the path of a request that has shown its output: at OpenAI and Together, and at Mistral.
 _BATCH = re.compile(r"/(?:batches|batch/jobs)/([^/?]+)")
@@ -90,13 +90,15 @@ def find_late(connection: Connection, keys: Iterable[tuple[str, str]]) -> dict[t
 def find_batch(connection: Connection, provider: str, file_id: str) -> str:
     """The batch whose output is in a file, by the request that has shown the file; empty if it is not known."""
     found = provider_objects.c
-    path = connection.scalar(
-        select(requests.c.path)
-        .join(provider_objects, found.request_id == requests.c.id)
-        .where(found.provider == provider, found.object_id == file_id, found.kind == "batch_output")
-    )
-    match = _BATCH.search(path or "")
-    return "" if match is None else unquote(match[1])
+    for rows in (requests, in_flight):  # that request may not be settled yet
+        path = connection.scalar(
+            select(rows.c.path)
+            .join(provider_objects, found.request_id == rows.c.id)
+            .where(found.provider == provider, found.object_id == file_id, found.kind == "batch_output")
+        )
+        if (match := _BATCH.search(path or "")) is not None:
+            return unquote(match[1])
+    return ""
 
 
 def list_unbooked(

@@ -152,7 +152,7 @@ async def _get(call: Call, query: GetUsage) -> object:
         project_id=project_id or None,
         token_id=token_id or None,
         model=query.model if query.model is not UNSET else None,
-        provider=query.provider or None,
+        provider=query.provider if query.provider is not UNSET else None,
         labels=query.labels,
     )
     unknown = sorted(report.label_keys.difference(call.services.settings.label_keys))
@@ -175,7 +175,7 @@ async def _get(call: Call, query: GetUsage) -> object:
             f"this report needs more than {queries.MAX_ROWS:,} rows from {report.since.isoformat()} to"
             f" {report.until.isoformat()}. Give a shorter range, 'project_id' or 'token_id', or group by day or hour."
         ) from None
-    except ValueError:
+    except (ValueError, OverflowError):
         raise InvalidQuery("'cursor' must be the next_cursor of a page of this list.") from None
     return {
         "data": [_shown(report, group, names) for group in groups],

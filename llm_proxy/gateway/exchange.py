@@ -36,7 +36,7 @@ from llm_proxy.ledger import ObjectUsage
 from llm_proxy.ledger.late import without_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
 
     from db.records import CostBasis, Outcome
     from llm_proxy.errors import Shape
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
 #: Steps of reading usage before a piece is sent: enough for a piece that is not compressed. The event that ends a
 #: stream must be recognised before the client has it and disconnects.
 _STEPS_AHEAD: Final = 32
+_NO_WORK: Final[Iterator[None]] = iter(())
 #: Bytes that are read after the event that ends a stream, once the client has disconnected.
 _REST: Final = 64 * 1024
 #: Seconds that the body may continue after that event while the client stays. Most end at once; a few send a late
@@ -132,6 +133,8 @@ class Exchange:
     _coding: bytes = b""
     _editor: StreamEditor | None = None
     _answer: AnswerReader | None = None
+    #: What the meter has to do with the last piece.
+    _work: Iterator[None] = _NO_WORK
     _unrecorded: Objects = ()
 
     async def run(self, provider: Provider, upstream: UpstreamPool, api_key: str) -> None:
@@ -247,15 +250,14 @@ class Exchange:
     async def _relay_piece(self, response: UpstreamResponse | WholeResponse, data: bytes) -> None:
         """Send a piece of the body to the client; an empty one ends it."""
         meter = self.meter
-        work: Iterable[None] = ()
         if data:
             if self.first_byte is None:
                 self.first_byte = trio.current_time()
             self.relayed += len(data)
             self._sample += data[: estimate.SAMPLE - len(self._sample)]
             if work := meter.feed(data):
-                work = iter(work)
-                for _ in islice(work, _STEPS_AHEAD):
+                self._work = iter(work)
+                for _ in islice(self._work, _STEPS_AHEAD):
                     await trio.lowlevel.checkpoint()
         if not data or response.ended:
             # The response is complete: its connection can be used again.
@@ -276,7 +278,7 @@ class Exchange:
         if last:
             self.finished = True
             self.outcome = "ok"
-        for _ in work:
+        for _ in self._work:
             await trio.lowlevel.checkpoint()
 
     async def _record(self, made: list[tuple[str, str]]) -> None:
@@ -328,6 +330,8 @@ class Exchange:
 
     def result(self, prices: Prices) -> Result:
         """The result for the ledger row."""
+        for _ in self._work:
+            pass  # the client has left before the end of the last piece was read
         usage = self.meter.result(whole=self.whole)
         provider = self.provider
         requested = "" if provider is None else self.redact(requested_model(self.inbound, provider))
@@ -385,7 +389,8 @@ class Exchange:
                 return result, ObjectUsage(awaited, self.inbound.id)
             return without_usage(result), None
         own = msgspec.structs.replace(without_usage(result), model="")
-        if not final:
+        is_cut_off = not self.whole or self.meter.unmetered
+        if not final or (not known and is_cut_off):  # the usage may come with the next answer
             return own, None
         if not known:
             path = self.inbound.route.path

@@ -291,6 +291,7 @@ GROUPS = (
         ("label.a=x&label.a=y", "'label.a' comes more than once"),
         ("cursor=e", "'cursor' must be"),
         ("group_by=hour&cursor=WyJ4Il0", "'cursor' must be"),
+        ("group_by=day&cursor=WyI5OTk5LTEyLTMxIl0", "'cursor' must be"),
         ("group_by=hour&cursor=WyJ4IiwieSJd", "'cursor' must be"),
         ("team=x", "'team' is not a parameter of this request"),
     ],
@@ -299,6 +300,15 @@ async def test_a_wrong_query_is_refused_by_name(api: Api, query: str, descriptio
     reply = await api("GET", f"/manage/usage?{query}")
     assert (reply.status, reply.json["code"]) == (400, "invalid_query")
     assert reply.json["description"].startswith(description), reply.json["description"]
+
+
+async def test_a_report_may_end_at_the_end_of_the_calendar(any_api: Api) -> None:
+    assert await report(any_api, "group_by=month&from=9996-01-01&to=9998-12-31") == []
+
+
+async def test_a_filter_that_is_empty_is_not_ignored(any_api: Api, projects: dict[str, Any]) -> None:
+    await settled(any_api, row(projects["alpha-1"], model="m"))
+    assert [len(await report(any_api, query)) for query in ("", "provider=", "model=")] == [1, 0, 0]
 
 
 async def test_pages_end_at_any_text(any_api: Api, projects: dict[str, Any]) -> None:

@@ -12,16 +12,16 @@ from db import Connection, copy
 from db.copy import CopyRefused
 from db.database import Database, opened
 from db.options import Options
-from db.queries import audit, tables
+from db.queries import audit, objects, tables
 from db.queries.proof import prove
 from db.queries.tables import RowsDigest
-from db.records import SettledRequest
-from db.schema import in_flight, projects, requests, tokens, usage_hourly
+from db.records import ProviderObject, SettledRequest
+from db.schema import in_flight, limits, projects, requests, tokens, usage_hourly
 from tests.databases.fixtures import require
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.db.pasts import write_past
-from tests.db.queries.factories import NOON, a_project, a_settled_request, a_token, an_audit_entry
+from tests.db.queries.factories import NOON, a_limit, a_project, a_settled_request, a_token, an_audit_entry
 
 PAIRS = [*permutations(Kind, 2)]
 PastOf = Callable[[Kind], Database]
@@ -144,6 +144,8 @@ def test_what_the_source_has_pruned_goes(source: Database, target: Database) -> 
     old = a_settled_request(a_token(a_project().id), id="00000000-0000-7000-8000-000000000000")
     target.write_now(lambda connection: connection.execute(insert(requests).values(**_values(old))).close())
     target.write_now(audit.create, an_audit_entry(id=old.id))
+    target.write_now(objects.record, [ProviderObject("p", "file-1", "file", "p", "t", "r", NOON, None)])
+    target.write_now(lambda connection: connection.execute(insert(limits).values(**_values(a_limit()))).close())
     assert all(one.equal for one in copy.copy(source, target, resume=True, progress=ignore))
 
 

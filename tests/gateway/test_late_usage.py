@@ -16,7 +16,8 @@ from db.schema import provider_objects, requests
 from llm_proxy.gateway.providers.provider import Providers
 from llm_proxy.gateway.relay import Routing
 from llm_proxy.prices import Prices
-from tests.gateway.test_isolation import Pair, answer, pair
+from tests.gateway.stage import Client
+from tests.gateway.test_isolation import Pair, Watching, answer, pair
 
 USAGE = {"input_tokens": 500000, "output_tokens": 40000, "total_tokens": 540000}
 RESPONSE = {"id": "resp_1", "object": "response", "background": True, "model": "o3-deep-research"}
@@ -125,6 +126,41 @@ async def test_a_response_that_is_complete_without_usage_is_booked_as_unpriced(t
         query = select(found.kind, found.usage_details, found.cost_nanousd).where(found.usage_details.is_not(None))
         rows = await both.stage.database.read(lambda connection: connection.execute(query).all())
         assert ([tuple(row) for row in rows], await awaited(both)) == ([("late", {}, None)], [])
+
+
+CUT_OFF = json.dumps({**RESPONSE, "status": "completed", "output": ["x" * 100_000], "usage": USAGE})
+
+
+@pytest.mark.parametrize("length", [120, 20_000, 90_000])
+@pytest.mark.parametrize(
+    "framing",
+    ["Content-Length: {0}\r\n\r\n{1}", "Transfer-Encoding: chunked\r\n\r\n{0:x}\r\n{1}\r\nno length\r\n"],
+    ids=["ended", "broken"],
+)
+async def test_an_answer_that_is_cut_off_books_nothing(tmp_path: Path, framing: str, length: int) -> None:
+    cut_off = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + framing.format(length, CUT_OFF[:length])
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/responses", answer(QUEUED))
+        await ask(both, "GET", "/v1/responses/resp_1", cut_off.encode())
+        assert (await booked(both), await awaited(both)) == ([], ["resp_1"])
+        await ask(both, "GET", "/v1/responses/resp_1", answer(DONE))
+        assert (await booked(both), await awaited(both)) == (LATE, [])
+
+
+async def test_results_are_read_whole_if_the_client_is_gone_before_the_last_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def send(client: Client, message: dict[str, Any]) -> None:
+        if not message.get("more_body", True):
+            raise BrokenPipeError("the client has left")
+        await Client.send(client, message)
+
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/batches", answer({**BATCH, "status": "validating"}))
+        await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "completed", "output_file_id": "f-9"}))
+        monkeypatch.setattr(Watching, "send", send)
+        await ask(both, "GET", "/v1/files/f-9/content", lines(*[output("gpt-5.4", 5)] * 1000))
+        assert (await booked(both), await awaited(both)) == ([("late", 5000, "gpt-5.4")], [])
 
 
 async def test_a_response_with_its_usage_is_not_booked_again(tmp_path: Path) -> None:

@@ -123,6 +123,15 @@ def team(database: Database) -> Team:
     return Team(database, first, second)
 
 
+def test_the_output_of_a_batch_is_known_from_a_request_that_is_not_settled_yet(team: Team) -> None:
+    team.post("batch_1", "batch")
+    shows, reads = (
+        admit(team.database, team.first, f"/v1/{path}") for path in ("batches/batch_1", "files/f-9/content")
+    )
+    write(team.database, Settlement.of(shows, OK, (("f-9", "batch_output"),)), seen(reads, "f-9"))
+    assert [row.id for row in late_rows(team.database)] == [usage_id(team.database, "batch_1")]
+
+
 def test_usage_that_a_poll_sees_is_a_row_of_the_token_that_made_the_object(team: Team) -> None:
     labels = {"team": "a"}
     asked = Result(outcome="ok", requested_model="m", labels=labels, summed_labels=labels)
@@ -136,7 +145,8 @@ def test_usage_that_a_poll_sees_is_a_row_of_the_token_that_made_the_object(team:
         made.reservation.id,
     )
     assert (late.method, late.path, late.worker_id) == ("GET", "/v1/responses/x", WORKER)
-    assert (late.admitted_at, late.input_tokens, late.cost_nanousd) == (poll.reservation.admitted_at, USED, 11)
+    # Its time is that of its id, even if the answer took an hour.
+    assert (late.admitted_at, late.input_tokens, late.cost_nanousd) == (late.settled_at, USED, 11)
     assert (late.requested_model, late.labels, late.summed_labels) == ("m", labels, labels)
     assert usage_id(team.database, "resp_1") == late.id
     found = sums(team.database)
