@@ -137,7 +137,7 @@ CUT_OFF = json.dumps({**RESPONSE, "status": "completed", "output": ["x" * 100_00
     ["Content-Length: {0}\r\n\r\n{1}", "Transfer-Encoding: chunked\r\n\r\n{0:x}\r\n{1}\r\nno length\r\n"],
     ids=["ended", "broken"],
 )
-async def test_an_answer_that_is_cut_off_books_nothing(tmp_path: Path, framing: str, length: int) -> None:
+async def test_nothing_is_booked_of_an_answer_that_is_cut_off(tmp_path: Path, framing: str, length: int) -> None:
     cut_off = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n" + framing.format(length, CUT_OFF[:length])
     async with pair(tmp_path) as both:
         await ask(both, "POST", "/v1/responses", answer(QUEUED))
