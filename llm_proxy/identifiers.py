@@ -14,6 +14,11 @@ def request_id() -> str:
     return str(uuid_utils.uuid7())
 
 
+def request_id_beside(other: str) -> str:
+    """Make a request id of the millisecond of another one, for a row that is found where that one is."""
+    return other[:13] + request_id()[13:]
+
+
 def new_id() -> str:
     """Make an id for a project, a token or a worker: a random UUID (version 4)."""
     return str(uuid_utils.uuid4())

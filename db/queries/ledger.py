@@ -285,9 +285,9 @@ def settle_doubtful(
 
 
 def describe_late(connection: Connection, late: Sequence[SettledRequest]) -> list[SettledRequest]:
-    """The rows of late usage, with what is known of the requests that they belong to."""
+    """The rows of late usage, with what is known of the requests that they belong to, and what those held of limits."""
     own = requests.c
-    found = select(own.id, own.requested_model, own.labels, own.summed_labels)
+    found = select(own.id, own.requested_model, own.labels, own.summed_labels, own.limits)
     origins = {
         row.id: row for row in connection.execute(found.where(own.id.in_({row.result.origin_id for row in late})))
     }
@@ -297,7 +297,8 @@ def describe_late(connection: Connection, late: Sequence[SettledRequest]) -> lis
         if origin is not None:
             requested, labels, summed = origin.requested_model or "", origin.labels, origin.summed_labels
             result = replace(row.result, requested_model=requested, labels=labels, summed_labels=summed)
-            row = SettledRequest(row.reservation, result, row.settled_at)  # noqa: PLW2901 - the same row
+            whose = replace(row.reservation, limits=origin.limits)
+            row = SettledRequest(whose, result, row.settled_at)  # noqa: PLW2901 - the same row
         rows.append(row)
     return rows
 

@@ -31,7 +31,7 @@ from llm_proxy.gateway.upstream.failures import (
 )
 from llm_proxy.gateway.upstream.request import Dispatch
 from llm_proxy.gateway.usage import GENERATED, NOTHING, estimate, meter_for
-from llm_proxy.identifiers import request_id
+from llm_proxy.identifiers import request_id_beside
 from llm_proxy.ledger import ObjectUsage
 from llm_proxy.ledger.late import without_usage
 
@@ -404,7 +404,7 @@ class Exchange:
         late = msgspec.structs.replace(
             result, kind="late", outcome="ok", streamed=False, requested_model="", unmetered=False, **nothing
         )
-        return own, ObjectUsage(self.usage_of, request_id(), late)
+        return own, ObjectUsage(self.usage_of, request_id_beside(self.inbound.id), late)
 
     def _estimate(self, usage: Usage, outcome: Outcome) -> Usage | None:
         """The usage with an estimate of what is missing; None if nothing is, or if nothing was billed.

@@ -85,10 +85,10 @@ def without_usage(result: Result) -> Result:
 
 
 def _late_row(seen: SettledRequest, row_id: str, result: Result, made: ProviderObject) -> SettledRequest:
-    """The late row of an object, seen by a request of any token of its project: at the end of that, like its id."""
+    """The late row of an object, seen by a request of any token of its project."""
     by = seen.reservation
     whose = Reservation(
-        row_id, by.worker_id, made.token_id, made.project_id, by.provider, by.method, by.path, seen.settled_at
+        row_id, by.worker_id, made.token_id, made.project_id, by.provider, by.method, by.path, by.admitted_at
     )
     return SettledRequest(whose, msgspec.structs.replace(result, origin_id=made.request_id), seen.settled_at)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -155,7 +155,9 @@ class Limits:
         return [self._charge_late(row) for row in late]
 
     def _charge_late(self, row: SettledRequest) -> SettledRequest:
-        charged = msgspec.structs.replace(row, reservation=self._assigned(row, {}))
+        # If nobody counted it, it is charged what the request held that made the object.
+        held = {queries.limit_of(key): amount for key, amount in (row.reservation.limits or {}).items()}
+        charged = msgspec.structs.replace(row, reservation=self._assigned(row, lambda limit: held.get(limit.id, 0)))
         self._movements.settle(charged)
         return charged
 
@@ -167,13 +169,13 @@ class Limits:
         if row.reservation.limits:
             return row.reservation
         running = row.result.outcome == "unknown"
-        return self._assigned(row, {"requests": 1} if running else {})
+        return self._assigned(row, lambda limit: int(running and limit.metric == "requests"))
 
-    def _assigned(self, row: SettledRequest, held_by_metric: Mapping[str, int]) -> Reservation:
+    def _assigned(self, row: SettledRequest, held_by: Callable[[Limit], int]) -> Reservation:
         # The models of a batch are in a file: the answer names one.
         whose, model = row.reservation, row.result.requested_model or row.result.model
         keys = {
-            counter_id(limit.id, started_at(limit.period, whose.admitted_at)): held_by_metric.get(limit.metric, 0)
+            counter_id(limit.id, started_at(limit.period, whose.admitted_at)): held_by(limit)
             for limit in self._applying(whose.token_id, whose.project_id)
             if limit.models is None or matches(limit.models["patterns"], model)
         }

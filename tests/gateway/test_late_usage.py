@@ -94,6 +94,17 @@ async def test_the_first_final_answer_about_a_background_response_is_booked(
             assert (await booked(both), await awaited(both)) == (LATE, [])
 
 
+async def test_a_late_row_is_found_at_the_time_of_the_request_that_saw_it(tmp_path: Path) -> None:
+    """Lists and reports look for ids of about that time; the answer may have taken an hour."""
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/responses", answer(QUEUED))
+        await ask(both, "GET", "/v1/responses/resp_1", answer(DONE))
+        query = select(requests.c.id).where(requests.c.method == "GET")
+        ids = list(await both.stage.database.read(lambda connection: connection.scalars(query).all()))
+        # The first twelve digits are milliseconds.
+        assert (len(set(ids)), len({key[:13] for key in ids})) == (2, 1)
+
+
 async def test_a_background_stream_with_its_usage_is_booked_as_the_request_itself(tmp_path: Path) -> None:
     async with pair(tmp_path) as both:
         await ask(both, "POST", "/v1/responses", events(CREATED, COMPLETED))

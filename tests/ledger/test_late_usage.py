@@ -19,17 +19,19 @@ from sqlalchemy import func, select
 from db import dsn
 from db.database import Database, opened
 from db.options import Options
+from db.queries import counters, objects, projects, pruning, tokens
 from db.queries import ledger as queries
-from db.queries import objects, projects, pruning, tokens
+from db.queries.counters import CounterProof
 from db.queries.repair import repair
-from db.records import Reservation, Result, SettledRequest, Token
+from db.records import Metric, Reservation, Result, SettledRequest, Token
 from db.schema import limit_counters, metadata, provider_objects, requests, usage_hourly
 from llm_proxy.identifiers import new_id, request_id
 from llm_proxy.ledger import AdmissionRequest, Grant, ObjectUsage, Settlement, book_late
 from llm_proxy.ledger.late import AWAITED
 from llm_proxy.ledger.transaction import records_of, transact
+from llm_proxy.limits import started_at
 from tests.db.queries.factories import a_project, a_token, to_default
-from tests.ledger.test_limits import limited
+from tests.ledger.test_limits import FixedDemand, apply, limited
 
 WORKER = new_id()
 USED = 500
@@ -145,8 +147,7 @@ def test_usage_that_a_poll_sees_is_a_row_of_the_token_that_made_the_object(team:
         made.reservation.id,
     )
     assert (late.method, late.path, late.worker_id) == ("GET", "/v1/responses/x", WORKER)
-    # Its time is that of its id, even if the answer took an hour.
-    assert (late.admitted_at, late.input_tokens, late.cost_nanousd) == (late.settled_at, USED, 11)
+    assert (late.admitted_at, late.input_tokens, late.cost_nanousd) == (poll.reservation.admitted_at, USED, 11)
     assert (late.requested_model, late.labels, late.summed_labels) == ("m", labels, labels)
     assert usage_id(team.database, "resp_1") == late.id
     found = sums(team.database)
@@ -266,6 +267,18 @@ def test_a_limit_of_models_counts_late_usage_of_a_request_that_named_none(
     limited(team.database, team.first, metric="tokens", amount=10 * USED, models={"patterns": ["m*"]})
     poll(team.database, made, "resp_1")
     assert team.database.read_now(lambda connection: connection.scalar(select(limit_counters.c.used))) == used
+
+
+@pytest.mark.parametrize(("metric", "used"), [("input_tokens", 10), ("cost", 1000), ("requests", 1)])
+def test_late_usage_that_nobody_counted_is_charged_what_its_request_held(team: Team, metric: Metric, used: int) -> None:
+    today = datetime.now(UTC)
+    limited(team.database, team.first, "project", metric=metric, period="day", amount=10**6, created_at=today)
+    (made,) = team.database.write_now(transact, WORKER, [apply(team.first, FixedDemand())], [], datetime.now(UTC))
+    assert isinstance(made, Grant)
+    write(team.database, Settlement.of(made, OK, (("resp_1", "background_response"),)))
+    poll(team.database, made, "resp_1", Result(outcome="ok", status=200, kind="late", usage_details={}))
+    assert team.database.read_now(lambda connection: connection.scalar(select(limit_counters.c.used))) == used
+    assert team.database.read_now(counters.prove, started_at) == CounterProof()
 
 
 def test_the_proxy_and_clients_that_see_the_same_usage_book_it_once(team: Team) -> None:
