@@ -140,18 +140,19 @@ def test_what_a_body_names_at_google_is_searched_for_and_found(path: str, body: 
 
 
 @pytest.mark.parametrize(
-    "body",
+    ("path", "body"),
     [
-        b"{'cachedContent': 'cachedContents/a'}",
-        b'{cachedContent: "cachedContents/a"}',
-        b"{'instances': [{'video': {'uri': 'https://a.example/v1beta/files/a'}}]}",
+        ("/v1beta/models/g:generateContent", b"{'cachedContent': 'cachedContents/a'}"),
+        ("/v1beta/models/g:generateContent", b'{cachedContent: "cachedContents/a"}'),
+        ("/endpoints/openapi/chat/completions", b"{'cachedContent': 'cachedContents/a'}"),
+        ("/endpoints/openapi/chat/completions", b'{cachedContent: "cachedContents/a"}'),
+        ("/v1beta/models/v:predict", b"{'instances': [{'video': {'uri': 'https://a.example/v1beta/files/a'}}]}"),
     ],
 )
-@pytest.mark.parametrize("path", ["/v1beta/models/g:generateContent", "/endpoints/openapi/chat/completions"])
 def test_a_body_in_googles_own_json_is_read_and_refused(path: str, body: bytes) -> None:
     """Its parser takes other quotes: https://ai.google.dev/gemini-api/docs/files has them in an example."""
     endpoint, _ = TABLE.find("POST", path.encode())
-    assert references.has_any(endpoint.hints, body) or b"video" in body
+    assert references.has_any(endpoint.hints, body)
     with pytest.raises(InvalidJson):
         read(body)
 
