@@ -233,8 +233,9 @@ def _by_time(reader: _Reader, report: Report, lead: str, after: Key | None) -> I
     while begin < report.until:
         end = begin
         for _ in range(reader.next_size(_MAX_SPAN)):
-            if end < report.until:  # there may be no time behind it
-                end = _next(lead, end)
+            if end >= report.until:
+                break  # there may be no time behind it
+            end = _next(lead, end)
         last = None if end >= report.until else _written(lead, end - _HOUR)
         yield _Step(None, begin, min(end, report.until), last)
         begin = end

@@ -155,7 +155,8 @@ ENDPOINTS: Final = (
 )
 #: POST requests that are not billed.
 _FREE: Final = re.compile(
-    rb"(?!.*/(?:vector_stores|containers)/).*(?:/count_tokens|/input_tokens|:countTokens|/tokenize|/files|/uploads(?:/.*)?|/batches/[^/]+/cancel"
+    rb"(?!.*/(?:vector_stores|containers)/)"
+    rb".*(?:/count_tokens|/input_tokens|:countTokens|/tokenize|/files|/uploads(?:/.*)?|/batches/[^/]+/cancel"
     rb"|/responses/[^/]+/cancel)"
 )
 

@@ -192,7 +192,7 @@ class MySqlBackend(ServerBackend):
         try:
             frozen = connection.exec_driver_sql(_FROZEN, (int(FROZEN),)).scalars().all()
         except DBAPIError as error:
-            if error.orig is not None and error.orig.args[0] == _NOT_UTF8MB3:
+            if error.orig is not None and error.orig.args[:1] == (_NOT_UTF8MB3,):
                 return None  # that statement ends soon, and this is asked again
             if error.orig is None or _failure(error.orig) is not failures.PRIVILEGE:
                 raise

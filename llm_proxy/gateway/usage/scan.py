@@ -67,7 +67,8 @@ _QUOTE, _BACKSLASH, _COMMA = b'"', b"\\", b","
 _ENDS = (b",", b"}", b"]")
 _AROUND_VALUE = b": \t\r\n"
 
-#: The relevant members by their names in JSON. Usage in choices is only read in short documents.
+#: The relevant members by their names in JSON. Usage in choices is only read in short documents, and of the output
+#: `SearchCalls` counts the searches, wherever they are.
 _OTHERS = ("choices", "output")
 _MEMBERS = {field.encode_name: field.name for field in msgspec.structs.fields(Report) if field.name not in _OTHERS}
 _NAMES = {b'"%b"' % name.encode(): member for name, member in _MEMBERS.items()}
