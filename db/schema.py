@@ -259,6 +259,10 @@ usage_days = Table(
     Column("written", Boolean, nullable=False),
 )
 
+# The values of labels that the sums distinguish. The id is the day, a digest of project and key, and a digest of the
+# value: all that is asked is how many there are, and whether one is there.
+label_values = Table("label_values", metadata, Column("id", Code, primary_key=True))
+
 # Limits of a token, a project, or the whole proxy (then `subject` is empty).
 limits = Table(
     "limits",

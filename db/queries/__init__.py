@@ -8,6 +8,7 @@ they are talking to.
 - `counters`: what limits have counted
 - `objects`: which project created an object at a provider
 - `daily`: daily sums
+- `label_values`: the values of labels that the sums distinguish
 - `proof`, `repair`: whether a ledger adds up, and the repair of one that does not
 - `pruning`: retention of the ledger
 - `requests`, `refusals`, `audit`: rows of these tables, listed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import date
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -21,15 +20,10 @@ if TYPE_CHECKING:
 #: The header with labels of any keys: `user=alice,feature=search`.
 HEADER = b"x-llm-proxy-labels"
 
-#: Maximum number of values of one key of a project that the hourly sums distinguish in a day.
-MAX_VALUES = 1000
-#: The label of further ones.
-OTHER = "other"
-
 
 @define(eq=False)
 class Labels:
-    """Reads labels, and bounds those that the hourly sums distinguish.
+    """Reads labels, and chooses those that the hourly sums distinguish.
 
     Attributes:
         headers: the key of the label in each header, by its name in lower case.
@@ -39,8 +33,6 @@ class Labels:
     headers: Mapping[bytes, str]
     keys: Sequence[str]
     _names: frozenset[bytes] = field(init=False)
-    _day: date = date.min
-    _values: dict[tuple[str, str], set[str]] = field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         self._names = frozenset((HEADER, *self.headers))
@@ -102,18 +94,4 @@ class Labels:
             labels = {**sent, **(labels or {})}
         if labels is None or not self.keys:
             return labels, None
-        return labels, self._summed(grant, labels)
-
-    def _summed(self, grant: Grant, labels: Mapping[str, str]) -> dict[str, str] | None:
-        chosen = {key: labels[key] for key in self.keys if key in labels}
-        day = grant.reservation.admitted_at.date()
-        if day != self._day:
-            self._day, self._values = day, {}
-        for key, value in chosen.items():
-            known = self._values.setdefault((grant.reservation.project_id, key), set())
-            if value not in known:
-                if len(known) >= MAX_VALUES:
-                    chosen[key] = OTHER
-                else:
-                    known.add(value)
-        return chosen or None
+        return labels, {key: labels[key] for key in self.keys if key in labels} or None

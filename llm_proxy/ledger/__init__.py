@@ -21,6 +21,7 @@ database.
 - `locked`: requests whose rows another transaction has locked
 - `limits`: limits, judged and counted
 - `isolation`: objects at a provider that a project may reach
+- `label_values`: the labels that the sums distinguish
 - `late`: usage that comes after its request has ended
 - `refusals`: records refused requests
 - `prune`: retention, and daily sums

@@ -1,4 +1,4 @@
-"""Retention of the ledger, refusals, audit log and counters of limits, and daily sums, a few rows at a time.
+"""Retention of the ledger, refusals, audit log, counters and values of labels, and daily sums, a few rows at a time.
 
 One worker of all does it.
 
@@ -20,7 +20,7 @@ from attrs import define, field
 from db import Connection
 from db.database import Database
 from db.errors import DatabaseError
-from db.queries import audit, counters, daily, pruning, refusals
+from db.queries import audit, counters, daily, label_values, pruning, refusals
 from llm_proxy.limits import started_at
 from llm_proxy.logging import log
 
@@ -31,6 +31,8 @@ PROJECTS = 100
 #: Seconds between two transactions of a pass, and between two passes.
 PAUSE = 0.05
 EVERY = 60.0
+#: How long the values of labels of a day are kept: most requests have ended before.
+LABELS_KEPT = timedelta(days=2)
 
 _log = log.logger("retention")
 
@@ -58,10 +60,11 @@ class Pruner:
                 if await self._database.read(pruning.is_first, self._worker_id, self._dead_after):
                     if self.retention:
                         await self.prune()
-                        await self._prune_log("refusals", refusals.prune, self.retention)
+                        await self._prune_older("refusals", refusals.prune, self.retention)
                     if self._audit_retention:
-                        await self._prune_log("the audit log", audit.prune, self._audit_retention)
+                        await self._prune_older("the audit log", audit.prune, self._audit_retention)
                     await self.prune_counters()
+                    await self._prune_older("values of labels", label_values.prune, LABELS_KEPT)
                     await self.sum_up_days()
             except DatabaseError as error:
                 _log.warning("pruning and daily sums were interrupted and are retried", reason=str(error))
@@ -106,7 +109,7 @@ class Pruner:
                 _log.info("summed a day up", day=f"{day:%Y-%m-%d}", rows=len(totals))
         await self._database.write(daily.mark)
 
-    async def _prune_log(
+    async def _prune_older(
         self, name: str, prune: Callable[[Connection, datetime, int], int], retention: timedelta
     ) -> None:
         before = datetime.now(UTC) - retention

@@ -15,6 +15,7 @@ from db.records import Account, Project, ProviderObject, Reservation, Result, Se
 from llm_proxy.errors import ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation, late
 from llm_proxy.ledger.isolation import Isolation, Named
+from llm_proxy.ledger.label_values import LabelValues
 from llm_proxy.ledger.late import ObjectUsage
 from llm_proxy.ledger.limits import Admitted, Limits, LimitState, subjects_of
 from llm_proxy.limits import Blocked, Demand, model_refusal
@@ -152,6 +153,7 @@ def transact(  # noqa: PLR0913 - all that one transaction does
     retried: int = 0,
     booked: list[SettledRequest] | None = None,
     unjudged: Sequence[Reservation] = (),
+    label_values: LabelValues | None = None,
 ) -> list[Decision]:
     """Settle, then admit, in the transaction of `connection`. Decisions come in the order of the requests.
 
@@ -159,8 +161,10 @@ def transact(  # noqa: PLR0913 - all that one transaction does
     been reserved. `skip_locked`: do not wait for a token that another transaction holds: its requests get TokenLocked.
     `waiting`: limits that requests of other transactions wait for, in front of all but the first `retried` of these.
     `booked` gets the rows of late usage. `unjudged`: reservations that this transaction has written without a decision.
+    `label_values` remembers from one transaction to the next.
     """
-    written, replaced, late_rows = _settle(connection, settlements, doubtful=doubtful)
+    label_values = label_values or LabelValues()
+    written, replaced, late_rows = _settle(connection, settlements, label_values, doubtful=doubtful)
     given_back = {row.reservation.id: row.reservation.token_id for row in written if row.result.outcome == "void"}
     admission = _Admission(worker_id, now)
     if requests or given_back:
@@ -205,7 +209,7 @@ def book_late(connection: Connection, seen: SettledRequest, usage: ObjectUsage) 
 
 
 def _settle(
-    connection: Connection, settlements: Sequence[Settlement], *, doubtful: bool
+    connection: Connection, settlements: Sequence[Settlement], label_values: LabelValues, *, doubtful: bool
 ) -> tuple[Sequence[SettledRequest], Sequence[SettledRequest], list[SettledRequest]]:
     """Write the rows of requests that ended.
 
@@ -223,6 +227,7 @@ def _settle(
             SettledRequest(row.reservation, late.without_usage(row.result), row.settled_at) if row.id in again else row
             for row in written
         ]
+    written = label_values.bound(connection, written)
     if doubtful:
         written, replaced = queries.settle_doubtful(connection, written)
     else:

@@ -21,6 +21,7 @@ from db.records import VOID, Result, SettledRequest, Worker
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation
 from llm_proxy.ledger.batch import MAX_BATCH, Batch, PendingAdmission, refuse
+from llm_proxy.ledger.label_values import LabelValues
 from llm_proxy.ledger.late import ObjectUsage, log_booked
 from llm_proxy.ledger.locked import LockedRequests, LockedRows
 from llm_proxy.ledger.lookup import Lookups, ObjectRecords
@@ -118,6 +119,7 @@ class Ledger:
         self._dead_after = timedelta(seconds=MISSED_HEARTBEATS * heartbeat)
         self._lookups = Lookups(database, ADMISSION_DEADLINE)
         self._objects = ObjectRecords(database)
+        self._label_values = LabelValues()
         self._waiting: deque[PendingAdmission] = deque()
         self._unsettled: deque[Settlement] = deque()
         self._doubtful: deque[Settlement] = deque()
@@ -456,6 +458,7 @@ class Ledger:
             waiting=set(self._blocked.limits),
             retried=batch.retried,
             booked=booked,
+            label_values=self._label_values,
         )
         try:
             decisions = await self._database.write_unless_locked(run, *work, then=then)

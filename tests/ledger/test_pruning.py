@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from db.errors import Unavailable
-from db.queries import audit, counters, daily, pruning, refusals
+from db.queries import audit, counters, daily, label_values, pruning, refusals
 from db.queries.pruning import Pruned
 from llm_proxy.ledger.prune import EVERY, PIECE, Pruner
 
@@ -34,7 +34,7 @@ class FakeDatabase:
         return self.first
 
     async def write(self, function: Any, _before: object = None, limit: int = 0, last: str = "") -> object:
-        if function in (daily.mark, counters.prune):
+        if function in (daily.mark, counters.prune, label_values.prune):
             return 0
         if function is audit.prune:
             self.audited += 1

@@ -1,0 +1,54 @@
+"""The values of labels that the sums of a day distinguish, at all servers together."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from datetime import date, datetime
+from functools import lru_cache
+from hashlib import blake2b
+
+from sqlalchemy import Connection, delete, or_, select
+
+from db.dialects.statements import for_update, insert_new
+from db.schema import label_values
+
+_add = insert_new(label_values)
+# Digits: of the series, and in it of a digest.
+_SERIES, _DIGEST = 32, 24
+#: Behind all digits.
+_LAST = "g"
+
+
+@lru_cache(maxsize=4096)
+def id_of(day: date, project_id: str, key: str, value: str) -> str:
+    """The id of a value that a key of a project has on a day. In the order of days."""
+    series = blake2b(f"{project_id} {key}".encode(), digest_size=_DIGEST // 2).hexdigest()
+    return f"{day:%Y%m%d}{series}{blake2b(value.encode(), digest_size=16).hexdigest()}"
+
+
+def series_of(value_id: str) -> str:
+    """What the ids of all values of the key on that day begin with."""
+    return value_id[:_SERIES]
+
+
+def find(connection: Connection, series: Collection[str]) -> Iterable[str]:
+    """The ids of all values of these series. Without any, nothing is sent."""
+    if not series:
+        return ()
+    key = label_values.c.id
+    return connection.scalars(select(key).where(or_(*(key.between(one, one + _LAST) for one in series))))
+
+
+def add(connection: Connection, ids: Collection[str]) -> None:
+    """Write values; those that are there already stay."""
+    connection.execute(_add, [{"id": one} for one in sorted(ids)])
+
+
+def prune(connection: Connection, before: datetime, limit: int) -> int:
+    """Delete values of days before that of a time, at most `limit`; say how many they were."""
+    key = label_values.c.id
+    old = select(key).where(key < f"{before:%Y%m%d}").order_by(key).limit(limit)
+    ids = list(connection.scalars(for_update(old, by=key, skip_locked=True)))
+    if ids:
+        connection.execute(delete(label_values).where(key.in_(ids)))
+    return len(ids)
