@@ -126,7 +126,8 @@ class CostUnbounded(BadRequest):
 class InvalidPath(BadRequest):
     code = "invalid_path"
     message = (
-        "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators."
+        "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators"
+        " or letters."
     )
 
 

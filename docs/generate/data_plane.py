@@ -42,7 +42,7 @@ _PATHS = """\
 
 The path is checked and forwarded exactly as it was sent. A path that two readers could understand differently gets 400
 `invalid_path`; it is never repaired. Such paths contain a dot segment (`/../`, `/%2e/`), an empty segment (`//`), `;`,
-`\\`, `#`, or an escape of `. / \\ % ; # ?` or of a control character.
+`\\`, `#`, or an escape of `. / \\ % ; # ?`, of a control character, or of a letter, a digit, `-` or `_`.
 
 The target of a request may be an absolute URL (`GET http://proxy:8080/v1/models HTTP/1.1`). Its host then replaces the
 `Host` header, and its path is checked like any other. `CONNECT` is refused.

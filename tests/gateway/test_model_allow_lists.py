@@ -320,6 +320,13 @@ async def test_the_same_requests_pass_without_an_allow_list(tmp_path: Path) -> N
             assert (await stage.ask(path, body, headers))[0] == 200, (path, body)
 
 
+async def test_an_escaped_letter_does_not_make_it_an_endpoint_that_is_not_judged(tmp_path: Path) -> None:
+    async with staged(tmp_path) as stage:
+        for path in ("/v1/threads/%72uns", "/v1/threads/ru%6Es", "/openai/v1/threads/%72%75%6e%73"):
+            status, message = await stage.ask(path, {"assistant_id": "a", "model": "bad", "thread": {}})
+            assert (status, "invalid_path" in message) == (400, True), path
+
+
 async def test_endpoints_that_generate_nothing_are_not_judged(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         for method, path, body in OTHERS:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import posixpath
+import re
 from urllib.parse import unquote_to_bytes, urlsplit
 
 import pytest
@@ -16,7 +17,7 @@ TAKEN = [
     b"/v1/",
     b"/v1/chat/completions",
     b"/v1/models/ft:gpt-4o:acme@2",
-    b"/v1/models/ft%3Agpt%20x%41",
+    b"/v1/models/ft%3Agpt%20x%7E%5b",
     b"/v1/models/%e2%82%ac",
     b"/v1/x!$&'()*+,=~_\"<>[]^`{|}@",
     b"/v1/.hidden",
@@ -52,6 +53,16 @@ REFUSED = [
     b"/v1/..%20/admin",
     b"/v1/. /admin",
     b"/v1/gpt-3%2e5",
+    b"/v1/gpt%2D4o",
+    b"/v1/gpt%5F4o",
+    b"/v1/threads/%72uns",
+    b"/v1/threads/%52uns",
+    b"/v1/threads/run%7a",
+    b"/v1/threads/run%5A",
+    b"/v1/threads/%61",
+    b"/v1/threads/%30",
+    b"/v1/threads/%39",
+    b"/v1/threads/%4F",
     b"/v1%2fmodels",
     b"/v1%2Fmodels",
     b"/v1/%5c",
@@ -154,6 +165,8 @@ def test_an_allowed_path_has_the_same_meaning_for_every_server(tail: bytes) -> N
         return
     decoded = unquote_to_bytes(path)
     assert unquote_to_bytes(decoded) == decoded
+    escaped = [unquote_to_bytes(escape) for escape in re.findall(rb"%..", path)]
+    assert not any(byte.isalnum() or byte in b"-._" for byte in escaped)
     assert decoded.count(b"/") == path.count(b"/")
     for reading in (path, decoded):
         assert posixpath.normpath(reading) == (reading.rstrip(b"/") or b"/")

@@ -13,7 +13,8 @@ from tests.databases.scratch import Databases
 from tests.scenarios.bad_requests import BODY, CHAT, Bad, World, open_world, openai, start
 
 AMBIGUOUS = (
-    "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators."
+    "The request path is ambiguous and is refused: send it without dot segments, '//', ';' or encoded separators"
+    " or letters."
 )
 ESCAPED = "This path must not contain percent escapes."
 TAKES = "it takes /v1/chat/completions, /v1/completions, /v1/responses, /v1/responses/compact, ..."

@@ -9,7 +9,8 @@ The grammar is that of RFC 3986 §3.3, restricted:
 - `path = "/" [ segment *( "/" segment ) [ "/" ] ]`, so no inner segment is empty.
 - A segment consists of visible ASCII characters without `\ ; # ? %`, and of percent escapes.
 - It does not consist of dots and encoded spaces only: dots go up, and some file systems remove spaces after them.
-- An escape does not encode a control character, nor one of `. / \ % ; # ?`.
+- An escape does not encode a control character, nor one of `. / \ % ; # ?`, nor a letter, a digit, `-` or `_`: encoded,
+  those are the same path (RFC 3986 §6.2.2.2), and no client encodes them. Some encode `~`.
 - `check_request` also allows `%2F`, because names of models have slashes, if it allows the path with `/` instead. Only
   the segment of a model may have it, which `endpoints.py` checks.
 - Escapes above 0x7f form valid UTF-8, and no character whose compatibility form is one of those seven.
@@ -33,7 +34,7 @@ _PATH = re.compile(
         (?! (?: \. | %20 )++ (?: / | \Z ) )                 # not only dots and spaces
         (?: [!"$&-.0-:<->@-\[\]-~]                          # visible, without # % / ; ? and the backslash
           | % (?: [2-7][0-9a-f] | [89a-f][0-9a-f] )         # neither C0 control
-              (?<! %23 | %25 | %2e | %2f | %3b | %3f | %5c | %7f )
+              (?<! %23 | %25 | %2[d-f] | %3[0-9bf] | %4[1-9a-f] | %5[0-9acf] | %6[1-9a-f] | %7[0-9af] )
         )++
         """,
     ),
