@@ -127,6 +127,16 @@ def list_awaited(
     return [(ProviderObject(*row[:-2]), row[-2], row[-1]) for row in connection.execute(query.limit(limit))]
 
 
+def find_requested_model(connection: Connection, provider: str, object_id: str) -> str | None:
+    """The model that the request named which made an object; None if that is not known."""
+    made = provider_objects.c
+    return connection.scalar(
+        select(requests.c.requested_model)
+        .join(provider_objects, made.request_id == requests.c.id)
+        .where(made.provider == provider, made.object_id == object_id)
+    )
+
+
 def _unbooked(wanted: Iterable[Any], after: Position | None) -> Select[Any]:
     found = provider_objects.c
     query = select(*wanted).select_from(provider_objects).where(found.usage_id == "")

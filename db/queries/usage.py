@@ -21,7 +21,7 @@ from sqlalchemy import ColumnElement, Connection, CursorResult, Select, Table, f
 from db.dialects.statements import by_index, by_key, without_sorting
 from db.queries import daily, ledger
 from db.queries.rows import made_in
-from db.records import TOKENS, Result
+from db.records import DETAIL_SUMS, TOKENS, Result
 from db.schema import DURATION_COLUMNS, DURATIONS, SUMS, projects, requests, tokens, usage_daily, usage_hourly
 
 #: Rows of sums that a page reads at most, and after which it ends if it can.
@@ -483,7 +483,8 @@ class UnpricedModel:
         requested_model: the name in the requests.
         unpriced: number of requests without a cost.
         input_tokens, output_tokens: None if no answer counted any tokens.
-        details, service_tier: not known, because the sums do not have all details, and do not tell tiers apart.
+        details: those that are summed.
+        service_tier: not known, because the sums do not distinguish tiers.
     """
 
     provider: str
@@ -497,7 +498,7 @@ class UnpricedModel:
     cache_write_tokens: int
     cache_write_1h_tokens: int
     reasoning_tokens: int
-    details: None = field(default=None, init=False)
+    details: Mapping[str, int] | None
     service_tier: str = field(default="", init=False)
 
 
@@ -518,6 +519,7 @@ def unpriced_models(connection: Connection, since: datetime, until: datetime) ->
             provider=provider,
             model=model or "",
             requested_model=requested_model or "",
+            details={name: count for name in DETAIL_SUMS if (count := group.sums[name])} or None,
             **{name: group.sums[name] for name in ("requests", "unpriced", *TOKENS)},
         )
         for group in groups

@@ -94,6 +94,7 @@ class Exchange:
         limits: those that it passed, with what is left of them.
         limited_at: the database's time of its admission; None if it has none.
         usage_of: the object whose usage the answer may have, see `objects/table.py`.
+        origin_model: the model that the request named which made this object.
         provider: where it is sent; None before that is known.
         asks_usage: whether it is asked for its usage, if it is streamed; later, whether it was.
         upload_url: completes the URL of an upload session in the answer.
@@ -112,6 +113,7 @@ class Exchange:
     streamed: bool = False
     first_byte: float | None = None
     relayed: int = 0
+    removed: int = 0
     finished: bool = False
     whole: bool = False
     outcome: Outcome = "proxy_error"
@@ -122,6 +124,7 @@ class Exchange:
     yields: Mapping[str, str] = field(factory=dict)
     record: Callable[[Objects], Awaitable[bool]] | None = None
     usage_of: str = ""
+    origin_model: str = ""
     upload_url: Callable[[str], str] = str
     redact: Callable[[str], str] = str
     provider: Provider | None = None
@@ -272,7 +275,7 @@ class Exchange:
         if self._editor is not None:
             received = len(data)
             data = self._editor.feed(data) + (self._editor.end() if self.whole else b"")
-            self.relayed += len(data) - received
+            self.removed += received - len(data)
         if data or self.whole:
             await self.send({"type": "http.response.body", "body": data, "more_body": not self.whole})
         if last:
@@ -341,7 +344,7 @@ class Exchange:
             usage = estimated
         elif self._is_uncounted(usage, outcome):
             usage = msgspec.structs.replace(usage, details={})
-        cost, basis, version = cost_of(usage, prices, provider, requested)
+        cost, basis, version = cost_of(usage, prices, provider, requested or self.origin_model)
         if estimated is not None and basis == "price":
             basis = "estimate"
         return Result(
@@ -353,7 +356,7 @@ class Exchange:
             first_byte_us=None if self.first_byte is None else round((self.first_byte - self.admitted) * 1e6),
             duration_us=round((trio.current_time() - self.admitted) * 1e6),
             request_bytes=self.inbound.received,
-            response_bytes=self.relayed,
+            response_bytes=self.relayed - self.removed,
             input_tokens=usage.input_tokens,
             output_tokens=usage.output_tokens,
             cached_tokens=usage.cached_tokens,

@@ -65,6 +65,9 @@ class Admissions(Protocol):
     async def record(self, grant: Grant, made: Objects) -> bool:
         """Record objects that a running request has created; if False, they must be given to `settle`."""
 
+    async def requested_model(self, grant: Grant, object_id: str) -> str:
+        """The model that the request named which made an object; empty if that is not known."""
+
     def settle(self, grant: Grant, result: Result, objects: Objects = (), usage: ObjectUsage | None = None) -> None:
         """Record how an admitted request ended, and the objects that it changed; exactly one call per grant.
 
@@ -291,6 +294,8 @@ class Relay:
             self._take_slot(inbound)
             if provider.rewriting is not None:
                 exchange.upload_url = partial(provider.rewriting.with_session, self.keyring, request.digest)
+            if objects.usage_of:
+                exchange.origin_model = await self.ledger.requested_model(grant, objects.usage_of)
             secret = api_key = self.keyring.open(grant.key.sealed, grant.key.owner)
             tokens = self.token_sources.get(provider.auth)
             if tokens is not None:

@@ -17,6 +17,7 @@ from trio.testing import wait_all_tasks_blocked
 from db.database import Database
 from db.errors import REFUSALS, CommitUnknown, DatabaseError, Locked
 from db.queries import ledger as queries
+from db.queries import objects
 from db.records import VOID, Result, SettledRequest, Worker
 from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, ProxyError, TokenInvalid, TokenLocked
 from llm_proxy.ledger import isolation
@@ -251,6 +252,15 @@ class Ledger:
         Then they must be given to `settle`. Safe to cancel.
         """
         return self._running and not self._away and await self._objects.record(records_of(grant.reservation, made))
+
+    async def requested_model(self, grant: Grant, object_id: str) -> str:
+        """The model that the request named which made an object; empty if the database does not know, or not now."""
+        if not self._running or self._away:
+            return ""
+        try:
+            return await self._database.read(objects.find_requested_model, grant.reservation.provider, object_id) or ""
+        except DatabaseError:
+            return ""
 
     def settle(self, grant: Grant, result: Result, objects: Objects = (), usage: ObjectUsage | None = None) -> None:
         """Queue the final row of an admitted request; exactly one call per grant.

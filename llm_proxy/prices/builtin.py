@@ -20,7 +20,7 @@ from genai_prices.types import (
     TimeOfDateConstraint,
 )
 
-from llm_proxy.prices.rates import Levels, Rates
+from llm_proxy.prices.rates import AS_TEXT, Levels, Rates
 
 VERSION: Final = f"genai-prices {__version__}"
 
@@ -77,6 +77,11 @@ _CLASSES: Final[Mapping[str, tuple[str, Decimal]]] = {
 #: Vendors and their tiers with the standard price: https://console.groq.com/docs/flex-processing
 _AS_STANDARD: Final = frozenset({("groq", "flex")})
 
+#: Vendors with other rules than `rates.AS_TEXT`: Google lists the price of audio where it differs
+#: (https://ai.google.dev/gemini-api/docs/pricing), and the table has no price of Cohere's for images, which is higher
+#: (https://cohere.com/pricing).
+_AS_TEXT: Final[Mapping[str, frozenset[str]]] = {"google": AS_TEXT | {"audio"}, "cohere": AS_TEXT - {"image"}}
+
 
 def vendor_of(name: str, base_url: str) -> str | None:
     """The vendor in the table that a provider belongs to: by its base URL, else by its name; None if there is none."""
@@ -106,13 +111,12 @@ def levels(vendor: str, model: str, tier: str, at: datetime) -> Levels:
     if given.keys() - _CLASSES.keys() or not given:
         return ()
     starts = {tier.start for value in given.values() if isinstance(value, TieredPrices) for tier in value.tiers}
-    audio_as_text = vendor == "google"  # https://ai.google.dev/gemini-api/docs/pricing: listed where it differs
     return tuple(
         (
             above,
             Rates(
                 {_CLASSES[name][0]: _at(value, above) / _CLASSES[name][1] for name, value in given.items()},
-                audio_as_text,
+                _AS_TEXT.get(vendor, AS_TEXT),
             ),
         )
         for above in sorted({-1, *starts}, reverse=True)

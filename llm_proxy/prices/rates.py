@@ -4,7 +4,7 @@ A class that was used and has no rate makes the cost unknown, so that no cost is
 rate of another one if they have none of their own, because that is never too low, or because the vendors document it:
 
 - cached input costs as much as input, reasoning as much as output
-- images and video cost as much as text, since the vendors list a rate of their own where it differs
+- images and video cost as much as text, since most vendors list a rate of their own where it differs
 - a cache write for one hour costs twice the input if one for five minutes costs 1.25 of it: Anthropic's rule,
   https://platform.claude.com/docs/en/build-with-claude/prompt-caching#pricing
 - the tokens of audio that is paid by its duration cost nothing: https://mistral.ai/pricing
@@ -54,6 +54,9 @@ CLASSES: Final[Mapping[str, str]] = {
     "other_tool": EACH,
     "request": EACH,
 }
+
+#: Kinds of tokens that cost as much as text if they have no price of their own.
+AS_TEXT: Final = frozenset({"image", "video"})
 
 #: Rates are in 10^-15 USD: a price per million tokens has up to nine digits after the point.
 _SCALE: Final = {TOKENS: 10**9, HOUR: 10**15, EACH: 10**15}
@@ -122,11 +125,11 @@ class Rates:
 
     Attributes:
         usd: the prices as they are given, by class.
-        audio_as_text: audio without a price of its own costs as much as text.
+        as_text: see `AS_TEXT`.
     """
 
     usd: Mapping[str, Decimal]
-    audio_as_text: bool = False
+    as_text: frozenset[str] = AS_TEXT
     _tokens: tuple[int | None, ...] = field(init=False, repr=False)
     _modalities: tuple[_Modality, ...] = field(init=False, repr=False)
     _counted: Mapping[str, int | None] = field(init=False, repr=False)
@@ -158,7 +161,7 @@ class Rates:
     def _modality(self, name: str) -> _Modality:
         fresh, read, _, _, made, _ = self._tokens
         usd, cached = self.usd, read
-        if name == "audio" and not self.audio_as_text:
+        if name not in self.as_text:
             fresh, made = 0 if fresh == 0 else None, 0 if made == 0 else None
             cached = fresh
         fresh = _femto(usd, f"input_{name}", fresh)

@@ -89,17 +89,19 @@ def test_check_finds_models_without_a_price(run: Run, token: Token, folder: Path
         {"model": "gpt-4o-mini", "cost_nanousd": 5},
         {"model": "gpt-5", "input_tokens": None, "output_tokens": None},
         {"model": "gpt-4o-mini-tts", "input_tokens": None, "output_tokens": None, "usage_details": {}},
+        {"model": "gpt-4o-audio-preview", "usage_details": {"input_audio_tokens": 5}},
         {"model": "gpt-98", "admitted_at": old, "settled_at": old},
     )
     result = run("prices", "check", "--db", "x.db")
     assert (result.exit_code, result.stderr) == (1, "")
     assert [line.split() for line in result.stdout.splitlines()][1:] == [
         ["openai", "gpt-4o", "asked", "1", "3", "4", "a", "class", "that", "was", "used"],
+        ["openai", "gpt-4o-audio-preview", "asked", "1", "3", "4", "a", "class", "that", "was", "used"],
         ["openai", "gpt-4o-mini-tts", "asked", "1", "-", "-", "a", "fee", "for", "each", "request"],
         ["openai", "gpt-99", "asked", "2", "30", "5", "the", "model"],
     ]
     found = json.loads(run("prices", "check", "--db", "x.db", "--json").stdout)
-    assert found[2] == {
+    assert found[3] == {
         "provider": "openai",
         "model": "gpt-99",
         "requested_model": "asked",
@@ -110,8 +112,7 @@ def test_check_finds_models_without_a_price(run: Run, token: Token, folder: Path
         "missing": "the model",
     }
 
-    (folder / "prices.yaml").write_text(
-        "prices: {openai: {gpt-4o-mini-tts: {request: 1}, asked: {input: 1, cache_write: 1, output: 3}}}"
-    )
+    asked = "{input: 1, input_audio: 2, cache_write: 1, output: 3}"
+    (folder / "prices.yaml").write_text(f"prices: {{openai: {{gpt-4o-mini-tts: {{request: 1}}, asked: {asked}}}}}")
     result = run("prices", "check", "--db", "x.db", env={"PRICES_PATH": "prices.yaml"})
     assert (result.exit_code, result.stdout) == (0, "Every model that was used in the last 30 days has a price.\n")

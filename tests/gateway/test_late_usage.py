@@ -47,9 +47,9 @@ CREATED = {"type": "response.created", "sequence_number": 0, "response": {**RESP
 COMPLETED = {"type": "response.completed", "sequence_number": 9, "response": DONE}
 
 
-async def ask(both: Pair, method: str, path: str, content: bytes) -> None:
+async def ask(both: Pair, method: str, path: str, content: bytes, body: object = None) -> None:
     both.stage.provider.script = lambda _head, _body: content
-    await both.ask(both.first, method, path, {} if method == "POST" else None)
+    await both.ask(both.first, method, path, body or {} if method == "POST" else None)
     with trio.fail_after(5):
         while both.stage.ledger.busy:
             await trio.sleep(0.001)
@@ -219,6 +219,25 @@ async def test_a_batch_is_booked_with_the_usage_of_its_object_and_its_tier(tmp_p
         rows = await both.stage.database.read(lambda connection: connection.execute(query).all())
         # 50 requests with 10,000 tokens each, so not the rates of long prompts: 500,000 x 1.25 + 40,000 x 7.50
         assert [tuple(row) for row in rows] == [("batch", 925_000_000)]
+
+
+async def test_a_batch_that_counts_nothing_is_awaited_until_its_output_is_read(tmp_path: Path) -> None:
+    nothing = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    async with pair(tmp_path) as both:
+        await ask(both, "POST", "/v1/batches", answer({**BATCH, "status": "validating"}))
+        await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "completed", "usage": nothing}))
+        assert (await booked(both), await awaited(both)) == ([], ["batch_1"])
+
+
+async def test_a_poll_has_the_price_of_the_model_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "prices.yaml").write_text("prices: {openai: {my-model: {input: 1, output: 2}}}")
+    async with pair(tmp_path) as both:
+        both.stage.relay.prices = Prices.load(tmp_path / "prices.yaml", {"openai": "https://api.openai.com"})
+        await ask(both, "POST", "/v1/responses", answer(QUEUED), {"model": "my-model", "background": True})
+        await ask(both, "GET", "/v1/responses/resp_1", answer(DONE))
+        query = select(requests.c.cost_nanousd).where(requests.c.kind == "late")
+        rows = await both.stage.database.read(lambda connection: list(connection.scalars(query)))
+        assert rows == [1000 * USAGE["input_tokens"] + 2000 * USAGE["output_tokens"]]
 
 
 async def test_a_batch_that_failed_has_no_usage(tmp_path: Path) -> None:

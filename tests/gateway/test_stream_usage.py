@@ -295,6 +295,16 @@ async def test_client_that_asks_itself_gets_the_chunk_and_no_header(tmp_path: Pa
     assert b"x-llm-proxy-edited" not in headers
 
 
+async def test_what_is_removed_does_not_make_an_estimate_lower(tmp_path: Path) -> None:
+    text = b'data: {"choices":[{"delta":{"content":"some words "}}],"usage":null}\n\n' * 80 + b"data: [DONE]\n\n"
+    async with scene(tmp_path) as stage:
+        stage.provider.script = lambda _head, _body: HEAD % len(text) + text
+        *_, edited = await asked(stage, BODY)
+        *_, whole = await asked(stage, BODY[:-1] + b"," + OPTION + b"}")
+    assert (edited.response_bytes, whole.response_bytes) == (len(text) - 80 * len(b',"usage":null'), len(text))
+    assert edited.output_tokens == whole.output_tokens > 100
+
+
 async def test_error_and_compressed_stream_are_relayed_as_they_are_and_say_that_the_request_was_edited(
     tmp_path: Path,
 ) -> None:

@@ -157,6 +157,7 @@ UNPRICED: Final = [
     pytest.param(
         "openai", "gpt-4o-audio-preview", used(100, 9, details={"input_audio_tokens": 9}), id="audio without a price"
     ),
+    pytest.param("cohere", "embed-v4.0", used(100, 0, details={"input_image_tokens": 9}), id="images without a price"),
     pytest.param("gemini", "gemini-3.1-pro-preview", used(9, 9, service_tier="priority"), id="tier without a price"),
     pytest.param("openai", "gpt-5", used(9, 9, service_tier="scale"), id="tier that is paid in advance"),
     pytest.param(

@@ -96,8 +96,9 @@ def show(model: str | None, provider: str | None, config: Path | None, *, as_jso
 def check(*, db: str | None, config: Path | None, as_json: bool) -> None:
     """Find the models of the last 30 days that have no price. Exits 1 if there are any.
 
-    A model is found if requests for it have no cost, and the current prices have none for what they used. If you add a
-    price, later requests have a cost. A server may use the database at the same time.
+    A model is found if requests for it have no cost, and the current prices have none for what they used. Prices of
+    service tiers are not checked. If you add a price, later requests have a cost. A server may use the database at the
+    same time.
     """
     settings = load_settings(config, db)
     _, prices = load_files(settings)

@@ -64,7 +64,7 @@ class ResultsMeter:
     _lines: int = 0
     _pending: bytearray = field(factory=bytearray)
     #: By model and length.
-    _sums: dict[tuple[str, int], Usage] = field(factory=dict)
+    _sums: dict[tuple[str, int | None], Usage] = field(factory=dict)
 
     def feed(self, data: bytes) -> Iterable[None]:
         return () if self._stopped else self._take(data)
@@ -114,7 +114,8 @@ class ResultsMeter:
             if part.is_known:
                 # Some providers name the tier of the answer itself.
                 of_batch = msgspec.structs.replace(part, service_tier="batch")
-                key = part.model, -(-(part.input_tokens or 0) // _LENGTH)
+                # What nobody has counted stays apart from what was counted.
+                key = part.model, -(-(part.input_tokens or 0) // _LENGTH) if part.details != {} else None
                 known = self._sums.get(key)
                 if known is not None:
                     of_batch = total_of(part.model, [known, of_batch], known.requests + 1)

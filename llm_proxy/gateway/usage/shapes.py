@@ -8,6 +8,7 @@ is the value itself, if a vendor sends a number where another one sends an objec
 - `input`, `output`: the same, under names that give way to these two if an answer has both
 - `+cached`, `+write`, `+input`, `+reasoning`: counts beside `input` and `output`: they are added
 - `cached`, `write`, `reasoning`: counts that are parts of the others; `hit` is `cached` by a name that gives way to it
+- `billed_images`: tokens of images beside those of the prompt
 - `write_5m`, `write_1h`: cache writes by their lifetime
 - `usd`, `usd_ticks`: the price that the provider itself charges
 - `market_usd`: what Vercel's gateway calls the price without discounts
@@ -131,6 +132,7 @@ _COHERE: Final[Members] = {
     "billed_units": {
         "input_tokens": "prompt",
         "output_tokens": "completion",
+        "image_tokens": "billed_images",
         "search_units": "search_units",
         "classifications": "classifications",
         "images": "images",
@@ -544,9 +546,7 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
         inside: the server counts cached tokens in the input, against the rule of its API.
     """
     get = counts.get
-    details = {name: count for name, count in counts.items() if name in DETAILS and count}
-    if get("place") == "us":  # This costs more: https://platform.claude.com/docs/en/manage-claude/data-residency
-        details["us_inference"] = 1
+    details = _details(counts)
     read, written, hourly = get("+cached"), _written(counts), get("write_1h")
     tokens, output = _with_beside(counts, (read or 0) + (written or 0), inside=inside)
     reasoning = get("+reasoning", get("reasoning"))
@@ -596,6 +596,15 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
     )
 
 
+def _details(counts: Mapping[str, Any]) -> dict[str, int]:
+    details = {name: count for name, count in counts.items() if name in DETAILS and count}
+    if images := counts.get("billed_images"):
+        details["input_image_tokens"] = images
+    if counts.get("place") == "us":  # This costs more: https://platform.claude.com/docs/en/manage-claude/data-residency
+        details["us_inference"] = 1
+    return details
+
+
 def _written(counts: Mapping[str, Any]) -> int | None:
     """Tokens written to the cache beside the input, in one count or by their lifetime; None if there is neither."""
     written: int | None = counts.get("+write")
@@ -629,6 +638,8 @@ def _with_beside(counts: Mapping[str, Any], cache: int, *, inside: bool) -> tupl
     get = counts.get
     prompt, output, total = get("prompt"), get("completion"), get("total")
     tokens = get("input") if prompt is None else prompt
+    if images := get("billed_images"):
+        tokens = (tokens or 0) + images
     if output is None:
         output = get("output")
     more, reasoning = get("+input"), get("+reasoning")
@@ -680,12 +691,21 @@ def attempts(model: str, counts: Mapping[str, Any], iterations: Iterable[Any]) -
     return [usage_of(name, own) for name, own in steps]
 
 
+def fallback_model(iterations: Iterable[Any]) -> str:
+    """The model that has answered after another one declined, whose name is at the beginning; empty if none has."""
+    kind = "fallback_message"
+    answered = [item.get("model") for item in iterations if isinstance(item, dict) and item.get("type") == kind]
+    return model_name(answered[-1]) if answered else ""
+
+
 def total_of(model: str, parts: list[Usage], requests: int = 1) -> Usage:
-    """The sum of the usage of several models or requests."""
+    """The sum of the usage of several models or requests. What is charged for it is known only if it is for all."""
     sums: dict[str, int | None] = {}
     for name in _SUMMED:
         known = [count for part in parts if (count := getattr(part, name)) is not None]
         sums[name] = sum(known) if known else None
+    if any(part.cost_nanousd is None for part in parts):
+        sums["cost_nanousd"] = None
     details: dict[str, int] = {}
     for part in parts:
         for name, count in (part.details or {}).items():
@@ -710,7 +730,7 @@ def with_parts(usage: Usage, breakdown: Mapping[str, Any]) -> Usage:
     total = total_of(usage.model, parts)
     if total.input_tokens != usage.input_tokens or total.output_tokens != usage.output_tokens:
         return usage
-    return msgspec.structs.replace(usage, parts=total.parts)
+    return msgspec.structs.replace(usage, parts=tuple(parts))
 
 
 def model_name(value: object) -> str:

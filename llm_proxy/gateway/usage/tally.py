@@ -23,6 +23,7 @@ from llm_proxy.gateway.usage.shapes import (
     attempts,
     collect,
     collect_value,
+    fallback_model,
     model_name,
     total_of,
     usage_of,
@@ -174,6 +175,8 @@ class Tally:
     images: bool = False
     searches: int = 0
     counts: dict[str, Any] = field(factory=dict)
+    #: Requests of a batch that were answered.
+    _answered: int = 0
     _zero: bool = False
     _iterations: list[Any] | None = None
     _breakdown: object = None
@@ -225,7 +228,8 @@ class Tally:
             self.final = bytes(report.status).decode("ascii").strip('"')
             counts = _decoded(report.request_counts)
             done = counts.get("completed") if isinstance(counts, dict) else None
-            self.requests = done if type(done) is int and done > 0 else 1
+            self._answered = done if type(done) is int and done > 0 else 0
+            self.requests = self._answered or 1
         self._add_others(report)
 
     def _add_others(self, report: Report) -> None:
@@ -297,12 +301,12 @@ class Tally:
 
     def _sum(self, parts: list[Usage]) -> Usage:
         """The sum of Anthropic's steps. Reasoning is that of all of them."""
-        total = total_of(self.model or parts[0].model, parts)
+        total = total_of(fallback_model(self._iterations or ()) or self.model or parts[0].model, parts)
         reasoning = self.counts.get("reasoning", total.reasoning_tokens)
         return msgspec.structs.replace(
             total,
             reasoning_tokens=reasoning and min(reasoning, total.output_tokens or 0),
-            parts=tuple(parts) if len(parts) > 1 else (),
+            parts=tuple(parts) if len(parts) > 1 or parts[0].model != total.model else (),
         )
 
     def result(self) -> Usage:
@@ -323,6 +327,8 @@ class Tally:
         usage = usage_of(self.model, self.counts, zero=self._zero, inside=inside)
         if usage.input_tokens is None and self.counts.get("total"):
             self.unread = True
+        if self._answered and not (usage.input_tokens or usage.output_tokens):
+            return Usage(self.model)  # Its results say more.
         if self.begun and not self.ended:
             return msgspec.structs.replace(usage, output_tokens=None)
         if isinstance(self._breakdown, dict):

@@ -133,6 +133,10 @@ class OutageMode:
         """As `Ledger.record`; never certain without the database."""
         return self._since is None and await self._ledger.record(grant, made)
 
+    async def requested_model(self, grant: Grant, object_id: str) -> str:
+        """As `Ledger.requested_model`."""
+        return await self._ledger.requested_model(grant, object_id)
+
     def settle(self, grant: Grant, result: Result, objects: Objects = (), usage: ObjectUsage | None = None) -> None:
         """Record how an admitted request ended; exactly one call per grant. See `Ledger.settle`."""
         # In an outage the end of a request that the ledger admitted is safer in the spool than in the ledger's memory.

@@ -214,6 +214,7 @@ def test_models_without_a_cost_are_those_of_daily_sums_and_hours(
         cache_write_tokens=2,
         cache_write_1h_tokens=0,
         reasoning_tokens=6,
+        details=None,
     )
     until = TODAY + timedelta(hours=2)
     assert database.read_now(usage.unpriced_models, TODAY - 30 * DAY, until) == ([expected], until)

@@ -48,6 +48,21 @@ def test_a_line_without_usage_is_a_part_of_its_own_unless_it_failed() -> None:
     assert (usage.details, meter.final) == (None, "failed")
 
 
+def test_a_line_without_usage_is_apart_from_those_that_count_no_tokens() -> None:
+    body = {"model": "m", "usage_info": {"pages_processed": 3}}
+    pages = json.dumps({"custom_id": "a", "response": {"status_code": 200, "body": body}}).encode() + b"\n"
+    usage, _ = metered(pages, pages, b'{"custom_id": "b", "response": {"status_code": 200, "body": {"model": "m"}}}\n')
+    assert [(part.details, part.requests) for part in usage.parts] == [({"pages": 6}, 2), ({}, 1)]
+
+
+def test_what_the_provider_charges_is_known_if_it_says_so_for_all_lines() -> None:
+    priced, silent = line(prompt_tokens=5, completion_tokens=1, cost=0.5), line(prompt_tokens=5, completion_tokens=1)
+    assert metered(priced, priced)[0].cost_nanousd == 10**9
+    assert metered(priced, silent)[0].cost_nanousd is None
+    other = line(model="n", prompt_tokens=5, completion_tokens=1)
+    assert metered(priced, other)[0].cost_nanousd is None
+
+
 def test_prompts_of_different_lengths_are_apart() -> None:
     lengths = (5, 200_000, 199_001, 200_001)
     usage, _ = metered(*(line(prompt_tokens=tokens, completion_tokens=1) for tokens in lengths))

@@ -562,6 +562,16 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
     ),
     (
         "Cohere v1, embed, rerank",
+        {"embeddings": [[0.5]], "meta": {"billed_units": {"input_tokens": 10, "image_tokens": 5000}}},
+        Usage("", 5010, 0, details=details(input_image_tokens=5000)),
+    ),
+    (
+        "Cohere v1, embed, rerank",
+        {"embeddings": [[0.5]], "meta": {"billed_units": {"image_tokens": 5000}}},
+        Usage("", 5000, 0, details=details(input_image_tokens=5000)),
+    ),
+    (
+        "Cohere v1, embed, rerank",
         {"results": [{"index": 0}], "meta": {"api_version": {"version": "2"}, "billed_units": {"search_units": 1}}},
         Usage(details=details(search_units=1)),
     ),
@@ -621,6 +631,20 @@ ANSWERS: list[tuple[str, dict[str, Any], Usage]] = [
             "x_groq": {"id": "req", "usage": {"dram_cached_tokens": 7}},
         },
         Usage("m", 30, 12, parts=(Usage("a", 10, 4), Usage("b", 20, 8))),
+    ),
+    (
+        "Groq",
+        {
+            **CHAT,
+            "usage": {"prompt_tokens": 30, "completion_tokens": 12, "total_tokens": 42},
+            "usage_breakdown": {
+                "models": [
+                    {"model": "a", "usage": {"prompt_tokens": 10, "completion_tokens": 4, "total_tokens": 14}},
+                    {"model": "a", "usage": {"prompt_tokens": 20, "completion_tokens": 8, "total_tokens": 28}},
+                ]
+            },
+        },
+        Usage("m", 30, 12, parts=(Usage("a", 10, 4), Usage("a", 20, 8))),
     ),
     ("Voyage, Jina", {"model": "m", "data": [], "usage": {"total_tokens": 10}}, Usage("m", 10, 0)),
 ]
@@ -768,6 +792,15 @@ class TestAttempts:
         assert self.usage([declined, partial, answer]) == Usage(
             "m", 46_000, 1050, parts=(Usage("second", 23_000, 50), Usage("m", 23_000, 1000))
         )
+
+    def test_the_model_of_the_answer_is_that_which_did_not_decline(self) -> None:
+        """A stream begins with the name of the first one."""
+        declined = {"type": "message", "model": "m", "input_tokens": 23_000, "output_tokens": 0}
+        answer = {**self.ANSWER, "type": "fallback_message", "model": "second"}
+        assert self.usage([declined, answer]) == Usage("second", 23_000, 1000)
+        partial = {**declined, "output_tokens": 50}
+        steps = Usage("m", 23_000, 50), Usage("second", 23_000, 1000)
+        assert self.usage([partial, answer]) == Usage("second", 46_000, 1050, parts=steps)
 
     @pytest.mark.parametrize("iterations", [None, [], {}, "x", [None], [3], [{"type": "message"}]])
     def test_the_usage_beside_them_counts_if_there_are_none(self, iterations: object) -> None:
