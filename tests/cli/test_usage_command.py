@@ -259,10 +259,15 @@ def test_requests_of_a_dead_worker_are_resolved(run: Run, dead: tuple[Server, li
         assert resolve(first, "--cost", "0.12") == [[first, "unknown", "0.120000000"]]
         assert used() == ("0.120000021", "0.000000021")
     # The one that was resolved by its id keeps its cost.
-    assert resolve("--worker", rows[0].reservation.worker_id, "--void") == sorted(
-        [one, "void", "-"] for one in (second, third)
-    )
-    assert resolve("--worker", rows[0].reservation.worker_id, "--void") == []
+    worker = rows[0].reservation.worker_id
+    for how, shown in ((("--void",), "void"), (("--cost", "1"), "a cost of 1 USD each")):
+        question = f"Resolve 2 requests of the worker {worker!r} as {shown}? It cannot be undone."
+        asked = run("manage", "request", "resolve", "--worker", worker, *how, *where)
+        assert (asked.exit_code, asked.stdout) == (2, "")
+        assert asked.stderr == f"error: this needs confirmation ({question}); run it with --yes\n"
+    assert used() == ("0.120000021", "0.000000021")
+    assert resolve("--worker", worker, "--void", "--yes") == sorted([one, "void", "-"] for one in (second, third))
+    assert resolve("--worker", worker, "--void") == []
     assert used() == ("0.120000007", "0.000000007")
     assert resolve(other, "--void") == [[other, "void", "-"]]
     assert used() == ("0.120000000", "0.000000000")

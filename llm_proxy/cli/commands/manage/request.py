@@ -10,6 +10,7 @@ from db.records import Outcome
 from llm_proxy.cli.client import ManagementClient, path, with_client
 from llm_proxy.cli.commands.manage.lists import first, label_filters, list_options, print_csv
 from llm_proxy.cli.failures import CommandFailed, WrongUsage
+from llm_proxy.cli.options import confirm, yes_option
 from llm_proxy.cli.output import print_record, print_table, timestamp
 from llm_proxy.cli.program import Group
 
@@ -86,13 +87,21 @@ def get(client: ManagementClient, request_id: str, *, as_json: bool) -> None:
 )
 @click.option("--cost", metavar="USD", help="What it cost, e.g. 0.12; with --worker, each of them.")
 @click.option("--void", is_flag=True, help="Nothing was sent: the count is given back.")
+@yes_option
 @with_client
 def resolve(
-    client: ManagementClient, request_id: str | None, *, worker: str | None, cost: str | None, void: bool, as_json: bool
+    client: ManagementClient,
+    request_id: str | None,
+    *,
+    worker: str | None,
+    cost: str | None,
+    void: bool,
+    yes: bool,
+    as_json: bool,
 ) -> None:
     """Correct a request whose outcome is unknown, because its server died.
 
-    Sums, counters and limits are corrected with it. Doing so again changes nothing.
+    Sums, counters and limits are corrected with it. Doing so again changes nothing. --worker asks for confirmation.
     """
     if (request_id is None) == (worker is None):
         raise WrongUsage("give either ID or --worker")
@@ -109,7 +118,12 @@ def resolve(
                 " --outcome unknown --json' shows those that have, with their worker_id"
             )
         # One that has a cost was resolved by its ID.
-        found = [client.post(path("requests", one["id"], "resolve"), body) for one in unknown if one["cost"] is None]
+        ids = [one["id"] for one in unknown if one["cost"] is None]
+        if ids:
+            how = "void" if cost is None else f"a cost of {cost} USD each"
+            what = f"{len(ids)} request{'s' * (len(ids) != 1)} of the worker {worker!r}"
+            confirm(f"Resolve {what} as {how}? It cannot be undone.", yes=yes)
+        found = [client.post(path("requests", one, "resolve"), body) for one in ids]
     rows = [(one["id"], one["outcome"], one["cost"]) for one in found]
     print_table(found, ("ID", "OUTCOME", "COST"), rows, numbers=("COST",), as_json=as_json)
 
