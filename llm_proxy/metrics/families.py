@@ -89,7 +89,10 @@ FIRST_BYTE: Final = _histogram(
     _PROVIDER,
 )
 TOKENS: Final = _counter(
-    "llm_proxy_tokens", "Tokens that providers reported.", _PROVIDER, Label("kind", "`input`, `output` or `cached`")
+    "llm_proxy_tokens",
+    "Tokens of requests, reported or estimated.",
+    _PROVIDER,
+    Label("kind", "`input`, `output` or `cached`"),
 )
 UNPRICED: Final = _counter(
     "llm_proxy_unpriced_requests", "Requests that used something and whose cost is unknown.", _PROVIDER
