@@ -9,6 +9,7 @@ from textwrap import fill
 
 from llm_proxy.config import Settings
 from llm_proxy.errors import DATA_PLANE, SERVER_CODES, RequestLimitExceeded, Shape, provider_response
+from llm_proxy.gateway import labels
 from llm_proxy.gateway.http import headers
 from llm_proxy.gateway.http.codings import DECODERS
 from llm_proxy.gateway.providers import provider_file
@@ -128,6 +129,12 @@ def _headers() -> str:
                 "to the provider",
                 headers.CLIENT_ADDRESS,
                 f"client identity and address are not sent to the provider; {prefixes} are stripped too",
+            ),
+            row(
+                "to the provider",
+                frozenset([labels.HEADER]),
+                "it has [labels](guides/labels.md#labels-of-a-request) of the request, such as `user=alice`; the"
+                " headers of `LABEL_HEADERS` are stripped too",
             ),
             row("to the provider", headers.OVERRIDES, "they name another method or URL than the one that was checked"),
             row("to the client", headers.ONE_LEG, "they describe one server; stripped from requests too"),

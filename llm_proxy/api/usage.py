@@ -84,6 +84,7 @@ class Usage(Struct, kw_only=True, omit_defaults=True):
     input_tokens: Annotated[Count, doc("Tokens of the prompts.")]
     cached_tokens: Annotated[Count, doc("Those of them from the provider's cache.")]
     cache_write_tokens: Annotated[Count, doc("Those of them that were written to the cache.")]
+    cache_write_1h_tokens: Annotated[Count, doc("Those of `cache_write_tokens` that are kept for an hour.")]
     output_tokens: Annotated[Count, doc("Tokens of the responses.")]
     reasoning_tokens: Annotated[Count, doc("Those of them that are reasoning.")]
     input_audio_tokens: Annotated[Count, doc("Tokens of the prompts that are audio.")]

@@ -9,7 +9,7 @@ import pytest
 
 from db.queries import ledger, objects, usage
 from db.queries.rows import first_id
-from db.records import DETAIL_SUMS, ProviderObject, SettledRequest
+from db.records import DETAIL_SUMS, TOKENS, ProviderObject, SettledRequest
 from db.schema import requests
 from llm_proxy.identifiers import new_id
 from tests.api.conftest import NOON, Api
@@ -17,8 +17,7 @@ from tests.db.queries.factories import a_settled_request, a_token
 
 DAY = timedelta(days=1)
 ZERO = {
-    **dict.fromkeys(("requests", "errors", "input_tokens", "cached_tokens", "cache_write_tokens"), 0),
-    **dict.fromkeys(("output_tokens", "reasoning_tokens", "unpriced", "estimated", "unmetered", *DETAIL_SUMS), 0),
+    **dict.fromkeys(("requests", "errors", "unpriced", "estimated", "unmetered", *TOKENS, *DETAIL_SUMS), 0),
     "cost": "0.000000000",
     "p50_ms": None,
     "p95_ms": None,
@@ -80,6 +79,7 @@ async def test_all_sums_of_a_group_are_shown(any_api: Api, projects: dict[str, A
             input_tokens=100,
             cached_tokens=10,
             cache_write_tokens=20,
+            cache_write_1h_tokens=15,
             output_tokens=50,
             reasoning_tokens=5,
             usage_details={name: place for place, name in enumerate(DETAIL_SUMS, start=1)} | {"images": 9},
@@ -107,6 +107,7 @@ async def test_all_sums_of_a_group_are_shown(any_api: Api, projects: dict[str, A
         "input_tokens": 104,
         "cached_tokens": 10,
         "cache_write_tokens": 20,
+        "cache_write_1h_tokens": 15,
         "output_tokens": 54,
         "reasoning_tokens": 5,
         "input_audio_tokens": 1,
