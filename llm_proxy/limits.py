@@ -76,6 +76,9 @@ class Demand(Protocol):
     def input_cost(self, provider: str) -> int | None:
         """The price of that in 10^-9 USD; None if the model has no price."""
 
+    def is_unpriced_later(self, provider: str) -> bool:
+        """Whether it is charged when its usage is known, and names a model without a price, or may name one."""
+
     def worst_case(self, provider: str) -> Bound:
         """The most that it can use; raises `CostUnbounded` if nobody can say."""
 
@@ -160,13 +163,14 @@ def held(limit: Limit, demand: Demand, provider: str) -> int:
     """
     if limit.metric in ("requests", "concurrency"):
         return 1
+    needs_price = limit.metric == "cost" and not limit.allow_unpriced and limit.policy != "warn"
     if limit.policy == "reserved":
         amount = demand.worst_case(provider).amount(limit.metric)
     elif not demand.generates(provider):
-        amount = 0
+        amount = None if needs_price and demand.is_unpriced_later(provider) else 0
     elif limit.metric == "cost":
         amount = demand.input_cost(provider)
-        if amount is None and (limit.allow_unpriced or limit.policy == "warn"):
+        if amount is None and not needs_price:
             amount = 0
     else:
         amount = 0 if limit.metric == "output_tokens" else demand.input_tokens()

@@ -70,10 +70,23 @@ class RequestDemand:
     def generates(self, provider: str) -> bool:
         if (found := self._generates.get(provider)) is None:
             inbound = self._inbound
-            found = inbound.method == "POST" and _LATER.fullmatch(inbound.route.path) is None
+            found = inbound.method == "POST" and not self._is_later()
             found = found and named_models.bills(inbound, self._providers.by_name[provider])
             self._generates[provider] = found
         return found
+
+    def _is_later(self) -> bool:
+        return _LATER.fullmatch(self._inbound.route.path) is not None
+
+    def is_unpriced_later(self, provider: str) -> bool:
+        if self._inbound.method != "POST" or not self._is_later():
+            return False
+        try:
+            self.models(provider)
+        except ModelNotAllowed as error:
+            # What is stored at the provider names them, a file or an assistant: that cannot be judged.
+            return error.message not in named_models.ELSEWHERE
+        return self.input_cost(provider) is None
 
     def input_tokens(self) -> int:
         if self._input is None:
@@ -97,7 +110,7 @@ class RequestDemand:
             models = self.models(provider)
         except ModelNotAllowed:
             return None
-        for model in models:
+        for model in dict.fromkeys(models):
             now, tokens = datetime.now(UTC), self.input_tokens()
             cost = self._prices.cost(provider, (Usage(model=model, input_tokens=tokens, output_tokens=0),), now, model)
             if cost is None:

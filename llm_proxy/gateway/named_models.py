@@ -94,6 +94,9 @@ _IN_FILE: Final = "The models of this request are in a file, which is not read h
 _ALIAS: Final = "The request has a name that some parsers read as '{}': write it like that."
 _TWICE: Final = "The request names its model twice."
 _NOT_TEXT: Final = "The request names its model in a form that is no text."
+_NONE: Final = "The request names no model."
+#: Why no model is known that is named by what the provider stores.
+ELSEWHERE: Final = frozenset({_IN_FILE, _NONE})
 
 
 #: A model, and whether the endpoint itself uses it.
@@ -269,7 +272,7 @@ def named_models(inbound: Inbound, provider: Provider) -> Generator[None, None, 
             found = yield from _of_request(inbound, provider)
             # An assistant or a stored prompt has a model of its own, whatever a tool or the query names.
             if not any(is_own for _, is_own in found):
-                raise ModelNotAllowed("The request names no model.")
+                raise ModelNotAllowed(_NONE)
             names += [name for name, _ in found]
     except BadRequest as error:
         raise ModelNotAllowed(error.message) from None

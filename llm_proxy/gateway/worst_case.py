@@ -281,6 +281,12 @@ def _output(endpoint: Endpoint, request: Mapping[str, Any], vendor: str | None) 
     if not found:
         name = endpoint.maximum[-1 if vendor in _COMPLETION_TOKENS else 0]
         raise _unbounded(name, "is missing: the output has no bound without it. Send it.")
+    thinking = request.get("thinking")
+    budget = thinking.get("budget_tokens") if isinstance(thinking, dict) else None
+    # With interleaved thinking it may be larger, and the context window is the limit:
+    # https://platform.claude.com/docs/en/build-with-claude/extended-thinking#interleaved-thinking
+    if budget is not None and (type(budget) is not int or budget >= max(found)):
+        raise _unbounded("thinking.budget_tokens", "must be a whole number that is less than max_tokens.")
     answers = max(_number(request, "n"), _number(request, "best_of"))
     prompt = request.get("prompt")
     if isinstance(prompt, list) and not all(type(token) is int for token in prompt):

@@ -389,7 +389,7 @@ async def test_endpoints_that_generate_nothing_need_no_price(tmp_path: Path) -> 
 async def test_what_is_billed_needs_a_price_whatever_its_answer_counts(tmp_path: Path) -> None:
     async with staged(tmp_path) as stage:
         await stage.allow(token=None)
-        stage.scene.relay.prices = Prices.load(None, {"openai": "http://127.0.0.1"})
+        stage.scene.relay.prices = Prices.load(None, dict.fromkeys(("openai", "anthropic"), "http://127.0.0.1"))
         for limit in (
             a_limit(scope="token", subject=stage.token_id, metric="cost", amount=10**9),
             a_limit(scope="token", subject=stage.token_id, metric="input_tokens", amount=10**9),
@@ -398,6 +398,8 @@ async def test_what_is_billed_needs_a_price_whatever_its_answer_counts(tmp_path:
         for path, body, headers in (
             ("/v1/batches", {"input_file_id": "file-1", "endpoint": CHAT}, JSON),
             ("/v1/threads/t/runs", {"assistant_id": "a"}, JSON),
+            ("/v1/threads/t/runs", {"assistant_id": "a", "model": "gpt-4o"}, JSON),
+            ("/anthropic/v1/messages/batches", {"requests": [{"params": {"model": "claude-haiku-4-5"}}]}, JSON),
             (AUDIO, form(("model", "whisper-1"), file=LONG), FORM),
             ("/v1/audio/speech", {"model": "gpt-4o-mini-tts", "input": "x" * 4000}, JSON),
         ):
@@ -406,11 +408,19 @@ async def test_what_is_billed_needs_a_price_whatever_its_answer_counts(tmp_path:
             ("/v1/audio/speech", {"model": "bad", "input": "x"}, JSON),
             ("/v1/images/generations", {"model": "bad"}, JSON),
             (AUDIO, form(("model", "bad"), file=LONG), FORM),
+            ("/v1/threads/t/runs", {"assistant_id": "a", "model": "bad"}, JSON),
+            ("/v1/threads/runs", b'{"assistant_id":"a","model":"gpt-4o","model":"bad"}', JSON),
+            (
+                "/anthropic/v1/messages/batches",
+                {"requests": [{"params": {"model": model}} for model in ("claude-haiku-4-5", "bad")]},
+                JSON,
+            ),
         ):
-            assert (await stage.ask(path, body, headers))[0] == 403, path
+            status, message = await stage.ask(path, body, headers)
+            assert (status, "price" in message) == (403, True), (path, message)
         rows = await stage.scene.database.read(lambda connection: list(connection.scalars(select(requests.c.limits))))
         # The file is no text, and the text of the speech is.
-        assert sorted(max(row.values()) > 500 for row in rows if row) == [False] * 3 + [True]
+        assert sorted(max(row.values()) > 500 for row in rows if row) == [False] * 5 + [True]
 
 
 names = st.sampled_from(["model", "models", "Model", "tools", "input_file_id", "parameters", "x", "mod\\u0065l"])

@@ -203,12 +203,21 @@ def test_a_body_that_is_not_held_is_refused(prices: Prices) -> None:
         (MESSAGE, {"max_tokens": None}, "max_tokens"),
         *((CHAT, {"max_tokens": value}, "max_tokens") for value in (0, -1, 1.5, True, "10", 10**4000)),
         *((CHAT, {"n": value}, "n") for value in (0, -1, 1.5, "2")),
+        *(
+            (MESSAGE, {"thinking": {"type": "enabled", "budget_tokens": value}}, "thinking.budget_tokens")
+            for value in (10, 60_000, 9.5, "9")
+        ),
     ],
 )
 def test_a_request_without_a_whole_maximum_is_refused(
     prices: Prices, path: bytes, fields: dict[str, Any], param: str
 ) -> None:
     assert refused(prices, path, {**SMALLEST[path], **fields}) == param
+
+
+@pytest.mark.parametrize("thinking", [{"type": "enabled", "budget_tokens": 9}, {"type": "adaptive"}, None])
+def test_thinking_below_the_maximum_is_part_of_it(prices: Prices, thinking: Any) -> None:
+    assert bound(prices, MESSAGE, {**SMALLEST[MESSAGE], "thinking": thinking}).output_tokens == 10
 
 
 def test_a_maximum_that_a_server_may_not_know_is_refused(prices: Prices) -> None:

@@ -50,6 +50,9 @@ class FixedDemand:
     def input_cost(self, _provider: str) -> int | None:
         return self.cost
 
+    def is_unpriced_later(self, _provider: str) -> bool:
+        return False
+
     def worst_case(self, _provider: str) -> Bound:
         if not self.bills:
             return Bound(0, 0, 0)
