@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
+from random import Random
 
 import pytest
 from msgspec.structs import replace
@@ -91,6 +93,24 @@ def test_each_project_and_each_day_has_values_of_its_own(database: Database) -> 
     run(database, server, token, 0, "e", "a")
     of_days = {(0, "a"): 2, (0, "b"): 1, (0, "c"): 1, (0, "other"): 2, (1, "d"): 1, (1, "A"): 1}
     assert summed(database) == {**of_days, (0, "d"): 1}
+
+
+def test_servers_that_write_at_the_same_moment_lose_nothing(database: Database) -> None:
+    """Each may add values that the others do not see yet, and none waits for another one in a circle."""
+    token, users = new_token(database), [f"u{number}" for number in range(12)]
+
+    def work(seed: int) -> None:
+        server, chosen = LabelValues(), Random(seed)
+        for _ in range(20):
+            run(database, server, token, 0, *chosen.choices(users, k=6))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(work, range(4)))
+    found = summed(database)
+    assert sum(found.values()) == 4 * 20 * 6
+    assert found[0, "other"] > 0
+    assert len(found) <= 1 + 4 * 3
+    assert database.read_now(proof.prove).differences == []
 
 
 def test_nothing_is_asked_about_known_values(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
