@@ -95,7 +95,7 @@ def test_each_project_and_each_day_has_values_of_its_own(database: Database) -> 
     assert summed(database) == {**of_days, (0, "d"): 1}
 
 
-def test_servers_that_write_at_the_same_moment_lose_nothing(database: Database) -> None:
+def test_concurrent_servers_keep_all_requests(database: Database) -> None:
     """Each may add values that the others do not see yet, and none waits for another one in a circle."""
     token, users = new_token(database), [f"u{number}" for number in range(12)]
 
