@@ -52,7 +52,7 @@ _COUNTS: Final = re.compile(
 #: Endpoints that name a model for other requests, which generate with it and are billed.
 _NAMES_FOR_OTHERS: Final = re.compile(rb".*/(?:assistants(?:/[^/]+)?|evals)")
 
-#: Members of each endpoint that may name a model too.
+#: Members of each endpoint that may name a model too, also beside a member that is deeper; `*` is any name.
 _BESIDE: Final = (
     # Anthropic's advisor, images in OpenAI's Responses, OpenRouter's tools and plugins:
     # https://openrouter.ai/docs/guides/features/plugins/fusion
@@ -71,6 +71,10 @@ _BESIDE: Final = (
     "safety_model",
     # Azure: https://learn.microsoft.com/azure/ai-foundry/openai/references/on-your-data
     "data_sources.parameters.embedding_dependency.deployment_name",
+    # OpenAI's fine-tuning: https://developers.openai.com/api/docs/guides/graders
+    "method.reinforcement.grader.model",
+    "method.reinforcement.grader.graders.model",
+    "method.reinforcement.grader.graders.*.model",
 )
 #: Azure's deployment for images: https://learn.microsoft.com/azure/ai-foundry/openai/how-to/responses
 _HEADER: Final = b"x-ms-oai-image-generation-deployment"
@@ -123,13 +127,14 @@ class _Place:
         found = self.members.get(name)
         if found is None and (known := alias_of(name, self.bare)):
             raise InvalidJson(_ALIAS.format(known))
-        return found
+        return found or self.members.get("*")
 
 
 @lru_cache(maxsize=256)
 def _places(names: tuple[str, ...]) -> _Place:
     root = _Place()
-    for name in (*names, *_BESIDE):
+    parents = dict.fromkeys(("", *(name[: name.rfind(".") + 1] for name in names)))
+    for name in (*names, *(parent + beside for parent in parents for beside in _BESIDE)):
         place, path = root, name.split(".")
         for member in path:
             place.bare[bare(member)] = member

@@ -35,6 +35,7 @@ from tests.gateway.stage import Client, Scene, scene
 
 CHAT: Final = "/v1/chat/completions"
 AUDIO: Final = "/v1/audio/transcriptions"
+TUNING: Final = "/v1/fine_tuning/jobs"
 PROVIDERS: Final = (
     *("openai", "anthropic", "gemini", "openrouter", "azure", "bedrock", "mistral", "groq", "together"),
 )
@@ -47,6 +48,10 @@ def form(*fields: tuple[str, str], file: str = "sound") -> bytes:
     parts = [f'--xyz\r\nContent-Disposition: form-data; name="file"; filename="a.mp3"\r\n\r\n{file}\r\n']
     parts += [f'--xyz\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n' for name, value in fields]
     return "".join([*parts, "--xyz--\r\n"]).encode()
+
+
+def graded(grader: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "reinforcement", "reinforcement": {"grader": grader}}
 
 
 @define
@@ -161,6 +166,21 @@ PLACES: Final[list[tuple[str, Any, dict[str, str]]]] = [
         {"requests": [{"params": {"model": "good"}}, {"params": {"model": "MODEL"}}]},
         JSON,
     ),
+    (
+        "/anthropic/v1/messages/batches",
+        {"requests": [{"params": {"model": "good", "tools": [{"name": "advisor", "model": "MODEL"}]}}]},
+        JSON,
+    ),
+    (
+        "/anthropic/v1/messages/batches",
+        {"requests": [{"params": {"model": "good", "fallbacks": [{"model": "good"}, {"model": "MODEL"}]}}]},
+        JSON,
+    ),
+    (TUNING, {"model": "MODEL", "training_file": "f"}, JSON),
+    (TUNING, {"model": "good", "method": graded({"type": "score_model", "model": "MODEL"})}, JSON),
+    (TUNING, {"model": "good", "method": graded({"type": "multi", "graders": {"a": {"model": "MODEL"}}})}, JSON),
+    (TUNING, {"model": "good", "method": graded({"type": "multi", "graders": {"model": "MODEL"}})}, JSON),
+    (TUNING, {"model": "good", "method": graded({"type": "multi", "graders": [{"model": "MODEL"}]})}, JSON),
     ("/gemini/v1beta/models/MODEL:generateContent", {"contents": []}, JSON),
     ("/gemini/v1beta/models/MODEL:streamGenerateContent?alt=sse", {"contents": []}, JSON),
     ("/gemini/v1beta/models/MODEL%3AgenerateContent", {"contents": []}, JSON),
