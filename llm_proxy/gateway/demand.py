@@ -130,7 +130,7 @@ class RequestDemand:
     def _worst_case(self, provider: str) -> Bound:
         inbound = self._inbound
         path = inbound.route.path
-        if is_free(inbound.method, path):
+        if is_free(inbound.method, path, self._prices.vendors.get(provider)):
             return Bound(0, 0, 0)
         try:
             models = self.models(provider)

@@ -159,6 +159,12 @@ _FREE: Final = re.compile(
     rb".*(?:/count_tokens|/input_tokens|:countTokens|/tokenize|/files|/uploads(?:/.*)?|/batches/[^/]+/cancel"
     rb"|/responses/[^/]+/cancel)"
 )
+#: Those that are not billed at OpenAI. Mistral bills moderations, and generates with conversations. A thread may have
+#: files, for which OpenAI makes a vector store, and bills that.
+_FREE_AT_OPENAI: Final = re.compile(
+    rb"/v1/(?:moderations|chat/completions/[^/]+|conversations(?:/[^/]+(?:/items)?)?"
+    rb"|fine_tuning/jobs/[^/]+/(?:cancel|pause))"
+)
 
 #: Vendors whose maximum of the output includes reasoning, and the operator's own servers.
 #: https://api-docs.deepseek.com/guides/thinking_mode, https://console.groq.com/docs/reasoning,
@@ -178,9 +184,11 @@ MAX_CONTAINERS: Final = 50_000
 _STRING: Final = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
 
 
-def is_free(method: str, path: bytes) -> bool:
+def is_free(method: str, path: bytes, vendor: str | None) -> bool:
     """Whether requests to this endpoint are not billed."""
-    return method != "POST" or _FREE.fullmatch(path) is not None
+    if method != "POST" or _FREE.fullmatch(path):
+        return True
+    return vendor == "openai" and _FREE_AT_OPENAI.fullmatch(path) is not None
 
 
 def worst_case(path: bytes, body: bytes | None, models: Sequence[str], provider: str, prices: Prices) -> Bound:

@@ -258,14 +258,38 @@ def test_an_endpoint_outside_of_the_table_is_refused(prices: Prices, path: bytes
     "path", [b"/v1/messages/count_tokens", b"/v1/responses/input_tokens", b"/v1/files", b"/v1/responses/r/cancel"]
 )
 def test_an_endpoint_that_is_not_billed_is_free(path: bytes) -> None:
-    assert is_free("POST", path)
+    assert is_free("POST", path, "mistral")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        b"/v1/moderations",
+        b"/v1/conversations",
+        b"/v1/conversations/c",
+        b"/v1/conversations/c/items",
+        b"/v1/chat/completions/c",
+        b"/v1/fine_tuning/jobs/f/cancel",
+    ],
+)
+def test_an_endpoint_may_be_free_at_one_vendor_only(path: bytes) -> None:
+    assert is_free("POST", path, "openai")
+    assert not is_free("POST", path, "mistral")
+    assert not is_free("POST", path, None)
+
+
+@pytest.mark.parametrize(
+    "path", [CHAT, b"/v1/fine_tuning/jobs", b"/v1/fine_tuning/jobs/f/resume", b"/v1/vector_stores", b"/v1/threads/runs"]
+)
+def test_an_endpoint_that_is_billed_is_not_free(path: bytes) -> None:
+    assert not is_free("POST", path, "openai")
 
 
 def test_only_post_requests_are_billed() -> None:
-    assert is_free("GET", CHAT)
-    assert not is_free("POST", CHAT)
-    assert not is_free("POST", b"/v1/responses/compact")
-    assert not is_free("POST", b"/v1/vector_stores/v/files")
+    assert is_free("GET", CHAT, None)
+    assert not is_free("POST", CHAT, None)
+    assert not is_free("POST", b"/v1/responses/compact", None)
+    assert not is_free("POST", b"/v1/vector_stores/v/files", None)
 
 
 def padded(path: bytes, size: int, **fields: Any) -> bytes:
