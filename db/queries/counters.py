@@ -25,8 +25,9 @@ KEPT: Final = timedelta(days=2)
 #: Counters that are proven in one pass over the rows, and rows of one statement.
 COUNTERS: Final = 50_000
 ROWS: Final = 1000
-#: The clock of a server that writes `created_at` may be ahead of the database's by so much.
-_AHEAD: Final = timedelta(minutes=10)
+#: The clock of a server that writes `created_at` may be ahead of the database's by so much. No row of a
+#: request that was admitted earlier than this before its limit was made names it.
+AHEAD: Final = timedelta(minutes=10)
 #: Counters that are repaired in one transaction.
 REPAIRED: Final = 200
 
@@ -94,7 +95,7 @@ class _Rules:
         """Whether no row that names it was pruned."""
         if self.pruned_until is None:
             return True
-        began = self.limits[counter.limit_id].created_at - _AHEAD
+        began = self.limits[counter.limit_id].created_at - AHEAD
         if counter.started_at is not None:
             began = max(began, counter.started_at)
         return began >= self.pruned_until

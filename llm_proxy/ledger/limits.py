@@ -11,6 +11,7 @@ from attrs import define, field
 
 from db import Connection
 from db.queries import limits as queries
+from db.queries.counters import AHEAD
 from db.queries.limits import Movement, Movements, counter_id
 from db.records import Account, Limit, LimitCounter, Reservation, SettledRequest, Token
 from llm_proxy.errors import ProxyError, TokenLocked
@@ -164,20 +165,25 @@ class Limits:
     def assign(self, row: SettledRequest) -> Reservation:
         """The reservation of a request that was admitted without the database, with the counters of its windows.
 
-        If it is still running, it holds itself of limits of requests, and of nothing else.
+        No limit counts it that was made later. If it is still running, it holds itself of limits of requests, and of
+        nothing else.
         """
         if row.reservation.limits:
             return row.reservation
         running = row.result.outcome == "unknown"
-        return self._assigned(row, lambda limit: int(running and limit.metric == "requests"))
+        made_until = row.reservation.admitted_at + AHEAD
+        return self._assigned(row, lambda limit: int(running and limit.metric == "requests"), made_until)
 
-    def _assigned(self, row: SettledRequest, held_by: Callable[[Limit], int]) -> Reservation:
+    def _assigned(
+        self, row: SettledRequest, held_by: Callable[[Limit], int], made_until: datetime | None = None
+    ) -> Reservation:
         # The models of a batch are in a file: the answer names one.
         whose, model = row.reservation, row.result.requested_model or row.result.model
         keys = {
             counter_id(limit.id, started_at(limit.period, whose.admitted_at)): held_by(limit)
             for limit in self._applying(whose.token_id, whose.project_id)
-            if limit.models is None or matches(limit.models["patterns"], model)
+            if (made_until is None or limit.created_at <= made_until)
+            and (limit.models is None or matches(limit.models["patterns"], model))
         }
         return msgspec.structs.replace(whose, limits=keys or None)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,7 @@ async def test_a_request_that_outlasts_the_outage_gives_back_what_it_holds(tmp_p
     async with outage_scene(tmp_path, refresh=0.01) as scene:
         database = scene.stage.database.real
         token = scene.stage.token
-        limit = evolve(a_limit(metric="requests", amount=9), scope="token", subject=token.id)
+        limit = a_limit(scope="token", subject=token.id, metric="requests", amount=9, created_at=datetime.now(UTC))
         await database.write(limit_queries.create, limit)
         (cached,) = scene.mode._cache._tokens.values()
         with trio.fail_after(30):

@@ -18,8 +18,9 @@ from db.queries import counters, projects, tokens
 from db.queries import ledger as queries
 from db.queries import limits as limit_queries
 from db.queries.counters import CounterProof
+from db.queries.rows import first_id
 from db.records import UNKNOWN, VOID, Limit, Period, Reservation, Result, Token
-from llm_proxy.identifiers import new_id, request_id
+from llm_proxy.identifiers import new_id, request_id, request_id_beside
 from llm_proxy.ledger.outage.replay import decode, write_spooled
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement, transact
 from llm_proxy.limits import started_at
@@ -142,10 +143,10 @@ def prove(database: Database) -> None:
 def test_replayed_requests_are_charged_to_the_windows_of_their_admission(
     database: Database, token: Token, period: Period
 ) -> None:
-    requests = limited(database, token, period=period)
-    budget = limited(database, token, period=period, metric="input_tokens")
-    limited(database, token, period=period, models={"patterns": ["other*"]})
     earlier = now() - timedelta(hours=5)
+    requests = limited(database, token, period=period, created_at=earlier)
+    budget = limited(database, token, period=period, created_at=earlier, metric="input_tokens")
+    limited(database, token, period=period, created_at=earlier, models={"patterns": ["other*"]})
     grants = [a_grant(token) for _ in range(4)]
     past = replace(grants[0], reservation=replace(grants[0].reservation, admitted_at=earlier))
     ok = replace(OK, requested_model="m")
@@ -165,6 +166,21 @@ def test_replayed_requests_are_charged_to_the_windows_of_their_admission(
     database.write_now(partial(transact, doubtful=True), WORKER, [], [ended], now())
     prove(database)
     assert state(database, requests) == (served + 1, 0, 0)
+
+
+@pytest.mark.parametrize(("hours", "used"), [(0, 1), (5, 0), (50, 0)])
+def test_a_replayed_request_is_not_charged_to_a_limit_that_was_made_after_it(
+    database: Database, token: Token, hours: int, used: int
+) -> None:
+    made = now()
+    limit = limited(database, token, created_at=made)
+    database.write_now(limit_queries.open_counter, limit_queries.counter_id(limit.id, None), 0)
+    grant = a_grant(token)
+    at = made - timedelta(hours=hours)
+    past = replace(grant.reservation, id=request_id_beside(first_id(at)), admitted_at=at)
+    replay(database, Settlement.of(replace(grant, reservation=past), OK))
+    assert state(database, limit) == (used, 0, 0)
+    prove(database)
 
 
 def test_a_replay_locks_tokens_then_counters_then_hourly_sums(database: Database, token: Token) -> None:
