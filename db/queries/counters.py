@@ -25,9 +25,9 @@ KEPT: Final = timedelta(days=2)
 #: Counters that are proven in one pass over the rows, and rows of one statement.
 COUNTERS: Final = 50_000
 ROWS: Final = 1000
-#: The clock of a server that writes `created_at` may be ahead of the database's by so much. No row of a
-#: request that was admitted earlier than this before its limit was made names it.
-AHEAD: Final = timedelta(minutes=10)
+#: Rows of requests that were admitted up to so long before a limit was made may name it: they were admitted without the
+#: database, and written later.
+BEFORE: Final = timedelta(days=1)
 #: Counters that are repaired in one transaction.
 REPAIRED: Final = 200
 
@@ -95,7 +95,7 @@ class _Rules:
         """Whether no row that names it was pruned."""
         if self.pruned_until is None:
             return True
-        began = self.limits[counter.limit_id].created_at - AHEAD
+        began = self.limits[counter.limit_id].created_at - BEFORE
         if counter.started_at is not None:
             began = max(began, counter.started_at)
         return began >= self.pruned_until
@@ -150,7 +150,7 @@ def _compare(rules: _Rules, counter: LimitCounter, rows: Movement, proof: Counte
 def _expected(connection: Connection, known: Mapping[str, Limit], wanted: Callable[[str], bool]) -> dict[str, Movement]:
     """What the rows say of the wanted counters."""
     movements = Movements(known)
-    since = first_id(min(limit.created_at for limit in known.values()) - timedelta(days=1))
+    since = first_id(min(limit.created_at for limit in known.values()) - BEFORE)
     settled = select(*columns(requests, SettledRequest)).where(requests.c.id > since, requests.c.limits.is_not(None))
     for found in _pieces(connection, settled, requests.c.id):
         row = SettledRequest.of(found._mapping)  # noqa: SLF001 (SQLAlchemy's public name)

@@ -11,7 +11,7 @@ from attrs import define, field
 
 from db import Connection
 from db.queries import limits as queries
-from db.queries.counters import AHEAD
+from db.queries.counters import BEFORE
 from db.queries.limits import Movement, Movements, counter_id
 from db.records import Account, Limit, LimitCounter, Reservation, SettledRequest, Token
 from llm_proxy.errors import ProxyError, TokenLocked
@@ -165,13 +165,13 @@ class Limits:
     def assign(self, row: SettledRequest) -> Reservation:
         """The reservation of a request that was admitted without the database, with the counters of its windows.
 
-        No limit counts it that was made later. If it is still running, it holds itself of limits of requests, and of
-        nothing else.
+        No limit counts it that was made long after it. If it is still running, it holds itself of limits of requests,
+        and of nothing else.
         """
         if row.reservation.limits:
             return row.reservation
         running = row.result.outcome == "unknown"
-        made_until = row.reservation.admitted_at + AHEAD
+        made_until = row.reservation.admitted_at + BEFORE
         return self._assigned(row, lambda limit: int(running and limit.metric == "requests"), made_until)
 
     def _assigned(
