@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator, Sequence
 from datetime import date, datetime
 from functools import lru_cache
 from hashlib import blake2b
@@ -17,6 +17,8 @@ _add = insert_new(label_values)
 _SERIES, _DIGEST = 32, 24
 #: Behind all digits.
 _LAST = "g"
+#: Series of one statement: SQLite refuses longer conditions from 1,000 on.
+_CHUNK = 200
 
 
 @lru_cache(maxsize=4096)
@@ -31,12 +33,12 @@ def series_of(value_id: str) -> str:
     return value_id[:_SERIES]
 
 
-def find(connection: Connection, series: Collection[str]) -> Iterable[str]:
+def find(connection: Connection, series: Sequence[str]) -> Iterator[str]:
     """The ids of all values of these series. Without any, nothing is sent."""
-    if not series:
-        return ()
     key = label_values.c.id
-    return connection.scalars(select(key).where(or_(*(key.between(one, one + _LAST) for one in series))))
+    for start in range(0, len(series), _CHUNK):
+        ranges = [key.between(one, one + _LAST) for one in series[start : start + _CHUNK]]
+        yield from connection.scalars(select(key).where(or_(*ranges)))
 
 
 def add(connection: Connection, ids: Collection[str]) -> None:

@@ -344,7 +344,9 @@ class Exchange:
             usage = estimated
         elif self._is_uncounted(usage, outcome):
             usage = msgspec.structs.replace(usage, details={})
-        cost, basis, version = cost_of(usage, prices, provider, requested or self.origin_model)
+        # The requests of a batch name models of their own.
+        named = requested or (self.origin_model if usage.requests == 1 else "")
+        cost, basis, version = cost_of(usage, prices, provider, named)
         if estimated is not None and basis == "price":
             basis = "estimate"
         return Result(

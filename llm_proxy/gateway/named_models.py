@@ -137,7 +137,8 @@ def _places(names: tuple[str, ...]) -> _Place:
     for name in (*names, *(parent + beside for parent in parents for beside in _BESIDE)):
         place, path = root, name.split(".")
         for member in path:
-            place.bare[bare(member)] = member
+            if member != "*":
+                place.bare[bare(member)] = member
             place = place.members.setdefault(member, _Place(required=name in names))
         place.is_model = True
         top = root.members[path[0]].names

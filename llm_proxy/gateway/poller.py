@@ -283,7 +283,8 @@ class LateUsagePoller:
 
 
 def _late_result(usage: Usage, provider: Provider, model: str, relay: Relay) -> Result:
-    cost, basis, version = cost_of(usage, relay.prices, provider, model)
+    # The requests of a batch name models of their own.
+    cost, basis, version = cost_of(usage, relay.prices, provider, model if usage.requests == 1 else "")
     tokens: dict[str, Any] = {name: getattr(usage, name) for name in TOKENS}
     return Result(
         outcome="ok",

@@ -12,6 +12,7 @@ import trio
 from attrs import evolve
 from sqlalchemy import select
 
+from db.queries import objects
 from db.schema import provider_objects, requests
 from llm_proxy.gateway.providers.provider import Providers
 from llm_proxy.gateway.relay import Routing
@@ -238,6 +239,19 @@ async def test_a_poll_has_the_price_of_the_model_that_was_asked_for(tmp_path: Pa
         query = select(requests.c.cost_nanousd).where(requests.c.kind == "late")
         rows = await both.stage.database.read(lambda connection: list(connection.scalars(query)))
         assert rows == [1000 * USAGE["input_tokens"] + 2000 * USAGE["output_tokens"]]
+
+
+async def test_requests_of_a_batch_have_the_price_of_their_own_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prices.yaml").write_text("prices: {openai: {first: {service_tier: batch, input: 1, output: 2}}}")
+    monkeypatch.setattr(objects, "find_requested_model", lambda *_: "first")
+    async with pair(tmp_path) as both:
+        both.stage.relay.prices = Prices.load(tmp_path / "prices.yaml", {"openai": "https://api.openai.com"})
+        await ask(both, "POST", "/v1/batches", answer({**BATCH, "status": "validating"}))
+        await ask(both, "GET", "/v1/batches/batch_1", answer({**BATCH, "status": "completed", "usage": USAGE}))
+        query = select(requests.c.cost_nanousd).where(requests.c.kind == "late")
+        assert await both.stage.database.read(lambda connection: list(connection.scalars(query))) == [925_000_000]
 
 
 async def test_a_batch_that_failed_has_no_usage(tmp_path: Path) -> None:

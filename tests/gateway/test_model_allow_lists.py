@@ -179,6 +179,7 @@ PLACES: Final[list[tuple[str, Any, dict[str, str]]]] = [
     (TUNING, {"model": "MODEL", "training_file": "f"}, JSON),
     (TUNING, {"model": "good", "method": graded({"type": "score_model", "model": "MODEL"})}, JSON),
     (TUNING, {"model": "good", "method": graded({"type": "multi", "graders": {"a": {"model": "MODEL"}}})}, JSON),
+    (TUNING, {"model": "good", "method": graded({"type": "multi", "graders": {"_": {"model": "MODEL"}}})}, JSON),
     (TUNING, {"model": "good", "method": graded({"type": "multi", "graders": {"model": "MODEL"}})}, JSON),
     (TUNING, {"model": "good", "method": graded({"type": "multi", "graders": [{"model": "MODEL"}]})}, JSON),
     ("/gemini/v1beta/models/MODEL:generateContent", {"contents": []}, JSON),

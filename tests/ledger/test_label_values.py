@@ -113,6 +113,13 @@ def test_concurrent_servers_keep_all_requests(database: Database) -> None:
     assert database.read_now(proof.prove).differences == []
 
 
+def test_values_of_many_keys_are_found_in_one_transaction(database: Database) -> None:
+    ids = [label_values.id_of(TODAY.date(), str(number), "user", "a") for number in range(1100)]
+    database.write_now(label_values.add, ids)
+    series = [label_values.series_of(one) for one in ids]
+    assert sorted(database.read_now(lambda connection: list(label_values.find(connection, series)))) == sorted(ids)
+
+
 def test_nothing_is_asked_about_known_values(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     token, server = new_token(database), LabelValues()
     run(database, server, token, 0, "a", "b", "c")

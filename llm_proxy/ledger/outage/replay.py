@@ -18,6 +18,7 @@ from db.errors import REFUSALS, DatabaseError, FileInUse
 from db.queries import ledger as queries
 from db.records import UNKNOWN, SettledRequest
 from db.spool import SpoolFile
+from llm_proxy.ledger.label_values import LabelValues
 from llm_proxy.ledger.limits import Limits
 from llm_proxy.ledger.outage.first_format import FirstFormatFile
 from llm_proxy.ledger.transaction import Settlement, transact
@@ -40,10 +41,13 @@ def write_spooled(connection: Connection, spooled: Sequence[Settlement], worker_
 
     The others stay open: their worker settles them, or the sweep as `unknown` after the worker has stopped.
     """
-    limits = Limits.of_rows(connection, [settlement.row for settlement in spooled])
-    missing = queries.reserve_late(connection, [limits.assign(settlement.row) for settlement in spooled])
+    label_values = LabelValues()
+    # Its locks come before those of tokens everywhere.
+    rows = label_values.bound(connection, [settlement.row for settlement in spooled])
+    limits = Limits.of_rows(connection, rows)
+    missing = queries.reserve_late(connection, [limits.assign(row) for row in rows])
     ended = [settlement for settlement in spooled if settlement.row.result.outcome != "unknown"]
-    transact(connection, worker_id, (), ended, now, doubtful=True, unjudged=missing)
+    transact(connection, worker_id, (), ended, now, doubtful=True, unjudged=missing, label_values=label_values)
 
 
 async def replay(database: Database, spooled: Sequence[Settlement], worker_id: str) -> None:

@@ -183,19 +183,20 @@ def test_a_replayed_request_is_not_charged_to_a_limit_that_was_made_long_after_i
     prove(database)
 
 
-def test_a_replay_locks_tokens_then_counters_then_hourly_sums(database: Database, token: Token) -> None:
+def test_a_replay_locks_labels_then_tokens_then_counters_then_hourly_sums(database: Database, token: Token) -> None:
     limited(database, token)
     statements: list[str] = []
 
     def run(connection: Connection) -> None:
         nonlocal statements
         statements = sent_from_now_on(connection)
-        spooled = [Settlement.of(a_grant(token), result) for result in (OK, VOID, UNKNOWN)]
+        labelled = replace(OK, summed_labels={"user": "alice"})
+        spooled = [Settlement.of(a_grant(token), result) for result in (labelled, VOID, UNKNOWN)]
         write_spooled(connection, spooled, WORKER, now())
 
     database.write_now(run)
     changed = [found[1] for text in statements if (found := re.match(r"(?:INSERT INTO|UPDATE) (\w+)", text))]
-    order = ("tokens", "limit_counters", "usage_hourly")
+    order = ("label_values", "tokens", "limit_counters", "usage_hourly")
     assert [table for table, _ in groupby(table for table in changed if table in order)] == list(order)
 
 
