@@ -132,7 +132,7 @@ def test_what_was_half_undone_is_made_again(watcher: Database, database_kind: Ki
     rows = watcher.read_now(contents)
     # What was undone comes back empty, all else is as it was.
     undone = {name for name in rows if rows[name] != before[name]}
-    tables = {"audit", "limits", "limit_counters", "provider_objects", "refusals"}
+    tables = {"audit", "label_values", "limits", "limit_counters", "provider_objects", "refusals"}
     with_columns = {"in_flight", "projects", "requests", "tokens", "usage_daily", "usage_hourly"}
     assert undone <= tables | with_columns
     assert upgrade(watcher.target) == ()
