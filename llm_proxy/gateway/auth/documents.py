@@ -17,6 +17,7 @@ from msgspec import UNSET, Struct, structs
 from llm_proxy.config import kinds
 from llm_proxy.config.kinds import Kind
 from llm_proxy.gateway.auth.token_source import ExchangeFailed
+from llm_proxy.gateway.http.json_members import MALFORMED
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 #: Where virtual machines get their identity at AWS, Azure and Google.
@@ -227,7 +228,7 @@ def read(auth: str, secret: str) -> Any:
 def _read(auth: str, secret: str) -> tuple[_Document | None, list[str]]:
     try:
         data = msgspec.json.decode(secret)
-    except msgspec.DecodeError:
+    except MALFORMED:
         data = None
     if not isinstance(data, dict):
         return None, [f"the secret of a credential with auth {auth} must be a JSON object"]

@@ -41,13 +41,16 @@ _NAMES: Final = frozenset(
         *("vector_store_id", "vector_store_ids", "assistant_id", "thread_id", "run_id"),
         *("cachedContent", "cached_content", "fileUri", "file_uri"),
         *("fileSearchStoreNames", "file_search_store_names", "library_ids"),
-        *("ragCorpus", "rag_corpus", "ragFileIds", "rag_file_ids", "datastore", "gcsUri", "gcs_uri"),
+        *("ragCorpus", "rag_corpus", "ragCorpora", "rag_corpora", "ragFileIds", "rag_file_ids"),
+        *("datastore", "dataStore", "data_store", "gcsUri", "gcs_uri", "storageUri", "storage_uri"),
         *("container", "container_id", "skill_id", "batch_id", "upload_id", "video_id"),
     }
 )
 #: Members that are objects, or lists of objects, with an `id` or a `uri` that is one.
 _OWNERS: Final = frozenset({"conversation", "container", "audio", "video", "characters", "s3Location"})
-#: Members whose content the provider does not read as references.
+#: Members that are objects with an `engine`, which searches data stores: at Google.
+_SEARCHES: Final = frozenset({"vertexAiSearch", "vertex_ai_search"})
+#: Members whose content the provider does not read as references. Google's `parameters` at the top are no schema.
 _OPAQUE: Final = frozenset({"metadata", "parameters", "input_schema", "schema"})
 #: Members of an object of one of these names that only a function of the client reads: at Google.
 _OF_FUNCTION: Final = {
@@ -70,7 +73,11 @@ _LINE_HINTS: Final = (
 
 #: Members with the URI of a file, and the id of the file in it; generated videos are named by the URI of their content.
 _URIS: Final = frozenset({"fileUri", "file_uri", "uri"})
-_GOOGLE_FILE: Final = re.compile(r"(?:https?://\S+/)?files/([A-Za-z0-9_-]+)(?:[:?/#].*)?", re.IGNORECASE)
+_GOOGLE_FILE: Final = re.compile(
+    # What has `files/` twice could mean two files.
+    r"(?:https?://(?:(?!files/)[^\s?#])+/)?files/([A-Za-z0-9_-]+)(?:[:?/#](?:(?!files/).)*)?",
+    re.IGNORECASE,
+)
 #: Google reads public videos from there: https://ai.google.dev/gemini-api/docs/video-understanding#youtube
 _PUBLIC: Final = re.compile(r"https://(?:www\.youtube\.com|youtu\.be)/", re.IGNORECASE)
 
@@ -136,7 +143,8 @@ class References(JsonMembers):
             name = self._name if parent.is_object else parent.name
             opaque = parent.opaque
             if parent.name != _VARIABLES:
-                opaque |= name in _OPAQUE or (parent.name, name) in _OF_FUNCTION
+                opaque |= name in _OPAQUE and not (name == "parameters" and len(self._levels) == 1)
+                opaque |= (parent.name, name) in _OF_FUNCTION
                 # Elsewhere than at the top, `input` is what a model has given to a tool.
                 opaque |= name == "input" and is_object and parent.is_object and len(self._levels) > 1
             is_item = is_object and not parent.is_object and name in _ITEMS
@@ -167,7 +175,7 @@ class References(JsonMembers):
             else:
                 # An item without a type is a message if it has a role.
                 level.item_type = level.item_type or "message"
-        elif name in ("id", "uri") and level.name in _OWNERS:
+        elif (name in ("id", "uri") and level.name in _OWNERS) or (name == "engine" and level.name in _SEARCHES):
             self._add_named(name, _read(text))
 
     def _add_named(self, name: str, value: str) -> None:

@@ -302,7 +302,9 @@ HINTS: Final[Mapping[str, Sequence[bytes]]] = {
     ),
     "contents": (
         *(b"cached", b"video", b"fileUri", b"file_uri", b"fileSearchStore", b"file_search_store"),
-        *(b"ragCorpus", b"rag_corpus", b"ragFileIds", b"rag_file_ids", b"datastore", b"gcsUri", b"gcs_uri"),
+        *(b"ragCorp", b"rag_corp", b"ragFileIds", b"rag_file_ids", b"gcsUri", b"gcs_uri"),
+        *(b"datastore", b"dataStore", b"data_store", b"vertexAiSearch", b"vertex_ai_search"),
+        *(b"storageUri", b"storage_uri"),
     ),
     "locations": (b"s3Location",),
     "blocks": (b"file_id", b'"container"', b"skill_id"),

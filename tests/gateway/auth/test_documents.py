@@ -71,7 +71,7 @@ def test_an_api_key_is_no_document(auth: str) -> None:
 
 
 @pytest.mark.parametrize("auth", [*DOCUMENTS, "sigv4"])
-@pytest.mark.parametrize("secret", ["sk-canary", "[]", '"canary"', "{", ""])
+@pytest.mark.parametrize("secret", ["sk-canary", "[]", '"canary"', "{", "", "[" * 1500])
 def test_what_is_not_a_json_object_is_refused(auth: str, secret: str) -> None:
     (mistake,) = documents.check(auth, secret)
     assert mistake == f"the secret of a credential with auth {auth} must be a JSON object"

@@ -128,6 +128,18 @@ def test_an_ordinary_body_is_not_read() -> None:
             "/publishers/google/models/g:generateContent",
             {"tools": [{"retrieval": {"vertexAiSearch": {"datastore": "id-1"}}}]},
         ),
+        *(
+            ("/publishers/google/models/g:generateContent", {"tools": [{"retrieval": {"vertexAiSearch": search}}]})
+            for search in ({"engine": "id-1"}, {"dataStoreSpecs": [{"dataStore": "id-1"}]})
+        ),
+        (
+            "/publishers/google/models/g:generateContent",
+            {"tools": [{"retrieval": {"vertexRagStore": {"ragCorpora": ["id-1"]}}}]},
+        ),
+        (
+            "/publishers/google/models/v:predictLongRunning",
+            {"instances": [{"prompt": "x"}], "parameters": {"storageUri": "id-1"}},
+        ),
         ("/publishers/google/models/v:predictLongRunning", {"instances": [{"image": {"gcsUri": "id-1"}}]}),
         ("/model/m/converse", {"messages": [{"content": [{"document": {"source": {"s3Location": {"uri": "id-1"}}}}]}]}),
     ],
@@ -155,6 +167,26 @@ def test_a_body_in_googles_own_json_is_read_and_refused(path: str, body: bytes) 
     assert references.has_any(endpoint.hints, body)
     with pytest.raises(InvalidJson):
         read(body)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "https://a.example/v1beta/files/victim?x=/files/mine",
+        "https://a.example/v1beta/files/victim:download?alt=media&x=/files/mine",
+        "https://a.example/v1beta/files/victim#/files/mine",
+        "https://a.example/files/mine/v1beta/files/victim",
+        "https://a.example/?x=/v1beta/files/mine",
+    ],
+)
+def test_a_uri_that_could_mean_two_files_is_none_of_them(uri: str) -> None:
+    body = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}
+    assert read(json.dumps(body).encode()) == {uri}
+
+
+def test_what_is_named_like_it_elsewhere_is_no_object() -> None:
+    body = {"plugins": [{"engine": "exa"}], "tools": [{"function": {"parameters": {"storageUri": "x"}}}]}
+    assert read(json.dumps(body).encode()) == set()
 
 
 @pytest.mark.parametrize("field", ["file_id", "file_ids[]", "images[0][file_id]", "container[id]", "input.file_id"])
