@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
 
 import msgspec
 import trio
@@ -17,7 +18,6 @@ from llm_proxy.errors import ProxyError, RequestTimeout, UpstreamTimeout, Upstre
 from llm_proxy.gateway import named_models, stream_usage
 from llm_proxy.gateway.auth import aws
 from llm_proxy.gateway.http import headers
-from llm_proxy.gateway.http.paths import query_value
 from llm_proxy.gateway.objects import answers
 from llm_proxy.gateway.providers.rewriting import EDIT
 from llm_proxy.gateway.requested_model import requested_model
@@ -206,8 +206,10 @@ class Exchange:
         response = await upstream.send(method, target, fields, body, dispatch=self.dispatch)
         if provider.auth == "query":
             # Such a provider may repeat the URL of the request, as in the Location of a redirect.
-            key = query_value(api_key)
-            response.headers = [field for field in response.headers if key not in field[1]]
+            key = api_key.encode()
+            response.headers = [
+                field for field in response.headers if key not in field[1] and key not in unquote_to_bytes(field[1])
+            ]
         return response
 
     async def _relay(self, received: UpstreamResponse, provider: Provider) -> None:

@@ -379,11 +379,13 @@ class Inbound:
         if piece:
             self._pieces.append(piece)
             self._held += len(piece)
-        self._ended = not event.get("more_body", False)
-        if self._ended and not self.received:
-            self.has_body = False
+        # The provider does not get the end of a body that is too large.
         if self.received > self._max_size:
             self._fault = self._too_large()
+        else:
+            self._ended = not event.get("more_body", False)
+        if self._ended and not self.received:
+            self.has_body = False
         self._notify()
         if self._fault is not None:
             raise self._fault

@@ -12,6 +12,7 @@ The body of the request must have arrived whole. It is not edited if it is compr
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -36,6 +37,8 @@ _FIRST_AZURE_VERSION: Final = b"2024-10-21"
 
 _OPTION: Final = b'"include_usage":true'
 _OPTIONS: Final = re.compile(rb'"stream_options"[ \t\r\n]*:[ \t\r\n]*\{')
+#: Places that are tried: each costs as much as reading the body.
+_CANDIDATES: Final = 16
 _SPACE: Final = b" \t\r\n"
 _BLANKS: Final = b" \t"
 
@@ -94,7 +97,7 @@ def with_option(body: bytes, headers: Headers) -> bytes | None:
         if "include_usage" in options:
             return None
         edited = msgspec.Raw(b"{%b%b%b" % (_OPTION, b"," if options else b"", bytes(request.stream_options)[1:]))
-        for match in _OPTIONS.finditer(body):
+        for match in islice(_OPTIONS.finditer(body), _CANDIDATES):
             at = match.end()
             candidate = b"%b%b%b%b" % (body[:at], _OPTION, b"," if options else b"", body[at:])
             # The name may also be that of an inner object's member.

@@ -61,6 +61,8 @@ async def ended(
     provider: str = "openai",
     body: bytes = b"",
     prices: Path | None = None,
+    *,
+    key: str = "key",
 ) -> Ended:
     """Run one exchange with a provider that does what `handler` says."""
     pieces = [body] if body else []
@@ -83,7 +85,7 @@ async def ended(
         exchange = Exchange(inbound, client.send)
         began = trio.current_time()
         with trio.CancelScope() as inbound.scope:
-            await exchange.run(provider_of(upstream, provider), pool, "key")
+            await exchange.run(provider_of(upstream, provider), pool, key)
         took = trio.current_time() - began
         result = exchange.result(PRICES if prices is None else Prices.load(prices, HOSTS))
         await settled()
@@ -97,4 +99,6 @@ def provider_of(upstream: Stage, name: str) -> Provider:
     openai = provider_file.load(Settings.load({"OPENAI_API_URL": url}, {}, None)).default
     if name == "openai":
         return openai
+    if name == "query":
+        return evolve(openai, auth="query", auth_parameter="key")
     return evolve(openai, name=name, shape="aws", allowed_endpoints=("/model/{model}/invoke",))

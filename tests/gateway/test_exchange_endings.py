@@ -330,3 +330,17 @@ async def test_an_answer_in_a_coding_that_cannot_be_read_is_unmetered(method: st
     found = await ended(handler, method=method)
     assert found.result.unmetered is unmetered
     assert found.received == b"xx"
+
+
+@pytest.mark.parametrize("written", [b"ab/cd+%41", b"ab%2Fcd%2B%2541", b"ab%2fcd%2b%2541", b"%61b/cd%2b%2541"])
+async def test_a_key_in_the_query_does_not_come_back_in_a_header(written: bytes) -> None:
+    async def handler(peer: Peer) -> None:
+        await peer.request()
+        await peer.send(
+            b"HTTP/1.1 302 Found\r\nLocation: https://h/p?key=%b\r\nX: y\r\nContent-Length: 0\r\n\r\n" % written
+        )
+
+    found = await ended(handler, provider="query", key="ab/cd+%41")
+    names = [name for name, _ in found.messages[0]["headers"]]
+    assert b"x" in names
+    assert b"location" not in names

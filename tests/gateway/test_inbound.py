@@ -10,7 +10,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from llm_proxy.errors import Overloaded, RequestTimeout
+from llm_proxy.errors import Overloaded, RequestTimeout, RequestTooLarge
 from llm_proxy.gateway import inbound as inbound_module
 from llm_proxy.gateway.inbound import BODY_PATIENCE, BODY_RATE, JOINED, READ_AHEAD, HeldBodies, Inbound
 from llm_proxy.gateway.providers.provider import Route
@@ -180,3 +180,21 @@ async def test_a_short_body_is_joined_and_not_charged() -> None:
     body = inbound(drip(b"x" * 1000, 0.0, count=3))
     await body.hold(every, ignore)
     assert (every.size, body.complete()) == (0, b"x" * 3000)
+
+
+async def test_a_body_that_is_too_large_with_its_last_piece_has_not_ended() -> None:
+    """The provider never gets its end, so nothing is billed."""
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"x" * 11, "more_body": False}
+
+    scope = {
+        "method": "POST",
+        "raw_path": ROUTE.path,
+        "query_string": b"",
+        "headers": [(b"transfer-encoding", b"chunked")],
+    }
+    body = Inbound("id", 0.0, ROUTE, scope, receive, 10)
+    with pytest.raises(RequestTooLarge):
+        await held(body)
+    assert (body.received, body.ended) == (11, False)

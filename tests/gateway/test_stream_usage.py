@@ -229,6 +229,14 @@ def test_event_that_is_too_long_passes_and_ends_the_edit() -> None:
     assert passed + editor.feed(rest) + editor.end() == piece * (LONGEST // len(piece) + 2) + rest
 
 
+def test_few_places_of_the_option_are_tried() -> None:
+    """Each costs as much as reading the body, which the client chooses."""
+    inner = b'{"stream_options":{}},'
+    few, many = (b'{"stream":true,"x":[%b{}],"stream_options":{}}' % (inner * count) for count in (10, 20_000))
+    assert with_option(few, []) is not None
+    assert with_option(many, []) is None
+
+
 def answering(*, coding: bytes = b"", status: bytes = b"200 OK") -> Any:
     """A provider that knows the option; what it was asked is in `Scene.provider.seen`."""
 

@@ -84,8 +84,11 @@ class RequestCycle:
                         self._body_read = reader.complete
                         return {"type": "http.request", "body": data, "more_body": not reader.complete}
                     if self._continue_due and not self._sent:
+                        # An application that has given the body up may still answer.
+                        await trio.lowlevel.checkpoint_if_cancelled()
                         self._continue_due = False
-                        await self._write(CONTINUE)
+                        with trio.CancelScope(shield=True):
+                            await self._write(CONTINUE)
                     if not await self._read(self._connection.context.config.body_idle_timeout):
                         break
             else:

@@ -8,6 +8,7 @@ version of Hypercorn is pinned exactly. The changes to them, and the reasons:
 - The reader of a connection never waits for an application: incoming data goes to its stream, within its window.
 - Requests that make Hypercorn raise, and CONNECT with its WebSockets, are reset before they reach it.
 - The priorities of clients are ignored (RFC 9113 section 5.3.2): a thousand of them would overflow Hypercorn's tree.
+- An application waits for a client that does not read. Hypercorn's lets it go on whenever little could be sent.
 - Any other exception ends only this connection: `run` raises it, and the server reports it.
 """
 
@@ -26,7 +27,8 @@ import h2.settings
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData
-from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol import h2 as protocol
+from hypercorn.protocol.h2 import H2Protocol, StreamBuffer
 from hypercorn.trio.worker_context import WorkerContext
 from hypercorn.typing import ConnectionState
 from priority.priority import MissingStreamError
@@ -76,6 +78,22 @@ class FrameLengths:
                         return False
             position += step
         return True
+
+
+class _Buffer(StreamBuffer):
+    """What a stream has not sent yet; `push` waits while there is more than two frames."""
+
+    async def pop(self, max_length: int) -> bytes:
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < protocol.BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
+
+
+protocol.StreamBuffer = _Buffer  # type: ignore[misc]  # what H2Protocol makes for each stream
 
 
 class Http2Connection:

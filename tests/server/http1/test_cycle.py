@@ -261,6 +261,19 @@ async def test_100_is_sent_once_and_only_when_the_body_is_wanted(connect: Connec
     assert [(answer.status, answer.body) for answer in peer.answers()] == [(100, b""), (200, b"body")]
 
 
+async def test_there_is_no_100_for_an_application_that_has_given_the_body_up(connect: Connect) -> None:
+    async def app(_scope: Scope, receive: Receive, send: Send) -> None:
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await receive()
+        await send(start(503, (b"content-length", b"0")))
+        await send(body())
+
+    peer = connect(app)
+    await peer.send(post(b"", b"Content-Length: 4", b"Expect: 100-continue"))
+    assert [answer.status for answer in peer.answers()] == [503]
+
+
 @pytest.mark.parametrize("there", [b"b", b"body"])
 async def test_there_is_no_100_when_the_body_has_begun(there: bytes, connect: Connect) -> None:
     peer = connect(Echo())

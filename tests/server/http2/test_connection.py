@@ -157,6 +157,27 @@ async def test_a_stream_that_is_not_read_is_reset_and_others_continue(
     assert server.reports == []
 
 
+async def test_an_application_waits_for_a_client_that_does_not_read(serve_tls: ServeTls, trust: ssl.SSLContext) -> None:
+    sent = 0
+
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        nonlocal sent
+        await send(start())
+        for _ in range(100):
+            await send(body(b"x" * 65536, more=True))
+            sent += 65536
+        await send(body())
+
+    async with serve_tls(app) as server, connect_http2(server.port, trust, greedy=False) as client:
+        number = await client.ask()
+        await wait_all_tasks_blocked(0.2)
+        assert sent <= 4 * 65536
+        for stream_id in (None, number):
+            client.h2.increment_flow_control_window(100 * 65536, stream_id)
+        await client.flush()
+        assert len((await client.reply(number)).body) == sent == 100 * 65536
+
+
 async def test_a_slow_reader_is_not_reset(
     serve_tls: ServeTls, trust: ssl.SSLContext, autojump_clock: MockClock
 ) -> None:
