@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sqlalchemy import insert
 
 from db import Connection, copy
 from db.database import opened
+from db.dialects.sqlite.file import prepare
 from db.dsn import parse
 from db.options import Options
 from db.queries import ledger
@@ -83,6 +85,48 @@ def test_nothing_is_overwritten_unasked(run: Run, live: Path, folder: Path) -> N
     assert (folder / "copy.db").read_text() == "mine"
     assert run("db", "backup", "copy.db", "--db", "live.db", "--force").exit_code == 0
     assert (folder / "copy.db").read_bytes().startswith(b"SQLite format 3")
+
+
+@pytest.mark.parametrize("to", ["live.db", "link/live.db"])
+def test_the_database_itself_is_not_replaced(run: Run, live: Path, folder: Path, to: str) -> None:
+    (folder / "link").symlink_to(folder)
+    before = live.stat().st_ino
+    result = run("db", "backup", to, "--db", "live.db", "--force")
+    assert result.exit_code == 1
+    assert result.stderr == f"error: {to} is the database that is to be copied; choose another name\n"
+    assert live.stat().st_ino == before
+
+
+def test_a_copy_that_a_server_uses_is_not_replaced(run: Run, live: Path, folder: Path) -> None:
+    assert run("db", "backup", "copy.db", "--db", "live.db").exit_code == 0
+    before = (folder / "copy.db").stat().st_ino
+    lock = prepare(Path("copy.db"))
+    result = run("db", "backup", "copy.db", "--db", "live.db", "--force")
+    assert result.exit_code == 1
+    assert "is using copy.db; one process per SQLite file" in result.stderr
+    assert (folder / "copy.db").stat().st_ino == before
+    lock.release()
+    assert run("db", "backup", "copy.db", "--db", "live.db", "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("mode", ["WAL", "DELETE"])
+def test_a_log_of_an_earlier_copy_is_not_applied_to_the_new_one(run: Run, live: Path, folder: Path, mode: str) -> None:
+    assert run("db", "backup", "copy.db", "--db", "live.db").exit_code == 0
+    suffix = "-wal" if mode == "WAL" else "-journal"
+    with closing(sqlite3.connect("copy.db", isolation_level=None)) as shell:
+        shell.execute(f"PRAGMA journal_mode = {mode}")
+        shell.execute("BEGIN IMMEDIATE")
+        shell.execute("UPDATE tokens SET name = 'other'")
+        if mode == "WAL":
+            shell.execute("COMMIT")
+        before = (folder / "copy.db").stat().st_ino
+        result = run("db", "backup", "copy.db", "--db", "live.db", "--force")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        f"error: copy.db{suffix} belongs to an earlier copy.db, which is open or was not closed; choose another name\n",
+    )
+    assert (folder / "copy.db").stat().st_ino == before
+    assert run("db", "backup", "copy.db", "--db", "live.db", "--force").exit_code == 0
 
 
 def test_the_key_file_is_pointed_out(run: Run, live: Path, folder: Path) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from urllib.parse import quote
 
+from db.dialects.sqlite.file import hold
 from db.errors import Refused, Unavailable
 
 
@@ -19,26 +20,35 @@ def back_up(source: Path, to: Path, *, overwrite: bool = False) -> int:
     writes, and a busy server always does.
 
     Raises:
-        Refused: there is something at `to` already, or the copy is damaged, as the source then is.
+        Refused: there is something at `to` already, or what a program has left of it, or the copy is damaged, as the
+            source then is.
+        FileInUse: a server uses the file at `to`.
         Unavailable: a file cannot be read or written.
     """
+    if to.exists() and to.resolve() == source.resolve():
+        raise Refused(f"{to} is the database that is to be copied; choose another name")
     if to.exists() and not overwrite:
         raise Refused(f"{to} exists; choose another name, or --force to replace it")
     partial = to.with_name(to.name + ".partial")
     try:
-        to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
-        partial.chmod(0o600)
-        try:
-            _write(source, partial)
-            size = partial.stat().st_size
-            partial.replace(to)
-            _flush(to.parent)
-        except BaseException:
-            for leftover in (partial, partial.with_name(partial.name + "-journal")):
-                with suppress(FileNotFoundError):
-                    leftover.unlink()
-            raise
+        with ExitStack() as held:
+            # Every server that has used the file has left its lock file there.
+            if to.exists() and (real := to.resolve()).with_name(real.name + ".lock").exists():
+                held.callback(hold(to, real).release)
+            _check_logs(to)
+            to.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            partial.chmod(0o600)
+            try:
+                _write(source, partial)
+                size = partial.stat().st_size
+                partial.replace(to)
+                _flush(to.parent)
+            except BaseException:
+                for leftover in (partial, partial.with_name(partial.name + "-journal")):
+                    with suppress(FileNotFoundError):
+                        leftover.unlink()
+                raise
     except OSError as error:
         raise Unavailable(f"the backup {to} cannot be written: {error.strerror}") from error
     except sqlite3.Error as error:
@@ -46,6 +56,14 @@ def back_up(source: Path, to: Path, *, overwrite: bool = False) -> int:
             f"SQLite file {source} cannot be copied to {to}: look for a full disk, permissions, or a damaged file"
         ) from error
     return size
+
+
+def _check_logs(to: Path) -> None:
+    """Refuse to put a copy beside a log of an earlier file: SQLite would apply it to the copy. Raises Refused."""
+    for suffix in ("-wal", "-journal"):
+        log = to.with_name(to.name + suffix)
+        if log.exists():
+            raise Refused(f"{log} belongs to an earlier {to}, which is open or was not closed; choose another name")
 
 
 def _write(source: Path, partial: Path) -> None:

@@ -41,7 +41,7 @@ def prepare(path: Path) -> FileLock:
         real = path.resolve()
         real.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         check(real)
-        lock = _lock(path, real)
+        lock = hold(path, real)
         try:
             _make_private(real)
         except BaseException:
@@ -78,7 +78,8 @@ def _translated(path: Path) -> Iterator[None]:
         raise BadDsn(f"DATABASE_PATH {path} is a symbolic link that leads back to itself") from error
 
 
-def _lock(path: Path, real: Path) -> FileLock:
+def hold(path: Path, real: Path) -> FileLock:
+    """Lock a file by its real path. Raises FileInUse, and OSError."""
     descriptor = os.open(real.with_name(real.name + ".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         try:
