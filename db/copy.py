@@ -10,10 +10,10 @@ target: the first server there settles them as `unknown`, as it does with those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from attrs import define, frozen
-from sqlalchemy import Connection, Table
+from sqlalchemy import Connection, Table, update
 
 from db import migrate
 from db.database import Database
@@ -159,6 +159,8 @@ class _Copy:
         digest = RowsDigest()
         whole = self.source.read_now(tables.count, table)
         oldest = self.source.read_now(tables.first_key, table) if self.resume else None
+        if self.resume and table in (projects, credentials):
+            self._free_names(oldest)
         after: Key | None = None
         self.progress(table.name, 0, whole)
         for rows in _pieces(self.source, table):
@@ -173,6 +175,21 @@ class _Copy:
         if self.resume:
             self._repair([], after, None, oldest)
         return table, digest
+
+    def _free_names(self, oldest: Key | None) -> None:
+        """Give rows of the target whose name has changed their id as a name, until they get the new one.
+
+        Names are unique, and the old one may be that of another row now, in this piece or an earlier one.
+        """
+        place = self.table.columns.keys().index("name")
+        wanted, there = (
+            {tables.key_of(self.table, row): row[place] for rows in _pieces(side, self.table) for row in rows}
+            for side in (self.source, self.target)
+        )
+        self._check_surplus([key for key in there if key not in wanted], oldest)
+        ids = [key[0] for key, name in there.items() if name != wanted[key]]
+        for start in range(0, len(ids), PIECE):
+            self.target.write_now(_name_by_id, self.table, ids[start : start + PIECE])
 
     def _repair(self, rows: list[Row], after: Key | None, last: Key | None, oldest: Key | None) -> None:
         """Make the target's rows behind `after` up to `last` those of the source."""
@@ -219,6 +236,10 @@ def _apply(connection: Connection, table: Table, missing: list[Row], changed: li
     for row in changed:
         tables.change(connection, table, row)
     tables.add(connection, table, missing)
+
+
+def _name_by_id(connection: Connection, table: Table, ids: Sequence[str]) -> None:
+    connection.execute(update(table).where(table.c.id.in_(ids)).values(name=table.c.id))
 
 
 def _shown(key: Key) -> str:

@@ -16,12 +16,20 @@ from db.queries import audit, objects, tables
 from db.queries.proof import prove
 from db.queries.tables import RowsDigest
 from db.records import ProviderObject, SettledRequest
-from db.schema import in_flight, limits, projects, requests, tokens, usage_hourly
+from db.schema import credentials, in_flight, limits, projects, requests, tokens, usage_hourly
 from tests.databases.fixtures import require
 from tests.databases.kinds import Kind
 from tests.databases.scratch import Databases
 from tests.db.pasts import write_past
-from tests.db.queries.factories import NOON, a_limit, a_project, a_settled_request, a_token, an_audit_entry
+from tests.db.queries.factories import (
+    NOON,
+    a_credential,
+    a_limit,
+    a_project,
+    a_settled_request,
+    a_token,
+    an_audit_entry,
+)
 
 PAIRS = [*permutations(Kind, 2)]
 PastOf = Callable[[Kind], Database]
@@ -137,6 +145,50 @@ def test_a_resumed_copy_follows_whatever_has_changed(source: Database, target: D
     found = copy.copy(source, target, resume=True, progress=ignore)
     assert [one.table for one in found if not one.equal] == []
     assert all_rows(target) == all_rows(source)
+
+
+@pytest.mark.parametrize("piece", [1, 500])
+@pytest.mark.parametrize("kind", ["project", "credential"])
+def test_a_resumed_copy_follows_names_that_moved_to_other_rows(
+    databases: Databases, target: Database, monkeypatch: pytest.MonkeyPatch, kind: str, piece: int
+) -> None:
+    table = projects if kind == "project" else credentials
+    monkeypatch.setattr(copy, "PIECE", piece)
+
+    class Cut(Exception):
+        pass
+
+    def cut(name: str, done: int, _: int) -> None:
+        if (name, done) == (table.name, 1):
+            raise Cut
+
+    def create(connection: Connection, name: str) -> None:
+        row = a_project(name=name) if kind == "project" else a_credential(name=name)
+        connection.execute(insert(table).values(**_values(row)))
+
+    def rename(connection: Connection, names: Sequence[str]) -> None:
+        """Give these names to the rows in the order of their ids."""
+        rows = list(connection.scalars(select(table.c.id).order_by(table.c.id)))
+        for names_now in (rows, names):
+            for id_, name in zip(rows, names_now, strict=True):
+                connection.execute(update(table).where(table.c.id == id_).values(name=name))
+
+    with databases.migrated(Kind.SQLITE) as scratch, opened(scratch.target, Options()) as source:
+        for name in ("prod-new", "prod", "test"):
+            source.write_now(create, name)
+        copy.copy(source, target, progress=ignore)
+        for names in (("prod", "prod-old", "test"), ("prod-old", "test", "prod"), ("test", "prod-old", "other")):
+            source.write_now(rename, names)
+            if piece == 1:
+                with pytest.raises(Cut):
+                    copy.copy(source, target, resume=True, progress=cut)
+            assert all(one.equal for one in copy.copy(source, target, resume=True, progress=ignore))
+        source.write_now(rename, ("prod", "test", "prod-old"))
+        target.write_now(create, "of its own")
+        before = all_rows(target)
+        with pytest.raises(CopyRefused, match="that the source does not have"):
+            copy.copy(source, target, resume=True, progress=ignore)
+        assert all_rows(target) == before
 
 
 def test_what_the_source_has_pruned_goes(source: Database, target: Database) -> None:
