@@ -54,8 +54,14 @@ def split_url(url: str) -> Parts:
     location, _, query = location.partition("?")
     endpoint, _, database = location.partition("/")
     user, _, password = credentials.partition(":")
-    endpoint = _decoded(endpoint)
-    host, port, socket = ("", None, endpoint) if endpoint.startswith("/") else (*split_endpoint(endpoint), None)
+    if _decoded(endpoint).startswith("/"):
+        # As for libpq, the port follows a colon that is not encoded. The folder may have others here.
+        folder, colon, number = endpoint.rpartition(":")
+        if not colon or (number and not number.isdecimal()):
+            folder, number = endpoint, ""
+        host, port, socket = "", parse_port(number) if number else None, _decoded(folder)
+    else:
+        host, port, socket = (*split_endpoint(_decoded(endpoint)), None)
     return Parts(
         user=_decoded(user),
         password=_decoded(password),
