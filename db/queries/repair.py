@@ -106,10 +106,12 @@ def _sum_up(connection: Connection, token_id: str, bucket: _Bucket, before: dict
             requests.c.token_id == token_id,
             requests.c.admitted_at >= hour,
             requests.c.admitted_at < hour + _HOUR,
-        )
+        ),
+        # Servers end a transaction that is idle while many rows are summed up.
+        execution_options={"yield_per": 1000},
     )
-    settled = [SettledRequest.of(row) for row in rows.mappings()]
-    roll_up(connection, [row for row in settled if _series(row) == series])
+    settled = map(SettledRequest.of, rows.mappings())
+    roll_up(connection, (row for row in settled if _series(row) == series))
     if before is None:
         return
     now = _by_name(connection.execute(select(*_SUMS).where(*this)).one())

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, Engine, delete, event, select, update
 
 from db.database import Database, opened
 from db.options import Options
@@ -96,6 +96,33 @@ def test_lost_and_lowered_sums_are_written_anew(database: Database, token: Token
 
     assert database.read_now(ledger.verify) == []
     assert sums(database) == before
+
+
+def test_requests_are_summed_up_while_they_are_read(
+    database: Database, token: Token, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many of them would otherwise be summed up in a transaction that is idle, which servers end."""
+    streamed, added = [], []
+
+    def note(connection: Connection, cursor: object, statement: str, values: object, context: Any, many: bool) -> None:
+        if "FROM requests" in statement:
+            streamed.append(context.execution_options.get("yield_per"))
+
+    def roll_up(connection: Connection, rows: Iterable[SettledRequest]) -> None:
+        added.append(rows)
+        ledger.roll_up(connection, rows)
+
+    database.write_now(lambda connection: connection.execute(update(usage_hourly).values(input_tokens=7)).close())
+    monkeypatch.setattr(repair, "roll_up", roll_up)
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        database.write_now(repair.repair, token.id)
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+    assert streamed == [1000] * (1 + len(added))
+    assert added
+    assert all(isinstance(rows, Iterator) for rows in added)
 
 
 def test_sums_of_rows_that_are_gone_are_believed(database: Database, token: Token) -> None:
