@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import trio
@@ -19,6 +19,7 @@ from attrs import define, field
 
 from db import Connection
 from db.database import Database
+from db.dialects.statements import clock
 from db.errors import DatabaseError
 from db.queries import audit, counters, daily, label_values, pruning, refusals
 from llm_proxy.limits import started_at
@@ -58,21 +59,22 @@ class Pruner:
         while True:
             try:
                 if await self._database.read(pruning.is_first, self._worker_id, self._dead_after):
+                    # This host's clock may be ahead.
+                    now = await self._database.read(clock)
                     if self.retention:
-                        await self.prune()
-                        await self._prune_older("refusals", refusals.prune, self.retention)
+                        await self.prune(now - self.retention)
+                        await self._prune_older("refusals", refusals.prune, now - self.retention)
                     if self._audit_retention:
-                        await self._prune_older("the audit log", audit.prune, self._audit_retention)
+                        await self._prune_older("the audit log", audit.prune, now - self._audit_retention)
                     await self.prune_counters()
-                    await self._prune_older("values of labels", label_values.prune, LABELS_KEPT)
+                    await self._prune_older("values of labels", label_values.prune, now - LABELS_KEPT)
                     await self.sum_up_days()
             except DatabaseError as error:
                 _log.warning("pruning and daily sums were interrupted and are retried", reason=str(error))
             await trio.sleep(EVERY)
 
-    async def prune(self) -> None:
-        """Prune all rows that are old enough. Raises DatabaseError."""
-        before = datetime.now(UTC) - self.retention
+    async def prune(self, before: datetime) -> None:
+        """Prune all requests from before a time. Raises DatabaseError."""
         rows, kept = 0, 0
         last: str | None = ""
         while last is not None:
@@ -110,9 +112,8 @@ class Pruner:
         await self._database.write(daily.mark)
 
     async def _prune_older(
-        self, name: str, prune: Callable[[Connection, datetime, int], int], retention: timedelta
+        self, name: str, prune: Callable[[Connection, datetime, int], int], before: datetime
     ) -> None:
-        before = datetime.now(UTC) - retention
         rows = found = await self._database.write(prune, before, PIECE)
         while found == PIECE:
             await trio.sleep(PAUSE)

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
+from db.dialects.statements import clock as database_clock
 from db.errors import Unavailable
 from db.queries import audit, counters, daily, label_values, pruning, refusals
 from db.queries.pruning import Pruned
-from llm_proxy.ledger.prune import EVERY, PIECE, Pruner
+from llm_proxy.ledger.prune import EVERY, LABELS_KEPT, PIECE, Pruner
+
+#: The database's clock, years behind that of this host.
+NOW = datetime(2020, 5, 17, 12, tzinfo=UTC)
 
 
 class FakeDatabase:
@@ -23,17 +27,23 @@ class FakeDatabase:
         self.times: list[float] = []
         self.audited = 0
         self.refused = 0
+        self.clock_reads = 0
+        self.before: dict[Any, set[object]] = {}
 
     async def read(self, function: Any, *_: object) -> object:
         if function is daily.waiting:
             return []
+        if function is database_clock:
+            self.clock_reads += 1
+            return NOW
         assert function is pruning.is_first
         if self.away:
             self.away -= 1
             raise Unavailable("the database is away")
         return self.first
 
-    async def write(self, function: Any, _before: object = None, limit: int = 0, last: str = "") -> object:
+    async def write(self, function: Any, before: object = None, limit: int = 0, last: str = "") -> object:
+        self.before.setdefault(function, set()).add(before)
         if function in (daily.mark, counters.prune, label_values.prune):
             return 0
         if function is audit.prune:
@@ -76,6 +86,15 @@ async def test_a_pass_goes_to_the_end_with_pauses(clock: trio.testing.MockClock)
     assert all(later > earlier for earlier, later in zip(database.times, database.times[1:], strict=False))
     assert one.last_pass > 0
     assert (database.audited, database.refused) == (2, 2)
+
+
+async def test_the_clock_of_the_database_says_what_is_old(clock: trio.testing.MockClock) -> None:
+    database = FakeDatabase(3 * PIECE + 1)
+    await run(database, EVERY / 2)
+    ledger, log = {NOW - timedelta(days=90)}, {NOW - timedelta(days=365)}
+    assert (database.before[pruning.prune], database.before[refusals.prune]) == (ledger, ledger)
+    assert (database.before[audit.prune], database.before[label_values.prune]) == (log, {NOW - LABELS_KEPT})
+    assert database.clock_reads == 1
 
 
 async def test_a_pass_follows_a_pass(clock: trio.testing.MockClock) -> None:
