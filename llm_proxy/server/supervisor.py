@@ -21,7 +21,12 @@ FIRST_DELAY: Final = 0.1
 MAX_DELAY: Final = 30.0
 ATTEMPTS: Final = 3
 """Starts per worker before the supervisor gives up, if no worker was ever steady. Killed workers do not count."""
-_KILL_MARGIN: Final = 5.0
+_KILL_MARGIN: Final = 15.0
+"""Seconds after the drain in which a worker ends.
+
+Longer than the application needs for its last settlements (`DRAIN_TIMEOUT` and `READY_TIMEOUT` of `services`, which
+this layer must not import).
+"""
 _SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGCHLD, signal.SIGHUP})
 _SUCCESS: Final = frozenset({0, -signal.SIGTERM, -signal.SIGUSR1})
 _MAX_LINE: Final = 4000
@@ -62,7 +67,7 @@ class Supervisor:
 
     Use it in the main thread, before any other thread exists. The children are forks that share the listening sockets.
     A child that ends without a request is replaced, after a delay that doubles from 0.1 to 30 s while it keeps failing.
-    SIGTERM and the first SIGINT are sent to the children as SIGTERM. Children that still run five seconds after
+    SIGTERM and the first SIGINT are sent to the children as SIGTERM. Children that still run 15 seconds after
     `shutdown_grace`, or at a second SIGINT, are killed. If the supervisor itself is killed, its children drain and end.
 
     SIGHUP replaces the children one by one: one drains and ends, and when its successor serves, the next one follows.

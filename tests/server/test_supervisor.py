@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 from attrs import define
 
-from llm_proxy.server.supervisor import ATTEMPTS
+from llm_proxy.health.readiness import READY_TIMEOUT
+from llm_proxy.server.supervisor import _KILL_MARGIN, ATTEMPTS
+from llm_proxy.services import DRAIN_TIMEOUT
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT = 15.0
@@ -227,6 +229,10 @@ def test_requests_finish_after_an_interrupt_of_the_process_group() -> None:
         assert not has_ended(worker)
         assert running.process.wait(TIMEOUT) == 0
         held.close()
+
+
+def test_a_supervisor_waits_longer_than_the_last_settlements_may_take() -> None:
+    assert _KILL_MARGIN > DRAIN_TIMEOUT + READY_TIMEOUT
 
 
 def test_workers_end_if_their_supervisor_is_killed() -> None:
