@@ -151,6 +151,9 @@ class Ledger:
         self._outage = OutageLog()
         self._running = False
         self._next_beat = -math.inf
+        # No heartbeat may follow the removal of the worker's row: it would add the row again.
+        self._beating = trio.Lock()
+        self._retired = False
 
     @property
     def alive(self) -> bool:
@@ -359,7 +362,9 @@ class Ledger:
         while self.busy and self._running:
             await self._idle.wait()
         if self._running:
-            await self._database.write(queries.retire, self._worker.id)
+            async with self._beating:
+                self._retired = True
+                await self._database.write(queries.retire, self._worker.id)
 
     async def _write_next(self) -> None:
         """Commit what is queued in one transaction, or in several if that one is refused."""
@@ -524,12 +529,16 @@ class Ledger:
         self._blocked.clear()
 
     async def _beat(self) -> datetime | None:
-        """Send the heartbeat; return the database's time, None if another transaction holds the worker's row."""
-        try:
-            return await self._database.write_unless_locked(queries.beat, self._worker)
-        except Locked:
-            self._aside.on_lock()
-            return None
+        """Send the heartbeat; return the database's time.
+
+        None if another transaction holds the worker's row, or if the row was removed at the end.
+        """
+        async with self._beating:
+            try:
+                return None if self._retired else await self._database.write_unless_locked(queries.beat, self._worker)
+            except Locked:
+                self._aside.on_lock()
+                return None
 
     async def _tend(self) -> None:
         """Send the heartbeat when it is due, and settle the open requests of dead workers."""

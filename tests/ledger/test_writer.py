@@ -6,11 +6,13 @@ SQLite stands for every database here: the statements have their own tests on al
 
 from __future__ import annotations
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from db import dsn
 from db.database import open_database
@@ -219,3 +221,31 @@ async def test_the_next_start_sweeps_what_a_dead_worker_left(tmp_path: Path) -> 
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         assert await real.read(queries.verify) == []
+
+
+async def test_no_heartbeat_adds_the_row_of_a_worker_that_has_ended(tmp_path: Path) -> None:
+    async with scene(tmp_path / "ledger.db") as stage:
+        ledger, database = stage.ledger, stage.database
+
+        def begin_heartbeat() -> None:
+            ledger._next_beat = -math.inf
+            ledger._wake.set()
+
+        async def heartbeat_done() -> None:
+            with trio.fail_after(30):
+                while ledger._next_beat < 0 or ledger._sleep is None:
+                    await trio.sleep(0.001)
+
+        database.hold(queries.beat)
+        begin_heartbeat()
+        while database.running is not queries.beat:
+            await trio.sleep(0.001)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ledger.drain)
+            await wait_all_tasks_blocked(0.05)
+            database.let_go()
+        await heartbeat_done()
+        assert await database.real.read(queries.list_workers) == [], "a heartbeat was on its way"
+        begin_heartbeat()
+        await heartbeat_done()
+        assert await database.real.read(queries.list_workers) == []
