@@ -289,7 +289,8 @@ def _entry(resource: Resource | None, path: str, now: datetime) -> AuditEntry:
     identity = ""
     if operation is not None:
         with suppress(ValueError):
-            identity = redact(_read_id(operation, request.view_args or {}))
+            # Redacted, it may be longer than the column, and the call would be missing in the audit log.
+            identity = redact(_read_id(operation, request.view_args or {}))[:255]
     return AuditEntry(
         id=g.request_id,
         occurred_at=now,

@@ -25,7 +25,7 @@ from db.schema import limits, requests, usage_hourly
 from llm_proxy.api import audit as audit_api
 from llm_proxy.api.operations import Change
 from llm_proxy.identifiers import new_id
-from tests.api.conftest import NOON, Api, make_api
+from tests.api.conftest import MANAGEMENT_TOKEN, NOON, Api, make_api
 from tests.api.test_requests import SWEPT, settled
 from tests.db.queries.factories import an_audit_entry
 
@@ -547,6 +547,13 @@ def raise_conflict(database: Database) -> None:
 async def test_the_interface_of_a_link_local_address_is_left_out(api: Api) -> None:
     await api("GET", "/manage/projects", token=None, address=f"fe80::1%{'ö' * 100}")
     assert [entry["address"] for entry in await entries(api)] == ["fe80::1"]
+
+
+@pytest.mark.parametrize("token", [MANAGEMENT_TOKEN, "wrong"])
+async def test_an_id_that_grows_when_it_is_redacted_is_cut(any_api: Api, token: str) -> None:
+    """Else PostgreSQL and MySQL refuse the entry, and the call is missing in the audit log."""
+    await any_api("DELETE", f"/manage/tokens/{'plain:abcd%20' * 22}x", token=token)
+    assert [entry["resource_id"] for entry in await entries(any_api)] == [("plain:[redacted] " * 22)[:255]]
 
 
 # Refused calls without authentication.
