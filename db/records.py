@@ -369,7 +369,7 @@ class AuditEntry(msgspec.Struct, frozen=True):
     status: Annotated[Status, doc("The status of the answer.")]
     error: Annotated[str, doc("The code of the error; empty if the call was accepted.")] = ""
     before: Annotated[dict[str, Any] | None, doc("The fields that changed, before; null if there was nothing.")] = None
-    after: Annotated[dict[str, Any] | None, doc("The fields that changed, after; null if nothing changed.")] = None
+    after: Annotated[dict[str, Any] | None, doc("The fields that changed, after; null if there is nothing.")] = None
 
 
 class RefusedRequest(msgspec.Struct, frozen=True, gc=False):

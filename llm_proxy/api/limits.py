@@ -358,13 +358,15 @@ def _change_mistakes(limit: records.Limit, sent: Mapping[str, Any]) -> Iterable[
 @Operation(RESOURCE, "DELETE", _ONE, "deleteLimit", None, status=204)
 async def _delete(call: Call) -> None:
     """Delete a limit and what it has counted."""
+    limit: records.Limit
 
-    def delete(connection: Connection) -> Change[records.Limit]:
+    def delete(connection: Connection) -> Change[None]:
+        nonlocal limit
         limit = _locked(connection, call.id)
         if limit.scope == "token":
             token_queries.get_locked(connection, limit.subject)
         queries.remove(connection, limit)
-        return Change(limit, limit)
+        return Change(limit, None, id=limit.id)
 
-    limit = await call.write(delete)
+    await call.write(delete)
     _log.info("limit deleted", limit_id=limit.id, scope=limit.scope, subject=limit.subject, metric=limit.metric)

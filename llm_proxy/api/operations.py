@@ -63,6 +63,7 @@ class Change(Generic[T]):
 
     Attributes:
         before: None if the record is new.
+        after: None if it was deleted.
         id: of the resource. Default: the record's.
         also: what the records do not show: by name, the values before and after.
     """
@@ -78,8 +79,9 @@ class Change(Generic[T]):
         for name, (value_before, value_after) in self.also.items():
             old[name], new[name] = value_before, value_after
         # When it changed is the entry's own time.
-        changed = [name for name in new if name != "updated_at" and (name not in old or old[name] != new[name])]
-        kind = type(self.after)
+        names = (name for name in (new or old) if name != "updated_at")
+        changed = [name for name in names if name not in old or name not in new or old[name] != new[name]]
+        kind = type(self.before if self.after is None else self.after)
         secret = {field.name for field in fields(kind) if not field.repr} if has(kind) else set()
 
         def shown(values: dict[str, Any]) -> dict[str, Any] | None:

@@ -92,6 +92,15 @@ NEW_LIMIT = {
     "allow_unpriced": False,
     "created_at": NOON_TEXT,
 }
+OLD_LIMIT = NEW_LIMIT | {
+    "id": "{limit}",
+    "scope": "proxy",
+    "subject": "",
+    "metric": "requests",
+    "period": "day",
+    "amount": 100,
+    "warn_at": None,
+}
 
 
 @frozen
@@ -213,7 +222,7 @@ CHANGES = [
         before={"amount": 100},
         after={"amount": 5},
     ),
-    made("deleteLimit", f"DELETE {LIMIT}", 204, resource_id="{limit}"),
+    made("deleteLimit", f"DELETE {LIMIT}", 204, resource_id="{limit}", before=OLD_LIMIT),
     made("createToken", "POST /manage/tokens", 201, body={"project_id": "{project}"}, resource_id=ANY, after=NEW_TOKEN),
     made(
         "updateToken",

@@ -63,6 +63,7 @@ def test_a_budget_is_created_listed_changed_and_deleted(manage: Run, project: st
     assert (shown(changed.stdout)["warn at"], shown(changed.stdout)["unpriced"]) == ("-", "allow")
     assert manage("limit", "delete", found["id"], "--yes").stdout == f"Limit {found['id']} is deleted.\n"
     assert json.loads(manage("limit", "list", "--project-id", project, "--json").stdout) == []
+    assert "amount: 1234500000000" in manage("audit", "--operation", "deleteLimit", "--resource-id", found["id"]).stdout
 
 
 def test_a_limit_is_deleted_only_after_confirmation(manage: Run, project: str) -> None:

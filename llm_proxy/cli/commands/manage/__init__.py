@@ -58,7 +58,7 @@ def _changes(entry: dict[str, Any]) -> str:
         return str(entry["error"])
     return ", ".join(
         f"{name}: " + " -> ".join(json.dumps(values[name]) for values in (before, after) if name in values)
-        for name in after
+        for name in after or before
     )
 
 
