@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from ssl import SSLContext
 
 import trio
-from attrs import define
+from attrs import define, field
 
 from db.database import Database, open_database
 from db.errors import DatabaseError
@@ -58,28 +58,32 @@ class Services:
     collector: DatabaseCollector
     readiness: Readiness
     nursery: trio.Nursery
+    _reloading: trio.Lock = field(factory=trio.Lock, init=False)
 
     @property
     def providers(self) -> Providers:
         """The configured providers as they are now."""
         return self.relay.routing.providers
 
-    async def reload(self) -> None:
+    async def reload(self, record: Callable[[Providers], Awaitable[object]] | None = None) -> None:
         """Read provider file and price file again; new requests use them, running ones end as they began.
 
-        If there are several workers, the supervisor replaces them after that. Raises `SettingsError` if a file is
-        wrong; then nothing changes.
+        If there are several workers, the supervisor replaces them after that. `record` gets the new providers before
+        they are used. If it fails, nothing changes. Raises `SettingsError` if a file is wrong; then nothing changes.
         """
-        providers, prices = await trio.to_thread.run_sync(load_files, self.settings)
-        former = self.relay.routing
-        routing = _routing(providers, former)
-        self.metrics.add_providers(providers.by_name)
-        self.relay.routing, self.relay.prices = routing, prices
-        for name, upstream in former.upstreams.items():
-            if routing.upstreams.get(name) is not upstream:
-                upstream.close()
-        if self.settings.workers > 1:
-            os.kill(os.getppid(), signal.SIGHUP)
+        async with self._reloading:
+            providers, prices = await trio.to_thread.run_sync(load_files, self.settings)
+            former = self.relay.routing
+            routing = _routing(providers, former)
+            if record is not None:
+                await record(providers)
+            self.metrics.add_providers(providers.by_name)
+            self.relay.routing, self.relay.prices = routing, prices
+            for name, upstream in former.upstreams.items():
+                if routing.upstreams.get(name) is not upstream:
+                    upstream.close()
+            if self.settings.workers > 1:
+                os.kill(os.getppid(), signal.SIGHUP)
 
 
 def load_files(settings: Settings) -> tuple[Providers, Prices]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal, get_args
 
+from attrs import fields
 from msgspec import Struct
 from quart import Blueprint, Response
 
@@ -13,6 +14,7 @@ from llm_proxy.api.operations import HEADERS, Call, Change, Operation, Resource,
 from llm_proxy.api.schema import doc
 from llm_proxy.config import SettingsError
 from llm_proxy.errors import InvalidConfiguration
+from llm_proxy.gateway.providers.provider import Provider, Providers
 from llm_proxy.logging import log
 from llm_proxy.services import Services
 
@@ -25,6 +27,11 @@ Check = Literal["database", "schema", "writer", "draining"]
 CHECKS: Final = get_args(Check)
 #: What requests can do without for a while, if `DB_OUTAGE_POLICY` is `grace`.
 _SPARED_BY_GRACE: Final = {"database", "writer"}
+#: Of a provider; their values may be long, and those of static headers secret.
+_FIELDS: Final = (
+    "base_url",
+    *(one.name for one in fields(Provider) if one.init and one.name not in ("name", "origin", "base_path")),
+)
 
 
 class _Health(Struct, forbid_unknown_fields=True):
@@ -118,17 +125,38 @@ class Reloaded(Struct):
 async def _reload(call: Call) -> Reloaded:
     """Read the provider and price files again. If one is wrong, nothing changes. Running requests end as they began."""
     services = call.services
-    before = _serving(services)
+
+    async def record(after: Providers) -> Reloaded:
+        before = services.providers
+        also = {"apis": _differences(before, after)}
+        change = Change(_serving(services, before), _serving(services, after), id="", also=also)
+        return await call.write(lambda _: change)
+
     try:
-        await services.reload()
+        await services.reload(record)
     except SettingsError as error:
         raise InvalidConfiguration(str(error)) from None
-    answer = _serving(services)
-    await call.write(lambda _: Change(before, answer, id=""))
+    answer = _serving(services, services.providers)
     _log.info("provider and price files reloaded", providers=", ".join(answer.providers))
     return answer
 
 
-def _serving(services: Services) -> Reloaded:
+def _serving(services: Services, providers: Providers) -> Reloaded:
     files = (services.settings.api_config_path, services.settings.prices_path)
-    return Reloaded(list(services.providers.by_name), *(None if file is None else str(file) for file in files))
+    return Reloaded(list(providers.by_name), *(None if file is None else str(file) for file in files))
+
+
+def _differences(old: Providers, new: Providers) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entries that differ: where they send API keys, and the names of their other fields that changed."""
+    before: dict[str, Any] = {}
+    after: dict[str, Any] = {}
+    for name in {**old.by_name, **new.by_name}:
+        was, now = old.by_name.get(name), new.by_name.get(name)
+        changed = [one for one in _FIELDS if getattr(was, one, None) != getattr(now, one, None)]
+        if was is not None and changed:
+            before[name] = {"base_url": was.base_url, "auth": was.auth}
+        if now is not None and changed:
+            after[name] = {"base_url": now.base_url, "auth": now.auth}
+            if was is not None:
+                after[name]["changed"] = changed
+    return before, after

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
 
@@ -548,6 +549,48 @@ def raise_conflict(database: Database) -> None:
     from db.dialects.failure import FailureKind  # noqa: PLC0415 - as above
 
     raise _Retry(DatabaseError("lost against another transaction"), FailureKind.CONTENTION)
+
+
+# Reloading.
+
+
+def with_file(api: Api, path: Path, database: Any = None) -> tuple[Api, Path]:
+    """The same server with a provider file, which it has not read yet."""
+    file = path / "providers.yaml"
+    settings = evolve(api.services.settings, api_config_path=file)
+    return make_api(evolve(api.services, settings=settings, database=database or api.services.database)), file
+
+
+async def test_a_reload_without_its_entry_changes_nothing(api: Api, tmp_path: Path) -> None:
+    reading, file = with_file(api, tmp_path, NoWrites(api.services.database))
+    file.write_text("apis: {openai: {base_url: https://other.example}}")
+    before = reading.services.providers
+    assert (await reading("POST", "/manage/reload")).status == 503
+    assert reading.services.providers is before
+    assert await entries(api) == []
+
+
+async def test_the_entry_of_a_reload_shows_where_api_keys_go_and_no_secrets(api: Api, tmp_path: Path) -> None:
+    reading, file = with_file(api, tmp_path)
+
+    async def reloaded(text: str) -> tuple[Any, Any]:
+        file.write_text(text)
+        assert (await reading("POST", "/manage/reload")).status == 200
+        (entry, *_) = await entries(api)
+        return entry["before"], entry["after"]
+
+    await reloaded("apis: {openai: {base_url: https://one.example}}")
+    one, two = ({"base_url": f"https://{name}.example", "auth": "bearer"} for name in ("one", "two"))
+
+    moved = await reloaded("apis: {openai: {base_url: https://two.example}}")
+    assert moved == ({"apis": {"openai": one}}, {"apis": {"openai": two | {"changed": ["base_url"]}}})
+    moved = await reloaded("apis: {openai: {base_url: https://two.example, headers: {x-key: canary}}}")
+    assert moved == ({"apis": {"openai": two}}, {"apis": {"openai": two | {"changed": ["headers"]}}})
+    first = "openai: {base_url: https://two.example, headers: {x-key: canary}}"
+    second = "second: {base_url: https://one.example, allowed_endpoints: [/v1/chat/completions]}"
+    before, after = await reloaded(f"apis: {{{first}, {second}}}")
+    assert before == {"apis": {}, "providers": ["openai"]}
+    assert after == {"apis": {"second": one}, "providers": ["openai", "second"]}
 
 
 # Who and where.
