@@ -358,7 +358,7 @@ AuditOutcome = Literal["accepted", "refused"]
 class AuditEntry(msgspec.Struct, frozen=True):
     """One row of the audit log: a call of the management API that was accepted as a change, or was refused."""
 
-    id: Annotated[Id, doc("The call's request id, as in the header X-LLM-Proxy-Request-ID.")]
+    id: Annotated[Id, doc("The request id of the call (X-LLM-Proxy-Request-ID); its second entry has one of its own.")]
     occurred_at: Annotated[Timestamp, doc("When the call came.")]
     actor: Annotated[str, doc("Who called: `management token`; empty if the call was not authenticated.")]
     address: Annotated[str, doc("The client's address, behind TRUSTED_PROXIES.")]

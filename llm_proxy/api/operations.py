@@ -66,12 +66,14 @@ class Change(Generic[T]):
         after: None if it was deleted.
         id: of the resource. Default: the record's.
         also: what the records do not show: by name, the values before and after.
+        credential: a credential that has changed with the record; it has an entry of its own.
     """
 
     before: object | None
     after: T
     id: str = field(default=Factory(lambda self: self.after.id, takes_self=True), kw_only=True)
     also: Mapping[str, tuple[object, object]] = field(factory=dict, kw_only=True)
+    credential: Change[Any] | None = field(default=None, kw_only=True)
 
     def differences(self) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
         """The fields that have changed, before and after; of secret ones, that they have changed."""
@@ -135,11 +137,11 @@ class Call:
 
         def transaction(connection: Connection) -> T:
             done = change(connection)
-            before, after = done.differences()
-            audit.create(
-                connection,
-                structs.replace(self.entry, outcome="accepted", resource_id=done.id, before=before, after=after),
-            )
+            entry = structs.replace(self.entry, outcome="accepted")
+            _record(connection, entry, done)
+            if done.credential is not None:
+                entry = structs.replace(entry, id=request_id(), resource="credential")
+                _record(connection, entry, done.credential)
             return done.after
 
         return await self.services.database.write(transaction)
@@ -209,6 +211,11 @@ class Operation:
     def summary(self) -> str:
         """One sentence, or two: the docstring of the handler."""
         return " ".join((self.handle.__doc__ or "").split())
+
+
+def _record(connection: Connection, entry: AuditEntry, change: Change[Any]) -> None:
+    before, after = change.differences()
+    audit.create(connection, structs.replace(entry, resource_id=change.id, before=before, after=after))
 
 
 def _values(record: Any) -> dict[str, Any]:

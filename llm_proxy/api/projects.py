@@ -255,12 +255,14 @@ async def _create(call: Call, new: NewProject) -> Project:
 
     def create(connection: Connection) -> Change[records.Project]:
         nonlocal used
+        made = None
         if new.api_key:
             own = credentials.made(call, new.name, new.provider or services.providers.default.name, new.api_key)
             if credential_queries.is_name_taken(connection, own.name):
                 raise NameTaken(credentials.TAKEN)
             credential_queries.create(connection, own)
             used = {own.provider: own}
+            made = Change(None, own)
         else:
             used = _chosen(connection, ids, credential_queries.lock(connection, ids))
         provider = next(iter(used)) if new.api_key else _default(call, new.provider, used)
@@ -281,7 +283,7 @@ async def _create(call: Call, new: NewProject) -> Project:
         project = keys.with_key(plain, used[provider], services.keyring)
         queries.create(connection, project)
         credential_queries.assign(connection, identity, used.values())
-        return Change(None, project, also={"credentials": ({}, _names(used))})
+        return Change(None, project, also={"credentials": ({}, _names(used))}, credential=made)
 
     try:
         project = await call.write(create)
@@ -327,8 +329,11 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
         )
         used = _chosen(connection, ids, locked, before.values()) if ids else dict(before)
         provider = body.provider or project.provider
+        rotated = None
         if body.api_key:
-            used[provider] = _with_new_key(call, connection, project, provider, used.get(provider), body.api_key)
+            own = used.get(provider)
+            used[provider] = _with_new_key(call, connection, project, provider, own, body.api_key)
+            rotated = Change(own, used[provider])
         # A server of the release before makes projects without credentials.
         if provider not in used and (ids or provider != project.provider):
             raise InvalidBody(
@@ -348,7 +353,7 @@ async def _update(call: Call, body: ProjectChanges) -> Project:
         values |= {name: getattr(changed, name) for name in copied if getattr(changed, name) != getattr(project, name)}
         after = queries.change(connection, project, values, call.now)
         also = {} if _names(used) == _names(before) else {"credentials": (_names(before), _names(used))}
-        return Change(project, after, also=also)
+        return Change(project, after, also=also, credential=rotated)
 
     try:
         project = await call.write(change)

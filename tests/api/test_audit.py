@@ -62,6 +62,7 @@ NEW_CREDENTIAL = {
     "projects": 0,
     "created_at": NOON_TEXT,
 }
+OWN_CREDENTIAL = {name: value for name, value in (NEW_CREDENTIAL | {"name": "new"}).items() if name != "projects"}
 NEW_TOKEN = {
     "id": ANY,
     "project_id": "{project}",
@@ -117,6 +118,8 @@ class Case:
     resource_id: Any = ""
     before: Mapping[str, Any] | None = None
     after: Mapping[str, Any] | None = None
+    #: How the entry of a credential that the call has changed too differs from the first.
+    credential: Mapping[str, Any] | None = None
     token: str | None = None
     options: Mapping[str, Any] = Factory(dict)
 
@@ -144,6 +147,7 @@ CHANGES = [
         body={"name": "new", "api_key": KEY},
         resource_id=ANY,
         after=NEW_PROJECT,
+        credential={"resource_id": ANY, "after": OWN_CREDENTIAL},
     ),
     made(
         "updateProject",
@@ -161,6 +165,25 @@ CHANGES = [
         resource_id="{project}",
         before={"api_key": HIDDEN},
         after={"api_key": HIDDEN},
+        credential={"resource_id": "{credential}"},
+    ),
+    made(
+        "updateProject",
+        f"PATCH {PROJECT}",
+        body={"api_key": OTHER_KEY[:-1], "provider": "anthropic"},
+        resource_id="{project}",
+        before={"api_key": HIDDEN, "api_key_last4": "1234", "provider": "openai", "credentials": {"openai": "p"}},
+        after={
+            "api_key": HIDDEN,
+            "api_key_last4": "-123",
+            "provider": "anthropic",
+            "credentials": {"anthropic": "p (anthropic)", "openai": "p"},
+        },
+        credential={
+            "resource_id": ANY,
+            "before": None,
+            "after": OWN_CREDENTIAL | {"name": "p (anthropic)", "provider": "anthropic", "api_key_last4": "-123"},
+        },
     ),
     made("updateProject", f"PATCH {PROJECT}", body={"name": "p"}, resource_id="{project}"),
     made("revokeProjectTokens", f"POST {PROJECT}/tokens/revoke", resource_id="{project}", after={"revoked": 1}),
@@ -381,7 +404,7 @@ async def entries(api: Api, query: str = "") -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("case", CHANGES + REFUSALS, ids=lambda case: f"{case.request[:50]} {case.status} {case.error}")
-async def test_a_call_leaves_exactly_one_entry(world: World, case: Case) -> None:
+async def test_a_call_leaves_its_entries_and_no_others(world: World, case: Case) -> None:
     api = world.api
     earlier = await entries(api)
     method, path = world.fill(case.request).split(" ")
@@ -389,8 +412,8 @@ async def test_a_call_leaves_exactly_one_entry(world: World, case: Case) -> None
     reply = await api(method, path, world.fill(case.body), address=ADDRESS, **options)
     assert reply.status == case.status, reply
 
-    (entry, *rest) = await entries(api)
-    assert rest == earlier
+    *second, entry = [one for one in await entries(api) if one not in earlier]
+    assert await entries(api) == [*second, entry, *earlier]
     assert entry == {
         "id": reply.headers["X-LLM-Proxy-Request-ID"],
         "occurred_at": NOON_TEXT,
@@ -405,6 +428,8 @@ async def test_a_call_leaves_exactly_one_entry(world: World, case: Case) -> None
         "before": world.fill(case.before),
         "after": world.fill(case.after),
     }
+    wanted = [] if case.credential is None else [{**entry, "id": ANY, "resource": "credential", **case.credential}]
+    assert second == [world.fill(one) for one in wanted]
     if case.resource_id is ANY:
         assert entry["resource_id"] == reply.json["id"] == entry["after"]["id"]
 
@@ -527,7 +552,7 @@ async def test_without_the_change_there_is_no_entry_of_one(any_api: Api, monkeyp
     assert (await api.services.database.read(state), await entries(api)) == before
 
 
-async def test_a_change_that_is_tried_again_has_one_entry(any_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_change_that_is_tried_again_has_its_entries_once(any_api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction that loses against another one runs again as a whole."""
     await any_api.project(name="first")
     create, failures = audit.create, [1]
@@ -540,7 +565,7 @@ async def test_a_change_that_is_tried_again_has_one_entry(any_api: Api, monkeypa
 
     monkeypatch.setattr(audit, "create", deadlock)
     await any_api.project(name="second")
-    assert [entry["after"]["name"] for entry in await entries(any_api)] == ["second", "first"]
+    assert [entry["after"]["name"] for entry in await entries(any_api)] == ["second", "second", "first", "first"]
     assert failures == []
 
 

@@ -62,6 +62,7 @@ def test_commands_of_the_audit_page_show_a_change_and_a_refusal(tmp_path: Path, 
         '"operation"',
         '"listProjects"',
         '"createProject"',
+        '"createProject"',
     ]
 
 
