@@ -190,7 +190,12 @@ class Ledger:
     @property
     def busy(self) -> bool:
         """Whether anything is queued, or on its way to the database."""
-        return bool(self._waiting or self._locked or self._blocked or self._under_way) or self.unsettled > 0
+        return self.writing or bool(self._locked) or self.unsettled > 0
+
+    @property
+    def writing(self) -> bool:
+        """The same, except for what the locks of other transactions hold up."""
+        return bool(self._waiting or self._blocked or self._under_way or self._unsettled or self._doubtful)
 
     async def check(self, request: AdmissionRequest) -> Checked:
         """Judge a request by its head before its body is read. Nothing is counted, and `admit` judges it again.

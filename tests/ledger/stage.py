@@ -51,8 +51,8 @@ class Faulty:
         self._gate = None
 
     def hold(self, fn: Callable[..., Any]) -> None:
-        """Let this function wait until `let_go`."""
-        self._held = fn
+        """Let this function wait until `let_go`. It waits when it is `running`."""
+        self._held, self.running = fn, None
 
     def let_go(self) -> None:
         self._release.set()

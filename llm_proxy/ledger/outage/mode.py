@@ -5,7 +5,7 @@ decisions say about tokens (`token_cache`). If an admission fails because the da
 it can be in the database, it may be admitted by the cached token: a few times, and not beyond the limit that was seen
 last. It is on the disk (`spool`) before a byte goes upstream. From then on all requests are decided here, until
 everything in the spool is in the database (`replay`). Only then the ledger decides again, so that it never decides by a
-counter that lacks some of our requests.
+counter that lacks some of our requests. If another transaction has locked rows of a token, only that token has to wait.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from db.queries import ledger as queries
 from db.queries import limits as limit_queries
 from db.records import Account, Limit, Reservation, Result, Token, Worker
 from db.spool import SpoolFile
-from llm_proxy.errors import DatabaseAway, DatabaseUnavailable
+from llm_proxy.errors import DatabaseAway, DatabaseUnavailable, TokenLocked
 from llm_proxy.ledger import writer
 from llm_proxy.ledger.batch import PendingAdmission
 from llm_proxy.ledger.late import ObjectUsage
+from llm_proxy.ledger.locked import LOCK_RETRY
 from llm_proxy.ledger.outage.replay import CHUNK, OrphanReplay
 from llm_proxy.ledger.outage.spool import Spool
 from llm_proxy.ledger.outage.token_cache import OutageLimits, TokenCache
@@ -123,6 +124,8 @@ class OutageMode:
             with trio.move_on_after(writer.ADMISSION_DEADLINE):
                 await self._resuming.wait()
         if self._since is None:
+            if request.digest in self._spool.locked:
+                raise TokenLocked
             try:
                 return await self._ledger.admit(request)
             except DatabaseAway:
@@ -159,12 +162,13 @@ class OutageMode:
                         await self._waiting.park()
                 if self._since is not None:
                     await self._replay(self._since)
+                    await self._replay_locked()
                 elif self._spool.failure is not None:
                     await self._spool.empty()
 
     async def drain(self) -> None:
         """Wait, as long as the database is unavailable, until nothing is spooled, and remove the file."""
-        while self._since is not None:
+        while self._since is not None or self._spool:
             await self._waiting.park()
         with suppress(OSError):
             # An empty file that stays does no harm.
@@ -241,16 +245,16 @@ class OutageMode:
         while self._since is not None:
             await trio.sleep(writer.RETRY_INTERVAL)
             # First the ledger must have written what it kept: this shows that transactions work.
-            if not self._ledger.alive or self._ledger.busy:
+            if not self._ledger.alive or self._ledger.writing:
                 continue
             try:
                 with suppress(DatabaseError):
-                    while self._spool:
-                        if len(self._spool) <= CHUNK and self._resuming is None:
+                    while unlocked := self._spool.unlocked:
+                        if unlocked <= CHUNK and self._resuming is None:
                             self._resuming = trio.Event()
                         await self._spool.replay(self._database, self._worker.id)
                     await self._spool.empty()
-                    if not self._spool:
+                    if not self._spool.unlocked:
                         self._since = None
                         self._exhausted = False
                         self._waiting.unpark_all()
@@ -258,11 +262,23 @@ class OutageMode:
                 if self._resuming is not None:
                     self._resuming.set()
                     self._resuming = None
+        rest = f", but {len(self._spool)} that wait for locks" if self._spool else ""
         _log.warning(
-            "outage mode ended: the database is back, and has all requests of the spool",
+            f"outage mode ended: the database is back, and has all requests of the spool{rest}",
             requests=self._spool.replayed - before,
             lasted_s=round(trio.current_time() - since, 3),
         )
+
+    async def _replay_locked(self) -> None:
+        """Write what locks have held up, while the ledger decides about other tokens; until the next outage."""
+        while self._spool.locked and self._since is None:
+            await trio.sleep(LOCK_RETRY)
+            if self._ledger.alive:
+                with suppress(DatabaseError):
+                    await self._spool.replay_locked(self._database, self._worker.id)
+            if not self._spool:
+                await self._spool.empty()
+                self._waiting.unpark_all()
 
     async def _refresh_cache(self) -> None:
         """Read the rows of the cached tokens regularly, so that a token that was revoked elsewhere is removed."""

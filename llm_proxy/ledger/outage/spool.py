@@ -8,6 +8,7 @@ SHA-256 digest of the token, and no secret, header or body.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -16,7 +17,7 @@ import trio
 from attrs import define, field
 
 from db.database import Database
-from db.errors import CommitUnknown, DatabaseError, Unavailable
+from db.errors import CommitUnknown, DatabaseError, Locked, Unavailable
 from db.records import UNKNOWN, VOID, Result
 from db.spool import SpoolFile
 from llm_proxy.ledger.late import ObjectUsage
@@ -39,6 +40,10 @@ class _Request:
     cached: CachedToken | None = None
     durable: bool = False
 
+    @property
+    def replayable(self) -> bool:
+        return self.durable or self.settlement.row.result is not UNKNOWN
+
 
 @define(eq=False)
 class _Group:
@@ -60,6 +65,8 @@ class Spool:
         self.file = file
         #: Why a write failed. Nothing is written after it until the file is emptied.
         self.failure: str | None = None
+        #: Digests of tokens whose requests wait for the locks of other transactions.
+        self.locked: set[bytes] = set()
         #: Requests that were written to the database so far.
         self.replayed = 0
         self._requests: dict[str, _Request] = {}
@@ -69,6 +76,11 @@ class Spool:
 
     def __len__(self) -> int:
         return len(self._requests)
+
+    @property
+    def unlocked(self) -> int:
+        """Number of requests that wait for no lock."""
+        return sum(one.settlement.digest not in self.locked for one in self._requests.values())
 
     async def admit(self, grant: Grant, cached: CachedToken) -> None:
         """Add a request that the ledger does not know, and wait until it is on the disk.
@@ -118,17 +130,40 @@ class Spool:
     async def replay(self, database: Database, worker_id: str) -> None:
         """Write the oldest requests to the database. Those that have not ended are the ledger's from then on.
 
-        Raises DatabaseError if the database is unavailable again. What it took is written.
+        If a lock holds some of them up, those of their tokens are left for `replay_locked`. Raises DatabaseError if the
+        database is unavailable again. What it took is written.
         """
-        requests = self._requests.values()
-        due = [one for one in requests if one.durable or one.settlement.row.result is not UNKNOWN][:CHUNK]
+        unlocked = (one for one in self._requests.values() if one.settlement.digest not in self.locked)
+        due = [one for one in unlocked if one.replayable][:CHUNK]
         if not due:
             # All of them are waiting for the disk.
             with suppress(DatabaseError):
                 await self.flush()
             return
+        try:
+            await self._write(due, database, worker_id)
+        except Locked:
+            for digest in {one.settlement.digest for one in due}:
+                await self._write_token(digest, database, worker_id)
+
+    async def replay_locked(self, database: Database, worker_id: str) -> None:
+        """Try again to write what locks have held up. Raises DatabaseError."""
+        for digest in list(self.locked):
+            await self._write_token(digest, database, worker_id)
+
+    async def _write_token(self, digest: bytes, database: Database, worker_id: str) -> None:
+        requests = [one for one in self._requests.values() if one.settlement.digest == digest]
+        try:
+            await self._write([one for one in requests if one.replayable][:CHUNK], database, worker_id)
+        except Locked:
+            self.locked.add(digest)
+        if not any(one.settlement.digest == digest for one in self._requests.values()):
+            self.locked.discard(digest)
+
+    async def _write(self, due: Sequence[_Request], database: Database, worker_id: str) -> None:
         settlements = [request.settlement for request in due]
-        await replay(database, settlements, worker_id)
+        if settlements:
+            await replay(database, settlements, worker_id)
         for request, settlement in zip(due, settlements, strict=True):
             # Otherwise it has ended meanwhile, and its settlement must still be written.
             if request.settlement is settlement:
@@ -136,9 +171,12 @@ class Spool:
                 self.replayed += 1
 
     async def empty(self) -> None:
-        """Delete the records of the file, and write again after a failure. If that fails, the failure is logged."""
+        """Delete the records of the file that the database has, and write again after a failure.
+
+        If that fails, the failure is logged.
+        """
         self.failure = None
-        self._next.records.clear()
+        self._next.records[:] = [msgspec.json.encode(one.settlement) for one in self._requests.values()]
         self._next.from_empty = True
         try:
             await self.flush()

@@ -12,6 +12,7 @@ from typing import Any
 import trio
 from attrs import define
 
+from db.dsn import Target
 from db.errors import Unavailable
 from db.queries import tokens
 from db.records import Result
@@ -92,17 +93,23 @@ class OutageScene:
 
 @asynccontextmanager
 async def outage_scene(
-    folder: Path, limits: OutageLimits = LIMITS, *, refresh: float = 3600, **fields: Any
+    folder: Path,
+    limits: OutageLimits = LIMITS,
+    *,
+    target: Target | None = None,
+    refresh: float = 3600,
+    **fields: Any,
 ) -> AsyncIterator[OutageScene]:
     """A running outage mode that has seen one token once. At the end, the ledger is complete and the spool removed.
 
     Args:
         folder: for the database and the spool.
         limits: of the outage mode.
+        target: the database; a new SQLite file by default.
         refresh: seconds between two reads of the cached tokens.
         fields: of the token.
     """
-    async with scene(folder / "ledger.db", **fields) as stage:
+    async with scene(target or folder / "ledger.db", **fields) as stage:
         worker = stage.ledger._worker
         file = SpoolFile.open(spool_path(folder / "spools", worker.id))
         database: Any = stage.database
