@@ -38,6 +38,7 @@ class Faulty:
     #: The function that was last begun, and one that waits for its own gate.
     running: Callable[..., Any] | None = None
     _held: Callable[..., Any] | None = None
+    waits: trio.Event = field(factory=trio.Event)
     _release: trio.Event = field(factory=trio.Event)
     _gate: trio.Event | None = None
 
@@ -51,8 +52,8 @@ class Faulty:
         self._gate = None
 
     def hold(self, fn: Callable[..., Any]) -> None:
-        """Let this function wait until `let_go`. It waits when it is `running`."""
-        self._held, self.running = fn, None
+        """Let this function wait until `let_go`. `waits` is set when it does."""
+        self._held = fn
 
     def let_go(self) -> None:
         self._release.set()
@@ -75,6 +76,7 @@ class Faulty:
         self.writes += 1
         self.running = fn
         if fn is self._held:
+            self.waits.set()
             await self._release.wait()
         if self._gate is not None:
             await self._gate.wait()

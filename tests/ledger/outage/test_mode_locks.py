@@ -56,8 +56,7 @@ async def test_a_locked_token_delays_only_its_own_requests_after_an_outage(
             assert len(left) == mode.spooled == 4
             stage.database.hold(write_spooled)
             with trio.fail_after(30):
-                while stage.database.running is not write_spooled:
-                    await trio.sleep(0.01)
+                await stage.database.waits.wait()
         with pytest.raises(TokenLocked):
             # Its counter lacks the requests that are still in the spool.
             await scene.admit()
