@@ -143,9 +143,11 @@ class OutageMode:
     def settle(self, grant: Grant, result: Result, objects: Objects = (), usage: ObjectUsage | None = None) -> None:
         """Record how an admitted request ended; exactly one call per grant. See `Ledger.settle`."""
         # In an outage the end of a request that the ledger admitted is safer in the spool than in the ledger's memory.
-        in_database = self._since is not None and not self._ledger.alive
-        if not self._spool.end(grant, result, objects, usage, in_database=in_database):
+        if not self._spool.end(grant, result, objects, usage, in_database=not self._ledger.alive):
             self._ledger.settle(grant, result, objects, usage)
+        elif self._since is None:
+            # Nothing was admitted here, but this end is to be replayed.
+            self._waiting.unpark_all()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write the spool, and replay it and those of stopped workers, until cancelled."""
@@ -157,12 +159,13 @@ class OutageMode:
                 # If the database is unavailable, the next time is early enough.
                 with suppress(DatabaseError):
                     await self._orphans.run()
-                if self._since is None:
+                if self._since is None and not self._spool:
                     with trio.move_on_after(ORPHAN_INTERVAL):
                         await self._waiting.park()
                 if self._since is not None:
                     await self._replay(self._since)
-                    await self._replay_locked()
+                elif self._spool:
+                    await self._replay_rest()
                 elif self._spool.failure is not None:
                     await self._spool.empty()
 
@@ -269,12 +272,14 @@ class OutageMode:
             lasted_s=round(trio.current_time() - since, 3),
         )
 
-    async def _replay_locked(self) -> None:
-        """Write what locks have held up, while the ledger decides about other tokens; until the next outage."""
-        while self._spool.locked and self._since is None:
+    async def _replay_rest(self) -> None:
+        """Write ends of requests, and what locks have held up, while the ledger decides; until an admission here."""
+        while self._spool and self._since is None:
             await trio.sleep(LOCK_RETRY)
             if self._ledger.alive:
                 with suppress(DatabaseError):
+                    if self._spool.unlocked:
+                        await self._spool.replay(self._database, self._worker.id)
                     await self._spool.replay_locked(self._database, self._worker.id)
             if not self._spool:
                 await self._spool.empty()

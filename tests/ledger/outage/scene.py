@@ -86,7 +86,7 @@ class OutageScene:
         """Bring the database back, and wait until everything in the spool is in it."""
         self.stage.database.before = lambda: None
         with trio.fail_after(30):
-            while self.mode._since is not None or not self.stage.alive():
+            while self.mode._since is not None or self.mode.spooled or not self.stage.alive():
                 await trio.sleep(0.005)
         await self.stage.settled()
 

@@ -151,6 +151,30 @@ async def test_a_request_that_outlasts_the_outage_is_settled_by_the_ledger(tmp_p
         assert await scene.everything() == ({"ok": 3}, 3)
 
 
+async def test_the_end_of_a_request_is_spooled_before_any_admission_in_the_outage(tmp_path: Path) -> None:
+    async with outage_scene(tmp_path) as scene:
+        running, drained = await scene.admit(), await scene.admit()
+        scene.go_away()
+        with pytest.raises(DatabaseUnavailable):
+            await scene.stage.admit()
+        scene.mode.settle(running, OK)
+        assert (scene.mode.spooled, scene.stage.ledger.unsettled) == (1, 0)
+        with trio.move_on_after(0.1) as drain:
+            await scene.mode.drain()
+        assert drain.cancelled_caught, "it waits for the database"
+        with trio.fail_after(30):
+            while [record.row.result for record in scene.records()] != [OK]:
+                await trio.sleep(0.005)
+        await scene.come_back()
+        assert scene.mode.admissions == 0
+        with trio.fail_after(30):
+            while scene.records():
+                await trio.sleep(0.005)
+        scene.mode.settle(drained, OK)
+        await scene.stage.settled()
+        assert await scene.everything() == ({"ok": 3}, 3)
+
+
 async def test_a_request_that_outlasts_the_outage_gives_back_what_it_holds(tmp_path: Path) -> None:
     async with outage_scene(tmp_path, refresh=0.01) as scene:
         database = scene.stage.database.real
