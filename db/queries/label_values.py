@@ -7,9 +7,10 @@ from datetime import date, datetime
 from functools import lru_cache
 from hashlib import blake2b
 
-from sqlalchemy import Connection, delete, or_, select
+from sqlalchemy import Connection, or_, select
 
-from db.dialects.statements import for_update, insert_new
+from db.dialects.statements import insert_new
+from db.queries.rows import delete_first
 from db.schema import label_values
 
 _add = insert_new(label_values)
@@ -49,8 +50,4 @@ def add(connection: Connection, ids: Collection[str]) -> None:
 def prune(connection: Connection, before: datetime, limit: int) -> int:
     """Delete values of days before that of a time, at most `limit`; say how many they were."""
     key = label_values.c.id
-    old = select(key).where(key < f"{before:%Y%m%d}").order_by(key).limit(limit)
-    ids = list(connection.scalars(for_update(old, by=key, skip_locked=True)))
-    if ids:
-        connection.execute(delete(label_values).where(key.in_(ids)))
-    return len(ids)
+    return delete_first(connection, key, limit, key < f"{before:%Y%m%d}")

@@ -205,10 +205,19 @@ def prune(connection: Connection, time: Column[datetime], before: datetime, limi
     """Delete the oldest rows of an append-only table from before a time, at most `limit`; say how many they were."""
     # Ids begin with the time, so old rows are found without an index of their own.
     key = time.table.c.id
-    old = select(key).where(key < first_id(before), time < before)
-    ids = list(connection.scalars(for_update(old.order_by(key).limit(limit), skip_locked=True)))
+    return delete_first(connection, key, limit, key < first_id(before), time < before)
+
+
+def delete_first(connection: Connection, key: Column[str], limit: int, *conditions: ColumnElement[bool]) -> int:
+    """Delete the first rows by their key that meet conditions, at most `limit`, unless somebody has locked them.
+
+    Returns:
+        How many they were.
+    """
+    found = select(key).where(*conditions).order_by(key).limit(limit)
+    ids = list(connection.scalars(for_update(found, by=key, skip_locked=True)))
     if ids:
-        connection.execute(delete(time.table).where(key.in_(ids)))
+        connection.execute(delete(key.table).where(key.in_(ids)))
     return len(ids)
 
 
