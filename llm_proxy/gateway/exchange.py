@@ -346,9 +346,7 @@ class Exchange:
             usage = estimated
         elif self._is_uncounted(usage, outcome):
             usage = msgspec.structs.replace(usage, details={})
-        # The requests of a batch name models of their own.
-        named = requested or (self.origin_model if usage.requests == 1 else "")
-        cost, basis, version = cost_of(usage, prices, provider, named)
+        cost, basis, version = cost_of(usage, prices, provider, requested or self.origin_model)
         if estimated is not None and basis == "price":
             basis = "estimate"
         return Result(
@@ -477,7 +475,9 @@ def cost_of(
         return usage.cost_nanousd, "provider", None
     if provider is None or not usage.is_known:
         return None, None, None
-    found = prices.cost(provider.name, usage.parts or (usage,), datetime.now(UTC), requested)
+    # The requests of a batch name models of their own.
+    named = requested if usage.requests == 1 else ""
+    found = prices.cost(provider.name, usage.parts or (usage,), datetime.now(UTC), named)
     return (None, None, None) if found is None else (found.nanousd, "price", found.version)
 
 

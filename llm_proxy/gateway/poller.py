@@ -283,8 +283,7 @@ class LateUsagePoller:
 
 
 def _late_result(usage: Usage, provider: Provider, model: str, relay: Relay) -> Result:
-    # The requests of a batch name models of their own.
-    cost, basis, version = cost_of(usage, relay.prices, provider, model if usage.requests == 1 else "")
+    cost, basis, version = cost_of(usage, relay.prices, provider, model)
     tokens: dict[str, Any] = {name: getattr(usage, name) for name in TOKENS}
     return Result(
         outcome="ok",

@@ -47,7 +47,7 @@ class LabelValues:
         added: dict[str, set[str]] = {}
         bounded = []
         for row, of_row in zip(rows, ids, strict=True):
-            labels = dict(row.result.summed_labels or {})
+            others: dict[str, str] = {}
             for key, one in of_row.items():
                 seen, new = known[series := queries.series_of(one)], added.setdefault(series, set())
                 if one in seen or one in new:
@@ -55,10 +55,11 @@ class LabelValues:
                 if len(seen) + len(new) < MAX_VALUES:
                     new.add(one)
                 else:
-                    labels[key] = OTHER
-            changed = labels != (row.result.summed_labels or {})
-            result = replace(row.result, summed_labels=labels) if changed else row.result
-            bounded.append(SettledRequest(row.reservation, result, row.settled_at) if changed else row)
+                    others[key] = OTHER
+            if others:
+                labels = {**(row.result.summed_labels or {}), **others}
+                row = replace(row, result=replace(row.result, summed_labels=labels))  # noqa: PLW2901 - the same row
+            bounded.append(row)
         if any(added.values()):
             queries.add(connection, set().union(*added.values()))
         return bounded

@@ -155,7 +155,7 @@ class Tally:
         uncertain: a report could not be read completely, so that no count is known.
         cut_off: one of the documents was incomplete.
         final: the status of an object that the provider keeps, if it is one after which its usage does not change.
-        requests: the number of requests of a batch.
+        answered: the number of requests of a batch that were answered.
         inside: the model counts cached tokens in the input, against the rule of its API.
         images: the endpoint makes images, so that all output is one unless the answer says otherwise.
         searches: the number of searches in the output, for answers that do not report it.
@@ -170,13 +170,11 @@ class Tally:
     uncertain: bool = False
     cut_off: bool = False
     final: str = ""
-    requests: int = 1
+    answered: int = 0
     inside: bool = False
     images: bool = False
     searches: int = 0
     counts: dict[str, Any] = field(factory=dict)
-    #: Requests of a batch that were answered.
-    _answered: int = 0
     _zero: bool = False
     _iterations: list[Any] | None = None
     _breakdown: object = None
@@ -228,8 +226,7 @@ class Tally:
             self.final = bytes(report.status).decode("ascii").strip('"')
             counts = _decoded(report.request_counts)
             done = counts.get("completed") if isinstance(counts, dict) else None
-            self._answered = done if type(done) is int and done > 0 else 0
-            self.requests = self._answered or 1
+            self.answered = done if type(done) is int and done > 0 else 0
         self._add_others(report)
 
     def _add_others(self, report: Report) -> None:
@@ -327,13 +324,13 @@ class Tally:
         usage = usage_of(self.model, self.counts, zero=self._zero, inside=inside)
         if usage.input_tokens is None and self.counts.get("total"):
             self.unread = True
-        if self._answered and not (usage.input_tokens or usage.output_tokens):
+        if self.answered and not (usage.input_tokens or usage.output_tokens):
             return Usage(self.model)  # Its results say more.
         if self.begun and not self.ended:
             return msgspec.structs.replace(usage, output_tokens=None)
         if isinstance(self._breakdown, dict):
             return with_parts(usage, self._breakdown)
-        return usage if self.requests == 1 else msgspec.structs.replace(usage, requests=self.requests)
+        return msgspec.structs.replace(usage, requests=self.answered) if self.answered > 1 else usage
 
 
 @define
