@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from attrs import define, field
 
 from llm_proxy.config import kinds
 from llm_proxy.errors import BadRequest
+from llm_proxy.gateway.http.headers import Forwarded
 from llm_proxy.logging.redaction import redact
 
 if TYPE_CHECKING:
@@ -32,10 +32,11 @@ class Labels:
 
     headers: Mapping[bytes, str]
     keys: Sequence[str]
-    _names: frozenset[bytes] = field(init=False)
+    _forwarded: Forwarded = field(init=False)
 
-    def __attrs_post_init__(self) -> None:
-        self._names = frozenset((HEADER, *self.headers))
+    @_forwarded.default
+    def _know_names(self) -> Forwarded:
+        return Forwarded(frozenset((HEADER, *self.headers)))
 
     def read(self, inbound: Inbound) -> None:
         """Read the labels in a request's headers, and note which headers are not for the provider.
@@ -43,14 +44,8 @@ class Labels:
         A header with `_` in place of `-` is not read, and not for the provider either: some servers do not tell the two
         apart.
         """
-        names, sent = self._names, list(map(itemgetter(0), inbound.headers))
-        if names.isdisjoint(sent) and b"_" not in b"".join(sent):
-            return
-        taken = [
-            one
-            for one in inbound.headers
-            if one[0] in names or (b"_" in one[0] and one[0].replace(b"_", b"-") in names)
-        ]
+        forwarded = self._forwarded
+        taken = [field for field in inbound.headers if not forwarded[field[0]]]
         if taken:
             inbound.not_forwarded = frozenset(name for name, _ in taken)
             try:

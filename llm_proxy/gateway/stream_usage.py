@@ -35,6 +35,7 @@ LONGEST: Final = 1024 * 1024
 _AZURE_VERSION: Final = re.compile(rb"(?:^|&)api-version=(\d{4}-\d{2}-\d{2})")
 _FIRST_AZURE_VERSION: Final = b"2024-10-21"
 
+_STREAM: Final = b'"stream"'
 _OPTION: Final = b'"include_usage":true'
 _OPTIONS: Final = re.compile(rb'"stream_options"[ \t\r\n]*:[ \t\r\n]*\{')
 #: Places that are tried: each costs as much as reading the body.
@@ -84,8 +85,7 @@ def is_wanted(project: Project, provider: Provider, inbound: Inbound) -> bool:
 def with_option(body: bytes, headers: Headers) -> bytes | None:
     """The body of a request with the option; None if it must stay as it is."""
     try:
-        request = _request(body)
-        if request.stream != _TRUE:
+        if _STREAM not in body or (request := _request(body)).stream != _TRUE:
             return None
         for name, value in headers:
             if name in DIGESTS or (name == b"content-encoding" and value.strip().lower() != b"identity"):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from operator import attrgetter
 
 import trio
-from attrs import define, field, frozen
+from attrs import Factory, define, field, frozen
 
 from llm_proxy.errors import DatabaseUnavailable, ProxyError
 from llm_proxy.ledger.transaction import AdmissionRequest, Grant, Settlement
@@ -29,7 +30,7 @@ class PendingAdmission:
 
     request: AdmissionRequest
     arrived: float = field(factory=trio.current_time, init=False)
-    queued: float = field(factory=trio.current_time, init=False)
+    queued: float = field(default=Factory(attrgetter("arrived"), takes_self=True), init=False)
     task: trio.lowlevel.Task = field(factory=trio.lowlevel.current_task, init=False)
     answered: bool = False
     blocked: Blocked | None = None

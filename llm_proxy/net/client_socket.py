@@ -16,6 +16,7 @@ from typing import Final
 import trio
 from trio.lowlevel import checkpoint, notify_closing, wait_readable, wait_writable
 
+from llm_proxy.net import poller
 from llm_proxy.net.tls import RECORD_SIZE, TlsInTls
 
 #: Most bytes that one `receive` returns.
@@ -29,15 +30,19 @@ class ClientSocket:
     trio.ClosedResourceError if `close` is called while they wait.
     """
 
-    __slots__ = ("_poll", "_recv", "_send", "_socket", "fileno", "is_tls")
+    __slots__ = ("_poll", "_recv", "_send", "_socket", "fileno", "is_tls", "watch")
 
     def __init__(self, connected: socket.socket | TlsInTls) -> None:
-        """Take over a connected, non-blocking socket; with TLS, after its handshake."""
+        """Take over a connected, non-blocking socket; with TLS, after its handshake.
+
+        Raises OSError if the system has no room to watch it.
+        """
         self._socket = connected
         self._recv = connected.recv
         self._send = connected.send
         self.fileno = connected.fileno
         self.is_tls = isinstance(connected, ssl.SSLSocket | TlsInTls)
+        self.watch = poller.watch(connected.fileno())
         self._poll = select.poll()
         self._poll.register(connected, select.POLLIN)
 
@@ -81,12 +86,17 @@ class ClientSocket:
                 data = self._recv(READ_SIZE)
                 await checkpoint()
                 return data
+            self.watch.emptied()
         while True:
-            await wait_readable(self._socket)
+            await self.watch.readable()
             try:
-                return self._recv(READ_SIZE)
+                data = self._recv(READ_SIZE)
             except (BlockingIOError, ssl.SSLWantReadError):
+                self.watch.emptied()
                 continue
+            if len(data) < READ_SIZE:
+                self.watch.emptied()
+            return data
 
     async def start_tls(
         self, context: ssl.SSLContext, server_hostname: str, *, need_close_notify: bool = True
@@ -97,6 +107,7 @@ class ClientSocket:
         always needs a close_notify; see `connect`.
         """
         encrypted: ssl.SSLSocket | TlsInTls | None = None
+        self.watch.close()
         try:
             if isinstance(self._socket, socket.socket) and not self.is_tls:
                 encrypted = context.wrap_socket(
@@ -139,6 +150,7 @@ class ClientSocket:
     def close(self) -> None:
         """Close the socket at once. Tasks that wait for it get trio.ClosedResourceError. Idempotent."""
         if self._socket.fileno() != -1:
+            self.watch.close()
             with contextlib.suppress(RuntimeError):  # outside of trio no task waits
                 notify_closing(self._socket)
             # The descriptor is closed even if the system reports an error.
@@ -172,10 +184,10 @@ async def connect(
     try:
         connected.settimeout(0)
         _enable_keepalive(connected)
+        plain = ClientSocket(connected)
     except BaseException:
         connected.close()
         raise
-    plain = ClientSocket(connected)
     if context is None:
         return plain
     return await plain.start_tls(context, server_hostname or host, need_close_notify=need_close_notify)

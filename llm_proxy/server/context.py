@@ -13,7 +13,6 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from llm_proxy.net.disconnect import DisconnectWatcher
 from llm_proxy.net.timeouts import TimeoutWheel
 from llm_proxy.server.asgi import ASGIApp
 
@@ -145,7 +144,7 @@ class ServerContext:
 
     Attributes:
         state: set by the application's lifespan for its requests.
-        disconnects: notices when clients disconnect; None if the system does not support it.
+        sees_disconnects: whether applications are told when their clients disconnect; the system must support it.
         header_wheel: ends connections on which the headers of a request do not arrive in time.
         keep_alive_wheel: ends connections on which no request begins in time.
     """
@@ -154,7 +153,7 @@ class ServerContext:
     config: ServerConfig
     state: dict[str, Any]
     connections: ConnectionTracker = attrs.field(factory=ConnectionTracker)
-    disconnects: DisconnectWatcher | None = None
+    sees_disconnects: bool = False
     header_wheel: TimeoutWheel = attrs.field(
         init=False, default=attrs.Factory(lambda self: TimeoutWheel(self.config.header_timeout), takes_self=True)
     )

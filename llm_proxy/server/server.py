@@ -10,7 +10,7 @@ from collections.abc import Callable
 import attrs
 import trio
 
-from llm_proxy.net.disconnect import DisconnectWatcher
+from llm_proxy.net import poller
 from llm_proxy.server.asgi import Address, ASGIApp, Lifespan, report_each
 from llm_proxy.server.context import ServerConfig, ServerContext
 from llm_proxy.server.http1.connection import Http1Connection
@@ -62,11 +62,9 @@ async def serve(
     """
     tls = server_context(config.tls_cert, config.tls_key) if config.tls_cert and config.tls_key else None
     lifespan = Lifespan(app, stop, config.report, config.lifespan_timeout)
-    disconnects = DisconnectWatcher() if DisconnectWatcher.available() else None
-    server = _Server(ServerContext(app, config, lifespan.state, disconnects=disconnects), tls, on_drain, others_accept)
+    context = ServerContext(app, config, lifespan.state, sees_disconnects=poller.AVAILABLE)
+    server = _Server(context, tls, on_drain, others_accept)
     with contextlib.ExitStack() as stack:
-        if disconnects is not None:
-            stack.callback(disconnects.close)
         sockets = config.sockets or bind(config.host, config.port)
         for sock in sockets:
             stack.callback(sock.close)
@@ -86,8 +84,6 @@ class _Server:
         self, sockets: tuple[socket.socket, ...], stop: trio.Event, task_status: trio.TaskStatus[list[Address]]
     ) -> None:
         async with trio.open_nursery() as nursery:
-            if self._context.disconnects is not None:
-                nursery.start_soon(self._context.disconnects.run)
             with trio.CancelScope() as listening:
                 async with trio.open_nursery() as listeners:
                     for sock in sockets:
@@ -145,6 +141,7 @@ class _Server:
                     context.connections
                 )
                 if stream is None:
+                    transport.close()
                     return
                 kind = Http2Connection if stream.selected_alpn_protocol() == "h2" else Http1Connection
                 connection = kind(context, transport, stream)

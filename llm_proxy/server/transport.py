@@ -13,6 +13,8 @@ from typing import Final
 
 import trio
 
+from llm_proxy.net import poller
+
 RECEIVE_SIZE: Final = 64 * 1024
 CLOSED_POLL: Final = 1.0
 """Seconds between two polls of a connection that is not read because its buffer is full."""
@@ -36,6 +38,7 @@ class SocketTransport(trio.abc.Stream):
         sock.settimeout(0)
         self.socket = sock
         self._fd = sock.fileno()
+        self.watch = poller.watch(self._fd)
         self._write_timeout = write_timeout
         self._writing = False
         self.closed = False
@@ -50,16 +53,21 @@ class SocketTransport(trio.abc.Stream):
 
         Raises trio.BrokenResourceError after a reset by the peer, and trio.ClosedResourceError if this end is closed.
         """
+        size = max_bytes or RECEIVE_SIZE
         while True:
             if self.closed:
                 raise trio.ClosedResourceError
-            await trio.lowlevel.wait_readable(self._fd)
+            await self.watch.readable()
             try:
-                return self.socket.recv(max_bytes or RECEIVE_SIZE)
+                data = self.socket.recv(size)
             except BlockingIOError:
+                self.watch.emptied()
                 continue
             except OSError as error:
                 raise trio.BrokenResourceError(str(error)) from error
+            if len(data) < size:
+                self.watch.emptied()
+            return data
 
     @property
     def readable(self) -> bool:
@@ -183,6 +191,7 @@ class SocketTransport(trio.abc.Stream):
         """Close at once; tasks that wait for this connection get `trio.ClosedResourceError`."""
         if not self.closed:
             self.closed = True
+            self.watch.close()
             trio.lowlevel.notify_closing(self._fd)
             self.socket.close()
 

@@ -13,7 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from llm_proxy.net.disconnect import EXTENSION, DisconnectWatcher
+from llm_proxy.net import poller
+from llm_proxy.net.disconnect import EXTENSION
 from llm_proxy.server.asgi import Receive, Scope, Send
 from llm_proxy.server.context import ServerConfig
 from llm_proxy.server.server import serve
@@ -23,7 +24,7 @@ from tests.server.conftest import ServeTls
 from tests.server.http1.framing_table import get, post
 from tests.server.running import run_server
 
-pytestmark = pytest.mark.skipif(not DisconnectWatcher.available(), reason="this system has no EPOLLRDHUP")
+pytestmark = pytest.mark.skipif(not poller.AVAILABLE, reason="this system has no EPOLLRDHUP")
 
 REQUEST = b"GET / HTTP/1.1\r\nHost: here\r\n\r\n"
 
@@ -261,26 +262,3 @@ async def test_with_tls_only_the_end_of_tcp_is_a_disconnect(
             await application.send(b"")
             assert await tcp.receive_some(), "the response"
     assert server.reports == []
-
-
-def test_removing_a_closed_socket_keeps_a_new_one_with_its_number() -> None:
-    disconnects = DisconnectWatcher()
-    called: list[str] = []
-    one, other = socket.socketpair()
-    with one, other:
-
-        def first(_: bool) -> None:
-            called.append("first")
-
-        def second(_: bool) -> None:
-            called.append("second")
-
-        disconnects.add(one.fileno(), first)
-        disconnects._poll.unregister(one.fileno())
-        disconnects.add(one.fileno(), second)
-        disconnects.remove(one.fileno(), first)
-        assert disconnects._callbacks == {one.fileno(): second}
-        disconnects.remove(one.fileno(), second)
-        assert not disconnects._callbacks
-    disconnects.close()
-    assert not called

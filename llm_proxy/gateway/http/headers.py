@@ -141,10 +141,15 @@ _SET = frozenset(
 EVENT_STREAM = b"text/event-stream"
 
 
-class _Forwarded(dict[bytes, bool]):
+class Forwarded(dict[bytes, bool]):
     """Whether a header is forwarded, by its name. A cache: checking a name costs ten times as much."""
 
-    def __init__(self, stripped: frozenset[bytes], prefixes: tuple[bytes, ...], handled: frozenset[bytes]) -> None:
+    def __init__(
+        self,
+        stripped: frozenset[bytes],
+        prefixes: tuple[bytes, ...] = (),
+        handled: frozenset[bytes] = frozenset(),
+    ) -> None:
         """Strip these names and prefixes, and names that become one of them or of `handled` if `_` is read as `-`."""
         self._stripped = stripped
         self._prefixes = prefixes
@@ -152,7 +157,7 @@ class _Forwarded(dict[bytes, bool]):
 
     def __missing__(self, name: bytes) -> bool:
         forwarded = name not in self._stripped and not name.startswith(self._prefixes)
-        if b"_" in name:
+        if forwarded and b"_" in name:
             dashed = name.replace(b"_", b"-")
             forwarded = dashed not in self._read_as_dash and not dashed.startswith(self._prefixes)
         if len(self) < _KNOWN_NAMES and len(name) <= _KNOWN_LENGTH:
@@ -164,8 +169,8 @@ class _Forwarded(dict[bytes, bool]):
 _KNOWN_NAMES = 1024
 _KNOWN_LENGTH = 64
 
-_forwarded_upstream = _Forwarded(_STRIPPED_UPSTREAM, CLIENT_ADDRESS_PREFIXES, READ)
-_forwarded_downstream = _Forwarded(_STRIPPED_DOWNSTREAM, (b"x-accel-", b"x-litespeed-", b"x-llm-proxy-"), _SET)
+_forwarded_upstream = Forwarded(_STRIPPED_UPSTREAM, CLIENT_ADDRESS_PREFIXES, READ)
+_forwarded_downstream = Forwarded(_STRIPPED_DOWNSTREAM, (b"x-accel-", b"x-litespeed-", b"x-llm-proxy-"), _SET)
 
 _CONNECTION_OPTIONS = frozenset({b"close", b"keep-alive", b"upgrade", b""})
 

@@ -37,13 +37,14 @@ class Connection:
         parser: what is known of the current response.
         request_done: the current request was sent completely.
         expires: trio time after which the idle connection is not used again.
-        fileno, is_quiet: of the socket, see `ClientSocket`.
+        fileno, is_quiet, watch: of the socket, see `ClientSocket`.
     """
 
     def __init__(self, connected: ClientSocket, header_timeout: TimeoutWheel, read_timeout: TimeoutWheel) -> None:
         self._socket = connected
         self.fileno = connected.fileno
         self.is_quiet = connected.is_quiet
+        self.watch = connected.watch
         self._header_timeout = header_timeout
         self._read_timeout = read_timeout
         self._failure: UpstreamFailure | None = None

@@ -9,7 +9,6 @@ requests.
 from __future__ import annotations
 
 import math
-from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -17,7 +16,6 @@ import trio
 from llm_proxy.gateway.upstream.connector import Connector, Origin, Timeouts
 from llm_proxy.gateway.upstream.failures import ConnectFailed, Disconnected
 from llm_proxy.gateway.upstream.request import Dispatch, write_request
-from llm_proxy.net.disconnect import DisconnectWatcher
 
 if TYPE_CHECKING:
     import ssl
@@ -122,10 +120,6 @@ class UpstreamPool:
         #: Waits until the next idle connection expires at `_due`.
         self._sweeping: trio.CancelScope | None = None
         self._due = math.inf
-        self._disconnects: DisconnectWatcher | None = None
-        self._watching = trio.CancelScope()
-        #: Descriptors of connections in use that the upstream has closed after its response.
-        self._ended: set[int] = set()
 
     @property
     def idle(self) -> int:
@@ -195,7 +189,6 @@ class UpstreamPool:
     def close(self) -> None:
         """Close all idle connections; those in use close after their exchange. Idempotent, never waits."""
         self._closed = True
-        self._watching.cancel()
         if self._sweeping is not None:
             self._sweeping.cancel()
         while self._idle:
@@ -219,7 +212,8 @@ class UpstreamPool:
         if announced is not None and announced - 1 < keep_alive:
             # The server announces when it closes (`Keep-Alive: timeout`): close a second before, or requests get lost.
             keep_alive = announced - 1
-        if self._closed or not connection.is_reusable or descriptor in self._ended or keep_alive <= 0:
+        ended = connection.watch.peer_closed or not connection.is_reusable
+        if self._closed or ended or keep_alive <= 0:
             connection.close()
             return
         connection.expires = trio.current_time() + keep_alive
@@ -248,28 +242,12 @@ class UpstreamPool:
             self._sweeping = trio.CancelScope(deadline=self._due) if self._idle else None
 
     def _watch(self, connection: Connection) -> None:
-        """Notice when the upstream closes a new connection: no task reads from it while it is idle."""
+        """Close a new connection when its upstream closes it while it is idle: no task reads from it then."""
         descriptor = connection.fileno()
-        self._ended.discard(descriptor)
-        if self._closed or not DisconnectWatcher.available():
-            return
-        with suppress(OSError):  # out of descriptors: idle connections still expire
-            if self._disconnects is None:
-                self._disconnects = DisconnectWatcher()
-                trio.lowlevel.spawn_system_task(self._watch_all, self._disconnects)
-            self._disconnects.add(descriptor, lambda _lost: self._peer_closed(descriptor))
 
-    async def _watch_all(self, disconnects: DisconnectWatcher) -> None:
-        try:
-            with self._watching:
-                await disconnects.run()
-        finally:
-            disconnects.close()
+        def closed(_lost: bool) -> None:  # noqa: FBT001 - the signature of `Watch.on_closed`
+            if self._idle.get(descriptor) is connection:
+                del self._idle[descriptor]
+                connection.close()
 
-    def _peer_closed(self, descriptor: int) -> None:
-        """Do not use the connection again: an upstream that has closed its side answers no more requests."""
-        connection = self._idle.pop(descriptor, None)
-        if connection is None:
-            self._ended.add(descriptor)
-        else:
-            connection.close()
+        connection.watch.on_closed(closed)

@@ -52,8 +52,7 @@ class Http1Connection:
         self._disconnected = False
         self._half_closed = False
         self._on_disconnect: Callable[[], bool | None] | None = None
-        self._descriptor = transport.socket.fileno()
-        if context.disconnects is not None:
+        if context.sees_disconnects:
             callbacks = {"on_disconnect": self._set_on_disconnect, "body_arrived": self._body_arrived}
             self._base_scope["extensions"] = {EXTENSION: callbacks}
 
@@ -80,9 +79,8 @@ class Http1Connection:
 
     async def run(self) -> None:
         """Serve until either side ends the connection; it is closed afterwards."""
-        disconnects = self.context.disconnects
-        if disconnects is not None:
-            disconnects.add(self._descriptor, self._peer_closed)
+        if self.context.sees_disconnects:
+            self.transport.watch.on_closed(self._peer_closed)
         try:
             with self._scope:
                 while (head := await self._next_head()) is not None and await self._respond(head):
@@ -105,8 +103,7 @@ class Http1Connection:
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass
         finally:
-            if disconnects is not None:
-                disconnects.remove(self._descriptor, self._peer_closed)
+            self.transport.watch.on_closed(None)
             self.cut()
             # References back to the connection would keep it in memory until the next garbage collection.
             self._base_scope.clear()
@@ -120,7 +117,7 @@ class Http1Connection:
     def _body_arrived(self) -> bool:
         return self.reader.has_body or self.reader.complete
 
-    def _peer_closed(self, lost: bool) -> None:  # noqa: FBT001 - the signature of `DisconnectWatcher`
+    def _peer_closed(self, lost: bool) -> None:  # noqa: FBT001 - the signature of `Watch.on_closed`
         self._half_closed = True
         self._disconnected = self._disconnected or lost
         if self._on_disconnect is not None or (self._cycle is not None and self._cycle.parked):

@@ -57,7 +57,7 @@ class RequestCycle:
 
         A client that waits for its response ignores an interim response (RFC 9110 section 15.2), or a zero before the
         size of the next chunk (RFC 9112 section 7.1). The system of a client that has closed its socket answers with a
-        reset, which `DisconnectWatcher` reports. In other responses the next piece has the same effect.
+        reset, which the system reports. In other responses the next piece has the same effect.
         """
         if self._probed or self._disconnected or self._complete:
             return
@@ -105,7 +105,7 @@ class RequestCycle:
         data: bytes | bytearray = b""
         with trio.CancelScope(deadline=trio.current_time() + timeout) as self._waiting:
             try:
-                watched = connection.context.disconnects is not None and self._body_read
+                watched = connection.context.sees_disconnects and self._body_read
                 if reader.pending <= PIPELINE_LIMIT:
                     data = await connection.stream.receive_some(RECEIVE_SIZE)
                 elif not watched:
