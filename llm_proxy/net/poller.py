@@ -47,20 +47,20 @@ class Watch:
         """Wait until there may be something to read, or the end of the stream. A checkpoint.
 
         Raises:
-            trio.ClosedResourceError: `close` was called meanwhile.
+            trio.ClosedResourceError: `close` was called, before or meanwhile.
             trio.BusyResourceError: another task waits.
         """
-        if self._poller is None:
-            await wait_readable(self._descriptor)
-        elif self._ready:
+        if self._ready:
             await checkpoint()
-        else:
+        elif self._poller is None and self._descriptor >= 0:
+            await wait_readable(self._descriptor)
+        elif self._descriptor >= 0:
             if self._task is not None:
                 raise trio.BusyResourceError("another task is reading from this connection")
             self._task = current_task()
             await wait_task_rescheduled(self._give_up)
-            if self._descriptor < 0:
-                raise trio.ClosedResourceError
+        if self._descriptor < 0:
+            raise trio.ClosedResourceError
 
     def _give_up(self, _: object) -> Abort:
         self._task = None
@@ -93,10 +93,11 @@ class Watch:
 
     def close(self) -> None:
         """Stop watching, before the socket is closed. A task that waits gets trio.ClosedResourceError. Idempotent."""
-        if self._poller is not None and self._descriptor >= 0:
-            self._poller.forget(self._descriptor, self)
+        self._on_closed = None
+        if self._descriptor >= 0:
+            if self._poller is not None:
+                self._poller.forget(self._descriptor, self)
             self._descriptor = -1
-            self._on_closed = None
             self._wake()
 
 

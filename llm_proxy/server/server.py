@@ -132,21 +132,19 @@ class _Server:
     async def _serve(self, sock: socket.socket) -> None:
         context = self._context
         try:
-            transport = SocketTransport(sock, context.config.write_timeout)
-            connection: Http1Connection | Http2Connection
-            if self._tls is None:
-                connection = Http1Connection(context, transport, transport)
-            else:
-                stream = await Handshake(transport, self._tls, context.config.header_timeout).establish(
-                    context.connections
-                )
-                if stream is None:
-                    transport.close()
-                    return
-                kind = Http2Connection if stream.selected_alpn_protocol() == "h2" else Http1Connection
-                connection = kind(context, transport, stream)
-            with context.connections.track(connection):
-                await connection.run()
+            with contextlib.closing(SocketTransport(sock, context.config.write_timeout)) as transport:
+                connection: Http1Connection | Http2Connection
+                if self._tls is None:
+                    connection = Http1Connection(context, transport, transport)
+                else:
+                    handshake = Handshake(transport, self._tls, context.config.header_timeout)
+                    stream = await handshake.establish(context.connections)
+                    if stream is None:
+                        return
+                    kind = Http2Connection if stream.selected_alpn_protocol() == "h2" else Http1Connection
+                    connection = kind(context, transport, stream)
+                with context.connections.track(connection):
+                    await connection.run()
         except* Exception as errors:  # noqa: BLE001 - an exception of one connection does not end the server
             report_each(errors, context.config.report)
         finally:

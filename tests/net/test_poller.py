@@ -123,6 +123,8 @@ async def test_closing_wakes_a_task_that_reads(connect: Make) -> None:
             await trio.testing.wait_all_tasks_blocked()
             end.close()
         end.close()
+        with pytest.raises((trio.ClosedResourceError, OSError)):
+            await read(end)
 
 
 async def test_two_tasks_cannot_read(connect: Make) -> None:
