@@ -262,7 +262,7 @@ def response_headers(
     if _UNSAFE_VALUE.search(b"".join([value for _, value in kept])):
         raise UpstreamUnreachable("The provider answered with a header that contains a control character.")
     names = dict(kept)
-    if b"content-type" in names and is_event_stream(names[b"content-type"]):
+    if media_type(names.get(b"content-type", b"")) == EVENT_STREAM:
         kept.append((b"x-accel-buffering", b"no"))
     if b"x-request-id" not in names:
         kept.append((b"x-request-id", request_id))
@@ -306,10 +306,6 @@ def with_rate_limits(fields: HeaderList, states: Iterable[LimitState], now: date
     if not ours:
         return fields
     return [field for field in fields if field[0].replace(b"_", b"-") not in ours] + list(ours.items())
-
-
-def is_event_stream(content_type: bytes) -> bool:
-    return b"event-stream" in content_type.lower() and media_type(content_type) == EVENT_STREAM
 
 
 @lru_cache(maxsize=64)  # providers have few

@@ -66,7 +66,7 @@ def write_request(
     Raises `ValueError` if they would not be read as exactly this one request: a line break, a NUL, a blank in the
     request line, or a framing field among `headers`. The message never contains a value.
     """
-    fields = b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    fields = b"\r\n".join([*map(b": ".join, headers), b""])
     # One search in the joined section is cheaper than one per field.
     if fields.count(b"\n") != len(headers) or fields.count(b"\r") != len(headers) or b"\0" in fields:
         raise ValueError("a header field of the request contains a line break or a NUL")

@@ -597,7 +597,9 @@ def usage_of(model: str, counts: Mapping[str, Any], *, zero: bool = False, insid
 
 
 def _details(counts: Mapping[str, Any]) -> dict[str, int]:
-    details = {name: count for name, count in counts.items() if name in DETAILS and count}
+    details = {}
+    if not DETAILS.isdisjoint(counts):
+        details = {name: count for name, count in counts.items() if name in DETAILS and count}
     if images := counts.get("billed_images"):
         details["input_image_tokens"] = images
     if counts.get("place") == "us":  # This costs more: https://platform.claude.com/docs/en/manage-claude/data-residency
@@ -625,7 +627,9 @@ def _charged(counts: Mapping[str, Any]) -> int | None:
 def _tier(counts: Mapping[str, Any]) -> str:
     if counts.get("speed") == "fast":  # Anthropic's fast mode
         return "fast"
-    tier: str = counts.get("tier", "").lower().removeprefix("on_demand_")  # Vertex's kinds of traffic
+    tier: str = counts.get("tier", "")
+    if tier:
+        tier = tier.lower().removeprefix("on_demand_")  # Vertex's kinds of traffic
     return "" if tier.endswith("unspecified") else tier
 
 

@@ -94,6 +94,7 @@ class RequestReader:
         self._line: tuple[bytes, bytes, bytes] = (b"", b"", b"")
         self._authority: bytes | None = None
         self._headers: list[tuple[bytes, bytes]] = []
+        self._checked: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._error: RequestError | None = None
         self._remaining = 0
@@ -249,18 +250,22 @@ class RequestReader:
 
     def on_message_begin(self) -> None:
         self._headers = []
+        self._checked = []
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Store a header; trailers are discarded (RFC 9110 section 6.5.1)."""
         if self.head is None:
-            self._headers.append((name, value))
+            field = name.lower(), value.rstrip(b" \t")
+            self._headers.append(field)
+            if field[0] in _CHECKED:
+                self._checked.append(field)
 
     def on_headers_complete(self) -> None:
         method, target, version = self._line
-        fields = self._headers = [(name.lower(), value.rstrip(b" \t")) for name, value in self._headers]
-        head = Head(method.decode("ascii"), target, version.decode("ascii"), fields, self._parser.should_keep_alive())
+        keep_alive = self._parser.should_keep_alive()
+        head = Head(method.decode("ascii"), target, version.decode("ascii"), self._headers, keep_alive)
         try:
-            _check_fields(head, [field for field in fields if field[0] in _CHECKED], self._authority)
+            _check_fields(head, self._checked, self._authority)
         except RequestError as error:
             self._error = error
         self.head = head
