@@ -189,7 +189,8 @@ class MySqlConnection(_Connection):
 def _text_of(statement: str, rows: Sequence[Sequence[Any]]) -> bytes:
     """One statement for these rows: an INSERT of all of them, or another one of a single row."""
     head, values, tail = _parts_of(statement)
-    places = [values % tuple(map(_literal, row)) for row in rows]
+    literals = _Literals()
+    places = [values % tuple([literals[value] for value in row]) for row in rows]
     return f"{head}{','.join(places)}{tail}".encode()
 
 
@@ -198,6 +199,14 @@ def _parts_of(statement: str) -> tuple[str, str, str]:
     """What is before the values of an INSERT, their places, and what is behind them."""
     found = RE_INSERT_VALUES.match(statement)
     return ("", statement, "") if found is None else (found[1] % (), found[2], (found[3] or "") % ())
+
+
+class _Literals(dict[object, str]):
+    """The literals of the values in some rows: many are in several of them. Equal values have the same literal."""
+
+    def __missing__(self, value: object) -> str:
+        literal = self[value] = _literal(value)
+        return literal
 
 
 def _literal(value: object) -> str:

@@ -31,8 +31,7 @@ _int32 = Struct("!i").pack
 _int16 = Struct("!H").pack
 
 _NULL = _int32(-1)
-#: Lengths of most values, packed.
-_LENGTHS = tuple(_int32(length) for length in range(512))
+_TRUE, _FALSE = _int32(4) + b"true", _int32(5) + b"false"
 #: The unnamed portal, the unnamed statement, and every parameter as text.
 _NO_FORMATS = b"\x00\x00\x00\x00"
 #: Every column as text.
@@ -140,7 +139,7 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
     def run_one(self, statement: str, values: Sequence[Any]) -> Context:
         """Run a statement with parameters in one round trip."""
         message = self._parse(statement)
-        message += self._bind(values)
+        message += _bind(values, _Values(self.py_types))
         message += _DESCRIBE
         message += EXECUTE_MSG
         message += SYNC_MSG
@@ -222,38 +221,45 @@ class PostgresConnection(legacy.Connection):  # type: ignore[misc]  # published 
 
     def _runs(self, rows: Sequence[Sequence[Any]]) -> bytes:
         """Run the statement that was parsed last, once per row."""
-        return b"".join([part for row in rows for part in (self._bind(row), EXECUTE_MSG)])
+        known = _Values(self.py_types)
+        return b"".join([part for row in rows for part in (_bind(row, known), EXECUTE_MSG)])
 
     def _parse(self, statement: str) -> bytearray:
         # No types are told: the server derives them from the statement, which casts where that is not enough.
         text = b"\x00" + statement.encode() + b"\x00\x00\x00"
         return bytearray(b"P" + _int32(len(text) + 4) + text)
 
-    def _bind(self, values: Sequence[Any]) -> bytes:
-        if len(values) > MAX_PARAMETERS:
-            raise legacy.ProgrammingError("too many parameters")
-        parts = [b"", _NO_FORMATS, _int16(len(values))]
-        add = parts.append
-        size = 12  # of the message without its code and its values: length, names, formats, counts
-        for value in values:
-            if value is None:
-                add(_NULL)
-                size += 4
-                continue
-            kind = type(value)
-            if kind is str:
-                text = value.encode()
-            elif kind is int:
-                text = b"%d" % value
-            else:
-                text = make_param(self.py_types, value).encode()
-            length = len(text)
-            add(_LENGTHS[length] if length < len(_LENGTHS) else _int32(length))
-            add(text)
-            size += length + 4
-        add(_NO_RESULT_FORMATS)
-        parts[0] = b"B" + _int32(size)
-        return b"".join(parts)
+
+class _Values(dict[Any, bytes]):
+    """The values of a statement as the protocol has them, each with its length: many are in several rows.
+
+    Equal values have the same text, but for truth values, which are equal to numbers and not in it.
+    """
+
+    def __init__(self, converters: Any) -> None:
+        self._converters = converters
+
+    def __missing__(self, value: Any) -> bytes:
+        kind = type(value)
+        if value is None:
+            packed = _NULL
+        else:
+            text = value.encode() if kind is str else b"%d" % value if kind is int else self._made(value)
+            packed = _int32(len(text)) + text
+        self[value] = packed
+        return packed
+
+    def _made(self, value: Any) -> bytes:
+        made: str = make_param(self._converters, value)
+        return made.encode()
+
+
+def _bind(values: Sequence[Any], known: _Values) -> bytes:
+    if len(values) > MAX_PARAMETERS:
+        raise legacy.ProgrammingError("too many parameters")
+    packed = [_TRUE if value is True else _FALSE if value is False else known[value] for value in values]
+    body = b"".join((_NO_FORMATS, _int16(len(values)), *packed, _NO_RESULT_FORMATS))
+    return b"B" + _int32(len(body) + 4) + body
 
 
 def _timestamptz(text: str) -> datetime:
