@@ -16,7 +16,8 @@ from typing import Any, Final
 import msgspec
 
 from llm_proxy.gateway.http.codings import DECODERS, Decoder, Undecodable
-from llm_proxy.gateway.http.headers import Headers, content_of
+from llm_proxy.gateway.http.headers import EVENT_STREAM, Headers, content_of
+from llm_proxy.gateway.usage.events import LineFeeds
 from llm_proxy.ledger.isolation import OBJECT_ID
 from llm_proxy.ledger.late import AWAITED
 
@@ -61,6 +62,7 @@ class AnswerReader:
         self._streamed = streamed
         self._decoder = decoder
         self._kept = bytearray()
+        self._lines = LineFeeds()
         self._skipping = False
         self._seen: set[str] = set()
         if "output.id" in yields:
@@ -107,8 +109,7 @@ class AnswerReader:
                 self.done = True
                 self._kept.clear()
             return
-        # In JSON a carriage return is escaped, so it can only end a line.
-        self._kept += data.replace(b"\r", b"") if b"\r" in data else data
+        self._kept += self._lines.feed(data)
         while (end := self._kept.find(_BLANK_LINE)) >= 0 and not self.done:
             event = bytes(self._kept[:end])
             del self._kept[: end + 2]
@@ -190,7 +191,7 @@ def reader_for(yields: Mapping[str, str], status: int, headers: Headers) -> Answ
     if not 200 <= status < 300:
         return None
     kind, coding = content_of(headers)
-    streamed = kind == b"text/event-stream"
+    streamed = kind == EVENT_STREAM
     if not (streamed or kind == b"application/json" or kind.endswith(b"+json")):
         return None
     if not coding:

@@ -47,6 +47,25 @@ _FINISHED = re.compile(rb'"finishReason"\s*:\s*"')
 
 
 @define
+class LineFeeds:
+    """Converts the line ends of a stream that comes in pieces cut anywhere: CR, LF and CRLF become LF.
+
+    Attributes:
+        after_cr: the last piece ended with CR, so that LF at the start of the next one is no line of its own.
+    """
+
+    after_cr: bool = False
+
+    def feed(self, data: bytes) -> bytes:
+        if not data:
+            return data
+        if self.after_cr and data.startswith(b"\n"):
+            data = data[1:]
+        self.after_cr = data.endswith(b"\r")
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
+
+
+@define
 class EventMeter(StreamMeter):
     """Meters a body that is a stream of events."""
 
@@ -56,7 +75,7 @@ class EventMeter(StreamMeter):
     _pending: bytearray = field(factory=bytearray)
     _long: _LongEvent | None = None
     _started: bool = False
-    _after_cr: bool = False
+    _lines: LineFeeds = field(factory=LineFeeds)
     #: The last event of Gemini, if it is not parsed.
     _latest: bytes = b""
 
@@ -72,7 +91,7 @@ class EventMeter(StreamMeter):
             relevant = self._is_relevant(data)
             if not relevant or (len(data) <= _SLICE and b"\r" not in data and not data.startswith(BYTE_ORDER_MARK)):
                 self._started = True
-                self._after_cr = False
+                self._lines.after_cr = False
                 if relevant:
                     self._events(data)
                 return ()
@@ -82,7 +101,7 @@ class EventMeter(StreamMeter):
         for start in range(0, len(data), _SLICE):
             if start:
                 yield
-            rest = self._line_feeds(data[start : start + _SLICE])
+            rest = self._lines.feed(data[start : start + _SLICE])
             while rest:
                 if self._long is None:
                     rest = self._gather(rest)
@@ -108,12 +127,6 @@ class EventMeter(StreamMeter):
         if self._latest:
             read(self._latest, self._tally)
             self._latest = b""
-
-    def _line_feeds(self, data: bytes) -> bytes:
-        if self._after_cr and data.startswith(b"\n"):
-            data = data[1:]
-        self._after_cr = data.endswith(b"\r")
-        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
 
     def _gather(self, data: bytes) -> bytes:
         """Read complete events and keep the rest; return the start of an event that is too long to keep, or nothing."""
