@@ -30,7 +30,7 @@ ERRORS: frozenset[Outcome] = frozenset({"rejected", "upstream_error", "upstream_
 #: Where a cost is from: the provider's own figure, a table of prices, or a table of prices and estimated tokens.
 CostBasis = Literal["provider", "price", "estimate"]
 
-Kind = Literal["request", "late"]
+RowKind = Literal["request", "late"]
 
 
 @frozen
@@ -289,7 +289,7 @@ class Result(msgspec.Struct, frozen=True, gc=False, kw_only=True, omit_defaults=
     price_version: Annotated[str | None, doc("The version of the price table.")] = None
     labels: Annotated[dict[str, str] | None, doc("Its labels.")] = None
     summed_labels: Annotated[dict[str, str] | None, doc("Those of them that the hourly sums distinguish.")] = None
-    kind: Annotated[Kind, doc("Whether it is a request, or the late usage of one.")] = "request"
+    kind: Annotated[RowKind, doc("Whether it is a request, or the late usage of one.")] = "request"
     origin_id: Annotated[Id | None, doc("The request whose late usage this is.")] = None
     unmetered: Annotated[bool, doc("Whether the response may have had usage that could not be read.")] = False
     provider_request_id: Annotated[str | None, doc("The provider's id of the request, which SDKs show.")] = None

@@ -8,24 +8,23 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
-from ssl import SSLContext
 
 import trio
 from attrs import define, field
 
 from db.database import Database, open_database
 from db.errors import DatabaseError
+from db.queries.ledger import MISSED_HEARTBEATS
 from db.records import Worker
 from llm_proxy import __version__
-from llm_proxy.config import Settings, SettingsError
+from llm_proxy.config import Settings
 from llm_proxy.config.database import database_options, database_target, open_keyring
 from llm_proxy.gateway.labels import Labels
-from llm_proxy.gateway.poller import LateUsagePoller
+from llm_proxy.gateway.late_usage import LateUsagePoller
 from llm_proxy.gateway.providers import provider_file
-from llm_proxy.gateway.providers.provider import Provider, Providers
-from llm_proxy.gateway.relay import Relay, Routing
-from llm_proxy.gateway.upstream.outbound_proxy import outbound_proxy
-from llm_proxy.gateway.upstream.pool import UpstreamPool
+from llm_proxy.gateway.providers.provider import Providers
+from llm_proxy.gateway.relay import Relay
+from llm_proxy.gateway.routing import Routing
 from llm_proxy.health import startup_checks
 from llm_proxy.health.database_collector import DatabaseCollector
 from llm_proxy.health.readiness import READY_TIMEOUT, Readiness
@@ -34,11 +33,9 @@ from llm_proxy.ledger import Ledger
 from llm_proxy.ledger.outage import OutageMode, open_outage_mode, replay_orphans
 from llm_proxy.ledger.prune import Pruner
 from llm_proxy.ledger.refusals import RefusalRecorder
-from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 from llm_proxy.logging import log
 from llm_proxy.logging.log import Log
 from llm_proxy.metrics import Metrics, MetricStore, families
-from llm_proxy.net.tls import client_context
 from llm_proxy.prices import Prices
 from llm_proxy.secrets.encryption import KeyRing
 
@@ -74,14 +71,12 @@ class Services:
         async with self._reloading:
             providers, prices = await trio.to_thread.run_sync(load_files, self.settings)
             former = self.relay.routing
-            routing = _routing(providers, former)
+            routing = Routing.open(providers, former)
             if record is not None:
                 await record(providers)
             self.metrics.add_providers(providers.by_name)
             self.relay.routing, self.relay.prices = routing, prices
-            for name, upstream in former.upstreams.items():
-                if routing.upstreams.get(name) is not upstream:
-                    upstream.close()
+            former.close(routing)
             if self.settings.workers > 1:
                 os.kill(os.getppid(), signal.SIGHUP)
 
@@ -91,35 +86,6 @@ def load_files(settings: Settings) -> tuple[Providers, Prices]:
     providers = provider_file.load(settings)
     base_urls = {name: provider.base_url for name, provider in providers.by_name.items()}
     return providers, Prices.load(settings.prices_path, base_urls, providers.unconfigured)
-
-
-def _routing(providers: Providers, former: Routing | None = None) -> Routing:
-    """Open the connections to providers, or take over those of a former routing that are made in the same way."""
-    upstreams: dict[str, UpstreamPool] = {}
-    # Making a context takes about ten milliseconds, and most of the built-in providers are never used.
-    context = client_context()
-    for name, provider in providers.by_name.items():
-        old = None if former is None else former.providers.by_name.get(name)
-        if former is not None and old is not None and old.connection_settings == provider.connection_settings:
-            upstreams[name] = former.upstreams[name]
-        else:
-            upstreams[name] = _open_upstream(provider, context)
-    return Routing(providers, upstreams)
-
-
-def _open_upstream(provider: Provider, context: SSLContext) -> UpstreamPool:
-    try:
-        return UpstreamPool(
-            provider.origin,
-            provider.timeouts,
-            max_idle=provider.max_idle_conns_per_host,
-            keep_alive=provider.keep_alive,
-            proxy=outbound_proxy(provider.origin, os.environ),
-            ssl_context=context,
-        )
-    except ValueError as error:
-        # The message names the environment variable of an outbound proxy.
-        raise SettingsError([str(error)]) from error
 
 
 async def _drain(ledger: Ledger, outage: OutageMode | None, refusals: RefusalRecorder) -> None:
@@ -179,7 +145,7 @@ async def open_services(settings: Settings, request_log: Log, store: MetricStore
         refusals = RefusalRecorder(database)
         metrics.set_function(families.REFUSALS_UNRECORDED, lambda: refusals.unrecorded)
         relay = Relay(
-            routing=_routing(providers),
+            routing=Routing.open(providers),
             prices=prices,
             labels=Labels({name.encode(): key for name, key in settings.label_headers}, settings.label_keys),
             ledger=outage or ledger,

@@ -19,7 +19,7 @@ _PROPERTY = "database"
 
 
 @define(eq=False)
-class Tally:
+class DatabaseCounts:
     """Counts tests per database; a test that is about two of them counts for both."""
 
     _outcomes: dict[str, str] = Factory(dict)
@@ -97,4 +97,4 @@ def kinds_of(item: pytest.Item) -> list[Kind]:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Start counting."""
-    config.pluginmanager.register(Tally(), "tally-of-databases")
+    config.pluginmanager.register(DatabaseCounts(), "tally-of-databases")

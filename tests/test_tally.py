@@ -5,7 +5,7 @@ from typing import Literal
 import pytest
 
 from tests.databases.kinds import Kind
-from tests.tally import Tally
+from tests.tally import DatabaseCounts
 
 Outcome = Literal["passed", "failed", "skipped"]
 Phase = Literal["setup", "call", "teardown"]
@@ -23,8 +23,8 @@ def report(test: str, when: Phase, outcome: Outcome, *kinds: Kind, words: str = 
     )
 
 
-def tally_of(*reports: pytest.TestReport) -> Tally:
-    tally = Tally()
+def tally_of(*reports: pytest.TestReport) -> DatabaseCounts:
+    tally = DatabaseCounts()
     for each in reports:
         tally.pytest_runtest_logreport(each)
     return tally

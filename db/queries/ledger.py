@@ -308,6 +308,8 @@ def add_late(connection: Connection, late: Sequence[SettledRequest]) -> None:
     _settle(connection, [row.values() for row in late])
 
 
+#: Heartbeats that may be missing before a worker counts as dead.
+MISSED_HEARTBEATS = 4
 _DAY = timedelta(days=1)
 #: Sums of a day that change later than this after its end are late. Nobody has summed the day up before that.
 _LATE = timedelta(hours=1)

@@ -14,7 +14,6 @@ from db.queries import ledger
 from llm_proxy.cli.failures import CommandFailed
 from llm_proxy.config import Settings
 from llm_proxy.config.database import database_options, database_target
-from llm_proxy.ledger.writer import MISSED_HEARTBEATS
 
 #: Seconds that a statement over the whole ledger may take; no request waits for it.
 _PATIENT_TIMEOUT = 3600.0
@@ -42,7 +41,7 @@ def open_for_writing(settings: Settings, *, patiently: bool = False) -> Abstract
 
 def check_idle(database: Database, settings: Settings) -> None:
     """Raise `CommandFailed` if a server uses the database, or did until a few seconds ago."""
-    dead_after = timedelta(seconds=MISSED_HEARTBEATS * settings.ledger_heartbeat)
+    dead_after = timedelta(seconds=ledger.MISSED_HEARTBEATS * settings.ledger_heartbeat)
     live = database.read_now(ledger.live_workers, dead_after)
     if live:
         names = ", ".join(f"{worker.hostname} (pid {worker.pid})" for worker in live)

@@ -6,6 +6,7 @@ In the order of a request's path:
 - `inbound`: the client's side of a request: its body and its disconnect
 - `http/`: headers, paths, parameters and bodies of requests
 - `providers/`: the providers: URL, credential, allow-lists, timeouts
+- `routing`: the providers that are configured now, with their connections
 - `auth/`: credentials without a long-lived key: tokens, signatures
 - `admission`: checks before the ledger is asked
 - `objects/`: files, batches and other objects that requests create, name or list
@@ -17,5 +18,5 @@ In the order of a request's path:
 - `exchange`: request out, response back, byte for byte
 - `upstream/`: connections to providers
 - `usage/`: token usage of responses, read as they pass
-- `poller`: asks for usage that comes later, if no client does
+- `late_usage`: asks for usage that comes later, if no client does
 """

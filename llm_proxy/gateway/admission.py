@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llm_proxy.secrets.encryption import KeyRing
 
 
-def digest(inbound: Inbound, keyring: KeyRing) -> bytes:
+def checked_digest(inbound: Inbound, keyring: KeyRing) -> bytes:
     """Check the path, the query and the token's format; return the digest by which the database knows the token.
 
     Raises:

@@ -423,7 +423,7 @@ class Exchange:
         has_text = inbound.has_body and inbound.ended and estimate.reads(path, streamed=self.streamed)
         if not (has_text and self._is_billed(outcome)):
             return None
-        if not output and estimate.generates(path, streamed=self.streamed):
+        if not output and estimate.generates_text(path, streamed=self.streamed):
             output = estimate.output_tokens(bytes(self._sample), self.relayed, path, self._coding)
         output = output or 0
         if begun:

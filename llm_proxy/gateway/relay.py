@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from db.records import RefusedRequest
 from llm_proxy.errors import BadRequest, BodyNotRead, Overloaded, ProxyError, provider_response
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from db.records import Result
     from llm_proxy.gateway.auth.token_source import TokenSource
     from llm_proxy.gateway.http.parameters import Parameters
-    from llm_proxy.gateway.providers.provider import Provider, Providers, Route
-    from llm_proxy.gateway.upstream.pool import UpstreamPool
+    from llm_proxy.gateway.providers.provider import Provider, Route
+    from llm_proxy.gateway.routing import Routing
     from llm_proxy.ledger import AdmissionRequest, Checked, Grant, Objects, ObjectUsage
     from llm_proxy.ledger.refusals import RefusalRecorder
     from llm_proxy.logging.log import Log
@@ -73,14 +73,6 @@ class Admissions(Protocol):
 
         `usage` is that of an object, if the request has seen its final state.
         """
-
-
-@frozen(eq=False)
-class Routing:
-    """The configured providers, and the connections to each. A request uses one routing from its start to its end."""
-
-    providers: Providers
-    upstreams: Mapping[str, UpstreamPool]
 
 
 @define(eq=False, kw_only=True)
@@ -125,8 +117,7 @@ class Relay:
 
     def close_connections(self) -> None:
         """Close the idle connections to all providers; those in use close after their request."""
-        for upstream in self.routing.upstreams.values():
-            upstream.close()
+        self.routing.close()
 
     async def __call__(
         self, route: Route, scope: dict[str, Any], receive: Receive, send: Send, refusal: ProxyError | None = None
@@ -164,7 +155,7 @@ class Relay:
         nothing while the provider accepts nothing.
         """
         inbound.check_size()
-        digest, providers = admission.digest(inbound, self.keyring), routing.providers
+        digest, providers = admission.checked_digest(inbound, self.keyring), routing.providers
         self.labels.read(inbound)
         await inbound.begin()
         path = self.request_log.path(inbound.path.decode("ascii"))

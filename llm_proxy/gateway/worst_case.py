@@ -30,7 +30,7 @@ Rule = None | frozenset[str | bool] | Mapping[str, "Rule"]
 Members = dict[str, Rule]
 
 
-class Endpoint(NamedTuple):
+class GeneratingEndpoint(NamedTuple):
     """An endpoint whose requests can have a bound.
 
     Attributes:
@@ -147,11 +147,11 @@ _MESSAGE: Final[Members] = {
 #: Overheads: OpenAI's preamble, with the date and the rules of its answer, has less than 200 tokens. Anthropic's prompt
 #: for tools has up to about 800: https://platform.claude.com/docs/en/agents-and-tools/tool-use/overview#pricing
 ENDPOINTS: Final = (
-    Endpoint(re.compile(rb".*/chat/completions"), _CHAT, ("max_tokens", "max_completion_tokens"), 1024),
-    Endpoint(re.compile(rb"(?:.*/v1|.*/deployments/[^/]+)/completions"), _COMPLETION, ("max_tokens",), 64),
-    Endpoint(re.compile(rb".*/embeddings"), _EMBEDDING, (), 64),
-    Endpoint(re.compile(rb".*/responses"), _RESPONSE, ("max_output_tokens",), 1024),
-    Endpoint(re.compile(rb"(?:/anthropic)?/v1/messages"), _MESSAGE, ("max_tokens",), 2048),
+    GeneratingEndpoint(re.compile(rb".*/chat/completions"), _CHAT, ("max_tokens", "max_completion_tokens"), 1024),
+    GeneratingEndpoint(re.compile(rb"(?:.*/v1|.*/deployments/[^/]+)/completions"), _COMPLETION, ("max_tokens",), 64),
+    GeneratingEndpoint(re.compile(rb".*/embeddings"), _EMBEDDING, (), 64),
+    GeneratingEndpoint(re.compile(rb".*/responses"), _RESPONSE, ("max_output_tokens",), 1024),
+    GeneratingEndpoint(re.compile(rb"(?:/anthropic)?/v1/messages"), _MESSAGE, ("max_tokens",), 2048),
 )
 #: POST requests that are not billed.
 _FREE: Final = re.compile(
@@ -282,7 +282,7 @@ def _unbounded(name: str, why: str) -> CostUnbounded:
     return CostUnbounded(f"A reserved limit applies, and the field '{shown}' {why}", param=shown)
 
 
-def _output(endpoint: Endpoint, request: Mapping[str, Any], vendor: str | None) -> int:
+def _output(endpoint: GeneratingEndpoint, request: Mapping[str, Any], vendor: str | None) -> int:
     if request.get("max_completion_tokens") is not None and vendor not in _COMPLETION_TOKENS:
         raise _unbounded("max_completion_tokens", "is not known to every server. Send max_tokens.")
     found = [_number(request, name) for name in endpoint.maximum if request.get(name) is not None]

@@ -53,9 +53,8 @@ RETRY_INTERVAL = 0.25
 ADMISSION_DEADLINE = 1.5
 #: Settlements kept in memory while the database is unavailable; beyond this number, no request is admitted.
 MAX_UNSETTLED = 50_000
-#: Default seconds between heartbeats, and how many may be missing before a worker counts as dead.
+#: Default seconds between heartbeats.
 HEARTBEAT_INTERVAL = 5.0
-MISSED_HEARTBEATS = 4
 #: Reservations of dead workers swept in one transaction.
 SWEEP_CHUNK = 200
 
@@ -117,7 +116,7 @@ class Ledger:
         self._observer = observer
         self._exclusive = exclusive
         self._heartbeat = heartbeat
-        self._dead_after = timedelta(seconds=MISSED_HEARTBEATS * heartbeat)
+        self._dead_after = timedelta(seconds=queries.MISSED_HEARTBEATS * heartbeat)
         self._lookups = Lookups(database, ADMISSION_DEADLINE)
         self._objects = ObjectRecords(database)
         self._label_values = LabelValues()

@@ -20,7 +20,6 @@ import os
 import secrets
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, Self
 
@@ -189,7 +188,6 @@ def _decode_key(text: str, place: int) -> bytes:
         raise KeyRingError(f"key {place} is not base64 of {KEY_BYTES} bytes") from None
 
 
-@lru_cache(maxsize=1024)  # for each request; what is sealed is no secret
 def _split_box(body: str) -> tuple[bytes, bytes]:
     """The nonce, and the ciphertext with its tag."""
     try:

@@ -22,7 +22,7 @@ from llm_proxy import __version__
 from llm_proxy.api import register
 from llm_proxy.config import Settings
 from llm_proxy.gateway.providers import provider_file
-from llm_proxy.gateway.relay import Routing
+from llm_proxy.gateway.routing import Routing
 from llm_proxy.metrics import Metrics
 from llm_proxy.secrets.encryption import KeyRing
 from llm_proxy.services import Services

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, delete
 from db.queries import credentials, projects
 from db.schema import credentials as table
 from db.schema import project_credentials
-from llm_proxy.gateway.relay import Routing
+from llm_proxy.gateway.routing import Routing
 from llm_proxy.secrets import keys
 from tests.api.conftest import Api
 

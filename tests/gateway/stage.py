@@ -23,7 +23,8 @@ from db.schema import in_flight, metadata, requests
 from llm_proxy.config import Settings
 from llm_proxy.gateway.labels import Labels
 from llm_proxy.gateway.providers import provider_file
-from llm_proxy.gateway.relay import Relay, Routing
+from llm_proxy.gateway.relay import Relay
+from llm_proxy.gateway.routing import Routing
 from llm_proxy.gateway.upstream.connector import Timeouts
 from llm_proxy.gateway.upstream.pool import UpstreamPool
 from llm_proxy.identifiers import new_id

@@ -21,7 +21,7 @@ from db.schema import provider_objects
 from llm_proxy.config import Settings
 from llm_proxy.gateway.objects.table import TABLE
 from llm_proxy.gateway.providers import provider_file
-from llm_proxy.gateway.relay import Routing
+from llm_proxy.gateway.routing import Routing
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger import Ledger, isolation
 from llm_proxy.ledger.isolation import Isolation

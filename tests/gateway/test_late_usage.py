@@ -15,7 +15,7 @@ from sqlalchemy import select
 from db.queries import objects
 from db.schema import provider_objects, requests
 from llm_proxy.gateway.providers.provider import Providers
-from llm_proxy.gateway.relay import Routing
+from llm_proxy.gateway.routing import Routing
 from llm_proxy.prices import Prices
 from tests.gateway.stage import Client
 from tests.gateway.test_isolation import Pair, Watching, answer, pair

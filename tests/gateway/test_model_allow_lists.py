@@ -25,7 +25,7 @@ from db.schema import requests
 from db.schema import tokens as tokens_table
 from llm_proxy.errors import InvalidJson
 from llm_proxy.gateway.named_models import Named, _Members, _places, _read_quickly
-from llm_proxy.gateway.relay import Routing
+from llm_proxy.gateway.routing import Routing
 from llm_proxy.identifiers import new_id
 from llm_proxy.prices import Prices
 from llm_proxy.tokens import digest, new_secret

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
-from tests.scripted.message import JsonObject, Refusal
+from tests.scripted.message import JsonObject, ScriptedError
 
 #: The moment at which everything was created, in Unix seconds (2026-01-01T00:00:00Z).
 CREATED = 1_767_225_600
@@ -59,18 +59,18 @@ def content_text(content: object) -> str:
 
 
 def messages_of(body: JsonObject, name: str) -> list[JsonObject]:
-    """Return a body's list of messages; raises Refusal (400) when it has none."""
+    """Return a body's list of messages; raises ScriptedError (400) when it has none."""
     messages = body.get(name)
     if not isinstance(messages, list) or not messages or not all(isinstance(item, dict) for item in messages):
-        raise Refusal(400, f"'{name}' must be a list of at least one message.", param=name)
+        raise ScriptedError(400, f"'{name}' must be a list of at least one message.", param=name)
     return messages
 
 
 def model_of(body: JsonObject) -> str:
-    """Return the model that a body names; raises Refusal (400) when it names none."""
+    """Return the model that a body names; raises ScriptedError (400) when it names none."""
     model = body.get("model")
     if not isinstance(model, str) or not model:
-        raise Refusal(400, "You must provide a model parameter.", param="model")
+        raise ScriptedError(400, "You must provide a model parameter.", param="model")
     return model
 
 
@@ -112,13 +112,13 @@ def written(text: str, *, limit: int | None = None, chunks: int | None = None) -
 
 
 def token_limit(body: JsonObject, *names: str) -> int | None:
-    """Return the first of the body's token limits that is set; raises Refusal (400) unless it is positive."""
+    """Return the first of the body's token limits that is set; raises ScriptedError (400) unless it is positive."""
     for name in names:
         value = body.get(name)
         if value is None:
             continue
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise Refusal(400, f"'{name}' must be a positive integer.", param=name)
+            raise ScriptedError(400, f"'{name}' must be a positive integer.", param=name)
         return value
     return None
 

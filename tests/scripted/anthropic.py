@@ -8,7 +8,7 @@ from urllib.parse import unquote
 import msgspec
 
 from tests.scripted import answers
-from tests.scripted.message import JsonObject, Refusal, Reply, Request, event, event_stream, json_reply
+from tests.scripted.message import JsonObject, Reply, Request, ScriptedError, event, event_stream, json_reply
 
 #: Name for people by id.
 MODELS = {
@@ -36,7 +36,7 @@ def _chosen_tool(body: JsonObject) -> JsonObject | None:
         for tool in tools:
             if tool["name"] == choice.get("name"):
                 return tool
-        raise Refusal(400, f"tool_choice: tool '{choice.get('name')}' not found in provided tools")
+        raise ScriptedError(400, f"tool_choice: tool '{choice.get('name')}' not found in provided tools")
     return tools[0]
 
 
@@ -66,7 +66,7 @@ def create_message(request: Request) -> Reply:
     messages = answers.messages_of(body, "messages")
     limit = answers.token_limit(body, "max_tokens")
     if limit is None:
-        raise Refusal(400, "max_tokens: Field required")
+        raise ScriptedError(400, "max_tokens: Field required")
     prompt, is_result = _last_turn(messages)
     tool = None if is_result else _chosen_tool(body)
     block: JsonObject
@@ -140,5 +140,5 @@ def get_model(request: Request) -> Reply:
     """GET /v1/models/{id}."""
     name = unquote(request.path.rpartition("/")[2])
     if name not in MODELS:
-        raise Refusal(404, f"model: {name}")
+        raise ScriptedError(404, f"model: {name}")
     return json_reply(_model(name))

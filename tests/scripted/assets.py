@@ -14,7 +14,7 @@ from urllib.parse import unquote
 from attrs import define, field, frozen
 
 from tests.scripted import answers
-from tests.scripted.message import JsonObject, Refusal, Reply, Request, json_reply
+from tests.scripted.message import JsonObject, Reply, Request, ScriptedError, json_reply
 
 MODELS: Final = ("gpt-scripted", "gpt-scripted-mini", "text-embedding-scripted")
 #: Length of an embedding where the request names none.
@@ -44,7 +44,7 @@ def get_model(request: Request) -> Reply:
     """GET /v1/models/{id}."""
     name = unquote(request.path.rpartition("/")[2])
     if name not in MODELS:
-        raise Refusal(404, f"The model '{name}' does not exist.", code="model_not_found", param="model")
+        raise ScriptedError(404, f"The model '{name}' does not exist.", code="model_not_found", param="model")
     return json_reply(_model(name))
 
 
@@ -54,7 +54,7 @@ def _embedding_inputs(body: JsonObject) -> list[tuple[bytes, int]]:
     if isinstance(given, str) or (isinstance(given, list) and given and isinstance(given[0], int)):
         given = [given]
     if not isinstance(given, list) or not given:
-        raise Refusal(400, "'input' must be a text, a list of texts, or lists of token ids.", param="input")
+        raise ScriptedError(400, "'input' must be a text, a list of texts, or lists of token ids.", param="input")
     inputs = []
     for item in given:
         if isinstance(item, str):
@@ -62,7 +62,7 @@ def _embedding_inputs(body: JsonObject) -> list[tuple[bytes, int]]:
         elif isinstance(item, list):
             inputs.append((repr(item).encode(), len(item)))
         else:
-            raise Refusal(400, "'input' must be a text, a list of texts, or lists of token ids.", param="input")
+            raise ScriptedError(400, "'input' must be a text, a list of texts, or lists of token ids.", param="input")
     return inputs
 
 
@@ -79,7 +79,7 @@ def embeddings(request: Request) -> Reply:
     model = answers.model_of(body)
     dimensions = body.get("dimensions") or DIMENSIONS
     if not isinstance(dimensions, int) or not 1 <= dimensions <= _MAX_DIMENSIONS:
-        raise Refusal(400, f"'dimensions' must be an integer up to {_MAX_DIMENSIONS}.", param="dimensions")
+        raise ScriptedError(400, f"'dimensions' must be an integer up to {_MAX_DIMENSIONS}.", param="dimensions")
     packed = body.get("encoding_format") == "base64"
     inputs = _embedding_inputs(body)
     data = []
@@ -103,21 +103,21 @@ class Part:
 
 
 def read_form(request: Request) -> dict[str, Part]:
-    """Read a multipart/form-data body (RFC 7578) by part name; raises Refusal (400)."""
+    """Read a multipart/form-data body (RFC 7578) by part name; raises ScriptedError (400)."""
     found = re.search(r'boundary="?([^";]+)"?', request.header(b"content-type") or "")
     if found is None:
-        raise Refusal(400, "The body must be multipart/form-data with a boundary.")
+        raise ScriptedError(400, "The body must be multipart/form-data with a boundary.")
     delimiter = b"\r\n--" + found.group(1).strip().encode("latin-1")
     sections = (b"\r\n" + request.body).split(delimiter)
     if len(sections) < 2 or not sections[-1].startswith(b"--"):
-        raise Refusal(400, "The multipart body is not complete.")
+        raise ScriptedError(400, "The multipart body is not complete.")
     parts = {}
     for section in sections[1:-1]:
         head, separator, content = section.partition(b"\r\n\r\n")
         text = head.decode("utf-8", "replace")
         name = re.search(r'(?i)content-disposition:.*?[; ]name="([^"]*)"', text)
         if not separator or name is None:
-            raise Refusal(400, "A part of the multipart body has no name.")
+            raise ScriptedError(400, "A part of the multipart body has no name.")
         filename = re.search(r'filename="([^"]*)"', text)
         parts[name.group(1)] = Part(name.group(1), filename.group(1) if filename else None, content)
     return parts
@@ -141,10 +141,10 @@ class FileStore:
         """POST /v1/files."""
         form = read_form(request)
         if "file" not in form or "purpose" not in form:
-            raise Refusal(400, "'file' and 'purpose' are required.", param="file")
+            raise ScriptedError(400, "'file' and 'purpose' are required.", param="file")
         part = form["file"]
         if len(part.content) > self.limit:
-            raise Refusal(413, "The file is too large.")
+            raise ScriptedError(413, "The file is too large.")
         # The same file twice gets the same id: it depends on its name and content only.
         name = answers.identity("file-", (part.filename or "").encode() + b"\0" + part.content)
         about = {
@@ -185,7 +185,7 @@ class FileStore:
     def _find(self, request: Request) -> _File:
         name = request.path.split("/")[3]
         if name not in self._files:
-            raise Refusal(404, f"No such File object: {name}", param="id")
+            raise ScriptedError(404, f"No such File object: {name}", param="id")
         return self._files[name]
 
     def _forget(self, name: str) -> None:
@@ -199,7 +199,7 @@ def images(request: Request) -> Reply:
     body = request.json()
     count = body.get("n") or 1
     if not isinstance(count, int) or not 1 <= count <= 10:
-        raise Refusal(400, "'n' must be an integer between 1 and 10.", param="n")
+        raise ScriptedError(400, "'n' must be an integer between 1 and 10.", param="n")
     size = answers.count_tokens(str(body.get("prompt", "")))
     usage = {
         "input_tokens": size,
@@ -220,7 +220,7 @@ def transcription(request: Request) -> Reply:
     """POST /v1/audio/transcriptions: says how long the recording was, in bytes."""
     form = read_form(request)
     if "file" not in form:
-        raise Refusal(400, "'file' is required.", param="file")
+        raise ScriptedError(400, "'file' is required.", param="file")
     heard = len(form["file"].content)
     text = f"A recording of {heard} bytes."
     usage = {

@@ -8,7 +8,7 @@ import msgspec
 from attrs import frozen
 
 from tests.scripted import answers
-from tests.scripted.message import JsonObject, Refusal, Reply, Request, event, event_stream, json_reply
+from tests.scripted.message import JsonObject, Reply, Request, ScriptedError, event, event_stream, json_reply
 
 _DONE = b"data: [DONE]\n\n"
 _FINGERPRINT = "fp_scripted"
@@ -61,7 +61,7 @@ def chosen_tool(body: JsonObject) -> JsonObject | None:
         for function in functions:
             if function.get("name") == name:
                 return dict(function)
-        raise Refusal(400, f"Tool choice '{name}' not found in 'tools' parameter.", param="tool_choice")
+        raise ScriptedError(400, f"Tool choice '{name}' not found in 'tools' parameter.", param="tool_choice")
     return dict(functions[0])
 
 
@@ -84,7 +84,7 @@ def _choice(request: Request, body: JsonObject, messages: list[JsonObject]) -> _
 def _choice_count(body: JsonObject) -> int:
     count = body.get("n") or 1
     if not isinstance(count, int) or not 1 <= count <= _MAX_CHOICES:
-        raise Refusal(400, f"'n' must be an integer between 1 and {_MAX_CHOICES}.", param="n")
+        raise ScriptedError(400, f"'n' must be an integer between 1 and {_MAX_CHOICES}.", param="n")
     return count
 
 

@@ -28,7 +28,7 @@ _ANTHROPIC_TYPES = {
 }
 
 
-class Refusal(Exception):
+class ScriptedError(Exception):
     """A request that the provider answers with an error in its own shape."""
 
     def __init__(self, status: int, message: str, *, code: str | None = None, param: str | None = None) -> None:
@@ -61,13 +61,13 @@ class Request:
         return next((value.decode("latin-1") for key, value in self.headers if key == name), None)
 
     def json(self) -> JsonObject:
-        """Return the body as a JSON object; raises Refusal (400) when it is none."""
+        """Return the body as a JSON object; raises ScriptedError (400) when it is none."""
         try:
             value = msgspec.json.decode(self.body)
         except (msgspec.DecodeError, UnicodeDecodeError):
-            raise Refusal(400, "We could not parse the JSON body of your request.") from None
+            raise ScriptedError(400, "We could not parse the JSON body of your request.") from None
         if not isinstance(value, dict):
-            raise Refusal(400, "The JSON body of your request must be an object.")
+            raise ScriptedError(400, "The JSON body of your request must be an object.")
         return value
 
 
@@ -101,7 +101,7 @@ def event(value: Mapping[str, Any], name: str | None = None) -> bytes:
     return data if name is None else b"event: " + name.encode() + b"\n" + data
 
 
-def refuse(refusal: Refusal, dialect: Dialect) -> Reply:
+def refuse(refusal: ScriptedError, dialect: Dialect) -> Reply:
     """Put a refusal into the provider's shape."""
     status = refusal.status
     if dialect == "anthropic":

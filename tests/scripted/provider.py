@@ -28,7 +28,7 @@ from attrs import define, evolve, field
 from tests.scripted import anthropic, assets, chat, responses
 from tests.scripted.answers import slices
 from tests.scripted.directions import PREFIX, BadDirection, read_directions
-from tests.scripted.message import Dialect, Headers, Refusal, Reply, Request, refuse
+from tests.scripted.message import Dialect, Headers, Reply, Request, ScriptedError, refuse
 
 Handler = Callable[[Request], Reply]
 
@@ -108,12 +108,12 @@ class ScriptedProvider:
             request = evolve(request, directions=read_directions(request.headers))
             reply = self._answer(request, dialect)
         except BadDirection as error:
-            reply = refuse(Refusal(400, str(error)), dialect)
-        except Refusal as refusal:
+            reply = refuse(ScriptedError(400, str(error)), dialect)
+        except ScriptedError as refusal:
             reply = refuse(refusal, dialect)
         except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
             # The handlers look into the body without checking each type on the way, as a script may.
-            reply = refuse(Refusal(400, "A field of the request has an unexpected type."), dialect)
+            reply = refuse(ScriptedError(400, "A field of the request has an unexpected type."), dialect)
         digest = hashlib.sha256(b"".join(reply.chunks)).hexdigest()[:32]
         headers = [(b"content-type", reply.content_type), *reply.headers, *_COMMON_HEADERS, *_DIALECT_HEADERS[dialect]]
         headers.append((_REQUEST_ID_HEADER[dialect], b"req_" + digest.encode()))
@@ -128,7 +128,7 @@ class ScriptedProvider:
             return _echo(request)
         status = directions.status
         if status is not None and status >= 400:
-            raise Refusal(status, f"The script answers with status {status}.", code="scripted")
+            raise ScriptedError(status, f"The script answers with status {status}.", code="scripted")
         reply = self._find(request, dialect)(request)
         return reply if status is None else evolve(reply, status=status)
 
@@ -141,9 +141,9 @@ class ScriptedProvider:
             seen = True
             named = value[: len(scheme)].lower() == scheme
             if not named or not hmac.compare_digest(value[len(scheme) :], self.api_key.encode()):
-                raise Refusal(401, "Incorrect API key provided.", code="invalid_api_key")
+                raise ScriptedError(401, "Incorrect API key provided.", code="invalid_api_key")
         if not seen:
-            raise Refusal(401, "You didn't provide an API key.", code="invalid_api_key")
+            raise ScriptedError(401, "You didn't provide an API key.", code="invalid_api_key")
 
     def _find(self, request: Request, dialect: Dialect) -> Handler:
         known = False
@@ -154,8 +154,8 @@ class ScriptedProvider:
                 return handler
             known = True
         if known:
-            raise Refusal(405, f"Not allowed to {request.method} on {request.path}.")
-        raise Refusal(404, f"Unknown request URL: {request.method} {request.path}.", code="unknown_url")
+            raise ScriptedError(405, f"Not allowed to {request.method} on {request.path}.")
+        raise ScriptedError(404, f"Unknown request URL: {request.method} {request.path}.", code="unknown_url")
 
 
 def _dialect(request: Request) -> Dialect:

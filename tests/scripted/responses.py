@@ -8,7 +8,7 @@ import msgspec
 
 from tests.scripted import answers
 from tests.scripted.chat import chosen_tool
-from tests.scripted.message import JsonObject, Refusal, Reply, Request, event, event_stream, json_reply
+from tests.scripted.message import JsonObject, Reply, Request, ScriptedError, event, event_stream, json_reply
 
 
 def _turns(body: JsonObject) -> list[JsonObject]:
@@ -16,7 +16,7 @@ def _turns(body: JsonObject) -> list[JsonObject]:
     if isinstance(given, str):
         return [{"role": "user", "content": given}]
     if not isinstance(given, list):
-        raise Refusal(400, "'input' must be a text or a list of items.", param="input")
+        raise ScriptedError(400, "'input' must be a text or a list of items.", param="input")
     return answers.messages_of(body, "input")
 
 

@@ -38,7 +38,7 @@ class AccessToken:
 
 
 @define(eq=False)
-class _Exchange:
+class _PendingToken:
     """An exchange that has started; when it is done, there is a value or a failure."""
 
     done: trio.Event = field(factory=trio.Event)
@@ -53,7 +53,7 @@ class _Entry:
     value: str = field(default="", repr=False)
     refresh_at: float = -math.inf
     expires_at: float = -math.inf
-    running: _Exchange | None = None
+    running: _PendingToken | None = None
 
 
 class TokenSource:
@@ -85,7 +85,7 @@ class TokenSource:
         valid = now < entry.expires_at
         exchange = entry.running
         if exchange is None and not (valid and now < entry.refresh_at):
-            exchange = entry.running = _Exchange()
+            exchange = entry.running = _PendingToken()
             trio.lowlevel.spawn_system_task(self._run, secret, entry, exchange)
         if valid or exchange is None:
             return entry.value
@@ -103,7 +103,7 @@ class TokenSource:
         if entry is not None and entry.value == token:
             entry.refresh_at = entry.expires_at = -math.inf
 
-    async def _run(self, secret: str, entry: _Entry, exchange: _Exchange) -> None:
+    async def _run(self, secret: str, entry: _Entry, exchange: _PendingToken) -> None:
         began = trio.current_time()
         try:
             with trio.fail_after(EXCHANGE_TIMEOUT):

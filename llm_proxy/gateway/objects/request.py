@@ -13,7 +13,7 @@ from llm_proxy.gateway.http.multipart import Multipart, refused
 from llm_proxy.gateway.http.parameters import Parameters
 from llm_proxy.gateway.objects import references
 from llm_proxy.gateway.objects.references import Lines, References
-from llm_proxy.gateway.objects.table import TABLE, Endpoint
+from llm_proxy.gateway.objects.table import TABLE, ObjectEndpoint
 from llm_proxy.ledger import Named, Objects
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class RequestObjects:
         yields: where its answer has the ids of objects that it creates.
     """
 
-    endpoint: Endpoint
+    endpoint: ObjectEndpoint
     in_path: tuple[str, ...]
     unread: bool
     yields: Mapping[str, str]

@@ -323,7 +323,7 @@ _REQUESTED: Final[Mapping[str, Sequence[bytes]]] = {
 
 
 @frozen(eq=False)
-class Endpoint:
+class ObjectEndpoint:
     """A row.
 
     Attributes:
@@ -356,7 +356,7 @@ _PREFIX: Final = re.compile(
 
 _COLON: Final = re.compile(rb"%3a", re.IGNORECASE)
 
-_UNKNOWN: Final = Endpoint(account=True, known=False)
+_UNKNOWN: Final = ObjectEndpoint(account=True, known=False)
 _PLACEHOLDER: Final = re.compile(r"\{[a-z_]+\}|\*")
 
 
@@ -368,9 +368,9 @@ class Table:
     """
 
     def __init__(self, text: str) -> None:
-        self.rows: list[tuple[str, str, Endpoint]] = []
-        self._literal: dict[tuple[str, bytes], Endpoint] = {}
-        self._others: list[tuple[str, re.Pattern[bytes], Endpoint]] = []
+        self.rows: list[tuple[str, str, ObjectEndpoint]] = []
+        self._literal: dict[tuple[str, bytes], ObjectEndpoint] = {}
+        self._others: list[tuple[str, re.Pattern[bytes], ObjectEndpoint]] = []
         for line in text.strip().splitlines():
             match = re.fullmatch(r"([A-Z ]+?) +(/\S+) *(.*)", line)
             if match is None:
@@ -383,7 +383,7 @@ class Table:
                 else:
                     self._literal[method, match[2].encode()] = endpoint
 
-    def find(self, method: str, path: bytes) -> tuple[Endpoint, tuple[str, ...]]:
+    def find(self, method: str, path: bytes) -> tuple[ObjectEndpoint, tuple[str, ...]]:
         """The row of a request, and the ids in its path."""
         if method == "HEAD":
             method = "GET"
@@ -403,7 +403,7 @@ class Table:
         return _UNKNOWN, ()
 
 
-def _endpoint(properties: str) -> Endpoint:
+def _endpoint(properties: str) -> ObjectEndpoint:
     words = dict.fromkeys(("creates", "shows", "body", "deletes", "usage", "account"), "")
     for each in filter(None, properties.split(", ")):
         key, _, word = each.partition(" ")
@@ -415,7 +415,7 @@ def _endpoint(properties: str) -> Endpoint:
         yields = {place: kind for place, kind in yields.items() if place != "id"}
     requested, hints = _REQUESTED.get(shown, ()), HINTS.get(words["body"], ())
     flags = (words["body"] == "lines", bool(words["deletes"]), bool(words["usage"]), bool(words["account"]))
-    return Endpoint(yields, requested, hints, *flags)
+    return ObjectEndpoint(yields, requested, hints, *flags)
 
 
 def _expression(path: str) -> re.Pattern[bytes]:

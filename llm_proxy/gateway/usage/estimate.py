@@ -71,10 +71,10 @@ _OTHER_LENGTH: Final = 1.2
 
 def reads(path: bytes, *, streamed: bool = False) -> bool:
     """Whether the endpoint bills the tokens of a text in the request; `streamed` says that the answer is a stream."""
-    return generates(path, streamed=streamed) or _EMBEDS.fullmatch(path) is not None
+    return generates_text(path, streamed=streamed) or _EMBEDS.fullmatch(path) is not None
 
 
-def generates(path: bytes, *, streamed: bool = False) -> bool:
+def generates_text(path: bytes, *, streamed: bool = False) -> bool:
     """Whether the endpoint bills the tokens of a text in the answer too."""
     if streamed and _CONVERSES.fullmatch(path) is not None:
         return True

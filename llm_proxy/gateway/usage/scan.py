@@ -22,7 +22,7 @@ import re
 import msgspec
 from attrs import define, field
 
-from llm_proxy.gateway.usage.tally import MAX_USAGE, WRAPPERS, Report, SearchCalls, Tally, decode
+from llm_proxy.gateway.usage.tally import MAX_USAGE, WRAPPERS, SearchCalls, Tally, UsageMembers, decode
 
 #: Maximum length of a copy, in bytes of JSON text: of a name, of most values, of a report.
 _MAX_NAME = 64
@@ -70,7 +70,9 @@ _AROUND_VALUE = b": \t\r\n"
 #: The relevant members by their names in JSON. Usage in choices is only read in short documents, and of the output
 #: `SearchCalls` counts the searches, wherever they are.
 _OTHERS = ("choices", "output")
-_MEMBERS = {field.encode_name: field.name for field in msgspec.structs.fields(Report) if field.name not in _OTHERS}
+_MEMBERS = {
+    field.encode_name: field.name for field in msgspec.structs.fields(UsageMembers) if field.name not in _OTHERS
+}
 _NAMES = {b'"%b"' % name.encode(): member for name, member in _MEMBERS.items()}
 _IN_ARRAY = frozenset({"model_version", "usage_metadata"})
 
@@ -129,7 +131,7 @@ class Scanner:
             self._end_value()  # only the end of the document is missing
         for wrapper in ("", *WRAPPERS):
             if wrapper in self._found:
-                report = Report(**self._found[wrapper])
+                report = UsageMembers(**self._found[wrapper])
                 tally.add(report)
                 if not wrapper:
                     tally.see(report)

@@ -80,7 +80,7 @@ _TEXT: Final = re.compile(r"[\x20-\x7e]{1,32}")
 
 
 @frozen
-class Shape:
+class ReportShape:
     """A row: who sends it, where that is documented, in which member of an answer it is, and what its members mean."""
 
     name: str
@@ -142,7 +142,7 @@ _COHERE: Final[Members] = {
 }
 
 SHAPES: Final = (
-    Shape(
+    ReportShape(
         "OpenAI chat completions, completions, embeddings",
         "https://platform.openai.com/docs/api-reference/chat/object",
         "usage",
@@ -154,13 +154,13 @@ SHAPES: Final = (
             "completion_tokens_details": _OUTPUT_DETAILS,
         },
     ),
-    Shape(
+    ReportShape(
         "OpenAI assistants",
         "https://platform.openai.com/docs/api-reference/runs/object",
         "usage",
         {"prompt_token_details": _PROMPT_DETAILS},
     ),
-    Shape(
+    ReportShape(
         "OpenAI responses, images",
         "https://platform.openai.com/docs/api-reference/responses/object",
         "usage",
@@ -172,13 +172,13 @@ SHAPES: Final = (
             "output_tokens_details": _OUTPUT_DETAILS,
         },
     ),
-    Shape(
+    ReportShape(
         "OpenAI responses, tools",
         "https://platform.openai.com/docs/api-reference/responses/object",
         "tool_usage",
         {"web_search": {"num_requests": "web_searches"}, "image_gen": {"total_tokens": "image_tool_tokens"}},
     ),
-    Shape(
+    ReportShape(
         "OpenAI realtime, audio by tokens",
         "https://platform.openai.com/docs/api-reference/realtime-server-events/response/done",
         "usage",
@@ -193,13 +193,13 @@ SHAPES: Final = (
             "output_token_details": _OUTPUT_DETAILS,
         },
     ),
-    Shape(
+    ReportShape(
         "OpenAI audio by duration",
         "https://platform.openai.com/docs/api-reference/audio/json-object",
         "usage",
         {"seconds": "audio_ms"},
     ),
-    Shape(
+    ReportShape(
         "Anthropic messages",
         "https://platform.claude.com/docs/en/api/messages",
         "usage",
@@ -220,7 +220,7 @@ SHAPES: Final = (
             "inference_geo": "place",
         },
     ),
-    Shape(
+    ReportShape(
         "Gemini",
         "https://ai.google.dev/api/generate-content#UsageMetadata",
         "usageMetadata",
@@ -241,13 +241,13 @@ SHAPES: Final = (
             "trafficType": "tier",
         },
     ),
-    Shape(
+    ReportShape(
         "Vertex AI chat completions",
         "https://cloud.google.com/vertex-ai/generative-ai/docs/start/openai",
         "usage",
         {"extra_properties": {"google": {"traffic_type": "tier"}}},
     ),
-    Shape(
+    ReportShape(
         "Gemini interactions",
         "https://ai.google.dev/api/interactions-api",
         "usage",
@@ -264,7 +264,7 @@ SHAPES: Final = (
             "grounding_tool_count": {"google_search": "web_searches", "google_maps": "other_tools"},
         },
     ),
-    Shape(
+    ReportShape(
         "xAI",
         "https://docs.x.ai/developers/cost-tracking",
         "usage",
@@ -279,7 +279,7 @@ SHAPES: Final = (
             },
         },
     ),
-    Shape(
+    ReportShape(
         "OpenRouter",
         "https://openrouter.ai/docs/use-cases/usage-accounting",
         "usage",
@@ -291,8 +291,8 @@ SHAPES: Final = (
             "server_tool_use_details": {"web_search_requests": "web_searches"},
         },
     ),
-    Shape("Vercel AI Gateway", "https://vercel.com/docs/ai-gateway", "usage", {"market_cost": "market_usd"}),
-    Shape(
+    ReportShape("Vercel AI Gateway", "https://vercel.com/docs/ai-gateway", "usage", {"market_cost": "market_usd"}),
+    ReportShape(
         "Perplexity",
         "https://docs.perplexity.ai/api-reference/sonar-post",
         "usage",
@@ -303,16 +303,16 @@ SHAPES: Final = (
             "cost": {"total_cost": "usd"},
         },
     ),
-    Shape(
+    ReportShape(
         "DeepSeek",
         "https://api-docs.deepseek.com/api/create-chat-completion",
         "usage",
         {"prompt_cache_hit_tokens": "hit"},
     ),
-    Shape("Moonshot", "https://platform.moonshot.ai/docs/api/chat", "usage", {"cached_tokens": "hit"}),
-    Shape("Mistral", "https://docs.mistral.ai/api", "usage", {"num_cached_tokens": "hit"}),
-    Shape("Mistral audio", "https://docs.mistral.ai/api", "usage", {"prompt_audio_seconds": "audio_ms"}),
-    Shape(
+    ReportShape("Moonshot", "https://platform.moonshot.ai/docs/api/chat", "usage", {"cached_tokens": "hit"}),
+    ReportShape("Mistral", "https://docs.mistral.ai/api", "usage", {"num_cached_tokens": "hit"}),
+    ReportShape("Mistral audio", "https://docs.mistral.ai/api", "usage", {"prompt_audio_seconds": "audio_ms"}),
+    ReportShape(
         "Mistral conversations",
         "https://docs.mistral.ai/agents/connectors/connectors_overview",
         "usage",
@@ -326,28 +326,28 @@ SHAPES: Final = (
             },
         },
     ),
-    Shape("Mistral OCR", "https://docs.mistral.ai/api", "usage_info", {"pages_processed": "pages"}),
-    Shape("Cohere v2", "https://docs.cohere.com/reference/chat", "usage", _COHERE),
-    Shape("Cohere v1, embed, rerank", "https://docs.cohere.com/reference/embed", "meta", _COHERE),
-    Shape(
+    ReportShape("Mistral OCR", "https://docs.mistral.ai/api", "usage_info", {"pages_processed": "pages"}),
+    ReportShape("Cohere v2", "https://docs.cohere.com/reference/chat", "usage", _COHERE),
+    ReportShape("Cohere v1, embed, rerank", "https://docs.cohere.com/reference/embed", "meta", _COHERE),
+    ReportShape(
         "Ollama",
         "https://github.com/ollama/ollama/blob/main/docs/api.md",
         "",
         {"prompt_eval_count": "prompt", "eval_count": "completion"},
     ),
-    Shape(
+    ReportShape(
         "Bedrock Llama",
         "https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-meta.html",
         "",
         {"prompt_token_count": "prompt", "generation_token_count": "completion"},
     ),
-    Shape(
+    ReportShape(
         "Bedrock Titan embeddings",
         "https://docs.aws.amazon.com/bedrock/latest/userguide/model-parameters-titan-embed-text.html",
         "",
         {"inputTextTokenCount": "prompt"},
     ),
-    Shape(
+    ReportShape(
         "Bedrock Converse",
         "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_TokenUsage.html",
         "usage",
@@ -362,7 +362,7 @@ SHAPES: Final = (
             "cacheDetails": {"5m": "write_5m", "1h": "write_1h"},
         },
     ),
-    Shape(
+    ReportShape(
         "Bedrock InvokeModelWithResponseStream",
         "https://docs.aws.amazon.com/bedrock/latest/userguide/inference-invoke.html",
         "amazon-bedrock-invocationMetrics",
@@ -373,7 +373,7 @@ SHAPES: Final = (
             "cacheWriteInputTokenCount": "+write",
         },
     ),
-    Shape(
+    ReportShape(
         "Bedrock InvokeModel",
         "https://docs.aws.amazon.com/bedrock/latest/APIReference/API_runtime_InvokeModel.html",
         "x-amzn-bedrock",

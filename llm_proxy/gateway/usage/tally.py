@@ -71,7 +71,7 @@ _LONGEST_CALL = 48
 _ABSENT = msgspec.Raw()
 
 
-class Report(msgspec.Struct, gc=False):
+class UsageMembers(msgspec.Struct, gc=False):
     """The relevant members of an answer or event, not decoded: one of a wrong type must not affect the others."""
 
     model: msgspec.Raw = _ABSENT
@@ -109,8 +109,8 @@ class Report(msgspec.Struct, gc=False):
 #: Members of an answer or event that may contain the report: of Anthropic, OpenAI, Cohere, Gemini and Groq.
 WRAPPERS = ("message", "response", "delta", "interaction", "x_groq")
 
-_decode_report = msgspec.json.Decoder(Report).decode
-_decode_reports = msgspec.json.Decoder(list[Report]).decode
+_decode_report = msgspec.json.Decoder(UsageMembers).decode
+_decode_reports = msgspec.json.Decoder(list[UsageMembers]).decode
 _decode_any = msgspec.json.Decoder().decode
 
 
@@ -201,7 +201,7 @@ class Tally:
             reports = _decode_reports(document)
         except MALFORMED:
             return False
-        last = Report()
+        last = UsageMembers()
         for report in reports:
             if bytes(report.usage_metadata).startswith(b"{"):
                 last.usage_metadata = report.usage_metadata
@@ -210,7 +210,7 @@ class Tally:
         self.add(last)
         return True
 
-    def add(self, report: Report) -> None:
+    def add(self, report: UsageMembers) -> None:
         """Add the usage in a report."""
         if not self.model:
             self.model = model_name(_decoded(report.model)) or model_name(_decoded(report.model_version))
@@ -229,7 +229,7 @@ class Tally:
             self.answered = done if type(done) is int and done > 0 else 0
         self._add_others(report)
 
-    def _add_others(self, report: Report) -> None:
+    def _add_others(self, report: UsageMembers) -> None:
         for place, member in (
             ("usageMetadata", report.usage_metadata),
             ("meta", report.meta),
@@ -256,7 +256,7 @@ class Tally:
         if report.usage_breakdown is not _ABSENT:
             self._breakdown = _decoded(report.usage_breakdown)
 
-    def see(self, report: Report) -> None:
+    def see(self, report: UsageMembers) -> None:
         """See whether a report ends the stream, and whether it says that the response has failed."""
         if report.error is not _ABSENT and (error := bytes(report.error)) != b'""' and error[:1] in (b"{", b'"'):
             self.failed = True

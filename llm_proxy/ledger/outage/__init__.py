@@ -5,7 +5,7 @@ No other part of the program remembers tokens. The rest of the program sees only
 - `mode`: decides instead of the ledger while the database is unavailable
 - `token_cache`: the tokens that the database has accepted lately
 - `spool`: the requests that the database does not have yet, in memory and in a file
-- `replay`: writes them to the database; `first_format` reads files of the previous version
+- `replay`: writes them to the database
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
 
 import msgspec
 import trio
@@ -20,18 +19,12 @@ from db.records import UNKNOWN, SettledRequest
 from db.spool import SpoolFile
 from llm_proxy.ledger.label_values import LabelValues
 from llm_proxy.ledger.limits import Limits
-from llm_proxy.ledger.outage.first_format import FirstFormatFile
 from llm_proxy.ledger.transaction import Settlement, transact
 from llm_proxy.logging import log
 
 #: Maximum number of requests in one transaction.
 CHUNK = 500
 
-#: Patterns of file names.
-_FILE_TYPES: Final[Sequence[tuple[str, type[SpoolFile | FirstFormatFile]]]] = (
-    ("outage-*.spool.db", SpoolFile),
-    ("outage-*.spool", FirstFormatFile),
-)
 _decoder = msgspec.json.Decoder(Settlement)
 _log = log.logger("ledger")
 
@@ -142,14 +135,13 @@ def spool_path(folder: Path, worker_id: str) -> Path:
     return folder / f"outage-{worker_id}.spool.db"
 
 
-def _read_orphans(folder: Path, own: Path) -> Iterator[tuple[SpoolFile | FirstFormatFile, list[Settlement], bool]]:
+def _read_orphans(folder: Path, own: Path) -> Iterator[tuple[SpoolFile, list[Settlement], bool]]:
     """Open and read the spools of stopped workers, one after the other; True if records are damaged."""
-    found = [(path, file_type) for pattern, file_type in _FILE_TYPES for path in sorted(folder.glob(pattern))]
-    for path, file_type in found:
+    for path in sorted(folder.glob("outage-*.spool.db")):
         if path == own:
             continue
         try:
-            orphan = file_type.open(path)
+            orphan = SpoolFile.open(path)
         except (FileInUse, FileNotFoundError):
             continue
         except (DatabaseError, OSError) as error:

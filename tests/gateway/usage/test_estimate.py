@@ -103,12 +103,12 @@ def test_events_of_bedrock_are_decoded() -> None:
     ],
 )
 def test_endpoints_that_generate_text(path: bytes) -> None:
-    assert estimate.generates(path)
+    assert estimate.generates_text(path)
 
 
 @pytest.mark.parametrize("path", [b"/v1/conversations", b"/v1/conversations/conv_1", b"/v1/conversations/c/restart"])
 def test_endpoints_that_generate_text_if_they_stream(path: bytes) -> None:
-    assert estimate.generates(path, streamed=True)
+    assert estimate.generates_text(path, streamed=True)
     assert not estimate.reads(path)
     assert not estimate.reads(b"/v1/conversations/conv_1/items", streamed=True)
 
@@ -117,7 +117,7 @@ def test_endpoints_that_generate_text_if_they_stream(path: bytes) -> None:
 def test_vertex_embeddings_are_estimated(model: str) -> None:
     path = f"/v1/projects/p/locations/l/publishers/google/models/{model}"
     assert estimate.reads(f"{path}:predict".encode())
-    assert not estimate.generates(f"{path}:predict".encode())
+    assert not estimate.generates_text(f"{path}:predict".encode())
     assert not estimate.reads(f"{path.replace('embedding', 'image')}:predict".encode())
 
 
@@ -131,7 +131,7 @@ def test_vertex_embeddings_are_estimated(model: str) -> None:
     ],
 )
 def test_endpoints_that_generate_none(path: bytes) -> None:
-    assert not estimate.generates(path)
+    assert not estimate.generates_text(path)
 
 
 def test_data_without_an_end_is_read_in_linear_time() -> None:

@@ -17,7 +17,7 @@ from sqlalchemy import select, update
 
 from db.queries import ledger as queries
 from db.schema import credentials, provider_objects, requests
-from llm_proxy.gateway.poller import LateUsagePoller
+from llm_proxy.gateway.late_usage import LateUsagePoller
 from llm_proxy.gateway.usage.results import KEPT
 from llm_proxy.identifiers import new_id
 from llm_proxy.ledger.late import LOST_AFTER

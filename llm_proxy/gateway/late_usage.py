@@ -70,7 +70,7 @@ class _Failed(Exception):
     """An object cannot be asked for; the message has no secret."""
 
 
-class _Batch(msgspec.Struct):
+class _BatchObject(msgspec.Struct):
     """The description of a batch."""
 
     status: str | None = None
@@ -217,7 +217,7 @@ class LateUsagePoller:
     ) -> _Answer:
         """The usage in the results of a batch; not final while it is not complete."""
         try:
-            batch = msgspec.json.decode(description.body, type=_Batch)
+            batch = msgspec.json.decode(description.body, type=_BatchObject)
         except msgspec.DecodeError:
             raise _Failed("the description of the batch cannot be read") from None
         state = batch.processing_status if kind == "message_batch" else batch.status
