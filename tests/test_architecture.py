@@ -61,6 +61,7 @@ DATABASES = {"sqlite", "postgresql", "mysql", "mariadb"}
 _WAIVER = re.compile(
     r"#\s*(?P<waiver>noqa(?::[\s,A-Z0-9]+)?|type:\s*ignore(?:\[[\w, -]+\])?|pragma: no cover)(?P<rest>.*)"
 )
+_STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 @cache
@@ -97,7 +98,8 @@ def _imports_of(tree: ast.Module) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
             waiting += node.orelse
         else:
-            waiting += ast.iter_child_nodes(node)
+            # No expression has an import in it.
+            waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, _STATEMENTS)]
 
 
 def test_the_top_level_is_fixed() -> None:

@@ -11,6 +11,7 @@ from itertools import groupby, zip_longest
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.databases.kinds import SERVERS
 from tests.tally import kinds_of
@@ -27,6 +28,7 @@ SLOW_PLACES = (
     "tests/db/test_cut_off_migrations.py",
     "tests/db/test_migrating_at_once.py",
     "tests/docs/test_checkout.py",
+    "tests/docs/test_guides.py",
     "tests/docs/test_site.py",
     "tests/harness/",
     "tests/scenarios/test_anthropic_sdk.py",
@@ -53,12 +55,23 @@ SLOW_PLACES = (
 )
 
 
+#: Examples of each property that `make check` tries.
+_EXAMPLES = 40
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Do not import what `-m "not slow"` leaves out: the SDKs alone take three seconds in each process."""
     if config.getoption("markexpr") != "not slow":
         return None
     place = collection_path.relative_to(config.rootpath).as_posix()
     return f"{place}/".startswith(tuple(f"{slow.rstrip('/')}/" for slow in SLOW_PLACES)) or None
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try fewer examples of each property: `make test` tries as many as Hypothesis recommends."""
+    if config.getoption("markexpr") == "not slow":
+        settings.register_profile("check", settings.default, max_examples=_EXAMPLES)
+        settings.load_profile("check")
 
 
 @pytest.hookimpl(tryfirst=True)
