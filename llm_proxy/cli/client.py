@@ -19,6 +19,7 @@ from llm_proxy import __version__
 from llm_proxy.cli.failures import CannotConnect, CommandFailed, NotAuthorised, WrongUsage
 from llm_proxy.cli.options import BASE_URL, config_option, json_option, load_setting
 from llm_proxy.config import ListenAddress
+from llm_proxy.net.tls import client_context
 from llm_proxy.secrets import management_token as token_file
 
 #: Seconds to wait for a server's response.
@@ -53,6 +54,8 @@ class ManagementClient:
         self._http = httpx.Client(
             headers={"Authorization": f"Bearer {token}", "User-Agent": f"llm-proxy/{__version__}"},
             timeout=_TIMEOUT,
+            # As for providers: the system's roots, or those of SSL_CERT_FILE.
+            verify=client_context() if base_url.startswith("https:") else True,
             # The environment's outbound proxy cannot reach a server on this machine.
             trust_env=not _is_loopback(base_url),
         )

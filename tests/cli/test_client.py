@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
 from attrs import Factory, define
@@ -11,12 +13,14 @@ from attrs import Factory, define
 from llm_proxy import __version__
 from llm_proxy.cli.client import ManagementClient
 from llm_proxy.cli.failures import CannotConnect, CommandFailed, NotAuthorised
+from tests.harness.certificates import Authority
 
 
 @define
 class Server:
     """Answers every request with the same response and keeps what it was asked."""
 
+    http: HTTPServer
     url: str = ""
     status: int = 200
     body: bytes = b"{}"
@@ -26,8 +30,6 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    answers = Server()
-
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -45,7 +47,7 @@ def server() -> Iterator[Server]:
             """Keep quiet."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as http:
-        answers.url = f"http://127.0.0.1:{http.server_port}"
+        answers = Server(http, f"http://127.0.0.1:{http.server_port}")
         thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield answers
@@ -193,3 +195,21 @@ def test_a_list_that_breaks_off_is_an_error(server: Server) -> None:
         server.headers = server.headers | {"Transfer-Encoding": "chunked"}
         with pytest.raises(CannotConnect, match="ended its response early: the list is not complete"):
             list(client.csv("/manage/audit"))
+
+
+def test_a_server_on_this_machine_may_have_a_certificate_of_one_s_own_authority(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = Authority.make(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(authority.issue("server", "127.0.0.1"))
+    server.http.socket = context.wrap_socket(server.http.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    with (
+        ManagementClient(url, "secret") as client,
+        pytest.raises(CannotConnect, match="TLS: certificate verify"),
+    ):
+        client.get("/manage/tokens")
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority.file))
+    with ManagementClient(url, "secret") as client:
+        assert client.get("/manage/tokens") == {}

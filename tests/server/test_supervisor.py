@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http.client
+import json
 import os
 import signal
 import subprocess
@@ -232,7 +233,10 @@ def test_requests_finish_after_an_interrupt_of_the_process_group() -> None:
 
 
 def test_a_supervisor_waits_longer_than_the_last_settlements_may_take() -> None:
-    assert _KILL_MARGIN > DRAIN_TIMEOUT + READY_TIMEOUT
+    needed = DRAIN_TIMEOUT + READY_TIMEOUT
+    assert needed < _KILL_MARGIN
+    schema = json.loads((ROOT / "helm/llm-proxy/values.schema.json").read_text())
+    assert needed < schema["properties"]["shutdown"]["properties"]["marginSeconds"]["minimum"]
 
 
 def test_workers_end_if_their_supervisor_is_killed() -> None:
