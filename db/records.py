@@ -157,7 +157,7 @@ class Limit:
         models: `{"patterns": [...]}`: it counts only requests that name such a model; None: all requests.
         policy: what happens when it is reached.
         wait_ms: milliseconds that a request waits until running ones have ended.
-        warn_at: percent of the amount from which on it warns; None: it does not.
+        warn_at: percentage of the amount at which a warning is logged; None: no warning.
         allow_unpriced: a limit of `cost` admits models without a price.
     """
 

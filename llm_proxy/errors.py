@@ -120,7 +120,7 @@ class HeaderRequired(BadRequest):
 
 class CostUnbounded(BadRequest):
     code = "cost_unbounded"
-    message = "Nobody can say what this request may cost at most, and a reserved limit applies."
+    message = "The maximum cost of this request cannot be computed, and a reserved limit applies."
 
 
 class InvalidPath(BadRequest):
@@ -146,7 +146,7 @@ class TokenMissing(DataPlaneError):
 
 class TokenInvalid(DataPlaneError):
     status, code = 401, "token_invalid"
-    message = "The API token is not known here. Ask the operator of this proxy for a new one."
+    message = "The API token is unknown. Ask the operator of this proxy for a new one."
 
 
 class TokenInactive(DataPlaneError):
@@ -252,7 +252,7 @@ class BudgetReserved(DataPlaneError):
 
 class UpstreamUnreachable(DataPlaneError):
     status, code = 502, "upstream_unreachable"
-    message = "The provider could not be reached, or broke off before it answered."
+    message = "The provider could not be reached, or closed the connection before it responded."
 
 
 class CredentialNotExchanged(UpstreamUnreachable):
@@ -266,8 +266,8 @@ class UpstreamTimeout(DataPlaneError):
 
 class DatabaseUnavailable(DataPlaneError):
     status, code, retry_after = 503, "database_unavailable", 1
-    message = "The proxy's database is not available at the moment. Nothing was sent to the provider."
-    error, description = "The database is not available at the moment", "Nothing was changed. Try again soon."
+    message = "The proxy's database is unavailable. Nothing was sent to the provider."
+    error, description = "The database is unavailable", "Nothing was changed. Try again soon."
 
 
 class DatabaseAway(DatabaseUnavailable):
@@ -324,10 +324,10 @@ class Unauthorized(ManagementError):
 
 
 class NotFound(ManagementError):
-    status, code, error = 404, "not_found", "There is nothing here"
+    status, code, error = 404, "not_found", "Not found"
     description = (
-        "Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of the management API are"
-        " described at /openapi.json."
+        "This path does not exist. Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of"
+        " the management API are described at /openapi.json."
     )
 
 
@@ -362,7 +362,7 @@ class LimitNotFound(ManagementError):
 
 
 class AmbiguousName(ManagementError):
-    status, code, error = 409, "ambiguous_name", "Several have this name, or these last four characters"
+    status, code, error = 409, "ambiguous_name", "The name or last four characters match several resources"
 
 
 class NameTaken(ManagementError):

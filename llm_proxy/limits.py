@@ -80,7 +80,7 @@ class Demand(Protocol):
         """Whether it is charged when its usage is known, and names a model without a price, or may name one."""
 
     def worst_case(self, provider: str) -> Bound:
-        """The most that it can use; raises `CostUnbounded` if nobody can say."""
+        """The most that it can use; raises `CostUnbounded` if that cannot be computed."""
 
 
 class Blocked(msgspec.Struct, frozen=True):
@@ -126,7 +126,7 @@ def matches(patterns: Sequence[str], model: str) -> bool:
 
 
 def covers(models: Mapping[str, Sequence[str]], demand: Demand, provider: str) -> bool:
-    """Whether a limit of these models counts the request; it does if nobody can say which models that names."""
+    """Whether a limit of these models counts the request; it does if its models cannot be read."""
     try:
         return any(matches(models["patterns"], model) for model in demand.models(provider))
     except ModelNotAllowed:
@@ -159,7 +159,7 @@ def held(limit: Limit, demand: Demand, provider: str) -> int:
 
     Raises:
         ModelNotPriced: the limit is one of money, and the model has no price.
-        CostUnbounded: the limit is `reserved`, and nobody can say what the request may cost.
+        CostUnbounded: the limit is `reserved`, and the maximum cost of the request cannot be computed.
     """
     if limit.metric in ("requests", "concurrency"):
         return 1

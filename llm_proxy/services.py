@@ -63,7 +63,7 @@ class Services:
         return self.relay.routing.providers
 
     async def reload(self, record: Callable[[Providers], Awaitable[object]] | None = None) -> None:
-        """Read provider file and price file again; new requests use them, running ones end as they began.
+        """Read provider file and price file again; new requests use them, running requests keep the old configuration.
 
         If there are several workers, the supervisor replaces them after that. `record` gets the new providers before
         they are used. If it fails, nothing changes. Raises `SettingsError` if a file is wrong; then nothing changes.

@@ -47,7 +47,7 @@ def digest_of(candidate: bytes) -> bytes | None:
 def verdict(token: Token, account: Account, now: datetime) -> ProxyError | None:
     """Check a request's token, but for its limit and its key; None if it is accepted.
 
-    The token is checked first, so that a client learns nothing about a project with a token that is not accepted.
+    The token is checked first, so that a client gets no information about a project with a token that is not accepted.
     """
     if not token.active:
         return TokenInactive()

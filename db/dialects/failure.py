@@ -60,7 +60,7 @@ FULL_HOUSE = Failure(
     FailureKind.UNAVAILABLE, "it has no connection left: lower DATABASE_POOL_SIZE, or raise the server's limit"
 )
 TOO_SLOW = Failure(FailureKind.UNAVAILABLE, "a statement took longer than DATABASE_STATEMENT_TIMEOUT")
-NOT_SERVING = Failure(FailureKind.UNAVAILABLE, "it is starting, stopping, or cannot serve at the moment")
+NOT_SERVING = Failure(FailureKind.UNAVAILABLE, "it is starting, stopping, or temporarily unavailable")
 DISK_FULL = Failure(FailureKind.UNAVAILABLE, "its disk or a table is full")
 STORAGE = Failure(
     FailureKind.UNAVAILABLE,

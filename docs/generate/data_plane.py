@@ -77,7 +77,7 @@ Errors of the provider are forwarded unchanged. An error of the proxy has the he
 `X-LLM-Proxy-Overhead-Ms`. [Errors](guides/errors.md) says what to do about each.
 
 A path that belongs neither to a provider nor to the server gets the same shape, with the cause and the fix:
-`The path "/chat/completions" is not known here; the base URL of the client must end in /v1`. With an
+`The path "/chat/completions" is unknown; the base URL of the client must end in /v1`. With an
 `anthropic-version` header, the shape is Anthropic's.
 """
 

@@ -43,7 +43,7 @@ class ListAudit(ById, kw_only=True):
     resource_id: Annotated[_Text, doc("Only calls on the resource of this id.")] | UnsetType = UNSET
     resource: Annotated[str, one_of(KINDS), doc("Only calls on this kind of resource.")] | UnsetType = UNSET
     operation: Annotated[_Word, doc("Only calls of this operationId.")] | UnsetType = UNSET
-    outcome: Annotated[str, one_of(get_args(AuditOutcome)), doc("Only such calls.")] | UnsetType = UNSET
+    outcome: Annotated[str, one_of(get_args(AuditOutcome)), doc("Only calls with this outcome.")] | UnsetType = UNSET
     actor: Annotated[_Text, doc("Only calls of this actor.")] | UnsetType = UNSET
     since: Annotated[Time, doc("Only calls at this time or later.")] = field(name="from", default=UNSET)
     until: Annotated[Time, doc("Only calls before this time.")] = field(name="to", default=UNSET)

@@ -91,7 +91,8 @@ _Window = Annotated[
 ]
 _Policy = Annotated[str, one_of(get_args(records.Policy)), doc("What happens when it is reached.")]
 _WarnAt = Annotated[
-    Annotated[int, Meta(ge=1, le=100)] | None, doc("Percent of the amount from which on it warns.", null="never")
+    Annotated[int, Meta(ge=1, le=100)] | None,
+    doc("Percentage of the amount at which a warning is logged.", null="never"),
 ]
 _Unpriced = Annotated[str, one_of(("refuse", "allow")), doc("Whether a limit of `cost` admits models without a price.")]
 

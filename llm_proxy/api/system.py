@@ -123,7 +123,10 @@ class Reloaded(Struct):
 
 @Operation(RESOURCE, "POST", "/manage/reload", "reloadServer", Reloaded, errors=(InvalidConfiguration,))
 async def _reload(call: Call) -> Reloaded:
-    """Read the provider and price files again. If one is wrong, nothing changes. Running requests end as they began."""
+    """Read the provider and price files again. If one is wrong, nothing changes.
+
+    Running requests keep the old configuration.
+    """
     services = call.services
 
     async def record(after: Providers) -> Reloaded:

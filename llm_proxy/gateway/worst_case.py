@@ -192,21 +192,21 @@ def is_free(method: str, path: bytes, vendor: str | None) -> bool:
 
 
 def worst_case(path: bytes, body: bytes | None, models: Sequence[str], provider: str, prices: Prices) -> Bound:
-    """The most that a POST request which is not free can use; raises `CostUnbounded` if nobody can say.
+    """The most that a POST request which is not free can use; raises `CostUnbounded` if that cannot be computed.
 
     `body` is None if it has not arrived whole, or is too long to be read.
     """
     endpoint = next((one for one in ENDPOINTS if one.path.fullmatch(path)), None)
     if endpoint is None:
         raise CostUnbounded(
-            "Nobody can say what a request to this endpoint costs at most, and a reserved limit applies. These have a"
-            " bound: chat completions, completions, embeddings, responses without background, messages."
+            "The maximum cost of a request to this endpoint cannot be computed, and a reserved limit applies. It can be"
+            " computed for: chat completions, completions, embeddings, responses without background, messages."
         )
     vendor = prices.vendors.get(provider)
     if vendor not in _VENDORS:
         raise CostUnbounded(
-            f"Nobody can say what a request to {provider} costs at most, and a reserved limit applies: it does not"
-            " document that the maximum of the output includes everything that it bills."
+            f"The maximum cost of a request to {provider} cannot be computed, and a reserved limit applies: {provider}"
+            " does not document that the maximum of the output includes everything that it bills."
         )
     request = _read(body, endpoint.members)
     input_tokens = len(body or b"") + endpoint.overhead
@@ -263,7 +263,7 @@ def _check(rule: Rule, value: Any, name: str) -> None:
     elif isinstance(rule, frozenset):
         if isinstance(value, dict) or value not in rule:
             allowed = ", ".join(sorted(str(one).lower() for one in rule)) or "null"
-            raise _unbounded(name, f"has a value whose cost nobody can bound (allowed: {allowed}).")
+            raise _unbounded(name, f"has a value whose maximum cost cannot be computed (allowed: {allowed}).")
     elif isinstance(value, dict):
         if value.get("id") is not None and isinstance(rule.get("type"), frozenset) and value.get("type") is None:
             # OpenAI's references to stored items need no type.
@@ -273,7 +273,7 @@ def _check(rule: Rule, value: Any, name: str) -> None:
         for member, inner in value.items():
             inside = f"{name}.{member}" if name else member
             if member not in rule:
-                raise _unbounded(inside, "may add cost that nobody can bound. Send the request without it.")
+                raise _unbounded(inside, "may add a cost that cannot be computed. Send the request without it.")
             _check(rule[member], inner, inside)
 
 
@@ -326,7 +326,7 @@ def _cost(
     costs: list[int | None] = []
     for model in models:
         if _AGENTS.search(model):
-            raise _unbounded("model", "names a model that runs tools by itself, whose cost nobody can bound.")
+            raise _unbounded("model", "names a model that runs tools by itself, whose cost cannot be computed.")
         for at in (now, now + timedelta(hours=1)):
             costs.append(prices.highest(provider, model, "", at, input_tokens, output_tokens))
             if tier not in _AT_STANDARD:

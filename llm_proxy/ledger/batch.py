@@ -102,12 +102,12 @@ class Batch:
         for settlement in self.settlements:
             # The reservation stays, and is settled as `unknown` when this worker has ended.
             _log.error("a settlement was refused and is lost", settlement=settlement.row.by_column(), exc_info=error)
-        message = "This request could not be written down. Nothing was sent to the provider."
+        message = "This request could not be recorded. Nothing was sent to the provider."
         for pending in self.pending:
             if pending.answer(DatabaseUnavailable(message)):
                 request = pending.request
                 _log.error(
-                    "a request could not be written down and was turned away",
+                    "a request could not be recorded and was rejected",
                     request_id=request.id,
                     method=request.method,
                     path=request.path,

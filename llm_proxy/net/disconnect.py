@@ -1,4 +1,4 @@
-"""How an application learns that its client disconnects.
+"""How an application is notified that its client disconnects.
 
 To notice that while its request runs, something has to wait until the client's connection is readable. One task per
 request for that costs more than parsing the request. So a server that is told by the system (`net/poller.py`) offers

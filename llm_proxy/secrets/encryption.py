@@ -105,7 +105,7 @@ class KeyRing:
             if cipher is None:
                 raise SealError(
                     f"an API key was sealed under the key {kid!r}, which is not in ENCRYPTION_KEY"
-                    f" (known here: {', '.join(self._ciphers) or 'none'})"
+                    f" (known keys: {', '.join(self._ciphers) or 'none'})"
                 )
             return _decrypt(cipher, _split_box(body.replace("-", "+").replace("_", "/")), owner.encode())
         if sealed.startswith(_V1):
@@ -163,7 +163,7 @@ def load_or_create_key_file(path: Path) -> KeyRing:
         return KeyRing.from_setting(content.decode("ascii").strip())
     except (KeyRingError, UnicodeDecodeError) as error:
         reason = error if isinstance(error, KeyRingError) else "it is not text"
-        remedy = "the API keys in the database are encrypted with it, so bring it back from a backup"
+        remedy = "the API keys in the database are encrypted with it, so restore it from a backup"
         raise KeyRingError(f"the key file {path} is damaged: {reason}; {remedy}") from None
 
 

@@ -122,7 +122,7 @@ async def test_a_database_error_is_answered_with_503(api: Api, error: Exception,
         assert reply.status == 503
         assert reply.headers["Retry-After"] == "1"
         assert reply.json == {
-            "error": "The database is not available at the moment",
+            "error": "The database is unavailable",
             "code": "database_unavailable",
             "description": description,
         }

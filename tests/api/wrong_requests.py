@@ -49,11 +49,11 @@ def no_token(reference: str = ID) -> tuple[int, str, str, str]:
 
 NOT_FOUND = (
     404,
-    "There is nothing here",
+    "Not found",
     "not_found",
     (
-        "Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of the management API are"
-        " described at /openapi.json."
+        "This path does not exist. Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of"
+        " the management API are described at /openapi.json."
     ),
 )
 NOT_JSON = (

@@ -155,7 +155,7 @@ def test_a_token_that_is_rejected_ends_the_run_at_once(benchmark: Run, proxy: De
     result = benchmark(token="sk-" + "x" * 43)
 
     assert (result.exit_code, result.stdout) == (3, "")
-    reason = "The API token is not known here. Ask the operator of this proxy for a new one"
+    reason = "The API token is unknown. Ask the operator of this proxy for a new one"
     assert result.stderr.splitlines()[1:] == [f"error: {proxy.server.url} refused the token: {reason}"]
     assert proxy.upstream.counts()["requests"] == 0
 

@@ -147,7 +147,7 @@ class SlowClient(Client):
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
-        # The model has no price, and nobody can say what it costs at most.
+        # The model has no price, so its maximum cost cannot be computed.
         ({"metric": "cost", "period": "month"}, 403),
         ({"metric": "cost", "period": "month", "policy": "reserved"}, 400),
         ({"metric": "tokens"}, 200),

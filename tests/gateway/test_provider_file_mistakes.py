@@ -194,7 +194,7 @@ FILES = [
             ("line 1: apis.openai.allowed_endpoints='v1/x': an endpoint begins with /, such as /v1/chat/completions"),
             (
                 "line 1: apis.openai.allowed_endpoints='/v1/**/x': "
-                "** matches all the rest and can only be the last segment"
+                "** matches all remaining segments and can only be the last segment"
             ),
         ],
     ),
@@ -223,7 +223,7 @@ FILES = [
     (
         "apis: {azure: {base_url: 'https://x'}}",
         [
-            "line 1: apis.azure.base_url: it has no path; write it like https://my-resource.openai.azure.com/openai",
+            "line 1: apis.azure.base_url: the URL has no path; write it like https://my-resource.openai.azure.com/openai",
         ],
     ),
     (

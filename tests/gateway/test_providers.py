@@ -147,9 +147,7 @@ class TestUnknown:
     def test_the_error_for_a_path_without_v1_says_so(self, path: bytes) -> None:
         refusal = PROVIDERS.unknown(path)
         assert isinstance(refusal, EndpointNotAllowed)
-        assert refusal.message == (
-            f'The path "{path.decode()}" is not known here; the base URL of the client must end in /v1'
-        )
+        assert refusal.message == (f'The path "{path.decode()}" is unknown; the base URL of the client must end in /v1')
 
     def test_the_error_for_a_provider_without_an_entry_says_so(self) -> None:
         refusal = attrs.evolve(PROVIDERS, unconfigured=frozenset({"azure"})).unknown(b"/azure/v1/models")
@@ -161,7 +159,7 @@ class TestUnknown:
     def test_the_error_for_an_unknown_path_names_the_prefixes_of_providers(self, path: bytes) -> None:
         refusal = PROVIDERS.unknown(path)
         assert isinstance(refusal, EndpointNotAllowed)
-        assert f'"{path.decode()}" is not known here; paths to a provider begin with /v1/' in refusal.message
+        assert f'"{path.decode()}" is unknown; paths to a provider begin with /v1/' in refusal.message
 
     @pytest.mark.parametrize(
         "path", [b"/%6danage/projects", b"/manage%2Fprojects", b"/manage/../x", b"//x", b"*", b"", b"/%6detrics"]

@@ -1,4 +1,4 @@
-"""The most that a request can use, and what is refused because nobody can say."""
+"""The most that a request can use, and what is refused because that cannot be computed."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ class Counted:
         return word, wanted
 
     def estimate(self, demand: FixedDemand) -> int | None:
-        """What it holds of tokens or money; None: nobody can say."""
+        """What it holds of tokens or money; None: that cannot be computed."""
         limit, bound = self.limit, demand.bound
         if not demand.bills:
             return 0

@@ -151,7 +151,7 @@ def _lift_limit(stage: Stage) -> None:
 
 
 #: What the log says while nothing listens, or answers, where the database was.
-_GONE = r"connection was lost|connection refused|cannot serve at the moment|no answer within the deadline"
+_GONE = r"connection was lost|connection refused|temporarily unavailable|no answer within the deadline"
 
 RESTART = Fault(name="restart", strike=lambda s: s.instance.stop(), heal=_start, reason=_GONE, of_process=True)
 CRASH = Fault(name="crash", strike=lambda s: s.instance.kill(), heal=_start, reason=_GONE, of_process=True)

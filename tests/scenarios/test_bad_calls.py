@@ -13,10 +13,10 @@ from tests.databases.scratch import Databases
 from tests.scenarios.bad_input import CANARY
 from tests.scenarios.bad_requests import UNKNOWN, Bad, World, manage, open_world, start
 
-NOT_FOUND = (404, "not_found", "There is nothing here")
+NOT_FOUND = (404, "not_found", "Not found")
 ELSEWHERE = (
-    "Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of the management API are "
-    "described at /openapi.json."
+    "This path does not exist. Providers are reached under /v1/ or under /<name of the provider>/v1/; the paths of the "
+    "management API are described at /openapi.json."
 )
 NOT_ALLOWED = (405, "method_not_allowed", "This method is not allowed here")
 UNACCEPTABLE = (400, "invalid_body", "The request body is not acceptable")

@@ -38,7 +38,7 @@ def nowhere(says: str, method: str, target: str, fix: str = TAKES, body: str = "
 
 def unknown(says: str, target: str, shown: str, fix: str, body: str = "", token: str = "token") -> Bad:
     """A path that is nobody's."""
-    message = f'The path "{shown}" is not known here; {fix}'
+    message = f'The path "{shown}" is unknown; {fix}'
     return openai(says, start("POST", target, token), 404, "endpoint_not_allowed", message, body)
 
 

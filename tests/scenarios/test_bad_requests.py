@@ -16,7 +16,7 @@ from tests.scenarios.bad_requests import BODY, CHAT, LARGEST, Bad, World, open_w
 NO_TOKEN = (
     "No API token was sent. Put your proxy token in the Authorization header as 'Bearer <token>', or in x-api-key."
 )
-NOT_KNOWN = "The API token is not known here. Ask the operator of this proxy for a new one."
+NOT_KNOWN = "The API token is unknown. Ask the operator of this proxy for a new one."
 STRAY = "The request has a stray line end, a folded line or a null byte in its head."
 NOT_JSON = "The request body is not valid JSON."
 TOO_LARGE = f"The request body is larger than the {LARGEST} bytes that this proxy accepts."
@@ -216,9 +216,9 @@ SERVER = (
         "GET / HTTP/3.0\r\nHost: a\r\n",
         505,
         "http_version_not_supported",
-        "Only HTTP/1.1 and HTTP/1.0 are spoken here.",
+        "The HTTP version is not supported. Supported versions: HTTP/1.0, HTTP/1.1.",
     ),
-    refused("another method", start("BREW", CHAT), 501, "not_implemented", "The request method is not known here."),
+    refused("another method", start("BREW", CHAT), 501, "not_implemented", "The request method is not supported."),
     refused("no host", "GET /v1/models HTTP/1.1\r\n", 400, "bad_request", "The Host header is missing."),
     refused("two hosts", start("GET", CHAT, "", "Host: b"), 400, "bad_request", "The header 'host' was sent twice."),
     refused("no name", "GET / HTTP/1.1\r\nHost: a/b\r\n", 400, "bad_request", "The Host header is malformed."),
@@ -245,7 +245,7 @@ SERVER = (
         start("POST", CHAT, "token", "Transfer-Encoding: gzip"),
         501,
         "not_implemented",
-        "The only transfer coding that is known here is 'chunked'.",
+        "The transfer coding is not supported. Supported: 'chunked'.",
     ),
     refused(
         "another expectation",

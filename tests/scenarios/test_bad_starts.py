@@ -45,7 +45,10 @@ MISTAKES = (
             "no //, dot segments, query, ';', spaces or encoded separators"
         ),
         "apis.openai.allowed_endpoints='/v1/{{x': a placeholder is * or a name in braces, such as {{id}}",
-        ("apis.openai.allowed_endpoints='/v1/**/x': ** matches all the rest and can only be the last segment"),
+        (
+            "apis.openai.allowed_endpoints='/v1/**/x': ** matches all remaining segments and can only be the last"
+            " segment"
+        ),
     ),
     (
         "    allowed_methods: [FETCH]",
@@ -272,7 +275,7 @@ def test_a_wrong_certificate_is_explained_at_the_start(certificate: str, key: st
             {"ENCRYPTION_KEY": ""},
             (
                 "the key file {file} is damaged: key 1 is not base64 of 32 bytes; the API keys in the database are "
-                "encrypted with it, so bring it back from a backup"
+                "encrypted with it, so restore it from a backup"
             ),
             1,
         ),

@@ -105,7 +105,7 @@ def test_each_error_code_raises_the_sdks_exception(gateway: Deployment, sdk: Sdk
             OPENAI,
             "openai",
             "",
-            'The path "/chat/completions" is not known here; the base URL of the client must end in /v1',
+            'The path "/chat/completions" is unknown; the base URL of the client must end in /v1',
         ),
         (OPENAI, "openai", "/openai", "the base URL of the client must end in /v1"),
         (OPENAI, "openai", "/v1/v1", "/v1 is there twice; leave it off the base URL of the client"),

@@ -358,7 +358,7 @@ def test_anthropics_sdk_works_with_providers_that_have_its_api(
     client: Any = anthropic.Anthropic(base_url=proxy.at(base), api_key=proxy.tokens[provider], max_retries=0)
     _messages(client)
     sent(target, header, UPSTREAM_KEY if header == "x-api-key" else f"Bearer {UPSTREAM_KEY}")
-    with pytest.raises(anthropic.AuthenticationError, match="not known here"):
+    with pytest.raises(anthropic.AuthenticationError, match="is unknown"):
         client.with_options(api_key=UNKNOWN).messages.create(model="m", max_tokens=9, messages=ASK)
 
 
@@ -406,7 +406,7 @@ def test_googles_sdk_works(proxy: Proxy) -> None:
     with pytest.raises(genai.errors.ClientError, match="Too busy"):
         client.models.generate_content(model=BUSY, contents="Hello")
     unknown: Any = genai.Client(api_key=UNKNOWN, http_options=options)
-    with pytest.raises(genai.errors.ClientError, match="not known here") as caught:
+    with pytest.raises(genai.errors.ClientError, match="is unknown") as caught:
         unknown.models.generate_content(model="m", contents="Hello")
     assert (caught.value.code, caught.value.status) == (401, "UNAUTHENTICATED")
 
@@ -419,7 +419,7 @@ def test_mistrals_sdk_works(proxy: Proxy) -> None:
     with pytest.raises(SDKError, match="Too busy"):
         client.chat.complete(model=BUSY, messages=ASK)
     unknown: Any = mistralai.client.Mistral(api_key=UNKNOWN, server_url=proxy.at("/mistral"))
-    with pytest.raises(SDKError, match="not known here"):
+    with pytest.raises(SDKError, match="is unknown"):
         unknown.chat.complete(model="m", messages=ASK)
 
 
@@ -431,7 +431,7 @@ def test_groqs_sdk_works(proxy: Proxy) -> None:
     assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == "Hi"
     with pytest.raises(groq.RateLimitError, match="Too busy"):
         client.chat.completions.create(model=BUSY, messages=ASK)
-    with pytest.raises(groq.AuthenticationError, match="not known here"):
+    with pytest.raises(groq.AuthenticationError, match="is unknown"):
         client.with_options(api_key=UNKNOWN).chat.completions.create(model="m", messages=ASK)
 
 
@@ -448,7 +448,7 @@ def test_coheres_sdk_works(proxy: Proxy) -> None:
         with pytest.raises(ApiError) as caught:
             unknown.chat(model="m", messages=ASK)
     assert caught.value.status_code == 401
-    assert "not known here" in str(caught.value)
+    assert "is unknown" in str(caught.value)
 
 
 def _converses(client: Any) -> None:
@@ -479,7 +479,7 @@ def test_boto3_works_with_the_token_as_bedrocks_api_key(proxy: Proxy, monkeypatc
         sent("/model/anthropic.claude-v1%3A0/converse-stream")
         monkeypatch.setenv("AWS_BEARER_TOKEN_BEDROCK", UNKNOWN)
         client: Any = boto3.client("bedrock-runtime", **options)
-        with pytest.raises(client.exceptions.AccessDeniedException, match="not known here"):
+        with pytest.raises(client.exceptions.AccessDeniedException, match="is unknown"):
             client.converse(modelId="m", messages=[{"role": "user", "content": [{"text": "Hello"}]}])
         front.shutdown()
 
@@ -513,7 +513,7 @@ def test_boto3_works_with_a_credential_that_signs(keyless: Proxy) -> None:
         client.converse(modelId=BUSY, messages=ask)
     seen = len(Vendors.seen)
     unknown = _boto3(keyless, UNKNOWN)
-    with pytest.raises(unknown.exceptions.AccessDeniedException, match="not known here"):
+    with pytest.raises(unknown.exceptions.AccessDeniedException, match="is unknown"):
         unknown.converse(modelId="m", messages=ask)
     assert len(Vendors.seen) == seen
 
@@ -543,7 +543,7 @@ def test_googles_sdk_works_with_vertex(keyless: Proxy) -> None:
         client.models.generate_content(model=BUSY, contents="Hello")
     assert busy.value.status == "RESOURCE_EXHAUSTED"
     seen, unknown = len(Vendors.seen), _vertex(keyless, UNKNOWN)
-    with pytest.raises(genai.errors.ClientError, match="not known here") as caught:
+    with pytest.raises(genai.errors.ClientError, match="is unknown") as caught:
         unknown.models.generate_content(model="m", contents="Hello")
     assert (caught.value.code, caught.value.status) == (401, "UNAUTHENTICATED")
     assert len(Vendors.seen) == seen
@@ -564,7 +564,7 @@ def test_anthropics_client_of_vertex_works(keyless: Proxy) -> None:
     _messages(client)
     sent(f"{LOCATION}/publishers/anthropic/models/m:rawPredict", value=f"Bearer {TOKEN}")
     unknown: Any = anthropic.AnthropicVertex(access_token=UNKNOWN, max_retries=0, **options)
-    with pytest.raises(anthropic.AuthenticationError, match="not known here"):
+    with pytest.raises(anthropic.AuthenticationError, match="is unknown"):
         unknown.messages.create(model="m", max_tokens=9, messages=ASK)
 
 

@@ -102,7 +102,7 @@ def test_plain_text_is_read_if_it_is_allowed() -> None:
     assert sealed == "plain:" + API_KEY
     assert ring.open(sealed, PROJECT) == API_KEY
     assert ring.is_current(sealed)
-    with pytest.raises(SealError, match="known here: none"):
+    with pytest.raises(SealError, match="known keys: none"):
         ring.open(KeyRing.generate().seal(API_KEY, PROJECT), PROJECT)
 
 

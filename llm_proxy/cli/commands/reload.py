@@ -14,10 +14,10 @@ from llm_proxy.cli.program import Command
 def command(client: ManagementClient, *, as_json: bool) -> None:
     """Let a running server read its provider and price files again.
 
-    No request fails: running ones end as they began. If a file is wrong, nothing changes, and every mistake is shown.
-    With several workers, the server also reads its settings and certificates again, and replaces the workers one by
-    one. With one worker, as always on SQLite, other settings need a restart. Of several servers, only the one that
-    answers is reloaded.
+    No request fails: running requests keep the old configuration. If a file is wrong, nothing changes, and every
+    mistake is shown. With several workers, the server also reads its settings and certificates again, and replaces the
+    workers one by one. With one worker, as always on SQLite, other settings need a restart. Of several servers, only
+    the one that answers is reloaded.
     """
     found = client.post(path("reload"))
     none = "none; with one worker, a new {} needs a restart"

@@ -103,7 +103,7 @@ def check(pattern: str) -> None:
         raise InvalidValue("{model} is allowed only once in an endpoint")
     body = pattern.removesuffix("/**")
     if "**" in body:
-        raise InvalidValue("** matches all the rest and can only be the last segment")
+        raise InvalidValue("** matches all remaining segments and can only be the last segment")
     sample = _PLACEHOLDER.sub("x", body)
     if re.search(r"[{}]", sample):
         raise InvalidValue("a placeholder is * or a name in braces, such as {id}")

@@ -353,7 +353,7 @@ class Providers:
             if known
             else "paths to a provider begin with /v1/ or /<provider>/v1/, as in /v1/chat/completions"
         )
-        return EndpointNotAllowed(f"The path {_shown(raw_path)} is not known here; {fix}")
+        return EndpointNotAllowed(f"The path {_shown(raw_path)} is unknown; {fix}")
 
     def route(self, raw_path: bytes) -> Route | None:
         """Find the provider of `raw_path`, which is not checked; None if it is not a path of a provider."""

@@ -249,7 +249,7 @@ def _check_base_path(api: _BuiltIn, *, built_in: bool = True) -> None:
     if base and (doubled := next((path for path in paths if path.startswith(f"{base}/")), None)):
         raise InvalidValue(f"it ends in {base}, and the endpoint {doubled} begins with it; remove it from one of them")
     if built_in and not base and api.example and urlsplit(api.example).path:
-        raise InvalidValue(f"it has no path; write it like {api.example}")
+        raise InvalidValue(f"the URL has no path; write it like {api.example}")
 
 
 def _provider(name: str, api: _BuiltIn, base_url: tuple[Origin, bytes], settings: Settings) -> Provider:

@@ -189,7 +189,7 @@ class RequestReader:
         if version not in {b"1.1", b"1.0"}:
             if head.startswith(_PREFACE):
                 raise PriorKnowledge
-            raise RequestError(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+            raise RequestError(505, "The HTTP version is not supported. Supported versions: HTTP/1.0, HTTP/1.1.")
         self._authority = None
         if method == b"CONNECT" or (not target.startswith(b"/") and (method, target) != (b"OPTIONS", b"*")):
             absolute = _ABSOLUTE.fullmatch(target)
@@ -240,7 +240,7 @@ class RequestReader:
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserInvalidMethodError as error:
-            raise RequestError(501, "The request method is not known here.") from error
+            raise RequestError(501, "The request method is not supported.") from error
         except httptools.HttpParserUpgrade:
             raise
         except httptools.HttpParserError as error:
@@ -323,7 +323,7 @@ def _check_coding(head: Head, coding: bytes) -> None:
     if head.version != "1.1":  # RFC 9112 section 6.1
         raise RequestError(400, "HTTP/1.0 has no Transfer-Encoding.")
     if coding.lower() != b"chunked":
-        raise RequestError(501, "The only transfer coding that is known here is 'chunked'.")
+        raise RequestError(501, "The transfer coding is not supported. Supported: 'chunked'.")
     head.content_length = None
 
 

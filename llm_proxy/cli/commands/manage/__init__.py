@@ -26,7 +26,7 @@ def command() -> None:
 @click.option("--resource", metavar="KIND", help="List only calls on this kind of resource, e.g. project.")
 @click.option("--resource-id", metavar="ID", help="List only calls on this resource, by its full id.")
 @click.option("--operation", metavar="NAME", help="List only calls of this operation, e.g. updateToken.")
-@click.option("--outcome", type=click.Choice(["accepted", "refused"]), help="List only such calls.")
+@click.option("--outcome", type=click.Choice(["accepted", "refused"]), help="List only calls with this outcome.")
 @click.option("--actor", metavar="NAME", help="List only calls of this actor, e.g. 'management token'.")
 @lists.list_options("calls")
 @with_client

@@ -35,13 +35,16 @@ def command() -> None:
 
 _amount_option = partial(click.option, "--amount", metavar="AMOUNT")
 _AMOUNT_HELP = "The limit: a number, or USD if the metric is cost, e.g. 50 or 50.00."
-_wait_option = click.option(
-    "--wait",
-    metavar="TIME",
-    help="Time that a request waits if only running requests are in the way, e.g. 5s; for the policy reserved and the"
-    " metric concurrency.",
+_POLICY_HELP = (
+    "settled: count usage when the request ends (default); reserved: reserve the worst case before the request starts;"
+    " warn: log only."
 )
-_UNPRICED = click.Choice(["refuse", "allow"])
+_wait_option = partial(click.option, "--wait", metavar="TIME")
+_WAIT_HELP = (
+    "Maximum time that a request waits for running requests, e.g. 5s; for the policy reserved and the metric"
+    " concurrency."
+)
+_unpriced_option = partial(click.option, "--unpriced", type=click.Choice(["refuse", "allow"]))
 _UNPRICED_HELP = "Whether models without a price are admitted; for the metric cost."
 
 
@@ -54,10 +57,15 @@ _UNPRICED_HELP = "Whether models without a price are admitted; for the metric co
 @click.option(
     "--model", "models", metavar="PATTERN", multiple=True, help="Only requests for this model count; can be repeated."
 )
-@click.option("--policy", type=click.Choice(["settled", "reserved", "warn"]), help="How it is enforced.")
-@_wait_option
-@click.option("--warn-at", type=click.IntRange(1, 100), metavar="PERCENT", help="Warn from this percentage on.")
-@click.option("--unpriced", type=_UNPRICED, help=_UNPRICED_HELP)
+@click.option("--policy", type=click.Choice(["settled", "reserved", "warn"]), help=_POLICY_HELP)
+@_wait_option(help=f"{_WAIT_HELP}  [default: 0s; for concurrency 1s]")
+@click.option(
+    "--warn-at",
+    type=click.IntRange(1, 100),
+    metavar="PERCENT",
+    help="Percentage at which a warning is logged.  [default: never]",
+)
+@_unpriced_option(help=f"{_UNPRICED_HELP}  [default: refuse]")
 @click.option(
     "--backfill/--no-backfill", default=None, help="Whether earlier requests of this period count.  [default: backfill]"
 )
@@ -78,9 +86,9 @@ def set_(client: ManagementClient, *, as_json: bool, amount: str, models: tuple[
 @command.command()
 @click.argument("limit_id", metavar="ID")
 @_amount_option(help=_AMOUNT_HELP)
-@_wait_option
-@click.option("--warn-at", metavar="PERCENT", help="Warn from this percentage on; 'never': do not warn.")
-@click.option("--unpriced", type=_UNPRICED, help=_UNPRICED_HELP)
+@_wait_option(help=_WAIT_HELP)
+@click.option("--warn-at", metavar="PERCENT", help="Percentage at which a warning is logged; 'never': do not warn.")
+@_unpriced_option(help=_UNPRICED_HELP)
 @with_client
 def update(
     client: ManagementClient, limit_id: str, *, as_json: bool, amount: str | None, warn_at: str | None, **given: Any
