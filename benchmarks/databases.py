@@ -22,7 +22,7 @@ def find(databases: Databases, kinds: Iterable[Kind]) -> tuple[list[Kind], dict[
     """Return those kinds that this machine has, and why it has not the others.
 
     Raises:
-        RuntimeError: there is a server that does not work. That is never passed over.
+        RuntimeError: there is a server that does not work. That is never ignored.
     """
     found, missing = [], {}
     for kind in kinds:

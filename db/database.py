@@ -177,7 +177,7 @@ class Database:
             tell: told in a sentence who holds it, where that takes a moment, and again every ten seconds.
 
         Raises:
-            Contention: another process held the lock all the while; the message says which.
+            Contention: another process held the lock for the whole time; the message says which.
         """
         try:
             with self._backend.migrating(deadline, tell or _keep_silent) as connection:
@@ -280,7 +280,7 @@ class Database:
             self.statistics.failure(COMMIT_UNKNOWN)
             raise CommitUnknown(f"{self.target}: {failure.words} during a commit; its fate is unknown") from error
         meant = self._error(failure, writes=side.writes)
-        # A connection that served before may have led to a server that has gone since, or only reads since.
+        # A connection that served before may lead to a server that has stopped since, or is read-only now.
         stale = used and failure.ends_connection(writes=side.writes)
         if failure.kind is FailureKind.CONTENTION or (failure.kind is FailureKind.LOCKED and side.patient) or stale:
             meant.__cause__ = error

@@ -16,7 +16,7 @@ from msgspec import Meta
 from msgspec.structs import asdict, astuple
 
 #: How a request ended. `ok`: relayed whole with a status below 400, or its terminal event was relayed. `rejected`: the
-#: provider answered 4xx. `upstream_error`: it answered 5xx, reported an error inside a stream, or broke off. `void`:
+#: provider answered 4xx. `upstream_error`: it answered 5xx, reported an error inside a stream, or disconnected. `void`:
 #: admitted, but no byte went upstream, so its count is given back. `unknown`: its worker died before it could say;
 #: counted as served.
 Outcome = Literal[

@@ -211,8 +211,8 @@ SERIES = ("provider", "answered_model", "requested_model", "labels")
 
 # Sums per hour, token and series; survives the pruning of `requests`. A series is a combination of provider, answered
 # model, requested model and summed labels; its key is a digest of them. `pruned` says how many requests have no row any
-# more, `pruned_late` how many rows of late usage are gone. Servers of the release before write rows whose key is the
-# answered model, and whose provider is null: so the column of the key is called `model`.
+# more, `pruned_late` how many rows of late usage were deleted. Servers of the release before write rows whose key is
+# the answered model, and whose provider is null: so the column of the key is called `model`.
 usage_hourly = Table(
     "usage_hourly",
     metadata,

@@ -11,7 +11,7 @@ The map, from the outside in; imports go downwards only.
 - `gateway`: the data plane: one request from the client to the provider and back; `gateway.auth`,
   `gateway.http`, `gateway.objects`, `gateway.providers`, `gateway.upstream`, `gateway.usage`
 - `health`: checks of the database for `/ready`, metrics and start-up
-- `ledger`: admits, counts and settles requests in shared transactions; `ledger.outage` goes on without the database
+- `ledger`: admits, counts and settles requests in shared transactions; `ledger.outage` is the outage mode
 - `prices`: what requests cost: built-in prices, and those of the operator
 - `limits`: windows of limits, and when a request is refused
 - `tokens`: everything about a token: format, digest, rules

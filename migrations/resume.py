@@ -1,6 +1,6 @@
 """MySQL and MariaDB commit every statement that defines something, so a revision may have been done in part.
 
-Such a revision runs again from its beginning. What it finds done already is passed over, by the server's own word.
+Such a revision runs again from its beginning. It skips each change that the server reports as done.
 """
 
 from __future__ import annotations

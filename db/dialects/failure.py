@@ -16,7 +16,7 @@ class FailureKind(Enum):
 
     CONTENTION = auto()  #: lost against another transaction: run the whole function again
     LOCKED = auto()  #: waited in vain for a lock of another transaction; else as CONTENTION
-    DISCONNECTED = auto()  #: the connection has gone; on a fresh one the function may run again
+    DISCONNECTED = auto()  #: the connection was lost; on a fresh one the function may run again
     UNANSWERED = auto()  #: no word of what became of the statement; the connection is of no more use
     UNAVAILABLE = auto()  #: the server cannot serve now, or took too long, and said so
     READ_ONLY = auto()  #: a write where only reading is possible

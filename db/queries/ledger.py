@@ -149,14 +149,14 @@ def lock_tokens(connection: Connection, digests: Iterable[bytes]) -> dict[bytes,
 
 
 def lock_free_tokens(connection: Connection, digests: Iterable[bytes]) -> tuple[dict[bytes, Token], set[bytes]]:
-    """Lock tokens as `lock_tokens` does, but wait for nobody.
+    """Lock tokens as `lock_tokens` does, but without waiting.
 
     Returns:
         The tokens, and the digests of those that are left out because another transaction holds them.
     """
     wanted = sorted(set(digests))
     free = {token.digest: token for token in _lock_free_tokens(connection, wanted)}
-    # A token that is not there is no token; one that was passed over is.
+    # Tokens that are found now exist, so another transaction holds them.
     held = _find_tokens(connection, [digest for digest in wanted if digest not in free])
     return free, {token.digest for token in held}
 

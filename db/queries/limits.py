@@ -209,7 +209,7 @@ def lock_counters(connection: Connection, keys: Collection[str]) -> dict[str, Li
 
 
 def lock_free_counters(connection: Connection, keys: Collection[str]) -> tuple[dict[str, LimitCounter], set[str]]:
-    """Lock counters, but wait for nobody.
+    """Lock counters without waiting.
 
     Returns:
         The counters, and the ids of those that do not exist: another transaction may be making them. Those that it

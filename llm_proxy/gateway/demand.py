@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Endpoints whose usage is known later, and charged then.
 _LATER: Final = re.compile(rb".*/(?:batches|batch/jobs|threads/(?:[^/]+/)?runs)")
-#: Bodies with sound, images and files, whose tokens nobody can estimate.
+#: Bodies with sound, images and files, whose tokens cannot be estimated.
 _NO_TEXT: Final = re.compile(rb"(?:multipart|audio|image|video)/.*|application/octet-stream")
 
 

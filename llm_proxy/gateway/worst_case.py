@@ -2,7 +2,7 @@
 
 A request has a bound if every member of its body is in the table, inside of messages, tools and parts of content too.
 What is not in the table may add cost that the body does not show: images, sound and files, objects that the provider
-stores, tools that the provider runs, work that goes on after the answer.
+stores, tools that the provider runs, work that continues after the answer.
 
 - Input: a token is at least one byte of text, so there are at most as many as the body has bytes. The JSON around each
   message and each tool is longer than what the provider puts around it. What it adds once is `overhead`.

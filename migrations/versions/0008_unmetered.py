@@ -16,7 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # With a default of the database's own: a server of the version before goes on settling without it.
+    # With a default of the database's own: a server of the version before keeps settling without it.
     op.add_column("requests", sa.Column("unmetered", sa.Boolean(), nullable=False, server_default="0"))
 
 

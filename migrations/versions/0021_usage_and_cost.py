@@ -38,7 +38,7 @@ TEXT: TypeEngine[str] = sa.Text().with_variant(
 COUNT = sa.BigInteger()
 
 #: Table, name, type, and the default of columns that are not null. With defaults of the database's own, or null: a
-#: server of the version before goes on writing its rows without them.
+#: server of the version before keeps writing its rows without them.
 COLUMNS: tuple[tuple[str, str, sa.types.TypeEngine[str] | sa.BigInteger | sa.Boolean, str | None], ...] = (
     ("requests", "requested_model", NAME, None),
     ("requests", "cache_write_tokens", COUNT, None),

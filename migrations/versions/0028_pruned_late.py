@@ -16,7 +16,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # With a default of the database's own: a server of the version before goes on writing its rows without it.
+    # With a default of the database's own: a server of the version before keeps writing its rows without it.
     op.add_column("usage_hourly", sa.Column("pruned_late", sa.BigInteger(), nullable=False, server_default="0"))
 
 

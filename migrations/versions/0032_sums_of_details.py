@@ -19,7 +19,7 @@ COLUMNS = ("input_audio_tokens", "output_audio_tokens", "input_image_tokens", "o
 
 
 def upgrade() -> None:
-    # With defaults of the database's own: a server of the version before goes on writing its rows without them.
+    # With defaults of the database's own: a server of the version before keeps writing its rows without them.
     for table in TABLES:
         for name in COLUMNS:
             op.add_column(table, sa.Column(name, sa.BigInteger(), nullable=False, server_default="0"))

@@ -230,7 +230,7 @@ def test_services_mysql_and_its_proxy_serve(
         try:
             paths = {"/run/secrets": str(secrets), f"--user={user} ": f"--user={account} "}
             command = check("mysql", paths=paths, env={"MYSQL_TCP_PORT": str(address.port)})
-            # It says more, and still ends with 0, where it is not let in.
+            # It says more, and still ends with 0, if its login is rejected.
             assert subprocess.check_output(command, text=True, timeout=PATIENCE) == "mysqld is alive\n"
             redirect(secrets / "mysql-url", "@tcp(mysql:3306)/", f"@tcp({address.host}:{address.port})/")
             redirect(secrets / "mysql-url", f"/{name}?", f"/{scratch.name}?")

@@ -179,7 +179,7 @@ class _WiredMySql:
 
 def _server_context(certificate: Path) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # So that a client without a certificate is turned away in the handshake.
+    # So that a client without a certificate is rejected in the handshake.
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.load_cert_chain(certificate)
     return context

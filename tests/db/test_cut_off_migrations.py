@@ -1,4 +1,4 @@
-"""A migration that ends between any two of its statements: the next one goes on, and rows stay."""
+"""A migration that ends between any two of its statements: the next one continues, and rows stay."""
 
 from __future__ import annotations
 

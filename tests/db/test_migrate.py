@@ -215,7 +215,7 @@ def test_tables_are_locked_for_one_revision_at_a_time(migrated: Database, monkey
 
 
 def test_one_that_loses_against_others_runs_again(fresh: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server of the version before goes on meanwhile, and a database with a deadlock picks who loses."""
+    """A server of the version before runs meanwhile, and a database with a deadlock picks who loses."""
     run, lost = migrate._run, 0
 
     def lose(*arguments: Any) -> None:

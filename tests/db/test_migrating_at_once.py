@@ -107,7 +107,7 @@ def test_a_waiting_migration_names_the_holder_and_continues_when_it_dies(
 
 
 def migrate_by_hand(database: Database, meanwhile: Callable[[], object]) -> None:
-    """Hold the lock while something else goes on, then define something."""
+    """Hold the lock while something else runs, then define something."""
     with database.migrating(5) as connection:
         meanwhile()
         connection.exec_driver_sql("CREATE TABLE late (id INTEGER)")

@@ -77,7 +77,7 @@ async def test_a_database_that_was_made_read_only(rows: Database) -> None:
 
 @on("postgres")
 async def test_a_server_that_became_a_standby_and_a_primary_again(database_instance: Instance) -> None:
-    """The pool is left alone all the while, as the one of a running proxy."""
+    """The pool is not restarted, like that of a running proxy."""
     instance = database_instance
     with opened(parse("postgres", instance.url, None), Options(pool_size=2)) as database:
         await database.write(METADATA.create_all)

@@ -1,4 +1,4 @@
-"""TLS with real servers: who is let in under each mode, and with which certificate."""
+"""TLS with real servers: which connections are accepted in each mode, and with which certificate."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 MySQL's greeting passes through, and the wire speaks TLS with the server too, so that both sides agree on the packets'
 numbers and on whether a password may be said aloud (MySQL documentation, "Connection Phase": the client asks for TLS
-with a packet of 32 bytes, and goes on inside). PostgreSQL's clients ask before anything else is said, so its server
+with a packet of 32 bytes, and continues inside). PostgreSQL's clients ask before anything else is said, so its server
 need not know ("Message Flow", SSL Session Encryption: eight bytes, answered by one).
 """
 

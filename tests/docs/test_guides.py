@@ -62,7 +62,7 @@ def outcomes(server: Server, warm: Warm, tmp_path_factory: pytest.TempPathFactor
         folder = tmp_path_factory.mktemp(page.stem)
         (folder / "data").symlink_to(server.folder / "data")
         before = known(server, f"{page.stem} page", PROVIDER_OF.get(page.stem, "openai"))
-        # The server goes on beside the page, wherever that starts it.
+        # The server keeps running beside the page, wherever that starts it.
         key = f"{UPSTREAM_KEY}\n"
         return follow(page, folder, warm, server=server.url, known=before, answers=key, replaced={STARTED: "true"})
 

@@ -60,7 +60,7 @@ async def test_settlements_that_are_refused_alone_are_dropped_and_the_others_wri
         row = Settlement.of(grants[2], TOO_LARGE).row
         shown = logs[0]["settlement"]
         assert shown == row.by_column() | {"settled_at": shown["settled_at"]}
-        # The server goes on as before.
+        # The server continues as before.
         await settle_at_once(stage, (await stage.admit(), OK))
         assert await stage.outcomes() == (3, {"ok": 7, "void": 1})
         assert await stage.count() == 10

@@ -236,7 +236,7 @@ def test_what_does_not_open(database: Database, project: Project) -> None:
         (apply(new_token(database, idle)), ProjectInactive),
         (apply(new_token(database, project), provider="another"), CredentialMissing),
         (apply(new_token(database, project), refusal=EndpointNotAllowed()), EndpointNotAllowed),
-        # From the token outwards: a dead token learns nothing about its project.
+        # From the token outwards: a dead token gets no information about its project.
         (apply(new_token(database, idle, active=False, expires_at=past)), TokenInactive),
     ]
     decisions = admit(database, *(application for application, _ in cases))

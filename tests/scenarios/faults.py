@@ -23,7 +23,7 @@ from tests.databases.servers import wait_until_answers
 from tests.harness.deployment import Deployment
 from tests.harness.wire_beside import WireBeside
 
-#: How often sessions are ended, or connections cut, by a fault that goes on doing so, and seconds in between.
+#: How often sessions are ended, or connections cut, by a fault that repeats it, and seconds in between.
 _BLOWS = 15
 _BETWEEN = 0.1
 #: How much a process may write to one file before writing fails: more than its log has, less than SQLite's does get.

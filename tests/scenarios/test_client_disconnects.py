@@ -1,4 +1,4 @@
-"""A client leaves, at any moment and in any way: the upstream learns of it within 100 ms, and nothing is left behind.
+"""A client leaves, at any moment and in any way: the upstream notices it within 100 ms, and nothing is left behind.
 
 The time is taken between two processes that may share a busy processor, so it is the median of several departures that
 must keep the bound. Every single one must be settled once, with the outcome of docs/adr/0002.
@@ -77,7 +77,7 @@ async def with_another_request_behind(connection: client.Connection, secret: str
 
 
 async def with_many_others_behind(connection: client.Connection, secret: str) -> None:
-    """As many as fit into the buffers: the server has to learn of the end without reading up to it."""
+    """As many as fit into the buffers: the server has to notice the end without reading up to it."""
     await before_the_first_byte(connection, secret)
     await connection.send(client.encode("GET", "/v1/models/behind", chat_headers(secret)) * 200)
 

@@ -38,7 +38,7 @@ async def test_a_websocket_handshake_is_answered_426_and_not_counted(
         assert (answer.status, answer.json()["error"]["code"]) == (426, "upgrade_required")
         assert answer.header("x-should-retry") == "false"
         assert (answer.header("upgrade"), answer.header("connection")) == ("HTTP/1.1", "upgrade")
-        # Codex goes on over HTTP at once.
+        # Codex continues over HTTP at once.
         await connection.request("POST", CHAT, chat_headers(token["token"]), chat_body())
         assert (await connection.response("POST")).status == 200
     await trio.to_thread.run_sync(aftermath.settled, deployment.server, token["id"], 1)

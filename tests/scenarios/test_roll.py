@@ -1,4 +1,4 @@
-"""A server with two workers gets new settings: SIGHUP, while clients stream and nobody is turned away."""
+"""A server with two workers gets new settings: SIGHUP, while clients stream and no request is rejected."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ async def keep_asking(deployment: Deployment, secret: str, statuses: Counter[int
 
 
 async def update_under_load(deployment: Deployment, target: Target, folder: Path) -> Counter[int]:
-    """Let clients ask all the while, and the next version migrate; then wait for as many answers again."""
+    """Let clients send requests while the next version migrates; then wait for as many answers again."""
     secret = deployment.new_secret()
     statuses: Counter[int] = Counter()
 

@@ -271,7 +271,7 @@ async def test_overloaded_raises_after_retries(gateway: Deployment, sdk: Sdk) ->
 
 @SDKS
 async def test_a_short_overload_is_solved_by_retries(gateway: Deployment, sdk: Sdk) -> None:
-    """The SDKs wait for as long as `Retry-After` says, one second, and the caller never learns of it."""
+    """The SDKs wait for as long as `Retry-After` says, one second, and the caller does not notice it."""
     project = gateway.new_project(provider=sdk.provider)
     secret = gateway.new_secret(project["id"])
     gateway.upstream.hold()

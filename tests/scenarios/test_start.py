@@ -71,7 +71,7 @@ def await_all_but_one(servers: list[Server]) -> list[Server]:
 def test_servers_wait_for_a_stuck_migration_and_log_it(
     upstream: Upstream, database_env: dict[str, str], database_target: Target
 ) -> None:
-    """One is frozen in the middle of its migration: the hasty one gives up, the patient one goes on when it is gone."""
+    """One is frozen in the middle of its migration: the hasty one gives up, the patient one continues after its end."""
     settings = provider_settings(upstream)
     with (
         crashes.frozen(database_target, 4) as stuck,

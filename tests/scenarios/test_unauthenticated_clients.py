@@ -1,6 +1,6 @@
 """What a client without a good token can hold: connections, memory, slots, CPU time and time of the database.
 
-Real requests go on all the while, through a proxy that has few slots and judges every body.
+Real requests are served meanwhile, through a proxy that has few slots and judges every body.
 """
 # ruff: noqa: ASYNC110 (what is waited for happens in another process)
 
@@ -33,7 +33,7 @@ SLOTS = 5
 MIB = 1024 * 1024
 #: Seconds that a real request may take while strangers are at work, on a machine that is busy with them too.
 PROMPT = 3.0
-#: Seconds after which a client that sends next to nothing is turned away, with some for a busy machine.
+#: Seconds after which a client that sends next to nothing is disconnected, with some for a busy machine.
 PATIENCE = 10.0
 SLACK = 3.0
 

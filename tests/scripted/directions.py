@@ -4,7 +4,7 @@
     x-scripted-delay: 0.5      seconds before the head of the response
     x-scripted-gap: 0.02       seconds between the pieces of a streamed body
     x-scripted-chunks: 20      text pieces in the answer, or pieces of an echoed body
-    x-scripted-abort: 3        break off after that many pieces of the body; 0 breaks off before the head
+    x-scripted-abort: 3        disconnect after that many pieces of the body; 0: before the head
     x-scripted-echo: 1         answer with the very bytes of the request's body, and with its head in
                                `x-scripted-received` (base64 of a JSON object: method, target, headers)
 

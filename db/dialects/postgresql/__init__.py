@@ -230,7 +230,7 @@ def _engine(begin: str, pool: Pool) -> Engine:
 
 
 def _other_way_may_help(error: legacy.Error) -> bool:
-    """Whether libpq's `prefer` and `allow` would now try without TLS, or with it: nobody is let in this way."""
+    """Whether libpq's `prefer` and `allow` would now try without TLS, or with it: no client connects this way."""
     details = error.args[0] if error.args else None
     if isinstance(details, dict):
         return str(details.get("C", "")).startswith("28")

@@ -124,7 +124,7 @@ class SqliteBackend:
     def migrating(self, deadline: float, tell: Callable[[str], None]) -> Iterator[Connection]:
         """One transaction, which commits at the end of the block; the lock of the file is held already.
 
-        Foreign keys are checked at its end instead of all the while, because a table is changed by building it anew
+        Foreign keys are checked at its end instead of after each statement, because a table is changed by rebuilding it
         (sqlite.org, "Making Other Kinds Of Table Schema Changes"); inside a transaction that cannot be switched.
         """
         with self.write.connect() as connection:

@@ -8,9 +8,9 @@ All headers are forwarded byte for byte and in order, except:
   framing, and the server answers 100-continue itself), `Server`, `Alt-Svc` and `Set-Cookie` of a response.
 - Credentials: the client's token in all its fields, and cookies, which belong to the proxy's own origin.
 - The provider account behind the key: organization, project, workspace and subscription headers, in both directions. A
-  client must not select another organization with the proxy's key, nor learn whose key it is.
+  client must not select another organization with the proxy's key, nor see whose key it is.
 - The client's address, location and identity (`Forwarded`, `X-Forwarded-*`, `X-Real-IP`, `Via`, `X-Auth-Request-*` and
-  similar fields of a request): the provider must not learn who calls the proxy.
+  similar fields of a request): the provider must not see who calls the proxy.
 - Another method or URL than the one that was checked (`X-HTTP-Method-Override`, `X-Original-URL` and similar fields of
   a request): frameworks at the provider obey them.
 - Instructions to a reverse proxy in front of this one (`X-Accel-*`, `X-Sendfile` and similar fields of a response): a

@@ -7,7 +7,7 @@ object only.
 Properties:
 
 - `creates WORD`, `shows WORD`: where in the answer the ids of objects are, see `YIELDS`
-- `deletes`: the object in the path is gone after it
+- `deletes`: it deletes the object in the path
 - `body WORD`: the body may name objects; unless it has one of the texts in `HINTS`, it names none
 - `usage`: the answer has the usage of the object in the path, once that is complete; of a file, that of its batch
 - `account`: it lists or reads objects of the whole account

@@ -1,4 +1,4 @@
-"""The outage mode, `DB_OUTAGE_POLICY=grace`: requests go on for a while when the database is unavailable.
+"""The outage mode, `DB_OUTAGE_POLICY=grace`: requests are served for a while when the database is unavailable.
 
 No other part of the program remembers tokens. The rest of the program sees only what is defined here.
 

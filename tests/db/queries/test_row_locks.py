@@ -1,4 +1,4 @@
-"""A shared transaction waits for nobody who has other tokens and other requests, however small the tables are."""
+"""A shared transaction does not wait for transactions with other tokens and requests, even if the tables are small."""
 
 from __future__ import annotations
 
