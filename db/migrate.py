@@ -5,7 +5,7 @@ revisions run one by one, each in its own transaction on SQLite and PostgreSQL; 
 tables of running servers are locked only for one revision at a time. The lock ends with its connection, so a process
 that dies blocks no other.
 
-A schema that is newer than this version is never changed. A server works on it all the same if it `suits`: during an
+A schema that is newer than this version is never changed. A server works on it anyway if it `suits`: during an
 update the new version migrates while the old one still serves, and an old server must be able to restart.
 
 All functions block; a server runs them in a thread.

@@ -186,7 +186,7 @@ class ModelNotAllowed(DataPlaneError):
 
 class ModelNotPriced(DataPlaneError):
     status, code = 403, "model_not_priced"
-    message = "This model has no price here, and a limit of money applies."
+    message = "This model has no price, and a cost limit applies."
 
 
 class ListNotIsolated(DataPlaneError):

@@ -206,7 +206,9 @@ def verdict(limit: Limit, used: int, reserved: int, wanted: int, now: datetime) 
 def behind(limit: Limit) -> Blocked:
     """Why a request waits that would be admitted if no earlier request waited for the same limit."""
     kind = RateLimitExceeded if limit.metric == "concurrency" else BudgetReserved
-    message = f"{_name(limit)} is held by running requests, and others wait for it. Send the request again soon."
+    message = (
+        f"{_name(limit)} is reserved by running requests, and other requests wait for it. Send the request again soon."
+    )
     return Blocked(limit.id, limit.wait_ms / 1000, kind(message, retry_after=_SOON))
 
 
@@ -247,10 +249,9 @@ def _unpriced(demand: Demand, provider: str) -> ProxyError:
     try:
         named = " or ".join(f"'{model}'" for model in demand.models(provider)) or "of this request"
     except ModelNotAllowed as error:
-        return ModelNotPriced(f"{error.message} A limit of money applies, so the price must be known.")
+        return ModelNotPriced(f"{error.message} A cost limit applies, so the price must be known.")
     return ModelNotPriced(
-        f"The model {named} has no price here, and a limit of money applies."
-        " Ask the operator of this proxy for a price."
+        f"The model {named} has no price, and a cost limit applies. Ask the operator of this proxy for a price."
     )
 
 

@@ -73,7 +73,7 @@ NO_TLS = Failure(FailureKind.UNAVAILABLE, "the server does not offer TLS, which 
 SILENT = Failure(FailureKind.UNANSWERED, "no answer within the deadline")
 CLIENT_CERTIFICATE = Failure(
     FailureKind.UNAVAILABLE,
-    "the server wants another client certificate, or one at all: see DATABASE_TLS_CERT and DATABASE_TLS_KEY",
+    "the server requires a client certificate, or another one: see DATABASE_TLS_CERT and DATABASE_TLS_KEY",
 )
 
 #: OpenSSL's names for the alerts of RFC 8446 section 6.2 that are about the client's certificate.

@@ -35,8 +35,8 @@ class Target:
     Attributes:
         path: the SQLite file; None for a database in memory, and on servers.
         unix_socket: path of the server's socket, used instead of host and port; TLS is not used on it.
-        tls_ca, tls_cert, tls_key: PEM files that the URL names; they win over `Options`.
-        connect_timeout, read_timeout, write_timeout: seconds, where the URL sets them; they win over `Options`.
+        tls_ca, tls_cert, tls_key: PEM files that the URL names; they override `Options`.
+        connect_timeout, read_timeout, write_timeout: seconds, where the URL sets them; they override `Options`.
         application_name: what the server's list of sessions calls this program (PostgreSQL).
         channel_binding: the login must prove that there is no man in the middle (PostgreSQL, SCRAM over TLS).
     """

@@ -60,7 +60,7 @@ def page(
 def change(connection: Connection, token: Token, changes: TokenValues, now: datetime) -> Token:
     """Change a token that was read with `get_locked` in this transaction, and give it as it is now.
 
-    Making it inactive is revoking it; making it active again takes that back.
+    Making it inactive is revoking it; making it active again undoes that.
     """
     if not changes:
         return token

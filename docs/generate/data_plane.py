@@ -153,7 +153,7 @@ def _headers() -> str:
             "that it sets itself, if `_` were read as `-`.",
             "",
             f"Of `Accept-Encoding`, only codings that the usage meter can read are forwarded: {codings}.",
-            "Without any of them it becomes `identity`. A response in another coding is forwarded all the same.",
+            "Without any of them it becomes `identity`. A response in another coding is forwarded anyway.",
             "",
             "Added to responses:",
             "",

@@ -82,7 +82,7 @@ Amount = Annotated[Any, of(_AMOUNT, {"type": ["integer", "string"]}), doc("The l
 Wait = Annotated[
     str,
     of(Kind("wait", "a duration from 0s to 60s, such as 5s", _read_wait)),
-    doc("How long a request waits if only running requests are in the way."),
+    doc("Maximum time that a request waits for running requests."),
 ]
 _Models = Annotated[Patterns | None, doc("It counts only requests that name a model like one of these; null: all.")]
 _Metric = Annotated[str, one_of(get_args(records.Metric)), doc("What it counts.")]

@@ -125,7 +125,7 @@ class Call:
         if len(named) > 1:
             those = ", ".join(f"{one.id} ({one.name})" if one.name else one.id for one in named)
             more = " and more" if len(named) == MAX_CANDIDATES else ""
-            raise errors.AmbiguousName(f"{quoted(reference)} means {those}{more}. Use the id.")
+            raise errors.AmbiguousName(f"{quoted(reference)} matches {those}{more}. Use the id.")
         return named[0].id
 
     async def write(self, change: Callable[[Connection], Change[T]]) -> T:

@@ -56,7 +56,7 @@ _MaxRequests = Annotated[
     doc("Maximum number of requests; null: unlimited.", null="unlimited"),
 ]
 
-_Labels = Annotated[Labels, doc("Labels of its requests, such as `user` and `team`; they win over labels in headers.")]
+_Labels = Annotated[Labels, doc("Labels of its requests, such as `user` and `team`; they override labels in headers.")]
 _Models = Annotated[
     Patterns | None, doc("Patterns of the models that its requests may name; null: all models.", null="all models")
 ]
@@ -114,7 +114,7 @@ class TokenChanges(Changes, kw_only=True):
     max_requests: _MaxRequests | UnsetType = UNSET
     labels: _Labels | UnsetType = UNSET
     models: _Models | UnsetType = UNSET
-    active: Annotated[bool, doc("False revokes it, true takes that back.")] | UnsetType = UNSET
+    active: Annotated[bool, doc("False revokes it, true undoes that.")] | UnsetType = UNSET
 
 
 def _check_expiry(given: Collection[str], values: Mapping[str, Any], now: datetime) -> Iterable[str]:

@@ -74,7 +74,7 @@ class Labels:
                 raise BadRequest(f"The header {name.decode()} has labels that are not valid. {allowed}") from None
         secret = next((key for key, label in found.items() if redact(label) != label), None)
         if secret is not None:
-            raise BadRequest(f"The label {kinds.quoted(secret)} has a secret in it. Labels are stored as they are.")
+            raise BadRequest(f"The label {kinds.quoted(secret)} contains a secret. Labels are stored in plain text.")
         return found
 
     def of(
@@ -82,7 +82,7 @@ class Labels:
     ) -> tuple[dict[str, str] | None, dict[str, str] | None]:
         """The labels of an admitted request, and those of them that the hourly sums distinguish; None if none.
 
-        Labels of the token win over those that were sent.
+        Labels of the token override those that were sent.
         """
         labels = grant.token.labels
         if sent and not isinstance(sent, BadRequest) and grant.account.project.allow_request_labels:

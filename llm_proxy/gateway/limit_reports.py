@@ -54,7 +54,7 @@ class LimitReports:
                 )
 
     def settled(self, grant: Grant, result: Result) -> None:
-        """Report that the request used more than it had reserved. That is charged all the same."""
+        """Report that the request used more than it had reserved. That is charged anyway."""
         reserved = [state.limit for state in grant.limits if state.limit.policy == "reserved"]
         if not reserved:
             return

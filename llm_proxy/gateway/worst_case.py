@@ -244,7 +244,7 @@ def _object(members: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(members)
     if len(found) != len(members):
         twice = next(name for name, count in Counter(name for name, _ in members).items() if count > 1)
-        raise _unbounded(twice, "is there twice, and readers differ in which one counts. Send it once.")
+        raise _unbounded(twice, "is sent twice, and JSON parsers differ in which one they use. Send it once.")
     return found
 
 
@@ -268,7 +268,7 @@ def _check(rule: Rule, value: Any, name: str) -> None:
         if value.get("id") is not None and isinstance(rule.get("type"), frozenset) and value.get("type") is None:
             # OpenAI's references to stored items need no type.
             raise _unbounded(
-                f"{name}.type", "is missing beside an id, which may name what the provider stores. Send it."
+                f"{name}.type", "is missing, and the id beside it may name stored content. Send the type too."
             )
         for member, inner in value.items():
             inside = f"{name}.{member}" if name else member
@@ -322,7 +322,7 @@ def _cost(
     """The cost in 10^-9 USD at the highest price; None if a model has none."""
     tier, now = request.get("service_tier"), datetime.now(UTC)
     if isinstance(tier, list):
-        raise _unbounded("service_tier", "must be a text.")
+        raise _unbounded("service_tier", "must be a string.")
     costs: list[int | None] = []
     for model in models:
         if _AGENTS.search(model):

@@ -120,7 +120,7 @@ class LockedRows:
             self.settlements.setdefault(settlement.digest, deque()).append(settlement)
 
     async def give_back(self, keys: Sequence[str]) -> None:
-        """Give back refused requests that were committed all the same. Raises Locked and DatabaseError."""
+        """Give back refused requests that were committed anyway. Raises Locked and DatabaseError."""
         await self._database.write_unless_locked(queries.give_back, keys, datetime.now(UTC))
         self.uncertain.difference_update(keys)
 

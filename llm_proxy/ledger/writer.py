@@ -235,7 +235,7 @@ class Ledger:
     async def admit(self, request: AdmissionRequest) -> Grant:
         """Wait for the decision of the next shared transaction.
 
-        Safe to cancel: if a reservation is made all the same, it is given back.
+        Safe to cancel: if a reservation is made anyway, it is given back.
 
         Raises:
             DatabaseAway: the request was in no transaction that was, or can still be, committed.

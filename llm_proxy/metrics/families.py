@@ -134,7 +134,7 @@ LIMIT_WARNINGS: Final = _counter(
 )
 RESERVATION_EXCEEDED: Final = _counter(
     "llm_proxy_reservation_exceeded",
-    "Reservations that were smaller than what the request used in the end. It is charged all the same.",
+    "Reservations that were smaller than what the request used in the end. It is charged anyway.",
     _PROVIDER,
 )
 UPSTREAM_REQUESTS: Final = _gauge(

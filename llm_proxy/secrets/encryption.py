@@ -100,11 +100,11 @@ class KeyRing:
         if sealed.startswith(_V2):
             kid, colon, body = sealed[len(_V2) :].partition(":")
             if not colon:
-                raise SealError("a sealed API key is damaged: it names no key")
+                raise SealError("an encrypted API key is damaged: it names no encryption key")
             cipher = self._ciphers.get(kid)
             if cipher is None:
                 raise SealError(
-                    f"an API key was sealed under the key {kid!r}, which is not in ENCRYPTION_KEY"
+                    f"an API key was encrypted with the key {kid!r}, which is not in ENCRYPTION_KEY"
                     f" (known keys: {', '.join(self._ciphers) or 'none'})"
                 )
             return _decrypt(cipher, _split_box(body.replace("-", "+").replace("_", "/")), owner.encode())
@@ -117,7 +117,7 @@ class KeyRing:
                     " and 'llm-proxy keys rotate' to encrypt it"
                 )
             return sealed[len(_PLAIN) :]
-        raise SealError("a stored API key has an unknown form: it is neither sealed nor marked as plain text")
+        raise SealError("a stored API key has an unknown format: it is neither encrypted nor marked as plain text")
 
     def is_current(self, sealed: str) -> bool:
         """Whether the value has the form and the key that `seal` uses now."""
@@ -140,7 +140,7 @@ class KeyRing:
         for cipher in self._ciphers.values():
             with suppress(SealError):
                 return _decrypt(cipher, box, None)
-        raise SealError("an API key in the enc:v1 form opens with none of the keys in ENCRYPTION_KEY")
+        raise SealError("an API key in the format enc:v1 cannot be decrypted with any of the keys in ENCRYPTION_KEY")
 
     def __repr__(self) -> str:
         return f"KeyRing(key_ids={list(self._ciphers)!r}, plaintext={self._plaintext!r})"
@@ -193,9 +193,9 @@ def _split_box(body: str) -> tuple[bytes, bytes]:
     try:
         raw = binascii.a2b_base64(body, strict_mode=True)
     except ValueError:
-        raise SealError("a sealed API key is damaged: it is not base64") from None
+        raise SealError("an encrypted API key is damaged: it is not base64") from None
     if len(raw) < _NONCE_BYTES + _TAG_BYTES:
-        raise SealError("a sealed API key is damaged: it is too short")
+        raise SealError("an encrypted API key is damaged: it is too short")
     return raw[:_NONCE_BYTES], raw[_NONCE_BYTES:]
 
 
@@ -203,6 +203,6 @@ def _decrypt(cipher: AESGCM, box: tuple[bytes, bytes], associated: bytes | None)
     try:
         return cipher.decrypt(box[0], box[1], associated).decode()
     except InvalidTag:
-        raise SealError("a sealed API key was altered, or belongs to another credential or project") from None
+        raise SealError("an encrypted API key was altered, or belongs to another credential or project") from None
     except UnicodeDecodeError:
-        raise SealError("a sealed API key is damaged: it is not text") from None
+        raise SealError("an encrypted API key is damaged: it is not text") from None

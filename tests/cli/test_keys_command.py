@@ -46,7 +46,7 @@ def test_a_rotation_says_what_it_did(run: Run, file: Path) -> None:
 def test_a_key_that_cannot_be_read_is_an_error(run: Run, file: Path) -> None:
     result = run("keys", "rotate", "--db", "x.db", env={"ENCRYPTION_KEY": f"{NEW},{OTHER}"})
     assert result.exit_code == 1
-    assert f"sealed under the key '{ring(OLD).key_ids[0]}', which is not in ENCRYPTION_KEY" in result.stderr
+    assert f"encrypted with the key '{ring(OLD).key_ids[0]}', which is not in ENCRYPTION_KEY" in result.stderr
     assert OTHER not in result.output
     assert NEW not in result.output
 

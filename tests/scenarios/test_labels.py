@@ -90,7 +90,7 @@ def test_no_header_of_labels_reaches_the_provider(gateway: Deployment, allowed: 
         ("X-LLM-Proxy-Labels", "team", "The header x-llm-proxy-labels has labels that are not valid."),
         ("X-LLM-Proxy-Labels", "Team=a", "The header x-llm-proxy-labels has labels that are not valid."),
         ("X-LLM-Proxy-Labels", "user=bob", "The label 'user' has two values."),
-        ("X-LLM-Proxy-Labels", f"team=sk-{'a' * 43}", "The label 'team' has a secret in it."),
+        ("X-LLM-Proxy-Labels", f"team=sk-{'a' * 43}", "The label 'team' contains a secret."),
         ("X-Feature", "f" * 129, "The header x-feature has labels that are not valid."),
         ("X-LLM-Proxy-Labels", ",".join(f"k{n}=v" for n in range(17)), "Send at most 16 labels"),
     ],

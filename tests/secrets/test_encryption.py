@@ -68,7 +68,7 @@ def test_the_first_version_is_read_with_any_key() -> None:
     sealed = "enc:v1:" + base64.b64encode(nonce + box).decode()
     assert KeyRing.from_setting(setting(KEY_A, KEY_B)).open(sealed, PROJECT) == API_KEY
     assert not KeyRing.from_setting(setting(KEY_B)).is_current(sealed)
-    with pytest.raises(SealError, match="enc:v1 form opens with none of the keys"):
+    with pytest.raises(SealError, match="enc:v1 cannot be decrypted with any of the keys"):
         KeyRing.from_setting(setting(KEY_A)).open(sealed, PROJECT)
 
 
@@ -80,7 +80,7 @@ def test_the_first_version_is_read_with_any_key() -> None:
         ("enc:v3:abc:def", "unknown form"),
         ("ENC:V2:abc:def", "unknown form"),
         (" plain:x", "unknown form"),
-        ("enc:v2:nocolon", "names no key"),
+        ("enc:v2:nocolon", "names no encryption key"),
         ("enc:v2:ffffffff:AAAA", "'ffffffff', which is not in ENCRYPTION_KEY"),
         ("enc:v2:{kid}:****", "not base64"),
         ("enc:v2:{kid}:AAAA", "too short"),
