@@ -504,4 +504,4 @@ def _error_of(failure: UpstreamFailure) -> ProxyError:
         case MalformedResponse():
             return UpstreamUnreachable("The provider's answer is not valid HTTP and was not relayed.")
         case _:
-            return UpstreamUnreachable("The provider closed the connection before it had answered.")
+            return UpstreamUnreachable("The provider closed the connection before it responded.")

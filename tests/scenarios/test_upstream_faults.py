@@ -35,7 +35,7 @@ PATIENCE = 0.75
 ROOM = 32 * 1024 * 1024
 
 UNREACHABLE, SILENT = "upstream_unreachable", "upstream_timeout"
-BROKE_OFF = "The provider closed the connection before it had answered."
+BROKE_OFF = "The provider closed the connection before it responded."
 NOT_HTTP = "The provider's answer is not valid HTTP and was not relayed."
 TOO_LATE = "The provider did not answer in time."
 
