@@ -43,10 +43,11 @@ def repair(connection: Connection, token_id: str) -> None:
         missing[hour] += rows["requests"]
     for (hour, _), sums in summed.items():
         missing[hour] -= sums["requests"] - sums["pruned"]
+    hours = {hour for hour, _ in summed}
     for bucket, rows in sorted(settled.items()):
-        known = summed.get(bucket)
+        known, hour = summed.get(bucket), bucket[0]
         # After `migrate down`, sums have keys that cannot be computed from their rows any more.
-        if missing[bucket[0]] > 0 if known is None else _differs(rows, known):
+        if (missing[hour] > 0 or hour not in hours) if known is None else _differs(rows, known):
             _sum_up(connection, token_id, bucket, known)
     # One statement, so one snapshot: a settlement moves a request from one of the two to the other.
     rolled_up = select(func.coalesce(func.sum(usage_hourly.c.requests), 0)).where(usage_hourly.c.token_id == token_id)

@@ -98,6 +98,26 @@ def test_lost_and_lowered_sums_are_written_anew(database: Database, token: Token
     assert sums(database) == before
 
 
+def test_lost_sums_of_late_usage_alone_are_written_anew(database: Database, token: Token) -> None:
+    late = settled(
+        token, kind="late", origin_id="x", duration_us=None, input_tokens=7, admitted_at=NOON + timedelta(hours=5)
+    )
+
+    def book(connection: Connection) -> None:
+        ledger.add_late(connection, [late])
+        ledger.roll_up(connection, [late])
+
+    database.write_now(book)
+    before = sums(database)
+    lost = usage_hourly.c.hour == ledger.hour_of(late.reservation.admitted_at)
+    database.write_now(lambda connection: connection.execute(delete(usage_hourly).where(lost)))
+    assert sums(database) != before
+
+    database.write_now(repair.repair, token.id)
+
+    assert sums(database) == before
+
+
 def test_requests_are_summed_up_while_they_are_read(
     database: Database, token: Token, monkeypatch: pytest.MonkeyPatch
 ) -> None:
