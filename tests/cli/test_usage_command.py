@@ -5,6 +5,7 @@ import io
 import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from db.options import Options
 from db.queries import ledger, limits, objects, projects, tokens
 from db.records import Limit, ProviderObject, SettledRequest
 from db.schema import requests
+from llm_proxy.cli.commands.manage.usage import _dollars
 from llm_proxy.identifiers import new_id
 from tests.cli.conftest import Run
 from tests.db.queries.factories import NOON, a_limit, a_project, a_settled_request, a_token
@@ -108,6 +110,21 @@ def test_without_costs_the_bars_show_requests(usage: Run, monkeypatch: pytest.Mo
     assert title.split()[0] == "LABEL.TEAM"
     assert row.split()[0] == "gamma"
     assert row.endswith("█" * 20)
+
+
+@pytest.mark.parametrize(
+    ("cost", "unpriced", "shown"),
+    [
+        ("1234.5", 0, "$1,234.50"),
+        ("0", 0, "$0.00"),
+        ("0", 1, "-"),
+        ("0.0125", 1, "$0.012500"),
+        ("0.000001", 0, "$0.000001"),
+        ("0.0000004", 0, "$0.000000400"),
+    ],
+)
+def test_costs_have_as_many_digits_as_they_need(cost: str, unpriced: int, shown: str) -> None:
+    assert _dollars(Decimal(cost), unpriced) == shown
 
 
 def test_groups_of_a_time_stay_in_its_order(usage: Run) -> None:

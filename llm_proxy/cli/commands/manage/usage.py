@@ -14,6 +14,7 @@ from llm_proxy.cli.commands.manage.lists import first, label_filters, print_csv
 from llm_proxy.cli.output import print_json, table
 from llm_proxy.cli.program import Command
 
+_MILLIONTH = Decimal("0.000001")
 _BAR_WIDTH = 20
 #: The least width of a bar; without so much room there are no bars.
 _LEAST_BAR_WIDTH = 4
@@ -160,7 +161,9 @@ def _dollars(cost: Decimal, unpriced: int) -> str:
     """Show USD with as many digits as small costs need; `-` if no cost is known."""
     if unpriced and not cost:
         return "-"
-    return f"${cost:,.2f}" if cost >= 1 or not cost else f"${cost:.6f}"
+    if cost >= 1 or not cost:
+        return f"${cost:,.2f}"
+    return f"${cost:.6f}" if cost >= _MILLIONTH else f"${cost:.9f}"
 
 
 def _with_bars(lines: list[str], sizes: list[Decimal], width: int) -> list[str]:
