@@ -56,8 +56,8 @@ class RequestCycle:
         """Find out if a client that has closed its side is still there, by sending bytes without a meaning.
 
         A client that waits for its response ignores an interim response (RFC 9110 section 15.2), or a zero before the
-        size of the next chunk (RFC 9112 section 7.1). The system of a client that has closed its socket answers with a
-        reset, which the system reports. In other responses the next piece has the same effect.
+        size of the next chunk (RFC 9112 section 7.1). If the client has closed its socket, its machine answers with a
+        reset, and ours reports that. In other responses the next piece has the same effect.
         """
         if self._probed or self._disconnected or self._complete:
             return
