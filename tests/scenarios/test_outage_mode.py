@@ -302,8 +302,9 @@ async def test_the_spool_of_a_killed_server_is_replayed_by_one_without_the_outag
     next_one = start_server(migrated_env)
     await until(lambda: not spool.exists())
     assert await caller.ask(next_one) == 404
-    assert await next_one.stopped() == 0, next_one.output
+    # A request whose end was not spooled yet is open until the next sweep.
     await assert_balanced(migrated_env, migrated_target, upstream)
+    assert await next_one.stopped() == 0, next_one.output
 
 
 @on("sqlite")
