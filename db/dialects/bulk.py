@@ -65,9 +65,9 @@ class BulkInsert:
             return
         dialect = connection.dialect
         text, names, conversions = self._compiled.get(dialect) or self._compile(dialect)
-        take: Callable[[Any], tuple[Any, ...]]
         take = itemgetter(*names) if self._positions or isinstance(rows[0], Mapping) else attrgetter(*names)
-        send(connection, text, [_converted(take(row), conversions) for row in rows], many=True, unanswered=True)
+        taken = [(take(row),) for row in rows] if len(names) == 1 else map(take, rows)
+        send(connection, text, [_converted(row, conversions) for row in taken], many=True, unanswered=True)
 
     def _compile(self, dialect: Dialect) -> tuple[str, Sequence[Any], _Conversions]:
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)

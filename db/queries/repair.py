@@ -38,16 +38,14 @@ def repair(connection: Connection, token_id: str) -> None:
     """Make a token's hourly sums and counter agree with its requests. No request is admitted by it meanwhile."""
     connection.execute(for_update(select(tokens.c.id).where(tokens.c.id == token_id)))
     summed, settled = _summed(connection, token_id), _settled(connection, token_id)
-    missing: Counter[datetime] = Counter()
+    missing: defaultdict[datetime, Counter[str]] = defaultdict(Counter)
     for (hour, _), rows in settled.items():
-        missing[hour] += rows["requests"]
+        missing[hour].update(rows)
     for (hour, _), sums in summed.items():
-        missing[hour] -= sums["requests"] - sums["pruned"]
-    hours = {hour for hour, _ in summed}
+        missing[hour].subtract({**{name: sums[name] for name in PROVEN}, "requests": sums["requests"] - sums["pruned"]})
     for bucket, rows in sorted(settled.items()):
-        known, hour = summed.get(bucket), bucket[0]
-        # After `migrate down`, sums have keys that cannot be computed from their rows any more.
-        if (missing[hour] > 0 or hour not in hours) if known is None else _differs(rows, known):
+        known = summed.get(bucket)
+        if _is_lost(rows, missing[bucket[0]]) if known is None else _differs(rows, known):
             _sum_up(connection, token_id, bucket, known)
     # One statement, so one snapshot: a settlement moves a request from one of the two to the other.
     rolled_up = select(func.coalesce(func.sum(usage_hourly.c.requests), 0)).where(usage_hourly.c.token_id == token_id)
@@ -85,6 +83,16 @@ def _settled(connection: Connection, token_id: str) -> defaultdict[_Bucket, Coun
         for name, number in zip(PROVEN, values[len(parts) :], strict=True):
             sums[name] += number or 0
     return found
+
+
+def _is_lost(rows: Mapping[str, int], missing: Mapping[str, int]) -> bool:
+    """Whether there were sums of these rows, by what is missing in their hour.
+
+    After `migrate down`, sums have keys that cannot be computed from their rows any more. Then no request is missing.
+    """
+    if missing["requests"] > 0:
+        return True
+    return not rows["requests"] and any(missing[name] > 0 for name in PROVEN)
 
 
 def _differs(rows: Mapping[str, int], sums: Mapping[str, int]) -> bool:

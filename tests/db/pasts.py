@@ -9,7 +9,7 @@ from sqlalchemy import insert
 
 from db import Connection
 from db.database import Database
-from db.queries import audit, credentials, daily, ledger, limits, objects, projects, refusals, tokens
+from db.queries import audit, credentials, daily, label_values, ledger, limits, objects, projects, refusals, tokens
 from db.records import ProviderObject, Reservation
 from db.schema import usage_days
 from llm_proxy.identifiers import new_id, request_id
@@ -104,6 +104,7 @@ def _write(connection: Connection, number: int) -> list[str]:
     for start in range(0, number, 400):
         ledger.settle(connection, settled[start : start + 400])
         ledger.roll_up(connection, settled[start : start + 400])
+    label_values.add(connection, [label_values.id_of(NOON.date(), plain.id, "team", value) for value in ("a", _WIDE)])
     counts = {
         token.id: sum(row.reservation.token_id == token.id and row.result.outcome != "void" for row in settled)
         for token in owned

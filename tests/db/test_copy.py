@@ -90,9 +90,7 @@ def test_every_pair_in_both_directions(databases: Databases, past_of: PastOf, ol
         assert [(one.table, one.equal) for one in found] == [(table.name, True) for table in copy.TABLES]
         assert {one.table: one.source.rows for one in found} == copy.counts(source)
         assert copy.counts(target)["requests"] == 1200
-        assert all(
-            copy.counts(target)[name] for name in ("usage_daily", "usage_days", "provider_objects", "limit_counters")
-        )
+        assert [name for name, rows in copy.counts(target).items() if not rows] == []
         assert all_rows(target) == all_rows(source)
         assert target.read_now(prove).differences == []
     assert ("requests", 500, 1200) in told

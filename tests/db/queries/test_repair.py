@@ -98,9 +98,11 @@ def test_lost_and_lowered_sums_are_written_anew(database: Database, token: Token
     assert sums(database) == before
 
 
-def test_lost_sums_of_late_usage_alone_are_written_anew(database: Database, token: Token) -> None:
+@pytest.mark.parametrize("hours", [0, 5], ids=["beside requests", "alone"])
+def test_lost_sums_of_late_usage_are_written_anew(database: Database, token: Token, hours: int) -> None:
+    admitted_at = NOON + timedelta(hours=hours)
     late = settled(
-        token, kind="late", origin_id="x", duration_us=None, input_tokens=7, admitted_at=NOON + timedelta(hours=5)
+        token, kind="late", origin_id="x", duration_us=None, model="c", input_tokens=7, admitted_at=admitted_at
     )
 
     def book(connection: Connection) -> None:
@@ -109,7 +111,7 @@ def test_lost_sums_of_late_usage_alone_are_written_anew(database: Database, toke
 
     database.write_now(book)
     before = sums(database)
-    lost = usage_hourly.c.hour == ledger.hour_of(late.reservation.admitted_at)
+    lost = usage_hourly.c.model == "c"
     database.write_now(lambda connection: connection.execute(delete(usage_hourly).where(lost)))
     assert sums(database) != before
 
