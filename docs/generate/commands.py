@@ -13,7 +13,8 @@ _INTRODUCTION = """\
 
 One program, `llm-proxy`, which is also `python -m llm_proxy`. This page has the `--help` of each command.
 
-- **Exit codes**: 0 done, 1 error, 2 wrong usage or cannot connect, 3 not authorised.
+- **Exit codes**: 0 done, 1 error, 2 wrong usage or cannot connect, 3 not authorised. What the server refuses, such as a
+  value that is out of range, is an error (1).
 - **Errors** are one line on stderr that says what is wrong and what to do. `--debug` also shows the traceback.
 - **Listings** have `--json`. Long commands show a progress bar on a terminal, and lines elsewhere.
 - **Settings** are read from flags, the environment, a `.env` file and defaults, in this order: see

@@ -39,8 +39,8 @@ A JSON API with `Authorization: Bearer MANAGEMENT_TOKEN`. The commands under `ll
 
 - A body is a JSON object with `Content-Type: application/json`, of at most {operations.BODY_LIMIT // 1024**2} MiB.
 - Unknown fields and parameters are refused, and one error names every mistake.
-- Timestamps are RFC 3339 in UTC, e.g. `2030-01-31T12:00:00Z`; a timestamp that you send can have another offset. A day,
-  e.g. `2030-01-31`, means the time when it begins in UTC.
+- Timestamps are RFC 3339 in UTC, e.g. `2030-01-31T12:00:00Z`; a timestamp that you send can have another offset. A
+  parameter that also takes a day, e.g. `2030-01-31`, means the time when it begins in UTC.
 - Ids are UUIDs, also in capitals, and are not secret.
 - A change applies to the next request on every server of the database.
 - Lists come in pages: `{{"data": […], "next_cursor": …}}`. `limit` is the maximum number of entries

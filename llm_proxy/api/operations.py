@@ -354,6 +354,8 @@ async def _load() -> object:
     data = await request.get_data(cache=False)
     if len(data) > BODY_LIMIT:
         raise errors.RequestTooLarge
+    if not data:
+        raise errors.InvalidJson("It is empty.")
     try:
         return msgspec.json.decode(data)
     except msgspec.DecodeError as error:

@@ -216,7 +216,7 @@ class Limits:
                 locked = TokenLocked()
                 locked.counter = window.key if window.key in self._missing else None
                 return locked
-            wanted = holds[window.key] = held(limit, demand, provider)
+            wanted = holds[window.key] = _held(limit, demand, provider)
             judged.append(window)
             found = self._verdict(judged, wanted)
             if isinstance(found, ProxyError):
@@ -248,3 +248,12 @@ class Limits:
 
     def write(self, connection: Connection) -> None:
         self._movements.write(connection)
+
+
+def _held(limit: Limit, demand: Demand, provider: str) -> int:
+    """What a request holds of a limit; the error names the limit if that cannot be computed."""
+    try:
+        return held(limit, demand, provider)
+    except ProxyError as error:
+        error.limit_id = limit.id
+        raise

@@ -100,7 +100,7 @@ CASES = [
     Case(PROJECTS, NOT_JSON),
     Case(PROJECTS, NOT_JSON, data=b'{"name":"p","api_key":"k"}', content_type="text/plain"),
     Case(PROJECTS, NOT_JSON, data=b"name=p", content_type="application/x-www-form-urlencoded"),
-    Case(PROJECTS, json("Input data was truncated."), data=b""),
+    Case(PROJECTS, json("It is empty."), data=b""),
     Case(PROJECTS, json("Input data was truncated."), data=b'{"name":'),
     Case(PROJECTS, json("JSON is malformed: invalid character (byte 0)."), data=b"x"),
     Case(PROJECTS, json("JSON is malformed: trailing characters (byte 4)."), data=b"{} {}"),

@@ -172,10 +172,9 @@ def test_a_reserved_budget_admits_no_more_than_fits(database: Database, token: T
     assert state(database, limit) == (2400, 0, 0)
     assert told(admit(database, apply(token, demand))) == ["ok"]
     too_much = FixedDemand(bound=Bound(10, 10, 2601))
-    assert told(admit(database, apply(token, too_much), apply(token, FixedDemand()))) == [
-        "budget_exceeded",
-        "cost_unbounded",
-    ]
+    refusals = admit(database, apply(token, too_much), apply(token, FixedDemand()))
+    assert told(refusals) == ["budget_exceeded", "cost_unbounded"]
+    assert [refusal.limit_id for refusal in refusals if isinstance(refusal, ProxyError)] == [limit.id] * 2
 
 
 @pytest.mark.parametrize(("worst", "waits"), [(4000, True), (5001, False)])
