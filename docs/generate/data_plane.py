@@ -72,8 +72,8 @@ _ERRORS = """\
 
 Errors have the shape of the provider's own errors, so that SDKs raise their usual exceptions: Anthropic's shape under
 `/v1/messages` and `/v1/complete`, for requests with the header `anthropic-version` under `/v1/`, and for a provider
-that has only these endpoints; Google's shape for Gemini and Vertex and AWS's shape for Bedrock, except on their paths of
-OpenAI's API; OpenAI's shape everywhere else.
+that has only these endpoints; Google's shape for Gemini and Vertex and AWS's shape for Bedrock, except on their paths
+of OpenAI's API; OpenAI's shape everywhere else.
 Errors of the provider are forwarded unchanged. An error of the proxy has the header `X-LLM-Proxy-Request-ID` and no
 `X-LLM-Proxy-Overhead-Ms`. [Errors](guides/errors.md) says what to do about each.
 
