@@ -11,13 +11,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from attrs import frozen
-from sqlalchemy import Connection, and_, delete, func, literal, or_, select, union_all
+from sqlalchemy import Connection, and_, delete, exists, func, literal, or_, select, union_all
 
 from db.dialects.statements import DayOf, HourOf, by_sorting
 from db.queries import daily, ledger
 from db.queries.ledger import Imbalance
 from db.records import TOKENS
-from db.schema import SERIES, SUMS, requests, usage_daily, usage_days, usage_hourly
+from db.schema import SERIES, SUMS, requests, tokens, usage_daily, usage_days, usage_hourly
 
 #: The hourly sums that are proven, besides the number of requests.
 PROVEN = (*TOKENS, "cost_nanousd")
@@ -72,7 +72,17 @@ class Proof:
 def prove(connection: Connection) -> Proof:
     """Compare counters with rows and hourly sums, hourly sums with rows, and daily sums with hourly ones."""
     days = [*_project_days(connection), *_other_days(connection)]
-    return Proof(ledger.verify(connection), list(_hours(connection)), days, *_pruned(connection))
+    wrong_tokens = [*ledger.verify(connection), *_lost_tokens(connection)]
+    return Proof(wrong_tokens, list(_hours(connection)), days, *_pruned(connection))
+
+
+def _lost_tokens(connection: Connection) -> Iterator[Imbalance]:
+    """Tokens that have sums, and are not there themselves: a copy that was cut off. No token is ever deleted."""
+    hourly = usage_hourly.c
+    lost = ~exists().where(tokens.c.id == hourly.token_id)
+    sums = select(hourly.token_id, func.sum(hourly.requests)).where(lost).group_by(hourly.token_id)
+    for token_id, count in connection.execute(sums.order_by(hourly.token_id)):
+        yield Imbalance(token_id, 0, int(count), int(count), 0)
 
 
 def _hours(connection: Connection) -> Iterator[WrongHour]:

@@ -17,6 +17,7 @@ from db.queries.repair import repair
 from db.queries.rows import first_id
 from db.records import DETAIL_SUMS, SettledRequest, Token
 from db.schema import SUMS, requests, usage_daily, usage_days, usage_hourly
+from db.schema import tokens as token_table
 from tests.databases.kinds import on
 from tests.databases.scratch import Scratch
 from tests.db.queries.factories import a_project, a_settled_request, a_token
@@ -95,6 +96,11 @@ def proof(database: Database) -> Proof:
 
 def in_hour(hour: datetime, **values: Any) -> Update:
     return update(usage_hourly).where(usage_hourly.c.hour == hour).values(**values)
+
+
+def test_a_token_that_is_not_there_is_found(database: Database, token: Token) -> None:
+    change(database, delete(token_table).where(token_table.c.id == token.id))
+    assert proof(database) == Proof([ledger.Imbalance(token.id, 0, 5, 5, 0)], [], [], 0, 0)
 
 
 @pytest.mark.parametrize("more", [1, -1])
