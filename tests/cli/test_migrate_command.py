@@ -107,7 +107,7 @@ def test_down_lists_what_it_deletes_and_takes_a_yes(
         ["audit", "3"],
         ["credentials", "2"],
         ["in_flight.limits", "3"],
-        ["label_values", "0"],
+        ["label_values", "2"],
         ["limit_counters", "1"],
         ["limits", "1"],
         ["project_credentials", "2"],
