@@ -35,6 +35,12 @@ _PLACES: Mapping[str, Callable[[int], str]] = {
 }
 
 
+def tuple_of(get: type[itemgetter[Any] | attrgetter[Any]], names: Sequence[Any]) -> Callable[[Any], tuple[Any, ...]]:
+    """What takes these items or attributes of a row as a tuple. The operators make none of a single one."""
+    take: Callable[[Any], Any] = get(*names)
+    return (lambda row: (take(row),)) if len(names) == 1 else take
+
+
 @frozen
 class _Text:
     """SQL for the driver, split where the keys go, and what to do with values that go in and come out.
@@ -65,9 +71,8 @@ class BulkInsert:
             return
         dialect = connection.dialect
         text, names, conversions = self._compiled.get(dialect) or self._compile(dialect)
-        take = itemgetter(*names) if self._positions or isinstance(rows[0], Mapping) else attrgetter(*names)
-        taken = [(take(row),) for row in rows] if len(names) == 1 else map(take, rows)
-        send(connection, text, [_converted(row, conversions) for row in taken], many=True, unanswered=True)
+        take = tuple_of(itemgetter if self._positions or isinstance(rows[0], Mapping) else attrgetter, names)
+        send(connection, text, [_converted(take(row), conversions) for row in rows], many=True, unanswered=True)
 
     def _compile(self, dialect: Dialect) -> tuple[str, Sequence[Any], _Conversions]:
         compiled = self._statement.compile(dialect=dialect, column_keys=self._columns)

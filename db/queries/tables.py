@@ -7,7 +7,7 @@ keys is the same on every database, because ids and names compare by code point 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from operator import itemgetter
 from typing import Any, Final
@@ -16,7 +16,7 @@ import msgspec
 from attrs import define
 from sqlalchemy import Column, ColumnElement, Connection, Table, and_, delete, func, insert, or_, select, update
 
-from db.dialects.bulk import BulkInsert
+from db.dialects.bulk import BulkInsert, tuple_of
 
 Row = tuple[Any, ...]
 Key = tuple[Any, ...]
@@ -51,8 +51,7 @@ class RowsDigest:
 
 
 def key_of(table: Table, row: Row) -> Key:
-    key: Key = _key_getter(table)(row)
-    return key
+    return _key_getter(table)(row)
 
 
 def count(connection: Connection, table: Table) -> int:
@@ -97,13 +96,9 @@ def _insert(table: Table) -> BulkInsert:
 
 
 @cache
-def _key_getter(table: Table) -> Any:
+def _key_getter(table: Table) -> Callable[[Row], Key]:
     names = table.columns.keys()
-    places = [names.index(column.name) for column in table.primary_key.columns]
-    if len(places) == 1:
-        (place,) = places
-        return lambda row: (row[place],)
-    return itemgetter(*places)
+    return tuple_of(itemgetter, [names.index(column.name) for column in table.primary_key.columns])
 
 
 def _is(table: Table, key: Key) -> list[ColumnElement[bool]]:
