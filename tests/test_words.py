@@ -193,7 +193,7 @@ def findings_below(place: str) -> list[str]:
         ("page.md", "Expired tokens are, as\n> ever, refused."),
         ("page.md", "A request that was Turned\naway."),
         ("module.py", "# None where there\n# is none.\n"),
-        ("module.py", "first = 1  # a database that is away at the\nsecond = 2  # moment\n"),
+        ("module.py", "x = 1  # it goes\ny = 2  # on\n"),
         ("module.py", "message = 'The database is away at the moment.'\n"),
         ("module.py", "def open_ticket() -> None: ...\n"),
         ("module.py", "class PendingTicket: ...\n"),
